@@ -1,0 +1,3 @@
+"""KTAE for OpenRLHF: train with token-level credit."""
+
+__version__ = "0.1.0"
