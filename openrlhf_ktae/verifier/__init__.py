@@ -1,0 +1,10 @@
+"""Answer verification that cannot hang its caller and says when it does not know.
+
+Importing this package loads the standard library alone: math-verify and sympy live in worker processes.
+"""
+
+from .config import VerifierConfig
+from .verdict import CORRECT, UNKNOWN, WRONG, Verdict
+from .verifier import Verifier
+
+__all__ = ["CORRECT", "UNKNOWN", "WRONG", "Verdict", "Verifier", "VerifierConfig"]

@@ -1,0 +1,326 @@
+"""Killable worker processes behind one dispatcher thread.
+
+The dispatcher sleeps in `select` until a job, an answer or a deadline arrives. A worker that passes its deadline is
+killed and a warm spare takes its place; the other workers never notice. Callers get a `concurrent.futures.Future`,
+so threads, asyncio and Ray actors can all wait for it in their own way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .protocol import decode_from, encode
+
+SPARES = (
+    1  # warm workers beyond `workers`, so that a kill does not cost the next check a start-up (about 1 s)
+)
+START_LIMIT_S = 60.0  # a worker that is not ready by then is killed
+MAX_START_FAILURES = 3  # in a row; then waiting checks are answered `unknown` with the worker's traceback
+START_BACKOFF_S = 5.0  # pause after that many failures before workers are started again
+REAP_INTERVAL_S = 0.05  # how often a killed process is asked whether it is gone
+RECYCLE_REASONS = frozenset({"memory limit", "cpu time limit", "nested too deeply"})
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(eq=False)
+class Job:
+    """One check waiting for a worker, or with one."""
+
+    gold: Any
+    answer: str
+    timeout_s: float
+    cpu_s: float
+    future: Future = field(default_factory=Future)
+    deaths: int = 0
+
+    def resolve(self, status: str, reason: str, detail: str = "") -> None:
+        """Hand the verdict over, unless the caller has gone."""
+        with contextlib.suppress(Exception):
+            self.future.set_result((status, reason, detail))
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: subprocess.Popen
+    deadline: float
+    ready: bool = False
+    job: Job | None = None
+    checks: int = 0
+    buffer: bytearray = field(default_factory=bytearray)
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.job is None
+
+
+def worker_command(memory_mb: int) -> list[str]:
+    """Command line of a worker; `-P` keeps the current directory out of its import path."""
+    return [sys.executable, "-P", "-m", "openrlhf_ktae.verifier.worker", str(os.getpid()), str(memory_mb)]
+
+
+def worker_environment() -> dict[str, str]:
+    """The parent's environment with this package importable, one thread, a fixed hash seed and no accelerator."""
+    path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
+    fixed = {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **fixed}
+
+
+def _exit_code(process: subprocess.Popen) -> int | None:
+    """Exit code of a process that has closed its pipes: it is about to be reapable, so a short wait is enough."""
+    try:
+        return process.wait(0.1)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+class WorkerPool:
+    """Runs jobs on `workers` processes. Starts nothing until `start` or the first `submit`."""
+
+    def __init__(self, workers: int, memory_mb: int, recycle_after: int) -> None:
+        self._workers_wanted = workers
+        self._memory_mb = memory_mb
+        self._recycle_after = recycle_after
+        self._lock = threading.Lock()
+        self._inbox: deque[Job] = deque()
+        self._waiting: deque[Job] = deque()
+        self._workers: list[_Worker] = []
+        self._dying: list[subprocess.Popen] = []
+        self._start_failures = 0
+        self._start_after = 0.0
+        self._thread: threading.Thread | None = None
+        self._wake_write = -1
+        self._closing = False
+        self._ready = threading.Event()
+        self.counts = {"started": 0, "killed": 0, "died": 0, "recycled": 0}
+
+    def start(self) -> None:
+        """Start the dispatcher, which starts the workers; returns at once."""
+        with self._lock:
+            if self._thread is not None or self._closing:
+                return
+            wake_read, self._wake_write = os.pipe()
+            os.set_blocking(wake_read, False)
+            os.set_blocking(self._wake_write, False)
+            self._thread = threading.Thread(target=self._run, args=(wake_read,), name="verifier", daemon=True)
+            self._thread.start()
+
+    def wait_ready(self, timeout_s: float = START_LIMIT_S) -> bool:
+        """Wait until all workers have loaded, or have failed to. False on time-out."""
+        return self._ready.wait(timeout_s)
+
+    def submit(self, job: Job) -> Future:
+        """Queue one job; its future gets (status, reason, detail)."""
+        if self._closing:
+            job.resolve("unknown", "verifier closed")
+            return job.future
+        self._inbox.append(job)
+        self.start()
+        self._wake()
+        return job.future
+
+    def close(self) -> None:
+        """Kill the workers, reap them and answer what still waits with `unknown`."""
+        self._closing = True
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._wake()
+            thread.join()
+
+    def pids(self) -> list[int]:
+        """Process ids of the live workers."""
+        return [worker.process.pid for worker in list(self._workers)]
+
+    # --- everything below runs in the dispatcher thread ---
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # a full pipe wakes the dispatcher just as well
+            os.write(self._wake_write, b"x")
+
+    def _run(self, wake_read: int) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(wake_read, selectors.EVENT_READ, None)
+        try:
+            while not self._closing:
+                self._step(wake_read)
+        finally:
+            self._shut_down(wake_read)
+
+    def _step(self, wake_read: int) -> None:
+        self._start_missing()
+        self._assign()
+        for key, _ in self._selector.select(self._sleep_time()):
+            if key.data is None:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake_read, 4096)
+            else:
+                self._read(key.data)
+        while self._inbox:
+            self._waiting.append(self._inbox.popleft())
+        now = time.monotonic()
+        for worker in [w for w in self._workers if w.deadline < now]:
+            self._expire(worker)
+        self._dying = [process for process in self._dying if process.poll() is None]
+
+    def _sleep_time(self) -> float | None:
+        if self._inbox:
+            return 0.0
+        now = time.monotonic()
+        times = [worker.deadline - now for worker in self._workers if worker.deadline != float("inf")]
+        if self._dying:
+            times.append(REAP_INTERVAL_S)
+        if self._waiting and self._start_after > now:
+            times.append(self._start_after - now)
+        return max(0.0, min(times)) + 0.001 if times else None
+
+    def _start_missing(self) -> None:
+        if time.monotonic() < self._start_after:
+            return
+        while len(self._workers) < self._workers_wanted + SPARES:
+            try:
+                process = subprocess.Popen(
+                    worker_command(self._memory_mb),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=worker_environment(),
+                    start_new_session=True,
+                    bufsize=0,
+                )
+            except OSError as error:
+                self._start_failed(f"cannot start {sys.executable}: {error}")
+                return
+            worker = _Worker(process, time.monotonic() + START_LIMIT_S)
+            self._workers.append(worker)
+            self.counts["started"] += 1
+            assert process.stdout is not None
+            self._selector.register(process.stdout, selectors.EVENT_READ, worker)
+
+    def _start_failed(self, detail: str) -> None:
+        self._start_failures += 1
+        if self._start_failures >= MAX_START_FAILURES:
+            self._start_failures = 0
+            self._start_after = time.monotonic() + START_BACKOFF_S
+            self._ready.set()
+            while self._waiting:
+                self._waiting.popleft().resolve("unknown", "no worker could start", detail)
+
+    def _assign(self) -> None:
+        idle = [worker for worker in self._workers if worker.idle]
+        busy = sum(worker.job is not None for worker in self._workers)
+        while self._waiting and idle and busy < self._workers_wanted:
+            worker, job = idle.pop(), self._waiting.popleft()
+            worker.job, worker.deadline = job, time.monotonic() + job.timeout_s
+            worker.checks += 1
+            busy += 1
+            self._send(worker, job)
+
+    def _send(self, worker: _Worker, job: Job) -> None:
+        request = {"id": worker.checks, "gold": job.gold, "answer": job.answer, "cpu_s": job.cpu_s}
+        try:
+            assert worker.process.stdin is not None
+            worker.process.stdin.write(encode(request))
+        except OSError:  # it has died; the end of its output says so as well, once
+            self._lost(worker)
+
+    def _read(self, worker: _Worker) -> None:
+        if worker not in self._workers:
+            return
+        assert worker.process.stdout is not None
+        try:
+            data = os.read(worker.process.stdout.fileno(), 65536)
+            worker.buffer += data
+            message = decode_from(worker.buffer)
+        except (OSError, ValueError):
+            data, message = b"", None
+        if not data:
+            self._lost(worker)
+        elif message is not None:
+            self._answered(worker, message)
+
+    def _answered(self, worker: _Worker, message: dict[str, Any]) -> None:
+        worker.deadline = float("inf")
+        if "ready" in message:
+            self._started(worker, message)
+            return
+        job, worker.job = worker.job, None
+        if job is not None and message.get("id") == worker.checks:
+            job.resolve(message["status"], message["reason"], message["detail"])
+        if worker.checks >= self._recycle_after or message.get("reason") in RECYCLE_REASONS:
+            self.counts["recycled"] += 1
+            self._remove(worker)
+
+    def _started(self, worker: _Worker, message: dict[str, Any]) -> None:
+        if not message["ready"]:
+            self._remove(worker)
+            self._start_failed(message.get("detail", ""))
+            return
+        worker.ready = True
+        self._start_failures = 0
+        if sum(w.ready for w in self._workers) >= self._workers_wanted:
+            self._ready.set()
+
+    def _expire(self, worker: _Worker) -> None:
+        self.counts["killed"] += 1
+        job = worker.job
+        self._remove(worker)
+        if job is not None:
+            job.resolve("unknown", "wall time limit")
+        else:
+            self._start_failed("a worker was not ready in time")
+
+    def _lost(self, worker: _Worker) -> None:
+        """The worker has gone without being told to: by its own limits, or by a kill from outside."""
+        if worker not in self._workers:
+            return
+        self.counts["died"] += 1
+        job, started = worker.job, worker.ready
+        code = _exit_code(worker.process)
+        self._remove(worker)
+        if job is None:
+            if not started:
+                self._start_failed(f"a worker ended with code {code} while starting")
+            return
+        if code == -signal.SIGPROF:
+            job.resolve("unknown", "cpu time limit")
+        elif job.deaths == 0:
+            job.deaths = 1
+            self._waiting.appendleft(job)
+        else:
+            job.resolve("unknown", "worker died", f"twice, the last time with code {code}")
+
+    def _remove(self, worker: _Worker) -> None:
+        """Kill and forget one worker; the process is reaped in a later step."""
+        process = worker.process
+        self._workers.remove(worker)
+        assert process.stdin is not None and process.stdout is not None
+        self._selector.unregister(process.stdout)
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        process.stdout.close()
+        process.kill()
+        self._dying.append(process)
+
+    def _shut_down(self, wake_read: int) -> None:
+        for worker in list(self._workers):
+            if worker.job is not None:
+                worker.job.resolve("unknown", "verifier closed")
+            self._remove(worker)
+        for process in self._dying:
+            process.wait()
+        self._selector.close()
+        os.close(wake_read)
+        os.close(self._wake_write)
+        for job in [*self._waiting, *self._inbox]:
+            job.resolve("unknown", "verifier closed")

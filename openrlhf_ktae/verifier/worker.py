@@ -1,0 +1,109 @@
+"""The process that runs symbolic checks: started fresh, limited, killable, dies with its parent.
+
+Run as `python -m openrlhf_ktae.verifier.worker PARENT_PID MEMORY_MB`. Requests come on stdin, answers go to the
+original stdout; whatever the libraries print goes to /dev/null.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from .protocol import HEADER, encode
+
+PR_SET_PDEATHSIG = 1
+MAX_RECURSION = 3000  # Python frames; deeper parses end in RecursionError instead of a broken stack
+HARD_CPU_MARGIN_S = 0.3  # after the soft limit has been ignored for this long the kernel ends the process
+
+
+class CpuLimitError(BaseException):
+    """Raised inside a check by the CPU timer. A BaseException, so that no `except Exception` swallows it."""
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel to kill this process when its parent goes, and leave at once if that has happened already."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def limit_process(memory_mb: int) -> None:
+    """Cap the address space, forbid core dumps, and let the CPU timer raise."""
+    size = memory_mb << 20
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.setrecursionlimit(MAX_RECURSION)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the parent, which then closes the pipe
+    signal.signal(signal.SIGVTALRM, _raise_cpu_limit)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+
+
+def _raise_cpu_limit(signum: int, frame: Any) -> None:
+    raise CpuLimitError
+
+
+def set_cpu_timers(seconds: float) -> None:
+    """Start the CPU clocks of one check: the soft one raises in Python, the hard one kills. 0 stops both."""
+    signal.setitimer(signal.ITIMER_PROF, seconds + HARD_CPU_MARGIN_S if seconds else 0)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+
+
+def run_check(judge: Callable[..., tuple[str, str]], request: dict[str, Any]) -> dict[str, Any]:
+    """One check under its CPU limit. Every failure becomes an unknown verdict with its reason."""
+    detail = ""
+    try:
+        try:
+            set_cpu_timers(request["cpu_s"])
+            status, reason = judge(request["gold"], request["answer"])
+        finally:
+            set_cpu_timers(0)
+    except CpuLimitError:
+        status, reason = "unknown", "cpu time limit"
+    except MemoryError:
+        status, reason = "unknown", "memory limit"
+    except RecursionError:
+        status, reason = "unknown", "nested too deeply"
+    except Exception:
+        status, reason, detail = "unknown", "internal error", traceback.format_exc(limit=8)
+    return {"id": request["id"], "status": status, "reason": reason, "detail": detail}
+
+
+def _read_exactly(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:  # the parent has closed the pipe or died
+        os._exit(0)
+    return data
+
+
+def main() -> None:
+    """Serve checks until the parent closes the pipe."""
+    die_with_parent(int(sys.argv[1]))
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        from .judge import judge, warm_up
+
+        warm_up()
+        limit_process(int(sys.argv[2]))
+    except Exception:
+        answers.write(encode({"ready": False, "detail": traceback.format_exc(limit=8)}))
+        return
+    answers.write(encode({"ready": True}))
+    while True:
+        (length,) = HEADER.unpack(_read_exactly(requests, HEADER.size))
+        request = json.loads(_read_exactly(requests, length))
+        answers.write(encode(run_check(judge, request)))
+
+
+if __name__ == "__main__":
+    main()
