@@ -1,0 +1,155 @@
+"""Statistics of one id in one group, as tables over how many rollouts of each side contain it.
+
+Legend: `T` correct and `F` wrong rollouts of a group; `a` of the correct and `b` of the wrong ones contain
+the id; `n = a + b`. Arrays `*_TF` have shape (T + 1, F + 1) and are indexed by (a, b). A group has few rollouts,
+so every possible table is computed once, in float64, and kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openrlhf_ktae.ktae.config import KTAEConfig
+
+Array = NDArray[np.float64]
+
+EXACT_GROUP = 66
+"""Up to here every binomial coefficient of a group fits a signed 64-bit integer, so p-values are exact."""
+TIE_TOLERANCE = 1e-9
+"""Beyond, tables whose probabilities differ by less (relatively) count as equally probable."""
+KEPT_TABLES = 1024
+"""Splits (T, F) kept in memory: every split of the usual group sizes."""
+
+
+@dataclass(frozen=True)
+class SplitTables:
+    """What K needs of every table (a, b) of one split (T, F), beside the frequencies."""
+
+    fisher_TF: Array
+    association_TF: Array
+    information_gain_TF: Array
+    strength_TF: Array
+    """What multiplies the direction."""
+    direction_TF: Array
+    """The part of the direction that presence gives."""
+    null_n: Array
+    """Largest expected |K| of an id in n rollouts when labels are unrelated to it; shape (T + F + 1,)."""
+
+
+@lru_cache(maxsize=KEPT_TABLES)
+def split_tables(correct: int, wrong: int, config: KTAEConfig) -> SplitTables:
+    """All tables of a group with `correct` and `wrong` rollouts, both at least 1."""
+    probability_TF, two_sided_TF = fisher_tables(correct, wrong)
+    fisher_TF = two_sided_TF if config.fisher == "two_sided" else probability_TF
+    association_TF = np.where(fisher_TF != 1.0, np.exp(-2.0 * fisher_TF), 0.0)
+    gain_TF = information_gain(correct, wrong)
+    if config.variant == "calibrated":
+        strength_TF = calibrated_strength(fisher_TF, association_TF, gain_TF, config)
+        direction_TF = presence_sign(correct, wrong)
+    else:
+        strength_TF = config.number("h1") * association_TF + config.number("h2") * gain_TF
+        direction_TF = presence_direction(correct, wrong)
+    size_TF = config.number("value_range") * np.tanh(strength_TF / (2.0 * config.number("scale")))
+    return SplitTables(
+        fisher_TF,
+        association_TF,
+        gain_TF,
+        strength_TF,
+        direction_TF,
+        expected_under_null(probability_TF, size_TF),
+    )
+
+
+def fisher_tables(correct: int, wrong: int) -> tuple[Array, Array]:
+    """Probability of each table given its margins, and the two-sided Fisher p: tables no likelier, summed.
+
+    Equals `scipy.stats.fisher_exact`; exact integers up to `EXACT_GROUP` rollouts.
+    """
+    exact = correct + wrong <= EXACT_GROUP
+    probability_TF = np.empty((correct + 1, wrong + 1))
+    two_sided_TF = np.empty_like(probability_TF)
+    for n in range(correct + wrong + 1):
+        a = np.arange(max(0, n - wrong), min(correct, n) + 1)
+        weights = _exact_weights(correct, wrong, n, a) if exact else _float_weights(correct, wrong, n, a)
+        ordered = np.sort(weights)
+        cumulative = np.cumsum(ordered)
+        limit = weights if exact else weights * (1.0 + TIE_TOLERANCE)
+        tail = cumulative[np.searchsorted(ordered, limit, side="right") - 1]
+        probability_TF[a, n - a] = weights / cumulative[-1]
+        two_sided_TF[a, n - a] = tail / cumulative[-1]
+    return probability_TF, two_sided_TF
+
+
+def _exact_weights(correct: int, wrong: int, n: int, a: NDArray[np.int64]) -> NDArray[np.int64]:
+    ways = [math.comb(correct, k) * math.comb(wrong, n - k) for k in a.tolist()]
+    return np.array(ways, dtype=np.int64)
+
+
+def _float_weights(correct: int, wrong: int, n: int, a: NDArray[np.int64]) -> Array:
+    logs = _log_choose(correct)[a] + _log_choose(wrong)[n - a]
+    return np.exp(logs - logs.max())
+
+
+@lru_cache(maxsize=KEPT_TABLES)
+def _log_choose(total: int) -> Array:
+    log_factorial = np.array([math.lgamma(k + 1) for k in range(total + 1)])
+    return log_factorial[-1] - log_factorial - log_factorial[::-1]
+
+
+def entropy(yes: Array, no: Array) -> Array:
+    """Entropy in bits of a label that `yes` and `no` rollouts carry, symmetric to the bit; 0 without rollouts."""
+    total = np.maximum(yes + no, 1)
+    return -(_share_log_share(yes / total) + _share_log_share(no / total))
+
+
+def _share_log_share(share: Array) -> Array:
+    return share * np.log2(np.where(share > 0, share, 1.0))
+
+
+def information_gain(correct: int, wrong: int) -> Array:
+    """H(label) - H(label | presence) in bits, never below 0."""
+    a, b = np.ogrid[0.0 : correct + 1, 0.0 : wrong + 1]
+    c, d = correct - a, wrong - b
+    total = correct + wrong
+    conditional = (a + b) / total * entropy(a, b) + (c + d) / total * entropy(c, d)
+    return np.maximum(entropy(np.array(float(correct)), np.array(float(wrong))) - conditional, 0.0)
+
+
+def presence_direction(correct: int, wrong: int) -> Array:
+    """asin(sqrt(a / T)) - asin(sqrt(b / F))."""
+    a, b = np.ogrid[0 : correct + 1, 0 : wrong + 1]
+    return np.arcsin(np.sqrt(a / correct)) - np.arcsin(np.sqrt(b / wrong))
+
+
+def presence_sign(correct: int, wrong: int) -> Array:
+    """Sign of a / T - b / F, in integers."""
+    a, b = np.ogrid[0 : correct + 1, 0 : wrong + 1]
+    return np.sign(a * wrong - b * correct).astype(np.float64)
+
+
+def calibrated_strength(fisher_TF: Array, association_TF: Array, gain_TF: Array, config: KTAEConfig) -> Array:
+    """Strength of `calibrated`: between 0 and 1, a falling function of p alone, 0 from `p_max` on."""
+    order = np.argsort(-fisher_TF, axis=None, kind="stable")
+    p = fisher_TF.ravel()[order]
+    # Best gain among tables at least as probable under the null; equal p, equal gain.
+    best = np.maximum.accumulate(gain_TF.ravel()[order])
+    best = best[np.searchsorted(-p, -p, side="right") - 1]
+    gain = np.empty_like(best)
+    gain[order] = best
+    relative_gain = gain.reshape(fisher_TF.shape) / gain_TF.max()
+    h1, h2 = config.number("h1"), config.number("h2")
+    mixed = (h1 * association_TF + h2 * relative_gain) / ((h1 + h2) or 1.0)
+    return mixed * np.maximum(0.0, 1.0 - fisher_TF / config.number("p_max"))
+
+
+def expected_under_null(probability_TF: Array, size_TF: Array) -> Array:
+    """Sum over the tables with n rollouts containing the id of probability x size; shape (T + F + 1,)."""
+    flipped = (probability_TF * size_TF)[:, ::-1]
+    wrong = flipped.shape[1] - 1
+    # fsum rounds once, so the sum does not depend on which side is called correct.
+    return np.array([math.fsum(flipped.diagonal(wrong - n).tolist()) for n in range(sum(flipped.shape) - 1)])
