@@ -1,0 +1,182 @@
+"""The quickstart's tiny model: a word-level tokenizer and a two-layer Qwen2 taught by a careless teacher.
+
+    python examples/quickstart/make_model.py                    # writes model/ beside this file
+    python examples/quickstart/make_model.py --output /tmp/model --seed 1 --steps 600
+
+The teacher solves chains of sums aloud, with filler words, forgotten carries and abandoned attempts:
+
+    12 + 7 gives 19 , maybe + 5 gives 14 , hmm - 2 gives 12 so \\boxed{ 12 }
+    12 + 7 gives 19 , guess \\boxed{ 21 }
+
+A model trained on such traces knows the sums but samples mistakes as often as its teacher made them:
+reinforcement learning has something to correct, and single ids (`guess`, `maybe`, `carefully`, a
+partial sum) tell right rollouts from wrong ones. One core needs a few minutes; the result is about
+1.4 MB in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from pathlib import Path
+
+import torch
+from make_task import Problem, draw_problem
+from tokenizers import AddedToken, pre_tokenizers
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+PAD, EOS = "<pad>", "<eos>"
+FILLERS = ("hmm", "well", "ok")  # say nothing about what follows
+QUITTERS = ("guess", "skip")  # the attempt ends here, with an answer out of the air
+WORDS = (":", "+", "-", ",", "gives", "so", "carefully", "maybe", *FILLERS, *QUITTERS, "\\boxed{", "}")
+N_NUMBERS = 100
+
+# The teacher's habits. The mood announced before a sum sets how often a carry is forgotten; where that is
+# more often than not, even greedy decoding is wrong, and training has to turn the model's first choice.
+MOODS = {"": 0.55, "carefully": 0.2, "maybe": 0.25}
+FORGETS_CARRY = {"": 0.55, "carefully": 0.1, "maybe": 0.8}
+FORGETS_BORROW = {"": 0.3, "carefully": 0.05, "maybe": 0.5}
+SLIP_RATE = 0.08  # other wrong sums, off by 1..MAX_SLIP
+MAX_SLIP = 4
+QUIT_RATE = 0.15  # before each sum but the first
+FILLER_RATE = 0.25
+
+HIDDEN_SIZE = 128
+N_LAYERS = 2
+N_HEADS = 4  # heads of 32: the smallest that vLLM's CPU attention takes
+MAX_POSITIONS = 128
+BATCH_SIZE = 128
+LEARNING_RATE = 3e-3
+DEFAULT_STEPS = 1000
+DEFAULT_OUTPUT = Path(__file__).resolve().parent / "model"
+IGNORED = -100  # transformers' label of a position without loss
+
+
+def make_tokenizer() -> Qwen2Tokenizer:
+    """One id per number, word and sign, each with the space before it; single bytes for all other text.
+
+    transformers loads every folder whose model type is `qwen2` with `Qwen2Tokenizer`, which splits numbers
+    into digits: so whole words and numbers are added tokens, which that class finds first.
+    """
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([PAD, EOS, *bytes_])}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab,
+        merges=[],
+        unk_token=None,
+        pad_token=PAD,
+        eos_token=EOS,
+        padding_side="left",
+        model_max_length=MAX_POSITIONS,
+    )
+    words = ["compute", *(f" {word}" for word in WORDS), *(f" {n}" for n in range(N_NUMBERS))]
+    tokenizer.add_tokens([AddedToken(word, normalized=False, special=False) for word in words])
+    return tokenizer
+
+
+def slip(value: int, rng: random.Random) -> int:
+    """A wrong result near `value`, not below zero."""
+    return rng.choice([value + d for d in range(-MAX_SLIP, MAX_SLIP + 1) if d and value + d >= 0])
+
+
+def careless_sum(value: int, n: int, mood: str, rng: random.Random) -> int:
+    """The teacher's result of `value + n`: right, with the carry or borrow forgotten, or off by a little."""
+    result = max(value + n, 0)
+    crosses_ten = result // 10 != value // 10
+    forgets = FORGETS_CARRY if n > 0 else FORGETS_BORROW
+    if crosses_ten and rng.random() < forgets[mood]:
+        return result - 10 if n > 0 else result + 10
+    return slip(result, rng) if rng.random() < SLIP_RATE else result
+
+
+def teacher_trace(problem: Problem, rng: random.Random) -> str:
+    """Solve `problem` aloud as the careless teacher does; ends with the boxed result."""
+    words, value = [str(problem.start)], problem.start
+    for step, n in enumerate(problem.operands):
+        if step:
+            words.append(",")
+            if rng.random() < QUIT_RATE:
+                value = slip(value, rng)
+                words.append(rng.choice(QUITTERS))
+                break
+        if rng.random() < FILLER_RATE:
+            words.append(rng.choice(FILLERS))
+        mood = rng.choices(list(MOODS), list(MOODS.values()))[0]
+        value = careless_sum(value, n, mood, rng)
+        words += [mood] * bool(mood) + ["+" if n > 0 else "-", str(abs(n)), "gives", str(value)]
+    else:
+        words.append("so")
+    return " ".join([*words, "\\boxed{", str(value), "}"])
+
+
+def make_batch(tokenizer: Qwen2Tokenizer, rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`size` fresh problems with traces: ids and labels, both (size, T); prompts carry no loss."""
+    ids, labels = [], []
+    for _ in range(size):
+        problem = draw_problem(rng)
+        prompt = tokenizer.encode(problem.prompt)
+        response = tokenizer.encode(f" {teacher_trace(problem, rng)}{EOS}")
+        ids.append(torch.tensor(prompt + response))
+        labels.append(torch.tensor([IGNORED] * len(prompt) + response))
+    padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
+    return padded, pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+
+
+def make_untrained_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+    """A Qwen2 of about 0.35 million parameters with tied embeddings."""
+    config = Qwen2Config(
+        vocab_size=-(-len(tokenizer) // 64) * 64,  # a multiple of 64, as engines pad to
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=2 * HIDDEN_SIZE,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=N_HEADS,
+        num_key_value_heads=N_HEADS,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True,
+        use_sliding_window=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(config).float()
+
+
+def pretrain(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, steps: int, seed: int) -> None:
+    """Teach `model` the teacher's traces by next-token prediction, one fresh batch a step."""
+    rng = random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    started = time.monotonic()
+    for step in range(1, steps + 1):
+        ids, labels = make_batch(tokenizer, rng, BATCH_SIZE)
+        loss = model(ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps:
+            print(f"step {step:5d}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Build the tokenizer, pretrain the model and save both in one folder."""
+    parser = argparse.ArgumentParser(description="Make the quickstart's tiny model.")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder of model and tokenizer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="pretraining steps")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = make_tokenizer()
+    model = make_untrained_model(tokenizer)
+    pretrain(model, tokenizer, args.steps, args.seed)
+    model.save_pretrained(args.output)
+    tokenizer.save_pretrained(args.output)
+    size = sum(file.stat().st_size for file in args.output.iterdir())
+    print(f"{model.num_parameters():,} parameters, {size / 1e6:.1f} MB in {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The quickstart's task: chains of additions and subtractions, written as two JSONL files.
+
+    python examples/quickstart/make_task.py                     # writes data/ beside this file
+    python examples/quickstart/make_task.py --output /tmp/task --seed 1
+
+A problem reads `compute 12 + 7 - 5 + 2 :` and its label is `16`. Numbers and signs are separated by
+spaces, so a word-level tokenizer gives each number one id. Standard library only: it runs in well
+under a second, and `make_model.py` takes its problems from here too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+DATASOURCE = "chain_sums"
+N_STEPS = 3  # sums per problem: enough for partial results to be key tokens, short enough for 24 tokens
+MAX_START = 20
+MAX_OPERAND = 9
+MAX_VALUE = 49  # no partial result passes it: 20 + 3 * 9 = 47
+N_TRAIN = 3200  # 200 steps of 16 prompts, 400 of 8
+N_HELDOUT = 200
+DEFAULT_SEED = 0
+DEFAULT_OUTPUT = Path(__file__).resolve().parent / "data"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A start value and `N_STEPS` signed operands; every partial result lies in 0..MAX_VALUE."""
+
+    start: int
+    operands: tuple[int, ...]
+
+    @property
+    def prompt(self) -> str:
+        """The text the model sees."""
+        signed = " ".join(f"{'+' if n > 0 else '-'} {abs(n)}" for n in self.operands)
+        return f"compute {self.start} {signed} :"
+
+    @property
+    def answer(self) -> int:
+        """The value of the chain."""
+        return self.start + sum(self.operands)
+
+
+def draw_problem(rng: random.Random) -> Problem:
+    """Draw one problem; a subtraction that would go below zero becomes an addition."""
+    start = value = rng.randint(1, MAX_START)
+    operands = []
+    for _ in range(N_STEPS):
+        n = rng.randint(1, MAX_OPERAND)
+        if rng.random() < 0.5 and n <= value:
+            n = -n
+        operands.append(n)
+        value += n
+    return Problem(start, tuple(operands))
+
+
+def draw_distinct_problems(count: int, seed: int) -> list[Problem]:
+    """Draw `count` different problems; the same seed gives the same list."""
+    rng = random.Random(seed)
+    problems: dict[Problem, None] = {}
+    while len(problems) < count:
+        problems[draw_problem(rng)] = None
+    return list(problems)
+
+
+def to_row(problem: Problem) -> dict[str, str]:
+    """One line of the data set: the prompt, the answer as text, and where it comes from."""
+    return {"input": problem.prompt, "label": str(problem.answer), "datasource": DATASOURCE}
+
+
+def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write one JSON object a line, the same bytes for the same rows on every platform."""
+    path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def write_task(output: Path, seed: int, n_train: int, n_heldout: int) -> None:
+    """Write `train.jsonl` and `heldout.jsonl`, which share no problem."""
+    rows = [to_row(problem) for problem in draw_distinct_problems(n_train + n_heldout, seed)]
+    output.mkdir(parents=True, exist_ok=True)
+    write_jsonl(output / "heldout.jsonl", rows[:n_heldout])
+    write_jsonl(output / "train.jsonl", rows[n_heldout:])
+
+
+def main() -> None:
+    """Write the two files and say where they are."""
+    parser = argparse.ArgumentParser(description="Write the quickstart's training and held-out problems.")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the two files")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--train", type=int, default=N_TRAIN, help="number of training problems")
+    parser.add_argument("--heldout", type=int, default=N_HELDOUT, help="number of held-out problems")
+    args = parser.parse_args()
+    write_task(args.output, args.seed, args.train, args.heldout)
+    print(f"{args.train} training and {args.heldout} held-out problems in {args.output}")
+
+
+if __name__ == "__main__":
+    main()
