@@ -1,0 +1,61 @@
+"""The interface of a backend. The command line calls the methods in the order in which they stand here."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+BACKENDS = ("auto", "cuda", "cpu")
+
+
+class BackendUnavailable(ValueError):
+    """The requested backend cannot run on this machine."""
+
+
+class Backend:
+    """What a run needs to know of its machine; this base leaves the host as it is."""
+
+    name = "none"
+
+    def problems(self, args: SimpleNamespace) -> list[str]:
+        """Return one sentence for each option that cannot be served here: option, value, way out."""
+        return []
+
+    def adapt(self, args: SimpleNamespace) -> list[str]:
+        """Set in place the options that follow from the backend; return one line for each change."""
+        return []
+
+    def environment(self, args: SimpleNamespace) -> dict[str, str]:
+        """Variables for the driver and every Ray worker; what the user has set already wins."""
+        return {}
+
+    def prepare_driver(self) -> None:
+        """Make the host importable in this process."""
+
+    def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
+        """Keyword arguments for `ray.init` where it starts a new local cluster."""
+        return {}
+
+    def worker_setup_hook(self) -> str | None:
+        """Import path of the function that Ray calls at the start of each worker process."""
+        return None
+
+    def host_classes(self) -> dict[tuple[str, str], Any]:
+        """`(module, attribute)` of the host -> the class to put there in the driver."""
+        return {}
+
+
+def devices_needed(args: SimpleNamespace) -> int:
+    """Devices that the host will ask of Ray for `args` (openrlhf/cli/train_ppo_ray.py, `train`)."""
+    world = args.actor.num_nodes * args.actor.num_gpus_per_node
+    shared_engines = args.train.colocate_all and not args.train.async_enable
+    devices = world
+    if not shared_engines:
+        devices += (args.vllm.num_engines or 0) * args.vllm.tensor_parallel_size
+    if args.algo.kl.init_coef > 0 and not (args.train.colocate_actor_ref or args.train.colocate_all):
+        devices += args.ref.num_nodes * args.ref.num_gpus_per_node
+    if args.critic.model_name_or_path and not args.train.colocate_all:
+        devices += args.critic.num_nodes * args.critic.num_gpus_per_node
+    if not args.reward.remote_url and not (args.train.colocate_all or args.train.colocate_critic_reward):
+        devices += args.reward.num_nodes * args.reward.num_gpus_per_node
+    return devices

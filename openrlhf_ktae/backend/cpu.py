@@ -1,0 +1,130 @@
+"""The `cpu` backend: virtual devices for Ray, gloo for collectives, the CPU build of vLLM.
+
+It changes devices and transport, not algorithms. What has to be patched in other libraries is in `cpu_patches`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from openrlhf_ktae.backend.base import Backend, devices_needed
+from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
+
+# What vLLM 0.29's CPU attention takes; a contract test compares it with vLLM's own list.
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+ENGINE_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+KV_CACHE_BYTES = 256 * 2**20  # enough for 256 rollouts of 1,000 tokens of a 135M model; vLLM's own unit is 1 GiB
+HELPER_CPUS = 6  # trainer, its asynchronous parts and queues: Ray wants a CPU for each while it is placed
+OBJECT_STORE_BYTES = 512 * 2**20
+
+
+class CpuBackend(Backend):
+    """Any machine without a GPU; one virtual device for each rank and engine."""
+
+    name = "cpu"
+
+    def problems(self, args: SimpleNamespace) -> list[str]:
+        """Options that need a GPU, and head sizes that vLLM's CPU attention refuses late."""
+        found = []
+        needs_gpu = {
+            "--ds.load_in_4bit": args.ds.load_in_4bit,
+            "--ds.use_liger_kernel": args.ds.use_liger_kernel,
+            "--ds.deepcompile": args.ds.deepcompile,
+        }
+        found += [f"{flag} true: needs a GPU. Leave it out with --backend cpu." for flag, on in needs_gpu.items() if on]
+        if args.ds.ring_attn_size > 1:
+            found.append(f"--ds.ring_attn_size {args.ds.ring_attn_size}: ring attention needs a GPU; use 1 here.")
+        if args.vllm.tensor_parallel_size > 1:
+            found.append(
+                f"--vllm.tensor_parallel_size {args.vllm.tensor_parallel_size}: an engine has one process on a "
+                "CPU; use 1, and --vllm.num_engines for more engines."
+            )
+        if args.ds.param_dtype not in ENGINE_DTYPES:
+            found.append(f"--ds.param_dtype {args.ds.param_dtype}: use bf16 or fp32 with --backend cpu.")
+        return found + _head_size_problem(args.actor.model_name_or_path)
+
+    def adapt(self, args: SimpleNamespace) -> list[str]:
+        """Transport, attention and engine mode have one value each on a CPU."""
+        changes = []
+
+        def change(group: SimpleNamespace, flag: str, value: Any) -> None:
+            attribute = flag.rsplit(".", 1)[1]
+            if getattr(group, attribute) != value:
+                setattr(group, attribute, value)
+                changes.append(f"{flag} {str(value).lower() if isinstance(value, bool) else value}")
+
+        change(args.vllm, "--vllm.sync_backend", "gloo")
+        change(args.vllm, "--vllm.enforce_eager", True)
+        change(args.vllm, "--vllm.enable_sleep", False)
+        change(args.ds, "--ds.enable_sleep", False)
+        if "flash" in args.ds.attn_implementation:
+            change(args.ds, "--ds.attn_implementation", "sdpa")
+        return changes
+
+    def environment(self, args: SimpleNamespace) -> dict[str, str]:
+        """Threads, DeepSpeed's accelerator, where compiled operators are kept, and the engine's settings."""
+        busy = max(args.actor.num_nodes * args.actor.num_gpus_per_node, args.vllm.num_engines or 1)
+        threads = str(max(1, len(os.sched_getaffinity(0)) // busy))
+        engine = {"dtype": ENGINE_DTYPES[args.ds.param_dtype], "kv_cache_memory_bytes": KV_CACHE_BYTES}
+        return {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": threads,
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # No second process between engine and model: saves its imports at start-up.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_NO_USAGE_STATS": "1",
+            ENGINE_VARIABLE: json.dumps(engine),
+        }
+
+    def prepare_driver(self) -> None:
+        """Patch this process as every worker is patched."""
+        from openrlhf_ktae.backend.cpu_patches import activate
+
+        activate()
+
+    def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
+        """A small local cluster on loopback with one virtual device for each that the host asks for."""
+        devices = devices_needed(args)
+        return {
+            "num_gpus": devices,
+            "num_cpus": devices + HELPER_CPUS,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+
+    def worker_setup_hook(self) -> str:
+        """Ray's supported hook for code at the start of each worker."""
+        return "openrlhf_ktae.backend.cpu_patches.activate"
+
+    def host_classes(self) -> dict[tuple[str, str], Any]:
+        """Strategy, engine and policy actors for a CPU."""
+        import ray
+
+        from openrlhf_ktae.backend.cpu_actors import CpuDeepspeedStrategy, CpuPolicyModelActor, CpuRolloutActor
+
+        return {
+            ("openrlhf.utils.deepspeed", "DeepspeedStrategy"): CpuDeepspeedStrategy,
+            ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor"): ray.remote(CpuRolloutActor),
+            ("openrlhf.cli.train_ppo_ray", "PolicyModelActor"): ray.remote(num_gpus=1)(CpuPolicyModelActor),
+        }
+
+
+def _head_size_problem(model: str | None) -> list[str]:
+    """Read `config.json` of a local model; one sentence where vLLM's CPU attention cannot take its heads."""
+    path = Path(model or "") / "config.json"
+    if not path.is_file():
+        return []
+    config = json.loads(path.read_text())
+    heads = config.get("num_attention_heads")
+    size = config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else None)
+    if size is None or size in HEAD_SIZES:
+        return []
+    return [
+        f"--actor.model_name_or_path {model}: its attention heads have size {size}, and vLLM's CPU attention takes "
+        f"only {', '.join(map(str, HEAD_SIZES))}. Use a model with such heads, or a GPU."
+    ]

@@ -1,0 +1,117 @@
+"""The host's engine, policy actor and strategy on a CPU: gloo in place of NCCL, torch's Adam in place of a kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+import deepspeed
+import ray
+import torch
+from openrlhf.trainer.ray import ppo_actor, vllm_engine
+from openrlhf.utils.deepspeed import DeepspeedStrategy
+
+from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
+from openrlhf_ktae.backend.cpu_weight_sync import CpuWorkerExtension, GlooGroup, Slot, buckets, new_buffer, view
+from openrlhf_ktae.host import undecorated
+
+_HostRolloutActor: Any = undecorated(vllm_engine.RolloutRayActor)
+_HostPolicyModelActor: Any = undecorated(ppo_actor.PolicyModelActor)
+
+
+class CpuDeepspeedStrategy(DeepspeedStrategy):
+    """The host's strategy; DeepSpeed takes torch's AdamW, because its own kernel must be compiled for minutes."""
+
+    def get_ds_train_config(self, optim_dict: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Return the host's DeepSpeed configuration with `torch_adam` set."""
+        config = super().get_ds_train_config(optim_dict, **kwargs)
+        optimizer = config.get("optimizer")
+        if optimizer and optimizer["type"] == "AdamW":
+            optimizer["params"] = {**optimizer["params"], "torch_adam": True, "fused": True}
+        return config
+
+
+class CpuRolloutActor(_HostRolloutActor):
+    """A vLLM engine on the CPU: its dtype, cache size and worker extension replace the host's fixed ones."""
+
+    async def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.update(json.loads(os.environ[ENGINE_VARIABLE]))
+        kwargs["worker_extension_cls"] = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__qualname__}"
+        await super().__init__(*args, **kwargs)
+
+    async def update_weights_in_bucket(self, bucket: list[Slot]) -> None:
+        """Let every worker of this engine receive one bucket of parameters."""
+        await self.llm.collective_rpc("update_weights_in_bucket", args=(bucket,))
+
+    async def weight_checksum(self) -> float:
+        """Checksum of the weights that the engine generates with."""
+        return (await self.llm.collective_rpc("weight_checksum"))[0]
+
+
+class CpuActorPPOTrainer(ppo_actor.ActorPPOTrainer):
+    """The host's update loop; only how weights reach the engines differs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, dataloader_pin_memory=False)
+
+    def _init_vllm_sync_group(self, backend: str) -> None:
+        """Make the broadcast group of this rank 0 and all engines."""
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as sock:
+            sock.bind(("", 0))
+            port = sock.getsockname()[1]
+        world_size = len(self.vllm_engines) + 1
+        refs = [
+            engine.init_process_group.remote(address, port, rank, world_size, "openrlhf_ktae", "gloo", False)
+            for rank, engine in enumerate(self.vllm_engines, start=1)
+        ]
+        self._model_update_group = GlooGroup(address, port, 0, world_size)
+        ray.get(refs)
+
+    def broadcast_to_vllm(self) -> None:
+        """Send all parameters, a bucket a call; every rank takes part in gathering its shards."""
+        parameters = dict(self.actor.model.module.named_parameters())
+        if self.args.ds.tensor_parallel_size > 1:
+            self._send_one_by_one(parameters)
+        else:
+            self._send_in_buckets(parameters, sharded=self.args.ds.zero_stage == 3)
+        if self.args.vllm.enable_prefix_caching and torch.distributed.get_rank() == 0:
+            ray.get([engine.reset_prefix_cache.remote() for engine in self.vllm_engines])
+        torch.distributed.barrier()
+
+    def _send_in_buckets(self, parameters: dict[str, Any], sharded: bool) -> None:
+        sizes = ((name, p.dtype, tuple(p.ds_shape if sharded else p.shape)) for name, p in parameters.items())
+        for bucket in buckets(sizes):
+            members = [parameters[slot.name] for slot in bucket]
+            with deepspeed.zero.GatheredParameters(members, enabled=sharded):
+                self._send(bucket, members)
+
+    def _send_one_by_one(self, parameters: dict[str, Any]) -> None:
+        """Tensor parallel shards have their full shape only once they are gathered."""
+        gather = deepspeed.module_inject.layers.GatherReplacedLayerParams
+        for name, parameter in parameters.items():
+            with gather([parameter], self.actor.model.module, enabled=True):
+                (bucket,) = buckets([(name, parameter.dtype, tuple(parameter.shape))])
+                self._send(bucket, [parameter])
+
+    def _send(self, bucket: list[Slot], members: list[Any]) -> None:
+        if torch.distributed.get_rank() != 0:
+            return
+        refs = [engine.update_weights_in_bucket.remote(bucket) for engine in self.vllm_engines]
+        buffer = new_buffer(bucket)
+        for slot, parameter in zip(bucket, members, strict=True):
+            view(buffer, slot).copy_(parameter.data)
+        sending = self._model_update_group.broadcast(buffer)
+        ray.get(refs)  # first: an engine that failed would let the broadcast wait for ever
+        sending.wait()
+
+
+class CpuPolicyModelActor(_HostPolicyModelActor):
+    """The host's policy actor with the update loop above."""
+
+    def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Load as the host does; it finds the update loop as a global of its module."""
+        ppo_actor.ActorPPOTrainer = CpuActorPPOTrainer
+        super().init_model_from_pretrained(*args, **kwargs)

@@ -1,0 +1,161 @@
+"""Every patch of another library that the CPU backend needs: one function each.
+
+Each names its symptom, where it lies in the library, and when it can go. They take effect when the module is
+imported, or at once if it is loaded already, so that a process which never needs torch never imports it.
+`activate` runs in the driver and, through Ray's `worker_process_setup_hook`, in every Ray worker. `activate_in_vllm`
+is an entry point of the group `vllm.general_plugins`, which vLLM calls in each process of an engine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from wrapt import register_post_import_hook
+
+CPU = "cpu"
+# Set by the CPU backend for its engines: JSON of engine arguments. Its presence tells the two kinds of engine apart.
+ENGINE_VARIABLE = "OPENRLHF_KTAE_CPU_ENGINE"
+_active = False
+
+
+class PatchDoesNotApply(RuntimeError):
+    """The library no longer has what the patch replaces."""
+
+
+def activate() -> None:
+    """Apply all patches to this process; a second call does nothing."""
+    global _active
+    if _active:
+        return
+    _active = True
+    os.environ.setdefault("DS_ACCELERATOR", CPU)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    provide_flash_attn()
+    register_post_import_hook(answer_for_cuda, "torch")
+    register_post_import_hook(skip_compiled_collectives, "deepspeed.comm.torch")
+    register_post_import_hook(mesh_on_cpu, "openrlhf.utils.deepspeed.deepspeed")
+    register_post_import_hook(replay_buffer_on_cpu, "openrlhf.trainer.ppo_utils.replay_buffer")
+    register_post_import_hook(accept_fp32, "openrlhf.utils.utils")
+
+
+def activate_in_vllm() -> None:
+    """Apply the patches that an engine needs, if the engine was started by the CPU backend."""
+    if ENGINE_VARIABLE in os.environ:
+        register_post_import_hook(keep_weights_writable, "vllm.model_executor.layers.utils")
+
+
+def provide_flash_attn() -> None:
+    """Symptom: `openrlhf.models.ring_attn_utils` imports `flash_attn` at its top; no CPU build exists.
+
+    Upstream: OpenRLHF 0.11.2, models/ring_attn_utils.py. Remove when the host imports it only where it is used.
+    """
+    if importlib.util.find_spec("flash_attn") is None:
+        from openrlhf_ktae.backend.flash_attn_stub import install
+
+        install()
+
+
+def answer_for_cuda(torch: ModuleType) -> None:
+    """Symptom: the host calls `torch.cuda.current_device` and friends, which raise without a driver.
+
+    Upstream: OpenRLHF 0.11.2, trainer/ray/launcher.py, ppo_actor.py, utils/distributed_util.py, utils/deepspeed/.
+    Remove when the host asks `torch.accelerator` instead.
+    """
+    _require(torch.cuda, "current_device", "current_stream", "empty_cache", "set_device", "synchronize")
+
+    def no_operation() -> Any:
+        # One function object for each name: torch._dynamo keeps them in a table and refuses doubles.
+        return lambda *_, **__: None
+
+    torch.cuda.current_device = lambda: CPU
+    for name in ("current_stream", "empty_cache", "set_device", "synchronize"):
+        setattr(torch.cuda, name, no_operation())
+
+
+def skip_compiled_collectives(module: ModuleType) -> None:
+    """Symptom: DeepSpeed compiles a C++ extension for tensor-parallel inference at first use (a minute or more).
+
+    Upstream: DeepSpeed 0.19.6, comm/torch.py, `build_shm_op`. Training never calls it, gloo does the collectives.
+    Remove when DeepSpeed builds it only for inference.
+    """
+    _require(module, "build_shm_op")
+    module.build_shm_op = lambda: None
+
+
+def mesh_on_cpu(module: ModuleType) -> None:
+    """Symptom: `init_device_mesh("cuda", ...)` finds no device.
+
+    Upstream: OpenRLHF 0.11.2, utils/deepspeed/deepspeed.py, `setup_distributed`. Remove when the host takes the
+    device type from the accelerator.
+    """
+    _require(module, "init_device_mesh")
+    original = module.init_device_mesh
+    module.init_device_mesh = lambda device, *args, **kwargs: original(CPU, *args, **kwargs)
+
+
+def replay_buffer_on_cpu(module: ModuleType) -> None:
+    """Symptom: `torch.device(f"cuda:{current_device()}")` in the constructor of `NaiveReplayBuffer`.
+
+    Upstream: OpenRLHF 0.11.2, trainer/ppo_utils/replay_buffer.py. Remove when it uses `current_device()` itself.
+    """
+    _require(module, "NaiveReplayBuffer")
+    original = module.NaiveReplayBuffer.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        with _numbered_device(module.torch):
+            original(self, *args, **kwargs)
+        self.target_device = module.torch.device(CPU)
+
+    module.NaiveReplayBuffer.__init__ = __init__
+
+
+def accept_fp32(module: ModuleType) -> None:
+    """Symptom: `--ds.param_dtype fp32` is unknown; bf16 is slow on CPUs without AVX-512.
+
+    Upstream: OpenRLHF 0.11.2, utils/utils.py, `convert_to_torch_dtype`. Remove when the host knows fp32.
+    """
+    _require(module, "convert_to_torch_dtype")
+    original = module.convert_to_torch_dtype
+
+    def convert_to_torch_dtype(param_dtype: str) -> Any:
+        return module.torch.float32 if param_dtype == "fp32" else original(param_dtype)
+
+    module.convert_to_torch_dtype = convert_to_torch_dtype
+
+
+def keep_weights_writable(module: ModuleType) -> None:
+    """Symptom: new weights do not reach the engine, or `'Parameter' object has no attribute 'weight_loader'`.
+
+    After loading, vLLM's CPU layers keep a packed copy of each matrix and drop or ignore the parameter.
+    Upstream: vLLM 0.29.0, model_executor/layers/utils.py, `dispatch_cpu_unquantized_gemm`. Remove when loading
+    weights into a running CPU engine packs them again.
+    """
+    _require(module, "dispatch_cpu_unquantized_gemm")
+
+    def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = module.torch.nn.functional.linear
+
+    module.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
+
+
+@contextmanager
+def _numbered_device(torch: ModuleType) -> Iterator[None]:
+    """Let `torch.cuda.current_device` answer with a number for a moment."""
+    named = torch.cuda.current_device
+    torch.cuda.current_device = lambda: 0
+    try:
+        yield
+    finally:
+        torch.cuda.current_device = named
+
+
+def _require(owner: Any, *names: str) -> None:
+    missing = [name for name in names if not hasattr(owner, name)]
+    if missing:
+        raise PatchDoesNotApply(f"{owner.__name__} has no {', '.join(missing)}: the library has changed")

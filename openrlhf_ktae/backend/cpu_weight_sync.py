@@ -1,0 +1,117 @@
+"""Weights from the trainer into the engines over gloo, many tensors in one call.
+
+The host sends one Ray call and one NCCL broadcast for each parameter. On a CPU the calls cost more than the bytes,
+so parameters travel in buckets: a manifest over Ray, the bytes in one broadcast. This module is imported by vLLM's
+engine process and therefore imports torch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+BUCKET_BYTES = 128 * 2**20
+ALIGNMENT = 16  # bytes; every tensor of a bucket starts at a multiple, so that a view of any dtype is allowed
+TIMEOUT = timedelta(minutes=10)
+
+
+class Slot(NamedTuple):
+    """Where one parameter lies in a bucket; offset and size in bytes. Plain values: vLLM sends it by msgpack."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype itself, for `float32` and the like."""
+        return getattr(torch, self.dtype)
+
+
+class GlooGroup:
+    """A broadcast group of the training rank 0 and all engine workers, apart from their default groups."""
+
+    def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:
+        store = dist.TCPStore(host, port, world_size, is_master=rank == 0, timeout=TIMEOUT)
+        self._group = dist.ProcessGroupGloo(dist.PrefixStore("weights", store), rank, world_size, TIMEOUT)
+
+    def broadcast(self, buffer: torch.Tensor) -> Any:
+        """Start to send the uint8 `buffer` from rank 0 to all; gloo has no bf16, bytes need none.
+
+        Returns: work, whose `wait()` ends when the buffer may be read or reused.
+        """
+        options = dist.BroadcastOptions()
+        options.rootRank = 0
+        options.rootTensor = 0
+        return self._group.broadcast([buffer], options)
+
+
+def buckets(sizes: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> Iterator[list[Slot]]:
+    """Lay parameters out in buckets of at most `BUCKET_BYTES`; a larger parameter has one of its own."""
+    bucket: list[Slot] = []
+    end = 0
+    for name, dtype, shape in sizes:
+        nbytes = dtype.itemsize * torch.Size(shape).numel()
+        if bucket and end + nbytes > BUCKET_BYTES:
+            yield bucket
+            bucket, end = [], 0
+        bucket.append(Slot(name, str(dtype).removeprefix("torch."), tuple(shape), end, nbytes))
+        end += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    if bucket:
+        yield bucket
+
+
+def new_buffer(bucket: list[Slot]) -> torch.Tensor:
+    """Return an empty uint8 tensor that holds `bucket`."""
+    return torch.empty(bucket[-1].offset + bucket[-1].nbytes, dtype=torch.uint8)
+
+
+def view(buffer: torch.Tensor, slot: Slot) -> torch.Tensor:
+    """Return the part of `buffer` that `slot` names, as a tensor of its dtype and shape."""
+    return buffer[slot.offset : slot.offset + slot.nbytes].view(slot.torch_dtype).view(tuple(slot.shape))
+
+
+class CpuWorkerExtension:
+    """Methods that vLLM mixes into its worker (`worker_extension_cls`); the host's own need NCCL."""
+
+    device: Any
+    model_config: Any
+    model_runner: Any
+
+    def init_process_group(
+        self,
+        master_address: str,
+        master_port: int,
+        rank_offset: int,
+        world_size: int,
+        group_name: str,
+        backend: str = "gloo",
+        use_ray: bool = False,
+    ) -> None:
+        """Join the group; the signature is that of the host's `WorkerWrap`."""
+        rank = dist.get_rank() + rank_offset
+        self._ktae_group = GlooGroup(master_address, master_port, rank, world_size)
+
+    def update_weights_in_bucket(self, rows: list[Any]) -> None:
+        """Receive one bucket and load it into the model.
+
+        Raises:
+            ValueError: a parameter has another dtype than the engine.
+        """
+        bucket = [Slot(*row) for row in rows]
+        for slot in bucket:
+            if slot.torch_dtype != self.model_config.dtype:
+                raise ValueError(f"{slot.name} is {slot.dtype}, the engine runs in {self.model_config.dtype}")
+        buffer = new_buffer(bucket)
+        self._ktae_group.broadcast(buffer).wait()
+        self.model_runner.model.load_weights(weights=((slot.name, view(buffer, slot)) for slot in bucket))
+
+    def weight_checksum(self) -> float:
+        """Sum of absolute values over all parameters of the engine, in float64; tells whether weights arrived."""
+        return sum(float(p.double().abs().sum()) for p in self.model_runner.model.parameters())

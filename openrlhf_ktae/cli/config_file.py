@@ -1,0 +1,93 @@
+"""`--config FILE.yaml`: nested keys that are the option names, turned into words of a command line.
+
+Being words, they pass the same parser, types and choices; they come first, so the command line wins.
+"""
+
+from __future__ import annotations
+
+from argparse import Action
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openrlhf_ktae.cli.host_parser import BadOption, nearest
+
+INCLUDE = "include"
+
+
+def split_config_option(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return the files named by `--config` (several are allowed, later ones win) and the other words."""
+    files, rest = [], []
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            value = next(words, None)
+            if value is None:
+                raise BadOption("--config: give a YAML file")
+            files.append(Path(value))
+        elif word.startswith("--config="):
+            files.append(Path(word.removeprefix("--config=")))
+        else:
+            rest.append(word)
+    return files, rest
+
+
+def load_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return `path` as a flat mapping of dotted option names; the file's own keys win over those it includes.
+
+    Raises:
+        BadOption: no such file, no YAML mapping, or files that include each other.
+    """
+    if path.resolve() in including:
+        raise BadOption(f"--config {path}: includes itself through {', '.join(p.name for p in including)}")
+    if not path.is_file():
+        raise BadOption(f"--config {path}: no such file")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadOption(f"--config {path}: not a YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(tree, Mapping):
+        raise BadOption(f"--config {path}: write option names and values, such as `rollout: {{batch_size: 8}}`")
+    own = dict(tree)
+    bases = own.pop(INCLUDE, [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged.update(load_config(path.parent / base, (*including, path.resolve())))
+    merged.update(_flatten(own))
+    return merged
+
+
+def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def config_words(path: Path, actions: Mapping[str, Action]) -> list[str]:
+    """Return the words of a command line that say what `path` says.
+
+    `null` leaves an option at its default.
+
+    Raises:
+        BadOption: a key is no option; the message names the nearest one.
+    """
+    words: list[str] = []
+    for name, value in load_config(path).items():
+        flag = f"--{name}"
+        if flag not in actions:
+            known = [known.removeprefix("--") for known in actions if known.startswith("--")]
+            raise BadOption(f"--config {path}: {name}: no such option{nearest(name, known)}")
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        texts = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+        # `--flag=value` for one value, so that a negative number or a leading dash stays a value.
+        words += [f"{flag}={texts[0]}"] if len(texts) == 1 else [flag, *texts]
+    return words

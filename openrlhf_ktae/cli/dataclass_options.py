@@ -1,0 +1,92 @@
+"""Options of a command line from the fields of a dataclass, so that a setting is written down once.
+
+The text after a field (its docstring) is the help; `None` in its type means "the default of the class".
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import textwrap
+import types
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from openrlhf_ktae.cli.host_parser import BadOption
+
+
+def boolean(text: str) -> bool:
+    """Parse true/false, yes/no, on/off, 1/0.
+
+    Raises:
+        argparse.ArgumentTypeError: any other text.
+    """
+    lowered = text.lower()
+    if lowered in ("true", "yes", "on", "1"):
+        return True
+    if lowered in ("false", "no", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def add_dataclass_options(
+    group: argparse._ArgumentGroup, cls: type, prefix: str, skip: tuple[str, ...] = ()
+) -> None:
+    """Declare `--PREFIX.FIELD` for each field of `cls` but those in `skip`; left out, an option is None."""
+    hints, texts = get_type_hints(cls), field_docstrings(cls)
+    for field in fields(cls):
+        if field.name in skip:
+            continue
+        settings = _settings(hints[field.name])
+        default = "the variant's own" if field.default is None else field.default
+        text = f"{' '.join(texts.get(field.name, '').split())} (default: {default})".replace("%", "%%")
+        group.add_argument(f"--{prefix}.{field.name}", default=None, help=text, **settings)
+
+
+def build(cls: type, options: dict[str, Any], prefix: str) -> Any:
+    """Return `cls` from the options that were given.
+
+    Raises:
+        BadOption: the class refuses a value; the message names the option.
+    """
+    names = {field.name for field in fields(cls)}
+    given = {name: value for name, value in options.items() if name in names and value is not None}
+    try:
+        return cls(**given)
+    except (ValueError, TypeError) as refusal:
+        raise BadOption(f"--{prefix}.{refusal}") from None
+
+
+def field_docstrings(cls: type) -> dict[str, str]:
+    """Return field name -> the string that stands below the field in the source of `cls`."""
+    (body,) = (node for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body)
+    statements = body.body if isinstance(body, ast.ClassDef) else []
+    texts = {}
+    for field, below in zip(statements, statements[1:], strict=False):
+        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+            texts[field.target.id] = str(below.value.value)  # type: ignore[attr-defined]
+    return texts
+
+
+def _settings(hint: Any) -> dict[str, Any]:
+    """Return argparse settings for a type: bool, int, float, str, Literal, tuple of one type, or any or None."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (kind for kind in get_args(hint) if kind is not type(None))
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
+    if get_origin(hint) is tuple:
+        return {"nargs": "*", "type": get_args(hint)[0]}
+    if hint is bool:
+        settings = switch(False)
+        del settings["default"]
+        return settings
+    convert: Callable[[str], Any] = hint
+    return {"type": convert, "metavar": hint.__name__.upper()}
+
+
+def switch(default: bool) -> dict[str, Any]:
+    """Return argparse settings for `--flag`, `--flag true` and `--flag false`."""
+    return {"nargs": "?", "const": True, "type": boolean, "default": default, "metavar": "true|false"}

@@ -1,0 +1,130 @@
+"""The host's own command line, run as it is, with this package's options in front.
+
+OpenRLHF builds and validates its parser under `if __name__ == "__main__"`. That block is executed here, from the
+installed file, with two names exchanged: `argparse.ArgumentParser` (a subclass that knows our options too) and
+`train` (which only keeps the validated arguments). No host module that needs a GPU is imported on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import difflib
+import importlib.util
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import CodeType, SimpleNamespace
+from typing import Any, NoReturn
+
+HOST_CLI = "openrlhf.cli.train_ppo_ray"
+EXIT_BAD_INPUT = 2
+
+
+class BadOption(ValueError):
+    """An option or a combination of options that is refused; the message names it and the way out."""
+
+
+class Parser(argparse.ArgumentParser):
+    """The host's parser, with its options in a group of their own below ours.
+
+    `declare` adds our options, `amend` may change a host option as it is declared, `finish` sees the parsed
+    namespace before the host validates it. `defaults` turns all options into words that come before the user's.
+    """
+
+    def __init__(
+        self,
+        declare: Callable[[argparse.ArgumentParser], None],
+        amend: Callable[[Sequence[str], dict[str, Any]], None],
+        finish: Callable[[argparse.Namespace], None],
+        defaults: Callable[[Mapping[str, argparse.Action]], list[str]],
+        epilog: str,
+    ) -> None:
+        super().__init__(
+            prog="python -m openrlhf_ktae.cli.train_ppo_ray",
+            description="Train with KTAE token-level advantages through OpenRLHF's Ray PPO trainer.",
+            usage="%(prog)s --advantage_estimator ktae [options]",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._amend, self._finish, self._first_words = amend, finish, defaults
+        self._host_group: Any = None
+        declare(self)
+        self._host_group = self.add_argument_group("OpenRLHF 0.11.2")
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """Declare an option; those of the host (declared last) go to their own group."""
+        if getattr(self, "_host_group", None) is None:
+            return super().add_argument(*names, **settings)
+        self._amend(names, settings)
+        return self._host_group.add_argument(*names, **settings)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, refuse what nobody declared, and translate ours into what the host understands."""
+        words = sys.argv[1:] if args is None else list(args)
+        parsed, unknown = self.parse_known_args([*self._first_words(self._option_string_actions), *words], namespace)
+        for word in unknown:
+            flag = word.split("=")[0]
+            raise BadOption(f"{flag}: no such option{nearest(flag, list(self._option_string_actions))}")
+        self._finish(parsed)
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse with the message alone: the usage of 190 options hides it."""
+        raise BadOption(message.removeprefix("argument "))
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return `"; did you mean X?"` for the closest of `known`, or the way to the list of all."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    tail = [name for name in known if name.rsplit(".", 1)[-1].lstrip("-") == word.rsplit(".", 1)[-1].lstrip("-")]
+    best = (tail or close)[:1]
+    return f"; did you mean {best[0]}?" if best else "; --help lists all options"
+
+
+def parse(parser: Parser, argv: Sequence[str]) -> SimpleNamespace:
+    """Parse and validate `argv` with the host's own code; return its nested arguments.
+
+    Raises:
+        BadOption: what the parser or the host's validation refuses.
+    """
+    kept: list[SimpleNamespace] = []
+    names = {
+        "__name__": HOST_CLI,
+        "argparse": SimpleNamespace(ArgumentParser=lambda: parser),
+        "datetime": _datetime(),
+        "train": kept.append,
+    }
+    talk = io.StringIO()
+    argv_before = sys.argv
+    sys.argv = [parser.prog, *argv]
+    try:
+        with contextlib.redirect_stdout(talk):
+            exec(_main_block(), names)
+    except AssertionError as refusal:
+        raise BadOption(str(refusal)) from None
+    finally:
+        sys.argv = argv_before
+        sys.stdout.write(talk.getvalue())
+    return kept[0]
+
+
+def _datetime() -> type:
+    from datetime import datetime
+
+    return datetime
+
+
+def _main_block() -> CodeType:
+    """Compile the body of `if __name__ == "__main__"` of the installed host command."""
+    spec = importlib.util.find_spec(HOST_CLI)
+    if spec is None or spec.origin is None:
+        raise BadOption(f"{HOST_CLI} is not installed; run `make setup` or `pip install .[gpu]`")
+    tree = ast.parse(Path(spec.origin).read_text(), spec.origin)
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and "__main__" in ast.dump(node.test)]
+    if len(blocks) != 1:
+        raise BadOption(f"{spec.origin} has {len(blocks)} main blocks instead of one: another OpenRLHF release?")
+    return compile(ast.Module(blocks[0].body, type_ignores=[]), spec.origin, "exec")

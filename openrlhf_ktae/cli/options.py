@@ -1,0 +1,140 @@
+"""The options of `train_ppo_ray`: this package's own, and what becomes of them before the host sees the arguments.
+
+User-facing, KTAE is an estimator: `--advantage_estimator ktae`. Inside, the host sees the rollout-level baseline
+(`group_norm` unless `--algo.ktae.base` says otherwise) and the settings of KTAE travel in `args.algo.ktae`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from openrlhf_ktae.backend import BACKENDS
+from openrlhf_ktae.cli.config_file import config_words, split_config_option
+from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, switch
+from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
+from openrlhf_ktae.cli.host_parser import BadOption, Parser, parse
+from openrlhf_ktae.ktae.config import KTAEConfig
+from openrlhf_ktae.verifier.config import VerifierConfig
+
+KTAE = "ktae"
+BASES = ("group_norm", "dr_grpo", "rloo", "reinforce_baseline")
+VERIFIER_AGENT = "verifier"
+PARAM_DTYPES = ("bf16", "fp16", "fp32")
+
+
+def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
+    """Return the host's validated, nested arguments with ours in `algo.ktae`, `verifier`, `run` and `backend`.
+
+    `algo.ktae.config` and `verifier.config` are the values of validated dataclasses as plain dictionaries.
+
+    Raises:
+        BadOption: anything that is refused, by us or by the host.
+    """
+    files, words = split_config_option(translate_flat_names(argv))
+    args = parse(build_parser(files), words)
+    args.algo.ktae.config = asdict(build(KTAEConfig, vars(args.algo.ktae), "algo.ktae"))
+    args.verifier.config = asdict(build(VerifierConfig, vars(args.verifier), "verifier"))
+    return args
+
+
+def build_parser(files: Sequence[Path] = ()) -> Parser:
+    """Return the parser with our options; the host adds its own when its main block runs.
+
+    What `files` say comes before the command line, which therefore wins.
+    """
+
+    def from_files(actions: Mapping[str, argparse.Action]) -> list[str]:
+        return [word for path in files for word in config_words(path, actions)]
+
+    return Parser(declare, amend, finish, from_files, epilog=flat_names_help())
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare this package's options."""
+    run = parser.add_argument_group("Run")
+    run.add_argument("--config", metavar="FILE.yaml", help="options as nested YAML keys; the command line wins")
+    run.add_argument(
+        "--backend", choices=BACKENDS, default="auto", help="auto takes cuda where there is a GPU (default: auto)"
+    )
+    run.add_argument(
+        "--run.dir",
+        metavar="DIR",
+        help="metrics.jsonl, config.yaml and versions.json go here; model, checkpoints and TensorBoard files too "
+        "unless --ckpt.output_dir, --ckpt.path or --logger.tensorboard_dir say otherwise (default: the value of "
+        "--ckpt.output_dir)",
+    )
+    run.add_argument("--run.eval_edges", **switch(True), help="evaluate before the first and after the last step")
+    run.add_argument("--run.verbose", **switch(False), help="show what all processes print (default: false)")
+    ktae = parser.add_argument_group("KTAE (with --algo.advantage.estimator ktae)")
+    ktae.add_argument(
+        "--algo.ktae.base", choices=BASES, default=BASES[0], help="rollout-level baseline below K (default: group_norm)"
+    )
+    ktae.add_argument(
+        "--algo.ktae.shadow", **switch(False), help="train with the base alone, log what KTAE would have given"
+    )
+    ktae.add_argument("--algo.ktae.top_tokens", type=int, default=5, metavar="N", help="key tokens logged (default: 5)")
+    add_dataclass_options(ktae, KTAEConfig, "algo.ktae")
+    verifier = parser.add_argument_group("Verifier (the judge unless a reward model, URL or agent is given)")
+    add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file",))
+
+
+def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
+    """Change a host option as it is declared: one more estimator, one more dtype, switches that can be turned off."""
+    if "--algo.advantage.estimator" in names:
+        settings["choices"] = [*settings["choices"], KTAE]
+    if "--ds.param_dtype" in names:
+        settings["choices"] = list(PARAM_DTYPES)
+    if settings.get("action") == "store_true":
+        del settings["action"]
+        text = settings.get("help", "")
+        settings.update(switch(settings.get("default", False)), help=text)
+
+
+def finish(parsed: argparse.Namespace) -> None:
+    """Translate `ktae` and the defaults of the run directory and the judge before the host validates."""
+    options = vars(parsed)
+    enabled = options["algo.advantage.estimator"] == KTAE
+    options["algo.ktae.enable"] = enabled
+    if enabled:
+        samples = options["rollout.n_samples_per_prompt"]
+        if samples < 2:
+            raise BadOption(
+                f"--rollout.n_samples_per_prompt {samples}: KTAE compares the rollouts of one prompt; give at least 2 "
+                "(the paper takes 16)"
+            )
+        options["algo.advantage.estimator"] = options["algo.ktae.base"]
+    elif options["algo.ktae.shadow"]:
+        raise BadOption("--algo.ktae.shadow true: only with --algo.advantage.estimator ktae")
+    _place_run(options)
+    _choose_judge(options)
+
+
+def _place_run(options: dict[str, Any]) -> None:
+    """Put the host's outputs below `--run.dir` where the user has not placed them."""
+    directory = options["run.dir"]
+    if directory is None:
+        options["run.dir"] = options["ckpt.output_dir"]
+        return
+    host_defaults = {"ckpt.output_dir": "./ckpt", "ckpt.path": "./ckpt/checkpoints_ppo_ray"}
+    for name, below in (("ckpt.output_dir", "model"), ("ckpt.path", "checkpoints")):
+        if options[name] == host_defaults[name]:
+            options[name] = f"{directory}/{below}"
+    options["logger.tensorboard_dir"] = options["logger.tensorboard_dir"] or f"{directory}/tensorboard"
+
+
+def _choose_judge(options: dict[str, Any]) -> None:
+    """Take the verifier where nothing else judges; a user's reward file runs inside it."""
+    url = options["reward.remote_url"]
+    reward_file = url if url and url.split(",")[0].endswith(".py") else ""
+    options["verifier.reward_file"] = reward_file
+    other = options["train.agent_func_path"] or options["reward.model_name_or_path"] or (url and not reward_file)
+    options["verifier.enable"] = not other
+    if not other:
+        from openrlhf_ktae import verifier
+
+        options["train.agent_func_path"] = str(next(iter(verifier.__path__))) + "/agent.py"

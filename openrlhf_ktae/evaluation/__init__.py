@@ -1,0 +1,1 @@
+"""Accuracies that say how sure they are."""

@@ -1,0 +1,1 @@
+"""A run from its validated options to its record: preflight, launch, run directory."""

@@ -1,0 +1,33 @@
+"""How the rollouts of a step divide: into whole groups, micro-batches, ranks and optimiser steps.
+
+The host gives ranks chunks of unequal size when a batch does not divide; under ZeRO-3 the ranks then wait for each
+other for ever (openrlhf/trainer/ray/launcher.py, `async_run_method_batch`).
+"""
+
+from __future__ import annotations
+
+from math import lcm
+from types import SimpleNamespace
+
+
+def data_ranks(args: SimpleNamespace) -> int:
+    """Number of ranks that see different data."""
+    world = args.actor.num_nodes * args.actor.num_gpus_per_node
+    return max(1, world // args.ds.ring_attn_size // args.ds.tensor_parallel_size)
+
+
+def rollout_unit(args: SimpleNamespace) -> int:
+    """Return the number of rollouts that every training step must be a multiple of.
+
+    Whole groups, whole optimiser steps, and the same number of micro-batches of experience on each rank. A dynamic
+    batch levels its micro-batches itself.
+    """
+    unit = lcm(args.rollout.n_samples_per_prompt, args.train.batch_size)
+    if args.train.dynamic_batch_enable:
+        return lcm(unit, data_ranks(args))
+    return lcm(unit, args.rollout.micro_batch_size * data_ranks(args))
+
+
+def trainable(rollouts: int, args: SimpleNamespace) -> int:
+    """Return how many of `rollouts` a step can train on without ranks waiting for each other."""
+    return rollouts - rollouts % rollout_unit(args)

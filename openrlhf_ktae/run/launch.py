@@ -1,0 +1,116 @@
+"""Start Ray, put this package's classes where the host looks for its own, and let the host train."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+from openrlhf_ktae.backend import Backend
+from openrlhf_ktae.backend.base import devices_needed
+from openrlhf_ktae.verifier.config import VerifierConfig
+
+HOST_CLI = "openrlhf.cli.train_ppo_ray"
+# The host passes these to its workers; when Ray is up already, it leaves that to whoever started it.
+HOST_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "true",
+    "NCCL_DEBUG": "WARN",
+    "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
+}
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+CLUSTER_VARIABLE = "RAY_ADDRESS"
+
+
+class ClusterTooSmall(ValueError):
+    """The Ray cluster that was joined cannot place the run."""
+
+
+def train(args: SimpleNamespace, backend: Backend) -> None:
+    """Run the whole training; returns when the model is saved.
+
+    Raises:
+        ClusterTooSmall: a cluster was joined that has too few devices.
+    """
+    import ray
+
+    variables = environment(args, backend)
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+    backend.prepare_driver()
+    with ThreadPoolExecutor(1) as background:  # importing the host and starting Ray take seconds each
+        host = background.submit(importlib.import_module, HOST_CLI)
+        start_ray(args, backend, variables)
+        host_cli = host.result()
+    try:
+        check_cluster(args)
+        install_classes(args, backend)
+        host_cli.train(args)
+    finally:
+        ray.shutdown()
+
+
+def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
+    """Return the variables of every process of the run; what is set in this process already wins."""
+    defaults = {**HOST_ENVIRONMENT, **backend.environment(args)}
+    chosen = {name: os.environ.get(name, value) for name, value in defaults.items()}
+    if args.verifier.enable:
+        chosen |= VerifierConfig(**args.verifier.config).to_env()
+    return chosen
+
+
+def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]) -> None:
+    """Join the cluster named by RAY_ADDRESS (as a submitted job does), or start what the backend asks for."""
+    import ray
+
+    runtime_env: dict[str, Any] = {"env_vars": without_job_variables(variables)}
+    hook = backend.worker_setup_hook()
+    if hook:
+        runtime_env["worker_process_setup_hook"] = hook
+    options = {} if CLUSTER_VARIABLE in os.environ else backend.ray_init_options(args)
+    ray.init(runtime_env=runtime_env, log_to_driver=args.run.verbose, logging_level="ERROR", **options)
+
+
+def without_job_variables(variables: dict[str, str]) -> dict[str, str]:
+    """Leave out what a submitted job's own runtime environment sets: Ray refuses to merge the two."""
+    job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}").get("runtime_env") or {}
+    return {name: value for name, value in variables.items() if name not in job.get("env_vars", {})}
+
+
+def check_cluster(args: SimpleNamespace) -> None:
+    """Raise `ClusterTooSmall` where Ray would wait for devices for ever."""
+    import ray
+
+    needed, present = devices_needed(args), int(ray.cluster_resources().get("GPU", 0))
+    if present < needed:
+        raise ClusterTooSmall(
+            f"the Ray cluster has {present} devices and this run needs {needed} (--actor.num_nodes "
+            f"{args.actor.num_nodes} x --actor.num_gpus_per_node {args.actor.num_gpus_per_node}, --vllm.num_engines "
+            f"{args.vllm.num_engines}, --train.colocate_all {str(args.train.colocate_all).lower()}). Lower these, or "
+            f"start Ray with --num-gpus {needed} (virtual devices on a CPU machine)."
+        )
+
+
+def install_classes(args: SimpleNamespace, backend: Backend) -> None:
+    """Set the classes that the host's `train` looks up as globals, in this process alone."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    for (module, attribute), actor_class in backend.host_classes().items():
+        setattr(importlib.import_module(module), attribute, actor_class)
+    # The trainer writes the run record; on this node the driver can read it and print a line a step.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    if args.train.async_enable:
+        from openrlhf.trainer import ppo_trainer_async
+
+        from openrlhf_ktae.trainer.ppo_trainer_async import KTAEPPOTrainerAsync
+
+        ppo_trainer_async.PPOTrainerAsync = ray.remote(KTAEPPOTrainerAsync).options(scheduling_strategy=here)
+    else:
+        from openrlhf.trainer import ppo_trainer
+
+        from openrlhf_ktae.trainer.ppo_trainer import KTAEPPOTrainer
+
+        ppo_trainer.PPOTrainer = ray.remote(KTAEPPOTrainer).options(scheduling_strategy=here)

@@ -1,0 +1,56 @@
+"""The record of a run: `metrics.jsonl`, one JSON object a line, written as the run goes.
+
+`{"kind": "step", "step": 3, "time": ..., "rollout/reward_mean": 0.4, ..., "key_tokens": {...}}`
+`{"kind": "eval", "when": "before" | "during" | "after", "step": 0, "eval_accuracy": 0.2, ...}`
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunRecord:
+    """Append-only; each line is flushed, so that a killed run leaves whole lines."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.path = Path(directory) / METRICS_FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.last_step = 0
+
+    def step(self, step: int, metrics: Mapping[str, Any], key_tokens: Mapping[str, Any]) -> None:
+        """Write one training step."""
+        self.last_step = step
+        self._write({"kind": "step", "step": step, **plain(metrics), "key_tokens": dict(key_tokens)})
+
+    def evaluation(self, when: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write one evaluation on held-out problems."""
+        self._write({"kind": "eval", "when": when, "step": step, **plain(metrics)})
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n")
+
+
+def plain(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the numbers among `metrics`; those that are not finite become None, which JSON can hold."""
+    numeric = {name: float(v) for name, v in metrics.items() if isinstance(v, numbers.Real)}
+    return {name: value if math.isfinite(value) else None for name, value in numeric.items()}
+
+
+def read_record(directory: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a run; a last line that is still being written is left out."""
+    path = Path(directory) / METRICS_FILE
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)

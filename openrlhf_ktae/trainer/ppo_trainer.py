@@ -1,0 +1,53 @@
+"""Departure from the host: its synchronous trainer with KTAE's experience maker and evaluations at both ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openrlhf.trainer import ppo_trainer as host
+
+from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
+from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
+from openrlhf_ktae.trainer.recording import RecordingTrainer, resumes, seed_everything
+
+_HostTrainer: Any = undecorated(host.PPOTrainer)
+
+
+class KTAEPPOTrainer(RecordingTrainer, _HostTrainer):
+    """Single controller of a synchronous run."""
+
+    def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        seed_everything(strategy.args.train.seed)
+        # The host resolves both names as globals of its module when it builds the trainer.
+        host.RemoteExperienceMaker = KTAEExperienceMaker
+        host.SamplesGenerator = KTAESamplesGenerator
+        super().__init__(pretrain, strategy, *args, **kwargs)
+
+    def fit(self, global_step: int = 0) -> None:
+        """Train as the host does, between two evaluations."""
+        trackers = [tracker for tracker in (self.wandb_logger, self.tensorboard_logger) if tracker]
+        closing = [tracker.close for tracker in trackers]
+        for tracker in trackers:
+            tracker.close = lambda: None  # the host closes at the end of `fit`; the last evaluation comes after
+        if not resumes(self.args):
+            self._evaluate_edge("before", global_step)
+        super().fit(global_step)
+        self._evaluate_edge("after", self.record.last_step)
+        for close in closing:
+            close()
+
+    def evaluate(self, global_step: int, **generate_kwargs: Any) -> dict[str, float]:
+        """Evaluate as the host does; add accuracy and length with their intervals."""
+        logs = super().evaluate(global_step, **generate_kwargs)
+        return {**logs, **self.samples_generator.last_eval}
+
+    def _evaluate_edge(self, when: str, global_step: int) -> None:
+        if self.eval_dataloader is None or not self.args.run.eval_edges:
+            return
+        settings = {
+            **self.generate_kwargs,
+            "temperature": self.args.eval.temperature,
+            "n_samples_per_prompt": self.args.eval.n_samples_per_prompt,
+        }
+        self.record.evaluation(when, global_step, self.evaluate(global_step, **settings))

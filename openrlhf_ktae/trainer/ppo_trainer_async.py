@@ -1,0 +1,76 @@
+"""Departure from the host: its asynchronous trainer with KTAE's experience maker and evaluations at both ends.
+
+Three Ray actors take part: one generates, one trains, and one starts both. The host looks the first two up as globals
+of its module, in the process of the third.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from openrlhf.trainer import ppo_trainer as host_base
+from openrlhf.trainer import ppo_trainer_async as host
+
+from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
+from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
+from openrlhf_ktae.trainer.recording import RecordingTrainer, resumes, seed_everything
+
+_HostGenerator: Any = undecorated(host.GenerateSamplesActor)
+_HostTrainingActor: Any = undecorated(host.TrainingActor)
+_HostTrainer: Any = undecorated(host.PPOTrainerAsync)
+
+
+class KTAEGenerateSamplesActor(_HostGenerator):
+    """Generates rollouts and runs the evaluations."""
+
+    def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        seed_everything(strategy.args.train.seed)
+        host.SamplesGenerator = KTAESamplesGenerator
+        super().__init__(pretrain, strategy, *args, **kwargs)
+
+    def _run_eval(self) -> dict[str, float]:
+        """Evaluate as the host does; add accuracy and length with their intervals."""
+        return {**super()._run_eval(), **self.samples_generator.last_eval}
+
+    def evaluate_edge(self) -> dict[str, float]:
+        """Evaluate outside the training loop, when nothing else generates; empty without held-out data."""
+        return self._run_eval() if self.eval_dataloader is not None else {}
+
+
+class KTAETrainingActor(RecordingTrainer, _HostTrainingActor):
+    """Turns rollouts into updates."""
+
+    def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        seed_everything(strategy.args.train.seed)
+        host_base.RemoteExperienceMaker = KTAEExperienceMaker
+        super().__init__(pretrain, strategy, *args, **kwargs)
+
+    def record_edge(self, when: str, logs: dict[str, float]) -> None:
+        """Write an evaluation before or after training to the run record."""
+        self.record.evaluation(when, self.record.last_step, logs)
+
+
+class KTAEPPOTrainerAsync(_HostTrainer):
+    """Starts the two actors above and joins them."""
+
+    def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        host.GenerateSamplesActor = ray.remote(KTAEGenerateSamplesActor)
+        host.TrainingActor = ray.remote(KTAETrainingActor)
+        self.args = strategy.args
+        super().__init__(pretrain, strategy, *args, **kwargs)
+
+    def fit(self) -> None:
+        """Train as the host does, between two evaluations."""
+        if not resumes(self.args):
+            self._evaluate_edge("before")
+        super().fit()
+        self._evaluate_edge("after")
+
+    def _evaluate_edge(self, when: str) -> None:
+        if not self.args.run.eval_edges:
+            return
+        logs = ray.get(self.generator_actor.evaluate_edge.remote())
+        if logs:
+            ray.get(self.trainer_actor.record_edge.remote(when, logs))

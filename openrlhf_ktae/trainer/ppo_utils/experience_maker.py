@@ -1,0 +1,114 @@
+"""Departure from the host: token-level credit on top of its rollout-level advantages.
+
+Shapes: `B` rollouts of the batch, `T` positions of the longest one (prompt and response, one less than its tokens).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+
+from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
+top_key_tokens = lambda *a, **k: []
+from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
+
+
+class BrokenGroup(RuntimeError):
+    """The rollouts that the host takes for a group do not answer the same prompt."""
+
+
+class KTAEExperienceMaker(RemoteExperienceMaker):
+    """The host's experience maker; after its advantages are made, K of each action token is added.
+
+    `metrics` and `key_tokens` describe the last batch.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ktae = self.args.algo.ktae
+        self.config = KTAEConfig(**self.ktae.config)
+        self.metrics: dict[str, float] = {}
+        self.key_tokens: dict[str, list[dict[str, Any]]] = {}
+
+    @torch.no_grad()
+    def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
+        """Let the host compute its advantages, then add K in place (or only log it, in shadow).
+
+        Correctness is read before: the host shapes rewards in place, and a late answer is not a wrong one.
+
+        Raises:
+            BrokenGroup: the batch does not consist of whole groups.
+        """
+        scores_B = torch.cat([raw_scores(experience) for experience in experiences])
+        experiences = super().compute_advantages_and_returns(experiences)
+        if not self.ktae.enable:
+            return experiences
+        started = time.perf_counter()
+        group_ids_B = group_ids(experiences, self.args.rollout.n_samples_per_prompt)
+        token_ids_BT = padded([e.sequences[:, 1:] for e in experiences])
+        action_mask_BT = padded([e.action_mask for e in experiences]).bool()
+        values = compute_key_token_values(
+            token_ids_BT, action_mask_BT, scores_B, group_ids_B, self.config, tuple(self.tokenizer.all_special_ids)
+        )
+        values_BT = values.values_BT.to(torch.float32)
+        advantages_BT = padded([e.advantages for e in experiences])
+        if self.config.weight != 0 and not self.ktae.shadow:
+            add_in_place(experiences, values_BT)
+        self.metrics = credit_metrics(values, values_BT, advantages_BT, action_mask_BT)
+        self.key_tokens = {
+            side: self._named(top_key_tokens(token_ids_BT, action_mask_BT, values_BT, self.ktae.top_tokens, largest=up))
+            for side, up in (("highest", True), ("lowest", False))
+        }
+        self.metrics["ktae/seconds"] = time.perf_counter() - started
+        return experiences
+
+    def _named(self, tokens: list[tuple[int, float, int]]) -> list[dict[str, Any]]:
+        return [
+            {"id": int(i), "text": self.tokenizer.decode([int(i)]), "k": round(float(k), 4), "count": int(n)}
+            for i, k, n in tokens
+        ]
+
+
+def raw_scores(experience: Experience) -> torch.Tensor:
+    """Return the verifier's scores (B,), or the unshaped rewards of a reward model that gives no scores."""
+    raw = experience.rewards if experience.scores is None else experience.scores
+    return raw.detach().clone().float().flatten()
+
+
+def group_ids(experiences: list[Experience], samples: int) -> torch.Tensor:
+    """Return the group of each rollout (B,): the host numbers rollouts prompt by prompt in `index`.
+
+    Raises:
+        BrokenGroup: a group has not `samples` rollouts or more than one prompt; the host would not notice.
+    """
+    index = [i for experience in experiences for i in experience.index]
+    prompts = [prompt for experience in experiences for prompt in experience.prompts]
+    members: dict[int, list[str]] = {}
+    for i, prompt in zip(index, prompts, strict=True):
+        members.setdefault(i // samples, []).append(prompt)
+    for group, texts in members.items():
+        if len(texts) != samples or len(set(texts)) != 1:
+            raise BrokenGroup(
+                f"group {group} has {len(texts)} rollouts of {len(set(texts))} prompts instead of {samples} of one. "
+                "An agent (--train.agent_func_path) must return exactly --rollout.n_samples_per_prompt samples."
+            )
+    return torch.tensor([i // samples for i in index])
+
+
+def padded(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Return the rows of all micro-batches as one tensor (B, T), zero to the right of shorter ones."""
+    width = max(part.size(1) for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.size(1))) for part in parts])
+
+
+def add_in_place(experiences: list[Experience], values_BT: torch.Tensor) -> None:
+    """Add each rollout's row of `values_BT` to its advantages; prompt and padding positions carry 0."""
+    row = 0
+    for experience in experiences:
+        rows, width = experience.advantages.shape
+        experience.advantages = experience.advantages + values_BT[row : row + rows, :width]
+        row += rows

@@ -1,0 +1,60 @@
+"""What both trainers, synchronous and asynchronous, do beside the host: seeds, KTAE's metrics, the run record."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from openrlhf_ktae.run.record import RunRecord
+
+
+def resumes(args: SimpleNamespace) -> bool:
+    """Whether the host will go on from a checkpoint, whose weights are not in the engines yet."""
+    return bool(args.ckpt.load_enable) and (Path(args.ckpt.path) / "_actor").exists()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed this process: the host shuffles prompts here and seeds only the model actors (OpenRLHF#1355)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class RecordingTrainer:
+    """Mixin before a host trainer class: its steps and evaluations go to the run record."""
+
+    args: Any
+    experience_maker: Any
+    tensorboard_logger: Any
+
+    @property
+    def record(self) -> RunRecord:
+        """The record of this run, opened when it is first needed."""
+        if not hasattr(self, "_record"):
+            self._record = RunRecord(self.args.run.dir)
+        return self._record
+
+    def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
+        """Add KTAE's metrics to the host's."""
+        status, step = super().train_step(rollout_samples, global_step)  # type: ignore[misc]
+        status.update(self.experience_maker.metrics)
+        return status, step
+
+    def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
+        """Log and save as the host does, then write the step: a step in the record has its checkpoint."""
+        super().save_logs_and_checkpoints(global_step, logs_dict, client_states)  # type: ignore[misc]
+        key_tokens = self.experience_maker.key_tokens
+        if self.tensorboard_logger and key_tokens:
+            text = "\n".join(f"    {side}: {tokens}" for side, tokens in key_tokens.items())
+            self.tensorboard_logger.writer.add_text("train/key_tokens", text, global_step)
+        self.record.step(global_step, logs_dict or {}, key_tokens)
+
+    def save_best_checkpoint(self, eval_metrics: Any, global_step: int, client_states: Any = None) -> None:
+        """Record an evaluation during training; both trainers pass here after each."""
+        self.record.evaluation("during", global_step, eval_metrics or {})
+        super().save_best_checkpoint(eval_metrics, global_step, client_states)  # type: ignore[misc]
