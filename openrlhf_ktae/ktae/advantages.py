@@ -20,7 +20,7 @@ from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.statistics import split_tables
 
 POSITIONS_PER_THREAD = 200_000
-"""Below this a second thread costs more than it saves."""
+"""Below this (about a millisecond of work) a further thread costs more than it saves."""
 CHUNKS_PER_THREAD = 4
 """Chunks of groups handed to each thread, so that uneven groups even out."""
 
@@ -35,7 +35,7 @@ class KeyTokenValues:
     mixed_groups: int
     """Groups with both correct and wrong rollouts; K is 0 in the others."""
     unknown_rollouts: int
-    """Rollouts whose score is NaN: they take no part and get K = 0."""
+    """Rollouts whose score is NaN: they take no part in the tables and get K = 0."""
     correct_B: torch.Tensor
     known_B: torch.Tensor
 
@@ -50,7 +50,7 @@ def compute_ktae_advantages(
     special_token_ids: Iterable[int] = (),
     num_threads: int | None = None,
 ) -> torch.Tensor:
-    """Advantage of each token: the rollout's plus its key-token value (arXiv 2505.16826, Eq. 11).
+    """Advantage of each token: the rollout's plus its key-token value (arXiv 2505.16826).
 
     Args:
         token_ids: (B, T) integers, tensor or array, any device.
@@ -58,7 +58,7 @@ def compute_ktae_advantages(
         scores: (B,) raw verifier scores; NaN is "unknown".
         group_ids: (B,) integers; equal for rollouts of one prompt, in any order.
         rollout_advantages: (B,) floats.
-        config: options; the paper's when left out.
+        config: options; those of the paper when left out.
         special_token_ids: ids that never get a value (end, padding, ...).
         num_threads: threads over groups, at least 1; as many as useful when left out. Same bits either way.
 
@@ -66,7 +66,7 @@ def compute_ktae_advantages(
         float32 (B, T) on the device of `token_ids`; 0 outside the mask.
 
     Raises:
-        ValueError: shapes or kinds do not fit.
+        ValueError: an argument does not fit; the message names it, its value and what to give.
     """
     config = config or KTAEConfig()
     batch = plain_batch(token_ids, action_mask, scores, group_ids, config.correct_threshold)
@@ -83,7 +83,7 @@ def compute_key_token_values(
     special_token_ids: Iterable[int] = (),
     num_threads: int | None = None,
 ) -> KeyTokenValues:
-    """Weighted K of each action token, and counts of what it was computed from; arguments as above."""
+    """Weighted K of each action token and counts of what it was computed from; arguments as above."""
     config = config or KTAEConfig()
     batch = plain_batch(token_ids, action_mask, scores, group_ids, config.correct_threshold)
     values_BT = _filled(batch, np.zeros(batch.ids_BT.shape[0]), config, special_token_ids, num_threads)
@@ -97,6 +97,11 @@ def compute_key_token_values(
     )
 
 
+def warm_up() -> None:
+    """Load the compiled loops ahead of the first call; compile them (seconds) where the cache is cold."""
+    compute_ktae_advantages(np.zeros((2, 1), np.int64), np.ones((2, 1)), [0.0, 1.0], [0, 0], [0.0, 0.0])
+
+
 def _filled(
     batch: Batch,
     base_B: NDArray[np.float64],
@@ -106,12 +111,15 @@ def _filled(
 ) -> torch.Tensor:
     """base + weight * K on action tokens, 0 elsewhere."""
     excluded = plain_ids("special_token_ids", [*special_token_ids, *config.excluded_ids])
+    threads = _threads(num_threads, batch.ids_BT.size)
     if config.weight == 0 or not batch.mixed_Q.any():
         base = torch.from_numpy(base_B).to(torch.float32)[:, None]
-        filled = torch.where(torch.from_numpy(batch.mask_BT), base, torch.zeros((), dtype=torch.float32))
+        filled = torch.where(
+            torch.from_numpy(batch.mask_BT).bool(), base, torch.zeros((), dtype=torch.float32)
+        )
         return filled.to(batch.device)
     out_BT = torch.empty(batch.ids_BT.shape, dtype=torch.float32)
-    _run_groups(batch, base_B, config, excluded, out_BT.numpy(), _threads(num_threads, batch.ids_BT.size))
+    _run_groups(batch, base_B, config, excluded, out_BT.numpy(), threads)
     return out_BT.to(batch.device)
 
 
@@ -123,44 +131,51 @@ def _run_groups(
     out_BT: NDArray[np.float32],
     threads: int,
 ) -> None:
-    from openrlhf_ktae.ktae import contingency  # compiled on first use: importing the package stays cheap
+    from openrlhf_ktae.ktae import compiled  # on first use: importing the package stays cheap
 
     places_Q3, tables = _packed_tables(batch, config)
-    formula = _formula(config)
+    formula = formula_of(config)
 
-    def run(first: int, last: int) -> None:
-        contingency.fill_groups(
+    def run(first: int, last: int) -> Any:
+        return compiled.fill_groups(
             batch.ids_BT, batch.mask_BT, batch.rows_B, batch.starts_Q, batch.sizes_Q2, batch.side_B, base_B,
             places_Q3, tables, excluded, formula, first, last, out_BT,
         )  # fmt: skip
 
     groups = len(batch.sizes_Q2)
-    if threads == 1 or groups == 1:
-        return run(0, groups)
-    cuts = np.unique(np.linspace(0, groups, threads * CHUNKS_PER_THREAD + 1).astype(int)).tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(run, cuts[:-1], cuts[1:]))
-    return None
+    if threads == 1:
+        beyond = [run(0, groups)]
+    else:
+        cuts = np.linspace(0, groups, min(groups, threads * CHUNKS_PER_THREAD) + 1).astype(int).tolist()
+        with ThreadPoolExecutor(threads) as pool:
+            beyond = list(pool.map(run, cuts[:-1], cuts[1:]))
+    if any(beyond):
+        raise ValueError(
+            "token_ids holds an id below 0 or above 4294967295 under action_mask: "
+            "give vocabulary ids there, and mask out positions that hold something else"
+        )
 
 
 def _packed_tables(batch: Batch, config: KTAEConfig) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The tables of every split in the batch end to end, and where each group's three start: (Q, 3)."""
-    splits, split_Q = np.unique(batch.sizes_Q2, axis=0, return_inverse=True)
-    places = np.zeros((len(splits), 3), np.int64)
+    places: dict[tuple[int, int], list[int]] = {}
     parts: list[NDArray[np.float64]] = []
     used = 0
-    for number, (correct, wrong) in enumerate(splits.tolist()):
-        if correct and wrong:
-            found = split_tables(correct, wrong, config)
-            for column, part in enumerate((found.strength_TF, found.direction_TF, found.null_n)):
-                places[number, column] = used
+    splits = [(correct, wrong) for correct, wrong in batch.sizes_Q2.tolist()]
+    for split in set(splits):
+        places[split] = [0, 0, 0]
+        if min(split) > 0:
+            found = split_tables(*split, config)
+            for column, part in enumerate((found.strength_TF, found.presence_TF, found.null_n)):
+                places[split][column] = used
                 parts.append(part.ravel())
                 used += part.size
-    return places[split_Q.reshape(-1)], np.concatenate(parts)
+    return np.array([places[split] for split in splits], dtype=np.int64), np.concatenate(parts)
 
 
-def _formula(config: KTAEConfig) -> Any:
-    from openrlhf_ktae.ktae.contingency import Formula
+def formula_of(config: KTAEConfig) -> Any:
+    """The options that the compiled loops need, as plain numbers."""
+    from openrlhf_ktae.ktae.compiled import Formula
 
     return Formula(
         calibrated=config.variant == "calibrated",
@@ -178,8 +193,7 @@ def _formula(config: KTAEConfig) -> Any:
 
 
 def _threads(asked: int | None, positions: int) -> int:
-    if asked is not None:
-        if asked < 1:
-            raise ValueError(f"num_threads={asked} must be at least 1: leave it out to choose by size")
-        return asked
-    return max(1, min(len(os.sched_getaffinity(0)), positions // POSITIONS_PER_THREAD))
+    if asked is not None and asked < 1:
+        raise ValueError(f"num_threads={asked} must be at least 1: leave it out to choose by size")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or max(1, min(cores, positions // POSITIONS_PER_THREAD))

@@ -1,4 +1,7 @@
-"""What callers pass, checked and made plain: numpy arrays on the CPU, rows sorted by group, rows labelled."""
+"""What callers pass, checked and made plain: numpy arrays on the CPU, rows labelled and sorted by group.
+
+Legend: `B` rollouts, `T` positions, `Q` groups.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ UNKNOWN, WRONG, CORRECT = -1, 0, 1
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of rollouts. `B` rows, `T` positions, `Q` groups."""
+    """A batch of rollouts, ready for the compiled loops."""
 
     ids_BT: NDArray[Any]
-    mask_BT: NDArray[np.bool_]
+    mask_BT: NDArray[np.uint8]
     side_B: NDArray[np.int8]
     rows_B: NDArray[np.int64]
     """Row numbers, group after group; within a group in the order given."""
     starts_Q: NDArray[np.int64]
-    """Where each group starts in `rows_B`, and its end: shape (Q + 1,)."""
+    """Where each group starts in `rows_B`, and the end of the last: shape (Q + 1,)."""
     sizes_Q2: NDArray[np.int64]
     """Correct and wrong rollouts of each group."""
     device: torch.device
@@ -32,36 +35,42 @@ class Batch:
     @property
     def mixed_Q(self) -> NDArray[np.bool_]:
         """Groups with both labels: the only ones where K can differ from 0."""
-        return self.sizes_Q2.min(axis=1, initial=np.iinfo(np.int64).max) > 0
+        return (self.sizes_Q2[:, 0] > 0) & (self.sizes_Q2[:, 1] > 0)
 
 
 def plain_batch(
     token_ids: Any, action_mask: Any, scores: Any, group_ids: Any, correct_threshold: float
 ) -> Batch:
-    """Check shapes and kinds, move what is on an accelerator once, and sort rows by group."""
+    """Check shapes and kinds, move what is on an accelerator once, label rows and sort them by group.
+
+    Raises:
+        ValueError: naming the argument that does not fit, and what to give.
+    """
     device = token_ids.device if isinstance(token_ids, torch.Tensor) else torch.device("cpu")
     ids_BT = _integers("token_ids", token_ids, ndim=2)
     mask_BT = _mask(action_mask, ids_BT.shape)
     rows = ids_BT.shape[0]
     scores_B = floats_B("scores", scores, rows)
     groups_B = _integers("group_ids", group_ids, ndim=1)
-    if groups_B.shape != (rows,):
+    if groups_B.size != rows:
         raise ValueError(
-            f"group_ids has shape {groups_B.shape}: give one integer for each of the {rows} rows of token_ids"
+            f"group_ids has {groups_B.size} entries: give one integer for each of the {rows} rows"
         )
     side_B = np.where(scores_B > correct_threshold, CORRECT, WRONG).astype(np.int8)
     side_B[np.isnan(scores_B)] = UNKNOWN
-    _, group_B, sizes_Q = np.unique(groups_B, return_inverse=True, return_counts=True)
-    sizes_Q2 = np.stack(
-        [np.bincount(group_B[side_B == side], minlength=sizes_Q.size) for side in (CORRECT, WRONG)], axis=1
-    )
+    rows_B = np.argsort(groups_B, kind="stable")
+    sorted_B = groups_B[rows_B]
+    starts_Q = np.flatnonzero(np.concatenate([sorted_B[:1] == sorted_B[:1], sorted_B[1:] != sorted_B[:-1]]))
+    sides = [
+        np.add.reduceat(side_B[rows_B] == side, starts_Q) if rows else starts_Q for side in (CORRECT, WRONG)
+    ]
     return Batch(
         ids_BT=ids_BT,
-        mask_BT=mask_BT,
+        mask_BT=mask_BT.view(np.uint8),
         side_B=side_B,
-        rows_B=np.argsort(group_B, kind="stable").astype(np.int64),
-        starts_Q=np.concatenate([[0], np.cumsum(sizes_Q)]).astype(np.int64),
-        sizes_Q2=sizes_Q2.astype(np.int64),
+        rows_B=rows_B.astype(np.int64),
+        starts_Q=np.append(starts_Q, rows).astype(np.int64),
+        sizes_Q2=np.stack(sides, axis=1).astype(np.int64),
         device=device,
     )
 
@@ -78,11 +87,19 @@ def floats_B(name: str, values: Any, rows: int) -> NDArray[np.float64]:
     return array
 
 
-def plain_ids(name: str, ids: Iterable[int]) -> NDArray[np.int64]:
-    """Distinct ids as int64, sorted."""
-    return np.unique(
-        _integers(name, np.asarray(list(ids), dtype=object if not ids else None), ndim=1).astype(np.int64)
-    )
+def plain_ids(name: str, ids: Iterable[Any]) -> NDArray[np.int64]:
+    """Distinct ids, sorted."""
+    given = list(ids)
+    try:
+        plain = [int(one) for one in given]
+        whole = all(one == value for one, value in zip(plain, given, strict=True))
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{name}={given!r} must hold integers only: leave out what the tokenizer does not define"
+        )
+    return np.array(sorted(set(plain)), dtype=np.int64)
 
 
 def _array(values: Any) -> NDArray[Any]:
@@ -93,14 +110,14 @@ def _array(values: Any) -> NDArray[Any]:
 
 
 def _integers(name: str, values: Any, ndim: int) -> NDArray[Any]:
+    """int32 or int64, contiguous, without a copy where it is so already."""
     array = _array(values)
     if array.size == 0 and array.ndim == ndim:
-        array = array.astype(np.int64)
+        array = array.astype(np.int64)  # an empty list has no kind
     if array.ndim != ndim or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name} is {array.dtype} of shape {array.shape}: give integers with {ndim} dimension{'s' * (ndim > 1)}"
-        )
-    kind = array.dtype if array.dtype in (np.int32, np.int64) else np.int64
+        wanted = "a (B, T) table of integers" if ndim == 2 else "one integer for each row"
+        raise ValueError(f"{name} is {array.dtype} of shape {array.shape}: give {wanted}")
+    kind = np.int32 if np.can_cast(array.dtype, np.int32) else np.int64
     return np.ascontiguousarray(array, dtype=kind)
 
 

@@ -1,13 +1,17 @@
-"""Compiled loops: from the rollouts of a batch to counts per group and id, and from counts to values.
+"""Compiled loops: from the rollouts of a batch to counts per group and id, to values, to the batch again.
 
-Legend: `B` rollouts, `T` positions, `G` rollouts of a group, `Q` groups, `U` distinct ids of a group, `C` the
-columns of an id's record. One pass over a group's tokens numbers its ids in order of appearance with a small hash
-table, counts them per side and marks presence; a second goes over the ids; a third writes values back. The cost
-of a token does not depend on the vocabulary, and no group sees another, so any way of cutting the batch between
-groups gives the same bits.
+Legend: `B` rollouts, `T` positions, `G` rollouts of a group, `Q` groups, `U` distinct ids of a group
+(numbered from 1 in order of appearance), `W` fields of an id's record. One pass over the tokens of a group
+numbers its ids with a small hash table and counts them, a second goes over the ids, a third writes the
+values back. The cost of a token does not depend on the vocabulary, and no group sees another: any way of
+cutting the batch between groups gives the same bits.
+
+The first pass takes the same path for a new id and a known one, because a mispredicted branch costs more
+than all the rest of the work on a token. Indices are unsigned: a signed one is tested for being negative on
+every access. Everything compiled is in this one file: the disk cache notices a change of the file, not of
+what it imports.
 """
 
-# ruff: noqa: ANN001, ANN201
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,20 +19,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
-EMPTY = -1
-FIRST_BITS = 12
-"""The hash table starts with 2^12 slots, 16 KB: it fits the L1 cache and doubles when a group needs more."""
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+Row = NDArray[Any]
+Records = NDArray[np.int64]
+Slots = NDArray[np.uint64]
+
+U64 = np.uint64
+LOW, HIGH = U64(0xFFFFFFFF), U64(32)
+"""Two 32-bit numbers share a word: (id, its number) in a hash slot, (rollouts, uses) in a record."""
+GOLDEN = U64(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio: multiplicative hashing spreads neighbouring ids."""
+SMALLEST_BITS, USUAL_BITS = 8, 15
+"""Hash slots, as powers of two: a small group starts small; 2^15 slots (256 KB) stay in the L2 cache and keep
+collisions rare in a group of 16 x 1,000 tokens. The table doubles whenever it might become half full."""
 MEMO = 4
 """Counts below this share K with every id of equal counts; most distinct ids of a text are that rare."""
 HALF = 0.5
 """Jeffreys prior: half a count on each side keeps the ratio of frequencies finite and near 1 for rare ids."""
 
-# Columns of an id's record.
-ON_WRONG, ON_CORRECT, IN_WRONG, IN_CORRECT, LAST_ROW = 0, 1, 2, 3, 4
-RECORD_WIDTH = 5
+WRONG_WORD, CORRECT_WORD, LAST_ROW = U64(0), U64(1), U64(2)
+RECORD_WIDTH = 3
+EXCLUDED = -1
+"""In place of the last row: the id gets no value."""
 
 
 class Formula(NamedTuple):
@@ -56,72 +69,130 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @compiled
-def locate(key, keys_U, slots):  # type: ignore[no-untyped-def]
-    """Slot that holds the number of `key`, or the empty slot where it belongs."""
-    wrap = np.uint64(slots.size - 1)
-    slot = ((np.uint64(key) * GOLDEN) >> np.uint64(32)) & wrap
-    while True:
-        u = slots[slot]
-        if u == EMPTY or keys_U[u] == key:
-            return slot
-        slot = (slot + np.uint64(1)) & wrap
+def slot_of(key: Any, slots: Slots, bits: int) -> Any:
+    """The slot that holds `key`, or the empty one where it belongs."""
+    slot = (key * GOLDEN) >> U64(64 - bits)
+    entry = slots[slot]
+    while (entry != U64(0)) & ((entry >> HIGH) != key):
+        slot = (slot + U64(1)) & U64((1 << bits) - 1)
+        entry = slots[slot]
+    return slot
 
 
 @compiled
-def grown(keys_U, records_UC, slots):  # type: ignore[no-untyped-def]
-    """The same tables with twice the room."""
-    count = keys_U.size
-    keys = np.empty(2 * count, np.int64)
-    records = np.empty((2 * count, RECORD_WIDTH), np.int32)
-    keys[:count] = keys_U
-    records[:count] = records_UC
-    table = np.full(2 * slots.size, EMPTY, np.int32)
-    for u in range(count):
-        table[locate(keys[u], keys, table)] = u
-    return keys, records, table
+def new_tables(bits: int) -> Any:
+    """Hash slots (all empty) and records (all zero) for half as many ids."""
+    return np.zeros(1 << bits, np.uint64), np.zeros(((1 << bits) // 2 + 1, RECORD_WIDTH), np.int64)
 
 
 @compiled
-def count_group(ids_BT, mask_BT, rows_G, side_B, keys_U, records_UC, slots, token_u):  # type: ignore[no-untyped-def]
-    """Count the labelled rows of one group.
+def room(bits: int, ids: int, more: int, slots: Slots, records_UW: Records) -> Any:
+    """Tables that stay at most half full with `more` further ids: the given ones, or larger copies."""
+    wanted = bits
+    while 2 * (ids + more) > 1 << wanted:
+        wanted += 1
+    if wanted == bits:
+        return bits, slots, records_UW
+    larger, records = new_tables(max(wanted, USUAL_BITS))
+    records[: ids + 1] = records_UW[: ids + 1]
+    for entry in slots[: 1 << bits]:
+        if entry != U64(0):
+            larger[slot_of(entry >> HIGH, larger, wanted)] = entry
+    return wanted, larger, records
 
-    Returns U and the tables, larger ones where they had to grow; `token_u` receives each token's id number.
+
+@compiled
+def ones(mask_T: Row, start: int, end: int) -> int:
+    """Masked-in positions from `start` to `end`; compiles to a vector sum."""
+    total = 0
+    for t in range(U64(start), U64(end)):
+        total += mask_T[t]
+    return total
+
+
+@compiled
+def next_run(mask_T: Row, start: int, left: int) -> Any:
+    """Next run of masked-in positions from `start` on, of which `left` (at least one) are left in the row."""
+    while not mask_T[start]:
+        start += 1
+    end = start + left
+    if end <= mask_T.size and ones(mask_T, start, end) == left:
+        return start, end  # the usual row: one run
+    end = start
+    while end < mask_T.size and mask_T[end]:
+        end += 1
+    return start, end
+
+
+@compiled
+def count_row(
+    ids_T: Row, mask_T: Row, side: int, mark: int, slots: Slots, bits: int, records_UW: Records, token_u: Row,
+    tokens: int, ids: int,
+) -> Any:  # fmt: skip
+    """Count one rollout; returns the tokens and ids of the group so far, and the bits of ids beyond 32."""
+    word, number, place, overflow = U64(side), U64(ids), U64(tokens), U64(0)
+    left = ones(mask_T, 0, mask_T.size)
+    end = 0
+    while left > 0:
+        start, end = next_run(mask_T, end, left)
+        left -= end - start
+        for t in range(U64(start), U64(end)):
+            key = U64(ids_T[t])
+            overflow |= key
+            key &= LOW
+            slot = slot_of(key, slots, bits)
+            known = slots[slot] & LOW
+            is_new = U64(known == U64(0))
+            number += is_new
+            u = known + is_new * number
+            slots[slot] = (key << HIGH) | u
+            first_in_row = np.int64(records_UW[u, LAST_ROW] != mark)
+            records_UW[u, word] += 1 + (first_in_row << 32)
+            records_UW[u, LAST_ROW] = mark
+            token_u[place] = u
+            place += U64(1)
+    return np.int64(place), np.int64(number), overflow >> HIGH
+
+
+@compiled
+def count_group(
+    ids_BT: Row, mask_BT: Row, rows_G: Row, side_B: Row, slots: Slots, records_UW: Records, token_u: Row
+) -> Any:
+    """Count the labelled rows of one group into `records_UW`, which must hold zeros.
+
+    Returns distinct ids, (correct, wrong) tokens, bits of ids beyond 32, bits of the hash table in use, and
+    the hash table and records: larger ones where these had to grow.
     """
-    ids = 0
-    tokens = 0
-    slots[:] = EMPTY
+    ids, tokens, on_correct, overflow = 0, 0, 0, U64(0)
+    bits = SMALLEST_BITS
+    while bits < USUAL_BITS and 1 << bits < 2 * rows_G.size * ids_BT.shape[1]:
+        bits += 1
+    slots[: 1 << bits] = 0
     for position in range(rows_G.size):
         row = rows_G[position]
-        side = side_B[row]
-        if side < 0:
+        if side_B[row] < 0:
             continue
-        for t in range(ids_BT.shape[1]):
-            if not mask_BT[row, t]:
-                continue
-            key = np.int64(ids_BT[row, t])
-            slot = locate(key, keys_U, slots)
-            u = slots[slot]
-            if u == EMPTY:
-                if 2 * ids == slots.size:
-                    keys_U, records_UC, slots = grown(keys_U, records_UC, slots)
-                    slot = locate(key, keys_U, slots)
-                u = np.int32(ids)
-                ids += 1
-                slots[slot] = u
-                keys_U[u] = key
-                records_UC[u] = 0
-                records_UC[u, LAST_ROW] = -1
-            record = records_UC[u]
-            record[side] += 1
-            record[IN_WRONG + side] += record[LAST_ROW] != position
-            record[LAST_ROW] = position
-            token_u[tokens] = u
-            tokens += 1
-    return ids, keys_U, records_UC, slots
+        bits, slots, records_UW = room(bits, ids, ids_BT.shape[1], slots, records_UW)
+        before = tokens
+        tokens, ids, beyond = count_row(
+            ids_BT[row],
+            mask_BT[row],
+            side_B[row],
+            position + 1,
+            slots,
+            bits,
+            records_UW,
+            token_u,
+            tokens,
+            ids,
+        )
+        overflow |= beyond
+        on_correct += (tokens - before) * side_B[row]
+    return ids, (on_correct, tokens - on_correct), overflow, bits, slots, records_UW
 
 
 @compiled
-def bm25(frequency, relative_length, k1, b):  # type: ignore[no-untyped-def]
+def bm25(frequency: float, relative_length: float, k1: float, b: float) -> float:
     """Saturated frequency of one side; 0 where the id is absent."""
     if frequency == 0.0:
         return 0.0
@@ -129,161 +200,184 @@ def bm25(frequency, relative_length, k1, b):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def direction(presence, counts, sizes, lengths, formula):  # type: ignore[no-untyped-def]
-    """Direction of one id from its presence part and counts; pairs are (correct, wrong): uses, rollouts, tokens."""
+def frequency_part(presence: float, uses: Any, sizes: Any, lengths: Any, formula: Formula) -> float:
+    """Frequency part of the direction. `uses`, `sizes` (rollouts), `lengths` (tokens) are (correct, wrong).
+
+    In `paper` and `reference` a term: h3 times the difference of the ratio of frequencies and its inverse. In
+    `calibrated` a factor: 1, or less where uses per rollout contradict the sign of `presence`.
+    """
+    correct, wrong = float(uses[0]), float(uses[1])
+    length_correct, length_wrong = float(lengths[0]), float(lengths[1])
     if formula.calibrated:
-        use_correct = (counts[0] + HALF) / (sizes[0] + 1.0)
-        use_wrong = (counts[1] + HALF) / (sizes[1] + 1.0)
-        length_correct, length_wrong = lengths[0] / sizes[0], lengths[1] / sizes[1]
-    else:
-        use_correct, use_wrong = float(counts[0]), float(counts[1])
-        if formula.relative:
-            use_correct /= max(lengths[0], 1)
-            use_wrong /= max(lengths[1], 1)
-        length_correct, length_wrong = float(lengths[0]), float(lengths[1])
-    mean_length = max((length_correct + length_wrong) / 2.0, 1e-300)
-    correct = bm25(use_correct, length_correct / mean_length, formula.k1, formula.b)
-    wrong = bm25(use_wrong, length_wrong / mean_length, formula.k1, formula.b)
+        correct, wrong = (correct + HALF) / (sizes[0] + 1.0), (wrong + HALF) / (sizes[1] + 1.0)
+        length_correct, length_wrong = length_correct / sizes[0], length_wrong / sizes[1]
+    elif formula.relative:
+        correct, wrong = correct / max(length_correct, 1.0), wrong / max(length_wrong, 1.0)
+    mean_length = (length_correct + length_wrong) / 2.0  # above 0: the id itself occurs
+    correct = bm25(correct, length_correct / mean_length, formula.k1, formula.b)
+    wrong = bm25(wrong, length_wrong / mean_length, formula.k1, formula.b)
     if formula.calibrated:
-        agreement = correct / wrong if presence > 0 else wrong / correct
-        return presence * min(1.0, agreement) ** formula.h3
-    return presence + formula.h3 * (correct / (wrong + formula.epsilon) - wrong / (correct + formula.epsilon))
+        return min(1.0, correct / wrong if presence > 0 else wrong / correct) ** formula.h3
+    return formula.h3 * (correct / (wrong + formula.epsilon) - wrong / (correct + formula.epsilon))
 
 
 @compiled
-def id_values(ids, records_UC, sizes, strength_TF, direction_TF, null_n, formula, values_U):  # type: ignore[no-untyped-def]
-    """K of every id of one group, before `weight`; `sizes` are its (correct, wrong) rollouts."""
-    lengths = (records_UC[:ids, ON_CORRECT].sum(), records_UC[:ids, ON_WRONG].sum())
-    memo = np.full((MEMO, MEMO, MEMO, MEMO), np.nan)
-    for u in range(ids):
-        used = (records_UC[u, ON_CORRECT], records_UC[u, ON_WRONG])
-        a, b = records_UC[u, IN_CORRECT], records_UC[u, IN_WRONG]
-        rare = used[0] < MEMO and used[1] < MEMO
-        if rare and not np.isnan(memo[used[0], used[1], a, b]):
-            values_U[u] = memo[used[0], used[1], a, b]
+def id_value(strength: float, presence: float, frequency: float, formula: Formula) -> float:
+    """K of one id before noise factor and `weight`: range * tanh(strength * direction / (2 * scale))."""
+    direction = presence * frequency if formula.calibrated else presence + frequency
+    return formula.value_range * np.tanh(strength * direction / formula.two_scale)
+
+
+@compiled
+def id_values(
+    ids: int, records_UW: Records, sizes: Any, lengths: Any, strength: Row, presence: Row, formula: Formula,
+    values_U: Row,
+) -> None:  # fmt: skip
+    """K of every id of one group. `strength` and `presence` are indexed by a * (F + 1) + b."""
+    memo = np.full(MEMO**4, np.nan)
+    for u in range(U64(1), U64(ids + 1)):
+        uses = (records_UW[u, CORRECT_WORD] & 0xFFFFFFFF, records_UW[u, WRONG_WORD] & 0xFFFFFFFF)
+        a, b = records_UW[u, CORRECT_WORD] >> 32, records_UW[u, WRONG_WORD] >> 32
+        rare = (uses[0] < MEMO) & (uses[1] < MEMO)
+        like = U64(((uses[0] * MEMO + uses[1]) * MEMO + a) * MEMO + b)
+        if rare and memo[like] == memo[like]:
+            values_U[u] = memo[like]
             continue
+        table = U64(a * (sizes[1] + 1) + b)
         value = 0.0
-        if strength_TF[a, b] != 0.0:
-            towards = direction(direction_TF[a, b], used, sizes, lengths, formula)
-            value = formula.value_range * np.tanh(strength_TF[a, b] * towards / formula.two_scale)
+        if strength[table] != 0.0:
+            frequency = frequency_part(presence[table], uses, sizes, lengths, formula)
+            value = id_value(strength[table], presence[table], frequency, formula)
         values_U[u] = value
         if rare:
-            memo[used[0], used[1], a, b] = value
-    if formula.calibrated:
-        values_U[:ids] *= noise_factor(ids, records_UC, null_n, formula.noise * formula.value_range)
+            memo[like] = value
 
 
 @compiled
-def noise_factor(ids, records_UC, null_n, allowed):  # type: ignore[no-untyped-def]
-    """Factor (at most 1) that keeps the expected |K| per token under random labels at `allowed`."""
+def noise_factor(ids: int, records_UW: Records, null_n: Row, allowed: float) -> float:
+    """Factor, at most 1, that keeps the expected |K| per token under random labels at `allowed`."""
     tokens_n = np.zeros(null_n.size, np.int64)
-    for u in range(ids):
-        n = records_UC[u, IN_CORRECT] + records_UC[u, IN_WRONG]
-        tokens_n[n] += records_UC[u, ON_CORRECT] + records_UC[u, ON_WRONG]
+    for u in range(U64(1), U64(ids + 1)):
+        both = records_UW[u, CORRECT_WORD] + records_UW[u, WRONG_WORD]
+        tokens_n[both >> 32] += both & 0xFFFFFFFF
+    tokens = 0
     expected = 0.0
     for n in range(null_n.size):
+        tokens += tokens_n[n]
         expected += tokens_n[n] * null_n[n]
-    tokens = tokens_n.sum()
     return min(1.0, allowed * tokens / expected) if expected > 0.0 else 1.0
 
 
 @compiled
-def write_row(mask_T, token_u, start, values_U, excluded_U, base, formula, out_T):  # type: ignore[no-untyped-def]
-    """Write base + K on the action tokens of one row and 0 elsewhere; returns where the next row's tokens start."""
-    shift = 0.0
-    if formula.centre:
-        shift = row_mean(mask_T, token_u, start, values_U, excluded_U)
-    for t in range(mask_T.size):
-        if mask_T[t]:
-            u = token_u[start]
-            start += 1
-            moved = 0.0 if excluded_U[u] else values_U[u] - shift
-            out_T[t] = base + formula.weight * moved
-        else:
-            out_T[t] = 0.0
-    return start
+def exclude(excluded: Row, slots: Slots, bits: int, records_UW: Records, values_U: Row) -> None:
+    """Take their value from the excluded ids that the group contains."""
+    for key in excluded:
+        u = slots[slot_of(U64(key), slots, bits)] & LOW
+        if u != U64(0):
+            records_UW[u, LAST_ROW] = EXCLUDED
+            values_U[u] = 0.0
 
 
 @compiled
-def row_mean(mask_T, token_u, start, values_U, excluded_U):  # type: ignore[no-untyped-def]
-    """Mean K over the tokens of one row that may have a value."""
+def row_mean(tokens: int, token_u: Row, place: int, records_UW: Records, values_U: Row) -> float:
+    """Mean value over the tokens of one row that may have one."""
     total = 0.0
-    tokens = 0
-    for t in range(mask_T.size):
-        if mask_T[t]:
-            u = token_u[start]
-            start += 1
-            if not excluded_U[u]:
-                total += values_U[u]
-                tokens += 1
-    return total / max(tokens, 1)
+    valued = 0
+    for token in range(U64(place), U64(place + tokens)):
+        u = token_u[token]
+        if records_UW[u, LAST_ROW] != EXCLUDED:
+            total += values_U[u]
+            valued += 1
+    return total / max(valued, 1)
 
 
 @compiled
-def write_base(mask_T, base, out_T):  # type: ignore[no-untyped-def]
+def write_row(
+    mask_T: Row,
+    base: float,
+    centre: bool,
+    token_u: Row,
+    place: int,
+    records_UW: Records,
+    values_U: Row,
+    out_T: Row,
+) -> int:
+    """Write base + value on action tokens of one row and 0 elsewhere; returns the next row's first place."""
+    left = ones(mask_T, 0, mask_T.size)
+    shift = row_mean(left, token_u, place, records_UW, values_U) if centre else 0.0
+    out_T[:] = 0.0
+    end = 0
+    token = U64(place)
+    while left > 0:
+        start, end = next_run(mask_T, end, left)
+        left -= end - start
+        for t in range(U64(start), U64(end)):
+            u = token_u[token]
+            token += U64(1)
+            out_T[t] = base + values_U[u]
+            if centre and records_UW[u, LAST_ROW] != EXCLUDED:
+                out_T[t] = base + (values_U[u] - shift)
+    return int(token)
+
+
+@compiled
+def write_base(mask_T: Row, base: float, out_T: Row) -> None:
     """Write the rollout's advantage on action tokens and 0 elsewhere."""
     for t in range(mask_T.size):
         out_T[t] = base if mask_T[t] else 0.0
 
 
 @compiled
-def fill_groups(  # type: ignore[no-untyped-def]
-    ids_BT,
-    mask_BT,
-    rows_B,
-    starts_Q,
-    sizes_Q2,
-    side_B,
-    base_B,
-    tables_Q3,
-    tables,
-    excluded,
-    formula,
-    first,
-    last,
-    out_BT,
-):
-    """Values of groups `first` to `last` (exclusive) into `out_BT`.
+def fill_groups(
+    ids_BT: Row, mask_BT: Row, rows_B: Row, starts_Q: Row, sizes_Q2: Row, side_B: Row, base_B: Row, places_Q3: Row,
+    tables: Row, excluded: Row, formula: Formula, first: int, last: int, out_BT: Row,
+) -> Any:  # fmt: skip
+    """base + weight * K of groups `first` to `last` (exclusive) into `out_BT`; returns bits of ids beyond 32.
 
-    `rows_B` lists the rows group after group from `starts_Q` on; `side_B` is 1 (correct), 0 (wrong) or -1 (unknown);
-    `tables_Q3` are the places in `tables` of each group's strength, direction and null tables.
+    `rows_B` lists the rows group after group from `starts_Q` on; `side_B` is 1 (correct), 0 (wrong) or
+    -1 (unknown); `places_Q3` says where in `tables` a group's strength, presence and null tables start.
     """
-    keys_U = np.empty(1 << (FIRST_BITS - 1), np.int64)
-    records_UC = np.empty((keys_U.size, RECORD_WIDTH), np.int32)
-    slots = np.empty(1 << FIRST_BITS, np.int32)
-    token_u = np.empty(0, np.int32)
-    values_U = np.empty(keys_U.size)
-    excluded_U = np.zeros(keys_U.size, np.bool_)
+    slots, records_UW = new_tables(USUAL_BITS)
+    token_u = np.empty(0, np.uint32)
+    values_U = np.empty(records_UW.shape[0])
+    overflow = U64(0)
     for q in range(first, last):
         rows_G = rows_B[starts_Q[q] : starts_Q[q + 1]]
-        correct, wrong = sizes_Q2[q]
-        if correct == 0 or wrong == 0:
+        sizes = (sizes_Q2[q, 0], sizes_Q2[q, 1])
+        if sizes[0] == 0 or sizes[1] == 0:
             for row in rows_G:
                 write_base(mask_BT[row], base_B[row], out_BT[row])
             continue
         if token_u.size < rows_G.size * ids_BT.shape[1]:
-            token_u = np.empty(rows_G.size * ids_BT.shape[1], np.int32)
-        ids, keys_U, records_UC, slots = count_group(
-            ids_BT, mask_BT, rows_G, side_B, keys_U, records_UC, slots, token_u
+            token_u = np.empty(rows_G.size * ids_BT.shape[1], np.uint32)
+        ids, lengths, beyond, bits, slots, records_UW = count_group(
+            ids_BT, mask_BT, rows_G, side_B, slots, records_UW, token_u
         )
-        if values_U.size < ids:
-            values_U = np.empty(keys_U.size)
-            excluded_U = np.zeros(keys_U.size, np.bool_)
-        shape = (correct + 1, wrong + 1)
-        strength_TF = tables[tables_Q3[q, 0] :][: shape[0] * shape[1]].reshape(shape)
-        direction_TF = tables[tables_Q3[q, 1] :][: shape[0] * shape[1]].reshape(shape)
-        null_n = tables[tables_Q3[q, 2] :][: correct + wrong + 1]
-        id_values(ids, records_UC, (correct, wrong), strength_TF, direction_TF, null_n, formula, values_U)
-        excluded_U[:ids] = False
-        for key in excluded:
-            u = slots[locate(key, keys_U, slots)]
-            if u != EMPTY:
-                excluded_U[u] = True
-        start = 0
+        overflow |= beyond
+        if values_U.size <= ids:
+            values_U = np.empty(records_UW.shape[0])
+        strength, presence = tables[places_Q3[q, 0] :], tables[places_Q3[q, 1] :]
+        id_values(ids, records_UW, sizes, lengths, strength, presence, formula, values_U)
+        factor = formula.weight
+        if formula.calibrated:
+            null_n = tables[places_Q3[q, 2] :][: sizes[0] + sizes[1] + 1]
+            factor *= noise_factor(ids, records_UW, null_n, formula.noise * formula.value_range)
+        values_U[: ids + 1] *= factor
+        exclude(excluded, slots, bits, records_UW, values_U)
+        place = 0
         for row in rows_G:
             if side_B[row] < 0:
                 write_base(mask_BT[row], base_B[row], out_BT[row])
             else:
-                start = write_row(
-                    mask_BT[row], token_u, start, values_U, excluded_U, base_B[row], formula, out_BT[row]
+                place = write_row(
+                    mask_BT[row],
+                    base_B[row],
+                    formula.centre,
+                    token_u,
+                    place,
+                    records_UW,
+                    values_U,
+                    out_BT[row],
                 )
+        records_UW[: ids + 1] = 0
+    return overflow

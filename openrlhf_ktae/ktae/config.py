@@ -36,7 +36,7 @@ class KTAEConfig:
 
     variant: Variant = "paper"
     """`paper`: the formulas of arXiv 2505.16826. `reference`: the arithmetic of its code, repaired.
-    `calibrated`: the same ingredients with a guaranteed noise level (see `statistics.calibrated_strength`)."""
+    `calibrated`: the same ingredients with a guaranteed noise level (derived in `calibrated.py`)."""
 
     h1: float | None = None
     """Weight of the association exp(-2 p), >= 0. Own value: 1."""
@@ -60,7 +60,7 @@ class KTAEConfig:
 
     term_frequency: TermFrequency | None = None
     """What BM25 sees in `paper` and `reference`: the `relative` share of a side's tokens (published code)
-    or the `count` (textbook BM25). Own value: `relative`. `calibrated` always uses smoothed counts per rollout."""
+    or the `count` (textbook BM25). Own value: `relative`. `calibrated` uses smoothed counts per rollout."""
 
     ratio_epsilon: float | None = None
     """Added to both denominators of the frequency ratio in `paper` and `reference`, > 0. Own value: 1e-5."""
@@ -140,7 +140,7 @@ class KTAEConfig:
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> KTAEConfig:
-        """Build from plain names and values; an unknown name raises `ValueError` with the nearest right one."""
+        """Build from names and values; an unknown name raises `ValueError` with the nearest right one."""
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:

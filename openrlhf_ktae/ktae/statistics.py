@@ -1,8 +1,8 @@
 """Statistics of one id in one group, as tables over how many rollouts of each side contain it.
 
 Legend: `T` correct and `F` wrong rollouts of a group; `a` of the correct and `b` of the wrong ones contain
-the id; `n = a + b`. Arrays `*_TF` have shape (T + 1, F + 1) and are indexed by (a, b). A group has few rollouts,
-so every possible table is computed once, in float64, and kept.
+the id; `n = a + b`. Arrays `*_TF` have shape (T + 1, F + 1) and are indexed by (a, b). A group has few
+rollouts, so every possible table is computed once, in float64, and kept.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from openrlhf_ktae.ktae.calibrated import calibrated_strength, expected_under_null, presence_sign
 from openrlhf_ktae.ktae.config import KTAEConfig
 
 Array = NDArray[np.float64]
@@ -24,6 +25,10 @@ TIE_TOLERANCE = 1e-9
 """Beyond, tables whose probabilities differ by less (relatively) count as equally probable."""
 KEPT_TABLES = 1024
 """Splits (T, F) kept in memory: every split of the usual group sizes."""
+KEPT_GROUP = 256
+"""Rollouts beyond which a split's tables (0.5 MB each there) are computed anew."""
+LARGEST_GROUP = 4096
+"""Labelled rollouts of a group: its tables then take 200 MB and 3 s."""
 
 
 @dataclass(frozen=True)
@@ -32,37 +37,52 @@ class SplitTables:
 
     fisher_TF: Array
     association_TF: Array
-    information_gain_TF: Array
+    gain_TF: Array
     strength_TF: Array
     """What multiplies the direction."""
-    direction_TF: Array
-    """The part of the direction that presence gives."""
+    presence_TF: Array
+    """Presence part of the direction."""
     null_n: Array
     """Largest expected |K| of an id in n rollouts when labels are unrelated to it; shape (T + F + 1,)."""
 
 
-@lru_cache(maxsize=KEPT_TABLES)
 def split_tables(correct: int, wrong: int, config: KTAEConfig) -> SplitTables:
-    """All tables of a group with `correct` and `wrong` rollouts, both at least 1."""
+    """All tables of a group with `correct` and `wrong` rollouts, both at least 1.
+
+    Raises:
+        ValueError: the group is larger than `LARGEST_GROUP`.
+    """
+    if correct + wrong > LARGEST_GROUP:
+        raise ValueError(
+            f"group_ids puts {correct + wrong} labelled rollouts in one group: give each prompt its own id, "
+            f"or split the group (at most {LARGEST_GROUP})"
+        )
+    return (_kept_tables if correct + wrong <= KEPT_GROUP else _new_tables)(correct, wrong, config)
+
+
+def _new_tables(correct: int, wrong: int, config: KTAEConfig) -> SplitTables:
     probability_TF, two_sided_TF = fisher_tables(correct, wrong)
     fisher_TF = two_sided_TF if config.fisher == "two_sided" else probability_TF
     association_TF = np.where(fisher_TF != 1.0, np.exp(-2.0 * fisher_TF), 0.0)
     gain_TF = information_gain(correct, wrong)
     if config.variant == "calibrated":
         strength_TF = calibrated_strength(fisher_TF, association_TF, gain_TF, config)
-        direction_TF = presence_sign(correct, wrong)
+        presence_TF = presence_sign(correct, wrong)
     else:
         strength_TF = config.number("h1") * association_TF + config.number("h2") * gain_TF
-        direction_TF = presence_direction(correct, wrong)
+        presence_TF = presence_direction(correct, wrong)
     size_TF = config.number("value_range") * np.tanh(strength_TF / (2.0 * config.number("scale")))
     return SplitTables(
         fisher_TF,
         association_TF,
         gain_TF,
         strength_TF,
-        direction_TF,
+        presence_TF,
         expected_under_null(probability_TF, size_TF),
     )
+
+
+_kept_tables = lru_cache(maxsize=KEPT_TABLES)(_new_tables)
 
 
 def fisher_tables(correct: int, wrong: int) -> tuple[Array, Array]:
@@ -102,7 +122,7 @@ def _log_choose(total: int) -> Array:
 
 
 def entropy(yes: Array, no: Array) -> Array:
-    """Entropy in bits of a label that `yes` and `no` rollouts carry, symmetric to the bit; 0 without rollouts."""
+    """Entropy in bits of a label with `yes` and `no` rollouts, symmetric to the bit; 0 without rollouts."""
     total = np.maximum(yes + no, 1)
     return -(_share_log_share(yes / total) + _share_log_share(no / total))
 
@@ -124,32 +144,3 @@ def presence_direction(correct: int, wrong: int) -> Array:
     """asin(sqrt(a / T)) - asin(sqrt(b / F))."""
     a, b = np.ogrid[0 : correct + 1, 0 : wrong + 1]
     return np.arcsin(np.sqrt(a / correct)) - np.arcsin(np.sqrt(b / wrong))
-
-
-def presence_sign(correct: int, wrong: int) -> Array:
-    """Sign of a / T - b / F, in integers."""
-    a, b = np.ogrid[0 : correct + 1, 0 : wrong + 1]
-    return np.sign(a * wrong - b * correct).astype(np.float64)
-
-
-def calibrated_strength(fisher_TF: Array, association_TF: Array, gain_TF: Array, config: KTAEConfig) -> Array:
-    """Strength of `calibrated`: between 0 and 1, a falling function of p alone, 0 from `p_max` on."""
-    order = np.argsort(-fisher_TF, axis=None, kind="stable")
-    p = fisher_TF.ravel()[order]
-    # Best gain among tables at least as probable under the null; equal p, equal gain.
-    best = np.maximum.accumulate(gain_TF.ravel()[order])
-    best = best[np.searchsorted(-p, -p, side="right") - 1]
-    gain = np.empty_like(best)
-    gain[order] = best
-    relative_gain = gain.reshape(fisher_TF.shape) / gain_TF.max()
-    h1, h2 = config.number("h1"), config.number("h2")
-    mixed = (h1 * association_TF + h2 * relative_gain) / ((h1 + h2) or 1.0)
-    return mixed * np.maximum(0.0, 1.0 - fisher_TF / config.number("p_max"))
-
-
-def expected_under_null(probability_TF: Array, size_TF: Array) -> Array:
-    """Sum over the tables with n rollouts containing the id of probability x size; shape (T + F + 1,)."""
-    flipped = (probability_TF * size_TF)[:, ::-1]
-    wrong = flipped.shape[1] - 1
-    # fsum rounds once, so the sum does not depend on which side is called correct.
-    return np.array([math.fsum(flipped.diagonal(wrong - n).tolist()) for n in range(sum(flipped.shape) - 1)])

@@ -1,0 +1,158 @@
+"""Why an id has its value: every ingredient of K for one group, and the key tokens of a batch.
+
+Legend: `G` rollouts of the group, `T` positions, `U` distinct ids of the group; `B` rollouts of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from openrlhf_ktae.ktae.advantages import formula_of
+from openrlhf_ktae.ktae.batch import Batch, plain_batch, plain_ids
+from openrlhf_ktae.ktae.config import KTAEConfig
+from openrlhf_ktae.ktae.statistics import SplitTables, split_tables
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+VOCABULARY = 1 << 20
+"""Ids up to here are counted in a table; a batch with larger ones is sorted, which is ten times slower."""
+
+
+@dataclass(frozen=True)
+class GroupExplanation:
+    """One entry for each distinct id among the labelled rollouts of a group, largest K first."""
+
+    token_id: Counts
+    a: Counts
+    """Correct rollouts that contain the id."""
+    b: Counts
+    """Wrong rollouts that contain it."""
+    c: Counts
+    """Correct rollouts that lack it."""
+    d: Counts
+    """Wrong rollouts that lack it."""
+    uses_correct: Counts
+    """Occurrences in all correct rollouts."""
+    uses_wrong: Counts
+    fisher: Floats
+    """p of the chosen kind; 1 in a one-sided group, where every further column is 0."""
+    association: Floats
+    information_gain: Floats
+    """Bits."""
+    strength: Floats
+    """What multiplies the direction: h1 F + h2 IG, in `calibrated` its normalised and gated form."""
+    presence: Floats
+    """Presence part of the direction; its sign in `calibrated`."""
+    frequency: Floats
+    """Frequency part of the direction: a term with h3, in `calibrated` a factor of at most 1."""
+    value: Floats
+    """K before `weight` and centring; 0 for excluded ids."""
+
+    def to_pandas(self) -> Any:
+        """The same as a pandas DataFrame, one row for each id (needs pandas)."""
+        import pandas
+
+        return pandas.DataFrame({field.name: getattr(self, field.name) for field in fields(self)})
+
+
+def explain_group(
+    token_ids: Any,
+    action_mask: Any,
+    scores: Any,
+    config: KTAEConfig | None = None,
+    special_token_ids: Iterable[int] = (),
+) -> GroupExplanation:
+    """Every ingredient of K for one group: (G, T) ids and mask, (G,) scores; NaN scores take no part.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it and what to give.
+    """
+    from openrlhf_ktae.ktae import compiled  # on first use: importing the package stays cheap
+
+    config = config or KTAEConfig()
+    group_ids = np.zeros(len(token_ids), np.int64)
+    batch = plain_batch(token_ids, action_mask, scores, group_ids, config.correct_threshold)
+    excluded = plain_ids("special_token_ids", [*special_token_ids, *config.excluded_ids])
+    id_U, records_UW, lengths = _counted(batch, compiled)
+    ids, (correct, wrong) = len(id_U), batch.sizes_Q2[0].tolist() if len(batch.sizes_Q2) else (0, 0)
+    b, a = (records_UW[:, side] >> 32 for side in (0, 1))
+    uses_wrong, uses_correct = (records_UW[:, side] & 0xFFFFFFFF for side in (0, 1))
+    fisher, association, gain, strength, presence, frequency, value = np.zeros((7, ids))
+    fisher[:] = 1.0
+    if correct and wrong:
+        tables = split_tables(correct, wrong, config)
+        formula = formula_of(config)
+        fisher, association, gain = tables.fisher_TF[a, b], tables.association_TF[a, b], tables.gain_TF[a, b]
+        strength, presence = tables.strength_TF[a, b], tables.presence_TF[a, b]
+        for u, uses in enumerate(zip(uses_correct.tolist(), uses_wrong.tolist(), strict=True)):
+            frequency[u] = compiled.frequency_part(presence[u], uses, (correct, wrong), lengths, formula)
+            value[u] = compiled.id_value(strength[u], presence[u], frequency[u], formula)
+        value *= _noise_factor(a + b, uses_correct + uses_wrong, tables, config)
+        value[np.isin(id_U, excluded)] = 0.0
+    order = np.lexsort((id_U, -value))
+    counts = (id_U, a, b, correct - a, wrong - b, uses_correct, uses_wrong)
+    measures = (fisher, association, gain, strength, presence, frequency, value)
+    return GroupExplanation(*(column[order] for column in (*counts, *measures)))
+
+
+def _counted(batch: Batch, compiled: Any) -> tuple[Counts, Counts, tuple[int, int]]:
+    """Ids of the labelled rows, their records, and (correct, wrong) tokens."""
+    slots, records_UW = compiled.new_tables(compiled.USUAL_BITS)
+    token_u = np.empty(batch.ids_BT.size, np.uint32)
+    arrays = batch.ids_BT, batch.mask_BT, batch.rows_B, batch.side_B
+    ids, lengths, _, bits, slots, records_UW = compiled.count_group(*arrays, slots, records_UW, token_u)
+    entries = slots[: 1 << bits]
+    entries = entries[entries != 0]
+    id_U = np.empty(ids, np.int64)
+    id_U[(entries & compiled.LOW).astype(np.int64) - 1] = (entries >> compiled.HIGH).astype(np.int64)
+    return id_U, records_UW[1 : ids + 1], lengths
+
+
+def _noise_factor(n_U: Counts, uses_U: Counts, tables: SplitTables, config: KTAEConfig) -> float:
+    if config.variant != "calibrated":
+        return 1.0
+    expected = float((uses_U * tables.null_n[n_U]).sum())
+    allowed = config.number("noise_budget") * config.number("value_range") * float(uses_U.sum())
+    return min(1.0, allowed / expected) if expected > 0.0 else 1.0
+
+
+def top_key_tokens(
+    token_ids: Any, action_mask: Any, values_BT: Any, n: int, largest: bool = True
+) -> list[tuple[int, float, int]]:
+    """The `n` ids of highest (or lowest) mean K over a batch's action tokens: (id, mean K, occurrences).
+
+    Ids of equal mean come in ascending order of id.
+    """
+    tensors = (torch.as_tensor(given).detach().cpu() for given in (token_ids, action_mask, values_BT))
+    ids_BT, mask_BT, k_BT = tensors
+    acted_BT = mask_BT.bool()
+    ids, place = ids_BT[acted_BT].numpy(), ids_BT[acted_BT].numpy()
+    if ids.max(initial=0) > VOCABULARY:
+        ids, place = np.unique(ids, return_inverse=True)
+    else:
+        ids = np.arange(ids.max(initial=-1) + 1)
+    occurrences = np.bincount(place, minlength=len(ids))
+    sums = np.bincount(place, weights=k_BT[acted_BT].numpy(), minlength=len(ids))
+    used = np.flatnonzero(occurrences)
+    means = sums[used] / occurrences[used]
+    order = np.lexsort((ids[used], -means if largest else means))[:n]
+    return [(int(ids[used[u]]), float(means[u]), int(occurrences[used[u]])) for u in order]
+
+
+def rollout_share(values_BT: Any, action_mask: Any) -> float:
+    """Share of K's sum of squares that its mean over each rollout explains; 0 without any K.
+
+    At 1, K only adds to whole rollouts what their advantages say already; at 0 (as when centred), it only
+    moves credit between tokens.
+    """
+    mask_BT = torch.as_tensor(action_mask).detach().cpu().bool()
+    k_BT = torch.as_tensor(values_BT).detach().cpu().double() * mask_BT
+    between = (k_BT.sum(dim=1).square() / mask_BT.sum(dim=1).clamp(min=1)).sum()
+    return float(between / k_BT.square().sum().clamp(min=torch.finfo(torch.float64).tiny))
