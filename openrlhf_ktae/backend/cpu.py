@@ -76,7 +76,7 @@ class CpuBackend(Backend):
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             # No second process between engine and model: saves its imports at start-up.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
             ENGINE_VARIABLE: json.dumps(engine),
         }

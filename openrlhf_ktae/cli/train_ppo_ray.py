@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from openrlhf_ktae.backend import BackendUnavailable, resolve
 from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
+from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.host import HostMismatch, check_host
+from openrlhf_ktae.run import directory
+from openrlhf_ktae.run.console import Console, summary
+from openrlhf_ktae.run.launch import ClusterTooSmall, train
+from openrlhf_ktae.run.preflight import Refused, preflight
+
+EXIT_INTERRUPTED = 130
+REFUSALS = (BadOption, BackendUnavailable, ClusterTooSmall, HostMismatch, Refused)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 2 for refused input, 130 after Ctrl-C."""
-    words = sys.argv[1:] if argv is None else list(argv)
+    """Run the command; return its exit code: 0, 2 for refused input, 130 after Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        from openrlhf_ktae.cli.options import parse_command_line
-        from openrlhf_ktae.run.launch import train
-        from openrlhf_ktae.run.preflight import preflight
-
-        check_host()
-        args = parse_command_line(words)
-        backend = resolve(args.backend)
-        preflight(args, backend)
-        for change in backend.adapt(args):
-            print(f"backend {backend.name}: {change}")
-        train(args, backend)
-    except (BadOption, BackendUnavailable, HostMismatch) as refusal:
+        run(sys.argv[1:] if argv is None else argv)
+    except REFUSALS as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted: Ray is stopped, saved checkpoints are whole", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return 0
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, refuse what cannot work, train, and say what came of it."""
+    check_host()
+    args = parse_command_line(argv)
+    backend = resolve(args.backend)
+    changes = backend.adapt(args)
+    preflight(args, backend)
+    directory.prepare(args, backend.name)
+    with Console(args.run.dir) as console:
+        console.say(f"backend {backend.name}{': ' if changes else ''}{', '.join(changes)}")
+        train(args, backend, console.say)
+    print(summary(args))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Treat a scheduler's SIGTERM as Ctrl-C, so that Ray is shut down."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +22,7 @@ HOST_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
     "NCCL_DEBUG": "WARN",
     "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray asks for this to be set and warns until it is
 }
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 CLUSTER_VARIABLE = "RAY_ADDRESS"
@@ -28,8 +32,8 @@ class ClusterTooSmall(ValueError):
     """The Ray cluster that was joined cannot place the run."""
 
 
-def train(args: SimpleNamespace, backend: Backend) -> None:
-    """Run the whole training; returns when the model is saved.
+def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -> None:
+    """Run the whole training; returns when the model is saved. `say` gets a line for each stage of the start.
 
     Raises:
         ClusterTooSmall: a cluster was joined that has too few devices.
@@ -43,13 +47,26 @@ def train(args: SimpleNamespace, backend: Backend) -> None:
     with ThreadPoolExecutor(1) as background:  # importing the host and starting Ray take seconds each
         host = background.submit(importlib.import_module, HOST_CLI)
         start_ray(args, backend, variables)
+        say(f"Ray is up with {devices_needed(args)} {'virtual ' if backend.name == 'cpu' else ''}devices")
         host_cli = host.result()
     try:
         check_cluster(args)
         install_classes(args, backend)
-        host_cli.train(args)
+        say("loading the model into trainer and engines")
+        with quiet(args):
+            host_cli.train(args)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def quiet(args: SimpleNamespace) -> Iterator[None]:
+    """Send what the host prints in this process to `driver.log` of the run, unless the run is verbose."""
+    if args.run.verbose:
+        yield
+        return
+    with (Path(args.run.dir) / "driver.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
+        yield
 
 
 def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The record of a run: `metrics.jsonl`, one JSON object a line, written as the run goes.
 
+`{"kind": "plan", "steps": 200, ...}`
 `{"kind": "step", "step": 3, "time": ..., "rollout/reward_mean": 0.4, ..., "key_tokens": {...}}`
 `{"kind": "eval", "when": "before" | "during" | "after", "step": 0, "eval_accuracy": 0.2, ...}`
 """
@@ -24,6 +25,10 @@ class RunRecord:
         self.path = Path(directory) / METRICS_FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.last_step = 0
+
+    def plan(self, steps: int) -> None:
+        """Write how many steps the run will have at most."""
+        self._write({"kind": "plan", "steps": steps})
 
     def step(self, step: int, metrics: Mapping[str, Any], key_tokens: Mapping[str, Any]) -> None:
         """Write one training step."""

@@ -7,9 +7,10 @@ from typing import Any
 from openrlhf.trainer import ppo_trainer as host
 
 from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
-from openrlhf_ktae.trainer.recording import RecordingTrainer, resumes, seed_everything
+from openrlhf_ktae.trainer.recording import RecordingTrainer, seed_everything
 
 _HostTrainer: Any = undecorated(host.PPOTrainer)
 
@@ -30,6 +31,7 @@ class KTAEPPOTrainer(RecordingTrainer, _HostTrainer):
         closing = [tracker.close for tracker in trackers]
         for tracker in trackers:
             tracker.close = lambda: None  # the host closes at the end of `fit`; the last evaluation comes after
+        self.record_plan(len(self.prompts_dataloader))
         if not resumes(self.args):
             self._evaluate_edge("before", global_step)
         super().fit(global_step)

@@ -13,9 +13,10 @@ from openrlhf.trainer import ppo_trainer as host_base
 from openrlhf.trainer import ppo_trainer_async as host
 
 from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
-from openrlhf_ktae.trainer.recording import RecordingTrainer, resumes, seed_everything
+from openrlhf_ktae.trainer.recording import RecordingTrainer, seed_everything
 
 _HostGenerator: Any = undecorated(host.GenerateSamplesActor)
 _HostTrainingActor: Any = undecorated(host.TrainingActor)
@@ -33,6 +34,10 @@ class KTAEGenerateSamplesActor(_HostGenerator):
     def _run_eval(self) -> dict[str, float]:
         """Evaluate as the host does; add accuracy and length with their intervals."""
         return {**super()._run_eval(), **self.samples_generator.last_eval}
+
+    def number_of_prompts(self) -> int:
+        """Prompts of one episode."""
+        return len(self.prompts_dataloader)
 
     def evaluate_edge(self) -> dict[str, float]:
         """Evaluate outside the training loop, when nothing else generates; empty without held-out data."""
@@ -63,6 +68,8 @@ class KTAEPPOTrainerAsync(_HostTrainer):
 
     def fit(self) -> None:
         """Train as the host does, between two evaluations."""
+        prompts = ray.get(self.generator_actor.number_of_prompts.remote())
+        ray.get(self.trainer_actor.record_plan.remote(prompts))
         if not resumes(self.args):
             self._evaluate_edge("before")
         super().fit()

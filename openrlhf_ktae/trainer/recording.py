@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
 from openrlhf_ktae.run.record import RunRecord
-
-
-def resumes(args: SimpleNamespace) -> bool:
-    """Whether the host will go on from a checkpoint, whose weights are not in the engines yet."""
-    return bool(args.ckpt.load_enable) and (Path(args.ckpt.path) / "_actor").exists()
 
 
 def seed_everything(seed: int) -> None:
@@ -38,6 +31,10 @@ class RecordingTrainer:
         if not hasattr(self, "_record"):
             self._record = RunRecord(self.args.run.dir)
         return self._record
+
+    def record_plan(self, prompts: int) -> None:
+        """Write how many steps the data allow, for the progress of the run; filtering can make them fewer."""
+        self.record.plan(prompts // self.args.rollout.batch_size * self.args.train.num_episodes)
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
         """Add KTAE's metrics to the host's."""

@@ -12,8 +12,7 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
-from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
-top_key_tokens = lambda *a, **k: []
+from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values, top_key_tokens
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 
 

