@@ -73,6 +73,8 @@ class CpuBackend(Backend):
         return {
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": threads,
+            # Ray's workers run at niceness 15, behind everything else on a laptop; the driver already waits for them.
+            "RAY_worker_niceness": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             # No second process between engine and model: saves its imports at start-up.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
