@@ -1,0 +1,100 @@
+"""Very easy word problems in chat form, for a small instruction-tuned model: two JSONL files.
+
+    python examples/word_problems/make_task.py                  # writes runs/word_problems/
+    python examples/word_problems/make_task.py --output /tmp/task --seed 1
+
+A problem is one sum or difference of small numbers. `input` is the whole text the model sees, in the chat
+markup of SmolLM2 (ChatML): worked examples as earlier turns, the question, and the first word of the answer,
+so a 135M model stays on the task at temperature 1. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+DATASOURCE = "word_problems"
+NAMES = ("Tom", "Anna", "Ben", "Lena", "Max", "Sara", "Paul", "Nora", "Sam", "Lucy", "Dan", "Emma")
+THINGS = ("apples", "books", "coins", "shells", "pens", "cards", "balls", "stamps", "keys", "cups")
+MAX_NUMBER = 9  # larger sums are beyond the untrained model at temperature 1
+N_TRAIN = 1600
+N_HELDOUT = 200
+DEFAULT_SEED = 0
+DEFAULT_OUTPUT = Path("runs/word_problems")
+
+ANSWER_START = "Solution:"  # given with the prompt; without it a third of the answers wander off
+EXAMPLES = (
+    ("Mia has 3 pears and gets 4 more. How many pears does Mia have now?", "3 + 4 = 7", "7"),
+    ("Leo has 9 rings and gives away 4. How many rings does Leo have left?", "9 - 4 = 5", "5"),
+    ("Ida has 6 hats and gets 2 more. How many hats does Ida have now?", "6 + 2 = 8", "8"),
+)
+
+Sum = tuple[str, str, int, int]  # name, things, how many at first, how many come (negative: go)
+
+
+def question(problem: Sum) -> str:
+    """The problem in words."""
+    name, things, first, change = problem
+    if change > 0:
+        return f"{name} has {first} {things} and gets {change} more. How many {things} does {name} have now?"
+    return f"{name} has {first} {things} and gives away {-change}. How many {things} does {name} have left?"
+
+
+def prompt(problem: Sum) -> str:
+    """The text the model sees: examples, question and the start of the answer, in ChatML."""
+    turns = []
+    for asked, worked, answer in EXAMPLES:
+        turns.append(f"<|im_start|>user\n{asked}<|im_end|>\n")
+        turns.append(f"<|im_start|>assistant\n{ANSWER_START} {worked}, so \\boxed{{{answer}}}<|im_end|>\n")
+    turns.append(f"<|im_start|>user\n{question(problem)}<|im_end|>\n<|im_start|>assistant\n{ANSWER_START}")
+    return "".join(turns)
+
+
+def draw_sum(rng: random.Random) -> Sum:
+    """Draw one problem with a result of at least 1."""
+    name, things = rng.choice(NAMES), rng.choice(THINGS)
+    low, high = sorted(rng.sample(range(1, MAX_NUMBER + 1), 2))
+    if rng.random() < 0.5:
+        return name, things, high, -low
+    return name, things, *rng.choice([(low, high), (high, low)])
+
+
+def draw_distinct_sums(count: int, seed: int) -> list[Sum]:
+    """Draw `count` different problems; the same seed gives the same list."""
+    rng = random.Random(seed)
+    sums: dict[Sum, None] = {}
+    while len(sums) < count:
+        sums[draw_sum(rng)] = None
+    return list(sums)
+
+
+def to_row(problem: Sum) -> dict[str, str]:
+    """One line of the data set: the prompt, the answer as text, and where it comes from."""
+    return {"input": prompt(problem), "label": str(problem[2] + problem[3]), "datasource": DATASOURCE}
+
+
+def write_task(output: Path, seed: int, n_train: int, n_heldout: int) -> None:
+    """Write `train.jsonl` and `heldout.jsonl`, which share no problem."""
+    rows = [to_row(problem) for problem in draw_distinct_sums(n_train + n_heldout, seed)]
+    output.mkdir(parents=True, exist_ok=True)
+    for name, part in (("heldout", rows[:n_heldout]), ("train", rows[n_heldout:])):
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (output / f"{name}.jsonl").write_bytes(text.encode())
+
+
+def main() -> None:
+    """Write the two files and say where they are."""
+    parser = argparse.ArgumentParser(description="Write easy word problems in the chat form of SmolLM2.")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the two files")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--train", type=int, default=N_TRAIN, help="number of training problems")
+    parser.add_argument("--heldout", type=int, default=N_HELDOUT, help="number of held-out problems")
+    args = parser.parse_args()
+    write_task(args.output, args.seed, args.train, args.heldout)
+    print(f"{args.train} training and {args.heldout} held-out problems in {args.output}")
+
+
+if __name__ == "__main__":
+    main()
