@@ -18,17 +18,16 @@ from pathlib import Path
 DATASOURCE = "word_problems"
 NAMES = ("Tom", "Anna", "Ben", "Lena", "Max", "Sara", "Paul", "Nora", "Sam", "Lucy", "Dan", "Emma")
 THINGS = ("apples", "books", "coins", "shells", "pens", "cards", "balls", "stamps", "keys", "cups")
-MAX_NUMBER = 9  # larger sums are beyond the untrained model at temperature 1
+MAX_NUMBER = 6  # small, so that the untrained model is often right and each group has both kinds
 N_TRAIN = 1600
 N_HELDOUT = 200
 DEFAULT_SEED = 0
 DEFAULT_OUTPUT = Path("runs/word_problems")
 
 ANSWER_START = "Solution:"  # given with the prompt; without it a third of the answers wander off
-EXAMPLES = (
-    ("Mia has 3 pears and gets 4 more. How many pears does Mia have now?", "3 + 4 = 7", "7"),
-    ("Leo has 9 rings and gives away 4. How many rings does Leo have left?", "9 - 4 = 5", "5"),
-    ("Ida has 6 hats and gets 2 more. How many hats does Ida have now?", "6 + 2 = 8", "8"),
+EXAMPLES = (  # two: a third adds 45 tokens to each prompt and few right answers
+    ("Leo has 9 rings and gives away 4. How many rings?", "9 - 4 = 5", "5"),
+    ("Mia has 3 pears and gets 4 more. How many pears?", "3 + 4 = 7", "7"),
 )
 
 Sum = tuple[str, str, int, int]  # name, things, how many at first, how many come (negative: go)
@@ -38,8 +37,8 @@ def question(problem: Sum) -> str:
     """The problem in words."""
     name, things, first, change = problem
     if change > 0:
-        return f"{name} has {first} {things} and gets {change} more. How many {things} does {name} have now?"
-    return f"{name} has {first} {things} and gives away {-change}. How many {things} does {name} have left?"
+        return f"{name} has {first} {things} and gets {change} more. How many {things}?"
+    return f"{name} has {first} {things} and gives away {-change}. How many {things}?"
 
 
 def prompt(problem: Sum) -> str:
