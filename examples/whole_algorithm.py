@@ -55,13 +55,9 @@ def judge(text: str, label: str) -> float:
 
 
 @torch.no_grad()
-def sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], group: int
-) -> Rollouts:
+def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], group: int) -> Rollouts:
     """Sample `group` answers to each row's prompt at temperature 1 and judge them."""
-    prompts = tokenizer(
-        [row["input"] for row in rows for _ in range(group)], padding=True, return_tensors="pt"
-    )
+    prompts = tokenizer([row["input"] for row in rows for _ in range(group)], padding=True, return_tensors="pt")
     sequences = model.generate(**prompts, max_new_tokens=MAX_NEW_TOKENS, do_sample=True, top_k=0)  # type: ignore[operator]
     answers_BT = sequences[:, prompts.input_ids.shape[1] :]
     ended_BT = answers_BT == tokenizer.eos_token_id
@@ -87,9 +83,7 @@ def group_normalised(scores_B: torch.Tensor, group: int) -> torch.Tensor:
     return (centred_PG / (scores_PG.std(1, keepdim=True) + STD_EPSILON)).flatten()
 
 
-def token_advantages(
-    rollouts: Rollouts, group: int, config: KTAEConfig, special_ids: list[int]
-) -> torch.Tensor:
+def token_advantages(rollouts: Rollouts, group: int, config: KTAEConfig, special_ids: list[int]) -> torch.Tensor:
     """The rollout's advantage plus the key-token value of each id, (B, T); 0 after the end."""
     n_answer = rollouts.action_BT.shape[1]
     return compute_ktae_advantages(
@@ -149,9 +143,7 @@ def parse_arguments() -> argparse.Namespace:
     """The options, with the values that the quickstart's task was tuned for."""
     parser = argparse.ArgumentParser(description="GRPO with KTAE on a CPU, in one readable file.")
     parser.add_argument("--model", type=Path, default=HERE / "quickstart/model")
-    parser.add_argument(
-        "--data", type=Path, default=HERE / "quickstart/data", help="train and held-out files"
-    )
+    parser.add_argument("--data", type=Path, default=HERE / "quickstart/data", help="train and held-out files")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--prompts", type=int, default=8, help="prompts of a step")
     parser.add_argument("--group", type=int, default=8, help="answers to each prompt")
@@ -173,9 +165,7 @@ def main() -> None:
     train, heldout = (read_rows(args.data / f"{name}.jsonl") for name in ("train", "heldout"))
     random.Random(args.seed).shuffle(train)
     config = KTAEConfig(variant=args.variant, weight=args.ktae_weight)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
 
     print("held-out before:", accuracy(sample(model, tokenizer, heldout[: args.heldout], 1).scores_B))
     for step in range(args.steps):

@@ -36,7 +36,7 @@ class CpuDeepspeedStrategy(DeepspeedStrategy):
 class CpuRolloutActor(_HostRolloutActor):
     """A vLLM engine on the CPU: its dtype, cache size and worker extension replace the host's fixed ones."""
 
-    async def __init__(self, *args: Any, **kwargs: Any) -> None:
+    async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         kwargs.update(json.loads(os.environ[ENGINE_VARIABLE]))
         kwargs["worker_extension_cls"] = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__qualname__}"
         await super().__init__(*args, **kwargs)

@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 from wrapt import register_post_import_hook
@@ -61,7 +60,7 @@ def provide_flash_attn() -> None:
         install()
 
 
-def answer_for_cuda(torch: ModuleType) -> None:
+def answer_for_cuda(torch: Any) -> None:
     """Symptom: the host calls `torch.cuda.current_device` and friends, which raise without a driver.
 
     Upstream: OpenRLHF 0.11.2, trainer/ray/launcher.py, ppo_actor.py, utils/distributed_util.py, utils/deepspeed/.
@@ -78,7 +77,7 @@ def answer_for_cuda(torch: ModuleType) -> None:
         setattr(torch.cuda, name, no_operation())
 
 
-def skip_compiled_collectives(module: ModuleType) -> None:
+def skip_compiled_collectives(module: Any) -> None:
     """Symptom: DeepSpeed compiles a C++ extension for tensor-parallel inference at first use (a minute or more).
 
     Upstream: DeepSpeed 0.19.6, comm/torch.py, `build_shm_op`. Training never calls it, gloo does the collectives.
@@ -88,7 +87,7 @@ def skip_compiled_collectives(module: ModuleType) -> None:
     module.build_shm_op = lambda: None
 
 
-def mesh_on_cpu(module: ModuleType) -> None:
+def mesh_on_cpu(module: Any) -> None:
     """Symptom: `init_device_mesh("cuda", ...)` finds no device.
 
     Upstream: OpenRLHF 0.11.2, utils/deepspeed/deepspeed.py, `setup_distributed`. Remove when the host takes the
@@ -99,7 +98,7 @@ def mesh_on_cpu(module: ModuleType) -> None:
     module.init_device_mesh = lambda device, *args, **kwargs: original(CPU, *args, **kwargs)
 
 
-def replay_buffer_on_cpu(module: ModuleType) -> None:
+def replay_buffer_on_cpu(module: Any) -> None:
     """Symptom: `torch.device(f"cuda:{current_device()}")` in the constructor of `NaiveReplayBuffer`.
 
     Upstream: OpenRLHF 0.11.2, trainer/ppo_utils/replay_buffer.py. Remove when it uses `current_device()` itself.
@@ -115,7 +114,7 @@ def replay_buffer_on_cpu(module: ModuleType) -> None:
     module.NaiveReplayBuffer.__init__ = __init__
 
 
-def accept_fp32(module: ModuleType) -> None:
+def accept_fp32(module: Any) -> None:
     """Symptom: `--ds.param_dtype fp32` is unknown; bf16 is slow on CPUs without AVX-512.
 
     Upstream: OpenRLHF 0.11.2, utils/utils.py, `convert_to_torch_dtype`. Remove when the host knows fp32.
@@ -129,7 +128,7 @@ def accept_fp32(module: ModuleType) -> None:
     module.convert_to_torch_dtype = convert_to_torch_dtype
 
 
-def keep_weights_writable(module: ModuleType) -> None:
+def keep_weights_writable(module: Any) -> None:
     """Symptom: new weights do not reach the engine, or `'Parameter' object has no attribute 'weight_loader'`.
 
     After loading, vLLM's CPU layers keep a packed copy of each matrix and drop or ignore the parameter.
@@ -145,7 +144,7 @@ def keep_weights_writable(module: ModuleType) -> None:
 
 
 @contextmanager
-def _numbered_device(torch: ModuleType) -> Iterator[None]:
+def _numbered_device(torch: Any) -> Iterator[None]:
     """Let `torch.cuda.current_device` answer with a number for a moment."""
     named = torch.cuda.current_device
     torch.cuda.current_device = lambda: 0

@@ -39,7 +39,7 @@ class GlooGroup:
 
     def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:
         store = dist.TCPStore(host, port, world_size, is_master=rank == 0, timeout=TIMEOUT)
-        self._group = dist.ProcessGroupGloo(dist.PrefixStore("weights", store), rank, world_size, TIMEOUT)
+        self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore("weights", store), rank, world_size, TIMEOUT)
 
     def broadcast(self, buffer: torch.Tensor) -> Any:
         """Start to send the uint8 `buffer` from rank 0 to all; gloo has no bf16, bytes need none.

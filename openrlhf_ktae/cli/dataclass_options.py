@@ -12,6 +12,7 @@ import textwrap
 import types
 from collections.abc import Callable
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from openrlhf_ktae.cli.host_parser import BadOption
@@ -31,9 +32,7 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
-def add_dataclass_options(
-    group: argparse._ArgumentGroup, cls: type, prefix: str, skip: tuple[str, ...] = ()
-) -> None:
+def add_dataclass_options(group: argparse._ArgumentGroup, cls: type, prefix: str, skip: tuple[str, ...] = ()) -> None:
     """Declare `--PREFIX.FIELD` for each field of `cls` but those in `skip`; left out, an option is None."""
     hints, texts = get_type_hints(cls), field_docstrings(cls)
     for field in fields(cls):
@@ -64,7 +63,7 @@ def field_docstrings(cls: type) -> dict[str, str]:
     (body,) = (node for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body)
     statements = body.body if isinstance(body, ast.ClassDef) else []
     texts = {}
-    for field, below in zip(statements, statements[1:], strict=False):
+    for field, below in pairwise(statements):
         is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
             texts[field.target.id] = str(below.value.value)  # type: ignore[attr-defined]

@@ -79,9 +79,8 @@ def step_line(row: Mapping[str, Any], planned: int) -> str:
 
 def evaluation_line(row: Mapping[str, Any]) -> str:
     """Return the line of one evaluation."""
-    return f"held-out {row['when']:>6}  accuracy {interval(row, 'eval_accuracy', 100)} %  length " + interval(
-        row, "eval_response_length_mean", 1
-    )
+    accuracy, length = interval(row, "eval_accuracy", 100), interval(row, "eval_response_length_mean", 1)
+    return f"held-out {row['when']:>6}  accuracy {accuracy} %  length {length}"
 
 
 def interval(row: Mapping[str, Any], name: str, scale: float) -> str:
@@ -131,5 +130,6 @@ def _places(args: SimpleNamespace) -> list[str]:
     ]
     lines = [f"{name:<18} {place}" for name, place in places if place]
     lines.append(f"next               look: tensorboard --logdir {args.logger.tensorboard_dir or directory}")
-    lines.append(f"                   repeat: python -m openrlhf_ktae.cli.train_ppo_ray --config {directory}/config.yaml")
+    command = "python -m openrlhf_ktae.cli.train_ppo_ray"
+    lines.append(f"                   repeat: {command} --config {directory}/config.yaml")
     return lines

@@ -1,11 +1,11 @@
 """The run directory: what was asked, with what versions, and where the results are.
 
-    metrics.jsonl   one line a step and an evaluation (see `record`)
-    config.yaml     every option after defaults, files and command line; `--config config.yaml` repeats the run
-    versions.json   Python, packages, machine, command
-    model/          the trained model in the format of transformers (--ckpt.output_dir)
-    checkpoints/    DeepSpeed states to resume from (--ckpt.path)
-    tensorboard/    the same scalars (--logger.tensorboard_dir)
+metrics.jsonl   one line a step and an evaluation (see `record`)
+config.yaml     every option after defaults, files and command line; `--config config.yaml` repeats the run
+versions.json   Python, packages, machine, command
+model/          the trained model in the format of transformers (--ckpt.output_dir)
+checkpoints/    DeepSpeed states to resume from (--ckpt.path)
+tensorboard/    the same scalars (--logger.tensorboard_dir)
 """
 
 from __future__ import annotations

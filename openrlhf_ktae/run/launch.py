@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -87,7 +88,7 @@ def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]
     if hook:
         runtime_env["worker_process_setup_hook"] = hook
     options = {} if CLUSTER_VARIABLE in os.environ else backend.ray_init_options(args)
-    ray.init(runtime_env=runtime_env, log_to_driver=args.run.verbose, logging_level="ERROR", **options)
+    ray.init(runtime_env=runtime_env, log_to_driver=args.run.verbose, logging_level=logging.ERROR, **options)
 
 
 def without_job_variables(variables: dict[str, str]) -> dict[str, str]:

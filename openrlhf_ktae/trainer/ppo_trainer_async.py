@@ -52,6 +52,10 @@ class KTAETrainingActor(RecordingTrainer, _HostTrainingActor):
         host_base.RemoteExperienceMaker = KTAEExperienceMaker
         super().__init__(pretrain, strategy, *args, **kwargs)
 
+    def broadcast_to_vllm(self) -> None:
+        """Do as the host does. Ray sends inherited methods by value, where `super()` without arguments is lost."""
+        super().broadcast_to_vllm()
+
     def record_edge(self, when: str, logs: dict[str, float]) -> None:
         """Write an evaluation before or after training to the run record."""
         self.record.evaluation(when, self.record.last_step, logs)

@@ -6,7 +6,6 @@ from typing import Any
 
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
-
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_ktae.evaluation.statistics import mean_with_interval

@@ -37,9 +37,7 @@ def test_wrong_path_ends_with_one_line(examples, tmp_path):
     assert result.stderr.strip() == f"error: --gguf {missing} is not a file: give the path of a GGUF file"
 
 
-@pytest.mark.skipif(
-    not MODEL.is_dir(), reason=f"{MODEL} is absent: examples/word_problems/make_model.py makes it"
-)
+@pytest.mark.skipif(not MODEL.is_dir(), reason=f"{MODEL} is absent: examples/word_problems/make_model.py makes it")
 def test_converted_tokenizer_chats_and_pads(load_example):
     from transformers import AutoTokenizer
 
