@@ -11,9 +11,8 @@ from typing import Any
 CONFIG_VARIABLE = "OPENRLHF_KTAE_VERIFIER"
 
 UNKNOWN_POLICIES = ("zero", "exclude", "retry")
-MIN_MEMORY_MB = (
-    512  # a worker with math-verify loaded and an idle numeric library needs about 200 MB of address space
-)
+ANSWER_FORMATS = ("auto", "box", "tags")
+MIN_MEMORY_MB = 512  # a worker with math-verify loaded and an idle numeric library needs about 200 MB of address space
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class VerifierConfig:
     """Reward of a correct answer."""
     wrong_reward: float = 0.0
     """Reward of a wrong answer."""
+    answer_format: str = "auto"
+    """Where the answer is: `auto` (the last box, else `<answer>` tags, else "final answer is"), `box` or `tags`."""
     format_reward: float = 0.0
     """Added to the reward (never to the score) when the response keeps the asked format."""
     require_tags: tuple[str, ...] = ()
@@ -69,6 +70,7 @@ class VerifierConfig:
         _require(self, "cache_size", self.cache_size >= 0, "0 (off) or more")
         _require(self, "unknown", self.unknown in UNKNOWN_POLICIES, f"one of {', '.join(UNKNOWN_POLICIES)}")
         _require(self, "after_retry", self.after_retry in ("zero", "exclude"), "zero or exclude")
+        _require(self, "answer_format", self.answer_format in ANSWER_FORMATS, f"one of {', '.join(ANSWER_FORMATS)}")
         _require(self, "max_unknown_share", 0 <= self.max_unknown_share <= 1, "between 0 and 1")
         _require(self, "unknown_window", self.unknown_window >= 1, "at least 1")
         _require(self, "reward_timeout_s", self.reward_timeout_s > 0, "above 0 seconds")
@@ -80,9 +82,7 @@ class VerifierConfig:
         known = {field.name: field for field in fields(cls)}
         for name in values:
             if name not in known:
-                raise ValueError(
-                    f"verifier option {name!r} does not exist; known: {', '.join(sorted(known))}"
-                )
+                raise ValueError(f"verifier option {name!r} does not exist; known: {', '.join(sorted(known))}")
         return cls(**{name: _typed(name, value, known[name].default) for name, value in values.items()})
 
     @classmethod
@@ -94,9 +94,7 @@ class VerifierConfig:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{CONFIG_VARIABLE} must hold a JSON object, found {text[:80]!r}: {error}"
-            ) from error
+            raise ValueError(f"{CONFIG_VARIABLE} must hold a JSON object, found {text[:80]!r}: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{CONFIG_VARIABLE} must hold a JSON object, found {text[:80]!r}")
         return cls.from_mapping(values)
@@ -113,11 +111,7 @@ def _require(config: VerifierConfig, name: str, holds: bool, allowed: str) -> No
 
 def _typed(name: str, value: Any, default: Any) -> Any:
     """`value` as the type of `default`; integers pass as floats, lists as tuples, nothing else is converted."""
-    if (
-        isinstance(default, tuple)
-        and isinstance(value, (list, tuple))
-        and all(isinstance(v, str) for v in value)
-    ):
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
         return tuple(value)
     if isinstance(default, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)

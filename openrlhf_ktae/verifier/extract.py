@@ -1,4 +1,8 @@
-r"""Find the answer in a whole response: the last `\boxed{...}`, in one linear scan."""
+r"""Find the answer in a whole response, in linear time: a box, else `<answer>` tags, else "final answer is".
+
+The last box is the answer. If it is malformed or empty there is none: an earlier box, or a number from the prose, is
+never taken instead.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,15 @@ import re
 from dataclasses import dataclass
 
 MAX_BOX = 65536  # characters; a box that does not close within them is taken as malformed
+PHRASE = "final answer is"
+PHRASE_WINDOW = 2000  # characters at the end of the response in which the phrase is looked for
+MAX_PHRASE_ANSWER = 400
 _BOX_START = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
+_BARE_BOX = re.compile(r"\\boxed\s{1,8}([^\s\\{}$.,;]{1,40})")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_OPEN_TAG, _CLOSE_TAG = "<answer>", "</answer>"
+_MATHS = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
+_SENTENCE_END = re.compile(r"\.\s|\.$|\n|\bI hope\b")
 
 
 @dataclass(frozen=True)
@@ -18,19 +29,59 @@ class Extraction:
     reason: str = ""
 
 
-def extract_answer(response: str) -> Extraction:
-    r"""The content of the last box; a malformed last box is not replaced by an earlier one."""
+def extract_answer(response: str, answer_format: str = "auto") -> Extraction:
+    r"""The answer of a response. `answer_format`: `auto` (box, else tags, else phrase), `box` or `tags` alone."""
+    if answer_format == "tags":
+        return tagged(response) or Extraction(None, "no answer tag")
+    if answer_format == "box" or "\\boxed" in response or "\\fbox" in response:
+        return boxed(response)
+    return tagged(response) or stated(response) or Extraction(None, "no boxed answer")
+
+
+def boxed(response: str) -> Extraction:
+    r"""The content of the last `\boxed{...}`, braces matched."""
     start = max(response.rfind("\\boxed"), response.rfind("\\fbox"))
     if start < 0:
         return Extraction(None, "no boxed answer")
     opening = _BOX_START.match(response, start)
     if opening is None:
-        return Extraction(None, "malformed box")
+        bare = _BARE_BOX.match(response, start)
+        return Extraction(bare[1]) if bare else Extraction(None, "malformed box")
     depth = 1
     for brace in _BRACE.finditer(response, opening.end(), opening.end() + MAX_BOX):
         token = brace.group()
         depth += (token == "{") - (token == "}")
         if depth == 0:
-            answer = response[opening.end() : brace.start()].strip()
-            return Extraction(answer) if answer else Extraction(None, "empty box")
+            return _found(response[opening.end() : brace.start()], "empty box")
     return Extraction(None, "box never closed")
+
+
+def tagged(response: str) -> Extraction | None:
+    """The content of the last `<answer>...</answer>`, or None if there is no such tag."""
+    opened, closed = response.rfind(_OPEN_TAG), response.rfind(_CLOSE_TAG)
+    if opened < 0:
+        return None
+    if closed < opened:
+        return Extraction(None, "answer tag never closed")
+    content = response[opened + len(_OPEN_TAG) : closed]
+    if "\\boxed" in content or "\\fbox" in content:
+        return boxed(content)
+    return _found(content[:MAX_BOX], "empty answer tag")
+
+
+def stated(response: str) -> Extraction | None:
+    """What follows the last "final answer is" near the end, or None if the phrase does not occur."""
+    tail = response[-PHRASE_WINDOW:]
+    at = tail.lower().rfind(PHRASE)
+    if at < 0:
+        return None
+    rest = tail[at + len(PHRASE) :].lstrip(" :*\n")[: 2 * MAX_PHRASE_ANSWER]
+    maths = _MATHS.match(rest)
+    if maths is not None:
+        return _found(next(group for group in maths.groups() if group is not None), "empty answer")
+    return _found(_SENTENCE_END.split(rest, maxsplit=1)[0][:MAX_PHRASE_ANSWER].strip("* "), "empty answer")
+
+
+def _found(content: str, otherwise: str) -> Extraction:
+    answer = content.strip()
+    return Extraction(answer) if answer else Extraction(None, otherwise)

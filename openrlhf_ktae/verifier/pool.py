@@ -23,9 +23,7 @@ from typing import Any
 
 from .protocol import decode_from, encode
 
-SPARES = (
-    1  # warm workers beyond `workers`, so that a kill does not cost the next check a start-up (about 1 s)
-)
+SPARES = 1  # warm workers beyond `workers`, so that a kill does not cost the next check a start-up (about 1 s)
 START_LIMIT_S = 60.0  # a worker that is not ready by then is killed
 MAX_START_FAILURES = 3  # in a row; then waiting checks are answered `unknown` with the worker's traceback
 START_BACKOFF_S = 5.0  # pause after that many failures before workers are started again

@@ -1,35 +1,50 @@
-"""Verdicts that need no symbolic algebra: equal text and plain numbers. Bounded time, safe in any thread."""
+"""Verdicts that need no worker: equal text and plain numbers. Bounded time, safe in any thread and event loop."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
 
-MAX_DIGITS = 4000  # longer numbers are compared as text only
-_NUMBER = re.compile(r"([-+]?)(\d+(?:,\d{3})*|\d*)(?:\.(\d+))?", re.ASCII)
+from .clean import clean
+
+MAX_CHARACTERS = 4000  # longer texts are compared as they are
+MAX_NUMBER = 400
+_NUMBER = re.compile(r"([-+]?)(\d+|\d{1,3}(?:,\d{3})+)(?:\.0*)?", re.ASCII)
+_SPACE = re.compile(r"\s+")
+_INNER_SPACE = re.compile(r"(?<=[0-9A-Za-z])\s+(?=[0-9A-Za-z])")
+_TIDY = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 
 
-def normalise(text: str) -> str:
-    """White space and outer dollars removed."""
-    return re.sub(r"\s+", "", text.strip().strip("$"))
+def squeeze(cleaned: str) -> str:
+    """A cleaned text without what never matters: dollars, spaces (but `1 2` is not `12`), a full stop at the end."""
+    text = _TIDY.sub(r"\\frac", cleaned.replace("$", "").strip().rstrip("."))
+    return _SPACE.sub("", _INNER_SPACE.sub("\x00", text.strip()))
 
 
-def number(text: str) -> Fraction | None:
-    """The exact value of a plain decimal number, else None."""
-    match = _NUMBER.fullmatch(text) if len(text) <= MAX_DIGITS else None
-    if match is None or not (match[2] or match[3]):
+def whole_number(text: str) -> int | None:
+    """The value of a plain whole number: `42`, `-7`, `1,250`, `142.0`."""
+    match = _NUMBER.fullmatch(text.strip("$ ")) if len(text) <= MAX_NUMBER else None
+    if match is None:
         return None
-    digits = match[2].replace(",", "")
-    value = Fraction(int(digits or "0")) + (Fraction(int(match[3]), 10 ** len(match[3])) if match[3] else 0)
+    value = int(match[2].replace(",", ""))
     return -value if match[1] == "-" else value
 
 
 def quick_verdict(gold: str, answer: str) -> tuple[str, str] | None:
-    """Status and reason, or None where a symbolic check has to decide."""
-    gold, answer = normalise(gold), normalise(answer)
+    """Status and reason, or None where a worker has to decide."""
     if gold == answer:
         return "correct", "same text"
-    gold_value, answer_value = number(gold), number(answer)
+    if max(len(gold), len(answer)) > MAX_CHARACTERS:
+        return None
+    gold, answer = clean(gold), clean(answer)
+    if squeeze(gold) == squeeze(answer):
+        return "correct", "same text"
+    gold_value, answer_value = whole_number(gold), whole_number(answer)
     if gold_value is None or answer_value is None:
         return None
     return ("correct", "same number") if gold_value == answer_value else ("wrong", "different number")
+
+
+def exact_fraction(value: float | int) -> Fraction:
+    """A gold given as a number, exactly as it prints: 0.1 is one tenth, 142.0 is 142."""
+    return Fraction(repr(value)) if isinstance(value, float) else Fraction(value)

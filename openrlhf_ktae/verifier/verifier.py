@@ -9,17 +9,20 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from types import TracebackType
 
 from .config import VerifierConfig
-from .extract import extract_answer
+from .extract import Extraction, extract_answer
+from .golds import gold_forms
 from .pool import Job, WorkerPool
 from .quick import quick_verdict
 from .verdict import CORRECT, RETRYABLE, UNKNOWN, WRONG, Verdict
 
 Gold = str | int | float | Sequence
+Key = tuple[tuple[str, ...], str]
 MAX_ANSWER = 4000  # characters; a longer answer is compared as text only
+GOLD_FACTOR = 2  # unless the gold is about as long
 
 
 class Verifier:
@@ -31,8 +34,8 @@ class Verifier:
         self.config = dataclasses.replace(base, **options) if options else base  # type: ignore[arg-type]
         self.pool = WorkerPool(self.config.workers, self.config.memory_mb, self.config.recycle_after)
         self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple, tuple[str, str, str]] = OrderedDict()
-        self._inflight: dict[tuple, Future] = {}
+        self._cache: OrderedDict[Key, tuple[str, str, str]] = OrderedDict()
+        self._inflight: dict[Key, Future] = {}
 
     def __enter__(self) -> Verifier:
         self.pool.start()
@@ -67,32 +70,43 @@ class Verifier:
     def _begin(self, gold: Gold, response: str) -> Future:
         """A future of the Verdict: done at once where no worker is needed."""
         begun = time.monotonic()
-        gold_text = "" if gold is None else str(gold).strip()
+        golds = gold_forms(gold)
+        found = extract_answer(response, self.config.answer_format)
         result: Future = Future()
-        found = extract_answer(response)
 
         def finish(status: str, reason: str, detail: str = "") -> Future:
             seconds = time.monotonic() - begun
-            with contextlib.suppress(Exception):  # the caller has cancelled
-                result.set_result(Verdict(status, reason, found.answer, gold_text, seconds, detail))
+            with contextlib.suppress(InvalidStateError):  # the caller has cancelled
+                result.set_result(Verdict(status, reason, found.answer, " | ".join(golds), seconds, detail))
             return result
 
-        if not gold_text:
-            return finish(UNKNOWN, "gold empty")
-        if found.answer is None:
-            return finish(WRONG, found.reason)
-        settled = quick_verdict(gold_text, found.answer)
-        if settled is None and len(found.answer) > MAX_ANSWER:
-            settled = WRONG, "answer too long"
+        settled = self._settle(golds, found)
         if settled is not None:
             return finish(*settled)
-        check = self._check(gold_text, found.answer)
+        check = self._check(golds, found.answer or "")
         check.add_done_callback(lambda done: finish(*done.result()))
         return result
 
-    def _check(self, gold: str, answer: str) -> Future:
+    @staticmethod
+    def _settle(golds: tuple[str, ...], found: Extraction) -> tuple[str, str] | None:
+        """What needs no worker: no gold, no answer, equal texts, plain numbers, an answer of absurd length."""
+        if not golds:
+            return UNKNOWN, "no gold"
+        if found.answer is None:
+            return WRONG, found.reason
+        verdicts = [quick_verdict(gold, found.answer) for gold in golds]
+        for verdict in verdicts:
+            if verdict is not None and verdict[0] == CORRECT:
+                return verdict
+        if all(verdict is not None for verdict in verdicts):
+            return verdicts[0]
+        if len(found.answer) > max(MAX_ANSWER, GOLD_FACTOR * max(map(len, golds))):
+            return WRONG, "answer too long"
+        return None
+
+    def _check(self, golds: tuple[str, ...], answer: str) -> Future:
         """A future of (status, reason, detail), shared by equal checks under way and remembered afterwards."""
-        key = (gold, answer)
+        key = (golds, answer)
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
@@ -105,21 +119,26 @@ class Verifier:
         self._submit(key, outer, scale=1.0)
         return outer
 
-    def _submit(self, key: tuple[str, str], outer: Future, scale: float) -> None:
+    def _submit(self, key: Key, outer: Future, scale: float) -> None:
         job = Job(key[0], key[1], self.config.timeout_s * scale, self.config.cpu_s * scale)
 
         def done(future: Future) -> None:
             status, reason, detail = future.result()
-            if status == UNKNOWN and reason in RETRYABLE and self.config.unknown == "retry" and scale == 1.0:
+            if reason in RETRYABLE and self.config.unknown == "retry" and scale == 1.0:
                 self._submit(key, outer, scale=2.0)
                 return
-            with self._lock:
-                self._inflight.pop(key, None)
-                if status in (CORRECT, WRONG) and self.config.cache_size:
-                    self._cache[key] = (status, reason, detail)
-                    while len(self._cache) > self.config.cache_size:
-                        self._cache.popitem(last=False)
+            self._remember(key, (status, reason, detail))
             outer.set_result((status, reason, detail))
 
         job.future.add_done_callback(done)
         self.pool.submit(job)
+
+    def _remember(self, key: Key, decision: tuple[str, str, str]) -> None:
+        """Keep a verdict that does not depend on limits."""
+        with self._lock:
+            self._inflight.pop(key, None)
+            if decision[1] in RETRYABLE or not self.config.cache_size:
+                return
+            self._cache[key] = decision
+            while len(self._cache) > self.config.cache_size:
+                self._cache.popitem(last=False)

@@ -1,0 +1,133 @@
+r"""Text as models and data sets write it -> one plain spelling. Linear passes, standard library only.
+
+Nothing here looks at meaning: look-alike characters, invisible characters, spacing and styling commands go, digits
+and fractions of other scripts become ASCII. What a number or a list is, is decided later.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_INVISIBLE = re.compile(
+    "[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e"
+    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()")
+_SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
+_SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎]+")
+_VULGAR = re.compile("[¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
+_CHARACTERS = {
+    **dict.fromkeys("−–—‒―﹣－‐‑", "-"),
+    **dict.fromkeys("×✕✖", r"\times "),
+    **dict.fromkeys("·⋅∙•", r"\cdot "),
+    **dict.fromkeys("°º˚", r"^\circ "),
+    **dict.fromkeys("′’ʹ", "'"),
+    **dict.fromkeys("〈⟨", r"\langle "),
+    **dict.fromkeys("〉⟩", r"\rangle "),
+    **dict.fromkeys("，、", ","),
+    **dict.fromkeys("∖", r"\setminus "),
+    "″": "''",
+    "÷": "/",
+    "⁄": "/",
+    "∕": "/",
+    "±": r"\pm ",
+    "∓": r"\mp ",
+    "√": r"\radical ",
+    "∛": r"\sqrt[3]",
+    "∞": r"\infty ",
+    "≤": r"\le ",
+    "≥": r"\ge ",
+    "⩽": r"\le ",
+    "⩾": r"\ge ",
+    "≠": r"\ne ",
+    "≈": r"\approx ",
+    "≡": r"\equiv ",
+    "∈": r"\in ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∅": r"\emptyset ",
+    "ℝ": r"\mathbb{R}",
+    "ℤ": r"\mathbb{Z}",
+    "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}",
+    "ℂ": r"\mathbb{C}",
+    "∠": r"\angle ",
+    "△": r"\triangle ",
+    "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ",
+    "⌈": r"\lceil ",
+    "⌉": r"\rceil ",
+    "…": r"\ldots ",
+    "∑": r"\sum ",
+    "∏": r"\prod ",
+    "∫": r"\int ",
+    "∂": r"\partial ",
+    "ϕ": r"\phi ",
+    "ϵ": r"\epsilon ",
+}
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho . sigma tau upsilon phi "
+    "chi psi omega"
+).split()
+for _index, _name in enumerate(_GREEK):
+    if _name != ".":
+        _CHARACTERS[chr(0x3B1 + _index)] = f"\\{_name} "
+        _CHARACTERS[chr(0x391 + _index)] = f"\\{_name.capitalize()} "
+_TRANSLATION = {ord(key): value for key, value in _CHARACTERS.items()}
+
+_THOUSANDS = re.compile(r"(?<=\d)(?:,\s*\\!|\{\s*,\s*\}|\\[,;:!> ]|~)\s*(?=\d{3}(?!\d))")
+_SEPARATE_MATHS = re.compile(r"\$\s*([,;])\s*\$")
+_NEUTRAL = re.compile(
+    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathopen|mathclose|mathrel"
+    r"|boxed|fbox|quad|qquad|thinspace|medspace|thickspace|enspace|space|hfill|negthinspace|nobreak"
+    r"|allowbreak|rm|bf|it|sf|tt|strut|par|noindent|hspace\*?\{[^{}]{0,40}\}|[vh]?phantom\{[^{}]{0,40}\}"
+    r"|label\{[^{}]{0,40}\}|tag\{[^{}]{0,40}\})(?![a-zA-Z])|\\[,;:!>]|(?<!\\)\\(?=\s)|(?<!\\)~"
+)
+_NULL_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
+_COLOUR = re.compile(r"\\(?:text)?color\s*(?:\[[^\]]{0,20}\])?\s{0,9}\{[^{}]{0,40}\}")
+_DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],;!])")
+
+
+def clean(text: str) -> str:
+    r"""One spelling for look-alikes: `½` -> `\frac{1}{2}`, `−` -> `-`, `７` -> `7`, `\left(` -> `(`."""
+    text = _INVISIBLE.sub("", text)
+    if not text.isascii():
+        text = _ascii(text)
+    if "\\\\" in text:
+        text = _halve_backslashes(text)
+    text = _SEPARATE_MATHS.sub(r" \1 ", text)
+    if "\\" in text or "~" in text:
+        text = _THOUSANDS.sub("", text)
+        text = _COLOUR.sub(" ", text)
+        text = _NULL_DELIMITER.sub(" ", text)
+        text = _NEUTRAL.sub(" ", text)
+    return text.strip()
+
+
+def _halve_backslashes(text: str) -> str:
+    """Undo double escaping (an artefact of JSON), but keep the row ends of matrices."""
+    if "\\\\begin" in text:
+        return text.replace("\\\\", "\\")
+    return text if "\\begin" in text else _DOUBLED.sub(r"\\", text)
+
+
+def _ascii(text: str) -> str:
+    text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + run.group().translate(_SUPERSCRIPTS) + "}", text)
+    text = _SUBSCRIPT_RUN.sub(lambda run: "_{" + run.group().translate(_SUBSCRIPTS) + "}", text)
+    text = _VULGAR.sub(_vulgar_fraction, text)
+    text = text.translate(_TRANSLATION)
+    text = unicodedata.normalize("NFKC", text).translate(_TRANSLATION)
+    return "".join(c if c.isascii() else _digit(c) for c in text)
+
+
+def _vulgar_fraction(match: re.Match[str]) -> str:
+    above, below = unicodedata.normalize("NFKC", match.group()).split("⁄")
+    return f"\\frac{{{above}}}{{{below}}}"
+
+
+def _digit(character: str) -> str:
+    """The ASCII digit of a decimal digit of any script; other characters as they are."""
+    value = unicodedata.decimal(character, None)
+    return character if value is None else str(value)

@@ -1,0 +1,256 @@
+r"""Cleaned text -> tokens. One regular expression, linear, with a cap on the number of tokens.
+
+A token is (kind, value). Kinds: `num` (digits as written), `sym` (a variable or constant), `word` (text: a unit, a connective, a name), `cmd` (a LaTeX command without its backslash) and `op` (one of
+the characters and relations the parser knows).
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from .words import BARE_UNITS, FUNCTION_NAMES, is_word
+
+Token = tuple[str, str]
+MAX_TOKENS = 4000
+
+
+class ReadError(Exception):
+    """The text is not in the notation that is understood here."""
+
+
+_TIMES_TEN = re.compile(r"(?<=\d)\s*[xX*]\s*10\s*\^")
+_SPACED_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d ])")
+_COMMA_GROUPS = re.compile(r"(?<![\d.])(?<!\d,)[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
+_DECIMAL_COMMA = re.compile(r"(?<=\d)\{\s*,\s*\}(?=\d)")
+_DEGREE = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])|\\circ(?![a-zA-Z])")
+_PRIMES = re.compile(r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|(\\prime)(?![a-zA-Z]))")
+_ORDINAL = re.compile(
+    r"(?<=\d)\s*(?:\^\s*)?(?:\{\s*)?(?:\\(?:text|mathrm|textrm|rm|textsuperscript)\s*\{\s*)?(?:st|nd|rd|th)(?![a-zA-Z])\s*\}{0,2}"
+)
+_REPEATING = re.compile(
+    r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot|overbar)\s*\{(\d{1,40})\}|\\dot\s*(\d)|\((\d{1,40})\)(?=$|[^\d]))"
+)
+_DOTS = re.compile(r"(\d*)\.(\d{2,40})\s*(?:\.\.\.|\\(?:ldots|dots|cdots|dotsc)(?![a-zA-Z]))")
+_TOKEN = re.compile(
+    r"(?P<space>\s+)"
+    r"|(?P<num>\d+\.?\d*(?:[eE][-+]?\d+(?![\d.a-zA-Z]))?|\.\d+(?:[eE][-+]?\d+(?![\d.a-zA-Z]))?)"
+    r"|\\(?P<textcmd>text|mbox|textbf|textit|textrm|textnormal|textsf|texttt|emph|mathrm|operatorname\*?|hbox"
+    r"|mathit|mathsf|mathtt|underline)\s*(?=\{)"
+    r"|\\(?P<cmd>[a-zA-Z]+)"
+    r"|(?P<row>\\\\(?:\[[^\]]{0,12}\])?)"
+    r"|\\(?P<escaped>[^a-zA-Z])"
+    r"|(?P<letters>[^\W\d_]+)"
+    r"|(?P<rel><=|>=|!=|:=|=<|=>)"
+    r"|(?P<op>.)",
+    re.DOTALL,
+)
+_RELATION_COMMANDS = {
+    **dict.fromkeys(("le", "leq", "leqslant", "leqq"), "<="),
+    **dict.fromkeys(("ge", "geq", "geqslant", "geqq"), ">="),
+    **dict.fromkeys(("ne", "neq"), "!="),
+    **dict.fromkeys(("approx", "approxeq", "simeq", "thickapprox"), "~="),
+    **dict.fromkeys(("lt",), "<"),
+    **dict.fromkeys(("gt",), ">"),
+    **dict.fromkeys(("cdot", "times", "ast"), "*"),
+    **dict.fromkeys(("div",), "/"),
+    **dict.fromkeys(("vert", "lvert", "rvert", "mid"), "|"),
+    **dict.fromkeys(("lbrace",), "\\{"),
+    **dict.fromkeys(("rbrace",), "\\}"),
+    **dict.fromkeys(("lparen",), "("),
+    **dict.fromkeys(("rparen",), ")"),
+    **dict.fromkeys(("lbrack",), "["),
+    **dict.fromkeys(("rbrack",), "]"),
+    "in": "in",
+    "colon": ":",
+}
+_RELATIONS = {"<=": "<=", ">=": ">=", "!=": "!=", ":=": "=", "=<": "<=", "=>": ">="}
+_ESCAPED = {
+    "%": "%",
+    "{": "\\{",
+    "}": "\\}",
+    "|": "|",
+    "#": None,
+    "(": None,
+    ")": None,
+    "[": None,
+    "]": None,
+    "/": None,
+}
+_ALIASES = {
+    **dict.fromkeys(("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"), "frac"),
+    **dict.fromkeys(("dbinom", "tbinom"), "binom"),
+    **dict.fromkeys(("varnothing", "emptyset"), "emptyset"),
+    **dict.fromkeys(("smallsetminus", "backslash", "setminus"), "setminus"),
+    **dict.fromkeys(("dots", "cdots", "dotsc", "dotsb"), "ldots"),
+    **dict.fromkeys(("varphi",), "phi"),
+    **dict.fromkeys(("varepsilon",), "epsilon"),
+    **dict.fromkeys(("vartheta",), "theta"),
+    **dict.fromkeys(("bigcup",), "cup"),
+    **dict.fromkeys(("land", "wedge"), "and"),
+    **dict.fromkeys(("lor", "vee"), "or"),
+    **dict.fromkeys(("arctg",), "arctan"),
+    **dict.fromkeys(("tg",), "tan"),
+    **dict.fromkeys(("ctg",), "cot"),
+    **dict.fromkeys(("bm", "mathbf", "boldsymbol", "vec", "pmb", "overrightarrow"), "bold"),
+}
+_CURRENCY = {"$": "dollar", "£": "pounds_sterling", "€": "euro", "¥": "yen", "₹": "rupee"}
+
+
+def tokenise(text: str, join_commas: bool) -> list[Token]:
+    """Tokens of cleaned `text`. `join_commas` reads `1,250` as one number. Raises ReadError when there are too many."""
+    text = _TIMES_TEN.sub(r" \\times 10^", text)
+    text = _ORDINAL.sub(" ", text)
+    text = _DEGREE.sub("\\\\degrees ", text)
+    text = _PRIMES.sub(lambda m: "'" * (m.group().count("prime")), text)
+    text = _SPACED_GROUPS.sub(lambda m: m.group().replace(" ", ""), text)
+    if join_commas:
+        text = _COMMA_GROUPS.sub(lambda m: m.group().replace(",", ""), text)
+    text = _DECIMAL_COMMA.sub(".", text)
+    text = _REPEATING.sub(_repeating, text)
+    text = _DOTS.sub(_dots, text)
+    tokens: list[Token] = []
+    _scan(text, tokens)
+    return tokens
+
+
+def has_comma_groups(text: str) -> bool:
+    """True when `1,250` occurs: one number, or two."""
+    return _COMMA_GROUPS.search(text) is not None
+
+
+def _scan(text: str, tokens: list[Token]) -> None:
+    position = 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        assert match is not None
+        position = match.end()
+        kind = match.lastgroup
+        if kind == "textcmd":
+            position = _text_argument(text, position, match["textcmd"], tokens)
+        elif kind != "space":
+            tokens.extend(_convert(kind or "", match, tokens))
+        if len(tokens) > MAX_TOKENS:
+            raise ReadError("too many tokens")
+
+
+def _convert(kind: str, match: re.Match[str], before: list[Token]) -> list[Token]:
+    value = match[kind]
+    if kind == "num":
+        return [("num", value)]
+    if kind == "cmd":
+        return [_command(value)]
+    if kind == "row":
+        return [("op", "row")]
+    if kind == "escaped":
+        if value in _CURRENCY:
+            return [("word", _CURRENCY[value])]
+        known = _ESCAPED.get(value, "?")
+        return [] if known is None else [("op", known)]
+    if kind == "letters":
+        return split_letters(value, after_number=_ends_value(before))
+    if kind == "rel":
+        return [("op", _RELATIONS[value])]
+    if value in _CURRENCY and value != "$":
+        return [("word", _CURRENCY[value])]
+    return [] if value in '$`"' else [("op", value)]
+
+
+def _command(name: str) -> Token:
+    if name in _RELATION_COMMANDS:
+        return ("op", _RELATION_COMMANDS[name])
+    name = _ALIASES.get(name, name)
+    if name in ("and", "or"):
+        return ("word", name)
+    return ("cmd", name)
+
+
+def _ends_value(tokens: list[Token]) -> bool:
+    """True when a unit may follow: behind a number, a word, a closing brace or bracket."""
+    return bool(tokens) and (tokens[-1][0] in ("num", "word") or tokens[-1] in (("op", "}"), ("op", ")")))
+
+
+def split_letters(run: str, after_number: bool) -> list[Token]:
+    """A run of bare letters: a function, a word, or a product of one-letter variables."""
+    if run in FUNCTION_NAMES:
+        return [("cmd", FUNCTION_NAMES[run])]
+    if len(run) > 1 and (is_word(run) or (after_number and run in BARE_UNITS)):
+        return [("word", run)]
+    for name in ("pi", "sqrt"):
+        if run.startswith(name):
+            rest = run[len(name) :]
+            return [("cmd", name), *(split_letters(rest, after_number=False) if rest else [])]
+    return [("sym", letter) for letter in run]
+
+
+def _text_argument(text: str, position: int, command: str, tokens: list[Token]) -> int:
+    """Tokens of `{...}` after a text command: words, numbers and signs. Returns the position behind the brace."""
+    depth, end = 0, position
+    while end < len(text):
+        character = text[end]
+        if character == "\\":
+            end += 2
+            continue
+        depth += (character == "{") - (character == "}")
+        end += 1
+        if depth == 0:
+            break
+    else:
+        raise ReadError("unbalanced braces")
+    content = text[position + 1 : end - 1]
+    after_number = _ends_value(tokens)
+    letter = content.strip()
+    if command in ("mathrm", "mathit", "operatorname", "mathsf", "mathtt") and len(letter) == 1 and not after_number:
+        tokens.extend([("sym", letter)] if letter.isalpha() else [])
+        return end
+    if letter in FUNCTION_NAMES:
+        tokens.append(("cmd", FUNCTION_NAMES[letter]))
+        return end
+    _scan_words(content, tokens)
+    return end
+
+
+_WORD_TOKEN = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
+
+
+def _scan_words(content: str, tokens: list[Token]) -> None:
+    """Like `_scan`, but letters are words."""
+    position = 0
+    while position < len(content):
+        word = _WORD_TOKEN.match(content, position)
+        if word is not None:
+            tokens.append(("word", word.group()))
+            position = word.end()
+            continue
+        match = _TOKEN.match(content, position)
+        assert match is not None
+        position = match.end()
+        if match.lastgroup == "textcmd":
+            position = _text_argument(content, position, match["textcmd"], tokens)
+        elif match.lastgroup != "space":
+            tokens.extend(_convert(match.lastgroup or "", match, tokens))
+        if len(tokens) > MAX_TOKENS:
+            raise ReadError("too many tokens")
+
+
+def _repeating(match: re.Match[str]) -> str:
+    return _rational(match[1], match[2], match[3] or match[4] or match[5])
+
+
+def _dots(match: re.Match[str]) -> str:
+    """`0.333...` and `0.1212...`: the shortest period that fills the digits at least twice, else no number at all."""
+    digits = match[2]
+    for size in range(1, len(digits) // 2 + 1):
+        period = digits[-size:]
+        repeats = 1
+        while digits.endswith(period * (repeats + 1)):
+            repeats += 1
+        if repeats >= (3 if size == 1 and len(digits) > 2 else 2):
+            return _rational(match[1], digits[: len(digits) - size * repeats], period)
+    return match.group()
+
+
+def _rational(whole: str, head: str, period: str) -> str:
+    value = Fraction(int(whole + head or "0"), 10 ** len(head))
+    value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(head))
+    return f"\\rational{{{value.numerator}}}{{{value.denominator}}}"

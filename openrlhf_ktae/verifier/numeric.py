@@ -1,0 +1,312 @@
+"""Are two expressions the same number, or the same function of their variables?
+
+Constants are compared exactly as fractions where that is possible, else in 60 and then 120 digits. Expressions with
+variables are compared at fixed, odd points in 60 digits: two different formulas of this field do not agree there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+import mpmath
+
+from .evaluate import Evaluator, TooLargeError, UndefinedError, UnknownSymbolError, exact, free_symbols, walk
+from .values import Node
+
+DIGITS = 60
+SAME = 40  # decimal digits in which equal constants agree at 60; and 100 at 120
+POINT_SAME = 30
+HUGE_LOG2 = 150_000  # beyond it 60 digits say nothing about the last ones: only exact or identical forms are equal
+POSITIVE_POINTS, SIGNED_POINTS, INTEGER_POINTS = 4, 3, 24
+MIN_POINTS = 3  # points at which both sides must be defined before they count as equal
+INTEGER_LETTERS = frozenset("n m k N M K p q r j l s".split())
+CONSTANTS = frozenset("C c C_0 C_1 C_2 C_3 C_4 c_0 c_1 c_2 c_3 c_4".split())
+ARBITRARY = CONSTANTS | frozenset("K k A B D".split())
+PARAMETERS = frozenset("k n m l t j".split())
+
+
+class GoldError(Exception):
+    """The gold itself cannot be evaluated."""
+
+
+def same_constant(gold: Node, answer: Node, scale: Fraction = Fraction(1)) -> bool:
+    """Equality of value of two expressions without variables; `scale` converts the answer's unit."""
+    try:
+        gold_exact = exact(gold)
+    except (TooLargeError, UndefinedError) as error:
+        raise GoldError from error
+    try:
+        answer_exact = exact(answer)
+        if gold_exact is not None and answer_exact is not None:
+            return gold_exact == answer_exact * scale or rounds_to(gold, answer, answer_exact * scale)
+        return _same_inexact(gold, answer, scale)
+    except (TooLargeError, UndefinedError, UnknownSymbolError):
+        return False
+
+
+def _same_inexact(gold: Node, answer: Node, scale: Fraction) -> bool:
+    differences = []
+    for digits, agree in ((DIGITS, SAME), (2 * DIGITS, DIGITS + SAME)):
+        gold_value, answer_value = _gold_value(gold, digits), Evaluator(digits)(answer)
+        with mpmath.workdps(digits):
+            answer_value = answer_value * scale.numerator / scale.denominator
+            size = max(abs(gold_value), abs(answer_value))
+            difference = abs(gold_value - answer_value)
+            if size != 0 and mpmath.mag(size) > HUGE_LOG2:
+                return False
+            differences.append(difference)
+            if difference > size * mpmath.mpf(10) ** -agree and digits == DIGITS:
+                if difference > size * mpmath.mpf(10) ** -(DIGITS // 2) and difference > mpmath.mpf(10) ** -SAME:
+                    return rounds_to(gold, answer, answer_value)
+    vanishes = differences[1] <= differences[0] * mpmath.mpf(10) ** -SAME or differences[1] == 0
+    return bool(vanishes) or bool(difference <= size * mpmath.mpf(10) ** -(DIGITS + SAME))
+
+
+def _gold_value(gold: Node, digits: int) -> Any:
+    try:
+        return Evaluator(digits)(gold)
+    except (TooLargeError, UndefinedError, UnknownSymbolError) as error:
+        raise GoldError from error
+
+
+# --- decimals ---------------------------------------------------------------------------------------------------------
+
+
+def rounds_to(gold: Node, answer: Node, value: Any) -> bool:
+    """A decimal gold is a rounded number: an exact or longer answer that rounds to it is right, and so is its own
+    rounding to three digits or more. Whole and fractional golds are exact, and an answer is never rounded to them."""
+    literal = decimal_literal(gold)
+    if literal is None:
+        return False
+    gold_value, gold_unit, gold_digits, scientific = literal
+    if gold_digits < (2 if scientific else 3):
+        return False
+    given = decimal_literal(answer)
+    value = Fraction(str(mpmath.nstr(value, 40))) if not isinstance(value, Fraction) else value
+    if given is None or given[2] > gold_digits:
+        return abs(value - gold_value) <= gold_unit / 2
+    if given[2] < gold_digits and given[2] >= 3 and scientific:
+        return abs(value - gold_value) <= given[1] / 2
+    return False
+
+
+def decimal_literal(node: Node) -> tuple[Fraction, Fraction, int, bool] | None:
+    """(value, unit of the last digit, significant digits, scientific) of a decimal such as 28.71 or 4.6e-24."""
+    if node[0] == "neg":
+        inner = decimal_literal(node[1])
+        return None if inner is None else (-inner[0], *inner[1:])
+    if node[0] == "mul" and node[1][0] == "num" and node[2][0] == "pow":
+        power = exact(node[2])
+        inner = decimal_literal(node[1])
+        if inner is None or power is None or node[2][1] != ("num", Fraction(10), "10"):
+            return None
+        return inner[0] * power, inner[1] * power, inner[2], True
+    if node[0] != "num" or "." not in node[2]:
+        return None
+    mantissa, _, exponent = node[2].partition("e")
+    whole, _, decimals = mantissa.partition(".")
+    digits = (whole + decimals).lstrip("0")
+    if not decimals.strip("0") and not exponent:
+        return None
+    unit = Fraction(1, 10 ** len(decimals)) * Fraction(10) ** int(exponent or 0)
+    return node[1], unit, len(digits), bool(exponent)
+
+
+# --- functions --------------------------------------------------------------------------------------------------------
+
+
+def same_function(gold: Node, answer: Node, renames: Iterable[dict[str, str]] = ()) -> bool | None:
+    """Equality at the test points under some reading of `y(t)`; None if too few points count."""
+    undecided = False
+    applied = any(current[0] == "app" for node in (gold, answer) for current in walk(node))
+    for drop in (False, True) if applied else (False,):
+        gold_symbols, answer_symbols = free_symbols(gold, drop), free_symbols(answer, drop)
+        for rename in [{}, *renames, *_renames(gold, answer, gold_symbols, answer_symbols)]:
+            verdict = _agree(gold, answer, gold_symbols, answer_symbols, rename, drop)
+            if verdict:
+                return True
+            undecided = undecided or verdict is None
+    return None if undecided else False
+
+
+def _renames(
+    gold: Node, answer: Node, gold_symbols: frozenset[str], answer_symbols: frozenset[str]
+) -> list[dict[str, str]]:
+    """Other names that the same thing may have in the answer: an arbitrary constant, a parameter, a subscript."""
+    missing, extra = sorted(gold_symbols - answer_symbols), sorted(answer_symbols - gold_symbols)
+    if not extra or len(missing) != len(extra) or len(extra) > 4:
+        return []
+    others = gold_symbols & answer_symbols
+    if others and all(name in CONSTANTS for name in missing) and all(name in ARBITRARY for name in extra):
+        return [dict(zip(extra, missing, strict=True))]
+    periodic = any(current == ("const", "pi") for current in walk(gold))
+    if len(extra) == 1 and periodic and missing[0] in PARAMETERS and extra[0] in PARAMETERS:
+        return [{extra[0]: missing[0]}]
+    stripped = {name: name.split("_")[0] for name in extra}
+    if sorted(stripped.values()) == missing:
+        return [stripped]
+    full = {name.split("_")[0]: name for name in missing}
+    if sorted(full) == extra:
+        return [full]
+    return []
+
+
+def _agree(
+    gold: Node,
+    answer: Node,
+    gold_symbols: frozenset[str],
+    answer_symbols: frozenset[str],
+    rename: dict[str, str],
+    drop: bool,
+) -> bool | None:
+    """True or False by the test points, None if fewer than `MIN_POINTS` of them are in both domains."""
+    names = sorted(gold_symbols | {rename.get(name, name) for name in answer_symbols})
+    complex_wanted = any(current == ("const", "i") for node in (gold, answer) for current in walk(node))
+
+    def compared(points: Iterable[dict[str, Any]]) -> tuple[int, bool]:
+        count = 0
+        for point in points:
+            pair = _evaluate_pair(gold, answer, point, rename, answer_symbols, drop)
+            if pair is None or (not complex_wanted and any(mpmath.im(v) != 0 for v in pair)):
+                continue
+            count += 1
+            if not _close(*pair):
+                return count, False
+        return count, True
+
+    count, agree = compared(_real_points(names))
+    if agree and count >= MIN_POINTS:
+        return True
+    if _needs_integers(gold, answer):
+        count, agree = compared(_integer_points(names))
+        return (True if count >= MIN_POINTS else None) if agree else False
+    return None if agree else False
+
+
+def _evaluate_pair(
+    gold: Node,
+    answer: Node,
+    point: dict[str, Any],
+    rename: dict[str, str],
+    answer_symbols: frozenset[str],
+    drop: bool,
+) -> tuple[Any, Any] | None:
+    own = {name: point[rename.get(name, name)] for name in answer_symbols}
+    try:
+        left = Evaluator(DIGITS, point, drop)(gold)
+        right = Evaluator(DIGITS, own, drop)(answer)
+    except UndefinedError:
+        return None
+    except UnknownSymbolError:
+        return None
+    return left, right
+
+
+def _close(left: Any, right: Any) -> bool:
+    with mpmath.workdps(DIGITS):
+        difference = abs(left - right)
+        return bool(
+            difference <= max(abs(left), abs(right)) * mpmath.mpf(10) ** -POINT_SAME
+            or difference <= mpmath.mpf(10) ** -(DIGITS - 8)
+        )
+
+
+def _real_points(names: list[str]) -> Iterable[dict[str, Any]]:
+    """Positive points first, then points of either sign; the same ones in every run and process."""
+    generator = random.Random(len(names))
+    with mpmath.workdps(DIGITS):
+        for index in range(POSITIVE_POINTS + SIGNED_POINTS):
+            signs = [1 if index < POSITIVE_POINTS else generator.choice((-1, 1)) for _ in names]
+            if index >= POSITIVE_POINTS and names and all(sign > 0 for sign in signs):
+                signs[generator.randrange(len(signs))] = -1
+            yield {
+                name: sign * (mpmath.mpf(generator.randrange(3 * 10**8, 28 * 10**8)) / 10**9 + mpmath.mpf(1) / 7919)
+                for name, sign in zip(names, signs, strict=True)
+            }
+
+
+def _integer_points(names: list[str]) -> Iterable[dict[str, Any]]:
+    """Integers for the letters that stand for integers, real numbers for the others."""
+    generator = random.Random(1)
+    with mpmath.workdps(DIGITS):
+        for index in range(INTEGER_POINTS):
+            yield {
+                name: mpmath.mpf(index + 1 if len(names) == 1 else generator.randrange(1, 30))
+                if name[0] in INTEGER_LETTERS
+                else mpmath.mpf(generator.randrange(3 * 10**8, 28 * 10**8)) / 10**9
+                for name in names
+            }
+
+
+def _needs_integers(gold: Node, answer: Node) -> bool:
+    """True where an identity may hold for integers alone: roundings, factorials, (-1)^n, cos(n pi)."""
+    for current in itertools.chain(walk(gold), walk(answer)):
+        if current[0] in ("sum", "prod"):
+            return True
+        if current[0] == "fn" and current[1] in (
+            "floor", "ceil", "factorial", "binom", "gcd", "lcm", "sin", "cos", "tan",
+        ):  # fmt: skip
+            return True
+        if current[0] == "pow" and current[1][0] in ("neg", "num") and free_symbols(current[2]):
+            return True
+    return False
+
+
+def same_equation(
+    gold: Node, answer: Node, renames: Iterable[dict[str, str]] = (), positive: bool = False
+) -> bool | None:
+    """`gold = 0` and `answer = 0` are the same equation: one is a multiple of the other.
+
+    The multiple is a number, which must be positive with `positive` (for inequalities); in a differential equation it
+    may also depend on the parameters, but not on the unknown functions.
+    """
+    verdict: bool | None = False
+    applied = any(current[0] == "app" for node in (gold, answer) for current in walk(node))
+    for drop in (False, True) if applied else (False,):
+        gold_symbols, answer_symbols = free_symbols(gold, drop), free_symbols(answer, drop)
+        for rename in [{}, *renames, *_renames(gold, answer, gold_symbols, answer_symbols)]:
+            if {rename.get(name, name) for name in answer_symbols} != gold_symbols:
+                continue
+            ratios = _ratios(gold, answer, gold_symbols, answer_symbols, rename, drop)
+            if len(ratios) < MIN_POINTS:
+                verdict = None
+            elif all(_close(ratio, ratios[0]) for ratio in ratios) and abs(ratios[0]) > mpmath.mpf(10) ** -20:
+                if not positive or (mpmath.im(ratios[0]) == 0 and mpmath.re(ratios[0]) > 0):
+                    return True
+    return verdict
+
+
+def _ratios(
+    gold: Node,
+    answer: Node,
+    gold_symbols: frozenset[str],
+    answer_symbols: frozenset[str],
+    rename: dict[str, str],
+    drop: bool,
+) -> list[Any]:
+    """answer / gold at the test points; in a differential equation the parameters keep their first values."""
+    unknowns = _unknown_functions(gold_symbols)
+    parameters = gold_symbols - unknowns if unknowns else frozenset()
+    first: dict[str, Any] = {}
+    ratios = []
+    for point in _real_points(sorted(gold_symbols)):
+        first = first or point
+        point = {name: (first if name in parameters else point)[name] for name in point}
+        pair = _evaluate_pair(gold, answer, point, rename, answer_symbols, drop)
+        if pair is not None and pair[0] != 0:
+            ratios.append(pair[1] / pair[0])
+    return ratios
+
+
+def _unknown_functions(names: frozenset[str]) -> frozenset[str]:
+    """Derivatives among the symbols (`dy/dt`, `y'`, `dot_x`) and what they are derivatives of; empty if there are none."""
+    derivatives = {name for name in names if "/" in name or "'" in name or name.startswith(("dot_", "ddot_"))}
+    bases = set()
+    for name in derivatives:
+        base = name.split("/")[0].lstrip("d").removeprefix("ot_").removeprefix("partial").replace("'", "")
+        bases.add(base.split("^")[-1].lstrip("0123456789"))
+    return frozenset(derivatives | (bases & names))

@@ -1,0 +1,208 @@
+"""Sets of real numbers: intervals, unions, differences, inequalities, points; compared by membership.
+
+A set is turned into a predicate. Two sets with numeric ends are equal if the predicates agree at all ends of both, in
+all gaps between neighbouring ends and beyond the outermost ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mpmath
+
+from .evaluate import Evaluator, TooLargeError, UndefinedError, UnknownSymbolError
+from .values import Group, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
+
+DIGITS = 50
+MAX_ENDS = 200
+INTERVALS = frozenset({"()", "[]", "(]", "[)"})
+FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
+Predicate = Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class RealSet:
+    """A predicate on the reals and the points at which it may change."""
+
+    contains: Predicate
+    ends: tuple[Any, ...]
+
+
+def is_set(value: Value) -> bool:
+    """True for what can only be a set of numbers: unions, half-open intervals, the reals, an inequality."""
+    if isinstance(value, (SetOperation, NumberSet)):
+        return True
+    if isinstance(value, Group):
+        return value.brackets in ("(]", "[)") or (value.brackets == "" and all(is_set(item) for item in value.items))
+    if isinstance(value, Relation):
+        return bool(set(value.operators) & {"<", ">", "<=", ">=", "!=", "in"})
+    return value == Text("all reals")
+
+
+def same_set(gold: Value, answer: Value) -> bool | None:
+    """True or False for sets with numeric ends, None where one of them is something else."""
+    gold_set = real_set(gold)
+    if gold_set is None:
+        return None
+    for candidate in (real_set(answer), real_set(answer, intersect=True)):
+        if candidate is not None and _agree(gold_set, candidate):
+            return True
+    return None if candidate is None else False
+
+
+def _agree(first: RealSet, second: RealSet) -> bool:
+    ends = _distinct([*first.ends, *second.ends])
+    probes = list(ends)
+    if ends:
+        probes += [(a + b) / 2 for a, b in zip(ends, ends[1:], strict=False)] + [ends[0] - 1, ends[-1] + 1]
+    else:
+        probes = [mpmath.mpf(0)]
+    return all(first.contains(probe) == second.contains(probe) for probe in probes)
+
+
+def _distinct(ends: list[Any]) -> list[Any]:
+    distinct: list[Any] = []
+    for end in sorted(ends):
+        if not distinct or not _equal(distinct[-1], end):
+            distinct.append(end)
+    return distinct
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return bool(abs(a - b) <= max(abs(a), abs(b)) * mpmath.mpf(10) ** -30)
+
+
+def real_set(value: Value, intersect: bool = False) -> RealSet | None:
+    """The set that a value describes, or None. `intersect` reads a bare list of conditions as `and`."""
+    try:
+        with mpmath.workdps(DIGITS):
+            found = _read(value, intersect)
+    except (TooLargeError, UndefinedError, UnknownSymbolError):
+        return None
+    return found if found is not None and len(found.ends) <= MAX_ENDS else None
+
+
+def _read(value: Value, intersect: bool) -> RealSet | None:
+    if isinstance(value, NumberSet):
+        known = {"R": True, "0": False}
+        constant = known.get(value.letter)
+        return None if constant is None else RealSet(lambda _: constant, ())
+    if isinstance(value, Text):
+        known = {"all reals": True, "no solution": False}
+        member = known.get(value.phrase)
+        return None if member is None else RealSet(lambda _: member, ())
+    if isinstance(value, SetOperation):
+        return _operation(value, intersect)
+    if isinstance(value, Group):
+        return _group(value, intersect)
+    if isinstance(value, Relation):
+        return _relation(value, intersect)
+    return None
+
+
+def _operation(value: SetOperation, intersect: bool) -> RealSet | None:
+    left, right = _read(_as_set(value.left), intersect), _read(_as_set(value.right), intersect)
+    if left is None or right is None:
+        return None
+    a, b = left.contains, right.contains
+    combined: dict[str, Predicate] = {
+        "cup": lambda x: a(x) or b(x),
+        "cap": lambda x: a(x) and b(x),
+        "setminus": lambda x: a(x) and not b(x),
+    }
+    return RealSet(combined[value.operator], left.ends + right.ends)
+
+
+def _as_set(value: Value) -> Value:
+    return Group("{}", (value,)) if isinstance(value, Scalar) else value
+
+
+def _group(value: Group, intersect: bool) -> RealSet | None:
+    if value.brackets in INTERVALS and len(value.items) == 2:
+        low, high = (_end(item) for item in value.items)
+        return _interval(low, high, value.brackets[0] == "[", value.brackets[1] == "]")
+    if value.brackets == "{}" and all(isinstance(item, Scalar) for item in value.items):
+        points = tuple(_end(item) for item in value.items)
+        if not all(mpmath.isfinite(point) for point in points):
+            return None
+        return RealSet(lambda x: any(_equal(x, point) for point in points), points)
+    if value.brackets == "":
+        parts = [_read(_as_set(item), intersect) for item in value.items]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        join = all if intersect else any
+        return RealSet(
+            lambda x: join(part.contains(x) for part in known), tuple(end for part in known for end in part.ends)
+        )
+    return None
+
+
+def _interval(low: Any, high: Any, low_closed: bool, high_closed: bool) -> RealSet:
+    def contains(x: Any) -> bool:
+        if mpmath.isfinite(low) and _equal(x, low):
+            return low_closed and (low < high or high_closed)
+        if mpmath.isfinite(high) and _equal(x, high):
+            return high_closed and low < high
+        return bool(low < x < high)
+
+    return RealSet(contains, tuple(end for end in (low, high) if mpmath.isfinite(end)))
+
+
+def _end(item: Value) -> Any:
+    if not isinstance(item, Scalar):
+        raise UnknownSymbolError
+    return _number(item.node)
+
+
+def _number(node: Node) -> Any:
+    if node == ("const", "inf"):
+        return mpmath.inf
+    if node == ("neg", ("const", "inf")):
+        return -mpmath.inf
+    value = Evaluator(DIGITS)(node)
+    if mpmath.im(value) != 0:
+        raise UndefinedError
+    return mpmath.re(value)
+
+
+def _relation(value: Relation, intersect: bool) -> RealSet | None:
+    r"""`x > 3`, `-2 \le x \le 7`, `x \ne 0`, `x \in S`, `3 < x`."""
+    if value.operators == ("in",) and value.names[0] is not None:
+        return _read(_as_set(value.sides[1]), intersect)
+    variables = [index for index, name in enumerate(value.names) if name is not None]
+    if len(variables) != 1 or not all(isinstance(side, Scalar) for side in value.sides):
+        return None
+    variable = variables[0]
+    bounds: list[RealSet] = []
+    for index, operator in enumerate(value.operators):
+        if index + 1 == variable:
+            operator, other = FLIPPED.get(operator, operator), value.sides[index]
+        elif index == variable:
+            other = value.sides[index + 1]
+        else:
+            return None
+        bound = _bound(operator, _end(other))
+        if bound is None:
+            return None
+        bounds.append(bound)
+    return RealSet(lambda x: all(b.contains(x) for b in bounds), tuple(end for b in bounds for end in b.ends))
+
+
+def _bound(operator: str, end: Any) -> RealSet | None:
+    inf = mpmath.inf
+    if operator == "<":
+        return _interval(-inf, end, False, False)
+    if operator == "<=":
+        return _interval(-inf, end, False, True)
+    if operator == ">":
+        return _interval(end, inf, False, False)
+    if operator == ">=":
+        return _interval(end, inf, True, False)
+    if operator == "!=":
+        return RealSet(lambda x: not _equal(x, end), (end,))
+    if operator == "=":
+        return RealSet(lambda x: _equal(x, end), (end,))
+    return None

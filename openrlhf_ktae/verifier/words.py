@@ -1,0 +1,260 @@
+"""Words that occur in answers: function names, connectives, fillers, units, yes and no. Data and look-ups only."""
+
+from __future__ import annotations
+
+import re
+
+FUNCTION_NAMES = {
+    name: name
+    for name in (
+        "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth arcsinh arccosh arctanh ln log lg exp "
+        "sqrt pi gcd lcm max min mod binom det infty theta alpha"
+    ).split()
+}
+FUNCTION_NAMES.update(
+    {
+        "asin": "arcsin",
+        "acos": "arccos",
+        "atan": "arctan",
+        "asinh": "arcsinh",
+        "acosh": "arccosh",
+        "atanh": "arctanh",
+        "arsinh": "arcsinh",
+        "arcosh": "arccosh",
+        "artanh": "arctanh",
+        "infinity": "infty",
+        "inf": "infty",
+        "oo": "infty",
+        "sen": "sin",
+        "Pi": "pi",
+    }
+)
+
+CONNECTIVES = frozenset({"and", "or"})
+
+# Words that carry no value before an answer: "The answer is 9", "Option D", "approximately 3".
+FILLERS = frozenset(
+    """the a an answer answers is are be final solution solutions result value values equals equal to of total sum
+    number so thus therefore hence then we get have it that this there only exactly option choice case my your
+    length area volume perimeter probability distance speed ratio angle maximum minimum largest smallest
+    integer root roots set interval range domain function on approximately about approx around roughly required
+    desired""".split()
+)
+
+# Words after a value that change what it says: never taken for a unit.
+CHANGING = frozenset(
+    """or more less fewer greater than least most not no none never over under above below between plus minus
+    times dozen hundred thousand million billion trillion half double twice if unless except without remainder
+    mod modulo base to from through until up but only either neither nor any all infinitely many undefined infinite
+    infinity squared-off other others both""".split()
+)
+
+# A condition on a parameter that may follow an answer: "for all integers k", "where C is an arbitrary constant".
+CONDITION_STARTS = frozenset({"for", "where", "with", "any", "all"})
+CONDITION_WORDS = CONDITION_STARTS | frozenset(
+    "every some is are an a the integer integers positive nonnegative non-negative negative real natural number "
+    "numbers constant constants arbitrary in being and be".split()
+)
+
+NUMBER_WORDS = {
+    word: value
+    for value, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen twenty".split()
+    )
+}
+NUMBER_WORDS.update({"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90})
+
+
+def spoken_number(words: str) -> int | None:
+    """The value of `seven` or `twenty-one`, else None."""
+    parts = words.replace("-", " ").split()
+    values = [NUMBER_WORDS.get(part) for part in parts]
+    if len(values) == 1:
+        return values[0]
+    if len(values) == 2 and None not in values and values[0] in range(20, 100, 10) and values[1] in range(1, 10):
+        return sum(value for value in values if value is not None)
+    return None
+
+
+# Phrases with one meaning, after lower-casing and joining with blanks.
+_SYNONYMS = {
+    "none": "no solution",
+    "no solutions": "no solution",
+    "no solution exists": "no solution",
+    "no solutions exist": "no solution",
+    "there is no solution": "no solution",
+    "there are no solutions": "no solution",
+    "no real solution": "no solution",
+    "no real solutions": "no solution",
+    "empty set": "no solution",
+    "dne": "does not exist",
+    "do not exist": "does not exist",
+    "doesn't exist": "does not exist",
+    "undefined": "undefined",
+    "infinite": "infinitely many",
+    "infinitely many solutions": "infinitely many",
+    "infinite solutions": "infinitely many",
+    "true": "true",
+    "impossible": "impossible",
+    "not possible": "impossible",
+    "cannot be determined": "cannot be determined",
+    "all real numbers": "all reals",
+    "all reals": "all reals",
+    "all real": "all reals",
+    "real numbers": "all reals",
+    "mon": "monday",
+    "tue": "tuesday",
+    "tues": "tuesday",
+    "wed": "wednesday",
+    "thu": "thursday",
+    "thur": "thursday",
+    "thurs": "thursday",
+    "fri": "friday",
+    "sat": "saturday",
+    "sun": "sunday",
+}
+_ARTICLES = frozenset({"the", "a", "an"})
+_NON_WORD = re.compile(r"[^\w\s']|_")
+
+
+def phrase(text: str) -> str:
+    """A text answer in one spelling: lower case, no punctuation, no articles, synonyms joined."""
+    words = _NON_WORD.sub(" ", text.lower()).split()
+    while words and words[0] in FILLERS and len(words) > 1:
+        words.pop(0)
+    joined = " ".join(word for word in words if word not in _ARTICLES or len(words) == 1)
+    return _SYNONYMS.get(joined, joined)
+
+
+# --- units: (dimension exponents, factor to the base unit as text) -------------------------------------------------
+
+_BASE = {
+    "m": ({"m": 1}, "1"),
+    "s": ({"s": 1}, "1"),
+    "g": ({"g": 1}, "1"),
+}
+_UNIT_LINES = """
+m:1: m meter meters metre metres
+m:0.01: cm centimeter centimeters centimetre centimetres
+m:0.001: mm millimeter millimeters millimetre millimetres
+m:0.000001: um micron microns micrometer micrometers
+m:0.000000001: nm nanometer nanometers
+m:1000: km kilometer kilometers kilometre kilometres
+m:0.0000000001: angstrom angstroms
+m:0.0254: in inch inches
+m:0.3048: ft foot feet
+m:0.9144: yd yard yards
+m:1609.344: mi mile miles
+m:149597870700: au
+m:30856775814913673: pc parsec parsecs
+s:1: s sec secs second seconds
+s:0.001: ms millisecond milliseconds
+s:0.000001: us microsecond microseconds
+s:60: min mins minute minutes
+s:3600: h hr hrs hour hours
+s:86400: d day days
+s:604800: wk week weeks
+month:1: month months
+s:31557600: yr yrs year years
+g:1: g gram grams
+g:0.001: mg milligram milligrams
+g:1000: kg kilogram kilograms kilo kilos
+g:453.59237: lb lbs pound pounds
+g:28.349523125: oz ounce ounces
+g:1000000: ton tons tonne tonnes
+money:1: dollar dollars usd bucks
+money:0.01: cent cents penny pennies
+eur:1: euro euros eur
+gbp:1: pounds_sterling gbp
+rupee:1: rupee rupees rs
+yen:1: yen
+angle:1: degree degrees deg
+angle:57.29577951308232087679815481410517: rad radian radians
+angle:0.01666666666666666666666666666667: arcmin arcminute arcminutes
+angle:0.00027777777777777777777777777778: arcsec arcsecond arcseconds
+temperature_c:1: celsius
+temperature_f:1: fahrenheit
+temperature_k:1: kelvin kelvins
+percent:1: percent percentage pct
+mol:1: mol mole moles
+A:1: A amp amps ampere amperes
+data:1: bit bits
+data:8: byte bytes
+"""
+_COMPOUND_LINES = """
+m=3: 0.001: L l liter liters litre litres
+m=3: 0.000001: ml mL milliliter milliliters cc
+m=3: 0.003785411784: gal gallon gallons
+m=3: 0.000946352946: qt quart quarts
+m=2: 10000: hectare hectares ha
+m=2: 4046.8564224: acre acres
+m=1,s=-1: 0.44704: mph
+m=1,s=-1: 0.27777777777777777777777777777778: kph kmh kmph
+s=-1: 1: Hz hertz
+s=-1: 1000: kHz
+s=-1: 1000000: MHz
+s=-1: 0.01666666666666666666666666666667: rpm
+g=1,m=1,s=-2: 1000: N newton newtons
+g=1,m=1,s=-2: 0.01: dyn dyne dynes
+g=1,m=2,s=-2: 1000: J joule joules
+g=1,m=2,s=-2: 1000000: kJ kilojoule kilojoules
+g=1,m=2,s=-2: 0.0001: erg ergs
+g=1,m=2,s=-2: 0.0000000000000001602176634: eV
+g=1,m=2,s=-2: 0.0000000000001602176634: keV
+g=1,m=2,s=-2: 0.0000000001602176634: MeV
+g=1,m=2,s=-2: 4184: cal calorie calories
+g=1,m=2,s=-2: 4184000: kcal
+g=1,m=2,s=-3: 1000: W watt watts
+g=1,m=2,s=-3: 1000000: kW kilowatt kilowatts
+g=1,m=-1,s=-2: 1000: Pa pascal pascals
+g=1,m=-1,s=-2: 101325000: atm
+A=1,s=1: 1: coulomb coulombs
+g=1,m=2,s=-3,A=-1: 1000: volt volts
+g=1,m=2,s=-3,A=-2: 1000: ohm ohms
+"""
+
+
+def _units() -> dict[str, tuple[dict[str, int], str]]:
+    table: dict[str, tuple[dict[str, int], str]] = {}
+    for line in _UNIT_LINES.strip().splitlines():
+        dimension, factor, names = line.split(":")
+        table.update({name: ({dimension: 1}, factor) for name in names.split()})
+    for line in _COMPOUND_LINES.strip().splitlines():
+        dimensions, factor, names = line.split(":")
+        powers = {name: int(power) for name, power in (part.split("=") for part in dimensions.split(","))}
+        table.update({name: (powers, factor.strip()) for name in names.split()})
+    return table
+
+
+UNITS = _units()
+UNIT_PREFIXES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+UNIT_SUFFIXES = {"squared": 2, "cubed": 3}
+# Bare letters that are a unit even outside \text: two letters and more, and not a likely product of variables.
+BARE_UNITS = frozenset(name for name in UNITS if len(name) >= 2) - frozenset(
+    {"in", "au", "pc", "us", "um", "ha", "ms", "rs", "yd", "mi", "ml", "mL", "ft", "oz", "ton", "rad", "min"}
+) | frozenset({"ft", "oz", "mL"})
+
+LONG_UNITS = frozenset(name for name in BARE_UNITS if len(name) > 2)
+
+_BARE_WORDS = (
+    CONNECTIVES
+    | FILLERS
+    | CHANGING
+    | CONDITION_WORDS
+    | LONG_UNITS
+    | frozenset(NUMBER_WORDS)
+    | frozenset(word for entry in [*_SYNONYMS, *_SYNONYMS.values()] for word in entry.split())
+    | frozenset(
+        "yes no true false even odd north south east west left right up down red blue square unit units".split()
+    )
+) - frozenset({"a", "in", "is", "be", "at", "an", "to", "of", "so", "we", "it", "my"})
+
+
+def is_word(run: str) -> bool:
+    """True when a run of two or more bare letters is a word rather than a product of variables."""
+    if run in _BARE_WORDS or run.lower() in _BARE_WORDS:
+        return True
+    if len(run) < 4:
+        return False
+    return list(run) != sorted(set(run))  # abcd, wxyz: variables in a row
