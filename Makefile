@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
 # Where pip finds no torch==2.13.0+cpu by itself: PyTorch's own index of CPU wheels (see PyTorch's installation page).
 TORCH_INDEX_URL ?=
 PIP := $(BIN)/pip --disable-pip-version-check
@@ -14,13 +15,17 @@ LLM_ARGS ?=
 
 setup: $(STAMP)
 
-$(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml
+$(STAMP): requirements/cpu.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --no-deps $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) \
-		-r requirements/cpu.txt -r requirements/dev.txt || { echo "If torch==2.13.0+cpu was not found: \
+		-r requirements/cpu.txt || { echo "If torch==2.13.0+cpu was not found: \
 	make $(MAKECMDGOALS) TORCH_INDEX_URL=<PyTorch's index of CPU wheels>"; exit 1; }
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/python -c "from openrlhf_ktae.ktae import warm_up; warm_up()"
+	touch $@
+
+$(DEV_STAMP): $(STAMP) requirements/dev.txt
+	$(PIP) install --quiet --no-deps -r requirements/dev.txt
 	touch $@
 
 quickstart: $(STAMP)
@@ -34,18 +39,18 @@ quickstart-llm: $(STAMP)
 
 test: check unit e2e
 
-check: $(STAMP)
+check: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-unit: $(STAMP)
+unit: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/unit tests/contract
 
-e2e: $(STAMP)
+e2e: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/e2e
 
-format: $(STAMP)
+format: $(DEV_STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -1,0 +1,109 @@
+"""Every name of other libraries that this package overrides or patches: a new release that moves one fails here."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from openrlhf_ktae.backend.cpu import HEAD_SIZES
+from openrlhf_ktae.host import HOST_VERSION, HostMismatch, check_host, undecorated
+
+
+def test_the_pinned_host_is_installed(monkeypatch):
+    check_host()
+    monkeypatch.setattr("openrlhf_ktae.host.version", lambda _: "0.12.0")
+    with pytest.raises(HostMismatch, match=HOST_VERSION):
+        check_host()
+
+
+def test_head_sizes_are_those_of_vllm(host):
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert list(HEAD_SIZES) == CPUAttentionBackend.get_supported_head_sizes()
+
+
+def test_trainer_resolves_its_parts_as_globals(host):
+    from openrlhf.trainer import ppo_trainer, ppo_trainer_async
+
+    for module, names in (
+        (ppo_trainer, ("RemoteExperienceMaker", "SamplesGenerator", "PPOTrainer")),
+        (ppo_trainer_async, ("SamplesGenerator", "GenerateSamplesActor", "TrainingActor", "PPOTrainerAsync")),
+    ):
+        for name in names:
+            assert hasattr(module, name), f"{module.__name__}.{name}"
+    source = inspect.getsource(ppo_trainer.BasePPOTrainer.__init__)
+    assert "RemoteExperienceMaker(" in source
+
+
+def test_methods_that_are_overridden_exist_with_their_parameters(host):
+    from openrlhf.trainer import ppo_trainer, ppo_trainer_async
+    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+    from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
+    from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
+
+    expected = [
+        (RemoteExperienceMaker, "compute_advantages_and_returns", ["self", "experiences"]),
+        (SamplesGenerator, "generate_samples", ["self", "generate_kwargs"]),
+        (SamplesGenerator, "generate_eval_samples", ["self", "generate_kwargs"]),
+        (undecorated(ppo_trainer.PPOTrainer), "fit", ["self", "global_step"]),
+        (undecorated(ppo_trainer.PPOTrainer), "evaluate", ["self", "global_step", "generate_kwargs"]),
+        (ppo_trainer.BasePPOTrainer, "train_step", ["self", "rollout_samples", "global_step"]),
+        (
+            ppo_trainer.BasePPOTrainer,
+            "save_logs_and_checkpoints",
+            ["self", "global_step", "logs_dict", "client_states"],
+        ),
+        (ppo_trainer.BasePPOTrainer, "save_best_checkpoint", ["self", "eval_metrics", "global_step", "client_states"]),
+        (undecorated(ppo_trainer_async.GenerateSamplesActor), "_run_eval", ["self"]),
+        (undecorated(ppo_trainer_async.TrainingActor), "broadcast_to_vllm", ["self"]),
+        (undecorated(ppo_trainer_async.PPOTrainerAsync), "fit", ["self"]),
+        (ActorPPOTrainer, "_init_vllm_sync_group", ["self", "backend"]),
+        (ActorPPOTrainer, "broadcast_to_vllm", ["self"]),
+        (
+            undecorated(PolicyModelActor),
+            "init_model_from_pretrained",
+            ["self", "strategy", "pretrain", "max_steps", "vllm_engines"],
+        ),
+    ]
+    for owner, name, parameters in expected:
+        found = [p for p in inspect.signature(getattr(owner, name)).parameters if p != "_ray_trace_ctx"]
+        assert found == parameters, f"{owner.__name__}.{name}"
+    assert inspect.iscoroutinefunction(undecorated(RolloutRayActor).__init__)
+
+
+def test_the_host_command_takes_its_classes_as_globals(host):
+    from openrlhf.cli import train_ppo_ray
+
+    source = inspect.getsource(train_ppo_ray.train)
+    for text in (
+        "import PPOTrainerAsync as PPOTrainer",
+        "import PPOTrainer\n",
+        "PolicyModelActor,",
+        "get_strategy(args)",
+        "if not ray.is_initialized()",
+    ):
+        assert text in source, text
+
+
+def test_ray_still_refuses_to_subclass_an_actor(host):
+    """`undecorated` exists because of this; when it passes, subclass directly."""
+    from openrlhf.trainer.ppo_trainer import PPOTrainer
+    from ray.exceptions import RayError
+
+    with pytest.raises((RayError, TypeError)):
+        type("Sub", (PPOTrainer,), {})
+
+
+def test_the_mathematics_loads_no_trainer():
+    """A user of another trainer imports it; in a fresh process, so that other tests do not hide an import."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, openrlhf_ktae.ktae; "
+        "print([m for m in ('ray', 'vllm', 'deepspeed', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

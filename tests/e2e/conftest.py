@@ -1,0 +1,49 @@
+"""The real command as a user runs it: another process, the quickstart's model, few steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from openrlhf_ktae.run.record import read_record
+
+COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray"]
+SECONDS = 300
+
+
+class Finished:
+    """Exit code, output and record of one run."""
+
+    def __init__(self, directory: Path, code: int, output: str) -> None:
+        self.directory, self.code, self.output = directory, code, output
+        rows = list(read_record(directory))
+        self.steps = [row for row in rows if row["kind"] == "step"]
+        self.evaluations = {row["when"]: row for row in rows if row["kind"] == "eval"}
+
+
+@pytest.fixture(scope="session")
+def environment():
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+@pytest.fixture(scope="session")
+def train(root, environment):
+    """Run the command with the quickstart's configuration and `words` to its end."""
+
+    def run(directory: Path, *words: str, config: str = "configs/grpo_ktae/quickstart.yaml") -> Finished:
+        done = subprocess.run(
+            [*COMMAND, "--config", config, "--run.dir", str(directory), *words],
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS,
+        )
+        return Finished(directory, done.returncode, done.stdout)
+
+    return run

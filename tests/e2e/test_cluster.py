@@ -1,0 +1,121 @@
+"""A run on a cluster that is up already, and a run that is interrupted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from openrlhf_ktae.run.record import read_record
+
+COMMAND = "openrlhf_ktae.cli.train_ppo_ray"
+FEW_STEPS = ["--config", "configs/grpo_ktae/quickstart.yaml", "--data.max_samples", "16", "--run.eval_edges", "false"]
+RAY = Path(sys.executable).with_name("ray")
+PORT, DASHBOARD_PORT = 26379, 28265
+
+
+def processes_of(marker: str) -> list[psutil.Process]:
+    """Processes that carry `marker` in their environment: those of one run, whatever their parents."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("KTAE_TEST_RUN") == marker and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until_none(marker: str, seconds: float) -> list[psutil.Process]:
+    end = time.monotonic() + seconds
+    while processes_of(marker) and time.monotonic() < end:
+        time.sleep(0.5)
+    return processes_of(marker)
+
+
+@pytest.fixture(scope="module")
+def cluster(root, environment):
+    """A Ray head with virtual devices, its own ports and its own processes."""
+    variables = {**environment, "KTAE_TEST_RUN": "cluster"}
+    ports = ["--port", str(PORT), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(DASHBOARD_PORT)]
+    start = [RAY, "start", "--head", "--num-gpus", "1", "--num-cpus", "8", *ports, "--disable-usage-stats"]
+    subprocess.run(start, cwd=root, env=variables, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    yield variables
+    for process in processes_of("cluster"):
+        process.kill()
+    wait_until_none("cluster", 20)
+
+
+def test_ray_job_submit(cluster, root, tmp_path):
+    submit = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{DASHBOARD_PORT}", "--"]
+    # The job runs in the directory of the Ray head's worker, so paths are absolute, as on any cluster.
+    words = ["--advantage_estimator", "ktae", "--run.dir", str(tmp_path)]
+    words += ["--config", f"{root}/configs/grpo_ktae/quickstart.yaml", "--data.max_samples", "16"]
+    words += ["--run.eval_edges", "false", "--eval.dataset", f"{root}/examples/quickstart/data/heldout.jsonl"]
+    words += ["--data.prompt_dataset", f"{root}/examples/quickstart/data/train.jsonl"]
+    words += ["--actor.model_name_or_path", f"{root}/examples/quickstart/model"]
+    done = subprocess.run(
+        [*submit, sys.executable, "-m", COMMAND, *words],
+        cwd=root,
+        env=cluster,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "succeeded" in done.stdout
+    assert [row["step"] for row in read_record(tmp_path) if row["kind"] == "step"] == [1, 2]
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_cluster_with_too_few_devices_is_refused(cluster, root, tmp_path):
+    variables = {**cluster, "RAY_ADDRESS": f"127.0.0.1:{PORT}", "KTAE_TEST_RUN": "refused"}
+    words = ["--train.colocate_all", "false", "--run.dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", COMMAND, *FEW_STEPS, *words],
+        cwd=root,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "has 1 devices and this run needs 2" in done.stderr
+    assert "--num-gpus 2" in done.stderr
+
+
+def test_ctrl_c_leaves_no_process_and_a_whole_checkpoint(root, environment, tmp_path):
+    marker = f"interrupt-{os.getpid()}"
+    words = ["--run.dir", str(tmp_path), "--ckpt.save_steps", "2", "--ckpt.max_num", "100"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", COMMAND, "--config", "configs/grpo_ktae/quickstart.yaml", *words],
+        cwd=root,
+        env={**environment, "KTAE_TEST_RUN": marker},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 200
+    while time.monotonic() < end and process.poll() is None:
+        if sum(row["kind"] == "step" for row in read_record(tmp_path)) >= 3:
+            break
+        time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "interrupted" in output
+    assert "Traceback" not in output
+    left = wait_until_none(marker, 20)
+    assert not left, [one.cmdline() for one in left]
+    actor = tmp_path / "checkpoints" / "_actor"
+    assert (actor / (actor / "latest").read_text()).is_dir()
+    shutil.rmtree(tmp_path / "checkpoints")

@@ -1,0 +1,132 @@
+"""Options: every name reaches its place, and what is wrong is refused with the way out."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from openrlhf_ktae.cli.flat_names import FLAT_NAMES, FLAT_SWITCHES, translate_flat_names
+from openrlhf_ktae.cli.host_parser import BadOption, parse
+from openrlhf_ktae.cli.options import build_parser, parse_command_line
+from openrlhf_ktae.ktae.config import KTAEConfig
+
+MINIMAL = ["--pretrain", "m", "--prompt_data", "d.jsonl", "--vllm_num_engines", "1", "--actor.num_gpus_per_node", "1"]
+KTAE = [*MINIMAL, "--advantage_estimator", "ktae", "--n_samples_per_prompt", "4"]
+
+
+@pytest.fixture(scope="module")
+def actions():
+    parser = build_parser()
+    parse(parser, KTAE_DOTTED)
+    return parser._option_string_actions
+
+
+KTAE_DOTTED = translate_flat_names(KTAE)
+
+
+def test_every_host_option_is_there_with_the_host_default(actions, host):
+    import ast
+    import inspect
+
+    from openrlhf.cli import train_ppo_ray
+
+    calls = [
+        node
+        for node in ast.walk(ast.parse(inspect.getsource(train_ppo_ray)))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
+    ]
+    plain = [call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)]
+    assert len(plain) > 120
+    assert not [flag for flag in plain if flag not in actions]
+
+
+@pytest.mark.parametrize(("flat", "dotted"), FLAT_NAMES.items())
+def test_flat_name_stands_for_an_option_of_the_host(flat, dotted, actions):
+    assert f"--{dotted}" in actions, f"--{flat} is mapped to an option that does not exist"
+    assert translate_flat_names([f"--{flat}", "1"]) == [f"--{dotted}", "1"]
+    assert translate_flat_names([f"--{flat}=1"]) == [f"--{dotted}=1"]
+
+
+def test_flat_switches_are_options_too(actions):
+    for words in FLAT_SWITCHES.values():
+        assert words[0] in actions
+
+
+def test_ktae_is_group_norm_for_the_host_and_ktae_for_us():
+    args = parse_command_line(KTAE)
+    assert args.algo.advantage.estimator == "group_norm"
+    assert args.algo.ktae.enable
+    assert args.critic.model_name_or_path is None
+
+
+@pytest.mark.parametrize("base", ["dr_grpo", "rloo", "reinforce_baseline"])
+def test_base_becomes_the_host_estimator(base):
+    assert parse_command_line([*KTAE, "--algo.ktae.base", base]).algo.advantage.estimator == base
+
+
+def test_without_ktae_nothing_of_it_is_on():
+    args = parse_command_line([*MINIMAL, "--advantage_estimator", "group_norm", "--n_samples_per_prompt", "4"])
+    assert not args.algo.ktae.enable
+
+
+CHANGED = {
+    "variant": "calibrated", "h1": 0.5, "h2": 0.25, "h3": 2.0, "k1": 1.5, "b": 0.25, "fisher": "point",
+    "correct_threshold": 0.5, "scale": 2.0, "value_range": 0.75, "weight": 0.5, "centre": True, "excluded_ids": (3, 4),
+    "term_frequency": "count", "ratio_epsilon": 0.01, "p_max": 0.2, "noise_budget": 0.02,
+}  # fmt: skip
+NEEDS_CALIBRATED = ("p_max", "noise_budget")
+
+
+@pytest.mark.parametrize("name", list(KTAEConfig.__dataclass_fields__))
+def test_each_ktae_option_arrives(name):
+    value = CHANGED[name]
+    words = [str(part) for part in value] if isinstance(value, tuple) else [str(value).lower()]
+    variant = ["--algo.ktae.variant", "calibrated"] if name in NEEDS_CALIBRATED else []
+    args = parse_command_line([*KTAE, *variant, f"--algo.ktae.{name}", *words])
+    assert args.algo.ktae.config[name] == value
+
+
+def write(path, tree):
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def test_config_file_and_command_line_wins(tmp_path):
+    path = write(tmp_path / "a.yaml", {"rollout": {"temperature": 0.5, "top_p": 0.9}, "train": {"colocate_all": True}})
+    args = parse_command_line([*KTAE, "--config", path, "--temperature", "0.7", "--train.colocate_all", "false"])
+    assert (args.rollout.temperature, args.rollout.top_p, args.train.colocate_all) == (0.7, 0.9, False)
+
+
+def test_config_file_includes_a_base(tmp_path):
+    write(tmp_path / "base.yaml", {"rollout": {"temperature": 0.5, "top_p": 0.9}})
+    path = write(tmp_path / "a.yaml", {"include": "base.yaml", "rollout": {"temperature": 0.6}})
+    args = parse_command_line([*KTAE, f"--config={path}"])
+    assert (args.rollout.temperature, args.rollout.top_p) == (0.6, 0.9)
+
+
+def test_config_file_refuses_unknown_keys_with_the_nearest(tmp_path):
+    path = write(tmp_path / "a.yaml", {"rollout": {"temprature": 0.5}})
+    with pytest.raises(BadOption, match=r"rollout\.temprature.*did you mean rollout\.temperature"):
+        parse_command_line([*KTAE, "--config", path])
+
+
+def test_config_file_that_includes_itself(tmp_path):
+    path = write(tmp_path / "a.yaml", {"include": "a.yaml"})
+    with pytest.raises(BadOption, match="includes itself"):
+        parse_command_line([*KTAE, "--config", path])
+
+
+def test_a_scientific_number_in_yaml_is_a_number(tmp_path):
+    (tmp_path / "a.yaml").write_text("actor: {adam: {lr: 1e-5}}")
+    assert parse_command_line([*KTAE, "--config", str(tmp_path / "a.yaml")]).actor.adam.lr == 1e-5
+
+
+def test_help_lists_ours_before_the_host(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_command_line(["--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert text.index("--backend") < text.index("--algo.ktae.variant") < text.index("--vllm.num_engines")
+    assert re.search(r"--pretrain\s+--actor.model_name_or_path", text)
