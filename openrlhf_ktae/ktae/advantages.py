@@ -114,9 +114,7 @@ def _filled(
     threads = _threads(num_threads, batch.ids_BT.size)
     if config.weight == 0 or not batch.mixed_Q.any():
         base = torch.from_numpy(base_B).to(torch.float32)[:, None]
-        filled = torch.where(
-            torch.from_numpy(batch.mask_BT).bool(), base, torch.zeros((), dtype=torch.float32)
-        )
+        filled = torch.where(torch.from_numpy(batch.mask_BT).bool(), base, torch.zeros((), dtype=torch.float32))
         return filled.to(batch.device)
     out_BT = torch.empty(batch.ids_BT.shape, dtype=torch.float32)
     _run_groups(batch, base_B, config, excluded, out_BT.numpy(), threads)

@@ -38,9 +38,7 @@ class Batch:
         return (self.sizes_Q2[:, 0] > 0) & (self.sizes_Q2[:, 1] > 0)
 
 
-def plain_batch(
-    token_ids: Any, action_mask: Any, scores: Any, group_ids: Any, correct_threshold: float
-) -> Batch:
+def plain_batch(token_ids: Any, action_mask: Any, scores: Any, group_ids: Any, correct_threshold: float) -> Batch:
     """Check shapes and kinds, move what is on an accelerator once, label rows and sort them by group.
 
     Raises:
@@ -53,17 +51,13 @@ def plain_batch(
     scores_B = floats_B("scores", scores, rows)
     groups_B = _integers("group_ids", group_ids, ndim=1)
     if groups_B.size != rows:
-        raise ValueError(
-            f"group_ids has {groups_B.size} entries: give one integer for each of the {rows} rows"
-        )
+        raise ValueError(f"group_ids has {groups_B.size} entries: give one integer for each of the {rows} rows")
     side_B = np.where(scores_B > correct_threshold, CORRECT, WRONG).astype(np.int8)
     side_B[np.isnan(scores_B)] = UNKNOWN
     rows_B = np.argsort(groups_B, kind="stable")
     sorted_B = groups_B[rows_B]
     starts_Q = np.flatnonzero(np.concatenate([sorted_B[:1] == sorted_B[:1], sorted_B[1:] != sorted_B[:-1]]))
-    sides = [
-        np.add.reduceat(side_B[rows_B] == side, starts_Q) if rows else starts_Q for side in (CORRECT, WRONG)
-    ]
+    sides = [np.add.reduceat(side_B[rows_B] == side, starts_Q) if rows else starts_Q for side in (CORRECT, WRONG)]
     return Batch(
         ids_BT=ids_BT,
         mask_BT=mask_BT.view(np.uint8),
@@ -81,9 +75,7 @@ def floats_B(name: str, values: Any, rows: int) -> NDArray[np.float64]:
         values = values.detach().to(device="cpu", dtype=torch.float64).numpy()
     array = np.asarray(values, dtype=np.float64)
     if array.shape != (rows,):
-        raise ValueError(
-            f"{name} has shape {array.shape}: give one number for each of the {rows} rows of token_ids"
-        )
+        raise ValueError(f"{name} has shape {array.shape}: give one number for each of the {rows} rows of token_ids")
     return array
 
 
@@ -96,9 +88,7 @@ def plain_ids(name: str, ids: Iterable[Any]) -> NDArray[np.int64]:
     except (TypeError, ValueError):
         whole = False
     if not whole:
-        raise ValueError(
-            f"{name}={given!r} must hold integers only: leave out what the tokenizer does not define"
-        )
+        raise ValueError(f"{name}={given!r} must hold integers only: leave out what the tokenizer does not define")
     return np.array(sorted(set(plain)), dtype=np.int64)
 
 

@@ -145,9 +145,7 @@ class KTAEConfig:
         for name in options:
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-                raise ValueError(
-                    f"unknown KTAE option {name!r}: did you mean {near!r}? (all: {', '.join(known)})"
-                )
+                raise ValueError(f"unknown KTAE option {name!r}: did you mean {near!r}? (all: {', '.join(known)})")
         return cls(**options)
 
 

@@ -32,9 +32,7 @@ def literal_advantages(
     for group in set(group_ids):
         rows = [row for row, its_group in enumerate(group_ids) if its_group == group]
         known = [row for row in rows if not math.isnan(scores[row])]
-        rollouts = [
-            [o for o, acted in zip(token_ids[r], action_mask[r], strict=True) if acted] for r in known
-        ]
+        rollouts = [[o for o, acted in zip(token_ids[r], action_mask[r], strict=True) if acted] for r in known]
         correct = [scores[row] > config.correct_threshold for row in known]
         values = group_values(rollouts, correct, config)
         for row in rows:
@@ -89,9 +87,7 @@ def strength(a: int, b: int, n_right: int, n_wrong: int, config: KTAEConfig) -> 
     return (h1 * association + h2 * gain) / ((h1 + h2) or 1) * (1 - p / p_max)
 
 
-def direction(
-    o: int, a: int, b: int, right: list[Rollout], wrong: list[Rollout], config: KTAEConfig
-) -> float:
+def direction(o: int, a: int, b: int, right: list[Rollout], wrong: list[Rollout], config: KTAEConfig) -> float:
     """Presence part with the frequency part: a sum, in `calibrated` the sign times a veto."""
     share_right, share_wrong = Fraction(a, len(right)), Fraction(b, len(wrong))
     uses = [sum(rollout.count(o) for rollout in side) for side in (right, wrong)]

@@ -7,9 +7,7 @@ import pytest
 
 from openrlhf_ktae.ktae import KTAEConfig, compute_ktae_advantages
 
-DATA = (
-    Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "ktae" / "published_code_advantages.npz"
-)
+DATA = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "ktae" / "published_code_advantages.npz"
 CASES = 16
 PUBLISHED_STD_EPSILON = 1e-6
 
@@ -33,8 +31,7 @@ def group_norm(rewards_B, group_ids_B):
 @pytest.mark.parametrize("case", range(CASES))
 def test_reference_reproduces_the_published_code_where_it_is_right(published, case):
     ids, mask, rewards, groups, expected, comparable = (
-        published[f"{case:02d}_{name}"]
-        for name in ("ids", "mask", "reward", "uid", "advantage", "comparable")
+        published[f"{case:02d}_{name}"] for name in ("ids", "mask", "reward", "uid", "advantage", "comparable")
     )
     base = group_norm(rewards.astype(np.float64), groups)
     found = compute_ktae_advantages(ids, mask, rewards, groups, base, KTAEConfig(variant="reference")).numpy()
