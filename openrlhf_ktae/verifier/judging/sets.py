@@ -6,6 +6,7 @@ all gaps between neighbouring ends and beyond the outermost ones.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,7 @@ def _agree(first: RealSet, second: RealSet) -> bool:
     ends = _distinct([*first.ends, *second.ends])
     probes = list(ends)
     if ends:
-        probes += [(a + b) / 2 for a, b in zip(ends, ends[1:], strict=False)] + [ends[0] - 1, ends[-1] + 1]
+        probes += [(a + b) / 2 for a, b in itertools.pairwise(ends)] + [ends[0] - 1, ends[-1] + 1]
     else:
         probes = [mpmath.mpf(0)]
     return all(first.contains(probe) == second.contains(probe) for probe in probes)
