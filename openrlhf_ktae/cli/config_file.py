@@ -73,7 +73,7 @@ def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 def config_words(path: Path, actions: Mapping[str, Action]) -> list[str]:
     """Return the words of a command line that say what `path` says.
 
-    `null` leaves an option at its default.
+    `null`, or the default itself, leaves an option at its default.
 
     Raises:
         BadOption: a key is no option; the message names the nearest one.
@@ -84,7 +84,7 @@ def config_words(path: Path, actions: Mapping[str, Action]) -> list[str]:
         if flag not in actions:
             known = [known.removeprefix("--") for known in actions if known.startswith("--")]
             raise BadOption(f"--config {path}: {name}: no such option{nearest(name, known)}")
-        if value is None:
+        if value is None or value == actions[flag].default:
             continue
         values = value if isinstance(value, list) else [value]
         texts = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
