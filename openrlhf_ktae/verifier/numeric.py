@@ -59,9 +59,9 @@ def _same_inexact(gold: Node, answer: Node, scale: Fraction) -> bool:
             if size != 0 and mpmath.mag(size) > HUGE_LOG2:
                 return False
             differences.append(difference)
-            if difference > size * mpmath.mpf(10) ** -agree and digits == DIGITS:
-                if difference > size * mpmath.mpf(10) ** -(DIGITS // 2) and difference > mpmath.mpf(10) ** -SAME:
-                    return rounds_to(gold, answer, answer_value)
+            far = difference > size * mpmath.mpf(10) ** -agree and digits == DIGITS
+            if far and difference > max(size * mpmath.mpf(10) ** -(DIGITS // 2), mpmath.mpf(10) ** -SAME):
+                return rounds_to(gold, answer, answer_value)
     vanishes = differences[1] <= differences[0] * mpmath.mpf(10) ** -SAME or differences[1] == 0
     return bool(vanishes) or bool(difference <= size * mpmath.mpf(10) ** -(DIGITS + SAME))
 
@@ -274,9 +274,12 @@ def same_equation(
             ratios = _ratios(gold, answer, gold_symbols, answer_symbols, rename, drop)
             if len(ratios) < MIN_POINTS:
                 verdict = None
-            elif all(_close(ratio, ratios[0]) for ratio in ratios) and abs(ratios[0]) > mpmath.mpf(10) ** -20:
-                if not positive or (mpmath.im(ratios[0]) == 0 and mpmath.re(ratios[0]) > 0):
-                    return True
+            elif (
+                all(_close(ratio, ratios[0]) for ratio in ratios)
+                and abs(ratios[0]) > mpmath.mpf(10) ** -20
+                and (not positive or (mpmath.im(ratios[0]) == 0 and mpmath.re(ratios[0]) > 0))
+            ):
+                return True
     return verdict
 
 
@@ -303,7 +306,7 @@ def _ratios(
 
 
 def _unknown_functions(names: frozenset[str]) -> frozenset[str]:
-    """Derivatives among the symbols (`dy/dt`, `y'`, `dot_x`) and what they are derivatives of; empty if there are none."""
+    """Derivatives among the symbols (`dy/dt`, `y'`, `dot_x`) and what they are derivatives of; empty without any."""
     derivatives = {name for name in names if "/" in name or "'" in name or name.startswith(("dot_", "ddot_"))}
     bases = set()
     for name in derivatives:
