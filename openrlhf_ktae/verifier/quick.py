@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .clean import clean
+from .reading.clean import clean
 
 MAX_CHARACTERS = 4000  # longer texts are compared as they are
 MAX_NUMBER = 400

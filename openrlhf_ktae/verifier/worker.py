@@ -91,7 +91,7 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     try:
-        from .judge import judge, warm_up
+        from .judging.judge import judge, warm_up
 
         warm_up()
         limit_process(int(sys.argv[2]))

@@ -1,7 +1,6 @@
-"""Are two expressions the same number, or the same function of their variables?
+"""Are two expressions with variables the same function, or two equations the same equation?
 
-Constants are compared exactly as fractions where that is possible, else in 60 and then 120 digits. Expressions with
-variables are compared at fixed, odd points in 60 digits: two different formulas of this field do not agree there.
+They are compared at fixed, odd points in 60 digits: two different formulas of this field do not agree there.
 """
 
 from __future__ import annotations
@@ -9,114 +8,23 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterable
-from fractions import Fraction
 from typing import Any
 
 import mpmath
 
-from .evaluate import Evaluator, TooLargeError, UndefinedError, UnknownSymbolError, exact, free_symbols, walk
-from .values import Node
+from ..reading.nodes import free_symbols, walk
+from ..reading.values import Node
+from .evaluate import Evaluator
+from .exact import UndefinedError, UnknownSymbolError
 
 DIGITS = 60
-SAME = 40  # decimal digits in which equal constants agree at 60; and 100 at 120
-POINT_SAME = 30
-HUGE_LOG2 = 150_000  # beyond it 60 digits say nothing about the last ones: only exact or identical forms are equal
+POINT_SAME = 30  # digits in which the values at a point agree
 POSITIVE_POINTS, SIGNED_POINTS, INTEGER_POINTS = 4, 3, 24
 MIN_POINTS = 3  # points at which both sides must be defined before they count as equal
 INTEGER_LETTERS = frozenset("n m k N M K p q r j l s".split())
 CONSTANTS = frozenset("C c C_0 C_1 C_2 C_3 C_4 c_0 c_1 c_2 c_3 c_4".split())
 ARBITRARY = CONSTANTS | frozenset("K k A B D".split())
 PARAMETERS = frozenset("k n m l t j".split())
-
-
-class GoldError(Exception):
-    """The gold itself cannot be evaluated."""
-
-
-def same_constant(gold: Node, answer: Node, scale: Fraction = Fraction(1)) -> bool:
-    """Equality of value of two expressions without variables; `scale` converts the answer's unit."""
-    try:
-        gold_exact = exact(gold)
-    except (TooLargeError, UndefinedError) as error:
-        raise GoldError from error
-    try:
-        answer_exact = exact(answer)
-        if gold_exact is not None and answer_exact is not None:
-            return gold_exact == answer_exact * scale or rounds_to(gold, answer, answer_exact * scale)
-        return _same_inexact(gold, answer, scale)
-    except (TooLargeError, UndefinedError, UnknownSymbolError):
-        return False
-
-
-def _same_inexact(gold: Node, answer: Node, scale: Fraction) -> bool:
-    differences = []
-    for digits, agree in ((DIGITS, SAME), (2 * DIGITS, DIGITS + SAME)):
-        gold_value, answer_value = _gold_value(gold, digits), Evaluator(digits)(answer)
-        with mpmath.workdps(digits):
-            answer_value = answer_value * scale.numerator / scale.denominator
-            size = max(abs(gold_value), abs(answer_value))
-            difference = abs(gold_value - answer_value)
-            if size != 0 and mpmath.mag(size) > HUGE_LOG2:
-                return False
-            differences.append(difference)
-            far = difference > size * mpmath.mpf(10) ** -agree and digits == DIGITS
-            if far and difference > max(size * mpmath.mpf(10) ** -(DIGITS // 2), mpmath.mpf(10) ** -SAME):
-                return rounds_to(gold, answer, answer_value)
-    vanishes = differences[1] <= differences[0] * mpmath.mpf(10) ** -SAME or differences[1] == 0
-    return bool(vanishes) or bool(difference <= size * mpmath.mpf(10) ** -(DIGITS + SAME))
-
-
-def _gold_value(gold: Node, digits: int) -> Any:
-    try:
-        return Evaluator(digits)(gold)
-    except (TooLargeError, UndefinedError, UnknownSymbolError) as error:
-        raise GoldError from error
-
-
-# --- decimals ---------------------------------------------------------------------------------------------------------
-
-
-def rounds_to(gold: Node, answer: Node, value: Any) -> bool:
-    """A decimal gold is a rounded number: an exact or longer answer that rounds to it is right, and so is its own
-    rounding to three digits or more. Whole and fractional golds are exact, and an answer is never rounded to them."""
-    literal = decimal_literal(gold)
-    if literal is None:
-        return False
-    gold_value, gold_unit, gold_digits, scientific = literal
-    if gold_digits < (2 if scientific else 3):
-        return False
-    given = decimal_literal(answer)
-    value = Fraction(str(mpmath.nstr(value, 40))) if not isinstance(value, Fraction) else value
-    if given is None or given[2] > gold_digits:
-        return abs(value - gold_value) <= gold_unit / 2
-    if given[2] < gold_digits and given[2] >= 3 and scientific:
-        return abs(value - gold_value) <= given[1] / 2
-    return False
-
-
-def decimal_literal(node: Node) -> tuple[Fraction, Fraction, int, bool] | None:
-    """(value, unit of the last digit, significant digits, scientific) of a decimal such as 28.71 or 4.6e-24."""
-    if node[0] == "neg":
-        inner = decimal_literal(node[1])
-        return None if inner is None else (-inner[0], *inner[1:])
-    if node[0] == "mul" and node[1][0] == "num" and node[2][0] == "pow":
-        power = exact(node[2])
-        inner = decimal_literal(node[1])
-        if inner is None or power is None or node[2][1] != ("num", Fraction(10), "10"):
-            return None
-        return inner[0] * power, inner[1] * power, inner[2], True
-    if node[0] != "num" or "." not in node[2]:
-        return None
-    mantissa, _, exponent = node[2].partition("e")
-    whole, _, decimals = mantissa.partition(".")
-    digits = (whole + decimals).lstrip("0")
-    if not decimals.strip("0") and not exponent:
-        return None
-    unit = Fraction(1, 10 ** len(decimals)) * Fraction(10) ** int(exponent or 0)
-    return node[1], unit, len(digits), bool(exponent)
-
-
-# --- functions --------------------------------------------------------------------------------------------------------
 
 
 def same_function(gold: Node, answer: Node, renames: Iterable[dict[str, str]] = ()) -> bool | None:
@@ -274,12 +182,9 @@ def same_equation(
             ratios = _ratios(gold, answer, gold_symbols, answer_symbols, rename, drop)
             if len(ratios) < MIN_POINTS:
                 verdict = None
-            elif (
-                all(_close(ratio, ratios[0]) for ratio in ratios)
-                and abs(ratios[0]) > mpmath.mpf(10) ** -20
-                and (not positive or (mpmath.im(ratios[0]) == 0 and mpmath.re(ratios[0]) > 0))
-            ):
-                return True
+            elif all(_close(ratio, ratios[0]) for ratio in ratios) and abs(ratios[0]) > mpmath.mpf(10) ** -20:
+                if not positive or (mpmath.im(ratios[0]) == 0 and mpmath.re(ratios[0]) > 0):
+                    return True
     return verdict
 
 
@@ -306,7 +211,7 @@ def _ratios(
 
 
 def _unknown_functions(names: frozenset[str]) -> frozenset[str]:
-    """Derivatives among the symbols (`dy/dt`, `y'`, `dot_x`) and what they are derivatives of; empty without any."""
+    """Derivatives among the symbols (`dy/dt`, `y'`, `dot_x`) and what they are derivatives of; empty if there are none."""
     derivatives = {name for name in names if "/" in name or "'" in name or name.startswith(("dot_", "ddot_"))}
     bases = set()
     for name in derivatives:

@@ -1,159 +1,28 @@
-"""Numbers out of expressions: exactly as fractions where possible, else in many digits, never without a bound.
+"""Many-digit values of expressions at given values of their symbols, never without a bound.
 
-Every operation is checked before it is done: powers, factorials and series whose result would be larger than the caps
-raise `TooLargeError`, undefined ones (0/0, log 0) raise `UndefinedError`. So an expression of n tokens costs at most
-about n multiplications of numbers of bounded size, whatever it says.
+Powers, factorials, series and angles whose result would be beyond the caps raise `TooLargeError`; what has no value
+(0/0, log 0) raises `UndefinedError`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
 import mpmath
 
-from .values import Node
+from ..reading.values import Node
+from .exact import MAX_BITS, STEPS, TooLargeError, UndefinedError, UnknownSymbolError, based, bits, exact
 
-MAX_BITS = 1 << 18  # of an exact number; 2^100000 + 1 is still told from 2^100000
-MAX_LOG2 = 1e9  # of an inexact number: beyond this even its exponent gets long
-MAX_FACTORIAL = 20000  # exact; larger ones go through the gamma function
-MAX_GAMMA = 1e8
+MAX_LOG2 = 1e9  # of a number: beyond this even its exponent gets long
+MAX_GAMMA = 1e8  # argument of a factorial
 MAX_TERMS = 2000  # of a sum or product
 MAX_ANGLE = 1e30  # a sine of a larger angle needs that many more digits
-STEPS = 20000  # operations of one evaluation
-
-
-class TooLargeError(Exception):
-    """The value, or a value on the way to it, is beyond the caps."""
-
-
-class UndefinedError(Exception):
-    """The expression has no value here: division by zero, a function outside its domain."""
-
-
-class UnknownSymbolError(Exception):
-    """A symbol has no value in the given assignment."""
-
-
-def exact(node: Node) -> Fraction | None:
-    """The value as a fraction, or None where it is irrational, symbolic or not easily exact."""
-    return _exact(node, [STEPS])
-
-
-def _exact(node: Node, budget: list[int]) -> Fraction | None:
-    budget[0] -= 1
-    if budget[0] < 0:
-        raise TooLargeError
-    kind = node[0]
-    if kind == "num":
-        return node[1]
-    if kind in ("add", "mul", "div"):
-        left = _exact(node[1], budget)
-        right = None if left is None else _exact(node[2], budget)
-        return None if left is None or right is None else _combine(kind, left, right)
-    if kind == "neg":
-        value = _exact(node[1], budget)
-        return None if value is None else -value
-    if kind == "pct":
-        value = _exact(node[1], budget)
-        return None if value is None else value / 100
-    if kind == "pow":
-        base = _exact(node[1], budget)
-        exponent = None if base is None else _exact(node[2], budget)
-        return None if base is None or exponent is None else _exact_power(base, exponent)
-    if kind == "based":
-        return _based(node[1], node[2])
-    if kind == "fn":
-        values = [_exact(argument, budget) for argument in node[2:]]
-        return None if any(value is None for value in values) else _exact_function(node[1], values)
-    return None
-
-
-def _bits(value: Fraction) -> int:
-    return max(value.numerator.bit_length(), value.denominator.bit_length())
-
-
-def _combine(kind: str, left: Fraction, right: Fraction) -> Fraction:
-    if _bits(left) + _bits(right) > MAX_BITS:
-        raise TooLargeError
-    if kind == "add":
-        return left + right
-    if kind == "mul":
-        return left * right
-    if right == 0:
-        raise UndefinedError
-    return left / right
-
-
-def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
-    if exponent.denominator != 1:
-        return _exact_root(base, exponent)
-    if base in (0, 1, -1):
-        if base == 0 and exponent <= 0:
-            raise UndefinedError
-        return Fraction(base) ** (int(exponent) % 2 if base == -1 else min(int(exponent), 1) if base == 0 else 1)
-    if abs(exponent) * _bits(base) > MAX_BITS:
-        return None
-    return base ** int(exponent)
-
-
-def _exact_root(base: Fraction, exponent: Fraction) -> Fraction | None:
-    """`4^{1/2}`, `8^{2/3}` where the root is a fraction."""
-    if base < 0 or exponent.denominator > 60 or abs(exponent.numerator) > 1000 or _bits(base) > 4096:
-        return None
-    above, below = (_integer_root(part, exponent.denominator) for part in (base.numerator, base.denominator))
-    if above is None or below is None:
-        return None
-    return _exact_power(Fraction(above, below), Fraction(exponent.numerator))
-
-
-def _integer_root(value: int, degree: int) -> int | None:
-    if degree == 2:
-        root = math.isqrt(value)
-        return root if root * root == value else None
-    low, high = 0, 1 << (value.bit_length() // degree + 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if middle**degree <= value else (low, middle - 1)
-    return low if low**degree == value else None
-
-
-def _exact_function(name: str, values: list[Any]) -> Fraction | None:
-    if name == "factorial" and values[0].denominator == 1 and 0 <= values[0] <= MAX_FACTORIAL:
-        return Fraction(math.factorial(int(values[0])))
-    if name == "sqrt":
-        return _exact_root(values[0], Fraction(1, 2)) if values[0] >= 0 else None
-    if name == "abs":
-        return abs(values[0])
-    if name == "floor":
-        return Fraction(math.floor(values[0]))
-    if name == "ceil":
-        return Fraction(math.ceil(values[0]))
-    if name in ("max", "min"):
-        return (max if name == "max" else min)(values)
-    whole = all(value.denominator == 1 for value in values)
-    if name in ("gcd", "lcm") and whole:
-        integers = [int(value) for value in values]
-        if sum(value.bit_length() for value in integers) > MAX_BITS:
-            raise TooLargeError
-        return Fraction((math.gcd if name == "gcd" else math.lcm)(*integers))
-    if name == "binom" and whole and 0 <= values[0] <= MAX_FACTORIAL:
-        return Fraction(math.comb(int(values[0]), int(values[1]))) if values[1] >= 0 else Fraction(0)
-    return None
-
-
-def _based(digits: str, base: int) -> Fraction | None:
-    if not 2 <= base <= 36:
-        return None
-    try:
-        return Fraction(int(digits, base))
-    except ValueError as error:
-        raise UndefinedError from error
-
-
-# --- many digits -----------------------------------------------------------------------------------------------------
+TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
+EXPONENTIAL = frozenset({"exp", "sinh", "cosh", "tanh", "coth"})
+LOGARITHMIC = frozenset({"ln", "log", "lg", "logbase"})
 
 
 class Evaluator:
@@ -196,7 +65,7 @@ class Evaluator:
 
     def _num(self, node: Node) -> Any:
         value = node[1]
-        if _bits(value) > MAX_BITS:
+        if bits(value) > MAX_BITS:
             raise TooLargeError
         return mpmath.mpf(value.numerator) / value.denominator
 
@@ -229,7 +98,7 @@ class Evaluator:
         return self._value(node[1]) / 100
 
     def _numeral(self, node: Node) -> Any:
-        value = _based(node[1], node[2])
+        value = based(node[1], node[2])
         if value is None:
             raise UndefinedError
         return mpmath.mpf(value.numerator)
@@ -401,51 +270,3 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "min": _real_order(min),
     "ratio": lambda left, right: left / right,
 }
-
-
-def walk(node: Node) -> Iterator[Node]:
-    """All nodes of an expression."""
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        yield current
-        if current[0] == "app":
-            continue
-        stack.extend(part for part in current[1:] if isinstance(part, tuple) and part and isinstance(part[0], str))
-
-
-def replaced(node: Node, change: Callable[[Node], Node | None]) -> Node:
-    """The expression with `change` applied to every node, from the leaves up; None leaves a node as it is."""
-    if node[0] != "app":
-        node = tuple(
-            replaced(part, change) if isinstance(part, tuple) and part and isinstance(part[0], str) else part
-            for part in node
-        )
-    new = change(node)
-    return node if new is None else new
-
-
-def common_logarithms(node: Node) -> Node:
-    """The expression with every `log` without a base read as the logarithm to base ten."""
-    return replaced(node, lambda part: ("fn", "lg", part[2]) if part[:2] == ("fn", "log") else None)
-
-
-def free_symbols(node: Node, drop_arguments: bool = False) -> frozenset[str]:
-    """Names of the variables."""
-    names: set[str] = set()
-    bound: set[str] = set()
-    for current in walk(node):
-        if current[0] == "sym":
-            names.add(current[1])
-        elif current[0] == "app":
-            names.update(_application_symbols(current, drop_arguments))
-        elif current[0] in ("sum", "prod"):
-            bound.add(current[1])
-    return frozenset(names - bound)
-
-
-def _application_symbols(node: Node, drop_arguments: bool) -> set[str]:
-    function, arguments = node[1][1], node[2]
-    if drop_arguments:
-        return {function if not arguments[0].isdigit() else f"{function}_{arguments[0]}"}
-    return {function, *(name for name in arguments if not name[0].isdigit() and name not in ("e", "i"))}

@@ -13,8 +13,9 @@ from typing import Any
 
 import mpmath
 
-from .evaluate import Evaluator, TooLargeError, UndefinedError, UnknownSymbolError
-from .values import Group, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
+from ..reading.values import Group, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
+from .evaluate import Evaluator
+from .exact import TooLargeError, UndefinedError, UnknownSymbolError
 
 DIGITS = 50
 MAX_ENDS = 200

@@ -1,7 +1,6 @@
 r"""Cleaned text -> tokens. One regular expression, linear, with a cap on the number of tokens.
 
-A token is (kind, value). Kinds: `num` (digits as written), `sym` (a variable or constant), `word` (text: a unit, a
-connective, a name), `cmd` (a LaTeX command without its backslash) and `op` (one of
+A token is (kind, value). Kinds: `num` (digits as written), `sym` (a variable or constant), `word` (text: a unit, a connective, a name), `cmd` (a LaTeX command without its backslash) and `op` (one of
 the characters and relations the parser knows).
 """
 

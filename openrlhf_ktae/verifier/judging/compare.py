@@ -1,0 +1,28 @@
+"""Is one value the other? True, False, or None for "cannot tell here"."""
+
+from __future__ import annotations
+
+from ..reading.values import Matrix, Relation, Scalar, Text, Value
+from .relations import same_relation
+from .scalars import Renames, Verdict, same_scalar
+from .sets import is_set
+from .signs import plain
+from .structures import letters, same_groups, same_matrices, same_sets
+
+
+def same(gold: Value, answer: Value, renames: Renames = ()) -> Verdict:
+    """Whether `answer` states `gold`. Lists are multisets, parentheses are ordered, brackets matter."""
+    gold, answer = plain(gold), plain(answer)
+    if gold == answer:
+        return True
+    if isinstance(gold, Relation) or isinstance(answer, Relation):
+        return same_relation(gold, answer, renames, same)
+    if is_set(gold) or is_set(answer):
+        return same_sets(gold, answer, same)
+    if isinstance(gold, Text) or isinstance(answer, Text):
+        return letters(gold) == letters(answer) if letters(gold) is not None else False
+    if isinstance(gold, Scalar) and isinstance(answer, Scalar):
+        return same_scalar(gold, answer, renames)
+    if isinstance(gold, Matrix) or isinstance(answer, Matrix):
+        return same_matrices(gold, answer, renames, same)
+    return same_groups(gold, answer, renames, same)

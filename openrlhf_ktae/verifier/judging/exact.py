@@ -1,0 +1,145 @@
+"""Exact values of expressions, as fractions, with a cap on their size.
+
+Every operation is checked before it is done, so an expression of n tokens costs at most about n operations on numbers
+of bounded length, whatever it says.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+from ..reading.values import Node
+
+MAX_BITS = 1 << 18  # of an exact number; 2^100000 + 1 is still told from 2^100000
+MAX_FACTORIAL = 20000  # exact; larger ones go through the gamma function
+STEPS = 20000  # operations of one evaluation
+
+
+class TooLargeError(Exception):
+    """The value, or a value on the way to it, is beyond the caps."""
+
+
+class UndefinedError(Exception):
+    """The expression has no value here: division by zero, a function outside its domain."""
+
+
+class UnknownSymbolError(Exception):
+    """A symbol has no value in the given assignment."""
+
+
+def exact(node: Node) -> Fraction | None:
+    """The value as a fraction, or None where it is irrational, symbolic or not easily exact."""
+    return _exact(node, [STEPS])
+
+
+def _exact(node: Node, budget: list[int]) -> Fraction | None:
+    budget[0] -= 1
+    if budget[0] < 0:
+        raise TooLargeError
+    kind = node[0]
+    if kind == "num":
+        return node[1]
+    if kind in ("add", "mul", "div"):
+        left = _exact(node[1], budget)
+        right = None if left is None else _exact(node[2], budget)
+        return None if left is None or right is None else _combine(kind, left, right)
+    if kind == "neg":
+        value = _exact(node[1], budget)
+        return None if value is None else -value
+    if kind == "pct":
+        value = _exact(node[1], budget)
+        return None if value is None else value / 100
+    if kind == "pow":
+        base = _exact(node[1], budget)
+        exponent = None if base is None else _exact(node[2], budget)
+        return None if base is None or exponent is None else _exact_power(base, exponent)
+    if kind == "based":
+        return based(node[1], node[2])
+    if kind == "fn":
+        values = [_exact(argument, budget) for argument in node[2:]]
+        return None if any(value is None for value in values) else _exact_function(node[1], values)
+    return None
+
+
+def bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
+
+
+def _combine(kind: str, left: Fraction, right: Fraction) -> Fraction:
+    if bits(left) + bits(right) > MAX_BITS:
+        raise TooLargeError
+    if kind == "add":
+        return left + right
+    if kind == "mul":
+        return left * right
+    if right == 0:
+        raise UndefinedError
+    return left / right
+
+
+def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
+    if exponent.denominator != 1:
+        return _exact_root(base, exponent)
+    if base in (0, 1, -1):
+        if base == 0 and exponent <= 0:
+            raise UndefinedError
+        return Fraction(base) ** (int(exponent) % 2 if base == -1 else min(int(exponent), 1) if base == 0 else 1)
+    if abs(exponent) * bits(base) > MAX_BITS:
+        return None
+    return base ** int(exponent)
+
+
+def _exact_root(base: Fraction, exponent: Fraction) -> Fraction | None:
+    """`4^{1/2}`, `8^{2/3}` where the root is a fraction."""
+    if base < 0 or exponent.denominator > 60 or abs(exponent.numerator) > 1000 or bits(base) > 4096:
+        return None
+    above, below = (_integer_root(part, exponent.denominator) for part in (base.numerator, base.denominator))
+    if above is None or below is None:
+        return None
+    return _exact_power(Fraction(above, below), Fraction(exponent.numerator))
+
+
+def _integer_root(value: int, degree: int) -> int | None:
+    if degree == 2:
+        root = math.isqrt(value)
+        return root if root * root == value else None
+    low, high = 0, 1 << (value.bit_length() // degree + 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if middle**degree <= value else (low, middle - 1)
+    return low if low**degree == value else None
+
+
+def _exact_function(name: str, values: list[Any]) -> Fraction | None:
+    if name == "factorial" and values[0].denominator == 1 and 0 <= values[0] <= MAX_FACTORIAL:
+        return Fraction(math.factorial(int(values[0])))
+    if name == "sqrt":
+        return _exact_root(values[0], Fraction(1, 2)) if values[0] >= 0 else None
+    if name == "abs":
+        return abs(values[0])
+    if name == "floor":
+        return Fraction(math.floor(values[0]))
+    if name == "ceil":
+        return Fraction(math.ceil(values[0]))
+    if name in ("max", "min"):
+        return (max if name == "max" else min)(values)
+    whole = all(value.denominator == 1 for value in values)
+    if name in ("gcd", "lcm") and whole:
+        integers = [int(value) for value in values]
+        if sum(value.bit_length() for value in integers) > MAX_BITS:
+            raise TooLargeError
+        return Fraction((math.gcd if name == "gcd" else math.lcm)(*integers))
+    if name == "binom" and whole and 0 <= values[0] <= MAX_FACTORIAL:
+        return Fraction(math.comb(int(values[0]), int(values[1]))) if values[1] >= 0 else Fraction(0)
+    return None
+
+
+def based(digits: str, base: int) -> Fraction | None:
+    if not 2 <= base <= 36:
+        return None
+    try:
+        return Fraction(int(digits, base))
+    except ValueError as error:
+        raise UndefinedError from error

@@ -1,0 +1,132 @@
+"""Equations, inequalities, names: is one relation the other, or does it state the value asked for?
+
+Each function takes `same`, the comparison of values in general, because sides may be anything.
+"""
+
+from __future__ import annotations
+
+from ..reading.nodes import free_symbols
+from ..reading.values import Name, Relation, Scalar, Value
+from .functions import same_equation
+from .scalars import Renames, Verdict
+from .sets import is_set, same_set
+from .structures import Compare, all_of, same_sets
+
+
+def same_relation(gold: Value, answer: Value, renames: Renames, same: Compare) -> Verdict:
+    if isinstance(gold, Relation) and isinstance(answer, Relation):
+        return _same_relations(gold, answer, renames, same)
+    if isinstance(answer, Relation):
+        if set(answer.operators) <= {"="}:
+            sides = _values_of(answer)
+            return False if not sides else all_of(same(gold, side, renames) for side in sides)
+        if set(answer.operators) <= {"=", "~="}:
+            return _same_approximation(gold, answer, renames, same)
+        if answer.operators == ("in",) and answer.names[0] is not None:
+            return same(gold, answer.sides[1], renames)
+        return same_sets(gold, answer, same)
+    assert isinstance(gold, Relation)
+    if set(gold.operators) <= {"=", "~="}:
+        sides = _values_of(gold)
+        return same(sides[-1], answer, renames) if len(sides) < len(gold.sides) else False
+    if gold.operators == ("in",) and gold.names[0] is not None:
+        return same(gold.sides[1], answer, renames)
+    return same_sets(gold, answer, same)
+
+
+def _values_of(relation: Relation) -> list[Value]:
+    """The sides of `x = … = 5` that are not mere names; all but the first if every side looks like a name."""
+    first_is_name = relation.names[0] is not None
+    if first_is_name:
+        return list(relation.sides[1:])
+    if relation.names[-1] is not None and len(relation.sides) == 2 and not _symbolic(relation.sides[0]):
+        return [relation.sides[0]]
+    return list(relation.sides)
+
+
+def _symbolic(value: Value) -> bool:
+    return isinstance(value, Scalar) and bool(free_symbols(value.node))
+
+
+def _same_approximation(gold: Value, answer: Relation, renames: Renames, same: Compare) -> Verdict:
+    """`7/12 \\approx 0.583`: the exact side counts; the rounded one only against a rounded gold."""
+    sides = _values_of(answer)
+    exact_sides = [
+        side
+        for index, side in enumerate(answer.sides)
+        if side in sides and (index == 0 or answer.operators[index - 1] == "=")
+    ] or sides[:1]
+    verdict = all_of(same(gold, side, renames) for side in exact_sides)
+    if verdict is False and isinstance(gold, Scalar) and gold.node[0] == "num" and "." in gold.node[2]:
+        return same(gold, sides[-1], renames)
+    return verdict
+
+
+def _same_relations(gold: Relation, answer: Relation, renames: Renames, same: Compare) -> Verdict:
+    if gold.operators == answer.operators == ("in",):
+        return same(gold.sides[1], answer.sides[1], renames)
+    equalities = set(gold.operators) <= {"="}, set(answer.operators) <= {"=", "~="}
+    if not any(equalities):
+        return _same_inequalities(gold, answer, renames, same)
+    if not all(equalities):
+        return same_sets(gold, answer, same) if is_set(gold) and is_set(answer) else False
+    g, a = gold.names[0], answer.names[0]
+    if g is not None and a is not None and not _names_conflict(g, a):
+        renames = (*renames, *_argument_renames(g, a))
+        verdict = all_of(same(_values_of(gold)[-1], side, renames) for side in _values_of(answer))
+        if verdict is not False:
+            return verdict
+    if len(gold.sides) == 2 and len(answer.sides) == 2:
+        if same(gold.sides[0], answer.sides[1], ()) and same(gold.sides[1], answer.sides[0], ()):
+            return True
+        return _same_equations(gold, answer, renames, positive=False)
+    return False
+
+
+def _same_equations(gold: Relation, answer: Relation, renames: Renames, positive: bool) -> Verdict:
+    sides = [*gold.sides, *answer.sides]
+    if not all(isinstance(side, Scalar) for side in sides):
+        return False
+    g, a = (("add", r.sides[0].node, ("neg", r.sides[1].node)) for r in (gold, answer))
+    if not free_symbols(g) or not free_symbols(a):
+        return False
+    return same_equation(g, a, renames, positive)
+
+
+def _same_inequalities(gold: Relation, answer: Relation, renames: Renames, same: Compare) -> Verdict:
+    verdict = same_set(gold, answer)
+    if verdict is not None:
+        return verdict
+    if len(gold.operators) != 1 or len(answer.operators) != 1:
+        if gold.operators == answer.operators:
+            return all_of(same(g, a, renames) for g, a in zip(gold.sides, answer.sides, strict=True))
+        return False
+    gold, answer = _upward(gold), _upward(answer)
+    if gold.operators != answer.operators:
+        return False
+    return _same_equations(gold, answer, renames, positive=gold.operators != ("!=",))
+
+
+def _upward(relation: Relation) -> Relation:
+    """An inequality written with < or <=."""
+    flip = {">": "<", ">=": "<="}
+    operator = relation.operators[0]
+    if operator not in flip:
+        return relation
+    return Relation(relation.sides[::-1], (flip[operator],), relation.names[::-1])
+
+
+def _names_conflict(gold: Name, answer: Name) -> bool:
+    """`x` and `y` name different things; `N` and `n`, `Area` and `A`, `y` and `f(x)` may name the same."""
+    g, a = gold.base.lower(), answer.base.lower()
+    if g == a or len(g) != 1 or len(a) != 1:
+        return False
+    return not ("y" in (g, a) and bool(gold.arguments) != bool(answer.arguments))
+
+
+def _argument_renames(gold: Name, answer: Name) -> Renames:
+    """`f(z) = z` is `f(x) = x`: the answer's arguments under the gold's names."""
+    if len(gold.arguments) != len(answer.arguments) or gold.arguments == answer.arguments:
+        return ()
+    pairs = dict(zip(answer.arguments, gold.arguments, strict=True))
+    return (pairs,) if all(not name[0].isdigit() for name in [*pairs, *pairs.values()]) else ()

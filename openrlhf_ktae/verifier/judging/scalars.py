@@ -1,0 +1,113 @@
+"""Is one expression, with its unit, the other? Units, percent and degrees first, then the numbers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from ..reading.nodes import common_logarithms, free_symbols, walk
+from ..reading.units import DEGREE, PERCENT
+from ..reading.values import Node, Scalar, Unit
+from .constants import same_constant
+from .functions import same_function
+
+Verdict = bool | None
+Renames = tuple[dict[str, str], ...]
+
+
+def same_scalar(gold: Scalar, answer: Scalar, renames: Renames = ()) -> Verdict:
+    """Equality of value after units: a unit on one side alone may be left out, two different ones are converted."""
+    gold, answer = _letter_as_unit(gold, answer.unit), _letter_as_unit(answer, gold.unit)
+    verdict: Verdict = False
+    for scale in _scales(gold, answer):
+        verdict = same_node(gold.node, answer.node, renames, scale)
+        if verdict is not False:
+            return verdict
+    return verdict
+
+
+def _letter_as_unit(value: Scalar, other: Unit | None) -> Scalar:
+    """`20m` where the other side says `20 \\text{ m}`."""
+    node = value.node
+    if value.unit is None and other is not None and node[0] == "mul" and node[2] == ("sym", other.label):
+        return Scalar(node[1], other)
+    return value
+
+
+def _scales(gold: Scalar, answer: Scalar) -> list[Node | Fraction]:
+    """Factors by which the answer may be multiplied before the comparison; none if the units contradict."""
+    one = Fraction(1)
+    g, a = gold.unit, answer.unit
+    if g is None and a is None:
+        return [one]
+    if g is not None and a is not None:
+        return _conversion(g, a)
+    unit = g or a
+    if unit == PERCENT:
+        if a is None:
+            return [one, Fraction(100)]
+        return [Fraction(1, 100), one] if _above_one(gold.node) else [Fraction(1, 100)]
+    if unit == DEGREE:
+        to_degrees: Node = ("div", ("num", Fraction(180), ""), ("const", "pi"))
+        to_radians: Node = ("div", ("const", "pi"), ("num", Fraction(180), ""))
+        return [one, to_degrees if a is None else to_radians]
+    return [one]
+
+
+def _conversion(gold: Unit, answer: Unit) -> list[Node | Fraction]:
+    if gold.factor is None or answer.factor is None:
+        return [Fraction(1)]
+    if gold.dimensions != answer.dimensions:
+        return []
+    return [answer.factor / gold.factor]
+
+
+def _above_one(node: Node) -> bool:
+    return (
+        not free_symbols(node)
+        and same_constant(("fn", "max", node, ("num", Fraction(1), "")), node)
+        and not same_constant(("num", Fraction(1), ""), node)
+    )
+
+
+def same_node(gold: Node, answer: Node, renames: Renames = (), scale: Node | Fraction = Fraction(1)) -> Verdict:
+    """Equality of two expressions; `scale` multiplies the answer."""
+    if isinstance(scale, tuple):
+        answer, scale = ("mul", answer, scale), Fraction(1)
+    if gold == answer and scale == 1:
+        return True
+    special = _same_special(gold, answer)
+    if special is not None:
+        return special
+    verdict = _same_expression(gold, answer, renames, scale)
+    if verdict is False and any(part[:2] == ("fn", "log") for node in (gold, answer) for part in walk(node)):
+        return _same_expression(common_logarithms(gold), common_logarithms(answer), renames, scale)
+    return verdict
+
+
+def _same_expression(gold: Node, answer: Node, renames: Renames, scale: Fraction) -> Verdict:
+    if not free_symbols(gold) and not free_symbols(answer):
+        return same_constant(gold, answer, scale)
+    if scale != 1:
+        answer = ("mul", ("num", scale, ""), answer)
+    return same_function(gold, answer, renames)
+
+
+def _same_special(gold: Node, answer: Node) -> Verdict:
+    """Infinity, numerals with a base, letters that are constants; None for ordinary expressions."""
+    infinite = [_infinity(node) for node in (gold, answer)]
+    if any(infinite):
+        return infinite[0] == infinite[1]
+    if gold[0] == "based":
+        if answer[0] == "based":
+            return gold[2] == answer[2] and gold[1].lstrip("0").lower() == answer[1].lstrip("0").lower()
+        return answer[0] == "num" and answer[2].lstrip("0") == gold[1].lstrip("0")
+    return None
+
+
+def _infinity(node: Node) -> int:
+    """1 and -1 for the infinities, 0 for everything else."""
+    if node == ("const", "inf"):
+        return 1
+    if node[0] == "neg":
+        return -_infinity(node[1])
+    return 0

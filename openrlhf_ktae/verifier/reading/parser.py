@@ -1,0 +1,40 @@
+r"""Cleaned text -> a value.
+
+The reader is a recursive descent over tokens, in layers that each inherit the one below: `cursor`, `arithmetic`,
+`commands`, `sides`, `structure`. It reads what answers are made of and nothing else: no assignment, no call, no
+attribute, no lookup of a name in Python. Whatever it does not know raises `ReadError`, and the caller decides what
+that means.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .lexer import ReadError, tokenise
+from .structure import Structure
+from .values import Value
+from .words import is_word
+
+_PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
+_OUTWARD_INTERVAL = re.compile(r"^(?:\s*[a-z]\s*\\in)?\s*\]|\[\s*$")
+_ANY_INTERVAL = re.compile(r"([\[\]])([^\[\]]*,[^\[\]]*)([\[\]])")
+
+
+def read(text: str, join_commas: bool = True, tight_division: bool = False) -> Value:
+    """The value of a cleaned answer. Raises ReadError when it cannot be read, whole, as one."""
+    if _PLAIN_WORDS.fullmatch(text) and any(is_word(word) for word in text.split()) and " " in text.strip():
+        text = f"\\text{{{text}}}"
+    if _OUTWARD_INTERVAL.search(text):
+        text = _outward_intervals(text)
+    tokens = tokenise(text, join_commas)
+    while tokens and tokens[-1] in (("op", "."), ("op", "row")):
+        tokens.pop()
+    if not tokens:
+        raise ReadError("empty")
+    return Structure(tokens, tight_division).whole()
+
+
+def _outward_intervals(text: str) -> str:
+    """`]2, 3]` and `[2, 3[`, as written in French schools, with parentheses for the open ends."""
+    open_end = {"]": "("}, {"[": ")"}
+    return _ANY_INTERVAL.sub(lambda m: open_end[0].get(m[1], m[1]) + m[2] + open_end[1].get(m[3], m[3]), text)
