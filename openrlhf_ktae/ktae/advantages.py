@@ -131,13 +131,13 @@ def _run_groups(
 ) -> None:
     from openrlhf_ktae.ktae import compiled  # on first use: importing the package stays cheap
 
-    places_Q3, tables = _packed_tables(batch, config)
+    places_Q, tables = _packed_tables(batch, config)
     formula = formula_of(config)
 
     def run(first: int, last: int) -> Any:
         return compiled.fill_groups(
             batch.ids_BT, batch.mask_BT, batch.rows_B, batch.starts_Q, batch.sizes_Q2, batch.side_B, base_B,
-            places_Q3, tables, excluded, formula, first, last, out_BT,
+            places_Q, tables, excluded, formula, first, last, out_BT,
         )  # fmt: skip
 
     groups = len(batch.sizes_Q2)
@@ -147,6 +147,11 @@ def _run_groups(
         cuts = np.linspace(0, groups, min(groups, threads * CHUNKS_PER_THREAD) + 1).astype(int).tolist()
         with ThreadPoolExecutor(threads) as pool:
             beyond = list(pool.map(run, cuts[:-1], cuts[1:]))
+    refuse_odd_ids(beyond)
+
+
+def refuse_odd_ids(beyond: list[int]) -> None:
+    """Raise if a compiled count met bits beyond 32 in an id."""
     if any(beyond):
         raise ValueError(
             "token_ids holds an id below 0 or above 4294967295 under action_mask: "
@@ -155,19 +160,16 @@ def _run_groups(
 
 
 def _packed_tables(batch: Batch, config: KTAEConfig) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The tables of every split in the batch end to end, and where each group's three start: (Q, 3)."""
-    places: dict[tuple[int, int], list[int]] = {}
+    """The tables of every split in the batch end to end, and where those of each group start: (Q,)."""
+    splits = [(correct, wrong) for correct, wrong in batch.sizes_Q2.tolist()]
+    places: dict[tuple[int, int], int] = {}
     parts: list[NDArray[np.float64]] = []
     used = 0
-    splits = [(correct, wrong) for correct, wrong in batch.sizes_Q2.tolist()]
     for split in set(splits):
-        places[split] = [0, 0, 0]
+        places[split] = used
         if min(split) > 0:
-            found = split_tables(*split, config)
-            for column, part in enumerate((found.strength_TF, found.presence_TF, found.null_n)):
-                places[split][column] = used
-                parts.append(part.ravel())
-                used += part.size
+            parts.append(split_tables(*split, config).packed())
+            used += parts[-1].size
     return np.array([places[split] for split in splits], dtype=np.int64), np.concatenate(parts)
 
 

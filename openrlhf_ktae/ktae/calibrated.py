@@ -1,28 +1,35 @@
 """Variant `calibrated`: the ingredients of KTAE arranged so that chance cannot look like a key token.
 
 Legend: `T` correct and `F` wrong rollouts, `a` and `b` of them contain an id, `n = a + b`; arrays `*_TF` have
-shape (T + 1, F + 1), indexed by (a, b). The derivation, in the order of the computation:
+shape (T + 1, F + 1), indexed by (a, b). Sizes of K are shares of `value_range`. The derivation:
 
 1. Evidence. Null hypothesis: the label has nothing to do with the id. Then, given n, the table follows the
    hypergeometric distribution, and Fisher's p says how surprising it is. Presence is all that is tested: an
    id that every rollout contains has p = 1 and K = 0, however often each uses it.
-2. Strength S = (h1 F + h2 IG*) / (h1 + h2) * max(0, 1 - p / p_max), with F = exp(-2 p). Alone, F is 0.14
-   at p = 1 and IG is above 0 for any imbalance: both reward noise, so the last factor closes at p_max. IG*
-   is IG / H(label), made monotone: the largest among tables whose p is no smaller, since with unequal n
-   the rarer table can have the larger IG. All factors lie in [0, 1] and fall with p, hence so does S: nothing
-   outranks a more significant table, and an id seen once (p = 1 at 8 : 8) has S = 0.
-3. Direction = sign(a/T - b/F) * v. The size of the effect is in S already (asin differences and IG both
+2. Open curve m1 = tanh(S / (2 * scale)), S = (h1 F + h2 IG*) / (h1 + h2) * max(0, 1 - p / p_max), with
+   F = exp(-2 p). Alone, F is 0.14 at p = 1 and IG is above 0 for any imbalance: both reward noise, so the last
+   factor closes at p_max. IG* is IG / H(label), made monotone: the largest among tables whose p is no smaller,
+   since with unequal n the table of larger p can have the larger IG. All factors lie in [0, 1] and fall with
+   p, and so does m1.
+3. Narrow curve m0 = max(0, 1 - (p / p0)^2), p0 = 1.5 * noise_budget. A p-value is at most x with
+   probability at most x, so under the null E[m0] <= integral of m0 over p = 2/3 p0 = noise_budget, whatever n:
+   this much every id of every group may always spend.
+4. Noise budget. Permuting labels changes neither n nor the uses w of any id. With P(a | n) exact,
+   e_i(n) = sum_a P(a | n) m_i(a, n - a) and E_i = sum_u w_u e_i(n_u) / sum_u w_u bound the mean |K| per token
+   over all permutations of the group's labels. Where E_1 <= noise_budget the size of K is m1. Elsewhere it is
+   (1 - x) m0 + x m1 with the x that makes (1 - x) E_0 + x E_1 = noise_budget (x = 0 and m0 shrunk, should even
+   E_0 be larger: only with `point`, whose probabilities are not p-values). The mix does not change under
+   permutation and expectations add up, so the bound holds for every group, every text and all dependence
+   between ids. It falls with p as m0 and m1 do: nothing outranks a more significant table of its group,
+   and an id seen once (p = 1 at 8 : 8) has K = 0.
+5. Direction = sign(a/T - b/F) * v. The size of the effect is in m already (asin differences and IG both
    measure it), so presence gives the sign only. Frequencies, which are not tested, may not add evidence; they
    may take it away: v = min(1, TF_own / TF_other)^h3, TF_own on the side that presence favours. TF is BM25 of
    uses per rollout with half a count added on each side (Jeffreys) and with the mean length of a side's
    rollouts; unlike totals per side these do not depend on how many rollouts a side has.
-4. V = value_range * tanh(S * direction / (2 * scale)), so |V| <= m := value_range * tanh(S / (2 * scale)).
-5. Noise budget. Permuting the labels changes neither n nor the uses w of any id, so over all permutations
-   E[mean |V| per token] <= E0 := sum_u w_u e(n_u) / sum_u w_u, with e(n) = sum_a P(a | n) m(a, n - a) exact
-   and w_u / sum w the share of id u. K = lambda V with lambda = min(1, noise_budget * value_range / E0) is
-   therefore at most noise_budget of the range on average when labels are noise: for every group, every text
-   and all dependence between ids, because expectations add up and lambda does not change under permutation.
-6. Flipping all labels swaps a with b and T with F: p, IG, S, E0 and lambda stay, the direction changes sign.
+6. Flipping all labels swaps a with b and T with F: p, IG, E_0, E_1 stay, the direction changes sign.
+
+Centring is off by default: at the noise bound K adds to no rollout by chance, and what it adds beyond is evidence.
 
 What follows for small groups: the smallest p is 1/3 at 2 : 2 and 1/8 at 1 : 7, so K is 0 there with the
 default p_max = 0.1. Such groups hold no evidence about single ids.
@@ -39,6 +46,8 @@ from openrlhf_ktae.ktae.config import KTAEConfig
 
 Array = NDArray[np.float64]
 
+NARROW_PER_BUDGET = 1.5
+"""p0 of step 3: the area under 1 - (p / p0)^2 is 2/3 p0."""
 RANK_DIGITS = 9
 """Decimals of log p that decide which of two tables is less probable; closer ones rank as equal."""
 
@@ -49,12 +58,19 @@ def presence_sign(correct: int, wrong: int) -> Array:
     return np.sign(a * wrong - b * correct).astype(np.float64)
 
 
-def calibrated_strength(fisher_TF: Array, association_TF: Array, gain_TF: Array, config: KTAEConfig) -> Array:
-    """S of step 2: between 0 and 1, a falling function of p alone, 0 from `p_max` on."""
+def open_curve(fisher_TF: Array, association_TF: Array, gain_TF: Array, config: KTAEConfig) -> Array:
+    """m1 of step 2: between 0 and 1, falling with p, 0 from `p_max` on."""
     h1, h2 = config.number("h1"), config.number("h2")
     relative_gain_TF = best_gain_up_to(fisher_TF, gain_TF) / gain_TF.max()
     mixed_TF = (h1 * association_TF + h2 * relative_gain_TF) / ((h1 + h2) or 1.0)
-    return mixed_TF * np.maximum(0.0, 1.0 - fisher_TF / config.number("p_max"))
+    gate_TF = np.maximum(0.0, 1.0 - fisher_TF / config.number("p_max"))
+    return np.tanh(mixed_TF * gate_TF / (2.0 * config.number("scale")))
+
+
+def narrow_curve(fisher_TF: Array, config: KTAEConfig) -> Array:
+    """m0 of step 3: between 0 and 1, falling with p, with an area of at most `noise_budget`."""
+    end = min(NARROW_PER_BUDGET * config.number("noise_budget"), config.number("p_max"))
+    return np.maximum(0.0, 1.0 - (fisher_TF / end) ** 2)
 
 
 def best_gain_up_to(fisher_TF: Array, gain_TF: Array) -> Array:
@@ -70,7 +86,7 @@ def best_gain_up_to(fisher_TF: Array, gain_TF: Array) -> Array:
 
 
 def expected_under_null(probability_TF: Array, size_TF: Array) -> Array:
-    """e(n) of step 5: probability times size, summed over the tables with a + b = n; shape (T + F + 1,)."""
+    """e(n) of step 4: probability times size, summed over the tables with a + b = n; shape (T + F + 1,)."""
     flipped = (probability_TF * size_TF)[:, ::-1]
     wrong = flipped.shape[1] - 1
     # fsum rounds once, so the sum does not depend on which side is called correct.

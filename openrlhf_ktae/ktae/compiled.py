@@ -223,9 +223,10 @@ def frequency_part(presence: float, uses: Any, sizes: Any, lengths: Any, formula
 
 @compiled
 def id_value(strength: float, presence: float, frequency: float, formula: Formula) -> float:
-    """K of one id before noise factor and `weight`: range * tanh(strength * direction / (2 * scale))."""
-    direction = presence * frequency if formula.calibrated else presence + frequency
-    return formula.value_range * np.tanh(strength * direction / formula.two_scale)
+    """K of one id before `weight`."""
+    if formula.calibrated:
+        return formula.value_range * strength * presence * frequency
+    return formula.value_range * np.tanh(strength * (presence + frequency) / formula.two_scale)
 
 
 @compiled
@@ -254,18 +255,46 @@ def id_values(
 
 
 @compiled
-def noise_factor(ids: int, records_UW: Records, null_n: Row, allowed: float) -> float:
-    """Factor, at most 1, that keeps the expected |K| per token under random labels at `allowed`."""
-    tokens_n = np.zeros(null_n.size, np.int64)
+def split_parts(block: Row, correct: int, wrong: int, calibrated: bool) -> Any:
+    """The parts of `SplitTables.packed`: strength, presence, narrow curve, and both expectations under the null."""
+    size, margins = (correct + 1) * (wrong + 1), correct + wrong + 1
+    ends = (2 * size, 3 * size, 3 * size + margins, 3 * size + 2 * margins)
+    if not calibrated:
+        ends = (2 * size, 2 * size, 2 * size, 2 * size)
+    return (
+        block[:size],
+        block[size : ends[0]],
+        block[ends[0] : ends[1]],
+        block[ends[1] : ends[2]],
+        block[ends[2] : ends[3]],
+    )
+
+
+@compiled
+def tokens_by_presence(ids: int, records_UW: Records, rollouts: int) -> Any:
+    """Occurrences of the ids that n rollouts contain, for each n; integers, so in any order of rows the same."""
+    tokens_n = np.zeros(rollouts + 1, np.int64)
     for u in range(U64(1), U64(ids + 1)):
         both = records_UW[u, CORRECT_WORD] + records_UW[u, WRONG_WORD]
         tokens_n[both >> 32] += both & 0xFFFFFFFF
-    tokens = 0
-    expected = 0.0
-    for n in range(null_n.size):
+    return tokens_n
+
+
+@compiled
+def noise_mix(tokens_n: Row, open_null_n: Row, narrow_null_n: Row, noise: float) -> Any:
+    """Factors of the (open, narrow) curve that keep the expected size of K under random labels at `noise`."""
+    tokens, from_open, from_narrow = 0, 0.0, 0.0
+    for n in range(tokens_n.size):
         tokens += tokens_n[n]
-        expected += tokens_n[n] * null_n[n]
-    return min(1.0, allowed * tokens / expected) if expected > 0.0 else 1.0
+        from_open += tokens_n[n] * open_null_n[n]
+        from_narrow += tokens_n[n] * narrow_null_n[n]
+    allowed = noise * tokens
+    if from_open <= allowed:
+        return 1.0, 0.0
+    if from_narrow >= allowed:
+        return 0.0, allowed / from_narrow
+    opened = (allowed - from_narrow) / (from_open - from_narrow)
+    return opened, 1.0 - opened
 
 
 @compiled
@@ -329,13 +358,13 @@ def write_base(mask_T: Row, base: float, out_T: Row) -> None:
 
 @compiled
 def fill_groups(
-    ids_BT: Row, mask_BT: Row, rows_B: Row, starts_Q: Row, sizes_Q2: Row, side_B: Row, base_B: Row, places_Q3: Row,
+    ids_BT: Row, mask_BT: Row, rows_B: Row, starts_Q: Row, sizes_Q2: Row, side_B: Row, base_B: Row, places_Q: Row,
     tables: Row, excluded: Row, formula: Formula, first: int, last: int, out_BT: Row,
 ) -> Any:  # fmt: skip
     """base + weight * K of groups `first` to `last` (exclusive) into `out_BT`; returns bits of ids beyond 32.
 
     `rows_B` lists the rows group after group from `starts_Q` on; `side_B` is 1 (correct), 0 (wrong) or
-    -1 (unknown); `places_Q3` says where in `tables` a group's strength, presence and null tables start.
+    -1 (unknown); `places_Q` says where in `tables` the packed tables of a group's split start.
     """
     slots, records_UW = new_tables(USUAL_BITS)
     token_u = np.empty(0, np.uint32)
@@ -356,13 +385,14 @@ def fill_groups(
         overflow |= beyond
         if values_U.size <= ids:
             values_U = np.empty(records_UW.shape[0])
-        strength, presence = tables[places_Q3[q, 0] :], tables[places_Q3[q, 1] :]
-        id_values(ids, records_UW, sizes, lengths, strength, presence, formula, values_U)
-        factor = formula.weight
+        block = tables[places_Q[q] :]
+        strength, presence, narrow, open_null_n, narrow_null_n = split_parts(block, *sizes, formula.calibrated)
         if formula.calibrated:
-            null_n = tables[places_Q3[q, 2] :][: sizes[0] + sizes[1] + 1]
-            factor *= noise_factor(ids, records_UW, null_n, formula.noise * formula.value_range)
-        values_U[: ids + 1] *= factor
+            tokens_n = tokens_by_presence(ids, records_UW, sizes[0] + sizes[1])
+            mix = noise_mix(tokens_n, open_null_n, narrow_null_n, formula.noise)
+            strength = mix[0] * strength + mix[1] * narrow
+        id_values(ids, records_UW, sizes, lengths, strength, presence, formula, values_U)
+        values_U[: ids + 1] *= formula.weight
         exclude(excluded, slots, bits, records_UW, values_U)
         place = 0
         for row in rows_G:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openrlhf_ktae.ktae.advantages import formula_of
+from openrlhf_ktae.ktae.advantages import formula_of, refuse_odd_ids
 from openrlhf_ktae.ktae.batch import Batch, plain_batch, plain_ids
 from openrlhf_ktae.ktae.config import KTAEConfig
-from openrlhf_ktae.ktae.statistics import SplitTables, split_tables
+from openrlhf_ktae.ktae.statistics import split_tables
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -47,7 +47,7 @@ class GroupExplanation:
     information_gain: Floats
     """Bits."""
     strength: Floats
-    """What multiplies the direction: h1 F + h2 IG, in `calibrated` its normalised and gated form."""
+    """What multiplies the direction: h1 F + h2 IG, in `calibrated` the mix of its two curves."""
     presence: Floats
     """Presence part of the direction; its sign in `calibrated`."""
     frequency: Floats
@@ -74,40 +74,31 @@ def explain_group(
     Raises:
         ValueError: an argument does not fit; the message names it and what to give.
     """
-    from openrlhf_ktae.ktae import compiled  # on first use: importing the package stays cheap
-
     config = config or KTAEConfig()
-    group_ids = np.zeros(len(token_ids), np.int64)
-    batch = plain_batch(token_ids, action_mask, scores, group_ids, config.correct_threshold)
+    batch = plain_batch(token_ids, action_mask, scores, np.zeros(len(token_ids), np.int64), config.correct_threshold)
     excluded = plain_ids("special_token_ids", [*special_token_ids, *config.excluded_ids])
-    id_U, records_UW, lengths = _counted(batch, compiled)
-    ids, (correct, wrong) = len(id_U), batch.sizes_Q2[0].tolist() if len(batch.sizes_Q2) else (0, 0)
-    b, a = (records_UW[:, side] >> 32 for side in (0, 1))
-    uses_wrong, uses_correct = (records_UW[:, side] & 0xFFFFFFFF for side in (0, 1))
-    fisher, association, gain, strength, presence, frequency, value = np.zeros((7, ids))
-    fisher[:] = 1.0
+    id_U, records_UW, lengths = _counted(batch)
+    correct, wrong = batch.sizes_Q2.sum(axis=0).tolist()
+    (b, a), (uses_wrong, uses_correct) = records_UW[:, :2].T >> 32, records_UW[:, :2].T & 0xFFFFFFFF
     if correct and wrong:
-        tables = split_tables(correct, wrong, config)
-        formula = formula_of(config)
-        fisher, association, gain = tables.fisher_TF[a, b], tables.association_TF[a, b], tables.gain_TF[a, b]
-        strength, presence = tables.strength_TF[a, b], tables.presence_TF[a, b]
-        for u, uses in enumerate(zip(uses_correct.tolist(), uses_wrong.tolist(), strict=True)):
-            frequency[u] = compiled.frequency_part(presence[u], uses, (correct, wrong), lengths, formula)
-            value[u] = compiled.id_value(strength[u], presence[u], frequency[u], formula)
-        value *= _noise_factor(a + b, uses_correct + uses_wrong, tables, config)
-        value[np.isin(id_U, excluded)] = 0.0
-    order = np.lexsort((id_U, -value))
+        measures = _measured((a, b), (uses_correct, uses_wrong), (correct, wrong), lengths, config)
+        measures[-1][np.isin(id_U, excluded)] = 0.0
+    else:
+        measures = [np.ones(id_U.size), *np.zeros((6, id_U.size))]
+    order = np.lexsort((id_U, -measures[-1]))
     counts = (id_U, a, b, correct - a, wrong - b, uses_correct, uses_wrong)
-    measures = (fisher, association, gain, strength, presence, frequency, value)
     return GroupExplanation(*(column[order] for column in (*counts, *measures)))
 
 
-def _counted(batch: Batch, compiled: Any) -> tuple[Counts, Counts, tuple[int, int]]:
+def _counted(batch: Batch) -> tuple[Counts, Counts, tuple[int, int]]:
     """Ids of the labelled rows, their records, and (correct, wrong) tokens."""
+    from openrlhf_ktae.ktae import compiled  # on first use: importing the package stays cheap
+
     slots, records_UW = compiled.new_tables(compiled.USUAL_BITS)
     token_u = np.empty(batch.ids_BT.size, np.uint32)
     arrays = batch.ids_BT, batch.mask_BT, batch.rows_B, batch.side_B
-    ids, lengths, _, bits, slots, records_UW = compiled.count_group(*arrays, slots, records_UW, token_u)
+    ids, lengths, beyond, bits, slots, records_UW = compiled.count_group(*arrays, slots, records_UW, token_u)
+    refuse_odd_ids([beyond])
     entries = slots[: 1 << bits]
     entries = entries[entries != 0]
     id_U = np.empty(ids, np.int64)
@@ -115,12 +106,29 @@ def _counted(batch: Batch, compiled: Any) -> tuple[Counts, Counts, tuple[int, in
     return id_U, records_UW[1 : ids + 1], lengths
 
 
-def _noise_factor(n_U: Counts, uses_U: Counts, tables: SplitTables, config: KTAEConfig) -> float:
-    if config.variant != "calibrated":
-        return 1.0
-    expected = float((uses_U * tables.null_n[n_U]).sum())
-    allowed = config.number("noise_budget") * config.number("value_range") * float(uses_U.sum())
-    return min(1.0, allowed / expected) if expected > 0.0 else 1.0
+def _measured(
+    present: tuple[Counts, Counts],
+    uses: tuple[Counts, Counts],
+    sizes: tuple[int, int],
+    lengths: tuple[int, int],
+    config: KTAEConfig,
+) -> list[Floats]:
+    """The float columns of the explanation; every pair is (correct, wrong)."""
+    from openrlhf_ktae.ktae import compiled
+
+    tables, formula = split_tables(*sizes, config), formula_of(config)
+    strength_TF = tables.strength_TF
+    if config.variant == "calibrated":
+        tokens_n = np.bincount(sum(present), weights=sum(uses), minlength=sum(sizes) + 1).astype(np.int64)
+        opened, narrowed = compiled.noise_mix(tokens_n, tables.open_null_n, tables.narrow_null_n, formula.noise)
+        strength_TF = opened * tables.strength_TF + narrowed * tables.narrow_TF
+    shown = (tables.fisher_TF, tables.association_TF, tables.gain_TF, strength_TF, tables.presence_TF)
+    fisher, association, gain, strength, presence = (table_TF[present] for table_TF in shown)
+    frequency, value = np.zeros((2, len(fisher)))
+    for u, pair in enumerate(zip(*(side.tolist() for side in uses), strict=True)):
+        frequency[u] = compiled.frequency_part(presence[u], pair, sizes, lengths, formula)
+        value[u] = compiled.id_value(strength[u], presence[u], frequency[u], formula)
+    return [fisher, association, gain, strength, presence, frequency, value + 0.0]  # no -0.0
 
 
 def top_key_tokens(

@@ -15,6 +15,9 @@ from openrlhf_ktae.ktae.config import KTAEConfig
 
 Rollout = list[int]
 
+LARGEST_EXPONENT = 700
+"""exp of more than this overflows."""
+
 
 def literal_advantages(
     token_ids: Sequence[Sequence[int]],
@@ -54,60 +57,31 @@ def group_values(rollouts: list[Rollout], correct: list[bool], config: KTAEConfi
     ids = {o for rollout in rollouts for o in rollout}
     if not right or not wrong:
         return dict.fromkeys(ids, 0.0)
-    values = {o: id_value(o, right, wrong, config) for o in ids}
     if config.variant == "calibrated":
-        factor = noise_factor(right, wrong, config)
-        values = {o: factor * value for o, value in values.items()}
-    return values
+        opened, narrowed = noise_mix(right, wrong, config)
+        return {o: calibrated_value(o, right, wrong, opened, narrowed, config) for o in ids}
+    return {o: id_value(o, right, wrong, config) for o in ids}
 
 
 def id_value(o: int, right: list[Rollout], wrong: list[Rollout], config: KTAEConfig) -> float:
-    """K = value_range * tanh(x / (2 scale)), which is range * 2 * (sigmoid(x / scale) - 1/2)."""
+    """K = range * 2 * (sigmoid((h1 F + h2 IG) D / scale) - 1/2), which is range * tanh(... / (2 scale))."""
     a, b = (sum(o in rollout for rollout in side) for side in (right, wrong))
-    x = strength(a, b, len(right), len(wrong), config) * direction(o, a, b, right, wrong, config)
-    if x / config.number("scale") < -700:
-        return -config.number("value_range")
-    sigmoid = 1 / (1 + math.exp(-x / config.number("scale")))
-    return config.number("value_range") * 2 * (sigmoid - 0.5)
-
-
-def strength(a: int, b: int, n_right: int, n_wrong: int, config: KTAEConfig) -> float:
-    """h1 F + h2 IG; in `calibrated` normalised, monotone in p, and faded out towards p_max."""
-    h1, h2 = config.number("h1"), config.number("h2")
-    p = fisher(a, b, n_right, n_wrong, config.fisher)
+    sizes = len(right), len(wrong)
+    p = fisher(a, b, *sizes, config.fisher)
     association = 0.0 if p == 1 else math.exp(-2 * p)
-    if config.variant != "calibrated":
-        return h1 * association + h2 * information_gain(a, b, n_right, n_wrong)
-    p_max = config.number("p_max")
-    if p >= p_max:
-        return 0.0
-    tables = [(x, y) for x in range(n_right + 1) for y in range(n_wrong + 1)]
-    no_rarer = [(x, y) for x, y in tables if fisher(x, y, n_right, n_wrong, config.fisher) >= p]
-    gain = max(information_gain(x, y, n_right, n_wrong) for x, y in no_rarer) / entropy(n_right, n_wrong)
-    return (h1 * association + h2 * gain) / ((h1 + h2) or 1) * (1 - p / p_max)
-
-
-def direction(o: int, a: int, b: int, right: list[Rollout], wrong: list[Rollout], config: KTAEConfig) -> float:
-    """Presence part with the frequency part: a sum, in `calibrated` the sign times a veto."""
-    share_right, share_wrong = Fraction(a, len(right)), Fraction(b, len(wrong))
+    strength = config.number("h1") * association + config.number("h2") * information_gain(a, b, *sizes)
+    presence = math.asin(math.sqrt(Fraction(a, sizes[0]))) - math.asin(math.sqrt(Fraction(b, sizes[1])))
     uses = [sum(rollout.count(o) for rollout in side) for side in (right, wrong)]
     length = [sum(len(rollout) for rollout in side) for side in (right, wrong)]
-    h3 = config.number("h3")
-    if config.variant == "calibrated":
-        sizes = [len(right), len(wrong)]
-        frequency = [(use + 0.5) / (size + 1) for use, size in zip(uses, sizes, strict=True)]
-        mean_length = [tokens / size for tokens, size in zip(length, sizes, strict=True)]
-        tf_right, tf_wrong = bm25(frequency, mean_length, config)
-        if share_right > share_wrong:
-            return min(1.0, tf_right / tf_wrong) ** h3
-        return -(min(1.0, tf_wrong / tf_right) ** h3) if share_right < share_wrong else 0.0
     frequency = [float(use) for use in uses]
     if config.term_frequency == "relative":
         frequency = [use / tokens if tokens else 0.0 for use, tokens in zip(uses, length, strict=True)]
     tf_right, tf_wrong = bm25(frequency, [float(tokens) for tokens in length], config)
     epsilon = config.number("ratio_epsilon")
-    presence = math.asin(math.sqrt(share_right)) - math.asin(math.sqrt(share_wrong))
-    return presence + h3 * (tf_right / (tf_wrong + epsilon) - tf_wrong / (tf_right + epsilon))
+    ratios = tf_right / (tf_wrong + epsilon) - tf_wrong / (tf_right + epsilon)
+    x = strength * (presence + config.number("h3") * ratios) / config.number("scale")
+    sigmoid = 1 / (1 + math.exp(-x)) if x > -LARGEST_EXPONENT else 0.0
+    return config.number("value_range") * 2 * (sigmoid - 0.5)
 
 
 def bm25(frequency: list[float], length: list[float], config: KTAEConfig) -> list[float]:
@@ -119,18 +93,63 @@ def bm25(frequency: list[float], length: list[float], config: KTAEConfig) -> lis
     return saturated
 
 
-def noise_factor(right: list[Rollout], wrong: list[Rollout], config: KTAEConfig) -> float:
-    """At most 1: keeps the expectation of mean |K| over all ways to label the rollouts within the budget."""
+def calibrated_value(
+    o: int, right: list[Rollout], wrong: list[Rollout], opened: float, narrowed: float, config: KTAEConfig
+) -> float:
+    """Sign of the difference in presence, times the mix of the two curves, times the veto of the frequencies."""
+    a, b = (sum(o in rollout for rollout in side) for side in (right, wrong))
     sizes = len(right), len(wrong)
-    expected = 0.0
-    for o in {o for rollout in right + wrong for o in rollout}:
-        n = sum(o in rollout for rollout in right + wrong)
-        uses = sum(rollout.count(o) for rollout in right + wrong)
+    more_in_right = Fraction(a, sizes[0]) - Fraction(b, sizes[1])
+    if more_in_right == 0:
+        return 0.0
+    size = opened * open_curve(a, b, *sizes, config) + narrowed * narrow_curve(a, b, *sizes, config)
+    uses = [sum(rollout.count(o) for rollout in side) for side in (right, wrong)]
+    frequency = [(use + 0.5) / (rollouts + 1) for use, rollouts in zip(uses, sizes, strict=True)]
+    mean_length = [sum(len(rollout) for rollout in side) / len(side) for side in (right, wrong)]
+    tf_right, tf_wrong = bm25(frequency, mean_length, config)
+    ratio = tf_right / tf_wrong if more_in_right > 0 else tf_wrong / tf_right
+    sign = 1 if more_in_right > 0 else -1
+    return sign * config.number("value_range") * size * min(1.0, ratio) ** config.number("h3")
+
+
+def open_curve(a: int, b: int, n_right: int, n_wrong: int, config: KTAEConfig) -> float:
+    """tanh(S / (2 scale)) with S = (h1 F + h2 IG*) / (h1 + h2) * (1 - p / p_max)."""
+    h1, h2, p_max = (config.number(option) for option in ("h1", "h2", "p_max"))
+    p = fisher(a, b, n_right, n_wrong, config.fisher)
+    if p >= p_max:
+        return 0.0
+    tables = [(x, y) for x in range(n_right + 1) for y in range(n_wrong + 1)]
+    no_rarer = [(x, y) for x, y in tables if fisher(x, y, n_right, n_wrong, config.fisher) >= p]
+    gain = max(information_gain(x, y, n_right, n_wrong) for x, y in no_rarer) / entropy(n_right, n_wrong)
+    strength = (h1 * math.exp(-2 * p) + h2 * gain) / ((h1 + h2) or 1) * (1 - p / p_max)
+    return math.tanh(strength / (2 * config.number("scale")))
+
+
+def narrow_curve(a: int, b: int, n_right: int, n_wrong: int, config: KTAEConfig) -> float:
+    """1 - (p / p0)^2 with p0 = 1.5 noise_budget, at most p_max."""
+    p = fisher(a, b, n_right, n_wrong, config.fisher)
+    return max(0.0, 1 - float(p / min(1.5 * config.number("noise_budget"), config.number("p_max"))) ** 2)
+
+
+def noise_mix(right: list[Rollout], wrong: list[Rollout], config: KTAEConfig) -> tuple[float, float]:
+    """Factors of both curves that keep mean |K| over all ways to label the rollouts within the budget."""
+    rollouts, sizes = right + wrong, (len(right), len(wrong))
+    tokens = sum(len(rollout) for rollout in rollouts)
+    from_open = from_narrow = 0.0
+    for o in {o for rollout in rollouts for o in rollout}:
+        n = sum(o in rollout for rollout in rollouts)
+        share = sum(rollout.count(o) for rollout in rollouts) / tokens
         for a in range(max(0, n - sizes[1]), min(sizes[0], n) + 1):
-            x = strength(a, n - a, *sizes, config) / config.number("scale")
-            expected += uses * float(fisher(a, n - a, *sizes, "point")) * abs(math.tanh(x / 2))
-    tokens = sum(len(rollout) for rollout in right + wrong)
-    return min(1.0, config.number("noise_budget") * tokens / expected) if expected else 1.0
+            chance = share * float(fisher(a, n - a, *sizes, "point"))
+            from_open += chance * open_curve(a, n - a, *sizes, config)
+            from_narrow += chance * narrow_curve(a, n - a, *sizes, config)
+    budget = config.number("noise_budget")
+    if from_open <= budget:
+        return 1.0, 0.0
+    if from_narrow >= budget:
+        return 0.0, budget / from_narrow
+    opened = (budget - from_narrow) / (from_open - from_narrow)
+    return opened, 1 - opened
 
 
 @cache

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from openrlhf_ktae.ktae.calibrated import calibrated_strength, expected_under_null, presence_sign
+from openrlhf_ktae.ktae.calibrated import expected_under_null, narrow_curve, open_curve, presence_sign
 from openrlhf_ktae.ktae.config import KTAEConfig
 
 Array = NDArray[np.float64]
@@ -39,11 +39,20 @@ class SplitTables:
     association_TF: Array
     gain_TF: Array
     strength_TF: Array
-    """What multiplies the direction."""
+    """What multiplies the direction: h1 F + h2 IG, in `calibrated` its open curve."""
     presence_TF: Array
-    """Presence part of the direction."""
-    null_n: Array
-    """Largest expected |K| of an id in n rollouts when labels are unrelated to it; shape (T + F + 1,)."""
+    """Presence part of the direction, in `calibrated` its sign."""
+    narrow_TF: Array
+    """`calibrated`: its narrow curve; empty otherwise, as are the following."""
+    open_null_n: Array
+    """Expected size of K on the open curve for an id in n rollouts when labels are unrelated to it; (T + F + 1,)."""
+    narrow_null_n: Array
+    """The same on the narrow curve."""
+
+    def packed(self) -> Array:
+        """What the compiled loops need, end to end."""
+        parts = (self.strength_TF, self.presence_TF, self.narrow_TF, self.open_null_n, self.narrow_null_n)
+        return np.concatenate([part.ravel() for part in parts])
 
 
 def split_tables(correct: int, wrong: int, config: KTAEConfig) -> SplitTables:
@@ -65,21 +74,13 @@ def _new_tables(correct: int, wrong: int, config: KTAEConfig) -> SplitTables:
     fisher_TF = two_sided_TF if config.fisher == "two_sided" else probability_TF
     association_TF = np.where(fisher_TF != 1.0, np.exp(-2.0 * fisher_TF), 0.0)
     gain_TF = information_gain(correct, wrong)
-    if config.variant == "calibrated":
-        strength_TF = calibrated_strength(fisher_TF, association_TF, gain_TF, config)
-        presence_TF = presence_sign(correct, wrong)
-    else:
+    statistics = (fisher_TF, association_TF, gain_TF)
+    if config.variant != "calibrated":
         strength_TF = config.number("h1") * association_TF + config.number("h2") * gain_TF
-        presence_TF = presence_direction(correct, wrong)
-    size_TF = config.number("value_range") * np.tanh(strength_TF / (2.0 * config.number("scale")))
-    return SplitTables(
-        fisher_TF,
-        association_TF,
-        gain_TF,
-        strength_TF,
-        presence_TF,
-        expected_under_null(probability_TF, size_TF),
-    )
+        return SplitTables(*statistics, strength_TF, presence_direction(correct, wrong), *np.zeros((3, 0)))
+    open_TF, narrow_TF = open_curve(*statistics, config), narrow_curve(fisher_TF, config)
+    nulls = (expected_under_null(probability_TF, curve_TF) for curve_TF in (open_TF, narrow_TF))
+    return SplitTables(*statistics, open_TF, presence_sign(correct, wrong), narrow_TF, *nulls)
 
 
 _kept_tables = lru_cache(maxsize=KEPT_TABLES)(_new_tables)
