@@ -93,6 +93,7 @@ class CpuBackend(Backend):
         """A small local cluster on loopback with one virtual device for each that the host asks for."""
         devices = devices_needed(args)
         return {
+            "address": "local",  # never a cluster that happens to run here; RAY_ADDRESS names one to join
             "num_gpus": devices,
             "num_cpus": devices + HELPER_CPUS,
             "include_dashboard": False,
