@@ -40,21 +40,23 @@ def same_constant(gold: Node, answer: Node, scale: Fraction = Fraction(1)) -> bo
 
 
 def _same_inexact(gold: Node, answer: Node, scale: Fraction) -> bool:
-    differences = []
-    for digits, agree in ((DIGITS, SAME), (2 * DIGITS, DIGITS + SAME)):
-        gold_value, answer_value = _gold_value(gold, digits), Evaluator(digits)(answer)
-        with mpmath.workdps(digits):
-            answer_value = answer_value * scale.numerator / scale.denominator
-            size = max(abs(gold_value), abs(answer_value))
-            difference = abs(gold_value - answer_value)
-            if size != 0 and mpmath.mag(size) > HUGE_LOG2:
-                return False
-            differences.append(difference)
-            if difference > size * mpmath.mpf(10) ** -agree and digits == DIGITS:
-                if difference > size * mpmath.mpf(10) ** -(DIGITS // 2) and difference > mpmath.mpf(10) ** -SAME:
-                    return rounds_to(gold, answer, answer_value)
-    vanishes = differences[1] <= differences[0] * mpmath.mpf(10) ** -SAME or differences[1] == 0
-    return bool(vanishes) or bool(difference <= size * mpmath.mpf(10) ** -(DIGITS + SAME))
+    """Equal if the difference vanishes as the digits grow: clearly different values end at 60 digits."""
+    coarse, size = _difference(gold, answer, scale, DIGITS)
+    if size != 0 and mpmath.mag(size) > HUGE_LOG2:
+        return False
+    if coarse <= max(size * mpmath.mpf(10) ** -(DIGITS // 2), mpmath.mpf(10) ** -SAME):
+        fine, size = _difference(gold, answer, scale, 2 * DIGITS)
+        if fine <= max(coarse * mpmath.mpf(10) ** -SAME, size * mpmath.mpf(10) ** -(DIGITS + SAME)):
+            return True
+    return rounds_to(gold, answer, Evaluator(DIGITS)(answer) * scale.numerator / scale.denominator)
+
+
+def _difference(gold: Node, answer: Node, scale: Fraction, digits: int) -> tuple[Any, Any]:
+    """|gold - scale * answer| and the larger of the two, in so many digits."""
+    gold_value, answer_value = _gold_value(gold, digits), Evaluator(digits)(answer)
+    with mpmath.workdps(digits):
+        answer_value = answer_value * scale.numerator / scale.denominator
+        return abs(gold_value - answer_value), max(abs(gold_value), abs(answer_value))
 
 
 def _gold_value(gold: Node, digits: int) -> Any:
@@ -65,8 +67,12 @@ def _gold_value(gold: Node, digits: int) -> Any:
 
 
 def rounds_to(gold: Node, answer: Node, value: Any) -> bool:
-    """A decimal gold is a rounded number: an exact or longer answer that rounds to it is right, and so is its own
-    rounding to three digits or more. Whole and fractional golds are exact, and an answer is never rounded to them."""
+    """Whether a decimal gold and an answer are one number, rounded differently.
+
+    An exact or longer answer that rounds to a gold of three digits or more is right; for a gold in scientific notation
+    (a measured value) two digits are enough, and its own rounding to three digits is right as well. Whole and
+    fractional golds are exact: no decimal is near enough.
+    """
     literal = decimal_literal(gold)
     if literal is None:
         return False

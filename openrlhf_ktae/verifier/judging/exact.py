@@ -64,6 +64,7 @@ def _exact(node: Node, budget: list[int]) -> Fraction | None:
 
 
 def bits(value: Fraction) -> int:
+    """Length of the longer of numerator and denominator."""
     return max(value.numerator.bit_length(), value.denominator.bit_length())
 
 
@@ -137,6 +138,7 @@ def _exact_function(name: str, values: list[Any]) -> Fraction | None:
 
 
 def based(digits: str, base: int) -> Fraction | None:
+    """Value of a numeral; None for a base beyond 2 to 36, UndefinedError for a digit that the base has not."""
     if not 2 <= base <= 36:
         return None
     try:

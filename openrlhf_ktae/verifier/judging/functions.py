@@ -182,10 +182,16 @@ def same_equation(
             ratios = _ratios(gold, answer, gold_symbols, answer_symbols, rename, drop)
             if len(ratios) < MIN_POINTS:
                 verdict = None
-            elif all(_close(ratio, ratios[0]) for ratio in ratios) and abs(ratios[0]) > mpmath.mpf(10) ** -20:
-                if not positive or (mpmath.im(ratios[0]) == 0 and mpmath.re(ratios[0]) > 0):
-                    return True
+            elif all(_close(ratio, ratios[0]) for ratio in ratios) and _is_multiple(ratios[0], positive):
+                return True
     return verdict
+
+
+def _is_multiple(ratio: Any, positive: bool) -> bool:
+    """True for a factor that is not zero, and with `positive` is positive."""
+    if abs(ratio) < mpmath.mpf(10) ** -20:
+        return False
+    return not positive or (mpmath.im(ratio) == 0 and mpmath.re(ratio) > 0)
 
 
 def _ratios(
@@ -211,7 +217,7 @@ def _ratios(
 
 
 def _unknown_functions(names: frozenset[str]) -> frozenset[str]:
-    """Derivatives among the symbols (`dy/dt`, `y'`, `dot_x`) and what they are derivatives of; empty if there are none."""
+    """Derivatives among the symbols (`dy/dt`, `y'`, `dot_x`) and what they are derivatives of."""
     derivatives = {name for name in names if "/" in name or "'" in name or name.startswith(("dot_", "ddot_"))}
     bases = set()
     for name in derivatives:

@@ -12,21 +12,24 @@ from .scalars import Renames, Verdict
 from .sets import is_set, same_set
 from .structures import Compare, all_of, same_sets
 
+EQUALITIES = frozenset({"=", "=mod"})
+
 
 def same_relation(gold: Value, answer: Value, renames: Renames, same: Compare) -> Verdict:
+    """Where at least one of the two is a relation: `x = 5` states 5, an inequality describes a set."""
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return _same_relations(gold, answer, renames, same)
     if isinstance(answer, Relation):
-        if set(answer.operators) <= {"="}:
+        if set(answer.operators) <= EQUALITIES:
             sides = _values_of(answer)
             return False if not sides else all_of(same(gold, side, renames) for side in sides)
-        if set(answer.operators) <= {"=", "~="}:
+        if set(answer.operators) <= EQUALITIES | {"~="}:
             return _same_approximation(gold, answer, renames, same)
         if answer.operators == ("in",) and answer.names[0] is not None:
             return same(gold, answer.sides[1], renames)
         return same_sets(gold, answer, same)
     assert isinstance(gold, Relation)
-    if set(gold.operators) <= {"=", "~="}:
+    if set(gold.operators) <= EQUALITIES | {"~="}:
         sides = _values_of(gold)
         return same(sides[-1], answer, renames) if len(sides) < len(gold.sides) else False
     if gold.operators == ("in",) and gold.names[0] is not None:
@@ -65,7 +68,7 @@ def _same_approximation(gold: Value, answer: Relation, renames: Renames, same: C
 def _same_relations(gold: Relation, answer: Relation, renames: Renames, same: Compare) -> Verdict:
     if gold.operators == answer.operators == ("in",):
         return same(gold.sides[1], answer.sides[1], renames)
-    equalities = set(gold.operators) <= {"="}, set(answer.operators) <= {"=", "~="}
+    equalities = set(gold.operators) <= EQUALITIES, set(answer.operators) <= EQUALITIES | {"~="}
     if not any(equalities):
         return _same_inequalities(gold, answer, renames, same)
     if not all(equalities):

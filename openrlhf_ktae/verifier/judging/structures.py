@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 
 from ..reading.values import Group, Matrix, Node, NumberSet, Scalar, SetOperation, Text, Value
+from .exact import exact
 from .scalars import Renames, Verdict
 from .sets import same_set
 
@@ -25,6 +27,7 @@ def all_of(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def same_groups(gold: Value, answer: Value, renames: Renames, same: Compare) -> Verdict:
+    """Lists as multisets, braces as sets, parentheses in order; brackets of different kinds differ."""
     if not isinstance(gold, Group) or not isinstance(answer, Group):
         return False
     if max(len(gold.items), len(answer.items)) > MAX_ITEMS:
@@ -34,11 +37,22 @@ def same_groups(gold: Value, answer: Value, renames: Renames, same: Compare) -> 
         return _same_finite_sets(gold.items, answer.items, renames, same)
     if len(gold.items) != len(answer.items):
         return False
+    if kinds == {"mod"}:
+        return _same_residue(gold, answer)
     if kinds <= {"", "{}"}:
         return match(gold.items, answer.items, lambda g, a: same(g, a, renames))
     if kinds in ({"()"}, {"", "()"}, {"[]"}) or (len(kinds) == 1 and gold.brackets == answer.brackets):
         return all_of(same(g, a, renames) for g, a in zip(gold.items, answer.items, strict=True))
     return False
+
+
+def _same_residue(gold: Group, answer: Group) -> Verdict:
+    """`3 (mod 7)` and `-4 (mod 7)`: equal moduli, and a difference that they divide."""
+    values = [exact(item.node) if isinstance(item, Scalar) else None for item in (*gold.items, *answer.items)]
+    if any(value is None for value in values):
+        return None
+    first, modulus, second, other = (value or Fraction(0) for value in values)
+    return modulus == other and modulus != 0 and ((first - second) / modulus).denominator == 1
 
 
 def _kind(group: Group) -> str:
@@ -101,6 +115,7 @@ def rows(value: Value) -> list[tuple[Value, ...]] | None:
 
 
 def same_sets(gold: Value, answer: Value, same: Compare) -> Verdict:
+    """Sets of numbers by membership; with symbolic ends, part by part."""
     verdict = same_set(gold, answer)
     if verdict is not None:
         return verdict

@@ -10,13 +10,14 @@ from typing import Any
 
 from .cursor import Cursor
 from .lexer import ReadError
-from .notation import SYMBOLS, TEMPERATURES
+from .notation import CLOSING_COMMANDS, SYMBOLS, TEMPERATURES
 from .values import Matrix, Node, Value
 
-MAX_DIGITS = 20000  # of one literal; the caps on whole answers are lower, golds may be longer
+MAX_DIGITS = 4000  # of one literal; Python converts no more than 4,300 digits by default
 MAX_EXPONENT = 5000  # of e-notation
-MAX_TERMS = 400  # of one sum or product
+MAX_TERMS = 400  # of one sum or product: the tree is as deep as they are many
 OPENING = frozenset({"(", "[", "{", "\\{"})
+ZERO: Node = ("num", Fraction(0), "")
 
 
 def number(text: str) -> Node:
@@ -27,7 +28,7 @@ def number(text: str) -> Node:
     whole, _, decimals = mantissa.partition(".")
     value = Fraction(int(whole + decimals or "0"), 10 ** len(decimals))
     if exponent:
-        if abs(int(exponent)) > MAX_EXPONENT:
+        if len(exponent) > 8 or abs(int(exponent)) > MAX_EXPONENT:
             raise ReadError("exponent too large")
         value *= Fraction(10) ** int(exponent)
     return ("num", value, text.lower())
@@ -35,8 +36,6 @@ def number(text: str) -> Node:
 
 class Arithmetic(Cursor):
     """Reads expressions. Commands and brackets are read by the subclasses."""
-
-    bars = 0
 
     def command(self, name: str) -> Any:
         """Read a LaTeX command whose name has been taken."""
@@ -46,22 +45,30 @@ class Arithmetic(Cursor):
         """Read what a bracket holds that has been opened."""
         raise NotImplementedError
 
+    @staticmethod
+    def node(value: Any) -> Node:
+        """The value as an operand; structures are none."""
+        if not isinstance(value, tuple):
+            raise ReadError("arithmetic with a structure")
+        return value
+
     def sum(self) -> Any:
+        """Terms with `+`, `-`, `\\pm`, `\\mp` between them."""
         self.deeper()
-        value: Any
         sign = self._plus_minus()
-        value = ("pm", ("num", Fraction(0), ""), self.node(self.product()), sign) if sign else self.product()
-        while True:
-            operator = self.accept("+", "-") if isinstance(value, tuple) else None
-            sign = self._plus_minus() if operator is None and isinstance(value, tuple) else None
-            if sign:
-                value = ("pm", value, self.node(self.product()), sign)
-            elif operator:
+        value = ("pm", ZERO, self.node(self.product()), sign) if sign else self.product()
+        terms = 1
+        while isinstance(value, tuple) and terms < MAX_TERMS:
+            terms += 1
+            if operator := self.accept("+", "-"):
                 right = self.node(self.product())
                 value = ("add", value, right if operator == "+" else ("neg", right))
+            elif sign := self._plus_minus():
+                value = ("pm", value, self.node(self.product()), sign)
             else:
-                self.depth -= 1
-                return value
+                break
+        self.depth -= 1
+        return value
 
     def _plus_minus(self) -> str | None:
         kind, value = self.peek()
@@ -70,111 +77,105 @@ class Arithmetic(Cursor):
             return "+-" if value == "pm" else "-+"
         return None
 
-    @staticmethod
-    def node(value: Any) -> Node:
-        if not isinstance(value, tuple):
-            raise ReadError("arithmetic with a structure")
-        return value
-
     def product(self) -> Any:
+        """Factors with `*`, `/`, `:` between them, or side by side."""
         value = self.unary()
-        if not isinstance(value, tuple):
-            return value
-        while True:
+        for _ in range(MAX_TERMS):
+            if not isinstance(value, tuple):
+                return value
             if self.accept("*"):
                 value = ("mul", value, self.node(self.unary()))
             elif self.accept("/"):
-                divisor = self.node(self.unary())
-                while self.tight and self.starts_atom() and self.peek()[1] != "(":
-                    divisor = ("mul", divisor, self.node(self.power()))
-                value = ("div", value, divisor)
+                value = ("div", value, self._divisor())
             elif self.accept(":"):
                 value = ("fn", "ratio", value, self.node(self.unary()))
-            elif self.peek() == ("cmd", "mod"):
-                return value
             elif self.starts_atom() and not (value[0] == "deg" and self.peek()[1] in TEMPERATURES):
                 value = self.juxtapose(value)
             else:
-                return value
+                break
+        return value
+
+    def _divisor(self) -> Node:
+        """What a slash divides by: one factor, or with `tight_division` all factors that follow, up to a bracket."""
+        divisor = self.node(self.unary())
+        while self.tight and self.starts_atom() and self.peek()[1] != "(":
+            divisor = ("mul", divisor, self.node(self.power()))
+        return divisor
 
     def juxtapose(self, left: Node) -> Node:
         """Two factors side by side: a product, unless they are a whole number and a proper fraction."""
-        mark = self.position
-        whole = _integer(left)
-        if self.peek()[0] == "num" and self.tokens[mark - 1][0] == "num":
-            fraction = self._plain_fraction() if whole is not None else None
-            if fraction is None:
+        after_number = self.tokens[self.position - 1][0] == "num"
+        mixed = after_number and _is_whole(left)
+        if after_number and self.peek()[0] == "num":
+            if not mixed or self.peek(1) != ("op", "/") or self.peek(2)[0] != "num":
                 raise ReadError("two numbers side by side")
-            return ("add", left, ("neg", fraction) if left[0] == "neg" else fraction)
-        is_fraction = self.peek() == ("cmd", "frac")
-        right = self.node(self.power())
-        if whole is not None and is_fraction and self.tokens[mark - 1][0] == "num" and _proper(right):
+            right: Node = ("div", number(self.peek()[1]), number(self.peek(2)[1]))
+            if not _is_proper(right):
+                raise ReadError("two numbers side by side")
+            self.position += 3
+        else:
+            mixed = mixed and self.peek() == ("cmd", "frac")
+            right = self.node(self.power())
+        if mixed and _is_proper(right):
             return ("add", left, ("neg", right) if left[0] == "neg" else right)
         return ("mul", left, right)
 
-    def _plain_fraction(self) -> Node | None:
-        """`1/2` behind a whole number."""
-        if self.peek(1) != ("op", "/") or self.peek(2)[0] != "num":
-            return None
-        above, below = number(self.take()[1]), (self.take(), number(self.take()[1]))[1]
-        node = ("div", above, below)
-        return node if _proper(node) else None
-
     def starts_atom(self) -> bool:
+        """True if the next token can begin a factor."""
         kind, value = self.peek()
-        if kind in ("num", "sym"):
-            return True
         if kind == "op":
-            return value in ("(", "[", "{", "\\{") or (value == "|" and self.bars == 0)
-        return kind == "cmd" and value not in (
-            "cup", "cap", "setminus", "pm", "mp", "mod", "pmod", "bmod", "rfloor", "rceil", "rangle", "end", "degrees",
-            "quad", "to", "rightarrow", "implies", "equiv", "sim", "subset", "notin", "Rightarrow", "iff", "choose",
-        )  # fmt: skip
+            return value in OPENING or (value == "|" and self.bars == 0)
+        return kind in ("num", "sym") or (kind == "cmd" and value not in CLOSING_COMMANDS)
 
     def unary(self) -> Any:
+        """A factor with its signs."""
         if self.accept("-"):
             self.deeper()
-            inner = self.unary()
+            value: Any = ("neg", self.node(self.unary()))
             self.depth -= 1
-            if not isinstance(inner, tuple):
-                raise ReadError("minus a structure")
-            return ("neg", inner)
+            return value
         if self.accept("+"):
-            return self.unary()
+            self.deeper()
+            value = self.unary()
+            self.depth -= 1
+            return value
         return self.power()
 
     def power(self) -> Any:
+        """An atom with its exponent; the transpose of a structure."""
         value = self.postfix(self.atom())
-        if not isinstance(value, tuple):
-            if self.accept("^"):
-                self.transpose_mark()
-                return transposed(value)
+        if not self.accept("^"):
             return value
-        if self.accept("^"):
-            self.deeper()
-            value = self.postfix(("pow", value, self.exponent()))
-            self.depth -= 1
+        if not isinstance(value, tuple):
+            return self._transposed(value)
+        self.deeper()
+        value = self.postfix(("pow", value, self.exponent()))
+        self.depth -= 1
         return value
 
-    def transpose_mark(self) -> None:
-        mark = self.argument()
-        if mark not in (("sym", "T"), ("sym", "t"), ("sym", "top")):
+    def _transposed(self, value: Value) -> Value:
+        if self.argument() not in (("sym", "T"), ("sym", "t"), ("sym", "top")):
             raise ReadError("power of a structure")
+        return Matrix(tuple(zip(*value.rows, strict=True))) if isinstance(value, Matrix) else value
 
     def exponent(self) -> Node:
+        """What follows `^`: a signed atom, itself perhaps with an exponent."""
+        self.deeper()
         if self.accept("-"):
-            return ("neg", self.exponent())
-        self.accept("+")
-        value = self.node(self.atom())
-        while self.peek() == ("op", "^"):
-            self.position += 1
-            self.deeper()
-            value = ("pow", value, self.exponent())
-            self.depth -= 1
+            value: Node = ("neg", self.exponent())
+        else:
+            self.accept("+")
+            value = self.node(self.atom())
+            if self.accept("^"):
+                value = ("pow", value, self.exponent())
+        self.depth -= 1
         return value
 
     def postfix(self, value: Any) -> Any:
-        while isinstance(value, tuple):
+        """Factorials, percent, degrees, subscripts, primes and arguments behind an atom."""
+        for _ in range(MAX_TERMS):
+            if not isinstance(value, tuple):
+                break
             if self.accept("!"):
                 value = ("fn", "factorial", value)
             elif self.accept("%"):
@@ -186,20 +187,16 @@ class Arithmetic(Cursor):
                 value = self.subscript(value)
             elif value[0] == "sym" and self.accept("'"):
                 value = ("sym", value[1] + "'")
-            elif value[0] == "sym" and self.peek() == ("op", "("):
-                application = self.application(value)
-                if application is None:
-                    return value
+            elif value[0] == "sym" and (application := self.application(value)) is not None:
                 value = application
             else:
                 break
         return value
 
     def subscript(self, value: Node) -> Node:
-        start = self.position
-        self.skip_argument()
-        name = "".join(v for _, v in self.tokens[start : self.position] if v not in "{}")
-        if value[0] == "num" and name.isdigit() and value[2].isalnum():
+        """`x_{0}` is another symbol, `52_8` a numeral with its base."""
+        name = self.skip_argument()
+        if value[0] == "num" and name.isdigit() and len(name) <= 2 and value[2].isalnum():
             return ("based", value[2], int(name))
         if value[0] != "sym":
             raise ReadError("subscript")
@@ -207,6 +204,8 @@ class Arithmetic(Cursor):
 
     def application(self, function: Node) -> Node | None:
         """`y(t)`, `I(0)`, `u(x, y)`: a letter before brackets that hold letters or numbers alone."""
+        if self.peek() != ("op", "("):
+            return None
         offset, arguments = 1, []
         while True:
             kind, value = self.peek(offset)
@@ -223,35 +222,21 @@ class Arithmetic(Cursor):
         return ("app", function, tuple(arguments))
 
     def atom(self) -> Any:
-        kind, value = self.peek()
+        """A number, a letter, a command, a bracket, an absolute value."""
+        kind, value = self.take()
         if kind == "num":
-            self.position += 1
             return number(value)
         if kind == "sym":
-            self.position += 1
-            return {"e": ("const", "e"), "i": ("const", "i")}.get(value) or ("sym", value)
+            return ("const", value) if value in ("e", "i") else ("sym", value)
         if kind == "cmd":
-            self.position += 1
             return self.command(value)
         if kind == "op" and value in OPENING:
-            self.position += 1
             return self.bracket(value)
         if kind == "op" and value == "|":
-            self.position += 1
-            return self.bars_around()
+            return self._absolute()
         raise ReadError(f"unexpected {value!r}")
 
-    def argument(self) -> Any:
-        """One TeX argument as a node: a brace group, one digit, one letter, one command."""
-        kind, value = self.peek()
-        if kind == "num" and len(value) > 1 and value.isdigit():
-            self.tokens[self.position] = ("num", value[1:])
-            return number(value[0])
-        if kind == "op" and value == "-":
-            raise ReadError("a sign where an argument should be")
-        return self.node(self.atom())
-
-    def bars_around(self) -> Node:
+    def _absolute(self) -> Node:
         self.deeper()
         self.bars += 1
         inner = self.node(self.sum())
@@ -260,23 +245,23 @@ class Arithmetic(Cursor):
         self.depth -= 1
         return ("fn", "abs", inner)
 
-
-def transposed(value: Value) -> Value:
-    """The transpose of a matrix; a tuple stays as it is."""
-    if isinstance(value, Matrix):
-        return Matrix(tuple(zip(*value.rows, strict=True)))
-    return value
-
-
-def _integer(node: Node) -> int | None:
-    """The value of a whole number literal, also under a minus."""
-    if node[0] == "neg":
-        return _integer(node[1])
-    return int(node[1]) if node[0] == "num" and node[2].isdigit() else None
+    def argument(self) -> Node:
+        """One TeX argument as a node: a brace group, one digit, one letter, one command."""
+        kind, value = self.peek()
+        if kind == "num" and len(value) > 1 and value.isdigit():
+            self.tokens[self.position : self.position + 1] = [("num", value[0]), ("num", value[1:])]
+        return self.node(self.atom())
 
 
-def _proper(node: Node) -> bool:
+def _is_whole(node: Node) -> bool:
+    """True for a whole number literal, also under a minus."""
+    return _is_whole(node[1]) if node[0] == "neg" else node[0] == "num" and node[2].isdigit()
+
+
+def _is_proper(node: Node) -> bool:
     """True for a fraction of two whole number literals below one."""
-    if node[0] != "div" or node[1][0] != "num" or node[2][0] != "num":
-        return False
-    return node[1][2].isdigit() and node[2][2].isdigit() and 0 < node[1][1] < node[2][1]
+    return (
+        node[0] == "div"
+        and all(part[0] == "num" and part[2].isdigit() for part in node[1:])
+        and 0 < node[1][1] < node[2][1]
+    )

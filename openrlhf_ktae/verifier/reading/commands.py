@@ -7,8 +7,10 @@ from typing import Any
 
 from .arithmetic import Arithmetic, number
 from .lexer import ReadError
-from .notation import ACCENTS, FUNCTIONS, INVERSE, NUMBER_SETS, SYMBOLS
+from .notation import ACCENTS, FUNCTIONS, INVERSE, LIST_FUNCTIONS, MATRICES, NUMBER_SETS, SYMBOLS
 from .values import Group, Matrix, Node, NumberSet, Scalar, Value
+
+MINUS_ONE: Node = ("neg", ("num", Fraction(1), "1"))
 
 
 class Commands(Arithmetic):
@@ -23,160 +25,68 @@ class Commands(Arithmetic):
         raise NotImplementedError
 
     def command(self, name: str) -> Any:
-        if name == "rational":
-            above, below = self.argument_group(), self.argument_group()
-            return ("num", Fraction(int(above), int(below)), "")
-        if name == "frac":
-            return self.fraction()
-        if name == "sqrt":
-            return self.root()
-        if name == "radical":
-            kind, _value = self.peek()
-            return ("fn", "sqrt", number(self.take()[1]) if kind == "num" else self.argument())
-        if name == "binom":
-            above = self.argument()
-            return ("fn", "binom", above, self.argument())
-        if name in ("lfloor", "lceil"):
-            inner = self.node(self.sum())
-            if self.take() != ("cmd", "r" + name[1:]):
-                raise ReadError("floor or ceiling is not closed")
-            return ("fn", name[1:], inner)
-        if name in ("langle",):
-            return self.angle_brackets()
+        """Whatever the command begins. Raises ReadError for commands that answers are not made of."""
         if name in FUNCTIONS:
             return self.function(name)
-        if name in ("sum", "prod"):
-            return self.series(name)
-        if name == "begin":
-            return self.matrix()
-        return self.symbol_command(name)
-
-    def argument_group(self) -> str:
-        self.expect("{")
-        digits = self.take()[1]
-        self.expect("}")
-        return digits
-
-    def symbol_command(self, name: str) -> Any:
-        if name == "pi":
-            return ("const", "pi")
-        if name == "infty":
-            return ("const", "inf")
-        if name in ("mathbb", "emptyset"):
-            return self.number_set(name)
-        if name == "bold":
-            return self.atom()
         if name in ACCENTS:
-            inner = self.argument()
-            if inner[0] == "mul":
-                return ("sym", name + "_" + _letters(inner))
-            if inner[0] not in ("sym", "const"):
-                raise ReadError(f"\\{name}")
-            return ("sym", f"{name}_{inner[1]}")
+            return self.accent(name)
+        if name in self._READERS:
+            return self._READERS[name](self, name)
         if name in SYMBOLS:
             return ("sym", name)
         raise ReadError(f"\\{name}")
 
-    def number_set(self, name: str) -> NumberSet:
-        if name == "emptyset":
-            return NumberSet("0")
-        braces = self.accept("{") is not None
-        letter = self.take()[1]
-        if braces:
-            self.expect("}")
-        if letter not in NUMBER_SETS:
-            raise ReadError("\\mathbb")
-        if self.peek() == ("op", "^") or self.peek() == ("op", "_"):
-            mark = self.take()[1]
-            start = self.position
-            self.skip_argument()
-            letter += mark + "".join(v for _, v in self.tokens[start : self.position] if v not in "{}")
-        return NumberSet(letter)
+    def _constant(self, name: str) -> Node:
+        return ("const", {"pi": "pi", "infty": "inf"}[name])
 
-    def fraction(self) -> Node:
-        derivative = self.derivative()
+    def _rational(self, name: str) -> Node:
+        above, below = self.skip_argument(), self.skip_argument()
+        return ("num", Fraction(int(above), int(below)), "")
+
+    def _fraction(self, name: str) -> Node:
+        derivative = self._derivative()
         if derivative is not None:
             return derivative
         above = self.argument()
         return ("div", above, self.argument())
 
-    def derivative(self) -> Node | None:
+    def _derivative(self) -> Node | None:
         r"""`\frac{dy}{dt}` and `\frac{d^2 y}{dt^2}` as one symbol."""
         start = self.position
         if self.peek() != ("op", "{") or self.peek(1) not in (("sym", "d"), ("cmd", "partial")):
             return None
-        try:
-            self.skip_argument()
-            middle = self.position
-            self.skip_argument()
-        except ReadError:
-            middle = start
-        above = [v for _, v in self.tokens[start:middle] if v not in "{}"]
-        below = [v for _, v in self.tokens[middle : self.position] if v not in "{}"]
-        if len(above) > 1 and len(below) > 1 and below[0] == above[0]:
-            return ("sym", "".join(above) + "/" + "".join(below))
+        above, below = self.skip_argument(), self.skip_argument()
+        mark = self.tokens[start + 1][1]
+        if above != mark and below != mark and below.startswith(mark):
+            return ("sym", f"{above}/{below}")
         self.position = start
         return None
 
-    def root(self) -> Node:
+    def _root(self, name: str) -> Node:
         degree = None
         if self.accept("["):
             degree = self.node(self.sum())
             self.expect("]")
-        kind, _value = self.peek()
-        inner = number(self.take()[1]) if kind == "num" else self.argument()
-        if degree is None:
-            return ("fn", "sqrt", inner)
-        return ("fn", "root", inner, degree)
+        inner = number(self.take()[1]) if self.peek()[0] == "num" else self.argument()
+        return ("fn", "sqrt", inner) if degree is None else ("fn", "root", inner, degree)
 
-    def angle_brackets(self) -> Group:
+    def _binomial(self, name: str) -> Node:
+        above = self.argument()
+        return ("fn", "binom", above, self.argument())
+
+    def _rounded(self, name: str) -> Node:
+        inner = self.node(self.sum())
+        if self.take() != ("cmd", "r" + name[1:]):
+            raise ReadError("floor or ceiling is not closed")
+        return ("fn", name[1:], inner)
+
+    def _vector(self, name: str) -> Group:
         items = self.items(())
         if self.take() != ("cmd", "rangle"):
             raise ReadError("angle bracket is not closed")
         return Group("<>", tuple(items))
 
-    def function(self, name: str) -> Any:
-        """A named function with its base or power and its argument, bracketed or not."""
-        base = power = None
-        if name == "log" and self.accept("_"):
-            base = self.argument()
-        if self.accept("^"):
-            power = self.exponent()
-        if name == "log" and base is None and self.accept("_"):
-            base = self.argument()
-        if name in INVERSE and power == ("neg", ("num", Fraction(1), "1")):
-            name, power = INVERSE[name], None
-        if name in ("gcd", "lcm", "max", "min"):
-            return self.list_function(name)
-        argument = self.function_argument()
-        node: Node = ("fn", name, argument) if base is None else ("fn", "logbase", argument, base)
-        return node if power is None else ("pow", node, power)
-
-    def list_function(self, name: str) -> Node:
-        group = self.atom()
-        if not isinstance(group, Group) or not all(isinstance(item, Scalar) for item in group.items):
-            raise ReadError(f"\\{name}")
-        return ("fn", name, *(item.node for item in group.items))
-
-    def function_argument(self) -> Node:
-        """`(…)` alone, else the factors up to the next sign, function or separator: `\\sin 2t`."""
-        self.deeper()
-        if self.peek() in (("op", "("), ("op", "["), ("op", "{")):
-            argument = self.postfix(self.node(self.atom()))
-            if self.accept("^"):
-                argument = ("pow", argument, self.exponent())
-        else:
-            negative = self.accept("-") is not None
-            argument = self.node(self.power())
-            while (
-                self.starts_atom() and self.peek()[1] not in FUNCTIONS and self.peek() not in (("op", "("), ("op", "["))
-            ):
-                argument = self.juxtapose(argument)
-            argument = ("neg", argument) if negative else argument
-        self.depth -= 1
-        return argument
-
-    def series(self, name: str) -> Node:
+    def _series(self, name: str) -> Node:
         self.expect("_")
         self.expect("{")
         kind, variable = self.take()
@@ -189,10 +99,20 @@ class Commands(Arithmetic):
             raise ReadError(f"\\{name}")
         return (name, variable, low, high, self.node(self.product()))
 
-    def matrix(self) -> Matrix:
-        """`\\begin{pmatrix} … \\end{pmatrix}`; other environments are not read."""
-        kind = self.environment()
-        if kind not in ("pmatrix", "bmatrix", "matrix", "smallmatrix", "array", "Bmatrix"):
+    def _number_set(self, name: str) -> NumberSet:
+        letter = "0" if name == "emptyset" else self.skip_argument()
+        if letter not in NUMBER_SETS:
+            raise ReadError("\\mathbb")
+        mark = self.accept("^", "_")
+        return NumberSet(letter if mark is None else letter + mark + self.skip_argument())
+
+    def _transparent(self, name: str) -> Any:
+        return self.atom()
+
+    def _matrix(self, name: str) -> Matrix:
+        r"""`\begin{pmatrix} … \end{pmatrix}`; other environments are not read."""
+        kind = self.skip_argument()
+        if kind not in MATRICES:
             raise ReadError(kind)
         if kind == "array" and self.peek() == ("op", "{"):
             self.skip_argument()
@@ -204,31 +124,78 @@ class Commands(Arithmetic):
             rows[-1].append(value)
             if self.accept("&"):
                 continue
-            if self.accept("row"):
-                if self.peek() == ("cmd", "end"):
-                    break
-                rows.append([])
-                continue
-            break
-        if self.take() != ("cmd", "end") or self.environment() != kind:
+            if not self.accept("row") or self.peek() == ("cmd", "end"):
+                break
+            rows.append([])
+        if self.take() != ("cmd", "end") or self.skip_argument() != kind:
             raise ReadError("matrix is not closed")
         if len({len(row) for row in rows}) != 1:
             raise ReadError("ragged matrix")
         return Matrix(tuple(tuple(row) for row in rows))
 
-    def environment(self) -> str:
-        self.expect("{")
-        name = ""
-        while self.accept("}") is None:
-            kind, value = self.take()
-            if kind == "end":
-                raise ReadError("environment")
-            name += value
-        return name
+    _READERS = {  # noqa: RUF012 - a table of methods
+        "pi": _constant,
+        "infty": _constant,
+        "rational": _rational,
+        "frac": _fraction,
+        "sqrt": _root,
+        "radical": _root,
+        "binom": _binomial,
+        "lfloor": _rounded,
+        "lceil": _rounded,
+        "langle": _vector,
+        "sum": _series,
+        "prod": _series,
+        "mathbb": _number_set,
+        "emptyset": _number_set,
+        "bold": _transparent,
+        "begin": _matrix,
+    }
+
+    def accent(self, name: str) -> Node:
+        r"""`\dot{x}`, `\overline{AB}`: a symbol of its own."""
+        return ("sym", f"{name}_{_letters(self.argument())}")
+
+    def function(self, name: str) -> Node:
+        """A named function with its base or power and its argument, bracketed or not."""
+        if name in LIST_FUNCTIONS:
+            return self._list_function(name)
+        base = self.argument() if name == "log" and self.accept("_") else None
+        power = self.exponent() if self.accept("^") else None
+        if name == "log" and base is None and self.accept("_"):
+            base = self.argument()
+        if name in INVERSE and power == MINUS_ONE:
+            name, power = INVERSE[name], None
+        argument = self._function_argument()
+        node: Node = ("fn", name, argument) if base is None else ("fn", "logbase", argument, base)
+        return node if power is None else ("pow", node, power)
+
+    def _list_function(self, name: str) -> Node:
+        group = self.atom()
+        if not isinstance(group, Group) or not all(isinstance(item, Scalar) for item in group.items):
+            raise ReadError(f"\\{name}")
+        return ("fn", name, *(item.node for item in group.items))
+
+    def _function_argument(self) -> Node:
+        r"""`(…)` alone, else the factors up to the next sign, function or bracket: `\sin 2t`."""
+        self.deeper()
+        if self.peek() in (("op", "("), ("op", "["), ("op", "{")):
+            argument = self.postfix(self.node(self.atom()))
+            if self.accept("^"):
+                argument = ("pow", argument, self.exponent())
+        else:
+            negative = self.accept("-") is not None
+            argument = self.node(self.power())
+            while self.starts_atom() and self.peek()[1] not in FUNCTIONS | {"(", "["}:
+                argument = self.juxtapose(argument)
+            argument = ("neg", argument) if negative else argument
+        self.depth -= 1
+        return argument
 
 
 def _letters(node: Node) -> str:
-    if node[0] == "sym":
+    """The letters under an accent, in their order."""
+    if node[0] in ("sym", "const"):
         return str(node[1])
     if node[0] == "mul":
         return _letters(node[1]) + _letters(node[2])

@@ -1,7 +1,7 @@
 r"""Cleaned text -> tokens. One regular expression, linear, with a cap on the number of tokens.
 
-A token is (kind, value). Kinds: `num` (digits as written), `sym` (a variable or constant), `word` (text: a unit, a connective, a name), `cmd` (a LaTeX command without its backslash) and `op` (one of
-the characters and relations the parser knows).
+A token is (kind, value). Kinds: `num` (digits as written), `sym` (a variable or constant), `word` (text: a unit, a
+connective, a name), `cmd` (a LaTeX command without its backslash) and `op` (a character or relation the parser knows).
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ _RELATION_COMMANDS = {
     **dict.fromkeys(("lbrack",), "["),
     **dict.fromkeys(("rbrack",), "]"),
     "in": "in",
+    "equiv": "=mod",
     "colon": ":",
 }
 _RELATIONS = {"<=": "<=", ">=": ">=", "!=": "!=", ":=": "=", "=<": "<=", "=>": ">="}

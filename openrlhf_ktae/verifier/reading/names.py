@@ -8,51 +8,48 @@ from .values import Name
 
 MAX_TOKENS = 40
 _OPERATORS = frozenset({"_", "{", "}", "(", ")", "'", "|", ",", "*", "\\{", "\\}"})
+_COMMANDS = SYMBOLS | ACCENTS | {"bold", "frac"}
 
 
 def read_name(tokens: list[Token]) -> Name | None:
     """The name that a side is, or None if it is an expression: `x`, `S_{ABC}`, `f(x)`, `|AB|`, `(x, y)`, `Area`."""
-    if not tokens or len(tokens) > 40:
+    if not tokens or len(tokens) > MAX_TOKENS or _is_product(tokens):
         return None
-    depth, base, arguments, subscript = 0, "", [], False
-    brackets = 0
-    for index, (kind, value) in enumerate(tokens):
-        if kind == "op" and value not in _OPERATORS:
+    base, arguments = "", []
+    for kind, value, brackets in _outside_subscripts(tokens):
+        if (kind == "op" and value not in _OPERATORS) or (kind == "cmd" and value not in _COMMANDS):
             return None
         if kind == "op":
-            if value == "_":
-                subscript = True
-                continue
-            depth += value == "{"
-            depth -= value == "}"
-            brackets += (value == "(") - (value == ")")
-            if subscript and depth == 0 and value != "{":
-                subscript = False
             continue
-        in_subscript = subscript
-        if subscript and depth == 0:
-            subscript = False
-        if kind == "num":
-            if not in_subscript and not (brackets and base):
-                return None
-            if brackets and not in_subscript:
-                arguments.append(value)
-        elif kind == "cmd" and value not in SYMBOLS | ACCENTS | {"bold", "frac"}:
-            return None
-        elif brackets and base and not in_subscript:
+        if brackets and base:
             arguments.append(value)
-        elif not in_subscript:
-            base += ("" if kind == "sym" or not base else " ") + value
-        del index
-    plain = [value for kind, value in tokens if kind == "sym"]
-    if not base or _is_product(tokens, plain):
-        return None
-    return Name(base, tuple(arguments), " ".join(value for _, value in tokens))
+        elif kind == "num":
+            return None
+        else:
+            base += value if kind == "sym" or not base else f" {value}"
+    return Name(base, tuple(arguments)) if base else None
 
 
-def _is_product(tokens: list[Token], letters: list[str]) -> bool:
-    """`xy` is a product, `AB` a segment."""
-    bare = all(kind == "sym" for kind, _ in tokens)
+def _outside_subscripts(tokens: list[Token]) -> list[tuple[str, str, int]]:
+    """The tokens that are in no subscript, each with the number of round brackets around it."""
+    found: list[tuple[str, str, int]] = []
+    depth = brackets = 0
+    in_subscript = False
+    for kind, value in tokens:
+        if kind == "op":
+            depth += (value == "{") - (value == "}")
+            brackets += (value == "(") - (value == ")")
+        if not in_subscript:
+            found.append((kind, value, brackets))
+            in_subscript = (kind, value) == ("op", "_")
+        elif depth == 0:
+            in_subscript = False
+    return found
+
+
+def _is_product(tokens: list[Token]) -> bool:
+    """`xy` is a product, `AB` a segment; a fraction is a name only as a derivative."""
     if ("cmd", "frac") in tokens:
-        return not any(kind == "sym" and value == "d" for kind, value in tokens)
-    return bare and len(tokens) > 1 and not all(letter.isupper() for letter in letters)
+        return ("sym", "d") not in tokens
+    letters = [value for kind, value in tokens if kind == "sym"]
+    return len(tokens) > 1 and len(letters) == len(tokens) and not all(letter.isupper() for letter in letters)

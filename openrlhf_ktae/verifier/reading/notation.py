@@ -1,6 +1,6 @@
 """Names of LaTeX commands by what they are: symbols, functions, accents, brackets. Data only."""
 
-RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "~=", "in"})
+RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "~=", "in", "=mod"})
 SYMBOLS = frozenset(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
     "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega hbar ell odot partial nabla triangle angle square "
@@ -15,7 +15,7 @@ FUNCTIONS = LIST_FUNCTIONS | frozenset(
 INVERSE = {name: "arc" + name for name in ("sin", "cos", "tan", "cot", "sinh", "cosh", "tanh")}
 BRACKET_PAIRS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",)}
 TEMPERATURES = {"C": "celsius", "F": "fahrenheit", "K": "kelvin"}
-NUMBER_SETS = frozenset({"R", "Z", "N", "Q", "C"})
+NUMBER_SETS = frozenset({"R", "Z", "N", "Q", "C", "0"})  # 0: the empty set
 MATRICES = frozenset({"pmatrix", "bmatrix", "matrix", "smallmatrix", "array", "Bmatrix"})
 CURRENCIES = frozenset({"dollar", "pounds_sterling", "euro", "yen", "rupee", "Rs"})
 PUNCTUATION = frozenset({"(", ")", ".", "!", "?", "'", ":", "{", "}"})

@@ -22,7 +22,8 @@ _ANY_INTERVAL = re.compile(r"([\[\]])([^\[\]]*,[^\[\]]*)([\[\]])")
 
 def read(text: str, join_commas: bool = True, tight_division: bool = False) -> Value:
     """The value of a cleaned answer. Raises ReadError when it cannot be read, whole, as one."""
-    if _PLAIN_WORDS.fullmatch(text) and any(is_word(word) for word in text.split()) and " " in text.strip():
+    words = re.split("[ -]", text)
+    if len(words) > 1 and _PLAIN_WORDS.fullmatch(text) and any(is_word(word) for word in words):
         text = f"\\text{{{text}}}"
     if _OUTWARD_INTERVAL.search(text):
         text = _outward_intervals(text)
@@ -36,5 +37,5 @@ def read(text: str, join_commas: bool = True, tight_division: bool = False) -> V
 
 def _outward_intervals(text: str) -> str:
     """`]2, 3]` and `[2, 3[`, as written in French schools, with parentheses for the open ends."""
-    open_end = {"]": "("}, {"[": ")"}
-    return _ANY_INTERVAL.sub(lambda m: open_end[0].get(m[1], m[1]) + m[2] + open_end[1].get(m[3], m[3]), text)
+    left, right = {"]": "("}, {"[": ")"}
+    return _ANY_INTERVAL.sub(lambda m: left.get(m[1], m[1]) + m[2] + right.get(m[3], m[3]), text)

@@ -7,10 +7,10 @@ from typing import Any
 
 from .commands import Commands
 from .lexer import ReadError, Token
-from .notation import RELATIONS, TEMPERATURES
+from .notation import CURRENCIES, RELATIONS, TEMPERATURES
 from .units import DEGREE, PERCENT, read_unit
 from .values import Node, Scalar, SetOperation, Text, Unit, Value
-from .words import CONDITION_STARTS, CONDITION_WORDS, FILLERS, NUMBER_WORDS, phrase, spoken_number
+from .words import CONDITION_STARTS, CONDITION_WORDS, CONNECTIVES, FILLERS, NUMBER_WORDS, phrase, spoken_number
 
 
 class Sides(Commands):
@@ -18,32 +18,36 @@ class Sides(Commands):
 
     def side(self) -> Value:
         """`[fillers] value [unit] [condition]`."""
-        while self.peek()[0] == "word" and self.peek()[1].lower() in FILLERS and not self.ends_side(1):
+        while self.at_word() and self.peek()[1].lower() in FILLERS and not self._ends_side(1):
             self.position += 1
             self.accept(":")
-        if self.peek() == ("op", "~="):
-            self.position += 1
-        currency = self.currency()
-        if self.peek()[0] == "word":
-            return self.words_side()
+        self.accept("~=")
+        unit = self._currency()
+        if self.at_word():
+            return self._words()
         value = self.set_expression()
         in_degrees = isinstance(value, tuple) and peel(value)[0] == "deg" and self.peek()[1] in TEMPERATURES
-        if currency is None and self.peek()[0] == "word" and not self.is_connective() and not in_degrees:
-            currency = self.unit()
+        if unit is None and self.at_word() and not in_degrees:
+            unit = self._unit()
         if isinstance(value, tuple):
-            value = self.finish_scalar(value, currency)
-        elif currency is not None and currency.factor is not None:
+            return self._finished(value, unit)
+        if unit is not None and unit.factor is not None:
             raise ReadError("unit behind a structure")
         return value
 
-    def ends_side(self, offset: int) -> bool:
+    def at_word(self) -> bool:
+        """True before a word that is no connective."""
+        kind, value = self.peek()
+        return kind == "word" and value.lower() not in CONNECTIVES
+
+    def _ends_side(self, offset: int) -> bool:
         kind, value = self.peek(offset)
         return kind == "end" or (kind == "op" and value in RELATIONS)
 
-    def words_side(self) -> Value:
+    def _words(self) -> Value:
         """A side made of words alone: a name such as `Area`, a number word, a text."""
         start = self.position
-        while self.peek()[0] == "word" and not self.is_connective():
+        while self.at_word():
             self.position += 1
         words = [value for _, value in self.tokens[start : self.position]]
         spoken = phrase(" ".join(words))
@@ -58,34 +62,20 @@ class Sides(Commands):
             raise ReadError("empty text")
         return Text(spoken)
 
-    def is_connective(self) -> bool:
+    def _currency(self) -> Unit | None:
+        """A currency before its amount."""
         kind, value = self.peek()
-        return kind == "word" and value.lower() in ("and", "or")
-
-    def currency(self) -> Unit | None:
-        kind, value = self.peek()
-        if kind == "word" and value in ("dollar", "pounds_sterling", "euro", "yen", "rupee", "Rs"):
-            follows = self.peek(1)
-            if follows[0] == "num" or follows == ("cmd", "frac"):
-                self.position += 1
-                return read_unit([(kind, value)])
+        follows = self.peek(1)
+        if kind == "word" and value in CURRENCIES and (follows[0] == "num" or follows == ("cmd", "frac")):
+            self.position += 1
+            return read_unit([(kind, value)])
         return None
 
-    def unit(self) -> Unit | None:
-        """The unit phrase or condition that ends a value. Raises ReadError if the words mean something else."""
+    def _unit(self) -> Unit | None:
+        """The unit or condition that ends a value. Raises ReadError if the words mean something else."""
         start = self.position
-        while True:
-            kind, value = self.peek()
-            if (
-                (kind == "word" and not self.is_connective())
-                or (kind == "op" and value in ("^", "/", "*", "-", ".") and self._unit_goes_on())
-                or (kind in ("num", "sym") and self.tokens[self.position - 1][1] in ("^", "-", "{", "/", "*"))
-                or (kind == "op" and value in ("{", "}", "(", ")") and self._unit_bracket(start))
-                or (kind in ("sym", "cmd", "op") and self._in_condition(start))
-            ):
-                self.position += 1
-            else:
-                break
+        while self._in_unit(start):
+            self.position += 1
         taken = self.tokens[start : self.position]
         if only_condition(taken):
             return None
@@ -94,47 +84,49 @@ class Sides(Commands):
             raise ReadError("words behind a value")
         return unit
 
-    def _unit_goes_on(self) -> bool:
-        return self.peek(1)[0] in ("word", "num", "sym") or self.peek(1) in (("op", "{"), ("op", "-"))
-
-    def _unit_bracket(self, start: int) -> bool:
-        value = self.peek()[1]
-        if value in "{(":
-            return self.tokens[self.position - 1][1] in ("^", "/")
+    def _in_unit(self, start: int) -> bool:
+        """True if the next token belongs to the unit or condition that began at `start`."""
+        kind, value = self.peek()
+        if kind in ("end", "word"):
+            return self.at_word()
+        before = self.tokens[self.position - 1][1]
         inside = [token[1] for token in self.tokens[start : self.position]]
-        return inside.count({"}": "{", ")": "("}[value]) > inside.count(value)
+        if kind == "op" and value in ("}", ")"):
+            return inside.count({"}": "{", ")": "("}[value]) > inside.count(value)
+        if self.tokens[start][1].lower() in CONDITION_STARTS:
+            return value not in (",", ";", "]", "\\}", "&", "row")
+        if kind in ("num", "sym"):
+            return before in ("^", "-", "{", "/", "*")
+        if value in ("^", "/", "*", "-", "."):
+            return self.peek(1)[0] in ("word", "num", "sym") or self.peek(1) in (("op", "{"), ("op", "-"))
+        return value in ("{", "(") and before in ("^", "/")
 
-    def _in_condition(self, start: int) -> bool:
-        first = self.tokens[start]
-        return first[1].lower() in CONDITION_STARTS and self.peek()[1] not in (")", "]", "}", "\\}")
-
-    def finish_scalar(self, node: Node, unit: Unit | None) -> Scalar:
+    def _finished(self, node: Node, unit: Unit | None) -> Scalar:
         """Take degrees and percent off the top of an expression as its unit."""
         kind, inner = peel(node)
         if kind == "deg":
-            following = self.peek()
-            if following[0] in ("sym", "word") and following[1] in TEMPERATURES:
+            scale = TEMPERATURES.get(self.peek()[1])
+            if scale is not None:
                 self.position += 1
-                return Scalar(inner, read_unit([("word", TEMPERATURES[following[1]])]))
+                return Scalar(inner, read_unit([("word", scale)]))
             return Scalar(inner, unit if unit is not None and unit.factor is not None else DEGREE)
-        if kind == "pct":
-            return Scalar(inner, PERCENT)
-        return Scalar(node, unit)
+        return Scalar(inner, PERCENT) if kind == "pct" else Scalar(node, unit)
 
     def set_expression(self) -> Any:
+        r"""Sets with `\cup`, `\cap`, `\setminus` between them, or one expression."""
         value = self.sum()
         while True:
             kind, name = self.peek()
-            if kind == "cmd" and name in ("cup", "cap", "setminus"):
-                self.position += 1
-            elif (kind, name) == ("op", "-") and not isinstance(value, tuple):
-                self.position += 1
+            if (kind, name) == ("op", "-") and not isinstance(value, tuple):
                 name = "setminus"
-            else:
+            elif kind != "cmd" or name not in ("cup", "cap", "setminus"):
                 return value
-            left = Scalar(value) if isinstance(value, tuple) else value
-            right = self.sum()
-            value = SetOperation(name, left, Scalar(right) if isinstance(right, tuple) else right)
+            self.position += 1
+            value = SetOperation(name, _boxed(value), _boxed(self.sum()))
+
+
+def _boxed(value: Any) -> Value:
+    return Scalar(value) if isinstance(value, tuple) else value
 
 
 def peel(node: Node) -> tuple[str, Node]:
@@ -158,5 +150,6 @@ def unpeel(scalar: Scalar) -> Node:
 
 
 def only_condition(tokens: list[Token]) -> bool:
+    """True for `for all integers k`: words about a parameter, with nothing about the value."""
     words = [value.lower() for kind, value in tokens if kind == "word"]
     return bool(words) and words[0] in CONDITION_STARTS and all(word in CONDITION_WORDS for word in words)

@@ -9,13 +9,14 @@ from .names import read_name
 from .notation import BRACKET_PAIRS, PUNCTUATION, RELATIONS
 from .sides import Sides, only_condition, unpeel
 from .values import Group, NumberSet, Relation, Scalar, Text, Value
-from .words import CONDITION_STARTS, phrase
+from .words import CONNECTIVES, phrase
 
 
 class Structure(Sides):
     """Reads a whole answer."""
 
     def whole(self) -> Value:
+        """All tokens as one value."""
         items = self.items(())
         if self.position < len(self.tokens):
             raise ReadError(f"unexpected {self.peek()[1]!r}")
@@ -28,62 +29,60 @@ class Structure(Sides):
             value = self.item(closers)
             if value is not None:
                 items.append(value)
-            if not self.separator():
+            if not self._separator():
                 break
         if not items:
             raise ReadError("empty")
         return items
 
-    def separator(self) -> bool:
+    def _separator(self) -> bool:
         """Take `,`, `;`, `and`, `or` or `, and`."""
         found = self.accept(",", ";", "row") is not None
         kind, value = self.peek()
-        if kind == "word" and value.lower() in ("and", "or"):
+        if kind == "word" and value.lower() in CONNECTIVES:
             self.position += 1
-            found = True
+            return True
         return found
 
-    def at_end_of_item(self, closers: tuple[str, ...]) -> bool:
+    def _at_end_of_item(self, closers: tuple[str, ...]) -> bool:
         kind, value = self.peek()
-        if kind == "end" or (kind == "op" and (value in closers or value in (",", ";", "row"))):
-            return True
+        if kind == "op":
+            return value in closers or value in (",", ";", "row")
         if kind == "cmd":
             return value in ("end", "rangle")
-        return self.is_connective()
+        return kind == "end" or (kind == "word" and value.lower() in CONNECTIVES)
 
     def item(self, closers: tuple[str, ...]) -> Value | None:
-        """One relation or value. None for a condition on a parameter (`k \\in \\mathbb{Z}`, `for all n`)."""
-        start = self.position
+        r"""One relation, value or text. None for a condition on a parameter (`k \in \mathbb{Z}`, `for all n`)."""
+        start, depth, bars = self.position, self.depth, self.bars
         self.deeper()
         try:
-            value = self.relation(closers)
-            if self.at_end_of_item(closers):
+            value = self.relation()
+            if self._at_end_of_item(closers):
+                self.depth = depth
                 return None if is_condition(value) else value
         except ReadError:
             pass
-        finally:
-            self.depth -= 1
-        self.position = start
-        return self.text(closers)
+        self.position, self.depth, self.bars = start, depth, bars
+        return self._text(closers)
 
-    def text(self, closers: tuple[str, ...]) -> Value | None:
+    def _text(self, closers: tuple[str, ...]) -> Value | None:
         """Everything up to the end of the item, as words."""
-        words: list[str] = []
         start = self.position
-        while not self.at_end_of_item(closers):
-            words.append(self.take()[1])
+        while not self._at_end_of_item(closers):
+            self.position += 1
         taken = self.tokens[start : self.position]
-        if not words:
-            raise ReadError("empty")
-        if taken[0][0] == "word" and taken[0][1].lower() in CONDITION_STARTS and only_condition(taken):
-            return None
         if not any(kind == "word" for kind, _ in taken):
             raise ReadError("not readable")
+        if only_condition(taken):
+            return None
         if all(kind == "word" or value in PUNCTUATION for kind, value in taken):
-            return Text(phrase(" ".join(words)) or " ".join(words))
+            words = " ".join(value for _, value in taken)
+            return Text(phrase(words) or words)
         return Text(" ".join(value.lower() if kind == "word" else value for kind, value in taken))
 
-    def relation(self, closers: tuple[str, ...]) -> Value:
+    def relation(self) -> Value:
+        """Sides with relations between them, or one side alone."""
         sides, operators, names = [], [], []
         while True:
             start = self.position
@@ -93,18 +92,30 @@ class Structure(Sides):
             if operator is None:
                 break
             operators.append(operator)
-        if not operators:
-            return sides[0]
-        return Relation(tuple(sides), tuple(operators), tuple(names))
+        sides[-1] = self._residue(sides[-1])
+        return Relation(tuple(sides), tuple(operators), tuple(names)) if operators else sides[0]
+
+    def _residue(self, value: Value) -> Value:
+        r"""`3 \pmod 7`, `3 (mod 7)`: a residue with its modulus."""
+        start = self.position
+        bracket = self.accept("(") is not None
+        if self.peek()[0] != "cmd" or self.peek()[1] not in ("pmod", "bmod", "mod"):
+            self.position = start
+            return value
+        self.position += 1
+        modulus = Scalar(self.node(self.product()))
+        if bracket:
+            self.expect(")")
+        return Group("mod", (value, modulus))
 
     def bracket(self, opener: str) -> Any:
         """A grouping, a tuple, an interval or a set."""
         self.deeper()
         closers = BRACKET_PAIRS[opener]
-        saved, self.bars = self.bars, 0
-        builder = opener == "\\{" and self.skip_set_variable()
-        items = self.items(closers)
-        self.bars = saved
+        bars, self.bars = self.bars, 0
+        builder = opener == "\\{" and self._skip_set_variable()
+        items = [] if opener == "\\{" and self.peek() == ("op", "\\}") else self.items(closers)
+        self.bars = bars
         closer = self.accept(*closers)
         if closer is None:
             raise ReadError(f"{opener} is not closed")
@@ -112,17 +123,21 @@ class Structure(Sides):
         if builder:
             return items[0] if len(items) == 1 else Group("", tuple(items))
         if opener == "\\{":
-            return Group("{}", tuple(items))
+            return Group("{}", tuple(items)) if items else NumberSet("0")
         if len(items) > 1:
             return Group("{}" if opener == "{" else opener + closer, tuple(items))
-        only = items[0]
-        if isinstance(only, Scalar) and BRACKET_PAIRS[opener][0] == closer:
-            return unpeel(only)
-        if isinstance(only, (Relation, Text)) and opener != "{":
-            raise ReadError("a relation in brackets")
-        return only
+        return self._grouped(items[0], opener, closer)
 
-    def skip_set_variable(self) -> bool:
+    @staticmethod
+    def _grouped(value: Value, opener: str, closer: str) -> Any:
+        """What a bracket around one value means: the value."""
+        if isinstance(value, Scalar) and BRACKET_PAIRS[opener][0] == closer:
+            return unpeel(value)
+        if isinstance(value, (Relation, Text)) and opener != "{":
+            raise ReadError("a relation in brackets")
+        return value
+
+    def _skip_set_variable(self) -> bool:
         r"""Step over `x |` or `x \in \mathbb{R} :` at the head of a set given by a condition."""
         if self.peek()[0] != "sym":
             return False

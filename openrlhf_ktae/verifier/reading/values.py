@@ -47,7 +47,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Group:
-    """Several values: `brackets` is "" for a bare list, else the opening and closing character, `{}` for a set."""
+    """Several values: `brackets` is "" for a bare list, else the opening and closing character, `{}` for a set,
+    `<>` for a vector, `mod` for a residue and its modulus."""
 
     brackets: str
     items: tuple[Any, ...]
@@ -82,7 +83,6 @@ class Name:
 
     base: str
     arguments: tuple[str, ...] = ()
-    written: str = ""
 
 
 @dataclass(frozen=True)
