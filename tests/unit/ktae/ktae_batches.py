@@ -1,0 +1,75 @@
+"""Batches for the tests of KTAE."""
+
+import numpy as np
+
+from openrlhf_ktae.ktae import KTAEConfig, compute_ktae_advantages
+from openrlhf_ktae.ktae.literal import literal_advantages
+
+VARIANTS = ("paper", "reference", "calibrated")
+
+
+def random_config(rng):
+    """Any configuration that is allowed."""
+    variant = str(rng.choice(VARIANTS))
+    options = {
+        "variant": variant,
+        "fisher": str(rng.choice(["two_sided", "point"])),
+        "k1": float(rng.choice([0.0, 1.2, 2.0])),
+        "b": float(rng.choice([0.0, 0.5, 1.0])),
+        "weight": float(rng.choice([0.0, 0.3, 1.0, 2.0])),
+        "centre": bool(rng.random() < 0.3),
+        "correct_threshold": float(rng.choice([0.0, 0.5, -1.0])),
+        "excluded_ids": tuple(rng.integers(0, 6, rng.integers(0, 2)).tolist()),
+    }
+    for name, choices in (("h1", [0.5, 2.0]), ("h2", [0.0, 3.0]), ("h3", [0.0, 0.5, 2.0]), ("scale", [0.2, 5.0])):
+        if rng.random() < 0.5:
+            options[name] = float(rng.choice(choices))
+    if rng.random() < 0.3:
+        options["value_range"] = float(rng.choice([0.1, 1.0, 3.0]))
+    if variant == "calibrated":
+        options["p_max"] = float(rng.choice([0.1, 0.5, 1.0]))
+        options["noise_budget"] = float(rng.choice([0.01, 0.1, 1.0]))
+    else:
+        options["term_frequency"] = str(rng.choice(["relative", "count"]))
+        options["ratio_epsilon"] = float(rng.choice([1e-5, 0.1]))
+    return KTAEConfig(**options)
+
+
+def random_batch(rng, rows=12, positions=10):
+    """ids, mask, scores (some NaN, some not binary), groups and advantages of a small odd batch."""
+    B, T, ids = rng.integers(1, rows + 1), rng.integers(0, positions + 1), rng.integers(1, 9)
+    first = int(rng.choice([0, 1000, 151_643, 2**31 - 4]))
+    token_ids = first + rng.integers(0, ids, (B, T))
+    mask = rng.random((B, T)) < rng.choice([0.0, 0.3, 0.8, 1.0])
+    mask[rng.random(B) < 0.1] = False
+    scores = rng.choice([0.0, 1.0, 0.5, -1.0, np.nan], B, p=[0.4, 0.4, 0.08, 0.05, 0.07])
+    groups = rng.integers(-1, rng.integers(0, 4), B)
+    return token_ids, mask, scores, groups, rng.normal(size=B)
+
+
+def literal(ids, mask, scores, groups, base, config, special=()):
+    """The literal advantages as an array."""
+    plain = (np.asarray(given).tolist() for given in (ids, mask, scores, groups, base))
+    return np.array(literal_advantages(*plain, config, special)).reshape(np.shape(ids))
+
+
+def table_group(tables, correct, wrong, filler=0):
+    """One group in which id k + 1 has the table `tables[k]`, used once in each rollout that contains it."""
+    mask = np.zeros((correct + wrong, len(tables) + filler), bool)
+    ids = np.broadcast_to(np.arange(1, mask.shape[1] + 1), mask.shape).copy()
+    for k, (a, b) in enumerate(tables):
+        mask[:a, k] = True
+        mask[correct : correct + b, k] = True
+    mask[:, len(tables) :] = True
+    return ids, mask, np.repeat([1.0, 0.0], [correct, wrong])
+
+
+def zipf_group(rng, rollouts, tokens=200, vocabulary=5000, exponent=1.1):
+    """Rollouts of Zipf-distributed ids that know nothing of any label."""
+    chance = 1.0 / np.arange(1, vocabulary + 1) ** exponent
+    return rng.choice(vocabulary, (rollouts, tokens), p=chance / chance.sum())
+
+
+def advantages(ids, mask, scores, groups, base, config=None, **more):
+    """The fast advantages as a float32 array."""
+    return compute_ktae_advantages(ids, mask, scores, groups, base, config, **more).cpu().numpy()
