@@ -1,35 +1,45 @@
 """The verifier as the host's agent: `--train.agent_func_path .../openrlhf_ktae/verifier/agent.py`.
 
-Runs inside the vLLM engine's actor. Generation is the host's; only the reward is ours. Departures from the host:
-the reward is never None, only the generated tokens are graded, and `extra_logs` always has the same keys.
+Runs inside the vLLM engine's actor, for training and evaluation alike. Generation is the host's; only the reward is
+ours. Departures from the host: the reward is never None, only the generated tokens are graded, and `extra_logs` always
+has the same keys.
 """
 
 from __future__ import annotations
 
 import logging
+import traceback
 from collections import deque
 from typing import Any
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from openrlhf_ktae.verifier import CORRECT, UNKNOWN, Verdict, Verifier, VerifierConfig
+from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verdict, Verifier, VerifierConfig
+from openrlhf_ktae.verifier.formats import keeps_format
+from openrlhf_ktae.verifier.user_reward import RewardFile
 
 logger = logging.getLogger(__name__)
 
 MIN_VERDICTS_TO_STOP = 64  # fewer verdicts do not make a share
 EXAMPLES = 5
-TIMEOUTS = ("cpu time limit", "wall time limit")
+TIMEOUTS = frozenset({"cpu time limit", "wall time limit"})
+PASSING_SCORE = 0.5  # of a user's reward file: above it the metrics count the rollout as correct
 
 
 class AgentExecutor(SingleTurnAgentExecutor):
     """Single-turn generation by the host, graded by `Verifier`. Settings: `OPENRLHF_KTAE_VERIFIER` (JSON)."""
 
     def __init__(self) -> None:
+        """Read the settings and start the workers in the background, while the engine loads its model."""
         super().__init__()
-        self.config = VerifierConfig.from_env()
-        self.verifier = Verifier(self.config)
-        self.verifier.start()
-        self._unknown: deque[Verdict | None] = deque(maxlen=self.config.unknown_window)
+        config = self.config = VerifierConfig.from_env()
+        self._unknown: deque[Verdict | None] = deque(maxlen=config.unknown_window)
+        self._file: RewardFile | None = None
+        if config.reward_file:
+            self._file = RewardFile(config.reward_file, config.reward_timeout_s, config.reward_log_keys)
+        else:
+            self.verifier = Verifier(config)
+            self.verifier.start()
 
     async def execute(
         self,
@@ -45,29 +55,56 @@ class AgentExecutor(SingleTurnAgentExecutor):
         output = await super().execute(
             prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=images
         )
+        tokens = output["observation_tokens"]
         start, end = output["action_ranges"][-1]
-        response = hf_tokenizer.decode(output["observation_tokens"][start:end], skip_special_tokens=True)
-        verdict = await self.verifier.averify(label, response)
-        output.update(self.reward_fields(verdict))
+        response = hf_tokenizer.decode(tokens[start:end], skip_special_tokens=True)
+        if self._file is None:
+            verdict = await self._checked(label, response)
+            score = float(verdict.status == CORRECT)
+            reward = self.config.correct_reward if verdict.status == CORRECT else self.config.wrong_reward
+            logs: dict[str, float] = {}
+        else:
+            query = hf_tokenizer.decode(tokens, skip_special_tokens=False)
+            given = await self._file.grade(query, prompt, label)
+            verdict = _verdict_of(given.failure, given.score, label)
+            reward, score, logs = given.reward, given.score, given.logs
+        output.update(self.reward_fields(verdict, reward, score, response, logs))
         self._watch(verdict)
         return output
 
-    def reward_fields(self, verdict: Verdict) -> dict[str, Any]:
-        """`reward`, `scores`, `extra_logs` of one rollout: plain floats, the same keys every time."""
+    async def _checked(self, label: Any, response: str) -> Verdict:
+        """A verdict whatever happens: a defect of ours is unknown, not the end of the run."""
+        try:
+            return await self.verifier.averify(label, response)
+        except Exception:
+            detail = traceback.format_exc()
+            logger.error("the verifier failed on the label %r:\n%s", label, detail)
+            return Verdict(UNKNOWN, "internal error", gold=str(label), detail=detail)
+
+    def reward_fields(
+        self, verdict: Verdict, reward: float, score: float, response: str, logs: dict[str, float]
+    ) -> dict[str, Any]:
+        """`reward`, `scores`, `extra_logs` of one rollout: plain floats, the same keys every time.
+
+        An unknown verdict under `exclude` has the score NaN, which the trainer leaves out of group statistics.
+        """
         config = self.config
+        kept = keeps_format(response, config.require_tags, config.require_single_answer)
         policy = config.after_retry if config.unknown == "retry" else config.unknown
-        reward = config.correct_reward if verdict.status == CORRECT else config.wrong_reward
-        score = 1.0 if verdict.status == CORRECT else 0.0
-        if verdict.status == UNKNOWN and policy == "exclude":
-            reward, score = 0.0, float("nan")
-        logs = {
+        if verdict.status == UNKNOWN:
+            reward, score = (0.0, float("nan")) if policy == "exclude" else (config.wrong_reward, 0.0)
+        elif kept:
+            reward += config.format_reward
+        own = {
             "verifier_correct": float(verdict.status == CORRECT),
+            "verifier_wrong": float(verdict.status == WRONG),
             "verifier_unknown": float(verdict.status == UNKNOWN),
             "verifier_timeout": float(verdict.reason in TIMEOUTS),
-            "verifier_no_answer": float(verdict.extracted is None),
+            "verifier_no_answer": float(verdict.status != UNKNOWN and verdict.extracted is None),
+            "verifier_format": float(kept),
             "verifier_seconds": float(verdict.seconds),
         }
-        return {"reward": float(reward), "scores": score, "extra_logs": logs}
+        return {"reward": float(reward), "scores": float(score), "extra_logs": {**logs, **own}}
 
     def _watch(self, verdict: Verdict) -> None:
         """Stop the run when too many verdicts are unknown: the reward would be noise."""
@@ -81,6 +118,13 @@ class AgentExecutor(SingleTurnAgentExecutor):
             for seen in unknown[-EXAMPLES:]
         )
         raise RuntimeError(
-            f"{share:.0%} of the last {len(self._unknown)} answers could not be checked, above max_unknown_share = "
-            f"{self.config.max_unknown_share:.0%}. Look at the golds below, or raise the limit:\n{examples}"
+            f"{share:.0%} of the last {len(self._unknown)} answers could not be checked, more than max_unknown_share "
+            f"({self.config.max_unknown_share:.0%}) allows. Look at these, or raise the limit:\n{examples}"
         )
+
+
+def _verdict_of(failure: str, score: float, label: Any) -> Verdict:
+    """The verdict that a user's score amounts to."""
+    if failure:
+        return Verdict(UNKNOWN, "reward_func failed", gold=str(label), detail=failure)
+    return Verdict(CORRECT if score > PASSING_SCORE else WRONG, "reward_func", extracted="", gold=str(label))
