@@ -5,9 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from ktae_batches import VARIANTS, advantages, literal, random_batch, random_config
 
 from openrlhf_ktae.ktae import KTAEConfig
-from ktae_batches import VARIANTS, advantages, literal, random_batch, random_config
 
 TOLERANCE = 1e-6
 QUICK = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}

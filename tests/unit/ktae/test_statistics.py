@@ -37,7 +37,9 @@ def test_two_sided_fisher_equals_scipy_on_a_sample_up_to_64_rollouts():
         correct = int(rng.integers(1, rollouts))
         wrong = int(rollouts - correct)
         a, b = int(rng.integers(0, correct + 1)), int(rng.integers(0, wrong + 1))
-        assert fisher_tables_kept(correct, wrong)[1][a, b] == pytest.approx(scipy_p(a, b, correct, wrong), abs=TOLERANCE)
+        assert fisher_tables_kept(correct, wrong)[1][a, b] == pytest.approx(
+            scipy_p(a, b, correct, wrong), abs=TOLERANCE
+        )
 
 
 def fisher_tables_kept(correct, wrong, kept={}):  # noqa: B006
