@@ -16,7 +16,7 @@ def random_config(rng):
         "fisher": str(rng.choice(["two_sided", "point"])),
         "k1": float(rng.choice([0.0, 1.2, 2.0])),
         "b": float(rng.choice([0.0, 0.5, 1.0])),
-        "weight": float(rng.choice([0.0, 0.3, 1.0, 2.0])),
+        "weight": float(rng.choice([0.0, 0.3, 1.0, 2.0], p=[0.05, 0.35, 0.3, 0.3])),
         "centre": bool(rng.random() < 0.3),
         "correct_threshold": float(rng.choice([0.0, 0.5, -1.0])),
         "excluded_ids": tuple(rng.integers(0, 6, rng.integers(0, 2)).tolist()),
@@ -27,7 +27,7 @@ def random_config(rng):
     if rng.random() < 0.3:
         options["value_range"] = float(rng.choice([0.1, 1.0, 3.0]))
     if variant == "calibrated":
-        options["p_max"] = float(rng.choice([0.1, 0.5, 1.0]))
+        options["p_max"] = float(rng.choice([0.1, 0.5, 1.0], p=[0.2, 0.4, 0.4]))
         options["noise_budget"] = float(rng.choice([0.01, 0.1, 1.0]))
     else:
         options["term_frequency"] = str(rng.choice(["relative", "count"]))
@@ -37,13 +37,13 @@ def random_config(rng):
 
 def random_batch(rng, rows=12, positions=10):
     """ids, mask, scores (some NaN, some not binary), groups and advantages of a small odd batch."""
-    B, T, ids = rng.integers(1, rows + 1), rng.integers(0, positions + 1), rng.integers(1, 9)
+    B, T, ids = rng.integers(rng.choice([1, 6]), rows + 1), rng.integers(0, positions + 1), rng.integers(1, 15)
     first = int(rng.choice([0, 1000, 151_643, 2**31 - 4]))
     token_ids = first + rng.integers(0, ids, (B, T))
-    mask = rng.random((B, T)) < rng.choice([0.0, 0.3, 0.8, 1.0])
+    mask = rng.random((B, T)) < rng.choice([0.0, 0.3, 0.8, 1.0], p=[0.05, 0.25, 0.4, 0.3])
     mask[rng.random(B) < 0.1] = False
     scores = rng.choice([0.0, 1.0, 0.5, -1.0, np.nan], B, p=[0.4, 0.4, 0.08, 0.05, 0.07])
-    groups = rng.integers(-1, rng.integers(0, 4), B)
+    groups = rng.integers(-1, rng.choice([0, 1, 3]), B)
     return token_ids, mask, scores, groups, rng.normal(size=B)
 
 

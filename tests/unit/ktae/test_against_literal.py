@@ -60,5 +60,5 @@ def test_equal_on_groups_of_the_usual_size(variant):
 def test_the_random_batches_are_not_trivial():
     rng = np.random.default_rng(1)
     batches = [random_batch(rng) for _ in range(300)]
-    moved = [np.ptp(advantages(*batch[:4], np.zeros(len(batch[2])), KTAEConfig())) > 0 for batch in batches]
+    moved = [advantages(*batch[:4], np.zeros(len(batch[2])), KTAEConfig()).any() for batch in batches]
     assert np.mean(moved) > 0.3
