@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,12 +44,12 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
     for name, value in variables.items():
         os.environ.setdefault(name, value)
     backend.prepare_driver()
-    with ThreadPoolExecutor(1) as background:  # importing the host and starting Ray take seconds each
-        host = background.submit(importlib.import_module, HOST_CLI)
-        start_ray(args, backend, variables)
-        say(f"Ray is up with {devices_needed(args)} {'virtual ' if backend.name == 'cpu' else ''}devices")
-        host_cli = host.result()
+    # Not while another thread imports: Ray runs Python code in its forked children before they exec, and one that is
+    # forked while an import holds a lock hangs for good, and with it this process.
+    start_ray(args, backend, variables)
+    say(f"Ray is up with {devices_needed(args)} {'virtual ' if backend.name == 'cpu' else ''}devices")
     try:
+        host_cli = importlib.import_module(HOST_CLI)
         check_cluster(args)
         install_classes(args, backend)
         say("loading the model into trainer and engines")

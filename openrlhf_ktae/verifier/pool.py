@@ -8,6 +8,7 @@ so threads, asyncio and Ray actors can all wait for it in their own way.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import selectors
 import signal
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -23,12 +25,16 @@ from typing import Any
 
 from .protocol import decode_from, encode
 
+logger = logging.getLogger(__name__)
+
 SPARES = 1  # warm workers beyond `workers`, so that a kill does not cost the next check a start-up (about 1 s)
 START_LIMIT_S = 60.0  # a worker that is not ready by then is killed
 MAX_START_FAILURES = 3  # in a row; then waiting checks are answered `unknown` with the worker's traceback
 START_BACKOFF_S = 5.0  # pause after that many failures before workers are started again
 REAP_INTERVAL_S = 0.05  # how often a killed process is asked whether it is gone
 RECYCLE_REASONS = frozenset({"memory limit", "cpu time limit", "nested too deeply"})
+CLOSED = "verifier closed"
+NO_WORKER = "no worker could start"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -83,6 +89,17 @@ def _exit_code(process: subprocess.Popen) -> int | None:
         return None
 
 
+_POOLS: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+def _reset_after_fork() -> None:
+    for pool in list(_POOLS):
+        pool._reset()
+
+
+os.register_at_fork(after_in_child=_reset_after_fork)
+
+
 class WorkerPool:
     """Runs jobs on `workers` processes. Starts nothing until `start` or the first `submit`."""
 
@@ -90,6 +107,11 @@ class WorkerPool:
         self._workers_wanted = workers
         self._memory_mb = memory_mb
         self._recycle_after = recycle_after
+        self._reset()
+        _POOLS.add(self)
+
+    def _reset(self) -> None:
+        """Begin without dispatcher and workers; also in a forked child, which owns neither."""
         self._lock = threading.Lock()
         self._inbox: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
@@ -97,6 +119,7 @@ class WorkerPool:
         self._dying: list[subprocess.Popen] = []
         self._start_failures = 0
         self._start_after = 0.0
+        self.start_failure = ""
         self._thread: threading.Thread | None = None
         self._wake_write = -1
         self._closing = False
@@ -115,22 +138,25 @@ class WorkerPool:
             self._thread.start()
 
     def wait_ready(self, timeout_s: float = START_LIMIT_S) -> bool:
-        """Wait until all workers have loaded, or have failed to. False on time-out."""
-        return self._ready.wait(timeout_s)
+        """Wait until all workers have loaded. False if they fail to (`start_failure` says why) or take longer."""
+        return self._ready.wait(timeout_s) and not self.start_failure
 
     def submit(self, job: Job) -> Future:
         """Queue one job; its future gets (status, reason, detail)."""
+        with self._lock:
+            if not self._closing:
+                self._inbox.append(job)
         if self._closing:
-            job.resolve("unknown", "verifier closed")
+            job.resolve("unknown", CLOSED)
             return job.future
-        self._inbox.append(job)
         self.start()
         self._wake()
         return job.future
 
     def close(self) -> None:
         """Kill the workers, reap them and answer what still waits with `unknown`."""
-        self._closing = True
+        with self._lock:
+            self._closing = True
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._wake()
@@ -152,10 +178,15 @@ class WorkerPool:
         try:
             while not self._closing:
                 self._step(wake_read)
+        except Exception:
+            logger.exception("the dispatcher of the verifier has failed; its checks are unknown from now on")
         finally:
+            with self._lock:
+                self._closing = True
             self._shut_down(wake_read)
 
     def _step(self, wake_read: int) -> None:
+        self._collect()
         self._start_missing()
         self._assign()
         for key, _ in self._selector.select(self._sleep_time()):
@@ -164,12 +195,15 @@ class WorkerPool:
                     os.read(wake_read, 4096)
             else:
                 self._read(key.data)
-        while self._inbox:
-            self._waiting.append(self._inbox.popleft())
+        self._collect()
         now = time.monotonic()
         for worker in [w for w in self._workers if w.deadline < now]:
             self._expire(worker)
         self._dying = [process for process in self._dying if process.poll() is None]
+
+    def _collect(self) -> None:
+        while self._inbox:
+            self._waiting.append(self._inbox.popleft())
 
     def _sleep_time(self) -> float | None:
         if self._inbox:
@@ -210,11 +244,13 @@ class WorkerPool:
         if self._start_failures >= MAX_START_FAILURES:
             self._start_failures = 0
             self._start_after = time.monotonic() + START_BACKOFF_S
+            self.start_failure = detail
             self._ready.set()
-            while self._waiting:
-                self._waiting.popleft().resolve("unknown", "no worker could start", detail)
 
     def _assign(self) -> None:
+        if not self._workers and self.start_failure:
+            while self._waiting:
+                self._waiting.popleft().resolve("unknown", NO_WORKER, self.start_failure)
         idle = [worker for worker in self._workers if worker.idle]
         busy = sum(worker.job is not None for worker in self._workers)
         while self._waiting and idle and busy < self._workers_wanted:
@@ -265,7 +301,7 @@ class WorkerPool:
             self._start_failed(message.get("detail", ""))
             return
         worker.ready = True
-        self._start_failures = 0
+        self._start_failures, self.start_failure = 0, ""
         if sum(w.ready for w in self._workers) >= self._workers_wanted:
             self._ready.set()
 
@@ -313,7 +349,7 @@ class WorkerPool:
     def _shut_down(self, wake_read: int) -> None:
         for worker in list(self._workers):
             if worker.job is not None:
-                worker.job.resolve("unknown", "verifier closed")
+                worker.job.resolve("unknown", CLOSED)
             self._remove(worker)
         for process in self._dying:
             process.wait()
@@ -321,4 +357,4 @@ class WorkerPool:
         os.close(wake_read)
         os.close(self._wake_write)
         for job in [*self._waiting, *self._inbox]:
-            job.resolve("unknown", "verifier closed")
+            job.resolve("unknown", CLOSED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -33,13 +34,15 @@ class Verifier:
         base = config or VerifierConfig()
         self.config = dataclasses.replace(base, **options) if options else base  # type: ignore[arg-type]
         self.pool = WorkerPool(self.config.workers, self.config.memory_mb, self.config.recycle_after)
-        self._lock = threading.Lock()
         self._cache: OrderedDict[Key, tuple[str, str, str]] = OrderedDict()
-        self._inflight: dict[Key, Future] = {}
+        self._reset()
 
     def __enter__(self) -> Verifier:
         self.pool.start()
-        self.pool.wait_ready()
+        if not self.pool.wait_ready():
+            failure = self.pool.start_failure or "no answer in time"
+            self.close()
+            raise RuntimeError(f"the verifier's workers do not start; is math-verify installed?\n{failure}")
         return self
 
     def __exit__(
@@ -104,9 +107,17 @@ class Verifier:
             return WRONG, "answer too long"
         return None
 
+    def _reset(self) -> None:
+        """Forget checks under way: in a forked child nobody answers them."""
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._inflight: dict[Key, Future] = {}
+
     def _check(self, golds: tuple[str, ...], answer: str) -> Future:
         """A future of (status, reason, detail), shared by equal checks under way and remembered afterwards."""
         key = (golds, answer)
+        if self._owner != os.getpid():
+            self._reset()
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)

@@ -54,13 +54,19 @@ def _renames(
     periodic = any(current == ("const", "pi") for current in walk(gold))
     if len(extra) == 1 and periodic and missing[0] in PARAMETERS and extra[0] in PARAMETERS:
         return [{extra[0]: missing[0]}]
-    stripped = {name: name.split("_")[0] for name in extra}
+    stripped = {name: _without_label(name) for name in extra}
     if sorted(stripped.values()) == missing:
         return [stripped]
-    full = {name.split("_")[0]: name for name in missing}
+    full = {_without_label(name): name for name in missing}
     if sorted(full) == extra:
         return [full]
     return []
+
+
+def _without_label(name: str) -> str:
+    """`M_core` without its subscript in words; `v_0` and `x_n` are other things than v and x."""
+    base, _, label = name.partition("_")
+    return base if len(label) > 1 and label.isalpha() else name
 
 
 def _agree(
@@ -217,10 +223,7 @@ def _ratios(
 
 
 def _unknown_functions(names: frozenset[str]) -> frozenset[str]:
-    """Derivatives among the symbols (`dy/dt`, `y'`, `dot_x`) and what they are derivatives of."""
-    derivatives = {name for name in names if "/" in name or "'" in name or name.startswith(("dot_", "ddot_"))}
-    bases = set()
-    for name in derivatives:
-        base = name.split("/")[0].lstrip("d").removeprefix("ot_").removeprefix("partial").replace("'", "")
-        bases.add(base.split("^")[-1].lstrip("0123456789"))
+    """Derivatives among the symbols (`y'`, `partial u/partial t`) and what they are derivatives of."""
+    derivatives = {name for name in names if "/" in name or "'" in name}
+    bases = {name.replace("'", "").split("/")[0].removeprefix("partial") for name in derivatives}
     return frozenset(derivatives | (bases & names))

@@ -86,7 +86,7 @@ def _ask_library(gold: str, answer: str, golds: tuple[Value, ...], answers: tupl
     if golds and answers and all(isinstance(value, Text) for value in answers):
         return "wrong", "different text"
     if library.too_heavy(gold):
-        return "unknown", "gold unreadable"
+        return ("wrong", "answer unreadable") if golds else ("unknown", "gold unreadable")
     if library.too_heavy(answer):
         return "wrong", "answer not in closed form"
     accepted = library.accepts(gold, answer)

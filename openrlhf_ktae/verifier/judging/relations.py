@@ -6,7 +6,7 @@ Each function takes `same`, the comparison of values in general, because sides m
 from __future__ import annotations
 
 from ..reading.nodes import free_symbols
-from ..reading.values import Name, Relation, Scalar, Value
+from ..reading.values import Group, Name, Relation, Scalar, Value
 from .functions import same_equation
 from .scalars import Renames, Verdict
 from .sets import is_set, same_set
@@ -20,6 +20,8 @@ def same_relation(gold: Value, answer: Value, renames: Renames, same: Compare) -
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return _same_relations(gold, answer, renames, same)
     if isinstance(answer, Relation):
+        if _is_list_of(gold, len(answer.sides) - 1) and set(answer.operators) == {"="}:
+            return same(gold, Group("", _shared_value(answer)), renames)
         if set(answer.operators) <= EQUALITIES:
             sides = _values_of(answer)
             return False if not sides else all_of(same(gold, side, renames) for side in sides)
@@ -35,6 +37,16 @@ def same_relation(gold: Value, answer: Value, renames: Renames, same: Compare) -
     if gold.operators == ("in",) and gold.names[0] is not None:
         return same(gold.sides[1], answer, renames)
     return same_sets(gold, answer, same)
+
+
+def _is_list_of(value: Value, size: int) -> bool:
+    return isinstance(value, Group) and not value.brackets and len(value.items) == size > 1
+
+
+def _shared_value(relation: Relation) -> tuple[Value, ...]:
+    """`a = b = -2` as `a = -2, b = -2`."""
+    pairs = zip(relation.sides[:-1], relation.names[:-1], strict=True)
+    return tuple(Relation((side, relation.sides[-1]), ("=",), (name, None)) for side, name in pairs)
 
 
 def _values_of(relation: Relation) -> list[Value]:

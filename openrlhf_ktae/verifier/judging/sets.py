@@ -13,6 +13,7 @@ from typing import Any
 
 import mpmath
 
+from ..reading.nodes import free_symbols
 from ..reading.values import Group, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
 from .evaluate import Evaluator
 from .exact import TooLargeError, UndefinedError, UnknownSymbolError
@@ -174,8 +175,12 @@ def _relation(value: Relation, intersect: bool) -> RealSet | None:
     r"""`x > 3`, `-2 \le x \le 7`, `x \ne 0`, `x \in S`, `3 < x`."""
     if value.operators == ("in",) and value.names[0] is not None:
         return _read(_as_set(value.sides[1]), intersect)
-    variables = [index for index, name in enumerate(value.names) if name is not None]
-    if len(variables) != 1 or not all(isinstance(side, Scalar) for side in value.sides):
+    if not all(isinstance(side, Scalar) for side in value.sides):
+        return None
+    variables = [index for index, side in enumerate(value.sides) if side.node[0] in ("sym", "app")]
+    if not variables:
+        return _linear(value)
+    if len(variables) != 1:
         return None
     variable = variables[0]
     bounds: list[RealSet] = []
@@ -191,6 +196,33 @@ def _relation(value: Relation, intersect: bool) -> RealSet | None:
             return None
         bounds.append(bound)
     return RealSet(lambda x: all(b.contains(x) for b in bounds), tuple(end for b in bounds for end in b.ends))
+
+
+def _linear(value: Relation) -> RealSet | None:
+    """`2x - 1 > 5`, `|x - 3| < 2`: one variable, linear or the absolute value of something linear."""
+    symbolic = [bool(free_symbols(side.node)) for side in value.sides]
+    names = frozenset().union(*(free_symbols(side.node) for side in value.sides))
+    if len(value.sides) != 2 or sum(symbolic) != 1 or len(names) != 1:
+        return None
+    side, other = value.sides if symbolic[0] else value.sides[::-1]
+    operator = value.operators[0] if symbolic[0] else FLIPPED.get(value.operators[0], "")
+    node, end, (name,) = side.node, _end(other), names
+    absolute = node[:2] == ("fn", "abs")
+    inner = node[2] if absolute else node
+    at = [Evaluator(DIGITS, {name: mpmath.mpf(x)})(inner) for x in (0, 1, 2)]
+    slope = at[1] - at[0]
+    if slope == 0 or not _equal(at[2] - at[1], slope):
+        return None
+    bound = _bound(operator, end)
+    if bound is None:
+        return None
+    ends = tuple((e - at[0]) / slope for e in ((end, -end) if absolute else (end,)))
+
+    def contains(x: Any) -> bool:
+        number = slope * x + at[0]
+        return bound.contains(abs(number) if absolute else number)
+
+    return RealSet(contains, ends)
 
 
 def _bound(operator: str, end: Any) -> RealSet | None:

@@ -11,7 +11,7 @@ from typing import Any
 from .cursor import Cursor
 from .lexer import ReadError
 from .notation import CLOSING_COMMANDS, SYMBOLS, TEMPERATURES
-from .values import Matrix, Node, Value
+from .values import Matrix, Node, Scalar, Value
 
 MAX_DIGITS = 4000  # of one literal; Python converts no more than 4,300 digits by default
 MAX_EXPONENT = 5000  # of e-notation
@@ -44,6 +44,13 @@ class Arithmetic(Cursor):
     def bracket(self, opener: str) -> Any:
         """Read what a bracket holds that has been opened."""
         raise NotImplementedError
+
+    def matrix(self) -> Matrix:
+        """Read a matrix whose `begin` is next."""
+        value = self.power()
+        if not isinstance(value, Matrix):
+            raise ReadError("no matrix")
+        return value
 
     @staticmethod
     def node(value: Any) -> Node:
@@ -84,11 +91,14 @@ class Arithmetic(Cursor):
             if not isinstance(value, tuple):
                 return value
             if self.accept("*"):
-                value = ("mul", value, self.node(self.unary()))
+                right = self.unary()
+                value = _scaled(value, right) if isinstance(right, Matrix) else ("mul", value, self.node(right))
             elif self.accept("/"):
                 value = ("div", value, self._divisor())
             elif self.accept(":"):
                 value = ("fn", "ratio", value, self.node(self.unary()))
+            elif self.peek() == ("cmd", "begin"):
+                return _scaled(value, self.matrix())
             elif self.starts_atom() and not (value[0] == "deg" and self.peek()[1] in TEMPERATURES):
                 value = self.juxtapose(value)
             else:
@@ -116,9 +126,9 @@ class Arithmetic(Cursor):
         else:
             mixed = mixed and self.peek() == ("cmd", "frac")
             right = self.node(self.power())
-        if mixed and _is_proper(right):
-            return ("add", left, ("neg", right) if left[0] == "neg" else right)
-        return ("mul", left, right)
+        if mixed and right[0] in ("deg", "pct") and _is_proper(right[1]):
+            return (right[0], _mixed(left, right[1]))
+        return _mixed(left, right) if mixed and _is_proper(right) else ("mul", left, right)
 
     def starts_atom(self) -> bool:
         """True if the next token can begin a factor."""
@@ -251,6 +261,18 @@ class Arithmetic(Cursor):
         if kind == "num" and len(value) > 1 and value.isdigit():
             self.tokens[self.position : self.position + 1] = [("num", value[0]), ("num", value[1:])]
         return self.node(self.atom())
+
+
+def _mixed(whole: Node, fraction: Node) -> Node:
+    """`-1 1/2` is -(1 + 1/2)."""
+    return ("add", whole, ("neg", fraction) if whole[0] == "neg" else fraction)
+
+
+def _scaled(factor: Node, matrix: Matrix) -> Matrix:
+    """A number times a matrix."""
+    if not all(isinstance(entry, Scalar) for row in matrix.rows for entry in row):
+        raise ReadError("factor of a matrix")
+    return Matrix(tuple(tuple(Scalar(("mul", factor, e.node), e.unit) for e in row) for row in matrix.rows))
 
 
 def _is_whole(node: Node) -> bool:

@@ -78,6 +78,7 @@ for _index, _name in enumerate(_GREEK):
 _TRANSLATION = {ord(key): value for key, value in _CHARACTERS.items()}
 
 _THOUSANDS = re.compile(r"(?<=\d)(?:,\s*\\!|\{\s*,\s*\}|\\[,;:!> ]|~)\s*(?=\d{3}(?!\d))")
+_BRACED_SIGN = re.compile(r"\{\s{0,4}([-:=+<>])\s{0,4}\}")
 _SEPARATE_MATHS = re.compile(r"\$\s*([,;])\s*\$")
 _NEUTRAL = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathopen|mathclose|mathrel"
@@ -98,12 +99,16 @@ def clean(text: str) -> str:
     if "\\\\" in text:
         text = _halve_backslashes(text)
     text = _SEPARATE_MATHS.sub(r" \1 ", text)
+    if "{" in text:
+        text = _THOUSANDS.sub("", text)
+        text = _BRACED_SIGN.sub(r"\1", text)
     if "\\" in text or "~" in text:
         text = _THOUSANDS.sub("", text)
         text = _COLOUR.sub(" ", text)
         text = _NULL_DELIMITER.sub(" ", text)
         text = _NEUTRAL.sub(" ", text)
-    return text.strip()
+    text = text.strip()
+    return text[2:-2] if len(text) > 4 and text.startswith("**") and text.endswith("**") else text
 
 
 def _halve_backslashes(text: str) -> str:

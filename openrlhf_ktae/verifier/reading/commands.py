@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -51,13 +52,15 @@ class Commands(Arithmetic):
         return ("div", above, self.argument())
 
     def _derivative(self) -> Node | None:
-        r"""`\frac{dy}{dt}` and `\frac{d^2 y}{dt^2}` as one symbol."""
+        r"""`\frac{dy}{dt}` and `\frac{d^2 y}{dt^2}` as one symbol, like `y'` and `y''`."""
         start = self.position
         if self.peek() != ("op", "{") or self.peek(1) not in (("sym", "d"), ("cmd", "partial")):
             return None
         above, below = self.skip_argument(), self.skip_argument()
-        mark = self.tokens[start + 1][1]
-        if above != mark and below != mark and below.startswith(mark):
+        ordinary = re.fullmatch(r"d(?:\^([23]))?([^/]+)", above) if self.tokens[start + 1][1] == "d" else None
+        if ordinary is not None and re.fullmatch(r"d[a-z]+" if ordinary[1] is None else r"d[a-z]+\^[23]", below):
+            return ("sym", ordinary[2] + "'" * int(ordinary[1] or 1))
+        if above.startswith("partial") and below.startswith("partial") and below != "partial":
             return ("sym", f"{above}/{below}")
         self.position = start
         return None
@@ -153,8 +156,9 @@ class Commands(Arithmetic):
     }
 
     def accent(self, name: str) -> Node:
-        r"""`\dot{x}`, `\overline{AB}`: a symbol of its own."""
-        return ("sym", f"{name}_{_letters(self.argument())}")
+        r"""`\dot{x}`, `\overline{AB}`: a symbol of its own; dots are derivatives."""
+        letters = _letters(self.argument())
+        return ("sym", letters + {"dot": "'", "ddot": "''"}[name] if "dot" in name else f"{name}_{letters}")
 
     def function(self, name: str) -> Node:
         """A named function with its base or power and its argument, bracketed or not."""

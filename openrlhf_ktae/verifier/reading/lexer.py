@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .words import BARE_UNITS, FUNCTION_NAMES, is_word
+from .words import BARE_UNITS, FUNCTION_NAMES, NUMBER_WORDS, UNITS, is_word
 
 Token = tuple[str, str]
 MAX_TOKENS = 4000
@@ -28,6 +28,11 @@ _PRIMES = re.compile(r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|(\\prime)(?![a-zA-Z]))")
 _ORDINAL = re.compile(
     r"(?<=\d)\s*(?:\^\s*)?(?:\{\s*)?(?:\\(?:text|mathrm|textrm|rm|textsuperscript)\s*\{\s*)?(?:st|nd|rd|th)(?![a-zA-Z])\s*\}{0,2}"
 )
+_BASE = re.compile(
+    r"(?<=\w)\s*(?:\\text\s*\{)?\s*\(?\s*(?:in )?base[\s-]*\}?\s*(\d{1,2}|[a-z]{2,9})\s*\}?\s*\)?\s*\}?\s*$"
+)
+_BASE_WORD = re.compile(r"_\s*\{?\s*\\text\s*\{\s*([a-z]{2,9})\s*\}\s*\}?")
+_ARC = re.compile(r"(?<=\d)\s*('{1,2})(?!')")
 _REPEATING = re.compile(
     r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot|overbar)\s*\{(\d{1,40})\}|\\dot\s*(\d)|\((\d{1,40})\)(?=$|[^\d]))"
 )
@@ -104,6 +109,9 @@ def tokenise(text: str, join_commas: bool) -> list[Token]:
     text = _ORDINAL.sub(" ", text)
     text = _DEGREE.sub("\\\\degrees ", text)
     text = _PRIMES.sub(lambda m: "'" * (m.group().count("prime")), text)
+    text = _BASE.sub(lambda m: f"_{{{NUMBER_WORDS.get(m[1], m[1])}}}", text)
+    text = _BASE_WORD.sub(lambda m: f"_{{{NUMBER_WORDS[m[1]]}}}" if m[1] in NUMBER_WORDS else m.group(), text)
+    text = _ARC.sub(lambda m: r"\text{ arcsec }" if len(m[1]) == 2 else r"\text{ arcmin }", text)
     text = _SPACED_GROUPS.sub(lambda m: m.group().replace(" ", ""), text)
     if join_commas:
         text = _COMMA_GROUPS.sub(lambda m: m.group().replace(",", ""), text)
@@ -161,8 +169,8 @@ def _command(name: str) -> Token:
     if name in _RELATION_COMMANDS:
         return ("op", _RELATION_COMMANDS[name])
     name = _ALIASES.get(name, name)
-    if name in ("and", "or"):
-        return ("word", name)
+    if name in ("and", "or", "forall"):
+        return ("word", "for" if name == "forall" else name)
     return ("cmd", name)
 
 
@@ -173,7 +181,7 @@ def _ends_value(tokens: list[Token]) -> bool:
 
 def split_letters(run: str, after_number: bool) -> list[Token]:
     """A run of bare letters: a function, a word, or a product of one-letter variables."""
-    if run in FUNCTION_NAMES:
+    if run in FUNCTION_NAMES and not (after_number and run in UNITS):
         return [("cmd", FUNCTION_NAMES[run])]
     if len(run) > 1 and (is_word(run) or (after_number and run in BARE_UNITS)):
         return [("word", run)]
@@ -204,7 +212,7 @@ def _text_argument(text: str, position: int, command: str, tokens: list[Token]) 
     if command in ("mathrm", "mathit", "operatorname", "mathsf", "mathtt") and len(letter) == 1 and not after_number:
         tokens.extend([("sym", letter)] if letter.isalpha() else [])
         return end
-    if letter in FUNCTION_NAMES:
+    if letter in FUNCTION_NAMES and not (after_number and letter in UNITS):
         tokens.append(("cmd", FUNCTION_NAMES[letter]))
         return end
     _scan_words(content, tokens)

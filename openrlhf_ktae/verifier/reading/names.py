@@ -7,7 +7,7 @@ from .notation import ACCENTS, SYMBOLS
 from .values import Name
 
 MAX_TOKENS = 40
-_OPERATORS = frozenset({"_", "{", "}", "(", ")", "'", "|", ",", "*", "\\{", "\\}"})
+_OPERATORS = frozenset({"_", "{", "}", "(", ")", "'", "|", ",", "*", "[", "]", "\\{", "\\}"})
 _COMMANDS = SYMBOLS | ACCENTS | {"bold", "frac"}
 
 

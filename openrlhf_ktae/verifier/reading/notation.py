@@ -17,7 +17,7 @@ BRACKET_PAIRS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",)}
 TEMPERATURES = {"C": "celsius", "F": "fahrenheit", "K": "kelvin"}
 NUMBER_SETS = frozenset({"R", "Z", "N", "Q", "C", "0"})  # 0: the empty set
 MATRICES = frozenset({"pmatrix", "bmatrix", "matrix", "smallmatrix", "array", "Bmatrix"})
-CURRENCIES = frozenset({"dollar", "pounds_sterling", "euro", "yen", "rupee", "Rs"})
+CURRENCIES = frozenset({"dollar", "pounds_sterling", "euro", "yen", "rupee", "Rs", "USD", "EUR", "GBP"})
 PUNCTUATION = frozenset({"(", ")", ".", "!", "?", "'", ":", "{", "}"})
 
 # Commands that cannot begin a factor: they end one.

@@ -12,12 +12,13 @@ import re
 
 from .lexer import ReadError, tokenise
 from .structure import Structure
-from .values import Value
+from .values import Scalar, Value
 from .words import is_word
 
 _PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _OUTWARD_INTERVAL = re.compile(r"^(?:\s*[a-z]\s*\\in)?\s*\]|\[\s*$")
 _ANY_INTERVAL = re.compile(r"([\[\]])([^\[\]]*,[^\[\]]*)([\[\]])")
+_NUMERAL = re.compile(r"\(?(?:\\(?:text|mathrm)\{)?([0-9A-Z]{1,60})\}?\)?_\{?(\d{1,2})\}?")  # 1A_{16}
 
 
 def read(text: str, join_commas: bool = True, tight_division: bool = False) -> Value:
@@ -27,6 +28,9 @@ def read(text: str, join_commas: bool = True, tight_division: bool = False) -> V
         text = f"\\text{{{text}}}"
     if _OUTWARD_INTERVAL.search(text):
         text = _outward_intervals(text)
+    numeral = _NUMERAL.fullmatch(text.replace(" ", ""))
+    if numeral is not None and 10 < int(numeral[2]) <= 36:
+        return Scalar(("based", numeral[1], int(numeral[2])))
     tokens = tokenise(text, join_commas)
     while tokens and tokens[-1] in (("op", "."), ("op", "row")):
         tokens.pop()

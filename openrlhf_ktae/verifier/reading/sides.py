@@ -130,11 +130,14 @@ def _boxed(value: Any) -> Value:
 
 
 def peel(node: Node) -> tuple[str, Node]:
-    """Take `deg` or `pct` off the top, also from under a minus."""
+    """Take `deg` or `pct` off the top, also from under a minus or the last factor."""
     if node[0] in ("deg", "pct"):
         return node[0], node[1]
-    if node[0] == "neg" and node[1][0] in ("deg", "pct"):
-        return node[1][0], ("neg", node[1][1])
+    if node[0] == "neg":
+        kind, inner = peel(node[1])
+        return kind, ("neg", inner) if kind else node
+    if node[0] == "mul" and node[2][0] in ("deg", "pct"):
+        return node[2][0], ("mul", node[1], node[2][1])
     return "", node
 
 
