@@ -14,6 +14,7 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values, top_key_tokens
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
+from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without, excluded_rollouts
 
 
 class BrokenGroup(RuntimeError):
@@ -43,7 +44,12 @@ class KTAEExperienceMaker(RemoteExperienceMaker):
             BrokenGroup: the batch does not consist of whole groups.
         """
         scores_B = torch.cat([raw_scores(experience) for experience in experiences])
-        experiences = super().compute_advantages_and_returns(experiences)
+        excluded_B = excluded_rollouts(experiences)
+        host = super().compute_advantages_and_returns
+        if excluded_B.any():
+            experiences = advantages_without(excluded_B, experiences, self.args, host)
+        else:
+            experiences = host(experiences)
         if not self.ktae.enable:
             return experiences
         started = time.perf_counter()
