@@ -115,11 +115,11 @@ def test_two_ranks_and_two_engines_with_a_dynamic_batch(train, tmp_path):
 
 
 def test_asynchronous_with_partial_rollouts(train, tmp_path):
-    words = "--train.colocate_all false --train.async_enable --train.partial_rollout_enable --data.max_samples 80"
-    correction = "--algo.advantage.is_correction_level token --actor.adam.lr 6e-4"
+    words = "--train.colocate_all false --train.async_enable --train.partial_rollout_enable --data.max_samples 160"
+    correction = "--algo.advantage.is_correction_level token --actor.adam.lr 1e-3"
     run = train(tmp_path, *words.split(), *correction.split())
     assert run.code == 0, run.output
-    assert len(run.steps) == 10
+    assert len(run.steps) == 20
     assert all("ktae/mean_abs_k" in step for step in run.steps)
     assert run.evaluations["after"]["eval_accuracy"] > run.evaluations["before"]["eval_accuracy"]
 

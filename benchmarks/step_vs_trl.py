@@ -1,0 +1,215 @@
+"""One GRPO step of SmolLM2-135M in fp32 on a CPU: this package (Ray, ZeRO-3, vLLM) and TRL's in-process GRPOTrainer.
+
+    make quickstart-llm                                          # makes the model folder
+    python -m venv /tmp/trl && /tmp/trl/bin/pip install torch==2.13.0 trl==1.16.0
+    .venv/bin/python benchmarks/step_vs_trl.py --trl-python /tmp/trl/bin/python
+
+Same model, prompts, reward function, optimiser, learning rate and number of rollouts: 8 prompts x 8 rollouts, 48 new
+tokens each (the prompts ask for stories, which go on for longer), one update a step, no KL. The sides take turns,
+`--rounds` times; the first `--warm-up` steps of a process are not counted. Seconds are medians over steps and rounds.
+With `--quickstart` the tiny model of the quickstart and 32 rollouts x 16 tokens instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+THINGS = ("a boat", "a fox", "the moon", "a king", "a lamp", "the sea", "a clock", "a tree", "a road", "a cat")
+PHASES = ("generation", "experience", "update", "weights")
+SIZES = {  # model, prompts a step, rollouts a prompt, new tokens, micro-batch of ours, micro-batch of TRL
+    "smollm2": ("runs/smollm2-135m-instruct", 8, 8, 48, 16, 16),
+    "quickstart": ("examples/quickstart/model", 4, 8, 16, 32, 32),
+}
+REWARD = """
+def verdict(text):
+    return float(len(text.split()) % 2 == 0)
+
+def reward_func(queries, prompts, labels, **kwargs):
+    scores = [verdict(query[len(prompt):]) for query, prompt in zip(queries, prompts)]
+    return {"rewards": scores, "scores": scores, "extra_logs": {}}
+"""
+
+
+def prompts(size: str, count: int) -> list[str]:
+    """Return texts that the model continues for longer than it may."""
+    if size == "quickstart":
+        rows = (ROOT / "examples/quickstart/data/train.jsonl").read_text().splitlines()[:count]
+        return [json.loads(row)["input"] for row in rows]
+    asked = [f"Tell me a long story about {THINGS[i % len(THINGS)]} and {i + 2} friends." for i in range(count)]
+    return [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in asked]
+
+
+def run_ours(size: str, steps: int, folder: Path, estimator: str) -> list[dict[str, float]]:
+    """Train `steps` steps by the command that users run; seconds of each phase of each step."""
+    model, batch, samples, tokens, micro, _ = SIZES[size]
+    data, reward = folder / "data.jsonl", folder / "reward.py"
+    data.write_text("".join(json.dumps({"input": p, "label": ""}) + "\n" for p in prompts(size, batch * steps)))
+    reward.write_text(REWARD)
+    options = {
+        "actor.model_name_or_path": model,
+        "data.prompt_dataset": data,
+        "data.max_samples": batch * steps,
+        "data.max_len": 192,
+        "reward.remote_url": reward,
+        "rollout.batch_size": batch,
+        "rollout.n_samples_per_prompt": samples,
+        "rollout.max_new_tokens": tokens,
+        "rollout.micro_batch_size": micro,
+        "train.batch_size": batch * samples,
+        "train.micro_batch_size": micro,
+        "algo.advantage.estimator": estimator,
+        "run.eval_edges": "false",
+        "run.dir": folder / "run",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    config = {"smollm2": "quickstart-llm", "quickstart": "quickstart"}[size]
+    command = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray", "--config", f"configs/grpo_ktae/{config}.yaml"]
+    started = time.time()
+    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    names = ("timing/generation", "timing/make_experience", "timing/ppo_train", "timing/broadcast")
+    seconds = []
+    for row in (row for row in rows if row["kind"] == "step"):
+        phases = dict(zip(PHASES, (row[name] for name in names), strict=True))
+        seconds.append({**phases, "step": row["timing/step_total"], "tokens": row["response_length"]})
+    seconds[0]["start"] = next(row["time"] for row in rows if row["kind"] == "step") - started
+    return seconds
+
+
+def run_trl(size: str, steps: int, folder: Path, python: str) -> list[dict[str, float]]:
+    """Train the same with TRL in another environment: this file again, with `--side trl`."""
+    output = folder / "trl.json"
+    words = ["--side", "trl", "--size", size, "--steps", str(steps), "--output", str(output)]
+    started = time.time()
+    done = subprocess.run([python, __file__, *words], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    seconds = json.loads(output.read_text())
+    seconds[0]["start"] = seconds[0].pop("ended") - started
+    return seconds
+
+
+def trl_side(size: str, steps: int, output: Path) -> None:
+    """In TRL's environment: train, and write the seconds of each phase of each step."""
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    model, batch, samples, tokens, _, micro = SIZES[size]
+    namespace: dict = {}
+    exec(REWARD, namespace)
+    times: list[dict[str, float]] = []
+
+    class Timed(GRPOTrainer):
+        """Times generation, and generation with scoring; the rest of the step is the update."""
+
+        def _generate(self, *args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = super()._generate(*args, **kwargs)
+            times[-1]["generation"] = time.perf_counter() - started
+            return result
+
+        def _generate_and_score_completions(self, *args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = super()._generate_and_score_completions(*args, **kwargs)
+            times[-1]["experience"] = time.perf_counter() - started - times[-1]["generation"]
+            times[-1]["tokens"] = float(result["completion_mask"].sum(1).float().mean())
+            return result
+
+    class Clock(TrainerCallback):
+        """Begins and ends the clock of a step."""
+
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> Any:
+            times.append({"began": time.perf_counter()})
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> Any:
+            now = times[-1]
+            now["step"] = time.perf_counter() - now.pop("began")
+            now["update"] = now["step"] - now["generation"] - now["experience"]
+            now["weights"], now["ended"] = 0.0, time.time()
+
+    config = GRPOConfig(
+        output_dir=str(output.parent / "trl"),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=batch * samples // micro,
+        num_generations=samples,
+        max_completion_length=tokens,
+        max_steps=steps,
+        learning_rate=1e-5,
+        lr_scheduler_type="constant",
+        beta=0.0,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        model_init_kwargs={"dtype": torch.float32},
+        optim="adamw_torch_fused",
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = Timed(
+        model=str(ROOT / model),
+        args=config,
+        reward_funcs=lambda completions, **_: [namespace["verdict"](text) for text in completions],
+        train_dataset=Dataset.from_dict({"prompt": prompts(size, batch * steps)}),
+        callbacks=[Clock()],
+    )
+    trainer.train()
+    output.write_text(json.dumps(times))
+
+
+def main() -> None:
+    """Take turns, then print medians and the ratio of each round."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl-python", help="interpreter of an environment with trl==1.16.0")
+    parser.add_argument("--size", choices=SIZES, default="smollm2")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--estimator", default="ktae", help="of this package's side")
+    parser.add_argument("--side", choices=["both", "trl"], default="both", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side == "trl":
+        trl_side(args.size, args.steps, args.output)
+        return
+    if not args.trl_python:
+        parser.error("--trl-python: give the interpreter of an environment with trl==1.16.0")
+    measured: dict[str, list[list[dict[str, float]]]] = {"ours": [], "trl": []}
+    for _ in range(args.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            measured["ours"].append(run_ours(args.size, args.steps, Path(folder), args.estimator))
+            measured["trl"].append(run_trl(args.size, args.steps, Path(folder), args.trl_python))
+    report(measured, args.warm_up)
+
+
+def report(measured: dict[str, list[list[dict[str, float]]]], warm_up: int) -> None:
+    """Print a table of medians and the ratio of each round."""
+    print(f"{'':12}" + "".join(f"{name:>12}" for name in (*PHASES, "step", "tokens", "start")))
+    for side, rounds in measured.items():
+        counted = [step for steps in rounds for step in steps[warm_up:]]
+        cells = [statistics.median(step[name] for step in counted) for name in (*PHASES, "step", "tokens")]
+        cells.append(statistics.median(steps[0]["start"] for steps in rounds))
+        print(f"{side:12}" + "".join(f"{cell:12.3f}" for cell in cells))
+    ratios = [
+        statistics.median(s["step"] for s in ours[warm_up:]) / statistics.median(s["step"] for s in trl[warm_up:])
+        for ours, trl in zip(measured["ours"], measured["trl"], strict=True)
+    ]
+    print("ours / trl, step, by round: " + ", ".join(f"{ratio:.2f}" for ratio in ratios))
+
+
+if __name__ == "__main__":
+    main()
