@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ POSITIONS_PER_THREAD = 200_000
 """Below this (about a millisecond of work) a further thread costs more than it saves."""
 CHUNKS_PER_THREAD = 4
 """Chunks of groups handed to each thread, so that uneven groups even out."""
+KEPT_FORMULAS = 64
+"""Configurations whose plain numbers are kept: reading them takes as long as a group's tokens."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ def _packed_tables(batch: Batch, config: KTAEConfig) -> tuple[NDArray[np.int64],
     return np.array([places[split] for split in splits], dtype=np.int64), np.concatenate(parts)
 
 
+@lru_cache(maxsize=KEPT_FORMULAS)
 def formula_of(config: KTAEConfig) -> Any:
     """The options that the compiled loops need, as plain numbers."""
     from openrlhf_ktae.ktae.compiled import Formula
