@@ -149,7 +149,7 @@ def ratio(times: dict[str, list[float]], above: str, below: str) -> float:
 def ktae(batch: ZipfBatch, config: KTAEConfig, threads: int = 1) -> Callable[[], torch.Tensor]:
     """One call on tensors, as a trainer has them."""
     tensors = [torch.from_numpy(part) for part in batch]
-    return lambda: compute_ktae_advantages(*tensors, config, num_threads=threads)
+    return lambda: compute_ktae_advantages(*tensors, config=config, num_threads=threads)
 
 
 def one_core(repetitions: int) -> list[Result]:
