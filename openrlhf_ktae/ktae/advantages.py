@@ -119,9 +119,9 @@ def _filled(
         base = torch.from_numpy(base_B).to(torch.float32)[:, None]
         filled = torch.where(torch.from_numpy(batch.mask_BT).bool(), base, torch.zeros((), dtype=torch.float32))
         return filled.to(batch.device)
-    out_BT = torch.empty(batch.ids_BT.shape, dtype=torch.float32)
-    _run_groups(batch, base_B, config, excluded, out_BT.numpy(), threads)
-    return out_BT.to(batch.device)
+    out_BT = np.empty(batch.ids_BT.shape, dtype=np.float32)  # numpy asks for huge pages, torch does not
+    _run_groups(batch, base_B, config, excluded, out_BT, threads)
+    return torch.from_numpy(out_BT).to(batch.device)
 
 
 def _run_groups(
