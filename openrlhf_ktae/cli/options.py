@@ -78,6 +78,13 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "--algo.ktae.shadow", **switch(False), help="train with the base alone, log what KTAE would have given"
     )
     ktae.add_argument("--algo.ktae.top_tokens", type=int, default=5, metavar="N", help="key tokens logged (default: 5)")
+    ktae.add_argument(
+        "--algo.ktae.num_workers",
+        type=int,
+        metavar="N",
+        help="Ray tasks that share the groups; 0 computes in the trainer's process (default: 0 below a billion "
+        "positions, then one for each CPU of the cluster, at most 16)",
+    )
     add_dataclass_options(ktae, KTAEConfig, "algo.ktae")
     verifier = parser.add_argument_group("Verifier (the judge unless a reward model, URL or agent is given)")
     add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file",))
@@ -100,6 +107,9 @@ def finish(parsed: argparse.Namespace) -> None:
     options = vars(parsed)
     enabled = options["algo.advantage.estimator"] == KTAE
     options["algo.ktae.enable"] = enabled
+    workers = options["algo.ktae.num_workers"]
+    if workers is not None and workers < 0:
+        raise BadOption(f"--algo.ktae.num_workers {workers}: give 0 (this process), a number of Ray tasks, or nothing")
     if enabled:
         samples = options["rollout.n_samples_per_prompt"]
         if samples < 2:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ POSITIONS_PER_THREAD = 200_000
 """Below this (about a millisecond of work) a further thread costs more than it saves."""
 CHUNKS_PER_THREAD = 4
 """Chunks of groups handed to each thread, so that uneven groups even out."""
+KEPT_FORMULAS = 64
+"""Configurations whose plain numbers are kept: reading them takes as long as a group's tokens."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,9 @@ def _filled(
         base = torch.from_numpy(base_B).to(torch.float32)[:, None]
         filled = torch.where(torch.from_numpy(batch.mask_BT).bool(), base, torch.zeros((), dtype=torch.float32))
         return filled.to(batch.device)
-    out_BT = torch.empty(batch.ids_BT.shape, dtype=torch.float32)
-    _run_groups(batch, base_B, config, excluded, out_BT.numpy(), threads)
-    return out_BT.to(batch.device)
+    out_BT = np.empty(batch.ids_BT.shape, dtype=np.float32)  # numpy asks for huge pages, torch does not
+    _run_groups(batch, base_B, config, excluded, out_BT, threads)
+    return torch.from_numpy(out_BT).to(batch.device)
 
 
 def _run_groups(
@@ -173,6 +176,7 @@ def _packed_tables(batch: Batch, config: KTAEConfig) -> tuple[NDArray[np.int64],
     return np.array([places[split] for split in splits], dtype=np.int64), np.concatenate(parts)
 
 
+@lru_cache(maxsize=KEPT_FORMULAS)
 def formula_of(config: KTAEConfig) -> Any:
     """The options that the compiled loops need, as plain numbers."""
     from openrlhf_ktae.ktae.compiled import Formula

@@ -12,9 +12,10 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
-from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values, top_key_tokens
+from openrlhf_ktae.ktae import KTAEConfig, top_key_tokens
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without, excluded_rollouts
+from openrlhf_ktae.trainer.ppo_utils.sharded_ktae import key_token_values
 
 
 class BrokenGroup(RuntimeError):
@@ -56,9 +57,9 @@ class KTAEExperienceMaker(RemoteExperienceMaker):
         group_ids_B = group_ids(experiences, self.args.rollout.n_samples_per_prompt)
         token_ids_BT = padded([e.sequences[:, 1:] for e in experiences])
         action_mask_BT = padded([e.action_mask for e in experiences]).bool()
-        values = compute_key_token_values(
-            token_ids_BT, action_mask_BT, scores_B, group_ids_B, self.config, tuple(self.tokenizer.all_special_ids)
-        )
+        special_ids = tuple(self.tokenizer.all_special_ids)
+        batch = (token_ids_BT, action_mask_BT, scores_B, group_ids_B)
+        values = key_token_values(*batch, self.config, special_ids, self.ktae.num_workers)
         values_BT = values.values_BT.to(torch.float32)
         advantages_BT = padded([e.advantages for e in experiences])
         if self.config.weight != 0 and not self.ktae.shadow:

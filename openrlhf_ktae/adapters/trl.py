@@ -1,0 +1,48 @@
+"""KTAE in TRL: `KTAEGRPOTrainer` in place of `GRPOTrainer`. Tested with trl 1.16.0, transformers 5.23.0, torch 2.13.0.
+
+Shapes: `B` completions of all processes, `T` positions of the longest one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
+
+
+class KTAEGRPOTrainer(GRPOTrainer):
+    """`GRPOTrainer` that adds K of each completion token to its advantages, which become (B, T).
+
+    Args:
+        ktae: options of KTAE; those of the paper when left out.
+        verifier: which reward function says whether a completion is correct, by its place in `reward_funcs`; what
+            the others return (format, length) does not. None from it is "unknown".
+    """
+
+    def __init__(self, *args: Any, ktae: KTAEConfig | None = None, verifier: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ktae, self.verifier = ktae or KTAEConfig(), verifier
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        self._special_ids = tuple(tokenizer.all_special_ids)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        rewards = super()._calculate_rewards(*args, **kwargs)  # of all processes, in the order of their ranks
+        self._scores_B = rewards[:, self.verifier]
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        ids, mask = output["completion_ids"], output["completion_mask"] * output.get("tool_mask", 1)
+        rows, positions = ids.shape
+        everyone = self.accelerator.pad_across_processes([ids, mask], dim=1)  # a group may span processes
+        ids_BT, mask_BT = self.accelerator.gather(everyone)
+        mode, samples = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
+        groups_B = torch.arange(len(ids_BT)) // samples
+        found = compute_key_token_values(ids_BT, mask_BT, self._scores_B, groups_B, self.ktae, self._special_ids)
+        first = self.accelerator.process_index * rows
+        output["advantages"] = output["advantages"][:, None] + found.values_BT[first : first + rows, :positions]
+        self._metrics[mode]["ktae/mixed_group_share"].append(found.mixed_groups / max(found.groups, 1))
+        return output

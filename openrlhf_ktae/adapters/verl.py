@@ -1,0 +1,57 @@
+"""KTAE in verl: `algorithm.adv_estimator=ktae`. Tested with verl 0.9.1, torch 2.13.0.
+
+Import this module in the process of the trainer, or set `VERL_USE_EXTERNAL_MODULES=openrlhf_ktae.adapters.verl`.
+Options of KTAE: replace `openrlhf_ktae.adapters.verl.options` before training. verl hands its estimators no token
+ids, so `compute_advantage` is wrapped to keep the batch at hand. verl's trainers that leave out the responses when they
+compute advantages (`verl.trainer.ppo.v1`) are refused.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import torch
+from verl.trainer.ppo import core_algos, ray_trainer
+
+from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
+
+options = KTAEConfig()
+special_token_ids: tuple[int, ...] = ()
+"""Ids that never get a value: the tokenizer's `all_special_ids`."""
+_batch: ContextVar[Any] = ContextVar("batch whose advantages are being computed")
+_host = ray_trainer.compute_advantage
+
+
+def compute_advantage(data: Any, *args: Any, **kwargs: Any) -> Any:
+    """Compute advantages as verl does, with the batch within reach of the estimator."""
+    token = _batch.set(data)
+    try:
+        return _host(data, *args, **kwargs)
+    finally:
+        _batch.reset(token)
+
+
+@core_algos.register_adv_est("ktae")
+def ktae_advantages(
+    token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: Any, config: Any = None, **_: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """GRPO's advantages plus K of each response token, (B, T), twice; correct is an `acc`, else a score, above 0."""
+    data = _batch.get(None)
+    if data is None or "responses" not in data.batch or "token_level_scores" not in data.batch:
+        raise RuntimeError("ktae needs responses and token_level_scores in the batch: use RayPPOTrainer")
+    by_std = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
+    base_BT, _ = core_algos.compute_grpo_outcome_advantage(
+        token_level_rewards, response_mask, index, norm_adv_by_std_in_grpo=by_std
+    )
+    acc_B = data.non_tensor_batch.get("acc")
+    scores_B = data.batch["token_level_scores"].sum(-1) if acc_B is None else np.asarray(acc_B, dtype=np.float64)
+    groups_B = np.unique(index, return_inverse=True)[1]
+    ids_BT = data.batch["responses"]
+    found = compute_key_token_values(ids_BT, response_mask, scores_B, groups_B, options, special_token_ids)
+    advantages_BT = base_BT + found.values_BT
+    return advantages_BT, advantages_BT
+
+
+ray_trainer.compute_advantage = compute_advantage

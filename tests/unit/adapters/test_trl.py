@@ -1,0 +1,106 @@
+"""The TRL adapter in real training of the quickstart's model; needs an environment with trl (see docs/ktae.md)."""
+
+import json
+
+import pytest
+import torch
+
+trl = pytest.importorskip(
+    "trl", reason="trl is absent: install trl==1.16.0 in an environment of its own (docs/ktae.md)"
+)
+
+from openrlhf_ktae.adapters.trl import KTAEGRPOTrainer  # noqa: E402
+from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values  # noqa: E402
+
+N = 4
+
+
+@pytest.fixture(scope="module")
+def parts(root):
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    folder = root / "examples/quickstart"
+    lines = (folder / "data/heldout.jsonl").read_text().splitlines()[:16]
+    rows = [json.loads(line) for line in lines]
+    data = Dataset.from_list([{"prompt": row["input"], "label": str(row["label"])} for row in rows])
+    return folder / "model", AutoTokenizer.from_pretrained(folder / "model"), data
+
+
+def correct(completions, label, **_):
+    """The verifier: the answer stands in the box."""
+    return [float(f"{{ {wanted} }}" in text) for text, wanted in zip(completions, label, strict=True)]
+
+
+def short(completions, **_):
+    """A reward that says nothing about being right."""
+    return [-0.01 * len(text) for text in completions]
+
+
+def trainer(parts, kind, tmp_path, rewards=(correct, short), options=None, **more):
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer, data = parts
+    settings = {
+        "output_dir": str(tmp_path), "per_device_train_batch_size": 8, "num_generations": N, "max_steps": 2,
+        "max_completion_length": 24, "learning_rate": 1e-3, "use_cpu": True, "bf16": False, "report_to": "none",
+        "logging_steps": 1, "save_strategy": "no", "seed": 3, "gradient_accumulation_steps": 2, "disable_tqdm": True,
+    }  # fmt: skip
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    made = kind(
+        model=loaded, reward_funcs=list(rewards), args=trl.GRPOConfig(**settings | (options or {})),
+        train_dataset=data, processing_class=tokenizer, **more,
+    )  # fmt: skip
+    batches = []
+    score = made._generate_and_score_completions
+    made._generate_and_score_completions = lambda inputs: batches.append(score(inputs)) or batches[-1]
+    made.train()
+    weights = torch.cat([parameter.detach().flatten() for parameter in loaded.parameters()])
+    return made, batches, weights
+
+
+@pytest.fixture(scope="module")
+def plain(parts, tmp_path_factory):
+    return trainer(parts, trl.GRPOTrainer, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def credited(parts, tmp_path_factory):
+    return trainer(parts, KTAEGRPOTrainer, tmp_path_factory.mktemp("ktae"))
+
+
+def test_the_first_batch_has_the_host_advantages_plus_k(plain, credited, parts):
+    host, ours = plain[1][0], credited[1][0]
+    assert torch.equal(host["completion_ids"], ours["completion_ids"])
+    ids, mask = ours["completion_ids"], ours["completion_mask"]
+    tokenizer = parts[1]
+    labels = {row["prompt"]: row["label"] for row in parts[2]}
+    prompts = tokenizer.batch_decode(ours["prompt_ids"], skip_special_tokens=True)
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    wanted = [next(label for prompt, label in labels.items() if prompt.strip() == p.strip()) for p in prompts]
+    scores = torch.tensor(correct(texts, wanted))
+    assert 0 < scores.sum() < len(scores)
+    groups = torch.tensor([sorted(set(prompts)).index(prompt) for prompt in prompts])
+    values = compute_key_token_values(ids, mask, scores, groups, None, tokenizer.all_special_ids).values_BT
+    assert values.any()
+    assert torch.equal(ours["advantages"], host["advantages"][:, None] + values)
+
+
+def test_training_takes_it_up_and_logs(plain, credited):
+    assert not torch.equal(plain[2], credited[2])
+    assert torch.isfinite(credited[2]).all()
+    assert all(0 <= line["ktae/mixed_group_share"] <= 1 for line in credited[0].state.log_history if "loss" in line)
+
+
+def test_weight_zero_trains_the_same_parameters_bit_for_bit(plain, parts, tmp_path):
+    _, _, weights = trainer(parts, KTAEGRPOTrainer, tmp_path, ktae=KTAEConfig(weight=0.0))
+    assert torch.equal(weights, plain[2])
+
+
+def test_correct_is_what_the_chosen_reward_function_says(credited, parts, tmp_path):
+    _, batches, _ = trainer(parts, KTAEGRPOTrainer, tmp_path, (short, correct), {"max_steps": 1}, verifier=1)
+    assert torch.equal(batches[0]["completion_ids"], credited[1][0]["completion_ids"])
+    torch.testing.assert_close(batches[0]["advantages"], credited[1][0]["advantages"])
+    _, other, _ = trainer(parts, KTAEGRPOTrainer, tmp_path, (short, correct), {"max_steps": 1}, verifier=0)
+    k = other[0]["advantages"] - other[0]["advantages"].gather(1, other[0]["completion_mask"].sum(1, keepdim=True) - 1)
+    assert not k[other[0]["completion_mask"].bool()].any(), "the length is never above 0: no completion is correct"
