@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 SPARES = 1  # warm workers beyond `workers`, so that a kill does not cost the next check a start-up (about 1 s)
 START_LIMIT_S = 60.0  # a worker that is not ready by then is killed
+MAX_DEATHS = 2  # of workers during one check
+MAX_DISPATCHES = 8  # of one check, where workers are killed before they begin it
 MAX_START_FAILURES = 3  # in a row; then waiting checks are answered `unknown` with the worker's traceback
 START_BACKOFF_S = 5.0  # pause after that many failures before workers are started again
 REAP_INTERVAL_S = 0.05  # how often a killed process is asked whether it is gone
@@ -47,7 +49,8 @@ class Job:
     timeout_s: float
     cpu_s: float
     future: Future = field(default_factory=Future)
-    deaths: int = 0
+    deaths: int = 0  # of workers that had begun this check
+    dispatches: int = 0
 
     def resolve(self, status: str, reason: str, detail: str = "") -> None:
         """Hand the verdict over, unless the caller has gone."""
@@ -61,6 +64,7 @@ class _Worker:
     deadline: float
     ready: bool = False
     job: Job | None = None
+    began: bool = False
     checks: int = 0
     buffer: bytearray = field(default_factory=bytearray)
 
@@ -256,7 +260,9 @@ class WorkerPool:
         while self._waiting and idle and busy < self._workers_wanted:
             worker, job = idle.pop(), self._waiting.popleft()
             worker.job, worker.deadline = job, time.monotonic() + job.timeout_s
+            worker.began = False
             worker.checks += 1
+            job.dispatches += 1
             busy += 1
             self._send(worker, job)
 
@@ -275,15 +281,17 @@ class WorkerPool:
         try:
             data = os.read(worker.process.stdout.fileno(), 65536)
             worker.buffer += data
-            message = decode_from(worker.buffer)
+            while worker in self._workers and (message := decode_from(worker.buffer)) is not None:
+                self._answered(worker, message)
         except (OSError, ValueError):
-            data, message = b"", None
+            data = b""
         if not data:
             self._lost(worker)
-        elif message is not None:
-            self._answered(worker, message)
 
     def _answered(self, worker: _Worker, message: dict[str, Any]) -> None:
+        if "began" in message:
+            worker.began = True
+            return
         worker.deadline = float("inf")
         if "ready" in message:
             self._started(worker, message)
@@ -319,7 +327,7 @@ class WorkerPool:
         if worker not in self._workers:
             return
         self.counts["died"] += 1
-        job, started = worker.job, worker.ready
+        job, started, began = worker.job, worker.ready, worker.began
         code = _exit_code(worker.process)
         self._remove(worker)
         if job is None:
@@ -328,11 +336,12 @@ class WorkerPool:
             return
         if code == -signal.SIGPROF:
             job.resolve("unknown", "cpu time limit")
-        elif job.deaths == 0:
-            job.deaths = 1
+            return
+        job.deaths += began
+        if job.deaths < MAX_DEATHS and job.dispatches < MAX_DISPATCHES:
             self._waiting.appendleft(job)
         else:
-            job.resolve("unknown", "worker died", f"twice, the last time with code {code}")
+            job.resolve("unknown", "worker died", f"{job.dispatches} times, the last time with code {code}")
 
     def _remove(self, worker: _Worker) -> None:
         """Kill and forget one worker; the process is reaped in a later step."""

@@ -102,6 +102,7 @@ def main() -> None:
     while True:
         (length,) = HEADER.unpack(_read_exactly(requests, HEADER.size))
         request = json.loads(_read_exactly(requests, length))
+        answers.write(encode({"began": request["id"]}))
         answers.write(encode(run_check(judge, request)))
 
 
