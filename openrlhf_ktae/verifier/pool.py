@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .graders import OWN
 from .protocol import decode_from, encode
 
 logger = logging.getLogger(__name__)
@@ -73,9 +74,9 @@ class _Worker:
         return self.ready and self.job is None
 
 
-def worker_command(memory_mb: int) -> list[str]:
+def worker_command(memory_mb: int, grader: str) -> list[str]:
     """Command line of a worker; `-P` keeps the current directory out of its import path."""
-    return [sys.executable, "-P", "-m", "openrlhf_ktae.verifier.worker", str(os.getpid()), str(memory_mb)]
+    return [sys.executable, "-P", "-m", "openrlhf_ktae.verifier.worker", str(os.getpid()), str(memory_mb), grader]
 
 
 def worker_environment() -> dict[str, str]:
@@ -107,7 +108,9 @@ os.register_at_fork(after_in_child=_reset_after_fork)
 class WorkerPool:
     """Runs jobs on `workers` processes. Starts nothing until `start` or the first `submit`."""
 
-    def __init__(self, workers: int, memory_mb: int, recycle_after: int) -> None:
+    def __init__(self, workers: int, memory_mb: int, recycle_after: int, grader: str = OWN) -> None:
+        """`grader` is a name of `graders.GRADERS`."""
+        self._grader = grader
         self._workers_wanted = workers
         self._memory_mb = memory_mb
         self._recycle_after = recycle_after
@@ -226,7 +229,7 @@ class WorkerPool:
         while len(self._workers) < self._workers_wanted + SPARES:
             try:
                 process = subprocess.Popen(
-                    worker_command(self._memory_mb),
+                    worker_command(self._memory_mb, self._grader),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,

@@ -289,7 +289,8 @@ class Asynchronous(Plain):
         return (await self.verifier.averify(rf"\\\\frac{{{n}}}{{7}}", rf"\\\\boxed{{\\\\frac{{{2*n}}}{{14}}}}")).status
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-actors = [ray.remote(num_cpus=0)(Plain).options(max_concurrency=4).remote(), ray.remote(num_cpus=0)(Asynchronous).remote()]
+made = [ray.remote(num_cpus=0, max_concurrency=4)(kind) for kind in (Plain, Asynchronous)]
+actors = [kind.remote() for kind in made]
 print(ray.get([actor.check.remote(n) for actor in actors for n in range(1, 9)]))
 ray.shutdown()
 """
