@@ -19,7 +19,7 @@ from .constants import GoldError
 
 PROSE_WORDS = 8  # a gold of more words is prose: other wordings of it cannot be judged
 Decision = tuple[str, str]
-_LABELLED_POINT = re.compile(r"[A-Z]'?(?:_\{?\w\}?)?\s*(\([^()=]*,[^()=]*\))")  # P(1, -2)
+_LABELLED_POINT = re.compile(r"[A-Z]'?(?:_\{?\w\}?)?\s*(\(([^()=]*),([^()=]*)\))")  # P(1, -2)
 _LIMIT = re.compile(
     r"\\(?:lim|sup|inf|int|iint|oint|max|min|limsup|liminf)(?![a-zA-Z])[^=]*(?:\{[^{}]*=[^{}]*\}[^=]*)?=([^=]*)"
 )
@@ -60,7 +60,7 @@ def readings(text: str) -> tuple[Value, ...]:
     found: list[Value] = []
     point = _LABELLED_POINT.fullmatch(text)
     if point is not None:
-        return readings(point[1])
+        return readings(point[1]) + (readings(f"\\binom{{{point[2]}}}{{{point[3]}}}") if text[0] == "C" else ())
     limit = _LIMIT.fullmatch(text)
     if limit is not None:
         return readings(limit[1])

@@ -24,7 +24,7 @@ def same_relation(gold: Value, answer: Value, renames: Renames, same: Compare) -
         if _is_list_of(gold, len(answer.sides) - 1) and set(answer.operators) == {"="}:
             return same(gold, Group("", _shared_value(answer)), renames)
         if set(answer.operators) <= EQUALITIES:
-            sides = _values_of(answer)
+            sides = _values_of(answer, quantities=True)
             if isinstance(gold, Scalar) and len(sides) == 1:
                 sides = [_remainder(sides[0])]
             return False if not sides else all_of(same(gold, side, renames) for side in sides)
@@ -52,10 +52,15 @@ def _shared_value(relation: Relation) -> tuple[Value, ...]:
     return tuple(Relation((side, relation.sides[-1]), ("=",), (name, None)) for side, name in pairs)
 
 
-def _values_of(relation: Relation) -> list[Value]:
-    """The sides of `x = … = 5` that are not mere names; all but the first if every side looks like a name."""
+def _values_of(relation: Relation, quantities: bool = False) -> list[Value]:
+    """The sides of `x = … = 5` that are not mere names; all but the first if every side looks like a name.
+
+    With `quantities`, `a + b = 5` states 5 as well.
+    """
     first_is_name = relation.names[0] is not None
-    if first_is_name or (_is_quantity(relation.sides[0]) and not any(map(_symbolic, relation.sides[1:]))):
+    if first_is_name or (
+        quantities and _is_quantity(relation.sides[0]) and not any(map(_symbolic, relation.sides[1:]))
+    ):
         return list(relation.sides[1:])
     if relation.names[-1] is not None and len(relation.sides) == 2 and not _symbolic(relation.sides[0]):
         return [relation.sides[0]]
@@ -136,6 +141,8 @@ def _same_equations(gold: Relation, answer: Relation, renames: Renames, positive
 
 
 def _same_inequalities(gold: Relation, answer: Relation, renames: Renames, same: Compare) -> Verdict:
+    if any(_names_conflict(g, a) for g, a in zip(gold.names, answer.names, strict=False) if g and a):
+        return False
     verdict = same_set(gold, answer)
     if verdict is not None:
         return verdict

@@ -42,11 +42,19 @@ def same_groups(gold: Value, answer: Value, renames: Renames, same: Compare) -> 
         return _same_ratio(gold, answer, renames, same)
     if kinds == {"mod"}:
         return _same_residue(gold, answer)
+    if kinds == {""} and _named_apart(gold) and not any(isinstance(item, Relation) for item in answer.items):
+        return all_of(same(g, a, renames) for g, a in zip(gold.items, answer.items, strict=True))
     if kinds <= {"", "{}"}:
         return match(gold.items, answer.items, lambda g, a: same(g, a, renames))
     if kinds in ({"()"}, {"", "()"}, {"[]"}) or (len(kinds) == 1 and gold.brackets == answer.brackets):
         return all_of(same(g, a, renames) for g, a in zip(gold.items, answer.items, strict=True))
     return False
+
+
+def _named_apart(group: Group) -> bool:
+    """`a = 1, b = 2`: the values of different things, whose order matters where the names are left out."""
+    names = [item.names[0].base if isinstance(item, Relation) and item.names[0] else "" for item in group.items]
+    return all(names) and len(set(names)) == len(names)
 
 
 def _same_residue(gold: Group, answer: Group) -> Verdict:

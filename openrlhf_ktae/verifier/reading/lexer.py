@@ -48,6 +48,9 @@ _UNIT_FRACTION = re.compile(
     r"(\\(?:text|mathrm|rm)\s*\{[^{}]{1,20}\}(?:\^\{?-?\d\}?)?)\s*\}"
 )
 _MODULO = re.compile(r"\\(?:mathrm|text|textrm|operatorname)\s*\{\s*mod\s*\}")
+_CHOOSE = re.compile(
+    r"(?:\{\s*\})?_\{?\s*(\d{1,5})\s*\}?\s*C\s*_\{?\s*(\d{1,5})\s*\}?|(?<![\w\\])C_\{?(\d{1,5})\}?\s*\^\{?(\d{1,5})\}?"
+)
 _DOTS = re.compile(r"(\d*)\.(\d{2,40})\s*(?:\.\.\.|\\(?:ldots|dots|cdots|dotsc)(?![a-zA-Z]))")
 _TOKEN = re.compile(
     r"(?P<space>\s+)"
@@ -71,7 +74,7 @@ _RELATION_COMMANDS = {
     **dict.fromkeys(("gt",), ">"),
     **dict.fromkeys(("cdot", "times", "ast"), "*"),
     **dict.fromkeys(("div",), "/"),
-    **dict.fromkeys(("vert", "lvert", "rvert", "mid"), "|"),
+    **dict.fromkeys(("vert", "lvert", "rvert", "mid", "Vert", "lVert", "rVert"), "|"),
     **dict.fromkeys(("lbrace",), "\\{"),
     **dict.fromkeys(("rbrace",), "\\}"),
     **dict.fromkeys(("lparen",), "("),
@@ -118,6 +121,7 @@ _CURRENCY = {"$": "dollar", "£": "pounds_sterling", "€": "euro", "¥": "yen",
 def tokenise(text: str, join_commas: bool) -> list[Token]:
     """Tokens of cleaned `text`. `join_commas` reads `1,250` as one number. Raises ReadError when there are too many."""
     text = _TIMES_TEN.sub(r" \\times 10^", text).replace("**", "^")
+    text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[3]}}}{{{m[2] or m[4]}}}", text)
     text = _MODULO.sub(r"\\mod ", text)
     text = _UNIT_FRACTION.sub(r"\1/\2", text)
     text = _MICRO.sub(r"\\text{ u\1}", text)

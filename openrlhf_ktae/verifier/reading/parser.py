@@ -31,7 +31,7 @@ def read(text: str, join_commas: bool = True, tight_division: bool = False) -> V
     numeral = _NUMERAL.fullmatch(text.replace(" ", ""))
     if numeral is not None and 10 < int(numeral[2]) <= 36:
         return Scalar(("based", numeral[1], int(numeral[2])))
-    tokens = tokenise(text, join_commas)
+    tokens = tokenise(text.removesuffix(".") if not text.endswith("..") else text, join_commas)
     while tokens and tokens[-1] in (("op", "."), ("op", "row")):
         tokens.pop()
     tokens = _after_introduction(tokens)

@@ -30,7 +30,7 @@ def test_another_value_is_wrong(verifier, convention):
 
 def test_every_gold_states_itself(verifier):
     golds = {gold for table in (EQUIVALENT, DIFFERENT) for pairs in table.values() for gold, _ in pairs}
-    assert mistakes(verifier, [(gold, gold) for gold in sorted(golds)], CORRECT) == []
+    assert mistakes(verifier, [(gold, gold) for gold in sorted(map(str, golds))], CORRECT) == []
 
 
 def test_verdicts_do_not_depend_on_the_order_of_the_checks(verifier):
