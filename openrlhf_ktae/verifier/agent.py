@@ -79,7 +79,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
         except Exception:
             detail = traceback.format_exc()
             logger.error("the verifier failed on the label %r:\n%s", label, detail)
-            return Verdict(UNKNOWN, "internal error", gold=str(label), detail=detail)
+            return Verdict(UNKNOWN, "internal error", gold=repr(label), detail=detail)
 
     def reward_fields(
         self, verdict: Verdict, reward: float, score: float, response: str, logs: dict[str, float]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .reading.clean import restore_escapes
+
 MAX_BOX = 65536  # characters; a box that does not close within them is taken as malformed
 PHRASE = "final answer is"
 PHRASE_WINDOW = 2000  # characters at the end of the response in which the phrase is looked for
@@ -31,6 +33,7 @@ class Extraction:
 
 def extract_answer(response: str, answer_format: str = "auto") -> Extraction:
     r"""The answer of a response. `answer_format`: `auto` (box, else tags, else phrase), `box` or `tags` alone."""
+    response = response.replace("\x08oxed", "\\boxed")  # a JSON reader took backslash and b for a control character
     if answer_format == "tags":
         return tagged(response) or Extraction(None, "no answer tag")
     if answer_format == "box" or "\\boxed" in response or "\\fbox" in response:
@@ -83,5 +86,5 @@ def stated(response: str) -> Extraction | None:
 
 
 def _found(content: str, otherwise: str) -> Extraction:
-    answer = content.strip()
+    answer = restore_escapes(content).strip()
     return Extraction(answer) if answer else Extraction(None, otherwise)

@@ -23,12 +23,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .graders import OWN
 from .protocol import decode_from, encode
 
 logger = logging.getLogger(__name__)
 
 SPARES = 1  # warm workers beyond `workers`, so that a kill does not cost the next check a start-up (about 1 s)
 START_LIMIT_S = 60.0  # a worker that is not ready by then is killed
+MAX_DEATHS = 2  # of workers during one check
+MAX_DISPATCHES = 8  # of one check, where workers are killed before they begin it
 MAX_START_FAILURES = 3  # in a row; then waiting checks are answered `unknown` with the worker's traceback
 START_BACKOFF_S = 5.0  # pause after that many failures before workers are started again
 REAP_INTERVAL_S = 0.05  # how often a killed process is asked whether it is gone
@@ -47,7 +50,8 @@ class Job:
     timeout_s: float
     cpu_s: float
     future: Future = field(default_factory=Future)
-    deaths: int = 0
+    deaths: int = 0  # of workers that had begun this check
+    dispatches: int = 0
 
     def resolve(self, status: str, reason: str, detail: str = "") -> None:
         """Hand the verdict over, unless the caller has gone."""
@@ -61,6 +65,7 @@ class _Worker:
     deadline: float
     ready: bool = False
     job: Job | None = None
+    began: bool = False
     checks: int = 0
     buffer: bytearray = field(default_factory=bytearray)
 
@@ -69,9 +74,9 @@ class _Worker:
         return self.ready and self.job is None
 
 
-def worker_command(memory_mb: int) -> list[str]:
+def worker_command(memory_mb: int, grader: str) -> list[str]:
     """Command line of a worker; `-P` keeps the current directory out of its import path."""
-    return [sys.executable, "-P", "-m", "openrlhf_ktae.verifier.worker", str(os.getpid()), str(memory_mb)]
+    return [sys.executable, "-P", "-m", "openrlhf_ktae.verifier.worker", str(os.getpid()), str(memory_mb), grader]
 
 
 def worker_environment() -> dict[str, str]:
@@ -103,7 +108,9 @@ os.register_at_fork(after_in_child=_reset_after_fork)
 class WorkerPool:
     """Runs jobs on `workers` processes. Starts nothing until `start` or the first `submit`."""
 
-    def __init__(self, workers: int, memory_mb: int, recycle_after: int) -> None:
+    def __init__(self, workers: int, memory_mb: int, recycle_after: int, grader: str = OWN) -> None:
+        """`grader` is a name of `graders.GRADERS`."""
+        self._grader = grader
         self._workers_wanted = workers
         self._memory_mb = memory_mb
         self._recycle_after = recycle_after
@@ -222,7 +229,7 @@ class WorkerPool:
         while len(self._workers) < self._workers_wanted + SPARES:
             try:
                 process = subprocess.Popen(
-                    worker_command(self._memory_mb),
+                    worker_command(self._memory_mb, self._grader),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
@@ -256,7 +263,9 @@ class WorkerPool:
         while self._waiting and idle and busy < self._workers_wanted:
             worker, job = idle.pop(), self._waiting.popleft()
             worker.job, worker.deadline = job, time.monotonic() + job.timeout_s
+            worker.began = False
             worker.checks += 1
+            job.dispatches += 1
             busy += 1
             self._send(worker, job)
 
@@ -275,15 +284,17 @@ class WorkerPool:
         try:
             data = os.read(worker.process.stdout.fileno(), 65536)
             worker.buffer += data
-            message = decode_from(worker.buffer)
+            while worker in self._workers and (message := decode_from(worker.buffer)) is not None:
+                self._answered(worker, message)
         except (OSError, ValueError):
-            data, message = b"", None
+            data = b""
         if not data:
             self._lost(worker)
-        elif message is not None:
-            self._answered(worker, message)
 
     def _answered(self, worker: _Worker, message: dict[str, Any]) -> None:
+        if "began" in message:
+            worker.began = True
+            return
         worker.deadline = float("inf")
         if "ready" in message:
             self._started(worker, message)
@@ -319,7 +330,7 @@ class WorkerPool:
         if worker not in self._workers:
             return
         self.counts["died"] += 1
-        job, started = worker.job, worker.ready
+        job, started, began = worker.job, worker.ready, worker.began
         code = _exit_code(worker.process)
         self._remove(worker)
         if job is None:
@@ -328,11 +339,12 @@ class WorkerPool:
             return
         if code == -signal.SIGPROF:
             job.resolve("unknown", "cpu time limit")
-        elif job.deaths == 0:
-            job.deaths = 1
+            return
+        job.deaths += began
+        if job.deaths < MAX_DEATHS and job.dispatches < MAX_DISPATCHES:
             self._waiting.appendleft(job)
         else:
-            job.resolve("unknown", "worker died", f"twice, the last time with code {code}")
+            job.resolve("unknown", "worker died", f"{job.dispatches} times, the last time with code {code}")
 
     def _remove(self, worker: _Worker) -> None:
         """Kill and forget one worker; the process is reaped in a later step."""

@@ -50,13 +50,20 @@ class RewardFile:
     async def grade(self, query: str, prompt: Any, label: Any) -> UserReward:
         """Reward of one rollout: the function gets lists of length one, as from the host."""
         loop = asyncio.get_running_loop()
-        call = loop.run_in_executor(self._threads, self._function, [query], [prompt], [label])
+        call = loop.run_in_executor(self._threads, self._call, query, prompt, label)
         try:
             return self._read(await asyncio.wait_for(asyncio.shield(call), self._timeout_s))
         except TimeoutError:
             return self._failed(f"reward_func took longer than {self._timeout_s} s")
         except Exception:
             return self._failed(traceback.format_exc())
+
+    def _call(self, query: str, prompt: Any, label: Any) -> Any:
+        """In a thread: not even `exit()` gets out of it as more than an error."""
+        try:
+            return self._function([query], [prompt], [label])
+        except SystemExit as error:
+            raise RuntimeError(f"reward_func raised {error!r}") from error
 
     def _read(self, result: Any) -> UserReward:
         if not isinstance(result, Mapping) or "rewards" not in result:

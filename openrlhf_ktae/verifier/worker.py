@@ -1,6 +1,6 @@
 """The process that runs symbolic checks: started fresh, limited, killable, dies with its parent.
 
-Run as `python -m openrlhf_ktae.verifier.worker PARENT_PID MEMORY_MB`. Requests come on stdin, answers go to the
+Run as `python -m openrlhf_ktae.verifier.worker PARENT_PID MEMORY_MB GRADER`. Requests come on stdin, answers go to the
 original stdout; whatever the libraries print goes to /dev/null.
 """
 
@@ -91,9 +91,9 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     try:
-        from .judging.judge import judge, warm_up
+        from .graders import load_grader
 
-        warm_up()
+        judge = load_grader(sys.argv[3])
         limit_process(int(sys.argv[2]))
     except Exception:
         answers.write(encode({"ready": False, "detail": traceback.format_exc(limit=8)}))
@@ -102,6 +102,7 @@ def main() -> None:
     while True:
         (length,) = HEADER.unpack(_read_exactly(requests, HEADER.size))
         request = json.loads(_read_exactly(requests, length))
+        answers.write(encode({"began": request["id"]}))
         answers.write(encode(run_check(judge, request)))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..reading.values import Matrix, Relation, Scalar, Text, Value
+from ..reading.values import Group, Matrix, Relation, Scalar, Text, Value
 from .relations import same_relation
 from .scalars import Renames, Verdict, same_scalar
 from .sets import is_set
 from .signs import plain
-from .structures import letters, same_groups, same_matrices, same_sets
+from .structures import letters, same_groups, same_matrices, same_sets, vector
 
 
 def same(gold: Value, answer: Value, renames: Renames = ()) -> Verdict:
@@ -21,6 +21,10 @@ def same(gold: Value, answer: Value, renames: Renames = ()) -> Verdict:
         return same_sets(gold, answer, same)
     if isinstance(gold, Text) or isinstance(answer, Text):
         return letters(gold) == letters(answer) if letters(gold) is not None else False
+    if isinstance(gold, Group) and isinstance(answer, Scalar):
+        answer = vector(answer, len(gold.items))
+    if isinstance(answer, Group) and isinstance(gold, Scalar):
+        gold = vector(gold, len(answer.items))
     if isinstance(gold, Scalar) and isinstance(answer, Scalar):
         return same_scalar(gold, answer, renames)
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):

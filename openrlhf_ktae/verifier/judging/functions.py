@@ -49,8 +49,9 @@ def _renames(
     if not extra or len(missing) != len(extra) or len(extra) > 4:
         return []
     others = gold_symbols & answer_symbols
-    if others and all(name in CONSTANTS for name in missing) and all(name in ARBITRARY for name in extra):
-        return [dict(zip(extra, missing, strict=True))]
+    for some, more in ((missing, extra), (extra, missing)):
+        if others and all(name in CONSTANTS for name in some) and all(name in ARBITRARY for name in more):
+            return [dict(zip(order, missing, strict=True)) for order in itertools.permutations(extra)]
     periodic = any(current == ("const", "pi") for current in walk(gold))
     if len(extra) == 1 and periodic and missing[0] in PARAMETERS and extra[0] in PARAMETERS:
         return [{extra[0]: missing[0]}]

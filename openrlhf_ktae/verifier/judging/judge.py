@@ -19,6 +19,10 @@ from .constants import GoldError
 
 PROSE_WORDS = 8  # a gold of more words is prose: other wordings of it cannot be judged
 Decision = tuple[str, str]
+_LABELLED_POINT = re.compile(r"[A-Z]'?(?:_\{?\w\}?)?\s*(\(([^()=]*),([^()=]*)\))")  # P(1, -2)
+_LIMIT = re.compile(
+    r"\\(?:lim|sup|inf|int|iint|oint|max|min|limsup|liminf)(?![a-zA-Z])[^=]*(?:\{[^{}]*=[^{}]*\}[^=]*)?=([^=]*)"
+)
 
 
 def warm_up() -> None:
@@ -54,6 +58,12 @@ def judge_one(gold: str, answer: str) -> Decision:
 def readings(text: str) -> tuple[Value, ...]:
     """The ways to read a text: commas in thousands or as separators, `a/bc` as (a/b)c or a/(bc). Empty: unreadable."""
     found: list[Value] = []
+    point = _LABELLED_POINT.fullmatch(text)
+    if point is not None:
+        return readings(point[1]) + (readings(f"\\binom{{{point[2]}}}{{{point[3]}}}") if text[0] == "C" else ())
+    limit = _LIMIT.fullmatch(text)
+    if limit is not None:
+        return readings(limit[1])
     for join_commas in (True, False) if has_comma_groups(text) else (True,):
         for tight_division in (False, True) if "/" in text else (False,):
             try:
@@ -89,6 +99,8 @@ def _ask_library(gold: str, answer: str, golds: tuple[Value, ...], answers: tupl
         return ("wrong", "answer unreadable") if golds else ("unknown", "gold unreadable")
     if library.too_heavy(answer):
         return "wrong", "answer not in closed form"
+    if "==" in answer:
+        return "wrong", "answer unreadable"
     accepted = library.accepts(gold, answer)
     if accepted is None:
         return ("wrong", "answer unreadable") if golds or library.parse(gold) else ("unknown", "gold unreadable")

@@ -5,13 +5,14 @@ Each function takes `same`, the comparison of values in general, because sides m
 
 from __future__ import annotations
 
-from ..reading.nodes import free_symbols
-from ..reading.values import Group, Name, Relation, Scalar, Value
+from ..reading.nodes import free_symbols, walk
+from ..reading.values import Group, Name, Node, Relation, Scalar, Value
 from .functions import same_equation
 from .scalars import Renames, Verdict
 from .sets import is_set, same_set
 from .structures import Compare, all_of, same_sets
 
+QUANTITIES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "abs", "max", "min", "gcd", "lcm"})
 EQUALITIES = frozenset({"=", "=mod"})
 
 
@@ -23,7 +24,9 @@ def same_relation(gold: Value, answer: Value, renames: Renames, same: Compare) -
         if _is_list_of(gold, len(answer.sides) - 1) and set(answer.operators) == {"="}:
             return same(gold, Group("", _shared_value(answer)), renames)
         if set(answer.operators) <= EQUALITIES:
-            sides = _values_of(answer)
+            sides = _values_of(answer, quantities=True)
+            if isinstance(gold, Scalar) and len(sides) == 1:
+                sides = [_remainder(sides[0])]
             return False if not sides else all_of(same(gold, side, renames) for side in sides)
         if set(answer.operators) <= EQUALITIES | {"~="}:
             return _same_approximation(gold, answer, renames, same)
@@ -49,14 +52,43 @@ def _shared_value(relation: Relation) -> tuple[Value, ...]:
     return tuple(Relation((side, relation.sides[-1]), ("=",), (name, None)) for side, name in pairs)
 
 
-def _values_of(relation: Relation) -> list[Value]:
-    """The sides of `x = … = 5` that are not mere names; all but the first if every side looks like a name."""
+def _values_of(relation: Relation, quantities: bool = False) -> list[Value]:
+    """The sides of `x = … = 5` that are not mere names; all but the first if every side looks like a name.
+
+    With `quantities`, `a + b = 5` states 5 as well.
+    """
     first_is_name = relation.names[0] is not None
-    if first_is_name:
+    if first_is_name or (
+        quantities and _is_quantity(relation.sides[0]) and not any(map(_symbolic, relation.sides[1:]))
+    ):
         return list(relation.sides[1:])
     if relation.names[-1] is not None and len(relation.sides) == 2 and not _symbolic(relation.sides[0]):
         return [relation.sides[0]]
     return list(relation.sides)
+
+
+def _remainder(value: Value) -> Value:
+    r"""`3 (mod 7)` as the number 3."""
+    return value.items[0] if isinstance(value, Group) and value.brackets == "mod" else value
+
+
+def _is_quantity(value: Value) -> bool:
+    r"""`a + b`, `abc`, `\frac{a}{b}`, `\cos A`, `f(2) + f(3)`: asked for as a whole, nothing to be solved for.
+
+    True for sums, products, quotients and powers of letters, two different ones at least, and for a function of one.
+    """
+    if not isinstance(value, Scalar):
+        return False
+    bases = [part for part in walk(value.node) if part[0] in ("sym", "app", "num", "fn")]
+    if any(part[0] == "num" and part not in _exponents(value.node) for part in bases):
+        return False
+    if any(part[0] == "fn" and part[1] in QUANTITIES for part in bases) and _symbolic(value):
+        return True
+    return len({part for part in bases if part[0] in ("sym", "app")}) > 1
+
+
+def _exponents(node: Node) -> list[Node]:
+    return [part[2] for part in walk(node) if part[0] == "pow"]
 
 
 def _symbolic(value: Value) -> bool:
@@ -109,6 +141,8 @@ def _same_equations(gold: Relation, answer: Relation, renames: Renames, positive
 
 
 def _same_inequalities(gold: Relation, answer: Relation, renames: Renames, same: Compare) -> Verdict:
+    if any(_names_conflict(g, a) for g, a in zip(gold.names, answer.names, strict=False) if g and a):
+        return False
     verdict = same_set(gold, answer)
     if verdict is not None:
         return verdict

@@ -25,6 +25,13 @@ FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 Predicate = Callable[[Any], bool]
 
 
+HALF_LINES = {  # operator and 0
+    **dict.fromkeys(("R^+", "R_+", "R_>0", "R^>0"), ">"),
+    **dict.fromkeys(("R_>=0", "R^>=0"), ">="),
+    **dict.fromkeys(("R^-", "R_-", "R_<0", "R^<0"), "<"),
+}
+
+
 @dataclass(frozen=True)
 class RealSet:
     """A predicate on the reals and the points at which it may change."""
@@ -89,6 +96,8 @@ def real_set(value: Value, intersect: bool = False) -> RealSet | None:
 
 def _read(value: Value, intersect: bool) -> RealSet | None:
     if isinstance(value, NumberSet):
+        if value.letter in HALF_LINES:
+            return _bound(HALF_LINES[value.letter], mpmath.mpf(0))
         known = {"R": True, "0": False}
         constant = known.get(value.letter)
         return None if constant is None else RealSet(lambda _: constant, ())

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 
-from ..reading.values import Group, Matrix, Node, NumberSet, Scalar, SetOperation, Text, Value
+from ..reading.nodes import free_symbols, replaced
+from ..reading.values import Group, Matrix, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
 from .exact import exact
 from .scalars import Renames, Verdict
 from .sets import same_set
@@ -37,13 +38,23 @@ def same_groups(gold: Value, answer: Value, renames: Renames, same: Compare) -> 
         return _same_finite_sets(gold.items, answer.items, renames, same)
     if len(gold.items) != len(answer.items):
         return False
+    if kinds == {":"}:
+        return _same_ratio(gold, answer, renames, same)
     if kinds == {"mod"}:
         return _same_residue(gold, answer)
+    if kinds == {""} and _named_apart(gold) and not any(isinstance(item, Relation) for item in answer.items):
+        return all_of(same(g, a, renames) for g, a in zip(gold.items, answer.items, strict=True))
     if kinds <= {"", "{}"}:
         return match(gold.items, answer.items, lambda g, a: same(g, a, renames))
     if kinds in ({"()"}, {"", "()"}, {"[]"}) or (len(kinds) == 1 and gold.brackets == answer.brackets):
         return all_of(same(g, a, renames) for g, a in zip(gold.items, answer.items, strict=True))
     return False
+
+
+def _named_apart(group: Group) -> bool:
+    """`a = 1, b = 2`: the values of different things, whose order matters where the names are left out."""
+    names = [item.names[0].base if isinstance(item, Relation) and item.names[0] else "" for item in group.items]
+    return all(names) and len(set(names)) == len(names)
 
 
 def _same_residue(gold: Group, answer: Group) -> Verdict:
@@ -94,6 +105,35 @@ def _same_finite_sets(gold: Sequence[Value], answer: Sequence[Value], renames: R
     return forth if forth is not True else all_of(inside(item, gold, True) for item in answer)
 
 
+def vector(value: Value, size: int) -> Value:
+    """`2i - j` in unit vectors as the tuple of its components; any other value as it is."""
+    if not isinstance(value, Scalar) or not 2 <= size <= 3:
+        return value
+    basis = ("hat_i", "hat_j", "hat_k")[:size]
+    present = free_symbols(value.node) & {"hat_i", "hat_j", "hat_k"}
+    if not present or not present <= set(basis):
+        return value
+
+    def component(name: str) -> Scalar:
+        def chosen(part: Node) -> Node | None:
+            if part[0] != "sym" or part[1] not in basis:
+                return None
+            return ("num", Fraction(int(part[1] == name)), "")
+
+        return Scalar(replaced(value.node, chosen))
+
+    return Group("()", tuple(component(name) for name in basis))
+
+
+def _same_ratio(gold: Group, answer: Group, renames: Renames, same: Compare) -> Verdict:
+    """`1:2:3` is `2:4:6`: the terms are proportional."""
+    g, a = gold.items[0].node, answer.items[0].node
+    return all_of(
+        same(Scalar(("mul", x.node, a)), Scalar(("mul", y.node, g)), renames)
+        for x, y in zip(gold.items, answer.items, strict=True)
+    )
+
+
 def same_matrices(gold: Value, answer: Value, renames: Renames, same: Compare) -> Verdict:
     """Matrices entry by entry; a tuple counts as a column."""
     gold_rows, answer_rows = rows(gold), rows(answer)
@@ -109,9 +149,15 @@ def rows(value: Value) -> list[tuple[Value, ...]] | None:
         if len(value.rows) == 1 and len(value.rows[0]) > 1:
             return [value.rows[0]]
         return list(value.rows)
+    if isinstance(value, Group) and value.brackets == "[]" and all(_is_row(item) for item in value.items):
+        return [item.items for item in value.items if isinstance(item, Group)]
     if isinstance(value, Group) and _kind(value) == "()":
         return [(item,) for item in value.items]
     return None
+
+
+def _is_row(value: Value) -> bool:
+    return isinstance(value, Group) and value.brackets == "[]"
 
 
 def same_sets(gold: Value, answer: Value, same: Compare) -> Verdict:
@@ -119,6 +165,7 @@ def same_sets(gold: Value, answer: Value, same: Compare) -> Verdict:
     verdict = same_set(gold, answer)
     if verdict is not None:
         return verdict
+    gold, answer = _as_interval(gold), _as_interval(answer)
     if isinstance(gold, SetOperation) and isinstance(answer, SetOperation) and gold.operator == answer.operator:
         straight = all_of((same(gold.left, answer.left, ()), same(gold.right, answer.right, ())))
         if straight is True or gold.operator == "setminus":
@@ -130,6 +177,30 @@ def same_sets(gold: Value, answer: Value, same: Compare) -> Verdict:
     if gold in empty or answer in empty:
         return gold in empty and answer in empty
     return False if type(gold) is not type(answer) else None
+
+
+def _as_interval(value: Value) -> Value:
+    r"""`x \le a`, `a < x < b` as the interval; any other value as it is."""
+    if not isinstance(value, Relation) or not set(value.operators) <= {"<", "<=", ">", ">="}:
+        return value
+    sides, operators = value.sides, value.operators
+    if operators[0][0] == ">":
+        sides, operators = sides[::-1], tuple(operator.replace(">", "<") for operator in operators[::-1])
+    at = _variable(sides)
+    if at is None or len({operator[0] for operator in operators}) > 1:
+        return value
+    low: Value = Scalar(("neg", ("const", "inf"))) if at == 0 else sides[at - 1]
+    high: Value = Scalar(("const", "inf")) if at == len(sides) - 1 else sides[at + 1]
+    closed_low, closed_high = at > 0 and operators[at - 1] == "<=", at < len(operators) and operators[at] == "<="
+    return Group("(["[closed_low] + ")]"[closed_high], (low, high))
+
+
+def _variable(sides: Sequence[Value]) -> int | None:
+    """Which side is the unknown of an inequality: a letter, x before others where there are several."""
+    letters_at = {side.node[1]: i for i, side in enumerate(sides) if isinstance(side, Scalar) and side.node[0] == "sym"}
+    if len(letters_at) == 1:
+        return next(iter(letters_at.values()))
+    return next((letters_at[name] for name in "xyztw" if name in letters_at), None)
 
 
 def letters(value: Value) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 from .cursor import Cursor
 from .lexer import ReadError
 from .notation import CLOSING_COMMANDS, SYMBOLS, TEMPERATURES
-from .values import Matrix, Node, Scalar, Value
+from .values import Group, Matrix, Node, Scalar, Value
 
 MAX_DIGITS = 4000  # of one literal; Python converts no more than 4,300 digits by default
 MAX_EXPONENT = 5000  # of e-notation
@@ -95,8 +95,8 @@ class Arithmetic(Cursor):
                 value = _scaled(value, right) if isinstance(right, Matrix) else ("mul", value, self.node(right))
             elif self.accept("/"):
                 value = ("div", value, self._divisor())
-            elif self.accept(":"):
-                value = ("fn", "ratio", value, self.node(self.unary()))
+            elif self.peek() == ("op", ":") or (self.peek() == ("word", "to") and self.peek(1)[0] == "num"):
+                return self._ratio(value)
             elif self.peek() == ("cmd", "begin"):
                 return _scaled(value, self.matrix())
             elif self.starts_atom() and not (value[0] == "deg" and self.peek()[1] in TEMPERATURES):
@@ -104,6 +104,16 @@ class Arithmetic(Cursor):
             else:
                 break
         return value
+
+    def _ratio(self, first: Node) -> Any:
+        """`a : b` is their quotient; three terms and more are a group of their own."""
+        terms = [first]
+        while len(terms) < MAX_TERMS and (self.accept(":") or self.peek() == ("word", "to")):
+            self.position += self.peek() == ("word", "to")
+            terms.append(self.node(self.unary()))
+        if len(terms) == 2:
+            return ("fn", "ratio", *terms)
+        return Group(":", tuple(Scalar(term) for term in terms))
 
     def _divisor(self) -> Node:
         """What a slash divides by: one factor, or with `tight_division` all factors that follow, up to a bracket."""
@@ -134,6 +144,8 @@ class Arithmetic(Cursor):
         """True if the next token can begin a factor."""
         kind, value = self.peek()
         if kind == "op":
+            if value == "(" and self.peek(1) == ("cmd", "mod"):
+                return False
             return value in OPENING or (value == "|" and self.bars == 0)
         return kind in ("num", "sym") or (kind == "cmd" and value not in CLOSING_COMMANDS)
 

@@ -28,7 +28,11 @@ _CHARACTERS = {
     **dict.fromkeys("〉⟩", r"\rangle "),
     **dict.fromkeys("，、", ","),
     **dict.fromkeys("∖", r"\setminus "),
+    **dict.fromkeys("“”„‟", '"'),
     "″": "''",
+    "¢": r"\text{ cents}",
+    "µ": r"\mu ",
+    "Ω": r"\Omega ",
     "÷": "/",
     "⁄": "/",
     "∕": "/",
@@ -78,36 +82,67 @@ for _index, _name in enumerate(_GREEK):
 _TRANSLATION = {ord(key): value for key, value in _CHARACTERS.items()}
 
 _THOUSANDS = re.compile(r"(?<=\d)(?:,\s*\\!|\{\s*,\s*\}|\\[,;:!> ]|~)\s*(?=\d{3}(?!\d))")
+_APOSTROPHES = re.compile(r"(?<![\d.])\d{1,3}(?:'\d{3})+(?![\d'])")
 _BRACED_SIGN = re.compile(r"\{\s{0,4}([-:=+<>])\s{0,4}\}")
 _SEPARATE_MATHS = re.compile(r"\$\s*([,;])\s*\$")
 _NEUTRAL = re.compile(
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathopen|mathclose|mathrel"
+    r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathopen|mathclose|mathrel"
     r"|boxed|fbox|quad|qquad|thinspace|medspace|thickspace|enspace|space|hfill|negthinspace|nobreak"
-    r"|allowbreak|rm|bf|it|sf|tt|strut|par|noindent|hspace\*?\{[^{}]{0,40}\}|[vh]?phantom\{[^{}]{0,40}\}"
-    r"|label\{[^{}]{0,40}\}|tag\{[^{}]{0,40}\})(?![a-zA-Z])|\\[,;:!>]|(?<!\\)\\(?=\s)|(?<!\\)~"
+    r"|allowbreak|rm|bf|it|sf|tt|strut|par|noindent|tiny|small|normalsize|large|Large|LARGE|huge|Huge|ensuremath"
+    r"|checkmark|blacksquare|qed|mathdollar|textdollar|therefore|because|centering|hspace\*?\{[^{}]{0,40}\}|[vh]?phantom\{[^{}]{0,40}\}"
+    r"|label\{[^{}]{0,40}\}|tag\{[^{}]{0,40}\})(?![a-zA-Z])|\\[,;:!>]|(?<!\\)\\(?=\s|$)|(?<!\\)~"
 )
+_LEADING_SIGN = re.compile(
+    r"^\s*(?:=(?![=<>])|:(?!=)|\\(?:Rightarrow|implies|Longrightarrow|to|sim)(?![a-zA-Z]))\s*(?=\S)"
+)
+_ROMAN = re.compile(r"\{\s*\\rm(?![a-zA-Z])[\s~\\]*([a-zA-Z/ .]{1,40})\}")
+_BRACKETED_UNIT = re.compile(
+    r"(?<=\d)\s*[(\[{]\s*(\\(?:text|mathrm|mbox|textrm)\s*\{[^{}0-9]{1,40}\}(?:\^\{?-?\d\}?)?)\s*[)\]}]\s*$"
+)
+_BRACKETED_REMARK = re.compile(r"(?<=[\d} ])\s*\\(text|mathrm|mbox|textrm)\s*\{\s*\(([a-zA-Z ^/]{1,40})\)\s*\}\s*$")
 _NULL_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
-_COLOUR = re.compile(r"\\(?:text)?color\s*(?:\[[^\]]{0,20}\])?\s{0,9}\{[^{}]{0,40}\}")
+_COLOUR = re.compile(r"\\(?:text)?color(?:box)?\s*(?:\[[^\]]{0,20}\])?\s{0,9}\{[^{}]{0,40}\}")
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],;!])")
+
+
+_EATEN = re.compile(
+    "\x0c(?=rac)|\x08(?=oxed|inom|ar|eta|egin)|\t(?=ext|imes|heta|an(?![a-z])|frac|riangle|au)|\r(?=ight|angle|ho)"
+)
+_ESCAPES = {"\x0c": r"\f", "\x08": r"\b", "\t": r"\t", "\r": r"\r"}
+_INTRODUCTION = re.compile(
+    r"^(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is\s*:?|\s*[:=])\s*(?=\S)",
+    re.IGNORECASE,
+)
+
+
+def restore_escapes(text: str) -> str:
+    r"""Commands whose backslash and first letter a JSON reader took for a control character: `\f` + `rac`."""
+    return _EATEN.sub(lambda eaten: _ESCAPES[eaten.group()], text)
 
 
 def clean(text: str) -> str:
     r"""One spelling for look-alikes: `½` -> `\frac{1}{2}`, `−` -> `-`, `７` -> `7`, `\left(` -> `(`."""
+    text = _INTRODUCTION.sub("", restore_escapes(text))
     text = _INVISIBLE.sub("", text)
     if not text.isascii():
         text = _ascii(text)
     if "\\\\" in text:
         text = _halve_backslashes(text)
     text = _SEPARATE_MATHS.sub(r" \1 ", text)
+    if "'" in text:
+        text = _APOSTROPHES.sub(lambda number: number.group().replace("'", ""), text)
+    text = _LEADING_SIGN.sub("", text)
     if "{" in text:
         text = _THOUSANDS.sub("", text)
         text = _BRACED_SIGN.sub(r"\1", text)
     if "\\" in text or "~" in text:
         text = _THOUSANDS.sub("", text)
         text = _COLOUR.sub(" ", text)
+        text = _ROMAN.sub(r"\\text{ \1}", text)
         text = _NULL_DELIMITER.sub(" ", text)
         text = _NEUTRAL.sub(" ", text)
-    text = text.strip()
+        text = _BRACKETED_UNIT.sub(r" \1", _BRACKETED_REMARK.sub(r"\\\1{ \2}", text))
+    text = text.strip().removeprefix("\\\\").strip()
     return text[2:-2] if len(text) > 4 and text.startswith("**") and text.endswith("**") else text
 
 

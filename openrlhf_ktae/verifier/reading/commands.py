@@ -8,7 +8,7 @@ from typing import Any
 
 from .arithmetic import Arithmetic, number
 from .lexer import ReadError
-from .notation import ACCENTS, FUNCTIONS, INVERSE, LIST_FUNCTIONS, MATRICES, NUMBER_SETS, SYMBOLS
+from .notation import ACCENTS, FUNCTIONS, INVERSE, LIST_FUNCTIONS, MATRICES, NUMBER_SETS, SYMBOLS, UNIT_VECTORS
 from .values import Group, Matrix, Node, NumberSet, Scalar, Value
 
 MINUS_ONE: Node = ("neg", ("num", Fraction(1), "1"))
@@ -109,8 +109,11 @@ class Commands(Arithmetic):
         mark = self.accept("^", "_")
         return NumberSet(letter if mark is None else letter + mark + self.skip_argument())
 
-    def _transparent(self, name: str) -> Any:
-        return self.atom()
+    def _bold(self, name: str) -> Any:
+        """Bold letters are the letters; i, j, k are the unit vectors."""
+        value = self.atom()
+        letter = value[1] if isinstance(value, tuple) and value[0] in ("sym", "const") else ""
+        return ("sym", UNIT_VECTORS[letter]) if letter in UNIT_VECTORS else value
 
     def _matrix(self, name: str) -> Matrix:
         r"""`\begin{pmatrix} … \end{pmatrix}`; other environments are not read."""
@@ -151,13 +154,15 @@ class Commands(Arithmetic):
         "prod": _series,
         "mathbb": _number_set,
         "emptyset": _number_set,
-        "bold": _transparent,
+        "bold": _bold,
         "begin": _matrix,
     }
 
     def accent(self, name: str) -> Node:
         r"""`\dot{x}`, `\overline{AB}`: a symbol of its own; dots are derivatives."""
         letters = _letters(self.argument())
+        if name == "hat" and letters in UNIT_VECTORS:
+            return ("sym", UNIT_VECTORS[letters])
         return ("sym", letters + {"dot": "'", "ddot": "''"}[name] if "dot" in name else f"{name}_{letters}")
 
     def function(self, name: str) -> Node:
@@ -170,8 +175,11 @@ class Commands(Arithmetic):
             base = self.argument()
         if name in INVERSE and power == MINUS_ONE:
             name, power = INVERSE[name], None
+        bracketed = self.peek() == ("op", "(")
         argument = self._function_argument()
         node: Node = ("fn", name, argument) if base is None else ("fn", "logbase", argument, base)
+        if bracketed and power is None and self.accept("^"):
+            power = self.exponent()
         return node if power is None else ("pow", node, power)
 
     def _list_function(self, name: str) -> Node:
@@ -184,8 +192,9 @@ class Commands(Arithmetic):
         r"""`(…)` alone, else the factors up to the next sign, function or bracket: `\sin 2t`."""
         self.deeper()
         if self.peek() in (("op", "("), ("op", "["), ("op", "{")):
+            opener = self.peek()[1]
             argument = self.postfix(self.node(self.atom()))
-            if self.accept("^"):
+            if opener != "(" and self.accept("^"):
                 argument = ("pow", argument, self.exponent())
         else:
             negative = self.accept("-") is not None

@@ -23,7 +23,9 @@ _TIMES_TEN = re.compile(r"(?<=\d)\s*[xX*]\s*10\s*\^")
 _SPACED_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d ])")
 _COMMA_GROUPS = re.compile(r"(?<![\d.])(?<!\d,)[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _DECIMAL_COMMA = re.compile(r"(?<=\d)\{\s*,\s*\}(?=\d)")
-_DEGREE = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])|\\circ(?![a-zA-Z])")
+_DEGREE = re.compile(
+    r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|(?<=\d)\s*\^\s*(?:\{\s*)?(?:\\(?:text|mathrm)\{\s*)?o(?![a-zA-Z])\s*\}{0,2}|\\degree(?![a-zA-Z])|\\circ(?![a-zA-Z])"
+)
 _PRIMES = re.compile(r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|(\\prime)(?![a-zA-Z]))")
 _ORDINAL = re.compile(
     r"(?<=\d)\s*(?:\^\s*)?(?:\{\s*)?(?:\\(?:text|mathrm|textrm|rm|textsuperscript)\s*\{\s*)?(?:st|nd|rd|th)(?![a-zA-Z])\s*\}{0,2}"
@@ -34,7 +36,20 @@ _BASE = re.compile(
 _BASE_WORD = re.compile(r"_\s*\{?\s*\\text\s*\{\s*([a-z]{2,9})\s*\}\s*\}?")
 _ARC = re.compile(r"(?<=\d)\s*('{1,2})(?!')")
 _REPEATING = re.compile(
-    r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot|overbar)\s*\{(\d{1,40})\}|\\dot\s*(\d)|\((\d{1,40})\)(?=$|[^\d]))"
+    r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot|overbar)\s*\{(\d{1,40})\}|\\(?:dot|bar|overline)\s*(\d)"
+    r"|\((\d{1,40})\)(?=$|[^\d]))"
+)
+_DOTTED_PERIOD = re.compile(r"\\dot\s*\{?(\d)\}?(\d{0,30})\\dot\s*\{?(\d)\}?")
+_MINUTES = re.compile(r"(\d{1,3})\s*\\degrees\s*(\d{1,2})\s*'(?:\s*(\d{1,2})\s*'')?(?!')")
+_MICRO = re.compile(r"\\mu\s*(?:\\(?:text|mathrm|rm)\s*\{\s*)([a-zA-Z]{1,3})\s*\}")
+_OHM = re.compile(r"(?<=[\d}])\s*(?:\\(?:mathrm|text)\{\s*)?\\Omega\s*\}?\s*$")
+_UNIT_FRACTION = re.compile(
+    r"\\[dt]?frac\s*\{\s*(\\(?:text|mathrm|rm)\s*\{[^{}]{1,20}\}[^{}]{0,9})\}\s*\{\s*"
+    r"(\\(?:text|mathrm|rm)\s*\{[^{}]{1,20}\}(?:\^\{?-?\d\}?)?)\s*\}"
+)
+_MODULO = re.compile(r"\\(?:mathrm|text|textrm|operatorname)\s*\{\s*mod\s*\}")
+_CHOOSE = re.compile(
+    r"(?:\{\s*\})?_\{?\s*(\d{1,5})\s*\}?\s*C\s*_\{?\s*(\d{1,5})\s*\}?|(?<![\w\\])C_\{?(\d{1,5})\}?\s*\^\{?(\d{1,5})\}?"
 )
 _DOTS = re.compile(r"(\d*)\.(\d{2,40})\s*(?:\.\.\.|\\(?:ldots|dots|cdots|dotsc)(?![a-zA-Z]))")
 _TOKEN = re.compile(
@@ -54,12 +69,12 @@ _RELATION_COMMANDS = {
     **dict.fromkeys(("le", "leq", "leqslant", "leqq"), "<="),
     **dict.fromkeys(("ge", "geq", "geqslant", "geqq"), ">="),
     **dict.fromkeys(("ne", "neq"), "!="),
-    **dict.fromkeys(("approx", "approxeq", "simeq", "thickapprox"), "~="),
+    **dict.fromkeys(("approx", "approxeq", "simeq", "thickapprox", "doteq"), "~="),
     **dict.fromkeys(("lt",), "<"),
     **dict.fromkeys(("gt",), ">"),
     **dict.fromkeys(("cdot", "times", "ast"), "*"),
     **dict.fromkeys(("div",), "/"),
-    **dict.fromkeys(("vert", "lvert", "rvert", "mid"), "|"),
+    **dict.fromkeys(("vert", "lvert", "rvert", "mid", "Vert", "lVert", "rVert"), "|"),
     **dict.fromkeys(("lbrace",), "\\{"),
     **dict.fromkeys(("rbrace",), "\\}"),
     **dict.fromkeys(("lparen",), "("),
@@ -105,9 +120,15 @@ _CURRENCY = {"$": "dollar", "£": "pounds_sterling", "€": "euro", "¥": "yen",
 
 def tokenise(text: str, join_commas: bool) -> list[Token]:
     """Tokens of cleaned `text`. `join_commas` reads `1,250` as one number. Raises ReadError when there are too many."""
-    text = _TIMES_TEN.sub(r" \\times 10^", text)
+    text = _TIMES_TEN.sub(r" \\times 10^", text).replace("**", "^")
+    text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[3]}}}{{{m[2] or m[4]}}}", text)
+    text = _MODULO.sub(r"\\mod ", text)
+    text = _UNIT_FRACTION.sub(r"\1/\2", text)
+    text = _MICRO.sub(r"\\text{ u\1}", text)
+    text = _OHM.sub(r"\\text{ ohm}", text)
     text = _ORDINAL.sub(" ", text)
     text = _DEGREE.sub("\\\\degrees ", text)
+    text = _MINUTES.sub(_sexagesimal, text)
     text = _PRIMES.sub(lambda m: "'" * (m.group().count("prime")), text)
     text = _BASE.sub(lambda m: f"_{{{NUMBER_WORDS.get(m[1], m[1])}}}", text)
     text = _BASE_WORD.sub(lambda m: f"_{{{NUMBER_WORDS[m[1]]}}}" if m[1] in NUMBER_WORDS else m.group(), text)
@@ -116,6 +137,7 @@ def tokenise(text: str, join_commas: bool) -> list[Token]:
     if join_commas:
         text = _COMMA_GROUPS.sub(lambda m: m.group().replace(",", ""), text)
     text = _DECIMAL_COMMA.sub(".", text)
+    text = _DOTTED_PERIOD.sub(r"\\overline{\1\2\3}", text)
     text = _REPEATING.sub(_repeating, text)
     text = _DOTS.sub(_dots, text)
     tokens: list[Token] = []
@@ -209,7 +231,8 @@ def _text_argument(text: str, position: int, command: str, tokens: list[Token]) 
     content = text[position + 1 : end - 1]
     after_number = _ends_value(tokens)
     letter = content.strip()
-    if command in ("mathrm", "mathit", "operatorname", "mathsf", "mathtt") and len(letter) == 1 and not after_number:
+    upright = command in ("mathrm", "mathit", "operatorname", "mathsf", "mathtt") and len(letter) == 1
+    if upright and (not after_number or letter in "ie"):
         tokens.extend([("sym", letter)] if letter.isalpha() else [])
         return end
     if letter in FUNCTION_NAMES and not (after_number and letter in UNITS):
@@ -240,6 +263,12 @@ def _scan_words(content: str, tokens: list[Token]) -> None:
             tokens.extend(_convert(match.lastgroup or "", match, tokens))
         if len(tokens) > MAX_TOKENS:
             raise ReadError("too many tokens")
+
+
+def _sexagesimal(match: re.Match[str]) -> str:
+    """`22^\\circ 30'` as degrees."""
+    seconds = 3600 * int(match[1]) + 60 * int(match[2]) + int(match[3] or 0)
+    return f"\\rational{{{seconds}}}{{3600}}\\degrees "
 
 
 def _repeating(match: re.Match[str]) -> str:

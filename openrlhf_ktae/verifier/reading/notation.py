@@ -12,6 +12,7 @@ FUNCTIONS = LIST_FUNCTIONS | frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth arcsinh arccosh arctanh ln log lg "
     "exp".split()
 )
+UNIT_VECTORS = {"i": "hat_i", "j": "hat_j", "k": "hat_k", "imath": "hat_i", "jmath": "hat_j"}
 INVERSE = {name: "arc" + name for name in ("sin", "cos", "tan", "cot", "sinh", "cosh", "tanh")}
 BRACKET_PAIRS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",)}
 TEMPERATURES = {"C": "celsius", "F": "fahrenheit", "K": "kelvin"}

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 
-from .lexer import ReadError, tokenise
+from .lexer import ReadError, Token, tokenise
 from .structure import Structure
 from .values import Scalar, Value
-from .words import is_word
+from .words import CHANGING, CONDITION_STARTS, CONNECTIVES, OPENERS, is_word
 
 _PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _OUTWARD_INTERVAL = re.compile(r"^(?:\s*[a-z]\s*\\in)?\s*\]|\[\s*$")
@@ -31,12 +31,27 @@ def read(text: str, join_commas: bool = True, tight_division: bool = False) -> V
     numeral = _NUMERAL.fullmatch(text.replace(" ", ""))
     if numeral is not None and 10 < int(numeral[2]) <= 36:
         return Scalar(("based", numeral[1], int(numeral[2])))
-    tokens = tokenise(text, join_commas)
+    tokens = tokenise(text.removesuffix(".") if not text.endswith("..") else text, join_commas)
     while tokens and tokens[-1] in (("op", "."), ("op", "row")):
         tokens.pop()
+    tokens = _after_introduction(tokens)
     if not tokens:
         raise ReadError("empty")
     return Structure(tokens, tight_division).whole()
+
+
+def _after_introduction(tokens: list[Token]) -> list[Token]:
+    r"""What a sentence says: `\text{The value of } x \text{ is } 9` -> 9, `\text{Therefore, } x = 9` -> x = 9."""
+    if tokens[:1] and tokens[0][0] == "word" and tokens[0][1].lower() in OPENERS:
+        tokens = tokens[1 + (tokens[1:2] == [("op", ",")]) :]
+    verbs = [i for i, (kind, word) in enumerate(tokens) if kind == "word" and word.lower() in ("is", "are", "equals")]
+    if not verbs or not 0 < verbs[0] < len(tokens) - 1 or len(verbs) > 1:
+        return tokens
+    before = tokens[: verbs[0]]
+    words = {word.lower() for kind, word in before if kind == "word"}
+    if not words or words & (CHANGING | CONNECTIVES | CONDITION_STARTS) or ("op", ",") in before:
+        return tokens
+    return tokens[verbs[0] + 1 :]
 
 
 def _outward_intervals(text: str) -> str:

@@ -10,7 +10,16 @@ from .lexer import ReadError, Token
 from .notation import CURRENCIES, RELATIONS, TEMPERATURES
 from .units import DEGREE, PERCENT, read_unit
 from .values import Node, Scalar, SetOperation, Text, Unit, Value
-from .words import CONDITION_STARTS, CONDITION_WORDS, CONNECTIVES, FILLERS, NUMBER_WORDS, phrase, spoken_number
+from .words import (
+    CONDITION_STARTS,
+    CONDITION_WORDS,
+    CONNECTIVES,
+    FILLERS,
+    MULTIPLIERS,
+    NUMBER_WORDS,
+    phrase,
+    spoken_number,
+)
 
 
 class Sides(Commands):
@@ -25,15 +34,30 @@ class Sides(Commands):
         unit = self._currency()
         if self.at_word():
             return self._words()
-        value = self.set_expression()
+        value = self._multiplied(self.set_expression())
         in_degrees = isinstance(value, tuple) and peel(value)[0] == "deg" and self.peek()[1] in TEMPERATURES
-        if unit is None and self.at_word() and not in_degrees:
-            unit = self._unit()
+        if self.at_word() and not in_degrees:
+            unit = self._rate(unit) if unit is not None else self._unit()
         if isinstance(value, tuple):
             return self._finished(value, unit)
         if unit is not None and unit.factor is not None:
             raise ReadError("unit behind a structure")
         return value
+
+    def _multiplied(self, value: Any) -> Any:
+        """`3 million` as a product."""
+        kind, word = self.peek()
+        if kind == "word" and word.lower() in MULTIPLIERS and isinstance(value, tuple):
+            self.position += 1
+            return ("mul", value, ("num", Fraction(MULTIPLIERS[word.lower()]), ""))
+        return value
+
+    def _rate(self, currency: Unit) -> Unit:
+        """A currency with what follows the amount: `$45 per hour`; the currency again, or a unit that says nothing."""
+        following = self._unit()
+        if following is None or following.dimensions in ((), currency.dimensions):
+            return currency
+        return Unit((), None, f"{currency.label} {following.label}")
 
     def at_word(self) -> bool:
         """True before a word that is no connective."""
@@ -66,6 +90,9 @@ class Sides(Commands):
         """A currency before its amount."""
         kind, value = self.peek()
         follows = self.peek(1)
+        if kind == "word" and value in CURRENCIES and follows == ("op", "."):
+            follows = self.peek(2)
+            self.position += follows[0] == "num"
         if kind == "word" and value in CURRENCIES and (follows[0] == "num" or follows == ("cmd", "frac")):
             self.position += 1
             return read_unit([(kind, value)])

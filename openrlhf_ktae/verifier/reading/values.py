@@ -48,7 +48,7 @@ class Text:
 @dataclass(frozen=True)
 class Group:
     """Several values: `brackets` is "" for a bare list, else the opening and closing character, `{}` for a set,
-    `<>` for a vector, `mod` for a residue and its modulus."""
+    `<>` for a vector, `mod` for a residue and its modulus, `:` for a ratio of three terms or more."""
 
     brackets: str
     items: tuple[Any, ...]

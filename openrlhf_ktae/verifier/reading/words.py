@@ -38,16 +38,22 @@ FILLERS = frozenset(
     number so thus therefore hence then we get have it that this there only exactly option choice case my your
     length area volume perimeter probability distance speed ratio angle maximum minimum largest smallest
     integer root roots set interval range domain function on approximately about approx around roughly required
-    desired""".split()
+    desired point points vertex vertices coordinates vector matrix center""".split()
 )
+
+# Words that open a sentence.
+OPENERS = frozenset("therefore thus hence so then finally both".split())
 
 # Words after a value that change what it says: never taken for a unit.
 CHANGING = frozenset(
     """or more less fewer greater than least most not no none never over under above below between plus minus
     times dozen hundred thousand million billion trillion half double twice if unless except without remainder
     mod modulo base to from through until up but only either neither nor any all infinitely many undefined infinite
-    infinity squared-off other others both""".split()
+    infinity squared cubed k squared-off other others both""".split()
 )
+
+# Words behind a number that multiply it.
+MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 # A condition on a parameter that may follow an answer: "for all integers k", "where C is an arbitrary constant".
 CONDITION_STARTS = frozenset({"for", "where", "with", "any", "all"})
@@ -175,7 +181,7 @@ angle:0.01666666666666666666666666666667: arcmin arcminute arcminutes
 angle:0.00027777777777777777777777777778: arcsec arcsecond arcseconds
 temperature_c:1: celsius
 temperature_f:1: fahrenheit
-temperature_k:1: kelvin kelvins
+temperature_k:1: kelvin kelvins K
 percent:1: percent percentage pct
 mol:1: mol mole moles
 A:1: A amp amps ampere amperes

@@ -1,0 +1,64 @@
+"""What a worker process can run: our own judge, or another grader to compare it with.
+
+A grader takes the accepted golds and a text and returns status and reason. The others get whole responses, since
+finding the answer is part of what they do; they run under the same limits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+OWN, HOST, MATH_VERIFY = "own", "host", "math-verify"
+GRADERS = (OWN, HOST, MATH_VERIFY)
+Grader = Callable[[Sequence[str], str], tuple[str, str]]
+
+
+def load_grader(name: str) -> Grader:
+    """The grader of that name, with its libraries loaded. Raises ImportError where one is not installed."""
+    return {OWN: _own, HOST: _host, MATH_VERIFY: _math_verify}[name]()
+
+
+def _own() -> Grader:
+    from .judging.judge import judge, warm_up
+
+    warm_up()
+    return judge
+
+
+def _host() -> Grader:
+    """OpenRLHF's `math_utils`, from its file: importing the package would load torch and more."""
+    package = importlib.util.find_spec("openrlhf")
+    if package is None or package.origin is None:
+        raise ImportError("openrlhf is not installed")
+    path = Path(package.origin).parent / "utils" / "math_utils.py"
+    spec = importlib.util.spec_from_file_location("openrlhf_math_utils", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def grade(golds: Sequence[str], response: str) -> tuple[str, str]:
+        answer = module.extract_boxed_answer(response)
+        return _named(any(module.grade_answer(answer, gold) for gold in golds))
+
+    return grade
+
+
+def _math_verify() -> Grader:
+    """math-verify as it is usually called: gold in a box, the whole response."""
+    import math_verify
+
+    math_verify.verify(math_verify.parse(r"\boxed{\frac{1}{2}}"), math_verify.parse(r"\boxed{0.5}"))
+
+    def grade(golds: Sequence[str], response: str) -> tuple[str, str]:
+        given = math_verify.parse(response, parsing_timeout=None)
+        read = [math_verify.parse(f"\\boxed{{{gold}}}", parsing_timeout=None) for gold in golds]
+        return _named(any(math_verify.verify(gold, given, timeout_seconds=None) for gold in read))
+
+    return grade
+
+
+def _named(accepted: bool) -> tuple[str, str]:
+    return ("correct", "accepted") if accepted else ("wrong", "rejected")

@@ -1,0 +1,164 @@
+"""The audit command: tables, findings, exit codes, and one message for each file that cannot be audited."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from openrlhf_ktae.cli.verify import main
+
+RIGHT = {"gold": r"\frac{1}{2}", "response": r"\boxed{0.5}", "reward": 1.0, "set": "a"}
+WRONG = {"gold": "7", "response": r"\boxed{8}", "reward": 0.0, "set": "b"}
+DIFFERS = {"gold": "1,2", "response": r"\boxed{2, 1}", "reward": 0.0, "set": "b"}
+UNREADABLE = {"gold": "(3,", "response": r"\boxed{77}", "reward": 0.0, "set": "a"}
+
+
+@pytest.fixture
+def audit(tmp_path, monkeypatch, capsys):
+    """Writes rows to a file, runs the command on it: (exit code, output, findings)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(rows, *options, name="rows.jsonl"):
+        path = tmp_path / name
+        if isinstance(rows, bytes):
+            path.write_bytes(rows)
+        elif name.endswith(".parquet"):
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        elif rows is not None:
+            text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+        code = main([str(path), "--verifier.workers", "1", *options])
+        printed = capsys.readouterr()
+        found = tmp_path / "rows.audit.jsonl"
+        findings = [json.loads(line) for line in found.read_text().splitlines()] if found.exists() else []
+        return code, printed.out + printed.err, findings
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.parquet"])
+def test_agreement_passes(audit, name):
+    code, output, findings = audit([RIGHT, WRONG], "--reward_key", "reward", "--group_key", "set", name=name)
+    assert (code, findings) == (0, [])
+    lines = [line.split() for line in output.splitlines()]
+    assert ["all", "2", "1", "1", "0", "50.0%", "50.0%", "0"] in lines
+    assert ["a", "1", "1", "0", "0", "100.0%", "100.0%", "0"] in lines
+
+
+def test_disagreement_with_the_stored_reward_is_found_and_fails(audit):
+    code, output, findings = audit([RIGHT, WRONG, DIFFERS], "--reward_key", "reward")
+    assert code == 1
+    assert "disagreement 33.33% is above 5.00% (--max_disagreement)" in output
+    (finding,) = findings
+    assert (finding["finding"], finding["line"], finding["status"], finding["stored"]) == (
+        "disagrees with stored",
+        3,
+        "correct",
+        False,
+    )
+    assert audit([RIGHT, WRONG, DIFFERS], "--reward_key", "reward", "--max_disagreement", "0.5")[0] == 0
+
+
+def test_second_grader_is_the_hosts_own(audit):
+    code, output, findings = audit([RIGHT, WRONG, DIFFERS], "--second", "host")
+    assert code == 1
+    assert [finding["finding"] for finding in findings] == ["disagrees with second"]
+    assert "line 3: disagrees with second: correct (same value), gold '1,2', answer '2, 1'" in output
+
+
+def test_second_grader_that_hangs_costs_its_limit(audit):
+    """The host's grader works on this power tower for hours."""
+    tower = {"gold": "5", "response": r"\boxed{9^{9^{9^9}}}"}
+    code, _, findings = audit(
+        [tower, WRONG], "--second", "host", "--verifier.timeout_s", "0.5", "--verifier.cpu_s", "0.2"
+    )
+    assert (code, findings) == (0, [])
+
+
+def test_math_verify_alone_as_second_grader(audit):
+    tiny = {"gold": r"8.2 \times 10^{-19}", "response": r"\boxed{8.5 \times 10^{-19}}"}
+    _, _, findings = audit([RIGHT, tiny], "--second", "math-verify")
+    assert [(finding["line"], finding["status"], finding["second"]) for finding in findings] == [(2, "wrong", True)]
+
+
+def test_golds_are_checked_against_themselves(audit):
+    code, output, findings = audit([RIGHT, {**WRONG, "gold": ""}], "--golds_only")
+    assert code == 1
+    assert "gold_failure 50.00% is above 1.00%" in output
+    assert findings == [{"finding": "gold", "line": 2, "gold": "", "reason": "there is no gold"}]
+
+
+def test_gold_that_only_its_own_text_meets_is_listed(audit):
+    code, output, findings = audit([UNREADABLE], "--golds_only")
+    assert code == 0
+    assert "1 distinct, 0 fail against themselves, 1 can only be compared as text" in output
+    assert findings[0]["reason"] == "only its own text is correct: gold unreadable"
+
+
+def test_unknown_verdicts_fail_above_their_share(audit):
+    code, output, findings = audit([RIGHT, UNREADABLE])
+    assert code == 1
+    assert "unknown 50.00% is above 1.00% (--max_unknown)" in output
+    assert "unknown" in [finding["finding"] for finding in findings]
+    assert audit([RIGHT, UNREADABLE], "--max_unknown", "0.5")[0] == 0
+
+
+def test_nested_columns_and_golds_of_any_kind(audit):
+    rows = [
+        {"reward_model": {"ground_truth": 0.5}, "out": r"\boxed{\frac{1}{2}}"},
+        {"reward_model": {"ground_truth": 3.0}, "out": r"\boxed{3}"},
+    ]
+    options = ("--gold_key", "reward_model.ground_truth", "--response_key", "out")
+    for name in ("rows.jsonl", "rows.parquet"):
+        code, output, _ = audit(rows, *options, name=name)
+        assert code == 0 and "100.0%" in output
+    assert audit([{"gold": ["5", "6"], "response": r"\boxed{6}"}], name="rows.parquet")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "name", "message"),
+    [
+        (None, (), "rows.jsonl", "no such file"),
+        (b"", (), "rows.jsonl", "has no rows"),
+        (b'{"gold": 1,', (), "rows.jsonl", "line 1: not JSON"),
+        (b"[1]\n", (), "rows.jsonl", "line 1: not a JSON object"),
+        (b"\xff\xfe", (), "rows.jsonl", "cannot be read"),
+        (b"not gzip", (), "rows.jsonl.gz", "cannot be read"),
+        (gzip.compress(b'{"gold": 1}')[:-9], (), "rows.jsonl.gz", "cannot be read"),
+        (b"not parquet", (), "rows.parquet", "not a parquet file"),
+        (
+            [{"answer": "5", "response": ""}],
+            (),
+            "rows.jsonl",
+            "no column 'gold'; there are answer, response. Use --gold_key",
+        ),
+        (
+            [{"gold": "5", "text": ""}],
+            (),
+            "rows.jsonl",
+            "no column 'response'; there are gold, text. Use --response_key",
+        ),
+        ([RIGHT], ("--reward_key", "score"), "rows.jsonl", "no column 'score'"),
+        ([RIGHT], ("--reward_key", "set"), "rows.jsonl", "set is 'a', not a number"),
+        ([{"gold": "5", "response": 5}], (), "rows.jsonl", "response is 5, not a text"),
+        ([RIGHT], ("--output", "no/such/folder/x"), "rows.jsonl", "cannot be written"),
+        ([RIGHT], ("--verifier.timeout_s", "0"), "rows.jsonl", "timeout_s = 0.0 is out of range"),
+    ],
+)
+def test_what_cannot_be_audited_is_one_message_and_exit_code_2(audit, rows, options, name, message):
+    code, output, _ = audit(rows, *options, name=name)
+    assert code == 2
+    assert message in output
+    assert output.startswith("error: ") and "Traceback" not in output
+
+
+def test_help_and_unknown_options(capsys):
+    for words, code in ((["--help"], 0), (["x.jsonl", "--nonsense"], 2), ([], 2)):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == code
+    assert "--verifier.timeout_s" in capsys.readouterr().out

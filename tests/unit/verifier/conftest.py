@@ -1,0 +1,13 @@
+"""One verifier for all tests that only want verdicts: starting its workers takes a second."""
+
+from __future__ import annotations
+
+import pytest
+
+from openrlhf_ktae.verifier import Verifier
+
+
+@pytest.fixture(scope="session")
+def verifier():
+    with Verifier(workers=2) as shared:
+        yield shared

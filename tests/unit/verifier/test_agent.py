@@ -1,0 +1,273 @@
+"""The agent inside the host: rewards, policies for unknown verdicts, users' reward files, the stop on many unknowns.
+
+The host's own `execute` runs; only the tokens come from a script instead of an engine (tests/e2e has the engine).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from openrlhf_ktae.verifier import Verdict, VerifierConfig
+from openrlhf_ktae.verifier.config import CONFIG_VARIABLE
+
+KEYS = {
+    "verifier_correct",
+    "verifier_wrong",
+    "verifier_unknown",
+    "verifier_timeout",
+    "verifier_no_answer",
+    "verifier_format",
+    "verifier_seconds",
+}
+PROMPT = "What is 2 + 3? "
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    byte_level = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    byte_level.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level)
+
+
+class Script:
+    """Answers in the place of the engine."""
+
+    def __init__(self, tokenizer, responses):
+        self.tokenizer, self.responses = tokenizer, list(responses)
+
+    async def generate(self, prompt_token_ids, sampling_params, multi_modal_data=None):
+        ids = self.tokenizer(self.responses.pop(0), add_special_tokens=False)["input_ids"]
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, finish_reason="stop", logprobs=None)])
+
+
+@pytest.fixture
+def agent(host, monkeypatch):
+    """Makes agents from options, as the engine's actor does: no arguments, settings from the environment."""
+    from openrlhf_ktae.verifier.agent import AgentExecutor
+
+    made = []
+
+    def make(**options):
+        options = {"workers": 1, **options}
+        monkeypatch.setenv(CONFIG_VARIABLE, VerifierConfig.from_mapping(options).to_env()[CONFIG_VARIABLE])
+        made.append(AgentExecutor())
+        return made[-1]
+
+    yield make
+    for executor in made:
+        if hasattr(executor, "verifier"):
+            executor.verifier.close()
+
+
+def rollouts(agent, tokenizer, *labelled):
+    """Outputs of the host's interface for (label, response) pairs, at the same time as in the engine."""
+
+    async def all_of_them():
+        script = Script(tokenizer, [response for _, response in labelled])
+        params = SimpleNamespace(max_tokens=100, logprobs=None)
+        return await asyncio.gather(
+            *[agent.execute(PROMPT, label, params, 100000, tokenizer, script) for label, _ in labelled]
+        )
+
+    return asyncio.run(all_of_them())
+
+
+def one(agent, tokenizer, label, response):
+    return rollouts(agent, tokenizer, (label, response))[0]
+
+
+def test_rewards_scores_and_the_same_keys_every_time(agent, tokenizer):
+    executor = agent(correct_reward=2.0, wrong_reward=-1.0)
+    right, wrong, empty, unknown = rollouts(
+        executor, tokenizer, ("5", r"\boxed{5}"), ("5", r"\boxed{6}"), ("5", "hm"), (None, r"\boxed{5}")
+    )
+    assert [(o["reward"], o["scores"]) for o in (right, wrong, empty)] == [(2.0, 1.0), (-1.0, 0.0), (-1.0, 0.0)]
+    assert unknown["reward"] == 0.0 and math.isnan(unknown["scores"])
+    for output in (right, wrong, empty, unknown):
+        assert set(output["extra_logs"]) == KEYS
+        assert all(type(value) is float for value in output["extra_logs"].values())
+        counted = [output["extra_logs"][f"verifier_{status}"] for status in ("correct", "wrong", "unknown")]
+        assert sorted(counted) == [0.0, 0.0, 1.0]
+    assert empty["extra_logs"]["verifier_no_answer"] == 1.0
+    assert unknown["extra_logs"]["verifier_unknown"] == 1.0
+
+
+def test_only_the_response_is_graded(agent, tokenizer):
+    executor = agent()
+
+    async def run():
+        script = Script(tokenizer, ["I do not know."])
+        params = SimpleNamespace(max_tokens=100, logprobs=None)
+        return await executor.execute(r"Put \boxed{5} at the end. ", "5", params, 100000, tokenizer, script)
+
+    assert asyncio.run(run())["scores"] == 0.0
+
+
+def test_the_hosts_fields_are_the_hosts(agent, tokenizer):
+    output = one(agent(), tokenizer, "5", r"so \boxed{5}")
+    start, end = output["action_ranges"][0]
+    assert tokenizer.decode(output["observation_tokens"][start:end]) == r"so \boxed{5}"
+    assert (output["prompt"], output["label"], output["truncated"]) == (PROMPT, "5", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "reward", "score"),
+    [
+        ({"unknown": "zero", "wrong_reward": -0.5}, -0.5, 0.0),
+        ({"unknown": "exclude", "wrong_reward": -0.5}, 0.0, None),
+        ({"unknown": "retry", "after_retry": "zero", "wrong_reward": -0.5}, -0.5, 0.0),
+        ({"unknown": "retry", "after_retry": "exclude"}, 0.0, None),
+    ],
+)
+def test_policy_for_unknown_verdicts(agent, tokenizer, options, reward, score):
+    output = one(agent(**options), tokenizer, "", r"\boxed{5}")
+    assert output["reward"] == reward
+    assert output["scores"] == score if score is not None else math.isnan(output["scores"])
+    assert output["extra_logs"]["verifier_unknown"] == 1.0
+
+
+def test_timeouts_are_counted(agent, tokenizer):
+    executor = agent(timeout_s=0.4)
+    assert executor.verifier.pool.wait_ready()
+    for pid in executor.verifier.pool.pids():
+        os.kill(pid, signal.SIGSTOP)
+    output = one(executor, tokenizer, r"\frac{1}{2}", r"\boxed{\frac{3}{6}}")
+    assert (output["extra_logs"]["verifier_unknown"], output["extra_logs"]["verifier_timeout"]) == (1.0, 1.0)
+
+
+def test_a_defect_of_the_verifier_is_unknown_not_the_end_of_the_run(agent, tokenizer, caplog):
+    class Odd:
+        """A label that cannot even be printed the usual way."""
+
+        def __str__(self):
+            raise RuntimeError("no text in here")
+
+        def __repr__(self):
+            return "Odd()"
+
+    output = one(agent(unknown="zero"), tokenizer, Odd(), r"\boxed{5}")
+    assert output["extra_logs"]["verifier_unknown"] == 1.0
+    assert "no text in here" in caplog.text
+
+
+def test_format_reward_is_added_to_the_reward_and_not_to_the_score(agent, tokenizer):
+    executor = agent(format_reward=0.25, require_tags=["think", "answer"], require_single_answer=True)
+    kept, broken = rollouts(
+        executor,
+        tokenizer,
+        ("5", "<think>2+3</think><answer>6</answer>"),
+        ("5", r"<answer>5</answer><think></think>"),
+    )
+    assert (kept["reward"], kept["scores"], kept["extra_logs"]["verifier_format"]) == (0.25, 0.0, 1.0)
+    assert (broken["reward"], broken["scores"], broken["extra_logs"]["verifier_format"]) == (1.0, 1.0, 0.0)
+
+
+def test_too_many_unknowns_stop_the_run_with_examples(agent, tokenizer):
+    executor = agent(max_unknown_share=0.25, unknown_window=100)
+    good, bad = ("5", r"\boxed{5}"), (r"\frac{1}{", r"\boxed{77}")
+    rollouts(executor, tokenizer, *[good] * 60, *[bad] * 20)
+    with pytest.raises(RuntimeError) as stop:
+        rollouts(executor, tokenizer, *[bad] * 10)
+    message = str(stop.value)
+    assert "max_unknown_share (25%)" in message
+    assert message.count("answer '77': gold unreadable") == 5
+
+
+def test_few_verdicts_do_not_stop_the_run(agent, tokenizer):
+    executor = agent(max_unknown_share=0.0)
+    outputs = rollouts(executor, tokenizer, *[("", r"\boxed{5}")] * 20)
+    assert all(output["extra_logs"]["verifier_unknown"] == 1.0 for output in outputs)
+
+
+REWARD_FILE = """
+import torch
+seen = []
+def reward_func(queries, prompts, labels):
+    seen.append((queries, prompts, labels))
+    text = queries[0]
+    if "raise" in text:
+        raise KeyError("a defect of the user's")
+    if "nothing" in text:
+        return None
+    if "nan" in text:
+        return {"rewards": torch.tensor([float("nan")])}
+    if "slow" in text:
+        import time
+        time.sleep(5)
+    if "exit" in text:
+        raise SystemExit(3)
+    value = torch.tensor([0.75])
+    return {"rewards": value, "scores": torch.tensor([1.0]), "extra_logs": {"mine": torch.tensor([7.0]), "other": 1.0}}
+"""
+
+
+@pytest.fixture
+def reward_file(tmp_path):
+    path = tmp_path / "reward.py"
+    path.write_text(REWARD_FILE)
+    return str(path)
+
+
+def test_a_users_reward_file_keeps_working(agent, tokenizer, reward_file):
+    executor = agent(reward_file=reward_file, reward_log_keys=["mine"])
+    output = one(executor, tokenizer, "5", "hello")
+    assert (output["reward"], output["scores"]) == (0.75, 1.0)
+    assert output["extra_logs"]["mine"] == 7.0
+    assert set(output["extra_logs"]) == KEYS | {"mine"}
+    import reward_func
+
+    assert reward_func.seen == [([PROMPT + "hello"], [PROMPT], ["5"])]
+
+
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        ("raise", "a defect of the user's"),
+        ("nothing", "must return a dict with the key 'rewards'"),
+        ("nan", "returned the reward nan"),
+        ("slow", "took longer than 0.3 s"),
+        ("exit", "SystemExit"),
+    ],
+)
+def test_its_failures_are_unknown_and_logged_once(agent, tokenizer, reward_file, caplog, response, message):
+    executor = agent(reward_file=reward_file, reward_timeout_s=0.3, reward_log_keys=["mine"])
+    with caplog.at_level(logging.ERROR):
+        outputs = rollouts(executor, tokenizer, *[("5", response)] * 4)
+    for output in outputs:
+        assert output["extra_logs"]["verifier_unknown"] == 1.0
+        assert output["reward"] == 0.0 and math.isnan(output["scores"])
+        assert set(output["extra_logs"]) == KEYS | {"mine"}
+    assert len(caplog.records) == 1 and message in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x = 1", "defines no reward_func"),
+        ("import not_there_at_all", "not_there_at_all"),
+        (None, "no such file"),
+    ],
+)
+def test_reward_file_that_cannot_be_used_is_refused_at_the_start(agent, tmp_path, source, message):
+    path = tmp_path / "reward.py"
+    if source is not None:
+        path.write_text(source)
+    with pytest.raises(ValueError, match=message):
+        agent(reward_file=str(path))
+
+
+def test_verdicts_of_all_kinds_make_plain_json(agent):
+    fields = agent().reward_fields(Verdict("wrong", "x", extracted="5"), 0.0, 0.0, "text", {})
+    assert json.loads(json.dumps(fields)) == fields

@@ -1,0 +1,386 @@
+"""Workers are killed, stopped, starved and abandoned here; callers must get a verdict in time and nothing may leak."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from openrlhf_ktae.verifier import CORRECT, UNKNOWN, Verdict, Verifier
+from openrlhf_ktae.verifier.pool import Job
+
+ROOT = Path(__file__).parents[3]
+SLACK_S = 1.0
+
+
+def hard(n: int) -> tuple[str, str]:
+    """A check that needs a worker, another one for every n."""
+    return rf"\frac{{{n}}}{{7}}", rf"\boxed{{\frac{{{2 * n}}}{{14}}}}"
+
+
+def busy(verifier: Verifier) -> list:
+    return [worker for worker in verifier.pool._workers if worker.job is not None]
+
+
+def wait_until(condition, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about in time"
+        time.sleep(0.005)
+
+
+def stopped(verifier: Verifier) -> None:
+    """Stop every worker, the spare one too: what they get next hangs for good."""
+    wait_until(lambda: sum(worker.ready for worker in verifier.pool._workers) > verifier.config.workers)
+    for pid in verifier.pool.pids():
+        os.kill(pid, signal.SIGSTOP)
+
+
+def children() -> dict[int, str]:
+    """State of each child process of this one: `Z` is a zombie."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rsplit(")", 1)[1].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == os.getpid():
+            found[int(path.parent.name)] = state
+    return found
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def run_python(code: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        **options,
+    )
+
+
+def test_stuck_check_costs_its_limit_and_delays_no_other():
+    with Verifier(workers=2, timeout_s=1.5) as verifier:
+        os.kill(verifier.pool.pids()[0], signal.SIGSTOP)
+        with ThreadPoolExecutor(40) as threads:
+            begun = time.monotonic()
+            verdicts = list(threads.map(lambda n: (verifier.verify(*hard(n)), time.monotonic() - begun), range(1, 41)))
+        stuck = [(verdict, seconds) for verdict, seconds in verdicts if verdict.status == UNKNOWN]
+        others = [(verdict, seconds) for verdict, seconds in verdicts if verdict.status == CORRECT]
+        assert len(stuck) <= 1 and len(others) == 40 - len(stuck)
+        assert all(seconds < 1.0 for _, seconds in others)
+        for verdict, seconds in stuck:
+            assert verdict.reason == "wall time limit"
+            assert seconds < 1.5 + SLACK_S
+
+
+def test_every_worker_stuck_and_the_next_check_is_unharmed():
+    with Verifier(workers=2, timeout_s=0.7) as verifier:
+        stopped(verifier)
+        begun = time.monotonic()
+        verdicts = verifier.verify_many([hard(1), hard(2)])
+        assert [verdict.reason for verdict in verdicts] == ["wall time limit"] * 2
+        assert time.monotonic() - begun < 0.7 + SLACK_S
+        assert verifier.pool.counts["killed"] == 2
+        wait_until(lambda: verifier.verify(*hard(3)).status == CORRECT)
+
+
+def test_worker_killed_from_outside_costs_one_retry():
+    with Verifier(workers=1) as verifier, ThreadPoolExecutor(1) as thread:
+        stopped(verifier)
+        pending = thread.submit(verifier.verify, *hard(1))
+        wait_until(lambda: busy(verifier))
+        victim = busy(verifier)[0].process.pid
+        for pid in verifier.pool.pids():
+            os.kill(pid, signal.SIGKILL if pid == victim else signal.SIGCONT)
+        assert pending.result(10).status == CORRECT
+        assert verifier.pool.counts["died"] == 1
+
+
+def test_worker_killed_twice_in_the_same_check_is_unknown():
+    long = [rf"\frac{{{n}}}{{7}}" for n in range(1, 60000)]
+    with Verifier(workers=1) as verifier:
+        pending = verifier.pool.submit(Job(long, r"\sqrt{2}", 60.0, 60.0))
+        for deaths in (1, 2):
+            wait_until(lambda: any(worker.began for worker in busy(verifier)))
+            os.kill(busy(verifier)[0].process.pid, signal.SIGKILL)
+            wait_until(lambda deaths=deaths: verifier.pool.counts["died"] >= deaths)
+        status, reason, detail = pending.result(10)
+        assert (status, reason) == (UNKNOWN, "worker died")
+        assert "-9" in detail
+        wait_until(lambda: verifier.verify(*hard(2)).status == CORRECT)
+
+
+def test_idle_workers_killed_from_outside_cost_nothing():
+    with Verifier(workers=2) as verifier:
+        for pid in verifier.pool.pids():
+            os.kill(pid, signal.SIGKILL)
+        assert verifier.verify(*hard(1)).status == CORRECT
+
+
+def test_cpu_limit_is_a_verdict_and_the_worker_is_replaced():
+    many = ",".join([r"\sqrt{2}"] * 150)
+    with Verifier(workers=1, cpu_s=0.004) as verifier:
+        verdict = verifier.verify(many, rf"\boxed{{{many.replace('{2}', '{8}/2')}}}")
+        assert (verdict.status, verdict.reason) == (UNKNOWN, "cpu time limit")
+        assert verifier.pool.counts["recycled"] == 1
+
+
+@pytest.mark.parametrize(
+    ("check", "outcome"),
+    [
+        ("lambda g, a: bytearray(1 << 34)", "memory limit"),
+        ("lambda g, a: [0] * (1 << 33)", "memory limit"),
+        ("lambda g, a: exec('while True: pass')", "cpu time limit"),
+        ("lambda g, a: 1 / 0", "internal error"),
+        ("lambda g, a: (lambda f: f(f))(lambda f: f(f))", "nested too deeply"),
+    ],
+)
+def test_limits_inside_a_worker(check, outcome):
+    code = f"""
+from openrlhf_ktae.verifier import worker
+worker.limit_process(1024)
+answer = worker.run_check({check}, dict(id=1, gold="", answer="", cpu_s=0.2))
+print(answer["status"], answer["reason"], sep="|")
+"""
+    done = run_python(code)
+    assert done.stdout.strip() == f"unknown|{outcome}", done.stderr
+
+
+def test_check_that_ignores_its_cpu_limit_in_c_is_ended_by_the_kernel():
+    code = """
+from openrlhf_ktae.verifier import worker
+worker.limit_process(1024)
+worker.run_check(lambda g, a: sum(range(10 ** 11)), dict(id=1, gold="", answer="", cpu_s=0.1))
+"""
+    begun = time.monotonic()
+    assert run_python(code).returncode == -signal.SIGPROF
+    assert time.monotonic() - begun < 10
+
+
+def test_retry_checks_once_more():
+    with Verifier(workers=1, timeout_s=0.5, unknown="retry") as verifier:
+        stopped(verifier)
+        killed = verifier.pool.counts
+        with ThreadPoolExecutor(1) as thread:
+            pending = thread.submit(verifier.verify, *hard(1))
+            wait_until(lambda: killed["killed"] == 1)
+            for pid in verifier.pool.pids():
+                os.kill(pid, signal.SIGCONT)
+            assert pending.result(10).status == CORRECT
+
+
+def test_unknown_for_want_of_time_is_not_remembered():
+    with Verifier(workers=1, timeout_s=0.3) as verifier:
+        stopped(verifier)
+        assert verifier.verify(*hard(1)).status == UNKNOWN
+        wait_until(lambda: verifier.verify(*hard(1)).status == CORRECT)
+
+
+def test_workers_are_recycled_and_leave_no_zombie_and_no_open_file():
+    with Verifier(workers=1, recycle_after=4, cache_size=0) as verifier:
+        files = open_files()
+        assert all(verdict.status == CORRECT for verdict in verifier.verify_many(hard(n) for n in range(1, 25)))
+        assert verifier.pool.counts["recycled"] >= 5
+        wait_until(lambda: len(children()) == 2 and open_files() <= files)
+        assert "Z" not in children().values()
+
+
+def test_nothing_is_left_after_close():
+    before, files, threads = children(), open_files(), threading.active_count()
+    for _ in range(3):
+        with Verifier(workers=2) as verifier:
+            verifier.verify(*hard(1))
+    assert children() == before
+    assert open_files() == files
+    assert threading.active_count() == threads
+
+
+def test_2000_checks_leak_nothing(verifier):
+    def resident_mb() -> float:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+    verifier.verify_many(hard(n) for n in range(1, 200))
+    files, memory = open_files(), resident_mb()
+    verdicts = verifier.verify_many(hard(n) for n in range(200, 2200))
+    assert all(verdict.status == CORRECT for verdict in verdicts)
+    assert open_files() <= files + 2
+    assert resident_mb() - memory < 20
+
+
+def test_from_many_threads(verifier):
+    with ThreadPoolExecutor(32) as threads:
+        verdicts = list(threads.map(lambda n: verifier.verify(*hard(n)), range(5000, 5200)))
+    assert all(verdict.status == CORRECT for verdict in verdicts)
+
+
+def test_from_an_event_loop_that_keeps_turning():
+    async def scenario(verifier: Verifier) -> tuple[list[Verdict], float]:
+        worst, running = 0.0, True
+
+        async def heartbeat() -> None:
+            nonlocal worst
+            while running:
+                begun = time.monotonic()
+                await asyncio.sleep(0.01)
+                worst = max(worst, time.monotonic() - begun)
+
+        beat = asyncio.create_task(heartbeat())
+        checks = [verifier.averify("5", rf"\boxed{{9^{{9^{{9^{{{n}}}}}}}}}") for n in range(50)]
+        checks += [verifier.averify(*hard(n)) for n in range(6000, 6050)]
+        verdicts = await asyncio.gather(*checks)
+        cancelled = asyncio.create_task(verifier.averify(*hard(7000)))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        running = False
+        await asyncio.gather(beat, cancelled, return_exceptions=True)
+        return verdicts, worst
+
+    with Verifier(workers=2) as verifier:
+        verdicts, worst = asyncio.run(scenario(verifier))
+        assert [verdict.status == CORRECT for verdict in verdicts] == [False] * 50 + [True] * 50
+        assert worst < 0.5
+        assert verifier.verify(*hard(7000)).status == CORRECT
+
+
+def test_in_a_forked_child_and_in_its_parent():
+    with Verifier(workers=1) as verifier:
+        assert verifier.verify(*hard(1)).status == CORRECT
+        child = os.fork()
+        if child == 0:
+            verdicts = verifier.verify_many([hard(2), hard(3)])
+            verifier.close()
+            os._exit(0 if all(verdict.status == CORRECT for verdict in verdicts) else 1)
+        assert verifier.verify_many([hard(4), hard(5)])[1].status == CORRECT
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert verifier.verify(*hard(6)).status == CORRECT
+
+
+def test_in_ray_actors_of_either_kind():
+    code = """
+import ray
+from openrlhf_ktae.verifier import Verifier
+
+class Plain:
+    def __init__(self):
+        self.verifier = Verifier(workers=1)
+        self.verifier.start()
+    def check(self, n):
+        return self.verifier.verify(rf"\\\\frac{{{n}}}{{7}}", rf"\\\\boxed{{\\\\frac{{{2*n}}}{{14}}}}").status
+
+class Asynchronous(Plain):
+    async def check(self, n):
+        return (await self.verifier.averify(rf"\\\\frac{{{n}}}{{7}}", rf"\\\\boxed{{\\\\frac{{{2*n}}}{{14}}}}")).status
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+made = [ray.remote(num_cpus=0, max_concurrency=4)(kind) for kind in (Plain, Asynchronous)]
+actors = [kind.remote() for kind in made]
+print(ray.get([actor.check.remote(n) for actor in actors for n in range(1, 9)]))
+ray.shutdown()
+"""
+    done = run_python(code)
+    assert done.stdout.strip() == str(["correct"] * 16), done.stderr
+
+
+def test_workers_die_with_a_killed_parent():
+    code = """
+import sys, time
+from openrlhf_ktae.verifier import Verifier
+verifier = Verifier(workers=2)
+verifier.__enter__()
+print(*verifier.pool.pids(), flush=True)
+time.sleep(60)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) >= 2
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() and _running(pid) for pid in pids))
+
+
+def _running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_close_answers_what_still_waits():
+    verifier = Verifier(workers=1)
+    with verifier, ThreadPoolExecutor(5) as threads:
+        stopped(verifier)
+        pending = [threads.submit(verifier.verify, *hard(n)) for n in range(1, 6)]
+        wait_until(lambda: busy(verifier))
+        time.sleep(0.1)
+        verifier.close()
+        assert {future.result(5).reason for future in pending} == {"verifier closed"}
+    assert verifier.verify(*hard(9)).reason == "verifier closed"
+    verifier.close()
+
+
+def test_equal_checks_are_made_once():
+    with Verifier(workers=1) as verifier:
+        stopped(verifier)
+        with ThreadPoolExecutor(8) as threads:
+            pending = [threads.submit(verifier.verify, *hard(1)) for _ in range(8)]
+            wait_until(lambda: busy(verifier))
+            for pid in verifier.pool.pids():
+                os.kill(pid, signal.SIGCONT)
+            assert {future.result(10).status for future in pending} == {CORRECT}
+        verifier.verify(hard(1)[0], "other words, " + hard(1)[1])
+        assert sum(worker.checks for worker in verifier.pool._workers) == 1
+
+
+def test_cache_keeps_no_more_than_its_size():
+    with Verifier(workers=1, cache_size=3) as verifier:
+        verifier.verify_many(hard(n) for n in range(1, 9))
+        assert len(verifier._cache) == 3
+        verifier.verify(*hard(8))
+        assert sum(worker.checks for worker in verifier.pool._workers) == 8
+
+
+def test_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
+    (tmp_path / "math_verify.py").write_text("raise ImportError('no grammar here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="no grammar here"), Verifier(workers=1):
+        pass
+    verifier = Verifier(workers=1)
+    verdict = verifier.verify(*hard(1))
+    verifier.close()
+    assert (verdict.status, verdict.reason) == (UNKNOWN, "no worker could start")
+    assert "no grammar here" in verdict.detail
+
+
+def test_importing_the_package_loads_neither_the_judge_nor_the_host():
+    code = "import sys, openrlhf_ktae.verifier; print(*sys.modules)"
+    loaded = set(run_python(code).stdout.split())
+    assert "openrlhf_ktae.verifier" in loaded
+    assert not loaded & {"sympy", "mpmath", "math_verify", "torch", "numpy", "ray", "vllm", "openrlhf", "deepspeed"}
+
+
+def test_worker_ignores_modules_of_the_current_directory(tmp_path, monkeypatch):
+    for name in ("json", "math_verify", "fractions"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the current directory')")
+    monkeypatch.chdir(tmp_path)
+    with Verifier(workers=1) as verifier:
+        assert verifier.verify(*hard(1)).status == CORRECT
