@@ -24,8 +24,8 @@ $(STAMP): requirements/cpu.txt pyproject.toml
 	$(BIN)/python -c "from openrlhf_ktae.ktae import warm_up; warm_up()"
 	touch $@
 
-$(DEV_STAMP): $(STAMP) requirements/dev.txt
-	$(PIP) install --quiet --no-deps -r requirements/dev.txt
+$(DEV_STAMP): $(STAMP) requirements/dev.txt requirements/report.txt
+	$(PIP) install --quiet --no-deps -r requirements/dev.txt -r requirements/report.txt
 	touch $@
 
 quickstart: $(STAMP)

@@ -86,6 +86,20 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "positions, then one for each CPU of the cluster, at most 16)",
     )
     add_dataclass_options(ktae, KTAEConfig, "algo.ktae")
+    recorded = parser.add_argument_group("Record of rollouts (token ids, scores, advantages with and without K)")
+    recorded.add_argument(
+        "--ktae.record_rollouts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="every N steps, to rollouts/ of the run (0: off)",
+    )
+    recorded.add_argument(
+        "--ktae.record_max_mb", type=int, default=512, metavar="MB", help="end of the record (default: 512)"
+    )
+    recorded.add_argument(
+        "--ktae.record_groups", type=int, default=0, metavar="N", help="first N groups of a step (default: 0, all)"
+    )
     verifier = parser.add_argument_group("Verifier (the judge unless a reward model, URL or agent is given)")
     add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file",))
 
@@ -120,6 +134,9 @@ def finish(parsed: argparse.Namespace) -> None:
         options["algo.advantage.estimator"] = options["algo.ktae.base"]
     elif options["algo.ktae.shadow"]:
         raise BadOption("--algo.ktae.shadow true: only with --algo.advantage.estimator ktae")
+    for name in ("record_rollouts", "record_max_mb", "record_groups"):
+        if options[f"ktae.{name}"] < 0:
+            raise BadOption(f"--ktae.{name} {options[f'ktae.{name}']}: give 0 or more")
     _place_run(options)
     _choose_judge(options)
 

@@ -4,6 +4,7 @@ metrics.jsonl   one line a step and an evaluation (see `record`)
 config.yaml     every option after defaults, files and command line; `--config config.yaml` repeats the run
 versions.json   Python, packages, machine, command
 model/          the trained model in the format of transformers (--ckpt.output_dir)
+rollouts/       recorded rollouts (--ktae.record_rollouts; see `rollout_record`)
 checkpoints/    DeepSpeed states to resume from (--ckpt.path)
 tensorboard/    the same scalars (--logger.tensorboard_dir)
 """

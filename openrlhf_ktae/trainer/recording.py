@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_ktae.run.record import RunRecord
+from openrlhf_ktae.run.rollout_record import RolloutRecorder
+
+logger = init_logger(__name__)
 
 
 def seed_everything(seed: int) -> None:
@@ -23,6 +27,7 @@ class RecordingTrainer:
 
     args: Any
     experience_maker: Any
+    tokenizer: Any
     tensorboard_logger: Any
 
     @property
@@ -32,14 +37,36 @@ class RecordingTrainer:
             self._record = RunRecord(self.args.run.dir)
         return self._record
 
+    @property
+    def rollout_recorder(self) -> RolloutRecorder:
+        """The record of rollouts, opened when it is first needed."""
+        if not hasattr(self, "_rollout_recorder"):
+            args = self.args
+            about = {
+                "model": args.actor.model_name_or_path,
+                "estimator": args.algo.advantage.estimator,
+                "ktae": args.algo.ktae.config,
+                "ktae_enabled": bool(args.algo.ktae.enable),
+                "shadow": bool(args.algo.ktae.shadow),
+            }
+            limits = args.ktae.record_max_mb, args.ktae.record_groups
+            self._rollout_recorder = RolloutRecorder(args.run.dir, args.ktae.record_rollouts, *limits, about)
+        return self._rollout_recorder
+
     def record_plan(self, prompts: int) -> None:
         """Write how many steps the data allow, for the progress of the run; filtering can make them fewer."""
         self.record.plan(prompts // self.args.rollout.batch_size * self.args.train.num_episodes)
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
-        """Add KTAE's metrics to the host's."""
+        """Add KTAE's metrics to the host's; record the rollouts where this step's are asked for."""
+        self.experience_maker.keep_credit = self.rollout_recorder.wants(global_step + 1)
         status, step = super().train_step(rollout_samples, global_step)  # type: ignore[misc]
         status.update(self.experience_maker.metrics)
+        credit, self.experience_maker.credit = self.experience_maker.credit, None
+        if credit is not None:
+            self.rollout_recorder.write(step, credit, self.tokenizer)
+            if self.rollout_recorder.full:
+                logger.warning("--ktae.record_max_mb is reached: no further rollouts are recorded")
         return status, step
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:

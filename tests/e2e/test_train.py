@@ -12,8 +12,9 @@ import yaml
 
 @pytest.fixture(scope="module")
 def quickstart(train, tmp_path_factory):
-    """The quickstart as it is shipped, with a checkpoint on the way."""
-    return train(tmp_path_factory.mktemp("quickstart"), "--ckpt.save_steps", "20")
+    """The quickstart as it is shipped, with a checkpoint and a record of rollouts on the way."""
+    words = ["--ckpt.save_steps", "20", "--ktae.record_rollouts", "20"]
+    return train(tmp_path_factory.mktemp("quickstart"), *words)
 
 
 def test_held_out_accuracy_rises_by_20_points(quickstart):
@@ -64,6 +65,23 @@ def test_run_directory_is_complete(quickstart):
     assert json.loads((quickstart.directory / "versions.json").read_text())["packages"]["openrlhf"] == "0.11.2"
     assert (quickstart.directory / "checkpoints" / "_actor" / "latest").read_text() == "global_step40"
     assert list((quickstart.directory / "tensorboard").rglob("events*"))
+
+
+def test_recorded_rollouts_are_those_of_the_step(quickstart):
+    from openrlhf_ktae.evaluation.rescoring import rescore
+    from openrlhf_ktae.run.rollout_record import find, read_groups
+
+    groups = list(read_groups(find([quickstart.directory])))
+    assert {group.step for group in groups} == {20, 40}
+    assert {len(group.rows) for group in groups} == {8}
+    result = rescore(groups, ablations=False, extra={})
+    assert result["reproduced"] < 1e-6
+    for step in (20, 40):
+        rows = [row for group in groups if group.step == step for row in group.rows]
+        metrics = quickstart.steps[step - 1]
+        assert sum(row["reward"] for row in rows) / len(rows) == pytest.approx(metrics["rollout/reward_mean"])
+        k = [abs(value) for row in rows for value in row["k"]]
+        assert sum(k) / len(k) == pytest.approx(metrics["ktae/mean_abs_k"], rel=1e-4)
 
 
 def test_the_resolved_config_parses_to_the_same_options(quickstart, root, monkeypatch):

@@ -13,6 +13,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from openrlhf_ktae.ktae import KTAEConfig, top_key_tokens
+from openrlhf_ktae.run.rollout_record import Credit
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without, excluded_rollouts
 from openrlhf_ktae.trainer.ppo_utils.sharded_ktae import key_token_values
@@ -25,8 +26,11 @@ class BrokenGroup(RuntimeError):
 class KTAEExperienceMaker(RemoteExperienceMaker):
     """The host's experience maker; after its advantages are made, K of each action token is added.
 
-    `metrics` and `key_tokens` describe the last batch.
+    `metrics` and `key_tokens` describe the last batch; so does `credit`, where `keep_credit` is set.
     """
+
+    keep_credit = False
+    credit: Credit | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,7 +55,9 @@ class KTAEExperienceMaker(RemoteExperienceMaker):
             experiences = advantages_without(excluded_B, experiences, self.args, host)
         else:
             experiences = host(experiences)
+        self.credit = None
         if not self.ktae.enable:
+            self._keep(experiences, scores_B, None)
             return experiences
         started = time.perf_counter()
         group_ids_B = group_ids(experiences, self.args.rollout.n_samples_per_prompt)
@@ -64,6 +70,7 @@ class KTAEExperienceMaker(RemoteExperienceMaker):
         advantages_BT = padded([e.advantages for e in experiences])
         if self.config.weight != 0 and not self.ktae.shadow:
             add_in_place(experiences, values_BT)
+        self._keep(experiences, scores_B, values_BT)
         self.metrics = credit_metrics(values, values_BT, advantages_BT, action_mask_BT)
         self.key_tokens = {
             side: self._named(top_key_tokens(token_ids_BT, action_mask_BT, values_BT, self.ktae.top_tokens, largest=up))
@@ -71,6 +78,29 @@ class KTAEExperienceMaker(RemoteExperienceMaker):
         }
         self.metrics["ktae/seconds"] = time.perf_counter() - started
         return experiences
+
+    def _keep(self, experiences: list[Experience], scores_B: torch.Tensor, values_BT: torch.Tensor | None) -> None:
+        """Keep what the record of rollouts needs, if this batch is to be recorded."""
+        if not self.keep_credit:
+            return
+        advantages_BT = padded([e.advantages for e in experiences]).float()
+        none_BT = torch.zeros_like(advantages_BT)
+        values_BT = none_BT if values_BT is None else values_BT
+        added_BT = none_BT if self.config.weight == 0 or self.ktae.shadow else values_BT
+        self.credit = Credit(
+            token_ids_BT=padded([e.sequences[:, 1:] for e in experiences]),
+            action_mask_BT=padded([e.action_mask for e in experiences]).bool(),
+            attention_mask_BT=padded([e.attention_mask[:, 1:] for e in experiences]),
+            first_ids_B=torch.cat([e.sequences[:, 0] for e in experiences]),
+            scores_B=scores_B,
+            rewards_B=torch.cat([e.info["reward"].flatten().float() for e in experiences]),
+            groups_B=group_ids(experiences, self.args.rollout.n_samples_per_prompt),
+            values_BT=values_BT,
+            without_k_BT=advantages_BT - added_BT,
+            advantages_BT=advantages_BT,
+            prompts=[prompt for e in experiences for prompt in e.prompts],
+            labels=[label for e in experiences for label in e.labels],
+        )
 
     def _named(self, tokens: list[tuple[int, float, int]]) -> list[dict[str, Any]]:
         return [

@@ -1,0 +1,45 @@
+"""What all commands share: messages for refused input, and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
+
+EXIT_INTERRUPTED = 130
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser of one command: no abbreviations; a refusal is one line."""
+
+    def __init__(self, module: str, description: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=f"python -m openrlhf_ktae.cli.{module}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse with the message alone."""
+        raise BadOption(f"{message.removeprefix('argument ')}; --help lists all options")
+
+
+def run_command(
+    run: Callable[[Sequence[str]], None], argv: Sequence[str] | None, refusals: tuple[type[Exception], ...] = ()
+) -> int:
+    """Run a command; return 0, 2 with one message for refused input, 130 after Ctrl-C."""
+    refused: tuple[type[Exception], ...] = (BadOption, *refusals)
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except refused as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted: what was written is whole; the same command goes on from there", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0

@@ -1,0 +1,206 @@
+"""`python -m openrlhf_ktae.cli.eval`: evaluate a model or stored responses, or compare two results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from openrlhf_ktae.backend import BACKENDS, BackendUnavailable, resolve
+from openrlhf_ktae.cli.command import CommandParser, run_command
+from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
+from openrlhf_ktae.cli.host_parser import BadOption
+from openrlhf_ktae.evaluation.stored import BadInput
+from openrlhf_ktae.verifier.config import VerifierConfig
+
+DEFAULT_OUTPUT = "results"
+REWARDS = ("reward_file", "reward_timeout_s", "reward_log_keys", "correct_reward", "wrong_reward", "format_reward")
+NOT_HERE = (*REWARDS, "max_unknown_share", "unknown_window", "after_retry")
+EXAMPLES = """
+  --model Qwen/Qwen2.5-Math-7B --benchmarks aime24,amc,math500,minerva,olympiadbench --template qwen-math --output DIR
+  --responses answers.jsonl.gz --output DIR
+  --compare DIR_A DIR_B
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, 2 for refused input, 130 after Ctrl-C."""
+    return run_command(run, argv, (BadInput, BackendUnavailable))
+
+
+def run(argv: Sequence[str]) -> None:
+    """Do what `argv` asks and print the resulting table."""
+    options = parse(argv)
+    if options.compare:
+        print(_compare(options.compare, options.output), end="")
+        return
+    config = build(VerifierConfig, _verifier_options(options), "verifier")
+    output = Path(options.output or DEFAULT_OUTPUT)
+    if options.write_prompts:
+        _write_prompts(options)
+        return
+    summary = _stored(options, output, config) if options.responses else _model(options, output, config)
+    from openrlhf_ktae.evaluation.summary import markdown
+
+    print(markdown(summary), end="")
+    print(f"\nresults in {output}: responses.jsonl, summary.json, summary.md")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the options; raises `BadOption` for those that cannot go together."""
+    parser = CommandParser("eval", __doc__ or "", f"examples:{EXAMPLES}")
+    what = parser.add_argument_group("what (one of)")
+    what.add_argument("--model", metavar="NAME", help="model folder or name on the Hub, with --benchmarks")
+    what.add_argument("--responses", type=Path, metavar="FILE", help="grade the responses of a JSONL file (.gz too)")
+    what.add_argument("--compare", nargs=2, type=Path, metavar="DIR", help="paired tests between two results")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output", metavar="DIR", help=f"result folder (default: {DEFAULT_OUTPUT})")
+    out.add_argument("--overwrite", action="store_true", help="begin anew where the folder holds results already")
+    where = parser.add_argument_group("benchmarks")
+    where.add_argument("--benchmarks", metavar="A,B", help="names, or .jsonl files with a problem and an answer column")
+    where.add_argument("--benchmark_dir", type=Path, metavar="DIR", help="take NAME.jsonl from here, not from the Hub")
+    where.add_argument("--limit", type=_positive, metavar="N", help="only the first N problems of each")
+    where.add_argument(
+        "--template", default="qwen-math", help="qwen-math, r1, chat, none or a text file with {problem}"
+    )
+    where.add_argument(
+        "--write_prompts", type=Path, metavar="FILE", help="write the prompts for --eval.dataset, no more"
+    )
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--samples", type=_positive, default=1, metavar="K", help="samples a problem (default: 1)")
+    sampling.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
+    sampling.add_argument("--top_p", type=float, default=1.0, help="(default: 1)")
+    sampling.add_argument("--max_new_tokens", type=_positive, default=3072, metavar="N", help="(default: 3072)")
+    sampling.add_argument("--stop", nargs="*", default=[], metavar="TEXT", help="texts that end a response")
+    sampling.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    engines = parser.add_argument_group("engines")
+    engines.add_argument("--engines", type=_positive, default=1, metavar="N", help="more than 1: through Ray")
+    engines.add_argument("--tensor_parallel_size", type=_positive, default=1, metavar="N", help="devices an engine")
+    engines.add_argument("--backend", choices=BACKENDS, default="auto", help="(default: auto)")
+    engines.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of a CPU engine (default: bf16)")
+    engines.add_argument("--max_model_len", type=_positive, metavar="N", help="prompt and response (default: model's)")
+    engines.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="(default: 0.9)")
+    engines.add_argument("--tokenizer", metavar="NAME", help="with --responses: lengths in its tokens")
+    add_dataclass_options(parser.add_argument_group("verifier"), VerifierConfig, "verifier", skip=NOT_HERE)
+    options = parser.parse_args(argv)
+    _refuse(options)
+    return options
+
+
+def _refuse(options: argparse.Namespace) -> None:
+    chosen = [name for name in ("model", "responses", "compare") if getattr(options, name)]
+    if len(chosen) != 1:
+        raise BadOption(f"give one of --model, --responses and --compare (found {', '.join(chosen) or 'none'})")
+    if options.model and not options.benchmarks:
+        raise BadOption(f"--model {options.model}: give --benchmarks too, such as --benchmarks math500")
+    if options.temperature < 0:
+        raise BadOption(f"--temperature {options.temperature}: give 0 (greedy) or more")
+    if options.samples > 1 and options.temperature == 0:
+        raise BadOption(f"--samples {options.samples}: all would be equal at --temperature 0; give a temperature above")
+    if not 0 < options.top_p <= 1:
+        raise BadOption(f"--top_p {options.top_p}: give a number above 0 and at most 1")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def _verifier_options(options: argparse.Namespace) -> dict[str, Any]:
+    prefix = "verifier."
+    return {name.removeprefix(prefix): value for name, value in vars(options).items() if name.startswith(prefix)}
+
+
+def _compare(folders: Sequence[Path], output: str | None) -> str:
+    from openrlhf_ktae.evaluation.pairing import compare, markdown
+
+    comparison = compare(folders[0], folders[1])
+    table = markdown(comparison)
+    if output:
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+        (folder / "comparison.md").write_text(table, encoding="utf-8")
+    return table
+
+
+def _stored(options: argparse.Namespace, output: Path, config: VerifierConfig) -> dict[str, Any]:
+    from openrlhf_ktae.evaluation.evaluate import grade_stored
+
+    tokenizer = _tokenizer(options.tokenizer, "--tokenizer") if options.tokenizer else None
+    return grade_stored(options.responses, output, config, tokenizer, options.overwrite)
+
+
+def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) -> dict[str, Any]:
+    from openrlhf_ktae.evaluation.evaluate import describe, evaluate_model, load_problems
+    from openrlhf_ktae.evaluation.generation import Engines, Sampling
+    from openrlhf_ktae.evaluation.templates import template
+
+    names = options.benchmarks.split(",")
+    problems = load_problems(names, options.benchmark_dir, options.limit)
+    backend = resolve(options.backend)
+    tokenizer = _tokenizer(options.model, "--model")
+    sampling = Sampling(
+        options.samples, options.temperature, options.top_p, options.max_new_tokens, options.seed, tuple(options.stop)
+    )
+    engines = Engines(
+        model=options.model,
+        engines=options.engines,
+        tensor_parallel_size=options.tensor_parallel_size,
+        dtype=options.dtype,
+        max_model_len=options.max_model_len or _model_length(options.model),
+        gpu_memory_utilization=options.gpu_memory_utilization,
+    )
+    about = {
+        "model": options.model,
+        "template": options.template,
+        "sampling": asdict(sampling),
+        "sources": describe(names, options.benchmark_dir),
+        "limit": options.limit,
+    }
+    filled = template(options.template, tokenizer)
+    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    return evaluate_model(
+        problems, about, output, tokenizer, filled, engines, sampling, backend, config, say, options.overwrite
+    )
+
+
+def _write_prompts(options: argparse.Namespace) -> None:
+    from openrlhf_ktae.evaluation.evaluate import load_problems, prompts_for_training
+    from openrlhf_ktae.evaluation.templates import template
+
+    if not options.model:
+        raise BadOption(f"--write_prompts {options.write_prompts}: give --model, whose template the prompts carry")
+    problems = load_problems(options.benchmarks.split(","), options.benchmark_dir, options.limit)
+    filled = template(options.template, _tokenizer(options.model, "--model"))
+    with options.write_prompts.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prompts_for_training(problems, filled))
+    print(f"{len(problems)} prompts in {options.write_prompts}; columns input, label, datasource")
+
+
+def _tokenizer(name: str, flag: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # each layer has its own; all mean that there is no such tokenizer
+        raise BadOption(f"{flag} {name}: no tokenizer there ({' '.join(str(error).split())[:120]})") from None
+
+
+def _model_length(name: str) -> int | None:
+    from transformers import AutoConfig
+
+    return getattr(AutoConfig.from_pretrained(name), "max_position_embeddings", None)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # engines are closed by now; at a normal exit Triton's bindings print a screen of what they leak

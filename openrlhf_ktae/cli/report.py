@@ -1,0 +1,85 @@
+"""`python -m openrlhf_ktae.cli.report RUN_DIR...`: token-credit pages of recorded rollouts, and curves of runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from openrlhf_ktae.cli.command import CommandParser, run_command
+from openrlhf_ktae.cli.host_parser import BadOption
+from openrlhf_ktae.evaluation.run_outcomes import BadRun
+from openrlhf_ktae.evaluation.stored import BadInput
+from openrlhf_ktae.run.rollout_record import BadRecord
+
+EXAMPLES = """
+examples:
+  runs/quickstart                                     report/runs.html and report/tokens.html in it
+  runs/compare/*/seed-* --output report               arms over seeds, with intervals
+  --responses results/base/responses.jsonl --output report
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    from openrlhf_ktae.report.curves import NoPlotly
+
+    return run_command(run, argv, (BadInput, BadRecord, BadRun, NoPlotly))
+
+
+def run(argv: Sequence[str]) -> None:
+    """Write the pages and print where they are."""
+    parser = CommandParser("report", __doc__ or "", EXAMPLES)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="run directories")
+    parser.add_argument("--responses", type=Path, metavar="FILE", help="token credit of stored responses instead")
+    parser.add_argument("--tokenizer", metavar="NAME", help="with --responses: its tokens instead of words")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: report/ in the first run directory")
+    parser.add_argument("--groups", type=int, metavar="N", help="at most N groups in the token-credit page")
+    options = parser.parse_args(argv)
+    if bool(options.runs) == bool(options.responses):
+        raise BadOption("give run directories, or --responses FILE")
+    if options.groups is not None and options.groups < 1:
+        raise BadOption(f"--groups {options.groups}: give at least 1")
+    if options.responses:
+        written = _responses(options.responses, options.tokenizer, options.output, options.groups)
+    else:
+        written = _runs(options.runs, options.output, options.groups)
+    for path in written:
+        print(path)
+
+
+def _responses(path: Path, name: str | None, output: Path | None, groups: int | None) -> list[Path]:
+    from openrlhf_ktae.report.credit_page import write_credit_pages
+    from openrlhf_ktae.report.stored_groups import stored_groups
+
+    tokenizer = None
+    if name:
+        from openrlhf_ktae.cli.eval import _tokenizer
+
+        tokenizer = _tokenizer(name, "--tokenizer")
+    found = stored_groups(path, tokenizer, groups)
+    return write_credit_pages(found, output or Path("report"), f"Token credit: {path.name}")
+
+
+def _runs(paths: Sequence[Path], output: Path | None, groups: int | None) -> list[Path]:
+    from openrlhf_ktae.evaluation.run_outcomes import read_run
+    from openrlhf_ktae.report.credit_page import write_credit_pages
+    from openrlhf_ktae.report.run_page import write_run_page
+    from openrlhf_ktae.run.rollout_record import DIRECTORY, find, read_groups
+
+    runs = [read_run(path) for path in paths]
+    folder = output or paths[0] / "report"
+    pages: list[Path] = []
+    for run in runs:
+        if any((run.path / DIRECTORY).glob("*.parquet")):
+            name = "tokens" if len(runs) == 1 else f"tokens-{run.label}-{run.path.name}"
+            title = f"Token credit: {run.label}"
+            pages += write_credit_pages(read_groups(find([run.path])), folder, title, name, groups)
+    if not pages:
+        print("no token-credit page: no rollouts were recorded (--ktae.record_rollouts N)", file=sys.stderr)
+    title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
+    return [write_run_page(runs, folder / "runs.html", title, links=[page.name for page in pages]), *pages]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""`python -m openrlhf_ktae.cli.rescore RUN_DIR`: variants and ablations of K on recorded rollouts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openrlhf_ktae.cli.command import CommandParser, run_command
+from openrlhf_ktae.cli.host_parser import BadOption
+from openrlhf_ktae.run.rollout_record import BadRecord
+
+EXAMPLES = """
+examples:
+  runs/quickstart --ablations
+  runs/quickstart/rollouts/step-000010.parquet --arm "strict:variant=calibrated,p_max=0.05"
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return run_command(run, argv, (BadRecord,))
+
+
+def run(argv: Sequence[str]) -> None:
+    """Rescore, print the table and write it where asked."""
+    parser = CommandParser("rescore", __doc__ or "", EXAMPLES)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="run directories, folders or parquet files")
+    parser.add_argument("--ablations", action="store_true", help="leave out each ingredient, and shuffle labels")
+    parser.add_argument("--arm", action="append", default=[], metavar="NAME:OPTION=VALUE,...", help="may be repeated")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write rescore.json and rescore.md there")
+    options = parser.parse_args(argv)
+    from openrlhf_ktae.evaluation.rescoring import markdown, rescore
+    from openrlhf_ktae.run.rollout_record import find, read_groups
+
+    extra = dict(arm(text) for text in options.arm)
+    result = rescore(read_groups(find(options.paths)), options.ablations, extra)
+    table = markdown(result)
+    print(table, end="")
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "rescore.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        (options.output / "rescore.md").write_text(table, encoding="utf-8")
+
+
+def arm(text: str) -> tuple[str, dict[str, Any]]:
+    """Parse `name:option=value,option=value`.
+
+    Raises:
+        BadOption: another form, or an option that KTAE refuses.
+    """
+    from openrlhf_ktae.ktae.config import KTAEConfig
+
+    name, colon, settings = text.partition(":")
+    pairs = [pair.partition("=") for pair in settings.split(",") if pair]
+    if not name or not colon or not all(equals for _, equals, _ in pairs):
+        raise BadOption(
+            f"--arm {text}: write NAME:OPTION=VALUE,OPTION=VALUE, such as centred:variant=paper,centre=true"
+        )
+    chosen = {option.strip(): yaml.safe_load(value) for option, _, value in pairs}
+    try:
+        KTAEConfig.from_mapping(chosen)
+    except ValueError as error:
+        raise BadOption(f"--arm {text}: {error}") from None
+    return name, chosen
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""An evaluation from its settings to its result folder: of stored responses, or of a model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from openrlhf_ktae.backend import Backend
+from openrlhf_ktae.evaluation import stored
+from openrlhf_ktae.evaluation.benchmarks import Problem, load, source
+from openrlhf_ktae.evaluation.generation import Completion, Engines, Request, Sampling, generate, open_engine
+from openrlhf_ktae.evaluation.grading import CHUNK, STREAM_CHUNK, Response, graded, grader
+from openrlhf_ktae.evaluation.results import ResultFolder
+from openrlhf_ktae.evaluation.stored import BadInput
+from openrlhf_ktae.evaluation.summary import markdown, summarize
+from openrlhf_ktae.evaluation.templates import Template
+from openrlhf_ktae.verifier import Verifier, VerifierConfig
+
+Summary = dict[str, Any]
+
+
+def grade_stored(
+    path: Path, output: Path, config: VerifierConfig, tokenizer: Any = None, overwrite: bool = False
+) -> Summary:
+    """Grade the responses of a file into `output`; with a tokenizer, lengths are in tokens.
+
+    Raises:
+        BadInput: the file or the folder is not as it must be.
+    """
+    found = stored.scan(path)
+    about = {
+        "responses": str(path),
+        "rows": found.rows,
+        "sha256": found.sha256,
+        "tokenizer": getattr(tokenizer, "name_or_path", None),
+        "verifier": asdict(config),
+        "grader": grader(),
+    }
+    folder = ResultFolder(output, about, overwrite)
+    done = sum(1 for _ in folder.rows())
+    responses = islice(_stored_responses(path, tokenizer), done, None)
+    return _grade(folder, responses, config, about, found.rows, done)
+
+
+def _stored_responses(path: Path, tokenizer: Any) -> Iterator[Response]:
+    seen: dict[tuple[str, str], int] = {}
+    for number, row in enumerate(stored.read(path)):
+        key = row["benchmark"], stored.problem_key(row, number)
+        seen[key] = seen.get(key, -1) + 1
+        yield Response(
+            benchmark=key[0],
+            id=key[1],
+            sample=seen[key],
+            gold=row["gold"],
+            response=row["response"],
+            problem=row.get("problem"),
+            tokens=_tokens(row, tokenizer),
+            truncated=row.get("truncated") if isinstance(row.get("truncated"), bool) else None,
+        )
+
+
+def _tokens(row: dict[str, Any], tokenizer: Any) -> int | None:
+    if tokenizer is not None:
+        return len(tokenizer.encode(row["response"], add_special_tokens=False))
+    return row["tokens"] if isinstance(row.get("tokens"), int) else None
+
+
+def load_problems(names: Iterable[str], folder: Path | None, limit: int | None) -> list[Problem]:
+    """Return the problems of all benchmarks, the first `limit` of each."""
+    problems = [problem for name in names for problem in load(name, folder)[:limit]]
+    keys = {(problem.benchmark, problem.id) for problem in problems}
+    if len(keys) != len(problems):
+        raise BadInput("--benchmarks: two of them have the same name; rename a file or leave one out")
+    return problems
+
+
+def evaluate_model(
+    problems: list[Problem],
+    about: Summary,
+    output: Path,
+    tokenizer: Any,
+    template: Template,
+    engines: Engines,
+    sampling: Sampling,
+    backend: Backend,
+    config: VerifierConfig,
+    say: Callable[[str], None],
+    overwrite: bool = False,
+) -> Summary:
+    """Generate, grade and summarize; what `output` holds already is not generated again."""
+    about = {**about, "verifier": asdict(config), "grader": grader()}
+    folder = ResultFolder(output, about, overwrite)
+    done = {(row["benchmark"], row["id"], row["sample"]) for row in folder.rows()}
+    total = len(problems) * sampling.samples
+    by_key = {(problem.benchmark, problem.id): problem for problem in problems}
+
+    def encoded(problem: Problem) -> list[int]:
+        return tokenizer.encode(template.fill(problem.problem), add_special_tokens=False)
+
+    def requests() -> Iterator[Request]:
+        for problem in problems:
+            wanted = [(problem.benchmark, problem.id, sample) for sample in range(sampling.samples)]
+            wanted = [key for key in wanted if key not in done]
+            ids = encoded(problem) if wanted else []
+            yield from (Request(key, ids) for key in wanted)
+
+    def response(completion: Completion) -> Response:
+        benchmark, identity, sample = completion.key
+        problem = by_key[benchmark, identity]
+        return Response(
+            benchmark=benchmark,
+            id=identity,
+            sample=sample,
+            gold=problem.gold,
+            response=completion.text,
+            problem=problem.problem,
+            tokens=completion.tokens,
+            truncated=completion.truncated,
+            opening=template.opening,
+        )
+
+    if len(done) == total:
+        return _grade(folder, iter(()), config, about, total, total)
+    _refuse_too_long((encoded(problem) for problem in problems), engines, sampling)
+    engine = open_engine(engines, sampling, backend, say)
+    try:
+        responses = (response(completion) for completion in generate(engine, requests()))
+        return _grade(folder, responses, config, about, total, len(done), template.require_tags, STREAM_CHUNK)
+    finally:
+        engine.close()
+
+
+def _refuse_too_long(prompts: Iterable[list[int]], engines: Engines, sampling: Sampling) -> None:
+    longest = max(len(prompt) for prompt in prompts)
+    if engines.max_model_len is not None and longest + sampling.max_new_tokens > engines.max_model_len:
+        raise BadInput(
+            f"--max_new_tokens {sampling.max_new_tokens}: with the longest prompt ({longest} tokens) above the model's "
+            f"{engines.max_model_len}; give at most {engines.max_model_len - longest}"
+        )
+
+
+def _grade(
+    folder: ResultFolder,
+    responses: Iterator[Response],
+    config: VerifierConfig,
+    about: Summary,
+    total: int,
+    done: int,
+    require_tags: tuple[str, ...] = (),
+    chunk: int = CHUNK,
+) -> Summary:
+    """Grade and write `responses` with a progress bar, then the summary of all rows of the folder."""
+    tags = config.require_tags or require_tags
+    tokens = 0
+    if done < total:
+        bar = tqdm(total=total, initial=done, unit="response", desc="evaluation", file=sys.stderr)
+        with Verifier(config) as verifier, bar:
+            for row in folder.append(graded(responses, verifier, tags, chunk)):
+                tokens += row["tokens"] or 0
+                if tokens:
+                    bar.set_postfix_str(f"{tokens / bar.format_dict['elapsed']:.0f} tokens/s", refresh=False)
+                bar.update()
+    summary = summarize(folder.rows(), about)
+    folder.finish(summary, markdown(summary))
+    return summary
+
+
+def prompts_for_training(problems: Iterable[Problem], template: Template) -> Iterator[dict[str, Any]]:
+    """Yield rows for `--eval.dataset`: `input`, `label`, and the benchmark's id as `datasource`."""
+    for problem in problems:
+        yield {"input": template.fill(problem.problem), "label": problem.gold, "datasource": problem.benchmark}
+
+
+def describe(names: Iterable[str], folder: Path | None) -> dict[str, str]:
+    """Return benchmark -> where its problems come from."""
+    return {Path(name).stem if name.endswith(".jsonl") else name: source(name, folder) for name in names}

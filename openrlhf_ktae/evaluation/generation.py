@@ -1,0 +1,242 @@
+"""Prompts -> completions with vLLM: one engine in this process, several as the host's Ray actors.
+
+Requests are kept in flight and handed out as they finish, so that engines never drain between batches and a killed
+evaluation loses only what was in flight. Each request has its own seed: results do not depend on order or engines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+from openrlhf_ktae.backend import Backend
+from openrlhf_ktae.backend.cpu import ENGINE_DTYPES, KV_CACHE_BYTES
+
+IN_FLIGHT = 512  # requests with each engine: more than vLLM runs at a time, so that it always has a next one
+Key = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn."""
+
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 3072
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Which model, on how many engines."""
+
+    model: str
+    engines: int = 1
+    tensor_parallel_size: int = 1
+    dtype: str = "bf16"
+    max_model_len: int | None = None
+    gpu_memory_utilization: float = 0.9
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion that is wanted: (benchmark, id, sample) and the prompt's token ids."""
+
+    key: Key
+    prompt_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came back for one request."""
+
+    key: Key
+    text: str
+    tokens: int
+    truncated: bool
+
+
+class Engine(Protocol):
+    """Takes requests and hands out completions in any order."""
+
+    capacity: int
+
+    def submit(self, request: Request) -> None:
+        """Start one request."""
+
+    def finished(self) -> list[Completion]:
+        """Wait for a moment's work and return what is done."""
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+
+
+def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion]:
+    """Yield a completion for each request, keeping the engine full."""
+    waiting, running = iter(requests), 0
+    while True:
+        while running < engine.capacity and (request := next(waiting, None)) is not None:
+            engine.submit(request)
+            running += 1
+        if not running:
+            return
+        for completion in engine.finished():
+            running -= 1
+            yield completion
+
+
+def open_engine(engines: Engines, sampling: Sampling, backend: Backend, say: Callable[[str], None]) -> Engine:
+    """Load the model; returns when the engines answer."""
+    args = _host_arguments(engines)
+    for name, value in backend.environment(args).items():
+        os.environ.setdefault(name, value)
+    say(f"loading {engines.model} on {engines.engines} engine{'s' if engines.engines > 1 else ''} ({backend.name})")
+    if engines.engines > 1:
+        return RayEngines(engines, sampling, backend, args)
+    return LocalEngine(engines, sampling, backend)
+
+
+def parameters(sampling: Sampling, key: Key) -> Any:
+    """Return vLLM's sampling parameters of one request."""
+    from vllm import SamplingParams
+
+    digest = hashlib.sha256(repr((sampling.seed, *key)).encode()).digest()
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_new_tokens,
+        seed=int.from_bytes(digest[:4], "big") if sampling.temperature > 0 else None,
+        stop=list(sampling.stop) or None,
+    )
+
+
+class LocalEngine:
+    """vLLM in this process."""
+
+    capacity = IN_FLIGHT
+
+    def __init__(self, engines: Engines, sampling: Sampling, backend: Backend) -> None:
+        from vllm import EngineArgs, LLMEngine
+
+        options: dict[str, Any] = {"gpu_memory_utilization": engines.gpu_memory_utilization, "dtype": "auto"}
+        if backend.name == "cpu":
+            dtype = ENGINE_DTYPES[engines.dtype]
+            options = {"dtype": dtype, "kv_cache_memory_bytes": KV_CACHE_BYTES, "enforce_eager": True}
+        if engines.max_model_len is not None:
+            options["max_model_len"] = engines.max_model_len
+        self._sampling = sampling
+        self._keys: dict[str, Key] = {}
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=engines.model,
+                tensor_parallel_size=engines.tensor_parallel_size,
+                enable_prefix_caching=True,
+                seed=sampling.seed,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **options,
+            )
+        )
+
+    def submit(self, request: Request) -> None:
+        """Start one request."""
+        name = str(len(self._keys))
+        self._keys[name] = request.key
+        self._engine.add_request(name, request.prompt_ids, parameters(self._sampling, request.key))
+
+    def finished(self) -> list[Completion]:
+        """Run one step of the engine and return the requests that it ended."""
+        done = [output for output in self._engine.step() if output.finished]
+        return [_completion(self._keys[output.request_id], output) for output in done]
+
+    def close(self) -> None:
+        """End the engine and the processes that it may have."""
+        self._engine.engine_core.shutdown()
+
+
+class RayEngines:
+    """The host's vLLM actors, as in training."""
+
+    def __init__(self, engines: Engines, sampling: Sampling, backend: Backend, args: SimpleNamespace) -> None:
+        from openrlhf_ktae.run.launch import environment, start_ray
+
+        variables = environment(args, backend)
+        for name, value in variables.items():
+            os.environ.setdefault(name, value)
+        backend.prepare_driver()
+        start_ray(args, backend, variables)
+        for (module, attribute), actor_class in backend.host_classes().items():
+            setattr(importlib.import_module(module), attribute, actor_class)
+        from openrlhf.trainer.ray.vllm_engine import create_vllm_engines
+
+        self._sampling = sampling
+        self._engines = create_vllm_engines(
+            num_engines=engines.engines,
+            tensor_parallel_size=engines.tensor_parallel_size,
+            pretrain=engines.model,
+            seed=sampling.seed,
+            full_determinism=False,
+            enable_prefix_caching=True,
+            enforce_eager=backend.name == "cpu",
+            max_model_len=engines.max_model_len,
+            gpu_memory_utilization=engines.gpu_memory_utilization,
+        )
+        self.capacity = IN_FLIGHT * engines.engines
+        self._running: dict[Any, tuple[Key, int]] = {}
+        self._loads = [0] * engines.engines
+
+    def submit(self, request: Request) -> None:
+        """Start one request on the engine with the fewest."""
+        engine = self._loads.index(min(self._loads))
+        self._loads[engine] += 1
+        ref = self._engines[engine].generate.remote(request.prompt_ids, parameters(self._sampling, request.key))
+        self._running[ref] = (request.key, engine)
+
+    def finished(self) -> list[Completion]:
+        """Wait for one request to end and return all that have ended."""
+        import ray
+
+        refs = list(self._running)
+        ray.wait(refs, num_returns=1)
+        done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        completions = []
+        for ref, output in zip(done, ray.get(done), strict=True):
+            key, engine = self._running.pop(ref)
+            self._loads[engine] -= 1
+            completions.append(_completion(key, output))
+        return completions
+
+    def close(self) -> None:
+        """End the engines and the cluster that was started for them."""
+        import ray
+
+        ray.shutdown()
+
+
+def _completion(key: Key, output: Any) -> Completion:
+    one = output.outputs[0]
+    return Completion(key, one.text, len(one.token_ids), one.finish_reason == "length")
+
+
+def _host_arguments(engines: Engines) -> SimpleNamespace:
+    """Return what backend and launch read of the host's arguments: engines alone, no trainer."""
+    none = SimpleNamespace(num_nodes=0, num_gpus_per_node=0, model_name_or_path=None)
+    return SimpleNamespace(
+        actor=none,
+        ref=none,
+        critic=none,
+        reward=SimpleNamespace(num_nodes=0, num_gpus_per_node=0, remote_url="none"),
+        train=SimpleNamespace(colocate_all=False, async_enable=False, colocate_actor_ref=False),
+        algo=SimpleNamespace(kl=SimpleNamespace(init_coef=0)),
+        ds=SimpleNamespace(param_dtype=engines.dtype),
+        vllm=SimpleNamespace(num_engines=engines.engines, tensor_parallel_size=engines.tensor_parallel_size),
+        verifier=SimpleNamespace(enable=False),
+        run=SimpleNamespace(verbose=False),
+    )

@@ -1,0 +1,81 @@
+"""Responses -> graded rows, a chunk at a time: memory does not grow with their number."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import openrlhf_ktae
+from openrlhf_ktae import verifier as verifier_package
+from openrlhf_ktae.verifier import Verifier
+from openrlhf_ktae.verifier.formats import keeps_format
+
+CHUNK = 256  # responses with the verifier at a time; its workers share them
+STREAM_CHUNK = 16  # while they are being generated: progress is seen, and little is lost by a kill
+GRADER_PACKAGES = ("math-verify", "sympy", "latex2sympy2_extended")
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response to one problem, before it is graded."""
+
+    benchmark: str
+    id: str
+    sample: int
+    gold: Any
+    response: str
+    problem: str | None = None
+    tokens: int | None = None
+    truncated: bool | None = None
+    opening: str = ""
+    """What the prompt has written of the response already; counts for its format alone."""
+
+
+def graded(
+    responses: Iterable[Response], verifier: Verifier, require_tags: Sequence[str] = (), size: int = CHUNK
+) -> Iterator[dict[str, Any]]:
+    """Yield one row for each response, in order.
+
+    A row has the fields of `Response` (without `opening`), `characters`, `verdict` (correct, wrong, unknown), `reason`,
+    `extracted` (the answer as written, or None) and `format` (whether it keeps the format: `require_tags` once each and
+    exactly one answer).
+    """
+    stream = iter(responses)
+    while chunk := list(islice(stream, size)):
+        verdicts = verifier.verify_many((one.gold, one.response) for one in chunk)
+        for one, verdict in zip(chunk, verdicts, strict=True):
+            row = asdict(one)
+            opening = row.pop("opening")
+            yield row | {
+                "characters": len(one.response),
+                "verdict": verdict.status,
+                "reason": verdict.reason,
+                "extracted": verdict.extracted,
+                "format": keeps_format(opening + one.response, require_tags, require_single_answer=True),
+            }
+
+
+@lru_cache(maxsize=1)
+def grader() -> dict[str, str]:
+    """Version and hash of the grader: results with the same hash were judged by the same code."""
+    digest = hashlib.sha256()
+    root = Path(next(iter(verifier_package.__path__)))
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    libraries = {name: _version(name) for name in GRADER_PACKAGES}
+    digest.update(repr(sorted(libraries.items())).encode())
+    own = openrlhf_ktae.__version__
+    return {"name": "openrlhf_ktae.verifier", "version": own, "hash": digest.hexdigest()[:16], **libraries}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"

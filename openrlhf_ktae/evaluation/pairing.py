@@ -1,0 +1,95 @@
+"""Two evaluations of the same problems: is one better than the other?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openrlhf_ktae.evaluation.results import RESPONSES, read_rows
+from openrlhf_ktae.evaluation.statistics import holm, mcnemar, paired_bootstrap
+from openrlhf_ktae.evaluation.stored import BadInput
+from openrlhf_ktae.verifier import CORRECT
+
+POOLED = "pooled"
+
+
+def compare(first: Path, second: Path) -> dict[str, Any]:
+    """Return, for each benchmark and pooled, second minus first over the problems that both have.
+
+    The paired bootstrap takes the mean over the samples of a problem; McNemar's exact test is added where both have
+    one sample of each problem. p-values of the benchmarks are also given corrected for their number (Holm).
+
+    Raises:
+        BadInput: a folder has no results, or the two have no problem in common.
+    """
+    sides = [problem_scores(folder) for folder in (first, second)]
+    shared = [key for key in sides[0] if key in sides[1]]
+    if not shared:
+        raise BadInput(f"--compare {first} {second}: have no problem in common (same benchmark and id)")
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for key in shared:
+        groups.setdefault(key[0], []).append(key)
+    benchmarks = {name: _compared(keys, sides) for name, keys in groups.items()}
+    for figures, p in zip(benchmarks.values(), holm([one["p"] for one in benchmarks.values()]), strict=True):
+        figures["p_holm"] = p
+    only = [len(side) - len(shared) for side in sides]
+    return {
+        "first": str(first),
+        "second": str(second),
+        "only_in_first": only[0],
+        "only_in_second": only[1],
+        "benchmarks": benchmarks,
+        POOLED: _compared(shared, sides),
+    }
+
+
+def problem_scores(folder: Path) -> dict[tuple[str, str], list[float]]:
+    """Return (benchmark, id) -> whether each sample is correct, from a result folder or its `responses.jsonl`."""
+    path = folder / RESPONSES if folder.is_dir() else folder
+    scores: dict[tuple[str, str], list[float]] = {}
+    for row in read_rows(path):
+        scores.setdefault((row["benchmark"], row["id"]), []).append(float(row["verdict"] == CORRECT))
+    if not scores:
+        raise BadInput(f"--compare {folder}: has no {RESPONSES} with results; give a folder written by --output")
+    return scores
+
+
+def _compared(keys: list[tuple[str, str]], sides: list[dict[tuple[str, str], list[float]]]) -> dict[str, Any]:
+    first, second = (np.array([np.mean(side[key]) for key in keys]) for side in sides)
+    difference = paired_bootstrap(first, second)
+    figures = {
+        "problems": len(keys),
+        "first": float(first.mean()),
+        "second": float(second.mean()),
+        "difference": difference.mean,
+        "ci95": [difference.low, difference.high],
+        "p": difference.p,
+        "test": "paired bootstrap",
+    }
+    if all(len(side[key]) == 1 for side in sides for key in keys):
+        only_first, only_second, p = mcnemar(first, second)
+        figures |= {"only_first_right": only_first, "only_second_right": only_second, "p_bootstrap": difference.p}
+        figures |= {"p": p, "test": "McNemar, exact"}
+    return figures
+
+
+def markdown(comparison: dict[str, Any]) -> str:
+    """Return the comparison as a Markdown table."""
+    lines = [
+        "| benchmark | problems | first % | second % | difference [95 %] | p | p (Holm) | test |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for name, one in {**comparison["benchmarks"], POOLED: comparison[POOLED]}.items():
+        low, high = (100 * end for end in one["ci95"])
+        corrected = f"{one['p_holm']:.3g}" if "p_holm" in one else "-"
+        lines.append(
+            f"| {name} | {one['problems']} | {100 * one['first']:.1f} | {100 * one['second']:.1f} | "
+            f"{100 * one['difference']:+.1f} [{low:+.1f}, {high:+.1f}] | {one['p']:.3g} | {corrected} | {one['test']} |"
+        )
+    lines += ["", f"- first: {comparison['first']}", f"- second: {comparison['second']}"]
+    left_out = comparison["only_in_first"], comparison["only_in_second"]
+    if any(left_out):
+        lines.append(f"- left out: {left_out[0]} problems only in the first, {left_out[1]} only in the second")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,106 @@
+"""The output folder of an evaluation; one that was killed goes on where it stopped.
+
+responses.jsonl   a line a response, in the order of grading
+settings.json     what was asked; a folder of other settings is refused
+summary.json      figures with 95 % intervals, model, template, sampling, grader
+summary.md        the same as a table
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from openrlhf_ktae.evaluation.stored import BadInput
+
+RESPONSES, SETTINGS, SUMMARY, TABLE = "responses.jsonl", "settings.json", "summary.json", "summary.md"
+
+
+class ResultFolder:
+    """Where one evaluation writes."""
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Open `directory`; rows that are there already stay, unless `overwrite`.
+
+        Raises:
+            BadInput: the folder holds results of other settings.
+        """
+        self.directory = directory
+        self.responses = directory / RESPONSES
+        plain = json.loads(json.dumps(settings))
+        path = directory / SETTINGS
+        if directory.exists() and not directory.is_dir():
+            raise BadInput(f"--output {directory}: is a file; give a folder")
+        if overwrite:
+            self.responses.unlink(missing_ok=True)
+        elif self.responses.is_file():
+            _refuse_other(directory, _settings_of(path), plain)
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _cut_torn_line(self.responses)
+
+    def append(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Write each row and pass it on; a line is whole or, after a kill, the last and cut off at the next start."""
+        with self.responses.open("a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+                yield row
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows written so far."""
+        return read_rows(self.responses)
+
+    def finish(self, summary: Mapping[str, Any], table: str) -> None:
+        """Write the summary in both forms."""
+        text = json.dumps(summary, indent=2, ensure_ascii=False)
+        (self.directory / SUMMARY).write_text(text + "\n", encoding="utf-8")
+        (self.directory / TABLE).write_text(table, encoding="utf-8")
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a `responses.jsonl`; nothing where there is none.
+
+    Raises:
+        BadInput: a line is no graded row.
+    """
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                known = row["verdict"], row["benchmark"], row["id"]
+            except (ValueError, KeyError, TypeError):
+                raise BadInput(f"{path}: line {number} is no graded response; give another --output") from None
+            if known:
+                yield row
+
+
+def _settings_of(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise BadInput(f"{path}: missing or unreadable beside results; give --overwrite or another --output") from None
+
+
+def _refuse_other(directory: Path, found: Any, asked: Mapping[str, Any]) -> None:
+    names = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
+    if names:
+        change = ", ".join(f"{name} {found.get(name)!r} instead of {asked.get(name)!r}" for name in names)
+        raise BadInput(f"--output {directory}: has results of other settings ({change}); give --overwrite or another")
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, 2)
+        tail = b""
+        while end > 0 and b"\n" not in tail:
+            start = max(0, end - 65536)
+            file.seek(start)
+            tail, end = file.read(end - start) + tail, start
+        file.truncate(end + tail.rfind(b"\n") + 1)

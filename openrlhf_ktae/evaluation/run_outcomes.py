@@ -1,0 +1,135 @@
+"""What a training run came to, from its record: curves over steps and tokens, and single figures to compare.
+
+Legend: `N` steps, `E` evaluations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openrlhf_ktae.run.record import METRICS_FILE, read_record
+
+Floats = NDArray[np.float64]
+
+SEED_FOLDER = re.compile(r"seed-?\d+")
+SMOOTHED = 5  # steps: the reward of one step is the mean of few rollouts
+OUTCOMES = {
+    "final_accuracy": "held-out accuracy after training",
+    "accuracy_at_tokens": "held-out accuracy at equal tokens",
+    "auc_accuracy": "mean held-out accuracy over steps",
+    "auc_reward": "mean training reward over steps",
+    "auc_reward_tokens": "mean training reward over equal tokens",
+    "response_length": "held-out response length",
+    "steps_to_threshold": "steps to the threshold",
+}
+
+
+class BadRun(ValueError):
+    """A run directory has no record to read; the message names it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The record of one run."""
+
+    path: Path
+    label: str
+    """Runs with the same label are seeds of one arm."""
+    steps: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    """In order of step; of several at one step, the last."""
+
+    def series(self, metric: str) -> tuple[Floats, Floats]:
+        """Return steps and values (N,) of a metric, where it was recorded."""
+        known = [(row["step"], row[metric]) for row in self.steps if row.get(metric) is not None]
+        table = np.array(known, dtype=np.float64).reshape(-1, 2)
+        return table[:, 0], table[:, 1]
+
+    def held_out(self, metric: str = "eval_accuracy") -> tuple[Floats, Floats]:
+        """Return steps and values (E,) of an evaluation's metric."""
+        known = [(row["step"], row[metric]) for row in self.evaluations if row.get(metric) is not None]
+        table = np.array(known, dtype=np.float64).reshape(-1, 2)
+        return table[:, 0], table[:, 1]
+
+    def tokens(self) -> Floats:
+        """Return the response tokens generated up to each step (N,)."""
+        each = [
+            (row.get("rollout/num_samples") or 0.0) * (row.get("rollout/response_length_mean") or 0.0)
+            for row in self.steps
+        ]
+        return np.cumsum(each)
+
+
+def read_run(path: Path) -> Run:
+    """Return the run of a directory.
+
+    Raises:
+        BadRun: it is no run directory, its record is damaged, or no step was recorded.
+    """
+    if not (path / METRICS_FILE).is_file():
+        raise BadRun(f"{path}: no run directory (it has no {METRICS_FILE})")
+    try:
+        rows = list(read_record(path))
+        steps = sorted((row for row in rows if row["kind"] == "step"), key=lambda row: row["step"])
+        evaluations = {row["step"]: row for row in rows if row["kind"] == "eval"}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadRun(f"{path / METRICS_FILE}: damaged ({error})") from None
+    if not steps:
+        raise BadRun(f"{path}: a run directory without steps; nothing was trained there yet")
+    label = path.resolve().parent.name if SEED_FOLDER.fullmatch(path.resolve().name) else path.resolve().name
+    return Run(path, label, steps, [evaluations[step] for step in sorted(evaluations)])
+
+
+def outcomes(run: Run, threshold: float, token_budget: float) -> dict[str, float]:
+    """Return OUTCOMES of one run; NaN where the run did not record what one needs.
+
+    Args:
+        run: the run.
+        threshold: training reward that counts as learnt; a run that never reaches it counts its steps plus one.
+        token_budget: response tokens at which runs are compared: the fewest that any of them generated.
+    """
+    steps, reward = run.series("rollout/reward_mean")
+    at, accuracy = run.held_out()
+    _, lengths = run.held_out("eval_response_length_mean")
+    tokens = run.tokens()
+    recorded = np.array([row["step"] for row in run.steps], dtype=np.float64)
+    tokens_at = np.interp(at, np.concatenate([[0.0], recorded]), np.concatenate([[0.0], tokens]))
+    nan = float("nan")
+    learnt = first_at_least(reward, threshold)
+    within = tokens <= token_budget * (1 + 1e-9)
+    return {
+        "final_accuracy": float(accuracy[-1]) if accuracy.size else nan,
+        "accuracy_at_tokens": float(np.interp(token_budget, tokens_at, accuracy)) if accuracy.size > 1 else nan,
+        "auc_accuracy": mean_height(at, accuracy),
+        "auc_reward": float(reward.mean()) if reward.size else nan,
+        "auc_reward_tokens": float(reward[within[: reward.size]].mean()) if within[: reward.size].any() else nan,
+        "response_length": float(lengths[-1]) if lengths.size else nan,
+        "steps_to_threshold": (steps[learnt] if learnt is not None else steps[-1] + 1) if reward.size else nan,
+    }
+
+
+def mean_height(x: Floats, y: Floats) -> float:
+    """Return the area under (x, y) by trapezoids over the width of x."""
+    if x.size < 2 or x[-1] == x[0]:
+        return float("nan")
+    return float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def first_at_least(values: Floats, threshold: float) -> int | None:
+    """Return where the mean of the last SMOOTHED values first reaches `threshold`."""
+    for i in range(SMOOTHED - 1, values.size):
+        if values[i + 1 - SMOOTHED : i + 1].mean() >= threshold:
+            return i
+    return None
+
+
+def token_budget(runs: Sequence[Run]) -> float:
+    """Return the response tokens that every run generated at least."""
+    return float(min(run.tokens()[-1] for run in runs))

@@ -1,0 +1,85 @@
+"""Responses that exist already: JSONL, also gzipped, one object a line, read as a stream.
+
+`{"benchmark": "amc", "gold": "142", "response": "...", "id": 7, "problem": "..."}`; `id` and `problem` may be missing.
+Rows of one benchmark with the same id (else the same problem text) are samples of one problem.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REQUIRED = ("benchmark", "gold", "response")
+SHOWN = 80  # characters of a value in a message
+
+
+class BadInput(ValueError):
+    """A file cannot be evaluated; the message names it, the line and what to give."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a file finds."""
+
+    rows: int
+    sha256: str
+
+
+def scan(path: Path) -> Scan:
+    """Read the whole file once, in constant memory.
+
+    Raises:
+        BadInput: the file is missing, empty or cut off, or a row is not as it must be.
+    """
+    digest, rows = hashlib.sha256(), 0
+    for row in read(path):
+        digest.update(json.dumps(row, sort_keys=True).encode())
+        rows += 1
+    if rows == 0:
+        raise BadInput(f"{path}: is empty; give one JSON object a line with {', '.join(REQUIRED)}")
+    return Scan(rows, digest.hexdigest())
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `path`, checked; raises `BadInput` as `scan` does."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    opener = gzip.open if path.suffix == ".gz" else open
+    line = 0
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for line, text in enumerate(file, start=1):
+                if text.strip():
+                    yield _checked(json.loads(text), f"{path}: line {line}")
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: line {line} is no JSON object ({error}); the file may be cut off") from None
+    except (EOFError, OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read after line {line} ({error}); the file may be cut off") from None
+
+
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise BadInput(f"{where} is no JSON object but {str(row)[:SHOWN]!r}; give {', '.join(REQUIRED)}")
+    missing = [name for name in REQUIRED if name not in row]
+    if missing:
+        raise BadInput(f"{where} has no {', '.join(missing)}; it has {', '.join(row) or 'nothing'}")
+    for name in ("benchmark", "response"):
+        if not isinstance(row[name], str) or (name == "benchmark" and not row[name]):
+            raise BadInput(f"{where}: {name} is {str(row[name])[:SHOWN]!r}; give a text")
+    if not isinstance(row["gold"], (str, int, float, list)) or isinstance(row["gold"], bool):
+        raise BadInput(f"{where}: gold is {str(row['gold'])[:SHOWN]!r}; give a text, a number or a list of answers")
+    return row
+
+
+def problem_key(row: Mapping[str, Any], number: int) -> str:
+    """Return what samples of one problem share: the id, else a hash of the problem text, else the row's number."""
+    if row.get("id") is not None:
+        return str(row["id"])
+    if row.get("problem"):
+        return "problem-" + hashlib.sha256(str(row["problem"]).encode()).hexdigest()[:16]
+    return f"row-{number}"

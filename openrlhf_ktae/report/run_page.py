@@ -1,0 +1,101 @@
+"""Run pages: a table and training curves in one self-contained HTML file (plotly's script is inside)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openrlhf_ktae.evaluation.run_outcomes import Run
+from openrlhf_ktae.evaluation.statistics import t_interval
+from openrlhf_ktae.report.credit_page import ASSETS, ESCAPES
+from openrlhf_ktae.report.curves import NoPlotly, figures, grouped, plotly
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a page."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def write_run_page(
+    runs: Sequence[Run], path: Path, title: str, tables: Sequence[Table] = (), links: Sequence[str] = ()
+) -> Path:
+    """Write the page of one or several runs; `tables` stand above the curves.
+
+    Raises:
+        NoPlotly: plotly or jinja2 is not installed.
+    """
+    plotly()
+    try:
+        from jinja2 import Environment
+    except ImportError:
+        raise NoPlotly("pages are made with jinja2, which is not installed: pip install '.[report]'") from None
+    from plotly.offline import get_plotlyjs
+
+    drawn = figures(runs)
+    data = json.dumps([json.loads(figure.to_json()) for _, figure in drawn])
+    for character, escape in ESCAPES.items():
+        data = data.replace(character, escape)
+    template = Environment(autoescape=True).from_string((ASSETS / "runs.html").read_text(encoding="utf-8"))
+    html = template.render(
+        title=title,
+        subtitle=f"{len(runs)} runs, 95 % intervals over seeds" if len(runs) > 1 else "",
+        tables=[*tables, summary_table(runs)],
+        links=links,
+        figures=drawn,
+        data=data,
+        plotly=get_plotlyjs(),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def summary_table(runs: Sequence[Run]) -> Table:
+    """Return the first and last evaluation and the time of each run or arm."""
+    head = [
+        "run",
+        "seeds",
+        "steps",
+        "accuracy before %",
+        "accuracy after %",
+        "length before",
+        "length after",
+        "minutes",
+    ]
+    rows = []
+    for label, group in grouped(runs).items():
+        cells = [label, str(len(group)), str(max(run.steps[-1]["step"] for run in group))]
+        for metric, scale in (("eval_accuracy", 100.0), ("eval_response_length_mean", 1.0)):
+            cells += [_edge(group, metric, which, scale) for which in (0, -1)]
+        seconds = [sum(row.get("timing/step_total") or 0.0 for row in run.steps) for run in group]
+        rows.append([*cells, f"{sum(seconds) / len(seconds) / 60:.1f}"])
+    over = "seeds where an arm has several, else over problems"
+    return Table("Runs", head, rows, [f"[95 % interval over {over}]; minutes are those of the steps alone."])
+
+
+def _edge(group: Sequence[Run], metric: str, which: int, scale: float) -> str:
+    rows = [run.evaluations[which] for run in group if run.evaluations and metric in run.evaluations[which]]
+    if not rows:
+        return "-"
+    if len(rows) > 1:
+        return figure_cell(t_interval([row[metric] for row in rows]), scale)
+    row = rows[0]
+    return figure_cell((row[metric], row.get(f"{metric}_low"), row.get(f"{metric}_high")), scale)
+
+
+def figure_cell(figure: tuple[Any, Any, Any], scale: float) -> str:
+    """Return `mean [low, high]`."""
+    mean, low, high = figure
+    if mean is None or mean != mean:
+        return "-"
+    if low is None or low != low:
+        return f"{mean * scale:.1f}"
+    return f"{mean * scale:.1f} [{low * scale:.1f}, {high * scale:.1f}]"

@@ -1,0 +1,271 @@
+"""The rollouts of recorded steps: `rollouts/step-000010.parquet` in the run directory, readable without the model.
+
+A row is a rollout; rows of a group stand together. Lists have one entry for each token of the response, which begins
+at the first action token; tokens of an environment in between have `action` false. Metadata of the file
+(`openrlhf_ktae`, JSON): step, options of KTAE, special ids, model, and a hash of the tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DIRECTORY = "rollouts"
+METADATA_KEY = b"openrlhf_ktae"
+VERSION = 1
+COLUMNS = {
+    "step": "int32",
+    "group": "int32",
+    "rollout": "int32",
+    "prompt": "string",
+    "label": "string",
+    "response": "string",
+    "score": "float",
+    "reward": "float",
+    "prompt_ids": "list<int32>",
+    "token_ids": "list<int32>",
+    "token_texts": "list<string>",
+    "action": "list<bool>",
+    "k": "list<float>",
+    "advantages_without_k": "list<float>",
+    "advantages": "list<float>",
+}
+MEGABYTE = 2**20
+
+
+class BadRecord(ValueError):
+    """Recorded rollouts are missing or not as they must be; the message names the file and the way out."""
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Rollouts of one batch with their advantages, as the experience maker has them: B rollouts, T positions.
+
+    Position t of a row is its token t + 1, as in the host's action mask.
+    """
+
+    token_ids_BT: torch.Tensor
+    action_mask_BT: torch.Tensor
+    attention_mask_BT: torch.Tensor
+    first_ids_B: torch.Tensor
+    """Token 0 of each row."""
+    scores_B: torch.Tensor
+    rewards_B: torch.Tensor
+    groups_B: torch.Tensor
+    values_BT: torch.Tensor
+    """Weighted K; 0 where KTAE is off."""
+    without_k_BT: torch.Tensor
+    advantages_BT: torch.Tensor
+    prompts: list[str]
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class RecordedGroup:
+    """The rollouts of one prompt in one step."""
+
+    step: int
+    group: int
+    rows: list[dict[str, Any]]
+    about: dict[str, Any]
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that all of them answer."""
+        return self.rows[0]["prompt"]
+
+
+class RolloutRecorder:
+    """Writes every `every`-th step until `max_mb` are used."""
+
+    def __init__(
+        self, directory: str | Path, every: int, max_mb: int, max_groups: int, about: Mapping[str, Any]
+    ) -> None:
+        self.directory = Path(directory) / DIRECTORY
+        self._every, self._limit, self._max_groups = every, max_mb * MEGABYTE, max_groups
+        self._about = dict(about)
+        self.full = False
+
+    def wants(self, step: int) -> bool:
+        """Whether this step is to be recorded."""
+        return self._every > 0 and not self.full and step % self._every == 0
+
+    def write(self, step: int, credit: Credit, tokenizer: Any) -> Path | None:
+        """Write one step; None where it would exceed the limit, and from then on nothing is recorded."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        rows = list(rows_of(step, credit, tokenizer, self._max_groups))
+        about = {
+            **self._about,
+            "version": VERSION,
+            "step": step,
+            "special_ids": sorted(set(tokenizer.all_special_ids)),
+            "tokenizer": tokenizer_hash(tokenizer),
+        }
+        schema = pa.schema([(name, _arrow_type(pa, kind)) for name, kind in COLUMNS.items()])
+        schema = schema.with_metadata({METADATA_KEY: json.dumps(about).encode()})
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / f"step-{step:06d}.parquet"
+        part = path.with_suffix(".part")
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), part, compression="zstd")
+        used = sum(one.stat().st_size for one in self.directory.glob("*.parquet") if one != path)
+        if used + part.stat().st_size > self._limit:
+            part.unlink()
+            self.full = True
+            return None
+        os.replace(part, path)
+        return path
+
+
+def _arrow_type(pa: Any, kind: str) -> Any:
+    plain = {"int32": pa.int32(), "string": pa.string(), "float": pa.float32(), "bool": pa.bool_()}
+    if kind.startswith("list<"):
+        return pa.list_(plain[kind[5:-1]])
+    return plain[kind]
+
+
+def rows_of(step: int, credit: Credit, tokenizer: Any, max_groups: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a step, group after group; with `max_groups`, of the first groups alone."""
+    text = TokenTexts(tokenizer)
+    groups = torch.unique(credit.groups_B, sorted=True).tolist()
+    for group in groups[: max_groups or None]:
+        members = torch.nonzero(credit.groups_B == group).flatten().tolist()
+        for rollout, row in enumerate(members):
+            yield {"step": step, "group": group, "rollout": rollout, **_row(credit, row, tokenizer, text)}
+
+
+def _row(credit: Credit, row: int, tokenizer: Any, text: TokenTexts) -> dict[str, Any]:
+    acted = credit.action_mask_BT[row].bool()
+    positions = torch.nonzero(acted).flatten()
+    start, end = (int(positions[0]), int(positions[-1]) + 1) if len(positions) else (acted.numel(), acted.numel())
+    ids = credit.token_ids_BT[row, start:end].tolist()
+    seen = credit.attention_mask_BT[row, :start].bool()
+    before = [int(credit.first_ids_B[row]), *credit.token_ids_BT[row, :start][seen].tolist()]
+
+    def part(values_BT: torch.Tensor) -> list[float]:
+        return values_BT[row, start:end].float().tolist()
+
+    return {
+        "prompt": credit.prompts[row],
+        "label": str(credit.labels[row]),
+        "response": tokenizer.decode(ids, skip_special_tokens=True),
+        "score": float(credit.scores_B[row]),
+        "reward": float(credit.rewards_B[row]),
+        "prompt_ids": before,
+        "token_ids": ids,
+        "token_texts": text.of(ids),
+        "action": acted[start:end].tolist(),
+        "k": part(credit.values_BT),
+        "advantages_without_k": part(credit.without_k_BT),
+        "advantages": part(credit.advantages_BT),
+    }
+
+
+class TokenTexts:
+    """Text of each token as it stands within a text: with its leading space, whatever the tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def of(self, ids: Sequence[int]) -> list[str]:
+        """Return one text for each id. A character of several tokens stands at its first; the others are empty."""
+        texts = [self._one(i) for i in ids]
+        start = 0
+        while start < len(texts):
+            end = start + 1
+            if "\ufffd" in texts[start]:
+                while end < len(texts) and "\ufffd" in texts[end]:
+                    end += 1
+                texts[start:end] = [self._tokenizer.decode(list(ids[start:end])), *[""] * (end - start - 1)]
+            start = end
+        return texts
+
+    def _one(self, token: int) -> str:
+        if token not in self._known:
+            # After another token, because tokenizers of the SentencePiece kind drop a leading space.
+            alone, doubled = self._tokenizer.decode([token]), self._tokenizer.decode([token, token])
+            self._known[token] = doubled[len(alone) :] if doubled.startswith(alone) else alone
+        return self._known[token]
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Return a hash of the vocabulary: records of different tokenizers must not be mixed."""
+    vocabulary = sorted((int(i), token) for token, i in tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+
+
+def find(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the parquet files of run directories, folders and files, in order of step.
+
+    Raises:
+        BadRecord: a path does not exist or holds no recorded step.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_file():
+            found.append(path)
+            continue
+        if not path.is_dir():
+            raise BadRecord(f"{path}: no such file or folder")
+        files = sorted(path.glob("*.parquet")) or sorted((path / DIRECTORY).glob("*.parquet"))
+        if not files:
+            raise BadRecord(f"{path}: holds no recorded rollouts; train with --ktae.record_rollouts N (every N steps)")
+        found += files
+    return found
+
+
+def read_groups(paths: Iterable[Path]) -> Iterator[RecordedGroup]:
+    """Yield the groups of recorded steps, one file in memory at a time.
+
+    Raises:
+        BadRecord: a file is cut off, is no record, lacks a column, or was made with another tokenizer than the first.
+    """
+    tokenizer = first = None
+    for path in paths:
+        rows, about = _read(path)
+        if tokenizer is None:
+            tokenizer, first = about.get("tokenizer"), path
+        elif about.get("tokenizer") != tokenizer:
+            raise BadRecord(f"{path}: was recorded with another tokenizer than {first}; give them one at a time")
+        groups: dict[int, list[dict[str, Any]]] = {}
+        for row in rows:
+            groups.setdefault(row["group"], []).append(row)
+        for group, members in groups.items():
+            yield RecordedGroup(int(about.get("step", members[0]["step"])), group, members, about)
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise BadRecord(f"{path}: is no whole parquet file ({reason}); delete it or record it again") from None
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise BadRecord(f"{path}: has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    try:
+        about = json.loads((table.schema.metadata or {})[METADATA_KEY])
+    except (KeyError, ValueError):
+        raise BadRecord(
+            f"{path}: has no metadata openrlhf_ktae; it was not written by --ktae.record_rollouts"
+        ) from None
+    rows = table.to_pylist()
+    if not rows:
+        raise BadRecord(f"{path}: holds no rollout")
+    for row in rows:
+        lengths = {name: len(row[name] or []) for name, kind in COLUMNS.items() if kind.startswith("list")}
+        del lengths["prompt_ids"]
+        if len(set(lengths.values())) > 1:
+            raise BadRecord(f"{path}: group {row['group']}, rollout {row['rollout']}: lengths differ ({lengths})")
+    return rows, about

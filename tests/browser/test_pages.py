@@ -1,0 +1,274 @@
+"""The pages in a real browser: seen, pointed at, typed into; screenshots go to KTAE_SCREENSHOTS.
+
+Needs Debian's `chromium` and `chromium-driver` and the package `selenium`; skipped where one is absent.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+selenium = pytest.importorskip("selenium", reason="the browser tests need selenium: pip install selenium")
+CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+if not (CHROMIUM and DRIVER):
+    pytest.skip("the browser tests need chromium: apt install chromium chromium-driver", allow_module_level=True)
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "report"))
+from recorded_groups import group, hostile, large, plain  # noqa: E402
+
+from openrlhf_ktae.report.credit_page import write_credit_pages  # noqa: E402
+from openrlhf_ktae.run.record import RunRecord  # noqa: E402
+
+READY_WITHIN_MS = 2000
+CONTRAST = """
+const [paper, token] = arguments, canvas = document.createElement("canvas");
+canvas.width = canvas.height = 1;
+const context = canvas.getContext("2d", { willReadFrequently: true });
+const draw = (colour) => { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); };
+const read = () => [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+const linear = (v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+const bright = (rgb) => rgb.reduce((sum, v, i) => sum + linear(v / 255) * [.2126, .7152, .0722][i], 0);
+draw(getComputedStyle(paper).backgroundColor); draw(getComputedStyle(token).backgroundColor);
+const below = bright(read());
+draw(getComputedStyle(token).color);
+const ink = bright(read());
+return (Math.max(below, ink) + .05) / (Math.min(below, ink) + .05);
+"""
+
+
+@pytest.fixture(scope="module")
+def driver():
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    options.add_argument("--window-size=1500,1100")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def screenshot(driver, request):
+    folder = Path(os.environ.get("KTAE_SCREENSHOTS", "runs/screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda name: driver.save_screenshot(str(folder / f"{name}.png"))
+
+
+@pytest.fixture
+def opened(driver, tmp_path):
+    """Write pages of groups and open the first; at the end the console must be empty."""
+
+    def open_(*groups):
+        path = write_credit_pages(groups, tmp_path, "test")[0]
+        driver.get(path.as_uri())
+        return int(driver.execute_script("return document.body.dataset.ready"))
+
+    yield open_
+    assert driver.get_log("browser") == []
+
+
+def all_of(driver, selector):
+    return driver.find_elements(By.CSS_SELECTOR, selector)
+
+
+def one_of(driver, selector):
+    return driver.find_element(By.CSS_SELECTOR, selector)
+
+
+def tokens(driver, text):
+    return [span for span in all_of(driver, "#rollouts .t") if span.get_property("textContent") == text]
+
+
+def detail(driver):
+    return one_of(driver, "#detail").text
+
+
+def focused(driver):
+    return driver.switch_to.active_element
+
+
+def test_pointing_at_a_token_shows_its_table_and_marks_its_occurrences(driver, opened, screenshot):
+    opened(plain(), plain(number=1))
+    maybe = tokens(driver, " maybe")
+    assert len(maybe) == 4
+    ActionChains(driver).move_to_element(maybe[1]).perform()
+    shown = detail(driver)
+    assert "K −0.500" in shown
+    rows = [[cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")] for row in all_of(driver, ".two tr")]
+    assert rows == [["rollouts", "correct", "wrong"], ["with it", "0", "4"], ["without it", "4", "0"]]
+    for term in ("Fisher p", "information gain IG", "TF in correct", "direction: presence", "direction: frequency"):
+        assert term in shown
+    assert "4 of 24 (16.67 %)" in shown
+    assert [span.get_property("textContent") for span in all_of(driver, ".t.same")] == [" maybe"] * 4
+    assert len(all_of(driver, ".t.now")) == 1
+    assert "minus" in maybe[0].get_attribute("class")
+    assert "plus" in tokens(driver, " gives")[0].get_attribute("class")
+    screenshot("credit-light")
+
+
+def test_the_keyboard_reaches_everything(driver, opened):
+    opened(plain())
+    first = one_of(driver, '#rollouts .t[tabindex="0"]')
+    driver.execute_script("arguments[0].focus()", first)
+    assert "K 0.000" in detail(driver)
+    for _ in range(3):
+        focused(driver).send_keys(Keys.ARROW_RIGHT)
+    assert focused(driver).get_property("textContent") == " gives"
+    assert "K +0.500" in detail(driver)
+    assert "gives, K +0.500, in 4 correct and 0 wrong rollouts" in one_of(driver, "#spoken").get_property("textContent")
+    before = focused(driver)
+    before.send_keys("n")
+    assert focused(driver) != before
+    assert focused(driver).get_property("textContent") == " gives"
+    focused(driver).send_keys(Keys.ENTER)
+    ActionChains(driver).move_to_element(tokens(driver, " maybe")[0]).perform()
+    assert "K +0.500" in detail(driver), "Enter keeps the token"
+    focused(driver).send_keys(Keys.ESCAPE)
+    ActionChains(driver).move_to_element(tokens(driver, " maybe")[1]).perform()
+    assert "K −0.500" in detail(driver)
+    assert len(all_of(driver, '#rollouts .t[tabindex="0"]')) == 1, "one stop for Tab, not one a token"
+
+
+def test_switching_between_grpo_and_the_variants(driver, opened, screenshot):
+    opened(plain())
+    sizes = {}
+    for mode in ("grpo", "paper", "reference", "calibrated"):
+        one_of(driver, f'#modes [data-mode="{mode}"]').click()
+        checked = [one.get_attribute("data-mode") for one in all_of(driver, '#modes [aria-checked="true"]')]
+        assert checked == [mode]
+        span = tokens(driver, " maybe")[0]
+        sizes[mode] = driver.execute_script("return arguments[0].style.getPropertyValue('--size')", span)
+        plus = tokens(driver, " +")[0].get_attribute("class")
+        assert ("plus" in plus.split()) == (mode == "grpo"), "every rollout has it: only GRPO gives it credit"
+    assert float(sizes["calibrated"]) < float(sizes["reference"]) <= 1
+    focused(driver).send_keys(Keys.ARROW_LEFT)
+    assert one_of(driver, '#modes [aria-checked="true"]').text == "reference"
+    one_of(driver, '#modes [data-mode="grpo"]').click()
+    screenshot("credit-grpo")
+
+
+def test_tokens_are_sorted_by_size_and_by_what_is_clicked(driver, opened):
+    opened(plain())
+
+    def column(number):
+        return [row.find_elements(By.TAG_NAME, "td")[number].text for row in all_of(driver, "#tokens tbody tr")]
+
+    assert column(1) == sorted(column(1), reverse=True)
+    assert one_of(driver, "#tokens th[aria-sort]").text.startswith("|K|")
+    one_of(driver, '#tokens button[data-sort="p"]').click()
+    assert [float(p) for p in column(3)] == sorted(float(p) for p in column(3))
+    one_of(driver, "#tokens tbody tr").click()
+    assert all_of(driver, ".t.same")
+    assert "Top tokens of step 3".upper() in one_of(driver, "#top-title").text.upper()
+    assert "gives" in one_of(driver, "#top").text
+
+
+def test_groups_and_the_order_of_rollouts(driver, opened):
+    opened(group([(1, [" a"]), (1, [" b"])]), plain(number=1))
+    assert one_of(driver, "#choose").get_property("value") == "1", "it opens at the first group with both labels"
+    assert one_of(driver, "#notice").is_displayed() is False
+    one_of(driver, "#previous").click()
+    assert "every K is 0" in one_of(driver, "#notice").text
+    one_of(driver, "#next").click()
+    one_of(driver, '#order option[value="credit"]').click()
+    assert "rollout 5 of 8" in all_of(driver, ".rollout h3")[0].text, "half of its six tokens are key tokens"
+    one_of(driver, '#order option[value="verdict"]').click()
+    classes = [card.get_attribute("class").split()[1] for card in all_of(driver, ".rollout")]
+    assert classes == ["correct"] * 4 + ["wrong"] * 4
+
+
+def test_hostile_texts_are_shown_and_never_run(driver, opened, screenshot):
+    opened(hostile())
+    assert driver.execute_script("return window.pwned") is None
+    assert all_of(driver, "img") == []
+    shown = one_of(driver, "#rollouts").text
+    assert "</script><script>window.pwned = 1</script>" in shown
+    assert "‹202E›txet" in shown
+    assert "‹0000›‹001B›[31m" in shown
+    assert "‹D83D›" in shown
+    for span in all_of(driver, "#rollouts .t")[:6]:
+        ActionChains(driver).move_to_element(span).perform()
+    one_of(driver, '#modes [data-mode="grpo"]').click()
+    assert driver.execute_script("return window.pwned") is None
+    screenshot("credit-hostile")
+
+
+def test_a_group_of_16_by_800_is_ready_in_two_seconds(driver, opened, screenshot):
+    assert opened(large()) < READY_WITHIN_MS
+    assert len(all_of(driver, "#rollouts .t")) == 16 * 800
+    started = driver.execute_script("return performance.now()")
+    one_of(driver, '#modes [data-mode="reference"]').click()
+    assert driver.execute_script("return performance.now()") - started < READY_WITHIN_MS
+    screenshot("credit-large")
+
+
+def test_more_tokens_than_that_are_paged(driver, opened):
+    opened(large(rollouts=24))
+    assert "part 1 of 2" in one_of(driver, "#pager").text
+    assert len(all_of(driver, ".rollout")) == 20
+    all_of(driver, "#pager button")[1].click()
+    assert len(all_of(driver, ".rollout")) == 4
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_can_be_read_on_the_strongest_colours(theme, driver, opened, screenshot):
+    opened(plain())
+    if driver.execute_script("return document.documentElement.dataset.theme") != theme:
+        one_of(driver, "#theme").click()
+    card = one_of(driver, ".rollout")
+    for text in (" maybe", " gives"):
+        assert driver.execute_script(CONTRAST, card, tokens(driver, text)[0]) >= 4.5
+    screenshot(f"credit-{theme}-plain")
+
+
+def test_every_control_has_a_name(driver, opened):
+    opened(plain())
+    for control in all_of(driver, "button, select"):
+        assert control.accessible_name, control.get_attribute("outerHTML")
+
+
+def test_a_narrow_window(driver, opened, screenshot):
+    driver.set_window_size(420, 900)
+    opened(plain())
+    assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    screenshot("credit-narrow")
+    driver.set_window_size(1500, 1100)
+
+
+def test_run_pages_draw_every_curve_in_both_themes(driver, tmp_path, screenshot):
+    pytest.importorskip("plotly", reason="run pages need plotly: pip install '.[report]'")
+    from openrlhf_ktae.cli.report import main
+
+    paths = []
+    for arm, gain in (("grpo", 0.02), ("ktae", 0.025)):
+        for seed in range(3):
+            path = tmp_path / arm / f"seed-{seed}"
+            record = RunRecord(path)
+            for step in range(1, 21):
+                accuracy = 0.3 + gain * step + 0.01 * ((step * (seed + 3)) % 5)
+                metrics = {"rollout/reward_mean": accuracy, "rollout/response_length_mean": 20 + step / 10 + seed}
+                record.step(step, metrics | {"timing/generation": 0.3, "timing/ppo_train": 0.1}, {})
+                if step % 5 == 0:
+                    record.evaluation("during", step, {"eval_accuracy": accuracy})
+            paths.append(str(path))
+    assert main([*paths, "--output", str(tmp_path / "out")]) == 0
+    driver.get((tmp_path / "out" / "runs.html").as_uri())
+    figures = all_of(driver, ".figure")
+    assert len(figures) == 5
+    assert all(figure.find_elements(By.CSS_SELECTOR, ".trace") for figure in figures)
+    screenshot("runs-light")
+    one_of(driver, "#theme").click()
+    assert driver.execute_script("return document.documentElement.dataset.theme") == "dark"
+    screenshot("runs-dark")
+    assert driver.get_log("browser") == []

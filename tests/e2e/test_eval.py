@@ -1,0 +1,70 @@
+"""The evaluation with vLLM on the quickstart's model: one engine here, two through Ray, and after a kill."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HELD_OUT = "examples/quickstart/data/heldout.jsonl"
+COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.eval", "--model", "examples/quickstart/model", "--template", "none"]
+SETTINGS = ["--benchmarks", HELD_OUT, "--max_new_tokens", "40", "--dtype", "fp32", "--backend", "cpu"]
+
+
+def evaluate(root, environment, output, *words):
+    done = subprocess.run(
+        [*COMMAND, *SETTINGS, *words, "--output", str(output)],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((output / "summary.json").read_text()), done
+
+
+@pytest.fixture(scope="module")
+def greedy(root, environment, tmp_path_factory):
+    """All 200 held-out problems, after an evaluation that was killed in the middle of a line."""
+    output = tmp_path_factory.mktemp("greedy")
+    evaluate(root, environment, output)
+    path = output / "responses.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [json.dumps({**json.loads(line), "reason": "kept"}) + "\n" for line in lines[:120]]
+    path.write_text("".join(kept) + lines[120][:50])
+    return output, *evaluate(root, environment, output)
+
+
+def test_greedy_accuracy_is_the_known_one(greedy):
+    """30.5 % with greedy decoding: examples/quickstart/README.md, measured with transformers."""
+    _, summary, done = greedy
+    held_out = summary["benchmarks"]["heldout"]
+    assert held_out["accuracy"] == pytest.approx(0.305, abs=0.01)
+    assert held_out["ci95"][0] < 0.305 < held_out["ci95"][1]
+    assert (held_out["n"], held_out["truncated_rate"], held_out["format_rate"]) == (200, 0.0, 1.0)
+    assert summary["length_unit"] == "tokens"
+    assert summary["sampling"]["temperature"] == 0
+    assert "tokens/s" in done.stderr
+    assert "| heldout | 200 | 200 |" in done.stdout
+
+
+def test_a_killed_evaluation_generates_the_rest_alone(greedy):
+    output, _, _ = greedy
+    rows = [json.loads(line) for line in (output / "responses.jsonl").read_text().splitlines()]
+    assert [row["reason"] == "kept" for row in rows] == [True] * 120 + [False] * 80
+    assert len({row["id"] for row in rows}) == 200
+
+
+def test_two_engines_through_ray_with_four_samples(root, environment, tmp_path):
+    words = ["--engines", "2", "--samples", "4", "--temperature", "1", "--limit", "50"]
+    summary, _ = evaluate(root, environment, tmp_path, *words)
+    held_out = summary["benchmarks"]["heldout"]
+    assert (held_out["n"], held_out["problems"], held_out["samples"]) == (200, 50, 4)
+    passes = [held_out["pass_at_k"][str(k)]["value"] for k in range(1, 5)]
+    assert passes == sorted(passes)
+    assert passes[0] == pytest.approx(held_out["accuracy"])
+    assert passes[3] > passes[0] + 0.2, "four samples of a problem differ"
+    assert 0.15 < held_out["accuracy"] < 0.5

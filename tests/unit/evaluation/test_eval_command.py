@@ -1,0 +1,197 @@
+"""`cli.eval` on responses that exist, on malformed ones, and between two results: no model."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from openrlhf_ktae.cli.eval import main
+
+ROWS = [
+    {"benchmark": "a", "id": 1, "gold": "4", "response": "so \\boxed{4}"},
+    {"benchmark": "a", "id": 1, "gold": "4", "response": "so \\boxed{5}"},
+    {"benchmark": "a", "id": 2, "gold": "7", "response": "no answer"},
+    {"benchmark": "a", "id": 2, "gold": "7", "response": "so \\boxed{8}"},
+    {"benchmark": "b", "gold": ["1/2"], "response": "so \\boxed{\\frac{1}{2}} or \\boxed{0.5}", "problem": "half?"},
+    {"benchmark": "b", "gold": 3.0, "response": "so \\boxed{3}"},
+]
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def published():
+    folder = Path(os.environ.get("OPENRLHF_KTAE_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
+    path = folder / "rollouts" / "published_7b_half.jsonl.gz"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent: the published responses are not part of the project")
+    return path
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_published_accuracies_within_1_5_points(published, tmp_path):
+    assert main(["--responses", str(published), "--output", str(tmp_path)]) == 0
+    rewards = {}
+    with gzip.open(published, "rt") as file:
+        for row in map(json.loads, file):
+            rewards.setdefault(row["benchmark"], []).append(row["published_reward"])
+    benchmarks = summary_of(tmp_path)["benchmarks"]
+    assert set(benchmarks) == set(rewards)
+    for name, values in rewards.items():
+        found, theirs = 100 * benchmarks[name]["accuracy"], 100 * sum(values) / len(values)
+        assert benchmarks[name]["n"] == len(values)
+        low, high = (0, 14) if name == "minerva" else (-1.5, 1.5)
+        assert low <= found - theirs <= high, (name, found, theirs)
+
+
+def test_the_figures_of_a_small_file(tmp_path, capsys):
+    responses = written(tmp_path / "in.jsonl", ROWS)
+    assert main(["--responses", str(responses), "--output", str(tmp_path / "out")]) == 0
+    summary = summary_of(tmp_path / "out")
+    a, b = summary["benchmarks"]["a"], summary["benchmarks"]["b"]
+    assert (a["n"], a["problems"], a["samples"], a["accuracy"]) == (4, 2, 2, 0.25)
+    assert a["ci95"] == [0.0, 0.5]
+    assert a["pass_at_k"]["2"]["value"] == 0.5
+    assert a["maj_at_k"]["2"]["value"] == 0.25, "a tie of 4 and 5, and a wrong answer"
+    assert (a["answered_rate"], a["format_rate"], a["truncated_rate"]) == (0.75, 0.75, None)
+    assert (b["accuracy"], b["format_rate"]) == (1.0, 0.5), "two boxes are not the format"
+    assert summary["macro"]["accuracy"] == 0.625
+    assert summary["pooled"]["accuracy"] == pytest.approx((0.5 + 0 + 1 + 1) / 4)
+    assert summary["length_unit"] == "characters"
+    assert len(summary["grader"]["hash"]) == 16
+    rows = [json.loads(line) for line in (tmp_path / "out" / "responses.jsonl").read_text().splitlines()]
+    assert [row["verdict"] for row in rows] == ["correct", "wrong", "wrong", "wrong", "correct", "correct"]
+    assert [row["sample"] for row in rows] == [0, 1, 0, 1, 0, 0]
+    table = (tmp_path / "out" / "summary.md").read_text()
+    assert "| a | 2 | 4 | 25.0 [0.0, 50.0] | 50.0" in table
+    assert table in capsys.readouterr().out
+
+
+def test_a_killed_evaluation_goes_on(tmp_path):
+    responses = written(tmp_path / "in.jsonl", ROWS)
+    words = ["--responses", str(responses), "--output"]
+    main([*words, str(tmp_path / "whole")])
+    main([*words, str(tmp_path / "killed")])
+    path = tmp_path / "killed" / "responses.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    marked = json.dumps({**json.loads(lines[0]), "reason": "kept"}) + "\n"
+    path.write_text(marked + "".join(lines[1:3]) + lines[3][:30])
+    assert main([*words, str(tmp_path / "killed")]) == 0
+    again = path.read_text().splitlines(keepends=True)
+    assert again == [marked, *lines[1:]], "what was graded is kept, the torn line and the rest are graded"
+    assert summary_of(tmp_path / "killed") == summary_of(tmp_path / "whole")
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path, capsys):
+    responses = written(tmp_path / "in.jsonl", ROWS)
+    words = ["--responses", str(responses), "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    written(responses, ROWS[:4])
+    assert main(words) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+    assert summary_of(tmp_path / "out")["pooled"]["n"] == 4
+
+
+def test_an_evaluation_can_be_graded_again(tmp_path):
+    responses = written(tmp_path / "in.jsonl", ROWS)
+    main(["--responses", str(responses), "--output", str(tmp_path / "first")])
+    main(["--responses", str(tmp_path / "first" / "responses.jsonl"), "--output", str(tmp_path / "second")])
+    assert summary_of(tmp_path / "second")["benchmarks"] == summary_of(tmp_path / "first")["benchmarks"]
+
+
+MALFORMED = {
+    "missing column": ('{"benchmark": "a", "gold": "1"}\n', "line 1 has no response; it has benchmark, gold"),
+    "later line": (json.dumps(ROWS[0]) + '\n{"gold": "1"}\n', "line 2 has no benchmark, response"),
+    "cut off": (json.dumps(ROWS[0]) + '\n{"benchmark": "a", "go', "line 2 is no JSON object"),
+    "not an object": ("[1]\n", "line 1 is no JSON object but '[1]'"),
+    "no text": ('{"benchmark": "a", "gold": "1", "response": null}\n', "response is 'None'; give a text"),
+    "no gold": ('{"benchmark": "a", "gold": null, "response": "1"}\n', "gold is 'None'"),
+    "empty": ("", "is empty"),
+    "binary": ("\x00\x01", "line 1 is no JSON object"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed_responses_give_one_message(text, message, tmp_path, capsys):
+    path = tmp_path / "in.jsonl"
+    path.write_text(text)
+    assert main(["--responses", str(path), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_gzip_gives_one_message(tmp_path, capsys):
+    path = tmp_path / "in.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS * 50).encode())[:-20])
+    assert main(["--responses", str(path), "--output", str(tmp_path / "out")]) == 2
+    assert "may be cut off" in capsys.readouterr().err
+
+
+REFUSED = {
+    "": "give one of --model, --responses and --compare (found none)",
+    "--responses {tmp}/none.jsonl": "no such file",
+    "--responses a --compare b c": "found responses, compare",
+    "--model m": "give --benchmarks too",
+    "--model m --benchmarks a --samples 4": "all would be equal at --temperature 0",
+    "--model m --benchmarks a --samples 0": "at least 1",
+    "--model m --benchmarks a --top_p 0": "--top_p 0.0",
+    "--model m --benchmarks nothing": "not one of aime24, amc, math500, minerva, olympiadbench",
+    "--model m --benchmarks a --benchmark_dir {tmp}/none": "no such folder",
+    "--model m --benchmarks {tmp}/few.jsonl,{tmp}/few.jsonl": "the same name",
+    "--model m --benchmarks {tmp}/nocolumn.jsonl": "has none of answer, final_answer",
+    "--model {tmp}/none --benchmarks {tmp}/few.jsonl": "no tokenizer there",
+    "{model} --template {tmp}/none.txt": "choose one of qwen-math",
+    "{model} --template {tmp}/few.jsonl": "no {problem}",
+    "{model} --template chat": "no chat template",
+    "{model} --template none --max_new_tokens 99999": "give at most",
+    "--compare {tmp} {tmp}": "has no responses.jsonl",
+    "--responses {tmp}/few.jsonl --verifier.workers 0": "--verifier.",
+    "--no_such_option": "--no_such_option",
+}
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED.items(), ids=REFUSED)
+def test_refused(words, message, tmp_path, capsys, monkeypatch, root):
+    monkeypatch.chdir(root)
+    written(tmp_path / "few.jsonl", [{"problem": "1 + 1", "answer": "2"}])
+    written(tmp_path / "nocolumn.jsonl", [{"problem": "1 + 1"}])
+    words = words.replace("{model}", "--model examples/quickstart/model --benchmarks {tmp}/few.jsonl")
+    argv = words.replace("{tmp}", str(tmp_path)).split()
+    assert main([*argv, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_compare_two_results(tmp_path, capsys):
+    right, wrong = "so \\boxed{4}", "so \\boxed{5}"
+    base = [{"benchmark": name, "id": i, "gold": "4"} for name in "ab" for i in range(20)]
+    first = [{**row, "response": right if row["id"] < 8 else wrong} for row in base]
+    second = [{**row, "response": right if row["id"] < 14 else wrong} for row in base[:-1]]
+    for name, rows in (("first", first), ("second", second)):
+        main(["--responses", str(written(tmp_path / f"{name}.jsonl", rows)), "--output", str(tmp_path / name)])
+    capsys.readouterr()
+    folders = [str(tmp_path / "first"), str(tmp_path / "second")]
+    assert main(["--compare", *folders, "--output", str(tmp_path / "cmp")]) == 0
+    comparison = json.loads((tmp_path / "cmp" / "comparison.json").read_text())
+    assert (comparison["only_in_first"], comparison["only_in_second"]) == (1, 0)
+    a = comparison["benchmarks"]["a"]
+    assert (a["difference"], a["only_second_right"], a["test"]) == (pytest.approx(0.3), 6, "McNemar, exact")
+    assert a["p"] == pytest.approx(2 / 2**6)
+    assert a["p_holm"] == pytest.approx(4 / 2**6)
+    assert comparison["pooled"]["p"] == pytest.approx(2 / 2**12)
+    assert capsys.readouterr().out == (tmp_path / "cmp" / "comparison.md").read_text()

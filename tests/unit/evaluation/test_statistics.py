@@ -1,0 +1,104 @@
+"""Estimators against brute force, and tests against scipy or by hand."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from openrlhf_ktae.evaluation import statistics as st
+
+
+@pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (4, 0), (4, 1), (4, 4), (6, 2), (7, 3)])
+def test_pass_at_k_is_the_mean_over_all_subsets(n, c):
+    verdicts = [True] * c + [False] * (n - c)
+    for k in range(1, n + 1):
+        subsets = list(combinations(verdicts, k))
+        assert st.pass_at_k(n, c, k) == pytest.approx(sum(any(one) for one in subsets) / len(subsets))
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_pass_at_k_refuses_k_outside(k):
+    with pytest.raises(ValueError, match="between 1 and the number of samples"):
+        st.pass_at_k(4, 1, k)
+
+
+def test_majority():
+    assert st.majority_at_k([1, 1, 2], [True, True, False], 3) == 1
+    assert st.majority_at_k([1, 1, 0], [False, False, True], 3) == 0
+    assert st.majority_at_k([0, 1], [True, False], 2) == 0.5, "a tie is broken evenly"
+    assert st.majority_at_k([-1, -1, 0], [False, False, True], 3) == 1, "no answer has no vote"
+    assert st.majority_at_k([-1, -1], [False, False], 2) == 0
+    assert st.majority_at_k([0, 1, 2, 3], [True, False, False, False], 1) == 0.25
+
+
+def test_majority_of_subsets_is_close_to_all_subsets():
+    answers, correct = [0, 0, 1, 1, 1, 2], [True, True, False, False, False, False]
+    exact = np.mean(
+        [st.majority_at_k([answers[i] for i in s], [correct[i] for i in s], 3) for s in combinations(range(6), 3)]
+    )
+    assert st.majority_at_k(answers, correct, 3, draws=4000) == pytest.approx(exact, abs=0.03)
+
+
+def test_interval_covers_the_truth_in_about_95_percent():
+    random = np.random.default_rng(1)
+    inside = 0
+    for _ in range(200):
+        _, low, high = st.mean_with_interval(random.binomial(1, 0.6, size=150).tolist())
+        inside += low <= 0.6 <= high
+    assert 180 <= inside <= 199
+
+
+def test_resampling_in_blocks_gives_the_same_means(monkeypatch):
+    values = np.random.default_rng(2).random((50, 3))
+    whole = st.resampled_means(values)
+    monkeypatch.setattr(st, "DRAWS_AT_ONCE", 1000)
+    assert np.array_equal(st.resampled_means(values), whole)
+
+
+def test_a_metric_that_some_problems_lack_is_the_mean_of_the_others():
+    means = st.resampled_means([[1.0, np.nan], [3.0, 5.0], [2.0, np.nan]])
+    assert set(np.unique(means[:, 1][~np.isnan(means[:, 1])])) == {5.0}
+    assert np.all((means[:, 0] >= 1) & (means[:, 0] <= 3))
+
+
+def test_mcnemar_by_hand():
+    first, second = [1] * 6 + [0] * 1 + [1] * 9, [0] * 6 + [1] * 1 + [1] * 9
+    only_first, only_second, p = st.mcnemar(first, second)
+    assert (only_first, only_second) == (6, 1)
+    assert p == pytest.approx(2 * (1 + 7) / 2**7)
+    assert st.mcnemar([1, 0], [1, 0]) == (0, 0, 1.0)
+
+
+def test_paired_bootstrap_sees_what_unpaired_intervals_hide():
+    random = np.random.default_rng(3)
+    first = random.random(300)
+    second = first + 0.02 + 0.01 * random.standard_normal(300)
+    difference = st.paired_bootstrap(first, second)
+    assert difference.low > 0.015
+    assert difference.p < 0.01
+    same = st.paired_bootstrap(first, first + 0.1 * random.standard_normal(300))
+    assert same.low < 0 < same.high
+    assert same.p > 0.05
+
+
+def test_sign_flips():
+    assert st.sign_flip_test([1.0, 2.0, 3.0]) == pytest.approx(2 / 8)
+    assert st.sign_flip_test([1.0, -1.0]) == 1
+    assert st.sign_flip_test([1.0] * 20) < 0.001
+    assert math.isnan(st.sign_flip_test([float("nan")]))
+
+
+def test_t_interval():
+    mean, low, high = st.t_interval([1.0, 2.0, 3.0])
+    assert (mean, round(high - low, 3)) == (2.0, round(2 * 4.3027 / math.sqrt(3), 3))
+    assert math.isnan(st.t_interval([1.0])[1])
+
+
+def test_holm():
+    assert st.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    corrected = st.holm([0.01, float("nan")])
+    assert corrected[0] == 0.01
+    assert math.isnan(corrected[1])

@@ -1,0 +1,187 @@
+"""What goes into the token-credit page: figures, escapes, sizes. How it looks and acts: tests/browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from recorded_groups import HOSTILE, group, hostile, large, plain
+
+from openrlhf_ktae.cli.report import main
+from openrlhf_ktae.report.credit_data import MEASURES, group_data
+from openrlhf_ktae.report.credit_page import MAX_BYTES, write_credit_pages
+from openrlhf_ktae.run.record import RunRecord
+
+
+class Scripts(HTMLParser):
+    """The elements that an HTML parser sees, and the contents of script elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.scripts = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data):
+        if self.tags[-1:] == ["script"] and self.cdata_elem:
+            self.scripts[-1] += data
+
+
+def parsed(path):
+    scripts = Scripts()
+    scripts.feed(path.read_text(encoding="utf-8"))
+    return scripts, json.loads(scripts.scripts[0])
+
+
+def test_the_figures_of_a_token():
+    data = group_data(plain())
+    place = data["texts"].index(" maybe")
+    assert data["counts"][place] == [0, 4, 4, 0, 0, 4]
+    for variant in ("paper", "reference", "calibrated"):
+        measures = dict(zip(MEASURES, data["variants"][variant]["measures"][place], strict=True))
+        assert measures["fisher"] == pytest.approx(2 / 70, rel=1e-3)
+        assert measures["information_gain"] == pytest.approx(1)
+        assert measures["value"] < 0
+        assert data["variants"][variant]["measures"][data["texts"].index(" +")][-1] == 0, "every rollout has it"
+    assert data["sides"] == {"rollouts": [4, 4], "tokens": [20, 24]}
+    assert [one["verdict"] for one in data["rollouts"]] == ["correct"] * 4 + ["wrong"] * 4
+
+
+def test_centring_is_shown_as_what_it_subtracts():
+    data = group_data(
+        group([(1, [" a", " b"]), (0, [" a", " c"])], about={"ktae": {"variant": "paper", "centre": True}})
+    )
+    variant = data["variants"]["paper"]
+    assert variant["shifts"][0] == pytest.approx(variant["measures"][data["texts"].index(" b")][-1] / 2)
+    assert data["variants"]["reference"]["shifts"] is None
+
+
+def test_one_label_alone_gives_no_credit():
+    data = group_data(group([(1, [" a"]), (1, [" b"])]))
+    assert not data["mixed"]
+    assert {measures[-1] for measures in data["variants"]["paper"]["measures"]} == {0.0}
+
+
+def test_hostile_texts_stay_data(tmp_path):
+    (path,) = write_credit_pages([hostile()], tmp_path, HOSTILE[0])
+    scripts, data = parsed(path)
+    assert len(scripts.scripts) == 2, "the data and the page's own script"
+    assert "img" not in scripts.tags
+    texts = data["groups"][0]["texts"]
+    assert texts == list(dict.fromkeys(HOSTILE))
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', path.read_text(encoding="utf-8"))[1]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_a_group_of_16_by_800_fits_into_one_file(tmp_path):
+    (path,) = write_credit_pages([large()], tmp_path, "large")
+    assert path.stat().st_size <= MAX_BYTES
+    assert not re.search(r"https?://", path.read_text(encoding="utf-8")), "nothing is loaded from anywhere"
+
+
+def test_more_goes_to_further_files(tmp_path):
+    groups = [large(seed=seed, distinct=4000) for seed in range(9)]
+    paths = write_credit_pages(groups, tmp_path, "many")
+    assert [path.name for path in paths[:2]] == ["tokens.html", "tokens-2.html"]
+    assert all(path.stat().st_size <= MAX_BYTES for path in paths)
+    assert sum(len(parsed(path)[1]["groups"]) for path in paths) == 9
+    assert parsed(paths[1])[1]["files"] == [path.name for path in paths]
+
+
+def test_a_group_beyond_one_file_is_cut_by_rollouts(tmp_path, monkeypatch):
+    monkeypatch.setattr("openrlhf_ktae.report.credit_page.MAX_BYTES", 450_000)
+    paths = write_credit_pages([large()], tmp_path, "huge")
+    assert len(paths) > 1
+    assert sum(len(one["rollouts"]) for path in paths for one in parsed(path)[1]["groups"]) == 16
+
+
+def test_stored_responses_become_groups(tmp_path):
+    rows = [
+        {"benchmark": "a", "id": 1, "gold": "7", "problem": "3 + 4?", "response": text, "score": score}
+        for text, score in (("it gives 7", 1), ("maybe 8", 0), ("it gives 7", 1), ("maybe 9", 0))
+    ]
+    rows.append({"benchmark": "a", "id": 2, "gold": "4", "response": "\\boxed{4}"})
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["--responses", str(path), "--output", str(tmp_path / "out")]) == 0
+    groups = parsed(tmp_path / "out" / "tokens.html")[1]["groups"]
+    assert [len(one["rollouts"]) for one in groups] == [4, 1]
+    assert groups[1]["rollouts"][0]["verdict"] == "correct", "graded, because the row has no score"
+    maybe = groups[0]["texts"].index("maybe")
+    assert groups[0]["variants"]["paper"]["measures"][maybe][-1] < 0
+
+
+def steps_of(directory, last=3):
+    record = RunRecord(directory)
+    for step in range(1, last + 1):
+        record.step(step, {"rollout/reward_mean": step / 10, "timing/generation": 0.1}, {})
+    return directory
+
+
+def test_a_run_page_draws_what_was_recorded(tmp_path):
+    run = steps_of(tmp_path / "run")
+    assert main([str(run)]) == 0
+    html = (run / "report" / "runs.html").read_text()
+    assert "training score" in html
+    assert "held-out accuracy" not in html.split("<script>")[0]
+
+
+def test_seeds_of_an_arm_are_drawn_with_intervals(tmp_path):
+    runs = [steps_of(tmp_path / arm / f"seed-{seed}") for arm in ("grpo", "ktae") for seed in (1, 2, 3)]
+    assert main([*map(str, runs), "--output", str(tmp_path / "out")]) == 0
+    html = (tmp_path / "out" / "runs.html").read_text()
+    assert "grpo (3 seeds)" in html
+    assert "ktae: 95 % interval" in html
+
+
+def empty_run(tmp_path):
+    RunRecord(tmp_path / "run").plan(4)
+
+
+def torn_run(tmp_path):
+    steps_of(tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "st\n')
+
+
+def torn_rollouts(tmp_path):
+    steps_of(tmp_path / "run")
+    (tmp_path / "run" / "rollouts").mkdir()
+    (tmp_path / "run" / "rollouts" / "step-000001.parquet").write_bytes(b"PAR1 and no more")
+
+
+BAD_RUNS = {
+    "no such": (lambda tmp: None, "no run directory"),
+    "no steps": (empty_run, "a run directory without steps"),
+    "torn record": (torn_run, "damaged"),
+    "torn rollouts": (torn_rollouts, "no whole parquet file"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_RUNS.values(), ids=BAD_RUNS)
+def test_a_bad_run_gives_one_message(make, message, tmp_path, capsys):
+    make(tmp_path)
+    assert main([str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_without_plotly_the_extra_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "plotly", None)
+    assert main([str(steps_of(tmp_path / "run"))]) == 2
+    assert "pip install '.[report]'" in capsys.readouterr().err
+
+
+def test_options_are_refused(capsys):
+    assert main([]) == 2
+    assert "give run directories, or --responses FILE" in capsys.readouterr().err
+    assert main(["x", "--groups", "0"]) == 2
+    assert "--groups 0" in capsys.readouterr().err

@@ -1,0 +1,185 @@
+"""Rollouts of a step written, read back and rescored: real experience maker, real tokenizer, no model."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+from rollout_batches import N, batched, maker, rollouts
+
+from openrlhf_ktae.cli.rescore import main
+from openrlhf_ktae.run.rollout_record import METADATA_KEY, RolloutRecorder, TokenTexts, find, read_groups
+
+
+@pytest.fixture(scope="module")
+def module(host):
+    from openrlhf_ktae.trainer.ppo_utils import experience_maker
+
+    return experience_maker
+
+
+@pytest.fixture(scope="module")
+def tokenizer(root):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(root / "examples/quickstart/model")
+
+
+def recorded(module, tokenizer, directory, *words, step=10, size=4, **limits):
+    """Run the arithmetic of one step and record it."""
+    one = maker(module, *words)
+    one.tokenizer = tokenizer
+    one.keep_credit = True
+    experiences = one.compute_advantages_and_returns(batched(rollouts(prompts=3), size))
+    about = {"ktae": one.args.algo.ktae.config, "ktae_enabled": True}
+    settings = {"every": 5, "max_mb": 10, "max_groups": 0, **limits}
+    recorder = RolloutRecorder(directory, about=about, **settings)
+    return recorder, recorder.write(step, one.credit, tokenizer), experiences, one
+
+
+def test_what_is_read_is_what_was_trained_on(module, tokenizer, tmp_path):
+    _, path, experiences, _ = recorded(module, tokenizer, tmp_path)
+    groups = list(read_groups([path]))
+    assert [(group.step, group.group, len(group.rows)) for group in groups] == [(10, 0, N), (10, 1, N), (10, 2, N)]
+    rows = [row for group in groups for row in group.rows]
+    advantages = [e.advantages[i][e.action_mask[i].bool()] for e in experiences for i in range(len(e.index))]
+    sequences = [e.sequences[i][e.attention_mask[i].bool()] for e in experiences for i in range(len(e.index))]
+    for row, expected, sequence in zip(rows, advantages, sequences, strict=True):
+        assert torch.equal(torch.tensor(row["advantages"]), expected)
+        assert torch.allclose(torch.tensor(row["k"]) + torch.tensor(row["advantages_without_k"]), expected, atol=1e-6)
+        assert row["prompt_ids"] + row["token_ids"] == sequence.tolist()
+        assert all(row["action"])
+        assert "".join(row["token_texts"]) == tokenizer.decode(row["token_ids"])
+        assert row["prompt"] == f"prompt {row['group']}"
+    assert {row["score"] for row in rows} == {0.0, 1.0}
+    assert any(k != 0 for row in rows for k in row["k"])
+    assert groups[0].about["special_ids"] == sorted(set(tokenizer.all_special_ids))
+
+
+def test_micro_batches_change_nothing(module, tokenizer, tmp_path):
+    paths = [recorded(module, tokenizer, tmp_path / str(size), size=size)[1] for size in (1, 12)]
+    assert parquet.read_table(paths[0]).equals(parquet.read_table(paths[1]))
+
+
+def test_shadow_records_k_that_was_not_added(module, tokenizer, tmp_path):
+    _, path, _, _ = recorded(module, tokenizer, tmp_path, "--algo.ktae.shadow", "true")
+    for group in read_groups([path]):
+        for row in group.rows:
+            assert row["advantages"] == row["advantages_without_k"]
+            assert any(row["k"])
+
+
+def test_the_size_is_bounded(module, tokenizer, tmp_path):
+    recorder, path, _, one = recorded(module, tokenizer, tmp_path, max_groups=1)
+    assert len(list(read_groups([path]))) == 1
+    recorder._limit = path.stat().st_size + 10
+    assert [recorder.wants(step) for step in (14, 15)] == [False, True]
+    assert recorder.write(15, one.credit, tokenizer) is None
+    assert not recorder.wants(20)
+    assert [p.name for p in recorder.directory.iterdir()] == [path.name]
+
+
+def test_nothing_is_kept_unless_asked(module):
+    one = maker(module)
+    one.compute_advantages_and_returns(batched(rollouts(), 4))
+    assert one.credit is None
+
+
+def test_a_character_of_several_tokens_stands_at_the_first():
+    class Bytes:
+        def decode(self, ids):
+            return bytes(ids).decode("utf-8", "replace")
+
+    ids = list("a é 漢!".encode())
+    texts = TokenTexts(Bytes()).of(ids)
+    assert "".join(texts) == "a é 漢!"
+    assert texts[2:4] == ["é", ""]
+
+
+def test_rescoring_reproduces_the_recorded_k(module, tokenizer, tmp_path, capsys):
+    recorded(module, tokenizer, tmp_path, "--algo.ktae.variant", "reference", "--algo.ktae.h3", "0.5")
+    words = [
+        str(tmp_path),
+        "--ablations",
+        "--arm",
+        "mine:variant=calibrated,p_max=0.5",
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert main(words) == 0
+    result = json.loads((tmp_path / "o" / "rescore.json").read_text())
+    assert result["reproduced"] < 1e-6
+    assert (result["groups"], result["mixed_groups"], result["steps"]) == (3, 3, [10])
+    arms = result["arms"]
+    assert arms["recorded"]["mean_abs_k"]["value"] > 0
+    assert arms["recorded"]["correlation"]["value"] == pytest.approx(1)
+    assert arms["reference"]["mean_abs_k"]["value"] != arms["recorded"]["mean_abs_k"]["value"], "h3 differs"
+    assert arms["centred"]["rollout_share"]["value"] == pytest.approx(0, abs=1e-9)
+    assert arms["calibrated"]["mean_abs_k"]["value"] == 0, "no group of 2 and 2 is evidence at p_max 0.1"
+    assert arms["mine"]["mean_abs_k"]["value"] > 0
+    assert arms["recorded"]["highest"][0]["id"] == 7, "the id that only correct rollouts have"
+    assert arms["recorded"]["lowest"][0]["id"] == 8
+    assert "| centred |" in capsys.readouterr().out
+
+
+def rewritten(path, change):
+    table = change(parquet.read_table(path))
+    parquet.write_table(table, path)
+
+
+def other_tokenizer(table):
+    about = json.loads(table.schema.metadata[METADATA_KEY]) | {"tokenizer": "other"}
+    return table.replace_schema_metadata({METADATA_KEY: json.dumps(about).encode()})
+
+
+def shorter_k(table):
+    rows = table.to_pylist()
+    rows[1]["k"] = rows[1]["k"][:-1]
+    return pa.Table.from_pylist(rows, schema=table.schema)
+
+
+DAMAGE = {
+    "missing column": (lambda path: rewritten(path, lambda t: t.drop_columns(["score", "k"])), "no column score, k"),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "no whole parquet file"),
+    "foreign": (lambda path: rewritten(path, lambda t: t.replace_schema_metadata({})), "no metadata openrlhf_ktae"),
+    "empty": (lambda path: rewritten(path, lambda t: t.slice(0, 0)), "holds no rollout"),
+    "lengths": (lambda path: rewritten(path, shorter_k), "lengths differ"),
+    "mixed tokenizers": (lambda path: rewritten(path, other_tokenizer), "another tokenizer than"),
+    "no steps": (lambda path: [one.unlink() for one in path.parent.iterdir()], "--ktae.record_rollouts N"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_record_gives_one_message(damage, message, module, tokenizer, tmp_path, capsys):
+    recorded(module, tokenizer, tmp_path, step=5)
+    _, path, _, _ = recorded(module, tokenizer, tmp_path, step=10)
+    damage(path)
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["/no/such/run"], "no such file or folder"),
+        (["{tmp}", "--arm", "x"], "write NAME:OPTION=VALUE"),
+        (["{tmp}", "--arm", "x:h9=1"], "unknown KTAE option 'h9'"),
+        (["{tmp}", "--arm", "x:h1=-1"], "h1=-1"),
+    ],
+)
+def test_refused(words, message, module, tokenizer, tmp_path, capsys):
+    recorded(module, tokenizer, tmp_path)
+    assert main([word.replace("{tmp}", str(tmp_path)) for word in words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_find_orders_by_step(module, tokenizer, tmp_path):
+    for step in (100, 5, 20):
+        recorded(module, tokenizer, tmp_path, step=step)
+    assert [path.stem for path in find([tmp_path])] == ["step-000005", "step-000020", "step-000100"]
