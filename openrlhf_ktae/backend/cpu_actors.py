@@ -10,15 +10,15 @@ from typing import Any
 import deepspeed
 import ray
 import torch
-from openrlhf.trainer.ray import ppo_actor, vllm_engine
+from openrlhf.trainer.ray import vllm_engine
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
 from openrlhf_ktae.backend.cpu_weight_sync import CpuWorkerExtension, GlooGroup, Slot, buckets, new_buffer, view
 from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.trainer.ray.ppo_actor import KTAEActorPPOTrainer, KTAEPolicyModelActor
 
 _HostRolloutActor: Any = undecorated(vllm_engine.RolloutRayActor)
-_HostPolicyModelActor: Any = undecorated(ppo_actor.PolicyModelActor)
 
 
 class CpuDeepspeedStrategy(DeepspeedStrategy):
@@ -50,8 +50,8 @@ class CpuRolloutActor(_HostRolloutActor):
         return (await self.llm.collective_rpc("weight_checksum"))[0]
 
 
-class CpuActorPPOTrainer(ppo_actor.ActorPPOTrainer):
-    """The host's update loop; only how weights reach the engines differs."""
+class CpuActorPPOTrainer(KTAEActorPPOTrainer):
+    """The same update loop; only how weights reach the engines differs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, dataloader_pin_memory=False)
@@ -108,10 +108,7 @@ class CpuActorPPOTrainer(ppo_actor.ActorPPOTrainer):
         sending.wait()
 
 
-class CpuPolicyModelActor(_HostPolicyModelActor):
-    """The host's policy actor with the update loop above."""
+class CpuPolicyModelActor(KTAEPolicyModelActor):
+    """The policy actor with the update loop above."""
 
-    def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Load as the host does; it finds the update loop as a global of its module."""
-        ppo_actor.ActorPPOTrainer = CpuActorPPOTrainer
-        super().init_model_from_pretrained(*args, **kwargs)
+    update_loop = CpuActorPPOTrainer

@@ -19,6 +19,7 @@ from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, sw
 from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
 from openrlhf_ktae.cli.host_parser import BadOption, Parser, parse
 from openrlhf_ktae.ktae.config import KTAEConfig
+from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
 
 KTAE = "ktae"
@@ -38,6 +39,7 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
     files, words = split_config_option(translate_flat_names(argv))
     args = parse(build_parser(files), words)
     args.algo.ktae.config = asdict(build(KTAEConfig, vars(args.algo.ktae), "algo.ktae"))
+    args.algo.dynamic_filtering_config = asdict(build(DynamicFilteringConfig, vars(args.algo), "algo"))
     args.verifier.config = asdict(build(VerifierConfig, vars(args.verifier), "verifier"))
     return args
 
@@ -99,6 +101,19 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     recorded.add_argument(
         "--ktae.record_groups", type=int, default=0, metavar="N", help="first N groups of a step (default: 0, all)"
+    )
+    dapo = parser.add_argument_group("DAPO and Dr. GRPO, beside the host's options")
+    add_dataclass_options(dapo, DynamicFilteringConfig, "algo")
+    dapo.add_argument(
+        "--actor.mask_truncated",
+        **switch(False),
+        help="leave responses that were cut off out of the loss; their group's statistics keep them (default: false)",
+    )
+    dapo.add_argument(
+        "--actor.dr_grpo_norm",
+        **switch(False),
+        help="divide the loss summed over tokens by --train.batch_size x --rollout.max_new_tokens instead of the "
+        "number of tokens (Dr. GRPO, arXiv 2503.20783) (default: false)",
     )
     verifier = parser.add_argument_group("Verifier (the judge unless a reward model, URL or agent is given)")
     add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file",))

@@ -15,27 +15,31 @@ from openrlhf_ktae.run import directory
 from openrlhf_ktae.run.console import Console, summary
 from openrlhf_ktae.run.launch import ClusterTooSmall, train
 from openrlhf_ktae.run.preflight import Refused, preflight
+from openrlhf_ktae.run.record import stop_reason
 
+EXIT_STOPPED = 3
 EXIT_INTERRUPTED = 130
 REFUSALS = (BadOption, BackendUnavailable, ClusterTooSmall, HostMismatch, Refused)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 2 for refused input, 130 after Ctrl-C or SIGTERM."""
+    """Run the command; return its exit code: 0, 2 for refused input, 3 for an early stop, 130 when interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        run(sys.argv[1:] if argv is None else argv)
+        reason = run(sys.argv[1:] if argv is None else argv)
     except REFUSALS as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted: Ray is stopped, saved checkpoints are whole", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
+    if reason:
+        print(f"stopped early: {reason}", file=sys.stderr)
+    return EXIT_STOPPED if reason else 0
 
 
-def run(argv: Sequence[str]) -> None:
-    """Parse, refuse what cannot work, train, and say what came of it."""
+def run(argv: Sequence[str]) -> str | None:
+    """Parse, refuse what cannot work, train, and say what came of it; return why training ended early, if it did."""
     check_host()
     args = parse_command_line(argv)
     backend = resolve(args.backend)
@@ -46,6 +50,7 @@ def run(argv: Sequence[str]) -> None:
         console.say(f"backend {backend.name}{': ' if changes else ''}{', '.join(changes)}")
         train(args, backend, console.say)
     print(summary(args))
+    return stop_reason(args.run.dir)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -54,6 +54,8 @@ class Console:
         for row in rows[self._rows :]:
             if row["kind"] == "plan":
                 self._planned = row["steps"]
+            elif row["kind"] in ("note", "stop"):
+                self.say(row.get("text", "training stops"))
             else:
                 self.say(step_line(row, self._planned) if row["kind"] == "step" else evaluation_line(row))
         self._rows = len(rows)
@@ -66,6 +68,8 @@ def step_line(row: Mapping[str, Any], planned: int) -> str:
         f"step {row['step']:>4}{total}",
         _number(row, "rollout/reward_mean", "reward {:.3f}"),
         _number(row, "rollout/response_length_mean", "length {:.1f}"),
+        _number(row, "dynamic_sampling/prompts_drawn", "prompts {:.0f}"),
+        _number(row, "dynamic_sampling/kept_share", "kept {:.0%}"),
         _number(row, "ktae/mixed_group_share", "mixed groups {:.0%}"),
         _number(row, "ktae/mean_abs_k", "|K| {:.3f}"),
         _number(row, "timing/step_total", "{:.2f} s"),

@@ -39,7 +39,14 @@ PACKAGES = (
     "numpy",
 )
 SECRETS = ("logger.wandb.key",)
-NOT_OPTIONS = ("algo.ktae.config", "algo.ktae.enable", "verifier.config", "verifier.enable", "verifier.reward_file")
+NOT_OPTIONS = (
+    "algo.ktae.config",
+    "algo.ktae.enable",
+    "algo.dynamic_filtering_config",
+    "verifier.config",
+    "verifier.enable",
+    "verifier.reward_file",
+)
 
 
 def resumes(args: SimpleNamespace) -> bool:

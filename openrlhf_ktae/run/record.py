@@ -2,6 +2,8 @@
 
 `{"kind": "plan", "steps": 200, ...}`
 `{"kind": "step", "step": 3, "time": ..., "rollout/reward_mean": 0.4, ..., "key_tokens": {...}}`
+`{"kind": "note", "text": "..."}` what a person should know
+`{"kind": "stop", "reason": "..."}` where training ended before the data did
 `{"kind": "eval", "when": "before" | "during" | "after", "step": 0, "eval_accuracy": 0.2, ...}`
 """
 
@@ -39,6 +41,14 @@ class RunRecord:
         """Write one evaluation on held-out problems."""
         self._write({"kind": "eval", "when": when, "step": step, **plain(metrics)})
 
+    def note(self, text: str) -> None:
+        """Write what a person should know."""
+        self._write({"kind": "note", "text": text})
+
+    def stopped(self, reason: str) -> None:
+        """Write why training ended early."""
+        self._write({"kind": "stop", "reason": reason})
+
     def _write(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**row, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n")
@@ -59,3 +69,11 @@ def read_record(directory: str | Path) -> Iterator[dict[str, Any]]:
         for line in file:
             if line.endswith("\n"):
                 yield json.loads(line)
+
+
+def stop_reason(directory: str | Path) -> str | None:
+    """Return why the run ended early, from the last such row since its plan; None if it did not."""
+    reason = None
+    for row in read_record(directory):
+        reason = {"plan": None, "stop": row.get("reason")}.get(row["kind"], reason)
+    return reason

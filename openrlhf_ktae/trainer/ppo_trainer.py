@@ -9,13 +9,15 @@ from openrlhf.trainer import ppo_trainer as host
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
+from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 from openrlhf_ktae.trainer.recording import RecordingTrainer, seed_everything
+from openrlhf_ktae.trainer.sampling_state import SamplingTrainer
 
 _HostTrainer: Any = undecorated(host.PPOTrainer)
 
 
-class KTAEPPOTrainer(RecordingTrainer, _HostTrainer):
+class KTAEPPOTrainer(SamplingTrainer, RecordingTrainer, _HostTrainer):
     """Single controller of a synchronous run."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -34,10 +36,23 @@ class KTAEPPOTrainer(RecordingTrainer, _HostTrainer):
         self.record_plan(len(self.prompts_dataloader))
         if not resumes(self.args):
             self._evaluate_edge("before", global_step)
-        super().fit(global_step)
+        try:
+            super().fit(global_step)
+        except TrainingStopped as stop:
+            self.record.stopped(str(stop))  # the model as it is gets saved; the command says why and fails
+        left = self.samples_generator.left_over
+        if left:
+            self.record.note(f"{left} rollouts at the end of the data are not trained on: no step can divide so few")
         self._evaluate_edge("after", self.record.last_step)
         for close in closing:
             close()
+
+    def init_checkpoint_states(self) -> dict[str, Any]:
+        """Return the host's states; dynamic sampling goes on from them."""
+        states = super().init_checkpoint_states()
+        if self.sampling_state:
+            self.samples_generator.load_sampling_state(**self.sampling_state)
+        return states
 
     def evaluate(self, global_step: int, **generate_kwargs: Any) -> dict[str, float]:
         """Evaluate as the host does; add accuracy and length with their intervals."""

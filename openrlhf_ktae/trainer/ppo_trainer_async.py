@@ -15,8 +15,10 @@ from openrlhf.trainer import ppo_trainer_async as host
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
+from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 from openrlhf_ktae.trainer.recording import RecordingTrainer, seed_everything
+from openrlhf_ktae.trainer.sampling_state import SamplingTrainer
 
 _HostGenerator: Any = undecorated(host.GenerateSamplesActor)
 _HostTrainingActor: Any = undecorated(host.TrainingActor)
@@ -29,11 +31,28 @@ class KTAEGenerateSamplesActor(_HostGenerator):
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
         seed_everything(strategy.args.train.seed)
         host.SamplesGenerator = KTAESamplesGenerator
+        self.stop_reason = ""
         super().__init__(pretrain, strategy, *args, **kwargs)
 
     def _run_eval(self) -> dict[str, float]:
         """Evaluate as the host does; add accuracy and length with their intervals."""
         return {**super()._run_eval(), **self.samples_generator.last_eval}
+
+    def fit(self, episode: int, total_consumed_prompts: int) -> None:
+        """Generate as the host does, or until `TrainingStopped`."""
+        try:
+            super().fit(episode, total_consumed_prompts)
+        except TrainingStopped as stop:
+            self.stop_reason = str(stop)
+            self.rollout_queue.put("done", block=True)  # the trainer waits for it
+
+    def why_it_stopped(self) -> str:
+        """Return the reason of an early end, or an empty text."""
+        return self.stop_reason
+
+    def load_sampling_state(self, state: dict[str, Any]) -> None:
+        """Let dynamic sampling go on from a checkpoint."""
+        self.samples_generator.load_sampling_state(**state)
 
     def number_of_prompts(self) -> int:
         """Prompts of one episode."""
@@ -44,7 +63,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         return self._run_eval() if self.eval_dataloader is not None else {}
 
 
-class KTAETrainingActor(RecordingTrainer, _HostTrainingActor):
+class KTAETrainingActor(SamplingTrainer, RecordingTrainer, _HostTrainingActor):
     """Turns rollouts into updates."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -55,6 +74,15 @@ class KTAETrainingActor(RecordingTrainer, _HostTrainingActor):
     def broadcast_to_vllm(self) -> None:
         """Do as the host does. Ray sends inherited methods by value, where `super()` without arguments is lost."""
         super().broadcast_to_vllm()
+
+    def saved_sampling_state(self) -> dict[str, Any] | None:
+        """Return what dynamic sampling goes on from; None in a new run."""
+        self.init_checkpoint_states()
+        return self.sampling_state
+
+    def record_stop(self, reason: str) -> None:
+        """Write why training ended early."""
+        self.record.stopped(reason)
 
     def record_edge(self, when: str, logs: dict[str, float]) -> None:
         """Write an evaluation before or after training to the run record."""
@@ -76,7 +104,13 @@ class KTAEPPOTrainerAsync(_HostTrainer):
         ray.get(self.trainer_actor.record_plan.remote(prompts))
         if not resumes(self.args):
             self._evaluate_edge("before")
+        state = ray.get(self.trainer_actor.saved_sampling_state.remote())
+        if state:
+            ray.get(self.generator_actor.load_sampling_state.remote(state))
         super().fit()
+        reason = ray.get(self.generator_actor.why_it_stopped.remote())
+        if reason:
+            ray.get(self.trainer_actor.record_stop.remote(reason))
         self._evaluate_edge("after")
 
     def _evaluate_edge(self, when: str) -> None:

@@ -45,6 +45,15 @@ def test_methods_that_are_overridden_exist_with_their_parameters(host):
 
     expected = [
         (RemoteExperienceMaker, "compute_advantages_and_returns", ["self", "experiences"]),
+        (RemoteExperienceMaker, "make_experience_batch", ["self", "rollout_samples"]),
+        (
+            SamplesGenerator,
+            "_generate_vllm",
+            ["self", "dataloader_iter", "num_prompts", "dynamic_filtering", "generate_kwargs"],
+        ),
+        (ActorPPOTrainer, "training_step", ["self", "experience", "kl_ctl", "step", "loss_batch_info"]),
+        (ppo_trainer.BasePPOTrainer, "init_checkpoint_states", ["self"]),
+        (undecorated(ppo_trainer_async.GenerateSamplesActor), "fit", ["self", "episode", "total_consumed_prompts"]),
         (SamplesGenerator, "generate_samples", ["self", "generate_kwargs"]),
         (SamplesGenerator, "generate_eval_samples", ["self", "generate_kwargs"]),
         (undecorated(ppo_trainer.PPOTrainer), "fit", ["self", "global_step"]),

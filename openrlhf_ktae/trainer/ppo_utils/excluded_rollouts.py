@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
-from openrlhf.trainer.ppo_utils.length_penalty import apply_length_penalties
+
+from openrlhf_ktae.trainer.ppo_utils.response_lengths import apply_length_penalties
 
 PENALTIES = ("overlong_buffer_len", "stop_properly_penalty_coef")
 

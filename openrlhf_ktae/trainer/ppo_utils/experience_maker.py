@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
-from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from openrlhf_ktae.ktae import KTAEConfig, top_key_tokens
 from openrlhf_ktae.run.rollout_record import Credit
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without, excluded_rollouts
+from openrlhf_ktae.trainer.ppo_utils.shaped_experience_maker import ShapedExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.sharded_ktae import key_token_values
 
 
@@ -23,8 +23,8 @@ class BrokenGroup(RuntimeError):
     """The rollouts that the host takes for a group do not answer the same prompt."""
 
 
-class KTAEExperienceMaker(RemoteExperienceMaker):
-    """The host's experience maker; after its advantages are made, K of each action token is added.
+class KTAEExperienceMaker(ShapedExperienceMaker):
+    """The host's experience maker, with our shaping; after its advantages are made, K of each action token is added.
 
     `metrics` and `key_tokens` describe the last batch; so does `credit`, where `keep_credit` is set.
     """
@@ -36,7 +36,6 @@ class KTAEExperienceMaker(RemoteExperienceMaker):
         super().__init__(*args, **kwargs)
         self.ktae = self.args.algo.ktae
         self.config = KTAEConfig(**self.ktae.config)
-        self.metrics: dict[str, float] = {}
         self.key_tokens: dict[str, list[dict[str, Any]]] = {}
 
     @torch.no_grad()
@@ -110,9 +109,13 @@ class KTAEExperienceMaker(RemoteExperienceMaker):
 
 
 def raw_scores(experience: Experience) -> torch.Tensor:
-    """Return the verifier's scores (B,), or the unshaped rewards of a reward model that gives no scores."""
+    """Return the verifier's scores (B,), or the unshaped rewards of a reward model that gives no scores.
+
+    NaN for a rollout without an action token: there is nothing to credit.
+    """
     raw = experience.rewards if experience.scores is None else experience.scores
-    return raw.detach().clone().float().flatten()
+    acted_B = experience.action_mask.bool().any(dim=-1)
+    return raw.detach().clone().float().flatten().masked_fill(~acted_B, torch.nan)
 
 
 def group_ids(experiences: list[Experience], samples: int) -> torch.Tensor:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from openrlhf.trainer.ppo_utils.experience import Experience
-from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_ktae.evaluation.statistics import mean_with_interval
 from openrlhf_ktae.run.batches import rollout_unit, trainable
+from openrlhf_ktae.trainer.ppo_utils.dynamic_sampling import DynamicSamplesGenerator
 
 logger = init_logger(__name__)
 
 
-class KTAESamplesGenerator(SamplesGenerator):
-    """The host's generator; `last_eval` describes its last evaluation."""
+class KTAESamplesGenerator(DynamicSamplesGenerator):
+    """The host's generator, with dynamic sampling of our own; `last_eval` describes its last evaluation."""
 
     last_eval: dict[str, float]
     dropped_rollouts = 0
@@ -24,12 +24,13 @@ class KTAESamplesGenerator(SamplesGenerator):
         """Generate as the host does; leave out rollouts of the last, short batch that no step can divide."""
         samples, pass_rate, consumed, exhausted = super().generate_samples(**generate_kwargs)
         kept = trainable(len(samples), self.args)
-        if kept < len(samples):
-            self.dropped_rollouts += len(samples) - kept
-            logger.warning(
-                f"{len(samples) - kept} of {len(samples)} rollouts are not trained on: a step takes multiples of "
-                f"{rollout_unit(self.args)}, and the data ran out"
-            )
+        if kept == len(samples):
+            return samples, pass_rate, consumed, exhausted
+        self.dropped_rollouts += len(samples) - kept
+        logger.warning(
+            f"{len(samples) - kept} of {len(samples)} rollouts are not trained on: a step takes multiples of "
+            f"{rollout_unit(self.args)}, and the data ran out"
+        )
         return samples[:kept], pass_rate, consumed, exhausted
 
     def generate_eval_samples(self, **generate_kwargs: Any) -> list[Experience]:

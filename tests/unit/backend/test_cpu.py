@@ -33,7 +33,7 @@ def test_cuda_backend_patches_nothing():
 
     cuda = CudaBackend()
     assert cuda.worker_setup_hook() is None
-    assert cuda.host_classes() == {}
+    assert list(cuda.host_classes()) == [("openrlhf.cli.train_ppo_ray", "PolicyModelActor")]
     assert cuda.environment(None) == {}
 
 

@@ -1,0 +1,158 @@
+"""Departure from the host: dynamic sampling that fills its batch, says what it saw, and ends.
+
+The host's own loop draws one prompt for each group it drops, without end, and judges by the mean score. Here the
+host generates waves without filtering; groups are judged after each, until the batch is full, the cap is reached or
+the data run dry. Groups beyond a batch stay in the host's buffer for the next step (one update older by then).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+from openrlhf_ktae.run.batches import rollout_unit, trainable
+from openrlhf_ktae.trainer.ppo_utils.group_filter import (
+    DynamicFilteringConfig,
+    SamplingTally,
+    TrainingStopped,
+    judge_group,
+)
+from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt_key
+from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
+
+
+class DynamicSamplesGenerator(SamplesGenerator):
+    """The host's generator with the above; without `--algo.dynamic_filtering_enable` it is the host's."""
+
+    _sample_buffer: list[Experience]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.filtering = DynamicFilteringConfig(**self.args.algo.dynamic_filtering_config)
+        self.group_size: int = self.args.rollout.n_samples_per_prompt
+        self.pass_rates = PassRates()
+        self.prompts_seen = 0
+        self._tally = SamplingTally()
+        self._judged: list[Judged] = []
+        self._carried: list[Experience] = []  # groups that wait for the next episode
+        self._expected_share = math.nan
+        self._batches_of_episode = 0
+
+    @property
+    def left_over(self) -> int:
+        """Rollouts that were sampled and never trained on, because no step can divide so few."""
+        return len(self._carried)
+
+    def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
+        """Return the rollouts of a step (a `RolloutBatch`), the percentage of groups kept, prompts drawn, data end.
+
+        Raises:
+            TrainingStopped: the cap is reached, or an episode ends, without enough groups for one step.
+        """
+        if not self.args.algo.dynamic_filtering_enable:
+            return super().generate_samples(**generate_kwargs)
+        self._tally, seen_before = SamplingTally(), self.prompts_seen
+        samples, _, drawn, exhausted = super().generate_samples(**generate_kwargs)
+        kept = trainable(len(samples), self.args)
+        if exhausted:
+            self._carried = samples[kept:]
+        else:
+            self._sample_buffer = samples[kept:] + self._sample_buffer
+        self._batches_of_episode += kept > 0
+        if kept == 0 and (not exhausted or self._batches_of_episode == 0):
+            raise TrainingStopped(self._why_it_stops(len(samples), exhausted))
+        if exhausted:
+            self._batches_of_episode = 0
+        if self._tally.verdicts:
+            self._expected_share = self._tally.kept_share
+        share = self._tally.kept_share
+        batch = self._batch(samples[:kept], seen_before)
+        return batch, 100 * share if share == share else None, drawn, exhausted
+
+    def load_sampling_state(self, pass_rates: dict[str, Any], prompts_seen: int) -> None:
+        """Go on from a checkpoint: the ledger's `state_dict` and the prompts drawn and skipped so far."""
+        self.pass_rates.load_state_dict(pass_rates)
+        self.prompts_seen = prompts_seen
+        self._batches_of_episode = 1  # the steps before the checkpoint count
+
+    def _batch(self, samples: list[Experience], seen_before: int) -> RolloutBatch:
+        """Return the rollouts with what was judged since the last batch that had any."""
+        if not samples:
+            return RolloutBatch()
+        metrics = self._tally.metrics() | {"dynamic_sampling/surplus_groups": float(self._surplus())}
+        judged, self._judged = self._judged, []
+        total = len(self.prompts_dataloader) * self.args.train.num_episodes
+        return RolloutBatch(samples, metrics, judged, self.prompts_seen, seen_before / max(total, 1))
+
+    def _generate_vllm(
+        self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
+    ) -> tuple[list[Experience], int, bool]:
+        """Generate waves until the step has its groups; return kept rollouts, prompts drawn, data end."""
+        if not dynamic_filtering:
+            return super()._generate_vllm(dataloader_iter, num_prompts, dynamic_filtering, **generate_kwargs)
+        kept, self._carried = self._carried, []
+        source = self._not_yet_solved(dataloader_iter)
+        wanted = (num_prompts - self._surplus()) * self.group_size
+        limit = self.filtering.dynamic_filtering_max_gen_batches * self.args.rollout.batch_size or math.inf
+        exhausted = False
+        while len(kept) < wanted and self._tally.drawn < limit and not exhausted:
+            missing = (wanted - len(kept)) // self.group_size
+            size = int(min(self._tally.wave(missing, self._expected_share), limit - self._tally.drawn))
+            samples, drawn, exhausted = super()._generate_vllm(source, size, False, **generate_kwargs)
+            self._tally.waves += 1
+            self._tally.drawn += drawn
+            self.prompts_seen += drawn
+            for start in range(0, len(samples), self.group_size):
+                kept += self._judge(samples[start : start + self.group_size])
+        return kept, self._tally.drawn, exhausted
+
+    def _surplus(self) -> int:
+        return len(self._sample_buffer) // self.group_size
+
+    def _judge(self, group: list[Experience]) -> list[Experience]:
+        """Return the group if it is trained on, else nothing; either way it is counted."""
+        verdict = judge_group(
+            [_raw_score(rollout) for rollout in group],
+            [bool(rollout.action_mask.any()) for rollout in group],
+            self.args.algo.ktae.config["correct_threshold"],
+            self.args.algo.dynamic_filtering_range,
+        )
+        self._tally.verdicts.append(verdict)
+        judged = Judged.of(group[0].prompts[0], str(group[0].labels[0]), verdict)
+        self._judged.append(judged)
+        self.pass_rates.add(judged)
+        return group if verdict.informative else []
+
+    def _not_yet_solved(self, items: Iterator[Any]) -> Iterator[Any]:
+        """Yield the host's items of one prompt but those that were solved often enough."""
+        times = self.filtering.dynamic_filtering_skip_solved
+        for item in items:
+            _, (prompt,), (label,), _ = item
+            if times and self.pass_rates.solved_in_a_row(prompt_key(prompt, str(label))) >= times:
+                self._tally.skipped += 1
+                self.prompts_seen += 1
+                continue
+            yield item
+
+    def _why_it_stops(self, rollouts: int, exhausted: bool) -> str:
+        tally, settings = self._tally, self.filtering
+        reason = (
+            "the data ran dry"
+            if exhausted
+            else f"--algo.dynamic_filtering_max_gen_batches {settings.dynamic_filtering_max_gen_batches} is reached"
+        )
+        skipped = f", {tally.skipped} skipped as solved" if tally.skipped else ""
+        return (
+            f"--algo.dynamic_filtering_enable: {reason} with {rollouts // self.group_size} groups whose scores differ; "
+            f"the smallest step takes {rollout_unit(self.args) // self.group_size}. Prompts drawn: {tally.drawn}"
+            f"{skipped}. Groups by share of correct rollouts: {tally.histogram()}. {tally.advice()}"
+        )
+
+
+def _raw_score(rollout: Experience) -> float:
+    raw = rollout.rewards if rollout.scores is None else rollout.scores
+    return math.nan if raw is None else float(raw.flatten()[0])

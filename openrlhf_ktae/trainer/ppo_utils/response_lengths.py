@@ -1,0 +1,78 @@
+"""Departures from the host for long responses: DAPO's overlong shaping with the right limit, and masking.
+
+Shapes: `B` rollouts of a micro-batch, `T` positions. A response is its action tokens alone: the host measures from
+the first to the last one, which counts a tool's tokens too, and takes the whole context for the limit when
+`--rollout.max_new_tokens` is unset, so that its penalty is never reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+from openrlhf.trainer.ppo_utils import length_penalty as host
+from openrlhf.trainer.ppo_utils.experience import Experience
+
+
+def response_tokens(experience: Experience) -> torch.Tensor:
+    """Return the number of action tokens of each rollout (B,)."""
+    return experience.action_mask.bool().sum(dim=-1)
+
+
+def response_limits(experience: Experience, max_len: int, max_new_tokens: int | None) -> torch.Tensor:
+    """Return how many tokens each response could have had (B,): what prompt and tools leave of `max_len`."""
+    room = max_len - (experience.total_length.flatten().long() - response_tokens(experience))
+    return room if max_new_tokens is None else room.clamp(max=max_new_tokens)
+
+
+def overlong_penalty(tokens: torch.Tensor, limits: torch.Tensor, buffer: float, factor: float) -> torch.Tensor:
+    """Return what DAPO adds to the rewards (B,), in [-factor, 0] (arXiv 2503.14476, eq. 13).
+
+    0 up to `limits - buffer` tokens, then falling linearly to `-factor` at the limit.
+    """
+    excess = tokens - (limits - buffer).clamp(min=0)
+    return -excess.clamp(min=0, max=buffer) / buffer * factor
+
+
+def shape_overlong(experiences: Sequence[Experience], args: SimpleNamespace) -> None:
+    """Add the penalty to `rewards` in place, if `--reward.overlong_buffer_len` asks for it; `scores` stay raw."""
+    buffer = args.reward.overlong_buffer_len
+    if buffer is None:
+        return
+    for experience in experiences:
+        limits = response_limits(experience, args.data.max_len, args.rollout.max_new_tokens)
+        penalty = overlong_penalty(response_tokens(experience), limits, buffer, args.reward.overlong_penalty_factor)
+        experience.rewards = experience.rewards.float() + penalty.to(experience.rewards.device)
+
+
+def apply_length_penalties(experiences: Sequence[Experience], args: SimpleNamespace) -> None:
+    """Apply all length penalties to `rewards` in place: the overlong shaping above, and the host's others."""
+    shape_overlong(experiences, args)
+    with without(args.reward, "overlong_buffer_len"):
+        host.apply_length_penalties(list(experiences), args)
+
+
+def mask_truncated(experiences: Sequence[Experience]) -> float:
+    """Take rollouts that were cut off out of the loss, in place; return their share.
+
+    Their rewards have already entered the statistics of their groups.
+    """
+    cut, count = 0, 0
+    for experience in experiences:
+        truncated_B = experience.truncated.flatten().bool()
+        experience.action_mask = experience.action_mask * (~truncated_B).unsqueeze(1).to(experience.action_mask.dtype)
+        cut, count = cut + int(truncated_B.sum()), count + len(truncated_B)
+    return cut / max(count, 1)
+
+
+@contextmanager
+def without(options: SimpleNamespace, *names: str) -> Iterator[None]:
+    """Set options to None for a while, so that the host leaves alone what has been done already."""
+    before = {name: getattr(options, name) for name in names}
+    vars(options).update(dict.fromkeys(names))
+    try:
+        yield
+    finally:
+        vars(options).update(before)

@@ -1,0 +1,30 @@
+"""The rollouts of a step with what was learned while they were sampled; the trainer may live in another process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged
+
+
+class RolloutBatch(list[Any]):
+    """A list of rollouts, as the host expects; the attributes travel with it through Ray's queue.
+
+    `metrics` are logged with the step, `judged` go to the trainer's ledger, `seen` counts the prompts drawn and
+    skipped in the run so far, `progress` is the share of the run's prompts before this batch.
+    """
+
+    def __init__(
+        self,
+        rollouts: Iterable[Any] = (),
+        metrics: dict[str, float] | None = None,
+        judged: Iterable[Judged] = (),
+        seen: int = 0,
+        progress: float = 0.0,
+    ) -> None:
+        super().__init__(rollouts)
+        self.metrics = metrics or {}
+        self.judged = list(judged)
+        self.seen = seen
+        self.progress = progress

@@ -1,0 +1,37 @@
+"""Departures from the host: shaping of rewards by length, and masking of responses that were cut off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+
+from openrlhf_ktae.trainer.ppo_utils.response_lengths import mask_truncated, shape_overlong, without
+
+
+class ShapedExperienceMaker(RemoteExperienceMaker):
+    """The host's experience maker with the rewards and masks of `response_lengths`.
+
+    `metrics` describe the last batch.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.metrics: dict[str, float] = {}
+
+    @torch.no_grad()
+    def make_experience_batch(self, rollout_samples: list[Experience]) -> list[Experience]:
+        """Do as the host does, then leave truncated responses out of the loss if `--actor.mask_truncated`."""
+        experiences = super().make_experience_batch(rollout_samples)
+        if self.args.actor.mask_truncated:
+            self.metrics = {**self.metrics, "masked_truncated_share": mask_truncated(experiences)}
+        return experiences
+
+    @torch.no_grad()
+    def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
+        """Shape rewards for overlong responses, then let the host compute its advantages from them."""
+        shape_overlong(experiences, self.args)
+        with without(self.args.reward, "overlong_buffer_len"):
+            return super().compute_advantages_and_returns(experiences)

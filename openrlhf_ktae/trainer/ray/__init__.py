@@ -1,0 +1,1 @@
+"""Overrides of `openrlhf.trainer.ray`."""

@@ -1,0 +1,79 @@
+"""Departures from the host in the update: Dr. GRPO's constant normaliser, and a schedule that follows the data."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from openrlhf.trainer.ray import ppo_actor as host
+from openrlhf.utils.loss_utils import get_loss_batch_info
+
+from openrlhf_ktae.host import undecorated
+
+_HostPolicyModelActor: Any = undecorated(host.PolicyModelActor)
+
+
+class KTAEActorPPOTrainer(host.ActorPPOTrainer):
+    """The host's update loop with a normaliser that is never 0, and a constant one on request."""
+
+    def training_step(
+        self, experience: Any, kl_ctl: float, step: int, loss_batch_info: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Take one micro-batch as the host does; its metrics are finite where every response is masked."""
+        if loss_batch_info is None:
+            loss_batch_info = get_loss_batch_info(
+                self.strategy,
+                experience.action_mask,
+                replay_buffer=self.replay_buffer,
+                step=step,
+                dynamic_batch=self.args.train.dynamic_batch_enable,
+            )
+        info = normaliser(loss_batch_info, self.args, self.strategy.accumulated_gradient)
+        status = super().training_step(experience, kl_ctl, step, info)
+        if status["num_action_tokens"] == 0:
+            tensors = {k: v for k, v in status["metrics"].items() if isinstance(v, torch.Tensor)}
+            status["metrics"].update({k: torch.nan_to_num(v.float()) for k, v in tensors.items()})
+        return status
+
+
+def normaliser(info: dict[str, Any], args: SimpleNamespace, accumulated: int) -> dict[str, Any]:
+    """Return what the host divides the summed loss of a micro-batch by.
+
+    With `--actor.dr_grpo_norm`, tokens of an optimizer step become `train.batch_size x rollout.max_new_tokens`
+    whatever the responses are (Dr. GRPO, arXiv 2503.20783). Without a dynamic batch the host has divided its own count
+    by the number of accumulated micro-batches, which DeepSpeed divides by again, and so does the constant.
+    A step whose responses are all masked has no tokens; its loss is 0 rather than 0 / 0.
+    """
+    parts = 1 if args.train.dynamic_batch_enable else max(int(accumulated), 1)
+    least = 1.0 / parts
+    tokens, samples = info["batch_num_tokens"], info["global_batch_size"]
+    if args.actor.dr_grpo_norm:
+        tokens = torch.full_like(tokens, args.train.batch_size * args.rollout.max_new_tokens / parts)
+    return {**info, "batch_num_tokens": tokens.clamp(min=least), "global_batch_size": samples.clamp(min=least)}
+
+
+class KTAEPolicyModelActor(_HostPolicyModelActor):
+    """The host's policy actor with the update loop above."""
+
+    update_loop: Any = KTAEActorPPOTrainer
+
+    def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Load as the host does; it finds the update loop as a global of its module."""
+        host.ActorPPOTrainer = self.update_loop
+        super().init_model_from_pretrained(*args, **kwargs)
+
+    def follow_schedule(self, progress: float) -> None:
+        """Move the learning-rate schedule forward to `progress`, the share of the run's prompts used before a step.
+
+        The host counts on one update for every `--train.batch_size` rollouts of the data set. When groups are filtered
+        there are fewer, and a schedule that counts them would never end.
+        """
+        forward_schedule(self.actor_scheduler, round(progress * self.max_steps))
+
+
+def forward_schedule(scheduler: Any, position: int) -> None:
+    """Let the next update take the learning rate of `position`; never backward. Equal positions change nothing."""
+    if position > scheduler.last_epoch:
+        scheduler.last_epoch = position - 1
+        scheduler.step()

@@ -1,0 +1,78 @@
+"""DAPO with token-level credit on the real stack: it learns, remembers what it saw, and stops with a reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+DAPO = "configs/dapo_ktae/quickstart.yaml"
+EXIT_STOPPED = 3
+
+
+@pytest.fixture(scope="module")
+def dapo(train, tmp_path_factory):
+    """One episode of 320 prompts with a linear schedule and a checkpoint every 5 steps."""
+    words = "--actor.lr_scheduler linear --actor.mask_truncated --ckpt.save_steps 5 --ckpt.max_num 99"
+    return train(tmp_path_factory.mktemp("dapo"), *words.split(), config=DAPO)
+
+
+def test_it_learns_from_full_batches_of_mixed_groups(dapo):
+    assert dapo.code == 0, dapo.output
+    assert dapo.evaluations["after"]["eval_accuracy"] >= dapo.evaluations["before"]["eval_accuracy"] + 0.2
+    assert all(step["rollout/num_samples"] == 64 for step in dapo.steps[:-1])
+    assert all(step["ktae/mixed_group_share"] == 1 for step in dapo.steps)
+    assert sum(step["dynamic_sampling/prompts_drawn"] for step in dapo.steps) <= 320
+    assert len(dapo.steps) < 40, "filtered prompts make fewer steps"
+
+
+def test_the_schedule_ends_with_the_data(dapo):
+    """The host planned 80 updates; fewer happened, and the rate still came down to nearly 0."""
+    assert dapo.steps[-1]["actor_lr"] < 0.08 * max(step["actor_lr"] for step in dapo.steps)
+
+
+def test_the_checkpoint_remembers_every_prompt_judged(dapo, train):
+    """A run resumed in the middle of the episode draws the rest of its prompts and knows the earlier ones."""
+    directory = dapo.directory
+    drawn = {step["step"]: step["dynamic_sampling/prompts_drawn"] for step in dapo.steps}
+    (directory / "checkpoints/_actor/latest").write_text("global_step20")
+    words = "--ckpt.load_enable --run.eval_edges false --actor.lr_scheduler linear --ckpt.save_steps 5"
+    again = train(directory, *words.split(), config=DAPO)
+    assert again.code == 0, again.output
+    resumed = again.steps[len(dapo.steps) :]
+    assert resumed[0]["step"] == 21
+    before = sum(count for step, count in drawn.items() if step <= 20)
+    after = sum(step["dynamic_sampling/prompts_drawn"] for step in resumed)
+    assert before + after == pytest.approx(320, abs=24), "no prompt is drawn twice"
+    highest = max(step["actor_lr"] for step in dapo.steps)
+    assert highest > 0.3 * highest > resumed[-1]["actor_lr"]
+
+    import torch
+
+    tag = (directory / "checkpoints/_actor/latest").read_text()
+    files = list((directory / "checkpoints/_actor" / tag).glob("*model_states.pt"))
+    state = torch.load(files[0], weights_only=False)["sampling"]
+    upto = int(tag.removeprefix("global_step"))
+    judged = before + sum(step["dynamic_sampling/prompts_drawn"] for step in resumed if step["step"] <= upto)
+    assert len(state["pass_rates"]["keys"]) == pytest.approx(judged, abs=12)
+    assert int(state["pass_rates"]["rows"][:, 0].sum()) == 8 * len(state["pass_rates"]["keys"])
+
+
+def test_hopeless_data_stop_the_asynchronous_run_with_the_reason(train, tmp_path):
+    """Every gold answer is one that the model cannot give: no group is mixed, the model is saved as it is."""
+    rows = [{"input": f"compute {i} + 1 :", "label": "123456"} for i in range(64)]
+    (tmp_path / "hopeless.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    words = f"--data.prompt_dataset {tmp_path}/hopeless.jsonl --train.colocate_all false --train.async_enable"
+    limit = "--algo.dynamic_filtering_max_gen_batches 2 --run.eval_edges false"
+    run = train(tmp_path / "run", *words.split(), *limit.split(), config=DAPO)
+    assert run.code == EXIT_STOPPED, run.output
+    assert run.steps == []
+    for text in (
+        "stopped early",
+        "--algo.dynamic_filtering_max_gen_batches 2 is reached with 0 groups whose scores differ",
+        "Prompts drawn: 16",
+        "0: 16",
+        "easier prompts",
+    ):
+        assert text in run.output
+    assert (tmp_path / "run/model/config.json").is_file()
