@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_ktae.ktae import KTAEConfig, top_key_tokens
+from openrlhf_ktae.ktae import KTAEConfig, top_key_tokens, warm_up
 from openrlhf_ktae.run.rollout_record import Credit
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without, excluded_rollouts
@@ -36,6 +36,8 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         super().__init__(*args, **kwargs)
         self.ktae = self.args.algo.ktae
         self.config = KTAEConfig(**self.ktae.config)
+        if self.ktae.enable:
+            warm_up()  # while the models load, not in the first step
         self.key_tokens: dict[str, list[dict[str, Any]]] = {}
 
     @torch.no_grad()

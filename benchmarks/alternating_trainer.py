@@ -1,0 +1,18 @@
+"""The trainer of `benchmarks/ktae_step_cost.py`; a module of its own, so that Ray's workers import it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openrlhf_ktae.trainer.ppo_trainer import KTAEPPOTrainer
+
+
+class AlternatingTrainer(KTAEPPOTrainer):
+    """KTAE in even steps, its base alone in odd ones."""
+
+    def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
+        """Train one step; only steps with KTAE carry its metrics."""
+        self.experience_maker.ktae.enable = global_step % 2 == 0
+        self.experience_maker.metrics, self.experience_maker.key_tokens = {}, {}
+        result: tuple[dict[str, Any], int] = super().train_step(rollout_samples, global_step)
+        return result

@@ -1,0 +1,91 @@
+"""What KTAE adds to a training step of the quickstart: one real run in which every other step goes without it.
+
+    python benchmarks/ktae_step_cost.py [--episodes 4] [--run-dir runs/step_cost] [further options of train_ppo_ray]
+
+Two figures. The share: all that is done for KTAE in a step (K, its metrics, its key tokens) lies in one timer,
+`ktae/seconds`; its share of the step's time is exact to the clock. The difference: seconds of the steps with and
+without. They spread (rollouts differ from step to step) more than what is looked for, so it comes with an interval.
+Exits with 1 where the share is above 1 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+GOAL = 0.01
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs/grpo_ktae/quickstart.yaml"
+FIRST = 4
+"""Steps left out: what is loaded at first use meets one arm only."""
+RESAMPLES = 10_000
+QUANTILES = (0.025, 0.975)
+
+
+def main() -> int:
+    """Run, then report from the run's own record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--episodes", type=int, default=4, help="passes over the 320 prompts, 40 steps each")
+    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs/step_cost")
+    options, further = parser.parse_known_args()
+    train(
+        [
+            *("--config", str(CONFIG), "--run.dir", str(options.run_dir), "--run.eval_edges", "false"),
+            *("--train.num_episodes", str(options.episodes), *further),
+        ]
+    )
+    return report(options.run_dir / "metrics.jsonl")
+
+
+def train(words: list[str]) -> None:
+    """Train with `AlternatingTrainer`, in this process and in Ray's workers."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
+    from openrlhf_ktae.cli import train_ppo_ray
+    from openrlhf_ktae.run import launch
+
+    install = launch.install_classes
+
+    def install_alternating(args: Any, backend: Any) -> None:
+        from alternating_trainer import AlternatingTrainer
+
+        from openrlhf_ktae.trainer import ppo_trainer
+
+        ppo_trainer.KTAEPPOTrainer = AlternatingTrainer  # type: ignore[misc]
+        install(args, backend)
+
+    launch.install_classes = install_alternating
+    if train_ppo_ray.main(words):
+        raise SystemExit("the run failed: see above")
+
+
+def report(record: Path) -> int:
+    """Print both figures; the exit code says whether the share is within the goal."""
+    with record.open() as lines:
+        steps = [row for row in map(json.loads, lines) if row["kind"] == "step"][FIRST:]
+    seconds = {
+        on: np.array([s["timing/step_total"] for s in steps if ("ktae/seconds" in s) == on]) for on in (True, False)
+    }
+    added = [step["ktae/seconds"] for step in steps if "ktae/seconds" in step]
+    share = statistics.median(added) / float(np.median(seconds[False]))
+    rng = np.random.default_rng(0)
+    draws = [rng.choice(arm, (RESAMPLES, len(arm))) for arm in (seconds[True], seconds[False])]
+    ratios = np.median(draws[0], axis=1) / np.median(draws[1], axis=1) - 1
+    low, high = np.quantile(ratios, QUANTILES)
+    difference = np.median(seconds[True]) / np.median(seconds[False]) - 1
+    print(f"steps with / without KTAE       {len(seconds[True])} / {len(seconds[False])}")
+    print(f"step without KTAE, median       {np.median(seconds[False]) * 1e3:.1f} ms")
+    print(f"KTAE's own time, median (most)  {statistics.median(added) * 1e3:.2f} ms ({max(added) * 1e3:.2f} ms)")
+    print(f"share of the step               {share:.2%}  goal <= {GOAL:.0%}  {'held' if share <= GOAL else 'MISSED'}")
+    print(f"difference of medians           {difference:+.1%}  95 % interval [{low:+.1%}, {high:+.1%}]")
+    return 0 if share <= GOAL else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
