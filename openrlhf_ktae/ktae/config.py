@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 Variant = Literal["paper", "reference", "calibrated"]
@@ -24,6 +25,9 @@ CALIBRATED_NOISE_BUDGET = 0.01
 """Expected |K| per token when labels are unrelated to tokens, as a share of the range."""
 CALIBRATED_SCALE = 0.25
 """tanh(1 / (2 * 0.25)) = 0.96: a perfect separator of a large group comes close to the whole range."""
+
+KEPT_RESOLVED = 64
+"""Configurations whose values in force are kept."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +131,7 @@ class KTAEConfig:
 
     def resolved(self) -> KTAEConfig:
         """This configuration with the variant's own value in place of every `None`."""
-        own = _own_values(self.variant)
-        chosen = {name: value for name, value in own.items() if getattr(self, name) is None}
-        h1, h2 = (chosen.get(name, getattr(self, name)) for name in ("h1", "h2"))
-        if self.scale is None and self.variant == "reference":
-            chosen["scale"] = h1 + h2
-        return _replace_unchecked(self, chosen)
+        return _resolved(self)
 
     def number(self, option: str) -> float:
         """The value in force of a numeric option, else the variant's own; 0 where it has none."""
@@ -147,6 +146,16 @@ class KTAEConfig:
                 near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
                 raise ValueError(f"unknown KTAE option {name!r}: did you mean {near!r}? (all: {', '.join(known)})")
         return cls(**options)
+
+
+@lru_cache(maxsize=KEPT_RESOLVED)
+def _resolved(config: KTAEConfig) -> KTAEConfig:
+    own = _own_values(config.variant)
+    chosen = {name: value for name, value in own.items() if getattr(config, name) is None}
+    h1, h2 = (chosen.get(name, getattr(config, name)) for name in ("h1", "h2"))
+    if config.scale is None and config.variant == "reference":
+        chosen["scale"] = h1 + h2
+    return _replace_unchecked(config, chosen)
 
 
 def _own_values(variant: str) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from openrlhf_ktae.ktae import KTAEConfig, literal
 from openrlhf_ktae.ktae.statistics import LARGEST_GROUP, fisher_tables, information_gain, split_tables
 
 TOLERANCE = 1e-9
-EVERY_TABLE_UP_TO = 14
-SAMPLE = 3000
+EVERY_TABLE_UP_TO = 12
+SAMPLE = 1500
 LARGEST = 64
+SCIPY_TIES = 1e-11
+"""Equally probable tables differ by less in the floating point of scipy's distribution."""
 
 
 def scipy_p(a, b, correct, wrong):
@@ -37,15 +39,23 @@ def test_two_sided_fisher_equals_scipy_on_a_sample_up_to_64_rollouts():
         correct = int(rng.integers(1, rollouts))
         wrong = int(rollouts - correct)
         a, b = int(rng.integers(0, correct + 1)), int(rng.integers(0, wrong + 1))
-        assert fisher_tables_kept(correct, wrong)[1][a, b] == pytest.approx(
-            scipy_p(a, b, correct, wrong), abs=TOLERANCE
-        )
+        expected = scipy_p(a, b, correct, wrong)
+        assert split_tables(correct, wrong, KTAEConfig()).fisher_TF[a, b] == pytest.approx(expected, abs=TOLERANCE)
 
 
-def fisher_tables_kept(correct, wrong, kept={}):  # noqa: B006
-    if (correct, wrong) not in kept:
-        kept[correct, wrong] = fisher_tables(correct, wrong)
-    return kept[correct, wrong]
+@pytest.mark.parametrize("rollouts", range(EVERY_TABLE_UP_TO + 1, LARGEST + 1))
+def test_fisher_on_every_table_up_to_64_rollouts_follows_from_the_distribution_of_scipy(rollouts):
+    for correct in range(1, rollouts):
+        wrong = rollouts - correct
+        a, b = np.ogrid[0 : correct + 1, 0 : wrong + 1]
+        chance = hypergeom.pmf(a, rollouts, correct, a + b)
+        probability, two_sided = fisher_tables(correct, wrong)
+        assert np.abs(probability - chance).max() <= TOLERANCE
+        flipped, found = chance[:, ::-1], two_sided[:, ::-1]
+        for n in range(rollouts + 1):
+            one_margin = flipped.diagonal(wrong - n)
+            no_likelier = one_margin[None, :] <= one_margin[:, None] * (1 + SCIPY_TIES)
+            assert np.abs(no_likelier @ one_margin - found.diagonal(wrong - n)).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize(("correct", "wrong"), [(32, 32), (5, 59), (33, 34), (100, 200)])
