@@ -118,8 +118,8 @@ class AgentExecutor(SingleTurnAgentExecutor):
             for seen in unknown[-EXAMPLES:]
         )
         raise RuntimeError(
-            f"{share:.0%} of the last {len(self._unknown)} answers could not be checked, more than max_unknown_share "
-            f"({self.config.max_unknown_share:.0%}) allows. Look at these, or raise the limit:\n{examples}"
+            f"{share:.1%} of the last {len(self._unknown)} answers could not be checked, more than max_unknown_share "
+            f"({self.config.max_unknown_share:.1%}) allows. Look at these, or raise the limit:\n{examples}"
         )
 
 

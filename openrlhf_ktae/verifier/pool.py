@@ -52,9 +52,12 @@ class Job:
     future: Future = field(default_factory=Future)
     deaths: int = 0  # of workers that had begun this check
     dispatches: int = 0
+    dispatched_at: float = 0.0
+    seconds: float = 0.0  # from the last dispatch to the verdict
 
     def resolve(self, status: str, reason: str, detail: str = "") -> None:
         """Hand the verdict over, unless the caller has gone."""
+        self.seconds = time.monotonic() - self.dispatched_at if self.dispatches else 0.0
         with contextlib.suppress(Exception):
             self.future.set_result((status, reason, detail))
 
@@ -262,7 +265,8 @@ class WorkerPool:
         busy = sum(worker.job is not None for worker in self._workers)
         while self._waiting and idle and busy < self._workers_wanted:
             worker, job = idle.pop(), self._waiting.popleft()
-            worker.job, worker.deadline = job, time.monotonic() + job.timeout_s
+            job.dispatched_at = time.monotonic()
+            worker.job, worker.deadline = job, job.dispatched_at + job.timeout_s
             worker.began = False
             worker.checks += 1
             job.dispatches += 1

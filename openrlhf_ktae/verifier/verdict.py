@@ -25,7 +25,7 @@ class Verdict:
     gold: str | None = None
     """The gold answer as it was read."""
     seconds: float = 0.0
-    """Wall time from the call to the verdict, waiting for a free worker included."""
+    """Wall time of the check, from the moment a worker gets it; waiting for a free worker is not counted."""
     detail: str = ""
     """A traceback or other text that helps to look into an unknown verdict."""
 

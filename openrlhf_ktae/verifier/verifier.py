@@ -77,8 +77,8 @@ class Verifier:
         found = extract_answer(response, self.config.answer_format)
         result: Future = Future()
 
-        def finish(status: str, reason: str, detail: str = "") -> Future:
-            seconds = time.monotonic() - begun
+        def finish(status: str, reason: str, detail: str = "", seconds: float | None = None) -> Future:
+            seconds = time.monotonic() - begun if seconds is None else seconds
             with contextlib.suppress(InvalidStateError):  # the caller has cancelled
                 result.set_result(Verdict(status, reason, found.answer, " | ".join(golds), seconds, detail))
             return result
@@ -114,7 +114,10 @@ class Verifier:
         self._inflight: dict[Key, Future] = {}
 
     def _check(self, golds: tuple[str, ...], answer: str) -> Future:
-        """A future of (status, reason, detail), shared by equal checks under way and remembered afterwards."""
+        """A future of (status, reason, detail, seconds), shared by equal checks under way and remembered afterwards.
+
+        `seconds` is left out where the answer is remembered.
+        """
         key = (golds, answer)
         if self._owner != os.getpid():
             self._reset()
@@ -139,7 +142,7 @@ class Verifier:
                 self._submit(key, outer, scale=2.0)
                 return
             self._remember(key, (status, reason, detail))
-            outer.set_result((status, reason, detail))
+            outer.set_result((status, reason, detail, job.seconds))
 
         job.future.add_done_callback(done)
         self.pool.submit(job)

@@ -11,7 +11,7 @@ from ..quick import squeeze
 from ..reading.clean import clean
 from ..reading.lexer import ReadError, has_comma_groups
 from ..reading.parser import read
-from ..reading.values import Text, Value
+from ..reading.values import Scalar, Text, Value
 from . import library
 from .choices import same_choice
 from .compare import same
@@ -20,6 +20,7 @@ from .constants import GoldError
 PROSE_WORDS = 8  # a gold of more words is prose: other wordings of it cannot be judged
 Decision = tuple[str, str]
 _LABELLED_POINT = re.compile(r"[A-Z]'?(?:_\{?\w\}?)?\s*(\(([^()=]*),([^()=]*)\))")  # P(1, -2)
+_OR = re.compile(r"\\text\s*\{\s*or\s*\}|\sor\s")
 _LIMIT = re.compile(
     r"\\(?:lim|sup|inf|int|iint|oint|max|min|limsup|liminf)(?![a-zA-Z])[^=]*(?:\{[^{}]*=[^{}]*\}[^=]*)?=([^=]*)"
 )
@@ -51,6 +52,8 @@ def judge_one(gold: str, answer: str) -> Decision:
         return ("correct", "same choice") if choice else ("wrong", "different choice")
     golds, answers = readings(gold), readings(answer)
     decision = _compare(golds, answers) if golds and answers else None
+    if decision is not None and decision[0] == "wrong" and _restated(golds, answer):
+        return "correct", "same value twice"
     return decision or _ask_library(gold, answer, golds, answers)
 
 
@@ -88,6 +91,15 @@ def _compare(golds: tuple[Value, ...], answers: tuple[Value, ...]) -> Decision |
                 return "correct", "same value"
             undecided = undecided or verdict is None
     return None if undecided else ("wrong", "different value")
+
+
+def _restated(golds: tuple[Value, ...], answer: str) -> bool:
+    r"""`\frac{1}{2} \text{ or } 0.5`: one value in two forms."""
+    forms = _OR.split(answer)
+    if len(forms) != 2 or "," in answer or not all(isinstance(gold, Scalar) for gold in golds):
+        return False
+    verdicts = [_compare(golds, readings(form.strip())) for form in forms if form.strip()]
+    return len(verdicts) == 2 and all(verdict is not None and verdict[0] == "correct" for verdict in verdicts)
 
 
 def _ask_library(gold: str, answer: str, golds: tuple[Value, ...], answers: tuple[Value, ...]) -> Decision:

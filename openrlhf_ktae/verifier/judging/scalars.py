@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from ..reading.nodes import common_logarithms, free_symbols, walk
-from ..reading.units import DEGREE, PERCENT
+from ..reading.units import DEGREE, PERCENT, RADIAN_FACTOR
 from ..reading.values import Node, Scalar, Unit
 from .constants import same_constant
 from .functions import same_function
@@ -58,6 +58,12 @@ def _conversion(gold: Unit, answer: Unit) -> list[Node | Fraction]:
         return [Fraction(1)]
     if gold.dimensions != answer.dimensions:
         return []
+    radians = [unit.factor == RADIAN_FACTOR for unit in (gold, answer)]
+    if gold.dimensions == DEGREE.dimensions and radians[0] != radians[1]:
+        pi: Node = ("const", "pi")
+        if radians[0]:
+            return [("mul", ("num", answer.factor / 180, ""), pi)]
+        return [("div", ("num", 180 / gold.factor, ""), pi)]
     return [answer.factor / gold.factor]
 
 

@@ -6,7 +6,7 @@ import itertools
 from fractions import Fraction
 
 from ..reading.nodes import replaced, walk
-from ..reading.values import Group, Node, Relation, Scalar, Value
+from ..reading.values import Group, Node, NumberSet, Relation, Scalar, SetOperation, Value
 
 MAX_SIGNS = 4  # plus-minus signs in one tuple
 
@@ -20,7 +20,7 @@ def plain(value: Value) -> Value:
         for item in value.items:
             spread = plain(item)
             items.extend(spread.items if isinstance(spread, Group) and spread.brackets == "" else [spread])
-        return items[0] if len(items) == 1 else Group(value.brackets, tuple(items))
+        return items[0] if len(items) == 1 and not _is_set(items[0]) else Group(value.brackets, tuple(items))
     if isinstance(value, Group) and any(isinstance(i, Scalar) and _has_signs(i.node) for i in value.items):
         return _signed_tuples(value)
     if isinstance(value, Relation) and isinstance(value.sides[-1], (Scalar, Group)):
@@ -28,6 +28,11 @@ def plain(value: Value) -> Value:
         if isinstance(last, Group) and last.brackets == "" and value.operators == ("=",) and value.names[0]:
             return Group("", tuple(Relation((value.sides[0], i), ("=",), (value.names[0], None)) for i in last.items))
     return value
+
+
+def _is_set(value: Value) -> bool:
+    """True for what is something else than the set that holds it."""
+    return isinstance(value, (NumberSet, SetOperation)) or (isinstance(value, Group) and value.brackets == "{}")
 
 
 def _has_signs(node: Node) -> bool:

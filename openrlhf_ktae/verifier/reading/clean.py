@@ -100,6 +100,7 @@ _BRACKETED_UNIT = re.compile(
     r"(?<=\d)\s*[(\[{]\s*(\\(?:text|mathrm|mbox|textrm)\s*\{[^{}0-9]{1,40}\}(?:\^\{?-?\d\}?)?)\s*[)\]}]\s*$"
 )
 _BRACKETED_REMARK = re.compile(r"(?<=[\d} ])\s*\\(text|mathrm|mbox|textrm)\s*\{\s*\(([a-zA-Z ^/]{1,40})\)\s*\}\s*$")
+_ONLY = re.compile(r"\\text\s*\{\s*(?:is the )?only(?: (?:solution|answer|value|one))?\s*\.?\s*\}\s*$")
 _NULL_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _COLOUR = re.compile(r"\\(?:text)?color(?:box)?\s*(?:\[[^\]]{0,20}\])?\s{0,9}\{[^{}]{0,40}\}")
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],;!])")
@@ -140,7 +141,7 @@ def clean(text: str) -> str:
         text = _COLOUR.sub(" ", text)
         text = _ROMAN.sub(r"\\text{ \1}", text)
         text = _NULL_DELIMITER.sub(" ", text)
-        text = _NEUTRAL.sub(" ", text)
+        text = _ONLY.sub(" ", _NEUTRAL.sub(" ", text))
         text = _BRACKETED_UNIT.sub(r" \1", _BRACKETED_REMARK.sub(r"\\\1{ \2}", text))
     text = text.strip().removeprefix("\\\\").strip()
     return text[2:-2] if len(text) > 4 and text.startswith("**") and text.endswith("**") else text

@@ -13,7 +13,7 @@ import re
 from .lexer import ReadError, Token, tokenise
 from .structure import Structure
 from .values import Scalar, Value
-from .words import CHANGING, CONDITION_STARTS, CONNECTIVES, OPENERS, is_word
+from .words import CHANGING, CONDITION_STARTS, CONNECTIVES, FILLERS, OPENERS, VERBS, is_word
 
 _PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _OUTWARD_INTERVAL = re.compile(r"^(?:\s*[a-z]\s*\\in)?\s*\]|\[\s*$")
@@ -44,12 +44,12 @@ def _after_introduction(tokens: list[Token]) -> list[Token]:
     r"""What a sentence says: `\text{The value of } x \text{ is } 9` -> 9, `\text{Therefore, } x = 9` -> x = 9."""
     if tokens[:1] and tokens[0][0] == "word" and tokens[0][1].lower() in OPENERS:
         tokens = tokens[1 + (tokens[1:2] == [("op", ",")]) :]
-    verbs = [i for i, (kind, word) in enumerate(tokens) if kind == "word" and word.lower() in ("is", "are", "equals")]
+    verbs = [i for i, (kind, word) in enumerate(tokens) if kind == "word" and word.lower() in VERBS]
     if not verbs or not 0 < verbs[0] < len(tokens) - 1 or len(verbs) > 1:
         return tokens
     before = tokens[: verbs[0]]
     words = {word.lower() for kind, word in before if kind == "word"}
-    if not words or words & (CHANGING | CONNECTIVES | CONDITION_STARTS) or ("op", ",") in before:
+    if not words or (words - FILLERS) & (CHANGING | CONNECTIVES | CONDITION_STARTS) or ("op", ",") in before:
         return tokens
     return tokens[verbs[0] + 1 :]
 

@@ -9,6 +9,7 @@ from .values import Unit
 from .words import CHANGING, CONDITION_STARTS, UNIT_PREFIXES, UNIT_SUFFIXES, UNITS
 
 DEGREE = Unit((("angle", 1),), Fraction(1), "degree")
+RADIAN_FACTOR = Fraction(UNITS["rad"][1])
 PERCENT = Unit((("percent", 1),), Fraction(1), "percent")
 DIMENSIONLESS_WORDS = frozenset({"unit", "units"})
 MAX_POWER = 12

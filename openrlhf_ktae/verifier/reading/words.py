@@ -38,8 +38,10 @@ FILLERS = frozenset(
     number so thus therefore hence then we get have it that this there only exactly option choice case my your
     length area volume perimeter probability distance speed ratio angle maximum minimum largest smallest
     integer root roots set interval range domain function on approximately about approx around roughly required
-    desired point points vertex vertices coordinates vector matrix center""".split()
+    desired remainder point points vertex vertices coordinates vector matrix center""".split()
 )
+
+VERBS = frozenset("is are equals equal was were has have".split())
 
 # Words that open a sentence.
 OPENERS = frozenset("therefore thus hence so then finally both".split())
@@ -48,7 +50,7 @@ OPENERS = frozenset("therefore thus hence so then finally both".split())
 CHANGING = frozenset(
     """or more less fewer greater than least most not no none never over under above below between plus minus
     times dozen hundred thousand million billion trillion half double twice if unless except without remainder
-    mod modulo base to from through until up but only either neither nor any all infinitely many undefined infinite
+    mod modulo base from through until up but only either neither nor any all infinitely many undefined infinite
     infinity squared cubed k squared-off other others both""".split()
 )
 

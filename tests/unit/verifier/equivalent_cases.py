@@ -138,6 +138,11 @@ EQUIVALENT = {
         ("1:2:3", "1:2:3"),
         (r"\frac{1}{2}", r"\frac{\sqrt{4}}{4}"),
     ],
+    "one value in two forms": [
+        (r"\frac{1}{2}", r"\frac{1}{2} \text{ or } 0.5"),
+        ("0.5", r"\frac{1}{2} \text{ or } 0.5"),
+        ("3", r"x = 3 \text{ or } \frac{6}{2}"),
+    ],
     "mixed numbers": [
         (r"1\frac{1}{2}", r"\frac{3}{2}"),
         (r"\frac{3}{2}", r"1\frac{1}{2}"),

@@ -181,7 +181,7 @@ def test_too_many_unknowns_stop_the_run_with_examples(agent, tokenizer):
     with pytest.raises(RuntimeError) as stop:
         rollouts(executor, tokenizer, *[bad] * 10)
     message = str(stop.value)
-    assert "max_unknown_share (25%)" in message
+    assert "max_unknown_share (25.0%)" in message
     assert message.count("answer '77': gold unreadable") == 5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from response_cases import STATES_SOMETHING_ELSE, STATES_THE_GOLD
 
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verifier
 from openrlhf_ktae.verifier.extract import extract_answer
@@ -160,6 +161,12 @@ def test_unreadable_gold_is_unknown_unless_the_text_is_the_same(verifier, gold):
 )
 def test_malformed_answer_is_wrong(verifier, gold, answer):
     assert verifier.verify(gold, f"\\boxed{{{answer}}}").status == WRONG
+
+
+@pytest.mark.parametrize(("cases", "expected"), [(STATES_THE_GOLD, CORRECT), (STATES_SOMETHING_ELSE, WRONG)])
+def test_whole_responses(verifier, cases, expected):
+    verdicts = verifier.verify_many(cases)
+    assert [(*case, v.reason) for case, v in zip(cases, verdicts, strict=True) if v.status != expected] == []
 
 
 def test_verdict_tells_what_was_read_and_how_long_it_took(verifier):
