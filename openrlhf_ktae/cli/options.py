@@ -25,6 +25,7 @@ from openrlhf_ktae.verifier.config import VerifierConfig
 KTAE = "ktae"
 BASES = ("group_norm", "dr_grpo", "rloo", "reinforce_baseline")
 VERIFIER_AGENT = "verifier"
+MACRO_ACCURACY = "eval_macro_accuracy"
 PARAM_DTYPES = ("bf16", "fp16", "fp32")
 
 
@@ -125,6 +126,12 @@ def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
         settings["choices"] = [*settings["choices"], KTAE]
     if "--ds.param_dtype" in names:
         settings["choices"] = list(PARAM_DTYPES)
+    if "--ckpt.best_metric_key" in names:
+        settings["default"] = MACRO_ACCURACY
+        settings["help"] = (
+            "figure of an evaluation that selects the best checkpoint: eval_macro_accuracy (mean over benchmarks), "
+            "eval_NAME_accuracy, ...; none saves no best checkpoint"
+        )
     if settings.get("action") == "store_true":
         del settings["action"]
         text = settings.get("help", "")

@@ -29,6 +29,7 @@ class RecordingTrainer:
     experience_maker: Any
     tokenizer: Any
     tensorboard_logger: Any
+    wandb_logger: Any
 
     @property
     def record(self) -> RunRecord:
@@ -77,6 +78,12 @@ class RecordingTrainer:
             text = "\n".join(f"    {side}: {tokens}" for side, tokens in key_tokens.items())
             self.tensorboard_logger.writer.add_text("train/key_tokens", text, global_step)
         self.record.step(global_step, logs_dict or {}, key_tokens)
+
+    def track_evaluation(self, global_step: int, logs: dict[str, float]) -> None:
+        """Send an evaluation's figures to TensorBoard and W&B, as the host sends its own."""
+        for tracker in (self.wandb_logger, self.tensorboard_logger):
+            if tracker:
+                tracker.log_eval(global_step, logs)
 
     def save_best_checkpoint(self, eval_metrics: Any, global_step: int, client_states: Any = None) -> None:
         """Record an evaluation during training; both trainers pass here after each."""
