@@ -80,6 +80,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     ktae.add_argument(
         "--algo.ktae.shadow", **switch(False), help="train with the base alone, log what KTAE would have given"
     )
+    ktae.add_argument(
+        "--algo.ktae.shuffle_labels", **switch(False), help="control: K from labels shuffled within each group"
+    )
     ktae.add_argument("--algo.ktae.top_tokens", type=int, default=5, metavar="N", help="key tokens logged (default: 5)")
     ktae.add_argument(
         "--algo.ktae.num_workers",

@@ -49,6 +49,7 @@ class RecordingTrainer:
                 "ktae": args.algo.ktae.config,
                 "ktae_enabled": bool(args.algo.ktae.enable),
                 "shadow": bool(args.algo.ktae.shadow),
+                "shuffled": bool(args.algo.ktae.shuffle_labels),
             }
             limits = args.ktae.record_max_mb, args.ktae.record_groups
             self._rollout_recorder = RolloutRecorder(args.run.dir, args.ktae.record_rollouts, *limits, about)
