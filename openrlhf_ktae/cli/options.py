@@ -25,6 +25,7 @@ from openrlhf_ktae.verifier.config import VerifierConfig
 KTAE = "ktae"
 BASES = ("group_norm", "dr_grpo", "rloo", "reinforce_baseline")
 VERIFIER_AGENT = "verifier"
+MACRO_ACCURACY = "eval_macro_accuracy"
 PARAM_DTYPES = ("bf16", "fp16", "fp32")
 
 
@@ -79,6 +80,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     ktae.add_argument(
         "--algo.ktae.shadow", **switch(False), help="train with the base alone, log what KTAE would have given"
     )
+    ktae.add_argument(
+        "--algo.ktae.shuffle_labels", **switch(False), help="control: K from labels shuffled within each group"
+    )
     ktae.add_argument("--algo.ktae.top_tokens", type=int, default=5, metavar="N", help="key tokens logged (default: 5)")
     ktae.add_argument(
         "--algo.ktae.num_workers",
@@ -125,6 +129,12 @@ def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
         settings["choices"] = [*settings["choices"], KTAE]
     if "--ds.param_dtype" in names:
         settings["choices"] = list(PARAM_DTYPES)
+    if "--ckpt.best_metric_key" in names:
+        settings["default"] = MACRO_ACCURACY
+        settings["help"] = (
+            "figure of an evaluation that selects the best checkpoint: eval_macro_accuracy (mean over benchmarks), "
+            "eval_NAME_accuracy, ...; none saves no best checkpoint"
+        )
     if settings.get("action") == "store_true":
         del settings["action"]
         text = settings.get("help", "")

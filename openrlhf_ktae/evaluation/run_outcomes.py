@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 SEED_FOLDER = re.compile(r"seed-?\d+")
 SMOOTHED = 5  # steps: the reward of one step is the mean of few rollouts
 OUTCOMES = {
-    "final_accuracy": "held-out accuracy after training",
+    "final_accuracy": "held-out accuracy at equal steps",
     "accuracy_at_tokens": "held-out accuracy at equal tokens",
     "auc_accuracy": "mean held-out accuracy over steps",
     "auc_reward": "mean training reward over steps",
@@ -67,6 +67,14 @@ class Run:
         return np.cumsum(each)
 
 
+@dataclass(frozen=True)
+class Budget:
+    """Where runs are compared."""
+
+    steps: float
+    tokens: float
+
+
 def read_run(path: Path) -> Run:
     """Return the run of a directory.
 
@@ -87,32 +95,44 @@ def read_run(path: Path) -> Run:
     return Run(path, label, steps, [evaluations[step] for step in sorted(evaluations)])
 
 
-def outcomes(run: Run, threshold: float, token_budget: float) -> dict[str, float]:
+def outcomes(run: Run, threshold: float, budget: Budget) -> dict[str, float]:
     """Return OUTCOMES of one run; NaN where the run did not record what one needs.
+
+    Between two evaluations accuracy and length are interpolated.
 
     Args:
         run: the run.
-        threshold: training reward that counts as learnt; a run that never reaches it counts its steps plus one.
-        token_budget: response tokens at which runs are compared: the fewest that any of them generated.
+        threshold: training reward that counts as learnt; a run that never reaches it counts the steps plus one.
+        budget: steps and response tokens at which runs are compared.
     """
     steps, reward = run.series("rollout/reward_mean")
     at, accuracy = run.held_out()
     _, lengths = run.held_out("eval_response_length_mean")
     tokens = run.tokens()
     recorded = np.array([row["step"] for row in run.steps], dtype=np.float64)
+    until, height = curve_until(at, accuracy, budget.steps)
     tokens_at = np.interp(at, np.concatenate([[0.0], recorded]), np.concatenate([[0.0], tokens]))
     nan = float("nan")
-    learnt = first_at_least(reward, threshold)
-    within = tokens <= token_budget * (1 + 1e-9)
+    early = steps <= budget.steps
+    within = tokens[np.isin(recorded, steps)] <= budget.tokens * (1 + 1e-9)
+    learnt = first_at_least(reward[early], threshold)
     return {
-        "final_accuracy": float(accuracy[-1]) if accuracy.size else nan,
-        "accuracy_at_tokens": float(np.interp(token_budget, tokens_at, accuracy)) if accuracy.size > 1 else nan,
-        "auc_accuracy": mean_height(at, accuracy),
-        "auc_reward": float(reward.mean()) if reward.size else nan,
-        "auc_reward_tokens": float(reward[within[: reward.size]].mean()) if within[: reward.size].any() else nan,
-        "response_length": float(lengths[-1]) if lengths.size else nan,
-        "steps_to_threshold": (steps[learnt] if learnt is not None else steps[-1] + 1) if reward.size else nan,
+        "final_accuracy": float(height[-1]) if height.size else nan,
+        "accuracy_at_tokens": float(np.interp(budget.tokens, tokens_at, accuracy)) if accuracy.size > 1 else nan,
+        "auc_accuracy": mean_height(until, height),
+        "auc_reward": float(reward[early].mean()) if early.any() else nan,
+        "auc_reward_tokens": float(reward[within].mean()) if within.any() else nan,
+        "response_length": float(np.interp(budget.steps, at, lengths)) if lengths.size else nan,
+        "steps_to_threshold": float(steps[learnt] if learnt is not None else budget.steps + 1) if early.any() else nan,
     }
+
+
+def curve_until(x: Floats, y: Floats, end: float) -> tuple[Floats, Floats]:
+    """Return the curve up to `end`, with an interpolated last point there."""
+    if x.size < 2 or x[-1] <= end:
+        return x, y
+    kept = x < end
+    return np.append(x[kept], end), np.append(y[kept], np.interp(end, x, y))
 
 
 def mean_height(x: Floats, y: Floats) -> float:
@@ -130,6 +150,7 @@ def first_at_least(values: Floats, threshold: float) -> int | None:
     return None
 
 
-def token_budget(runs: Sequence[Run]) -> float:
-    """Return the response tokens that every run generated at least."""
-    return float(min(run.tokens()[-1] for run in runs))
+def common_budget(runs: Sequence[Run]) -> Budget:
+    """Return the steps and response tokens that every run has at least."""
+    steps = min(run.steps[-1]["step"] for run in runs)
+    return Budget(float(steps), float(min(run.tokens()[-1] for run in runs)))

@@ -57,6 +57,7 @@ class KTAEPPOTrainer(SamplingTrainer, RecordingTrainer, _HostTrainer):
     def evaluate(self, global_step: int, **generate_kwargs: Any) -> dict[str, float]:
         """Evaluate as the host does; add accuracy and length with their intervals."""
         logs = super().evaluate(global_step, **generate_kwargs)
+        self.track_evaluation(global_step, self.samples_generator.last_eval)
         return {**logs, **self.samples_generator.last_eval}
 
     def _evaluate_edge(self, when: str, global_step: int) -> None:

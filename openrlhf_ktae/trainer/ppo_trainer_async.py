@@ -85,7 +85,8 @@ class KTAETrainingActor(SamplingTrainer, RecordingTrainer, _HostTrainingActor):
         self.record.stopped(reason)
 
     def record_edge(self, when: str, logs: dict[str, float]) -> None:
-        """Write an evaluation before or after training to the run record."""
+        """Write an evaluation before or after training to the run record and the trackers."""
+        self.track_evaluation(self.record.last_step, logs)
         self.record.evaluation(when, self.record.last_step, logs)
 
 

@@ -29,6 +29,7 @@ class RecordingTrainer:
     experience_maker: Any
     tokenizer: Any
     tensorboard_logger: Any
+    wandb_logger: Any
 
     @property
     def record(self) -> RunRecord:
@@ -48,6 +49,7 @@ class RecordingTrainer:
                 "ktae": args.algo.ktae.config,
                 "ktae_enabled": bool(args.algo.ktae.enable),
                 "shadow": bool(args.algo.ktae.shadow),
+                "shuffled": bool(args.algo.ktae.shuffle_labels),
             }
             limits = args.ktae.record_max_mb, args.ktae.record_groups
             self._rollout_recorder = RolloutRecorder(args.run.dir, args.ktae.record_rollouts, *limits, about)
@@ -77,6 +79,12 @@ class RecordingTrainer:
             text = "\n".join(f"    {side}: {tokens}" for side, tokens in key_tokens.items())
             self.tensorboard_logger.writer.add_text("train/key_tokens", text, global_step)
         self.record.step(global_step, logs_dict or {}, key_tokens)
+
+    def track_evaluation(self, global_step: int, logs: dict[str, float]) -> None:
+        """Send an evaluation's figures to TensorBoard and W&B, as the host sends its own."""
+        for tracker in (self.wandb_logger, self.tensorboard_logger):
+            if tracker:
+                tracker.log_eval(global_step, logs)
 
     def save_best_checkpoint(self, eval_metrics: Any, global_step: int, client_states: Any = None) -> None:
         """Record an evaluation during training; both trainers pass here after each."""

@@ -20,7 +20,7 @@ class Finished:
 
     def __init__(self, directory: Path, code: int, output: str) -> None:
         self.directory, self.code, self.output = directory, code, output
-        rows = list(read_record(directory))
+        rows = self.rows = list(read_record(directory))
         self.steps = [row for row in rows if row["kind"] == "step"]
         self.evaluations = {row["when"]: row for row in rows if row["kind"] == "eval"}
 

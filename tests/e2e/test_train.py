@@ -142,10 +142,29 @@ def test_asynchronous_with_partial_rollouts(train, tmp_path):
     assert run.evaluations["after"]["eval_accuracy"] > run.evaluations["before"]["eval_accuracy"]
 
 
-def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, tmp_path):
-    words = "--algo.kl.init_coef 0.01 --algo.kl.use_loss --algo.kl.estimator k3 --eval.steps 2 --algo.ktae.shadow"
-    run = train(tmp_path, *words.split(), "--data.max_samples", "16", "--actor.entropy_coef", "0")
+def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, root, tmp_path):
+    """Two benchmarks with the same prompts: one with the right answers, one with wrong ones."""
+    held_out = (root / "examples/quickstart/data/heldout.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in held_out[:16]]
+    pairs = [{**row, "datasource": "right"} for row in rows] + [
+        {**row, "label": "-1", "datasource": "no"} for row in rows
+    ]
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    words = "--algo.kl.init_coef 0.01 --algo.kl.use_loss --algo.kl.estimator k3 --eval.steps 1 --algo.ktae.shadow"
+    words += f" --eval.dataset {tmp_path}/two.jsonl --eval.n_samples_per_prompt 2"
+    run = train(tmp_path / "run", *words.split(), "--data.max_samples", "32", "--actor.entropy_coef", "0")
     assert run.code == 0, run.output
+    for row in run.evaluations.values():
+        assert row["eval_no_accuracy"] == row["eval_no_pass2"] == 0
+        assert row["eval_right_accuracy"] > 0
+        assert row["eval_right_pass2"] >= row["eval_right_accuracy"]
+        assert row["eval_macro_accuracy"] == pytest.approx(row["eval_right_accuracy"] / 2)
+        assert row["eval_macro_accuracy_low"] <= row["eval_macro_accuracy"] <= row["eval_macro_accuracy_high"]
+    during = [row for row in run.rows if row["kind"] == "eval" and row["when"] == "during"]
+    assert [row["step"] for row in during] == [1, 2, 3, 4]
+    best = max(during, key=lambda row: row["eval_macro_accuracy"])  # the first of equals
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "_actor").glob("best*"))
+    assert f"best_global_step{best['step']}" in saved
     assert set(run.evaluations) == {"before", "during", "after"}
     assert all("entropy_loss" in step and "kl" in step for step in run.steps)
     assert all(step["ktae/mean_abs_k"] > 0 for step in run.steps)

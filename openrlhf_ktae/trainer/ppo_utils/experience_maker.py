@@ -38,6 +38,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         self.config = KTAEConfig(**self.ktae.config)
         if self.ktae.enable:
             warm_up()  # while the models load, not in the first step
+        self._random = torch.Generator().manual_seed(self.args.train.seed)
         self.key_tokens: dict[str, list[dict[str, Any]]] = {}
 
     @torch.no_grad()
@@ -65,7 +66,8 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         token_ids_BT = padded([e.sequences[:, 1:] for e in experiences])
         action_mask_BT = padded([e.action_mask for e in experiences]).bool()
         special_ids = tuple(self.tokenizer.all_special_ids)
-        batch = (token_ids_BT, action_mask_BT, scores_B, group_ids_B)
+        labels_B = self._shuffled(scores_B, group_ids_B) if self.ktae.shuffle_labels else scores_B
+        batch = (token_ids_BT, action_mask_BT, labels_B, group_ids_B)
         values = key_token_values(*batch, self.config, special_ids, self.ktae.num_workers)
         values_BT = values.values_BT.to(torch.float32)
         advantages_BT = padded([e.advantages for e in experiences])
@@ -79,6 +81,14 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         }
         self.metrics["ktae/seconds"] = time.perf_counter() - started
         return experiences
+
+    def _shuffled(self, scores_B: torch.Tensor, group_ids_B: torch.Tensor) -> torch.Tensor:
+        """Return scores permuted within each group: a control for which K can mean nothing."""
+        shuffled_B = scores_B.clone()
+        for group in torch.unique(group_ids_B):
+            rows = torch.nonzero(group_ids_B == group).flatten()
+            shuffled_B[rows] = scores_B[rows[torch.randperm(len(rows), generator=self._random)]]
+        return shuffled_B
 
     def _keep(self, experiences: list[Experience], scores_B: torch.Tensor, values_BT: torch.Tensor | None) -> None:
         """Keep what the record of rollouts needs, if this batch is to be recorded."""

@@ -106,3 +106,18 @@ def test_a_group_of_two_prompts_is_refused(module):
     samples[1].prompts = ["another"]
     with pytest.raises(module.BrokenGroup, match="group 0"):
         maker(module).compute_advantages_and_returns(batched(samples, 4))
+
+
+def test_shuffled_labels_are_a_control(module):
+    """K comes from labels permuted within each group: as many of each, the same base, other values."""
+    plain, shuffled = maker(module), maker(module, "--algo.ktae.shuffle_labels", "true")
+    batch = batched(rollouts(prompts=6), 4)
+    scores = torch.cat([experience.scores for experience in batch])
+    groups = torch.arange(len(scores)) // N
+    permuted = shuffled._shuffled(scores, groups)
+    assert not torch.equal(permuted, scores)
+    assert torch.equal(permuted.view(-1, N).sum(1), scores.view(-1, N).sum(1))
+    first = by_rollout(plain.compute_advantages_and_returns(batched(rollouts(prompts=6), 4)))
+    second = by_rollout(shuffled.compute_advantages_and_returns(batched(rollouts(prompts=6), 4)))
+    assert any(not torch.equal(first[index], second[index]) for index in first)
+    assert shuffled.metrics["ktae/mixed_group_share"] == plain.metrics["ktae/mixed_group_share"]

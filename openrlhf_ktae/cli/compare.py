@@ -1,0 +1,94 @@
+"""`python -m openrlhf_ktae.cli.compare ARM.yaml... --seeds N`: arms x seeds through the real trainer, and one table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from openrlhf_ktae.cli.command import CommandParser, run_command
+from openrlhf_ktae.cli.host_parser import BadOption
+from openrlhf_ktae.evaluation.run_outcomes import BadRun, Run
+from openrlhf_ktae.run.arms import ArmRun, OtherArms
+
+BASELINE = "grpo"
+EXIT_FAILED_RUNS = 1
+EXAMPLES = """
+examples:
+  configs/compare/*.yaml --seeds 10 --output runs/compare
+  configs/compare/grpo.yaml configs/compare/grpo_ktae_paper.yaml --seeds 2 -- --data.max_samples 80
+
+Each arm is a file of options as for --config, and is named after it. Words after -- go to every run. A killed
+comparison goes on with the same command.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, 1 where runs failed, 2 for refused input, 130 after Ctrl-C."""
+    failed: list[ArmRun] = []
+    code = run_command(lambda words: failed.extend(run(words)), argv, (BadRun, OtherArms))
+    return code or (EXIT_FAILED_RUNS if failed else 0)
+
+
+def run(argv: Sequence[str]) -> list[ArmRun]:
+    """Train what is missing, write tables and page; return the runs that failed."""
+    from openrlhf_ktae.run.arms import execute_all, plan
+
+    words = list(argv)
+    split = words.index("--") if "--" in words else len(words)
+    parser = CommandParser("compare", __doc__ or "", EXAMPLES)
+    parser.add_argument("arms", nargs="+", type=Path, metavar="ARM.yaml", help="one configuration for each arm")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds of each arm (default: 3)")
+    parser.add_argument("--first_seed", type=int, default=1, metavar="S", help="seeds are S, S + 1, ... (default: 1)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/compare"), metavar="DIR", help="(default: runs/compare)"
+    )
+    parser.add_argument("--baseline", metavar="ARM", help=f"arm to compare with (default: {BASELINE}, else the first)")
+    parser.add_argument(
+        "--threshold", type=float, default=0.7, help="training reward that counts as learnt (default: 0.7)"
+    )
+    parser.add_argument("--report_only", action="store_true", help="train nothing; compare what is there")
+    options = parser.parse_args(words[:split])
+    if options.seeds < 1:
+        raise BadOption(f"--seeds {options.seeds}: give at least 1; intervals need 2, small p-values 6 or more")
+    names = [path.stem for path in options.arms]
+    baseline = options.baseline or (BASELINE if BASELINE in names else names[0])
+    if baseline not in names:
+        raise BadOption(f"--baseline {baseline}: not one of the arms {', '.join(names)}")
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    runs = plan(options.arms, seeds, options.output, words[split + 1 :])
+    failed = [] if options.report_only else execute_all(runs, lambda text: print(text, flush=True))
+    write(runs, options.output, baseline, options.threshold)
+    return failed
+
+
+def write(runs: Sequence[ArmRun], output: Path, baseline: str, threshold: float) -> None:
+    """Write `comparison.json`, `comparison.md` and `comparison.html` of the runs that ended well."""
+    from openrlhf_ktae.evaluation.comparison import arm_table, compare_arms, markdown, notes, test_table
+    from openrlhf_ktae.evaluation.run_outcomes import read_run
+    from openrlhf_ktae.report.curves import NoPlotly
+    from openrlhf_ktae.report.run_page import Table, write_run_page
+
+    arms: dict[str, dict[int, Run]] = {}
+    for one in runs:
+        if one.done:
+            arms.setdefault(one.arm, {})[one.seed] = read_run(one.directory)
+    if baseline not in arms:
+        raise BadRun(f"{output}: no run of the baseline {baseline} has ended well; its train.log says why")
+    result = compare_arms(arms, baseline, threshold)
+    table = markdown(result)
+    (output / "comparison.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (output / "comparison.md").write_text(table, encoding="utf-8")
+    print(table)
+    tables = [Table("Arms", *arm_table(result), notes(result)), Table("Paired tests", *test_table(result))]
+    everything = [run for seeds in arms.values() for run in seeds.values()]
+    print(f"tables in {output}: comparison.md, comparison.json")
+    try:
+        print(f"page: {write_run_page(everything, output / 'comparison.html', 'Comparison', tables)}")
+    except NoPlotly as missing:
+        print(f"no page: {missing}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Arms over seeds: outcomes of records made by hand, tests, tables and pages."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from openrlhf_ktae.cli.compare import main
+from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.evaluation.comparison import compare_arms, rival
+from openrlhf_ktae.evaluation.run_outcomes import Budget, common_budget, outcomes, read_run
+from openrlhf_ktae.run.arms import plan
+from openrlhf_ktae.run.record import RunRecord
+
+STEPS = 10
+
+
+def recorded(directory, gain=0.05, noise=0.0, steps=STEPS, length=20.0):
+    """A run whose reward and held-out accuracy rise by `gain` a step from 0.2."""
+    record = RunRecord(directory)
+    record.evaluation("before", 0, {"eval_accuracy": 0.2, "eval_response_length_mean": length})
+    for step in range(1, steps + 1):
+        reward = 0.2 + gain * step + noise
+        metrics = {"rollout/reward_mean": reward, "rollout/num_samples": 64, "rollout/response_length_mean": length}
+        record.step(step, metrics, {})
+    accuracy = 0.2 + gain * steps + noise
+    record.evaluation("after", steps, {"eval_accuracy": accuracy, "eval_response_length_mean": length})
+    return read_run(directory)
+
+
+def test_outcomes_of_one_run(tmp_path):
+    run = recorded(tmp_path)
+    found = outcomes(run, threshold=0.4, budget=Budget(10, 64 * 20 * 10))
+    assert found["final_accuracy"] == pytest.approx(0.7)
+    assert found["auc_accuracy"] == pytest.approx(0.45)
+    assert found["auc_reward"] == pytest.approx(0.2 + 0.05 * 5.5)
+    assert found["response_length"] == 20
+    assert found["steps_to_threshold"] == 6, "mean of steps 2 to 6 is 0.4"
+    assert outcomes(run, 0.9, Budget(10, 1))["steps_to_threshold"] == 11, "never: steps plus one"
+
+
+def test_runs_are_compared_at_the_steps_and_tokens_that_all_have(tmp_path):
+    short, long = recorded(tmp_path / "a"), recorded(tmp_path / "b", steps=20, length=40.0)
+    budget = common_budget([short, long])
+    assert budget == Budget(10, 64 * 20 * 10)
+    found = outcomes(long, 0.4, budget)
+    assert found["final_accuracy"] == pytest.approx(0.7), "interpolated at step 10"
+    assert found["accuracy_at_tokens"] == pytest.approx(0.45), "step 5 has used the tokens"
+    assert found["auc_reward_tokens"] == pytest.approx(0.2 + 0.05 * 3)
+
+
+def test_a_run_without_evaluations_has_no_accuracy(tmp_path):
+    record = RunRecord(tmp_path)
+    record.step(1, {"rollout/reward_mean": 0.5}, {})
+    found = outcomes(read_run(tmp_path), 0.7, Budget(1, 0))
+    assert math.isnan(found["final_accuracy"])
+    assert found["auc_reward"] == 0.5
+
+
+def test_each_arm_is_compared_with_the_one_it_extends():
+    arms = ["dapo", "dapo_ktae", "grpo", "grpo_ktae", "grpo_ktae_paper"]
+    assert {arm: rival(arm, arms, "grpo") for arm in arms} == {
+        "dapo": "grpo",
+        "dapo_ktae": "dapo",
+        "grpo": None,
+        "grpo_ktae": "grpo",
+        "grpo_ktae_paper": "grpo_ktae",
+    }
+
+
+def test_pairing_over_seeds_sees_a_small_gain(tmp_path):
+    """Seeds differ by 10 points, arms by 2: only the paired test can tell."""
+    spread = np.random.default_rng(0).normal(0, 0.1, size=8)
+    arms = {
+        arm: {seed: recorded(tmp_path / arm / f"seed-{seed}", noise=noise + gain) for seed, noise in enumerate(spread)}
+        for arm, gain in (("grpo", 0.0), ("grpo_x", 0.02), ("grpo_y", 0.0))
+    }
+    result = compare_arms(arms, "grpo", 0.7)
+    tests = {(test["outcome"], test["arm"]): test for test in result["tests"]}
+    better = tests["final_accuracy", "grpo_x"]
+    assert better["difference"] == pytest.approx(0.02)
+    assert better["p"] == pytest.approx(2 / 2**8)
+    assert better["p_holm"] == pytest.approx(4 / 2**8), "two pairs of this outcome"
+    assert tests["final_accuracy", "grpo_y"]["p"] == 1
+    intervals = [result["arms"][arm]["final_accuracy"]["ci95"] for arm in arms]
+    assert intervals[0][1] > intervals[1][0], "the unpaired intervals overlap"
+
+
+def comparison_of(tmp_path, root, seeds=2):
+    """An output folder as a finished comparison leaves it."""
+    configs = []
+    for arm, gain in (("grpo", 0.04), ("grpo_k", 0.05)):
+        path = tmp_path / f"{arm}.yaml"
+        path.write_text(f"include: {root}/configs/compare/base/quickstart.yaml\nactor: {{adam: {{lr: {gain}}}}}\n")
+        configs.append(path)
+    for run in plan(configs, range(1, seeds + 1), tmp_path / "out", ["--x"]):
+        recorded(run.directory, gain=0.04 if run.arm == "grpo" else 0.05, noise=run.seed / 100)
+        (run.directory / "arm.json").write_text(json.dumps(run.settings))
+        (run.directory / "done.json").write_text("{}")
+    return [*map(str, configs), "--seeds", str(seeds), "--output", str(tmp_path / "out")]
+
+
+def test_a_finished_comparison_trains_nothing_and_writes_its_tables(tmp_path, root, capsys):
+    words = comparison_of(tmp_path, root)
+    assert main([*words, "--", "--x"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("done before") == 4
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert result["arms"]["grpo_k"]["final_accuracy"]["mean"] == pytest.approx(0.7 + 0.015)
+    assert (tmp_path / "out" / "comparison.md").read_text() in shown
+    html = (tmp_path / "out" / "comparison.html").read_text()
+    assert "Paired tests" in html
+    assert "grpo_k (2 seeds)" in html
+
+
+def test_runs_of_other_settings_are_not_mixed(tmp_path, root, capsys):
+    words = comparison_of(tmp_path, root)
+    assert main([*words, "--", "--y"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    config = tmp_path / "grpo.yaml"
+    config.write_text(config.read_text().replace("0.04", "0.03"))
+    assert main([*words, "--", "--x"]) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{tmp}/none.yaml"], "no such file"),
+        (["{tmp}/grpo.yaml", "--seeds", "0"], "--seeds 0"),
+        (["{tmp}/grpo.yaml", "--baseline", "dapo"], "--baseline dapo"),
+        (["{tmp}/grpo.yaml", "{tmp}/../{name}/grpo.yaml"], "two configurations are called grpo.yaml"),
+        (["{tmp}/grpo.yaml", "--output", "{tmp}/new", "--report_only"], "no run of the baseline grpo"),
+    ],
+)
+def test_refused(words, message, tmp_path, root, capsys):
+    comparison_of(tmp_path, root)
+    argv = [word.replace("{tmp}", str(tmp_path)).replace("{name}", tmp_path.name) for word in words]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_every_shipped_arm_parses(root, monkeypatch):
+    monkeypatch.chdir(root)
+    arms = sorted((root / "configs" / "compare").glob("*.yaml"))
+    assert len(arms) >= 8
+    for path in arms:
+        args = parse_command_line(["--config", str(path), "--run.dir", "x"])
+        assert args.eval.steps == 10
+        assert args.algo.ktae.enable == ("ktae" in path.stem)
+        assert args.algo.ktae.shuffle_labels == ("shuffled" in path.stem)
+        assert args.algo.dynamic_filtering_enable == path.stem.startswith("dapo")
