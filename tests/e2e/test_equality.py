@@ -1,8 +1,8 @@
 """The same three updates on one rank and on two, by ZeRO-2 and ZeRO-3, with and without a dynamic batch.
 
 Tolerance of the loss: 1e-6, a few float32 roundings of a mean over some 400 tokens. Of the weights: the difference is
-at most 1e-3 of the update (both as Euclidean norms over all parameters); measured is 2e-5 to 7e-5. Elementwise it can be
-more: Adam divides a gradient by its own size, so that rounding of a gradient near 0 shows in full.
+at most 1e-3 of the update (both as Euclidean norms over all parameters); measured is 2e-5 to 7e-5. Elementwise it
+can be more: Adam divides a gradient by its own size, so that rounding of a gradient near 0 shows in full.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ LOSS, UPDATE, BF16_LOSS = 1e-6, 1e-3, 2e-3
 COMMON = (
     f"--pretrain {MODEL} --prompt_data x.jsonl --label_key l --vllm_num_engines 1 --advantage_estimator ktae "
     f"--n_samples_per_prompt 8 --rollout_batch_size 2 --train_batch_size {ROLLOUTS} --init_kl_coef 0 "
-    "--colocate_all_models --max_len 64 --backend cpu --param_dtype fp32 --actor.lr_scheduler constant --actor.adam.lr 1e-3"
+    "--colocate_all_models --max_len 64 --backend cpu --param_dtype fp32 "
+    "--actor.lr_scheduler constant --actor.adam.lr 1e-3"
 )
 SMALL_BATCHES = "--micro_train_batch_size 4"
 DYNAMIC = "--use_dynamic_batch --train_max_tokens_per_gpu 128"
