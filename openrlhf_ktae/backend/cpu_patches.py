@@ -38,6 +38,7 @@ def activate() -> None:
     provide_flash_attn()
     register_post_import_hook(answer_for_cuda, "torch")
     register_post_import_hook(skip_compiled_collectives, "deepspeed.comm.torch")
+    register_post_import_hook(wait_for_every_gather, "deepspeed.runtime.zero.partition_parameters")
     register_post_import_hook(mesh_on_cpu, "openrlhf.utils.deepspeed.deepspeed")
     register_post_import_hook(replay_buffer_on_cpu, "openrlhf.trainer.ppo_utils.replay_buffer")
     register_post_import_hook(accept_fp32, "openrlhf.utils.utils")
@@ -85,6 +86,41 @@ def skip_compiled_collectives(module: Any) -> None:
     """
     _require(module, "build_shm_op")
     module.build_shm_op = lambda: None
+
+
+def wait_for_every_gather(module: Any) -> None:
+    """Symptom: with two ranks and ZeRO-3, now and then a small parameter is garbage or NaN after an update.
+
+    Several gathers are started and only the last is waited for: a GPU's stream ends in order, gloo's threads do not.
+    Upstream: DeepSpeed 0.19.6, runtime/zero/partition_parameters.py, `Init._allgather_params_coalesced`. Remove when
+    it waits for every handle.
+    """
+    _require(module, "Init", "dist")
+    _require(module.Init, "_allgather_params_coalesced")
+    original, dist = module.Init._allgather_params_coalesced, module.dist
+    names = ("all_gather_into_tensor", "all_gather")
+
+    def _allgather_params_coalesced(self: Any, *args: Any, **kwargs: Any) -> None:
+        handles = []
+        launches = {name: getattr(dist, name) for name in names}
+
+        def remembering(launch: Any) -> Any:
+            def launched(*args: Any, **kwargs: Any) -> Any:
+                handles.append(launch(*args, **kwargs))
+                return handles[-1]
+
+            return launched
+
+        vars(dist).update({name: remembering(launch) for name, launch in launches.items()})
+        try:
+            original(self, *args, **kwargs)
+        finally:
+            vars(dist).update(launches)
+        for handle in handles:
+            if handle is not None:
+                handle.wait()
+
+    module.Init._allgather_params_coalesced = _allgather_params_coalesced
 
 
 def mesh_on_cpu(module: Any) -> None:

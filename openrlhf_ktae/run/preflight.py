@@ -82,6 +82,11 @@ def _batches(args: SimpleNamespace) -> Iterator[str]:
             f"--train.batch_size {args.train.batch_size}: does not divide into --train.micro_batch_size "
             f"{args.train.micro_batch_size} x {ranks} ranks; use {_next_multiple(args.train.batch_size, micro)}"
         )
+    if args.train.dynamic_batch_enable and args.ds.zero_stage < 3:
+        yield (
+            f"--ds.zero_stage {args.ds.zero_stage}: with --train.dynamic_batch_enable DeepSpeed 0.19.6 keeps the "
+            "gradient of the last micro-batch alone; use --ds.zero_stage 3"
+        )
     generated = args.rollout.vllm_generate_batch_size
     if generated and generated < args.rollout.batch_size and not args.train.async_enable:
         yield (

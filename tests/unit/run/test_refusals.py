@@ -42,6 +42,7 @@ BAD = [
         "do not divide into --rollout.micro_batch_size 1 x 3 ranks",
         "use 18",
     ),
+    ({"use_dynamic_batch": "true", "zero_stage": "2"}, "--ds.zero_stage 2", "use --ds.zero_stage 3"),
     ({"vllm_num_engines": "2"}, "--vllm.num_engines 2", "must equal"),
     ({"vllm_num_engines": "0"}, "--vllm.num_engines 0", "at least 1"),
     ({"pretrain": "/no/such/model"}, "--actor.model_name_or_path /no/such/model", "no such folder"),

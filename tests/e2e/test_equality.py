@@ -1,0 +1,106 @@
+"""The same three updates on one rank and on two, by ZeRO-2 and ZeRO-3, with and without a dynamic batch.
+
+Tolerance of the loss: 1e-6, a few float32 roundings of a mean over some 400 tokens. Of the weights: the difference is
+at most 1e-3 of the update (both as Euclidean norms over all parameters); measured is 2e-5 to 7e-5. Elementwise it
+can be more: Adam divides a gradient by its own size, so that rounding of a gradient near 0 shows in full.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+MODEL = "examples/quickstart/model"
+ROLLOUTS, STEPS = 16, 3
+LOSS, UPDATE, BF16_LOSS = 1e-6, 1e-3, 2e-3
+COMMON = (
+    f"--pretrain {MODEL} --prompt_data x.jsonl --label_key l --vllm_num_engines 1 --advantage_estimator ktae "
+    f"--n_samples_per_prompt 8 --rollout_batch_size 2 --train_batch_size {ROLLOUTS} --init_kl_coef 0 "
+    "--colocate_all_models --max_len 64 --backend cpu --param_dtype fp32 "
+    "--actor.lr_scheduler constant --actor.adam.lr 1e-3"
+)
+SMALL_BATCHES = "--micro_train_batch_size 4"
+DYNAMIC = "--use_dynamic_batch --train_max_tokens_per_gpu 128"
+TENSOR_PARALLEL = "--zero_stage 1 --param_dtype bf16 " + SMALL_BATCHES
+
+
+@pytest.fixture(scope="module")
+def update(root, environment, tmp_path_factory):
+    """Take the steps with `words` on `ranks` processes; return losses and weights."""
+    known = {}
+
+    def run(ranks: int, words: str):
+        if (ranks, words) in known:
+            return known[ranks, words]
+        out = tmp_path_factory.mktemp("update") / "result"
+        options = [*COMMON.split(), *words.split(), "--actor.num_gpus_per_node", str(ranks)]
+        spec = {"model": MODEL, "options": options, "steps": STEPS, "rollouts": ROLLOUTS, "length": 48}
+        path = Path(f"{out}.spec.json")
+        path.write_text(json.dumps({**spec, "vocabulary": 190, "out": str(out), "weights": True}))
+        with socket.socket() as sock:
+            sock.bind(("", 0))
+            port = str(sock.getsockname()[1])
+        command = [sys.executable, "benchmarks/update_only.py", str(path)]
+        processes = [
+            subprocess.Popen(
+                [*command, str(rank), str(ranks), port],
+                cwd=root,
+                env={**environment, "PYTHONPATH": str(root)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(ranks)
+        ]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        assert not any(process.returncode for process in processes), outputs[0][-2000:]
+        known[ranks, words] = json.loads(Path(f"{out}.json").read_text())["loss"], torch.load(f"{out}.pt")
+        return known[ranks, words]
+
+    return run
+
+
+def difference(weights, others, root):
+    """Norm of the difference, as a share of the norm of the update."""
+    start = load_file(root / MODEL / "model.safetensors")
+    apart = sum(float((weights[name] - others[name]).double().square().sum()) for name in weights)
+    update = sum(float((weights[name] - start[name].float()).double().square().sum()) for name in start)
+    return (apart / update) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [
+        (1, f"--zero_stage 3 {SMALL_BATCHES}"),
+        (2, f"--zero_stage 2 {SMALL_BATCHES}"),
+        (2, f"--zero_stage 3 {SMALL_BATCHES}"),
+        (2, f"--zero_stage 3 {DYNAMIC}"),
+    ],
+)
+def test_equal_to_one_rank_with_zero_2(update, root, ranks, words):
+    losses, weights = update(1, f"--zero_stage 2 {SMALL_BATCHES}")
+    other_losses, other_weights = update(ranks, words)
+    assert other_losses == pytest.approx(losses, rel=LOSS, abs=LOSS)
+    assert difference(weights, other_weights, root) < UPDATE
+
+
+def test_the_measure_sees_another_update(update, root):
+    """The counterfactual, and the reason for refusing a dynamic batch with ZeRO-1 and 2: gradients get lost."""
+    _, weights = update(1, f"--zero_stage 2 {SMALL_BATCHES}")
+    losses, other = update(1, f"--zero_stage 2 {DYNAMIC}")
+    assert losses[0] == pytest.approx(update(1, f"--zero_stage 2 {SMALL_BATCHES}")[0][0], rel=LOSS)
+    assert difference(weights, other, root) > 0.3
+
+
+def test_tensor_parallel_by_two(update):
+    """DeepSpeed takes bf16 alone here, with eight bits of mantissa: losses agree to 2e-3."""
+    losses, _ = update(1, TENSOR_PARALLEL)
+    parallel, _ = update(2, f"{TENSOR_PARALLEL} --ds_tensor_parallel_size 2")
+    assert parallel == pytest.approx(losses, abs=BF16_LOSS)
