@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -87,7 +88,9 @@ def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]
     if hook:
         runtime_env["worker_process_setup_hook"] = hook
     options = {} if CLUSTER_VARIABLE in os.environ else backend.ray_init_options(args)
+    on_eviction = signal.getsignal(signal.SIGTERM)
     ray.init(runtime_env=runtime_env, log_to_driver=args.run.verbose, logging_level=logging.ERROR, **options)
+    signal.signal(signal.SIGTERM, on_eviction)  # Ray's own handler prints a stack and aborts
 
 
 def without_job_variables(variables: dict[str, str]) -> dict[str, str]:
