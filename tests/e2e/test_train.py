@@ -51,6 +51,12 @@ def test_a_step_is_quick_enough_to_watch(quickstart):
     assert seconds[len(seconds) // 2] < 2.5
 
 
+def test_ktae_takes_at_most_one_percent_of_a_step(quickstart):
+    """All that a step does for KTAE lies in its timer; benchmarks/ktae_step_cost.py switches it on and off."""
+    own, whole = (sorted(s[name] for s in quickstart.steps) for name in ("ktae/seconds", "timing/step_total"))
+    assert own[len(own) // 2] <= 0.01 * whole[len(whole) // 2]
+
+
 def test_output_is_a_line_a_step_and_a_summary(quickstart):
     lines = quickstart.output.splitlines()
     assert sum(bool(re.search(r"step +\d+/40 ", line)) for line in lines) == 40
