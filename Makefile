@@ -11,7 +11,7 @@ TRAIN := $(BIN)/python -m openrlhf_ktae.cli.train_ppo_ray
 QUICKSTART_ARGS ?=
 LLM_ARGS ?=
 
-.PHONY: setup quickstart quickstart-llm test check unit e2e format clean
+.PHONY: setup quickstart quickstart-llm test check unit e2e browser format clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,11 @@ unit: $(DEV_STAMP)
 
 e2e: $(DEV_STAMP)
 	$(BIN)/python -m pytest tests/e2e
+
+# Debian: apt install chromium chromium-driver. Screenshots go to runs/screenshots, or to KTAE_SCREENSHOTS.
+browser: $(DEV_STAMP)
+	$(PIP) install --quiet --no-deps -r requirements/browser.txt
+	$(BIN)/python -m pytest tests/browser
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff format .

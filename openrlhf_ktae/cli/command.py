@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
 
@@ -43,3 +43,17 @@ def run_command(
         print("interrupted: what was written is whole; the same command goes on from there", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def load_tokenizer(name: str, flag: str) -> Any:
+    """Return the tokenizer of `name`, given with the option `flag`.
+
+    Raises:
+        BadOption: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # each layer has its own; all mean that there is no such tokenizer
+        raise BadOption(f"{flag} {name}: no tokenizer there ({' '.join(str(error).split())[:120]})") from None

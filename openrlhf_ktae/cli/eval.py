@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.backend import BACKENDS, BackendUnavailable, resolve
-from openrlhf_ktae.cli.command import CommandParser, run_command
+from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
 from openrlhf_ktae.cli.host_parser import BadOption
 from openrlhf_ktae.evaluation.stored import BadInput
@@ -133,7 +133,7 @@ def _compare(folders: Sequence[Path], output: str | None) -> str:
 def _stored(options: argparse.Namespace, output: Path, config: VerifierConfig) -> dict[str, Any]:
     from openrlhf_ktae.evaluation.evaluate import grade_stored
 
-    tokenizer = _tokenizer(options.tokenizer, "--tokenizer") if options.tokenizer else None
+    tokenizer = load_tokenizer(options.tokenizer, "--tokenizer") if options.tokenizer else None
     return grade_stored(options.responses, output, config, tokenizer, options.overwrite)
 
 
@@ -145,7 +145,7 @@ def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) ->
     names = options.benchmarks.split(",")
     problems = load_problems(names, options.benchmark_dir, options.limit)
     backend = resolve(options.backend)
-    tokenizer = _tokenizer(options.model, "--model")
+    tokenizer = load_tokenizer(options.model, "--model")
     sampling = Sampling(
         options.samples, options.temperature, options.top_p, options.max_new_tokens, options.seed, tuple(options.stop)
     )
@@ -165,10 +165,13 @@ def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) ->
         "limit": options.limit,
     }
     filled = template(options.template, tokenizer)
-    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
     return evaluate_model(
-        problems, about, output, tokenizer, filled, engines, sampling, backend, config, say, options.overwrite
+        problems, about, output, tokenizer, filled, engines, sampling, backend, config, _say, options.overwrite
     )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _write_prompts(options: argparse.Namespace) -> None:
@@ -178,19 +181,10 @@ def _write_prompts(options: argparse.Namespace) -> None:
     if not options.model:
         raise BadOption(f"--write_prompts {options.write_prompts}: give --model, whose template the prompts carry")
     problems = load_problems(options.benchmarks.split(","), options.benchmark_dir, options.limit)
-    filled = template(options.template, _tokenizer(options.model, "--model"))
+    filled = template(options.template, load_tokenizer(options.model, "--model"))
     with options.write_prompts.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prompts_for_training(problems, filled))
     print(f"{len(problems)} prompts in {options.write_prompts}; columns input, label, datasource")
-
-
-def _tokenizer(name: str, flag: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # each layer has its own; all mean that there is no such tokenizer
-        raise BadOption(f"{flag} {name}: no tokenizer there ({' '.join(str(error).split())[:120]})") from None
 
 
 def _model_length(name: str) -> int | None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openrlhf_ktae.cli.command import CommandParser, run_command
+from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
 from openrlhf_ktae.cli.host_parser import BadOption
 from openrlhf_ktae.evaluation.run_outcomes import BadRun
 from openrlhf_ktae.evaluation.stored import BadInput
@@ -41,44 +41,52 @@ def run(argv: Sequence[str]) -> None:
     if options.groups is not None and options.groups < 1:
         raise BadOption(f"--groups {options.groups}: give at least 1")
     if options.responses:
-        written = _responses(options.responses, options.tokenizer, options.output, options.groups)
+        _responses(options.responses, options.tokenizer, options.output or Path("report"), options.groups)
     else:
-        written = _runs(options.runs, options.output, options.groups)
-    for path in written:
-        print(path)
+        _runs(options.runs, options.output or options.runs[0] / "report", options.groups)
 
 
-def _responses(path: Path, name: str | None, output: Path | None, groups: int | None) -> list[Path]:
+def _responses(path: Path, name: str | None, folder: Path, groups: int | None) -> None:
     from openrlhf_ktae.report.credit_page import write_credit_pages
     from openrlhf_ktae.report.stored_groups import stored_groups
 
-    tokenizer = None
-    if name:
-        from openrlhf_ktae.cli.eval import _tokenizer
-
-        tokenizer = _tokenizer(name, "--tokenizer")
+    tokenizer = load_tokenizer(name, "--tokenizer") if name else None
     found = stored_groups(path, tokenizer, groups)
-    return write_credit_pages(found, output or Path("report"), f"Token credit: {path.name}")
+    _print(write_credit_pages(found, folder, f"Token credit: {path.name}"))
 
 
-def _runs(paths: Sequence[Path], output: Path | None, groups: int | None) -> list[Path]:
-    from openrlhf_ktae.evaluation.run_outcomes import read_run
+def _runs(paths: Sequence[Path], folder: Path, groups: int | None) -> None:
+    """Write the token-credit pages, then the curves: the first need no plotly and no finished step."""
+    from openrlhf_ktae.evaluation.run_outcomes import Run, read_run
     from openrlhf_ktae.report.credit_page import write_credit_pages
     from openrlhf_ktae.report.run_page import write_run_page
     from openrlhf_ktae.run.rollout_record import DIRECTORY, find, read_groups
 
-    runs = [read_run(path) for path in paths]
-    folder = output or paths[0] / "report"
+    runs: list[Run] = []
     pages: list[Path] = []
-    for run in runs:
-        if any((run.path / DIRECTORY).glob("*.parquet")):
-            name = "tokens" if len(runs) == 1 else f"tokens-{run.label}-{run.path.name}"
-            title = f"Token credit: {run.label}"
-            pages += write_credit_pages(read_groups(find([run.path])), folder, title, name, groups)
+    for path in paths:
+        recorded = any((path / DIRECTORY).glob("*.parquet"))
+        try:
+            runs.append(read_run(path))
+        except BadRun:
+            if not recorded:
+                raise
+        if recorded:
+            name = "tokens" if len(paths) == 1 else f"tokens-{path.resolve().parent.name}-{path.name}"
+            found = read_groups(find([path]))
+            written = write_credit_pages(found, folder, f"Token credit: {path.resolve().name}", name, groups)
+            _print(written)
+            pages += written
     if not pages:
         print("no token-credit page: no rollouts were recorded (--ktae.record_rollouts N)", file=sys.stderr)
-    title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
-    return [write_run_page(runs, folder / "runs.html", title, links=[page.name for page in pages]), *pages]
+    if runs:
+        title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
+        _print([write_run_page(runs, folder / "runs.html", title, links=[page.name for page in pages])])
+
+
+def _print(paths: Sequence[Path]) -> None:
+    for path in paths:
+        print(path)
 
 
 if __name__ == "__main__":

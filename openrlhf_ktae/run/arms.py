@@ -72,8 +72,8 @@ def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Seq
         for path in configs
     ]
     for run in runs:
-        started = run.directory / STARTED
-        if started.is_file() and json.loads(started.read_text(encoding="utf-8")) != run.settings:
+        started, settings = run.directory / STARTED, run.settings  # reads the files: what is wrong is said before a run
+        if started.is_file() and json.loads(started.read_text(encoding="utf-8")) != settings:
             raise OtherArms(f"{run.directory}: was run with other settings; give another --output or delete it")
         if run.directory.exists() and not started.is_file():
             raise OtherArms(f"{run.directory}: is no run of a comparison; give another --output")

@@ -116,3 +116,29 @@ def test_the_mathematics_loads_no_trainer():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_evaluations_take_an_iterator_that_was_set_before(host):
+    """Benchmarks are generated one by one through it."""
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    source = inspect.getsource(SamplesGenerator.generate_eval_samples)
+    assert 'if getattr(self, "_eval_dataloader_iter", None) is None' in source
+    assert "dataloader_iter=self._eval_dataloader_iter" in source
+
+
+def test_engines_of_an_evaluation_are_the_hosts(host):
+    from openrlhf.trainer.ray.vllm_engine import RolloutRayActor, create_vllm_engines
+
+    given = {"num_engines", "tensor_parallel_size", "pretrain", "seed", "full_determinism", "enable_prefix_caching"}
+    given |= {"enforce_eager", "max_model_len", "gpu_memory_utilization"}
+    assert given <= set(inspect.signature(create_vllm_engines).parameters)
+    generate = undecorated(RolloutRayActor).generate
+    assert list(inspect.signature(generate).parameters)[:3] == ["self", "prompt_token_ids", "sampling_params"]
+
+
+def test_the_best_checkpoint_goes_by_a_figure_of_the_evaluation(host):
+    from openrlhf.trainer.ppo_trainer import BasePPOTrainer
+
+    assert "best_metric_key" in inspect.getsource(BasePPOTrainer.__init__)
+    assert "eval_metrics[metric_key]" in inspect.getsource(BasePPOTrainer.save_best_checkpoint)

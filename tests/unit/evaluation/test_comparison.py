@@ -139,9 +139,10 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path, root, capsys):
 def test_refused(words, message, tmp_path, root, capsys):
     comparison_of(tmp_path, root)
     argv = [word.replace("{tmp}", str(tmp_path)).replace("{name}", tmp_path.name) for word in words]
-    assert main(argv) == 2
+    assert main([*argv, *([] if "--output" in argv else ["--output", str(tmp_path / "out2")])]) == 2
     error = capsys.readouterr().err
     assert message in error
+    assert not (tmp_path / "out2").exists()
     assert error.count("\n") == 1
 
 

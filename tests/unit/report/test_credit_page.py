@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -175,7 +176,7 @@ def test_a_bad_run_gives_one_message(make, message, tmp_path, capsys):
 
 
 def test_without_plotly_the_extra_is_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly", None)
     assert main([str(steps_of(tmp_path / "run"))]) == 2
     assert "pip install '.[report]'" in capsys.readouterr().err
 
