@@ -13,6 +13,8 @@ from openrlhf_ktae.evaluation.statistics import t_interval
 from openrlhf_ktae.report.credit_page import ASSETS, ESCAPES
 from openrlhf_ktae.report.curves import NoPlotly, figures, grouped, plotly
 
+WORD_COLUMNS = ("run", "arm", "against", "outcome")  # aligned to the left; the others hold figures
+
 
 @dataclass(frozen=True)
 class Table:
@@ -49,6 +51,7 @@ def write_run_page(
         subtitle=f"{len(runs)} runs, 95 % intervals over seeds" if len(runs) > 1 else "",
         tables=[*tables, summary_table(runs)],
         links=links,
+        words=WORD_COLUMNS,
         figures=drawn,
         data=data,
         plotly=get_plotlyjs(),
