@@ -11,7 +11,7 @@ TRAIN := $(BIN)/python -m openrlhf_ktae.cli.train_ppo_ray
 QUICKSTART_ARGS ?=
 LLM_ARGS ?=
 
-.PHONY: setup quickstart quickstart-llm test check unit e2e browser format clean
+.PHONY: setup setup-gpu quickstart quickstart-llm test check unit e2e browser format clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,16 @@ $(STAMP): requirements/cpu.txt pyproject.toml
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/python -c "from openrlhf_ktae.ktae import warm_up; warm_up()"
 	touch $@
+
+# A GPU machine: the host's own pins, as pyproject.toml names them. flash-attn is compiled against torch unless
+# FLASH_ATTN_WHEEL gives a wheel.
+FLASH_ATTN_WHEEL ?=
+setup-gpu:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "setuptools==77.0.3" wheel packaging ninja psutil torch==2.13.0
+	$(PIP) install --quiet --no-build-isolation $(or $(FLASH_ATTN_WHEEL),flash-attn==2.8.3)
+	$(PIP) install --quiet --no-build-isolation -e .[gpu]
+	$(BIN)/python -c "from openrlhf_ktae.ktae import warm_up; warm_up()"
 
 $(DEV_STAMP): $(STAMP) requirements/dev.txt requirements/report.txt
 	$(PIP) install --quiet --no-deps -r requirements/dev.txt -r requirements/report.txt

@@ -72,6 +72,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "--ckpt.output_dir)",
     )
     run.add_argument("--run.eval_edges", **switch(True), help="evaluate before the first and after the last step")
+    run.add_argument("--run.plan", **switch(True), help="refuse what cannot fit, and write plan.txt (see cli.plan)")
     run.add_argument("--run.verbose", **switch(False), help="show what all processes print (default: false)")
     ktae = parser.add_argument_group("KTAE (with --algo.advantage.estimator ktae)")
     ktae.add_argument(
@@ -162,6 +163,13 @@ def finish(parsed: argparse.Namespace) -> None:
     for name in ("record_rollouts", "record_max_mb", "record_groups"):
         if options[f"ktae.{name}"] < 0:
             raise BadOption(f"--ktae.{name} {options[f'ktae.{name}']}: give 0 or more")
+    if options["train.async_enable"]:
+        for flag in ("vllm.enable_sleep", "ds.enable_sleep"):
+            if options[flag]:
+                raise BadOption(
+                    f"--{flag} true: contradicts --train.async_enable true, whose engines and trainer work at the same "
+                    f"time; give --{flag} false, or --train.async_enable false"
+                )
     _place_run(options)
     _choose_judge(options)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
+from pathlib import Path
+from types import FrameType, SimpleNamespace
 
 from openrlhf_ktae.backend import BackendUnavailable, resolve
 from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.host import HostMismatch, check_host
+from openrlhf_ktae.plan.devices import CPU, memory_of
+from openrlhf_ktae.plan.planner import Plan, make_plan
 from openrlhf_ktae.run import directory
 from openrlhf_ktae.run.console import Console, summary
 from openrlhf_ktae.run.launch import ClusterTooSmall, train
@@ -18,6 +21,7 @@ from openrlhf_ktae.run.preflight import Refused, preflight
 from openrlhf_ktae.run.record import stop_reason
 
 EXIT_STOPPED = 3
+PLAN_FILE = "plan.txt"
 EXIT_INTERRUPTED = 130
 REFUSALS = (BadOption, BackendUnavailable, ClusterTooSmall, HostMismatch, Refused)
 
@@ -45,12 +49,29 @@ def run(argv: Sequence[str]) -> str | None:
     backend = resolve(args.backend)
     changes = backend.adapt(args)
     preflight(args, backend)
+    plan = plan_of(args, backend.name) if args.run.plan else None
     directory.prepare(args, backend.name)
     with Console(args.run.dir) as console:
         console.say(f"backend {backend.name}{': ' if changes else ''}{', '.join(changes)}")
+        if plan:
+            (Path(args.run.dir) / PLAN_FILE).write_text(plan.table() + "\n", encoding="utf-8")
+            console.say(f"plan: {plan.summary()} ({PLAN_FILE})")
         train(args, backend, console.say)
     print(summary(args))
     return stop_reason(args.run.dir)
+
+
+def plan_of(args: SimpleNamespace, backend: str) -> Plan:
+    """Return the plan of a run on this machine.
+
+    Raises:
+        Refused: the run cannot work; each reason has the smallest change that would make it possible.
+    """
+    device = CPU if backend == CPU else "auto"
+    plan = make_plan(args, device, memory_of(device, args.actor.num_gpus_per_node))
+    if plan.problems:
+        raise Refused("\nerror: ".join([*plan.problems, "(--run.plan false trains without this check)"]))
+    return plan
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

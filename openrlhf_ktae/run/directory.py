@@ -5,6 +5,7 @@ config.yaml     every option after defaults, files and command line; `--config c
 versions.json   Python, packages, machine, command
 model/          the trained model in the format of transformers (--ckpt.output_dir)
 rollouts/       recorded rollouts (--ktae.record_rollouts; see `rollout_record`)
+plan.txt        what the run was expected to need (--run.plan)
 checkpoints/    DeepSpeed states to resume from (--ckpt.path)
 tensorboard/    the same scalars (--logger.tensorboard_dir)
 """

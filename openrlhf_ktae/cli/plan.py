@@ -1,0 +1,42 @@
+"""`python -m openrlhf_ktae.cli.plan --config ... --nodes N --gpus-per-node M --gpu h100-80g`: a run before it is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
+from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.plan.devices import CPU, GPUS, memory_of
+from openrlhf_ktae.plan.planner import make_plan
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; return 0 for a plan that can work, 2 for one that cannot."""
+    parser = argparse.ArgumentParser(
+        prog="python -m openrlhf_ktae.cli.plan",
+        description="Plan a run: batches, memory of each phase, golds. Other options are those of training.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--nodes", type=int, help="nodes of the cluster (default: what the options ask for)")
+    parser.add_argument("--gpus-per-node", type=int, help="devices of each (default: what the options ask for)")
+    parser.add_argument("--gpu", choices=(*GPUS, CPU, "auto"), default="auto", help="auto: the first GPU here")
+    own, words = parser.parse_known_args(argv)
+    try:
+        args = parse_command_line(words)
+    except BadOption as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    nodes = own.nodes or args.actor.num_nodes
+    per_node = own.gpus_per_node or args.actor.num_gpus_per_node
+    device = CPU if args.backend == CPU else own.gpu
+    plan = make_plan(args, device, memory_of(device, args.actor.num_gpus_per_node), nodes, per_node)
+    print(plan.table())
+    for problem in plan.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return EXIT_BAD_INPUT if plan.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

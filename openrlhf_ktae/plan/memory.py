@@ -1,0 +1,152 @@
+"""Bytes on one device in each phase of a step, from the options and the shape of the model.
+
+States follow DeepSpeed's own estimators for 16-bit training (a test compares them); activations are counted tensor by
+tensor for a gated decoder with fused attention. P parameters, N ranks that shard them, T tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from openrlhf_ktae.plan.shape import ModelShape
+
+GIB = 2**30
+CUDA_PROCESS = 1.2 * GIB
+"""Context, kernels and communication buffers of one process on a GPU: an allowance, not measured here."""
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """Bytes on one device, by part."""
+
+    name: str
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return sum(self.parts.values())
+
+
+def shards(args: SimpleNamespace) -> int:
+    """Ranks among which ZeRO divides: all but tensor-parallel ones (ring attention divides tokens, not states)."""
+    return max(1, args.actor.num_nodes * args.actor.num_gpus_per_node // args.ds.tensor_parallel_size)
+
+
+def model_states(parameters: int, largest: int, stage: int, ranks: int, size: int, offload: bool = False) -> float:
+    """Return bytes of parameters, gradients and Adam's states on one rank.
+
+    Args:
+        parameters: of the model, divided by tensor parallelism.
+        largest: parameters of the largest module that ZeRO-3 gathers.
+        stage: ZeRO stage, 0 to 3.
+        ranks: that share the states.
+        size: bytes of a parameter, 2 or 4.
+        offload: Adam's states and the 32-bit parameters are in the host's memory.
+
+    With 2 bytes these are DeepSpeed 0.19.6's `estimate_zero{2,3}_model_states_mem_needs`: 18 bytes a parameter are
+    parameter 2, gradients 2 (or 4), 32-bit parameter 4, Adam 8. In fp32 a parameter takes 4, its gradient 4, the copy
+    that is updated 4, and Adam 8.
+    """
+    states = 0 if offload else 16
+    if stage == 3:
+        gathered = 2 * size * largest
+        return gathered + (size + states) * parameters / ranks
+    whole = size * parameters
+    if stage == 2:
+        return whole + (0 if offload else (18 if size == 2 else 16) * parameters / ranks)
+    gradients = size * parameters
+    return whole + gradients + (0 if offload else (14 if stage else 14 * ranks) * parameters / ranks)
+
+
+def activations(shape: ModelShape, tokens: int, size: int, checkpointing: bool) -> float:
+    """Return bytes that a forward pass over `tokens` keeps for the backward pass, without the logits.
+
+    Of each layer, in numbers a token: two norms keep input and normalised input in 32 bits (4 h x 2 at 2 bytes);
+    queries, keys and values before and after rotation; the attention's output; and four of the gated part.
+    """
+    hidden, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    norms = 4 * shape.hidden * 4
+    rest = (2 * shape.hidden + 4 * hidden + 4 * kv + 4 * shape.intermediate) * size
+    layer = norms + rest
+    if checkpointing:
+        return tokens * (shape.layers * shape.hidden * size + layer)
+    return tokens * shape.layers * layer
+
+
+def logits(shape: ModelShape, tokens: int, size: int) -> float:
+    """Return bytes around the vocabulary: logits, their 32-bit copy where they have 16, and gradients of both."""
+    copies = 2 * 4 + (2 * size if size == 2 else 0)
+    return tokens * shape.vocabulary * copies
+
+
+def tokens_of_micro_batch(args: SimpleNamespace) -> int:
+    """Return the tokens that one device holds at once in training, at most."""
+    ring = args.ds.ring_attn_size
+    longest = -(-args.data.max_len // ring)
+    if args.train.dynamic_batch_enable:
+        return max(args.train.max_tokens_per_gpu, longest)
+    return args.train.micro_batch_size * longest
+
+
+def training(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemory:
+    """Return the memory of an update."""
+    size, tensor = BYTES[args.ds.param_dtype], args.ds.tensor_parallel_size
+    tokens = tokens_of_micro_batch(args)
+    states = model_states(
+        shape.parameters // tensor,
+        shape.largest_layer // tensor,
+        args.ds.zero_stage,
+        shards(args),
+        size,
+        args.ds.adam_offload,
+    )
+    checkpointing = args.actor.gradient_checkpointing_enable
+    parts = {
+        "parameters, gradients, optimizer": states,
+        f"activations of {tokens:,} tokens": activations(shape, tokens, size, checkpointing) / tensor,
+        "logits": logits(shape, tokens, size),
+    }
+    if cuda:
+        parts["processes"] = 2 * CUDA_PROCESS if args.train.colocate_all else CUDA_PROCESS
+    if args.train.colocate_all and not args.vllm.enable_sleep and cuda:
+        parts["engine awake"] = 0.0  # filled in by the caller, who knows the device
+    if args.algo.kl.init_coef > 0 and not args.ref.offload and args.train.colocate_all:
+        reference = shape.parameters * size / (shards(args) if args.ds.zero_stage == 3 else 1)
+        parts["reference model"] = reference
+    return PhaseMemory("training", parts)
+
+
+def resident_trainer(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> float:
+    """Return what the trainer keeps on a device that engines share, while they generate."""
+    if not args.train.colocate_all or args.train.async_enable:
+        return 0.0
+    size, ranks = BYTES[args.ds.param_dtype], shards(args)
+    whole = shape.parameters / args.ds.tensor_parallel_size
+    kept = whole * size / (ranks if args.ds.zero_stage == 3 else 1)
+    if not args.ds.enable_sleep:
+        kept = model_states(int(whole), 0, args.ds.zero_stage, ranks, size, args.ds.adam_offload)
+    return kept + (CUDA_PROCESS if cuda else 0.0)
+
+
+def engine_weights(args: SimpleNamespace, shape: ModelShape) -> float:
+    """Return the bytes of an engine's weights on one of its devices; engines run in 16 bits on a GPU."""
+    return shape.parameters * BYTES[args.ds.param_dtype] / args.vllm.tensor_parallel_size
+
+
+def kv_of_sequence(args: SimpleNamespace, shape: ModelShape) -> float:
+    """Return the bytes of keys and values of one sequence of `--data.max_len` on one device."""
+    divided = min(args.vllm.tensor_parallel_size, shape.kv_heads)
+    return shape.kv_of_token * BYTES[args.ds.param_dtype] * args.data.max_len / divided
+
+
+def synchronisation(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemory:
+    """Return the memory while weights go to the engines: one whole parameter and its copy travel at a time."""
+    size = BYTES[args.ds.param_dtype]
+    largest = shape.vocabulary * shape.hidden
+    parts = {"trainer": resident_trainer(args, shape, cuda), "largest parameter, twice": 2.0 * largest * size}
+    if args.train.colocate_all and not args.train.async_enable:
+        parts["engine's weights"] = engine_weights(args, shape)
+    return PhaseMemory("synchronisation", parts)

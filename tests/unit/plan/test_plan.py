@@ -1,0 +1,154 @@
+"""The planner: model shapes, memory, and what it refuses with the smallest change that makes a run possible."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from openrlhf_ktae.cli.host_parser import BadOption
+from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.cli.plan import main
+from openrlhf_ktae.plan import memory
+from openrlhf_ktae.plan.devices import GPUS
+from openrlhf_ktae.plan.planner import make_plan
+from openrlhf_ktae.plan.shape import KNOWN, model_shape, shape_of
+
+ROOT = Path(__file__).resolve().parents[3]
+BIG = [f"{arm}/{size}" for arm in ("grpo", "dapo_ktae") for size in [name.split("/")[1].lower() for name in KNOWN]]
+
+
+def options(name, *words):
+    return parse_command_line(["--config", str(ROOT / f"configs/{name}.yaml"), *words])
+
+
+def plan(name, *words, gpu="h100-80g", **cluster):
+    return make_plan(options(name, *words), gpu, GPUS[gpu], **cluster)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_parameters_are_those_of_transformers(name):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**{"model_type": "qwen2", **KNOWN[name]})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert shape_of(KNOWN[name]).parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_quickstart_model_is_read_from_its_folder():
+    from safetensors import safe_open
+
+    with safe_open(ROOT / "examples/quickstart/model/model.safetensors", "pt") as weights:
+        count = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118
+    assert model_shape(str(ROOT / "examples/quickstart/model")).parameters == count
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "", None])
+def test_an_unknown_model_is_not_guessed(name):
+    assert model_shape(name) is None
+
+
+def test_states_are_those_of_deepspeed_s_estimators():
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    for name in KNOWN:
+        shape = shape_of(KNOWN[name])
+        for nodes, per_node in ((1, 8), (4, 8)):
+            sizes = (shape.parameters, shape.largest_layer)
+            _, zero3, _ = (*estimate_zero3_model_states_mem_needs(*sizes, per_node, nodes, False, False)[:2], None)
+            _, zero2 = estimate_zero2_model_states_mem_needs(shape.parameters, per_node, nodes, False)
+            ranks = nodes * per_node
+            assert memory.model_states(*sizes, 3, ranks, 2) == pytest.approx(zero3, rel=1e-6)
+            assert memory.model_states(*sizes, 2, ranks, 2) == pytest.approx(zero2, rel=1e-6)
+            _, offloaded = estimate_zero3_model_states_mem_needs(*sizes, per_node, nodes, True, False)[:2]
+            assert memory.model_states(*sizes, 3, ranks, 2, offload=True) == pytest.approx(offloaded, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_every_recipe_fits_its_machine(name):
+    made = plan(name)
+    assert made.problems == []
+    names = [row for row, _ in made.rows]
+    assert names == ["devices", "a step", "model", "training", "generation", "synchronisation"]
+
+
+PAPER_7B = "grpo/qwen2.5-math-7b"
+IMPOSSIBLE = [
+    ("--vllm.tensor_parallel_size 8 --vllm.num_engines 1", "28 heads and 4 key-value heads", "use 4"),
+    ("--vllm.num_engines 4", "--vllm.num_engines 4", "must equal"),
+    ("--ds.tensor_parallel_size 2", "--ds.tensor_parallel_size 2", "--ds.zero_stage 2"),
+    ("--train.batch_size 3000", "--train.batch_size 3000", "use 16384 or a divisor"),
+    ("--train.max_tokens_per_gpu 65536", "training: needs", "use --train.max_tokens_per_gpu 20736"),
+    ("--actor.num_gpus_per_node 2 --vllm.num_engines 2", "training: needs", "use --train.max_tokens_per_gpu 4096"),
+    ("--actor.num_gpus_per_node 1 --vllm.num_engines 1", "training: needs", "--ds.adam_offload true"),
+    ("--vllm.gpu_memory_utilization 0.15", "--vllm.gpu_memory_utilization 0.15", "use 0.2"),
+    ("--vllm.gpu_memory_utilization 0.99", "--vllm.gpu_memory_utilization 0.99", "use 0.96"),
+    ("--ds.enable_sleep false --vllm.gpu_memory_utilization 0.9", "keeps", "--ds.enable_sleep true"),
+    ("--vllm.enable_sleep false", "training: needs", "use --vllm.enable_sleep true"),
+]
+
+
+@pytest.mark.parametrize(("words", "reason", "way_out"), IMPOSSIBLE)
+def test_an_impossible_plan_is_refused_with_the_smallest_change(words, reason, way_out):
+    problems = plan(PAPER_7B, *words.split()).problems
+    assert any(reason in problem and way_out in problem for problem in problems), problems
+
+
+def test_the_change_it_names_makes_the_plan_possible():
+    assert plan(PAPER_7B, "--train.max_tokens_per_gpu", "65536").problems
+    assert not plan(PAPER_7B, "--train.max_tokens_per_gpu", "20736").problems
+
+
+def test_a_cluster_that_is_too_small():
+    (problem,) = plan("grpo/qwen2.5-32b", nodes=2, per_node=8).problems
+    assert "needs 32 devices" in problem
+    assert "use --nodes 4" in problem
+
+
+@pytest.mark.parametrize("flag", ["vllm.enable_sleep", "ds.enable_sleep"])
+def test_sleep_contradicts_async_by_both_names(flag):
+    words = ["--train.async_enable", "--vllm.enable_sleep", "false", "--ds.enable_sleep", "false", f"--{flag}", "true"]
+    with pytest.raises(BadOption, match=f"--{flag} true: contradicts --train.async_enable true"):
+        options(PAPER_7B, *words)
+
+
+def test_the_end_of_the_data_and_the_golds(tmp_path):
+    rows = [{"input": "compute 1 + 1 :", "label": "2"} for _ in range(45)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = plan("dapo/quickstart", "--data.prompt_dataset", str(tmp_path / "d.jsonl"))
+    values = dict(made.rows)
+    assert "45 prompts: 5 full steps, a last one of 4 prompts; 1 prompts left out" in values["an episode"]
+    assert values["golds"] == "16 of the first 16 can be read"
+
+
+def test_golds_that_cannot_be_read_are_refused(tmp_path):
+    rows = [{"input": "x", "label": ""} for _ in range(30)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (problem,) = plan("grpo/quickstart", "--data.prompt_dataset", str(tmp_path / "d.jsonl")).problems
+    assert "--data.label_key label: 16 of the first 16 golds cannot be read" in problem
+
+
+def test_the_command_prints_one_table_and_its_code_says_whether_it_fits(capsys):
+    config = ["--config", str(ROOT / "configs/dapo_ktae/qwen2.5-72b.yaml"), "--gpu", "h100-80g"]
+    assert main([*config, "--nodes", "16", "--gpus-per-node", "8"]) == 0
+    table = capsys.readouterr().out
+    names = [line.split("  ")[0] for line in table.splitlines()]
+    assert names == ["devices", "a step", "model", "training", "generation", "synchronisation"]
+    assert main([*config, "--nodes", "8", "--gpus-per-node", "8"]) == 2
+    assert "use --nodes 16" in capsys.readouterr().err
+
+
+def test_planning_takes_no_time():
+    """Goal: at most 0.5 s of the start. The least of three, on a machine that may be busy."""
+    args = options("grpo_ktae/quickstart")
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        make_plan(args, "cpu", 8 * 2**30)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.5
