@@ -13,7 +13,6 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 
@@ -112,6 +111,8 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
 
     McNemar 1947; the exact form is a sign test on the discordant pairs.
     """
+    from scipy import stats  # on first use: the trainer needs the bootstrap alone
+
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
     discordant = only_first + only_second
@@ -159,6 +160,8 @@ def sign_flip_test(differences: ArrayLike) -> float:
 
 def t_interval(values: ArrayLike) -> tuple[float, float, float]:
     """Mean and 95 % interval over seeds (Student's t); the ends are NaN with fewer than two values."""
+    from scipy import stats
+
     known = np.asarray(values, dtype=np.float64)
     known = known[~np.isnan(known)]
     if known.size == 0:

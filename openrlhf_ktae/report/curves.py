@@ -9,6 +9,7 @@ import numpy as np
 
 from openrlhf_ktae.evaluation.run_outcomes import Run
 from openrlhf_ktae.evaluation.statistics import t_interval
+from openrlhf_ktae.run.record import benchmarks
 
 # After Okabe and Ito: people with any kind of colour vision tell them apart, on light and on dark; dashes differ too.
 COLOURS = ("#2b8cd6", "#e08a00", "#00a078", "#cc79a7", "#d55e00", "#8d6fd1", "#8a8f00", "#7b8794")
@@ -63,22 +64,12 @@ def figures(runs: Sequence[Run]) -> list[tuple[str, Any]]:
     """Return (title, figure) of every curve that some run recorded."""
     groups = grouped(runs)
     drawn = [("held-out accuracy", _held_out(groups, "eval_accuracy"))]
-    benchmarks = sorted({name for run in runs for row in run.evaluations for name in row if _is_benchmark(name)})
-    if len(benchmarks) > 1:
-        drawn += [(f"held-out accuracy: {_benchmark(name)}", _held_out(groups, name)) for name in benchmarks]
+    names = sorted({name for run in runs for row in run.evaluations for name in benchmarks(row)})
+    if len(names) > 1:
+        drawn += [(f"held-out accuracy: {name}", _held_out(groups, f"eval_{name}_accuracy")) for name in names]
     drawn += [(title, _over_steps(groups, metric)) for metric, title in STEP_CURVES.items()]
     drawn += [(f"seconds per phase: {label}", _phases(group[0])) for label, group in groups.items()]
     return [(title, figure) for title, figure in drawn if figure.data]
-
-
-def _is_benchmark(name: str) -> bool:
-    return (
-        name.startswith("eval_") and name.endswith("_accuracy") and name not in ("eval_accuracy", "eval_macro_accuracy")
-    )
-
-
-def _benchmark(name: str) -> str:
-    return name.removeprefix("eval_").removesuffix("_accuracy")
 
 
 def _over_steps(groups: dict[str, list[Run]], metric: str) -> Any:

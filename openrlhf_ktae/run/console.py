@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from openrlhf_ktae.run.record import METRICS_FILE, read_record
+from openrlhf_ktae.run.record import METRICS_FILE, benchmarks, read_record
 
 POLL_SECONDS = 0.2
 
@@ -84,7 +84,11 @@ def step_line(row: Mapping[str, Any], planned: int) -> str:
 def evaluation_line(row: Mapping[str, Any]) -> str:
     """Return the line of one evaluation."""
     accuracy, length = interval(row, "eval_accuracy", 100), interval(row, "eval_response_length_mean", 1)
-    return f"held-out {row['when']:>6}  accuracy {accuracy} %  length {length}"
+    line = f"held-out {row['when']:>6}  accuracy {accuracy} %  length {length}"
+    if len(benchmarks(row)) < 2:
+        return line
+    of_each = "  ".join(f"{name} {100 * row[f'eval_{name}_accuracy']:.1f}" for name in benchmarks(row))
+    return f"{line}  macro {interval(row, 'eval_macro_accuracy', 100)} %  {of_each}"
 
 
 def interval(row: Mapping[str, Any], name: str, scale: float) -> str:

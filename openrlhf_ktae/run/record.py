@@ -60,6 +60,13 @@ def plain(metrics: Mapping[str, Any]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in numeric.items()}
 
 
+def benchmarks(row: Mapping[str, Any]) -> list[str]:
+    """Return the benchmarks that an evaluation's row has an accuracy of."""
+    whole = ("eval_accuracy", "eval_macro_accuracy")
+    names = (name for name in row if name.startswith("eval_") and name.endswith("_accuracy") and name not in whole)
+    return [name.removeprefix("eval_").removesuffix("_accuracy") for name in names]
+
+
 def read_record(directory: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a run; a last line that is still being written is left out."""
     path = Path(directory) / METRICS_FILE

@@ -34,11 +34,13 @@ def environment():
 def train(root, environment):
     """Run the command with the quickstart's configuration and `words` to its end."""
 
-    def run(directory: Path, *words: str, config: str = "configs/grpo_ktae/quickstart.yaml") -> Finished:
+    def run(
+        directory: Path, *words: str, config: str = "configs/grpo_ktae/quickstart.yaml", **variables: str
+    ) -> Finished:
         done = subprocess.run(
             [*COMMAND, "--config", config, "--run.dir", str(directory), *words],
             cwd=root,
-            env=environment,
+            env={**environment, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -148,6 +148,22 @@ def test_asynchronous_with_partial_rollouts(train, tmp_path):
     assert run.evaluations["after"]["eval_accuracy"] > run.evaluations["before"]["eval_accuracy"]
 
 
+def assert_trackers_have(run, folder):
+    """TensorBoard and W&B (offline) got every figure of the record."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next((run.directory / "tensorboard").iterdir()))).Reload()
+    offline = b"".join(path.read_bytes() for path in folder.glob("wandb/offline-run-*/*.wandb"))
+    figures = {f"train/{name}" for row in run.steps for name in row}
+    figures |= {f"eval/{name}" for row in run.evaluations.values() for name in row}
+    figures -= {
+        f"{kind}/{name}" for kind in ("train", "eval") for name in ("kind", "step", "time", "when", "key_tokens")
+    }
+    assert len(figures) > 40
+    assert figures <= set(events.Tags()["scalars"])
+    assert [name for name in sorted(figures) if name.encode() not in offline] == []
+
+
 def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, root, tmp_path):
     """Two benchmarks with the same prompts: one with the right answers, one with wrong ones."""
     held_out = (root / "examples/quickstart/data/heldout.jsonl").read_text().splitlines()
@@ -158,7 +174,8 @@ def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, root, tmp_pa
     (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     words = "--algo.kl.init_coef 0.01 --algo.kl.use_loss --algo.kl.estimator k3 --eval.steps 1 --algo.ktae.shadow"
     words += f" --eval.dataset {tmp_path}/two.jsonl --eval.n_samples_per_prompt 2"
-    run = train(tmp_path / "run", *words.split(), "--data.max_samples", "32", "--actor.entropy_coef", "0")
+    words += f" --data.max_samples 32 --actor.entropy_coef 0 --logger.wandb.key {'0' * 40}"
+    run = train(tmp_path / "run", *words.split(), WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
     assert run.code == 0, run.output
     for row in run.evaluations.values():
         assert row["eval_no_accuracy"] == row["eval_no_pass2"] == 0
@@ -169,6 +186,8 @@ def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, root, tmp_pa
     during = [row for row in run.rows if row["kind"] == "eval" and row["when"] == "during"]
     assert [row["step"] for row in during] == [1, 2, 3, 4]
     best = max(during, key=lambda row: row["eval_macro_accuracy"])  # the first of equals
+    assert_trackers_have(run, tmp_path)
+    assert re.search(r"held-out +after  accuracy .* macro .* right \d.* no 0\.0", run.output)
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "_actor").glob("best*"))
     assert f"best_global_step{best['step']}" in saved
     assert set(run.evaluations) == {"before", "during", "after"}
