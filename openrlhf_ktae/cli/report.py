@@ -12,6 +12,7 @@ from openrlhf_ktae.evaluation.run_outcomes import BadRun
 from openrlhf_ktae.evaluation.stored import BadInput
 from openrlhf_ktae.run.rollout_record import BadRecord
 
+GROUPS = 16
 EXAMPLES = """
 examples:
   runs/quickstart                                     report/runs.html and report/tokens.html in it
@@ -34,7 +35,12 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--responses", type=Path, metavar="FILE", help="token credit of stored responses instead")
     parser.add_argument("--tokenizer", metavar="NAME", help="with --responses: its tokens instead of words")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: report/ in the first run directory")
-    parser.add_argument("--groups", type=int, metavar="N", help="at most N groups in the token-credit page")
+    parser.add_argument(
+        "--groups",
+        type=int,
+        metavar="N",
+        help=f"token credit of the first N groups of each step (default: {GROUPS}), or N problems of FILE (all)",
+    )
     options = parser.parse_args(argv)
     if bool(options.runs) == bool(options.responses):
         raise BadOption("give run directories, or --responses FILE")
@@ -43,7 +49,7 @@ def run(argv: Sequence[str]) -> None:
     if options.responses:
         _responses(options.responses, options.tokenizer, options.output or Path("report"), options.groups)
     else:
-        _runs(options.runs, options.output or options.runs[0] / "report", options.groups)
+        _runs(options.runs, options.output or options.runs[0] / "report", options.groups or GROUPS)
 
 
 def _responses(path: Path, name: str | None, folder: Path, groups: int | None) -> None:
@@ -55,7 +61,7 @@ def _responses(path: Path, name: str | None, folder: Path, groups: int | None) -
     _print(write_credit_pages(found, folder, f"Token credit: {path.name}"))
 
 
-def _runs(paths: Sequence[Path], folder: Path, groups: int | None) -> None:
+def _runs(paths: Sequence[Path], folder: Path, groups: int) -> None:
     """Write the token-credit pages, then the curves: the first need no plotly and no finished step."""
     from openrlhf_ktae.evaluation.run_outcomes import Run, read_run
     from openrlhf_ktae.report.credit_page import write_credit_pages

@@ -48,8 +48,15 @@ def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def group_data(group: RecordedGroup, tops: Mapping[str, TopTokens] | None = None) -> dict[str, Any]:
-    """Return one group as plain lists; `tops` (variant -> tokens of the step) are added to."""
+def add_to_tops(group: RecordedGroup, tops: Mapping[str, TopTokens]) -> None:
+    """Add one group to the tokens of its step (variant -> tokens)."""
+    arrays = tensors(group)
+    for name, config in configs_of(group.about).items():
+        tops[name].add(group, key_token_values(arrays, Arm(name, config)))
+
+
+def group_data(group: RecordedGroup) -> dict[str, Any]:
+    """Return one group as plain lists."""
     arrays = tensors(group)
     place: dict[int, int] = {}
     texts: list[str] = []
@@ -80,11 +87,11 @@ def group_data(group: RecordedGroup, tops: Mapping[str, TopTokens] | None = None
         explanation = explain_group(arrays.ids_GT, arrays.mask_GT, arrays.scores_G, config, arrays.special_ids)
         counts, measures = _by_place(explanation, place)
         data["counts"] = counts
-        k_GT = key_token_values(arrays, Arm(name, config))
-        shifts = _shifts(k_GT, arrays, measures, rollouts, config) if config.centre else None
+        shifts = None
+        if config.centre:
+            k_GT = key_token_values(arrays, Arm(name, config))
+            shifts = _shifts(k_GT, arrays, measures, rollouts, config)
         data["variants"][name] = {"measures": measures, "weight": config.weight, "shifts": shifts}
-        if tops is not None:
-            tops[name].add(group, k_GT)
     return data
 
 

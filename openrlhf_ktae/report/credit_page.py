@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from openrlhf_ktae.evaluation.rescoring import TopTokens
-from openrlhf_ktae.report.credit_data import VARIANTS, group_data, step_settings
+from openrlhf_ktae.report.credit_data import VARIANTS, add_to_tops, group_data, step_settings
 from openrlhf_ktae.run.rollout_record import BadRecord, RecordedGroup
 
 ASSETS = Path(__file__).with_name("assets")
@@ -31,7 +32,7 @@ def write_credit_pages(
         folder: where the files go.
         title: shown by the browser.
         name: stem of the files.
-        max_groups: take the first ones only.
+        max_groups: show the first ones of each step only; its top tokens are those of all its groups.
 
     Raises:
         BadRecord: there is no group.
@@ -41,12 +42,14 @@ def write_credit_pages(
     packed: list[list[dict[str, Any]]] = []
     used = MAX_BYTES
     room = MAX_BYTES - sum(path.stat().st_size for path in ASSETS.iterdir()) - 200_000  # for the tops of the steps
-    for number, group in enumerate(groups):
-        if max_groups is not None and number == max_groups:
-            break
+    seen: Counter[int] = Counter()
+    for group in groups:
         settings = settings or step_settings(group.about)
-        step = tops.setdefault(group.step, {variant: TopTokens() for variant in VARIANTS})
-        for part in _parts(group_data(group, step), room):
+        add_to_tops(group, tops.setdefault(group.step, {variant: TopTokens() for variant in VARIANTS}))
+        seen[group.step] += 1
+        if max_groups is not None and seen[group.step] > max_groups:
+            continue
+        for part in _parts(group_data(group), room):
             size = len(_json(part))
             if used + size > room:
                 packed.append([])

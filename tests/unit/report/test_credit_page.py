@@ -95,6 +95,15 @@ def test_more_goes_to_further_files(tmp_path):
     assert parsed(paths[1])[1]["files"] == [path.name for path in paths]
 
 
+def test_of_each_step_the_first_groups_are_shown_and_all_count(tmp_path):
+    groups = [plain(step, number) for step in (3, 6) for number in range(5)]
+    (path,) = write_credit_pages(groups, tmp_path, "few", max_groups=2)
+    data = parsed(path)[1]
+    assert [(one["step"], one["group"]) for one in data["groups"]] == [(3, 0), (3, 1), (6, 0), (6, 1)]
+    top = data["tops"]["3"]["paper"]["highest"][0]
+    assert (top["text"], top["count"]) == (" gives", 5 * 4)
+
+
 def test_a_group_beyond_one_file_is_cut_by_rollouts(tmp_path, monkeypatch):
     monkeypatch.setattr("openrlhf_ktae.report.credit_page.MAX_BYTES", 450_000)
     paths = write_credit_pages([large()], tmp_path, "huge")
