@@ -67,7 +67,7 @@ def _stored_responses(path: Path, tokenizer: Any) -> Iterator[Response]:
 
 def _tokens(row: dict[str, Any], tokenizer: Any) -> int | None:
     if tokenizer is not None:
-        return len(tokenizer.encode(row["response"], add_special_tokens=False))
+        return len(tokenizer.encode(row["response"], add_special_tokens=False, verbose=False))
     return row["tokens"] if isinstance(row.get("tokens"), int) else None
 
 
@@ -101,7 +101,7 @@ def evaluate_model(
     by_key = {(problem.benchmark, problem.id): problem for problem in problems}
 
     def encoded(problem: Problem) -> list[int]:
-        return tokenizer.encode(template.fill(problem.problem), add_special_tokens=False)
+        return tokenizer.encode(template.fill(problem.problem), add_special_tokens=False, verbose=False)
 
     def requests() -> Iterator[Request]:
         for problem in problems:
@@ -138,6 +138,11 @@ def evaluate_model(
 
 def _refuse_too_long(prompts: Iterable[list[int]], engines: Engines, sampling: Sampling) -> None:
     longest = max(len(prompt) for prompt in prompts)
+    if engines.max_model_len is not None and longest >= engines.max_model_len:
+        raise BadInput(
+            f"--max_model_len {engines.max_model_len}: the longest prompt has {longest} tokens; leave out its "
+            "benchmark, or take a model with a longer context"
+        )
     if engines.max_model_len is not None and longest + sampling.max_new_tokens > engines.max_model_len:
         raise BadInput(
             f"--max_new_tokens {sampling.max_new_tokens}: with the longest prompt ({longest} tokens) above the model's "
