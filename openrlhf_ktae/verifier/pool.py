@@ -83,9 +83,12 @@ def worker_command(memory_mb: int, grader: str) -> list[str]:
 
 
 def worker_environment() -> dict[str, str]:
-    """The parent's environment with this package importable, one thread, a fixed hash seed and no accelerator."""
-    path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
-    fixed = {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    """The parent's environment with this package importable, one thread, a fixed hash seed and no accelerator.
+
+    Only absolute folders of the parent's search path are kept: an empty one means the current directory.
+    """
+    folders = filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    fixed = {"PYTHONPATH": os.pathsep.join([str(PACKAGE_ROOT), *folders]), "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return {**os.environ, **fixed}
 
 

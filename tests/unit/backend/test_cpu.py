@@ -28,7 +28,7 @@ def test_cuda_without_flash_attention_is_refused():
     assert "pip install .[gpu]" in done.stdout
 
 
-def test_cuda_backend_patches_nothing():
+def test_cuda_backend_patches_nothing(host):
     from openrlhf_ktae.backend.cuda import CudaBackend
 
     cuda = CudaBackend()

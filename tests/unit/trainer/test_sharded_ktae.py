@@ -18,7 +18,7 @@ SPECIAL = (3,)
 def sharded(root):
     import ray
 
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, address="local")
     from openrlhf_ktae.trainer.ppo_utils import sharded_ktae
 

@@ -390,7 +390,10 @@ def test_importing_the_package_loads_neither_the_judge_nor_the_host():
     assert not loaded & {"sympy", "mpmath", "math_verify", "torch", "numpy", "ray", "vllm", "openrlhf", "deepspeed"}
 
 
-def test_worker_ignores_modules_of_the_current_directory(tmp_path, monkeypatch):
+@pytest.mark.parametrize("search_path", [None, "/nowhere:", "."])
+def test_worker_ignores_modules_of_the_current_directory(tmp_path, monkeypatch, search_path):
+    if search_path is not None:
+        monkeypatch.setenv("PYTHONPATH", search_path)
     for name in ("json", "math_verify", "fractions"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the current directory')")
     monkeypatch.chdir(tmp_path)
