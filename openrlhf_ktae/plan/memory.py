@@ -14,6 +14,12 @@ from openrlhf_ktae.plan.shape import ModelShape
 GIB = 2**30
 CUDA_PROCESS = 1.2 * GIB
 """Context, kernels and communication buffers of one process on a GPU: an allowance, not measured here."""
+CPU_PROCESS = 80 * 2**20
+"""Threads, code loaded on first use and small buffers of a training process on a CPU (measured: 40 to 100 MB)."""
+GATHER_BUFFERS = 100 * 2**20
+"""Of ZeRO-3 between CPU processes (measured on models of 8 and 80 million parameters)."""
+BUCKET = 500_000_000
+"""DeepSpeed's `reduce_bucket_size`, in parameters."""
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -46,19 +52,32 @@ def model_states(parameters: int, largest: int, stage: int, ranks: int, size: in
         size: bytes of a parameter, 2 or 4.
         offload: Adam's states and the 32-bit parameters are in the host's memory.
 
-    With 2 bytes these are DeepSpeed 0.19.6's `estimate_zero{2,3}_model_states_mem_needs`: 18 bytes a parameter are
-    parameter 2, gradients 2 (or 4), 32-bit parameter 4, Adam 8. In fp32 a parameter takes 4, its gradient 4, the copy
-    that is updated 4, and Adam 8.
+    With 2 bytes these are DeepSpeed 0.19.6's `estimate_zero{2,3}_model_states_mem_needs`: of 18 bytes a parameter 2 are
+    the parameter, 4 its gradients, 4 the 32-bit parameter, 8 Adam's. With 4 bytes see `fp32_states`.
     """
-    states = 0 if offload else 16
+    if size == 4:
+        return fp32_states(parameters, stage, ranks, offload)
     if stage == 3:
-        gathered = 2 * size * largest
-        return gathered + (size + states) * parameters / ranks
-    whole = size * parameters
+        return 4 * largest + (2 if offload else 18) * parameters / ranks
     if stage == 2:
-        return whole + (0 if offload else (18 if size == 2 else 16) * parameters / ranks)
-    gradients = size * parameters
-    return whole + gradients + (0 if offload else (14 if stage else 14 * ranks) * parameters / ranks)
+        return 2 * parameters + (0 if offload else 18 * parameters / ranks)
+    divided = ranks if stage == 1 else 1
+    return 4 * parameters + (0 if offload else 14 * parameters / divided)
+
+
+def fp32_states(parameters: int, stage: int, ranks: int, offload: bool = False) -> float:
+    """Return the same in fp32, where DeepSpeed has no estimator: counted, and checked on CPUs (`docs/planner.md`).
+
+    Of each parameter, ZeRO-1 and 2 divide a copy that is updated (4), Adam's states (8) and two gradients (8); each
+    rank has the parameter, its gradient and a bucket of gradients (12). ZeRO-3 divides 20 bytes; gathered parameters,
+    gradients and buckets are as large as the model while it is smaller than a bucket (`BUCKET`).
+    """
+    bucketed = min(parameters, BUCKET)
+    if stage == 3:
+        divided = (8 if offload else 20) * parameters / ranks
+        return divided + (14 if ranks == 1 else 17) * bucketed + (0 if ranks == 1 else GATHER_BUFFERS)
+    divided = (8 if offload else 20) * parameters / (ranks if stage else 1)
+    return 12 * parameters + divided
 
 
 def activations(shape: ModelShape, tokens: int, size: int, checkpointing: bool) -> float:
@@ -109,10 +128,9 @@ def training(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemor
         f"activations of {tokens:,} tokens": activations(shape, tokens, size, checkpointing) / tensor,
         "logits": logits(shape, tokens, size),
     }
+    parts["process"] = CPU_PROCESS
     if cuda:
-        parts["processes"] = 2 * CUDA_PROCESS if args.train.colocate_all else CUDA_PROCESS
-    if args.train.colocate_all and not args.vllm.enable_sleep and cuda:
-        parts["engine awake"] = 0.0  # filled in by the caller, who knows the device
+        parts["process"] = 2 * CUDA_PROCESS if args.train.colocate_all else CUDA_PROCESS
     if args.algo.kl.init_coef > 0 and not args.ref.offload and args.train.colocate_all:
         reference = shape.parameters * size / (shards(args) if args.ds.zero_stage == 3 else 1)
         parts["reference model"] = reference

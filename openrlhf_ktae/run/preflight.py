@@ -25,6 +25,7 @@ def preflight(args: SimpleNamespace, backend: Backend) -> None:
         *parallel_problems(args),
         *batch_problems(args),
         *_lengths(args),
+        *_loss(args),
         *_model(args.actor.model_name_or_path),
         *_prompts(args),
         *_held_out(args),
@@ -105,6 +106,23 @@ def _lengths(args: SimpleNamespace) -> Iterator[str]:
         yield (
             f"--rollout.max_new_tokens {args.rollout.max_new_tokens}: must be below --data.max_len "
             f"{args.data.max_len}, which holds prompt and response"
+        )
+
+
+def _loss(args: SimpleNamespace) -> Iterator[str]:
+    """Yield what contradicts itself among length shaping and the normaliser of the loss."""
+    buffer, limit = args.reward.overlong_buffer_len, args.rollout.max_new_tokens or args.data.max_len
+    if buffer is not None and not 0 < buffer <= limit:
+        yield (
+            f"--reward.overlong_buffer_len {buffer:g}: must be above 0 and at most the longest response ({limit}); the "
+            "DAPO paper takes a fifth of it"
+        )
+    if args.actor.dr_grpo_norm and args.rollout.max_new_tokens is None:
+        yield "--actor.dr_grpo_norm true: divides by --rollout.max_new_tokens, which is not set; give it"
+    if args.actor.dr_grpo_norm and args.actor.loss_agg_mode != "token-mean":
+        yield (
+            f"--actor.loss_agg_mode {args.actor.loss_agg_mode}: --actor.dr_grpo_norm replaces the number of tokens, so "
+            "it needs token-mean"
         )
 
 

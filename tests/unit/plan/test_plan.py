@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -152,3 +153,22 @@ def test_planning_takes_no_time():
         make_plan(args, "cpu", 8 * 2**30)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.5
+
+
+MEASURED = json.loads((Path(__file__).parent / "measured_peaks.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def peaks():
+    spec = importlib.util.spec_from_file_location("memory_peaks", ROOT / "benchmarks/memory_peaks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=lambda row: f"{row['model']}-{row['stage']}-{row['ranks']}")
+def test_planned_memory_is_within_15_percent_of_the_peak(row, peaks):
+    """Peaks measured with benchmarks/memory_peaks.py on 2 CPU cores, 2026-11-23."""
+    args = parse_command_line(peaks.options(row["model"], row["stage"], row["ranks"]))
+    planned = memory.training(args, shape_of(peaks.config(row["model"])), cuda=False).total
+    assert planned == pytest.approx(row["peak"], rel=0.15)

@@ -43,6 +43,13 @@ BAD = [
         "use 18",
     ),
     ({"use_dynamic_batch": "true", "zero_stage": "2"}, "--ds.zero_stage 2", "use --ds.zero_stage 3"),
+    ({"overlong_buffer_len": "80"}, "--reward.overlong_buffer_len 80", "at most the longest response (64)"),
+    ({"actor.dr_grpo_norm": "true"}, "--actor.dr_grpo_norm true", "--rollout.max_new_tokens"),
+    (
+        {"actor.dr_grpo_norm": "true", "max_new_tokens": "32", "actor.loss_agg_mode": "seq-mean-token-mean"},
+        "--actor.loss_agg_mode seq-mean-token-mean",
+        "needs token-mean",
+    ),
     ({"vllm_num_engines": "2"}, "--vllm.num_engines 2", "must equal"),
     ({"vllm_num_engines": "0"}, "--vllm.num_engines 0", "at least 1"),
     ({"pretrain": "/no/such/model"}, "--actor.model_name_or_path /no/such/model", "no such folder"),
