@@ -88,7 +88,12 @@ def worker_environment() -> dict[str, str]:
     Only absolute folders of the parent's search path are kept: an empty one means the current directory.
     """
     folders = filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    fixed = {"PYTHONPATH": os.pathsep.join([str(PACKAGE_ROOT), *folders]), "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    fixed = {
+        "PYTHONPATH": os.pathsep.join([str(PACKAGE_ROOT), *folders]),
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     return {**os.environ, **fixed}
 
 
