@@ -105,6 +105,7 @@ def test_an_interrupted_run_leaves_no_process_and_a_whole_checkpoint(root, envir
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     end = time.monotonic() + 200
     while time.monotonic() < end and process.poll() is None:
