@@ -52,7 +52,7 @@ def run_ours(size: str, steps: int, folder: Path, estimator: str) -> list[dict[s
     """Train `steps` steps by the command that users run; seconds of each phase of each step."""
     model, batch, samples, tokens, micro, _ = SIZES[size]
     data, reward = folder / "data.jsonl", folder / "reward.py"
-    data.write_text("".join(json.dumps({"input": p, "label": ""}) + "\n" for p in prompts(size, batch * steps)))
+    data.write_text("".join(json.dumps({"input": p, "label": "1"}) + "\n" for p in prompts(size, batch * steps)))
     reward.write_text(REWARD)
     options = {
         "actor.model_name_or_path": model,

@@ -134,6 +134,12 @@ def test_golds_that_cannot_be_read_are_refused(tmp_path):
     assert "--data.label_key label: 16 of the first 16 golds cannot be read" in problem
 
 
+def test_golds_are_the_affair_of_a_reward_file_where_there_is_one(tmp_path):
+    (tmp_path / "d.jsonl").write_text(json.dumps({"input": "x", "label": ""}))
+    words = ["--data.prompt_dataset", str(tmp_path / "d.jsonl"), "--reward.remote_url", str(tmp_path / "reward.py")]
+    assert not plan("grpo/quickstart", *words).problems
+
+
 def test_the_command_prints_one_table_and_its_code_says_whether_it_fits(capsys):
     config = ["--config", str(ROOT / "configs/dapo_ktae/qwen2.5-72b.yaml"), "--gpu", "h100-80g"]
     assert main([*config, "--nodes", "16", "--gpus-per-node", "8"]) == 0
