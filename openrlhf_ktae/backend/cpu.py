@@ -76,7 +76,7 @@ class CpuBackend(Backend):
             # Ray's workers run at niceness 15, behind everything else on a laptop; the driver already waits for them.
             "RAY_worker_niceness": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # No second process between engine and model: saves its imports at start-up.
+            # For evaluation: model and engine in one process. Training's asynchronous engine always takes a second one.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",

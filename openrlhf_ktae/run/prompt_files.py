@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
@@ -41,8 +43,15 @@ def look(name: str) -> Table | None:
     readers = {".json": _json, ".jsonl": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}
     if path.suffix not in readers:
         raise UnreadableDataset(f"the suffix is none of {', '.join(TABLE_SUFFIXES)}")
+    state = path.stat()
+    return _read(path, readers[path.suffix], state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _read(path: Path, reader: Callable[[Path], Table], mtime_ns: int, size: int) -> Table:
+    """Read a file once in a process, as long as it stays as it is: the refusals and the plan both ask."""
     try:
-        return readers[path.suffix](path)
+        return reader(path)
     except UnreadableDataset:
         raise
     except Exception as error:  # each format's library has its own errors; all mean the same here

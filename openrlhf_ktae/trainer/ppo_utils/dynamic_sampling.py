@@ -22,6 +22,7 @@ from openrlhf_ktae.trainer.ppo_utils.group_filter import (
     judge_group,
 )
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt_key
+from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
 
 
@@ -116,7 +117,7 @@ class DynamicSamplesGenerator(SamplesGenerator):
     def _judge(self, group: list[Experience]) -> list[Experience]:
         """Return the group if it is trained on, else nothing; either way it is counted."""
         verdict = judge_group(
-            [_raw_score(rollout) for rollout in group],
+            [float(raw_scores(rollout)[0]) for rollout in group],
             [bool(rollout.action_mask.any()) for rollout in group],
             self.args.algo.ktae.config["correct_threshold"],
             self.args.algo.dynamic_filtering_range,
@@ -151,8 +152,3 @@ class DynamicSamplesGenerator(SamplesGenerator):
             f"the smallest step takes {rollout_unit(self.args) // self.group_size}. Prompts drawn: {tally.drawn}"
             f"{skipped}. Groups by share of correct rollouts: {tally.histogram()}. {tally.advice()}"
         )
-
-
-def _raw_score(rollout: Experience) -> float:
-    raw = rollout.rewards if rollout.scores is None else rollout.scores
-    return math.nan if raw is None else float(raw.flatten()[0])

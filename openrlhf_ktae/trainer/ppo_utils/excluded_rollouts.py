@@ -8,15 +8,14 @@ ends with advantage 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_ktae.trainer.ppo_utils.response_lengths import apply_length_penalties
+from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
+from openrlhf_ktae.trainer.ppo_utils.response_lengths import apply_length_penalties, without
 
 PENALTIES = ("overlong_buffer_len", "stop_properly_penalty_coef")
 
@@ -25,8 +24,7 @@ def excluded_rollouts(experiences: list[Experience]) -> torch.Tensor:
     """Return True (B,) where the score or the reward is NaN or no token was generated."""
     parts = []
     for e in experiences:
-        scores = e.rewards if e.scores is None else e.scores
-        parts.append(scores.flatten().isnan() | e.rewards.flatten().isnan() | ~e.action_mask.bool().any(dim=1))
+        parts.append(raw_scores(e).isnan() | e.rewards.flatten().isnan() | ~e.action_mask.bool().any(dim=1))
     return torch.cat(parts)
 
 
@@ -57,7 +55,7 @@ def advantages_without(
     for e, rewards, out in zip(experiences, rewards_B.split(sizes), excluded, strict=True):
         e.rewards = rewards
         e.action_mask = e.action_mask * (~out).unsqueeze(1).to(e.action_mask.dtype)
-    with penalties_done(args):
+    with without(args.reward, *PENALTIES):  # done above; not a second time
         experiences = compute(experiences)
     kept_B = kept_of_group(excluded_B, group_B)
     rewards_B = torch.cat([e.rewards for e in experiences])
@@ -92,7 +90,8 @@ def mean_imputed(
 
 def kept_of_group(excluded_B: torch.Tensor, group_B: torch.Tensor) -> torch.Tensor:
     """Return, for each rollout, how many of its group are not excluded (B,)."""
-    return torch.stack([(~excluded_B & (group_B == group)).sum() for group in group_B]).float()
+    _, number_B = group_B.unique(return_inverse=True)
+    return torch.bincount(number_B, weights=(~excluded_B).float())[number_B].float()
 
 
 def correction(
@@ -122,19 +121,6 @@ def correction(
 def std_correction(kept_B: torch.Tensor, samples: int) -> torch.Tensor:
     """Return the factor (B,) from the logged standard deviation of G rewards to that of the k others."""
     return torch.where(kept_B > 1, ((samples - 1) / (kept_B - 1).clamp(min=1)).sqrt(), torch.zeros_like(kept_B))
-
-
-@contextmanager
-def penalties_done(args: SimpleNamespace) -> Iterator[None]:
-    """Keep the host from applying its length penalties a second time."""
-    before: dict[str, Any] = {name: getattr(args.reward, name, None) for name in PENALTIES}
-    for name in PENALTIES:
-        setattr(args.reward, name, None)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(args.reward, name, value)
 
 
 def _impute_info(experiences: list[Experience], excluded_B: torch.Tensor, group_B: torch.Tensor) -> None:

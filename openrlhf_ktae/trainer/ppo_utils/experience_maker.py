@@ -15,6 +15,7 @@ from openrlhf_ktae.ktae import KTAEConfig, top_key_tokens, warm_up
 from openrlhf_ktae.run.rollout_record import Credit
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without, excluded_rollouts
+from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.shaped_experience_maker import ShapedExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.sharded_ktae import key_token_values
 
@@ -50,7 +51,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         Raises:
             BrokenGroup: the batch does not consist of whole groups.
         """
-        scores_B = torch.cat([raw_scores(experience) for experience in experiences])
+        scores_B = torch.cat([credited_scores(experience) for experience in experiences])
         excluded_B = excluded_rollouts(experiences)
         host = super().compute_advantages_and_returns
         if excluded_B.any():
@@ -120,14 +121,10 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         ]
 
 
-def raw_scores(experience: Experience) -> torch.Tensor:
-    """Return the verifier's scores (B,), or the unshaped rewards of a reward model that gives no scores.
-
-    NaN for a rollout without an action token: there is nothing to credit.
-    """
-    raw = experience.rewards if experience.scores is None else experience.scores
+def credited_scores(experience: Experience) -> torch.Tensor:
+    """Return the raw scores (B,), NaN for a rollout without an action token: there is nothing to credit."""
     acted_B = experience.action_mask.bool().any(dim=-1)
-    return raw.detach().clone().float().flatten().masked_fill(~acted_B, torch.nan)
+    return raw_scores(experience).masked_fill(~acted_B, torch.nan)
 
 
 def group_ids(experiences: list[Experience], samples: int) -> torch.Tensor:

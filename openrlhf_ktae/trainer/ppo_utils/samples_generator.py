@@ -13,6 +13,7 @@ from openrlhf.utils.logging_utils import init_logger
 from openrlhf_ktae.evaluation.statistics import SEED, interval, resampled_means
 from openrlhf_ktae.run.batches import rollout_unit, trainable
 from openrlhf_ktae.trainer.ppo_utils.dynamic_sampling import DynamicSamplesGenerator
+from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 
 logger = init_logger(__name__)
 
@@ -98,7 +99,7 @@ def problem_table(samples: list[Experience], per_problem: int, threshold: float)
     """Return (I, 5): accuracy, length, truncated, unknown, any correct, for each problem."""
     rows = []
     for sample in samples:
-        score = float((sample.rewards if sample.scores is None else sample.scores).flatten()[0])
+        score = float(raw_scores(sample)[0])
         length, truncated = (float(value.flatten()[0]) for value in (sample.response_length, sample.truncated))
         rows.append([float(score > threshold), length, truncated, float(score != score)])
     table_IKM = np.array(rows).reshape(-1, per_problem, len(rows[0]))

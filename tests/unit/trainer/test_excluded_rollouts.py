@@ -106,8 +106,9 @@ def test_a_batch_that_says_nothing_at_all_trains_nothing(module):
 
 def test_length_penalties_are_as_asked_afterwards(module):
     args = arguments("--reward.overlong_buffer_len", "3", "--max_new_tokens", "6")
-    from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import penalties_done
+    from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import PENALTIES
+    from openrlhf_ktae.trainer.ppo_utils.response_lengths import without
 
-    with penalties_done(args):
+    with without(args.reward, *PENALTIES):
         assert args.reward.overlong_buffer_len is None
     assert args.reward.overlong_buffer_len == 3
