@@ -58,7 +58,7 @@ def run_ours(size: str, steps: int, folder: Path, estimator: str) -> list[dict[s
         "actor.model_name_or_path": model,
         "data.prompt_dataset": data,
         "data.max_samples": batch * steps,
-        "data.max_len": 192,
+        "data.max_len": 192 if size == "smollm2" else 64,
         "reward.remote_url": reward,
         "rollout.batch_size": batch,
         "rollout.n_samples_per_prompt": samples,

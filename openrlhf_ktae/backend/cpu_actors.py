@@ -57,7 +57,12 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
         super().__init__(*args, **kwargs, dataloader_pin_memory=False)
 
     def _init_vllm_sync_group(self, backend: str) -> None:
-        """Make the broadcast group of this rank 0 and all engines."""
+        """Make the broadcast group of this rank 0 and all engines.
+
+        Raises:
+            ray.exceptions.RayActorError: an engine failed to start; the group would wait for it for ten minutes.
+        """
+        ray.get([engine.get_num_unfinished_requests.remote() for engine in self.vllm_engines])
         address = ray.util.get_node_ip_address()
         with socket.socket() as sock:
             sock.bind(("", 0))

@@ -120,6 +120,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="divide the loss summed over tokens by --train.batch_size x --rollout.max_new_tokens instead of the "
         "number of tokens (Dr. GRPO, arXiv 2503.20783) (default: false)",
     )
+    dapo.add_argument(
+        "--actor.recompute_log_probs",
+        **switch(False),
+        help="compute old log-probabilities in a pass of their own even where a batch is one update and the update's "
+        "serve (default: false)",
+    )
     verifier = parser.add_argument_group("Verifier (the judge unless a reward model, URL or agent is given)")
     add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file",))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,6 +109,23 @@ def _lengths(args: SimpleNamespace) -> Iterator[str]:
             f"--rollout.max_new_tokens {args.rollout.max_new_tokens}: must be below --data.max_len "
             f"{args.data.max_len}, which holds prompt and response"
         )
+    longest = _positions(args.actor.model_name_or_path)
+    if longest and args.data.max_len > longest and os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") != "1":
+        yield (
+            f"--data.max_len {args.data.max_len}: {args.actor.model_name_or_path} has {longest} positions "
+            f"(max_position_embeddings), and vLLM refuses more; use at most {longest}"
+        )
+
+
+def _positions(model: str | None) -> int | None:
+    """Return the positions of a local model; None where a scaled rotary embedding or another file decides."""
+    path = Path(model or "") / "config.json"
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text())
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
+    return None if scaled else config.get("max_position_embeddings")
 
 
 def _loss(args: SimpleNamespace) -> Iterator[str]:

@@ -1,13 +1,15 @@
-"""Departures from the host: shaping of rewards by length, and masking of responses that were cut off."""
+"""Departures from the host: shaping of rewards by length, masking of responses that were cut off, passes left out."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
+from openrlhf_ktae.trainer.ppo_utils.old_log_probs import left_out, update_has_them
 from openrlhf_ktae.trainer.ppo_utils.response_lengths import mask_truncated, shape_overlong, without
 
 
@@ -28,6 +30,14 @@ class ShapedExperienceMaker(RemoteExperienceMaker):
         if self.args.actor.mask_truncated:
             self.metrics = {**self.metrics, "masked_truncated_share": mask_truncated(experiences)}
         return experiences
+
+    def _dispatch_forward(self, group: Any, sync_condition: bool, **kwargs: Any) -> Any:
+        """Do as the host does, but for a pass of the policy that the update makes unnecessary (`old_log_probs`)."""
+        rollouts = sum(len(sequences) for sequences in kwargs["sequences"])
+        has_reference = self.initial_model_group is not None
+        if group is self.actor_model_group and update_has_them(self.args, rollouts, has_reference):
+            return [ray.put(left_out(kwargs["action_mask"]))]
+        return super()._dispatch_forward(group, sync_condition, **kwargs)
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:

@@ -1,4 +1,5 @@
-"""Departures from the host in the update: Dr. GRPO's constant normaliser, and a schedule that follows the data."""
+"""Departures from the host in the update: Dr. GRPO's constant normaliser, a schedule that follows the data, old
+log-probabilities from the update itself."""
 
 from __future__ import annotations
 
@@ -10,12 +11,18 @@ from openrlhf.trainer.ray import ppo_actor as host
 from openrlhf.utils.loss_utils import get_loss_batch_info
 
 from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
 
 _HostPolicyModelActor: Any = undecorated(host.PolicyModelActor)
 
 
 class KTAEActorPPOTrainer(host.ActorPPOTrainer):
     """The host's update loop with a normaliser that is never 0, and a constant one on request."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        host_loss: torch.nn.Module = self.actor_loss_fn  # type: ignore[has-type]
+        self.actor_loss_fn = UpdateLogProbs(host_loss)
 
     def training_step(
         self, experience: Any, kl_ctl: float, step: int, loss_batch_info: dict[str, Any] | None = None

@@ -66,6 +66,7 @@ BAD = [
     ({"remote_rm_url": "{tmp}/broken_reward.py"}, "broken_reward.py", "does not import"),
     ({"remote_rm_url": "{tmp}/missing_reward.py"}, "missing_reward.py", "no such file"),
     ({"max_new_tokens": "64"}, "--rollout.max_new_tokens 64", "below --data.max_len"),
+    ({"max_len": "192"}, "--data.max_len 192", "use at most 128"),
     ({"backend": "cuda"}, "--backend cuda", "--backend cpu"),
     ({"param_dtype": "fp16"}, "--ds.param_dtype fp16", "bf16 or fp32"),
     ({"ds.load_in_4bit": "true"}, "--ds.load_in_4bit", "GPU"),
