@@ -104,3 +104,21 @@ def test_tensor_parallel_by_two(update):
     losses, _ = update(1, TENSOR_PARALLEL)
     parallel, _ = update(2, f"{TENSOR_PARALLEL} --ds_tensor_parallel_size 2")
     assert parallel == pytest.approx(losses, abs=BF16_LOSS)
+
+
+@pytest.mark.parametrize("words", ["--train.colocate_all false --train.async_enable", "--actor.recompute_log_probs"])
+def test_trainers_agree_on_rollouts_that_the_model_does_not_decide(train, root, tmp_path, words):
+    """Three updates of 64 rollouts: the asynchronous trainer, and old log-probabilities in a pass of their own."""
+    rows = (root / "examples/quickstart/data/train.jsonl").read_text().splitlines()[:8]
+    (tmp_path / "eight.jsonl").write_text("\n".join(rows))
+    told = f"--train.agent_func_path {root}/tests/e2e/agents/told.py --data.prompt_dataset {tmp_path}/eight.jsonl"
+    told += " --train.num_episodes 3 --run.eval_edges false"
+    one = train(tmp_path / "one", *told.split())
+    other = train(tmp_path / "other", *told.split(), *words.split())
+    assert (one.code, other.code) == (0, 0), one.output + other.output
+    losses = [[step["policy_loss"] for step in run.steps] for run in (one, other)]
+    assert len(losses[0]) == STEPS
+    assert losses[1] == pytest.approx(losses[0], abs=LOSS)
+    first, second = (load_file(run.directory / "model/model.safetensors") for run in (one, other))
+    assert difference(first, second, root) < UPDATE
+    assert difference(load_file(root / MODEL / "model.safetensors"), second, root) > 0.9

@@ -1,0 +1,42 @@
+"""Rewards of every kind in one run: constant, negative, fractional, NaN. It trains, and says what it left out."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from openrlhf_ktae.run.rollout_record import find, read_groups
+
+REWARDS = """
+import hashlib
+KINDS = {kinds}
+
+def reward_func(queries, prompts, labels, **kwargs):
+    kind = KINDS[prompts[0]]
+    right = int(hashlib.sha256(queries[0].encode()).hexdigest(), 16) % 2
+    value = {{"constant": 1.0, "negative": -1.0 - right, "fraction": 0.25 + right / 3, "nan": float("nan")}}[kind]
+    return {{"rewards": [value], "scores": [value]}}
+"""
+NAMES = ("constant", "negative", "fraction", "nan")
+
+
+def test_every_kind_of_reward_in_a_batch(train, root, tmp_path):
+    rows = [json.loads(line) for line in (root / "examples/quickstart/data/train.jsonl").read_text().splitlines()[:16]]
+    kinds = {row["input"]: NAMES[i % 4] for i, row in enumerate(rows)}
+    (tmp_path / "sixteen.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "reward.py").write_text(REWARDS.format(kinds=kinds))
+    words = f"--data.prompt_dataset {tmp_path}/sixteen.jsonl --reward.remote_url {tmp_path}/reward.py"
+    words += " --verifier.max_unknown_share 1 --run.eval_edges false --ktae.record_rollouts 1"
+    run = train(tmp_path / "run", *words.split())
+    assert run.code == 0, run.output
+    assert len(run.steps) == 2
+    for step in run.steps:
+        assert all(math.isfinite(value) for value in step.values() if isinstance(value, float))
+    assert sum(step["verifier_unknown"] for step in run.steps) / 2 == 0.25
+    assert credited_kinds(run.directory, kinds) == {"negative", "fraction"}
+
+
+def credited_kinds(directory, kinds):
+    """Kinds of reward whose rollouts have an advantage other than 0."""
+    rows = [row for group in read_groups(find([directory])) for row in group.rows]
+    return {kinds[row["prompt"]] for row in rows if any(abs(value) > 1e-6 for value in row["advantages"])}
