@@ -18,7 +18,7 @@ from openrlhf_ktae.checkpoint.resume import AUTO, NEVER
 from openrlhf_ktae.cli.config_file import config_words, split_config_option
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, switch
 from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
-from openrlhf_ktae.cli.host_parser import BadOption, Parser, parse
+from openrlhf_ktae.cli.host_parser import BadOption, Parser, nearest, parse
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
@@ -213,6 +213,9 @@ def _choose_resume(options: dict[str, Any]) -> None:
     """Take the host's switch for `--resume auto`; what is found there is decided later."""
     if options["resume"] == NEVER and options["ckpt.load_enable"]:
         raise BadOption(f"--ckpt.load_enable true: contradicts --resume {NEVER}; it means --resume {AUTO}")
+    for name in options["run.accept_changes"]:
+        if name.removeprefix("--") not in options:
+            raise BadOption(f"--run.accept_changes {name}: no such option{nearest(name, list(options))}")
     options["resume"] = options["resume"] or (AUTO if options["ckpt.load_enable"] else NEVER)
     options["run.resume_from"], options["run.resume_step"], options["run.about"] = None, 0, {}
 

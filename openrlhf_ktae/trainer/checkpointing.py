@@ -64,7 +64,7 @@ class CheckpointingTrainer:
         return {
             "kl_coefficient": float(self.kl_ctl.value),
             "shuffle": self.experience_maker.random_state(),
-            "random": random_state(),
+            "random": self._resumed_random or random_state(),
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
