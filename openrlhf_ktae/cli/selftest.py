@@ -19,7 +19,7 @@ examples:
   resume --config my.yaml --steps 6 --kills 3 -- --actor.num_gpus_per_node 2 --vllm.num_engines 2
 
 The configuration is trained on a few steps with --train.full_determinism_enable: once, once more, and once killed at
-a random moment (kill -9 of all processes) and resumed. Steps, figures and final weights must be the same; the first
+random moments (kill -9 of all processes) and resumed. Steps, figures and final weights must be the same; the first
 difference is printed. Words after -- go to every run. Nothing outside --output is written.
 """
 
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> list[str]:
     parser.add_argument("what", choices=("resume",), help="what is tested")
     parser.add_argument("--config", action="append", default=[], metavar="FILE.yaml", help="options, as for training")
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="steps of each run, even (default: 4)")
-    parser.add_argument("--kills", type=int, default=1, metavar="N", help="runs that are killed (default: 1)")
+    parser.add_argument("--kills", type=int, default=1, metavar="N", help="deaths of the killed run (default: 1)")
     parser.add_argument("--seed", type=int, metavar="S", help="of the moments (default: by the clock)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="keep the runs here (default: deleted at the end)")
     options = parser.parse_args(words[:split])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from openrlhf_ktae.checkpoint.folder import listed
 from openrlhf_ktae.run.record import read_record
@@ -77,35 +78,40 @@ class Trial:
         if code:
             raise TrialFailed(self.last_words(name, f"ended with exit code {code}"))
 
-    def kill_at(self, name: str, share: float) -> str:
-        """Start a run and kill all its processes at once; return what it had done.
+    def kill_in_training(self, name: str, share: float) -> str | None:
+        """Start or resume a run and kill all its processes at once; return what it had done.
+
+        None where it ended well before it could be killed.
 
         Args:
             name: of the run.
-            share: of the time between the first checkpoint and the end, as the straight run took.
+            share: when to kill it: of the time that the straight run took for its steps, counted from the first step.
 
         Raises:
-            TrialFailed: it ended before.
+            TrialFailed: it failed on its own.
         """
-        process = self.start(name)
-        checkpoints = self.folder / name / "checkpoints"
+        started = time.time()
+        process = self.start(name, "auto")
         try:
-            while process.poll() is None and not listed(checkpoints)[0]:
+            while process.poll() is None and not self.steps(name, since=started):
                 time.sleep(POLL_SECONDS)
-            time.sleep(share * self.seconds_after_first_checkpoint())
-            ended = process.poll() is not None
+            times = [row["time"] for row in self.steps(STRAIGHT)]
+            time.sleep(share * (times[-1] - times[0]))
+            code = process.poll()
         finally:
             kill_all(process)
-        if ended:
-            raise TrialFailed(self.last_words(name, "ended before it was killed"))
-        steps = [row["step"] for row in read_record(self.folder / name) if row["kind"] == "step"]
-        newest = listed(checkpoints)[0][0].path.name
-        return f"killed after step {steps[-1] if steps else 0}; newest checkpoint {newest}"
+        if code:
+            raise TrialFailed(self.last_words(name, f"ended with exit code {code} before it was killed"))
+        if code == 0:
+            return None
+        found = listed(self.folder / name / "checkpoints")[0]
+        newest = found[0].path.name if found else "none"
+        return f"killed after step {self.steps(name)[-1]['step']}; newest checkpoint: {newest}"
 
-    def seconds_after_first_checkpoint(self) -> float:
-        """Return how long the straight run trained after its first checkpoint."""
-        times = [row["time"] for row in read_record(self.folder / STRAIGHT) if row["kind"] == "step"]
-        return times[-1] - times[min(self.save_steps, len(times)) - 1] if times else 0.0
+    def steps(self, name: str, since: float = 0.0) -> list[dict[str, Any]]:
+        """Return the steps in the record of a run, of those that were made after a moment."""
+        rows = read_record(self.folder / name)
+        return [row for row in rows if row["kind"] == "step" and row["time"] > since]
 
     def last_words(self, name: str, what: str) -> str:
         """Return what a run printed last."""
@@ -142,24 +148,24 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def try_resume(trial: Trial, kills: int, seed: int, say: Callable[[str], None]) -> list[str]:
-    """Run straight, run again, and kill and resume `kills` times at random moments; return the differences found.
+    """Run straight, run again, and run with `kills` deaths at random moments; return the differences found.
 
     Raises:
-        TrialFailed: a run ended on its own where it should not have.
+        TrialFailed: a run failed on its own.
     """
     say("one run without a break")
     trial.finish(STRAIGHT)
     say("the same again")
     trial.finish(AGAIN)
-    found = [f"the same run twice: {trial.difference(AGAIN)}"] if trial.difference(AGAIN) else []
     moments = random.Random(seed)
     for number in range(1, kills + 1):
-        name = f"{KILLED}-{number}"
-        share = moments.random() * 0.9
-        say(f"kill -9 of every process {share:.0%} of the way from the first checkpoint to the end")
-        say(trial.kill_at(name, share))
-        trial.finish(name, resume="auto")
-        difference = trial.difference(name)
-        if difference:
-            found.append(f"killed and resumed: {difference}")
-    return found
+        share = moments.random()
+        say(f"death {number}: kill -9 of every process, {share:.0%} of the time of all steps after its first")
+        done = trial.kill_in_training(KILLED, share)
+        say(done or "it had ended; no further death")
+        if not done:
+            break
+    say("resumed to the end")
+    trial.finish(KILLED, resume="auto")
+    what = {AGAIN: "the same run twice", KILLED: "killed and resumed"}
+    return [f"{text}: {difference}" for name, text in what.items() if (difference := trial.difference(name))]

@@ -22,23 +22,19 @@ def trial(root, environment, tmp_path_factory):
         yield one
 
 
-def steps(trial, name):
-    return [row["step"] for row in read_record(trial.folder / name) if row["kind"] == "step"]
-
-
 def test_the_same_run_twice_gives_the_same_figures_and_weights(trial):
     trial.finish(AGAIN)
-    assert len(steps(trial, STRAIGHT)) >= 6
+    assert len(trial.steps(STRAIGHT)) >= 6
     assert trial.difference(AGAIN) is None
 
 
 def test_killed_and_resumed_it_gives_the_figures_and_weights_of_one_that_was_not(trial):
     """It dies in the middle of a step or of a checkpoint: the moment is wherever the machine is by then."""
-    trial.kill_at("killed", share=0.6)
-    done = steps(trial, "killed")
+    assert trial.kill_in_training("killed", share=0.6)
+    done = [row["step"] for row in trial.steps("killed")]
     checkpoint = listed(trial.folder / "killed" / "checkpoints")[0][0]
     verify(checkpoint.path)
-    assert 0 < checkpoint.step <= done[-1] < len(steps(trial, STRAIGHT))
+    assert 0 < checkpoint.step <= done[-1] <= len(trial.steps(STRAIGHT))
     state = torch.load(checkpoint.path / "trainer.pt", weights_only=True)
     assert len(state["trainer"]["sampling"]["pass_rates"]["keys"]) > 0
     trial.finish("killed", resume="auto")
