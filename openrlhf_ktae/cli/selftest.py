@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> list[str]:
     if options.output and options.output.exists() and any(options.output.iterdir()):
         raise BadOption(f"--output {options.output}: is not empty; give a new folder")
     given = [word for file in options.config for word in ("--config", file)] + words[split + 1 :]
-    args = parse_command_line(given)
+    args = parse_command_line([*given, "--train.full_determinism_enable"])
     seed = int(time.time()) if options.seed is None else options.seed
     started = time.time()
 

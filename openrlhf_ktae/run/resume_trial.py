@@ -19,6 +19,7 @@ from openrlhf_ktae.run.same import first_difference, first_different_weight
 TRAIN = "openrlhf_ktae.cli.train_ppo_ray"
 LOG = "train.log"
 POLL_SECONDS = 0.05
+DEATH_SECONDS = 10.0  # until the system has taken back what a killed process held
 EPISODES = 2  # so that the end of one is among the steps
 STRAIGHT, AGAIN, KILLED = "straight", "again", "killed"
 
@@ -145,6 +146,7 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
         except psutil.NoSuchProcess:
             continue
     process.wait()
+    psutil.wait_procs(family, timeout=DEATH_SECONDS)
 
 
 def try_resume(trial: Trial, kills: int, seed: int, say: Callable[[str], None]) -> list[str]:
