@@ -109,11 +109,13 @@ class CpuBackend(Backend):
         import ray
 
         from openrlhf_ktae.backend.cpu_actors import CpuDeepspeedStrategy, CpuPolicyModelActor, CpuRolloutActor
+        from openrlhf_ktae.trainer.ray.ppo_critic import KTAECriticModelActor
 
         return {
             ("openrlhf.utils.deepspeed", "DeepspeedStrategy"): CpuDeepspeedStrategy,
             ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor"): ray.remote(CpuRolloutActor),
             ("openrlhf.cli.train_ppo_ray", "PolicyModelActor"): ray.remote(num_gpus=1)(CpuPolicyModelActor),
+            ("openrlhf.cli.train_ppo_ray", "CriticModelActor"): ray.remote(num_gpus=1)(KTAECriticModelActor),
         }
 
 

@@ -10,15 +10,12 @@ from typing import Any
 import deepspeed
 import ray
 import torch
-from openrlhf.trainer.ray import vllm_engine
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
 from openrlhf_ktae.backend.cpu_weight_sync import CpuWorkerExtension, GlooGroup, Slot, buckets, new_buffer, view
-from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.trainer.ray.ppo_actor import KTAEActorPPOTrainer, KTAEPolicyModelActor
-
-_HostRolloutActor: Any = undecorated(vllm_engine.RolloutRayActor)
+from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
 
 
 class CpuDeepspeedStrategy(DeepspeedStrategy):
@@ -33,7 +30,7 @@ class CpuDeepspeedStrategy(DeepspeedStrategy):
         return config
 
 
-class CpuRolloutActor(_HostRolloutActor):
+class CpuRolloutActor(KTAERolloutActor):
     """A vLLM engine on the CPU: its dtype, cache size and worker extension replace the host's fixed ones."""
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it

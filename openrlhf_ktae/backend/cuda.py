@@ -1,4 +1,4 @@
-"""The `cuda` backend: nothing is patched, and no class of the host is replaced but its policy actor."""
+"""The `cuda` backend: nothing is patched; the classes that are trained, and the engine, are the host's extended."""
 
 from __future__ import annotations
 
@@ -24,9 +24,15 @@ class CudaBackend(Backend):
         ]
 
     def host_classes(self) -> dict[tuple[str, str], Any]:
-        """The policy actor whose update knows Dr. GRPO's normaliser and the schedule of dynamic sampling."""
+        """Model actors whose checkpoints are whole (and Dr. GRPO's normaliser), and an engine that knows seeds."""
         import ray
 
         from openrlhf_ktae.trainer.ray.ppo_actor import KTAEPolicyModelActor
+        from openrlhf_ktae.trainer.ray.ppo_critic import KTAECriticModelActor
+        from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
 
-        return {("openrlhf.cli.train_ppo_ray", "PolicyModelActor"): ray.remote(num_gpus=1)(KTAEPolicyModelActor)}
+        return {
+            ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor"): ray.remote(KTAERolloutActor),
+            ("openrlhf.cli.train_ppo_ray", "PolicyModelActor"): ray.remote(num_gpus=1)(KTAEPolicyModelActor),
+            ("openrlhf.cli.train_ppo_ray", "CriticModelActor"): ray.remote(num_gpus=1)(KTAECriticModelActor),
+        }

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.backend import BACKENDS
+from openrlhf_ktae.checkpoint.resume import AUTO, NEVER
 from openrlhf_ktae.cli.config_file import config_words, split_config_option
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, switch
 from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
-from openrlhf_ktae.cli.host_parser import BadOption, Parser, parse
+from openrlhf_ktae.cli.host_parser import BadOption, Parser, nearest, parse
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
@@ -70,6 +71,26 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="metrics.jsonl, config.yaml and versions.json go here; model, checkpoints and TensorBoard files too "
         "unless --ckpt.output_dir, --ckpt.path or --logger.tensorboard_dir say otherwise (default: the value of "
         "--ckpt.output_dir)",
+    )
+    run.add_argument(
+        "--resume",
+        metavar="auto|never|PATH",
+        help="auto goes on from the newest whole checkpoint below --ckpt.path, if there is one; PATH is a checkpoint, "
+        "or a run (default: never)",
+    )
+    run.add_argument(
+        "--run.accept_changes",
+        nargs="*",
+        default=[],
+        metavar="OPTION",
+        help="options that may differ from the checkpoint's when a run goes on",
+    )
+    run.add_argument(
+        "--ckpt.on_failure",
+        choices=("continue", "stop"),
+        default="continue",
+        help="what to do when a checkpoint cannot be written, as on a full disk; the last whole one stays (default: "
+        "continue)",
     )
     run.add_argument("--run.eval_edges", **switch(True), help="evaluate before the first and after the last step")
     run.add_argument("--run.plan", **switch(True), help="refuse what cannot fit, and write plan.txt (see cli.plan)")
@@ -136,6 +157,8 @@ def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
         settings["choices"] = [*settings["choices"], KTAE]
     if "--ds.param_dtype" in names:
         settings["choices"] = list(PARAM_DTYPES)
+    if "--ckpt.load_enable" in names:
+        settings["help"] = "the same as --resume auto"
     if "--ckpt.best_metric_key" in names:
         settings["default"] = MACRO_ACCURACY
         settings["help"] = (
@@ -176,8 +199,25 @@ def finish(parsed: argparse.Namespace) -> None:
                     f"--{flag} true: contradicts --train.async_enable true, whose engines and trainer work at the same "
                     f"time; give --{flag} false, or --train.async_enable false"
                 )
+    if options["train.full_determinism_enable"] and options["train.async_enable"]:
+        raise BadOption(
+            "--train.full_determinism_enable true: with --train.async_enable the weights of a rollout depend on who is "
+            "faster; give --train.async_enable false"
+        )
+    _choose_resume(options)
     _place_run(options)
     _choose_judge(options)
+
+
+def _choose_resume(options: dict[str, Any]) -> None:
+    """Take the host's switch for `--resume auto`; what is found there is decided later."""
+    if options["resume"] == NEVER and options["ckpt.load_enable"]:
+        raise BadOption(f"--ckpt.load_enable true: contradicts --resume {NEVER}; it means --resume {AUTO}")
+    for name in options["run.accept_changes"]:
+        if name.removeprefix("--") not in options:
+            raise BadOption(f"--run.accept_changes {name}: no such option{nearest(name, list(options))}")
+    options["resume"] = options["resume"] or (AUTO if options["ckpt.load_enable"] else NEVER)
+    options["run.resume_from"], options["run.resume_step"], options["run.about"] = None, 0, {}
 
 
 def _place_run(options: dict[str, Any]) -> None:

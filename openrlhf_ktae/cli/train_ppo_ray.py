@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 
 from openrlhf_ktae.backend import BackendUnavailable, resolve
+from openrlhf_ktae.checkpoint.resume import CannotResume
 from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.host import HostMismatch, check_host
@@ -19,11 +20,12 @@ from openrlhf_ktae.run.console import Console, summary
 from openrlhf_ktae.run.launch import ClusterTooSmall, train
 from openrlhf_ktae.run.preflight import Refused, preflight
 from openrlhf_ktae.run.record import stop_reason
+from openrlhf_ktae.run.resuming import choose_checkpoint
 
 EXIT_STOPPED = 3
 PLAN_FILE = "plan.txt"
 EXIT_INTERRUPTED = 130
-REFUSALS = (BadOption, BackendUnavailable, ClusterTooSmall, HostMismatch, Refused)
+REFUSALS = (BadOption, BackendUnavailable, CannotResume, ClusterTooSmall, HostMismatch, Refused)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,9 +52,12 @@ def run(argv: Sequence[str]) -> str | None:
     changes = backend.adapt(args)
     preflight(args, backend)
     plan = plan_of(args, backend.name) if args.run.plan else None
+    resumption = choose_checkpoint(args, backend.name)
     directory.prepare(args, backend.name)
     with Console(args.run.dir) as console:
         console.say(f"backend {backend.name}{': ' if changes else ''}{', '.join(changes)}")
+        for line in resumption:
+            console.say(line)
         if plan:
             (Path(args.run.dir) / PLAN_FILE).write_text(plan.table() + "\n", encoding="utf-8")
             console.say(f"plan: {plan.summary()} ({PLAN_FILE})")

@@ -56,7 +56,7 @@ class Console:
                 self._planned = row["steps"]
             elif row["kind"] in ("note", "stop"):
                 self.say(row.get("text", "training stops"))
-            else:
+            elif row["kind"] in ("step", "eval"):
                 self.say(step_line(row, self._planned) if row["kind"] == "step" else evaluation_line(row))
         self._rows = len(rows)
 

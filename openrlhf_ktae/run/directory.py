@@ -24,7 +24,8 @@ from typing import Any
 
 import yaml
 
-from openrlhf_ktae.run.record import METRICS_FILE
+from openrlhf_ktae.checkpoint.folder import BEST
+from openrlhf_ktae.run.record import METRICS_FILE, RunRecord, rewind
 
 PACKAGES = (
     "openrlhf-ktae",
@@ -47,25 +48,41 @@ NOT_OPTIONS = (
     "verifier.config",
     "verifier.enable",
     "verifier.reward_file",
+    "run.resume_from",
+    "run.resume_step",
+    "run.about",
 )
 
 
 def resumes(args: SimpleNamespace) -> bool:
-    """Whether the host will go on from a checkpoint."""
-    return bool(args.ckpt.load_enable) and (Path(args.ckpt.path) / "_actor").exists()
+    """Whether the run goes on from a checkpoint."""
+    return bool(args.run.resume_from)
 
 
 def prepare(args: SimpleNamespace, backend: str) -> Path:
-    """Make the directory and write `config.yaml` and `versions.json`; metrics of an earlier run are set aside."""
+    """Make the directory and write `config.yaml` and `versions.json`.
+
+    Metrics of an earlier run are set aside; of one that goes on, those after the checkpoint.
+    """
     directory = Path(args.run.dir)
     directory.mkdir(parents=True, exist_ok=True)
     metrics = directory / METRICS_FILE
-    if metrics.exists() and not resumes(args):
+    if resumes(args):
+        _go_on(args, directory)
+    elif metrics.exists():
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(metrics.stat().st_mtime))
         metrics.rename(metrics.with_name(f"metrics.{stamp}.jsonl"))
     (directory / "config.yaml").write_text(yaml.safe_dump(nested_options(args), sort_keys=True), encoding="utf-8")
     (directory / "versions.json").write_text(json.dumps(versions(backend), indent=2) + "\n", encoding="utf-8")
     return directory
+
+
+def _go_on(args: SimpleNamespace, directory: Path) -> None:
+    """Let the record go on where the checkpoint is. A synchronous run makes up for an evaluation that was due then."""
+    checkpoint = Path(args.run.resume_from)
+    step = args.run.resume_step
+    rewind(directory, step, evaluated=checkpoint.name.startswith(BEST) or args.train.async_enable)
+    RunRecord(directory).resumed(step, checkpoint.name)
 
 
 def nested_options(args: SimpleNamespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 `{"kind": "plan", "steps": 200, ...}`
 `{"kind": "step", "step": 3, "time": ..., "rollout/reward_mean": 0.4, ..., "key_tokens": {...}}`
 `{"kind": "note", "text": "..."}` what a person should know
+`{"kind": "resume", "step": 20, "checkpoint": "..."}` where the run went on after it had ended; later rows are set aside
 `{"kind": "stop", "reason": "..."}` where training ended before the data did
 `{"kind": "eval", "when": "before" | "during" | "after", "step": 0, "eval_accuracy": 0.2, ...}`
 """
@@ -16,6 +17,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from openrlhf_ktae.checkpoint.files import sync, write_text
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -49,9 +52,18 @@ class RunRecord:
         """Write why training ended early."""
         self._write({"kind": "stop", "reason": reason})
 
+    def resumed(self, step: int, checkpoint: str) -> None:
+        """Write that the run goes on after `step`."""
+        self._write({"kind": "resume", "step": step, "checkpoint": checkpoint})
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk: a checkpoint must not know more steps than the record."""
+        if self.path.exists():
+            sync(self.path)
+
     def _write(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n")
+            file.write(_line({**row, "time": round(time.time(), 3)}))
 
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, float | None]:
@@ -84,3 +96,32 @@ def stop_reason(directory: str | Path) -> str | None:
     for row in read_record(directory):
         reason = {"plan": None, "stop": row.get("reason")}.get(row["kind"], reason)
     return reason
+
+
+def rewind(directory: str | Path, step: int, evaluated: bool) -> int:
+    """Set aside the rows of what a run did after `step`, whose checkpoint it goes on from; return how many.
+
+    They go to `metrics.abandoned.jsonl`. With `evaluated`, an evaluation after this very step is in the checkpoint.
+    """
+    path = Path(directory) / METRICS_FILE
+    kept: list[dict[str, Any]] = []
+    gone: list[dict[str, Any]] = []
+    for row in read_record(directory):
+        (gone if _is_later(row, step, evaluated) else kept).append(row)
+    if gone:
+        with path.with_name("metrics.abandoned.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(_line(row) for row in gone)
+    write_text(path, "".join(_line(row) for row in kept))
+    return len(gone)
+
+
+def _is_later(row: Mapping[str, Any], step: int, evaluated: bool) -> bool:
+    if row["kind"] == "step":
+        return row["step"] > step
+    if row["kind"] != "eval":
+        return False
+    return row["when"] == "after" or row["step"] > step - (row["when"] == "during" and not evaluated)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

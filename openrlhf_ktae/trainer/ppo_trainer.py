@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from openrlhf.trainer import ppo_trainer as host
 
+from openrlhf_ktae.checkpoint.folder import BEST
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
+from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
+from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
@@ -17,7 +21,7 @@ from openrlhf_ktae.trainer.sampling_state import SamplingTrainer
 _HostTrainer: Any = undecorated(host.PPOTrainer)
 
 
-class KTAEPPOTrainer(SamplingTrainer, RecordingTrainer, _HostTrainer):
+class KTAEPPOTrainer(SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _HostTrainer):
     """Single controller of a synchronous run."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -26,6 +30,7 @@ class KTAEPPOTrainer(SamplingTrainer, RecordingTrainer, _HostTrainer):
         host.RemoteExperienceMaker = KTAEExperienceMaker
         host.SamplesGenerator = KTAESamplesGenerator
         super().__init__(pretrain, strategy, *args, **kwargs)
+        self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, between two evaluations."""
@@ -54,6 +59,16 @@ class KTAEPPOTrainer(SamplingTrainer, RecordingTrainer, _HostTrainer):
             self.samples_generator.load_sampling_state(**self.sampling_state)
         return states
 
+    def broadcast_to_vllm(self) -> None:
+        """Send the weights as the host does; after a resume, make up for an evaluation that was due."""
+        super().broadcast_to_vllm()
+        states, self.resumed_states = self.resumed_states, None
+        if states is None or self.eval_dataloader is None or Path(self.args.run.resume_from).name.startswith(BEST):
+            return
+        step = states["global_step"]
+        if step % self.args.eval.steps == 0:
+            self.save_best_checkpoint(self.evaluate(step, **self._evaluation_settings()), step, states)
+
     def evaluate(self, global_step: int, **generate_kwargs: Any) -> dict[str, float]:
         """Evaluate as the host does; add accuracy and length with their intervals."""
         logs = super().evaluate(global_step, **generate_kwargs)
@@ -63,9 +78,11 @@ class KTAEPPOTrainer(SamplingTrainer, RecordingTrainer, _HostTrainer):
     def _evaluate_edge(self, when: str, global_step: int) -> None:
         if self.eval_dataloader is None or not self.args.run.eval_edges:
             return
-        settings = {
+        self.record.evaluation(when, global_step, self.evaluate(global_step, **self._evaluation_settings()))
+
+    def _evaluation_settings(self) -> dict[str, Any]:
+        return {
             **self.generate_kwargs,
             "temperature": self.args.eval.temperature,
             "n_samples_per_prompt": self.args.eval.n_samples_per_prompt,
         }
-        self.record.evaluation(when, global_step, self.evaluate(global_step, **settings))

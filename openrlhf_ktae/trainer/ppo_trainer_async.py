@@ -14,6 +14,8 @@ from openrlhf.trainer import ppo_trainer_async as host
 
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
+from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
+from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
@@ -33,6 +35,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         host.SamplesGenerator = KTAESamplesGenerator
         self.stop_reason = ""
         super().__init__(pretrain, strategy, *args, **kwargs)
+        self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
 
     def _run_eval(self) -> dict[str, float]:
         """Evaluate as the host does; add accuracy and length with their intervals."""
@@ -63,7 +66,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         return self._run_eval() if self.eval_dataloader is not None else {}
 
 
-class KTAETrainingActor(SamplingTrainer, RecordingTrainer, _HostTrainingActor):
+class KTAETrainingActor(SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _HostTrainingActor):
     """Turns rollouts into updates."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ import ray
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import PassRates
 from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
 
-SAMPLING_STATE = "sampling"  # our key in the client state of a checkpoint
+SAMPLING_STATE = "sampling"  # our key in the trainer's part of a checkpoint
 
 
 class SamplingTrainer:
@@ -28,14 +28,20 @@ class SamplingTrainer:
             self._prompts_seen = 0
         return self._pass_rates
 
-    def init_checkpoint_states(self) -> dict[str, Any]:
-        """Return the host's states; the ledger goes on from them."""
-        states = super().init_checkpoint_states()  # type: ignore[misc]
-        self.sampling_state = states.get(SAMPLING_STATE)
+    def training_state(self) -> dict[str, Any]:
+        """Add the ledger to what a checkpoint holds."""
+        state = super().training_state()  # type: ignore[misc]
+        if len(self.pass_rates):
+            state[SAMPLING_STATE] = {"pass_rates": self.pass_rates.state_dict(), "prompts_seen": self._prompts_seen}
+        return state
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from `training_state`."""
+        super().load_training_state(state)  # type: ignore[misc]
+        self.sampling_state = state.get(SAMPLING_STATE)
         if self.sampling_state:
             self.pass_rates.load_state_dict(self.sampling_state["pass_rates"])
             self._prompts_seen = self.sampling_state["prompts_seen"]
-        return states
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
         """Train as the host does; add what sampling saw to its metrics."""
@@ -48,12 +54,3 @@ class SamplingTrainer:
         status, step = super().train_step(rollout_samples, global_step)  # type: ignore[misc]
         status.update(rollout_samples.metrics)
         return status, step
-
-    def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
-        """Save as the host does, with the ledger in the client state."""
-        if client_states is not None and len(self.pass_rates):
-            client_states[SAMPLING_STATE] = {
-                "pass_rates": self.pass_rates.state_dict(),
-                "prompts_seen": self._prompts_seen,
-            }
-        super().save_logs_and_checkpoints(global_step, logs_dict, client_states)  # type: ignore[misc]

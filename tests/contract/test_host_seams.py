@@ -41,11 +41,32 @@ def test_methods_that_are_overridden_exist_with_their_parameters(host):
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
     from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
+    from openrlhf.trainer.ray.ppo_critic import CriticModelActor
     from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 
     expected = [
         (RemoteExperienceMaker, "compute_advantages_and_returns", ["self", "experiences"]),
         (RemoteExperienceMaker, "make_experience_batch", ["self", "rollout_samples"]),
+        (
+            SamplesGenerator,
+            "_dispatch_prompts_to_vllm",
+            ["self", "prompts", "labels", "images", "generate_kwargs"],
+        ),
+        (SamplesGenerator, "_process_response_into_experience", ["self", "response", "generate_kwargs"]),
+        (
+            undecorated(RolloutRayActor),
+            "generate_responses",
+            ["self", "prompt", "label", "sampling_params", "max_length", "hf_tokenizer", "num_samples", "images"],
+        ),
+        (undecorated(RolloutRayActor), "get_num_unfinished_requests", ["self"]),
+        (
+            undecorated(PolicyModelActor),
+            "save_checkpoint",
+            ["self", "tag", "client_states", "metric_value", "metric_key"],
+        ),
+        (undecorated(CriticModelActor), "save_checkpoint", ["self", "tag", "metric_value", "metric_key"]),
+        (ppo_trainer.BasePPOTrainer, "broadcast_to_vllm", ["self"]),
+        (ppo_trainer.BasePPOTrainer, "_detect_eval_metric_key", ["self", "eval_metrics"]),
         (
             SamplesGenerator,
             "_generate_vllm",
@@ -90,10 +111,46 @@ def test_the_host_command_takes_its_classes_as_globals(host):
         "import PPOTrainerAsync as PPOTrainer",
         "import PPOTrainer\n",
         "PolicyModelActor,",
+        "CriticModelActor,",
         "get_strategy(args)",
         "if not ray.is_initialized()",
     ):
         assert text in source, text
+
+
+def test_checkpoints_go_below_the_path_that_the_options_name(host):
+    """Ranks are led into the staging folder, and to the chosen checkpoint, by `args.ckpt.path` alone."""
+    from openrlhf.trainer.ppo_trainer import BasePPOTrainer
+    from openrlhf.trainer.ray.ppo_actor import PolicyModelActor
+    from openrlhf.trainer.ray.ppo_critic import CriticModelActor
+
+    for actor, folder in ((PolicyModelActor, "_actor"), (CriticModelActor, "_critic")):
+        for method in ("save_checkpoint", "init_model_from_pretrained"):
+            source = inspect.getsource(getattr(undecorated(actor), method))
+            assert f'os.path.join(args.ckpt.path, "{folder}")' in source
+    assert 'os.path.join(args.ckpt.path, f"{tag}_hf")' in inspect.getsource(
+        undecorated(PolicyModelActor).save_checkpoint
+    )
+    source = inspect.getsource(BasePPOTrainer.save_logs_and_checkpoints)
+    assert "global_step % self.args.ckpt.save_steps == 0" in source
+    assert "current_value > self.best_eval_metric_value" in inspect.getsource(BasePPOTrainer.save_best_checkpoint)
+
+
+def test_a_resumed_run_sends_its_weights_before_it_reads_its_position_in_the_data(host):
+    """The evaluation that is made up for comes in between."""
+    from openrlhf.trainer.ppo_trainer import PPOTrainer
+
+    source = inspect.getsource(undecorated(PPOTrainer).fit)
+    places = [
+        source.index(text)
+        for text in (
+            "restore_best_checkpoint_state",
+            "broadcast_to_vllm",
+            "prompts_dataloader.load_state_dict",
+            "for ep",
+        )
+    ]
+    assert places == sorted(places)
 
 
 def test_ray_still_refuses_to_subclass_an_actor(host):

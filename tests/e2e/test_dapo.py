@@ -35,12 +35,13 @@ def test_the_checkpoint_remembers_every_prompt_judged(dapo, train):
     """A run resumed in the middle of the episode draws the rest of its prompts and knows the earlier ones."""
     directory = dapo.directory
     drawn = {step["step"]: step["dynamic_sampling/prompts_drawn"] for step in dapo.steps}
-    (directory / "checkpoints/_actor/latest").write_text("global_step20")
-    words = "--ckpt.load_enable --run.eval_edges false --actor.lr_scheduler linear --ckpt.save_steps 5"
-    again = train(directory, *words.split(), config=DAPO)
+    words = f"--resume {directory}/checkpoints/global_step20 --run.eval_edges false --ckpt.save_steps 5"
+    again = train(directory, *words.split(), *"--actor.lr_scheduler linear --actor.mask_truncated".split(), config=DAPO)
     assert again.code == 0, again.output
-    resumed = again.steps[len(dapo.steps) :]
-    assert resumed[0]["step"] == 21
+    assert [step["step"] for step in again.steps] == list(range(1, len(again.steps) + 1)), (
+        "steps after 20 were set aside"
+    )
+    resumed = again.steps[20:]
     before = sum(count for step, count in drawn.items() if step <= 20)
     after = sum(step["dynamic_sampling/prompts_drawn"] for step in resumed)
     assert before + after == pytest.approx(320, abs=24), "no prompt is drawn twice"
@@ -49,9 +50,8 @@ def test_the_checkpoint_remembers_every_prompt_judged(dapo, train):
 
     import torch
 
-    tag = (directory / "checkpoints/_actor/latest").read_text()
-    files = list((directory / "checkpoints/_actor" / tag).glob("*model_states.pt"))
-    state = torch.load(files[0], weights_only=False)["sampling"]
+    tag = (directory / "checkpoints/latest").read_text()
+    state = torch.load(directory / "checkpoints" / tag / "trainer.pt", weights_only=True)["trainer"]["sampling"]
     upto = int(tag.removeprefix("global_step"))
     judged = before + sum(step["dynamic_sampling/prompts_drawn"] for step in resumed if step["step"] <= upto)
     assert len(state["pass_rates"]["keys"]) == pytest.approx(judged, abs=12)

@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 
+from openrlhf_ktae.checkpoint.folder import verify
+
 
 @pytest.fixture(scope="module")
 def quickstart(train, tmp_path_factory):
@@ -69,7 +71,8 @@ def test_run_directory_is_complete(quickstart):
     names = {path.name for path in quickstart.directory.iterdir()}
     assert {"metrics.jsonl", "config.yaml", "versions.json", "model", "checkpoints", "tensorboard"} <= names
     assert json.loads((quickstart.directory / "versions.json").read_text())["packages"]["openrlhf"] == "0.11.2"
-    assert (quickstart.directory / "checkpoints" / "_actor" / "latest").read_text() == "global_step40"
+    assert (quickstart.directory / "checkpoints" / "latest").read_text() == "global_step40"
+    assert verify(quickstart.directory / "checkpoints" / "global_step40").step == 40
     assert list((quickstart.directory / "tensorboard").rglob("events*"))
 
 
@@ -188,8 +191,8 @@ def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, root, tmp_pa
     best = max(during, key=lambda row: row["eval_macro_accuracy"])  # the first of equals
     assert_trackers_have(run, tmp_path)
     assert re.search(r"held-out +after  accuracy .* macro .* right \d.* no 0\.0", run.output)
-    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "_actor").glob("best*"))
-    assert f"best_global_step{best['step']}" in saved
+    saved = [path.name for path in (tmp_path / "run" / "checkpoints").glob("best*")]
+    assert saved == [f"best_global_step{best['step']}"]
     assert set(run.evaluations) == {"before", "during", "after"}
     assert all("entropy_loss" in step and "kl" in step for step in run.steps)
     assert all(step["ktae/mean_abs_k"] > 0 for step in run.steps)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from openrlhf.trainer.ppo_utils.experience import Experience
-from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
 from openrlhf_ktae.run.batches import rollout_unit, trainable
 from openrlhf_ktae.trainer.ppo_utils.group_filter import (
@@ -24,9 +23,10 @@ from openrlhf_ktae.trainer.ppo_utils.group_filter import (
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt_key
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
+from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SeededSamplesGenerator
 
 
-class DynamicSamplesGenerator(SamplesGenerator):
+class DynamicSamplesGenerator(SeededSamplesGenerator):
     """The host's generator with the above; without `--algo.dynamic_filtering_enable` it is the host's."""
 
     _sample_buffer: list[Experience]

@@ -91,6 +91,14 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             shuffled_B[rows] = scores_B[rows[torch.randperm(len(rows), generator=self._random)]]
         return shuffled_B
 
+    def random_state(self) -> torch.Tensor:
+        """Return the state of the generator that shuffles labels."""
+        return self._random.get_state()
+
+    def load_random_state(self, state: torch.Tensor) -> None:
+        """Set what `random_state` returned."""
+        self._random.set_state(state)
+
     def _keep(self, experiences: list[Experience], scores_B: torch.Tensor, values_BT: torch.Tensor | None) -> None:
         """Keep what the record of rollouts needs, if this batch is to be recorded."""
         if not self.keep_credit:

@@ -12,6 +12,7 @@ from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_ktae.evaluation.statistics import SEED, interval, resampled_means
 from openrlhf_ktae.run.batches import rollout_unit, trainable
+from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts
 from openrlhf_ktae.trainer.ppo_utils.dynamic_sampling import DynamicSamplesGenerator
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 
@@ -39,6 +40,32 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
         )
         return samples[:kept], pass_rate, consumed, exhausted
 
+    def position(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold of this generator; rollouts in it are not copied."""
+        buffer = list(getattr(self, "_sample_buffer", None) or [])
+        drained = getattr(self, "_dataloader_iter", None) is None
+        return {
+            "ended": drained and not buffer,
+            "drained": drained,
+            "buffer": buffer,
+            "carried": list(self._carried),
+            "expected_share": self._expected_share,
+            "batches_of_episode": self._batches_of_episode,
+            "dropped_rollouts": self.dropped_rollouts,
+            "prompts_sent": self.prompts_sent,
+        }
+
+    def load_position(self, position: Mapping[str, Any]) -> None:
+        """Go on from what `position` returned; the loader of prompts has its state already."""
+        self._sample_buffer = rollouts(position["buffer"])
+        self._carried = rollouts(position["carried"])
+        self._expected_share = position["expected_share"]
+        self._batches_of_episode = position["batches_of_episode"]
+        self.dropped_rollouts = position["dropped_rollouts"]
+        self.prompts_sent = position["prompts_sent"]
+        # The host begins an episode where there is neither; one that is under way must go on.
+        self._dataloader_iter = None if position["drained"] else iter(self.prompts_dataloader)
+
     def generate_eval_samples(self, **generate_kwargs: Any) -> list[Experience]:
         """Generate as the host does, benchmark by benchmark, and keep figures with 95 % intervals over problems.
 
@@ -49,6 +76,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
         for name, items in by_benchmark(self.eval_dataloader).items():
             self._eval_dataloader_iter = iter(items)
             parts[name] = super().generate_eval_samples(**generate_kwargs)
+        self.evaluation_ends()
         threshold = self.args.algo.ktae.config["correct_threshold"]
         self.last_eval = summarize(parts, generate_kwargs["n_samples_per_prompt"], threshold)
         return [sample for samples in parts.values() for sample in samples]

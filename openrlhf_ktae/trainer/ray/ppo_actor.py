@@ -12,6 +12,7 @@ from openrlhf.utils.loss_utils import get_loss_batch_info
 
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
+from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
 
 _HostPolicyModelActor: Any = undecorated(host.PolicyModelActor)
 
@@ -60,9 +61,10 @@ def normaliser(info: dict[str, Any], args: SimpleNamespace, accumulated: int) ->
     return {**info, "batch_num_tokens": tokens.clamp(min=least), "global_batch_size": samples.clamp(min=least)}
 
 
-class KTAEPolicyModelActor(_HostPolicyModelActor):
-    """The host's policy actor with the update loop above."""
+class KTAEPolicyModelActor(CheckpointedActor, _HostPolicyModelActor):
+    """The host's policy actor with the update loop above, and checkpoints that are whole."""
 
+    role = "actor"
     update_loop: Any = KTAEActorPPOTrainer
 
     def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:

@@ -73,6 +73,15 @@ BAD = [
     ({"ring_attn_size": "2"}, "--ds.ring_attn_size 2", "1"),
     ({"verifier.workers": "0"}, "--verifier", "workers"),
     ({"config": "{tmp}/none.yaml"}, "none.yaml", "no such file"),
+    ({"resume": "/no/such/checkpoint"}, "--resume /no/such/checkpoint", "auto or never"),
+    ({"resume": "never", "load_checkpoint": "true"}, "--ckpt.load_enable true", "--resume auto"),
+    ({"run.accept_changes": "train.sede"}, "--run.accept_changes train.sede", "did you mean train.seed"),
+    ({"ckpt.on_failure": "panic"}, "--ckpt.on_failure", "continue"),
+    (
+        {"full_determinism": "true", "async_train": "true", "colocate_all_models": "false"},
+        "--train.full_determinism_enable true",
+        "--train.async_enable false",
+    ),
 ]
 
 

@@ -1,0 +1,134 @@
+"""Which options may differ when a run goes on from a checkpoint, and which would make it another run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from openrlhf_ktae.checkpoint.files import digest, files_below
+
+FREE_GROUPS = ("ckpt", "eval", "ktae", "logger", "run")
+"""Where and what is written, and held-out evaluations: they change nothing that is trained."""
+FREE = {
+    "backend": "the two compute the same",
+    "config": "files are resolved before they are compared",
+    "resume": "",
+    "use_ms": "where models are loaded from",
+    "local_rank": "",
+    "train.num_episodes": "a longer run; a learning-rate schedule that follows the data follows the new length",
+    "train.full_determinism_enable": "can be asked for at any time",
+    "algo.ktae.num_workers": "gives the same bits",
+    "algo.ktae.top_tokens": "is only logged",
+    "verifier.workers": "",
+    "verifier.memory_mb": "",
+    "verifier.recycle_after": "",
+    "verifier.cache_size": "",
+    "vllm.num_engines": "",
+    "vllm.tensor_parallel_size": "",
+    "vllm.gpu_memory_utilization": "",
+    "vllm.enforce_eager": "",
+    "vllm.enable_sleep": "",
+    "vllm.sync_backend": "",
+    "vllm.sync_with_ray": "",
+    "vllm.enable_prefix_caching": "",
+    "ds.enable_sleep": "",
+    "ds.attn_implementation": "",
+    "ref.offload": "",
+    "reward.offload": "",
+    "train.colocate_all": "",
+    "train.colocate_actor_ref": "",
+    "train.colocate_critic_reward": "",
+}
+"""Options that may differ, with the reason where it is not plain."""
+BY_CONTENT = (
+    "data.prompt_dataset",
+    "actor.model_name_or_path",
+    "critic.model_name_or_path",
+    "reward.model_name_or_path",
+)
+"""Paths: another one with the same content is the same."""
+MODEL_FILES = (".json", ".safetensors", ".bin", ".model")
+SHARDED = (
+    "actor.num_nodes",
+    "actor.num_gpus_per_node",
+    "ds.zero_stage",
+    "ds.tensor_parallel_size",
+    "ds.ring_attn_size",
+)
+UNIVERSAL = "ds.use_universal_ckpt"
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def changed(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    data_before: Mapping[str, str],
+    data_now: Mapping[str, str],
+    accepted: Iterable[str] = (),
+) -> list[str]:
+    """Return one line, `--NAME: before -> now`, for each option that makes the run another one.
+
+    Args:
+        before: options of the checkpoint, nested.
+        now: options of this run, nested.
+        data_before: digests of the files that options of `BY_CONTENT` name, by option (see `content_of`).
+        data_now: the same, of this run.
+        accepted: options whose change is asked for.
+    """
+    old, new = flat(before), flat(now)
+    accepted = {name.removeprefix("--") for name in accepted}
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        if name in FREE or name.split(".")[0] in FREE_GROUPS or name in accepted:
+            continue
+        if name in SHARDED and new.get(UNIVERSAL):
+            continue
+        if name in BY_CONTENT and name in data_before and name in data_now:
+            if data_before[name] != data_now[name]:
+                what = (
+                    "its content has changed"
+                    if old.get(name) == new.get(name)
+                    else f"{old.get(name)} -> {new.get(name)}"
+                )
+                lines.append(f"--{name}: {what}")
+        elif old.get(name) != new.get(name) and name in old and name in new:
+            lines.append(f"--{name}: {_text(old[name])} -> {_text(new[name])}")
+    return lines
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def content_of(args: SimpleNamespace) -> dict[str, str]:
+    """Return a digest for each option of `BY_CONTENT` that names local files."""
+    found = {}
+    for name in BY_CONTENT:
+        group, leaf = name.split(".")
+        value = getattr(getattr(args, group), leaf, None)
+        if not value:
+            continue
+        parts = [Path(part.split("@")[0].strip()) for part in str(value).split(",")]
+        if all(part.exists() for part in parts):
+            found[name] = " ".join(_digest_of(part) for part in parts)
+    return found
+
+
+def _digest_of(path: Path) -> str:
+    if path.is_file():
+        return digest(path)
+    return " ".join(digest(file) for file in files_below(path) if file.suffix in (*MODEL_FILES, ".jsonl", ".parquet"))

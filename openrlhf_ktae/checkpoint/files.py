@@ -1,0 +1,79 @@
+"""Files that are there whole or not at all, and digests that tell whether they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+BLOCK = 2**20
+WHOLE = 64 * BLOCK  # larger files are read in as many blocks, spread evenly: a checkpoint has hundreds of gigabytes
+DIGEST_BYTES = 16
+THREADS = 8
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield every file below a folder, in the order of its path."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            yield path
+
+
+def size_below(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in files_below(folder))
+
+
+def digest(path: Path) -> str:
+    """Return a digest of a file's size and content; of a file above 64 MiB, of 64 blocks from its start to its end."""
+    size = path.stat().st_size
+    total = hashlib.blake2b(str(size).encode(), digest_size=DIGEST_BYTES)
+    with path.open("rb") as file:
+        for start in _starts(size):
+            file.seek(start)
+            total.update(file.read(BLOCK))
+    return total.hexdigest()
+
+
+def _starts(size: int) -> Iterable[int]:
+    if size <= WHOLE:
+        return range(0, size, BLOCK)
+    blocks = WHOLE // BLOCK
+    return [i * (size - BLOCK) // (blocks - 1) for i in range(blocks)]
+
+
+def digests(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the digest of each file; hashing leaves Python's lock, so that threads share the work."""
+    paths = list(paths)
+    with ThreadPoolExecutor(THREADS) as threads:
+        return dict(zip(paths, threads.map(digest, paths), strict=True))
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_below(folder: Path) -> None:
+    """Wait until everything below a folder is on the disk, the folder last."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if not path.is_symlink():
+            sync(path)
+    sync(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole: a reader finds the old content or the new."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    sync(path.parent)

@@ -1,0 +1,145 @@
+"""What a run goes on from: `--resume auto`, `never`, or a path; decided, and refused, before any model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openrlhf_ktae.checkpoint.changes import changed
+from openrlhf_ktae.checkpoint.folder import (
+    ACTOR,
+    LATEST,
+    MANIFEST,
+    Checkpoint,
+    Manifest,
+    NotWhole,
+    listed,
+    unfinished,
+    verify,
+)
+
+AUTO, NEVER = "auto", "never"
+
+
+class CannotResume(ValueError):
+    """There is nothing whole to go on from, or the options have changed; the message says what and the way out."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to go on from, and one line for a person for each thing that was considered."""
+
+    checkpoint: Checkpoint | None
+    lines: list[str] = field(default_factory=list)
+
+
+def decide(choice: str, root: Path) -> Decision:
+    """Return the checkpoint that `--resume choice` means, with the reasons.
+
+    Args:
+        choice: `auto`, `never`, a checkpoint, or a folder of checkpoints.
+        root: the folder of this run's checkpoints (`--ckpt.path`).
+
+    Raises:
+        CannotResume: none is whole where one must be.
+    """
+    if choice == NEVER:
+        return Decision(None)
+    if choice == AUTO:
+        return newest(root, f"--resume {AUTO}")
+    path, flag = Path(choice), f"--resume {choice}"
+    if not path.is_dir():
+        raise CannotResume(f"{flag}: no such folder; give a checkpoint, a folder of checkpoints, {AUTO} or {NEVER}")
+    if (path / MANIFEST).exists():
+        try:
+            return Decision(verify(path), [f"resuming from {path}"])
+        except NotWhole as reason:
+            raise CannotResume(f"{flag}: {reason}; --resume {AUTO} takes the newest whole one") from None
+    for folder in (path, path / "checkpoints"):
+        decision = newest(folder, flag)
+        if decision.checkpoint:
+            return decision
+    raise CannotResume(f"{flag}: holds no checkpoint ({MANIFEST}); give one, {AUTO} or {NEVER}")
+
+
+def newest(root: Path, flag: str) -> Decision:
+    """Return the checkpoint that was written last among those that are whole; None where there are none at all.
+
+    Raises:
+        CannotResume: there are some, and none is whole.
+    """
+    found, bad = listed(root)
+    lines = [f"skipped {name}: was being written when the run ended" for name in unfinished(root)]
+    lines += [f"skipped {name}: {reason}" for name, reason in bad.items()]
+    for candidate in found:
+        if not (candidate.path / ACTOR).is_dir():
+            lines.append(f"skipped {candidate.path.name}: has no {ACTOR}, only an export (--ckpt.disable_ds)")
+            continue
+        try:
+            whole = verify(candidate.path)
+        except NotWhole as reason:
+            lines.append(f"skipped {candidate.path.name}: {reason}")
+            continue
+        why = "written last" if len(found) + len(bad) > 1 else "the only one"
+        return Decision(whole, [*lines, f"resuming from {whole.path} (step {whole.step}, {why})"])
+    host = of_host(root, flag)
+    if host:
+        return Decision(host, [*lines, f"resuming from {host.path}, written by OpenRLHF itself: it cannot be verified"])
+    if found or bad:
+        reasons = "; ".join(line.removeprefix("skipped ") for line in lines)
+        raise CannotResume(
+            f"{flag}: no checkpoint in {root} is whole ({reasons}). --resume {NEVER} starts anew, --resume PATH takes "
+            "another"
+        )
+    return Decision(None, [*lines, f"no checkpoint in {root}: starting anew"])
+
+
+def of_host(path: Path, flag: str) -> Checkpoint | None:
+    """Return what plain OpenRLHF saved at `path`, if it did: `_actor/TAG` named by `_actor/latest`.
+
+    Raises:
+        CannotResume: `latest` is missing, or names what is not there; the host would fail, or start anew, late.
+    """
+    folder = path / ACTOR
+    if not folder.is_dir():
+        return None
+    tags = sorted(tag.name for tag in folder.iterdir() if tag.is_dir())
+    latest = folder / LATEST
+    name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+    if name not in tags:
+        raise CannotResume(
+            f"{flag}: {latest} {f'names {name!r}, which is not there' if name else 'is missing'}. Write one of these "
+            f"names into it: {', '.join(tags) or 'there are none; --resume never starts anew'}"
+        )
+    digits = name.rpartition("global_step")[2]
+    return Checkpoint(path, Manifest(name, int(digits) if digits.isdigit() else 0, 0, {}))
+
+
+def check_options(
+    checkpoint: Checkpoint, config: Mapping[str, Any], data: Mapping[str, str], accepted: Iterable[str]
+) -> None:
+    """Refuse options that would make the run another one than the checkpoint's.
+
+    Raises:
+        CannotResume: with every difference and the ways out.
+    """
+    about = checkpoint.manifest.about
+    if not about:
+        return
+    lines = changed(about.get("config", {}), config, about.get("data", {}), data, accepted)
+    if lines:
+        names = " ".join(line.split(":")[0].removeprefix("--") for line in lines)
+        raise CannotResume(
+            f"--resume: {checkpoint.path} was written with other options: {'; '.join(lines)}. Set them back, accept "
+            f"them with --run.accept_changes {names}, or start anew with --resume {NEVER}"
+        )
+
+
+def other_versions(checkpoint: Checkpoint, versions: Mapping[str, Any]) -> list[str]:
+    """Return one line if packages have changed since: the same options may then give other numbers."""
+    before = checkpoint.manifest.about.get("versions", {}).get("packages", {})
+    now = versions.get("packages", {})
+    other = [f"{name} {before[name]} -> {now.get(name, 'none')}" for name in before if before[name] != now.get(name)]
+    return [f"versions differ from the checkpoint's: {', '.join(other)}"] if other else []

@@ -1,0 +1,124 @@
+"""Writing a checkpoint: into a staging folder, onto the disk, renamed, and only then named by `latest`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openrlhf_ktae.checkpoint.files import digests, files_below, sync, sync_below, write_text
+from openrlhf_ktae.checkpoint.folder import ASIDE, LATEST, MANIFEST, STAGING, Checkpoint, Manifest, folders, listed
+
+
+def staging(root: str | Path, tag: str) -> Path:
+    """Return the folder into which the parts of the checkpoint `tag` are written."""
+    return Path(root) / f"{STAGING}{tag}"
+
+
+def begin(root: str | Path, tag: str) -> Path:
+    """Return an empty staging folder; what an earlier run left behind is put right first."""
+    recover(Path(root))
+    folder = staging(root, tag)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def recover(root: Path) -> None:
+    """Put right what a run left that died while it wrote: unfinished folders go, a replaced one comes back."""
+    for path in root.glob(f"{ASIDE}*"):
+        name = root / path.name.removeprefix(ASIDE)
+        if name.exists():
+            remove(path)
+        else:
+            os.rename(path, name)
+    for path in root.glob(f"{STAGING}*"):
+        remove(path)
+
+
+def commit(root: str | Path, tag: str, step: int, about: Mapping[str, Any]) -> Checkpoint:
+    """Make the staged parts of `tag` a checkpoint, and let `latest` name it.
+
+    Args:
+        root: the folder of all checkpoints (`--ckpt.path`).
+        tag: its name.
+        step: the last step that it contains.
+        about: `config`, `data` and `versions` of the run.
+
+    A process that dies here, at any moment, leaves the checkpoints before it whole, and `latest` at one of them.
+    """
+    root = Path(root)
+    folder, target = staging(root, tag), root / tag
+    content = digests(files_below(folder))
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "digest": value}
+        for path, value in content.items()
+    }
+    about = {**about, "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    manifest = Manifest(tag, step, next_sequence(root), files, about)
+    write_text(folder / MANIFEST, manifest.to_json())
+    sync_below(folder)
+    aside = root / f"{ASIDE}{tag}"
+    if target.exists():  # the run went back to an earlier step and has come here again
+        os.rename(target, aside)
+    os.rename(folder, target)
+    sync(root)
+    write_text(root / LATEST, tag)
+    if aside.exists():
+        remove(aside)
+    return Checkpoint(target, manifest)
+
+
+def next_sequence(root: Path) -> int:
+    """Return a number above that of every checkpoint there."""
+    return 1 + max((one.manifest.sequence for one in listed(root)[0]), default=0)
+
+
+def abandon(root: str | Path, tag: str) -> None:
+    """Remove what was staged for `tag`."""
+    folder = staging(root, tag)
+    if folder.exists():
+        remove(folder)
+
+
+def rotate(root: str | Path, keep: int, max_bytes: float) -> list[str]:
+    """Delete the oldest checkpoints until at most `keep`, and `max_bytes`, are there; return their names.
+
+    Never the newest, never the best, never the one that `latest` names. Those of the best evaluation do not count
+    towards `keep`; of several, the newest is the best. Exports below a checkpoint go with it.
+    """
+    root = Path(root)
+    found = listed(root)[0]
+    regular, best = [one for one in found if not one.is_best], [one for one in found if one.is_best]
+    protected = {found[0].path, *(one.path for one in best[:1])} if found else set()
+    named = read_latest(root)
+    if named is not None:
+        protected.add(named)
+    going = [one for one in best[1:] if one.path not in protected]
+    going += [one for one in regular[max(keep, 1) :] if one.path not in protected]
+    staying = [one for one in found if one not in going]
+    total = sum(one.manifest.bytes for one in staying)
+    for one in reversed(staying):
+        if total > max_bytes and one.path not in protected and not one.is_best:
+            going.append(one)
+            total -= one.manifest.bytes
+    for one in going:
+        remove(one.path)
+    return [one.path.name for one in going]
+
+
+def read_latest(root: Path) -> Path | None:
+    """Return the checkpoint that `latest` names, if both are there."""
+    try:
+        name = (root / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((path for path in folders(root) if path.name == name), None)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder; its manifest first, so that half a folder is never taken for a checkpoint."""
+    (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path)

@@ -1,0 +1,29 @@
+"""Put into the options what the run goes on from, and what its checkpoints will say of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from openrlhf_ktae.checkpoint.changes import content_of
+from openrlhf_ktae.checkpoint.resume import check_options, decide, other_versions
+from openrlhf_ktae.run.directory import nested_options, versions
+
+
+def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
+    """Set `run.resume_from`, `run.resume_step`, `run.about`, the host's `ckpt.load_enable`; return lines for a person.
+
+    Raises:
+        CannotResume: see `checkpoint.resume`.
+    """
+    args.run.about = {"config": nested_options(args), "data": content_of(args), "versions": versions(backend)}
+    decision = decide(args.resume, Path(args.ckpt.path))
+    chosen = decision.checkpoint
+    args.run.resume_from = str(chosen.path) if chosen else None
+    args.run.resume_step = chosen.step if chosen else 0
+    args.ckpt.load_enable = chosen is not None
+    if chosen is None:
+        return decision.lines
+    about = args.run.about
+    check_options(chosen, about["config"], about["data"], args.run.accept_changes)
+    return [*decision.lines, *other_versions(chosen, about["versions"])]

@@ -1,0 +1,192 @@
+"""Departure from the host: a checkpoint is one folder, whole or not there, with all that the next step depends on.
+
+The host's own saving writes its part through `super()`; it is led into a staging folder, to which the trainer adds
+what the host forgets, and which is renamed when everything is on the disk (`openrlhf_ktae.checkpoint`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from openrlhf.utils.logging_utils import init_logger
+from ray.exceptions import RayTaskError
+
+from openrlhf_ktae.checkpoint.folder import BEST, TRAINER_STATE
+from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
+from openrlhf_ktae.checkpoint.space import DiskFull, expected_bytes, require_space
+from openrlhf_ktae.checkpoint.write import abandon, begin, commit, rotate, staging
+from openrlhf_ktae.plan.memory import BYTES
+from openrlhf_ktae.plan.shape import model_shape
+from openrlhf_ktae.run.record import RunRecord
+from openrlhf_ktae.trainer.ppo_utils.data_position import POSITION, plain_position
+
+logger = init_logger(__name__)
+
+GIB = 2**30
+NO_METRIC = "none"
+LOADER = "data_loader_state_dict"  # the host's key for its position in the data
+
+
+class CheckpointFailed(RuntimeError):
+    """A checkpoint could not be written and `--ckpt.on_failure stop` was asked for."""
+
+
+@contextmanager
+def checkpoints_at(args: SimpleNamespace, path: str | Path | None) -> Iterator[None]:
+    """Let the host read or write its checkpoints at `path` for a while; None leaves it where it is."""
+    before = args.ckpt.path
+    args.ckpt.path = str(path) if path else before
+    try:
+        yield
+    finally:
+        args.ckpt.path = before
+
+
+class CheckpointingTrainer:
+    """Mixin before a host trainer class, and before the mixins whose `training_state` it saves."""
+
+    args: Any
+    kl_ctl: Any
+    experience_maker: Any
+    record: RunRecord
+    best_eval_metric_key: str
+    _resumed_random: dict[str, Any] | None = None
+    resumed_states: dict[str, Any] | None = None
+    """The host's states of the checkpoint that the run goes on from, as they were saved."""
+
+    def training_state(self) -> dict[str, Any]:
+        """Return what the next step depends on in this process, as plain containers and tensors."""
+        return {
+            "kl_coefficient": float(self.kl_ctl.value),
+            "shuffle": self.experience_maker.random_state(),
+            "random": self._resumed_random or random_state(),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from `training_state`; random states are set when the first step begins, not to be used up before."""
+        self.kl_ctl.value = state["kl_coefficient"]
+        self.experience_maker.load_random_state(state["shuffle"])
+        self._resumed_random = state["random"]
+
+    def init_checkpoint_states(self) -> dict[str, Any]:
+        """Return the host's states of the checkpoint that the command chose; load the rest of it."""
+        source = self.args.run.resume_from
+        with checkpoints_at(self.args, source):
+            states = super().init_checkpoint_states()  # type: ignore[misc]
+        if not source:
+            return states
+        self.record.last_step = states["global_step"]
+        path = Path(source) / TRAINER_STATE
+        if not path.is_file():  # plain OpenRLHF wrote it
+            return states
+        saved = torch.load(path, weights_only=True)
+        self.load_training_state(saved["trainer"])
+        position = saved[POSITION]
+        states[LOADER] = {"loader": states[LOADER], POSITION: position}
+        self.resumed_states = dict(states)
+        if position["ended"]:
+            states["episode"] += 1  # it was written after the last step of an episode, which is not played again
+        return states
+
+    def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
+        """Train as the host does; in the first step after a checkpoint, with its random states."""
+        state, self._resumed_random = self._resumed_random, None
+        if state:
+            restore_random_state(state)
+        return super().train_step(rollout_samples, global_step)  # type: ignore[misc]
+
+    def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
+        """Log and save as the host does, into one folder that appears when it is whole."""
+        save = super().save_logs_and_checkpoints  # type: ignore[misc]
+        if global_step % self.args.ckpt.save_steps:
+            save(global_step, logs_dict, client_states)
+            return
+        if not self._has_room():
+            self._only_log(save, global_step, logs_dict, client_states)
+            return
+        self._save(f"global_step{global_step}", client_states, lambda states: save(global_step, logs_dict, states))
+
+    def save_best_checkpoint(self, eval_metrics: Any, global_step: int, client_states: Any = None) -> None:
+        """Save as the host does if the evaluation is the best so far."""
+        save = super().save_best_checkpoint  # type: ignore[misc]
+        improves = self._improves(eval_metrics)
+        if not improves:
+            save(eval_metrics, global_step, client_states)
+            return
+        if not self._has_room():
+            key, self.best_eval_metric_key = self.best_eval_metric_key, NO_METRIC
+            save(eval_metrics, global_step, client_states)
+            self.best_eval_metric_key = key
+            return
+        tag = f"{BEST}global_step{global_step}"
+        self._save(tag, client_states, lambda states: save(eval_metrics, global_step, states))
+
+    def _improves(self, eval_metrics: Any) -> bool:
+        """Whether the host is about to save; asking for the key settles it, as the host does itself."""
+        key = self._detect_eval_metric_key(eval_metrics) if eval_metrics else None  # type: ignore[attr-defined]
+        return key is not None and eval_metrics[key] > self.best_eval_metric_value  # type: ignore[attr-defined]
+
+    def _save(self, tag: str, client_states: Any, save: Callable[[dict[str, Any]], None]) -> None:
+        """Let `save` write below a staging folder, add this process's state and make it a checkpoint."""
+        root = self.args.ckpt.path
+        states = dict(client_states or {})
+        position = states.get(LOADER) or {}
+        if POSITION in position:
+            states[LOADER] = position["loader"]
+        try:
+            folder = begin(root, tag)
+            save(states)
+            state = {"trainer": self.training_state(), POSITION: plain_position(position.get(POSITION))}
+            torch.save(state, folder / TRAINER_STATE)
+            self.record.sync()
+            commit(root, tag, states.get("global_step", 0), self.args.run.about)
+        except (OSError, RuntimeError, RayTaskError) as error:
+            self._failed(tag, error)
+            return
+        for name in rotate(root, self.args.ckpt.max_num, self.args.ckpt.max_mem * GIB):
+            logger.info(f"deleted checkpoint {name}")
+
+    def _only_log(self, save: Callable[..., None], *what: Any) -> None:
+        ckpt, steps = self.args.ckpt, self.args.ckpt.save_steps
+        ckpt.save_steps = float("inf")
+        try:
+            save(*what)
+        finally:
+            ckpt.save_steps = steps
+
+    def _has_room(self) -> bool:
+        args, root = self.args, Path(self.args.ckpt.path)
+        shape = model_shape(args.actor.model_name_or_path)
+        parameters = shape.parameters if shape else None
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            require_space(root, expected_bytes(root, parameters, BYTES[args.ds.param_dtype], args.ckpt.save_hf))
+        except OSError as error:
+            self._failed("", error)
+            return False
+        return True
+
+    def _failed(self, tag: str, error: Exception) -> None:
+        """Say that there is no new checkpoint, and go on or stop as `--ckpt.on_failure` says.
+
+        Raises:
+            CheckpointFailed: with `stop`.
+        """
+        if tag:
+            abandon(self.args.ckpt.path, tag)
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        what = str(cause) if isinstance(cause, DiskFull) else f"{type(cause).__name__}: {cause}"
+        text = f"no checkpoint {tag}".rstrip() + f": {' '.join(what.split())[:400]}; the last whole one stays"
+        self.record.note(text)
+        if self.args.ckpt.on_failure == "stop":
+            raise CheckpointFailed(f"{text} (--ckpt.on_failure stop)") from error
+
+
+def written_by(args: SimpleNamespace, tag: str) -> Path:
+    """Return the folder into which the ranks write their parts of `tag`."""
+    return staging(args.ckpt.path, tag)

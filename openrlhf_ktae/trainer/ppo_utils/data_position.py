@@ -1,0 +1,59 @@
+"""Where a run stands in its data: the host's loader, and rollouts that were drawn from it and not yet trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from openrlhf.trainer.ppo_utils.experience import Experience
+
+POSITION = "position"
+BUFFERS = ("buffer", "carried")
+
+
+class PositionedLoader:
+    """The host's loader of prompts; its state holds that of the generator that draws from it.
+
+    The host saves and loads the loader's state with every checkpoint, in both trainers, and forgets the generator.
+    """
+
+    def __init__(self, loader: Any, generator: Any) -> None:
+        self._loader, self._generator = loader, generator
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return both states; rollouts in it are the generator's own until `plain_position` copies them."""
+        return {"loader": self._loader.state_dict(), POSITION: self._generator.position()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the place of what `state_dict` returned, or of what the host's loader alone did."""
+        if POSITION not in state:
+            self._loader.load_state_dict(state)
+            return
+        self._loader.load_state_dict(state["loader"])
+        self._generator.load_position(state[POSITION])
+
+
+def plain_position(position: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a generator's position as plain containers and tensors; of none, that of a run at its start."""
+    if position is None:
+        return {"ended": False}
+    return {name: [plain(e) for e in value] if name in BUFFERS else value for name, value in position.items()}
+
+
+def plain(experience: Experience | dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a rollout by name; of one that was just read back, themselves."""
+    if isinstance(experience, dict):
+        return experience
+    return {field.name: getattr(experience, field.name) for field in fields(Experience)}
+
+
+def rollouts(stored: list[Any]) -> list[Experience]:
+    """Return rollouts from their fields; those that are rollouts already stay."""
+    return [one if isinstance(one, Experience) else Experience(**one) for one in stored]

@@ -1,0 +1,116 @@
+"""Departure from the host: with `--train.full_determinism_enable`, rollouts depend on the seed and the prompt alone.
+
+The host's engines draw all requests from one generator, in whatever order they arrive, and groups come back as they
+finish. Here each rollout has a seed of its own, made from `--train.seed`, the number of its prompt in the run and its
+number in the group; all requests of a call are scheduled at once, because the last bits of a logit depend on how many
+share a batch; and groups are put back into the order of their prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+SEED_KEY = "sampling_seed"
+"""In an engine's answer: the seed of the prompt that it answers."""
+TRAIN, EVALUATION = "train", "evaluation"
+SEED_BYTES = 7  # below 2^63, which torch's generators take
+
+
+def derived_seed(*parts: int | str) -> int:
+    """Return a seed of 56 bits for the parts, the same in every process."""
+    text = "\0".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=SEED_BYTES).digest(), "big")
+
+
+class SeededEngine:
+    """An engine's handle that gives the prompt that is sent through it a seed."""
+
+    def __init__(self, engine: Any, seed: int) -> None:
+        self.get_num_unfinished_requests = engine.get_num_unfinished_requests
+
+        def send(*, sampling_params: Any, **request: Any) -> Any:
+            sampling_params.seed = seed
+            return engine.generate_responses.remote(sampling_params=sampling_params, **request)
+
+        self.generate_responses = SimpleNamespace(remote=send)
+
+
+class SeededSamplesGenerator(SamplesGenerator):
+    """The host's generator with the above; without `--train.full_determinism_enable` it is the host's."""
+
+    args: Any
+    vllm_engines: list[Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prompts_sent = 0
+        """Prompts sent to engines for training in this run, those before a resume included."""
+        self._evaluated: int | None = None  # prompts of the evaluation under way
+        self._order: dict[int, int] = {}  # seed of a prompt -> its place in the call
+        self._place: dict[int, int] = {}  # id of a rollout -> the place of its prompt
+
+    def generate_eval_samples(self, **generate_kwargs: Any) -> list[Experience]:
+        """Evaluate as the host does; every evaluation asks the same questions with the same seeds."""
+        self._evaluated = self._evaluated or 0
+        return super().generate_eval_samples(**generate_kwargs)
+
+    def evaluation_ends(self) -> None:
+        """Let the next evaluation begin with its first seed."""
+        self._evaluated = None
+
+    def _generate_vllm(
+        self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
+    ) -> tuple[list[Experience], int, bool]:
+        self._order, self._place = {}, {}
+        samples, drawn, exhausted = super()._generate_vllm(
+            dataloader_iter, num_prompts, dynamic_filtering, **generate_kwargs
+        )
+        if self._order:
+            samples = sorted(samples, key=lambda rollout: self._place[id(rollout)])
+        return samples, drawn, exhausted
+
+    def _dispatch_prompts_to_vllm(
+        self, prompts: list[str], labels: list[str], *, images: Any = None, **generate_kwargs: Any
+    ) -> list[Any]:
+        if not self.args.train.full_determinism_enable:
+            return super()._dispatch_prompts_to_vllm(prompts, labels, images=images, **generate_kwargs)
+        engines, refs = self.vllm_engines, []
+        ray.get([engine.hold.remote() for engine in engines])
+        samples = generate_kwargs.get("n_samples_per_prompt", self.args.rollout.n_samples_per_prompt)
+        expected = [0] * len(engines)
+        try:
+            for place, (prompt, label, image) in enumerate(
+                zip(prompts, labels, images or [None] * len(prompts), strict=True)
+            ):
+                number, seed = self._next_seed()
+                self._order[seed] = place
+                engine = number % len(engines)
+                expected[engine] += samples
+                self.vllm_engines = [SeededEngine(engines[engine], seed)]
+                refs += super()._dispatch_prompts_to_vllm([prompt], [label], images=[image], **generate_kwargs)
+        finally:
+            self.vllm_engines = engines
+            ray.get([engine.release.remote(count) for engine, count in zip(engines, expected, strict=True)])
+        return refs
+
+    def _next_seed(self) -> tuple[int, int]:
+        """Return the number of the next prompt and its seed."""
+        if self._evaluated is not None:
+            number, purpose = self._evaluated, EVALUATION
+            self._evaluated += 1
+        else:
+            number, purpose = self.prompts_sent, TRAIN
+            self.prompts_sent += 1
+        return number, derived_seed(self.args.train.seed, purpose, number)
+
+    def _process_response_into_experience(self, response: dict[str, Any], **generate_kwargs: Any) -> Experience:
+        rollout = super()._process_response_into_experience(response, **generate_kwargs)
+        if SEED_KEY in response:
+            self._place[id(rollout)] = self._order[response[SEED_KEY]]
+        return rollout

@@ -1,0 +1,54 @@
+"""Departure from the host: an engine whose rollouts have seeds, scheduled together (`ppo_utils/seeded_sampling`)."""
+
+from __future__ import annotations
+
+import asyncio
+from copy import deepcopy
+from typing import Any
+
+from openrlhf.trainer.ray import vllm_engine as host
+
+from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
+
+_HostRolloutActor: Any = undecorated(host.RolloutRayActor)
+ARRIVAL_SECONDS = 60.0  # a request that has not come by then has failed; the others must not wait for it
+POLL_SECONDS = 0.001
+
+
+class KTAERolloutActor(_HostRolloutActor):
+    """The host's engine; without a seed in the request it is the host's."""
+
+    async def hold(self) -> None:
+        """Schedule nothing until `release`."""
+        await self.llm.pause_generation(mode="keep", clear_cache=False)
+
+    async def release(self, expected: int) -> None:
+        """Schedule the requests that came since `hold`, once there are as many as `expected`."""
+        clock = asyncio.get_running_loop()
+        end = clock.time() + ARRIVAL_SECONDS
+        while self.get_num_unfinished_requests() < expected and clock.time() < end:
+            await asyncio.sleep(POLL_SECONDS)
+        await self.llm.resume_generation()
+
+    async def generate_responses(
+        self,
+        prompt: str,
+        label: str,
+        sampling_params: Any,
+        max_length: int,
+        hf_tokenizer: Any,
+        num_samples: int = 1,
+        images: Any = None,
+    ) -> list[dict[str, Any]]:
+        """Generate as the host does; with a seed, every sample of the prompt has one made from it."""
+        generate = super().generate_responses
+        if sampling_params.seed is None:
+            return await generate(prompt, label, sampling_params, max_length, hf_tokenizer, num_samples, images)
+        samples = []
+        for number in range(num_samples):
+            params = deepcopy(sampling_params)
+            params.seed = derived_seed(sampling_params.seed, number)
+            samples.append(generate(prompt, label, params, max_length, hf_tokenizer, 1, images))
+        answers = await asyncio.gather(*samples)
+        return [{**answer, SEED_KEY: sampling_params.seed} for answer_of in answers for answer in answer_of]

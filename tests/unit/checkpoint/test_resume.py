@@ -1,0 +1,177 @@
+"""What a run goes on from: the newest whole checkpoint, with the reasons, or a refusal with the way out."""
+
+from __future__ import annotations
+
+import pytest
+from written import TRAIN, dies_while_writing, write
+
+from openrlhf_ktae.checkpoint.changes import changed
+from openrlhf_ktae.checkpoint.resume import AUTO, NEVER, CannotResume, check_options, decide, other_versions
+
+
+def tear(checkpoint):
+    path = next(checkpoint.path.glob("_actor/*/model.pt"))
+    path.write_text(path.read_text()[:3])
+
+
+def test_auto_takes_the_newest_and_says_so(tmp_path):
+    write(tmp_path, 2)
+    write(tmp_path, 4)
+    decision = decide(AUTO, tmp_path)
+    assert decision.checkpoint.step == 4
+    assert decision.lines == [f"resuming from {tmp_path}/global_step4 (step 4, written last)"]
+
+
+def test_auto_says_which_it_skipped_and_why(tmp_path):
+    whole, torn = write(tmp_path, 2), write(tmp_path, 4)
+    other = write(tmp_path, 6)
+    tear(torn)
+    (other.path / "manifest.json").unlink()
+    (tmp_path / ".writing-global_step8").mkdir()
+    (tmp_path / "latest").write_text("global_step6")
+    decision = decide(AUTO, tmp_path)
+    assert decision.checkpoint.path == whole.path
+    text = "\n".join(decision.lines)
+    assert "skipped global_step8: was being written when the run ended" in text
+    assert "skipped global_step6: has no manifest.json: it was not finished" in text
+    assert "skipped global_step4: _actor/global_step4/model.pt has 3 bytes instead of 9" in text
+
+
+@pytest.mark.parametrize("latest", [None, "", "global_step99", "\x00", "../elsewhere"])
+def test_latest_is_for_people_and_not_needed(tmp_path, latest):
+    write(tmp_path, 2)
+    (tmp_path / "latest").unlink()
+    if latest is not None:
+        (tmp_path / "latest").write_text(latest)
+    assert decide(AUTO, tmp_path).checkpoint.step == 2
+
+
+def test_auto_starts_anew_where_there_is_none(tmp_path):
+    decision = decide(AUTO, tmp_path / "no such folder")
+    assert decision.checkpoint is None
+    assert "starting anew" in decision.lines[0]
+
+
+def test_auto_starts_anew_after_a_death_in_the_first_write(tmp_path):
+    (tmp_path / "first").mkdir()
+    assert dies_while_writing(tmp_path / "first", 20, 2) is None
+    decision = decide(AUTO, tmp_path / "first")
+    assert decision.checkpoint is None
+    assert "skipped global_step2: was being written" in decision.lines[0]
+
+
+def test_auto_does_not_silently_start_anew_where_all_are_damaged(tmp_path):
+    tear(write(tmp_path, 2))
+    with pytest.raises(CannotResume, match=r"none|no checkpoint.*is whole.*--resume never starts anew"):
+        decide(AUTO, tmp_path)
+
+
+def test_never_looks_at_nothing(tmp_path):
+    tear(write(tmp_path, 2))
+    assert decide(NEVER, tmp_path).checkpoint is None
+
+
+def test_a_path_is_a_checkpoint_a_folder_of_them_or_a_run(tmp_path):
+    root = tmp_path / "run" / "checkpoints"
+    write(root, 2)
+    write(root, 4)
+    for path, step in ((root / "global_step2", 2), (root, 4), (tmp_path / "run", 4)):
+        assert decide(str(path), tmp_path / "elsewhere").checkpoint.step == step
+
+
+def test_a_path_that_cannot_be_resumed_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    torn = write(tmp_path / "torn", 2)
+    tear(torn)
+    for path, message in (
+        ("/no/such", "no such folder"),
+        (tmp_path / "empty", "holds no checkpoint"),
+        (torn.path, "has 3 bytes instead of 9; --resume auto"),
+    ):
+        with pytest.raises(CannotResume, match=message):
+            decide(str(path), tmp_path)
+
+
+def of_host(root, *tags, latest):
+    for tag in tags:
+        (root / "_actor" / tag).mkdir(parents=True)
+    if latest is not None:
+        (root / "_actor" / "latest").write_text(latest)
+
+
+def test_what_plain_openrlhf_saved_can_be_resumed(tmp_path):
+    of_host(tmp_path, "global_step10", "global_step20", latest="global_step20")
+    for choice in (AUTO, str(tmp_path)):
+        decision = decide(choice, tmp_path)
+        assert (decision.checkpoint.path, decision.checkpoint.step) == (tmp_path, 20)
+        assert "cannot be verified" in decision.lines[-1]
+
+
+@pytest.mark.parametrize("latest", [None, "", "global_step30"])
+def test_its_missing_latest_is_refused_with_the_names_to_choose_from(tmp_path, latest):
+    """The host raises KeyError, or AssertionError, after all models are loaded."""
+    of_host(tmp_path, "global_step10", "global_step20", latest=latest)
+    with pytest.raises(CannotResume, match="Write one of these names into it: global_step10, global_step20"):
+        decide(AUTO, tmp_path)
+
+
+def test_an_export_alone_is_skipped(tmp_path):
+    checkpoint = write(tmp_path, 2)
+    import shutil
+
+    shutil.rmtree(checkpoint.path / "_actor")
+    with pytest.raises(CannotResume, match="has no _actor, only an export"):
+        decide(AUTO, tmp_path)
+
+
+def test_options_that_matter_are_refused_with_the_difference_and_the_ways_out(tmp_path):
+    checkpoint = write(tmp_path, 2)
+    check_options(checkpoint, TRAIN, {}, [])
+    with pytest.raises(CannotResume) as refusal:
+        check_options(checkpoint, {"train": {"seed": 2}}, {}, [])
+    for text in ("--train.seed: 1 -> 2", "--run.accept_changes train.seed", "--resume never"):
+        assert text in str(refusal.value)
+    check_options(checkpoint, {"train": {"seed": 2}}, {}, ["train.seed"])
+
+
+def test_which_options_may_differ():
+    before = {"train": {"num_episodes": 1, "seed": 1}, "logger": {"x": 1}, "eval": {"steps": 3}, "ckpt": {"path": "a"}}
+    now = {"train": {"num_episodes": 2, "seed": 1}, "logger": {"x": 2}, "eval": {"steps": 9}, "ckpt": {"path": "b"}}
+    assert changed(before, now, {}, {}) == []
+    assert changed({"actor": {"adam": {"lr": 1e-6}}}, {"actor": {"adam": {"lr": 1e-5}}}, {}, {}) == [
+        "--actor.adam.lr: 1e-06 -> 1e-05"
+    ]
+
+
+def test_every_option_that_may_differ_is_an_option():
+    from openrlhf_ktae.checkpoint.changes import BY_CONTENT, FREE, FREE_GROUPS, SHARDED, flat
+    from openrlhf_ktae.cli.options import parse_command_line
+    from openrlhf_ktae.run.directory import nested_options
+
+    words = "--pretrain m --prompt_data d --vllm_num_engines 1 --actor.num_gpus_per_node 1 --label_key label"
+    options = flat(nested_options(parse_command_line(words.split())))
+    assert not {*FREE, *BY_CONTENT, *SHARDED} - options.keys() - {"local_rank"}
+    assert {name.split(".")[0] for name in options} >= set(FREE_GROUPS)
+
+
+def test_a_path_may_change_and_its_content_may_not():
+    name = "data.prompt_dataset"
+    old, new = {"data": {"prompt_dataset": "a.jsonl"}}, {"data": {"prompt_dataset": "b.jsonl"}}
+    assert changed(old, new, {name: "same"}, {name: "same"}) == []
+    assert changed(old, old, {name: "one"}, {name: "other"}) == [f"--{name}: its content has changed"]
+    assert changed(old, new, {name: "one"}, {name: "other"}) == [f"--{name}: a.jsonl -> b.jsonl"]
+    assert changed(old, new, {}, {}) == [f"--{name}: a.jsonl -> b.jsonl"]
+
+
+def test_another_number_of_ranks_needs_a_universal_checkpoint():
+    before = {"actor": {"num_nodes": 1}, "ds": {"use_universal_ckpt": False}}
+    assert changed(before, {"actor": {"num_nodes": 2}, "ds": {"use_universal_ckpt": False}}, {}, {})
+    assert changed(before, {"actor": {"num_nodes": 2}, "ds": {"use_universal_ckpt": True}}, {}, {}) == [
+        "--ds.use_universal_ckpt: false -> true"
+    ]
+
+
+def test_other_versions_are_said(tmp_path):
+    checkpoint = write(tmp_path, 2)
+    assert other_versions(checkpoint, {"packages": {"torch": "1"}}) == []
+    assert "torch 1 -> 2" in other_versions(checkpoint, {"packages": {"torch": "2"}})[0]

@@ -1,0 +1,153 @@
+"""A checkpoint is whole or not there, whenever its writer dies; `latest` names a whole one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from written import dies_while_writing, write
+
+from openrlhf_ktae.checkpoint.folder import NotWhole, listed, verify
+from openrlhf_ktae.checkpoint.resume import AUTO, decide
+from openrlhf_ktae.checkpoint.write import begin, read_latest, recover, staging
+
+NEVER_DIES = 10**9
+MODELS = {2: "weights 2", 4: "weights 4", 6: "again 6"}
+
+
+def content(checkpoint):
+    return next(checkpoint.path.glob("_actor/*/model.pt")).read_text()
+
+
+def check_whole(root, allowed):
+    """What a run finds that starts after the death."""
+    chosen = decide(AUTO, root).checkpoint
+    assert chosen is not None
+    assert content(chosen) in allowed[chosen.step]
+    latest = read_latest(root)
+    if latest is not None:
+        verify(latest)
+    elif (root / "latest").exists():  # it was moved aside to make place: it comes back, or the new one has its name
+        recover(root)
+        verify(read_latest(root))
+    return chosen.step
+
+
+def test_killed_at_every_operation_of_a_write_the_checkpoints_before_stay_whole(tmp_path):
+    """Two checkpoints are there, the third is being written and the first rotated out."""
+    before = tmp_path / "before"
+    write(before, 2)
+    write(before, 4)
+    operations = dies_while_writing(copy(before, tmp_path / "whole"), NEVER_DIES, 6)
+    assert operations > 40
+    found = []
+    for moment in range(1, operations + 1):
+        root = copy(before, tmp_path / "killed")
+        assert dies_while_writing(root, moment, 6) is None
+        found.append(check_whole(root, {4: {"weights 4"}, 6: {"again 6"}}))
+        write(root, 8)  # the next run can write
+        assert decide(AUTO, root).checkpoint.step == 8
+        assert not list(root.glob(".*")), "nothing is left behind"
+    assert found == sorted(found), "once it is there it stays"
+    assert {4, 6} == set(found)
+
+
+def test_killed_at_every_operation_while_it_replaces_one_of_the_same_step(tmp_path):
+    """A run that went back to step 2 comes to step 4 again."""
+    before = tmp_path / "before"
+    write(before, 2)
+    write(before, 4)
+    operations = dies_while_writing(copy(before, tmp_path / "whole"), NEVER_DIES, 4)
+    found = set()
+    for moment in range(1, operations + 1):
+        root = copy(before, tmp_path / "killed")
+        assert dies_while_writing(root, moment, 4) is None
+        recover(root)
+        chosen = decide(AUTO, root).checkpoint
+        assert chosen.step == 4
+        found.add(content(chosen))
+        verify(read_latest(root))
+    assert found == {"weights 4", "again 4"}
+
+
+def copy(source, target):
+    shutil.rmtree(target, ignore_errors=True)
+    return shutil.copytree(source, target)
+
+
+def test_everything_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    """In the order of calls: a crash of the machine must not leave the name without the content."""
+    calls = []
+    names = {"fsync": os.fsync, "rename": os.rename, "replace": os.replace}
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (calls.append(("fsync", os.readlink(f"/proc/self/fd/{fd}"))), names["fsync"](fd))
+    )
+    monkeypatch.setattr(os, "rename", lambda a, b: (calls.append(("rename", str(b))), names["rename"](a, b)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(("replace", str(b))), names["replace"](a, b)))
+    checkpoint = write(tmp_path, 2)
+    renamed = calls.index(("rename", str(checkpoint.path)))
+    synced = {path for what, path in calls[:renamed] if what == "fsync"}
+    folder = staging(tmp_path, "global_step2")
+    for name in (*checkpoint.manifest.files, "manifest.json", "_actor", "_actor/global_step2", "."):
+        assert str((folder / name).resolve()) in synced, name
+    named = calls.index(("replace", str(tmp_path / "latest")))
+    assert ("fsync", str(tmp_path)) in calls[renamed:named], "the name is on the disk before `latest` says it"
+
+
+def test_what_is_damaged_is_named(tmp_path):
+    checkpoint = write(tmp_path, 2)
+    model = next(checkpoint.path.glob("_actor/*/model.pt"))
+    name = str(model.relative_to(checkpoint.path))
+    whole = model.read_text()
+    for damage, message in (
+        (lambda: model.write_text(whole[:-1]), f"{name} has 8 bytes instead of 9"),
+        (lambda: model.write_text(whole[::-1]), f"{name} has other content"),
+        (model.unlink, f"{name} is missing"),
+    ):
+        damage()
+        with pytest.raises(NotWhole, match=message):
+            verify(checkpoint.path)
+        model.write_text(whole)
+    verify(checkpoint.path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "null", "{}", '{"version": 2}', '{"version": 1, "files": []}', "\x00\xff", "[" * 100_000),
+        '{"version": 1, "tag": "t", "step": 1, "sequence": 1, "about": {}, "files": {"a": {"bytes": "1"}}}',
+        '{"version": 1, "tag": "t", "step": 1, "sequence": 1, "about": {}, "files": {}}',
+    ],
+)
+def test_a_manifest_that_is_none_is_said_to_be_none(tmp_path, text):
+    checkpoint = write(tmp_path, 2)
+    (checkpoint.path / "manifest.json").write_text(text)
+    with pytest.raises(NotWhole, match=r"manifest\.json"):
+        verify(checkpoint.path)
+    assert listed(tmp_path)[0] == []
+
+
+def test_a_large_file_is_known_by_its_start_middle_and_end(tmp_path):
+    from openrlhf_ktae.checkpoint.files import WHOLE, digest
+
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(3 * WHOLE)
+    before = digest(path)
+    for place in (0, WHOLE * 3 - 1):
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"x")
+        changed = digest(path)
+        assert changed != before
+        before = changed
+    with path.open("r+b") as file:
+        file.truncate(3 * WHOLE - 1)
+    assert digest(path) != before
+
+
+def test_a_stale_staging_folder_does_not_get_into_the_next_checkpoint(tmp_path):
+    (staging(tmp_path, "global_step2") / "_actor").mkdir(parents=True)
+    (staging(tmp_path, "global_step2") / "_actor" / "torn.pt").write_text("half")
+    assert list(begin(tmp_path, "global_step2").iterdir()) == []

@@ -1,0 +1,132 @@
+"""A command that goes on: which checkpoint, which options, and a record that goes on where the checkpoint is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from openrlhf_ktae.checkpoint.resume import CannotResume
+from openrlhf_ktae.checkpoint.write import begin, commit
+from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.run import directory
+from openrlhf_ktae.run.record import RunRecord, read_record
+from openrlhf_ktae.run.resuming import choose_checkpoint
+
+WORDS = (
+    "--pretrain examples/quickstart/model --vllm_num_engines 1 --actor.num_gpus_per_node 1 --label_key label "
+    "--n_samples_per_prompt 4 --advantage_estimator ktae"
+)
+
+
+@pytest.fixture
+def parsed(tmp_path, monkeypatch, root):
+    monkeypatch.chdir(root)
+    (tmp_path / "data.jsonl").write_text('{"input": "1", "label": "1"}\n')
+
+    def parse(*words, data="data.jsonl"):
+        places = ["--run.dir", str(tmp_path / "run"), "--prompt_data", str(tmp_path / data)]
+        return parse_command_line([*WORDS.split(), *places, *words])
+
+    return parse
+
+
+def save(args, step, best=False):
+    choose_checkpoint(args, "cpu")
+    tag = f"{'best_' if best else ''}global_step{step}"
+    folder = begin(args.ckpt.path, tag)
+    (folder / "_actor").mkdir()
+    (folder / "_actor" / "latest").write_text(tag)
+    return commit(args.ckpt.path, tag, step, args.run.about)
+
+
+@pytest.mark.parametrize("words", [["--resume", "auto"], ["--ckpt.load_enable"], ["--load_checkpoint"]])
+def test_the_options_of_the_host_and_ours_choose_the_same(parsed, words):
+    checkpoint = save(parsed(), 20)
+    args = parsed(*words)
+    lines = choose_checkpoint(args, "cpu")
+    assert args.run.resume_from == str(checkpoint.path)
+    assert args.run.resume_step == 20
+    assert args.ckpt.load_enable is True
+    assert directory.resumes(args)
+    assert "global_step20 (step 20, the only one)" in lines[0]
+
+
+def test_without_the_option_a_checkpoint_is_not_looked_at(parsed):
+    save(parsed(), 20)
+    args = parsed()
+    assert choose_checkpoint(args, "cpu") == []
+    assert not directory.resumes(args)
+    assert args.ckpt.load_enable is False
+
+
+def test_the_first_start_of_a_command_that_resumes(parsed):
+    args = parsed("--resume", "auto")
+    assert "starting anew" in choose_checkpoint(args, "cpu")[0]
+    assert args.ckpt.load_enable is False
+
+
+def test_another_learning_rate_is_refused_unless_it_is_accepted(parsed):
+    save(parsed(), 20)
+    words = ["--resume", "auto", "--actor_learning_rate", "1e-4"]
+    with pytest.raises(
+        CannotResume, match=r"--actor\.adam\.lr: 1e-06 -> 0\.0001.*--run\.accept_changes actor\.adam\.lr"
+    ):
+        choose_checkpoint(parsed(*words), "cpu")
+    choose_checkpoint(parsed(*words, "--run.accept_changes", "actor.adam.lr"), "cpu")
+
+
+def test_data_may_move_and_must_not_change(parsed, tmp_path):
+    save(parsed(), 20)
+    (tmp_path / "data.jsonl").rename(tmp_path / "moved.jsonl")
+    choose_checkpoint(parsed("--resume", "auto", data="moved.jsonl"), "cpu")
+    (tmp_path / "moved.jsonl").write_text('{"input": "2", "label": "2"}\n')
+    with pytest.raises(CannotResume, match=r"--data\.prompt_dataset"):
+        choose_checkpoint(parsed("--resume", "auto", data="moved.jsonl"), "cpu")
+
+
+def test_no_key_goes_into_a_checkpoint(parsed):
+    checkpoint = save(parsed("--use_wandb", "secret-key"), 20)
+    assert "secret-key" not in (checkpoint.path / "manifest.json").read_text()
+
+
+def record(folder, rows):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "st')
+
+
+def kinds(folder):
+    return [(row["kind"], row.get("when"), row.get("step")) for row in read_record(folder)]
+
+
+@pytest.mark.parametrize(("best", "kept"), [(False, 1), (True, 2)])
+def test_the_record_goes_on_where_the_checkpoint_is(parsed, tmp_path, best, kept):
+    """An evaluation right after the checkpoint is made again, unless the checkpoint was written after it."""
+    save(parsed(), 2, best)
+    run = tmp_path / "run"
+    run.mkdir(exist_ok=True)
+    rows = [{"kind": "plan", "steps": 4}, {"kind": "eval", "when": "before", "step": 0}]
+    for step in (1, 2, 3):
+        rows += [{"kind": "step", "step": step}, {"kind": "eval", "when": "during", "step": step}]
+    record(run, [*rows, {"kind": "eval", "when": "after", "step": 3}])
+    args = parsed("--resume", "auto")
+    choose_checkpoint(args, "cpu")
+    directory.prepare(args, "cpu")
+    found = kinds(run)
+    assert found[:3] == [("plan", None, None), ("eval", "before", 0), ("step", None, 1)]
+    assert [row for row in found if row[0] == "step"] == [("step", None, 1), ("step", None, 2)]
+    assert [row[2] for row in found if row[:2] == ("eval", "during")] == [1, 2][:kept]
+    assert found[-1] == ("resume", None, 2)
+    gone = [json.loads(line) for line in (run / "metrics.abandoned.jsonl").read_text().splitlines()]
+    assert len(gone) + len(found) - 1 == len(rows) + 1
+    RunRecord(run).step(3, {}, {})
+    assert kinds(run)[-1] == ("step", None, 3), "the torn line of the dead run is gone"
+
+
+def test_the_written_options_can_be_given_back_to_the_command(parsed, tmp_path):
+    save(parsed(), 20)
+    args = parsed("--resume", "auto")
+    choose_checkpoint(args, "cpu")
+    directory.prepare(args, "cpu")
+    again = parse_command_line(["--config", str(tmp_path / "run" / "config.yaml")])
+    choose_checkpoint(again, "cpu")
+    assert again.run.resume_step == 20

@@ -1,0 +1,209 @@
+"""The host's own saving, led into folders that are whole: full disks, failures, best checkpoints, ends of episodes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_data_position import ray_here  # noqa: F401
+
+from openrlhf_ktae.checkpoint.folder import listed, verify
+from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.run.record import RunRecord, read_record
+
+WORDS = (
+    "--pretrain examples/quickstart/model --prompt_data d.jsonl --vllm_num_engines 1 --actor.num_gpus_per_node 1 "
+    "--label_key label --advantage_estimator ktae --n_samples_per_prompt 4 --save_steps 2 --max_ckpt_num 2"
+)
+
+
+class Ranks:
+    """Two ranks that write where the options say, as `CheckpointedActor` lets the host do."""
+
+    def __init__(self, ray, args):
+        self._ray, self._args = ray, args
+        self.broken = None
+        self.states = None
+
+    def async_run_method(self, method_name, tag=None, client_states=None, **_):
+        from openrlhf_ktae.trainer.checkpointing import written_by
+
+        if method_name == "get_checkpoint_states":
+            return [self._ray.put(self.states)]
+        assert method_name == "save_checkpoint"
+        if self.broken:
+            raise self.broken
+        folder = written_by(self._args, tag) / "_actor"
+        folder.mkdir(parents=True)
+        for rank in range(2):
+            torch.save(client_states, folder / f"rank{rank}.pt")
+        self.states = client_states
+        return []
+
+
+@pytest.fixture
+def new_trainer(ray_here, tmp_path, monkeypatch, root):  # noqa: F811
+    """The host's base trainer with our mixins; it is told what a run would compute."""
+    from openrlhf.trainer.ppo_trainer import BasePPOTrainer
+
+    from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
+    from openrlhf_ktae.trainer.recording import RecordingTrainer
+
+    monkeypatch.chdir(root)
+
+    class Trainer(CheckpointingTrainer, RecordingTrainer, BasePPOTrainer):
+        pass
+
+    def make(*words, resume_from=None, states=None):
+        args = parse_command_line([*WORDS.split(), "--run.dir", str(tmp_path / "run"), *words])
+        args.run.about = {"config": {}, "data": {}, "versions": {}}
+        args.run.resume_from, args.ckpt.load_enable = resume_from, bool(resume_from)
+        made = Trainer.__new__(Trainer)
+        made.args, made.actor_model_group, made.critic_model_group = args, Ranks(ray_here, args), None
+        made.actor_model_group.states = states
+        made.wandb_logger = made.tensorboard_logger = None
+        made.kl_ctl = SimpleNamespace(value=0.5)
+        shuffle = torch.Generator().manual_seed(3)
+        made.experience_maker = SimpleNamespace(
+            key_tokens={}, random_state=shuffle.get_state, load_random_state=shuffle.set_state
+        )
+        made.best_eval_metric_key, made.best_eval_metric_value = args.ckpt.best_metric_key, float("-inf")
+        made._latest_eval_metric_value = None
+        return made
+
+    return make
+
+
+def client_states(step, ended=False):
+    position = {"ended": ended, "buffer": [], "carried": [], "prompts_sent": 8 * step}
+    loader = {"loader": {"yielded": step}, "position": position}
+    return {"episode": 0, "global_step": step, "total_consumed_prompts": 8 * step, "data_loader_state_dict": loader}
+
+
+def names(trainer):
+    return [one.path.name for one in listed(Path(trainer.args.ckpt.path))[0]]
+
+
+def notes(trainer):
+    return [row["text"] for row in read_record(trainer.args.run.dir) if row["kind"] == "note"]
+
+
+def train(trainer, *steps):
+    for step in steps:
+        trainer.save_logs_and_checkpoints(step, {"reward": 0.5}, client_states(step))
+
+
+def test_a_checkpoint_appears_every_n_steps_and_old_ones_go(new_trainer):
+    trainer = new_trainer()
+    train(trainer, *range(1, 8))
+    assert names(trainer) == ["global_step6", "global_step4"]
+    checkpoint = verify(Path(trainer.args.ckpt.path) / "global_step6")
+    assert {"_actor/rank0.pt", "_actor/rank1.pt", "trainer.pt"} == set(checkpoint.manifest.files)
+    assert [row["step"] for row in read_record(trainer.args.run.dir)] == list(range(1, 8))
+
+
+def test_ranks_do_not_each_get_the_buffered_rollouts(new_trainer):
+    trainer = new_trainer()
+    train(trainer, 2)
+    assert trainer.actor_model_group.states["data_loader_state_dict"] == {"yielded": 2}
+
+
+def test_what_was_saved_is_gone_on_from(new_trainer):
+    first = new_trainer()
+    first.kl_ctl.value = 0.125
+    torch.manual_seed(11)
+    train(first, 2)
+    expected = torch.rand(3)
+    path = str(Path(first.args.ckpt.path) / "global_step2")
+    second = new_trainer(resume_from=path, states=first.actor_model_group.states)
+    states = second.init_checkpoint_states()
+    assert states["data_loader_state_dict"]["position"]["prompts_sent"] == 16
+    assert states["data_loader_state_dict"]["loader"] == {"yielded": 2}
+    assert states["episode"] == 0
+    assert second.kl_ctl.value == 0.125
+    assert second.record.last_step == 2
+    torch.rand(5)  # what a process draws on its way to the first step must not matter
+    assert torch.equal(second.training_state()["random"]["torch"], second._resumed_random["torch"])
+    drawn = []
+    host = type(second).__mro__[3]
+    assert host.__name__ == "BasePPOTrainer"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "train_step", lambda *_: drawn.append(torch.rand(3)) or ({}, 3))
+        second.experience_maker.metrics, second.experience_maker.credit = {}, None
+        second.train_step([], 2)
+    assert torch.equal(drawn[0], expected)
+
+
+def test_the_end_of_an_episode_is_not_played_again(new_trainer):
+    first = new_trainer()
+    first.save_logs_and_checkpoints(2, {}, client_states(2, ended=True))
+    path = str(Path(first.args.ckpt.path) / "global_step2")
+    second = new_trainer(resume_from=path, states=first.actor_model_group.states)
+    assert second.init_checkpoint_states()["episode"] == 1
+    assert second.resumed_states["episode"] == 0, "a checkpoint that is made again right away says what the first said"
+
+
+def test_the_best_is_saved_once_and_replaced_by_a_better_one(new_trainer):
+    trainer = new_trainer()
+    for step, accuracy in ((1, 0.5), (2, 0.4), (3, 0.6)):
+        trainer.save_best_checkpoint({"eval_macro_accuracy": accuracy}, step, client_states(step))
+    assert names(trainer) == ["best_global_step3"]
+    assert trainer.best_eval_metric_value == 0.6
+    assert [row["step"] for row in read_record(trainer.args.run.dir)] == [1, 2, 3]
+    trainer.save_best_checkpoint({}, 4, client_states(4))
+    trainer.save_best_checkpoint({"another": 1.0}, 4, client_states(4))
+    assert names(trainer) == ["best_global_step3"]
+
+
+def test_a_failed_write_leaves_the_last_whole_one_and_the_run_goes_on(new_trainer):
+    trainer = new_trainer()
+    train(trainer, 2)
+    trainer.actor_model_group.broken = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    train(trainer, 3, 4)
+    assert names(trainer) == ["global_step2"]
+    assert "no checkpoint global_step4: OSError: [Errno 28] No space left on device" in notes(trainer)[0]
+    assert [row["step"] for row in read_record(trainer.args.run.dir) if row["kind"] == "step"] == [2, 3, 4]
+    trainer.actor_model_group.broken = None
+    train(trainer, 6)
+    assert names(trainer) == ["global_step6", "global_step2"]
+    assert not list(Path(trainer.args.ckpt.path).glob(".*"))
+
+
+def test_or_the_run_stops(new_trainer):
+    from openrlhf_ktae.trainer.checkpointing import CheckpointFailed
+
+    trainer = new_trainer("--ckpt.on_failure", "stop")
+    trainer.actor_model_group.broken = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(CheckpointFailed, match=r"global_step2: OSError.*--ckpt\.on_failure stop"):
+        train(trainer, 2)
+    assert [row["step"] for row in read_record(trainer.args.run.dir) if row["kind"] == "step"] == [2]
+
+
+def test_without_room_nothing_is_written_and_the_best_is_still_to_come(new_trainer, monkeypatch):
+    trainer = new_trainer()
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr("openrlhf_ktae.checkpoint.space.shutil.disk_usage", lambda _: usage)
+    train(trainer, 2)
+    trainer.save_best_checkpoint({"eval_macro_accuracy": 0.5}, 2, client_states(2))
+    assert names(trainer) == []
+    assert trainer.args.ckpt.save_steps == 2
+    assert len(notes(trainer)) == 2
+    assert "a checkpoint takes" in notes(trainer)[0]
+    assert [row["kind"] for row in read_record(trainer.args.run.dir)] == ["note", "step", "note", "eval"]
+    usage.free = 10**12
+    trainer.save_best_checkpoint({"eval_macro_accuracy": 0.4}, 4, client_states(4))
+    assert names(trainer) == ["best_global_step4"], "what could not be saved is not the best that is there"
+
+
+def test_a_defect_of_a_rank_that_died_is_not_taken_for_a_full_disk(new_trainer):
+    from ray.exceptions import ActorDiedError
+
+    trainer = new_trainer()
+    trainer.actor_model_group.broken = ActorDiedError()
+    with pytest.raises(ActorDiedError):
+        train(trainer, 2)
+    assert [row["step"] for row in RunRecord(trainer.args.run.dir) and read_record(trainer.args.run.dir)] == [2]

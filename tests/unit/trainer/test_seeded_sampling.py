@@ -1,0 +1,116 @@
+"""With full determinism a rollout's seed depends on the run's seed, its prompt and its number, and on nothing else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from test_data_position import WORDS, ray_here, response  # noqa: F401
+
+from openrlhf_ktae.cli.options import parse_command_line
+
+ENGINES = 2
+
+
+class Engine:
+    """Remembers what it was asked and when it was held; Ray gives its answers back in an order of its own."""
+
+    def __init__(self, ray, log):
+        def generate(prompt, label, num_samples, sampling_params, **_):
+            log.append((prompt, sampling_params.seed))
+            answers = [response(prompt, label, float(i % 2)) for i in range(num_samples)]
+            return ray.put([{**a, "sampling_seed": sampling_params.seed} for a in answers])
+
+        self.generate_responses = SimpleNamespace(remote=generate)
+        self.get_num_unfinished_requests = SimpleNamespace(remote=lambda: ray.put(0))
+        self.hold = SimpleNamespace(remote=lambda: ray.put(log.append("hold")))
+        self.release = SimpleNamespace(remote=lambda count: ray.put(log.append(("release", count))))
+
+
+def generator(ray, *words):
+    from torch.utils.data import DataLoader
+
+    from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
+
+    args = parse_command_line([*WORDS.split(), "--full_determinism", *words])
+    rows = [("default", f"p{i}", "label", None) for i in range(16)]
+    loader = DataLoader(rows, batch_size=1, collate_fn=lambda batch: tuple(list(c) for c in zip(*batch, strict=True)))
+    log = []
+    engines = [Engine(ray, log) for _ in range(ENGINES)]
+    return KTAESamplesGenerator(SimpleNamespace(args=args), loader, loader, None, engines), log
+
+
+def asked(log):
+    return [entry for entry in log if entry != "hold" and entry[0] != "release"]
+
+
+def test_groups_come_in_the_order_of_their_prompts(ray_here):  # noqa: F811
+    made, _ = generator(ray_here)
+    batch, *_ = made.generate_samples()
+    assert [rollout.prompts[0] for rollout in batch] == [f"p{i // 4}" for i in range(16)]
+
+
+def test_seeds_are_those_of_another_run_with_the_same_seed_and_all_different(ray_here):  # noqa: F811
+    logs = []
+    for words in ([], [], ["--seed", "7"]):
+        made, log = generator(ray_here, *words)
+        made.generate_samples()
+        made.generate_samples()
+        logs.append(asked(log))
+    assert logs[0] == logs[1]
+    assert {seed for _, seed in logs[0]}.isdisjoint(seed for _, seed in logs[2])
+    assert len({seed for _, seed in logs[0]}) == 8
+    assert all(0 <= seed < 2**63 for _, seed in logs[0])
+
+
+def test_every_evaluation_has_the_same_seeds_and_does_not_move_those_of_training(ray_here):  # noqa: F811
+    made, log = generator(ray_here)
+    made.generate_eval_samples(n_samples_per_prompt=1)
+    first = asked(log)
+    made.generate_samples()
+    log.clear()
+    made.generate_eval_samples(n_samples_per_prompt=1)
+    assert asked(log) == first
+    assert len({seed for _, seed in first}) == 16
+    log.clear()
+    made.generate_samples()
+    other, log_of_other = generator(ray_here)
+    other.generate_samples()
+    log_of_other.clear()
+    other.generate_samples()
+    assert asked(log) == asked(log_of_other)
+
+
+def test_engines_are_held_until_all_their_requests_have_come(ray_here):  # noqa: F811
+    made, log = generator(ray_here)
+    made.generate_samples()
+    assert log[:ENGINES] == ["hold"] * ENGINES
+    assert log[-ENGINES:] == [("release", 2 * 4)] * ENGINES
+
+
+def test_engines_are_released_when_sending_fails(ray_here, monkeypatch):  # noqa: F811
+    made, log = generator(ray_here)
+    engines = made.vllm_engines
+    monkeypatch.setattr(engines[0].generate_responses, "remote", None)
+    with pytest.raises(TypeError):
+        made.generate_samples()
+    assert made.vllm_engines == engines
+    assert [entry[0] for entry in log if entry != "hold"][-ENGINES:] == ["release"] * ENGINES
+
+
+def test_without_determinism_no_seed_is_set(ray_here):  # noqa: F811
+    made, log = generator(ray_here, "--train.full_determinism_enable", "false")
+    for engine in made.vllm_engines:
+        plain = engine.generate_responses.remote
+        engine.generate_responses.remote = lambda plain=plain, **request: plain(**request)
+    with pytest.raises(KeyError):  # the stand-in always tells the seed; nobody asked for one
+        made.generate_samples()
+    assert {seed for _, seed in asked(log)} == {None}
+
+
+def test_seeds_of_the_samples_of_a_prompt_differ():
+    from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import derived_seed
+
+    assert len({derived_seed(5, number) for number in range(100)}) == 100
+    assert derived_seed(1, "train", 12) != derived_seed(1, "train1", 2)
+    assert derived_seed(5, 3) == derived_seed(5, 3)
