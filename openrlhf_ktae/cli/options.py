@@ -19,6 +19,8 @@ from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, sw
 from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
 from openrlhf_ktae.cli.host_parser import BadOption, Parser, parse
 from openrlhf_ktae.ktae.config import KTAEConfig
+from openrlhf_ktae.run.ranges import range_problems
+from openrlhf_ktae.safety.secrets import hide
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
 
@@ -26,6 +28,7 @@ KTAE = "ktae"
 BASES = ("group_norm", "dr_grpo", "rloo", "reinforce_baseline")
 VERIFIER_AGENT = "verifier"
 MACRO_ACCURACY = "eval_macro_accuracy"
+LOOPBACK = "127.0.0.1"
 PARAM_DTYPES = ("bf16", "fp16", "fp32")
 
 
@@ -42,6 +45,7 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
     args.algo.ktae.config = asdict(build(KTAEConfig, vars(args.algo.ktae), "algo.ktae"))
     args.algo.dynamic_filtering_config = asdict(build(DynamicFilteringConfig, vars(args.algo), "algo"))
     args.verifier.config = asdict(build(VerifierConfig, vars(args.verifier), "verifier"))
+    hide(args)
     return args
 
 
@@ -74,6 +78,18 @@ def declare(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--run.eval_edges", **switch(True), help="evaluate before the first and after the last step")
     run.add_argument("--run.plan", **switch(True), help="refuse what cannot fit, and write plan.txt (see cli.plan)")
     run.add_argument("--run.verbose", **switch(False), help="show what all processes print (default: false)")
+    run.add_argument(
+        "--run.dashboard_host",
+        default=LOOPBACK,
+        metavar="HOST",
+        help="where Ray's dashboard and job port listen if this command starts Ray: whoever reaches them can run code "
+        "here (default: 127.0.0.1)",
+    )
+    run.add_argument(
+        "--model.trust_remote_code",
+        **switch(False),
+        help="run Python code that comes with a model or tokenizer (default: false)",
+    )
     ktae = parser.add_argument_group("KTAE (with --algo.advantage.estimator ktae)")
     ktae.add_argument(
         "--algo.ktae.base", choices=BASES, default=BASES[0], help="rollout-level baseline below K (default: group_norm)"
@@ -151,6 +167,13 @@ def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
 def finish(parsed: argparse.Namespace) -> None:
     """Translate `ktae` and the defaults of the run directory and the judge before the host validates."""
     options = vars(parsed)
+    if problems := list(range_problems(options)):
+        raise BadOption("\nerror: ".join(problems))
+    template = options["data.input_template"]
+    if template and not _takes_a_prompt(template):
+        raise BadOption(
+            f"--data.input_template {template!r}: must hold {{}} once, where the prompt goes; double other braces"
+        )
     enabled = options["algo.advantage.estimator"] == KTAE
     options["algo.ktae.enable"] = enabled
     workers = options["algo.ktae.num_workers"]
@@ -178,6 +201,14 @@ def finish(parsed: argparse.Namespace) -> None:
                 )
     _place_run(options)
     _choose_judge(options)
+
+
+def _takes_a_prompt(template: str) -> bool:
+    """Whether `str.format` can put one prompt into it, as the host does."""
+    try:
+        return "{}" in template and "a prompt" in template.format("a prompt")
+    except (LookupError, ValueError, AttributeError):
+        return False
 
 
 def _place_run(options: dict[str, Any]) -> None:

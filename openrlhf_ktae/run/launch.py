@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import secrets
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -15,6 +16,8 @@ from typing import Any
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
+from openrlhf_ktae.run.process_setup import BACKEND_VARIABLE, WORKER_HOOK, in_every_process
+from openrlhf_ktae.safety import remote_code
 from openrlhf_ktae.verifier.config import VerifierConfig
 
 HOST_CLI = "openrlhf.cli.train_ppo_ray"
@@ -39,11 +42,13 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
     Raises:
         ClusterTooSmall: a cluster was joined that has too few devices.
     """
-    import ray
-
     variables = environment(args, backend)
-    for name, value in variables.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(variables)
+    in_every_process()
+    if CLUSTER_VARIABLE not in os.environ:
+        os.environ.update(cluster_of_its_own())
+    import ray  # reads the environment as it is imported
+
     backend.prepare_driver()
     # Not while another thread imports: Ray runs Python code in its forked children before they exec, and one that is
     # forked while an import holds a lock hangs for good, and with it this process.
@@ -76,17 +81,26 @@ def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
     chosen = {name: os.environ.get(name, value) for name, value in defaults.items()}
     if args.verifier.enable:
         chosen |= VerifierConfig(**args.verifier.config).to_env()
-    return chosen
+    hook = backend.worker_setup_hook()
+    return chosen | remote_code.environment(args.model.trust_remote_code) | ({BACKEND_VARIABLE: hook} if hook else {})
+
+
+def cluster_of_its_own() -> dict[str, str]:
+    """Return what closes a cluster that this command starts: its ports take orders from holders of the token alone.
+
+    Ray binds them to every address of the machine, whatever is asked for, and who reaches one can run code.
+    """
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]) -> None:
     """Join the cluster named by RAY_ADDRESS (as a submitted job does), or start what the backend asks for."""
     import ray
 
-    runtime_env: dict[str, Any] = {"env_vars": without_job_variables(variables)}
-    hook = backend.worker_setup_hook()
-    if hook:
-        runtime_env["worker_process_setup_hook"] = hook
+    runtime_env: dict[str, Any] = {
+        "env_vars": without_job_variables(variables),
+        "worker_process_setup_hook": WORKER_HOOK,
+    }
     options = {} if CLUSTER_VARIABLE in os.environ else backend.ray_init_options(args)
     on_eviction = signal.getsignal(signal.SIGTERM)
     ray.init(runtime_env=runtime_env, log_to_driver=args.run.verbose, logging_level=logging.ERROR, **options)

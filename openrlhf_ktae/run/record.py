@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.run.plain_json import parse_json
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -75,7 +77,7 @@ def read_record(directory: str | Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):
-                yield json.loads(line)
+                yield parse_json(line)
 
 
 def stop_reason(directory: str | Path) -> str | None:
