@@ -18,6 +18,7 @@ from openrlhf_ktae.cli.config_file import config_words, split_config_option
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, switch
 from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
 from openrlhf_ktae.cli.host_parser import BadOption, Parser, parse
+from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.run.ranges import range_problems
 from openrlhf_ktae.safety.secrets import hide
@@ -43,6 +44,7 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
     files, words = split_config_option(translate_flat_names(argv))
     args = parse(build_parser(files), words)
     args.algo.ktae.config = asdict(build(KTAEConfig, vars(args.algo.ktae), "algo.ktae"))
+    args.faults.config = asdict(build(FaultsConfig, vars(args.faults), "faults"))
     args.algo.dynamic_filtering_config = asdict(build(DynamicFilteringConfig, vars(args.algo), "algo"))
     args.verifier.config = asdict(build(VerifierConfig, vars(args.verifier), "verifier"))
     hide(args)
@@ -78,6 +80,28 @@ def declare(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--run.eval_edges", **switch(True), help="evaluate before the first and after the last step")
     run.add_argument("--run.plan", **switch(True), help="refuse what cannot fit, and write plan.txt (see cli.plan)")
     run.add_argument("--run.verbose", **switch(False), help="show what all processes print (default: false)")
+    run.add_argument(
+        "--run.grace_seconds",
+        type=float,
+        default=60,
+        metavar="S",
+        help="after SIGINT or SIGTERM, wait this long for the end of a step and its checkpoint (default: 60)",
+    )
+    run.add_argument(
+        "--run.watchdog_minutes",
+        type=float,
+        default=0,
+        metavar="MIN",
+        help="stop, with the stacks of all processes, when nothing is recorded for so long; longer than the longest "
+        "step, evaluation and start (default: 0, off)",
+    )
+    run.add_argument(
+        "--run.restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start again from the last checkpoint when a process of the run dies, at most N times (default: 0)",
+    )
     run.add_argument(
         "--run.dashboard_host",
         default=LOOPBACK,
@@ -142,6 +166,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="compute old log-probabilities in a pass of their own even where a batch is one update and the update's "
         "serve (default: false)",
     )
+    add_dataclass_options(parser.add_argument_group("Faults"), FaultsConfig, "faults")
     verifier = parser.add_argument_group("Verifier (the judge unless a reward model, URL or agent is given)")
     add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file",))
 

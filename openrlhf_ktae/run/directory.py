@@ -45,6 +45,7 @@ NOT_OPTIONS = (
     "algo.ktae.config",
     "algo.ktae.enable",
     "algo.dynamic_filtering_config",
+    "faults.config",
     "verifier.config",
     "verifier.enable",
     "verifier.reward_file",
@@ -54,6 +55,14 @@ NOT_OPTIONS = (
 def resumes(args: SimpleNamespace) -> bool:
     """Whether the host will go on from a checkpoint."""
     return bool(args.ckpt.load_enable) and (Path(args.ckpt.path) / "_actor").exists()
+
+
+def newest_checkpoint(args: SimpleNamespace) -> str:
+    """Say where a run goes on from."""
+    latest = Path(args.ckpt.path) / "_actor" / "latest"
+    if not latest.is_file():
+        return "no checkpoint was written (--ckpt.save_steps)"
+    return f"the newest checkpoint is {latest.parent / latest.read_text().strip()}; go on with --ckpt.load_enable true"
 
 
 def prepare(args: SimpleNamespace, backend: str) -> Path:

@@ -141,6 +141,11 @@ def _loss(args: SimpleNamespace) -> Iterator[str]:
             f"--reward.overlong_buffer_len {buffer:g}: must be above 0 and at most the longest response ({limit}); the "
             "DAPO paper takes a fifth of it"
         )
+    if args.faults.min_entropy is not None and args.actor.entropy_coef is None:
+        yield (
+            f"--faults.min_entropy {args.faults.min_entropy:g}: entropy is not computed; give --actor.entropy_coef 0 "
+            "(or the coefficient you want)"
+        )
     if args.actor.dr_grpo_norm and args.rollout.max_new_tokens is None:
         yield "--actor.dr_grpo_norm true: divides by --rollout.max_new_tokens, which is not set; give it"
     if args.actor.dr_grpo_norm and args.actor.loss_agg_mode != "token-mean":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 
+from openrlhf_ktae.faults.stacks import register
 from openrlhf_ktae.safety.remote_code import close_if_refused
 
 WORKER_HOOK = "openrlhf_ktae.run.process_setup.in_worker"
@@ -18,6 +19,7 @@ BACKEND_VARIABLE = "OPENRLHF_KTAE_BACKEND_HOOK"
 def in_every_process() -> None:
     """Do what no process may miss."""
     close_if_refused()
+    register()
 
 
 def in_worker() -> None:

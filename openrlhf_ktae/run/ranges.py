@@ -77,6 +77,9 @@ RANGES: dict[str, Range] = {
     "algo.kl.init_coef": NOT_NEGATIVE,
     "algo.kl.target": SIZE,
     "reward.overlong_penalty_factor": NOT_NEGATIVE,
+    "run.grace_seconds": NOT_NEGATIVE,
+    "run.watchdog_minutes": NOT_NEGATIVE,
+    "run.restarts": NOT_NEGATIVE,
 }
 RANGES = {name: limits for names, limits in RANGES.items() for name in names.split()}
 PAIRS = {

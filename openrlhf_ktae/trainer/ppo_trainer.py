@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from openrlhf.trainer import ppo_trainer as host
 
+from openrlhf_ktae.faults.ending import Interrupted, wait_for_the_driver
+from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
@@ -17,7 +20,7 @@ from openrlhf_ktae.trainer.sampling_state import SamplingTrainer
 _HostTrainer: Any = undecorated(host.PPOTrainer)
 
 
-class KTAEPPOTrainer(SamplingTrainer, RecordingTrainer, _HostTrainer):
+class KTAEPPOTrainer(GuardedTrainer, SamplingTrainer, RecordingTrainer, _HostTrainer):
     """Single controller of a synchronous run."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -26,6 +29,7 @@ class KTAEPPOTrainer(SamplingTrainer, RecordingTrainer, _HostTrainer):
         host.RemoteExperienceMaker = KTAEExperienceMaker
         host.SamplesGenerator = KTAESamplesGenerator
         super().__init__(pretrain, strategy, *args, **kwargs)
+        self.samples_generator.send_weights = self.send_weights
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, between two evaluations."""
@@ -34,18 +38,27 @@ class KTAEPPOTrainer(SamplingTrainer, RecordingTrainer, _HostTrainer):
         for tracker in trackers:
             tracker.close = lambda: None  # the host closes at the end of `fit`; the last evaluation comes after
         self.record_plan(len(self.prompts_dataloader))
+        self.end_order.training()
         if not resumes(self.args):
             self._evaluate_edge("before", global_step)
         try:
             super().fit(global_step)
         except TrainingStopped as stop:
             self.record.stopped(str(stop))  # the model as it is gets saved; the command says why and fails
+        except Interrupted:
+            wait_for_the_driver(self.end_order)
         left = self.samples_generator.left_over
         if left:
             self.record.note(f"{left} rollouts at the end of the data are not trained on: no step can divide so few")
         self._evaluate_edge("after", self.record.last_step)
         for close in closing:
             close()
+
+    def send_weights(self, why: str) -> None:
+        """Give the engines, one of which is new, the current weights."""
+        self.record.note(why)
+        ray.get(self.actor_model_group.async_run_method("rejoin_engines"))
+        self.broadcast_to_vllm()
 
     def init_checkpoint_states(self) -> dict[str, Any]:
         """Return the host's states; dynamic sampling goes on from them."""

@@ -72,8 +72,13 @@ class RecordingTrainer:
         return status, step
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
-        """Log and save as the host does, then write the step: a step in the record has its checkpoint."""
+        """Log and save as the host does, then write the step: a step in the record has its checkpoint.
+
+        Without `logs_dict` the step is in the record already and its checkpoint comes out of turn.
+        """
         super().save_logs_and_checkpoints(global_step, logs_dict, client_states)  # type: ignore[misc]
+        if logs_dict is None:
+            return
         key_tokens = self.experience_maker.key_tokens
         if self.tensorboard_logger and key_tokens:
             text = "\n".join(f"    {side}: {tokens}" for side, tokens in key_tokens.items())

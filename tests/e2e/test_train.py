@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 
-
 WANDB_KEY = "5ec2e7" * 6 + "abcd"
 
 

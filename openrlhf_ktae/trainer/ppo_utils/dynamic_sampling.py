@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from openrlhf.trainer.ppo_utils.experience import Experience
-from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
+from openrlhf_ktae.faults.rollouts import SurvivingGenerator
 from openrlhf_ktae.run.batches import rollout_unit, trainable
 from openrlhf_ktae.trainer.ppo_utils.group_filter import (
     DynamicFilteringConfig,
@@ -26,7 +26,7 @@ from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
 
 
-class DynamicSamplesGenerator(SamplesGenerator):
+class DynamicSamplesGenerator(SurvivingGenerator):
     """The host's generator with the above; without `--algo.dynamic_filtering_enable` it is the host's."""
 
     _sample_buffer: list[Experience]

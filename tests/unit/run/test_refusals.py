@@ -26,7 +26,7 @@ GOOD = {
     "run.dir": "{tmp}/run",
 }
 BAD = [
-    ({"no_such_option": "1"}, "--no_such_option", "--help"),
+    ({"zzqqzz": "1"}, "--zzqqzz", "--help"),
     ({"algo.ktae.wieght": "1"}, "--algo.ktae.wieght", "--algo.ktae.weight"),
     ({"advantage_estimator": "ktea"}, "ktea", "ktae"),
     ({"n_samples_per_prompt": "1"}, "--rollout.n_samples_per_prompt 1", "at least 2"),
