@@ -96,7 +96,7 @@ class SurvivingGenerator(SamplesGenerator):
         super().__init__(*args, **kwargs)
         self.faults = FaultsConfig(**self.args.faults.config)
         self.engine_restarts = 0
-        self._failures: deque[str] = deque(maxlen=WINDOW * 4)
+        self._failures: deque[bool] = deque(maxlen=WINDOW * 4)
         self._last_failure = ""
 
     def _generate_vllm(
@@ -118,9 +118,9 @@ class SurvivingGenerator(SamplesGenerator):
             except Exception as error:
                 if not engine_died(error) or self.send_weights is None:
                     raise
-                self._revive(error)
+                self.revive(error)
                 source = itertools.chain(drawn, source)
-        self._settle(samples)
+        self._settle(samples, generate_kwargs.get("n_samples_per_prompt", self.args.rollout.n_samples_per_prompt))
         return samples, count, exhausted
 
     def _process_response_into_experience(self, response: dict[str, Any], **kwargs: Any) -> Experience:
@@ -131,23 +131,23 @@ class SurvivingGenerator(SamplesGenerator):
         self._last_failure = failure or self._last_failure
         return experience
 
-    def _settle(self, samples: list[Experience]) -> None:
+    def _settle(self, samples: list[Experience], per_prompt: int) -> None:
         """Give failed rollouts the log entries of the others, and stop where there are too many of them."""
         failed = [bool(sample.info[FAILED]) for sample in samples]
         entries: dict[str, Any] = next((s.info for s, bad in zip(samples, failed, strict=True) if not bad), {})
         for sample, bad in zip(samples, failed, strict=True):
             if bad:
                 sample.info = {**{name: torch.zeros_like(value) for name, value in entries.items()}, **sample.info}
-        self._failures.extend("failed" if bad else "" for bad in failed)
-        share = sum(map(bool, self._failures)) / max(len(self._failures), 1)
+        self._failures.extend(failed[::per_prompt])
+        share = sum(self._failures) / max(len(self._failures), 1)
         if len(self._failures) >= WINDOW and share > self.faults.max_failed_share:
             raise TrainingStopped(
                 f"--faults.max_failed_share {self.faults.max_failed_share:g}: {share:.0%} of the last "
-                f"{len(self._failures)} rollouts failed, at last with {self._last_failure}; repair the agent or "
+                f"{len(self._failures)} prompts failed, at last with {self._last_failure}; repair the agent or "
                 "reward, or raise the share"
             )
 
-    def _revive(self, error: BaseException) -> None:
+    def revive(self, error: BaseException) -> None:
         """Wait until every engine answers again; those whose core is dead are started anew."""
         self.engine_restarts += 1
         if self.engine_restarts > self.faults.engine_restarts or self.send_weights is None:

@@ -19,7 +19,7 @@ from openrlhf_ktae.faults.processes import marked
 
 VARIABLE = "OPENRLHF_KTAE_STACKS"
 SIGNAL = signal.SIGUSR1
-WRITE_SECONDS = 1.0
+WRITE_SECONDS = 5.0
 _files: list[Any] = []  # open as long as the process lives
 
 
@@ -47,7 +47,11 @@ def dump(folder: str, run_mark: str, target: Path) -> int:
             process.send_signal(SIGNAL)  # kills a process that has not registered, so only those that have
         except psutil.Error:
             continue
-    time.sleep(WRITE_SECONDS)
+    end = time.monotonic() + WRITE_SECONDS
+    files = [Path(folder) / f"{process.pid}.txt" for process in ready]
+    while time.monotonic() < end and not all(file.stat().st_size for file in files):
+        time.sleep(0.1)
+    time.sleep(0.3)  # the last one may be in the middle of it
     parts = []
     for process in processes:
         try:

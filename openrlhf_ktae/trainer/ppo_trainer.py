@@ -9,6 +9,7 @@ from openrlhf.trainer import ppo_trainer as host
 
 from openrlhf_ktae.faults.ending import Interrupted, wait_for_the_driver
 from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer
+from openrlhf_ktae.faults.rollouts import engine_died
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
@@ -53,6 +54,15 @@ class KTAEPPOTrainer(GuardedTrainer, SamplingTrainer, RecordingTrainer, _HostTra
         self._evaluate_edge("after", self.record.last_step)
         for close in closing:
             close()
+
+    def broadcast_to_vllm(self) -> None:
+        """Send the weights as the host does; an engine that dies meanwhile is started again."""
+        try:
+            super().broadcast_to_vllm()
+        except Exception as error:
+            if not engine_died(error):
+                raise
+            self.samples_generator.revive(error)
 
     def send_weights(self, why: str) -> None:
         """Give the engines, one of which is new, the current weights."""

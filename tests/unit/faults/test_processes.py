@@ -27,8 +27,8 @@ in_every_process()
 file = open(sys.argv[1], "wb+")
 file.truncate(4096)
 memory = mmap.mmap(file.fileno(), 4096)
-print("ready", flush=True)
 def waits_for_a_rank_that_is_gone():
+    print("ready", flush=True)
     time.sleep(60)
 waits_for_a_rank_that_is_gone()
 """
