@@ -4,11 +4,12 @@
 GPUS_PER_NODE="${GPUS_PER_NODE:-8}"
 RAY_PORT="${RAY_PORT:-6379}"
 DASHBOARD_PORT="${DASHBOARD_PORT:-8265}"
+# Whoever reaches the dashboard can run code: jobs are submitted from the head node, over loopback.
+DASHBOARD_HOST="${DASHBOARD_HOST:-127.0.0.1}"
 
 do_or_show() {
   if [[ "${DRY_RUN:-0}" == 1 ]]; then
-    printf '%q ' "$@"
-    printf '\n'
+    printf '%s\n' "$(printf '%q ' "$@")" # in one write: commands in the background print too
   else
     "$@"
   fi

@@ -9,8 +9,8 @@ shift
 read -r -a nodes <<<"${NODES:?name the nodes, this one first}"
 head="${nodes[0]}"
 do_or_show ray start --head --node-ip-address "${head}" --num-gpus "${GPUS_PER_NODE}" --port "${RAY_PORT}" \
-  --dashboard-host 0.0.0.0 --dashboard-port "${DASHBOARD_PORT}"
+  --dashboard-host "${DASHBOARD_HOST}" --dashboard-port "${DASHBOARD_PORT}"
 for worker in "${nodes[@]:1}"; do
   do_or_show ssh "${worker}" "cd '${PWD}' && ray start --address ${head}:${RAY_PORT} --num-gpus ${GPUS_PER_NODE}"
 done
-submit "${head}" "${config}" "$@"
+submit "127.0.0.1" "${config}" "$@"

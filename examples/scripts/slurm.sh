@@ -16,7 +16,7 @@ mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:?to be starte
 head="${nodes[0]}"
 
 do_or_show srun --nodes 1 --ntasks 1 --nodelist "${head}" ray start --head --block --node-ip-address "${head}" \
-  --port "${RAY_PORT}" --num-gpus "${GPUS_PER_NODE}" --dashboard-host 0.0.0.0 --dashboard-port "${DASHBOARD_PORT}" &
+  --port "${RAY_PORT}" --num-gpus "${GPUS_PER_NODE}" --dashboard-host "${DASHBOARD_HOST}" --dashboard-port "${DASHBOARD_PORT}" &
 do_or_show sleep "${HEAD_SECONDS:-20}"
 if ((${#nodes[@]} > 1)); then
   workers=$((${#nodes[@]} - 1))
@@ -24,4 +24,4 @@ if ((${#nodes[@]} > 1)); then
     --address "${head}:${RAY_PORT}" --num-gpus "${GPUS_PER_NODE}" &
   do_or_show sleep "${WORKER_SECONDS:-20}"
 fi
-submit "${head}" "${config}" "$@"
+submit "127.0.0.1" "${config}" "$@"

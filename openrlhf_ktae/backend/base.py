@@ -34,7 +34,7 @@ class Backend:
 
     def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
         """Keyword arguments for `ray.init` where it starts a new local cluster."""
-        return {}
+        return {"dashboard_host": args.run.dashboard_host}
 
     def worker_setup_hook(self) -> str | None:
         """Import path of the function that Ray calls at the start of each worker process."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from openrlhf_ktae.backend.base import Backend, devices_needed
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
+from openrlhf_ktae.safety import remote_code
 
 # What vLLM 0.29's CPU attention takes; a contract test compares it with vLLM's own list.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -124,7 +125,10 @@ def _head_size_problem(model: str | None) -> list[str]:
     path = Path(model or "") / "config.json"
     if not path.is_file():
         return []
-    config = json.loads(path.read_text())
+    try:
+        config = remote_code.read_config(str(model))
+    except (ValueError, OSError):
+        return []  # preflight says what is wrong with it
     heads = config.get("num_attention_heads")
     size = config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else None)
     if size is None or size in HEAD_SIZES:

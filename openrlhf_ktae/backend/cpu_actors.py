@@ -50,6 +50,9 @@ class CpuRolloutActor(KTAERolloutActor):
 class CpuActorPPOTrainer(KTAEActorPPOTrainer):
     """The same update loop; only how weights reach the engines differs."""
 
+    _lost: Exception | None = None
+    """Why the rest of a broadcast is not sent."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, dataloader_pin_memory=False)
 
@@ -79,9 +82,12 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
             self._send_one_by_one(parameters)
         else:
             self._send_in_buckets(parameters, sharded=self.args.ds.zero_stage == 3)
-        if self.args.vllm.enable_prefix_caching and torch.distributed.get_rank() == 0:
+        lost, self._lost = self._lost, None
+        if self.args.vllm.enable_prefix_caching and torch.distributed.get_rank() == 0 and lost is None:
             ray.get([engine.reset_prefix_cache.remote() for engine in self.vllm_engines])
         torch.distributed.barrier()
+        if lost is not None:
+            raise lost
 
     def _send_in_buckets(self, parameters: dict[str, Any], sharded: bool) -> None:
         sizes = ((name, p.dtype, tuple(p.ds_shape if sharded else p.shape)) for name, p in parameters.items())
@@ -99,8 +105,15 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
                 self._send(bucket, [parameter])
 
     def _send(self, bucket: list[Slot], members: list[Any]) -> None:
-        if torch.distributed.get_rank() != 0:
+        """Send one bucket; nothing more after an engine died: the other ranks gather to the end, and need this one."""
+        if torch.distributed.get_rank() != 0 or self._lost is not None:
             return
+        try:
+            self._send_to_engines(bucket, members)
+        except Exception as error:  # Ray's or gloo's, whichever notices first
+            self._lost = error
+
+    def _send_to_engines(self, bucket: list[Slot], members: list[Any]) -> None:
         refs = [engine.update_weights_in_bucket.remote(bucket) for engine in self.vllm_engines]
         buffer = new_buffer(bucket)
         for slot, parameter in zip(bucket, members, strict=True):

@@ -17,6 +17,8 @@ from typing import Any
 
 from wrapt import register_post_import_hook
 
+from openrlhf_ktae.run.process_setup import in_every_process
+
 CPU = "cpu"
 # Set by the CPU backend for its engines: JSON of engine arguments. Its presence tells the two kinds of engine apart.
 ENGINE_VARIABLE = "OPENRLHF_KTAE_CPU_ENGINE"
@@ -45,7 +47,8 @@ def activate() -> None:
 
 
 def activate_in_vllm() -> None:
-    """Apply the patches that an engine needs, if the engine was started by the CPU backend."""
+    """Set up a process of an engine; apply the patches, if the engine was started by the CPU backend."""
+    in_every_process()
     if ENGINE_VARIABLE in os.environ:
         register_post_import_hook(keep_weights_writable, "vllm.model_executor.layers.utils")
 

@@ -17,6 +17,16 @@ from openrlhf_ktae.cli.host_parser import BadOption, nearest
 INCLUDE = "include"
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few of them make a file of a line as large as memory, or a mapping that holds itself."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse `*name`."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write it out, or use include")
+        return super().compose_node(parent, index)
+
+
 def split_config_option(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Return the files named by `--config` (several are allowed, later ones win) and the other words."""
     files, rest = [], []
@@ -40,20 +50,27 @@ def load_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         BadOption: no such file, no YAML mapping, or files that include each other.
     """
+    if "\0" in str(path):
+        raise BadOption(f"--config {str(path)!r}: no such file")
     if path.resolve() in including:
         raise BadOption(f"--config {path}: includes itself through {', '.join(p.name for p in including)}")
     if not path.is_file():
         raise BadOption(f"--config {path}: no such file")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.load(path.read_text(encoding="utf-8"), PlainLoader) or {}
+    except RecursionError:
+        raise BadOption(f"--config {path}: not a YAML file of options (nested too deeply)") from None
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise BadOption(f"--config {path}: not a YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(tree, Mapping):
         raise BadOption(f"--config {path}: write option names and values, such as `rollout: {{batch_size: 8}}`")
     own = dict(tree)
     bases = own.pop(INCLUDE, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise BadOption(f"--config {path}: {INCLUDE}: give the name of a file, or a list of names")
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         merged.update(load_config(path.parent / base, (*including, path.resolve())))
     merged.update(_flatten(own))
     return merged

@@ -19,7 +19,10 @@ from openrlhf_ktae.cli.config_file import config_words, split_config_option
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, switch
 from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
 from openrlhf_ktae.cli.host_parser import BadOption, Parser, nearest, parse
+from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.ktae.config import KTAEConfig
+from openrlhf_ktae.run.ranges import range_problems
+from openrlhf_ktae.safety.secrets import hide
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
 
@@ -27,6 +30,7 @@ KTAE = "ktae"
 BASES = ("group_norm", "dr_grpo", "rloo", "reinforce_baseline")
 VERIFIER_AGENT = "verifier"
 MACRO_ACCURACY = "eval_macro_accuracy"
+LOOPBACK = "127.0.0.1"
 PARAM_DTYPES = ("bf16", "fp16", "fp32")
 
 
@@ -41,8 +45,10 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
     files, words = split_config_option(translate_flat_names(argv))
     args = parse(build_parser(files), words)
     args.algo.ktae.config = asdict(build(KTAEConfig, vars(args.algo.ktae), "algo.ktae"))
+    args.faults.config = asdict(build(FaultsConfig, vars(args.faults), "faults"))
     args.algo.dynamic_filtering_config = asdict(build(DynamicFilteringConfig, vars(args.algo), "algo"))
     args.verifier.config = asdict(build(VerifierConfig, vars(args.verifier), "verifier"))
+    hide(args)
     return args
 
 
@@ -95,6 +101,40 @@ def declare(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--run.eval_edges", **switch(True), help="evaluate before the first and after the last step")
     run.add_argument("--run.plan", **switch(True), help="refuse what cannot fit, and write plan.txt (see cli.plan)")
     run.add_argument("--run.verbose", **switch(False), help="show what all processes print (default: false)")
+    run.add_argument(
+        "--run.grace_seconds",
+        type=float,
+        default=60,
+        metavar="S",
+        help="after SIGINT or SIGTERM, wait this long for the end of a step and its checkpoint (default: 60)",
+    )
+    run.add_argument(
+        "--run.watchdog_minutes",
+        type=float,
+        default=0,
+        metavar="MIN",
+        help="stop, with the stacks of all processes, when nothing is recorded for so long; longer than the longest "
+        "step, evaluation and start (default: 0, off)",
+    )
+    run.add_argument(
+        "--run.restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start again from the last checkpoint when a process of the run dies, at most N times (default: 0)",
+    )
+    run.add_argument(
+        "--run.dashboard_host",
+        default=LOOPBACK,
+        metavar="HOST",
+        help="where Ray's dashboard and job port listen if this command starts Ray: whoever reaches them can run code "
+        "here (default: 127.0.0.1)",
+    )
+    run.add_argument(
+        "--model.trust_remote_code",
+        **switch(False),
+        help="run Python code that comes with a model or tokenizer (default: false)",
+    )
     ktae = parser.add_argument_group("KTAE (with --algo.advantage.estimator ktae)")
     ktae.add_argument(
         "--algo.ktae.base", choices=BASES, default=BASES[0], help="rollout-level baseline below K (default: group_norm)"
@@ -147,6 +187,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="compute old log-probabilities in a pass of their own even where a batch is one update and the update's "
         "serve (default: false)",
     )
+    add_dataclass_options(parser.add_argument_group("Faults"), FaultsConfig, "faults")
     verifier = parser.add_argument_group("Verifier (the judge unless a reward model, URL or agent is given)")
     add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file",))
 
@@ -174,6 +215,13 @@ def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
 def finish(parsed: argparse.Namespace) -> None:
     """Translate `ktae` and the defaults of the run directory and the judge before the host validates."""
     options = vars(parsed)
+    if problems := list(range_problems(options)):
+        raise BadOption("\nerror: ".join(problems))
+    template = options["data.input_template"]
+    if template and not _takes_a_prompt(template):
+        raise BadOption(
+            f"--data.input_template {template!r}: must hold {{}} once, where the prompt goes; double other braces"
+        )
     enabled = options["algo.advantage.estimator"] == KTAE
     options["algo.ktae.enable"] = enabled
     workers = options["algo.ktae.num_workers"]
@@ -218,6 +266,14 @@ def _choose_resume(options: dict[str, Any]) -> None:
             raise BadOption(f"--run.accept_changes {name}: no such option{nearest(name, list(options))}")
     options["resume"] = options["resume"] or (AUTO if options["ckpt.load_enable"] else NEVER)
     options["run.resume_from"], options["run.resume_step"], options["run.about"] = None, 0, {}
+
+
+def _takes_a_prompt(template: str) -> bool:
+    """Whether `str.format` can put one prompt into it, as the host does."""
+    try:
+        return "{}" in template and "a prompt" in template.format("a prompt")
+    except (LookupError, ValueError, AttributeError):
+        return False
 
 
 def _place_run(options: dict[str, Any]) -> None:

@@ -2,42 +2,66 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 
-from openrlhf_ktae.backend import BackendUnavailable, resolve
+from openrlhf_ktae.backend import Backend, BackendUnavailable, resolve
 from openrlhf_ktae.checkpoint.resume import CannotResume
 from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
 from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.faults import stacks
+from openrlhf_ktae.faults.ending import CleanEnd, EndOrder
+from openrlhf_ktae.faults.processes import mark
+from openrlhf_ktae.faults.supervisor import EXIT_FAULT, supervise
+from openrlhf_ktae.faults.watchdog import Watchdog
 from openrlhf_ktae.host import HostMismatch, check_host
 from openrlhf_ktae.plan.devices import CPU, memory_of
 from openrlhf_ktae.plan.planner import Plan, make_plan
 from openrlhf_ktae.run import directory
 from openrlhf_ktae.run.console import Console, summary
-from openrlhf_ktae.run.launch import ClusterTooSmall, train
+from openrlhf_ktae.run.launch import ClusterTooSmall, ProcessDied, train
 from openrlhf_ktae.run.preflight import Refused, preflight
-from openrlhf_ktae.run.record import stop_reason
+from openrlhf_ktae.run.record import RunRecord, stop_reason
 from openrlhf_ktae.run.resuming import choose_checkpoint
 
 EXIT_STOPPED = 3
 PLAN_FILE = "plan.txt"
 EXIT_INTERRUPTED = 130
 REFUSALS = (BadOption, BackendUnavailable, CannotResume, ClusterTooSmall, HostMismatch, Refused)
+NOTHING = "nothing was trained yet"
+STACKS_FILE = "stacks.txt"
+RESUME_WORDS = ("--resume", "auto")
+
+
+class Supervised(Exception):
+    """The options are right, and the run wants a supervisor."""
+
+    def __init__(self, restarts: int) -> None:
+        super().__init__(restarts)
+        self.restarts = restarts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 2 for refused input, 3 for an early stop, 130 when interrupted."""
+    """Run the command; return its exit code: 0, 2 (refused), 3 (stopped early), 4 (a process died), 130 (a signal)."""
     signal.signal(signal.SIGTERM, _interrupt)
+    words = sys.argv[1:] if argv is None else argv
     try:
-        reason = run(sys.argv[1:] if argv is None else argv)
+        reason = run(words)
+    except Supervised as options:
+        return supervise(words, RESUME_WORDS, options.restarts, lambda text: print(text, file=sys.stderr, flush=True))
     except REFUSALS as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted: Ray is stopped, saved checkpoints are whole", file=sys.stderr)
+    except ProcessDied as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return EXIT_FAULT
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted: Ray is stopped, saved checkpoints are whole; {interrupt or NOTHING}", file=sys.stderr)
         return EXIT_INTERRUPTED
     if reason:
         print(f"stopped early: {reason}", file=sys.stderr)
@@ -52,6 +76,8 @@ def run(argv: Sequence[str]) -> str | None:
     changes = backend.adapt(args)
     preflight(args, backend)
     plan = plan_of(args, backend.name) if args.run.plan else None
+    if args.run.restarts:
+        raise Supervised(args.run.restarts)
     resumption = choose_checkpoint(args, backend.name)
     directory.prepare(args, backend.name)
     with Console(args.run.dir) as console:
@@ -61,9 +87,41 @@ def run(argv: Sequence[str]) -> str | None:
         if plan:
             (Path(args.run.dir) / PLAN_FILE).write_text(plan.table() + "\n", encoding="utf-8")
             console.say(f"plan: {plan.summary()} ({PLAN_FILE})")
-        train(args, backend, console.say)
+        _train_watched(args, backend, console)
     print(summary(args))
     return stop_reason(args.run.dir)
+
+
+def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) -> None:
+    """Train; end cleanly on a signal, and with all stacks when nothing happens any more.
+
+    Raises:
+        ProcessDied: a process is gone; the message names the checkpoint to go on from.
+        KeyboardInterrupt: a signal ended the run; the message says what is saved.
+    """
+    end = CleanEnd(EndOrder(args.run.dir), args.run.grace_seconds, console.say)
+    end.install()
+
+    def bark(reason: str) -> None:
+        path = Path(args.run.dir) / STACKS_FILE
+        count = stacks.dump(os.environ[stacks.VARIABLE], mark(), path)
+        reason = f"{reason}; the stacks of {count} processes are in {path}"
+        RunRecord(args.run.dir).stopped(reason)
+        end.stop_now(reason)
+
+    try:
+        with Watchdog(args.run.dir, args.run.watchdog_minutes, bark):
+            train(args, backend, console.say)
+    except ProcessDied as fault:
+        raise ProcessDied(f"{fault}; {directory.newest_checkpoint(args)}") from None
+    except KeyboardInterrupt:
+        if not end.reason:
+            raise KeyboardInterrupt(end.outcome()) from None
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _interrupt)
+        end.order.clear()
+        shutil.rmtree(os.environ.pop(stacks.VARIABLE, ""), ignore_errors=True)
 
 
 def plan_of(args: SimpleNamespace, backend: str) -> Plan:

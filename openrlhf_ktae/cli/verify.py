@@ -11,12 +11,14 @@ import gzip
 import json
 import math
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
 from openrlhf_ktae.cli.host_parser import BadOption
+from openrlhf_ktae.run.plain_json import parse_json
 from openrlhf_ktae.verifier.audit import Audit, Graded, Row, audit
 from openrlhf_ktae.verifier.config import VerifierConfig
 from openrlhf_ktae.verifier.graders import HOST, MATH_VERIFY
@@ -119,13 +121,14 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for line, text in enumerate(lines, 1):
                 if not text.strip():
                     continue
-                record = json.loads(text)
+                try:
+                    record = parse_json(text)
+                except ValueError as error:
+                    raise BadFile(f"{path}, line {line}: not JSON ({error}): {text.strip()[:60]!r}") from None
                 if not isinstance(record, dict):
                     raise BadFile(f"{path}, line {line}: not a JSON object but {text.strip()[:60]!r}")
                 yield line, record
-    except json.JSONDecodeError as error:
-        raise BadFile(f"{path}, line {line}: not JSON ({error.msg}): {error.doc.strip()[:60]!r}") from None
-    except (UnicodeDecodeError, OSError, EOFError) as error:
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         raise BadFile(f"{path}, after line {line}: cannot be read: {error}") from None
 
 

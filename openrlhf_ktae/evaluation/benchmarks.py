@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from openrlhf_ktae.evaluation.stored import BadInput
+from openrlhf_ktae.run.plain_json import parse_json
 
 REGISTRY = Path(__file__).with_name("benchmarks.yaml")
 PROBLEM_COLUMNS = ("problem", "question", "input", "prompt")
@@ -72,14 +72,16 @@ def _of_file(benchmark: str, path: Path) -> list[Problem]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    line = 0
     with path.open(encoding="utf-8") as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                yield f"line {line}", json.loads(text)
-            except ValueError as error:
-                raise BadInput(f"{path}: line {line} is no JSON object ({error})") from None
+        try:
+            for line, text in enumerate(file, start=1):
+                if text.strip():
+                    yield f"line {line}", parse_json(text)
+        except BadInput:
+            raise
+        except ValueError as error:
+            raise BadInput(f"{path}: line {line} is no JSON object, or the one after it no text ({error})") from None
 
 
 def _of_hub(name: str) -> list[Problem]:

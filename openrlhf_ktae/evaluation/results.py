@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.evaluation.stored import BadInput
+from openrlhf_ktae.run.plain_json import parse_json
 
 RESPONSES, SETTINGS, SUMMARY, TABLE = "responses.jsonl", "settings.json", "summary.json", "summary.md"
 
@@ -68,10 +69,10 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 known = row["verdict"], row["benchmark"], row["id"]
             except (ValueError, KeyError, TypeError):
                 raise BadInput(f"{path}: line {number} is no graded response; give another --output") from None

@@ -5,6 +5,7 @@ Legend: `N` steps, `E` evaluations.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from openrlhf_ktae.run.record import METRICS_FILE, read_record
 Floats = NDArray[np.float64]
 
 SEED_FOLDER = re.compile(r"seed-?\d+")
+LARGEST = 1e300  # beyond it a figure is no measurement, and sums overflow
+TOKENS_OF_STEP = ("rollout/num_samples", "rollout/response_length_mean")
 SMOOTHED = 5  # steps: the reward of one step is the mean of few rollouts
 OUTCOMES = {
     "final_accuracy": "held-out accuracy at equal steps",
@@ -48,23 +51,27 @@ class Run:
 
     def series(self, metric: str) -> tuple[Floats, Floats]:
         """Return steps and values (N,) of a metric, where it was recorded."""
-        known = [(row["step"], row[metric]) for row in self.steps if row.get(metric) is not None]
+        known = [(row["step"], row[metric]) for row in self.steps if _is_number(row.get(metric))]
         table = np.array(known, dtype=np.float64).reshape(-1, 2)
         return table[:, 0], table[:, 1]
 
     def held_out(self, metric: str = "eval_accuracy") -> tuple[Floats, Floats]:
         """Return steps and values (E,) of an evaluation's metric."""
-        known = [(row["step"], row[metric]) for row in self.evaluations if row.get(metric) is not None]
+        known = [(row["step"], row[metric]) for row in self.evaluations if _is_number(row.get(metric))]
         table = np.array(known, dtype=np.float64).reshape(-1, 2)
         return table[:, 0], table[:, 1]
 
     def tokens(self) -> Floats:
         """Return the response tokens generated up to each step (N,)."""
         each = [
-            (row.get("rollout/num_samples") or 0.0) * (row.get("rollout/response_length_mean") or 0.0)
+            math.prod(float(row[name]) if _is_number(row.get(name)) else 0.0 for name in TOKENS_OF_STEP)
             for row in self.steps
         ]
         return np.cumsum(each)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,9 @@ def read_run(path: Path) -> Run:
         rows = list(read_record(path))
         steps = sorted((row for row in rows if row["kind"] == "step"), key=lambda row: row["step"])
         evaluations = {row["step"]: row for row in rows if row["kind"] == "eval"}
+        for row in (*steps, *evaluations.values()):
+            if not _is_number(row["step"]):
+                raise ValueError(f"a step is {row['step']!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise BadRun(f"{path / METRICS_FILE}: damaged ({error})") from None
     if not steps:

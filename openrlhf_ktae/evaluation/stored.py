@@ -9,10 +9,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from openrlhf_ktae.run.plain_json import parse_json
 
 REQUIRED = ("benchmark", "gold", "response")
 SHOWN = 80  # characters of a value in a message
@@ -55,11 +58,16 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
         with opener(path, "rt", encoding="utf-8") as file:
             for line, text in enumerate(file, start=1):
                 if text.strip():
-                    yield _checked(json.loads(text), f"{path}: line {line}")
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}: line {line} is no JSON object ({error}); the file may be cut off") from None
-    except (EOFError, OSError, UnicodeDecodeError) as error:
+                    yield _checked(_parsed(text, f"{path}: line {line}"), f"{path}: line {line}")
+    except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
         raise BadInput(f"{path}: cannot be read after line {line} ({error}); the file may be cut off") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise BadInput(f"{where} is no JSON object ({error}); the file may be cut off") from None
 
 
 def _checked(row: Any, where: str) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from openrlhf_ktae.safety.remote_code import read_config
 
 # config.json of the models in configs/, for planning where the hub cannot be reached.
 _QWEN = {"model_type": "qwen2"}
@@ -116,20 +117,15 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
             tied=bool(config.get("tie_word_embeddings", False)),
             biased=config.get("model_type") == "qwen2" or bool(config.get("attention_bias")),
         )
-    except KeyError:
+    except (KeyError, ValueError, TypeError, ZeroDivisionError):  # another architecture, or no sizes at all
         return None
 
 
 def _config(name: str) -> Mapping[str, Any] | None:
     path = Path(name) / "config.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    if name in KNOWN:
+    if not path.is_file() and name in KNOWN:
         return KNOWN[name]
-    if name.count("/") == 1 and not name.startswith((".", "/")):
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(name, "config.json")
-        if isinstance(cached, str):
-            return json.loads(Path(cached).read_text(encoding="utf-8"))
-    return None
+    try:
+        return read_config(name) or None
+    except (ValueError, OSError):
+        return None

@@ -17,6 +17,7 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +25,9 @@ from typing import Any
 
 import yaml
 
-from openrlhf_ktae.checkpoint.folder import BEST
+from openrlhf_ktae.checkpoint.folder import BEST, listed
 from openrlhf_ktae.run.record import METRICS_FILE, RunRecord, rewind
+from openrlhf_ktae.safety.secrets import masked, redacted, secrets_of
 
 PACKAGES = (
     "openrlhf-ktae",
@@ -40,11 +42,11 @@ PACKAGES = (
     "math-verify",
     "numpy",
 )
-SECRETS = ("logger.wandb.key",)
 NOT_OPTIONS = (
     "algo.ktae.config",
     "algo.ktae.enable",
     "algo.dynamic_filtering_config",
+    "faults.config",
     "verifier.config",
     "verifier.enable",
     "verifier.reward_file",
@@ -57,6 +59,14 @@ NOT_OPTIONS = (
 def resumes(args: SimpleNamespace) -> bool:
     """Whether the run goes on from a checkpoint."""
     return bool(args.run.resume_from)
+
+
+def newest_checkpoint(args: SimpleNamespace) -> str:
+    """Say where a run goes on from."""
+    found, _ = listed(Path(args.ckpt.path))
+    if not found:
+        return "no checkpoint was written (--ckpt.save_steps)"
+    return f"the newest checkpoint is {found[0].path}; go on with --resume auto"
 
 
 def prepare(args: SimpleNamespace, backend: str) -> Path:
@@ -73,7 +83,9 @@ def prepare(args: SimpleNamespace, backend: str) -> Path:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(metrics.stat().st_mtime))
         metrics.rename(metrics.with_name(f"metrics.{stamp}.jsonl"))
     (directory / "config.yaml").write_text(yaml.safe_dump(nested_options(args), sort_keys=True), encoding="utf-8")
-    (directory / "versions.json").write_text(json.dumps(versions(backend), indent=2) + "\n", encoding="utf-8")
+    (directory / "versions.json").write_text(
+        json.dumps(versions(backend, secrets_of(args)), indent=2) + "\n", encoding="utf-8"
+    )
     return directory
 
 
@@ -88,7 +100,7 @@ def _go_on(args: SimpleNamespace, directory: Path) -> None:
 def nested_options(args: SimpleNamespace) -> dict[str, Any]:
     """Return the options as `--config` reads them, without keys and without what was derived from other options."""
     tree = _plain(args)
-    for name in (*SECRETS, *NOT_OPTIONS):
+    for name in NOT_OPTIONS:
         *groups, leaf = name.split(".")
         node = tree
         for group in groups:
@@ -100,12 +112,13 @@ def nested_options(args: SimpleNamespace) -> dict[str, Any]:
         tree["train"]["agent_func_path"] = None
         tree["reward"]["remote_url"] = args.verifier.config["reward_file"] or None
     elif args.reward.remote_url:
-        tree["reward"]["remote_url"] = ",".join(args.reward.remote_url)
+        tree["reward"]["remote_url"] = ",".join(tree["reward"]["remote_url"])
     return tree
 
 
 def _plain(value: Any) -> Any:
-    """Return namespaces as mappings and tuples as lists; an infinite default is left to the default."""
+    """Return namespaces as mappings, tuples as lists, no secret; an infinite default is left to the default."""
+    value = masked(value)
     if isinstance(value, SimpleNamespace):
         return {name: _plain(item) for name, item in vars(value).items()}
     if isinstance(value, (list, tuple)):
@@ -115,8 +128,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def versions(backend: str) -> dict[str, Any]:
-    """Return what a reader needs to repeat the run elsewhere."""
+def versions(backend: str, secrets: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a reader needs to repeat the run elsewhere, without `secrets`."""
     found = {}
     for package in PACKAGES:
         try:
@@ -127,6 +140,6 @@ def versions(backend: str) -> dict[str, Any]:
         "backend": backend,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "command": sys.argv,
+        "command": [redacted(word, secrets) for word in sys.argv],
         "packages": found,
     }

@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import secrets
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -15,6 +16,12 @@ from typing import Any
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
+from openrlhf_ktae.faults import processes, stacks
+from openrlhf_ktae.faults.config import RETRIES_VARIABLE
+from openrlhf_ktae.faults.processes import mark, swept
+from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.run.process_setup import BACKEND_VARIABLE, WORKER_HOOK, in_every_process
+from openrlhf_ktae.safety import remote_code
 from openrlhf_ktae.verifier.config import VerifierConfig
 
 HOST_CLI = "openrlhf.cli.train_ppo_ray"
@@ -25,8 +32,17 @@ HOST_ENVIRONMENT = {
     "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray asks for this to be set and warns until it is
 }
+ENGINE_MODULE = "openrlhf.trainer.ray.vllm_engine"
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 CLUSTER_VARIABLE = "RAY_ADDRESS"
+
+
+# What the ranks that are left say, and vLLM's actor of its own core.
+SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "EngineDeadError", "ActorDiedError")
+
+
+class ProcessDied(RuntimeError):
+    """A process that the run cannot do without is gone."""
 
 
 class ClusterTooSmall(ValueError):
@@ -39,16 +55,31 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
     Raises:
         ClusterTooSmall: a cluster was joined that has too few devices.
     """
-    import ray
-
+    mark()
+    os.environ[stacks.VARIABLE] = stacks.new_folder()
     variables = environment(args, backend)
-    for name, value in variables.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(variables)
+    in_every_process()
+    if CLUSTER_VARIABLE not in os.environ:
+        os.environ.update(cluster_of_its_own())
+    import ray  # reads the environment as it is imported
+
     backend.prepare_driver()
     # Not while another thread imports: Ray runs Python code in its forked children before they exec, and one that is
     # forked while an import holds a lock hangs for good, and with it this process.
     start_ray(args, backend, variables)
     say(f"Ray is up with {devices_needed(args)} {'virtual ' if backend.name == 'cpu' else ''}devices")
+    try:
+        _train(args, backend, say)
+    except ray.exceptions.RayError as error:
+        if not died(error):
+            raise
+        raise ProcessDied(f"a process of the run died ({' '.join(str(error).split())[:300]})") from None
+
+
+def _train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -> None:
+    import ray
+
     try:
         host_cli = importlib.import_module(HOST_CLI)
         check_cluster(args)
@@ -57,7 +88,16 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
         with quiet(args):
             host_cli.train(args)
     finally:
-        ray.shutdown()
+        with swept(mark()):
+            ray.shutdown()
+
+
+def died(error: Exception) -> bool:
+    """Whether an error of Ray means that a process is gone, rather than that its code raised."""
+    from ray import exceptions
+
+    gone = (exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.ObjectLostError)
+    return isinstance(error, gone) or any(sign in str(error) for sign in SIGNS_OF_A_LOST_PEER)
 
 
 @contextmanager
@@ -76,17 +116,28 @@ def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
     chosen = {name: os.environ.get(name, value) for name, value in defaults.items()}
     if args.verifier.enable:
         chosen |= VerifierConfig(**args.verifier.config).to_env()
-    return chosen
+    hook = backend.worker_setup_hook()
+    chosen[RETRIES_VARIABLE] = str(args.faults.config["rollout_retries"])
+    chosen |= {name: os.environ[name] for name in (processes.VARIABLE, stacks.VARIABLE) if name in os.environ}
+    return chosen | remote_code.environment(args.model.trust_remote_code) | ({BACKEND_VARIABLE: hook} if hook else {})
+
+
+def cluster_of_its_own() -> dict[str, str]:
+    """Return what closes a cluster that this command starts: its ports take orders from holders of the token alone.
+
+    Ray binds them to every address of the machine, whatever is asked for, and who reaches one can run code.
+    """
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]) -> None:
     """Join the cluster named by RAY_ADDRESS (as a submitted job does), or start what the backend asks for."""
     import ray
 
-    runtime_env: dict[str, Any] = {"env_vars": without_job_variables(variables)}
-    hook = backend.worker_setup_hook()
-    if hook:
-        runtime_env["worker_process_setup_hook"] = hook
+    runtime_env: dict[str, Any] = {
+        "env_vars": without_job_variables(variables),
+        "worker_process_setup_hook": WORKER_HOOK,
+    }
     options = {} if CLUSTER_VARIABLE in os.environ else backend.ray_init_options(args)
     on_eviction = signal.getsignal(signal.SIGTERM)
     ray.init(runtime_env=runtime_env, log_to_driver=args.run.verbose, logging_level=logging.ERROR, **options)
@@ -118,8 +169,13 @@ def install_classes(args: SimpleNamespace, backend: Backend) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from openrlhf_ktae.faults.rollouts import RetryingRollouts
+
     for (module, attribute), actor_class in backend.host_classes().items():
         setattr(importlib.import_module(module), attribute, actor_class)
+    engines: Any = importlib.import_module(ENGINE_MODULE)
+    guarded = type("GuardedEngine", (RetryingRollouts, undecorated(engines.RolloutRayActor)), {})
+    engines.RolloutRayActor = ray.remote(max_restarts=args.faults.config["engine_restarts"])(guarded)
     # The trainer writes the run record; on this node the driver can read it and print a line a step.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     if args.train.async_enable:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.run.batches import data_ranks, rollout_unit
-from openrlhf_ktae.run.prompt_files import UnreadableDataset, is_local, look
+from openrlhf_ktae.run.prompt_files import Table, UnreadableDataset, is_local, look, short
+from openrlhf_ktae.safety import remote_code
 
+WEIGHTS = ("*.safetensors", "*.bin")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+SCHEDULES = ("cosine_with_min_lr", "constant", "constant_with_warmup", "linear", "cosine")
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 REWARD_FILE_SECONDS = 8  # a file that takes longer to import would also stall every engine
 
 
@@ -28,7 +33,9 @@ def preflight(args: SimpleNamespace, backend: Backend) -> None:
         *batch_problems(args),
         *_lengths(args),
         *_loss(args),
-        *_model(args.actor.model_name_or_path),
+        *_model(args.actor.model_name_or_path, args.model.trust_remote_code),
+        *_texts(args),
+        *_places(args),
         *_prompts(args),
         *_held_out(args),
         *_reward_file(args),
@@ -119,13 +126,11 @@ def _lengths(args: SimpleNamespace) -> Iterator[str]:
 
 def _positions(model: str | None) -> int | None:
     """Return the positions of a local model; None where a scaled rotary embedding or another file decides."""
-    path = Path(model or "") / "config.json"
-    if not path.is_file():
-        return None
-    config = json.loads(path.read_text())
+    config = _config_of(model)
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
-    return None if scaled else config.get("max_position_embeddings")
+    scaled = not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default"
+    longest = config.get("max_position_embeddings")
+    return longest if isinstance(longest, int) and not scaled else None
 
 
 def _loss(args: SimpleNamespace) -> Iterator[str]:
@@ -136,6 +141,11 @@ def _loss(args: SimpleNamespace) -> Iterator[str]:
             f"--reward.overlong_buffer_len {buffer:g}: must be above 0 and at most the longest response ({limit}); the "
             "DAPO paper takes a fifth of it"
         )
+    if args.faults.min_entropy is not None and args.actor.entropy_coef is None:
+        yield (
+            f"--faults.min_entropy {args.faults.min_entropy:g}: entropy is not computed; give --actor.entropy_coef 0 "
+            "(or the coefficient you want)"
+        )
     if args.actor.dr_grpo_norm and args.rollout.max_new_tokens is None:
         yield "--actor.dr_grpo_norm true: divides by --rollout.max_new_tokens, which is not set; give it"
     if args.actor.dr_grpo_norm and args.actor.loss_agg_mode != "token-mean":
@@ -145,26 +155,109 @@ def _loss(args: SimpleNamespace) -> Iterator[str]:
         )
 
 
-def _model(name: str | None) -> Iterator[str]:
+def _config_of(model: str | None) -> dict[str, Any]:
+    try:
+        return remote_code.read_config(model or "")
+    except (ValueError, OSError):
+        return {}  # `_model_folder` says what is wrong with it
+
+
+def _texts(args: SimpleNamespace) -> Iterator[str]:
+    """Yield what is wrong with names that only another library knows, and with the template of prompts."""
+    schedule = args.actor.lr_scheduler
+    if schedule not in SCHEDULES and schedule not in _all_schedules():
+        yield f"--actor.lr_scheduler {schedule}: give one of {', '.join(SCHEDULES)}"
+    attention = args.ds.attn_implementation
+    if attention not in ATTENTION and "/" not in attention:
+        yield f"--ds.attn_implementation {attention}: give one of {', '.join(ATTENTION)}"
+    folder = Path(args.actor.model_name_or_path or "")
+    if args.data.apply_chat_template and folder.is_dir() and not _has_chat_template(folder):
+        yield (
+            f"--data.apply_chat_template true: the tokenizer in {folder} has no chat template; leave it out, or add "
+            "chat_template.jinja to the model"
+        )
+
+
+def _all_schedules() -> list[str]:
+    from transformers import SchedulerType  # takes seconds, so the usual ones are not looked up
+
+    return [one.value for one in SchedulerType]
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any(folder.glob("chat_template*")) or (folder / "additional_chat_templates").is_dir():
+        return True
+    try:
+        return "chat_template" in (folder / "tokenizer_config.json").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _places(args: SimpleNamespace) -> Iterator[str]:
+    """Yield which outputs cannot be written, and which programs of the user are not there."""
+    places = {
+        "--run.dir": args.run.dir,
+        "--ckpt.output_dir": args.ckpt.output_dir,
+        "--ckpt.path": args.ckpt.path,
+        "--logger.tensorboard_dir": args.logger.tensorboard_dir,
+    }
+    for flag, place in places.items():
+        if not place:
+            continue
+        path = Path(place).absolute()
+        nearest = next(one for one in (path, *path.parents) if one.exists())
+        if not nearest.is_dir():
+            yield f"{flag} {place}: {nearest} is a file; give a folder"
+        elif not os.access(nearest, os.W_OK | os.X_OK):
+            yield f"{flag} {place}: nothing can be written in {nearest}; give another folder"
+    agent = args.train.agent_func_path
+    if agent and not (agent.endswith(".py") and Path(agent).is_file()):
+        yield f"--train.agent_func_path {agent}: no such Python file"
+    reward = args.reward.model_name_or_path
+    if reward and reward.startswith((".", "/", "~")) and not Path(reward, "config.json").is_file():
+        yield f"--reward.model_name_or_path {reward}: no such model folder (it needs a config.json)"
+
+
+def _model(name: str | None, trusted: bool) -> Iterator[str]:
     flag = f"--actor.model_name_or_path {name}"
     if not name:
         yield "--actor.model_name_or_path (--pretrain): give a model folder or a name on the Hugging Face Hub"
     elif Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            yield f"{flag}: the folder has no config.json, so it is no model of transformers"
+        yield from _model_folder(flag, Path(name), trusted)
     elif name.startswith((".", "/", "~")) or name.count("/") != 1 or not _on_hub(name):
         yield f"{flag}: no such folder, and no such model on the Hugging Face Hub or in its local cache"
+    elif not trusted:
+        yield from remote_code.problems("--actor.model_name_or_path", name)
 
 
-def _on_hub(name: str) -> bool:
-    """Whether `config.json` of a model is in the local cache or can be fetched within seconds."""
-    from huggingface_hub import file_exists, try_to_load_from_cache
+def _model_folder(flag: str, folder: Path, trusted: bool) -> Iterator[str]:
+    if not (folder / "config.json").is_file():
+        yield f"{flag}: the folder has no config.json, so it is no model of transformers"
+        return
+    try:
+        remote_code.read_config(str(folder))
+    except (ValueError, OSError) as error:
+        yield f"{flag}: its config.json cannot be read ({short(error)}); copy the model again"
+        return
+    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        yield f"{flag}: the folder has no weights ({', '.join(WEIGHTS)}); copy them too"
+    if not any((folder / file).is_file() for file in TOKENIZERS):
+        yield f"{flag}: the folder has no tokenizer ({', '.join(TOKENIZERS)}); copy it too"
+    if not trusted:
+        yield from remote_code.problems("--actor.model_name_or_path", str(folder))
+
+
+def _on_hub(name: str, kind: str = "model") -> bool:
+    """Whether a model or data set is in the local cache or on the hub, asked within seconds."""
+    from huggingface_hub import constants, repo_exists
     from huggingface_hub.errors import HfHubHTTPError
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+    cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
+    prepared = Path(constants.HF_HOME) / "datasets" / name.replace("/", "___")
+    if cached.is_dir() or (kind == "dataset" and prepared.is_dir()):
         return True
     try:
-        return file_exists(name, "config.json")
+        return repo_exists(name, repo_type=kind)
     except HfHubHTTPError as error:
         return error.response.status_code in (401, 403)  # gated: let the host's loader say so
     except Exception:  # offline, or no such name
@@ -176,7 +269,9 @@ def _prompts(args: SimpleNamespace) -> Iterator[str]:
         yield "--data.prompt_dataset (--prompt_data): give a file, a folder or a name on the Hugging Face Hub"
         return
     rows: list[int] = []
-    yield from _columns(args, "--data.prompt_dataset", args.data.prompt_dataset, rows)
+    names = args.data.prompt_dataset
+    yield from _columns(args, "--data.prompt_dataset", names, args.data.prompt_split, rows)
+    yield from _shares(args.data.prompt_probs, names)
     needed = rollout_unit(args) // args.rollout.n_samples_per_prompt
     count = min(sum(rows), args.data.max_samples)
     if rows and 0 < count < needed:
@@ -186,19 +281,40 @@ def _prompts(args: SimpleNamespace) -> Iterator[str]:
         )
 
 
+def _shares(probabilities: str | None, names: str) -> Iterator[str]:
+    """Yield what is wrong with the shares of several data sets."""
+    if probabilities is None:
+        return
+    flag, count = f"--data.prompt_probs {probabilities}", len(names.split(","))
+    try:
+        values = [float(text) for text in probabilities.split(",")]
+    except ValueError:
+        yield f"{flag}: give numbers with commas between them, one for each data set"
+        return
+    if len(values) != count:
+        yield f"{flag}: has {len(values)} numbers and --data.prompt_dataset has {count} data sets; give one for each"
+    elif not all(0 <= value <= 1 for value in values) or abs(sum(values) - 1) > 1e-6:
+        yield f"{flag}: give shares from 0 to 1 whose sum is 1"
+
+
 def _held_out(args: SimpleNamespace) -> Iterator[str]:
     if args.eval.dataset:
-        yield from _columns(args, "--eval.dataset", args.eval.dataset, [])
+        yield from _columns(args, "--eval.dataset", args.eval.dataset, args.eval.split, [])
 
 
-def _columns(args: SimpleNamespace, flag: str, names: str, rows: list[int]) -> Iterator[str]:
+def _columns(args: SimpleNamespace, flag: str, names: str, split: str, rows: list[int]) -> Iterator[str]:
     """Check each file of a comma-separated list; the number of rows of local files goes to `rows`."""
     judged_by_label = args.verifier.enable
     if judged_by_label and not args.data.label_key:
         yield "--data.label_key: answers are checked against it; name the column with the right answers"
     for name in (part.split("@")[0].strip() for part in names.split(",")):
+        if not name:
+            yield f"{flag} {names}: there is nothing between two commas; remove one"
+            continue
         if not is_local(name):
-            continue  # on the Hub: the host loads it
+            if not _on_hub(name, "dataset"):
+                yield f"{flag} {name}: no such file, and no such data set on the Hugging Face Hub or in its local cache"
+            continue
         try:
             table = look(name)
         except UnreadableDataset as error:
@@ -207,12 +323,33 @@ def _columns(args: SimpleNamespace, flag: str, names: str, rows: list[int]) -> I
         if table is None:
             continue
         rows.append(table.rows)
+        if split != "train":
+            option = "--eval.split" if flag == "--eval.dataset" else "--data.prompt_split"
+            yield f"{option} {split}: {name} is one file, whose only split is train; give train"
         if table.rows == 0:
             yield f"{flag} {name}: is empty; give a file with at least one prompt"
             continue
-        for option, column in (("--data.input_key", args.data.input_key), ("--data.label_key", args.data.label_key)):
-            if column and column not in table.columns:
-                yield f"{option} {column}: {name} has no such column; it has {', '.join(table.columns)}"
+        yield from _values(args, flag, name, table)
+
+
+def _values(args: SimpleNamespace, flag: str, name: str, table: Table) -> Iterator[str]:
+    """Yield which columns are missing, have rows without a value, or cannot be what they are used for."""
+    prompt_kinds = ("a text", "a list") if args.data.apply_chat_template else ("a text",)
+    options = (
+        ("--data.input_key", args.data.input_key, prompt_kinds),
+        ("--data.label_key", args.data.label_key, ("a text", "a number", "true or false", "a list")),
+    )
+    for option, column, kinds in options:
+        if not column:
+            continue
+        if column not in table.columns:
+            yield f"{option} {column}: {name} has no such column; it has {', '.join(table.columns)}"
+        elif column in table.gaps:
+            yield f"{option} {column}: in {name} {table.gaps[column]} there; fill or remove it"
+        elif table.kinds.get(column) not in kinds:
+            yield f"{option} {column}: in {name} it is {table.kinds.get(column)}; it must be {' or '.join(kinds)}"
+    for column, what in table.mixed.items():
+        yield f"{flag} {name}: column {column}: {what}, and a column has one type; write all as one"
 
 
 def _reward_file(args: SimpleNamespace) -> Iterator[str]:

@@ -1,15 +1,23 @@
-"""Look into the prompt files of a run without loading them: columns and number of rows."""
+"""Look into the prompt files of a run before anything loads: columns, number of rows, and rows that cannot be used.
+
+What the loader would stumble over later, in another process and with a traceback of its own, is found here: columns
+that change their type, rows without a prompt, files that end in the middle.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from openrlhf_ktae.run.plain_json import parse_json
 
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
+CHECKED_BYTES = 256 * 2**20  # of a larger text file, the rows behind are counted and not read
 
 
 class UnreadableDataset(ValueError):
@@ -22,23 +30,33 @@ class Table:
 
     rows: int
     columns: tuple[str, ...]
+    gaps: Mapping[str, str] = field(default_factory=dict)
+    """Column -> its first row without a usable value, in words."""
+    mixed: Mapping[str, str] = field(default_factory=dict)
+    """Column -> the first row whose type is not that of the rows before, in words."""
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Column -> type of its values."""
 
 
 def is_local(name: str) -> bool:
     """Whether `name` is meant as a file or folder here rather than as a data set of the Hub."""
-    return Path(name).suffix in TABLE_SUFFIXES or Path(name).exists() or name.startswith((".", "/", "~"))
+    return Path(name).suffix in (*TABLE_SUFFIXES, ".py") or Path(name).exists() or name.startswith((".", "/", "~"))
 
 
 def look(name: str) -> Table | None:
-    """Return rows and columns of a local file; None for a folder, whose layout the host knows.
+    """Return what is in a local file; None for a folder, whose layout the host knows.
 
     Raises:
-        UnreadableDataset: no such file, or its text is not of the form that its suffix names.
+        UnreadableDataset: no such file, its text is not of the form that its suffix names, or it is a program.
     """
     path = Path(name)
+    if path.suffix == ".py" or (path / f"{path.name}.py").is_file():
+        raise UnreadableDataset("is a loading script, and no code of a data set is run; save its rows as .jsonl")
     if not path.exists():
         raise UnreadableDataset("no such file or folder")
     if path.is_dir():
+        if not any(one.is_file() for one in path.rglob("*")):
+            raise UnreadableDataset("is an empty folder; give a file with prompts")
         return None
     readers = {".json": _json, ".jsonl": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}
     if path.suffix not in readers:
@@ -55,41 +73,135 @@ def _read(path: Path, reader: Callable[[Path], Table], mtime_ns: int, size: int)
     except UnreadableDataset:
         raise
     except Exception as error:  # each format's library has its own errors; all mean the same here
-        raise UnreadableDataset(f"not a {path.suffix} file ({' '.join(str(error).split())[:120]})") from None
+        raise UnreadableDataset(f"not a {path.suffix} file ({short(error)})") from None
+
+
+def short(error: BaseException) -> str:
+    """Return the message of an error of another library on one line."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _json(path: Path) -> Table:
     with path.open(encoding="utf-8") as file:
         start = file.read(1)
         file.seek(0)
+        if start == "\ufeff":
+            raise UnreadableDataset("begins with a byte order mark; save it as UTF-8 without one")
         if start == "[":
             rows = json.load(file)
-        else:
-            lines = [line for line in file if line.strip()]
-            rows = [json.loads(line) for line in lines[:1]] + lines[1:]
-    first = rows[0] if rows else {}
-    if not isinstance(first, dict):
-        raise UnreadableDataset("its rows are not JSON objects")
-    return Table(len(rows), tuple(first))
+            return _table(enumerate(rows, 1), len(rows))
+        count = [0]
+        return _table(_json_lines(file, count), count)
+
+
+def _json_lines(lines: Iterable[str], count: list[int]) -> Iterator[tuple[int, Any]]:
+    """Yield number and content of each line with something on it; `count` has one number, the rows so far."""
+    read = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        count[0] += 1
+        read += len(line)
+        if read > CHECKED_BYTES:
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise UnreadableDataset(f"line {number} is not JSON ({short(error)}); repair or remove it") from None
+        yield number, row
+
+
+def _table(rows: Iterable[tuple[int, Any]], count: int | list[int], cells: bool = True) -> Table:
+    """Return what `rows` (number in the file, content) hold; `count` is asked when they are read."""
+    kinds: dict[str, str] = {}
+    gaps: dict[str, str] = {}
+    mixed: dict[str, str] = {}
+    first = 0
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise UnreadableDataset(f"row {number} is no JSON object; write one with a prompt and its right answer")
+        if not first:
+            first = number
+        for name in [*kinds, *(name for name in row if name not in kinds)]:
+            kind = _kind(row.get(name))
+            if kind in ("nothing", "an empty text"):
+                gaps.setdefault(name, f"row {number} has {kind}")
+            if name not in kinds and number > first:
+                gaps.setdefault(name, f"row {first} has nothing")
+            known = kinds.get(name, "nothing")
+            if known == "nothing":
+                kinds[name] = kind
+            elif kind != "nothing" and not _same(known, kind):
+                mixed.setdefault(name, f"row {number} has {kind} where rows before have {known}")
+    return Table(count[0] if isinstance(count, list) else count, tuple(kinds), gaps, mixed, kinds)
+
+
+def _same(one: str, other: str) -> bool:
+    return one.replace("an empty text", "a text") == other.replace("an empty text", "a text")
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, str):
+        return "a text" if value.strip() else "an empty text"
+    names = ((bool, "true or false"), ((int, float), "a number"), (list, "a list"), (dict, "an object"))
+    return next(name for types, name in names if isinstance(value, types))
 
 
 def _csv(path: Path) -> Table:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
         columns = next(reader, [])
-        return Table(sum(1 for _ in reader), tuple(columns))
+        if len(set(columns)) != len(columns):
+            raise UnreadableDataset("two columns have the same name; rename one")
+        rows = []
+        for number, cells in enumerate(reader, 2):
+            if not cells:
+                continue
+            if len(cells) != len(columns):
+                raise UnreadableDataset(f"row {number} has {len(cells)} cells and the head has {len(columns)}")
+            rows.append((number, dict(zip(columns, cells, strict=True))))
+    table = _table(rows, len(rows))
+    return Table(len(rows), tuple(columns), table.gaps, {}, table.kinds)
 
 
 def _parquet(path: Path) -> Table:
     from pyarrow import parquet
 
-    metadata = parquet.read_metadata(path)
-    return Table(metadata.num_rows, tuple(metadata.schema.to_arrow_schema().names))
+    return _arrow_table(parquet.read_table(path))
 
 
 def _arrow(path: Path) -> Table:
     from pyarrow import ipc, memory_map
 
     with memory_map(str(path)) as source:
-        table = ipc.open_stream(source).read_all()
-    return Table(table.num_rows, tuple(table.column_names))
+        return _arrow_table(ipc.open_stream(source).read_all())
+
+
+def _arrow_table(table: Any) -> Table:
+    """Return rows and columns; the types of such a file cannot mix."""
+    import pyarrow as pa
+
+    gaps, kinds = {}, {}
+    for name in table.column_names:
+        column = table.column(name)
+        if column.null_count:
+            gaps[name] = f"{column.null_count} rows have nothing"
+        elif (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) and (
+            empty := sum(not (value.as_py() or "").strip() for value in column)
+        ):
+            gaps[name] = f"{empty} rows have an empty text"
+        kinds[name] = _arrow_kind(pa, column.type)
+    return Table(table.num_rows, tuple(table.column_names), gaps, {}, kinds)
+
+
+def _arrow_kind(pa: Any, kind: Any) -> str:
+    types = pa.types
+    if types.is_string(kind) or types.is_large_string(kind):
+        return "a text"
+    if types.is_integer(kind) or types.is_floating(kind):
+        return "a number"
+    if types.is_boolean(kind):
+        return "true or false"
+    return "a list" if types.is_list(kind) or types.is_large_list(kind) else str(kind)

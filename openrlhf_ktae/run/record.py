@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.checkpoint.files import sync, write_text
+from openrlhf_ktae.run.plain_json import parse_json
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -87,7 +88,7 @@ def read_record(directory: str | Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):
-                yield json.loads(line)
+                yield parse_json(line)
 
 
 def stop_reason(directory: str | Path) -> str | None:

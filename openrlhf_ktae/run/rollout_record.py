@@ -11,11 +11,15 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from openrlhf_ktae.run.plain_json import parse_json
+from openrlhf_ktae.run.prompt_files import short
 
 DIRECTORY = "rollouts"
 METADATA_KEY = b"openrlhf_ktae"
@@ -37,6 +41,7 @@ COLUMNS = {
     "advantages_without_k": "list<float>",
     "advantages": "list<float>",
 }
+NEVER_NULL = ("step", "group", "rollout", "prompt", "token_ids")
 MEGABYTE = 2**20
 
 
@@ -110,8 +115,7 @@ class RolloutRecorder:
             "special_ids": sorted(set(tokenizer.all_special_ids)),
             "tokenizer": tokenizer_hash(tokenizer),
         }
-        schema = pa.schema([(name, _arrow_type(pa, kind)) for name, kind in COLUMNS.items()])
-        schema = schema.with_metadata({METADATA_KEY: json.dumps(about).encode()})
+        schema = _schema(pa).with_metadata({METADATA_KEY: json.dumps(about).encode()})
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"step-{step:06d}.parquet"
         part = path.with_suffix(".part")
@@ -123,6 +127,10 @@ class RolloutRecorder:
             return None
         os.replace(part, path)
         return path
+
+
+def _schema(pa: Any) -> Any:
+    return pa.schema([(name, _arrow_type(pa, kind)) for name, kind in COLUMNS.items()])
 
 
 def _arrow_type(pa: Any, kind: str) -> Any:
@@ -244,26 +252,31 @@ def read_groups(paths: Iterable[Path]) -> Iterator[RecordedGroup]:
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    import pyarrow as pa
     from pyarrow import ArrowException, parquet
 
     try:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise BadRecord(f"{path}: is no whole parquet file ({reason}); delete it or record it again") from None
+        raise BadRecord(f"{path}: is no whole parquet file ({short(error)}); delete it or record it again") from None
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise BadRecord(f"{path}: has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    about = None
+    with suppress(KeyError, ValueError):
+        about = parse_json((table.schema.metadata or {})[METADATA_KEY])
+    if not isinstance(about, dict):
+        raise BadRecord(f"{path}: has no metadata openrlhf_ktae; it was not written by --ktae.record_rollouts")
     try:
-        about = json.loads((table.schema.metadata or {})[METADATA_KEY])
-    except (KeyError, ValueError):
-        raise BadRecord(
-            f"{path}: has no metadata openrlhf_ktae; it was not written by --ktae.record_rollouts"
-        ) from None
-    rows = table.to_pylist()
+        rows = table.select(list(COLUMNS)).cast(_schema(pa)).to_pylist()
+    except (ArrowException, ValueError) as error:
+        raise BadRecord(f"{path}: a column has another type than it is written with ({short(error)})") from None
     if not rows:
         raise BadRecord(f"{path}: holds no rollout")
     for row in rows:
+        absent = [name for name in NEVER_NULL if row[name] is None]
+        if absent:
+            raise BadRecord(f"{path}: a row has no {', '.join(absent)}")
         lengths = {name: len(row[name] or []) for name, kind in COLUMNS.items() if kind.startswith("list")}
         del lengths["prompt_ids"]
         if len(set(lengths.values())) > 1:

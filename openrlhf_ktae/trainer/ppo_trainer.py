@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ray
 from openrlhf.trainer import ppo_trainer as host
 
 from openrlhf_ktae.checkpoint.folder import BEST
+from openrlhf_ktae.faults.ending import Interrupted, wait_for_the_driver
+from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer
+from openrlhf_ktae.faults.rollouts import engine_died
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
@@ -21,7 +25,7 @@ from openrlhf_ktae.trainer.sampling_state import SamplingTrainer
 _HostTrainer: Any = undecorated(host.PPOTrainer)
 
 
-class KTAEPPOTrainer(SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _HostTrainer):
+class KTAEPPOTrainer(GuardedTrainer, SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _HostTrainer):
     """Single controller of a synchronous run."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -31,6 +35,7 @@ class KTAEPPOTrainer(SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _H
         host.SamplesGenerator = KTAESamplesGenerator
         super().__init__(pretrain, strategy, *args, **kwargs)
         self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
+        self.samples_generator.send_weights = self.send_weights
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, between two evaluations."""
@@ -39,12 +44,15 @@ class KTAEPPOTrainer(SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _H
         for tracker in trackers:
             tracker.close = lambda: None  # the host closes at the end of `fit`; the last evaluation comes after
         self.record_plan(len(self.prompts_dataloader))
+        self.end_order.training()
         if not resumes(self.args):
             self._evaluate_edge("before", global_step)
         try:
             super().fit(global_step)
         except TrainingStopped as stop:
             self.record.stopped(str(stop))  # the model as it is gets saved; the command says why and fails
+        except Interrupted:
+            wait_for_the_driver(self.end_order)
         left = self.samples_generator.left_over
         if left:
             self.record.note(f"{left} rollouts at the end of the data are not trained on: no step can divide so few")
@@ -52,22 +60,37 @@ class KTAEPPOTrainer(SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _H
         for close in closing:
             close()
 
-    def init_checkpoint_states(self) -> dict[str, Any]:
-        """Return the host's states; dynamic sampling goes on from them."""
-        states = super().init_checkpoint_states()
-        if self.sampling_state:
-            self.samples_generator.load_sampling_state(**self.sampling_state)
-        return states
-
     def broadcast_to_vllm(self) -> None:
-        """Send the weights as the host does; after a resume, make up for an evaluation that was due."""
-        super().broadcast_to_vllm()
+        """Send the weights as the host does; an engine that dies meanwhile is started again."""
+        try:
+            super().broadcast_to_vllm()
+        except Exception as error:
+            if not engine_died(error):
+                raise
+            self.samples_generator.revive(error)
+        self._make_up_for_an_evaluation()
+
+    def _make_up_for_an_evaluation(self) -> None:
+        """Evaluate with the weights just sent, where the run ended between a checkpoint and its evaluation."""
         states, self.resumed_states = self.resumed_states, None
         if states is None or self.eval_dataloader is None or Path(self.args.run.resume_from).name.startswith(BEST):
             return
         step = states["global_step"]
         if step % self.args.eval.steps == 0:
             self.save_best_checkpoint(self.evaluate(step, **self._evaluation_settings()), step, states)
+
+    def send_weights(self, why: str) -> None:
+        """Give the engines, one of which is new, the current weights."""
+        self.record.note(why)
+        ray.get(self.actor_model_group.async_run_method("rejoin_engines"))
+        self.broadcast_to_vllm()
+
+    def init_checkpoint_states(self) -> dict[str, Any]:
+        """Return the host's states; dynamic sampling goes on from them."""
+        states = super().init_checkpoint_states()
+        if self.sampling_state:
+            self.samples_generator.load_sampling_state(**self.sampling_state)
+        return states
 
     def evaluate(self, global_step: int, **generate_kwargs: Any) -> dict[str, float]:
         """Evaluate as the host does; add accuracy and length with their intervals."""

@@ -12,6 +12,8 @@ import ray
 from openrlhf.trainer import ppo_trainer as host_base
 from openrlhf.trainer import ppo_trainer_async as host
 
+from openrlhf_ktae.faults.ending import Interrupted, wait_for_the_driver
+from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
@@ -66,13 +68,21 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         return self._run_eval() if self.eval_dataloader is not None else {}
 
 
-class KTAETrainingActor(SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _HostTrainingActor):
+class KTAETrainingActor(GuardedTrainer, SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _HostTrainingActor):
     """Turns rollouts into updates."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
         seed_everything(strategy.args.train.seed)
         host_base.RemoteExperienceMaker = KTAEExperienceMaker
         super().__init__(pretrain, strategy, *args, **kwargs)
+
+    def fit(self, global_step: int = 0) -> None:
+        """Train as the host does, or until it is asked to end; a stop is told to the process that started this one."""
+        self.end_order.training()
+        try:
+            super().fit(global_step)
+        except Interrupted:
+            wait_for_the_driver(self.end_order)
 
     def broadcast_to_vllm(self) -> None:
         """Do as the host does. Ray sends inherited methods by value, where `super()` without arguments is lost."""
@@ -111,7 +121,12 @@ class KTAEPPOTrainerAsync(_HostTrainer):
         state = ray.get(self.trainer_actor.saved_sampling_state.remote())
         if state:
             ray.get(self.generator_actor.load_sampling_state.remote(state))
-        super().fit()
+        try:
+            super().fit()
+        except TrainingStopped as stop:  # of the trainer; the generator waits for it and would for ever
+            ray.kill(self.generator_actor)
+            ray.get(self.trainer_actor.record_stop.remote(str(stop)))
+            return
         reason = ray.get(self.generator_actor.why_it_stopped.remote())
         if reason:
             ray.get(self.trainer_actor.record_stop.remote(reason))

@@ -72,11 +72,15 @@ class RecordingTrainer:
         return status, step
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
-        """Log and save as the host does, then write the step; its checkpoint gets its name after that."""
+        """Log and save as the host does, then write the step; its checkpoint gets its name after that.
+
+        Without `logs_dict` the step is in the record already and its checkpoint comes out of turn.
+        """
         try:
             super().save_logs_and_checkpoints(global_step, logs_dict, client_states)  # type: ignore[misc]
         finally:  # a step is a step, whatever becomes of its checkpoint
-            self._record_step(global_step, logs_dict)
+            if logs_dict is not None:
+                self._record_step(global_step, logs_dict)
 
     def _record_step(self, global_step: int, logs_dict: Any) -> None:
         key_tokens = self.experience_maker.key_tokens

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from openrlhf_ktae.checkpoint.folder import verify
+from openrlhf_ktae.checkpoint.write import read_latest
 from openrlhf_ktae.run.record import read_record
 
 COMMAND = "openrlhf_ktae.cli.train_ppo_ray"
@@ -123,6 +125,7 @@ def test_an_interrupted_run_leaves_no_process_and_a_whole_checkpoint(root, envir
     assert "received at time" not in output, "Ray's own handler prints a stack and aborts"
     left = wait_until_none(marker, 20)
     assert not left, [one.cmdline() for one in left]
-    actor = tmp_path / "checkpoints" / "_actor"
-    assert (actor / (actor / "latest").read_text()).is_dir()
+    newest = read_latest(tmp_path / "checkpoints")
+    assert newest is not None
+    verify(newest)
     shutil.rmtree(tmp_path / "checkpoints")

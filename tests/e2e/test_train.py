@@ -11,6 +11,8 @@ import yaml
 
 from openrlhf_ktae.checkpoint.folder import verify
 
+WANDB_KEY = "5ec2e7" * 6 + "abcd"
+
 
 @pytest.fixture(scope="module")
 def quickstart(train, tmp_path_factory):
@@ -177,7 +179,7 @@ def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, root, tmp_pa
     (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     words = "--algo.kl.init_coef 0.01 --algo.kl.use_loss --algo.kl.estimator k3 --eval.steps 1 --algo.ktae.shadow"
     words += f" --eval.dataset {tmp_path}/two.jsonl --eval.n_samples_per_prompt 2"
-    words += f" --data.max_samples 32 --actor.entropy_coef 0 --logger.wandb.key {'0' * 40}"
+    words += f" --data.max_samples 32 --actor.entropy_coef 0 --logger.wandb.key {WANDB_KEY}"
     run = train(tmp_path / "run", *words.split(), WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
     assert run.code == 0, run.output
     for row in run.evaluations.values():
@@ -190,6 +192,9 @@ def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, root, tmp_pa
     assert [row["step"] for row in during] == [1, 2, 3, 4]
     best = max(during, key=lambda row: row["eval_macro_accuracy"])  # the first of equals
     assert_trackers_have(run, tmp_path)
+    holders = [path for path in tmp_path.rglob("*") if path.is_file() and WANDB_KEY.encode() in path.read_bytes()]
+    assert not holders, "a key is used and never written"
+    assert WANDB_KEY not in run.output
     assert re.search(r"held-out +after  accuracy .* macro .* right \d.* no 0\.0", run.output)
     saved = [path.name for path in (tmp_path / "run" / "checkpoints").glob("best*")]
     assert saved == [f"best_global_step{best['step']}"]

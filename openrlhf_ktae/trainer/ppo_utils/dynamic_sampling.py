@@ -13,6 +13,7 @@ from typing import Any
 
 from openrlhf.trainer.ppo_utils.experience import Experience
 
+from openrlhf_ktae.faults.rollouts import SurvivingGenerator
 from openrlhf_ktae.run.batches import rollout_unit, trainable
 from openrlhf_ktae.trainer.ppo_utils.group_filter import (
     DynamicFilteringConfig,
@@ -26,7 +27,7 @@ from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SeededSamplesGenerator
 
 
-class DynamicSamplesGenerator(SeededSamplesGenerator):
+class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator):
     """The host's generator with the above; without `--algo.dynamic_filtering_enable` it is the host's."""
 
     _sample_buffer: list[Experience]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
+from openrlhf_ktae.faults.nonfinite import refuse_nonfinite
 from openrlhf_ktae.ktae import KTAEConfig, top_key_tokens, warm_up
 from openrlhf_ktae.run.rollout_record import Credit
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
@@ -41,6 +42,17 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             warm_up()  # while the models load, not in the first step
         self._random = torch.Generator().manual_seed(self.args.train.seed)
         self.key_tokens: dict[str, list[dict[str, Any]]] = {}
+
+    @torch.no_grad()
+    def make_experience_batch(self, rollout_samples: list[Experience]) -> list[Experience]:
+        """Do as the host does.
+
+        Raises:
+            NonFiniteBatch: a score, a log-probability or an advantage is not a finite number.
+        """
+        experiences = super().make_experience_batch(rollout_samples)
+        refuse_nonfinite(experiences)
+        return experiences
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:

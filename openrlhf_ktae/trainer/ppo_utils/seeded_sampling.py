@@ -68,9 +68,14 @@ class SeededSamplesGenerator(SamplesGenerator):
         self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
     ) -> tuple[list[Experience], int, bool]:
         self._order, self._place = {}, {}
-        samples, drawn, exhausted = super()._generate_vllm(
-            dataloader_iter, num_prompts, dynamic_filtering, **generate_kwargs
-        )
+        sent = self.prompts_sent
+        try:
+            samples, drawn, exhausted = super()._generate_vllm(
+                dataloader_iter, num_prompts, dynamic_filtering, **generate_kwargs
+            )
+        except Exception:
+            self.prompts_sent = sent  # the prompts may be sent again, with the seeds that they had
+            raise
         if self._order:
             samples = sorted(samples, key=lambda rollout: self._place[id(rollout)])
         return samples, drawn, exhausted

@@ -10,6 +10,7 @@ import torch
 from openrlhf.trainer.ray import ppo_actor as host
 from openrlhf.utils.loss_utils import get_loss_batch_info
 
+from openrlhf_ktae.faults.nonfinite import SKIPPED, skip_nonfinite_updates
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
 from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
@@ -24,6 +25,13 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
         super().__init__(*args, **kwargs)
         host_loss: torch.nn.Module = self.actor_loss_fn  # type: ignore[has-type]
         self.actor_loss_fn = UpdateLogProbs(host_loss)
+        skip_nonfinite_updates(self.actor.model.optimizer)
+
+    def ppo_train(self, kl_ctl: float) -> dict[str, Any]:
+        """Update as the host does; say how many optimizer steps were skipped because they were not finite."""
+        before = self.actor.model.skipped_steps
+        status = super().ppo_train(kl_ctl)
+        return {**status, SKIPPED: float(self.actor.model.skipped_steps - before)}
 
     def training_step(
         self, experience: Any, kl_ctl: float, step: int, loss_batch_info: dict[str, Any] | None = None
@@ -71,6 +79,12 @@ class KTAEPolicyModelActor(CheckpointedActor, _HostPolicyModelActor):
         """Load as the host does; it finds the update loop as a global of its module."""
         host.ActorPPOTrainer = self.update_loop
         super().init_model_from_pretrained(*args, **kwargs)
+
+    def rejoin_engines(self) -> None:
+        """Make the group for sending weights anew, after an engine was started again."""
+        if self.trainer.use_cuda_ipc or torch.distributed.get_rank() != 0:
+            return
+        self.trainer._init_vllm_sync_group(self.strategy.args.vllm.sync_backend)
 
     def follow_schedule(self, progress: float) -> None:
         """Move the learning-rate schedule forward to `progress`, the share of the run's prompts used before a step.

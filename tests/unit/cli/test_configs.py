@@ -56,7 +56,7 @@ def test_an_arm_with_credit_differs_in_the_estimator_alone(arm, size):
 @pytest.mark.parametrize("name", [name for name in ALL if "qwen" in name])
 def test_batches_divide_and_the_machine_is_used_whole(name, monkeypatch):
     """The host's own checks have passed when it parses; these are ours, but for what needs the hub or a GPU."""
-    monkeypatch.setattr(preflight, "_on_hub", lambda _: True)
+    monkeypatch.setattr(preflight, "_on_hub", lambda *_: True)
     monkeypatch.setattr(CudaBackend, "problems", lambda *_: [])
     args = options(name)
     preflight.preflight(args, CudaBackend())

@@ -80,7 +80,9 @@ def test_slurm(tmp_path):
     ray = [command for command in commands if "srun" in command]
     assert sorted(int(command[command.index("--nodes") + 1]) for command in ray) == [1, 3]
     (submit,) = (command for command in commands if command[:3] == ["ray", "job", "submit"])
-    assert "http://n1:8265" in submit
+    assert "http://127.0.0.1:8265" in submit, "a batch script runs on the first node, where the head is"
+    (head,) = (command for command in commands if "--head" in command)
+    assert head[head.index("--dashboard-host") + 1] == "127.0.0.1"
     assert devices_needed(parsed(submit)) == 8 * 4
 
 

@@ -57,6 +57,7 @@ def large(rollouts=16, tokens=800, distinct=1500, seed=0):
 HOSTILE = [
     "</script><script>window.pwned = 1</script>",
     "<img src=x onerror='window.pwned = 2'>",
+    "</script><img onerror=window.pwned=4 src=x>",
     "<!--<script>",
     "&lt;b&gt;",
     "\u202etxet desrever\u202c",

@@ -150,6 +150,17 @@ def test_seeds_of_an_arm_are_drawn_with_intervals(tmp_path):
     assert "ktae: 95 % interval" in html
 
 
+def test_a_hostile_name_of_a_run_stays_text(tmp_path):
+    name = "<img src=x onerror=alert(1)> {{ 7 * 7 }} '\"&"
+    runs = [steps_of(tmp_path / name), steps_of(tmp_path / "other")]
+    assert main([*map(str, runs), "--output", str(tmp_path / "out")]) == 0
+    scripts = Scripts()
+    scripts.feed((tmp_path / "out" / "runs.html").read_text())
+    assert "img" not in scripts.tags
+    assert "49" not in (tmp_path / "out" / "runs.html").read_text().split("<main>")[1].split("<script>")[0]
+    assert name in json.dumps(json.loads(scripts.scripts[1])).replace('\\"', '"')
+
+
 def empty_run(tmp_path):
     RunRecord(tmp_path / "run").plan(4)
 

@@ -26,7 +26,7 @@ GOOD = {
     "run.dir": "{tmp}/run",
 }
 BAD = [
-    ({"no_such_option": "1"}, "--no_such_option", "--help"),
+    ({"zzqqzz": "1"}, "--zzqqzz", "--help"),
     ({"algo.ktae.wieght": "1"}, "--algo.ktae.wieght", "--algo.ktae.weight"),
     ({"advantage_estimator": "ktea"}, "ktea", "ktae"),
     ({"n_samples_per_prompt": "1"}, "--rollout.n_samples_per_prompt 1", "at least 2"),
@@ -57,7 +57,7 @@ BAD = [
     ({"pretrain": "{tmp}/heads16"}, "size 16", "32"),
     ({"prompt_data": "/no/such/file.jsonl"}, "--data.prompt_dataset /no/such/file.jsonl", "no such file"),
     ({"prompt_data": "{tmp}/empty.jsonl"}, "empty.jsonl", "at least one prompt"),
-    ({"prompt_data": "{tmp}/torn.jsonl"}, "torn.jsonl", "not a .jsonl file"),
+    ({"prompt_data": "{tmp}/torn.jsonl"}, "torn.jsonl", "line 1 is not JSON"),
     ({"prompt_data": "{tmp}/few.jsonl"}, "has 2 prompts", "--train.batch_size"),
     ({"prompt_data": "{tmp}/nolabel.jsonl"}, "--data.label_key label", "it has input"),
     ({"prompt_data": "{tmp}/noinput.jsonl"}, "--data.input_key input", "it has label"),
@@ -82,6 +82,111 @@ BAD = [
         "--train.full_determinism_enable true",
         "--train.async_enable false",
     ),
+    # Numbers that the host takes and later divides by, indexes with or trains with.
+    ({"micro_rollout_batch_size": "0"}, "--rollout.micro_batch_size 0", "at least 1"),
+    ({"micro_train_batch_size": "0"}, "--train.micro_batch_size 0", "at least 1"),
+    ({"train_batch_size": "-16"}, "--train.batch_size -16", "at least 1"),
+    ({"rollout_batch_size": "0"}, "--rollout.batch_size 0", "at least 1"),
+    ({"n_samples_per_prompt": "-4"}, "--rollout.n_samples_per_prompt -4", "at least 1"),
+    ({"save_steps": "0"}, "--ckpt.save_steps 0", "at least 1, or -1"),
+    ({"eval_steps": "0"}, "--eval.steps 0", "at least 1, or -1"),
+    ({"logging_steps": "0"}, "--logger.logging_steps 0", "at least 1"),
+    ({"num_episodes": "0"}, "--train.num_episodes 0", "at least 1"),
+    ({"max_epochs": "0"}, "--train.max_epochs 0", "at least 1"),
+    ({"max_len": "0"}, "--data.max_len 0", "at least 1"),
+    ({"max_samples": "0"}, "--data.max_samples 0", "at least 1"),
+    ({"max_new_tokens": "0"}, "--rollout.max_new_tokens 0", "at least 1"),
+    ({"temperature": "0"}, "--rollout.temperature 0", "above 0"),
+    ({"temperature": "nan"}, "--rollout.temperature nan", "above 0"),
+    ({"top_p": "1.5"}, "--rollout.top_p 1.5", "at most 1"),
+    ({"actor.adam.lr": "-0.1"}, "--actor.adam.lr -0.1", "above 0"),
+    ({"actor.adam.betas": ("0.9", "1.0")}, "--actor.adam.betas 0.9 1", "at least 0"),
+    ({"actor.lr_warmup_ratio": "3"}, "--actor.lr_warmup_ratio 3", "at most 1"),
+    ({"actor.lr_scheduler": "cosinus"}, "--actor.lr_scheduler cosinus", "constant"),
+    ({"eps_clip": "0"}, "--actor.eps_clip 0", "above 0"),
+    ({"actor.dual_clip": "1"}, "--actor.dual_clip 1", "above 1"),
+    ({"init_kl_coef": "-0.1"}, "--algo.kl.init_coef -0.1", "at least 0"),
+    ({"gamma": "1.1"}, "--algo.advantage.gamma 1.1", "at most 1"),
+    ({"seed": "-1"}, "--train.seed -1", "at least 0"),
+    ({"zero_stage": "4"}, "--ds.zero_stage 4", "at most 3"),
+    ({"faults.max_failed_share": "2"}, "--faults.max_failed_share 2.0", "from 0 to 1"),
+    ({"faults.min_entropy": "0.1"}, "--faults.min_entropy 0.1", "--actor.entropy_coef 0"),
+    ({"faults.collapse_patience": "0"}, "--faults.collapse_patience 0", "at least 1"),
+    ({"faults.collapse_action": "pray"}, "--faults.collapse_action", "choose from"),
+    ({"run.grace_seconds": "-1"}, "--run.grace_seconds -1", "at least 0"),
+    ({"actor_num_gpus_per_node": "0"}, "--actor.num_gpus_per_node 0", "at least 1"),
+    ({"vllm_gpu_memory_utilization": "95"}, "--vllm.gpu_memory_utilization 95", "at most 1"),
+    ({"vllm_num_engines": None}, "--vllm.num_engines", "at least 1"),
+    ({"attn_implementation": "quick"}, "--ds.attn_implementation quick", "sdpa"),
+    ({"max_len": "100000"}, "--data.max_len 100000", "max_position_embeddings"),
+    ({"algo.dynamic_filtering_range": ("1", "0")}, "--algo.dynamic_filtering_range 1 0", "lower number first"),
+    ({"input_template": "Solve this"}, "--data.input_template 'Solve this'", "must hold {}"),
+    ({"input_template": "Solve {problem} {}"}, "--data.input_template", "double other braces"),
+    ({"prompt_data_probs": "0.5,0.5"}, "--data.prompt_probs 0.5,0.5", "one for each"),
+    ({"prompt_data_probs": "half"}, "--data.prompt_probs half", "numbers with commas"),
+    ({"prompt_data_probs": "0.5"}, "--data.prompt_probs 0.5", "sum is 1"),
+    ({"prompt_split": "test"}, "--data.prompt_split test", "give train"),
+    ({"eval_dataset": "{tmp}/good.jsonl", "eval_split": "test"}, "--eval.split test", "give train"),
+    ({"prompt_data": "nobody/no-data"}, "--data.prompt_dataset nobody/no-data", "no such data set"),
+    ({"prompt_data": "{tmp}/good.jsonl,"}, "--data.prompt_dataset", "between two commas"),
+    ({"pretrain": "{tmp}/torn_config"}, "--actor.model_name_or_path {tmp}/torn_config", "cannot be read"),
+    ({"pretrain": "{tmp}/own_code"}, "model type evil is defined by Python code", "--model.trust_remote_code true"),
+    ({"pretrain": "{tmp}/no_weights"}, "--actor.model_name_or_path {tmp}/no_weights", "no weights"),
+    ({"apply_chat_template": "true"}, "--data.apply_chat_template true", "chat_template.jinja"),
+    ({"run.dir": "{tmp}/good.jsonl"}, "--run.dir {tmp}/good.jsonl", "give a folder"),
+    ({"ckpt.path": "{tmp}/good.jsonl/below"}, "--ckpt.path", "give a folder"),
+    ({"train.agent_func_path": "{tmp}/none.py"}, "--train.agent_func_path", "no such Python file"),
+    ({"config": "{tmp}/list.yaml"}, "list.yaml", "option names and values"),
+    ({"config": "{tmp}/torn.yaml"}, "torn.yaml", "not a YAML file"),
+    ({"config": "{tmp}/python.yaml"}, "python.yaml", "not a YAML file"),
+    ({"config": "{tmp}/typo.yaml"}, "rollout.temprature", "did you mean rollout.temperature"),
+    ({"config": "{tmp}/wrong_type.yaml"}, "--rollout.temperature", "invalid float value"),
+    ({"config": "{tmp}/missing_base.yaml"}, "nowhere.yaml", "no such file"),
+]
+# Content of a prompt file; what the message names; the way out. The option is the data's, unless it names a column's.
+ROW = '{"input": "1 + 1 :", "label": "2"}\n'
+BAD_FILES = [
+    ("empty.jsonl", "", "is empty", "at least one prompt"),
+    ("blank_lines.jsonl", "\n\n  \n", "is empty", "at least one prompt"),
+    ("torn.jsonl", ROW * 5 + '{"input": "2 + ', "line 6 is not JSON", "repair or remove it"),
+    ("list_rows.jsonl", "[1, 2]\n[3, 4]\n", "not a .jsonl file", "(Extra data"),
+    ("number_rows.jsonl", ROW + "17\n", "row 2 is no JSON object", "write one with a prompt"),
+    ("text_rows.json", '["a", "b"]', "row 1 is no JSON object", "write one with a prompt"),
+    ("object.json", '{"data": [', "line 1 is not JSON", "repair or remove it"),
+    ("csv_as_json.jsonl", "input,label\n1 + 1,2\n", "line 1 is not JSON", "repair or remove it"),
+    ("binary.jsonl", b"\x80\x81\x82\xff" * 99, "not a .jsonl file", "can't decode"),
+    ("utf16.jsonl", (ROW * 8).encode("utf-16"), "not a .jsonl file", "can't decode"),
+    ("bom.jsonl", b"\xef\xbb\xbf" + ROW.encode() * 8, "byte order mark", "without one"),
+    ("no_prompt.jsonl", ROW * 4 + '{"label": "2"}\n' + ROW * 4, "--data.input_key input", "row 5 has nothing"),
+    ("no_answer.jsonl", ROW * 4 + '{"input": "1"}\n' + ROW * 4, "--data.label_key label", "row 5 has nothing"),
+    ("null_answer.jsonl", ROW + '{"input": "1", "label": null}\n' + ROW * 9, "row 2 has nothing", "fill or remove"),
+    (
+        "empty_prompt.jsonl",
+        ROW + '{"input": " ", "label": "1"}\n' + ROW * 9,
+        "row 2 has an empty text",
+        "fill or remove",
+    ),
+    ("mixed.jsonl", ROW * 7 + '{"input": "1", "label": 1}\n', "row 8 has a number", "write all as one"),
+    ("number_prompt.jsonl", '{"input": 1, "label": "1"}\n' * 8, "it is a number", "must be a text"),
+    ("object_answer.jsonl", '{"input": "1", "label": {"a": 1}}\n' * 8, "it is an object", "must be a text"),
+    ("chat.jsonl", '{"input": [{"role": "user"}], "label": "1"}\n' * 8, "it is a list", "must be a text"),
+    ("deep.jsonl", '{"input": ' + "[" * 100_000 + "\n", "line 1 is not JSON", "repair or remove it"),
+    (
+        "other_columns.jsonl",
+        '{"question": "1", "answer": "1"}\n' * 8,
+        "--data.input_key input",
+        "it has question, answer",
+    ),
+    ("other_columns.csv", "question,answer\n1,1\n", "--data.input_key input", "it has question, answer"),
+    ("ragged.csv", "input,label\n1,1\n1,1,1\n", "row 3 has 3 cells", "the head has 2"),
+    ("twice.csv", "input,input,label\n1,1,1\n", "two columns have the same name", "rename one"),
+    ("quote.csv", 'input,label\n"1,1\n', "not a .csv file", "unexpected end of data"),
+    ("gap.csv", "input,label\n1,1\n,1\n", "row 3 has an empty text", "fill or remove"),
+    ("text.parquet", ROW * 8, "not a .parquet file", "Parquet"),
+    ("text.arrow", ROW * 8, "not a .arrow file", "("),
+    ("prompts.txt", ROW * 8, "the suffix is none of", ".jsonl"),
+    ("loader.py", "raise SystemExit", "no code of a data set is run", "save its rows as .jsonl"),
+    ("few.jsonl", ROW * 2, "has 2 prompts", "--train.batch_size"),
 ]
 
 
@@ -99,6 +204,22 @@ def files(tmp_path):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in content))
     (tmp_path / "torn.jsonl").write_text('{"input": "compu')
     (tmp_path / "broken_reward.py").write_text("import no_such_module\n")
+    for name, text in {
+        "list.yaml": "- a",
+        "torn.yaml": "a: [",
+        "python.yaml": "a: !!python/object/apply:os.system ['true']",
+        "typo.yaml": "rollout: {temprature: 1}",
+        "wrong_type.yaml": "rollout: {temperature: hot}",
+        "missing_base.yaml": "include: nowhere.yaml",
+    }.items():
+        (tmp_path / name).write_text(text)
+    for name, config in {
+        "torn_config": "{",
+        "own_code": json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}),
+        "no_weights": json.dumps({"model_type": "qwen2"}),
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
     (tmp_path / "heads16").mkdir()
     (tmp_path / "heads16" / "config.json").write_text(json.dumps({"hidden_size": 64, "num_attention_heads": 4}))
     return tmp_path
@@ -107,18 +228,52 @@ def files(tmp_path):
 def words(changes, tmp):
     options = {**GOOD, **changes}
     return [
-        word
+        word.replace("{tmp}", str(tmp))
         for name, value in options.items()
         if value is not None
-        for word in (f"--{name}", value.replace("{tmp}", str(tmp)))
+        for word in (f"--{name}", *([value] if isinstance(value, str) else value))
     ]
 
 
 @pytest.mark.parametrize(("changes", "names", "way_out"), BAD, ids=[" ".join(map(str, c.items())) for c, _, _ in BAD])
 def test_refused(changes, names, way_out, files, capsys, monkeypatch, root):
     monkeypatch.chdir(root)
+    refused(words(changes, files), names.replace("{tmp}", str(files)), way_out, files, capsys)
+
+
+@pytest.mark.parametrize(("name", "content", "names", "way_out"), BAD_FILES, ids=[name for name, *_ in BAD_FILES])
+def test_a_wrong_data_file_is_refused(name, content, names, way_out, files, capsys, monkeypatch, root):
+    monkeypatch.chdir(root)
+    path = files / "data" / name
+    path.parent.mkdir()
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    message = refused(words({"prompt_data": str(path)}, files), names, way_out, files, capsys)
+    assert name in message
+    assert "--data." in message
+
+
+def test_wrong_tables_of_other_formats_are_refused(files, capsys, monkeypatch, root):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    monkeypatch.chdir(root)
+    path = files / "prompts.parquet"
+    for column, names, way_out in (
+        (["1"] * 7 + [None], "--data.input_key input", "1 rows have nothing"),
+        (["1"] * 7 + [""], "--data.input_key input", "1 rows have an empty text"),
+        ([1] * 8, "--data.input_key input", "it is a number"),
+    ):
+        parquet.write_table(pa.table({"input": column, "label": ["1"] * 8}), path)
+        refused(words({"prompt_data": str(path)}, files), names, way_out, files, capsys)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused(words({"prompt_data": str(path)}, files), "not a .parquet file", "--data.prompt_dataset", files, capsys)
+
+
+def refused(line, names, way_out, files, capsys):
+    """Run the command and return its one message."""
     started = time.monotonic()
-    assert main(words(changes, files)) == 2
+    assert main(line) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")
     assert names in message
@@ -126,6 +281,7 @@ def test_refused(changes, names, way_out, files, capsys, monkeypatch, root):
     assert "Traceback" not in message
     assert time.monotonic() - started < 10
     assert not (files / "run").exists()
+    return message
 
 
 def test_the_same_options_unchanged_are_accepted(files, monkeypatch, root):

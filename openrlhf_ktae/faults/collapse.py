@@ -1,0 +1,85 @@
+"""Signs that a policy collapses, from the figures of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from openrlhf_ktae.faults.config import FaultsConfig
+
+REPETITION = "faults/repetition"
+NGRAM = 4  # tokens; a shorter one repeats in ordinary text
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One figure of a step and its limit."""
+
+    option: str
+    metrics: tuple[str, ...]
+    """Names of the figure; the first that a step has counts."""
+    beyond: Callable[[float, float], bool]
+    word: str
+
+
+def _above(value: float, limit: float) -> bool:
+    return value > limit
+
+
+def _below(value: float, limit: float) -> bool:
+    return value < limit
+
+
+RULES = (
+    Rule("min_entropy", ("entropy_loss",), _below, "below"),
+    Rule("max_length", ("rollout/response_length_mean",), _above, "above"),
+    Rule("max_repetition", (REPETITION,), _above, "above"),
+    Rule("max_kl", ("kl", "ppo_kl"), _above, "above"),
+    Rule("min_mixed_share", ("ktae/mixed_group_share", "dynamic_sampling/kept_share"), _below, "below"),
+)
+
+
+class CollapseWatch:
+    """Counts, for each rule, the steps in a row beyond its limit."""
+
+    def __init__(self, config: FaultsConfig) -> None:
+        self._config = config
+        self._rules = [rule for rule in RULES if getattr(config, rule.option) is not None]
+        self._beyond = {rule.option: 0 for rule in self._rules}
+
+    def breaches(self, metrics: Mapping[str, Any]) -> list[str]:
+        """Return a sentence for each rule whose patience ends with this step; it counts from 0 again then."""
+        found = []
+        for rule in self._rules:
+            name = next((name for name in rule.metrics if metrics.get(name) is not None), None)
+            if name is None:
+                continue
+            value, limit = float(metrics[name]), float(getattr(self._config, rule.option))
+            self._beyond[rule.option] = self._beyond[rule.option] + 1 if rule.beyond(value, limit) else 0
+            if self._beyond[rule.option] >= self._config.collapse_patience:
+                found.append(
+                    f"--faults.{rule.option} {limit:g}: {name} has been {rule.word} it for {self._beyond[rule.option]} "
+                    f"steps and is {value:.4g}"
+                )
+                self._beyond[rule.option] = 0
+        return found
+
+
+def repetition(rows: Sequence[torch.Tensor], n: int = NGRAM) -> float:
+    """Return the share of n-grams that were there before in the same response, over all responses.
+
+    Args:
+        rows: response token ids (T) of each rollout.
+        n: tokens of an n-gram.
+    """
+    repeated = total = 0
+    for ids in rows:
+        if len(ids) < n:
+            continue
+        grams = ids.unfold(0, n, 1)
+        total += len(grams)
+        repeated += len(grams) - len(torch.unique(grams, dim=0))
+    return repeated / total if total else 0.0

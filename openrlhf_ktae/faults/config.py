@@ -1,0 +1,61 @@
+"""Options of `--faults.*`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+RETRIES_VARIABLE = "OPENRLHF_KTAE_ROLLOUT_RETRIES"  # for engines, which do not see the options
+AT_LEAST_0 = ("max_skipped_updates", "rollout_retries", "engine_restarts", "max_length", "max_kl")
+SHARES = ("max_failed_share", "max_repetition", "min_mixed_share")
+
+
+@dataclass(frozen=True)
+class FaultsConfig:
+    """When a run goes on, and when it stops."""
+
+    max_skipped_updates: int = 3
+    """Steps in a row whose update is skipped, because a loss, gradient, score or advantage is not finite, after which
+    the run stops; 0 never stops it."""
+
+    rollout_retries: int = 1
+    """Times that the rollouts of a prompt are generated again when an agent, reward or verifier raises."""
+
+    max_failed_share: float = 0.1
+    """Share of prompts whose rollouts failed for good, over the last 64 or more, above which the run stops."""
+
+    engine_restarts: int = 3
+    """Times that a dead vLLM engine is started again; its lost prompts are generated again."""
+
+    min_entropy: float | None = None
+    """Collapse: mean entropy of the policy below this (needs --actor.entropy_coef, which may be 0)."""
+
+    max_length: float | None = None
+    """Collapse: mean response length in tokens above this."""
+
+    max_repetition: float | None = None
+    """Collapse: share of response tokens that end a 4-gram which was there before in the same response, above this."""
+
+    max_kl: float | None = None
+    """Collapse: KL divergence from the reference model (without one, from the rollout policy) above this."""
+
+    min_mixed_share: float | None = None
+    """Collapse: share of groups with both right and wrong rollouts below this."""
+
+    collapse_action: Literal["warn", "checkpoint", "stop"] = "warn"
+    """What a collapse does: a note in the record, a checkpoint too, or a checkpoint and the end of the run."""
+
+    collapse_patience: int = 3
+    """Steps in a row that a figure must be beyond its limit."""
+
+    def __post_init__(self) -> None:
+        for name in AT_LEAST_0:
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} {value}: must be at least 0")
+        for name in SHARES:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} {value}: must be a share from 0 to 1")
+        if self.collapse_patience < 1:
+            raise ValueError(f"collapse_patience {self.collapse_patience}: must be at least 1")

@@ -1,0 +1,139 @@
+"""What both trainers do about faults of a step: skip it, watch for collapse, end when asked to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from openrlhf.utils.logging_utils import init_logger
+
+from openrlhf_ktae.faults.collapse import REPETITION, CollapseWatch, repetition
+from openrlhf_ktae.faults.config import FaultsConfig
+from openrlhf_ktae.faults.ending import EndOrder, Interrupted
+from openrlhf_ktae.faults.nonfinite import SKIPPED, NonFiniteBatch, save_batch
+from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+
+logger = init_logger(__name__)
+
+
+class GuardedTrainer:
+    """Mixin before the other mixins of a trainer: it sees a step last and decides whether there is another."""
+
+    args: Any
+    record: Any
+    kl_ctl: Any
+    _skipped_in_a_row = 0
+    _saved_step = 0
+    _last: tuple[int, Any] | None = None
+
+    @property
+    def faults(self) -> FaultsConfig:
+        """The options."""
+        return FaultsConfig(**self.args.faults.config)
+
+    @property
+    def end_order(self) -> EndOrder:
+        """The driver's order to end."""
+        if not hasattr(self, "_end_order"):
+            self._end_order = EndOrder(self.args.run.dir)
+            self._end_order.training()
+        return self._end_order
+
+    @property
+    def collapse(self) -> CollapseWatch:
+        """The rules and their counts."""
+        if not hasattr(self, "_collapse"):
+            self._collapse = CollapseWatch(self.faults)
+        return self._collapse
+
+    def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
+        """Train as the host does, unless the batch cannot be; the step counts either way.
+
+        Raises:
+            Interrupted: an end was asked for while the rollouts were generated; they are given up.
+        """
+        if self.end_order.asked:
+            self._end(global_step)
+        coefficient = getattr(self.kl_ctl, "value", None)
+        what = ""
+        try:
+            status, step = super().train_step(rollout_samples, global_step)  # type: ignore[misc]
+        except NonFiniteBatch as fault:
+            what, step = str(fault), global_step + 1
+            status = {**self._compute_rollout_stats(fault.experiences), SKIPPED: 1.0}  # type: ignore[attr-defined]
+            experiences = fault.experiences
+        else:
+            experiences = rollout_samples
+            if status.get(SKIPPED):
+                what = "a loss or gradient is not finite"
+        if what:
+            self._skipped(step, what, experiences, coefficient)
+        else:
+            self._skipped_in_a_row = 0
+        status[REPETITION] = repetition([response(sample) for sample in rollout_samples])
+        return status, step
+
+    def _skipped(self, step: int, what: str, experiences: list[Any], coefficient: float | None) -> None:
+        self._skipped_in_a_row += 1
+        path = save_batch(self.args.run.dir, step, what, experiences)
+        if coefficient is not None and not math.isfinite(self.kl_ctl.value):
+            self.kl_ctl.value = coefficient
+        self.record.note(f"step {step}: the update is skipped, {what}" + (f"; the batch is in {path}" if path else ""))
+
+    def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
+        """Log and save as the host does, with a checkpoint out of turn where a rule or an order wants one.
+
+        Raises:
+            TrainingStopped: too many updates in a row were skipped, or a collapse stops the run.
+            Interrupted: an end was asked for.
+        """
+        breaches = self.collapse.breaches(logs_dict or {})
+        action = self.faults.collapse_action if breaches else "warn"
+        limit = self.faults.max_skipped_updates
+        hopeless = 0 < limit <= self._skipped_in_a_row
+        asked = self.end_order.asked
+        self._save_and_log(asked or action != "warn", global_step, logs_dict, client_states)
+        self._last = (global_step, dict(client_states or {}))
+        for breach in breaches:
+            self.record.note(breach)
+        if hopeless:
+            raise TrainingStopped(
+                f"--faults.max_skipped_updates {limit}: {limit} updates in a row were skipped because a loss, "
+                f"gradient, score or advantage is not finite; look at {self.args.run.dir}/postmortem, and try a lower "
+                "--actor.adam.lr"
+            )
+        if action == "stop":
+            raise TrainingStopped("; ".join(breaches))
+        if asked:
+            self._answer(global_step)
+
+    def _save_and_log(self, now: bool, step: int, logs: Any, states: Any) -> None:
+        every = self.args.ckpt.save_steps
+        if now:
+            self.args.ckpt.save_steps = 1
+        try:
+            super().save_logs_and_checkpoints(step, logs, states)  # type: ignore[misc]
+        finally:
+            self.args.ckpt.save_steps = every
+        if now or step % every == 0:
+            self._saved_step = step
+
+    def _end(self, global_step: int) -> None:
+        """Save what the last whole step left, unless that is done, and end."""
+        if self._last is not None and self._saved_step != self._last[0]:
+            self._save_and_log(True, self._last[0], None, self._last[1])
+        self._answer(global_step if self._last else 0)
+
+    def _answer(self, step: int) -> None:
+        text = (
+            f"checkpoint of step {self._saved_step} in {self.args.ckpt.path}" if self._saved_step else "nothing to save"
+        )
+        self.record.note(f"interrupted after step {step}: {text}")
+        self.end_order.answer(text)
+        raise Interrupted(text)
+
+
+def response(sample: Any) -> torch.Tensor:
+    """Return the action token ids of one rollout."""
+    return sample.sequences[0, 1:][sample.action_mask[0].bool()]

@@ -1,0 +1,87 @@
+"""Numbers that are not finite must not reach the weights.
+
+Two places: scores and advantages in the trainer, before anything is sent to the ranks; losses and gradients on the
+ranks, at the optimizer step. DeepSpeed has the second one built in for fp16 (ZeRO-3) and for fp16 and bf16 (ZeRO-1 and
+2): ranks agree by a reduction, the step is skipped, gradients are dropped and the schedule waits. Here it is
+switched on for every dtype. A loss that is not finite has such gradients, so it needs no check of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from openrlhf.trainer.ppo_utils.experience import Experience
+
+POSTMORTEM = "postmortem"
+SKIPPED = "faults/skipped_updates"
+CHECKED = ("advantages", "action_log_probs", "base_action_log_probs")
+SAVED = (
+    *("sequences", "attention_mask", "action_mask", "advantages", "returns", "rewards", "scores"),
+    *("action_log_probs", "base_action_log_probs", "rollout_log_probs"),
+)
+MOST_BATCHES = 10  # of a run that skips on and on, the first ones are kept
+
+
+class NonFiniteBatch(RuntimeError):
+    """A batch that must not be trained on; `experiences` are its micro-batches."""
+
+    def __init__(self, what: str, experiences: Sequence[Experience] = ()) -> None:
+        super().__init__(what)
+        self.experiences = list(experiences)
+
+
+def refuse_nonfinite(experiences: Sequence[Experience]) -> None:
+    """Raise `NonFiniteBatch` where a value of an action token is NaN or infinite.
+
+    A NaN score is an unknown verdict: its rollout has left the statistics of its group and has advantage 0.
+    """
+    for e in experiences:
+        if e.scores is not None and e.scores.isinf().any():
+            raise NonFiniteBatch("a score is infinite", experiences)
+        acted = e.action_mask.bool()
+        for name in CHECKED:
+            values = getattr(e, name, None)
+            if name == "action_log_probs" and values is not None and values.isnan().all():
+                continue  # left out, see `old_log_probs`; gradients tell of a model that makes only NaN
+            if values is not None and values.shape == acted.shape and not values[acted].isfinite().all():
+                raise NonFiniteBatch(f"{name.replace('_', ' ')} of an action token are not finite", experiences)
+
+
+def skip_nonfinite_updates(optimizer: Any) -> None:
+    """Let a ZeRO optimizer of DeepSpeed look at its gradients before each step, whatever their dtype.
+
+    Raises:
+        AttributeError: it has no such check, another release of DeepSpeed.
+    """
+    check = optimizer.check_overflow
+    if hasattr(optimizer, "check_grad_overflow"):  # ZeRO-1 and 2
+        optimizer.check_grad_overflow = True
+        return
+    if optimizer.dtype == torch.float16:
+        return
+    update_scale = optimizer._update_scale
+
+    def checked(has_overflow: bool) -> None:
+        check()
+        update_scale(optimizer.overflow)
+
+    optimizer._update_scale = checked  # called by `step` right before it reads `overflow`
+
+
+def save_batch(directory: str | Path, step: int, what: str, experiences: Sequence[Experience]) -> Path | None:
+    """Write the batch for a post-mortem; plain tensors and texts, so that `torch.load(weights_only=True)` reads it."""
+    folder = Path(directory) / POSTMORTEM
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:06d}.pt"
+    if len(list(folder.iterdir())) >= MOST_BATCHES:
+        return None
+    batches = []
+    for e in experiences:
+        tensors = {name: getattr(e, name, None) for name in SAVED}
+        batch: dict[str, Any] = {name: t.cpu() for name, t in tensors.items() if isinstance(t, torch.Tensor)}
+        batches.append({**batch, "prompts": list(e.prompts), "labels": [str(label) for label in e.labels]})
+    torch.save({"step": step, "what": what, "micro_batches": batches}, path)
+    return path

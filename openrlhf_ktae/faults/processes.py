@@ -1,0 +1,94 @@
+"""The processes of one run on this machine: found by a mark in their environment, whatever their parents.
+
+Ray ends its own workers, but not what they started (an engine's core), and not after a crash of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+VARIABLE = "OPENRLHF_KTAE_RUN"
+SHARED_MEMORY = "/dev/shm/"
+PATIENCE_SECONDS = 10.0  # for processes that are on their way out
+
+
+def mark() -> str:
+    """Return the mark of this run; it is made once, and a supervisor's is kept."""
+    return os.environ.setdefault(VARIABLE, uuid.uuid4().hex)
+
+
+def marked(value: str) -> list[psutil.Process]:
+    """Return the living processes with the mark, without this one and those that it descends from."""
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            ours = process.pid not in own and process.environ().get(VARIABLE) == value
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def shared_memory(process: psutil.Process) -> set[str]:
+    """Return the files in shared memory that the process maps or has open."""
+    folder = Path(f"/proc/{process.pid}")
+    try:
+        maps = (folder / "maps").read_text(errors="replace")
+        links = [os.readlink(link) for link in (folder / "fd").iterdir()]
+    except OSError:
+        return set()
+    return {path for path in (*re.findall(r"/dev/shm/\S+", maps), *links) if path.startswith(SHARED_MEMORY)}
+
+
+def dead_semaphores(since: float, used: set[str]) -> set[str]:
+    """Return semaphores of multiprocessing that were made `since` (time.time) and that no process has open any more.
+
+    A process that was killed, or whose helper was, leaves its own behind.
+    """
+    found = set()
+    for path in Path(SHARED_MEMORY).glob("sem.mp-*"):
+        try:
+            state = path.stat()
+        except OSError:
+            continue
+        if state.st_uid == os.getuid() and since <= state.st_mtime < time.time() - 1 and str(path) not in used:
+            found.add(str(path))
+    return found
+
+
+@contextmanager
+def swept(value: str) -> Iterator[None]:
+    """Afterwards, no marked process is left (those that do not end by themselves are killed) and no shared memory."""
+    processes = marked(value)
+    files = set().union(*map(shared_memory, processes), shared_memory(psutil.Process()))
+    try:
+        yield
+    finally:
+        end_all(value)
+        used = set().union(*(shared_memory(process) for process in psutil.process_iter()))
+        for path in (files - used) | dead_semaphores(psutil.Process().create_time(), used):
+            Path(path).unlink(missing_ok=True)
+
+
+def end_all(value: str, patience: float = PATIENCE_SECONDS) -> int:
+    """Wait for the marked processes, then kill them; return how many had to be."""
+    psutil.wait_procs(marked(value), timeout=patience)
+    stubborn = marked(value)
+    for process in stubborn:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.Error:
+            continue
+    psutil.wait_procs(stubborn, timeout=5)
+    return len(stubborn)

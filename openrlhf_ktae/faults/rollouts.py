@@ -1,0 +1,196 @@
+"""Rollouts that fail, and engines that die while they generate.
+
+In the engine: an agent, a reward or a verifier that raises costs its prompt another try, then its group, never the run.
+In the trainer: a dead engine is started again by Ray, gets the current weights, and its prompts are generated again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+from openrlhf.utils.logging_utils import init_logger
+
+from openrlhf_ktae.faults.config import RETRIES_VARIABLE, FaultsConfig
+from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
+
+FAILURE = "failure"  # key of a response that stands for one that could not be made
+FAILED = "faults/failed_rollouts"  # key of `info`; its mean is the share
+WINDOW = 64  # prompts; fewer make no share
+START_MINUTES = 20  # for an engine to load its model again
+FATAL = ("EngineDeadError", "max_unknown_share")  # a dead engine, and a verifier that means to stop the run
+logger = init_logger(__name__)
+
+
+class RetryingRollouts:
+    """Mixin before an engine's actor class."""
+
+    llm: Any
+
+    async def generate_responses(self, **call: Any) -> list[dict[str, Any]]:
+        """Generate as the host does; again where something raises; then empty rollouts that say why."""
+        error: Exception | None = None
+        for _ in range(1 + int(os.environ.get(RETRIES_VARIABLE, "0"))):
+            try:
+                return await super().generate_responses(**call)  # type: ignore[misc]
+            except Exception as raised:  # whatever an agent may raise
+                if any(word in f"{type(raised).__name__} {raised}" for word in FATAL):
+                    raise
+                error = raised
+                logging.getLogger(__name__).exception("a rollout failed on the prompt %.80r", call["prompt"])
+        return [empty_response(call, f"{type(error).__name__}: {error}") for _ in range(call.get("num_samples", 1))]
+
+    async def answer(self) -> None:
+        """Return if the engine can generate.
+
+        Raises:
+            Exception: vLLM's, where its core is dead.
+        """
+        if self.llm.errored:
+            raise self.llm.dead_error
+
+
+def empty_response(call: dict[str, Any], failure: str) -> dict[str, Any]:
+    """Return a response without a token: its score is unknown, so it leaves its group's statistics."""
+    tokenizer = call["hf_tokenizer"]
+    tokens = tokenizer(text=call["prompt"], add_special_tokens=False)["input_ids"][-call["max_length"] :]
+    tokens = list(tokens) or [tokenizer.eos_token_id]
+    return {
+        "prompt": call["prompt"],
+        "label": call["label"],
+        "images": call.get("images"),
+        "mm_train_inputs": None,
+        "observation_tokens": tokens,
+        "action_ranges": [(len(tokens), len(tokens))],
+        "rollout_log_probs": None if call["sampling_params"].logprobs is None else [0.0] * len(tokens),
+        "truncated": False,
+        "reward": 0.0,
+        "scores": float("nan"),
+        "extra_logs": {},
+        FAILURE: failure,
+        **({} if call["sampling_params"].seed is None else {SEED_KEY: call["sampling_params"].seed}),
+    }
+
+
+def engine_died(error: BaseException) -> bool:
+    """Whether a process of an engine is gone: Ray's actor, or vLLM's core below it."""
+    from ray.exceptions import RayActorError
+
+    return isinstance(error, RayActorError) or "EngineDeadError" in f"{type(error).__name__} {error}"
+
+
+class SurvivingGenerator(SamplesGenerator):
+    """The host's generator with the above."""
+
+    send_weights: Callable[[str], None] | None = None
+    """Gives all engines the current weights and notes why; None where the trainer lives in another process."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.faults = FaultsConfig(**self.args.faults.config)
+        self.engine_restarts = 0
+        self._failures: deque[bool] = deque(maxlen=WINDOW * 4)
+        self._last_failure = ""
+
+    def _generate_vllm(
+        self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
+    ) -> tuple[list[Experience], int, bool]:
+        """Generate as the host does; all prompts of a call again after an engine died.
+
+        Raises:
+            TrainingStopped: the rollouts of too many prompts failed.
+        """
+        source = iter(dataloader_iter)
+        while True:
+            drawn: list[Any] = []
+            try:
+                samples, count, exhausted = super()._generate_vllm(
+                    remembered(source, drawn), num_prompts, dynamic_filtering, **generate_kwargs
+                )
+                break
+            except Exception as error:
+                if not engine_died(error) or self.send_weights is None:
+                    raise
+                self.revive(error)
+                source = itertools.chain(drawn, source)
+        self._settle(samples, generate_kwargs.get("n_samples_per_prompt", self.args.rollout.n_samples_per_prompt))
+        return samples, count, exhausted
+
+    def _process_response_into_experience(self, response: dict[str, Any], **kwargs: Any) -> Experience:
+        """Do as the host does; mark what stands for a failed rollout."""
+        experience = super()._process_response_into_experience(response, **kwargs)
+        failure = response.get(FAILURE, "")
+        experience.info[FAILED] = torch.tensor([float(bool(failure))])
+        self._last_failure = failure or self._last_failure
+        return experience
+
+    def _settle(self, samples: list[Experience], per_prompt: int) -> None:
+        """Give failed rollouts the log entries of the others, and stop where there are too many of them."""
+        failed = [bool(sample.info[FAILED]) for sample in samples]
+        entries: dict[str, Any] = next((s.info for s, bad in zip(samples, failed, strict=True) if not bad), {})
+        for sample, bad in zip(samples, failed, strict=True):
+            if bad:
+                sample.info = {**{name: torch.zeros_like(value) for name, value in entries.items()}, **sample.info}
+        self._failures.extend(failed[::per_prompt])
+        share = sum(self._failures) / max(len(self._failures), 1)
+        if len(self._failures) >= WINDOW and share > self.faults.max_failed_share:
+            raise TrainingStopped(
+                f"--faults.max_failed_share {self.faults.max_failed_share:g}: {share:.0%} of the last "
+                f"{len(self._failures)} prompts failed, at last with {self._last_failure}; repair the agent or "
+                "reward, or raise the share"
+            )
+
+    def revive(self, error: BaseException) -> None:
+        """Wait until every engine answers again; those whose core is dead are started anew."""
+        self.engine_restarts += 1
+        if self.engine_restarts > self.faults.engine_restarts or self.send_weights is None:
+            raise error
+        logger.warning(f"an engine died ({short(error)}); it is started again")
+        for engine in self.vllm_engines:
+            wait_for(engine)
+        self.send_weights(
+            f"an engine died and was started again with the current weights ({self.engine_restarts} of "
+            f"--faults.engine_restarts {self.faults.engine_restarts})"
+        )
+
+
+def short(error: BaseException) -> str:
+    """Return the first line of an error of Ray."""
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+def wait_for(engine: Any, minutes: float = START_MINUTES) -> None:
+    """Return when the engine's actor answers and its core lives.
+
+    Raises:
+        Exception: the last error, where that takes longer than `minutes`.
+    """
+    import ray
+    from ray.exceptions import ActorUnavailableError
+
+    end = time.monotonic() + 60 * minutes
+    while True:
+        try:
+            return ray.get(engine.answer.remote())
+        except Exception as error:
+            if time.monotonic() > end or not engine_died(error):
+                raise
+            if not isinstance(error, ActorUnavailableError) and "EngineDeadError" in f"{type(error).__name__} {error}":
+                ray.kill(engine, no_restart=False)
+            time.sleep(1)
+
+
+def remembered(items: Iterator[Any], seen: list[Any]) -> Iterator[Any]:
+    """Yield `items` and keep them in `seen`."""
+    for item in items:
+        seen.append(item)
+        yield item

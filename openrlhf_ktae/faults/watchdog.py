@@ -1,0 +1,46 @@
+"""Nothing was recorded for too long: write all stacks and stop the run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from openrlhf_ktae.run.record import METRICS_FILE
+
+CHECKS = 20  # within the limit
+
+
+class Watchdog:
+    """Context manager around a run; `bark` is called once, in a thread, with the reason."""
+
+    def __init__(self, run_directory: str | Path, minutes: float, bark: Callable[[str], None]) -> None:
+        self._record = Path(run_directory) / METRICS_FILE
+        self._limit, self._bark = 60 * minutes, bark
+        self._minutes = minutes
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        if self._limit:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._limit and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        last, since = self._size(), time.monotonic()
+        while not self._over.wait(self._limit / CHECKS):
+            size = self._size()
+            if size != last:
+                last, since = size, time.monotonic()
+            elif time.monotonic() - since > self._limit:
+                self._bark(f"--run.watchdog_minutes {self._minutes:g}: no step or evaluation ended within that time")
+                return
+
+    def _size(self) -> int:
+        return self._record.stat().st_size if self._record.is_file() else 0

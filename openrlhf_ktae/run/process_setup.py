@@ -1,0 +1,31 @@
+"""What every process of a run does first: the driver, Ray's workers, vLLM's processes.
+
+Ray takes one hook and vLLM one plugin, so all that must reach every process is called here. What a run wants is in the
+environment, which its processes inherit.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+from openrlhf_ktae.faults.stacks import register
+from openrlhf_ktae.safety.remote_code import close_if_refused
+
+WORKER_HOOK = "openrlhf_ktae.run.process_setup.in_worker"
+BACKEND_VARIABLE = "OPENRLHF_KTAE_BACKEND_HOOK"
+
+
+def in_every_process() -> None:
+    """Do what no process may miss."""
+    close_if_refused()
+    register()
+
+
+def in_worker() -> None:
+    """Set up a worker of Ray: the above, and what the backend wants (`Backend.worker_setup_hook`)."""
+    in_every_process()
+    hook = os.environ.get(BACKEND_VARIABLE)
+    if hook:
+        module, function = hook.rsplit(".", 1)
+        getattr(importlib.import_module(module), function)()

@@ -1,0 +1,181 @@
+"""Real processes: stacks on demand, nothing left behind, restarts, the order to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from openrlhf_ktae.faults import processes, stacks
+from openrlhf_ktae.faults.ending import CleanEnd, EndOrder
+from openrlhf_ktae.faults.supervisor import supervise
+from openrlhf_ktae.faults.watchdog import Watchdog
+from openrlhf_ktae.run.record import RunRecord
+
+STUBBORN = """
+import mmap, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+from openrlhf_ktae.run.process_setup import in_every_process
+in_every_process()
+file = open(sys.argv[1], "wb+")
+file.truncate(4096)
+memory = mmap.mmap(file.fileno(), 4096)
+def waits_for_a_rank_that_is_gone():
+    print("ready", flush=True)
+    time.sleep(60)
+waits_for_a_rank_that_is_gone()
+"""
+
+
+@pytest.fixture
+def stubborn(tmp_path):
+    """A marked process that ignores SIGTERM and holds shared memory."""
+    value, memory = f"test-{os.getpid()}-{tmp_path.name}", f"/dev/shm/ktae-test-{os.getpid()}"
+    folder = str(tmp_path / "stacks")
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN, memory],
+        env={**os.environ, processes.VARIABLE: value, stacks.VARIABLE: folder},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    yield process, value, memory, folder
+    process.kill()
+    process.wait()
+    Path(memory).unlink(missing_ok=True)
+
+
+def test_marked_processes_and_their_shared_memory_are_swept(stubborn, monkeypatch):
+    process, value, memory, _ = stubborn
+    monkeypatch.setattr(processes.end_all, "__defaults__", (0.2,))
+    assert [one.pid for one in processes.marked(value)] == [process.pid]
+    with processes.swept(value):
+        assert Path(memory).exists()
+    process.wait(5)
+    assert not Path(memory).exists()
+    assert psutil.Process().is_running(), "this process has no such mark"
+
+
+def test_stacks_of_all_processes_in_one_file(stubborn, tmp_path):
+    _, value, _, folder = stubborn
+    assert stacks.dump(folder, value, tmp_path / "stacks.txt") == 1
+    assert "waits_for_a_rank_that_is_gone" in (tmp_path / "stacks.txt").read_text()
+
+
+def test_the_watchdog_barks_once_and_only_when_nothing_is_recorded(tmp_path):
+    record, barks = RunRecord(tmp_path), []
+    with Watchdog(tmp_path, 1.0 / 60, barks.append):
+        for step in range(1, 16):
+            record.step(step, {}, {})
+            time.sleep(0.1)
+        assert barks == []
+        time.sleep(1.6)
+    assert len(barks) == 1
+    assert "--run.watchdog_minutes" in barks[0]
+    with Watchdog(tmp_path, 0, barks.append):
+        pass
+
+
+CHILD = """
+import os, pathlib, signal, sys
+log = pathlib.Path(sys.argv[1])
+tries = len(log.read_text().splitlines()) if log.exists() else 0
+log.open("a").write(" ".join(sys.argv[2:]) + "\\n")
+code = [int(text) for text in os.environ["CODES"].split(",")][tries]
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "restarts", "expected", "runs"),
+    [
+        ("0", 3, 0, 1),
+        ("2", 3, 2, 1),
+        ("3", 3, 3, 1),
+        ("130", 3, 130, 1),
+        ("1", 3, 1, 1),
+        ("4,0", 3, 0, 2),
+        ("-9,4,0", 3, 0, 3),
+        ("4,4", 1, 4, 2),
+        ("-9,-9", 1, 4, 2),
+    ],
+)
+def test_a_supervisor_restarts_after_faults_alone(codes, restarts, expected, runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("CODES", codes)
+    monkeypatch.setenv(processes.VARIABLE, f"supervised-{tmp_path.name}")
+    monkeypatch.setattr("openrlhf_ktae.faults.supervisor.PAUSE_SECONDS", 0)
+    log, said = tmp_path / "log", []
+    command = (sys.executable, "-c", CHILD, str(log))
+    assert supervise(["--a", "b"], ["--resume", "auto"], restarts, said.append, command) == expected
+    lines = log.read_text().splitlines()
+    assert lines[0] == "--a b --run.restarts 0"
+    assert lines[1:] == ["--a b --run.restarts 0 --resume auto"] * (runs - 1)
+    assert len(said) == sum(code == "4" or code.startswith("-") for code in codes.split(",")[:runs])
+
+
+@pytest.fixture
+def signals():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def ended_by(tmp_path, grace, answer_after=None, training=True, number=signal.SIGTERM, again_after=None):
+    """Send a signal to this process and return seconds until KeyboardInterrupt, and the outcome."""
+    order = EndOrder(tmp_path)
+    end = CleanEnd(order, grace, lambda text: None)
+    end.install()
+    if training:
+        order.training()
+
+    def trainer():
+        while not order.asked:
+            time.sleep(0.01)
+        if answer_after is not None:
+            time.sleep(answer_after)
+            order.answer("checkpoint of step 3")
+        if again_after is not None:
+            time.sleep(again_after)
+            os.kill(os.getpid(), number)
+
+    threading.Thread(target=trainer, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+        time.sleep(20)
+    return time.monotonic() - started, end.outcome(), order
+
+
+def test_a_signal_waits_for_the_checkpoint(signals, tmp_path):
+    seconds, outcome, order = ended_by(tmp_path, 10, answer_after=0.5)
+    assert 0.5 <= seconds < 5
+    assert outcome == "checkpoint of step 3"
+    order.clear()
+    assert not (tmp_path / ".end").exists()
+
+
+def test_it_waits_no_longer_than_it_may(signals, tmp_path):
+    seconds, outcome, _ = ended_by(tmp_path, 0.5)
+    assert 0.5 <= seconds < 5
+    assert "no checkpoint" in outcome
+
+
+def test_a_second_signal_ends_at_once(signals, tmp_path):
+    seconds, _, _ = ended_by(tmp_path, 15, number=signal.SIGINT, again_after=0.3)
+    assert seconds < 5
+
+
+def test_before_the_first_step_it_ends_at_once(signals, tmp_path):
+    seconds, outcome, _ = ended_by(tmp_path, 15, training=False)
+    assert seconds < 2
+    assert outcome == "nothing was trained yet"
