@@ -24,7 +24,8 @@ class GuardedTrainer:
     record: Any
     kl_ctl: Any
     _skipped_in_a_row = 0
-    _saved_step = 0
+    saved_step = 0
+    """The newest step with a whole checkpoint; whoever writes one sets it."""
     _last: tuple[int, Any] | None = None
 
     @property
@@ -116,18 +117,16 @@ class GuardedTrainer:
             super().save_logs_and_checkpoints(step, logs, states)  # type: ignore[misc]
         finally:
             self.args.ckpt.save_steps = every
-        if now or step % every == 0:
-            self._saved_step = step
 
     def _end(self, global_step: int) -> None:
         """Save what the last whole step left, unless that is done, and end."""
-        if self._last is not None and self._saved_step != self._last[0]:
+        if self._last is not None and self.saved_step != self._last[0]:
             self._save_and_log(True, self._last[0], None, self._last[1])
         self._answer(global_step if self._last else 0)
 
     def _answer(self, step: int) -> None:
         text = (
-            f"checkpoint of step {self._saved_step} in {self.args.ckpt.path}" if self._saved_step else "nothing to save"
+            f"checkpoint of step {self.saved_step} in {self.args.ckpt.path}" if self.saved_step else "nothing to save"
         )
         self.record.note(f"interrupted after step {step}: {text}")
         self.end_order.answer(text)

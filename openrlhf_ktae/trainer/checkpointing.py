@@ -55,6 +55,7 @@ class CheckpointingTrainer:
     experience_maker: Any
     record: RunRecord
     best_eval_metric_key: str
+    saved_step = 0
     _resumed_random: dict[str, Any] | None = None
     resumed_states: dict[str, Any] | None = None
     """The host's states of the checkpoint that the run goes on from, as they were saved."""
@@ -148,6 +149,7 @@ class CheckpointingTrainer:
         except (OSError, RuntimeError, RayTaskError) as error:
             self._failed(tag, error)
             return
+        self.saved_step = states.get("global_step", 0)
         for name in rotate(root, self.args.ckpt.max_num, self.args.ckpt.max_mem * GIB):
             logger.info(f"deleted checkpoint {name}")
 
