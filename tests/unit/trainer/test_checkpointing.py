@@ -207,3 +207,12 @@ def test_a_defect_of_a_rank_that_died_is_not_taken_for_a_full_disk(new_trainer):
     with pytest.raises(ActorDiedError):
         train(trainer, 2)
     assert [row["step"] for row in RunRecord(trainer.args.run.dir) and read_record(trainer.args.run.dir)] == [2]
+
+
+def test_a_best_that_could_not_be_written_is_not_the_best(new_trainer):
+    trainer = new_trainer()
+    trainer.actor_model_group.broken = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    trainer.save_best_checkpoint({"eval_macro_accuracy": 0.9}, 2, client_states(2))
+    trainer.actor_model_group.broken = None
+    trainer.save_best_checkpoint({"eval_macro_accuracy": 0.5}, 4, client_states(4))
+    assert names(trainer) == ["best_global_step4"]
