@@ -19,7 +19,7 @@ from ray.exceptions import RayTaskError
 from openrlhf_ktae.checkpoint.folder import BEST, TRAINER_STATE
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.space import DiskFull, expected_bytes, require_space
-from openrlhf_ktae.checkpoint.write import abandon, begin, commit, rotate, staging
+from openrlhf_ktae.checkpoint.write import abandon, begin, commit, rotate
 from openrlhf_ktae.plan.memory import BYTES
 from openrlhf_ktae.plan.shape import model_shape
 from openrlhf_ktae.run.record import RunRecord
@@ -191,8 +191,3 @@ class CheckpointingTrainer:
         self.record.note(text)
         if self.args.ckpt.on_failure == "stop":
             raise CheckpointFailed(f"{text} (--ckpt.on_failure stop)") from error
-
-
-def written_by(args: SimpleNamespace, tag: str) -> Path:
-    """Return the folder into which the ranks write their parts of `tag`."""
-    return staging(args.ckpt.path, tag)

@@ -12,6 +12,7 @@ import torch
 from test_data_position import ray_here  # noqa: F401
 
 from openrlhf_ktae.checkpoint.folder import listed, verify
+from openrlhf_ktae.checkpoint.write import staging
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.run.record import RunRecord, read_record
 
@@ -30,14 +31,12 @@ class Ranks:
         self.states = None
 
     def async_run_method(self, method_name, tag=None, client_states=None, **_):
-        from openrlhf_ktae.trainer.checkpointing import written_by
-
         if method_name == "get_checkpoint_states":
             return [self._ray.put(self.states)]
         assert method_name == "save_checkpoint"
         if self.broken:
             raise self.broken
-        folder = written_by(self._args, tag) / "_actor"
+        folder = staging(self._args.ckpt.path, tag) / "_actor"
         folder.mkdir(parents=True)
         for rank in range(2):
             torch.save(client_states, folder / f"rank{rank}.pt")
