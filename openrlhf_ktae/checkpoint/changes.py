@@ -9,14 +9,15 @@ from typing import Any
 
 from openrlhf_ktae.checkpoint.files import digest, files_below
 
-FREE_GROUPS = ("ckpt", "eval", "ktae", "logger", "run")
-"""Where and what is written, and held-out evaluations: they change nothing that is trained."""
+FREE_GROUPS = ("ckpt", "eval", "faults", "ktae", "logger", "run")
+"""Where and what is written, held-out evaluations, when a run stops: they change nothing that is trained."""
 FREE = {
     "backend": "the two compute the same",
     "config": "files are resolved before they are compared",
     "resume": "",
     "use_ms": "where models are loaded from",
     "local_rank": "",
+    "model.trust_remote_code": "",
     "train.num_episodes": "a longer run; a learning-rate schedule that follows the data follows the new length",
     "train.full_determinism_enable": "can be asked for at any time",
     "algo.ktae.num_workers": "gives the same bits",

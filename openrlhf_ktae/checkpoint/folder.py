@@ -14,6 +14,7 @@ MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer.pt"
 RANDOM = "random"
 LATEST = "latest"
+ANEW = "anew"  # number of the first checkpoint of the run that began anew here
 ACTOR = "_actor"
 BEST = "best_"
 NAME = re.compile(rf"({BEST})?global_step\d+")
@@ -140,6 +141,14 @@ def listed(root: Path) -> tuple[list[Checkpoint], dict[str, str]]:
             bad[path.name] = str(reason)
     found.sort(key=lambda one: (one.manifest.sequence, one.path.name), reverse=True)
     return found, bad
+
+
+def first_of_run(root: Path) -> int:
+    """Return the number from which on checkpoints belong to the run that began last; 0 where only one ever did."""
+    try:
+        return int((root / ANEW).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
 
 
 def unfinished(root: Path) -> list[str]:

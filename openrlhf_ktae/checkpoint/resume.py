@@ -15,6 +15,7 @@ from openrlhf_ktae.checkpoint.folder import (
     Checkpoint,
     Manifest,
     NotWhole,
+    first_of_run,
     listed,
     unfinished,
     verify,
@@ -48,7 +49,7 @@ def decide(choice: str, root: Path) -> Decision:
     if choice == NEVER:
         return Decision(None)
     if choice == AUTO:
-        return newest(root, f"--resume {AUTO}")
+        return newest(root, f"--resume {AUTO}", first_of_run(root))
     path, flag = Path(choice), f"--resume {choice}"
     if not path.is_dir():
         raise CannotResume(f"{flag}: no such folder; give a checkpoint, a folder of checkpoints, {AUTO} or {NEVER}")
@@ -64,8 +65,10 @@ def decide(choice: str, root: Path) -> Decision:
     raise CannotResume(f"{flag}: holds no checkpoint ({MANIFEST}); give one, {AUTO} or {NEVER}")
 
 
-def newest(root: Path, flag: str) -> Decision:
+def newest(root: Path, flag: str, first: int = 0) -> Decision:
     """Return the checkpoint that was written last among those that are whole; None where there are none at all.
+
+    Those with a number below `first` are of an earlier run and do not count.
 
     Raises:
         CannotResume: there are some, and none is whole.
@@ -73,6 +76,9 @@ def newest(root: Path, flag: str) -> Decision:
     found, bad = listed(root)
     lines = [f"skipped {name}: was being written when the run ended" for name in unfinished(root)]
     lines += [f"skipped {name}: {reason}" for name, reason in bad.items()]
+    earlier = [one for one in found if one.manifest.sequence < first]
+    lines += [f"skipped {one.path.name}: a later run began anew here; --resume {one.path} takes it" for one in earlier]
+    found = found[: len(found) - len(earlier)]
     for candidate in found:
         if not (candidate.path / ACTOR).is_dir():
             lines.append(f"skipped {candidate.path.name}: has no {ACTOR}, only an export (--ckpt.disable_ds)")

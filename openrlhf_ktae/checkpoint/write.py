@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.checkpoint.files import digests, files_below, sync, sync_below, write_text
-from openrlhf_ktae.checkpoint.folder import ASIDE, LATEST, MANIFEST, STAGING, Checkpoint, Manifest, folders, listed
+from openrlhf_ktae.checkpoint.folder import (
+    ANEW,
+    ASIDE,
+    LATEST,
+    MANIFEST,
+    STAGING,
+    Checkpoint,
+    Manifest,
+    folders,
+    listed,
+)
 
 
 def staging(root: str | Path, tag: str) -> Path:
@@ -74,6 +84,13 @@ def commit(root: str | Path, tag: str, step: int, about: Mapping[str, Any]) -> C
 def next_sequence(root: Path) -> int:
     """Return a number above that of every checkpoint there."""
     return 1 + max((one.manifest.sequence for one in listed(root)[0]), default=0)
+
+
+def start_anew(root: str | Path) -> None:
+    """Note that the checkpoints there are of an earlier run, which this one, when it dies, must not go on from."""
+    root = Path(root)
+    if folders(root):
+        write_text(root / ANEW, str(next_sequence(root)))
 
 
 def abandon(root: str | Path, tag: str) -> None:

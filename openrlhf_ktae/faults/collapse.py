@@ -50,6 +50,14 @@ class CollapseWatch:
         self._rules = [rule for rule in RULES if getattr(config, rule.option) is not None]
         self._beyond = {rule.option: 0 for rule in self._rules}
 
+    def state(self) -> dict[str, int]:
+        """Return the counts, for a checkpoint."""
+        return dict(self._beyond)
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Go on from `state`; rules that are new since then count from 0."""
+        self._beyond.update({option: count for option, count in state.items() if option in self._beyond})
+
     def breaches(self, metrics: Mapping[str, Any]) -> list[str]:
         """Return a sentence for each rule whose patience ends with this step; it counts from 0 again then."""
         found = []

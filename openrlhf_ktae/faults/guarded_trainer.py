@@ -15,6 +15,7 @@ from openrlhf_ktae.faults.nonfinite import SKIPPED, NonFiniteBatch, save_batch
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 
 logger = init_logger(__name__)
+FAULTS_STATE = "faults"  # our key in the trainer's part of a checkpoint
 
 
 class GuardedTrainer:
@@ -47,6 +48,18 @@ class GuardedTrainer:
         if not hasattr(self, "_collapse"):
             self._collapse = CollapseWatch(self.faults)
         return self._collapse
+
+    def training_state(self) -> dict[str, Any]:
+        """Add what is counted in a row to what a checkpoint holds."""
+        state = super().training_state()  # type: ignore[misc]
+        return {**state, FAULTS_STATE: {"skipped": self._skipped_in_a_row, "collapse": self.collapse.state()}}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from `training_state`."""
+        super().load_training_state(state)  # type: ignore[misc]
+        counts = state.get(FAULTS_STATE, {"skipped": 0, "collapse": {}})
+        self._skipped_in_a_row = counts["skipped"]
+        self.collapse.load_state(counts["collapse"])
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
         """Train as the host does, unless the batch cannot be; the step counts either way.

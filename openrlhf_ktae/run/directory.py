@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from openrlhf_ktae.checkpoint.folder import BEST, listed
+from openrlhf_ktae.checkpoint.write import start_anew
 from openrlhf_ktae.run.record import METRICS_FILE, RunRecord, rewind
 from openrlhf_ktae.safety.secrets import masked, redacted, secrets_of
 
@@ -79,7 +80,9 @@ def prepare(args: SimpleNamespace, backend: str) -> Path:
     metrics = directory / METRICS_FILE
     if resumes(args):
         _go_on(args, directory)
-    elif metrics.exists():
+    else:
+        start_anew(args.ckpt.path)
+    if metrics.exists() and not resumes(args):
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(metrics.stat().st_mtime))
         metrics.rename(metrics.with_name(f"metrics.{stamp}.jsonl"))
     (directory / "config.yaml").write_text(yaml.safe_dump(nested_options(args), sort_keys=True), encoding="utf-8")

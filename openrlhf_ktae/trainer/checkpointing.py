@@ -19,7 +19,7 @@ from ray.exceptions import RayTaskError
 from openrlhf_ktae.checkpoint.folder import BEST, TRAINER_STATE
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.space import DiskFull, expected_bytes, require_space
-from openrlhf_ktae.checkpoint.write import abandon, begin, commit, rotate, staging
+from openrlhf_ktae.checkpoint.write import abandon, begin, commit, rotate
 from openrlhf_ktae.plan.memory import BYTES
 from openrlhf_ktae.plan.shape import model_shape
 from openrlhf_ktae.run.record import RunRecord
@@ -55,6 +55,7 @@ class CheckpointingTrainer:
     experience_maker: Any
     record: RunRecord
     best_eval_metric_key: str
+    best_eval_metric_value: float
     saved_step = 0
     _resumed_random: dict[str, Any] | None = None
     resumed_states: dict[str, Any] | None = None
@@ -124,16 +125,18 @@ class CheckpointingTrainer:
             save(eval_metrics, global_step, client_states)
             self.best_eval_metric_key = key
             return
+        before = self.best_eval_metric_value
         tag = f"{BEST}global_step{global_step}"
-        self._save(tag, client_states, lambda states: save(eval_metrics, global_step, states))
+        if not self._save(tag, client_states, lambda states: save(eval_metrics, global_step, states)):
+            self.best_eval_metric_value = before  # the best is one that is there
 
     def _improves(self, eval_metrics: Any) -> bool:
         """Whether the host is about to save; asking for the key settles it, as the host does itself."""
         key = self._detect_eval_metric_key(eval_metrics) if eval_metrics else None  # type: ignore[attr-defined]
-        return key is not None and eval_metrics[key] > self.best_eval_metric_value  # type: ignore[attr-defined]
+        return key is not None and eval_metrics[key] > self.best_eval_metric_value
 
-    def _save(self, tag: str, client_states: Any, save: Callable[[dict[str, Any]], None]) -> None:
-        """Let `save` write below a staging folder, add this process's state and make it a checkpoint."""
+    def _save(self, tag: str, client_states: Any, save: Callable[[dict[str, Any]], None]) -> bool:
+        """Let `save` write below a staging folder, add this process's state; return whether it became a checkpoint."""
         root = self.args.ckpt.path
         states = dict(client_states or {})
         position = states.get(LOADER) or {}
@@ -148,10 +151,11 @@ class CheckpointingTrainer:
             commit(root, tag, states.get("global_step", 0), self.args.run.about)
         except (OSError, RuntimeError, RayTaskError) as error:
             self._failed(tag, error)
-            return
+            return False
         self.saved_step = states.get("global_step", 0)
         for name in rotate(root, self.args.ckpt.max_num, self.args.ckpt.max_mem * GIB):
             logger.info(f"deleted checkpoint {name}")
+        return True
 
     def _only_log(self, save: Callable[..., None], *what: Any) -> None:
         ckpt, steps = self.args.ckpt, self.args.ckpt.save_steps
@@ -187,8 +191,3 @@ class CheckpointingTrainer:
         self.record.note(text)
         if self.args.ckpt.on_failure == "stop":
             raise CheckpointFailed(f"{text} (--ckpt.on_failure stop)") from error
-
-
-def written_by(args: SimpleNamespace, tag: str) -> Path:
-    """Return the folder into which the ranks write their parts of `tag`."""
-    return staging(args.ckpt.path, tag)

@@ -53,6 +53,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
             "batches_of_episode": self._batches_of_episode,
             "dropped_rollouts": self.dropped_rollouts,
             "prompts_sent": self.prompts_sent,
+            "failures": list(self._failures),
         }
 
     def load_position(self, position: Mapping[str, Any]) -> None:
@@ -63,6 +64,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
         self._batches_of_episode = position["batches_of_episode"]
         self.dropped_rollouts = position["dropped_rollouts"]
         self.prompts_sent = position["prompts_sent"]
+        self._failures.extend(position.get("failures", ()))
         # The host begins an episode where there is neither; one that is under way must go on.
         self._dataloader_iter = None if position["drained"] else iter(self.prompts_dataloader)
 

@@ -12,7 +12,8 @@ import torch
 
 from openrlhf_ktae.checkpoint.folder import RANDOM
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
-from openrlhf_ktae.trainer.checkpointing import checkpoints_at, written_by
+from openrlhf_ktae.checkpoint.write import staging
+from openrlhf_ktae.trainer.checkpointing import checkpoints_at
 
 
 class CheckpointedActor:
@@ -39,7 +40,7 @@ class CheckpointedActor:
     def save_checkpoint(self, tag: str, *args: Any, **kwargs: Any) -> None:
         """Save as the host does, below the staging folder of `tag`."""
         options = self.strategy.args
-        folder = written_by(options, tag)
+        folder = staging(options.ckpt.path, tag)
         with checkpoints_at(options, folder):
             super().save_checkpoint(tag, *args, **kwargs)  # type: ignore[misc]
         (folder / RANDOM).mkdir(parents=True, exist_ok=True)

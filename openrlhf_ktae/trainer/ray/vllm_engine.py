@@ -12,7 +12,7 @@ from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
 
 _HostRolloutActor: Any = undecorated(host.RolloutRayActor)
-ARRIVAL_SECONDS = 60.0  # a request that has not come by then has failed; the others must not wait for it
+ARRIVAL_SECONDS = 2.0  # where none has come for so long, those that are missing have failed; the others go on
 POLL_SECONDS = 0.001
 
 
@@ -26,9 +26,11 @@ class KTAERolloutActor(_HostRolloutActor):
     async def release(self, expected: int) -> None:
         """Schedule the requests that came since `hold`, once there are as many as `expected`."""
         clock = asyncio.get_running_loop()
-        end = clock.time() + ARRIVAL_SECONDS
-        while self.get_num_unfinished_requests() < expected and clock.time() < end:
+        came, end = 0, clock.time() + ARRIVAL_SECONDS
+        while came < expected and clock.time() < end:
             await asyncio.sleep(POLL_SECONDS)
+            if self.get_num_unfinished_requests() > came:
+                came, end = self.get_num_unfinished_requests(), clock.time() + ARRIVAL_SECONDS
         await self.llm.resume_generation()
 
     async def generate_responses(

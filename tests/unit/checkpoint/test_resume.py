@@ -7,6 +7,7 @@ from written import TRAIN, dies_while_writing, write
 
 from openrlhf_ktae.checkpoint.changes import changed
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER, CannotResume, check_options, decide, other_versions
+from openrlhf_ktae.checkpoint.write import start_anew
 
 
 def tear(checkpoint):
@@ -64,6 +65,28 @@ def test_auto_does_not_silently_start_anew_where_all_are_damaged(tmp_path):
     tear(write(tmp_path, 2))
     with pytest.raises(CannotResume, match=r"none|no checkpoint.*is whole.*--resume never starts anew"):
         decide(AUTO, tmp_path)
+
+
+def test_auto_does_not_take_what_a_run_before_it_left(tmp_path):
+    """A run that began with `--resume never` and dies before its first checkpoint is not started again as another."""
+    old = write(tmp_path, 20)
+    start_anew(tmp_path)
+    decision = decide(AUTO, tmp_path)
+    assert decision.checkpoint is None
+    assert f"skipped global_step20: a later run began anew here; --resume {old.path} takes it" in decision.lines[0]
+    new = write(tmp_path, 2)
+    assert decide(AUTO, tmp_path).checkpoint.path == new.path
+    assert decide(str(old.path), tmp_path).checkpoint.path == old.path
+    start_anew(tmp_path)
+    assert decide(AUTO, tmp_path).checkpoint is None
+    assert decide(str(tmp_path), tmp_path).checkpoint.path == new.path
+
+
+@pytest.mark.parametrize("text", ["", "x", "1e3", "\x00"])
+def test_a_broken_note_of_a_beginning_is_no_note(tmp_path, text):
+    write(tmp_path, 2)
+    (tmp_path / "anew").write_text(text)
+    assert decide(AUTO, tmp_path).checkpoint.step == 2
 
 
 def test_never_looks_at_nothing(tmp_path):

@@ -60,6 +60,23 @@ def test_without_the_option_a_checkpoint_is_not_looked_at(parsed):
     assert args.ckpt.load_enable is False
 
 
+def test_a_run_that_begins_anew_leaves_those_of_another_alone(parsed):
+    save(parsed(), 20)
+    args = parsed()
+    choose_checkpoint(args, "cpu")
+    directory.prepare(args, "cpu")
+    args = parsed("--resume", "auto")
+    assert "a later run began anew" in choose_checkpoint(args, "cpu")[0]
+    assert args.run.resume_from is None
+    new = save(parsed(), 2)
+    args = parsed("--resume", "auto")
+    choose_checkpoint(args, "cpu")
+    directory.prepare(args, "cpu")
+    again = parsed("--resume", "auto")
+    choose_checkpoint(again, "cpu")
+    assert again.run.resume_from == str(new.path)
+
+
 def test_the_first_start_of_a_command_that_resumes(parsed):
     args = parsed("--resume", "auto")
     assert "starting anew" in choose_checkpoint(args, "cpu")[0]

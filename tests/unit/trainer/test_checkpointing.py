@@ -12,6 +12,7 @@ import torch
 from test_data_position import ray_here  # noqa: F401
 
 from openrlhf_ktae.checkpoint.folder import listed, verify
+from openrlhf_ktae.checkpoint.write import staging
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.run.record import RunRecord, read_record
 
@@ -30,14 +31,12 @@ class Ranks:
         self.states = None
 
     def async_run_method(self, method_name, tag=None, client_states=None, **_):
-        from openrlhf_ktae.trainer.checkpointing import written_by
-
         if method_name == "get_checkpoint_states":
             return [self._ray.put(self.states)]
         assert method_name == "save_checkpoint"
         if self.broken:
             raise self.broken
-        folder = written_by(self._args, tag) / "_actor"
+        folder = staging(self._args.ckpt.path, tag) / "_actor"
         folder.mkdir(parents=True)
         for rank in range(2):
             torch.save(client_states, folder / f"rank{rank}.pt")
@@ -207,3 +206,12 @@ def test_a_defect_of_a_rank_that_died_is_not_taken_for_a_full_disk(new_trainer):
     with pytest.raises(ActorDiedError):
         train(trainer, 2)
     assert [row["step"] for row in RunRecord(trainer.args.run.dir) and read_record(trainer.args.run.dir)] == [2]
+
+
+def test_a_best_that_could_not_be_written_is_not_the_best(new_trainer):
+    trainer = new_trainer()
+    trainer.actor_model_group.broken = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    trainer.save_best_checkpoint({"eval_macro_accuracy": 0.9}, 2, client_states(2))
+    trainer.actor_model_group.broken = None
+    trainer.save_best_checkpoint({"eval_macro_accuracy": 0.5}, 4, client_states(4))
+    assert names(trainer) == ["best_global_step4"]
