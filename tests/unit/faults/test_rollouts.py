@@ -39,7 +39,7 @@ def engine(host, monkeypatch):
 
 
 def call(tokenizer, prompt="compute 3 + 4 :", logprobs=None):
-    params = SimpleNamespace(logprobs=logprobs)
+    params = SimpleNamespace(logprobs=logprobs, seed=None)
     names = {"prompt": prompt, "label": "7", "sampling_params": params, "max_length": 8, "num_samples": 2}
     return {**names, "hf_tokenizer": tokenizer, "images": None}
 
