@@ -113,8 +113,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0,
         metavar="MIN",
-        help="stop, with the stacks of all processes, when nothing is recorded for so long; longer than the longest "
-        "step, evaluation and start (default: 0, off)",
+        help="stop, with the stacks of all processes, when no step or evaluation ends for so long; the start may "
+        "take 30 minutes, or this where it is longer (default: 0, off)",
     )
     run.add_argument(
         "--run.restarts",

@@ -88,6 +88,7 @@ class CleanEnd:
         self.reason = ""
         """Why the run ends, where it was not a signal from outside (a watchdog)."""
         self._waiting: threading.Thread | None = None
+        self._over = threading.Event()
 
     def install(self) -> None:
         """Take both signals from now on."""
@@ -109,6 +110,7 @@ class CleanEnd:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._waiting is not None or self.reason or not self.order.is_training:
+            self._over.set()
             raise KeyboardInterrupt
         self.order.ask()
         self._waiting = threading.Thread(target=self._wait, args=(signal.Signals(number).name,), daemon=True)
@@ -118,7 +120,8 @@ class CleanEnd:
         self._say(f"{name}: a checkpoint after this step, at most {self._grace:g} s; once more ends at once")
         end = time.monotonic() + self._grace
         while time.monotonic() < end and self.order.answered is None:
-            time.sleep(POLL_SECONDS)
+            if self._over.wait(POLL_SECONDS):
+                return  # somebody was less patient
         self._interrupt()
 
     @staticmethod

@@ -12,6 +12,7 @@ from openrlhf_ktae.faults.collapse import REPETITION, CollapseWatch, repetition
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.faults.ending import EndOrder, Interrupted
 from openrlhf_ktae.faults.nonfinite import SKIPPED, NonFiniteBatch, save_batch
+from openrlhf_ktae.faults.rollouts import FAILED
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 
 logger = init_logger(__name__)
@@ -85,6 +86,8 @@ class GuardedTrainer:
             self._skipped(step, what, experiences, coefficient)
         else:
             self._skipped_in_a_row = 0
+        failed = [float(sample.info.get(FAILED, 0.0)) for sample in rollout_samples]
+        status[FAILED] = sum(failed) / max(len(failed), 1)
         status[REPETITION] = repetition([response(sample) for sample in rollout_samples])
         return status, step
 

@@ -43,7 +43,11 @@ def supervise(
         left = restarts - attempt
         say(
             f"the run ended {ended}; {killed} processes were left and killed; "
-            + (f"again from the last checkpoint, {left} restarts left" if left else "no restart left (--run.restarts)")
+            + (
+                f"restart {attempt + 1} of {restarts}, from the last checkpoint"
+                if left
+                else "no restart is left (--run.restarts)"
+            )
         )
         if left:
             time.sleep(PAUSE_SECONDS)

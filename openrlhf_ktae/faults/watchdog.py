@@ -10,6 +10,7 @@ from pathlib import Path
 from openrlhf_ktae.run.record import METRICS_FILE
 
 CHECKS = 20  # within the limit
+START_MINUTES = 30  # until the first line of the record, when models are loaded; or the limit, where that is longer
 
 
 class Watchdog:
@@ -33,12 +34,12 @@ class Watchdog:
             self._thread.join()
 
     def _watch(self) -> None:
-        last, since = self._size(), time.monotonic()
+        last, since, limit = self._size(), time.monotonic(), max(self._limit, 60.0 * START_MINUTES)
         while not self._over.wait(self._limit / CHECKS):
             size = self._size()
             if size != last:
-                last, since = size, time.monotonic()
-            elif time.monotonic() - since > self._limit:
+                last, since, limit = size, time.monotonic(), self._limit
+            elif time.monotonic() - since > limit:
                 self._bark(f"--run.watchdog_minutes {self._minutes:g}: no step or evaluation ended within that time")
                 return
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import threading
 
+from openrlhf_ktae.faults import processes
 from openrlhf_ktae.faults.stacks import register
 from openrlhf_ktae.safety.remote_code import close_if_refused
 
@@ -22,9 +25,16 @@ def in_every_process() -> None:
     register()
 
 
+def below_the_driver() -> None:
+    """Set up a process that is not the driver: a terminal's Ctrl-C reaches it too, and only the driver decides."""
+    in_every_process()
+    if processes.VARIABLE in os.environ and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def in_worker() -> None:
     """Set up a worker of Ray: the above, and what the backend wants (`Backend.worker_setup_hook`)."""
-    in_every_process()
+    below_the_driver()
     hook = os.environ.get(BACKEND_VARIABLE)
     if hook:
         module, function = hook.rsplit(".", 1)

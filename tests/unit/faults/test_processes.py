@@ -119,6 +119,7 @@ def test_a_supervisor_restarts_after_faults_alone(codes, restarts, expected, run
     lines = log.read_text().splitlines()
     assert lines[0] == "--a b --run.restarts 0"
     assert lines[1:] == ["--a b --run.restarts 0 --resume auto"] * (runs - 1)
+    assert all(f"restart {number} of {restarts}" in text for number, text in enumerate(said[: runs - 1], 1))
     assert len(said) == sum(code == "4" or code.startswith("-") for code in codes.split(",")[:runs])
 
 

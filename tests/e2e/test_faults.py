@@ -1,0 +1,122 @@
+"""Faults in a real run: an agent that raises, an infinite reward, an engine's core that dies, a notice of eviction."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from run_processes import processes_of
+
+from openrlhf_ktae.checkpoint.folder import verify
+from openrlhf_ktae.checkpoint.write import read_latest
+from openrlhf_ktae.run.record import read_record
+
+COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray", "--config", "configs/grpo_ktae/quickstart.yaml"]
+
+
+def steps(directory):
+    return [row for row in read_record(directory) if row["kind"] == "step"]
+
+
+def notes(directory):
+    return " | ".join(row["text"] for row in read_record(directory) if row["kind"] == "note")
+
+
+@pytest.fixture
+def start(root, environment, tmp_path):
+    """Start the command; it and all it started are killed at the end, whatever happened."""
+    mark = f"faults-{os.getpid()}-{tmp_path.name}"
+
+    def run(*words, **variables):
+        return subprocess.Popen(
+            [*COMMAND, "--run.dir", str(tmp_path), *words],
+            cwd=root,
+            env={**environment, "KTAE_TEST_RUN": mark, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    yield run
+    for process in processes_of(mark):
+        process.kill()
+
+
+def wait_for(condition, process, seconds=150):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, f"{condition} did not come true"
+        time.sleep(0.2)
+
+
+def of_run(process, name):
+    """The descendants of the run whose command line begins with `name`."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "".join(child.cmdline()).startswith(name)]
+
+
+def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
+    semaphores = set(Path("/dev/shm").iterdir())
+    agent = str(root / "tests/e2e/faulty_agent.py")
+    words = ["--train.agent_func_path", agent, "--run.eval_edges", "false", "--ckpt.save_steps", "1000"]
+    run = start(*words, "--faults.max_failed_share", "0.5", "--data.max_samples", "3200")
+    wait_for(lambda: len(steps(tmp_path)) >= 3, run)
+    first = steps(tmp_path)[:3]
+    assert [step["faults/failed_rollouts"] for step in first] == [pytest.approx(1 / 8), 0, 0], "one prompt of eight"
+    assert [step["faults/skipped_updates"] for step in first] == [0, 0, 1]
+    assert "step 3: the update is skipped, a score is infinite" in notes(tmp_path)
+    batch = torch.load(tmp_path / "postmortem/step-000003.pt", weights_only=True)
+    assert any(micro["scores"].isinf().any() for micro in batch["micro_batches"])
+
+    (core,) = of_run(run, "VLLM::EngineCor")
+    core.kill()
+    wait_for(lambda: "an engine died and was started again" in notes(tmp_path), run)
+    at = len(steps(tmp_path))
+    wait_for(lambda: len(steps(tmp_path)) >= at + 4, run)
+    later = steps(tmp_path)[-3:]
+    assert all(step["rollout/num_samples"] == 64 for step in later), "lost prompts are generated again"
+
+    mark = f"faults-{os.getpid()}-{tmp_path.name}"
+    ports = {
+        c.laddr.port for one in processes_of(mark) for c in one.net_connections() if c.status == psutil.CONN_LISTEN
+    }
+    began = time.monotonic()
+    run.send_signal(signal.SIGTERM)
+    output, _ = run.communicate(timeout=90)
+    assert run.returncode == 130, output
+    assert time.monotonic() - began < 45
+    last = steps(tmp_path)[-1]["step"]
+    assert f"checkpoint of step {last}" in output
+    newest = read_latest(tmp_path / "checkpoints")
+    assert newest.name == f"global_step{last}"
+    verify(newest)
+    assert not processes_of(mark)
+    left = set(Path("/dev/shm").iterdir()) - semaphores
+    assert not [one for one in left if one.name.startswith(("sem.mp", "psm_"))]
+    open_now = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    assert not open_now & ports
+    assert "Traceback" not in output
+
+
+def test_a_dead_rank_ends_the_run_and_the_supervisor_goes_on(start, tmp_path):
+    words = "--run.restarts 1 --ckpt.save_steps 2 --run.eval_edges false --data.max_samples 96"
+    run = start(*words.split())
+    wait_for(lambda: len(steps(tmp_path)) >= 5, run)
+    (rank,) = of_run(run, "ray::CpuPolicyModelActor")
+    rank.kill()
+    output, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, output
+    assert "error: a process of the run died" in output
+    assert "the newest checkpoint is" in output
+    assert "restart 1 of 1, from the last checkpoint" in output
+    assert steps(tmp_path)[-1]["step"] == 12
+    assert (tmp_path / "model" / "model.safetensors").is_file()
