@@ -10,6 +10,8 @@ PIP := $(BIN)/pip --disable-pip-version-check
 TRAIN := $(BIN)/python -m openrlhf_ktae.cli.train_ppo_ray
 QUICKSTART_ARGS ?=
 LLM_ARGS ?=
+TEST_JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
 .PHONY: setup setup-gpu quickstart quickstart-llm test check unit e2e browser format clean
 
@@ -55,10 +57,10 @@ check: $(DEV_STAMP)
 	$(BIN)/mypy
 
 unit: $(DEV_STAMP)
-	$(BIN)/python -m pytest tests/unit tests/contract
+	$(PYTEST) tests/unit tests/contract
 
 e2e: $(DEV_STAMP)
-	$(BIN)/python -m pytest tests/e2e
+	$(PYTEST) tests/e2e
 
 # Debian: apt install chromium chromium-driver. Screenshots go to runs/screenshots, or to KTAE_SCREENSHOTS.
 browser: $(DEV_STAMP)

@@ -11,11 +11,6 @@ import pytest
 
 from openrlhf_ktae.run.record import read_record
 
-# Two workers of pytest-xdist take a core each: what they start sees one core and makes one thread for it.
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
-if WORKER:
-    CORES = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {CORES[int(WORKER) % len(CORES)]})
 COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray"]
 SECONDS = 300
 
