@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from run_processes import processes_of, wait_until_none
 
 from openrlhf_ktae.checkpoint.folder import verify
 from openrlhf_ktae.checkpoint.write import read_latest
@@ -21,25 +21,6 @@ COMMAND = "openrlhf_ktae.cli.train_ppo_ray"
 FEW_STEPS = ["--config", "configs/grpo_ktae/quickstart.yaml", "--data.max_samples", "16", "--run.eval_edges", "false"]
 RAY = Path(sys.executable).with_name("ray")
 PORT, DASHBOARD_PORT = 26379, 28265
-
-
-def processes_of(marker: str) -> list[psutil.Process]:
-    """Processes that carry `marker` in their environment: those of one run, whatever their parents."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("KTAE_TEST_RUN") == marker and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def wait_until_none(marker: str, seconds: float) -> list[psutil.Process]:
-    end = time.monotonic() + seconds
-    while processes_of(marker) and time.monotonic() < end:
-        time.sleep(0.5)
-    return processes_of(marker)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +79,7 @@ def test_a_cluster_with_too_few_devices_is_refused(cluster, root, tmp_path):
 def test_an_interrupted_run_leaves_no_process_and_a_whole_checkpoint(root, environment, tmp_path, name):
     """A terminal's Ctrl-C reaches the whole process group, a scheduler's SIGTERM this process alone."""
     marker = f"interrupt-{os.getpid()}"
-    words = ["--run.dir", str(tmp_path), "--ckpt.save_steps", "2", "--ckpt.max_num", "100"]
+    words = ["--run.dir", str(tmp_path), "--ckpt.save_steps", "2", "--run.grace_seconds", "20"]
     process = subprocess.Popen(
         [sys.executable, "-m", COMMAND, "--config", "configs/grpo_ktae/quickstart.yaml", *words],
         cwd=root,
@@ -128,4 +109,7 @@ def test_an_interrupted_run_leaves_no_process_and_a_whole_checkpoint(root, envir
     newest = read_latest(tmp_path / "checkpoints")
     assert newest is not None
     verify(newest)
+    if name == "SIGTERM":
+        last = max(row["step"] for row in read_record(tmp_path) if row["kind"] == "step")
+        assert newest.name == f"global_step{last}", "a checkpoint of the step that was under way"
     shutil.rmtree(tmp_path / "checkpoints")
