@@ -28,7 +28,18 @@ def in_every_process() -> None:
 def below_the_driver() -> None:
     """Set up a process that is not the driver: a terminal's Ctrl-C reaches it too, and only the driver decides."""
     in_every_process()
-    if processes.VARIABLE in os.environ and threading.current_thread() is threading.main_thread():
+    leave_interrupts_to_the_driver()
+
+
+def leave_interrupts_to_the_driver() -> None:
+    """Block SIGINT in this thread, and in the threads and processes that it starts from now on; ignore it elsewhere.
+
+    vLLM's core puts its own handler in the place of an ignored signal, and shuts down; a blocked one never arrives.
+    """
+    if processes.VARIABLE not in os.environ:
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

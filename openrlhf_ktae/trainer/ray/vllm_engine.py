@@ -9,6 +9,7 @@ from typing import Any
 from openrlhf.trainer.ray import vllm_engine as host
 
 from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.run.process_setup import leave_interrupts_to_the_driver
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
 
 _HostRolloutActor: Any = undecorated(host.RolloutRayActor)
@@ -18,6 +19,10 @@ POLL_SECONDS = 0.001
 
 class KTAERolloutActor(_HostRolloutActor):
     """The host's engine; without a seed in the request it is the host's."""
+
+    async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
+        leave_interrupts_to_the_driver()  # of this thread, which starts vLLM's core
+        await super().__init__(*args, **kwargs)
 
     async def hold(self) -> None:
         """Schedule nothing until `release`."""
