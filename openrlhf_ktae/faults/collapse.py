@@ -11,6 +11,8 @@ import torch
 from openrlhf_ktae.faults.config import FaultsConfig
 
 REPETITION = "faults/repetition"
+SPREAD = "group_reward_std"  # the host's figure: standard deviation of the rewards of a group, mean over groups
+IDLE_STEPS = 2
 NGRAM = 4  # tokens; a shorter one repeats in ordinary text
 
 
@@ -74,6 +76,25 @@ class CollapseWatch:
                 )
                 self._beyond[rule.option] = 0
         return found
+
+
+class IdleWatch:
+    """Counts steps in a row in which the rewards of no group differ: every advantage is 0, nothing is learned."""
+
+    def __init__(self) -> None:
+        self._idle = 0
+
+    def note(self, metrics: Mapping[str, Any]) -> str | None:
+        """Return a sentence after the second such step, once until a step is another."""
+        if metrics.get(SPREAD) is None:
+            return None
+        self._idle = self._idle + 1 if float(metrics[SPREAD]) == 0 else 0
+        if self._idle != IDLE_STEPS:
+            return None
+        return (
+            f"nothing was learned in the last {IDLE_STEPS} steps: the rewards of no group differ. Look at the reward, "
+            "or at how hard the problems are (--algo.dynamic_filtering_enable trains on groups that differ or stops)"
+        )
 
 
 def repetition(rows: Sequence[torch.Tensor], n: int = NGRAM) -> float:

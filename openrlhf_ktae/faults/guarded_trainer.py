@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from openrlhf.utils.logging_utils import init_logger
 
-from openrlhf_ktae.faults.collapse import REPETITION, CollapseWatch, repetition
+from openrlhf_ktae.faults.collapse import REPETITION, CollapseWatch, IdleWatch, repetition
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.faults.ending import EndOrder, Interrupted
 from openrlhf_ktae.faults.nonfinite import SKIPPED, NonFiniteBatch, save_batch
@@ -49,6 +49,13 @@ class GuardedTrainer:
         if not hasattr(self, "_collapse"):
             self._collapse = CollapseWatch(self.faults)
         return self._collapse
+
+    @property
+    def idle(self) -> IdleWatch:
+        """Steps in a row that taught nothing."""
+        if not hasattr(self, "_idle"):
+            self._idle = IdleWatch()
+        return self._idle
 
     def training_state(self) -> dict[str, Any]:
         """Add what is counted in a row to what a checkpoint holds."""
@@ -112,8 +119,9 @@ class GuardedTrainer:
         asked = self.end_order.asked
         self._save_and_log(asked or action != "warn", global_step, logs_dict, client_states)
         self._last = (global_step, dict(client_states or {}))
-        for breach in breaches:
-            self.record.note(breach)
+        for text in (self.idle.note(logs_dict or {}), *breaches):
+            if text:
+                self.record.note(text)
         if hopeless:
             raise TrainingStopped(
                 f"--faults.max_skipped_updates {limit}: {limit} updates in a row were skipped because a loss, "

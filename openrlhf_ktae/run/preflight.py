@@ -141,6 +141,21 @@ def _loss(args: SimpleNamespace) -> Iterator[str]:
             f"--reward.overlong_buffer_len {buffer:g}: must be above 0 and at most the longest response ({limit}); the "
             "DAPO paper takes a fifth of it"
         )
+    one_update = args.train.max_epochs == 1 and args.train.batch_size >= (
+        args.rollout.batch_size * args.rollout.n_samples_per_prompt
+    )
+    if args.faults.max_kl is not None and args.algo.kl.init_coef == 0 and one_update:
+        yield (
+            f"--faults.max_kl {args.faults.max_kl:g}: there is nothing to measure without a reference model where "
+            "a batch is one update; give --algo.kl.init_coef above 0, or leave it out"
+        )
+    counted = args.algo.ktae.enable or args.algo.dynamic_filtering_enable
+    if args.faults.min_mixed_share is not None and not counted:
+        yield (
+            f"--faults.min_mixed_share {args.faults.min_mixed_share:g}: mixed groups are counted by KTAE and by "
+            "dynamic sampling; give --advantage_estimator ktae (--algo.ktae.shadow true only counts), or "
+            "--algo.dynamic_filtering_enable"
+        )
     if args.faults.min_entropy is not None and args.actor.entropy_coef is None:
         yield (
             f"--faults.min_entropy {args.faults.min_entropy:g}: entropy is not computed; give --actor.entropy_coef 0 "

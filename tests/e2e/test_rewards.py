@@ -36,6 +36,19 @@ def test_every_kind_of_reward_in_a_batch(train, root, tmp_path):
     assert credited_kinds(run.directory, kinds) == {"negative", "fraction"}
 
 
+def test_constant_rewards_are_noted_after_two_steps(train, root, tmp_path):
+    rows = [json.loads(line) for line in (root / "examples/quickstart/data/train.jsonl").read_text().splitlines()[:24]]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "reward.py").write_text(REWARDS.format(kinds={row["input"]: "constant" for row in rows}))
+    words = f"--data.prompt_dataset {tmp_path}/prompts.jsonl --reward.remote_url {tmp_path}/reward.py"
+    run = train(
+        tmp_path / "run", *words.split(), "--run.eval_edges", "false", "--algo.advantage.estimator", "group_norm"
+    )
+    assert run.code == 0, run.output
+    assert [step["group_reward_std"] for step in run.steps] == [0, 0, 0]
+    assert run.output.count("the rewards of no group differ") == 1
+
+
 def credited_kinds(directory, kinds):
     """Kinds of reward whose rollouts have an advantage other than 0."""
     rows = [row for group in read_groups(find([directory])) for row in group.rows]

@@ -168,3 +168,13 @@ def test_repetition_counts_ngrams_that_were_there_before(host):
     assert repetition([torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 4)  # 4 four-grams, one distinct
     assert repetition([torch.arange(3)]) == 0
     assert repetition([torch.arange(7), torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 8)
+
+
+def test_steps_that_teach_nothing_are_noted_once(host):
+    from openrlhf_ktae.faults.collapse import IdleWatch
+
+    watch = IdleWatch()
+    spread = [0.3, 0.0, 0.0, 0.0, 0.2, 0.0, None, 0.0]
+    notes = [watch.note({"group_reward_std": value}) for value in spread]
+    assert [note is not None for note in notes] == [False, False, True, False, False, False, False, True]
+    assert "rewards of no group differ" in notes[2]

@@ -111,6 +111,12 @@ BAD = [
     ({"zero_stage": "4"}, "--ds.zero_stage 4", "at most 3"),
     ({"faults.max_failed_share": "2"}, "--faults.max_failed_share 2.0", "from 0 to 1"),
     ({"faults.min_entropy": "0.1"}, "--faults.min_entropy 0.1", "--actor.entropy_coef 0"),
+    ({"faults.max_kl": "0.1"}, "--faults.max_kl 0.1", "--algo.kl.init_coef above 0"),
+    (
+        {"faults.min_mixed_share": "0.1", "advantage_estimator": "group_norm"},
+        "--faults.min_mixed_share 0.1",
+        "--algo.ktae.shadow true",
+    ),
     ({"faults.collapse_patience": "0"}, "--faults.collapse_patience 0", "at least 1"),
     ({"faults.collapse_action": "pray"}, "--faults.collapse_action", "choose from"),
     ({"run.grace_seconds": "-1"}, "--run.grace_seconds -1", "at least 0"),
