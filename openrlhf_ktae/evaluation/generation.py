@@ -238,5 +238,7 @@ def _host_arguments(engines: Engines) -> SimpleNamespace:
         ds=SimpleNamespace(param_dtype=engines.dtype),
         vllm=SimpleNamespace(num_engines=engines.engines, tensor_parallel_size=engines.tensor_parallel_size),
         verifier=SimpleNamespace(enable=False),
+        faults=SimpleNamespace(config={"rollout_retries": 0}),
+        model=SimpleNamespace(trust_remote_code=False),
         run=SimpleNamespace(verbose=False),
     )

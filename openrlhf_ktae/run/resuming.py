@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from openrlhf_ktae.checkpoint.changes import content_of
 from openrlhf_ktae.checkpoint.resume import check_options, decide, other_versions
 from openrlhf_ktae.run.directory import nested_options, versions
+from openrlhf_ktae.safety.secrets import secrets_of
 
 
 def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
@@ -16,7 +17,11 @@ def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
     Raises:
         CannotResume: see `checkpoint.resume`.
     """
-    args.run.about = {"config": nested_options(args), "data": content_of(args), "versions": versions(backend)}
+    args.run.about = {
+        "config": nested_options(args),
+        "data": content_of(args),
+        "versions": versions(backend, secrets_of(args)),
+    }
     decision = decide(args.resume, Path(args.ckpt.path))
     chosen = decision.checkpoint
     args.run.resume_from = str(chosen.path) if chosen else None

@@ -44,15 +44,19 @@ def test_ray_job_submit(cluster, root, tmp_path):
     words += ["--run.eval_edges", "false", "--eval.dataset", f"{root}/examples/quickstart/data/heldout.jsonl"]
     words += ["--data.prompt_dataset", f"{root}/examples/quickstart/data/train.jsonl"]
     words += ["--actor.model_name_or_path", f"{root}/examples/quickstart/model"]
-    done = subprocess.run(
-        [*submit, sys.executable, "-m", COMMAND, *words],
-        cwd=root,
-        env=cluster,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
+    for _ in range(6):
+        done = subprocess.run(
+            [*submit, sys.executable, "-m", COMMAND, *words],
+            cwd=root,
+            env=cluster,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        if "No available agent to submit job" not in done.stdout:
+            break
+        time.sleep(5)  # the head is up before its agent, and Ray says: try again later
     assert done.returncode == 0, done.stdout
     assert "succeeded" in done.stdout
     assert [row["step"] for row in read_record(tmp_path) if row["kind"] == "step"] == [1, 2]

@@ -145,7 +145,7 @@ def test_two_ranks_and_two_engines_with_a_dynamic_batch(train, tmp_path):
 
 def test_asynchronous_with_partial_rollouts(train, tmp_path):
     words = "--train.colocate_all false --train.async_enable --train.partial_rollout_enable --data.max_samples 160"
-    correction = "--algo.advantage.is_correction_level token --actor.adam.lr 1e-3"
+    correction = "--algo.advantage.is_correction_level token"
     run = train(tmp_path, *words.split(), *correction.split())
     assert run.code == 0, run.output
     assert len(run.steps) == 20
