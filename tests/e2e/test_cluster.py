@@ -20,7 +20,7 @@ from openrlhf_ktae.run.record import read_record
 COMMAND = "openrlhf_ktae.cli.train_ppo_ray"
 FEW_STEPS = ["--config", "configs/grpo_ktae/quickstart.yaml", "--data.max_samples", "16", "--run.eval_edges", "false"]
 RAY = Path(sys.executable).with_name("ray")
-PORT, DASHBOARD_PORT = 26379, 28265
+PORT, DASHBOARD_PORT, AGENT_PORT = 26379, 28265, 28266
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def cluster(root, environment):
     """A Ray head with virtual devices, its own ports and its own processes."""
     variables = {**environment, "KTAE_TEST_RUN": "cluster"}
     ports = ["--port", str(PORT), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(DASHBOARD_PORT)]
+    ports += ["--dashboard-agent-listen-port", str(AGENT_PORT)]  # another cluster on this machine may have the default
     start = [RAY, "start", "--head", "--num-gpus", "1", "--num-cpus", "8", *ports, "--disable-usage-stats"]
     subprocess.run(start, cwd=root, env=variables, check=True, stdout=subprocess.DEVNULL, timeout=120)
     yield variables
