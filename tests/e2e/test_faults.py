@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -64,6 +65,19 @@ def of_run(process, name):
     return [child for child in children if "".join(child.cmdline()).startswith(name)]
 
 
+def listens(connection):
+    return connection.status == psutil.CONN_LISTEN
+
+
+def in_use(files):
+    """Those that a living process, of another run on this machine, has mapped."""
+    maps = ""
+    for path in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            maps += path.read_text()
+    return {file for file in files if str(file) in maps}
+
+
 def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     semaphores = set(Path("/dev/shm").iterdir())
     agent = str(root / "tests/e2e/faulty_agent.py")
@@ -86,9 +100,8 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     assert all(step["rollout/num_samples"] == 64 for step in later), "lost prompts are generated again"
 
     mark = f"faults-{os.getpid()}-{tmp_path.name}"
-    ports = {
-        c.laddr.port for one in processes_of(mark) for c in one.net_connections() if c.status == psutil.CONN_LISTEN
-    }
+    listeners = {(one.pid, c.laddr.port) for one in processes_of(mark) for c in one.net_connections() if listens(c)}
+    assert listeners
     began = time.monotonic()
     run.send_signal(signal.SIGTERM)
     output, _ = run.communicate(timeout=90)
@@ -101,9 +114,9 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     verify(newest)
     assert not processes_of(mark)
     left = set(Path("/dev/shm").iterdir()) - semaphores
-    assert not [one for one in left if one.name.startswith(("sem.mp", "psm_"))]
-    open_now = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    assert not open_now & ports
+    left = {one for one in left if one.name.startswith(("sem.mp", "psm_"))} - in_use(left)
+    assert not {one for one in left if one.exists()}
+    assert not listeners & {(c.pid, c.laddr.port) for c in psutil.net_connections("tcp") if listens(c)}
     assert "Traceback" not in output
 
 
