@@ -7,7 +7,7 @@
 Same model, prompts, reward function, optimiser, learning rate and number of rollouts: 8 prompts x 8 rollouts, 48 new
 tokens each (the prompts ask for stories, which go on for longer), one update a step, no KL. The sides take turns,
 `--rounds` times; the first `--warm-up` steps of a process are not counted. Seconds are medians over steps and rounds.
-With `--quickstart` the tiny model of the quickstart and 32 rollouts x 16 tokens instead.
+With `--size quickstart` the tiny model of the quickstart and 32 rollouts x 16 tokens instead.
 """
 
 from __future__ import annotations

@@ -28,6 +28,11 @@ def rollout_unit(args: SimpleNamespace) -> int:
     return lcm(unit, args.rollout.micro_batch_size * data_ranks(args))
 
 
+def one_update(args: SimpleNamespace, rollouts: int) -> bool:
+    """Whether a batch of `rollouts` is trained on once, in one optimiser step."""
+    return args.train.max_epochs == 1 and rollouts <= args.train.batch_size
+
+
 def trainable(rollouts: int, args: SimpleNamespace) -> int:
     """Return how many of `rollouts` a step can train on without ranks waiting for each other."""
     return rollouts - rollouts % rollout_unit(args)

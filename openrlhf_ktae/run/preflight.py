@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.backend import Backend
-from openrlhf_ktae.run.batches import data_ranks, rollout_unit
+from openrlhf_ktae.run.batches import data_ranks, one_update, rollout_unit
 from openrlhf_ktae.run.prompt_files import Table, UnreadableDataset, is_local, look, short
 from openrlhf_ktae.safety import remote_code
 
@@ -141,10 +141,8 @@ def _loss(args: SimpleNamespace) -> Iterator[str]:
             f"--reward.overlong_buffer_len {buffer:g}: must be above 0 and at most the longest response ({limit}); the "
             "DAPO paper takes a fifth of it"
         )
-    one_update = args.train.max_epochs == 1 and args.train.batch_size >= (
-        args.rollout.batch_size * args.rollout.n_samples_per_prompt
-    )
-    if args.faults.max_kl is not None and args.algo.kl.init_coef == 0 and one_update:
+    rollouts = args.rollout.batch_size * args.rollout.n_samples_per_prompt
+    if args.faults.max_kl is not None and args.algo.kl.init_coef == 0 and one_update(args, rollouts):
         yield (
             f"--faults.max_kl {args.faults.max_kl:g}: there is nothing to measure without a reference model where "
             "a batch is one update; give --algo.kl.init_coef above 0, or leave it out"

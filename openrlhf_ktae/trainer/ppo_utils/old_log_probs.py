@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
+from openrlhf_ktae.run.batches import one_update
+
 
 def update_has_them(args: SimpleNamespace, rollouts: int, has_reference: bool) -> bool:
     """Return whether the log-probabilities of the update serve as the old ones for a batch of `rollouts`.
 
     That takes one pass over one optimizer step, and no reference model, whose divergence needs the old ones before.
     """
-    once = args.train.max_epochs == 1 and rollouts <= args.train.batch_size
-    return once and not has_reference and not args.actor.recompute_log_probs
+    return one_update(args, rollouts) and not has_reference and not args.actor.recompute_log_probs
 
 
 def left_out(action_masks: list[torch.Tensor]) -> list[torch.Tensor]:

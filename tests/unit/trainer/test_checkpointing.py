@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_data_position import ray_here  # noqa: F401
 
 from openrlhf_ktae.checkpoint.folder import listed, verify
 from openrlhf_ktae.checkpoint.write import staging
@@ -45,7 +44,7 @@ class Ranks:
 
 
 @pytest.fixture
-def new_trainer(ray_here, tmp_path, monkeypatch, root):  # noqa: F811
+def new_trainer(ray_here, tmp_path, monkeypatch, root):
     """The host's base trainer with our mixins; it is told what a run would compute."""
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 

@@ -19,16 +19,6 @@ WORDS = (
 KINDS = ([1.0, 0.0, 1.0, 0.0], [1.0] * SAMPLES, [0.0] * SAMPLES)
 
 
-@pytest.fixture(scope="module")
-def ray_here(host):
-    import ray
-
-    options = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    ray.init(address="local", logging_level="ERROR", log_to_driver=False, **options)
-    yield ray
-    ray.shutdown()
-
-
 class Engine:
     """Every third prompt has mixed scores; the seed is answered in place of a token."""
 

@@ -21,16 +21,6 @@ WORDS = (
 MIXED, SOLVED, HOPELESS = [1.0, 0.0, 1.0, 0.0], [1.0] * N, [0.0] * N
 
 
-@pytest.fixture(scope="module")
-def ray_here(host):
-    import ray
-
-    options = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    ray.init(address="local", logging_level="ERROR", log_to_driver=False, **options)
-    yield ray
-    ray.shutdown()
-
-
 class Engine:
     """Answers like the host's rollout actor; `scores[prompt]` is what the verifier says, or a function of the call."""
 

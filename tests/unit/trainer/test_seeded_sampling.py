@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from test_data_position import WORDS, ray_here, response  # noqa: F401
+from test_data_position import WORDS, response
 
 from openrlhf_ktae.cli.options import parse_command_line
 
@@ -44,13 +44,13 @@ def asked(log):
     return [entry for entry in log if entry != "hold" and entry[0] != "release"]
 
 
-def test_groups_come_in_the_order_of_their_prompts(ray_here):  # noqa: F811
+def test_groups_come_in_the_order_of_their_prompts(ray_here):
     made, _ = generator(ray_here)
     batch, *_ = made.generate_samples()
     assert [rollout.prompts[0] for rollout in batch] == [f"p{i // 4}" for i in range(16)]
 
 
-def test_seeds_are_those_of_another_run_with_the_same_seed_and_all_different(ray_here):  # noqa: F811
+def test_seeds_are_those_of_another_run_with_the_same_seed_and_all_different(ray_here):
     logs = []
     for words in ([], [], ["--seed", "7"]):
         made, log = generator(ray_here, *words)
@@ -63,7 +63,7 @@ def test_seeds_are_those_of_another_run_with_the_same_seed_and_all_different(ray
     assert all(0 <= seed < 2**63 for _, seed in logs[0])
 
 
-def test_every_evaluation_has_the_same_seeds_and_does_not_move_those_of_training(ray_here):  # noqa: F811
+def test_every_evaluation_has_the_same_seeds_and_does_not_move_those_of_training(ray_here):
     made, log = generator(ray_here)
     made.generate_eval_samples(n_samples_per_prompt=1)
     first = asked(log)
@@ -81,14 +81,14 @@ def test_every_evaluation_has_the_same_seeds_and_does_not_move_those_of_training
     assert asked(log) == asked(log_of_other)
 
 
-def test_engines_are_held_until_all_their_requests_have_come(ray_here):  # noqa: F811
+def test_engines_are_held_until_all_their_requests_have_come(ray_here):
     made, log = generator(ray_here)
     made.generate_samples()
     assert log[:ENGINES] == ["hold"] * ENGINES
     assert log[-ENGINES:] == [("release", 2 * 4)] * ENGINES
 
 
-def test_engines_are_released_when_sending_fails(ray_here, monkeypatch):  # noqa: F811
+def test_engines_are_released_when_sending_fails(ray_here, monkeypatch):
     made, log = generator(ray_here)
     engines = made.vllm_engines
     monkeypatch.setattr(engines[0].generate_responses, "remote", None)
@@ -98,7 +98,7 @@ def test_engines_are_released_when_sending_fails(ray_here, monkeypatch):  # noqa
     assert [entry[0] for entry in log if entry != "hold"][-ENGINES:] == ["release"] * ENGINES
 
 
-def test_without_determinism_no_seed_is_set(ray_here):  # noqa: F811
+def test_without_determinism_no_seed_is_set(ray_here):
     made, log = generator(ray_here, "--train.full_determinism_enable", "false")
     for engine in made.vllm_engines:
         plain = engine.generate_responses.remote
