@@ -26,6 +26,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no frequency": {"h3": 0.0},
     "point Fisher": {"fisher": "point"},
     "centred": {"centre": True},
+    "by failure": {"by_failure": True},
 }
 METRICS = ("mean_abs_k", "nonzero", "mass_share", "sign_flips", "k_correct", "k_wrong", "correlation")
 

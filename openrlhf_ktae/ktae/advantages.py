@@ -193,6 +193,7 @@ def formula_of(config: KTAEConfig) -> Any:
         weight=config.number("weight"),
         noise=config.number("noise_budget"),
         centre=config.centre,
+        by_failure=config.by_failure,
     )
 
 

@@ -58,6 +58,7 @@ class Formula(NamedTuple):
     weight: float
     noise: float
     centre: bool
+    by_failure: bool
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -393,6 +394,8 @@ def fill_groups(
             strength = mix[0] * strength + mix[1] * narrow
         id_values(ids, records_UW, sizes, lengths, strength, presence, formula, values_U)
         values_U[: ids + 1] *= formula.weight
+        if formula.by_failure:
+            values_U[: ids + 1] *= 2.0 * sizes[1] / (sizes[0] + sizes[1])
         exclude(excluded, slots, bits, records_UW, values_U)
         place = 0
         for row in rows_G:

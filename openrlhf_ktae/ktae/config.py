@@ -93,6 +93,10 @@ class KTAEConfig:
     """Subtract from K its mean over the rollout's action tokens, so that K moves credit between tokens and
     never adds to the rollout. |K| may then reach twice `value_range`."""
 
+    by_failure: bool = False
+    """Multiply K of a group by twice its share of wrong rollouts: a right answer to a hard problem teaches most. With
+    as many right as wrong ones nothing changes."""
+
     excluded_ids: tuple[int, ...] = ()
     """Ids that never get a value, beside the special ids given with the call."""
 
@@ -103,7 +107,8 @@ class KTAEConfig:
             _refuse_unknown_choice(option, getattr(self, option), get_args(kinds))
         if self.term_frequency is not None:
             _refuse_unknown_choice("term_frequency", self.term_frequency, get_args(TermFrequency))
-        _refuse_not_bool("centre", self.centre)
+        for option in ("centre", "by_failure"):
+            _refuse_not_bool(option, getattr(self, option))
         for option in ("h1", "h2", "h3", "k1", "weight"):
             _refuse_outside(option, getattr(self, option), low=0.0)
         for option in ("scale", "value_range", "ratio_epsilon"):
@@ -136,6 +141,10 @@ class KTAEConfig:
     def number(self, option: str) -> float:
         """The value in force of a numeric option, else the variant's own; 0 where it has none."""
         return float(getattr(self.resolved(), option) or 0.0)
+
+    def group_weight(self, correct: int, wrong: int) -> float:
+        """Return the factor on K of a group with so many correct and wrong rollouts."""
+        return self.weight * (2.0 * wrong / max(correct + wrong, 1)) if self.by_failure else self.weight
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> KTAEConfig:

@@ -38,6 +38,8 @@ def literal_advantages(
         rollouts = [[o for o, acted in zip(token_ids[r], action_mask[r], strict=True) if acted] for r in known]
         correct = [scores[row] > config.correct_threshold for row in known]
         values = group_values(rollouts, correct, config)
+        failures = sum(not label for label in correct)
+        factor = 2.0 * failures / len(correct) if config.by_failure and correct else 1.0
         for row in rows:
             spoken = [t for t, acted in enumerate(action_mask[row]) if acted]
             valued = [t for t in spoken if row in known and token_ids[row][t] not in without_value]
@@ -46,7 +48,7 @@ def literal_advantages(
             for t in spoken:
                 advantages[row][t] = rollout_advantages[row]
             for t in valued:
-                advantages[row][t] += config.weight * (k[t] - mean)
+                advantages[row][t] += config.weight * factor * (k[t] - mean)
     return advantages
 
 

@@ -33,6 +33,7 @@ def configs_of(about: Mapping[str, Any]) -> dict[str, KTAEConfig]:
 def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the page says of the run: model, estimator, variant, and options that are not the default."""
     recorded = recorded_config(about)
+    variants = configs_of(about).items()
     plain = asdict(KTAEConfig.from_mapping({"variant": recorded.variant}))
     changed = {name: value for name, value in asdict(recorded).items() if value != plain[name]}
     return {
@@ -43,7 +44,7 @@ def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
         "stored": bool(about.get("stored", False)),
         "variant": recorded.variant,
         "options": {name: value for name, value in changed.items()},
-        "range": {name: config.number("value_range") * config.weight for name, config in configs_of(about).items()},
+        "range": {name: config.number("value_range") * config.group_weight(0, 1) for name, config in variants},
         "threshold": recorded.correct_threshold,
     }
 
@@ -88,10 +89,11 @@ def group_data(group: RecordedGroup) -> dict[str, Any]:
         counts, measures = _by_place(explanation, place)
         data["counts"] = counts
         shifts = None
+        weight = config.group_weight(*data["sides"]["rollouts"])
         if config.centre:
             k_GT = key_token_values(arrays, Arm(name, config))
-            shifts = _shifts(k_GT, arrays, measures, rollouts, config)
-        data["variants"][name] = {"measures": measures, "weight": config.weight, "shifts": shifts}
+            shifts = _shifts(k_GT, arrays, measures, rollouts, weight)
+        data["variants"][name] = {"measures": measures, "weight": weight, "shifts": shifts}
     return data
 
 
@@ -130,14 +132,14 @@ def _by_place(explanation: GroupExplanation, place: Mapping[int, int]) -> tuple[
 
 
 def _shifts(
-    k_GT: Any, arrays: GroupTensors, measures: list[Any], rollouts: list[dict[str, Any]], config: KTAEConfig
+    k_GT: Any, arrays: GroupTensors, measures: list[Any], rollouts: list[dict[str, Any]], weight: float
 ) -> list[float]:
     """Return for each rollout what centring subtracted: the same from all of its tokens."""
     shifts = []
     for row, rollout in enumerate(rollouts):
         acted = [i for i in range(len(rollout["refs"])) if arrays.mask_GT[row, i]]
         first = next((i for i in acted if measures[rollout["refs"][i]] is not None), None)
-        value = 0.0 if first is None else config.weight * measures[rollout["refs"][first]][-1] - k_GT[row, first]
+        value = 0.0 if first is None else weight * measures[rollout["refs"][first]][-1] - k_GT[row, first]
         shifts.append(_rounded(value))
     return shifts
 

@@ -74,7 +74,7 @@ def test_without_ktae_nothing_of_it_is_on():
 CHANGED = {
     "variant": "calibrated", "h1": 0.5, "h2": 0.25, "h3": 2.0, "k1": 1.5, "b": 0.25, "fisher": "point",
     "correct_threshold": 0.5, "scale": 2.0, "value_range": 0.75, "weight": 0.5, "centre": True, "excluded_ids": (3, 4),
-    "term_frequency": "count", "ratio_epsilon": 0.01, "p_max": 0.2, "noise_budget": 0.02,
+    "term_frequency": "count", "ratio_epsilon": 0.01, "p_max": 0.2, "noise_budget": 0.02, "by_failure": True,
 }  # fmt: skip
 NEEDS_CALIBRATED = ("p_max", "noise_budget")
 

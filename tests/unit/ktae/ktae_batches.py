@@ -18,6 +18,7 @@ def random_config(rng):
         "b": float(rng.choice([0.0, 0.5, 1.0])),
         "weight": float(rng.choice([0.0, 0.3, 1.0, 2.0], p=[0.05, 0.35, 0.3, 0.3])),
         "centre": bool(rng.random() < 0.3),
+        "by_failure": bool(rng.random() < 0.2),
         "correct_threshold": float(rng.choice([0.0, 0.5, -1.0])),
         "excluded_ids": tuple(rng.integers(0, 6, rng.integers(0, 2)).tolist()),
     }

@@ -26,6 +26,7 @@ LIVE = [
     ("paper", "value_range", 1.0),
     ("paper", "weight", 0.5),
     ("paper", "centre", True),
+    ("paper", "by_failure", True),
     ("paper", "excluded_ids", (60,)),
     ("paper", "variant", "reference"),
     ("paper", "variant", "calibrated"),
@@ -49,6 +50,7 @@ LIVE = [
     ("calibrated", "p_max", 0.3),
     ("calibrated", "noise_budget", 0.002),
     ("calibrated", "centre", True),
+    ("calibrated", "by_failure", True),
 ]
 
 
@@ -58,6 +60,7 @@ def values(config):
     ids = rng.zipf(1.4, (rows, positions)) % 50
     scores = np.tile([1.0, 0.6, 0.0, -0.5], 4)
     right = scores > 0
+    scores[14] = np.nan  # sides of other sizes: 8 and 7
     ids[right, :2], ids[right, 2] = 60, 62
     ids[~right, 0] = 61
     ids[4, 2], ids[10, 3:40] = 63, 62  # a contrary use of 62: many times in one wrong rollout

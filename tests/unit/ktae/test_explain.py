@@ -40,7 +40,7 @@ def test_a_group_by_hand():
 @pytest.mark.parametrize("seed", range(60))
 def test_values_are_those_of_the_advantages(seed):
     rng = np.random.default_rng(seed)
-    config = dataclasses.replace(random_config(rng), weight=1.0, centre=False)
+    config = dataclasses.replace(random_config(rng), weight=1.0, centre=False, by_failure=False)
     ids, mask, scores, _, _ = random_batch(rng)
     found = explain_group(ids, mask, scores, config, (3,))
     of_id = dict(zip(found.token_id.tolist(), found.value.tolist(), strict=True))
