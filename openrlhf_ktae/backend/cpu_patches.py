@@ -170,14 +170,18 @@ def accept_fp32(module: Any) -> None:
 def keep_weights_writable(module: Any) -> None:
     """Symptom: new weights do not reach the engine, or `'Parameter' object has no attribute 'weight_loader'`.
 
-    After loading, vLLM's CPU layers keep a packed copy of each matrix and drop or ignore the parameter.
+    After loading, vLLM's CPU layers keep a packed copy of each matrix and drop or ignore the parameter. Here the
+    parameter stays, and `cpu_packed_linear` packs it again after it was written to.
     Upstream: vLLM 0.29.0, model_executor/layers/utils.py, `dispatch_cpu_unquantized_gemm`. Remove when loading
     weights into a running CPU engine packs them again.
     """
-    _require(module, "dispatch_cpu_unquantized_gemm")
+    from openrlhf_ktae.backend.cpu_packed_linear import PackedLinear
+
+    _require(module, "dispatch_cpu_unquantized_gemm", "ops")
+    _require(module.ops, "create_onednn_mm", "onednn_mm", "_supports_onednn")
 
     def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
-        layer.cpu_linear = module.torch.nn.functional.linear
+        layer.cpu_linear = PackedLinear(module.ops)
 
     module.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from openrlhf_ktae.backend.cpu_packed_linear import forget_packed
+
 BUCKET_BYTES = 128 * 2**20
 ALIGNMENT = 16  # bytes; every tensor of a bucket starts at a multiple, so that a view of any dtype is allowed
 TIMEOUT = timedelta(minutes=10)
@@ -111,6 +113,7 @@ class CpuWorkerExtension:
         buffer = new_buffer(bucket)
         self._ktae_group.broadcast(buffer).wait()
         self.model_runner.model.load_weights(weights=((slot.name, view(buffer, slot)) for slot in bucket))
+        forget_packed(self.model_runner.model)
 
     def weight_checksum(self) -> float:
         """Sum of absolute values over all parameters of the engine, in float64; tells whether weights arrived."""
