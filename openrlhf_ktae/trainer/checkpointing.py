@@ -24,6 +24,7 @@ from openrlhf_ktae.plan.memory import BYTES
 from openrlhf_ktae.plan.shape import model_shape
 from openrlhf_ktae.run.record import RunRecord
 from openrlhf_ktae.trainer.ppo_utils.data_position import POSITION, plain_position
+from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 
 logger = init_logger(__name__)
 
@@ -32,7 +33,7 @@ NO_METRIC = "none"
 LOADER = "data_loader_state_dict"  # the host's key for its position in the data
 
 
-class CheckpointFailed(RuntimeError):
+class CheckpointFailed(TrainingStopped):
     """A checkpoint could not be written and `--ckpt.on_failure stop` was asked for."""
 
 
