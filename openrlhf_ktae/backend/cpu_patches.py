@@ -17,7 +17,7 @@ from typing import Any
 
 from wrapt import register_post_import_hook
 
-from openrlhf_ktae.run.process_setup import below_the_driver
+from openrlhf_ktae.run.process_setup import below_the_driver, end_with_the_parent
 
 CPU = "cpu"
 # Set by the CPU backend for its engines: JSON of engine arguments. Its presence tells the two kinds of engine apart.
@@ -49,6 +49,7 @@ def activate() -> None:
 def activate_in_vllm() -> None:
     """Set up a process of an engine; apply the patches, if the engine was started by the CPU backend."""
     below_the_driver()
+    end_with_the_parent()
     if ENGINE_VARIABLE in os.environ:
         register_post_import_hook(keep_weights_writable, "vllm.model_executor.layers.utils")
 

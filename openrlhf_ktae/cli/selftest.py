@@ -10,16 +10,24 @@ from pathlib import Path
 
 from openrlhf_ktae.cli.command import CommandParser, run_command
 from openrlhf_ktae.cli.host_parser import BadOption
-from openrlhf_ktae.run.resume_trial import EPISODES, Trial, TrialFailed, try_resume
+from openrlhf_ktae.run.deaths import EVERYTHING, ROOM, VICTIMS
+from openrlhf_ktae.run.resume_trial import try_resume
+from openrlhf_ktae.run.trial import EPISODES, Trial, TrialFailed
 
 EXIT_DIFFERENT = 1
+ALL = "all"
+STEPS_A_DEATH = 4
 EXAMPLES = """
 examples:
   resume --config configs/grpo_ktae/quickstart.yaml
+  resume --config configs/grpo_ktae/quickstart.yaml --kills 6 --victims all
   resume --config my.yaml --steps 6 --kills 3 -- --actor.num_gpus_per_node 2 --vllm.num_engines 2
 
-The configuration is trained on a few steps with --train.full_determinism_enable: once, once more, and once killed at
-random moments (kill -9 of all processes) and resumed. Steps, figures and final weights must be the same; the first
+The configuration is trained on a few steps with --train.full_determinism_enable: once, once more, and once with deaths
+(kill -9) at random moments. --victims says of what: everything, the driver (the command alone), a rank of the trainer,
+an engine (its actor, or vLLM's core), a worker of the verifier, or everything while a checkpoint is being written. The
+run is resumed unless it goes on by itself. After each death its checkpoints are verified, and at most --save-steps
+steps may be lost; in the end steps, figures and final weights must be those of the run without a break. The first
 difference is printed. Words after -- go to every run. Nothing outside --output is written.
 """
 
@@ -42,13 +50,32 @@ def run(argv: Sequence[str]) -> list[str]:
     parser = CommandParser("selftest", __doc__ or "", EXAMPLES)
     parser.add_argument("what", choices=("resume",), help="what is tested")
     parser.add_argument("--config", action="append", default=[], metavar="FILE.yaml", help="options, as for training")
-    parser.add_argument("--steps", type=int, default=4, metavar="N", help="steps of each run, even (default: 4)")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help=f"steps of each run, even (default: {STEPS_A_DEATH} for each death)"
+    )
     parser.add_argument("--kills", type=int, default=1, metavar="N", help="deaths of the killed run (default: 1)")
+    parser.add_argument(
+        "--victims",
+        default=EVERYTHING,
+        metavar="LIST",
+        help=f"who dies, in turns and random order: {ALL}, or some of {','.join(VICTIMS)} (default: {EVERYTHING})",
+    )
+    parser.add_argument(
+        "--save-steps", type=int, default=1, metavar="N", help="steps from checkpoint to checkpoint (default: 1)"
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="of the moments (default: by the clock)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="keep the runs here (default: deleted at the end)")
     options = parser.parse_args(words[:split])
-    if options.steps < EPISODES or options.steps % EPISODES:
-        raise BadOption(f"--steps {options.steps}: two episodes are played; give an even number")
+    if options.kills < 1:
+        raise BadOption(f"--kills {options.kills}: give at least 1")
+    if options.save_steps < 1:
+        raise BadOption(f"--save-steps {options.save_steps}: give at least 1")
+    victims = victims_of(options.victims)
+    steps = STEPS_A_DEATH * options.kills if options.steps is None else options.steps
+    if steps < EPISODES or steps % EPISODES:
+        raise BadOption(f"--steps {steps}: two episodes are played; give an even number")
+    if steps <= ROOM:
+        raise BadOption(f"--steps {steps}: the last death leaves {ROOM} steps; give more")
     if options.output and options.output.exists() and any(options.output.iterdir()):
         raise BadOption(f"--output {options.output}: is not empty; give a new folder")
     given = [word for file in options.config for word in ("--config", file)] + words[split + 1 :]
@@ -61,11 +88,22 @@ def run(argv: Sequence[str]) -> list[str]:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.output or Path(temporary)
-        prompts = options.steps // EPISODES * args.rollout.batch_size
-        found = try_resume(Trial(given, folder.resolve(), prompts), options.kills, seed, say)
+        prompts = steps // EPISODES * args.rollout.batch_size
+        found = try_resume(
+            Trial(given, folder.resolve(), prompts, options.save_steps), options.kills, seed, say, victims
+        )
     if not found:
         say(f"equal: steps, figures and final weights (--seed {seed})")
     return found
+
+
+def victims_of(text: str) -> tuple[str, ...]:
+    """Return the victims that `--victims` names."""
+    names = VICTIMS if text == ALL else tuple(dict.fromkeys(text.split(",")))
+    unknown = [name for name in names if name not in VICTIMS]
+    if unknown:
+        raise BadOption(f"--victims {text}: {unknown[0]!r} is none of {ALL}, {', '.join(VICTIMS)}")
+    return names
 
 
 if __name__ == "__main__":

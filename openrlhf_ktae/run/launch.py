@@ -35,6 +35,8 @@ HOST_ENVIRONMENT = {
 ENGINE_MODULE = "openrlhf.trainer.ray.vllm_engine"
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 CLUSTER_VARIABLE = "RAY_ADDRESS"
+TASKS_VARIABLE = "RAY_task_events_max_num_task_in_gcs"
+TASKS_REMEMBERED = 1000  # for a dashboard; those of some 20 steps, in 3 MB
 
 
 # What the ranks that are left say, and vLLM's actor of its own core.
@@ -123,11 +125,13 @@ def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
 
 
 def cluster_of_its_own() -> dict[str, str]:
-    """Return what closes a cluster that this command starts: its ports take orders from holders of the token alone.
+    """Return what closes a cluster that this command starts, and keeps it small.
 
-    Ray binds them to every address of the machine, whatever is asked for, and who reaches one can run code.
+    Its ports take orders from holders of the token alone: Ray binds them to every address of the machine, whatever is
+    asked for, and who reaches one can run code. Its server remembers the last tasks alone, not 100,000 of them.
     """
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    remembered = os.environ.get(TASKS_VARIABLE, str(TASKS_REMEMBERED))
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), TASKS_VARIABLE: remembered}
 
 
 def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ environment, which its processes inherit.
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -41,6 +42,22 @@ def leave_interrupts_to_the_driver() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def end_with_the_parent() -> None:
+    """Die when the process dies that started this one by multiprocessing; elsewhere do nothing.
+
+    vLLM's core outlives an actor that is killed, and holds its memory (on a GPU, what the next engine needs).
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or processes.VARIABLE not in os.environ:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="end with the parent", daemon=True).start()
 
 
 def in_worker() -> None:

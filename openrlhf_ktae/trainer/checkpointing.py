@@ -6,8 +6,9 @@ what the host forgets, and which is renamed when everything is on the disk (`ope
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +19,13 @@ from ray.exceptions import RayTaskError
 
 from openrlhf_ktae.checkpoint.folder import BEST, TRAINER_STATE
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
-from openrlhf_ktae.checkpoint.space import DiskFull, expected_bytes, require_space
+from openrlhf_ktae.checkpoint.space import DiskFull, expected_bytes, in_units, require_space
 from openrlhf_ktae.checkpoint.write import abandon, begin, commit, rotate
 from openrlhf_ktae.plan.memory import BYTES
 from openrlhf_ktae.plan.shape import model_shape
 from openrlhf_ktae.run.record import RunRecord
 from openrlhf_ktae.trainer.ppo_utils.data_position import POSITION, plain_position
+from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 
 logger = init_logger(__name__)
 
@@ -32,7 +34,7 @@ NO_METRIC = "none"
 LOADER = "data_loader_state_dict"  # the host's key for its position in the data
 
 
-class CheckpointFailed(RuntimeError):
+class CheckpointFailed(TrainingStopped):
     """A checkpoint could not be written and `--ckpt.on_failure stop` was asked for."""
 
 
@@ -183,10 +185,13 @@ class CheckpointingTrainer:
         Raises:
             CheckpointFailed: with `stop`.
         """
-        if tag:
-            abandon(self.args.ckpt.path, tag)
         cause = error.cause if isinstance(error, RayTaskError) else error
         what = str(cause) if isinstance(cause, DiskFull) else f"{type(cause).__name__}: {cause}"
+        if tag:
+            with suppress(OSError):  # torch's own message does not tell that a disk is full
+                left = in_units(shutil.disk_usage(self.args.ckpt.path).free)
+                what = f"the disk had {left} left when writing failed, {what}"
+            abandon(self.args.ckpt.path, tag)
         text = f"no checkpoint {tag}".rstrip() + f": {' '.join(what.split())[:400]}; the last whole one stays"
         self.record.note(text)
         if self.args.ckpt.on_failure == "stop":

@@ -1,9 +1,10 @@
-"""Faults in a real run: an agent that raises, an infinite reward, an engine's core that dies, a notice of eviction."""
+"""Faults in a real run: agents that raise, infinite rewards, engines that die, a notice of eviction, a full disk."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 from run_processes import processes_of
 
-from openrlhf_ktae.checkpoint.folder import verify
+from openrlhf_ktae.checkpoint.folder import STAGING, listed, verify
 from openrlhf_ktae.checkpoint.write import read_latest
 from openrlhf_ktae.run.record import read_record
 
@@ -133,3 +134,83 @@ def test_a_dead_rank_ends_the_run_and_the_supervisor_goes_on(start, tmp_path):
     assert "restart 1 of 1, from the last checkpoint" in output
     assert steps(tmp_path)[-1]["step"] == 12
     assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+DISK_BYTES = 64 * 2**20
+STOP = pytest.param("stop", marks=pytest.mark.skipif("KTAE_TEST_ALL" not in os.environ, reason="KTAE_TEST_ALL runs it"))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system, mounted for this test."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None:
+        pytest.skip("there is no `mount` here")
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a file system is not allowed here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk):
+    """Take all room that is left, while others write."""
+    path = disk / "filler"
+    with path.open("wb") as file:
+        while free := shutil.disk_usage(disk).free:
+            with contextlib.suppress(OSError):
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free)
+    return path
+
+
+def fill_during_a_write(disk, failed):
+    """Fill the disk the moment that a checkpoint is begun, until one has failed."""
+    while True:
+        if any(disk.glob(f"{STAGING}*")):
+            filler, end = fill(disk), time.monotonic() + 30
+            while any(disk.glob(f"{STAGING}*")) and time.monotonic() < end:
+                time.sleep(0.01)
+            time.sleep(0.5)
+            if failed():
+                return filler
+            filler.unlink()  # it was whole a moment before
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("on_failure", ["continue", STOP])
+def test_a_disk_that_fills_during_a_checkpoint(start, disk, tmp_path, on_failure):
+    words = f"--ckpt.save_steps 2 --ckpt.max_num 1 --ckpt.on_failure {on_failure} --run.eval_edges false".split()
+    run = start(*words, "--ckpt.path", str(disk), "--data.max_samples", "3200")
+    wait_for(lambda: read_latest(disk), run, seconds=300)
+    filler = fill_during_a_write(disk, lambda: "no checkpoint global_step" in notes(tmp_path))
+    first = notes(tmp_path).split(" | ")[0]
+    assert "the last whole one stays" in first
+    assert "the disk had 0.0 MiB left when writing failed" in first
+    kept = read_latest(disk)
+    assert [one.path for one in listed(disk)[0]] == [kept]
+    verify(kept)
+    if on_failure == "stop":
+        output, _ = run.communicate(timeout=90)
+        assert run.returncode == 3, output
+        assert "stopped early: no checkpoint global_step" in output
+        assert "(--ckpt.on_failure stop)" in output
+        assert "Traceback" not in output
+        verify(kept)
+        return
+    at = len(steps(tmp_path))
+    wait_for(lambda: len(steps(tmp_path)) >= at + 4, run)
+    assert "a checkpoint takes" in notes(tmp_path), "as long as there is no room, none is begun"
+    assert read_latest(disk) == kept
+    verify(kept)
+    filler.unlink()
+    wait_for(lambda: read_latest(disk) != kept, run)
+    run.send_signal(signal.SIGTERM)
+    output, _ = run.communicate(timeout=90)
+    assert run.returncode == 130, output
+    assert output.count("no checkpoint") >= 2
+    newest = read_latest(disk)
+    assert verify(newest).step == steps(tmp_path)[-1]["step"] > at + 4
+    assert not kept.exists(), "it has made room for the newer one"
+    assert "Traceback" not in output

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openrlhf_ktae.checkpoint.folder import listed, verify
+from openrlhf_ktae.checkpoint.folder import listed
+from openrlhf_ktae.run.deaths import EVERYTHING, Death
+from openrlhf_ktae.run.mortal_run import MortalRun
 from openrlhf_ktae.run.record import read_record
-from openrlhf_ktae.run.resume_trial import AGAIN, STRAIGHT, Trial
+from openrlhf_ktae.run.trial import AGAIN, STRAIGHT, Trial
 
 PROMPTS = 40  # of each of two episodes: some are filtered, so that groups are left over and carried on
 
@@ -30,14 +32,15 @@ def test_the_same_run_twice_gives_the_same_figures_and_weights(trial):
 
 def test_killed_and_resumed_it_gives_the_figures_and_weights_of_one_that_was_not(trial):
     """It dies in the middle of a step or of a checkpoint: the moment is wherever the machine is by then."""
-    assert trial.kill_in_training("killed", share=0.6)
+    run = MortalRun(trial, "killed", start_seconds=0.0, seed=0)
+    assert run.suffer(Death(EVERYTHING, step=len(trial.steps(STRAIGHT)) // 2, share=0.6))
     done = [row["step"] for row in trial.steps("killed")]
-    checkpoint = listed(trial.folder / "killed" / "checkpoints")[0][0]
-    verify(checkpoint.path)
+    checkpoint = listed(run.checkpoints)[0][0]
     assert 0 < checkpoint.step <= done[-1] <= len(trial.steps(STRAIGHT))
     state = torch.load(checkpoint.path / "trainer.pt", weights_only=True)
     assert len(state["trainer"]["sampling"]["pass_rates"]["keys"]) > 0
-    trial.finish("killed", resume="auto")
+    run.finish()
     rows = list(read_record(trial.folder / "killed"))
     assert [row["step"] for row in rows if row["kind"] == "resume"] == [checkpoint.step]
+    assert run.toll.wrong == []
     assert trial.difference("killed") is None

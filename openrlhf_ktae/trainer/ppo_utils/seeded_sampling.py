@@ -68,13 +68,13 @@ class SeededSamplesGenerator(SamplesGenerator):
         self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
     ) -> tuple[list[Experience], int, bool]:
         self._order, self._place = {}, {}
-        sent = self.prompts_sent
+        sent, evaluated = self.prompts_sent, self._evaluated
         try:
             samples, drawn, exhausted = super()._generate_vllm(
                 dataloader_iter, num_prompts, dynamic_filtering, **generate_kwargs
             )
         except Exception:
-            self.prompts_sent = sent  # the prompts may be sent again, with the seeds that they had
+            self.prompts_sent, self._evaluated = sent, evaluated  # sent again, they have the seeds that they had
             raise
         if self._order:
             samples = sorted(samples, key=lambda rollout: self._place[id(rollout)])

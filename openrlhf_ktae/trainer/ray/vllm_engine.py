@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from copy import deepcopy
+from functools import wraps
 from typing import Any
 
 from openrlhf.trainer.ray import vllm_engine as host
@@ -15,6 +17,27 @@ from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_se
 _HostRolloutActor: Any = undecorated(host.RolloutRayActor)
 ARRIVAL_SECONDS = 2.0  # where none has come for so long, those that are missing have failed; the others go on
 POLL_SECONDS = 0.001
+DEATH_POLL_SECONDS = 1.0
+ANSWERED_BY_THE_CORE = "collective_rpc pause_generation resume_generation reset_prefix_cache sleep wake_up".split()
+
+
+def unless_dead(llm: Any, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return `call`, a method of vLLM's engine, which raises when the core dies before it has answered.
+
+    vLLM fails requests that generate; what else was asked of a core that died stays without an answer for ever.
+    """
+
+    @wraps(call)
+    async def answered(*args: Any, **kwargs: Any) -> Any:
+        answer = asyncio.ensure_future(call(*args, **kwargs))
+        while not answer.done():
+            await asyncio.wait([answer], timeout=DEATH_POLL_SECONDS)
+            if llm.errored and not answer.done():
+                answer.cancel()
+                raise llm.dead_error
+        return answer.result()
+
+    return answered
 
 
 class KTAERolloutActor(_HostRolloutActor):
@@ -23,6 +46,8 @@ class KTAERolloutActor(_HostRolloutActor):
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         leave_interrupts_to_the_driver()  # of this thread, which starts vLLM's core
         await super().__init__(*args, **kwargs)
+        for name in ANSWERED_BY_THE_CORE:
+            setattr(self.llm, name, unless_dead(self.llm, getattr(self.llm, name)))
 
     async def hold(self) -> None:
         """Schedule nothing until `release`."""

@@ -63,6 +63,35 @@ def test_marked_processes_and_their_shared_memory_are_swept(stubborn, monkeypatc
     assert psutil.Process().is_running(), "this process has no such mark"
 
 
+ENGINE = """
+import multiprocessing, sys, time
+
+def core():
+    from openrlhf_ktae.backend.cpu_patches import activate_in_vllm
+    activate_in_vllm()
+    print(multiprocessing.current_process().pid, flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=core).start()
+    time.sleep(60)
+"""
+
+
+def test_an_engines_core_dies_with_its_actor(tmp_path):
+    (tmp_path / "engine.py").write_text(ENGINE)
+    environment = {**os.environ, processes.VARIABLE: f"test-{tmp_path.name}"}
+    command = [sys.executable, str(tmp_path / "engine.py")]
+    actor = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    core = psutil.Process(int(actor.stdout.readline()))
+    actor.kill()
+    actor.wait()
+    gone, left = psutil.wait_procs([core], timeout=10)
+    for process in left:
+        process.kill()
+    assert gone == [core]
+
+
 def test_stacks_of_all_processes_in_one_file(stubborn, tmp_path):
     _, value, _, folder = stubborn
     assert stacks.dump(folder, value, tmp_path / "stacks.txt") == 1

@@ -11,7 +11,8 @@ import pytest
 
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.cli.selftest import main
-from openrlhf_ktae.run.resume_trial import AGAIN, STRAIGHT, Trial, TrialFailed, kill_all
+from openrlhf_ktae.run.deaths import kill_all
+from openrlhf_ktae.run.trial import AGAIN, STRAIGHT, Trial, TrialFailed
 
 CONFIG = "configs/grpo_ktae/quickstart.yaml"
 
@@ -71,6 +72,10 @@ def test_what_differs_is_found_in_figures_before_weights(tmp_path):
     ("words", "text"),
     [
         (["resume", "--steps", "3"], "--steps 3: two episodes"),
+        (["resume", "--steps", "2"], "--steps 2: the last death leaves 2 steps"),
+        (["resume", "--kills", "0"], "--kills 0: give at least 1"),
+        (["resume", "--save-steps", "0"], "--save-steps 0: give at least 1"),
+        (["resume", "--victims", "engine,nobody"], "'nobody' is none of all, everything, driver"),
         (["resume", "--config", "none.yaml"], "none.yaml: no such file"),
         (["resume", "--config", CONFIG, "--output", "{tmp}"], "is not empty"),
         (["resume", "--config", CONFIG, "--", "--no_such_option"], "--no_such_option"),

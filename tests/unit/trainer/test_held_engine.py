@@ -76,3 +76,39 @@ def test_each_sample_of_a_seeded_prompt_has_its_own_seed(engine, monkeypatch):
     answers = asyncio.run(engine.generate_responses(**request, sampling_params=params, num_samples=4))
     assert seeds == [*first, None, None, None, None]
     assert all(SEED_KEY not in answer for answer in answers)
+
+
+def test_what_a_dead_core_never_answers_raises(host, monkeypatch):
+    """vLLM itself waits for ever, seen where its core was killed while the engine was being held."""
+    from openrlhf_ktae.trainer.ray import vllm_engine
+
+    monkeypatch.setattr(vllm_engine, "DEATH_POLL_SECONDS", 0.05)
+    llm = SimpleNamespace(errored=False, dead_error=RuntimeError("the core is dead"))
+
+    async def never():
+        await asyncio.Event().wait()
+
+    async def run():
+        asked = asyncio.ensure_future(vllm_engine.unless_dead(llm, never)())
+        await asyncio.sleep(0.2)
+        assert not asked.done(), "it may take its time as long as the core lives"
+        llm.errored = True
+        await asyncio.wait_for(asked, 10)
+
+    with pytest.raises(RuntimeError, match="the core is dead"):
+        asyncio.run(run())
+
+
+def test_what_the_core_answers_is_returned(host):
+    from openrlhf_ktae.trainer.ray.vllm_engine import unless_dead
+
+    async def answers(first, second):
+        return first + second
+
+    async def fails():
+        raise ValueError("its own error")
+
+    llm = SimpleNamespace(errored=False)
+    assert asyncio.run(unless_dead(llm, answers)(1, second=2)) == 3
+    with pytest.raises(ValueError, match="its own"):
+        asyncio.run(unless_dead(llm, fails)())

@@ -81,6 +81,31 @@ def test_every_evaluation_has_the_same_seeds_and_does_not_move_those_of_training
     assert asked(log) == asked(log_of_other)
 
 
+def test_prompts_that_are_sent_again_after_an_engine_died_have_the_seeds_that_they_had(ray_here, monkeypatch):
+    from ray.exceptions import ActorDiedError
+
+    made, log = generator(ray_here)
+    monkeypatch.setattr(made, "revive", lambda error: log.clear())
+    made.send_weights = str
+    plain, deaths = made._process_response_into_experience, []
+
+    def dies_once(response, **settings):
+        if not deaths:
+            deaths.append(response)
+            raise ActorDiedError
+        return plain(response, **settings)
+
+    other, log_of_other = generator(ray_here)
+    for generate in ("generate_samples", "generate_eval_samples"):
+        monkeypatch.setattr(made, "_process_response_into_experience", dies_once)
+        deaths.clear()
+        for one, its_log in ((made, log), (other, log_of_other)):
+            its_log.clear()
+            getattr(one, generate)(n_samples_per_prompt=4)
+        assert len(deaths) == 1
+        assert asked(log) == asked(log_of_other), generate
+
+
 def test_engines_are_held_until_all_their_requests_have_come(ray_here):
     made, log = generator(ray_here)
     made.generate_samples()
