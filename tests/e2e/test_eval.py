@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
+
+from openrlhf_ktae.run.deaths import kill_all
 
 HELD_OUT = "examples/quickstart/data/heldout.jsonl"
 COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.eval", "--model", "examples/quickstart/model", "--template", "none"]
@@ -28,19 +31,23 @@ def evaluate(root, environment, output, *words):
 
 @pytest.fixture(scope="module")
 def greedy(root, environment, tmp_path_factory):
-    """All 200 held-out problems, after an evaluation that was killed in the middle of a line."""
+    """All 200 held-out problems, after an evaluation all of whose processes were killed in the middle."""
     output = tmp_path_factory.mktemp("greedy")
-    evaluate(root, environment, output)
     path = output / "responses.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [json.dumps({**json.loads(line), "reason": "kept"}) + "\n" for line in lines[:120]]
-    path.write_text("".join(kept) + lines[120][:50])
-    return output, *evaluate(root, environment, output)
+    words = [*COMMAND, *SETTINGS, "--output", str(output)]
+    run = subprocess.Popen(words, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 300
+    while run.poll() is None and time.monotonic() < end and not (path.is_file() and b"\n" in path.read_bytes()):
+        time.sleep(0.01)
+    kill_all(run)
+    kept = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    path.write_text("".join(json.dumps({**row, "reason": "kept"}) + "\n" for row in kept))
+    return len(kept), output, *evaluate(root, environment, output)
 
 
 def test_greedy_accuracy_is_the_known_one(greedy):
     """30.5 % with greedy decoding: examples/quickstart/README.md, measured with transformers."""
-    _, summary, done = greedy
+    *_, summary, done = greedy
     held_out = summary["benchmarks"]["heldout"]
     assert held_out["accuracy"] == pytest.approx(0.305, abs=0.01)
     assert held_out["ci95"][0] < 0.305 < held_out["ci95"][1]
@@ -52,9 +59,10 @@ def test_greedy_accuracy_is_the_known_one(greedy):
 
 
 def test_a_killed_evaluation_generates_the_rest_alone(greedy):
-    output, _, _ = greedy
+    kept, output, *_ = greedy
+    assert 0 < kept < 200
     rows = [json.loads(line) for line in (output / "responses.jsonl").read_text().splitlines()]
-    assert [row["reason"] == "kept" for row in rows] == [True] * 120 + [False] * 80
+    assert [row["reason"] == "kept" for row in rows] == [True] * kept + [False] * (200 - kept)
     assert len({row["id"] for row in rows}) == 200
 
 
