@@ -149,9 +149,10 @@ def resident_trainer(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> fl
     return kept + (CUDA_PROCESS if cuda else 0.0)
 
 
-def engine_weights(args: SimpleNamespace, shape: ModelShape) -> float:
-    """Return the bytes of an engine's weights on one of its devices; engines run in 16 bits on a GPU."""
-    return shape.parameters * BYTES[args.ds.param_dtype] / args.vllm.tensor_parallel_size
+def engine_weights(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> float:
+    """Return the bytes of an engine's weights on one of its devices; on a CPU plain and packed (`PackedLinear`)."""
+    copies = 1 if cuda else 2
+    return copies * shape.parameters * BYTES[args.ds.param_dtype] / args.vllm.tensor_parallel_size
 
 
 def kv_of_sequence(args: SimpleNamespace, shape: ModelShape) -> float:
@@ -166,5 +167,5 @@ def synchronisation(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> Pha
     largest = shape.vocabulary * shape.hidden
     parts = {"trainer": resident_trainer(args, shape, cuda), "largest parameter, twice": 2.0 * largest * size}
     if args.train.colocate_all and not args.train.async_enable:
-        parts["engine's weights"] = engine_weights(args, shape)
+        parts["engine's weights"] = engine_weights(args, shape, cuda)
     return PhaseMemory("synchronisation", parts)

@@ -183,7 +183,7 @@ def _line(used: float, total: float | None, parts: dict[str, float]) -> str:
 
 
 def _generation(args: SimpleNamespace, shape: ModelShape, total: float | None) -> str:
-    weights, one = memory.engine_weights(args, shape), memory.kv_of_sequence(args, shape)
+    weights, one = memory.engine_weights(args, shape, cuda=True), memory.kv_of_sequence(args, shape)
     text = f"weights {weights / GIB:.2f} GiB a device, {one / GIB:.3f} for a sequence of {args.data.max_len:,} tokens"
     if total is None:
         return text
@@ -193,7 +193,7 @@ def _generation(args: SimpleNamespace, shape: ModelShape, total: float | None) -
 
 def _engine_problems(args: SimpleNamespace, shape: ModelShape, total: float) -> Iterator[str]:
     share = args.vllm.gpu_memory_utilization
-    weights, one = memory.engine_weights(args, shape), memory.kv_of_sequence(args, shape)
+    weights, one = memory.engine_weights(args, shape, cuda=True), memory.kv_of_sequence(args, shape)
     needed = weights + one + memory.CUDA_PROCESS
     resident = memory.resident_trainer(args, shape, cuda=True)
     if needed > share * total:
@@ -213,7 +213,7 @@ def _engine_problems(args: SimpleNamespace, shape: ModelShape, total: float) -> 
 
 
 def _needs_generation(args: SimpleNamespace, shape: ModelShape, cuda: bool, total: float) -> float:
-    engine = memory.engine_weights(args, shape) + memory.kv_of_sequence(args, shape) + memory.CUDA_PROCESS
+    engine = memory.engine_weights(args, shape, cuda) + memory.kv_of_sequence(args, shape) + memory.CUDA_PROCESS
     return engine + memory.resident_trainer(args, shape, cuda)
 
 
