@@ -61,7 +61,8 @@ def test_packing_again_frees_the_older_copy(ops):
             linear.cpu_linear(x, linear.weight, None)
         return psutil.Process().memory_info().rss / 2**20
 
-    assert pack(50) - pack(5) < 40
+    before = pack(5)
+    assert pack(50) - before < 60
 
 
 def test_a_weight_that_is_no_matrix_takes_torchs_product(ops):
