@@ -146,13 +146,14 @@ def test_refused(words, message, tmp_path, root, capsys):
     assert error.count("\n") == 1
 
 
-def test_every_shipped_arm_parses(root, monkeypatch):
+@pytest.mark.parametrize(("folder", "least", "evaluated"), [("compare", 9, 10), ("compare_llm", 3, 2)])
+def test_every_shipped_arm_parses(folder, least, evaluated, root, monkeypatch):
     monkeypatch.chdir(root)
-    arms = sorted((root / "configs" / "compare").glob("*.yaml"))
-    assert len(arms) >= 8
+    arms = sorted((root / "configs" / folder).glob("*.yaml"))
+    assert len(arms) >= least
     for path in arms:
         args = parse_command_line(["--config", str(path), "--run.dir", "x"])
-        assert args.eval.steps == 10
+        assert args.eval.steps == evaluated
         assert args.algo.ktae.enable == ("ktae" in path.stem)
         assert args.algo.ktae.shuffle_labels == ("shuffled" in path.stem)
         assert args.algo.dynamic_filtering_enable == path.stem.startswith("dapo")
