@@ -66,7 +66,16 @@ def build_parser(files: Sequence[Path] = ()) -> Parser:
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare this package's options."""
-    run = parser.add_argument_group("Run")
+    _declare_run(parser.add_argument_group("Run"))
+    _declare_ktae(parser.add_argument_group("KTAE (with --algo.advantage.estimator ktae)"))
+    _declare_record(parser.add_argument_group("Record of rollouts (token ids, scores, advantages with and without K)"))
+    _declare_dapo(parser.add_argument_group("DAPO and Dr. GRPO, beside the host's options"))
+    add_dataclass_options(parser.add_argument_group("Faults"), FaultsConfig, "faults")
+    verifier = parser.add_argument_group("Verifier (the judge unless a reward model, URL or agent is given)")
+    add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file",))
+
+
+def _declare_run(run: Any) -> None:
     run.add_argument("--config", metavar="FILE.yaml", help="options as nested YAML keys; the command line wins")
     run.add_argument(
         "--backend", choices=BACKENDS, default="auto", help="auto takes cuda where there is a GPU (default: auto)"
@@ -135,7 +144,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
         **switch(False),
         help="run Python code that comes with a model or tokenizer (default: false)",
     )
-    ktae = parser.add_argument_group("KTAE (with --algo.advantage.estimator ktae)")
+
+
+def _declare_ktae(ktae: Any) -> None:
     ktae.add_argument(
         "--algo.ktae.base", choices=BASES, default=BASES[0], help="rollout-level baseline below K (default: group_norm)"
     )
@@ -154,7 +165,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "positions, then one for each CPU of the cluster, at most 16)",
     )
     add_dataclass_options(ktae, KTAEConfig, "algo.ktae")
-    recorded = parser.add_argument_group("Record of rollouts (token ids, scores, advantages with and without K)")
+
+
+def _declare_record(recorded: Any) -> None:
     recorded.add_argument(
         "--ktae.record_rollouts",
         type=int,
@@ -168,7 +181,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     recorded.add_argument(
         "--ktae.record_groups", type=int, default=0, metavar="N", help="first N groups of a step (default: 0, all)"
     )
-    dapo = parser.add_argument_group("DAPO and Dr. GRPO, beside the host's options")
+
+
+def _declare_dapo(dapo: Any) -> None:
     add_dataclass_options(dapo, DynamicFilteringConfig, "algo")
     dapo.add_argument(
         "--actor.mask_truncated",
@@ -187,9 +202,6 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="compute old log-probabilities in a pass of their own even where a batch is one update and the update's "
         "serve (default: false)",
     )
-    add_dataclass_options(parser.add_argument_group("Faults"), FaultsConfig, "faults")
-    verifier = parser.add_argument_group("Verifier (the judge unless a reward model, URL or agent is given)")
-    add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file",))
 
 
 def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
