@@ -25,10 +25,13 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "report"))
 from recorded_groups import group, hostile, large, plain  # noqa: E402
 
+from openrlhf_ktae.cli import report  # noqa: E402
 from openrlhf_ktae.report.credit_page import write_credit_pages  # noqa: E402
 from openrlhf_ktae.run.record import RunRecord  # noqa: E402
 
 READY_WITHIN_MS = 2000
+RECORDED = Path(__file__).parent / "data" / "quickstart-step-000010.parquet"  # of a run of the quickstart
+PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "rollouts" / "published_7b_half.jsonl.gz"
 CONTRAST = """
 const [paper, token] = arguments, canvas = document.createElement("canvas");
 canvas.width = canvas.height = 1;
@@ -211,6 +214,33 @@ def test_a_group_of_16_by_800_is_ready_in_two_seconds(driver, opened, screenshot
     one_of(driver, '#modes [data-mode="reference"]').click()
     assert driver.execute_script("return performance.now()") - started < READY_WITHIN_MS
     screenshot("credit-large")
+
+
+def ready_of_first(driver, folder):
+    """Open the first page that the command wrote; return when it was ready, in milliseconds."""
+    driver.get((folder / "tokens.html").as_uri())
+    ready = int(driver.execute_script("return document.body.dataset.ready"))
+    assert driver.get_log("browser") == []
+    return ready
+
+
+def test_a_recorded_step_of_the_quickstart_is_ready_in_two_seconds(driver, tmp_path, screenshot):
+    run = tmp_path / "run"
+    (run / "rollouts").mkdir(parents=True)
+    shutil.copy(RECORDED, run / "rollouts" / "step-000010.parquet")
+    assert report.main([str(run)]) == 0
+    assert ready_of_first(driver, run / "report") < READY_WITHIN_MS
+    assert len(all_of(driver, ".rollout")) == 8
+    assert len(all_of(driver, "#rollouts .t")) > 8 * 15
+    screenshot("credit-quickstart")
+
+
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published rollouts are not beside the repository")
+def test_published_rollouts_are_ready_in_two_seconds(driver, tmp_path, screenshot):
+    assert report.main(["--responses", str(PUBLISHED), "--output", str(tmp_path), "--groups", "40"]) == 0
+    assert ready_of_first(driver, tmp_path) < READY_WITHIN_MS
+    assert len(all_of(driver, "#rollouts .t")) > 100
+    screenshot("credit-published")
 
 
 def test_more_tokens_than_that_are_paged(driver, opened):
