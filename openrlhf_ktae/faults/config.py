@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 RETRIES_VARIABLE = "OPENRLHF_KTAE_ROLLOUT_RETRIES"  # for engines, which do not see the options
-AT_LEAST_0 = ("max_skipped_updates", "rollout_retries", "engine_restarts", "max_length", "max_kl")
+AT_LEAST_0 = ("max_skipped_updates", "rollout_retries", "engine_restarts", "model_restarts", "max_length", "max_kl")
 SHARES = ("max_failed_share", "max_repetition", "min_mixed_share")
 
 
@@ -26,6 +26,9 @@ class FaultsConfig:
 
     engine_restarts: int = 3
     """Times that a dead vLLM engine is started again; its lost prompts are generated again."""
+
+    model_restarts: int = 3
+    """Times that a process of the reference or reward model that died is started again; lost passes are repeated."""
 
     min_entropy: float | None = None
     """Collapse: mean entropy of the policy below this (needs --actor.entropy_coef, which may be 0)."""

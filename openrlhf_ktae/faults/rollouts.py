@@ -1,7 +1,8 @@
 """Rollouts that fail, and engines that die while they generate.
 
 In the engine: an agent, a reward or a verifier that raises costs its prompt another try, then its group, never the run.
-In the trainer: a dead engine is started again by Ray, gets the current weights, and its prompts are generated again.
+In the trainer: a dead engine is started again with the current weights (`engines`), and its prompts are generated once
+more.
 """
 
 from __future__ import annotations
@@ -9,35 +10,40 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
-from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_ktae.faults.config import RETRIES_VARIABLE, FaultsConfig
+from openrlhf_ktae.faults.engines import OutdatedEngine, engine_died, short, started_again
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
 
 FAILURE = "failure"  # key of a response that stands for one that could not be made
 FAILED = "faults/failed_rollouts"  # key of `info`; its mean is the share
 WINDOW = 64  # prompts; fewer make no share
-START_MINUTES = 20  # for an engine to load its model again
 FATAL = ("EngineDeadError", "max_unknown_share")  # a dead engine, and a verifier that means to stop the run
-logger = init_logger(__name__)
 
 
 class RetryingRollouts:
     """Mixin before an engine's actor class."""
 
     llm: Any
+    _got_weights = False
 
     async def generate_responses(self, **call: Any) -> list[dict[str, Any]]:
-        """Generate as the host does; again where something raises; then empty rollouts that say why."""
+        """Generate as the host does; again where something raises; then empty rollouts that say why.
+
+        Raises:
+            OutdatedEngine: this process was started again and has the weights that the run began with.
+        """
+        if not self._current:
+            raise OutdatedEngine("an engine that was started again waits for the current weights")
         error: Exception | None = None
         for _ in range(1 + int(os.environ.get(RETRIES_VARIABLE, "0"))):
             try:
@@ -49,14 +55,27 @@ class RetryingRollouts:
                 logging.getLogger(__name__).exception("a rollout failed on the prompt %.80r", call["prompt"])
         return [empty_response(call, f"{type(error).__name__}: {error}") for _ in range(call.get("num_samples", 1))]
 
-    async def answer(self) -> None:
-        """Return if the engine can generate.
+    async def answer(self) -> bool:
+        """Return whether the engine has the current weights.
 
         Raises:
             Exception: vLLM's, where its core is dead.
         """
         if self.llm.errored:
             raise self.llm.dead_error
+        return self._current
+
+    async def take_weights(self) -> None:
+        """Know that the current weights have come."""
+        self._got_weights = True
+
+    @property
+    def _current(self) -> bool:
+        return self._got_weights or not self._started_again
+
+    @cached_property
+    def _started_again(self) -> bool:
+        return started_again()
 
 
 def empty_response(call: dict[str, Any], failure: str) -> dict[str, Any]:
@@ -81,18 +100,11 @@ def empty_response(call: dict[str, Any], failure: str) -> dict[str, Any]:
     }
 
 
-def engine_died(error: BaseException) -> bool:
-    """Whether a process of an engine is gone: Ray's actor, or vLLM's core below it."""
-    from ray.exceptions import RayActorError
-
-    return isinstance(error, RayActorError) or "EngineDeadError" in f"{type(error).__name__} {error}"
-
-
 class SurvivingGenerator(SamplesGenerator):
     """The host's generator with the above."""
 
     send_weights: Callable[[str], None] | None = None
-    """Gives all engines the current weights and notes why; None where the trainer lives in another process."""
+    """Gives all engines the current weights, for a reason; None where nobody would, outside a training loop."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -149,44 +161,12 @@ class SurvivingGenerator(SamplesGenerator):
                 "reward, or raise the share"
             )
 
-    def revive(self, error: BaseException) -> None:
-        """Wait until every engine answers again; those whose core is dead are started anew."""
+    def revive(self, error: Exception) -> None:
+        """Have dead engines started again with the current weights; raise `error` where nobody can, or too often."""
         self.engine_restarts += 1
         if self.engine_restarts > self.faults.engine_restarts or self.send_weights is None:
             raise error
-        logger.warning(f"an engine died ({short(error)}); it is started again")
-        for engine in self.vllm_engines:
-            wait_for(engine)
-        self.send_weights(
-            f"an engine died and was started again with the current weights ({self.engine_restarts} of "
-            f"--faults.engine_restarts {self.faults.engine_restarts})"
-        )
-
-
-def short(error: BaseException) -> str:
-    """Return the first line of an error of Ray."""
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-
-
-def wait_for(engine: Any, minutes: float = START_MINUTES) -> None:
-    """Return when the engine's actor answers and its core lives.
-
-    Raises:
-        Exception: the last error, where that takes longer than `minutes`.
-    """
-    import ray
-    from ray.exceptions import ActorUnavailableError
-
-    end = time.monotonic() + 60 * minutes
-    while True:
-        try:
-            return ray.get(engine.answer.remote())
-        except Exception as error:
-            if time.monotonic() > end or not engine_died(error):
-                raise
-            if not isinstance(error, ActorUnavailableError) and "EngineDeadError" in f"{type(error).__name__} {error}":
-                ray.kill(engine, no_restart=False)
-            time.sleep(1)
+        self.send_weights(short(error))
 
 
 def remembered(items: Iterator[Any], seen: list[Any]) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.faults import processes, stacks
 from openrlhf_ktae.faults.config import RETRIES_VARIABLE
+from openrlhf_ktae.faults.deaths import died
 from openrlhf_ktae.faults.processes import mark, swept
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.process_setup import BACKEND_VARIABLE, WORKER_HOOK, in_every_process
@@ -37,10 +38,6 @@ JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 CLUSTER_VARIABLE = "RAY_ADDRESS"
 TASKS_VARIABLE = "RAY_task_events_max_num_task_in_gcs"
 TASKS_REMEMBERED = 1000  # for a dashboard; those of some 20 steps, in 3 MB
-
-
-# What the ranks that are left say, and vLLM's actor of its own core.
-SIGNS_OF_A_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "EngineDeadError", "ActorDiedError")
 
 
 class ProcessDied(RuntimeError):
@@ -92,14 +89,6 @@ def _train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) 
     finally:
         with swept(mark()):
             ray.shutdown()
-
-
-def died(error: Exception) -> bool:
-    """Whether an error of Ray means that a process is gone, rather than that its code raised."""
-    from ray import exceptions
-
-    gone = (exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.ObjectLostError)
-    return isinstance(error, gone) or any(sign in str(error) for sign in SIGNS_OF_A_LOST_PEER)
 
 
 @contextmanager
@@ -173,6 +162,7 @@ def install_classes(args: SimpleNamespace, backend: Backend) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from openrlhf_ktae.faults.models import HOST_CLASSES, restartable
     from openrlhf_ktae.faults.rollouts import RetryingRollouts
 
     for (module, attribute), actor_class in backend.host_classes().items():
@@ -180,6 +170,10 @@ def install_classes(args: SimpleNamespace, backend: Backend) -> None:
     engines: Any = importlib.import_module(ENGINE_MODULE)
     guarded = type("GuardedEngine", (RetryingRollouts, undecorated(engines.RolloutRayActor)), {})
     engines.RolloutRayActor = ray.remote(max_restarts=args.faults.config["engine_restarts"])(guarded)
+    host_cli: Any = importlib.import_module(HOST_CLI)
+    for name in HOST_CLASSES:
+        plain = undecorated(getattr(host_cli, name))
+        setattr(host_cli, name, restartable(plain, args.faults.config["model_restarts"]))
     # The trainer writes the run record; on this node the driver can read it and print a line a step.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     if args.train.async_enable:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import ray
 from openrlhf.trainer import ppo_trainer as host
 
 from openrlhf_ktae.checkpoint.folder import BEST
 from openrlhf_ktae.faults.ending import Interrupted, wait_for_the_driver
+from openrlhf_ktae.faults.engines import EngineKeeper
 from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer
-from openrlhf_ktae.faults.rollouts import engine_died
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
@@ -25,7 +24,9 @@ from openrlhf_ktae.trainer.sampling_state import SamplingTrainer
 _HostTrainer: Any = undecorated(host.PPOTrainer)
 
 
-class KTAEPPOTrainer(GuardedTrainer, SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _HostTrainer):
+class KTAEPPOTrainer(
+    GuardedTrainer, SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _HostTrainer, EngineKeeper
+):
     """Single controller of a synchronous run."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -36,6 +37,7 @@ class KTAEPPOTrainer(GuardedTrainer, SamplingTrainer, CheckpointingTrainer, Reco
         super().__init__(pretrain, strategy, *args, **kwargs)
         self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
         self.samples_generator.send_weights = self.send_weights
+        self.experience_maker.note = self.record.note
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, between two evaluations."""
@@ -61,13 +63,8 @@ class KTAEPPOTrainer(GuardedTrainer, SamplingTrainer, CheckpointingTrainer, Reco
             close()
 
     def broadcast_to_vllm(self) -> None:
-        """Send the weights as the host does; an engine that dies meanwhile is started again."""
-        try:
-            super().broadcast_to_vllm()
-        except Exception as error:
-            if not engine_died(error):
-                raise
-            self.samples_generator.revive(error)
+        """Send the weights as the host does; then make up for an evaluation."""
+        super().broadcast_to_vllm()
         self._make_up_for_an_evaluation()
 
     def _make_up_for_an_evaluation(self) -> None:
@@ -78,12 +75,6 @@ class KTAEPPOTrainer(GuardedTrainer, SamplingTrainer, CheckpointingTrainer, Reco
         step = states["global_step"]
         if step % self.args.eval.steps == 0:
             self.save_best_checkpoint(self.evaluate(step, **self._evaluation_settings()), step, states)
-
-    def send_weights(self, why: str) -> None:
-        """Give the engines, one of which is new, the current weights."""
-        self.record.note(why)
-        ray.get(self.actor_model_group.async_run_method("rejoin_engines"))
-        self.broadcast_to_vllm()
 
     def init_checkpoint_states(self) -> dict[str, Any]:
         """Return the host's states; dynamic sampling goes on from them."""

@@ -13,6 +13,15 @@ from openrlhf.trainer import ppo_trainer as host_base
 from openrlhf.trainer import ppo_trainer_async as host
 
 from openrlhf_ktae.faults.ending import Interrupted, wait_for_the_driver
+from openrlhf_ktae.faults.engines import (
+    AnsweringQueue,
+    EngineKeeper,
+    WeightsWanted,
+    engine_died,
+    have_weights,
+    short,
+    wait_for_weights,
+)
 from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
@@ -36,20 +45,43 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         seed_everything(strategy.args.train.seed)
         host.SamplesGenerator = KTAESamplesGenerator
         self.stop_reason = ""
+        self._evaluating = False
         super().__init__(pretrain, strategy, *args, **kwargs)
         self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
 
     def _run_eval(self) -> dict[str, float]:
         """Evaluate as the host does; add accuracy and length with their intervals."""
-        return {**super()._run_eval(), **self.samples_generator.last_eval}
+        self._evaluating = True
+        try:
+            return {**super()._run_eval(), **self.samples_generator.last_eval}
+        finally:
+            self._evaluating = False
 
     def fit(self, episode: int, total_consumed_prompts: int) -> None:
         """Generate as the host does, or until `TrainingStopped`."""
+        self.samples_generator.send_weights = self.ask_for_weights
         try:
             super().fit(episode, total_consumed_prompts)
         except TrainingStopped as stop:
             self.stop_reason = str(stop)
             self.rollout_queue.put("done", block=True)  # the trainer waits for it
+        finally:
+            self.samples_generator.send_weights = None
+
+    def ask_for_weights(self, why: str) -> None:
+        """Let the trainer bring engines back that died, and wait until they can generate.
+
+        Whoever generates holds the engines' lock, unless rollouts may be partial; the trainer needs it for sending.
+        """
+        holds_lock = self._evaluating or not self._partial_rollout
+        if holds_lock:
+            ray.get(self.vllm_lock.release.remote())
+        try:
+            self.rollout_queue.put(WeightsWanted(why), block=True)  # there is room for the rollouts under way
+            wait_for_weights(self.samples_generator.vllm_engines)
+        finally:
+            if holds_lock:
+                ray.get(self.vllm_lock.acquire.remote())
 
     def why_it_stopped(self) -> str:
         """Return the reason of an early end, or an empty text."""
@@ -68,13 +100,17 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         return self._run_eval() if self.eval_dataloader is not None else {}
 
 
-class KTAETrainingActor(GuardedTrainer, SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _HostTrainingActor):
+class KTAETrainingActor(
+    GuardedTrainer, SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _HostTrainingActor, EngineKeeper
+):
     """Turns rollouts into updates."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
         seed_everything(strategy.args.train.seed)
         host_base.RemoteExperienceMaker = KTAEExperienceMaker
         super().__init__(pretrain, strategy, *args, **kwargs)
+        self.rollout_queue: Any = AnsweringQueue(self.rollout_queue, self.send_weights)
+        self.experience_maker.note = self.record.note
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, or until it is asked to end; a stop is told to the process that started this one."""
@@ -85,7 +121,9 @@ class KTAETrainingActor(GuardedTrainer, SamplingTrainer, CheckpointingTrainer, R
             wait_for_the_driver(self.end_order)
 
     def broadcast_to_vllm(self) -> None:
-        """Do as the host does. Ray sends inherited methods by value, where `super()` without arguments is lost."""
+        """Do as the host does. It pauses engines before it sends, which a dead one does not answer."""
+        if self._partial_rollout:
+            have_weights(self.vllm_engines)
         super().broadcast_to_vllm()
 
     def saved_sampling_state(self) -> dict[str, Any] | None:
@@ -135,6 +173,18 @@ class KTAEPPOTrainerAsync(_HostTrainer):
     def _evaluate_edge(self, when: str) -> None:
         if not self.args.run.eval_edges:
             return
-        logs = ray.get(self.generator_actor.evaluate_edge.remote())
+        logs = self._edge_logs()
         if logs:
             ray.get(self.trainer_actor.record_edge.remote(when, logs))
+
+    def _edge_logs(self) -> dict[str, float]:
+        """Evaluate while no loop runs; the trainer, which is idle then, brings engines back that die."""
+        left = self.args.faults.config["engine_restarts"]
+        while True:
+            try:
+                return ray.get(self.generator_actor.evaluate_edge.remote())
+            except Exception as error:
+                if not left or not engine_died(error):
+                    raise
+                left -= 1
+                ray.get(self.trainer_actor.send_weights.remote(short(error)))

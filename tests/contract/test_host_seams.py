@@ -40,6 +40,7 @@ def test_methods_that_are_overridden_exist_with_their_parameters(host):
     from openrlhf.trainer import ppo_trainer, ppo_trainer_async
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+    from openrlhf.trainer.ray.launcher import BaseModelActor, ReferenceModelActor, RewardModelActor
     from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
     from openrlhf.trainer.ray.ppo_critic import CriticModelActor
     from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
@@ -47,6 +48,10 @@ def test_methods_that_are_overridden_exist_with_their_parameters(host):
     expected = [
         (RemoteExperienceMaker, "compute_advantages_and_returns", ["self", "experiences"]),
         (RemoteExperienceMaker, "make_experience_batch", ["self", "rollout_samples"]),
+        (RemoteExperienceMaker, "make_experience", ["self", "samples_list"]),
+        (BaseModelActor, "execute_batch", ["self", "method_name", "all_data", "start_idx", "end_idx"]),
+        (undecorated(ReferenceModelActor), "init_model_from_pretrained", ["self", "strategy", "pretrain"]),
+        (undecorated(RewardModelActor), "init_model_from_pretrained", ["self", "strategy", "pretrain"]),
         (
             SamplesGenerator,
             "_dispatch_prompts_to_vllm",
@@ -112,10 +117,32 @@ def test_the_host_command_takes_its_classes_as_globals(host):
         "import PPOTrainer\n",
         "PolicyModelActor,",
         "CriticModelActor,",
+        "ReferenceModelActor,",
+        "RewardModelActor,",
+        "ref_model.async_init_model_from_pretrained(strategy, args.actor.model_name_or_path)",
+        "reward_model.async_init_model_from_pretrained(strategy, args.reward.model_name_or_path)",
         "get_strategy(args)",
         "if not ray.is_initialized()",
     ):
         assert text in source, text
+
+
+def test_samples_are_changed_only_after_every_forward_pass_is_back(host):
+    """A pass that a dead process lost is repeated with the same samples."""
+    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+
+    source = inspect.getsource(RemoteExperienceMaker.make_experience)
+    assert source.rindex("_flatten_results(") < source.index("samples.rewards =") < source.index("samples.kl =")
+
+
+def test_the_asynchronous_trainer_takes_rollouts_from_its_queue(host):
+    """Requests for weights travel in it, and are answered as they are taken out."""
+    from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor, TrainingActor
+
+    assert "self.rollout_queue.get(block=True)" in inspect.getsource(undecorated(TrainingActor).fit)
+    source = inspect.getsource(undecorated(GenerateSamplesActor).fit)
+    assert "if not self._partial_rollout:\n                    # Normal async: hold lock" in source
+    assert source.index("self.vllm_lock.acquire") < source.index("self._run_eval()")
 
 
 def test_checkpoints_go_below_the_path_that_the_options_name(host):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psutil
 
@@ -24,3 +27,26 @@ def wait_until_none(marker: str, seconds: float) -> list[psutil.Process]:
     while processes_of(marker) and time.monotonic() < end:
         time.sleep(0.5)
     return processes_of(marker)
+
+
+@contextmanager
+def killed_when(ready: Callable[[], bool], marker: str, name: str) -> Iterator[list[int]]:
+    """Kill the processes of a run whose command line begins with `name`, once, as soon as `ready`; yield their ids."""
+    over, killed = threading.Event(), []
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            if ready():
+                for process in processes_of(marker):
+                    if "".join(process.cmdline()).startswith(name):
+                        process.kill()
+                        killed.append(process.pid)
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()

@@ -1,4 +1,4 @@
-"""Faults in a real run: agents that raise, infinite rewards, engines that die, a notice of eviction, a full disk."""
+"""Faults in a real run: agents that raise or hang, infinite rewards, processes that die, eviction, a full disk."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     semaphores = set(Path("/dev/shm").iterdir())
     agent = str(root / "tests/e2e/faulty_agent.py")
     words = ["--train.agent_func_path", agent, "--run.eval_edges", "false", "--ckpt.save_steps", "1000"]
-    run = start(*words, "--faults.max_failed_share", "0.5", "--data.max_samples", "3200")
+    words += ["--faults.max_failed_share", "0.5", "--data.max_samples", "3200", "--algo.kl.init_coef", "0.001"]
+    run = start(*words)
     wait_for(lambda: len(steps(tmp_path)) >= 3, run)
     first = steps(tmp_path)[:3]
     assert [step["faults/failed_rollouts"] for step in first] == [pytest.approx(1 / 8), 0, 0], "one prompt of eight"
@@ -99,6 +100,14 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     wait_for(lambda: len(steps(tmp_path)) >= at + 4, run)
     later = steps(tmp_path)[-3:]
     assert all(step["rollout/num_samples"] == 64 for step in later), "lost prompts are generated again"
+
+    divergence = steps(tmp_path)[-1]["kl"]
+    (reference,) = of_run(run, "ray::ReferenceModelActor")
+    reference.kill()
+    wait_for(lambda: "a process of the reference model died and was started again" in notes(tmp_path), run)
+    at = len(steps(tmp_path))
+    wait_for(lambda: len(steps(tmp_path)) >= at + 2, run)
+    assert steps(tmp_path)[-1]["kl"] == pytest.approx(divergence, abs=0.1), "the same model as before"
 
     mark = f"faults-{os.getpid()}-{tmp_path.name}"
     listeners = {(one.pid, c.laddr.port) for one in processes_of(mark) for c in one.net_connections() if listens(c)}
@@ -119,6 +128,20 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     assert not {one for one in left if one.exists()}
     assert not listeners & {(c.pid, c.laddr.port) for c in psutil.net_connections("tcp") if listens(c)}
     assert "Traceback" not in output
+
+
+def test_a_run_that_hangs_is_stopped_with_all_stacks(start, root, tmp_path):
+    agent = str(root / "tests/e2e/faulty_agent.py")
+    words = ["--train.agent_func_path", agent, "--run.eval_edges", "false", "--faults.max_failed_share", "0.5"]
+    run = start(*words, "--run.watchdog_minutes", "0.25", KTAE_TEST_HANG="1")
+    output, _ = run.communicate(timeout=200)
+    assert run.returncode == 3, output
+    assert "stopped early: --run.watchdog_minutes 0.25" in output
+    assert len(steps(tmp_path)) == 2
+    stacks = (tmp_path / "stacks.txt").read_text()
+    for part in ("ray::KTAEPPOTrainer", "ray::GuardedEngine", "VLLM::EngineCor", "generate_samples", "raylet"):
+        assert part in stacks, part
+    assert not processes_of(f"faults-{os.getpid()}-{tmp_path.name}")
 
 
 def test_a_dead_rank_ends_the_run_and_the_supervisor_goes_on(start, tmp_path):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
 import torch
 import yaml
+from run_processes import killed_when
 
 from openrlhf_ktae.checkpoint.folder import verify
+from openrlhf_ktae.run.record import read_record
 
 WANDB_KEY = "5ec2e7" * 6 + "abcd"
 
@@ -143,11 +146,19 @@ def test_two_ranks_and_two_engines_with_a_dynamic_batch(train, tmp_path):
     assert all(step["rollout/num_samples"] == 64 for step in run.steps)
 
 
-def test_asynchronous_with_partial_rollouts(train, tmp_path):
+def test_asynchronous_with_partial_rollouts_and_an_engine_that_dies(train, tmp_path):
     words = "--train.colocate_all false --train.async_enable --train.partial_rollout_enable --data.max_samples 160"
     correction = "--algo.advantage.is_correction_level token"
-    run = train(tmp_path, *words.split(), *correction.split())
+    mark = f"asynchronous-{os.getpid()}"
+
+    def is_in_the_middle():
+        return sum(row["kind"] == "step" for row in read_record(tmp_path)) >= 4
+
+    with killed_when(is_in_the_middle, mark, "VLLM::EngineCor") as killed:
+        run = train(tmp_path, *words.split(), *correction.split(), KTAE_TEST_RUN=mark)
     assert run.code == 0, run.output
+    assert len(killed) == 1
+    assert "an engine died and was started again with the current weights (1 of" in run.output
     assert len(run.steps) == 20
     assert all("ktae/mean_abs_k" in step for step in run.steps)
     assert run.evaluations["after"]["eval_accuracy"] > run.evaluations["before"]["eval_accuracy"]

@@ -7,13 +7,13 @@ from typing import Any
 import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
-from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
+from openrlhf_ktae.faults.models import RevivingExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import left_out, update_has_them
 from openrlhf_ktae.trainer.ppo_utils.response_lengths import mask_truncated, shape_overlong, without
 
 
-class ShapedExperienceMaker(RemoteExperienceMaker):
+class ShapedExperienceMaker(RevivingExperienceMaker):
     """The host's experience maker with the rewards and masks of `response_lengths`.
 
     `metrics` describe the last batch.

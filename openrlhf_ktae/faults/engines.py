@@ -1,0 +1,163 @@
+"""Engines that die: they are started again and get the current weights before they generate.
+
+Ray starts the actor of an engine again; it loads the model that the run began with, and generates nothing until it is
+told that it has the current weights (`RetryingRollouts`). One process sends weights, the trainer's: two that called the
+ranks could do so in different orders, and their collectives would wait for each other. Whoever generates in another
+process asks it to, through the queue that rollouts travel in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from openrlhf.trainer.ppo_trainer import BasePPOTrainer
+from openrlhf.utils.logging_utils import init_logger
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from openrlhf_ktae.faults.config import FaultsConfig
+from openrlhf_ktae.faults.deaths import POLL_SECONDS, answered
+
+SIGNS = ("EngineDeadError", "OutdatedEngine")  # vLLM's, of a core that died; ours
+logger = init_logger(__name__)
+
+
+class OutdatedEngine(RuntimeError):
+    """The engine was started again and has not got the current weights yet."""
+
+
+class EnginesLost(RuntimeError):
+    """An engine died once more than it may, or did not come back."""
+
+
+@dataclass(frozen=True)
+class WeightsWanted:
+    """A message to the trainer: an engine died, for the reason `why`."""
+
+    why: str
+
+
+def started_again() -> bool:
+    """Whether Ray has started the actor of this process again; False outside an actor."""
+    if not ray.is_initialized():
+        return False
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
+
+
+def engine_died(error: BaseException) -> bool:
+    """Whether a process of an engine is gone: Ray's actor, or vLLM's core below it."""
+    return isinstance(error, RayActorError) or any(sign in f"{type(error).__name__} {error}" for sign in SIGNS)
+
+
+def short(error: BaseException) -> str:
+    """Return the first line of an error of Ray."""
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+def have_weights(engines: Sequence[Any]) -> bool:
+    """Return whether every engine has the current weights, when all answer; one whose core is dead is started again.
+
+    Raises:
+        EnginesLost: one does not come back.
+    """
+    try:
+        return all(ray.get([engine.answer.remote() for engine in engines]))
+    except Exception as error:
+        if not engine_died(error):
+            raise
+    return all([_brought_back(engine) for engine in engines])
+
+
+def _brought_back(engine: Any) -> bool:
+    while True:
+        try:
+            return answered(engine.answer.remote)
+        except (RayActorError, GetTimeoutError) as error:
+            raise EnginesLost(f"an engine does not come back: {short(error)}") from error
+        except Exception as error:
+            if not engine_died(error):
+                raise
+            ray.kill(engine, no_restart=False)  # its actor lives, its core does not
+
+
+def wait_for_weights(engines: Sequence[Any]) -> None:
+    """Return when every engine has the current weights, whoever sends them."""
+    while True:
+        try:
+            if all(ray.get([engine.answer.remote() for engine in engines])):
+                return
+        except Exception as error:
+            if not engine_died(error):
+                raise
+        time.sleep(POLL_SECONDS)
+
+
+class EngineKeeper(BasePPOTrainer):
+    """The host's base trainer; engines that died are started again before weights are sent, and while they are.
+
+    It stands behind the host's trainer among the bases, so that a lock or a pause around sending holds for all tries.
+    """
+
+    record: Any
+    engine_restarts = 0
+
+    def broadcast_to_vllm(self) -> None:
+        """Send the weights as the host does, to all engines that there should be.
+
+        Raises:
+            EnginesLost: that took more restarts than `--faults.engine_restarts`, or an engine does not come back.
+        """
+        fault: Exception | None = None
+        while True:
+            try:
+                if have_weights(self.vllm_engines) and fault is None:
+                    return super().broadcast_to_vllm()
+                self._count(fault)
+                ray.get(self.actor_model_group.async_run_method("rejoin_engines"))
+                super().broadcast_to_vllm()
+                ray.get([engine.take_weights.remote() for engine in self.vllm_engines])
+                return self.record.note(
+                    f"an engine died and was started again with the current weights ({self.engine_restarts} of "
+                    f"--faults.engine_restarts {self._limit})"
+                )
+            except Exception as error:
+                if not engine_died(error):
+                    raise
+                fault = error
+
+    def send_weights(self, why: str) -> None:
+        """Give all engines the current weights, unless they have them; `why` is what somebody has noticed."""
+        logger.warning(f"an engine died ({why}); it is started again")
+        if not have_weights(self.vllm_engines):
+            self.broadcast_to_vllm()
+
+    @property
+    def _limit(self) -> int:
+        return FaultsConfig(**self.args.faults.config).engine_restarts
+
+    def _count(self, fault: Exception | None) -> None:
+        if self.engine_restarts >= self._limit:
+            raise EnginesLost(f"--faults.engine_restarts {self._limit}: an engine died once more") from fault
+        self.engine_restarts += 1
+
+
+class AnsweringQueue:
+    """A queue whose `get` answers requests for weights on the way; everything else is the queue's own."""
+
+    def __init__(self, queue: Any, answer: Callable[[str], None]) -> None:
+        self._queue, self._answer = queue, answer
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the next item that is no request."""
+        while True:
+            item = self._queue.get(*args, **kwargs)
+            if not isinstance(item, WeightsWanted):
+                return item
+            self._answer(item.why)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)

@@ -1,0 +1,167 @@
+"""Engines that are started again: real actors, of which some die; who sends weights, and when an engine generates."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+
+from openrlhf_ktae.faults.config import FaultsConfig
+
+
+@pytest.fixture(scope="module")
+def engine_class(ray_here):
+    """An engine without a model: it knows which weights it was sent, and forgets them when its process dies."""
+    from openrlhf_ktae.faults.rollouts import RetryingRollouts
+
+    class Core:
+        def __init__(self):
+            self.errored, self.dead_error = False, RuntimeError("EngineDeadError: the core is gone")
+
+    class Engine:
+        def __init__(self):
+            self.llm, self.weights, self.group = Core(), 0, 0
+
+        async def generate_responses(self, **call):
+            if self.llm.errored:
+                raise self.llm.dead_error
+            return [self.weights] * call["num_samples"]
+
+        async def receive(self, weights, group):
+            if group != self.group:
+                raise RuntimeError("not in the group")
+            if self.llm.errored:
+                raise self.llm.dead_error
+            self.weights = weights
+
+        async def join(self, group):
+            self.group = group
+
+        async def break_core(self):
+            self.llm.errored = True
+
+        async def pid(self):
+            return os.getpid()
+
+    made = type("Guarded", (RetryingRollouts, Engine), {})
+    return ray_here.remote(max_restarts=3, num_cpus=0)(made)
+
+
+@pytest.fixture
+def engines(ray_here, engine_class):
+    made = [engine_class.remote() for _ in range(2)]
+    yield made
+    for engine in made:
+        ray_here.kill(engine)
+
+
+@pytest.fixture
+def trainer(ray_here, engines, monkeypatch):
+    """The host's base trainer, whose ranks send a number for weights; `during` is called as it sends."""
+    from openrlhf.trainer.ppo_trainer import BasePPOTrainer
+
+    from openrlhf_ktae.faults.engines import EngineKeeper
+
+    class Trainer(EngineKeeper):
+        def __init__(self):
+            faults = SimpleNamespace(config=asdict(FaultsConfig(engine_restarts=2)))
+            self.args = SimpleNamespace(faults=faults)
+            self.vllm_engines, self.actor_model_group = engines, self
+            self.notes, self.group, self.version, self.during = [], 0, 0, []
+            self.record = SimpleNamespace(note=self.notes.append)
+
+        def async_run_method(self, method_name):
+            assert method_name == "rejoin_engines"
+            self.group += 1
+            return [engine.join.remote(self.group) for engine in engines]
+
+    def send(self):
+        for act in self.during[:1]:
+            self.during = self.during[1:]
+            act()
+        ray_here.get([engine.receive.remote(self.version, self.group) for engine in self.vllm_engines])
+
+    monkeypatch.setattr(BasePPOTrainer, "broadcast_to_vllm", send)
+    return Trainer()
+
+
+def die(ray_here, engine):
+    from ray.exceptions import RayActorError
+
+    os.kill(ray_here.get(engine.pid.remote()), signal.SIGKILL)
+    while True:  # Ray knows of it
+        try:
+            return ray_here.get(engine.pid.remote())
+        except RayActorError:
+            continue
+
+
+def generated(ray_here, engine):
+    return ray_here.get(engine.generate_responses.remote(prompt="p", num_samples=1))[0]
+
+
+def test_an_engine_that_was_started_again_generates_with_current_weights_or_not_at_all(ray_here, engines, trainer):
+    from openrlhf_ktae.faults.engines import engine_died, wait_for_weights
+
+    trainer.version = 1
+    trainer.broadcast_to_vllm()
+    assert [generated(ray_here, engine) for engine in engines] == [1, 1]
+    die(ray_here, engines[1])
+    with pytest.raises(Exception, match="waits for the current weights") as refusal:
+        generated(ray_here, engines[1])
+    assert engine_died(refusal.value)
+    assert not any("started again" in note for note in trainer.notes)
+    trainer.send_weights("somebody noticed")
+    wait_for_weights(engines)
+    assert [generated(ray_here, engine) for engine in engines] == [1, 1]
+    assert "1 of --faults.engine_restarts 2" in trainer.notes[0]
+    trainer.send_weights("somebody else noticed, later")
+    assert len(trainer.notes) == trainer.group == 1, "all engines had them"
+
+
+def test_engines_that_die_before_and_while_weights_are_sent(ray_here, engines, trainer):
+    trainer.version = 5
+    ray_here.get(engines[0].break_core.remote())
+    trainer.during = [lambda: ray_here.get(engines[1].break_core.remote())]
+    trainer.broadcast_to_vllm()
+    assert [generated(ray_here, engine) for engine in engines] == [5, 5]
+    assert trainer.engine_restarts == 2
+    assert len(trainer.notes) == 1, "one sending, which took two tries"
+
+
+def test_engines_that_die_too_often_end_the_run(ray_here, engines, trainer):
+    from openrlhf_ktae.faults.deaths import died
+    from openrlhf_ktae.faults.engines import EnginesLost
+
+    trainer.engine_restarts = 2
+    ray_here.get(engines[0].break_core.remote())
+    with pytest.raises(EnginesLost, match=r"--faults.engine_restarts 2: an engine died once more") as end:
+        trainer.broadcast_to_vllm()
+    assert died(end.value)
+
+
+def test_other_errors_of_sending_are_not_repeated(engines, trainer):
+    def fail():
+        raise ValueError("a parameter has another dtype")
+
+    trainer.during = [fail]
+    with pytest.raises(ValueError, match="dtype"):
+        trainer.broadcast_to_vllm()
+
+
+def test_a_queue_answers_requests_on_the_way(ray_here):
+    from ray.util.queue import Queue
+
+    from openrlhf_ktae.faults.engines import AnsweringQueue, WeightsWanted
+
+    queue, answered = Queue(maxsize=4, actor_options={"num_cpus": 0}), []
+    for item in (WeightsWanted("first"), WeightsWanted("second"), "rollouts", "done"):
+        queue.put(item)
+    answering = AnsweringQueue(queue, answered.append)
+    assert answering.get(block=True) == "rollouts"
+    assert answered == ["first", "second"]
+    assert answering.qsize() == 1
+    assert answering.get(block=True) == "done"
