@@ -20,6 +20,7 @@ BEST = "best_"
 NAME = re.compile(rf"({BEST})?global_step\d+")
 STAGING = ".writing-"
 ASIDE = ".replaced-"
+GOING = ".deleting-"
 VERSION = 1
 
 

@@ -13,6 +13,7 @@ from openrlhf_ktae.checkpoint.files import digests, files_below, sync, sync_belo
 from openrlhf_ktae.checkpoint.folder import (
     ANEW,
     ASIDE,
+    GOING,
     LATEST,
     MANIFEST,
     STAGING,
@@ -37,14 +38,14 @@ def begin(root: str | Path, tag: str) -> Path:
 
 
 def recover(root: Path) -> None:
-    """Put right what a run left that died while it wrote: unfinished folders go, a replaced one comes back."""
+    """Put right what a run left that died while it wrote or deleted: pieces go, a replaced checkpoint comes back."""
     for path in root.glob(f"{ASIDE}*"):
         name = root / path.name.removeprefix(ASIDE)
         if name.exists():
             remove(path)
         else:
             os.rename(path, name)
-    for path in root.glob(f"{STAGING}*"):
+    for path in (*root.glob(f"{STAGING}*"), *root.glob(f"{GOING}*")):
         remove(path)
 
 
@@ -122,7 +123,7 @@ def rotate(root: str | Path, keep: int, max_bytes: float) -> list[str]:
             going.append(one)
             total -= one.manifest.bytes
     for one in going:
-        remove(one.path)
+        delete(one.path)
     return [one.path.name for one in going]
 
 
@@ -133,6 +134,13 @@ def read_latest(root: Path) -> Path | None:
     except (OSError, UnicodeDecodeError):
         return None
     return next((path for path in folders(root) if path.name == name), None)
+
+
+def delete(path: Path) -> None:
+    """Delete a checkpoint; it gives up its name first, so that `recover` knows what is left of it if this dies."""
+    going = path.with_name(f"{GOING}{path.name}")
+    os.rename(path, going)
+    remove(going)
 
 
 def remove(path: Path) -> None:

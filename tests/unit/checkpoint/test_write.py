@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 
 import pytest
 from written import dies_while_writing, write
 
-from openrlhf_ktae.checkpoint.folder import NotWhole, listed, verify
+from openrlhf_ktae.checkpoint.folder import NotWhole, folders, listed, verify
 from openrlhf_ktae.checkpoint.resume import AUTO, decide
-from openrlhf_ktae.checkpoint.write import begin, read_latest, recover, staging
+from openrlhf_ktae.checkpoint.write import begin, read_latest, recover, rotate, staging
 
 NEVER_DIES = 10**9
 MODELS = {2: "weights 2", 4: "weights 4", 6: "again 6"}
@@ -48,7 +49,10 @@ def test_killed_at_every_operation_of_a_write_the_checkpoints_before_stay_whole(
         found.append(check_whole(root, {4: {"weights 4"}, 6: {"again 6"}}))
         write(root, 8)  # the next run can write
         assert decide(AUTO, root).checkpoint.step == 8
+        rotate(root, 2, math.inf)
         assert not list(root.glob(".*")), "nothing is left behind"
+        assert len(folders(root)) == 2, "nor half of one that was being deleted, which nobody would count"
+        assert not listed(root)[1]
     assert found == sorted(found), "once it is there it stays"
     assert {4, 6} == set(found)
 

@@ -47,15 +47,22 @@ def engine_class(ray_here):
             return os.getpid()
 
     made = type("Guarded", (RetryingRollouts, Engine), {})
-    return ray_here.remote(max_restarts=3, num_cpus=0)(made)
+    return ray_here.remote(max_restarts=-1, num_cpus=0)(made)
+
+
+@pytest.fixture(scope="module")
+def both(ray_here, engine_class):
+    return [engine_class.remote() for _ in range(2)]
 
 
 @pytest.fixture
-def engines(ray_here, engine_class):
-    made = [engine_class.remote() for _ in range(2)]
-    yield made
-    for engine in made:
-        ray_here.kill(engine)
+def engines(ray_here, both):
+    """Both, as they begin a run: it takes seconds to start one."""
+    from openrlhf_ktae.faults.engines import have_weights
+
+    have_weights(both)
+    ray_here.get([call for engine in both for call in (engine.join.remote(0), engine.take_weights.remote())])
+    return both
 
 
 @pytest.fixture
@@ -152,12 +159,27 @@ def test_other_errors_of_sending_are_not_repeated(engines, trainer):
         trainer.broadcast_to_vllm()
 
 
-def test_a_queue_answers_requests_on_the_way(ray_here):
-    from ray.util.queue import Queue
+def test_an_engine_that_is_gone_for_good_ends_the_run(ray_here):
+    """Ray starts this one again no more."""
+    from openrlhf_ktae.faults.engines import EnginesLost, have_weights
+
+    class Engine:
+        async def answer(self):
+            return True
+
+    engine = ray_here.remote(num_cpus=0)(Engine).remote()
+    assert have_weights([engine])
+    ray_here.kill(engine)
+    with pytest.raises(EnginesLost, match="does not come back"):
+        have_weights([engine])
+
+
+def test_a_queue_answers_requests_on_the_way(host):
+    from queue import Queue
 
     from openrlhf_ktae.faults.engines import AnsweringQueue, WeightsWanted
 
-    queue, answered = Queue(maxsize=4, actor_options={"num_cpus": 0}), []
+    queue, answered = Queue(maxsize=4), []
     for item in (WeightsWanted("first"), WeightsWanted("second"), "rollouts", "done"):
         queue.put(item)
     answering = AnsweringQueue(queue, answered.append)
