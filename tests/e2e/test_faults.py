@@ -108,6 +108,7 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     at = len(steps(tmp_path))
     wait_for(lambda: len(steps(tmp_path)) >= at + 2, run)
     assert steps(tmp_path)[-1]["kl"] == pytest.approx(divergence, abs=0.1), "the same model as before"
+    assert all(step["kl"] is not None for step in steps(tmp_path) if "kl" in step), "empty rollouts have none"
 
     mark = f"faults-{os.getpid()}-{tmp_path.name}"
     listeners = {(one.pid, c.laddr.port) for one in processes_of(mark) for c in one.net_connections() if listens(c)}

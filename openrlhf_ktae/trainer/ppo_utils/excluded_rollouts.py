@@ -18,6 +18,7 @@ from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.response_lengths import apply_length_penalties, without
 
 PENALTIES = ("overlong_buffer_len", "stop_properly_penalty_coef")
+LOGGED = ("score", "reward", "kl", "logprobs_diff")  # the last two are the host's means over tokens: 0 / 0 without one
 
 
 def excluded_rollouts(experiences: list[Experience]) -> torch.Tensor:
@@ -38,7 +39,7 @@ def advantages_without(
 
     Args:
         excluded_B: True on rollouts to leave out.
-        experiences: micro-batches, changed in place as the host does; `info["score"]` and `info["reward"]` of an
+        experiences: micro-batches, changed in place as the host does; the figures of `LOGGED` in `info` of an
             excluded rollout become the mean of the others of its group, so that logged means are those of the others.
         args: the run's options; `rollout.n_samples_per_prompt` (G) and `algo.advantage.estimator` are read.
         compute: computes advantages of `experiences` in place and returns them.
@@ -125,7 +126,7 @@ def std_correction(kept_B: torch.Tensor, samples: int) -> torch.Tensor:
 
 def _impute_info(experiences: list[Experience], excluded_B: torch.Tensor, group_B: torch.Tensor) -> None:
     sizes = [len(e.index) for e in experiences]
-    for key in ("score", "reward"):
+    for key in LOGGED:
         if not all(key in e.info for e in experiences):
             continue
         values_B = torch.cat([e.info[key].flatten() for e in experiences]).float()

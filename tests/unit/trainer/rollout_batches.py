@@ -69,7 +69,7 @@ def rollouts(prompts=3, seed=0, late=(), per_prompt=N, lopsided=False):
                 prompts=[f"prompt {index // per_prompt}"],
                 labels=["x"],
                 index=[index],
-                info={name: torch.tensor([float(correct)]) for name in ("reward", "score")},
+                info={name: torch.tensor([float(correct)]) for name in ("reward", "score", "kl", "logprobs_diff")},
             )
         )
     return samples

@@ -40,6 +40,8 @@ def with_outsiders(samples, how):
                 else:
                     sample.action_mask = torch.zeros_like(sample.action_mask)
                     sample.rewards = torch.tensor([-1.0])
+                    for key in ("kl", "logprobs_diff"):  # the host's mean over no token
+                        sample.info[key] = torch.tensor([math.nan])
             else:
                 sample = next(source)
                 kept.append(index)
