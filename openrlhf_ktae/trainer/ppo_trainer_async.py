@@ -121,9 +121,18 @@ class KTAETrainingActor(
             wait_for_the_driver(self.end_order)
 
     def broadcast_to_vllm(self) -> None:
-        """Do as the host does. It pauses engines before it sends, which a dead one does not answer."""
-        if self._partial_rollout:
-            have_weights(self.vllm_engines)
+        """Do as the host does, which pauses engines that generate meanwhile, and lets them go on.
+
+        Where one dies as it is asked to, the host leaves the engines' lock taken; everything is done once more.
+        """
+        while self._partial_rollout:
+            have_weights(self.vllm_engines)  # a dead one does not answer
+            try:
+                return super().broadcast_to_vllm()
+            except Exception as error:
+                if not engine_died(error):
+                    raise
+                ray.get(self.vllm_lock.release.remote())
         super().broadcast_to_vllm()
 
     def saved_sampling_state(self) -> dict[str, Any] | None:
@@ -163,7 +172,7 @@ class KTAEPPOTrainerAsync(_HostTrainer):
             super().fit()
         except TrainingStopped as stop:  # of the trainer; the generator waits for it and would for ever
             ray.kill(self.generator_actor)
-            ray.get(self.trainer_actor.record_stop.remote(str(stop)))
+            ray.get(self.trainer_actor.record_stop.remote(str(getattr(stop, "cause", stop))))  # Ray's has a stack
             return
         reason = ray.get(self.generator_actor.why_it_stopped.remote())
         if reason:
