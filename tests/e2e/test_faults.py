@@ -161,7 +161,13 @@ def test_a_dead_rank_ends_the_run_and_the_supervisor_goes_on(start, tmp_path):
 
 
 DISK_BYTES = 64 * 2**20
-STOP = pytest.param("stop", marks=pytest.mark.skipif("KTAE_TEST_ALL" not in os.environ, reason="KTAE_TEST_ALL runs it"))
+ASYNCHRONOUS = "--train.colocate_all false --train.async_enable"
+RARELY = pytest.mark.skipif("KTAE_TEST_ALL" not in os.environ, reason="KTAE_TEST_ALL runs it")
+DISK_CASES = [
+    ("continue", ""),
+    pytest.param("stop", "", marks=RARELY),
+    pytest.param("stop", ASYNCHRONOUS, marks=RARELY),
+]
 
 
 @pytest.fixture
@@ -203,9 +209,9 @@ def fill_during_a_write(disk, failed):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("on_failure", ["continue", STOP])
-def test_a_disk_that_fills_during_a_checkpoint(start, disk, tmp_path, on_failure):
-    words = f"--ckpt.save_steps 2 --ckpt.max_num 1 --ckpt.on_failure {on_failure} --run.eval_edges false".split()
+@pytest.mark.parametrize(("on_failure", "how"), DISK_CASES)
+def test_a_disk_that_fills_during_a_checkpoint(start, disk, tmp_path, on_failure, how):
+    words = f"--ckpt.save_steps 2 --ckpt.max_num 1 --ckpt.on_failure {on_failure} --run.eval_edges false {how}".split()
     run = start(*words, "--ckpt.path", str(disk), "--data.max_samples", "3200")
     wait_for(lambda: read_latest(disk), run, seconds=300)
     filler = fill_during_a_write(disk, lambda: "no checkpoint global_step" in notes(tmp_path))
