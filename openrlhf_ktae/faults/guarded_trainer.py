@@ -13,6 +13,7 @@ from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.faults.ending import EndOrder, Interrupted
 from openrlhf_ktae.faults.nonfinite import SKIPPED, NonFiniteBatch, save_batch
 from openrlhf_ktae.faults.rollouts import FAILED
+from openrlhf_ktae.trainer.checkpointing import saving_every
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 
 logger = init_logger(__name__)
@@ -134,13 +135,8 @@ class GuardedTrainer:
             self._answer(global_step)
 
     def _save_and_log(self, now: bool, step: int, logs: Any, states: Any) -> None:
-        every = self.args.ckpt.save_steps
-        if now:
-            self.args.ckpt.save_steps = 1
-        try:
+        with saving_every(self.args, 1 if now else self.args.ckpt.save_steps):
             super().save_logs_and_checkpoints(step, logs, states)  # type: ignore[misc]
-        finally:
-            self.args.ckpt.save_steps = every
 
     def _end(self, global_step: int) -> None:
         """Save what the last whole step left, unless that is done, and end."""

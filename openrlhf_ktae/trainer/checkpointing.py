@@ -6,6 +6,7 @@ what the host forgets, and which is renamed when everything is on the disk (`ope
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,17 @@ LOADER = "data_loader_state_dict"  # the host's key for its position in the data
 
 class CheckpointFailed(TrainingStopped):
     """A checkpoint could not be written and `--ckpt.on_failure stop` was asked for."""
+
+
+@contextmanager
+def saving_every(args: SimpleNamespace, steps: float) -> Iterator[None]:
+    """Let the host save every so many steps for a while, infinity for never."""
+    before = args.ckpt.save_steps
+    args.ckpt.save_steps = steps
+    try:
+        yield
+    finally:
+        args.ckpt.save_steps = before
 
 
 @contextmanager
@@ -160,12 +172,8 @@ class CheckpointingTrainer:
         return True
 
     def _only_log(self, save: Callable[..., None], *what: Any) -> None:
-        ckpt, steps = self.args.ckpt, self.args.ckpt.save_steps
-        ckpt.save_steps = float("inf")
-        try:
+        with saving_every(self.args, math.inf):
             save(*what)
-        finally:
-            ckpt.save_steps = steps
 
     def _has_room(self) -> bool:
         args, root = self.args, Path(self.args.ckpt.path)
