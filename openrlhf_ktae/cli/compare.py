@@ -17,6 +17,7 @@ EXIT_FAILED_RUNS = 1
 EXAMPLES = """
 examples:
   configs/compare/*.yaml --seeds 10 --output runs/compare
+  configs/compare/*.yaml --seeds 10 --report_only --pair grpo_ktae_paper:grpo_ktae_shuffled
   configs/compare/grpo.yaml configs/compare/grpo_ktae_paper.yaml --seeds 2 -- --data.max_samples 80
 
 Each arm is a file of options as for --config, and is named after it. Words after -- go to every run. A killed
@@ -46,6 +47,13 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
     )
     parser.add_argument("--baseline", metavar="ARM", help=f"arm to compare with (default: {BASELINE}, else the first)")
     parser.add_argument(
+        "--pair",
+        action="append",
+        default=[],
+        metavar="ARM:OTHER",
+        help="test these two as well, as a control (may be repeated)",
+    )
+    parser.add_argument(
         "--threshold", type=float, default=0.7, help="training reward that counts as learnt (default: 0.7)"
     )
     parser.add_argument("--report_only", action="store_true", help="train nothing; compare what is there")
@@ -56,14 +64,24 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
     baseline = options.baseline or (BASELINE if BASELINE in names else names[0])
     if baseline not in names:
         raise BadOption(f"--baseline {baseline}: not one of the arms {', '.join(names)}")
+    pairs = [_pair(text, names) for text in options.pair]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     runs = plan(options.arms, seeds, options.output, words[split + 1 :])
     failed = [] if options.report_only else execute_all(runs, lambda text: print(text, flush=True))
-    write(runs, options.output, baseline, options.threshold)
+    write(runs, options.output, baseline, options.threshold, pairs)
     return failed
 
 
-def write(runs: Sequence[ArmRun], output: Path, baseline: str, threshold: float) -> None:
+def _pair(text: str, names: Sequence[str]) -> tuple[str, str]:
+    arm, colon, other = text.partition(":")
+    if not colon or arm == other or not {arm, other} <= set(names):
+        raise BadOption(f"--pair {text}: give two of the arms {', '.join(names)} as ARM:OTHER")
+    return arm, other
+
+
+def write(
+    runs: Sequence[ArmRun], output: Path, baseline: str, threshold: float, pairs: Sequence[tuple[str, str]] = ()
+) -> None:
     """Write `comparison.json`, `comparison.md` and `comparison.html` of the runs that ended well."""
     from openrlhf_ktae.evaluation.comparison import arm_table, compare_arms, markdown, notes, test_table
     from openrlhf_ktae.evaluation.run_outcomes import read_run
@@ -76,7 +94,7 @@ def write(runs: Sequence[ArmRun], output: Path, baseline: str, threshold: float)
             arms.setdefault(one.arm, {})[one.seed] = read_run(one.directory)
     if baseline not in arms:
         raise BadRun(f"{output}: no run of the baseline {baseline} has ended well; its train.log says why")
-    result = compare_arms(arms, baseline, threshold)
+    result = compare_arms(arms, baseline, threshold, [pair for pair in pairs if {*pair} <= set(arms)])
     table = markdown(result)
     (output / "comparison.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (output / "comparison.md").write_text(table, encoding="utf-8")

@@ -24,11 +24,14 @@ def rival(arm: str, arms: Sequence[str], baseline: str) -> str | None:
     return None if arm == baseline else baseline
 
 
-def compare_arms(arms: Arms, baseline: str, threshold: float) -> dict[str, Any]:
+def compare_arms(
+    arms: Arms, baseline: str, threshold: float, more_pairs: Sequence[tuple[str, str]] = ()
+) -> dict[str, Any]:
     """Return `arms` (figures with 95 % t-intervals over seeds) and `tests` (differences on the same seeds).
 
     The test flips signs of the paired differences (exact up to 14 seeds); `p_holm` is corrected for the number of
-    pairs, outcome by outcome. Runs are compared at equal steps, and at the tokens that all of them generated.
+    pairs, those of `more_pairs` among them, outcome by outcome. Runs are compared at equal steps, and at the tokens
+    that all of them generated.
     """
     budget = common_budget([run for runs in arms.values() for run in runs.values()])
     found = {
@@ -36,6 +39,7 @@ def compare_arms(arms: Arms, baseline: str, threshold: float) -> dict[str, Any]:
         for arm, runs in arms.items()
     }
     pairs = [(arm, other) for arm in arms if (other := rival(arm, list(arms), baseline)) is not None]
+    pairs += [pair for pair in more_pairs if pair not in pairs]
     tests = []
     for outcome in OUTCOMES:
         of_outcome = [_test(outcome, arm, other, found) for arm, other in pairs]

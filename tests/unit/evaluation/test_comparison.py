@@ -114,6 +114,11 @@ def test_a_finished_comparison_trains_nothing_and_writes_its_tables(tmp_path, ro
     html = (tmp_path / "out" / "comparison.html").read_text()
     assert "Paired tests" in html
     assert "grpo_k (2 seeds)" in html
+    assert {(test["arm"], test["against"]) for test in result["tests"]} == {("grpo_k", "grpo")}
+    assert main([*words, "--pair", "grpo:grpo_k", "--", "--x"]) == 0
+    tests = json.loads((tmp_path / "out" / "comparison.json").read_text())["tests"]
+    difference = {(test["arm"], test["against"]): test["difference"] for test in tests[:2]}
+    assert difference["grpo", "grpo_k"] == pytest.approx(-difference["grpo_k", "grpo"]) != 0
 
 
 def test_runs_of_other_settings_are_not_mixed(tmp_path, root, capsys):
@@ -132,6 +137,8 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path, root, capsys):
         (["{tmp}/none.yaml"], "no such file"),
         (["{tmp}/grpo.yaml", "--seeds", "0"], "--seeds 0"),
         (["{tmp}/grpo.yaml", "--baseline", "dapo"], "--baseline dapo"),
+        (["{tmp}/grpo.yaml", "--pair", "grpo:dapo"], "--pair grpo:dapo"),
+        (["{tmp}/grpo.yaml", "--pair", "grpo"], "--pair grpo"),
         (["{tmp}/grpo.yaml", "{tmp}/../{name}/grpo.yaml"], "two configurations are called grpo.yaml"),
         (["{tmp}/grpo.yaml", "--output", "{tmp}/new", "--report_only"], "no run of the baseline grpo"),
     ],
