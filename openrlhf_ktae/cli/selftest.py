@@ -10,9 +10,9 @@ from pathlib import Path
 
 from openrlhf_ktae.cli.command import CommandParser, run_command
 from openrlhf_ktae.cli.host_parser import BadOption
-from openrlhf_ktae.run.deaths import EVERYTHING, ROOM, VICTIMS
-from openrlhf_ktae.run.resume_trial import try_resume
-from openrlhf_ktae.run.trial import EPISODES, Trial, TrialFailed
+from openrlhf_ktae.trials.deaths import EVERYTHING, ROOM, VICTIMS
+from openrlhf_ktae.trials.resume_trial import try_resume
+from openrlhf_ktae.trials.trial import EPISODES, Trial, TrialFailed
 
 EXIT_DIFFERENT = 1
 ALL = "all"

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from openrlhf_ktae.checkpoint.folder import listed
-from openrlhf_ktae.run.deaths import EVERYTHING, Death
-from openrlhf_ktae.run.mortal_run import MortalRun
 from openrlhf_ktae.run.record import read_record
-from openrlhf_ktae.run.trial import AGAIN, STRAIGHT, Trial
+from openrlhf_ktae.trials.deaths import EVERYTHING, Death
+from openrlhf_ktae.trials.mortal_run import MortalRun
+from openrlhf_ktae.trials.trial import AGAIN, STRAIGHT, Trial
 
 PROMPTS = 40  # of each of two episodes: some are filtered, so that groups are left over and carried on
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from openrlhf_ktae.run.same import first_difference, first_different_weight
+from openrlhf_ktae.trials.same import first_difference, first_different_weight
 
 ROWS = [
     {"kind": "plan", "steps": 2, "time": 1.0},

@@ -16,8 +16,8 @@ import pytest
 from openrlhf_ktae.checkpoint.write import begin, commit
 from openrlhf_ktae.cli.selftest import victims_of
 from openrlhf_ktae.faults.processes import VARIABLE, marked
-from openrlhf_ktae.run import mortal_run
-from openrlhf_ktae.run.deaths import (
+from openrlhf_ktae.trials import mortal_run
+from openrlhf_ktae.trials.deaths import (
     AT_ANY_TIME,
     DRIVER,
     ENGINE,
@@ -31,8 +31,8 @@ from openrlhf_ktae.run.deaths import (
     planned,
     victims_among,
 )
-from openrlhf_ktae.run.mortal_run import MortalRun
-from openrlhf_ktae.run.trial import STRAIGHT, Trial, TrialFailed
+from openrlhf_ktae.trials.mortal_run import MortalRun
+from openrlhf_ktae.trials.trial import STRAIGHT, Trial, TrialFailed
 
 TITLED = (
     "import sys, time, setproctitle; setproctitle.setproctitle(sys.argv[1]); print('up', flush=True); time.sleep(60)"
@@ -208,7 +208,7 @@ def test_more_steps_lost_than_may_be_and_a_damaged_checkpoint_are_faults(small):
 
 def test_a_run_that_ends_by_itself_with_an_error_is_no_death(small, monkeypatch):
     run = small("alone")
-    monkeypatch.setattr("openrlhf_ktae.run.trial.Trial.last_words", lambda self, name, what: what)
+    monkeypatch.setattr("openrlhf_ktae.trials.trial.Trial.last_words", lambda self, name, what: what)
     monkeypatch.setattr(type(run.trial), "command", lambda *_: [sys.executable, "-c", "raise SystemExit(2)"])
     with pytest.raises(TrialFailed, match="exit code 2"):
         run.suffer(Death(EVERYTHING, step=5, share=0.0))

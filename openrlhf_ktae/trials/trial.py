@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.faults.processes import VARIABLE
-from openrlhf_ktae.run.deaths import kill_all
 from openrlhf_ktae.run.record import read_record
-from openrlhf_ktae.run.same import first_difference, first_different_weight
+from openrlhf_ktae.trials.deaths import kill_all
+from openrlhf_ktae.trials.same import first_difference, first_different_weight
 
 TRAIN = "openrlhf_ktae.cli.train_ppo_ray"
 LOG = "train.log"

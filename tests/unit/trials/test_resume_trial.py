@@ -11,8 +11,8 @@ import pytest
 
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.cli.selftest import main
-from openrlhf_ktae.run.deaths import kill_all
-from openrlhf_ktae.run.trial import AGAIN, STRAIGHT, Trial, TrialFailed
+from openrlhf_ktae.trials.deaths import kill_all
+from openrlhf_ktae.trials.trial import AGAIN, STRAIGHT, Trial, TrialFailed
 
 CONFIG = "configs/grpo_ktae/quickstart.yaml"
 

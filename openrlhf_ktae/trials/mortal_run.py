@@ -21,7 +21,8 @@ import psutil
 from openrlhf_ktae.checkpoint.folder import MANIFEST, STAGING, NotWhole, listed, verify
 from openrlhf_ktae.faults.processes import end_all, marked
 from openrlhf_ktae.faults.supervisor import EXIT_FAULT
-from openrlhf_ktae.run.deaths import (
+from openrlhf_ktae.run.record import read_record
+from openrlhf_ktae.trials.deaths import (
     DEATH_SECONDS,
     DRIVER,
     EVERYTHING,
@@ -36,8 +37,7 @@ from openrlhf_ktae.run.deaths import (
     title,
     victims_among,
 )
-from openrlhf_ktae.run.record import read_record
-from openrlhf_ktae.run.trial import STRAIGHT, Trial, TrialFailed
+from openrlhf_ktae.trials.trial import STRAIGHT, Trial, TrialFailed
 
 POLL_SECONDS = 0.05
 WRITE_POLL_SECONDS = 0.001

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from openrlhf_ktae.run.deaths import EVERYTHING, planned
-from openrlhf_ktae.run.mortal_run import MortalRun
-from openrlhf_ktae.run.trial import AGAIN, KILLED, STRAIGHT, Trial
+from openrlhf_ktae.trials.deaths import EVERYTHING, planned
+from openrlhf_ktae.trials.mortal_run import MortalRun
+from openrlhf_ktae.trials.trial import AGAIN, KILLED, STRAIGHT, Trial
 
 
 def try_resume(
