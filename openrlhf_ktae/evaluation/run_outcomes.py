@@ -5,7 +5,6 @@ Legend: `N` steps, `E` evaluations.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from openrlhf_ktae.run.record import METRICS_FILE, read_record
@@ -20,8 +20,10 @@ from openrlhf_ktae.run.record import METRICS_FILE, read_record
 Floats = NDArray[np.float64]
 
 SEED_FOLDER = re.compile(r"seed-?\d+")
+OPTIONS = "config.yaml"
 LARGEST = 1e300  # beyond it a figure is no measurement, and sums overflow
-TOKENS_OF_STEP = ("rollout/num_samples", "rollout/response_length_mean")
+SAMPLES, LENGTH = "rollout/num_samples", "rollout/response_length_mean"
+DRAWN = "dynamic_sampling/prompts_drawn"
 SMOOTHED = 5  # steps: the reward of one step is the mean of few rollouts
 OUTCOMES = {
     "final_accuracy": "held-out accuracy at equal steps",
@@ -48,6 +50,8 @@ class Run:
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     """In order of step; of several at one step, the last."""
+    samples_per_prompt: int = 0
+    """0 where the run's options are not there."""
 
     def series(self, metric: str) -> tuple[Floats, Floats]:
         """Return steps and values (N,) of a metric, where it was recorded."""
@@ -62,12 +66,20 @@ class Run:
         return table[:, 0], table[:, 1]
 
     def tokens(self) -> Floats:
-        """Return the response tokens generated up to each step (N,)."""
-        each = [
-            math.prod(float(row[name]) if _is_number(row.get(name)) else 0.0 for name in TOKENS_OF_STEP)
-            for row in self.steps
-        ]
-        return np.cumsum(each)
+        """Return the response tokens generated up to each step (N,).
+
+        Groups that dynamic sampling threw away count, as if they were as long as those of the step.
+        """
+        return np.cumsum([self._rollouts(row) * _number(row, LENGTH) for row in self.steps])
+
+    def _rollouts(self, row: dict[str, Any]) -> float:
+        if self.samples_per_prompt and _is_number(row.get(DRAWN)):
+            return float(row[DRAWN]) * self.samples_per_prompt
+        return _number(row, SAMPLES)
+
+
+def _number(row: dict[str, Any], name: str) -> float:
+    return float(row[name]) if _is_number(row.get(name)) else 0.0
 
 
 def _is_number(value: Any) -> bool:
@@ -102,7 +114,15 @@ def read_run(path: Path) -> Run:
     if not steps:
         raise BadRun(f"{path}: a run directory without steps; nothing was trained there yet")
     label = path.resolve().parent.name if SEED_FOLDER.fullmatch(path.resolve().name) else path.resolve().name
-    return Run(path, label, steps, [evaluations[step] for step in sorted(evaluations)])
+    return Run(path, label, steps, [evaluations[step] for step in sorted(evaluations)], _samples_per_prompt(path))
+
+
+def _samples_per_prompt(path: Path) -> int:
+    try:
+        samples = yaml.safe_load((path / OPTIONS).read_text(encoding="utf-8"))["rollout"]["n_samples_per_prompt"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return 0
+    return samples if isinstance(samples, int) and samples > 0 else 0
 
 
 def outcomes(run: Run, threshold: float, budget: Budget) -> dict[str, float]:

@@ -60,6 +60,16 @@ def test_a_run_without_evaluations_has_no_accuracy(tmp_path):
     assert found["auc_reward"] == 0.5
 
 
+def test_groups_that_dynamic_sampling_threw_away_count_as_tokens(tmp_path):
+    record = RunRecord(tmp_path)
+    kept = {"rollout/num_samples": 64, "rollout/response_length_mean": 20.0}
+    for step, drawn in enumerate((8.0, 12.0), start=1):
+        record.step(step, {**kept, "dynamic_sampling/prompts_drawn": drawn}, {})
+    assert read_run(tmp_path).tokens().tolist() == [64 * 20, 2 * 64 * 20], "without options nobody knows"
+    (tmp_path / "config.yaml").write_text("rollout: {n_samples_per_prompt: 8}\n")
+    assert read_run(tmp_path).tokens().tolist() == [64 * 20, (64 + 96) * 20]
+
+
 def test_each_arm_is_compared_with_the_one_it_extends():
     arms = ["dapo", "dapo_ktae", "grpo", "grpo_ktae", "grpo_ktae_paper"]
     assert {arm: rival(arm, arms, "grpo") for arm in arms} == {
