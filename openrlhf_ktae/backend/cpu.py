@@ -13,12 +13,16 @@ from typing import Any
 
 from openrlhf_ktae.backend.base import Backend, devices_needed
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
+from openrlhf_ktae.plan.memory import BYTES
+from openrlhf_ktae.plan.shape import model_shape
 from openrlhf_ktae.safety import remote_code
 
 # What vLLM 0.29's CPU attention takes; a contract test compares it with vLLM's own list.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-KV_CACHE_BYTES = 256 * 2**20  # enough for 256 rollouts of 1,000 tokens of a 135M model; vLLM's own unit is 1 GiB
+KV_CACHE_BYTES = (256 * 2**20, 2 * 2**30)  # at least, at most; every block is touched sooner or later
+KV_BLOCK = 128  # tokens; the unit of vLLM's cache on a CPU
+SHARED_BLOCK = 32  # tokens; its unit where prompts share their beginnings: whole blocks alone are shared
 HELPER_CPUS = 6  # trainer, its asynchronous parts and queues: Ray wants a CPU for each while it is placed
 OBJECT_STORE_BYTES = 512 * 2**20
 
@@ -70,7 +74,10 @@ class CpuBackend(Backend):
         """Threads, DeepSpeed's accelerator, where compiled operators are kept, and the engine's settings."""
         busy = max(args.actor.num_nodes * args.actor.num_gpus_per_node, args.vllm.num_engines or 1)
         threads = str(max(1, len(os.sched_getaffinity(0)) // busy))
-        engine = {"dtype": ENGINE_DTYPES[args.ds.param_dtype], "kv_cache_memory_bytes": KV_CACHE_BYTES}
+        cache = kv_cache_bytes(args.actor.model_name_or_path, args.ds.param_dtype, *_rollouts_at_once(args))
+        engine: dict[str, Any] = {"dtype": ENGINE_DTYPES[args.ds.param_dtype], "kv_cache_memory_bytes": cache}
+        if getattr(args.vllm, "enable_prefix_caching", False):
+            engine["block_size"] = SHARED_BLOCK
         return {
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": threads,
@@ -137,3 +144,24 @@ def _head_size_problem(model: str | None) -> list[str]:
         f"--actor.model_name_or_path {model}: its attention heads have size {size}, and vLLM's CPU attention takes "
         f"only {', '.join(map(str, HEAD_SIZES))}. Use a model with such heads, or a GPU."
     ]
+
+
+def kv_cache_bytes(model: str | None, dtype: str, sequences: int, length: int) -> int:
+    """Return room for the keys and values of `sequences` of `length` tokens, within `KV_CACHE_BYTES`.
+
+    With less room an engine answers fewer requests at a time, and reads all of its weights for each token of those few.
+    """
+    least, most = KV_CACHE_BYTES
+    shape = model_shape(model)
+    if shape is None:
+        return least
+    tokens = sequences * -(-length // KV_BLOCK) * KV_BLOCK
+    return min(max(tokens * shape.kv_of_token * BYTES[dtype], least), most)
+
+
+def _rollouts_at_once(args: SimpleNamespace) -> tuple[int, int]:
+    """Return the rollouts of one engine in one call, and the tokens of the longest."""
+    if not hasattr(args, "rollout"):
+        return 0, 0
+    prompts = args.rollout.vllm_generate_batch_size or args.rollout.batch_size
+    return -(-prompts * args.rollout.n_samples_per_prompt // (args.vllm.num_engines or 1)), args.data.max_len

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 from openrlhf_ktae.backend import Backend
-from openrlhf_ktae.backend.cpu import ENGINE_DTYPES, KV_CACHE_BYTES
+from openrlhf_ktae.backend.cpu import ENGINE_DTYPES, SHARED_BLOCK, kv_cache_bytes
 
+PROMPT_TOKENS = 256  # of a usual prompt, where no limit says how long one may be
 IN_FLIGHT = 512  # requests with each engine: more than vLLM runs at a time, so that it always has a next one
 Key = tuple[str, str, int]
 
@@ -128,7 +129,10 @@ class LocalEngine:
         options: dict[str, Any] = {"gpu_memory_utilization": engines.gpu_memory_utilization, "dtype": "auto"}
         if backend.name == "cpu":
             dtype = ENGINE_DTYPES[engines.dtype]
-            options = {"dtype": dtype, "kv_cache_memory_bytes": KV_CACHE_BYTES, "enforce_eager": True}
+            length = engines.max_model_len or sampling.max_new_tokens + PROMPT_TOKENS
+            cache = kv_cache_bytes(engines.model, engines.dtype, IN_FLIGHT, length)
+            options = {"dtype": dtype, "kv_cache_memory_bytes": cache, "enforce_eager": True}
+            options["block_size"] = SHARED_BLOCK
         if engines.max_model_len is not None:
             options["max_model_len"] = engines.max_model_len
         self._sampling = sampling

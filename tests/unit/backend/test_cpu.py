@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -12,6 +13,8 @@ import torch
 from openrlhf_ktae.backend import BackendUnavailable, flash_attn_stub, resolve
 from openrlhf_ktae.backend import cpu_weight_sync as sync
 from openrlhf_ktae.backend.base import devices_needed
+from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes
+from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
 from openrlhf_ktae.cli.options import parse_command_line
 
 
@@ -50,6 +53,26 @@ def test_devices_that_the_host_will_ask_for(words, devices):
     base = ["--pretrain", "m", "--vllm_num_engines", "1", "--init_kl_coef", "0", "--n_samples_per_prompt", "4"]
     args = parse_command_line([*base, "--advantage_estimator", "ktae", "--remote_rm_url", "http://x", *words])
     assert devices_needed(args) == devices
+
+
+def test_the_engines_cache_holds_all_rollouts_of_a_call(tmp_path):
+    """SmolLM2-135M in fp32: 46,080 bytes a token; with 256 MiB an engine answered 22 of 64 rollouts at a time."""
+    sizes = {"hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536, "num_attention_heads": 9}
+    shape = {"model_type": "llama", "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps({**sizes, **shape}))
+    model = str(tmp_path)
+    assert kv_cache_bytes(model, "fp32", 64, 192) == 64 * 256 * 46_080
+    assert kv_cache_bytes(model, "bf16", 64, 256) == 64 * 256 * 23_040
+    assert [kv_cache_bytes(model, "fp32", n, 1000) for n in (1, 1000)] == [256 * 2**20, 2 * 2**30]
+    assert kv_cache_bytes("no such model", "fp32", 64, 192) == 256 * 2**20
+    words = ["--pretrain", model, "--n_samples_per_prompt", "8", "--rollout_batch_size", "16", "--max_len", "192"]
+    words += ["--vllm_num_engines", "2", "--param_dtype", "fp32", "--backend", "cpu", "--init_kl_coef", "0"]
+    args = parse_command_line([*words, "--advantage_estimator", "ktae"])
+    engine = json.loads(CpuBackend().environment(args)[ENGINE_VARIABLE])
+    assert engine["kv_cache_memory_bytes"] == 64 * 256 * 46_080, "each engine answers half of 16 x 8"
+    assert "block_size" not in engine
+    args.vllm.enable_prefix_caching = True
+    assert json.loads(CpuBackend().environment(args)[ENGINE_VARIABLE])["block_size"] == 32
 
 
 def test_unpad_and_pad_are_inverse():
