@@ -38,6 +38,7 @@ JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 CLUSTER_VARIABLE = "RAY_ADDRESS"
 TASKS_VARIABLE = "RAY_task_events_max_num_task_in_gcs"
 TASKS_REMEMBERED = 1000  # for a dashboard; those of some 20 steps, in 3 MB
+LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
 
 
 class ProcessDied(RuntimeError):
@@ -60,7 +61,7 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
     os.environ.update(variables)
     in_every_process()
     if CLUSTER_VARIABLE not in os.environ:
-        os.environ.update(cluster_of_its_own())
+        os.environ.update(cluster_of_its_own(args.run.verbose))
     import ray  # reads the environment as it is imported
 
     backend.prepare_driver()
@@ -113,14 +114,17 @@ def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
     return chosen | remote_code.environment(args.model.trust_remote_code) | ({BACKEND_VARIABLE: hook} if hook else {})
 
 
-def cluster_of_its_own() -> dict[str, str]:
+def cluster_of_its_own(verbose: bool) -> dict[str, str]:
     """Return what closes a cluster that this command starts, and keeps it small.
 
     Its ports take orders from holders of the token alone: Ray binds them to every address of the machine, whatever is
-    asked for, and who reaches one can run code. Its server remembers the last tasks alone, not 100,000 of them.
+    asked for, and who reaches one can run code. Its server remembers the last tasks alone, not 100,000 of them. Its log
+    monitor would keep the files of up to 100 processes open, dead ones included; where the run is not `verbose`, nobody
+    reads what it sends, and one at a time is enough.
     """
-    remembered = os.environ.get(TASKS_VARIABLE, str(TASKS_REMEMBERED))
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), TASKS_VARIABLE: remembered}
+    small = {TASKS_VARIABLE: str(TASKS_REMEMBERED)} | ({} if verbose else {LOG_FILES_VARIABLE: "1"})
+    chosen = {name: os.environ.get(name, value) for name, value in small.items()}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **chosen}
 
 
 def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]) -> None:

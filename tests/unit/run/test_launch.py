@@ -1,0 +1,56 @@
+"""What a run asks of the Ray cluster that it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from openrlhf_ktae.run.launch import LOG_FILES_VARIABLE, TASKS_VARIABLE, cluster_of_its_own
+
+DEATHS = """
+import json, time
+import psutil, ray
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+
+@ray.remote(num_cpus=0)
+class Talker:
+    def talk(self):
+        print("a line", flush=True)
+
+def descriptors():
+    monitors = [p for p in psutil.Process().children() if any("log_monitor.py" in word for word in p.cmdline())]
+    time.sleep(3)  # it looks at its files ten times a second, one after the other
+    return sum(monitor.num_fds() for monitor in monitors)
+
+counts = []
+for deaths in (1, 3):
+    for _ in range(deaths):
+        actor = Talker.remote()
+        ray.get(actor.talk.remote())
+        ray.kill(actor)
+    counts.append(descriptors())
+print(json.dumps(counts))
+"""
+
+
+def test_the_log_monitor_keeps_no_file_of_a_process_that_died():
+    environment = {**os.environ, **cluster_of_its_own(verbose=False)}
+    done = subprocess.run([sys.executable, "-c", DEATHS], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    before, after = json.loads(done.stdout.splitlines()[-1])
+    assert before > 0
+    assert after <= before + 1  # the one that it reads
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_the_user_has_set_wins_and_a_verbose_run_reads_all_logs(monkeypatch, verbose):
+    monkeypatch.setenv(TASKS_VARIABLE, "7")
+    monkeypatch.delenv(LOG_FILES_VARIABLE, raising=False)
+    chosen = cluster_of_its_own(verbose)
+    assert chosen[TASKS_VARIABLE] == "7"
+    assert (LOG_FILES_VARIABLE in chosen) is not verbose
