@@ -12,6 +12,7 @@ import ray
 import torch
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 
+from openrlhf_ktae.backend.cpu_linear import use_onednn
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
 from openrlhf_ktae.backend.cpu_weight_sync import CpuWorkerExtension, GlooGroup, Slot, buckets, new_buffer, view
 from openrlhf_ktae.trainer.ray.ppo_actor import KTAEActorPPOTrainer, KTAEPolicyModelActor
@@ -20,6 +21,15 @@ from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
 
 class CpuDeepspeedStrategy(DeepspeedStrategy):
     """The host's strategy; DeepSpeed takes torch's AdamW, because its own kernel must be compiled for minutes."""
+
+    def prepare(self, *args: Any) -> Any:
+        """Prepare models as the host does; their linear layers then multiply with oneDNN."""
+        prepared = super().prepare(*args)
+        for entry in args:
+            model = entry[0] if isinstance(entry, tuple) else entry
+            if model is not None:
+                use_onednn(model)
+        return prepared
 
     def get_ds_train_config(self, optim_dict: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Return the host's DeepSpeed configuration with `torch_adam` set."""

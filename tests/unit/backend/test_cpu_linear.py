@@ -1,0 +1,75 @@
+"""Linear layers that multiply with oneDNN: the same products and gradients as torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from openrlhf_ktae.backend.cpu_linear import OneDnnLinear, use_onednn
+
+
+def both(columns, rows, bias=True):
+    """A layer as torch makes it, and the same one with oneDNN."""
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(columns, rows, bias=bias)
+    other = torch.nn.Linear(columns, rows, bias=bias)
+    other.load_state_dict(plain.state_dict())
+    assert use_onednn(other) == 1
+    return plain, other
+
+
+def gradients(layer, x, weights):
+    x = x.clone().requires_grad_(True)
+    y = layer(x)
+    (y * weights).sum().backward()
+    return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [(1,), (7,), (2, 5), (2, 3, 4)])
+def test_products_and_gradients_are_torchs(batch, bias):
+    plain, other = both(48, 80, bias)
+    x, weights = torch.randn(*batch, 48), torch.randn(*batch, 80)
+    for expected, found in zip(gradients(plain, x, weights), gradients(other, x, weights), strict=True):
+        assert found.shape == expected.shape
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_same_twice_to_the_bit():
+    _, layer = both(576, 192)
+    x, weights = torch.randn(3, 40, 576), torch.randn(3, 40, 192)
+    first = [t.clone() for t in gradients(layer, x, weights)]
+    layer.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(first, gradients(layer, x, weights), strict=True))
+
+
+def test_inputs_that_are_no_plain_matrices():
+    plain, other = both(16, 24)
+    x = torch.randn(16, 10).t()  # strides of a transposed matrix
+    torch.testing.assert_close(other(x), plain(x))
+    x = torch.randn(8, 32)[:, ::2]
+    torch.testing.assert_close(other(x), plain(x))
+    x, g = torch.randn(6, 16), torch.randn(6, 1).expand(6, 24)  # a gradient without memory of its own
+    torch.testing.assert_close(gradients(other, x, g)[1], gradients(plain, x, g)[1])
+
+
+def test_frozen_weights_get_no_gradient():
+    _, layer = both(16, 24)
+    layer.requires_grad_(False)
+    x = torch.randn(4, 16, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer.weight.grad is None
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(4, 16))
+
+
+def test_only_plain_layers_of_fp32_are_changed():
+    class Special(torch.nn.Linear):
+        pass
+
+    layers = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4, dtype=torch.bfloat16), Special(4, 4), torch.nn.LayerNorm(4)
+    model = torch.nn.Sequential(*layers)
+    names = list(model.state_dict())
+    assert use_onednn(model) == 1
+    assert [type(layer) for layer in model] == [OneDnnLinear, torch.nn.Linear, Special, torch.nn.LayerNorm]
+    assert list(model.state_dict()) == names
+    assert use_onednn(model) == 0
