@@ -42,6 +42,8 @@ class _Product(torch.autograd.Function):
 
 def multiply(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Return x (..., K) times w.T of w (N, K); both may be views."""
+    if not x.numel():  # oneDNN refuses a product without rows, or over nothing
+        return x.matmul(w.t())
     return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
 
 

@@ -20,6 +20,7 @@ from openrlhf_ktae.checkpoint.folder import (
     unfinished,
     verify,
 )
+from openrlhf_ktae.checkpoint.write import put_back
 
 AUTO, NEVER = "auto", "never"
 
@@ -54,6 +55,11 @@ def decide(choice: str, root: Path) -> Decision:
     if not path.is_dir():
         raise CannotResume(f"{flag}: no such folder; give a checkpoint, a folder of checkpoints, {AUTO} or {NEVER}")
     if (path / MANIFEST).exists():
+        if not (path / ACTOR).is_dir():
+            raise CannotResume(
+                f"{flag}: has no {ACTOR}, only an export or less (--ckpt.disable_ds); train from the export with "
+                "--actor.model_name_or_path, or give another checkpoint"
+            )
         try:
             return Decision(verify(path), [f"resuming from {path}"])
         except NotWhole as reason:
@@ -68,11 +74,13 @@ def decide(choice: str, root: Path) -> Decision:
 def newest(root: Path, flag: str, first: int = 0) -> Decision:
     """Return the checkpoint that was written last among those that are whole; None where there are none at all.
 
-    Those with a number below `first` are of an earlier run and do not count.
+    Those with a number below `first` are of an earlier run and do not count. One that was set aside by a run that died
+    while it replaced it is put back.
 
     Raises:
         CannotResume: there are some, and none is whole.
     """
+    put_back(root)
     found, bad = listed(root)
     lines = [f"skipped {name}: was being written when the run ended" for name in unfinished(root)]
     lines += [f"skipped {name}: {reason}" for name, reason in bad.items()]

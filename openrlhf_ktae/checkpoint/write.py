@@ -38,15 +38,18 @@ def begin(root: str | Path, tag: str) -> Path:
 
 
 def recover(root: Path) -> None:
-    """Put right what a run left that died while it wrote or deleted: pieces go, a replaced checkpoint comes back."""
+    """Put right what a run left that died while it wrote or deleted: a replaced checkpoint comes back, pieces go."""
+    put_back(root)
+    for path in (*root.glob(f"{ASIDE}*"), *root.glob(f"{STAGING}*"), *root.glob(f"{GOING}*")):
+        remove(path)
+
+
+def put_back(root: Path) -> None:
+    """Give a checkpoint its name again that was set aside for another of the same step, which did not get so far."""
     for path in root.glob(f"{ASIDE}*"):
         name = root / path.name.removeprefix(ASIDE)
-        if name.exists():
-            remove(path)
-        else:
+        if not name.exists():
             os.rename(path, name)
-    for path in (*root.glob(f"{STAGING}*"), *root.glob(f"{GOING}*")):
-        remove(path)
 
 
 def commit(root: str | Path, tag: str, step: int, about: Mapping[str, Any]) -> Checkpoint:

@@ -12,12 +12,13 @@ from types import FrameType, SimpleNamespace
 
 from openrlhf_ktae.backend import Backend, BackendUnavailable, resolve
 from openrlhf_ktae.checkpoint.resume import CannotResume
+from openrlhf_ktae.checkpoint.write import next_sequence
 from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.faults import stacks
 from openrlhf_ktae.faults.ending import CleanEnd, EndOrder
 from openrlhf_ktae.faults.processes import mark
-from openrlhf_ktae.faults.supervisor import EXIT_FAULT, supervise
+from openrlhf_ktae.faults.supervisor import EXIT_FAULT, EXIT_INTERRUPTED, supervise
 from openrlhf_ktae.faults.watchdog import Watchdog
 from openrlhf_ktae.host import HostMismatch, check_host
 from openrlhf_ktae.plan.devices import CPU, memory_of
@@ -31,19 +32,22 @@ from openrlhf_ktae.run.resuming import choose_checkpoint
 
 EXIT_STOPPED = 3
 PLAN_FILE = "plan.txt"
-EXIT_INTERRUPTED = 130
 REFUSALS = (BadOption, BackendUnavailable, CannotResume, ClusterTooSmall, HostMismatch, Refused)
 NOTHING = "nothing was trained yet"
 STACKS_FILE = "stacks.txt"
-RESUME_WORDS = ("--resume", "auto")
 
 
 class Supervised(Exception):
     """The options are right, and the run wants a supervisor."""
 
-    def __init__(self, restarts: int) -> None:
+    def __init__(self, restarts: int, checkpoints: Path) -> None:
         super().__init__(restarts)
-        self.restarts = restarts
+        self.restarts, self._checkpoints = restarts, checkpoints
+        self._first = next_sequence(checkpoints)
+
+    def resume_words(self) -> Sequence[str]:
+        """Go on from the newest checkpoint once this run has written one; until then, from where the user said."""
+        return ("--resume", "auto") if next_sequence(self._checkpoints) > self._first else ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         reason = run(words)
     except Supervised as options:
-        return supervise(words, RESUME_WORDS, options.restarts, lambda text: print(text, file=sys.stderr, flush=True))
+        return supervise(words, options.resume_words, options.restarts, _say)
     except REFUSALS as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -77,7 +81,7 @@ def run(argv: Sequence[str]) -> str | None:
     preflight(args, backend)
     plan = plan_of(args, backend.name) if args.run.plan else None
     if args.run.restarts:
-        raise Supervised(args.run.restarts)
+        raise Supervised(args.run.restarts, Path(args.ckpt.path))
     resumption = choose_checkpoint(args, backend.name)
     directory.prepare(args, backend.name)
     with Console(args.run.dir) as console:
@@ -135,6 +139,10 @@ def plan_of(args: SimpleNamespace, backend: str) -> Plan:
     if plan.problems:
         raise Refused("\nerror: ".join([*plan.problems, "(--run.plan false trains without this check)"]))
     return plan
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -13,7 +13,7 @@ from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.faults.ending import EndOrder, Interrupted
 from openrlhf_ktae.faults.nonfinite import SKIPPED, NonFiniteBatch, save_batch
 from openrlhf_ktae.faults.rollouts import FAILED
-from openrlhf_ktae.trainer.checkpointing import saving_every
+from openrlhf_ktae.trainer.checkpointing import saves_weights, saving_every
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 
 logger = init_logger(__name__)
@@ -41,7 +41,6 @@ class GuardedTrainer:
         """The driver's order to end."""
         if not hasattr(self, "_end_order"):
             self._end_order = EndOrder(self.args.run.dir)
-            self._end_order.training()
         return self._end_order
 
     @property
@@ -142,15 +141,22 @@ class GuardedTrainer:
         """Save what the last whole step left, unless that is done, and end."""
         if self._last is not None and self.saved_step != self._last[0]:
             self._save_and_log(True, self._last[0], None, self._last[1])
-        self._answer(global_step if self._last else 0)
+        self._answer(global_step if self._last else self.record.last_step)
 
     def _answer(self, step: int) -> None:
-        text = (
-            f"checkpoint of step {self.saved_step} in {self.args.ckpt.path}" if self.saved_step else "nothing to save"
-        )
+        text = what_is_saved(self.args, self.saved_step)
         self.record.note(f"interrupted after step {step}: {text}")
         self.end_order.answer(text)
         raise Interrupted(text)
+
+
+def what_is_saved(args: Any, step: int) -> str:
+    """Say what a run that ends early leaves to go on from; `step` is that of its newest checkpoint, 0 for none."""
+    if not saves_weights(args):
+        return "no weights were saved (--ckpt.disable_ds without --ckpt.save_hf)"
+    if step:
+        return f"{'export' if args.ckpt.disable_ds else 'checkpoint'} of step {step} in {args.ckpt.path}"
+    return f"nothing new to save after {args.run.resume_from}" if args.run.resume_from else "nothing to save"
 
 
 def response(sample: Any) -> torch.Tensor:

@@ -5,9 +5,11 @@ Ray ends its own workers, but not what they started (an engine's core), and not 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ import psutil
 VARIABLE = "OPENRLHF_KTAE_RUN"
 SHARED_MEMORY = "/dev/shm/"
 PATIENCE_SECONDS = 10.0  # for processes that are on their way out
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def mark() -> str:
@@ -79,6 +83,12 @@ def swept(value: str) -> Iterator[None]:
         used = set().union(*(shared_memory(process) for process in psutil.process_iter()))
         for path in (files - used) | dead_semaphores(psutil.Process().create_time(), used):
             Path(path).unlink(missing_ok=True)
+
+
+def end_with_parent() -> None:
+    """Ask the kernel for SIGTERM to this process when its parent dies; for `preexec_fn`."""
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def end_all(value: str, patience: float = PATIENCE_SECONDS) -> int:

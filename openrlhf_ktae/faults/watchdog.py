@@ -21,7 +21,7 @@ class Watchdog:
         self._limit, self._bark = 60 * minutes, bark
         self._minutes = minutes
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread = threading.Thread(target=self._watch, name=Watchdog.__name__, daemon=True)
 
     def __enter__(self) -> Watchdog:
         if self._limit:

@@ -61,6 +61,11 @@ def checkpoints_at(args: SimpleNamespace, path: str | Path | None) -> Iterator[N
         args.ckpt.path = before
 
 
+def saves_weights(args: SimpleNamespace) -> bool:
+    """Whether a checkpoint would hold the model, to go on from or as an export; without it none is written."""
+    return bool(args.ckpt.save_hf or not args.ckpt.disable_ds)
+
+
 class CheckpointingTrainer:
     """Mixin before a host trainer class, and before the mixins whose `training_state` it saves."""
 
@@ -97,6 +102,8 @@ class CheckpointingTrainer:
         if not source:
             return states
         self.record.last_step = states["global_step"]
+        if Path(source).parent.absolute() == Path(self.args.ckpt.path).absolute():
+            self.saved_step = states["global_step"]
         path = Path(source) / TRAINER_STATE
         if not path.is_file():  # plain OpenRLHF wrote it
             return states
@@ -122,7 +129,7 @@ class CheckpointingTrainer:
         if global_step % self.args.ckpt.save_steps:
             save(global_step, logs_dict, client_states)
             return
-        if not self._has_room():
+        if not saves_weights(self.args) or not self._has_room():
             self._only_log(save, global_step, logs_dict, client_states)
             return
         self._save(f"global_step{global_step}", client_states, lambda states: save(global_step, logs_dict, states))
@@ -134,7 +141,7 @@ class CheckpointingTrainer:
         if not improves:
             save(eval_metrics, global_step, client_states)
             return
-        if not self._has_room():
+        if not saves_weights(self.args) or not self._has_room():
             key, self.best_eval_metric_key = self.best_eval_metric_key, NO_METRIC
             save(eval_metrics, global_step, client_states)
             self.best_eval_metric_key = key

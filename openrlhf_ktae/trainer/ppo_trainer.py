@@ -46,9 +46,9 @@ class KTAEPPOTrainer(
         for tracker in trackers:
             tracker.close = lambda: None  # the host closes at the end of `fit`; the last evaluation comes after
         self.record_plan(len(self.prompts_dataloader))
-        self.end_order.training()
         if not resumes(self.args):
             self._evaluate_edge("before", global_step)
+        self.end_order.training()
         try:
             super().fit(global_step)
         except TrainingStopped as stop:

@@ -259,9 +259,12 @@ class MortalRun:
 
     def _check_where_it_resumed(self) -> None:
         rows = [row for row in self._rows() if row["kind"] == "resume" and row["time"] > self._started]
-        if rows and rows[-1]["step"] != self._resumes_from:
+        if not rows and not self.trial.steps(self.name, self._started):
+            return  # it did not get so far
+        resumed = rows[-1]["step"] if rows else None
+        if resumed != self._resumes_from:
             self.toll.wrong.append(
-                f"it went on from step {rows[-1]['step']}; the newest checkpoint was of step {self._resumes_from}"
+                f"it went on from step {resumed}; the newest checkpoint was of step {self._resumes_from}"
             )
 
     def _count_left(self, seconds: float) -> int:
@@ -298,9 +301,10 @@ class MortalRun:
             time.sleep(seconds)
 
     def _writes(self) -> bool:
-        """Whether a checkpoint is being written."""
+        """Whether a checkpoint is being written; what an earlier death left of one does not count."""
         try:
-            return any(entry.name.startswith(STAGING) for entry in os.scandir(self.checkpoints))
+            staged = [entry for entry in os.scandir(self.checkpoints) if entry.name.startswith(STAGING)]
+            return any(entry.stat().st_mtime > self._started for entry in staged)
         except OSError:
             return False
 

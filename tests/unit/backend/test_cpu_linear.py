@@ -26,7 +26,7 @@ def gradients(layer, x, weights):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("batch", [(1,), (7,), (2, 5), (2, 3, 4)])
+@pytest.mark.parametrize("batch", [(0,), (1,), (7,), (2, 5), (2, 3, 4)])
 def test_products_and_gradients_are_torchs(batch, bias):
     plain, other = both(48, 80, bias)
     x, weights = torch.randn(*batch, 48), torch.randn(*batch, 80)

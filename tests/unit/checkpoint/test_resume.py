@@ -143,8 +143,9 @@ def test_an_export_alone_is_skipped(tmp_path):
     import shutil
 
     shutil.rmtree(checkpoint.path / "_actor")
-    with pytest.raises(CannotResume, match="has no _actor, only an export"):
-        decide(AUTO, tmp_path)
+    for choice in (AUTO, str(checkpoint.path)):
+        with pytest.raises(CannotResume, match="has no _actor, only an export"):
+            decide(choice, tmp_path)
 
 
 def test_options_that_matter_are_refused_with_the_difference_and_the_ways_out(tmp_path):

@@ -67,7 +67,6 @@ def test_killed_at_every_operation_while_it_replaces_one_of_the_same_step(tmp_pa
     for moment in range(1, operations + 1):
         root = copy(before, tmp_path / "killed")
         assert dies_while_writing(root, moment, 4) is None
-        recover(root)
         chosen = decide(AUTO, root).checkpoint
         assert chosen.step == 4
         found.add(content(chosen))

@@ -170,6 +170,9 @@ def test_an_engine_that_is_gone_for_good_ends_the_run(ray_here):
     engine = ray_here.remote(num_cpus=0)(Engine).remote()
     assert have_weights([engine])
     ray_here.kill(engine)
+    with pytest.raises(ray_here.exceptions.RayActorError):
+        while True:  # it dies some time after the order
+            ray_here.get(engine.answer.remote())
     with pytest.raises(EnginesLost, match="does not come back"):
         have_weights([engine])
 

@@ -109,7 +109,7 @@ def test_the_watchdog_barks_once_and_only_when_nothing_is_recorded(tmp_path):
     assert len(barks) == 1
     assert "--run.watchdog_minutes" in barks[0]
     with Watchdog(tmp_path, 0, barks.append):
-        pass
+        assert not any(thread.name == Watchdog.__name__ for thread in threading.enumerate()), "0 is off"
 
 
 CHILD = """
@@ -144,12 +144,69 @@ def test_a_supervisor_restarts_after_faults_alone(codes, restarts, expected, run
     monkeypatch.setattr("openrlhf_ktae.faults.supervisor.PAUSE_SECONDS", 0)
     log, said = tmp_path / "log", []
     command = (sys.executable, "-c", CHILD, str(log))
-    assert supervise(["--a", "b"], ["--resume", "auto"], restarts, said.append, command) == expected
+    assert supervise(["--a", "b"], lambda: ["--resume", "auto"], restarts, said.append, command) == expected
     lines = log.read_text().splitlines()
     assert lines[0] == "--a b --run.restarts 0"
     assert lines[1:] == ["--a b --run.restarts 0 --resume auto"] * (runs - 1)
     assert all(f"restart {number} of {restarts}" in text for number, text in enumerate(said[: runs - 1], 1))
     assert len(said) == sum(code == "4" or code.startswith("-") for code in codes.split(",")[:runs])
+
+
+SUPERVISOR = """
+import signal, sys
+from openrlhf_ktae.faults import supervisor
+supervisor.PAUSE_SECONDS = float(sys.argv[1])
+sys.exit(supervisor.supervise([], lambda: (), 3, print, (sys.executable, "-c", *sys.argv[2:])))
+"""
+CHILD_OF_SIGNALS = """
+import os, pathlib, signal, sys, time
+log = pathlib.Path(sys.argv[1])
+def note(text):
+    with log.open("a") as file:
+        file.write(text + "\\n")
+if sys.argv[2] == "waits":
+    signal.signal(signal.SIGINT, lambda number, frame: (note("signal"), time.sleep(0.5), sys.exit(4)))
+note(f"start {os.getsid(0)}")
+if sys.argv[2] == "fails":
+    sys.exit(4)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("child", "number", "seconds"),
+    [
+        ("sleeps", signal.SIGTERM, 0),  # it has no handler yet, as in its first second: it dies of the signal
+        ("waits", signal.SIGINT, 0),  # a terminal's Ctrl-C, to the whole group: the child hears of it once
+        ("fails", signal.SIGTERM, 5),  # between two attempts
+    ],
+)
+def test_a_run_that_was_told_to_end_is_not_started_again(child, number, seconds, tmp_path):
+    log = tmp_path / "log"
+    words = [sys.executable, "-c", SUPERVISOR, str(seconds), CHILD_OF_SIGNALS, str(log), child]
+    environment = {**os.environ, processes.VARIABLE: f"supervised-{tmp_path.name}"}
+    run = subprocess.Popen(words, env=environment, start_new_session=True, stdout=subprocess.PIPE)
+    end = time.monotonic() + 30
+    while not log.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(1.0 if child == "fails" else 0.3)
+    os.killpg(run.pid, number)
+    assert run.wait(30) == 130
+    lines = log.read_text().splitlines()
+    assert len([line for line in lines if line.startswith("start")]) == 1
+    assert lines.count("signal") == (child == "waits")
+
+
+def test_the_child_of_a_supervisor_that_is_killed_gets_sigterm(tmp_path):
+    words = [sys.executable, "-c", SUPERVISOR, "0", CHILD_OF_SIGNALS, str(tmp_path / "log"), "sleeps"]
+    run = subprocess.Popen(words, env={**os.environ, processes.VARIABLE: f"supervised-{tmp_path.name}"})
+    end = time.monotonic() + 30
+    while not (tmp_path / "log").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    (child,) = psutil.Process(run.pid).children()
+    run.kill()
+    run.wait()
+    assert psutil.wait_procs([child], timeout=10)[0] == [child]
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from openrlhf_ktae.checkpoint.resume import CannotResume
 from openrlhf_ktae.checkpoint.write import begin, commit
 from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.cli.train_ppo_ray import Supervised
 from openrlhf_ktae.run import directory
 from openrlhf_ktae.run.record import RunRecord, read_record
 from openrlhf_ktae.run.resuming import choose_checkpoint
@@ -147,3 +149,13 @@ def test_the_written_options_can_be_given_back_to_the_command(parsed, tmp_path):
     again = parse_command_line(["--config", str(tmp_path / "run" / "config.yaml")])
     choose_checkpoint(again, "cpu")
     assert again.run.resume_step == 20
+
+
+def test_a_supervisor_goes_on_from_this_runs_checkpoints_once_there_are_some(parsed):
+    """Until then from where the user said, which may be another run's checkpoint, or an older one of this folder."""
+    args = parsed()
+    save(args, 40)
+    options = Supervised(3, Path(args.ckpt.path))
+    assert list(options.resume_words()) == []
+    save(args, 22)
+    assert list(options.resume_words()) == ["--resume", "auto"]

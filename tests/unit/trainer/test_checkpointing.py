@@ -215,3 +215,36 @@ def test_a_best_that_could_not_be_written_is_not_the_best(new_trainer):
     trainer.actor_model_group.broken = None
     trainer.save_best_checkpoint({"eval_macro_accuracy": 0.5}, 4, client_states(4))
     assert names(trainer) == ["best_global_step4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "saved", "text"),
+    [
+        ([], ["best_global_step3", "global_step2"], "checkpoint of step 3 in "),
+        (["--ckpt.disable_ds"], [], "no weights were saved (--ckpt.disable_ds without --ckpt.save_hf)"),
+        (["--ckpt.disable_ds", "--ckpt.save_hf"], ["best_global_step3", "global_step2"], "export of step 3 in "),
+    ],
+)
+def test_a_checkpoint_without_weights_is_not_written(new_trainer, words, saved, text):
+    from openrlhf_ktae.faults.guarded_trainer import what_is_saved
+
+    trainer = new_trainer("--eval.dataset", "e.jsonl", *words)
+    train(trainer, 2)
+    trainer.save_best_checkpoint({"eval_macro_accuracy": 0.5}, 3, client_states(3))
+    assert names(trainer) == saved
+    assert what_is_saved(trainer.args, trainer.saved_step).startswith(text)
+
+
+def test_a_run_that_goes_on_knows_what_it_has(new_trainer):
+    from openrlhf_ktae.faults.guarded_trainer import what_is_saved
+
+    first = new_trainer()
+    train(first, 2)
+    path = f"{first.args.ckpt.path}/global_step2"
+    own = new_trainer(resume_from=path, states=first.actor_model_group.states)
+    own.init_checkpoint_states()
+    assert what_is_saved(own.args, own.saved_step) == f"checkpoint of step 2 in {own.args.ckpt.path}"
+    other = new_trainer("--ckpt.path", f"{first.args.run.dir}/other", resume_from=path)
+    other.actor_model_group.states = first.actor_model_group.states
+    other.init_checkpoint_states()
+    assert what_is_saved(other.args, other.saved_step) == f"nothing new to save after {path}"

@@ -206,6 +206,25 @@ def test_more_steps_lost_than_may_be_and_a_damaged_checkpoint_are_faults(small):
     assert "global_step2: part has other content" in run.toll.wrong[1]
 
 
+def test_a_run_that_does_not_go_on_from_its_checkpoint_is_a_fault(small):
+    """The small script always begins anew: all that a run computes twice would be the same."""
+    run = small("alone")
+    run.suffer(Death(EVERYTHING, step=5, share=0.0))
+    assert run.toll.wrong == []
+    run.suffer(Death(EVERYTHING, step=3, share=0.0))
+    assert "it went on from step None; the newest checkpoint was of step 4" in run.toll.wrong[0]
+
+
+def test_what_an_earlier_death_left_of_a_checkpoint_is_no_write(small):
+    run = small("alone")
+    run.suffer(Death(WRITING, step=5, share=0.1))
+    assert any(run.checkpoints.glob(".writing-*"))
+    process = run._start()
+    assert not run._writes()
+    process.kill()
+    process.wait()
+
+
 def test_a_run_that_ends_by_itself_with_an_error_is_no_death(small, monkeypatch):
     run = small("alone")
     monkeypatch.setattr("openrlhf_ktae.trials.trial.Trial.last_words", lambda self, name, what: what)
