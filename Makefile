@@ -11,7 +11,7 @@ TRAIN := $(BIN)/python -m openrlhf_ktae.cli.train_ppo_ray
 QUICKSTART_ARGS ?=
 LLM_ARGS ?=
 TEST_JOBS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --durations 15
 
 .PHONY: setup setup-gpu quickstart quickstart-llm test check unit e2e browser format clean
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from marks import RARELY
 from run_processes import processes_of, wait_until_none
 
 from openrlhf_ktae.checkpoint.folder import verify
@@ -80,7 +81,7 @@ def test_a_cluster_with_too_few_devices_is_refused(cluster, root, tmp_path):
     assert "--num-gpus 2" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=RARELY)])
 def test_an_interrupted_run_leaves_no_process_and_a_whole_checkpoint(root, environment, tmp_path, name):
     """A terminal's Ctrl-C reaches the whole process group, a scheduler's SIGTERM this process alone."""
     marker = f"interrupt-{os.getpid()}"

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from marks import RARELY
 from run_processes import processes_of
 
 from openrlhf_ktae.checkpoint.folder import STAGING, listed, verify
@@ -162,7 +163,6 @@ def test_a_dead_rank_ends_the_run_and_the_supervisor_goes_on(start, tmp_path):
 
 DISK_BYTES = 64 * 2**20
 ASYNCHRONOUS = "--train.colocate_all false --train.async_enable"
-RARELY = pytest.mark.skipif("KTAE_TEST_ALL" not in os.environ, reason="KTAE_TEST_ALL runs it")
 DISK_CASES = [
     ("continue", ""),
     pytest.param("stop", "", marks=RARELY),

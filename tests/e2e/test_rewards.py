@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 
+from marks import RARELY
+
 from openrlhf_ktae.run.rollout_record import find, read_groups
 
 REWARDS = """
@@ -36,6 +38,7 @@ def test_every_kind_of_reward_in_a_batch(train, root, tmp_path):
     assert credited_kinds(run.directory, kinds) == {"negative", "fraction"}
 
 
+@RARELY
 def test_constant_rewards_are_noted_after_two_steps(train, root, tmp_path):
     rows = [json.loads(line) for line in (root / "examples/quickstart/data/train.jsonl").read_text().splitlines()[:24]]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -1,0 +1,10 @@
+"""Marks of end-to-end tests."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+RARELY = pytest.mark.skipif("KTAE_TEST_ALL" not in os.environ, reason="KTAE_TEST_ALL runs it")
+"""For runs whose rule has a unit test, or that differ little from another run: each start costs most of a minute."""
