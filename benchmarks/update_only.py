@@ -3,8 +3,9 @@
     python benchmarks/update_only.py SPEC.json RANK WORLD PORT
 
 SPEC: `model` (folder), `options` (words of the command line), `steps`, `rollouts` (of a step), `length` (tokens of the
-longest), `vocabulary`, `out` (rank 0 writes OUT.json, and OUT.pt with the weights if `weights`). Used to compare
-ranks, ZeRO stages and batchings with each other, and the planner's memory with measured peaks.
+longest), `masked` (of them, without an action token; 0 unless given), `vocabulary`, `out` (rank 0 writes OUT.json, and
+OUT.pt with the weights if `weights`). Used to compare ranks, ZeRO stages and batchings with each other, and the
+planner's memory with measured peaks.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def rollouts(spec: dict[str, Any], step: int) -> list[Any]:
 
     generator = torch.Generator().manual_seed(1000 + step)
     made = []
-    for _ in range(spec["rollouts"]):
+    for number in range(spec["rollouts"]):
         total = int(torch.randint(spec["length"] // 2, spec["length"] + 1, (1,), generator=generator))
         mask = torch.ones(1, total - 1)
-        mask[:, : total // 4] = 0
+        mask[:, : total if number < spec.get("masked", 0) else total // 4] = 0
         noise = 0.1 * torch.randn(1, total - 1, generator=generator)
         advantage = torch.randn(1, 1, generator=generator)
         made.append(

@@ -1,7 +1,7 @@
 """KTAE in verl: `algorithm.adv_estimator=ktae`. Tested with verl 0.9.1, torch 2.13.0.
 
-Import this module in the process of the trainer, or set `VERL_USE_EXTERNAL_MODULES=openrlhf_ktae.adapters.verl`.
-Options of KTAE: replace `openrlhf_ktae.adapters.verl.options` before training. verl hands its estimators no token
+Import this module in the process of the trainer, from a module of your own that sets `special_token_ids` and, if you
+like, `options`, and that `VERL_USE_EXTERNAL_MODULES` names. verl hands its estimators no token
 ids, so `compute_advantage` is wrapped to keep the batch at hand. verl's trainers that leave out the responses when they
 compute advantages (`verl.trainer.ppo.v1`) are refused.
 """
@@ -18,8 +18,9 @@ from verl.trainer.ppo import core_algos, ray_trainer
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
 
 options = KTAEConfig()
-special_token_ids: tuple[int, ...] = ()
-"""Ids that never get a value: the tokenizer's `all_special_ids`."""
+special_token_ids: tuple[int, ...] | None = None
+"""Ids that never get a value: the tokenizer's `all_special_ids`. Must be set: the end of a response, which responses
+that were cut off lack, would become a key token."""
 _batch: ContextVar[Any] = ContextVar("batch whose advantages are being computed")
 _host = ray_trainer.compute_advantage
 
@@ -41,6 +42,11 @@ def ktae_advantages(
     data = _batch.get(None)
     if data is None or "responses" not in data.batch or "token_level_scores" not in data.batch:
         raise RuntimeError("ktae needs responses and token_level_scores in the batch: use RayPPOTrainer")
+    if special_token_ids is None:
+        raise RuntimeError(
+            "set openrlhf_ktae.adapters.verl.special_token_ids = tuple(tokenizer.all_special_ids) in the module that "
+            "VERL_USE_EXTERNAL_MODULES names (docs/ktae.md)"
+        )
     by_std = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
     base_BT, _ = core_algos.compute_grpo_outcome_advantage(
         token_level_rewards, response_mask, index, norm_adv_by_std_in_grpo=by_std

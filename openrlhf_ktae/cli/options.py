@@ -247,8 +247,15 @@ def finish(parsed: argparse.Namespace) -> None:
                 "(the paper takes 16)"
             )
         options["algo.advantage.estimator"] = options["algo.ktae.base"]
-    elif options["algo.ktae.shadow"]:
-        raise BadOption("--algo.ktae.shadow true: only with --algo.advantage.estimator ktae")
+    else:
+        for name in ("shadow", "shuffle_labels"):
+            if options[f"algo.ktae.{name}"]:
+                raise BadOption(f"--algo.ktae.{name} true: only with --algo.advantage.estimator ktae")
+    if options["algo.dynamic_filtering_skip_solved"] and not options["algo.dynamic_filtering_enable"]:
+        raise BadOption(
+            f"--algo.dynamic_filtering_skip_solved {options['algo.dynamic_filtering_skip_solved']}: only with "
+            "--algo.dynamic_filtering_enable"
+        )
     for name in ("record_rollouts", "record_max_mb", "record_groups"):
         if options[f"ktae.{name}"] < 0:
             raise BadOption(f"--ktae.{name} {options[f'ktae.{name}']}: give 0 or more")

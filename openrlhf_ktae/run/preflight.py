@@ -99,10 +99,10 @@ def batch_problems(args: SimpleNamespace) -> Iterator[str]:
             "gradient of the last micro-batch alone; use --ds.zero_stage 3"
         )
     generated = args.rollout.vllm_generate_batch_size
-    if generated and generated < args.rollout.batch_size and not args.train.async_enable:
+    if generated and generated < args.rollout.batch_size:
         yield (
             f"--rollout.vllm_generate_batch_size {generated}: below --rollout.batch_size {args.rollout.batch_size}, "
-            "every step would silently be smaller; leave it out or make it equal"
+            "every step would silently be smaller, or have nothing to train on; leave it out or make it equal"
         )
 
 
@@ -161,6 +161,11 @@ def _loss(args: SimpleNamespace) -> Iterator[str]:
         )
     if args.actor.dr_grpo_norm and args.rollout.max_new_tokens is None:
         yield "--actor.dr_grpo_norm true: divides by --rollout.max_new_tokens, which is not set; give it"
+    if args.actor.dr_grpo_norm and args.actor.policy_loss_type == "gspo":
+        yield (
+            "--actor.dr_grpo_norm true: with --actor.policy_loss_type gspo the loss is a mean over responses, whose "
+            "tokens are not counted; leave one of them out"
+        )
     if args.actor.dr_grpo_norm and args.actor.loss_agg_mode != "token-mean":
         yield (
             f"--actor.loss_agg_mode {args.actor.loss_agg_mode}: --actor.dr_grpo_norm replaces the number of tokens, so "

@@ -41,10 +41,7 @@ class KTAEPPOTrainer(
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, between two evaluations."""
-        trackers = [tracker for tracker in (self.wandb_logger, self.tensorboard_logger) if tracker]
-        closing = [tracker.close for tracker in trackers]
-        for tracker in trackers:
-            tracker.close = lambda: None  # the host closes at the end of `fit`; the last evaluation comes after
+        self.hold_trackers()
         self.record_plan(len(self.prompts_dataloader))
         if not resumes(self.args):
             self._evaluate_edge("before", global_step)
@@ -59,8 +56,7 @@ class KTAEPPOTrainer(
         if left:
             self.record.note(f"{left} rollouts at the end of the data are not trained on: no step can divide so few")
         self._evaluate_edge("after", self.record.last_step)
-        for close in closing:
-            close()
+        self.close_trackers()
 
     def broadcast_to_vllm(self) -> None:
         """Send the weights as the host does; then make up for an evaluation."""

@@ -114,6 +114,7 @@ class KTAETrainingActor(
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, or until it is asked to end; a stop is told to the process that started this one."""
+        self.hold_trackers()
         self.end_order.training()
         try:
             super().fit(global_step)
@@ -161,6 +162,10 @@ class KTAEPPOTrainerAsync(_HostTrainer):
 
     def fit(self) -> None:
         """Train as the host does, between two evaluations."""
+        self._fit()
+        ray.get(self.trainer_actor.close_trackers.remote())
+
+    def _fit(self) -> None:
         prompts = ray.get(self.generator_actor.number_of_prompts.remote())
         ray.get(self.trainer_actor.record_plan.remote(prompts))
         if not resumes(self.args):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from openrlhf.utils.logging_utils import init_logger
 
+from openrlhf_ktae.run.batches import trainable
 from openrlhf_ktae.run.record import RunRecord
 from openrlhf_ktae.run.rollout_record import RolloutRecorder
 
@@ -30,6 +32,7 @@ class RecordingTrainer:
     tokenizer: Any
     tensorboard_logger: Any
     wandb_logger: Any
+    _closing: list[Callable[[], None]]
 
     @property
     def record(self) -> RunRecord:
@@ -57,7 +60,9 @@ class RecordingTrainer:
 
     def record_plan(self, prompts: int) -> None:
         """Write how many steps the data allow, for the progress of the run; filtering can make them fewer."""
-        self.record.plan(prompts // self.args.rollout.batch_size * self.args.train.num_episodes)
+        whole, rest = divmod(prompts, self.args.rollout.batch_size)
+        last = trainable(rest * self.args.rollout.n_samples_per_prompt, self.args) > 0
+        self.record.plan((whole + last) * self.args.train.num_episodes)
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
         """Add KTAE's metrics to the host's; record the rollouts where this step's are asked for."""
@@ -88,6 +93,20 @@ class RecordingTrainer:
             text = "\n".join(f"    {side}: {tokens}" for side, tokens in key_tokens.items())
             self.tensorboard_logger.writer.add_text("train/key_tokens", text, global_step)
         self.record.step(global_step, logs_dict or {}, key_tokens)
+
+    def hold_trackers(self) -> None:
+        """Keep TensorBoard and W&B open where the host closes them, for the last evaluation comes after."""
+        self._closing = []
+        for tracker in (self.wandb_logger, self.tensorboard_logger):
+            if tracker:
+                self._closing.append(tracker.close)
+                tracker.close = lambda: None
+
+    def close_trackers(self) -> None:
+        """Close what `hold_trackers` kept open."""
+        for close in self._closing:
+            close()
+        self._closing = []
 
     def track_evaluation(self, global_step: int, logs: dict[str, float]) -> None:
         """Send an evaluation's figures to TensorBoard and W&B, as the host sends its own."""

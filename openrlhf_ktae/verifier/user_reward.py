@@ -12,9 +12,10 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,11 +47,18 @@ class RewardFile:
         self._log_keys = tuple(log_keys)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="reward_func")
         self._logged: set[str] = set()
+        self._ended = 0
 
     async def grade(self, query: str, prompt: Any, label: Any) -> UserReward:
         """Reward of one rollout: the function gets lists of length one, as from the host."""
-        loop = asyncio.get_running_loop()
-        call = loop.run_in_executor(self._threads, self._call, query, prompt, label)
+        loop, started = asyncio.get_running_loop(), asyncio.Event()
+        begin = partial(loop.call_soon_threadsafe, started.set)
+        call = loop.run_in_executor(self._threads, self._call, begin, query, prompt, label)
+        if not await self._starts(started):
+            call.cancel()
+            return self._failed(
+                f"no call of reward_func has ended for {self._timeout_s} s, and {THREADS} are under way"
+            )
         try:
             return self._read(await asyncio.wait_for(asyncio.shield(call), self._timeout_s))
         except TimeoutError:
@@ -58,12 +66,25 @@ class RewardFile:
         except Exception:
             return self._failed(traceback.format_exc())
 
-    def _call(self, query: str, prompt: Any, label: Any) -> Any:
+    async def _starts(self, started: asyncio.Event) -> bool:
+        """Wait for a free thread, as long as other calls end; waiting is not counted as the call's own time."""
+        while True:
+            ended = self._ended
+            try:
+                return await asyncio.wait_for(started.wait(), self._timeout_s)
+            except TimeoutError:
+                if self._ended == ended:
+                    return False
+
+    def _call(self, begin: Callable[[], Any], query: str, prompt: Any, label: Any) -> Any:
         """In a thread: not even `exit()` gets out of it as more than an error."""
+        begin()
         try:
             return self._function([query], [prompt], [label])
         except SystemExit as error:
             raise RuntimeError(f"reward_func raised {error!r}") from error
+        finally:
+            self._ended += 1
 
     def _read(self, result: Any) -> UserReward:
         if not isinstance(result, Mapping) or "rewards" not in result:

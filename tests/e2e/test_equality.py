@@ -37,14 +37,15 @@ def update(root, environment, tmp_path_factory):
     """Take the steps with `words` on `ranks` processes; return losses and weights."""
     known = {}
 
-    def run(ranks: int, words: str):
-        if (ranks, words) in known:
-            return known[ranks, words]
+    def run(ranks: int, words: str, masked: int = 0):
+        if (ranks, words, masked) in known:
+            return known[ranks, words, masked]
         out = tmp_path_factory.mktemp("update") / "result"
         options = [*COMMON.split(), *words.split(), "--actor.num_gpus_per_node", str(ranks)]
         spec = {"model": MODEL, "options": options, "steps": STEPS, "rollouts": ROLLOUTS, "length": 48}
         path = Path(f"{out}.spec.json")
-        path.write_text(json.dumps({**spec, "vocabulary": 190, "out": str(out), "weights": True}))
+        spec |= {"vocabulary": 190, "masked": masked, "out": str(out), "weights": True}
+        path.write_text(json.dumps(spec))
         with socket.socket() as sock:
             sock.bind(("", 0))
             port = str(sock.getsockname()[1])
@@ -62,8 +63,8 @@ def update(root, environment, tmp_path_factory):
         ]
         outputs = [process.communicate(timeout=300)[0] for process in processes]
         assert not any(process.returncode for process in processes), outputs[0][-2000:]
-        known[ranks, words] = json.loads(Path(f"{out}.json").read_text())["loss"], torch.load(f"{out}.pt")
-        return known[ranks, words]
+        known[ranks, words, masked] = json.loads(Path(f"{out}.json").read_text())["loss"], torch.load(f"{out}.pt")
+        return known[ranks, words, masked]
 
     return run
 
@@ -98,6 +99,14 @@ def test_the_measure_sees_another_update(update, root):
     losses, other = update(1, f"--zero_stage 2 {DYNAMIC}")
     assert losses[0] == pytest.approx(update(1, f"--zero_stage 2 {SMALL_BATCHES}")[0][0], rel=LOSS)
     assert difference(weights, other, root) > 0.3
+
+
+def test_micro_batches_without_an_action_token(update, root):
+    """Truncated or failed rollouts alone in a micro-batch: the host divides by their number of tokens."""
+    losses, weights = update(1, "--zero_stage 3 --micro_train_batch_size 1", masked=5)
+    others, other_weights = update(1, f"--zero_stage 3 {SMALL_BATCHES}", masked=5)
+    assert others == pytest.approx(losses, rel=LOSS, abs=LOSS)
+    assert difference(weights, other_weights, root) < UPDATE
 
 
 def test_tensor_parallel_by_two(update):

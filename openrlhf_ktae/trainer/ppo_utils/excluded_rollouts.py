@@ -15,9 +15,8 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
-from openrlhf_ktae.trainer.ppo_utils.response_lengths import apply_length_penalties, without
+from openrlhf_ktae.trainer.ppo_utils.response_lengths import PENALTIES, apply_length_penalties, without
 
-PENALTIES = ("overlong_buffer_len", "stop_properly_penalty_coef")
 LOGGED = ("score", "reward", "kl", "logprobs_diff")  # the last two are the host's means over tokens: 0 / 0 without one
 
 

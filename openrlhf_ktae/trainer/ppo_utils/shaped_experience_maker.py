@@ -10,7 +10,13 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.faults.models import RevivingExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import left_out, update_has_them
-from openrlhf_ktae.trainer.ppo_utils.response_lengths import mask_truncated, shape_overlong, without
+from openrlhf_ktae.trainer.ppo_utils.response_lengths import (
+    PENALTIES,
+    apply_length_penalties,
+    level_equal_rewards,
+    mask_truncated,
+    without,
+)
 
 
 class ShapedExperienceMaker(RevivingExperienceMaker):
@@ -41,7 +47,9 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
-        """Shape rewards for overlong responses, then let the host compute its advantages from them."""
-        shape_overlong(experiences, self.args)
-        with without(self.args.reward, "overlong_buffer_len"):
+        """Shape rewards by length, then let the host compute its advantages from them; equal rewards give none."""
+        apply_length_penalties(experiences, self.args)
+        if self.args.algo.advantage.estimator == "group_norm":
+            level_equal_rewards(experiences, self.args.rollout.n_samples_per_prompt)
+        with without(self.args.reward, *PENALTIES):  # done above; not a second time
             return super().compute_advantages_and_returns(experiences)

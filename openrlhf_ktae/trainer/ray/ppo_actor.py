@@ -15,6 +15,7 @@ from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
 from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
 
+NO_TOKENS = 1e-6  # weight of a micro-batch without action tokens: the host divides by the sum of these
 _HostPolicyModelActor: Any = undecorated(host.PolicyModelActor)
 
 
@@ -48,6 +49,7 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
         info = normaliser(loss_batch_info, self.args, self.strategy.accumulated_gradient)
         status = super().training_step(experience, kl_ctl, step, info)
         if status["num_action_tokens"] == 0:
+            status["num_action_tokens"] = NO_TOKENS
             tensors = {k: v for k, v in status["metrics"].items() if isinstance(v, torch.Tensor)}
             status["metrics"].update({k: torch.nan_to_num(v.float()) for k, v in tensors.items()})
         return status

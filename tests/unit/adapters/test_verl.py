@@ -105,3 +105,9 @@ def test_verl_imports_it_when_told_by_its_environment_variable():
     environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": "openrlhf_ktae.adapters.verl"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert run.stdout.splitlines()[-1:] == ["ktae_advantages"], run.stderr
+
+
+def test_special_ids_must_be_named(monkeypatch):
+    monkeypatch.setattr(adapter, "special_token_ids", None)
+    with pytest.raises(RuntimeError, match="special_token_ids"):
+        advantages(batch(), "ktae")

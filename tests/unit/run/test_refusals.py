@@ -32,6 +32,22 @@ BAD = [
     ({"n_samples_per_prompt": "1"}, "--rollout.n_samples_per_prompt 1", "at least 2"),
     ({"algo.ktae.weight": "-1"}, "--algo.ktae.weight", "at least 0"),
     ({"algo.ktae.shadow": "true", "advantage_estimator": "group_norm"}, "--algo.ktae.shadow", "ktae"),
+    ({"algo.ktae.shuffle_labels": "true", "advantage_estimator": "group_norm"}, "--algo.ktae.shuffle_labels", "ktae"),
+    (
+        {"algo.dynamic_filtering_skip_solved": "2"},
+        "--algo.dynamic_filtering_skip_solved 2",
+        "--algo.dynamic_filtering_enable",
+    ),
+    (
+        {"async_train": "true", "colocate_all_models": "false", "vllm_generate_batch_size": "1"},
+        "--rollout.vllm_generate_batch_size 1",
+        "leave it out",
+    ),
+    (
+        {"actor.dr_grpo_norm": "true", "max_new_tokens": "32", "actor.policy_loss_type": "gspo"},
+        "--actor.dr_grpo_norm true",
+        "gspo",
+    ),
     ({"algo.ktae.p_max": "0.2"}, "p_max", "calibrated"),
     ({"micro_rollout_batch_size": "3"}, "--rollout.micro_batch_size 3", "use 18"),
     ({"train_batch_size": "12"}, "--train.batch_size 12", "use 16"),

@@ -248,3 +248,10 @@ def test_a_run_that_goes_on_knows_what_it_has(new_trainer):
     other.actor_model_group.states = first.actor_model_group.states
     other.init_checkpoint_states()
     assert what_is_saved(other.args, other.saved_step) == f"nothing new to save after {path}"
+
+
+@pytest.mark.parametrize(("prompts", "steps"), [(320, 40), (323, 40), (324, 41)])
+def test_the_plan_counts_a_short_last_batch_that_can_be_trained_on(new_trainer, prompts, steps):
+    trainer = new_trainer("--rollout.batch_size", "8", "--train.batch_size", "16", "--train.num_episodes", "2")
+    trainer.record_plan(prompts)
+    assert [row["steps"] for row in read_record(trainer.args.run.dir)] == [2 * steps]

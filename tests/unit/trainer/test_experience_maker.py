@@ -101,6 +101,22 @@ def test_one_sided_groups_are_the_host_exactly(module):
     assert tested.metrics["ktae/mixed_group_share"] == 0.0
 
 
+@pytest.mark.parametrize("reward", [0.1, 0.3, -0.1, 1.1])
+@pytest.mark.parametrize("size", [8, 12, 16])
+@pytest.mark.parametrize("unknown", [0, 1])
+def test_equal_rewards_prefer_nothing(module, reward, size, unknown):
+    """The host's mean of such a group is off by a rounding, which it then divides by 1e-9: an advantage of up to 10."""
+    samples = rollouts(prompts=2, per_prompt=size)
+    for sample in samples[:size]:
+        sample.rewards, sample.scores = torch.tensor([reward]), torch.tensor([0.0])
+    for sample in samples[:unknown]:
+        sample.scores = torch.tensor([torch.nan])
+    tested = maker(module, "--n_samples_per_prompt", str(size))
+    result = by_rollout(tested.compute_advantages_and_returns(batched(samples, 4)))
+    assert all(bool((result[index] == 0).all()) for index in range(size))
+    assert all(bool(result[index].abs().max() > 0.1) for index in range(size, 2 * size)), "the other group is mixed"
+
+
 def test_a_group_of_two_prompts_is_refused(module):
     samples = rollouts()
     samples[1].prompts = ["another"]

@@ -271,3 +271,21 @@ def test_reward_file_that_cannot_be_used_is_refused_at_the_start(agent, tmp_path
 def test_verdicts_of_all_kinds_make_plain_json(agent):
     fields = agent().reward_fields(Verdict("wrong", "x", extracted="5"), 0.0, 0.0, "text", {})
     assert json.loads(json.dumps(fields)) == fields
+
+
+def test_waiting_for_a_free_thread_is_not_the_calls_own_time(tmp_path, monkeypatch):
+    from openrlhf_ktae.verifier import user_reward
+
+    monkeypatch.setattr(user_reward, "THREADS", 2)
+    source = "import time\ndef reward_func(q, p, l):\n    time.sleep(float(l[0]))\n    return {'rewards': [1.0]}\n"
+    (tmp_path / "reward.py").write_text(source)
+    file = user_reward.RewardFile(str(tmp_path / "reward.py"), timeout_s=0.5)
+
+    async def grades(*seconds):
+        return await asyncio.gather(*(file.grade("q", "p", label) for label in seconds))
+
+    assert [one.failure for one in asyncio.run(grades(*[0.3] * 8))] == [""] * 8, "1.2 s in all, 0.3 s a call"
+    slow, other, waiting = asyncio.run(grades(3.0, 3.0, 0.0))
+    assert "took longer than 0.5 s" in slow.failure
+    assert "took longer than 0.5 s" in other.failure
+    assert "no call of reward_func has ended for 0.5 s, and 2 are under way" in waiting.failure
