@@ -19,6 +19,8 @@ from openrlhf_ktae.evaluation.stored import BadInput
 from openrlhf_ktae.verifier.config import VerifierConfig
 
 DEFAULT_OUTPUT = "results"
+DEFAULT_TEMPLATE = "qwen-math"
+RAW = "none"  # for --write_prompts: training fills --data.input_template
 REWARDS = ("reward_file", "reward_timeout_s", "reward_log_keys", "correct_reward", "wrong_reward", "format_reward")
 NOT_HERE = (*REWARDS, "max_unknown_share", "unknown_window", "after_retry")
 EXAMPLES = """
@@ -66,10 +68,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     where.add_argument("--benchmark_dir", type=Path, metavar="DIR", help="take NAME.jsonl from here, not from the Hub")
     where.add_argument("--limit", type=_positive, metavar="N", help="only the first N problems of each")
     where.add_argument(
-        "--template", default="qwen-math", help="qwen-math, r1, chat, none or a text file with {problem}"
+        "--template",
+        help="qwen-math, r1, chat, none or a text file with {problem} (default: qwen-math; with --write_prompts none)",
     )
     where.add_argument(
-        "--write_prompts", type=Path, metavar="FILE", help="write the prompts for --eval.dataset, no more"
+        "--write_prompts",
+        type=Path,
+        metavar="FILE",
+        help="write the problems for --eval.dataset, no more; training puts them into --data.input_template. With "
+        "--template they are filled already: train without --data.input_template then",
     )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--samples", type=_positive, default=1, metavar="K", help="samples a problem (default: 1)")
@@ -94,6 +101,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _refuse(options: argparse.Namespace) -> None:
     chosen = [name for name in ("model", "responses", "compare") if getattr(options, name)]
+    if options.write_prompts:
+        _refuse_prompts(options, [name for name in chosen if name != "model"])
+        return
     if len(chosen) != 1:
         raise BadOption(f"give one of --model, --responses and --compare (found {', '.join(chosen) or 'none'})")
     if options.model and not options.benchmarks:
@@ -104,6 +114,15 @@ def _refuse(options: argparse.Namespace) -> None:
         raise BadOption(f"--samples {options.samples}: all would be equal at --temperature 0; give a temperature above")
     if not 0 < options.top_p <= 1:
         raise BadOption(f"--top_p {options.top_p}: give a number above 0 and at most 1")
+
+
+def _refuse_prompts(options: argparse.Namespace, others: list[str]) -> None:
+    if others:
+        raise BadOption(f"--write_prompts {options.write_prompts}: leave out --{others[0]}; prompts are written alone")
+    if not options.benchmarks:
+        raise BadOption(f"--write_prompts {options.write_prompts}: give --benchmarks too, such as --benchmarks math500")
+    if options.template == "chat" and not options.model:
+        raise BadOption("--template chat: give --model too, whose chat template the prompts carry")
 
 
 def _positive(text: str) -> int:
@@ -142,6 +161,7 @@ def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) ->
     from openrlhf_ktae.evaluation.generation import Engines, Sampling
     from openrlhf_ktae.evaluation.templates import template
 
+    name = options.template or DEFAULT_TEMPLATE
     names = options.benchmarks.split(",")
     problems = load_problems(names, options.benchmark_dir, options.limit)
     backend = resolve(options.backend)
@@ -159,12 +179,12 @@ def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) ->
     )
     about = {
         "model": options.model,
-        "template": options.template,
+        "template": name,
         "sampling": asdict(sampling),
         "sources": describe(names, options.benchmark_dir),
         "limit": options.limit,
     }
-    filled = template(options.template, tokenizer)
+    filled = template(name, tokenizer)
     return evaluate_model(
         problems, about, output, tokenizer, filled, engines, sampling, backend, config, _say, options.overwrite
     )
@@ -178,10 +198,8 @@ def _write_prompts(options: argparse.Namespace) -> None:
     from openrlhf_ktae.evaluation.evaluate import load_problems, prompts_for_training
     from openrlhf_ktae.evaluation.templates import template
 
-    if not options.model:
-        raise BadOption(f"--write_prompts {options.write_prompts}: give --model, whose template the prompts carry")
     problems = load_problems(options.benchmarks.split(","), options.benchmark_dir, options.limit)
-    filled = template(options.template, load_tokenizer(options.model, "--model"))
+    filled = template(options.template or RAW, load_tokenizer(options.model, "--model") if options.model else None)
     with options.write_prompts.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prompts_for_training(problems, filled))
     print(f"{len(problems)} prompts in {options.write_prompts}; columns input, label, datasource")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -12,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from openrlhf_ktae.backend import Backend
+from openrlhf_ktae.checkpoint.files import digests
 from openrlhf_ktae.evaluation import stored
 from openrlhf_ktae.evaluation.benchmarks import Problem, load, source
 from openrlhf_ktae.evaluation.generation import Completion, Engines, Request, Sampling, generate, open_engine
@@ -19,10 +22,12 @@ from openrlhf_ktae.evaluation.grading import CHUNK, STREAM_CHUNK, Response, grad
 from openrlhf_ktae.evaluation.results import ResultFolder
 from openrlhf_ktae.evaluation.stored import BadInput
 from openrlhf_ktae.evaluation.summary import markdown, summarize
-from openrlhf_ktae.evaluation.templates import Template
+from openrlhf_ktae.evaluation.templates import MARK, Template
 from openrlhf_ktae.verifier import Verifier, VerifierConfig
 
 Summary = dict[str, Any]
+MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+WEIGHT_FILES = (".safetensors", ".bin", ".model")
 
 
 def grade_stored(
@@ -93,8 +98,21 @@ def evaluate_model(
     say: Callable[[str], None],
     overwrite: bool = False,
 ) -> Summary:
-    """Generate, grade and summarize; what `output` holds already is not generated again."""
-    about = {**about, "verifier": asdict(config), "grader": grader()}
+    """Generate, grade and summarize; what `output` holds already is not generated again.
+
+    Raises:
+        BadInput: a prompt is too long, or `output` holds results of other settings, or of a model, problems or a
+            template with another content.
+    """
+    about = {
+        **about,
+        "dtype": engines.dtype if backend.name == "cpu" else None,
+        "model_digest": model_digest(engines.model),
+        "problems_digest": problems_digest(problems),
+        "template_text": template.fill(MARK),
+        "verifier": asdict(config),
+        "grader": grader(),
+    }
     folder = ResultFolder(output, about, overwrite)
     done = {(row["benchmark"], row["id"], row["sample"]) for row in folder.rows()}
     total = len(problems) * sampling.samples
@@ -134,6 +152,26 @@ def evaluate_model(
         return _grade(folder, responses, config, about, total, len(done), template.require_tags, STREAM_CHUNK)
     finally:
         engine.close()
+
+
+def model_digest(name: str) -> str | None:
+    """Return a digest of the configuration, tokenizer and weights in a model's folder; None for a name on the Hub."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return None
+    found = (path for path in folder.iterdir() if path.name in MODEL_FILES or path.suffix in WEIGHT_FILES)
+    contents = digests(path for path in found if path.is_file())
+    return _digest({path.name: content for path, content in contents.items()})
+
+
+def problems_digest(problems: Iterable[Problem]) -> str:
+    """Return a digest of the problems and their right answers."""
+    return _digest([asdict(problem) for problem in problems])
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _refuse_too_long(prompts: Iterable[list[int]], engines: Engines, sampling: Sampling) -> None:

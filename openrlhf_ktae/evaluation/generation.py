@@ -169,11 +169,13 @@ class RayEngines:
     """The host's vLLM actors, as in training."""
 
     def __init__(self, engines: Engines, sampling: Sampling, backend: Backend, args: SimpleNamespace) -> None:
-        from openrlhf_ktae.run.launch import environment, start_ray
+        from openrlhf_ktae.run.launch import CLUSTER_VARIABLE, cluster_of_its_own, environment, start_ray
 
         variables = environment(args, backend)
         for name, value in variables.items():
             os.environ.setdefault(name, value)
+        if CLUSTER_VARIABLE not in os.environ:
+            os.environ.update(cluster_of_its_own(args.run.verbose))  # before anything imports Ray, which reads it
         backend.prepare_driver()
         start_ray(args, backend, variables)
         for (module, attribute), actor_class in backend.host_classes().items():
@@ -244,5 +246,5 @@ def _host_arguments(engines: Engines) -> SimpleNamespace:
         verifier=SimpleNamespace(enable=False),
         faults=SimpleNamespace(config={"rollout_retries": 0}),
         model=SimpleNamespace(trust_remote_code=False),
-        run=SimpleNamespace(verbose=False),
+        run=SimpleNamespace(verbose=False, dashboard_host="127.0.0.1"),
     )

@@ -18,8 +18,9 @@ POOLED = "pooled"
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """Return, for each benchmark and pooled, second minus first over the problems that both have.
 
-    The paired bootstrap takes the mean over the samples of a problem; McNemar's exact test is added where both have
-    one sample of each problem. p-values of the benchmarks are also given corrected for their number (Holm).
+    Intervals are those of the paired bootstrap over problems. The test is McNemar's exact one where both have one
+    sample of each problem, else sign flips of the differences of a problem's mean over its samples. p-values of the
+    benchmarks are also given corrected for their number (Holm).
 
     Raises:
         BadInput: a folder has no results, or the two have no problem in common.
@@ -66,11 +67,11 @@ def _compared(keys: list[tuple[str, str]], sides: list[dict[tuple[str, str], lis
         "difference": difference.mean,
         "ci95": [difference.low, difference.high],
         "p": difference.p,
-        "test": "paired bootstrap",
+        "test": "sign flips",
     }
     if all(len(side[key]) == 1 for side in sides for key in keys):
         only_first, only_second, p = mcnemar(first, second)
-        figures |= {"only_first_right": only_first, "only_second_right": only_second, "p_bootstrap": difference.p}
+        figures |= {"only_first_right": only_first, "only_second_right": only_second}
         figures |= {"p": p, "test": "McNemar, exact"}
     return figures
 

@@ -1,7 +1,7 @@
 """The output folder of an evaluation; one that was killed goes on where it stopped.
 
 responses.jsonl   a line a response, in the order of grading
-settings.json     what was asked; a folder of other settings is refused
+settings.json     what was asked, with digests of model and problems; a folder of other settings is refused
 summary.json      figures with 95 % intervals, model, template, sampling, grader
 summary.md        the same as a table
 """
@@ -17,6 +17,7 @@ from openrlhf_ktae.evaluation.stored import BadInput
 from openrlhf_ktae.run.plain_json import parse_json
 
 RESPONSES, SETTINGS, SUMMARY, TABLE = "responses.jsonl", "settings.json", "summary.json", "summary.md"
+SHOWN_CHARACTERS = 200  # of a setting in a message
 
 
 class ResultFolder:
@@ -80,18 +81,30 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _settings_of(path: Path) -> Any:
+def _settings_of(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads(path.read_text(encoding="utf-8")).items())
+    except (OSError, ValueError, AttributeError):
         raise BadInput(f"{path}: missing or unreadable beside results; give --overwrite or another --output") from None
 
 
-def _refuse_other(directory: Path, found: Any, asked: Mapping[str, Any]) -> None:
-    names = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
-    if names:
-        change = ", ".join(f"{name} {found.get(name)!r} instead of {asked.get(name)!r}" for name in names)
-        raise BadInput(f"--output {directory}: has results of other settings ({change}); give --overwrite or another")
+def _refuse_other(directory: Path, found: dict[str, Any], asked: Mapping[str, Any]) -> None:
+    changes = [
+        f"{name} {_short(found[name])} instead of {_short(asked.get(name))}"
+        if name in found
+        else f"{name} is not recorded there"  # an earlier version wrote it, or another kind of evaluation
+        for name in {**found, **asked}
+        if found.get(name) != asked.get(name)
+    ]
+    if changes:
+        raise BadInput(
+            f"--output {directory}: has results of other settings ({', '.join(changes)}); give --overwrite or another"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _cut_torn_line(path: Path) -> None:

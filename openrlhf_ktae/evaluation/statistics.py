@@ -19,7 +19,8 @@ Floats = NDArray[np.float64]
 RESAMPLES = 2000  # the ends of a 95 % interval of 200 problems move by less than 0.3 points beyond this
 SEED = 20250526
 DRAWS_AT_ONCE = 4_000_000  # 32 MB: memory does not grow with problems x resamples
-EXACT_SIGNS = 14  # seeds up to which all 2^S sign patterns are counted
+EXACT_SIGNS = 14  # differences up to which all 2^n sign patterns are counted
+SIGN_DRAWS = 20_000  # sign patterns that are drawn beyond
 
 
 def resampled_means(values_IM: ArrayLike, seed: int = SEED) -> Floats:
@@ -127,35 +128,50 @@ class Difference:
     low: float
     high: float
     p: float
-    """Two-sided: twice the share of resamples on the other side of 0."""
+    """Two-sided, of sign flips."""
 
 
 def paired_bootstrap(first: ArrayLike, second: ArrayLike) -> Difference:
-    """Return the mean difference over the same problems with its interval and p (resampling pairs)."""
+    """Return the mean difference over the same problems with its interval (resampling pairs) and p (sign flips).
+
+    p counts problems that differ alone (see `sign_flip_test`); it is 1 where none does. Resamples would give far too
+    small a p where few differ: hardly any resample is without them.
+    """
     difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     means = resampled_means(difference[:, None])[:, 0]
     low, high = interval(means)
-    # Half a resample added on each side: no p is below what 2,000 resamples can show.
-    below, above = (np.sum(side) + 0.5 for side in (means <= 0, means >= 0))
-    return Difference(float(difference.mean()), low, high, float(min(1.0, 2 * min(below, above) / (RESAMPLES + 1))))
+    differing = difference[difference != 0]
+    p = sign_flip_test(differing) if differing.size else 1.0
+    return Difference(float(difference.mean()), low, high, p)
 
 
 def sign_flip_test(differences: ArrayLike) -> float:
-    """Two-sided p that paired differences (S,) have mean 0: share of sign patterns with as large a mean.
+    """Two-sided p that paired differences (n,) have mean 0: share of sign patterns with as large a mean.
 
-    All 2^S patterns up to S = 14, 20,000 drawn ones beyond. With S seeds no p is below 2 / 2^S.
+    All 2^n patterns up to n = 14 (no p is below 2 / 2^n), 20,000 drawn ones beyond (none is below 1 / 20,000). NaN
+    takes no part; NaN for no differences.
     """
     values = np.asarray(differences, dtype=np.float64)
     values = values[~np.isnan(values)]
     if values.size == 0:
         return float("nan")
-    if values.size <= EXACT_SIGNS:
-        signs = np.array(list(product((1.0, -1.0), repeat=values.size)))
-    else:
-        signs = np.random.default_rng(SEED).choice((1.0, -1.0), size=(20_000, values.size))
-        signs[0] = 1.0  # the pattern observed belongs to the set, so p is above 0
-    means = np.abs(signs @ values)
-    return float(np.mean(means >= abs(values.sum()) * (1 - 1e-9)))
+    rounding = 1e-9 * np.abs(values).sum()
+    as_large = [np.abs(signs @ values) >= abs(values.sum()) - rounding for signs in _sign_patterns(values.size)]
+    return float(np.mean(np.concatenate(as_large)))
+
+
+def _sign_patterns(size: int) -> Iterator[Floats]:
+    """Yield (r, size) blocks of signs, the pattern observed first: it belongs to the set, so p is above 0."""
+    if size <= EXACT_SIGNS:
+        yield np.array(list(product((1.0, -1.0), repeat=size)))
+        return
+    random = np.random.default_rng(SEED)
+    block = max(1, min(SIGN_DRAWS, DRAWS_AT_ONCE // size))
+    for start in range(0, SIGN_DRAWS, block):
+        signs = random.choice((1.0, -1.0), size=(min(block, SIGN_DRAWS - start), size))
+        if start == 0:
+            signs[0] = 1.0
+        yield signs
 
 
 def t_interval(values: ArrayLike) -> tuple[float, float, float]:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from openrlhf_ktae.cli.eval import main
 from openrlhf_ktae.evaluation.benchmarks import load, registry
@@ -47,10 +48,43 @@ def test_templates(tmp_path):
     assert template(str(path), None).fill(problem) == f"Q: {problem}\nA:"
 
 
-def test_prompts_for_training_carry_the_benchmark(tmp_path, root, monkeypatch, capsys):
-    monkeypatch.chdir(root)
-    (tmp_path / "tiny.jsonl").write_text(json.dumps({"problem": "1 + 1", "answer": 2}) + "\n")
-    words = ["--model", "examples/quickstart/model", "--benchmarks", f"{tmp_path}/tiny.jsonl", "--template", "none"]
-    assert main([*words, "--write_prompts", str(tmp_path / "eval.jsonl")]) == 0
-    assert json.loads((tmp_path / "eval.jsonl").read_text()) == {"input": "1 + 1", "label": 2, "datasource": "tiny"}
+def write_prompts(folder, *words):
+    """What `--write_prompts` writes for one problem."""
+    (folder / "tiny.jsonl").write_text(json.dumps({"problem": "1 + {1}", "answer": 2}) + "\n")
+    out = folder / "eval.jsonl"
+    assert main(["--benchmarks", str(folder / "tiny.jsonl"), "--write_prompts", str(out), *words]) == 0
+    return json.loads(out.read_text())
+
+
+def test_prompts_for_training_are_the_problems_with_their_benchmark(tmp_path, capsys):
+    assert write_prompts(tmp_path) == {"input": "1 + {1}", "label": 2, "datasource": "tiny"}
     assert "1 prompts" in capsys.readouterr().out
+
+
+def test_training_fills_them_once_as_the_evaluation_does(tmp_path, root):
+    row = write_prompts(tmp_path)
+    training = yaml.safe_load((root / "configs/base/math.yaml").read_text())["data"]["input_template"]
+    assert training.format(row["input"]) == template("qwen-math", None).fill("1 + {1}")
+
+
+@pytest.mark.parametrize("name", ["qwen-math", "r1", "none"])
+def test_prompts_for_training_carry_a_template_that_is_asked_for(name, tmp_path):
+    assert write_prompts(tmp_path, "--template", name)["input"] == template(name, None).fill("1 + {1}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--write_prompts out.jsonl", "--write_prompts out.jsonl: give --benchmarks too"),
+        ("--write_prompts out.jsonl --benchmarks math500 --responses r.jsonl", "leave out --responses"),
+        ("--write_prompts out.jsonl --benchmarks math500 --compare a b", "leave out --compare"),
+        (
+            "--write_prompts out.jsonl --benchmarks {tmp}/tiny.jsonl --template chat",
+            "--template chat: give --model too",
+        ),
+    ],
+)
+def test_prompts_for_training_are_refused(words, message, tmp_path, capsys):
+    (tmp_path / "tiny.jsonl").write_text(json.dumps({"problem": "1 + 1", "answer": 2}) + "\n")
+    assert main(words.replace("{tmp}", str(tmp_path)).split()) == 2
+    assert message in capsys.readouterr().err

@@ -196,3 +196,17 @@ def test_compare_two_results(tmp_path, capsys):
     assert a["p_holm"] == pytest.approx(4 / 2**6)
     assert comparison["pooled"]["p"] == pytest.approx(2 / 2**12)
     assert capsys.readouterr().out == (tmp_path / "cmp" / "comparison.md").read_text()
+
+
+def test_compare_two_results_of_several_samples(tmp_path, capsys):
+    """5 of 30 problems differ, all the same way: two of the 2^5 patterns of signs have as large a mean."""
+    right, wrong = "so \\boxed{4}", "so \\boxed{5}"
+    base = [{"benchmark": "a", "id": i, "gold": "4", "response": wrong} for i in range(30) for _ in range(2)]
+    better = [{**row, "response": right if number < 10 and number % 2 else wrong} for number, row in enumerate(base)]
+    for name, rows in (("first", base), ("second", better)):
+        main(["--responses", str(written(tmp_path / f"{name}.jsonl", rows)), "--output", str(tmp_path / name)])
+    folders = [str(tmp_path / "first"), str(tmp_path / "second")]
+    assert main(["--compare", *folders, "--output", str(tmp_path / "cmp")]) == 0
+    a = json.loads((tmp_path / "cmp" / "comparison.json").read_text())["benchmarks"]["a"]
+    assert (a["p"], a["test"]) == (pytest.approx(2 / 2**5), "sign flips")
+    assert a["ci95"][0] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -82,6 +83,43 @@ def test_paired_bootstrap_sees_what_unpaired_intervals_hide():
     same = st.paired_bootstrap(first, first + 0.1 * random.standard_normal(300))
     assert same.low < 0 < same.high
     assert same.p > 0.05
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([1 / 8] * 5, 2 / 2**5),
+        ([1 / 8] * 3, 2 / 2**3),
+        ([1 / 8, -1 / 8, 1 / 4], 6 / 2**3),
+        ([1 / 8] * 14, 2 / 2**14),
+        ([], 1.0),
+    ],
+)
+def test_few_problems_that_differ_give_no_small_p(differences, p):
+    """30 problems with 8 samples: by hand, 2^-n for each pattern of signs of the n that differ."""
+    first = np.full(30, 0.5)
+    second = first + np.pad(differences, (0, 30 - len(differences)))
+    assert st.paired_bootstrap(first, second).p == pytest.approx(p)
+
+
+def test_sign_flips_drawn_in_blocks_give_the_same_p(monkeypatch):
+    values = np.random.default_rng(4).normal(0.2, 1, size=50)
+    whole = st.sign_flip_test(values)
+    assert 0 < whole < 1
+    monkeypatch.setattr(st, "DRAWS_AT_ONCE", 1000)
+    assert st.sign_flip_test(values) == whole
+
+
+def test_sign_flips_of_many_problems_need_little_memory():
+    tracemalloc.start()
+    st.sign_flip_test(np.random.default_rng(5).normal(size=2000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150e6
+
+
+def test_sign_flips_see_a_sum_of_0_through_rounding():
+    assert st.sign_flip_test([-2 / 3, 1 / 3, 1, -2 / 3]) == 1
 
 
 def test_sign_flips():
