@@ -8,10 +8,10 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from recorded_groups import HOSTILE, group, hostile, large, plain
+from recorded_groups import ABOUT, HOSTILE, group, hostile, large, plain
 
 from openrlhf_ktae.cli.report import main
-from openrlhf_ktae.report.credit_data import MEASURES, group_data
+from openrlhf_ktae.report.credit_data import MEASURES, group_data, step_settings
 from openrlhf_ktae.report.credit_page import MAX_BYTES, write_credit_pages
 from openrlhf_ktae.run.record import RunRecord
 
@@ -60,6 +60,13 @@ def test_centring_is_shown_as_what_it_subtracts():
     variant = data["variants"]["paper"]
     assert variant["shifts"][0] == pytest.approx(variant["measures"][data["texts"].index(" b")][-1] / 2)
     assert data["variants"]["reference"]["shifts"] is None
+
+
+@pytest.mark.parametrize(("enabled", "shadow"), [(True, False), (True, True), (False, False)])
+def test_a_run_whose_k_came_from_shuffled_labels_says_so(enabled, shadow):
+    about = {"ktae_enabled": enabled, "shadow": shadow}
+    assert step_settings({**ABOUT, **about, "shuffled": True})["shuffled"] is enabled
+    assert step_settings({**ABOUT, **about})["shuffled"] is False
 
 
 def test_one_label_alone_gives_no_credit():
