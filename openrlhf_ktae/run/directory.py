@@ -1,7 +1,7 @@
 """The run directory: what was asked, with what versions, and where the results are.
 
 metrics.jsonl   one line a step and an evaluation (see `record`)
-config.yaml     every option after defaults, files and command line; `--config config.yaml` repeats the run
+config.yaml     every option but --resume, after defaults, files, command line; `--config config.yaml` repeats the run
 versions.json   Python, packages, machine, command
 model/          the trained model in the format of transformers (--ckpt.output_dir)
 rollouts/       recorded rollouts (--ktae.record_rollouts; see `rollout_record`)
@@ -44,7 +44,9 @@ PACKAGES = (
     "math-verify",
     "numpy",
 )
-NOT_OPTIONS = (
+NOT_WRITTEN = (
+    "resume",  # a repeated run starts where it is told to
+    "ckpt.load_enable",
     "algo.ktae.config",
     "algo.ktae.enable",
     "algo.dynamic_filtering_config",
@@ -116,9 +118,9 @@ def _go_on(args: SimpleNamespace, directory: Path) -> None:
 
 
 def nested_options(args: SimpleNamespace) -> dict[str, Any]:
-    """Return the options as `--config` reads them, without keys and without what was derived from other options."""
+    """Return the options as `--config` reads them, without keys, --resume, and what was derived from other options."""
     tree = _plain(args)
-    for name in NOT_OPTIONS:
+    for name in NOT_WRITTEN:
         *groups, leaf = name.split(".")
         node = tree
         for group in groups:

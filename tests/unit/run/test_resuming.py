@@ -183,14 +183,20 @@ def test_recorded_rollouts_of_lost_steps_are_set_aside(parsed, tmp_path):
     assert steps_in(run / "rollouts.abandoned") == [25, 30]
 
 
-def test_the_written_options_can_be_given_back_to_the_command(parsed, tmp_path):
+@pytest.mark.parametrize("first", [[], ["--resume", "auto"]])
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [([], 0), (["--resume", "never"], 0), (["--resume", "auto"], 20), (["--load_checkpoint"], 20)],
+)
+def test_the_written_options_repeat_the_run_and_resume_it_where_that_is_asked_for(parsed, tmp_path, first, words, step):
     save(parsed(), 20)
-    args = parsed("--resume", "auto")
+    args = parsed(*first)
     choose_checkpoint(args, "cpu")
     directory.prepare(args, "cpu")
-    again = parse_command_line(["--config", str(tmp_path / "run" / "config.yaml")])
+    (tmp_path / "run" / "checkpoints" / "anew").unlink(missing_ok=True)
+    again = parse_command_line(["--config", str(tmp_path / "run" / "config.yaml"), *words])
     choose_checkpoint(again, "cpu")
-    assert again.run.resume_step == 20
+    assert again.run.resume_step == step
 
 
 def test_a_supervisor_goes_on_from_this_runs_checkpoints_once_there_are_some(parsed):
