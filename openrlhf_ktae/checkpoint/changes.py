@@ -14,7 +14,6 @@ FREE_GROUPS = ("ckpt", "eval", "faults", "ktae", "logger", "run")
 FREE = {
     "backend": "the two compute the same",
     "config": "files are resolved before they are compared",
-    "resume": "",
     "use_ms": "where models are loaded from",
     "local_rank": "",
     "model.trust_remote_code": "",

@@ -87,20 +87,25 @@ def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def config_words(path: Path, actions: Mapping[str, Action]) -> list[str]:
-    """Return the words of a command line that say what `path` says.
+def config_words(paths: Sequence[Path], actions: Mapping[str, Action]) -> list[str]:
+    """Return the words of a command line that say what `paths` say together; of one key, the last file's value holds.
 
     `null`, or the default itself, leaves an option at its default.
 
     Raises:
         BadOption: a key is no option; the message names the nearest one.
     """
+    options: dict[str, Any] = {}
+    for path in paths:
+        of_file = load_config(path)
+        for name in of_file:
+            if f"--{name}" not in actions:
+                known = [known.removeprefix("--") for known in actions if known.startswith("--")]
+                raise BadOption(f"--config {path}: {name}: no such option{nearest(name, known)}")
+        options.update(of_file)
     words: list[str] = []
-    for name, value in load_config(path).items():
+    for name, value in options.items():
         flag = f"--{name}"
-        if flag not in actions:
-            known = [known.removeprefix("--") for known in actions if known.startswith("--")]
-            raise BadOption(f"--config {path}: {name}: no such option{nearest(name, known)}")
         if value is None or value == actions[flag].default:
             continue
         values = value if isinstance(value, list) else [value]

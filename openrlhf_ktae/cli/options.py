@@ -59,7 +59,7 @@ def build_parser(files: Sequence[Path] = ()) -> Parser:
     """
 
     def from_files(actions: Mapping[str, argparse.Action]) -> list[str]:
-        return [word for path in files for word in config_words(path, actions)]
+        return config_words(files, actions)
 
     return Parser(declare, amend, finish, from_files, epilog=flat_names_help())
 

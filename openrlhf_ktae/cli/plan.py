@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.plan.devices import CPU, GPUS, memory_of
@@ -19,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Plan a run: batches, memory of each phase, golds. Other options are those of training.",
         allow_abbrev=False,
     )
-    parser.add_argument("--nodes", type=int, help="nodes of the cluster (default: what the options ask for)")
-    parser.add_argument("--gpus-per-node", type=int, help="devices of each (default: what the options ask for)")
+    parser.add_argument("--nodes", type=int, help="nodes of the cluster (default: as many as the run needs)")
+    parser.add_argument("--gpus-per-node", type=int, help="devices of each (default: --actor.num_gpus_per_node)")
     parser.add_argument("--gpu", choices=(*GPUS, CPU, "auto"), default="auto", help="auto: the first GPU here")
     own, words = parser.parse_known_args(argv)
     try:
@@ -28,8 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadOption as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    nodes = own.nodes or args.actor.num_nodes
-    per_node = own.gpus_per_node or args.actor.num_gpus_per_node
+    nodes, per_node = own.nodes or None, own.gpus_per_node or None
+    if nodes:
+        per_node = per_node or args.actor.num_gpus_per_node
+    elif per_node:
+        nodes = -(-devices_needed(args) // per_node)
     device = CPU if args.backend == CPU else own.gpu
     plan = make_plan(args, device, memory_of(device, args.actor.num_gpus_per_node), nodes, per_node)
     print(plan.table())

@@ -63,11 +63,13 @@ def _responses(path: Path, name: str | None, folder: Path, groups: int | None) -
 
 def _runs(paths: Sequence[Path], folder: Path, groups: int) -> None:
     """Write the token-credit pages, then the curves: the first need no plotly and no finished step."""
-    from openrlhf_ktae.evaluation.run_outcomes import Run, read_run
+    from openrlhf_ktae.evaluation.run_outcomes import Run, arm_labels, arm_of, read_run
     from openrlhf_ktae.report.credit_page import write_credit_pages
     from openrlhf_ktae.report.run_page import write_run_page
     from openrlhf_ktae.run.rollout_record import DIRECTORY, find, read_groups
 
+    paths = list({path.resolve(): path for path in paths}.values())  # each once: a run is no seed of itself
+    labels = arm_labels(map(arm_of, paths))
     runs: list[Run] = []
     pages: list[Path] = []
     for path in paths:
@@ -78,15 +80,17 @@ def _runs(paths: Sequence[Path], folder: Path, groups: int) -> None:
             if not recorded:
                 raise
         if recorded:
-            name = "tokens" if len(paths) == 1 else f"tokens-{path.resolve().parent.name}-{path.name}"
-            found = read_groups(find([path]))
-            written = write_credit_pages(found, folder, f"Token credit: {path.resolve().name}", name, groups)
+            arm = arm_of(path)
+            label = str(labels[arm] / path.resolve().relative_to(arm))
+            name = "tokens" if len(paths) == 1 else f"tokens-{label.strip('/').replace('/', '-')}"
+            found, title = read_groups(find([path])), f"Token credit: {path.resolve().name}"
+            written = write_credit_pages(found, folder, title, name, groups, [page.name for page in pages])
             _print(written)
             pages += written
     if not pages:
         print("no token-credit page: no rollouts were recorded (--ktae.record_rollouts N)", file=sys.stderr)
     if runs:
-        title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
+        title = runs[0].arm.name if len(runs) == 1 else f"{len(runs)} runs"
         _print([write_run_page(runs, folder / "runs.html", title, links=[page.name for page in pages])])
 
 

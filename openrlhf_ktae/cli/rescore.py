@@ -34,10 +34,15 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--arm", action="append", default=[], metavar="NAME:OPTION=VALUE,...", help="may be repeated")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write rescore.json and rescore.md there")
     options = parser.parse_args(argv)
-    from openrlhf_ktae.evaluation.rescoring import markdown, rescore
+    from openrlhf_ktae.evaluation.rescoring import built_in, markdown, rescore
     from openrlhf_ktae.run.rollout_record import find, read_groups
 
-    extra = dict(arm(text) for text in options.arm)
+    extra: dict[str, dict[str, Any]] = {}
+    for text in options.arm:
+        name, chosen = arm(text)
+        if name in (*built_in(options.ablations), *extra):
+            raise BadOption(f"--arm {text}: an arm has this name already; give another name before the colon")
+        extra[name] = chosen
     result = rescore(read_groups(find(options.paths)), options.ablations, extra)
     table = markdown(result)
     print(table, end="")

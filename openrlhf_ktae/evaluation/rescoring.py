@@ -6,7 +6,7 @@ Legend: `G` rollouts of a group, `T` tokens of its longest response.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "centred": {"centre": True},
     "by failure": {"by_failure": True},
 }
+SHUFFLED = "shuffled labels"
 METRICS = ("mean_abs_k", "nonzero", "mass_share", "sign_flips", "k_correct", "k_wrong", "correlation")
 
 
@@ -103,6 +104,11 @@ def recorded_config(about: Mapping[str, Any]) -> KTAEConfig:
         raise BadRecord(f"the record's options of KTAE are not those of this version ({error})") from None
 
 
+def built_in(ablations: bool) -> list[str]:
+    """Return the names of the arms that `arms_of` always makes, with `ablations` those of the ablations too."""
+    return [RECORDED, *VARIANTS, *((*ABLATIONS, SHUFFLED) if ablations else ())]
+
+
 def arms_of(config: KTAEConfig, ablations: bool, extra: Mapping[str, Mapping[str, Any]]) -> list[Arm]:
     """Return the recorded configuration, the variants, with `ablations` its ablations and a control, and `extra` ones.
 
@@ -114,7 +120,7 @@ def arms_of(config: KTAEConfig, ablations: bool, extra: Mapping[str, Mapping[str
     if ablations:
         own = {name: getattr(config, name) for name in KTAEConfig.__dataclass_fields__}
         chosen += [Arm(name, KTAEConfig.from_mapping({**own, **change})) for name, change in ABLATIONS.items()]
-        chosen.append(Arm("shuffled labels", config, shuffled=True))
+        chosen.append(Arm(SHUFFLED, config, shuffled=True))
     return chosen + [Arm(name, KTAEConfig.from_mapping(options)) for name, options in extra.items()]
 
 
@@ -124,16 +130,22 @@ def rescore(groups: Iterable[RecordedGroup], ablations: bool, extra: Mapping[str
     `reproduced` is the largest difference between recorded and recomputed K: near 0 unless the code has changed.
 
     Raises:
-        BadRecord: there is no group, or a record is not as it must be.
+        BadRecord: there is no group, a record is not as it must be, or groups were recorded with other options of KTAE
+            than the first.
         ValueError: an option of `extra` is refused.
     """
     arms: list[Arm] = []
+    first: RecordedGroup | None = None
     rows: dict[str, list[list[float]]] = {}
     shares: dict[str, list[float]] = {}
     tokens: dict[str, TopTokens] = {}
     reproduced, count, mixed, steps = 0.0, 0, 0, set()
     for group in groups:
-        arms = arms or arms_of(recorded_config(group.about), ablations, extra)
+        config = recorded_config(group.about)
+        if first is None:
+            first, arms = group, arms_of(config, ablations, extra)
+        elif config != arms[0].config:
+            raise BadRecord(_other_options(group, config, first, arms[0].config))
         arrays = tensors(group)
         count, mixed = count + 1, mixed + arrays.mixed
         steps.add(group.step)
@@ -157,6 +169,15 @@ def rescore(groups: Iterable[RecordedGroup], ablations: bool, extra: Mapping[str
             figures[metric] = {"value": value, "ci95": list(interval(means_RM[:, column])) if known.size else None}
         table[arm.name] = {**figures, "highest": tokens[arm.name].top(5), "lowest": tokens[arm.name].top(5, False)}
     return {"groups": count, "mixed_groups": mixed, "steps": sorted(steps), "reproduced": reproduced, "arms": table}
+
+
+def _other_options(group: RecordedGroup, config: KTAEConfig, first: RecordedGroup, expected: KTAEConfig) -> str:
+    now, before = asdict(config), asdict(expected)
+    changes = [f"{name} {now[name]} instead of {before[name]}" for name in now if now[name] != before[name]]
+    return (
+        f"step {group.step} was recorded with other options of KTAE than step {first.step} ({', '.join(changes)}); "
+        "give runs, or recorded steps, of equal options at a time"
+    )
 
 
 def _figures(k_GT: NDArray[np.float64], first_GT: NDArray[np.float64], group: GroupTensors) -> list[float]:

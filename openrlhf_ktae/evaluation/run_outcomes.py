@@ -6,7 +6,8 @@ Legend: `N` steps, `E` evaluations.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,16 @@ class Run:
     """The record of one run."""
 
     path: Path
-    label: str
-    """Runs with the same label are seeds of one arm."""
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     """In order of step; of several at one step, the last."""
     samples_per_prompt: int = 0
     """0 where the run's options are not there."""
+
+    @property
+    def arm(self) -> Path:
+        """The arm that this run is a seed of."""
+        return arm_of(self.path)
 
     def series(self, metric: str) -> tuple[Floats, Floats]:
         """Return steps and values (N,) of a metric, where it was recorded."""
@@ -94,6 +98,19 @@ class Budget:
     tokens: float
 
 
+def arm_of(path: Path) -> Path:
+    """Return the folder above a directory called `seed-N`, or the run's own directory where it is called otherwise."""
+    path = path.resolve()
+    return path.parent if SEED_FOLDER.fullmatch(path.name) else path
+
+
+def arm_labels(arms: Iterable[Path]) -> dict[Path, Path]:
+    """Return the name of each arm: its folder's, with as many folders above it as tell it from the others."""
+    ends = {arm: [Path(*arm.parts[-n:]) for n in range(1, len(arm.parts) + 1)] for arm in arms}
+    counts = Counter(end for of_arm in ends.values() for end in of_arm)
+    return {arm: next(end for end in of_arm if counts[end] == 1) for arm, of_arm in ends.items()}
+
+
 def read_run(path: Path) -> Run:
     """Return the run of a directory.
 
@@ -113,8 +130,7 @@ def read_run(path: Path) -> Run:
         raise BadRun(f"{path / METRICS_FILE}: damaged ({error})") from None
     if not steps:
         raise BadRun(f"{path}: a run directory without steps; nothing was trained there yet")
-    label = path.resolve().parent.name if SEED_FOLDER.fullmatch(path.resolve().name) else path.resolve().name
-    return Run(path, label, steps, [evaluations[step] for step in sorted(evaluations)], _samples_per_prompt(path))
+    return Run(path, steps, [evaluations[step] for step in sorted(evaluations)], _samples_per_prompt(path))
 
 
 def _samples_per_prompt(path: Path) -> int:

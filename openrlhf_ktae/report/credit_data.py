@@ -36,11 +36,13 @@ def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
     variants = configs_of(about).items()
     plain = asdict(KTAEConfig.from_mapping({"variant": recorded.variant}))
     changed = {name: value for name, value in asdict(recorded).items() if value != plain[name]}
+    computed = bool(about.get("ktae_enabled", True))
     return {
         "model": str(about.get("model", "")),
         "estimator": str(about.get("estimator", "")),
-        "enabled": bool(about.get("ktae_enabled", True)) and not about.get("shadow", False),
+        "enabled": computed and not about.get("shadow", False),
         "shadow": bool(about.get("shadow", False)),
+        "shuffled": computed and bool(about.get("shuffled", False)),
         "stored": bool(about.get("stored", False)),
         "variant": recorded.variant,
         "options": {name: value for name, value in changed.items()},

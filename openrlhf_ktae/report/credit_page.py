@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -23,7 +24,12 @@ ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", 
 
 
 def write_credit_pages(
-    groups: Iterable[RecordedGroup], folder: Path, title: str, name: str = "tokens", max_groups: int | None = None
+    groups: Iterable[RecordedGroup],
+    folder: Path,
+    title: str,
+    name: str = "tokens",
+    max_groups: int | None = None,
+    taken: Collection[str] = (),
 ) -> list[Path]:
     """Write `tokens.html`, and `tokens-2.html` and so on where one file would be too large; return the paths.
 
@@ -33,6 +39,7 @@ def write_credit_pages(
         title: shown by the browser.
         name: stem of the files.
         max_groups: show the first ones of each step only; its top tokens are those of all its groups.
+        taken: names of files in `folder` that are left alone.
 
     Raises:
         BadRecord: there is no group.
@@ -63,7 +70,8 @@ def write_credit_pages(
         for step, of_step in tops.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    files = [f"{name}.html" if i == 0 else f"{name}-{i + 1}.html" for i in range(len(packed))]
+    names = (f"{name}.html" if number == 1 else f"{name}-{number}.html" for number in itertools.count(1))
+    files = list(itertools.islice((one for one in names if one not in taken), len(packed)))
     for i, of_file in enumerate(packed):
         steps = {one["step"] for one in of_file}
         data = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from openrlhf_ktae.evaluation.run_outcomes import Run
+from openrlhf_ktae.evaluation.run_outcomes import Run, arm_labels
 from openrlhf_ktae.evaluation.statistics import t_interval
 from openrlhf_ktae.run.record import benchmarks
 
@@ -53,10 +53,11 @@ def plotly() -> Any:
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return label -> its runs."""
+    """Return the label of each arm -> its runs, which are seeds."""
+    labels = arm_labels(run.arm for run in runs)
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.label, []).append(run)
+        groups.setdefault(str(labels[run.arm]), []).append(run)
     return groups
 
 

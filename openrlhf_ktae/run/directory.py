@@ -1,7 +1,7 @@
 """The run directory: what was asked, with what versions, and where the results are.
 
 metrics.jsonl   one line a step and an evaluation (see `record`)
-config.yaml     every option after defaults, files and command line; `--config config.yaml` repeats the run
+config.yaml     every option but --resume, after defaults, files, command line; `--config config.yaml` repeats the run
 versions.json   Python, packages, machine, command
 model/          the trained model in the format of transformers (--ckpt.output_dir)
 rollouts/       recorded rollouts (--ktae.record_rollouts; see `rollout_record`)
@@ -12,6 +12,7 @@ tensorboard/    the same scalars (--logger.tensorboard_dir)
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import platform
@@ -43,7 +44,9 @@ PACKAGES = (
     "math-verify",
     "numpy",
 )
-NOT_OPTIONS = (
+NOT_WRITTEN = (
+    "resume",  # a repeated run starts where it is told to
+    "ckpt.load_enable",
     "algo.ktae.config",
     "algo.ktae.enable",
     "algo.dynamic_filtering_config",
@@ -73,18 +76,15 @@ def newest_checkpoint(args: SimpleNamespace) -> str:
 def prepare(args: SimpleNamespace, backend: str) -> Path:
     """Make the directory and write `config.yaml` and `versions.json`.
 
-    Metrics of an earlier run are set aside; of one that goes on, those after the checkpoint.
+    Metrics and recorded rollouts of an earlier run are set aside; of one that goes on, those after the checkpoint.
     """
     directory = Path(args.run.dir)
     directory.mkdir(parents=True, exist_ok=True)
-    metrics = directory / METRICS_FILE
     if resumes(args):
         _go_on(args, directory)
     else:
         start_anew(args.ckpt.path)
-    if metrics.exists() and not resumes(args):
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(metrics.stat().st_mtime))
-        metrics.rename(metrics.with_name(f"metrics.{stamp}.jsonl"))
+        _set_aside(directory)
     (directory / "config.yaml").write_text(yaml.safe_dump(nested_options(args), sort_keys=True), encoding="utf-8")
     (directory / "versions.json").write_text(
         json.dumps(versions(backend, secrets_of(args)), indent=2) + "\n", encoding="utf-8"
@@ -92,18 +92,35 @@ def prepare(args: SimpleNamespace, backend: str) -> Path:
     return directory
 
 
+def _set_aside(directory: Path) -> None:
+    """Rename metrics and recorded rollouts of an earlier run after the time at which it ended."""
+    from openrlhf_ktae.run.rollout_record import DIRECTORY
+
+    earlier = [path for path in (directory / METRICS_FILE, directory / DIRECTORY) if path.exists()]
+    if not earlier:
+        return
+    ended = time.strftime("%Y%m%d-%H%M%S", time.localtime(earlier[0].stat().st_mtime))
+    stamps = (ended if number == 1 else f"{ended}-{number}" for number in itertools.count(1))
+    stamp = next(stamp for stamp in stamps if not any(directory.glob(f"*.{stamp}*")))
+    for path in earlier:
+        path.rename(path.with_name(f"{path.stem}.{stamp}{path.suffix}"))
+
+
 def _go_on(args: SimpleNamespace, directory: Path) -> None:
     """Let the record go on where the checkpoint is. A synchronous run makes up for an evaluation that was due then."""
+    from openrlhf_ktae.run.rollout_record import rewind_rollouts
+
     checkpoint = Path(args.run.resume_from)
     step = args.run.resume_step
+    rewind_rollouts(directory, step)
     rewind(directory, step, evaluated=checkpoint.name.startswith(BEST) or args.train.async_enable)
     RunRecord(directory).resumed(step, checkpoint.name)
 
 
 def nested_options(args: SimpleNamespace) -> dict[str, Any]:
-    """Return the options as `--config` reads them, without keys and without what was derived from other options."""
+    """Return the options as `--config` reads them, without keys, --resume, and what was derived from other options."""
     tree = _plain(args)
-    for name in NOT_OPTIONS:
+    for name in NOT_WRITTEN:
         *groups, leaf = name.split(".")
         node = tree
         for group in groups:

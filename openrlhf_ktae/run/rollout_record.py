@@ -22,6 +22,7 @@ from openrlhf_ktae.run.plain_json import parse_json
 from openrlhf_ktae.run.prompt_files import short
 
 DIRECTORY = "rollouts"
+PREFIX = "step-"
 METADATA_KEY = b"openrlhf_ktae"
 VERSION = 1
 COLUMNS = {
@@ -117,7 +118,7 @@ class RolloutRecorder:
         }
         schema = _schema(pa).with_metadata({METADATA_KEY: json.dumps(about).encode()})
         self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / f"step-{step:06d}.parquet"
+        path = self.directory / f"{PREFIX}{step:06d}.parquet"
         part = path.with_suffix(".part")
         parquet.write_table(pa.Table.from_pylist(rows, schema=schema), part, compression="zstd")
         used = sum(one.stat().st_size for one in self.directory.glob("*.parquet") if one != path)
@@ -127,6 +128,16 @@ class RolloutRecorder:
             return None
         os.replace(part, path)
         return path
+
+
+def rewind_rollouts(directory: str | Path, step: int) -> None:
+    """Move recorded steps after `step`, whose checkpoint a run goes on from, to `rollouts.abandoned`."""
+    aside = Path(directory) / f"{DIRECTORY}.abandoned"
+    for path in (Path(directory) / DIRECTORY).glob(f"{PREFIX}*.parquet"):
+        number = path.stem.removeprefix(PREFIX)
+        if number.isdecimal() and int(number) > step:
+            aside.mkdir(exist_ok=True)
+            path.replace(aside / path.name)
 
 
 def _schema(pa: Any) -> Any:

@@ -161,6 +161,17 @@ def test_switching_between_grpo_and_the_variants(driver, opened, screenshot):
     screenshot("credit-grpo")
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_credit_of_shuffled_labels_is_not_shown_as_trained_with(shuffled, driver, opened):
+    rollouts = [(1, [" a", " b"]), (0, [" a", " c"])]
+    opened(group(rollouts, about={"shuffled": shuffled}))
+    notice = one_of(driver, "#notice")
+    assert notice.is_displayed() is shuffled
+    if shuffled:
+        assert "labels shuffled within each group" in notice.text
+        assert "training did not use it" in notice.text
+
+
 def test_tokens_are_sorted_by_size_and_by_what_is_clicked(driver, opened):
     opened(plain())
 

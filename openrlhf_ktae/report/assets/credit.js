@@ -278,6 +278,7 @@
     if (!data.mixed) texts.push("All rollouts with a verdict have the same one: nothing tells right from wrong here, and every K is 0.");
     if (page.settings.shadow) texts.push("Shadow run: K was logged, and training used the advantages without it.");
     else if (!page.settings.enabled) texts.push("This run trained without K; it is computed here from its rollouts.");
+    if (page.settings.shuffled) texts.push("Control run: its K came from labels shuffled within each group. K shown here comes from the true labels; training did not use it.");
     box.hidden = texts.length === 0;
     box.textContent = texts.join(" ");
   }

@@ -133,6 +133,14 @@ def test_config_file_includes_a_base(tmp_path):
     assert (args.rollout.temperature, args.rollout.top_p) == (0.6, 0.9)
 
 
+@pytest.mark.parametrize(("later", "expected"), [(0.7, 0.7), (1.0, 1.0), (None, 1.0)])
+def test_a_later_config_file_wins_also_with_the_default(tmp_path, later, expected):
+    first = write(tmp_path / "a.yaml", {"rollout": {"temperature": 0.5, "top_p": 0.9}})
+    second = write(tmp_path / "b.yaml", {"rollout": {"temperature": later}})
+    args = parse_command_line([*KTAE, "--config", first, "--config", second])
+    assert (args.rollout.temperature, args.rollout.top_p) == (expected, 0.9)
+
+
 def test_config_file_refuses_unknown_keys_with_the_nearest(tmp_path):
     path = write(tmp_path / "a.yaml", {"rollout": {"temprature": 0.5}})
     with pytest.raises(BadOption, match=r"rollout\.temprature.*did you mean rollout\.temperature"):

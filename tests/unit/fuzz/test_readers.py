@@ -209,7 +209,7 @@ def test_configuration_of_a_run(folder, actions):
     def check(data):
         path = folder / "config.yaml"
         path.write_bytes(data)
-        refuses(BadOption, lambda: config_words(path, actions))
+        refuses(BadOption, lambda: config_words([path], actions))
 
     for data in YAML:
         check = example(data=data)(check)

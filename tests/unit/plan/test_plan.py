@@ -150,6 +150,25 @@ def test_the_command_prints_one_table_and_its_code_says_whether_it_fits(capsys):
     assert "use --nodes 16" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("cluster", "problem"),
+    [
+        ("", None),
+        ("--gpus-per-node 8", None),
+        ("--gpus-per-node 4", "a node has 4 (--gpus-per-node)"),
+        ("--nodes 2", None),
+        ("--nodes 1", "--nodes 1 x --gpus-per-node 8 are 8; use --nodes 2"),
+    ],
+)
+def test_a_cluster_that_nobody_described_is_as_large_as_the_options_ask_for(cluster, problem, capsys):
+    config = ["--config", str(ROOT / f"configs/{PAPER_7B}.yaml"), "--gpu", "h100-80g"]
+    apart = ["--train.colocate_all", "false", "--train.colocate_actor_ref", "true"]
+    code = main([*config, *apart, *cluster.split()])
+    errors = capsys.readouterr().err
+    assert code == (2 if problem else 0), errors
+    assert (problem or "") in errors
+
+
 def test_planning_takes_no_time():
     """Goal: at most 0.5 s of the start. The least of three, on a machine that may be busy."""
     args = options("grpo_ktae/quickstart")

@@ -7,13 +7,16 @@ import re
 import sys
 from html.parser import HTMLParser
 
+import pyarrow as pa
 import pytest
-from recorded_groups import HOSTILE, group, hostile, large, plain
+from pyarrow import parquet
+from recorded_groups import ABOUT, HOSTILE, group, hostile, large, plain
 
 from openrlhf_ktae.cli.report import main
-from openrlhf_ktae.report.credit_data import MEASURES, group_data
+from openrlhf_ktae.report.credit_data import MEASURES, group_data, step_settings
 from openrlhf_ktae.report.credit_page import MAX_BYTES, write_credit_pages
 from openrlhf_ktae.run.record import RunRecord
+from openrlhf_ktae.run.rollout_record import METADATA_KEY, _schema
 
 
 class Scripts(HTMLParser):
@@ -62,6 +65,13 @@ def test_centring_is_shown_as_what_it_subtracts():
     assert data["variants"]["reference"]["shifts"] is None
 
 
+@pytest.mark.parametrize(("enabled", "shadow"), [(True, False), (True, True), (False, False)])
+def test_a_run_whose_k_came_from_shuffled_labels_says_so(enabled, shadow):
+    about = {"ktae_enabled": enabled, "shadow": shadow}
+    assert step_settings({**ABOUT, **about, "shuffled": True})["shuffled"] is enabled
+    assert step_settings({**ABOUT, **about})["shuffled"] is False
+
+
 def test_one_label_alone_gives_no_credit():
     data = group_data(group([(1, [" a"]), (1, [" b"])]))
     assert not data["mixed"]
@@ -93,6 +103,16 @@ def test_more_goes_to_further_files(tmp_path):
     assert all(path.stat().st_size <= MAX_BYTES for path in paths)
     assert sum(len(parsed(path)[1]["groups"]) for path in paths) == 9
     assert parsed(paths[1])[1]["files"] == [path.name for path in paths]
+
+
+def test_further_files_take_no_name_of_another_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("openrlhf_ktae.report.credit_page.MAX_BYTES", 0)  # a file for each rollout
+    (tmp_path / "tokens-2.html").write_text("of another run")
+    one = group([(1, [" a"]), (0, [" b"])])
+    pages = write_credit_pages([one], tmp_path, "t", taken=["tokens-2.html"])
+    assert [path.name for path in pages] == ["tokens.html", "tokens-3.html"]
+    assert parsed(pages[0])[1]["files"] == ["tokens.html", "tokens-3.html"]
+    assert (tmp_path / "tokens-2.html").read_text() == "of another run"
 
 
 def test_of_each_step_the_first_groups_are_shown_and_all_count(tmp_path):
@@ -127,6 +147,12 @@ def test_stored_responses_become_groups(tmp_path):
     assert groups[0]["variants"]["paper"]["measures"][maybe][-1] < 0
 
 
+def to_file(one, folder):
+    folder.mkdir(parents=True)
+    schema = _schema(pa).with_metadata({METADATA_KEY: json.dumps(one.about).encode()})
+    parquet.write_table(pa.Table.from_pylist(one.rows, schema=schema), folder / f"step-{one.step:06d}.parquet")
+
+
 def steps_of(directory, last=3):
     record = RunRecord(directory)
     for step in range(1, last + 1):
@@ -148,6 +174,34 @@ def test_seeds_of_an_arm_are_drawn_with_intervals(tmp_path):
     html = (tmp_path / "out" / "runs.html").read_text()
     assert "grpo (3 seeds)" in html
     assert "ktae: 95 % interval" in html
+
+
+def test_only_seed_folders_of_one_arm_are_seeds(tmp_path):
+    runs = [steps_of(tmp_path / experiment / "quickstart") for experiment in ("a", "b")]
+    runs += [steps_of(tmp_path / top / "x/grpo" / f"seed-{seed}") for top in ("c", "d") for seed in (1, 2)]
+    runs += [steps_of(tmp_path / "other"), tmp_path / "c/../other"]
+    assert main([*map(str, runs), "--output", str(tmp_path / "out")]) == 0
+    scripts = Scripts()
+    scripts.feed((tmp_path / "out" / "runs.html").read_text())
+    names = {line["name"] for figure in json.loads(scripts.scripts[1]) for line in figure["data"]}
+    arms = {"c/x/grpo (2 seeds)", "d/x/grpo (2 seeds)"}
+    assert {name for name in names if "seeds" in name} == arms
+    assert {"a/quickstart", "b/quickstart", "other"} <= names
+
+
+def test_every_run_has_token_pages_of_its_own(tmp_path, capsys):
+    prompts = {"a/grpo/seed-1": "one", "b/grpo/seed-1": "two", "b/grpo/seed-2": "three", "grpo-2": "four"}
+    for run, prompt in prompts.items():
+        to_file(group([(1, [" a"]), (0, [" b"])], prompt=prompt), tmp_path / run / "rollouts")
+    words = [str(tmp_path / run) for run in prompts]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    written = {path.name: parsed(path)[1]["groups"][0]["prompt"] for path in (tmp_path / "out").iterdir()}
+    assert written == {
+        "tokens-a-grpo-seed-1.html": "one",
+        "tokens-b-grpo-seed-1.html": "two",
+        "tokens-b-grpo-seed-2.html": "three",
+        "tokens-grpo-2.html": "four",
+    }
 
 
 def test_a_hostile_name_of_a_run_stays_text(tmp_path):

@@ -141,14 +141,62 @@ def test_the_record_goes_on_where_the_checkpoint_is(parsed, tmp_path, best, kept
     assert kinds(run)[-1] == ("step", None, 3), "the torn line of the dead run is gone"
 
 
-def test_the_written_options_can_be_given_back_to_the_command(parsed, tmp_path):
+def rollouts(run, *steps, folder="rollouts"):
+    (run / folder).mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        (run / folder / f"step-{step:06d}.parquet").write_text("of an earlier run")
+
+
+def steps_in(folder):
+    return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("*.parquet"))
+
+
+def test_recorded_rollouts_of_an_earlier_run_are_set_aside_with_its_metrics(parsed, tmp_path):
+    run = tmp_path / "run"
+    for steps in ((10, 20), (15,)):  # both within a second: neither may replace the other
+        rollouts(run, *steps)
+        record(run, [{"kind": "step", "step": steps[-1]}])
+        directory.prepare(parsed(), "cpu")
+        assert not (run / "rollouts").exists()
+        assert not (run / "metrics.jsonl").exists()
+    stamps = [path.name.split(".")[1] for path in run.glob("metrics.*.jsonl")]
+    assert sorted(f"rollouts.{stamp}" for stamp in stamps) == sorted(path.name for path in run.glob("rollouts.*"))
+    assert sorted(map(steps_in, run.glob("rollouts.*"))) == [[10, 20], [15]]
+
+
+def test_a_run_without_metrics_leaves_its_rollouts_to_no_other(parsed, tmp_path):
+    rollouts(tmp_path / "run", 10)
+    directory.prepare(parsed(), "cpu")
+    assert [steps_in(folder) for folder in (tmp_path / "run").glob("rollouts*")] == [[10]]
+    assert not (tmp_path / "run" / "rollouts").exists()
+
+
+def test_recorded_rollouts_of_lost_steps_are_set_aside(parsed, tmp_path):
     save(parsed(), 20)
+    run = tmp_path / "run"
+    rollouts(run, 30, folder="rollouts.abandoned")
+    rollouts(run, 10, 20, 25, 30)
     args = parsed("--resume", "auto")
     choose_checkpoint(args, "cpu")
     directory.prepare(args, "cpu")
-    again = parse_command_line(["--config", str(tmp_path / "run" / "config.yaml")])
+    assert steps_in(run / "rollouts") == [10, 20]
+    assert steps_in(run / "rollouts.abandoned") == [25, 30]
+
+
+@pytest.mark.parametrize("first", [[], ["--resume", "auto"]])
+@pytest.mark.parametrize(
+    ("words", "step"),
+    [([], 0), (["--resume", "never"], 0), (["--resume", "auto"], 20), (["--load_checkpoint"], 20)],
+)
+def test_the_written_options_repeat_the_run_and_resume_it_where_that_is_asked_for(parsed, tmp_path, first, words, step):
+    save(parsed(), 20)
+    args = parsed(*first)
+    choose_checkpoint(args, "cpu")
+    directory.prepare(args, "cpu")
+    (tmp_path / "run" / "checkpoints" / "anew").unlink(missing_ok=True)
+    again = parse_command_line(["--config", str(tmp_path / "run" / "config.yaml"), *words])
     choose_checkpoint(again, "cpu")
-    assert again.run.resume_step == 20
+    assert again.run.resume_step == step
 
 
 def test_a_supervisor_goes_on_from_this_runs_checkpoints_once_there_are_some(parsed):

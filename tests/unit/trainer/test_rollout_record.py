@@ -171,12 +171,30 @@ def test_a_damaged_record_gives_one_message(damage, message, module, tokenizer, 
         (["{tmp}", "--arm", "x"], "write NAME:OPTION=VALUE"),
         (["{tmp}", "--arm", "x:h9=1"], "unknown KTAE option 'h9'"),
         (["{tmp}", "--arm", "x:h1=-1"], "h1=-1"),
+        (["{tmp}", "--arm", "recorded:h1=0"], "--arm recorded:h1=0: an arm has this name already"),
+        (["{tmp}", "--arm", "calibrated:h1=0"], "calibrated:h1=0: an arm has this name already"),
+        (["{tmp}", "--ablations", "--arm", "centred:h1=0"], "centred:h1=0: an arm has this name already"),
+        (["{tmp}", "--arm", "x:h1=0", "--arm", "x:h1=2"], "x:h1=2: an arm has this name already"),
     ],
 )
 def test_refused(words, message, module, tokenizer, tmp_path, capsys):
     recorded(module, tokenizer, tmp_path)
     assert main([word.replace("{tmp}", str(tmp_path)) for word in words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_records_of_other_options_are_not_rescored_as_one(module, tokenizer, tmp_path, capsys):
+    recorded(module, tokenizer, tmp_path / "a", "--algo.ktae.variant", "paper")
+    recorded(module, tokenizer, tmp_path / "b", "--algo.ktae.variant", "paper", step=20)
+    recorded(module, tokenizer, tmp_path / "c", "--algo.ktae.variant", "reference", "--algo.ktae.h3", "0.5", step=30)
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    capsys.readouterr()
+    assert main([str(tmp_path / name) for name in "abc"]) == 2
+    error = capsys.readouterr().err
+    assert "step 30 was recorded with other options of KTAE than step 10" in error
+    assert "variant reference instead of paper" in error
+    assert "h3 0.5 instead of" in error
+    assert error.count("\n") == 1
 
 
 def test_find_orders_by_step(module, tokenizer, tmp_path):
