@@ -14,6 +14,7 @@ DEAD_FOR_GOOD = 3  # answers in a row; a call that was under way as the actor di
 SIGNS = (
     *("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "EngineDeadError", "ActorDiedError"),
     *("OutdatedEngine", "EnginesLost", "ModelLost"),
+    "killed due to the node running low on memory",  # Ray's own, where the call that failed was another process's
 )
 
 
