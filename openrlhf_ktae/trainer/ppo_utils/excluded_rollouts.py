@@ -15,7 +15,7 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
-from openrlhf_ktae.trainer.ppo_utils.response_lengths import PENALTIES, apply_length_penalties, without
+from openrlhf_ktae.trainer.ppo_utils.response_lengths import PENALTIES, apply_length_penalties, levelled, without
 
 LOGGED = ("score", "reward", "kl", "logprobs_diff")  # the last two are the host's means over tokens: 0 / 0 without one
 
@@ -58,7 +58,8 @@ def advantages_without(
     with without(args.reward, *PENALTIES):  # done above; not a second time
         experiences = compute(experiences)
     kept_B = kept_of_group(excluded_B, group_B)
-    rewards_B = torch.cat([e.rewards for e in experiences])
+    index_B = torch.tensor([i for e in experiences for i in e.index])
+    rewards_B = levelled(torch.cat([e.rewards for e in experiences]), index_B, samples)
     added = correction(rewards_B, kept_B, group_B, samples, estimator).split(sizes)
     spread = std_correction(kept_B, samples).split(sizes)
     _impute_info(experiences, excluded_B, group_B)

@@ -57,22 +57,39 @@ def apply_length_penalties(experiences: Sequence[Experience], args: SimpleNamesp
         host.apply_length_penalties(list(experiences), args)
 
 
-def level_equal_rewards(experiences: Sequence[Experience], samples: int) -> None:
-    """Set the rewards of a group that are all the same, up to rounding, to 0 in place: their deviations are 0 then.
+def levelled(rewards_B: torch.Tensor, index_B: torch.Tensor, samples: int) -> torch.Tensor:
+    """Return the rewards (B,) with those of a group that are all the same, up to rounding, set to 0.
 
-    The host divides a reward's deviation from its group's mean by their standard deviation plus 1e-9. The mean of
-    eight times 0.1 in float32 is off by 7e-9, which makes an advantage of 7 where there is nothing to prefer.
+    Their deviations from the group's mean are 0 then. The host divides a deviation by the standard deviation plus
+    1e-9: the mean of eight times 0.1 in float32 is off by 7e-9, which makes an advantage of 7 where there is nothing
+    to prefer.
+
+    Args:
+        rewards_B: of a batch of whole groups.
+        index_B: place of each rollout in the batch sorted by prompt, as the host numbers them.
+        samples: rollouts of a group.
     """
-    index_B = torch.tensor([i for e in experiences for i in e.index])
-    rewards_B = torch.cat([e.rewards.flatten().float() for e in experiences])
     sorted_B = torch.empty_like(rewards_B)
     sorted_B[index_B] = rewards_B
     groups_QG = sorted_B.view(-1, samples)
     largest_Q1 = groups_QG.abs().amax(-1, keepdim=True).clamp(min=1.0)
     same_Q1 = groups_QG.amax(-1, keepdim=True) - groups_QG.amin(-1, keepdim=True) <= ROUNDING * largest_Q1
-    same_B = same_Q1.expand_as(groups_QG).reshape(-1)[index_B]
-    for experience, same in zip(experiences, same_B.split([len(e.index) for e in experiences]), strict=True):
-        experience.rewards = experience.rewards.masked_fill(same.to(experience.rewards.device), 0.0)
+    return rewards_B.masked_fill(same_Q1.expand_as(groups_QG).reshape(-1)[index_B], 0.0)
+
+
+@contextmanager
+def levelled_rewards(experiences: Sequence[Experience], samples: int) -> Iterator[None]:
+    """Let `rewards` of the micro-batches be `levelled` for a while; what is logged of them is not."""
+    before = [e.rewards for e in experiences]
+    index_B = torch.tensor([i for e in experiences for i in e.index])
+    rewards_B = levelled(torch.cat([rewards.flatten().float() for rewards in before]), index_B, samples)
+    for experience, rewards in zip(experiences, rewards_B.split([len(e.index) for e in experiences]), strict=True):
+        experience.rewards = rewards
+    try:
+        yield
+    finally:
+        for experience, rewards in zip(experiences, before, strict=True):
+            experience.rewards = rewards
 
 
 def mask_truncated(experiences: Sequence[Experience]) -> float:

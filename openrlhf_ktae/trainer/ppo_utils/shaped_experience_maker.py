@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -13,7 +14,7 @@ from openrlhf_ktae.trainer.ppo_utils.old_log_probs import left_out, update_has_t
 from openrlhf_ktae.trainer.ppo_utils.response_lengths import (
     PENALTIES,
     apply_length_penalties,
-    level_equal_rewards,
+    levelled_rewards,
     mask_truncated,
     without,
 )
@@ -49,7 +50,10 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
         """Shape rewards by length, then let the host compute its advantages from them; equal rewards give none."""
         apply_length_penalties(experiences, self.args)
-        if self.args.algo.advantage.estimator == "group_norm":
-            level_equal_rewards(experiences, self.args.rollout.n_samples_per_prompt)
-        with without(self.args.reward, *PENALTIES):  # done above; not a second time
+        divides = self.args.algo.advantage.estimator == "group_norm"
+        samples = self.args.rollout.n_samples_per_prompt
+        with (
+            without(self.args.reward, *PENALTIES),  # done above; not a second time
+            levelled_rewards(experiences, samples) if divides else nullcontext(),
+        ):
             return super().compute_advantages_and_returns(experiences)
