@@ -79,8 +79,12 @@ def levelled(rewards_B: torch.Tensor, index_B: torch.Tensor, samples: int) -> to
 
 @contextmanager
 def levelled_rewards(experiences: Sequence[Experience], samples: int) -> Iterator[None]:
-    """Let `rewards` of the micro-batches be `levelled` for a while; what is logged of them is not."""
+    """Let `rewards` of the micro-batches be `levelled` for a while; what is logged of them is not.
+
+    The host writes `rewards` over `info["reward"]`, from which it logs: both are put back.
+    """
     before = [e.rewards for e in experiences]
+    logged = [e.info.get("reward") for e in experiences]
     index_B = torch.tensor([i for e in experiences for i in e.index])
     rewards_B = levelled(torch.cat([rewards.flatten().float() for rewards in before]), index_B, samples)
     for experience, rewards in zip(experiences, rewards_B.split([len(e.index) for e in experiences]), strict=True):
@@ -88,8 +92,10 @@ def levelled_rewards(experiences: Sequence[Experience], samples: int) -> Iterato
     try:
         yield
     finally:
-        for experience, rewards in zip(experiences, before, strict=True):
+        for experience, rewards, info in zip(experiences, before, logged, strict=True):
             experience.rewards = rewards
+            if info is not None:
+                experience.info["reward"] = info
 
 
 def mask_truncated(experiences: Sequence[Experience]) -> float:

@@ -114,9 +114,9 @@ def test_equal_rewards_prefer_nothing(module, reward, size, unknown):
     tested = maker(module, "--n_samples_per_prompt", str(size))
     experiences = tested.compute_advantages_and_returns(batched(samples, 4))
     result = by_rollout(experiences)
-    rewards = torch.cat([e.rewards for e in experiences])
-    assert rewards[:size].tolist() == pytest.approx([reward] * size), "what is logged is what was given"
-    assert rewards[size:].tolist() == [1, 1] + [0] * (size - 2)
+    for rewards in (torch.cat([e.rewards for e in experiences]), torch.cat([e.info["reward"] for e in experiences])):
+        assert rewards[:size].tolist() == pytest.approx([reward] * size), "what is logged is what was given"
+        assert rewards[size:].tolist() == [1, 1] + [0] * (size - 2)
     assert all(bool((result[index] == 0).all()) for index in range(size))
     assert all(bool(result[index].abs().max() > 0.1) for index in range(size, 2 * size)), "the other group is mixed"
 
