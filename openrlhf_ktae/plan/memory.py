@@ -14,8 +14,9 @@ from openrlhf_ktae.plan.shape import ModelShape
 GIB = 2**30
 CUDA_PROCESS = 1.2 * GIB
 """Context, kernels and communication buffers of one process on a GPU: an allowance, not measured here."""
-CPU_PROCESS = 80 * 2**20
-"""Threads, code loaded on first use and small buffers of a training process on a CPU (measured: 40 to 100 MB)."""
+CPU_PROCESS = 160 * 2**20
+"""Threads, code loaded or made on first use (oneDNN's) and small buffers of a training process on a CPU: an allowance,
+set on models of 8 and 28 million parameters (`docs/planner.md`)."""
 GATHER_BUFFERS = 100 * 2**20
 """Of ZeRO-3 between CPU processes (measured on models of 8 and 80 million parameters)."""
 BUCKET = 500_000_000
