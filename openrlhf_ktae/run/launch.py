@@ -38,6 +38,7 @@ JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 CLUSTER_VARIABLE = "RAY_ADDRESS"
 TASKS_VARIABLE = "RAY_task_events_max_num_task_in_gcs"
 TASKS_REMEMBERED = 1000  # for a dashboard; those of some 20 steps, in 3 MB
+WORKERS_VARIABLE = "RAY_num_workers_soft_limit"
 LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
 
 
@@ -118,11 +119,14 @@ def cluster_of_its_own(verbose: bool) -> dict[str, str]:
     """Return what closes a cluster that this command starts, and keeps it small.
 
     Its ports take orders from holders of the token alone: Ray binds them to every address of the machine, whatever is
-    asked for, and who reaches one can run code. Its server remembers the last tasks alone, not 100,000 of them. Its log
-    monitor would keep the files of up to 100 processes open, dead ones included; where the run is not `verbose`, nobody
+    asked for, and who reaches one can run code. Its server remembers the last tasks alone, not 100,000 of them. Workers
+    without work end after a second: Ray would keep up to one for each CPU, one more after some deaths. Its log monitor
+    would keep the files of up to 100 processes open, dead ones included; where the run is not `verbose`, nobody
     reads what it sends, and one at a time is enough.
     """
-    small = {TASKS_VARIABLE: str(TASKS_REMEMBERED)} | ({} if verbose else {LOG_FILES_VARIABLE: "1"})
+    small = {TASKS_VARIABLE: str(TASKS_REMEMBERED), WORKERS_VARIABLE: "0"} | (
+        {} if verbose else {LOG_FILES_VARIABLE: "1"}
+    )
     chosen = {name: os.environ.get(name, value) for name, value in small.items()}
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **chosen}
 

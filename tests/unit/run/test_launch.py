@@ -15,18 +15,23 @@ DEATHS = """
 import json, time
 import psutil, ray
 
-ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
 
 @ray.remote(num_cpus=0)
 class Talker:
     def talk(self):
         print("a line", flush=True)
 
+@ray.remote
+def short_work():
+    time.sleep(0.5)
+
 def descriptors():
     monitors = [p for p in psutil.Process().children() if any("log_monitor.py" in word for word in p.cmdline())]
     time.sleep(3)  # it looks at its files ten times a second, one after the other
     return sum(monitor.num_fds() for monitor in monitors)
 
+ray.get([short_work.remote() for _ in range(2)])
 counts = []
 for deaths in (1, 3):
     for _ in range(deaths):
@@ -34,17 +39,27 @@ for deaths in (1, 3):
         ray.get(actor.talk.remote())
         ray.kill(actor)
     counts.append(descriptors())
-print(json.dumps(counts))
+idle = [p for p in psutil.Process().children(recursive=True) if any("ray::IDLE" in word for word in p.cmdline())]
+print(json.dumps([*counts, len(idle)]))
 """
 
 
-def test_the_log_monitor_keeps_no_file_of_a_process_that_died():
+@pytest.fixture(scope="module")
+def after_deaths():
     environment = {**os.environ, **cluster_of_its_own(verbose=False)}
     done = subprocess.run([sys.executable, "-c", DEATHS], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    before, after = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_log_monitor_keeps_no_file_of_a_process_that_died(after_deaths):
+    before, after, _ = after_deaths
     assert before > 0
     assert after <= before + 1  # the one that it reads
+
+
+def test_no_worker_without_work_is_kept(after_deaths):
+    assert after_deaths[2] == 0
 
 
 @pytest.mark.parametrize("verbose", [False, True])
