@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import uuid
 from collections import Counter
 
@@ -107,12 +106,10 @@ def test_a_worker_of_the_verifier_is_found(mark):
     verifier = Verifier(VerifierConfig(workers=1))
     try:
         verifier.start()
-        end = time.monotonic() + 60
-        while not verifier.pool.pids() and time.monotonic() < end:
-            time.sleep(0.05)
+        assert verifier.pool.wait_ready(), verifier.pool.start_failure
         workers = {process.pid for process in victims_among(marked_below(), VERIFIER)}
+        assert workers == set(verifier.pool.pids())
         assert workers
-        assert workers <= set(verifier.pool.pids())
     finally:
         verifier.close()
         del os.environ[VARIABLE]
