@@ -18,7 +18,7 @@ CPU_PROCESS = 160 * 2**20
 """Threads, code loaded or made on first use (oneDNN's) and small buffers of a training process on a CPU: an allowance,
 set on models of 8 and 28 million parameters (`docs/planner.md`)."""
 GATHER_BUFFERS = 100 * 2**20
-"""Of ZeRO-3 between CPU processes (measured on models of 8 and 80 million parameters)."""
+"""Of ZeRO-3 (measured on CPUs with models of 8, 28 and 80 million parameters)."""
 BUCKET = 500_000_000
 """DeepSpeed's `reduce_bucket_size`, in parameters."""
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -70,15 +70,16 @@ def fp32_states(parameters: int, stage: int, ranks: int, offload: bool = False) 
     """Return the same in fp32, where DeepSpeed has no estimator: counted, and checked on CPUs (`docs/planner.md`).
 
     Of each parameter, ZeRO-1 and 2 divide a copy that is updated (4), Adam's states (8) and two gradients (8); each
-    rank has the parameter, its gradient and a bucket of gradients (12). ZeRO-3 divides 20 bytes; gathered parameters,
-    gradients and buckets are as large as the model while it is smaller than a bucket (`BUCKET`).
+    rank has the parameter, its gradient and a bucket of gradients (12). On one rank bucket and second gradient are
+    never whole at the same time: 30 bytes, measured 27 to 32. ZeRO-3 divides 20 bytes; gathered parameters, gradients
+    and buckets are as large as the model while it is smaller than a bucket (`BUCKET`).
     """
     bucketed = min(parameters, BUCKET)
     if stage == 3:
         divided = (8 if offload else 20) * parameters / ranks
-        return divided + (14 if ranks == 1 else 17) * bucketed + (0 if ranks == 1 else GATHER_BUFFERS)
+        return divided + (14 if ranks == 1 else 17) * bucketed + GATHER_BUFFERS
     divided = (8 if offload else 20) * parameters / (ranks if stage else 1)
-    return 12 * parameters + divided
+    return (10 if ranks == 1 else 12) * parameters + divided
 
 
 def activations(shape: ModelShape, tokens: int, size: int, checkpointing: bool) -> float:
