@@ -29,6 +29,9 @@ class KTAEPPOTrainer(
 ):
     """Single controller of a synchronous run."""
 
+    _evaluated: tuple[int, dict[str, float]] = (-1, {})
+    """The step of the last evaluation in this process, and its figures."""
+
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
         seed_everything(strategy.args.train.seed)
         # The host resolves both names as globals of its module when it builds the trainer.
@@ -83,12 +86,17 @@ class KTAEPPOTrainer(
         """Evaluate as the host does; add accuracy and length with their intervals."""
         logs = super().evaluate(global_step, **generate_kwargs)
         self.track_evaluation(global_step, self.samples_generator.last_eval)
-        return {**logs, **self.samples_generator.last_eval}
+        self._evaluated = global_step, {**logs, **self.samples_generator.last_eval}
+        return dict(self._evaluated[1])
 
     def _evaluate_edge(self, when: str, global_step: int) -> None:
+        """Evaluate and record it; the last step's own evaluation is not made twice."""
         if self.eval_dataloader is None or not self.args.run.eval_edges:
             return
-        self.record.evaluation(when, global_step, self.evaluate(global_step, **self._evaluation_settings()))
+        step, logs = self._evaluated
+        if step != global_step:
+            logs = self.evaluate(global_step, **self._evaluation_settings())
+        self.record.evaluation(when, global_step, logs)
 
     def _evaluation_settings(self) -> dict[str, Any]:
         return {

@@ -204,6 +204,8 @@ def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, root, tmp_pa
         assert row["eval_macro_accuracy_low"] <= row["eval_macro_accuracy"] <= row["eval_macro_accuracy_high"]
     during = [row for row in run.rows if row["kind"] == "eval" and row["when"] == "during"]
     assert [row["step"] for row in during] == [1, 2, 3, 4]
+    last, after = ({k: v for k, v in row.items() if "eval_" in k} for row in (during[-1], run.evaluations["after"]))
+    assert last == after, "the last step's evaluation is the last evaluation: it is not made twice"
     best = max(during, key=lambda row: row["eval_macro_accuracy"])  # the first of equals
     assert_trackers_have(run, tmp_path)
     holders = [path for path in tmp_path.rglob("*") if path.is_file() and WANDB_KEY.encode() in path.read_bytes()]
