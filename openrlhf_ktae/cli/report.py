@@ -10,6 +10,7 @@ from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
 from openrlhf_ktae.cli.host_parser import BadOption
 from openrlhf_ktae.evaluation.run_outcomes import BadRun
 from openrlhf_ktae.evaluation.stored import BadInput
+from openrlhf_ktae.report.files import BadOutput, refuse_unusable
 from openrlhf_ktae.run.rollout_record import BadRecord
 
 GROUPS = 16
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     from openrlhf_ktae.report.curves import NoPlotly
 
-    return run_command(run, argv, (BadInput, BadRecord, BadRun, NoPlotly))
+    return run_command(run, argv, (BadInput, BadOutput, BadRecord, BadRun, NoPlotly))
 
 
 def run(argv: Sequence[str]) -> None:
@@ -46,10 +47,13 @@ def run(argv: Sequence[str]) -> None:
         raise BadOption("give run directories, or --responses FILE")
     if options.groups is not None and options.groups < 1:
         raise BadOption(f"--groups {options.groups}: give at least 1")
+    folder = options.output or (Path("report") if options.responses else options.runs[0] / "report")
+    if options.output or folder.parent.is_dir():
+        refuse_unusable(folder)
     if options.responses:
-        _responses(options.responses, options.tokenizer, options.output or Path("report"), options.groups)
+        _responses(options.responses, options.tokenizer, folder, options.groups)
     else:
-        _runs(options.runs, options.output or options.runs[0] / "report", options.groups or GROUPS)
+        _runs(options.runs, folder, options.groups or GROUPS)
 
 
 def _responses(path: Path, name: str | None, folder: Path, groups: int | None) -> None:
@@ -87,11 +91,11 @@ def _runs(paths: Sequence[Path], folder: Path, groups: int) -> None:
             written = write_credit_pages(found, folder, title, name, groups, [page.name for page in pages])
             _print(written)
             pages += written
-    if not pages:
-        print("no token-credit page: no rollouts were recorded (--ktae.record_rollouts N)", file=sys.stderr)
     if runs:
         title = runs[0].arm.name if len(runs) == 1 else f"{len(runs)} runs"
         _print([write_run_page(runs, folder / "runs.html", title, links=[page.name for page in pages])])
+    if not pages:
+        print("no token-credit page: no rollouts were recorded (--ktae.record_rollouts N)", file=sys.stderr)
 
 
 def _print(paths: Sequence[Path]) -> None:

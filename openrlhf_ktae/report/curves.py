@@ -1,19 +1,26 @@
-"""Training curves as plotly figures: one line a run, or a mean with its 95 % interval over seeds of an arm."""
+"""Training curves as plotly figures and as words: one line a run, or a mean with its 95 % interval over seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from openrlhf_ktae.evaluation.run_outcomes import Run, arm_labels
+from openrlhf_ktae.evaluation.run_outcomes import BadRun, Run, arm_labels
 from openrlhf_ktae.evaluation.statistics import t_interval
 from openrlhf_ktae.run.record import benchmarks
 
-# After Okabe and Ito: people with any kind of colour vision tell them apart, on light and on dark; dashes differ too.
-COLOURS = ("#2b8cd6", "#e08a00", "#00a078", "#cc79a7", "#d55e00", "#8d6fd1", "#8a8f00", "#7b8794")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+Floats = NDArray[np.float64]
+
+# After Okabe and Ito: people with any kind of colour vision tell them apart; each has a contrast of 3 or more on the
+# light and on the dark page. Dashes and marks differ too: arm 9 has the colour of the first, and not its dashes.
+COLOURS = ("#2b8cd6", "#c97b00", "#00976f", "#c4679b", "#d55e00", "#8d6fd1", "#8a8f00", "#7b8794")
+DASHES = {
+    "solid": "", "dash": "8 5", "dot": "2 4", "dashdot": "8 4 2 4", "longdash": "14 5", "longdashdot": "14 4 2 4",
+}  # fmt: skip
 MARKS = ("circle", "square", "diamond", "cross", "x", "triangle-up")
 STEP_CURVES = {
     "rollout/reward_mean": "training score",
@@ -33,6 +40,9 @@ PHASES = {
     "timing/ppo_train": "update",
     "timing/broadcast": "weights",
 }
+HEIGHT = 320  # pixels of a figure, all of them its own: the legend of the arms stands above all figures
+PLAIN_BELOW = 1e-6  # a spread smaller than this share of the values is rounding, and no scale to draw at
+CROWDED = 4  # arms; intervals of more hide each other, so that the page shows them where they are asked for
 
 
 class NoPlotly(ImportError):
@@ -52,6 +62,48 @@ def plotly() -> Any:
     return graph_objects
 
 
+@dataclass(frozen=True)
+class Line:
+    """One arm's line of a figure."""
+
+    label: str
+    place: int
+    """Its colour and dashes."""
+    seeds: int
+    steps: Floats
+    values: Floats
+    lows: Floats
+    highs: Floats
+    """NaN where there is no interval."""
+
+    @property
+    def name(self) -> str:
+        """What hovering shows."""
+        return arm_name(self.label, self.seeds)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure, and what it shows in words: first, last and mean value of each line."""
+
+    title: str
+    figure: Any
+    rows: list[list[str]]
+    note: str = ""
+
+    head = ("", "steps", "first", "last", "mean")
+
+    @property
+    def spoken(self) -> str:
+        """What stands for the figure where it cannot be seen."""
+        return f"{self.title} over steps: " + "; ".join(f"{row[0]} from {row[2]} to {row[3]}" for row in self.rows)
+
+
+def arm_name(label: str, seeds: int) -> str:
+    """Return the label of an arm, with the number of seeds where it has several."""
+    return f"{label} ({seeds} seeds)" if seeds > 1 else label
+
+
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return the label of each arm -> its runs, which are seeds."""
     labels = arm_labels(run.arm for run in runs)
@@ -61,112 +113,221 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def figures(runs: Sequence[Run]) -> list[tuple[str, Any]]:
-    """Return (title, figure) of every curve that some run recorded."""
+def refuse_words(runs: Iterable[Run]) -> None:
+    """Check that what is drawn are numbers, or null where a step has none.
+
+    Raises:
+        BadRun: a figure is something else; the message says where.
+    """
+    for run in runs:
+        for row in (*run.steps, *run.evaluations):
+            for name, value in row.items():
+                drawn = name in STEP_CURVES or name.startswith(("timing/", "eval_"))
+                if drawn and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                    raise BadRun(
+                        f"{run.path}: {name} of step {row['step']:g} is {str(value)[:40]!r} and no number; "
+                        "the record is damaged"
+                    )
+
+
+def curves(runs: Sequence[Run]) -> list[Curve]:
+    """Return every curve that some run recorded.
+
+    Raises:
+        BadRun: a figure of a record is no number.
+    """
+    refuse_words(runs)
     groups = grouped(runs)
-    drawn = [("held-out accuracy", _held_out(groups, "eval_accuracy"))]
+    drawn = [_evaluated("held-out accuracy", groups, "eval_accuracy")]
     names = sorted({name for run in runs for row in run.evaluations for name in benchmarks(row)})
     if len(names) > 1:
-        drawn += [(f"held-out accuracy: {name}", _held_out(groups, f"eval_{name}_accuracy")) for name in names]
-    drawn += [(title, _over_steps(groups, metric)) for metric, title in STEP_CURVES.items()]
-    drawn += [(f"seconds per phase: {label}", _phases(group[0])) for label, group in groups.items()]
-    return [(title, figure) for title, figure in drawn if figure.data]
+        drawn += [_evaluated(f"held-out accuracy: {name}", groups, f"eval_{name}_accuracy") for name in names]
+    drawn += [_over_steps(title, groups, metric) for metric, title in STEP_CURVES.items()]
+    if len(groups) == 1:
+        drawn.append(_stacked_phases(next(iter(groups.values()))))
+    else:
+        drawn += [_over_steps(f"seconds: {title}", groups, metric) for metric, title in PHASES.items()]
+    return [curve for curve in drawn if curve.rows]
 
 
-def _over_steps(groups: dict[str, list[Run]], metric: str) -> Any:
-    figure = plotly().Figure()
-    for number, (label, runs) in enumerate(groups.items()):
-        series = [run.series(metric) for run in runs]
-        series = [one for one in series if one[0].size]
-        if not series or not any(values.any() for _, values in series):
-            continue  # never recorded, or 0 throughout: a KL term that is off
-        if len(series) == 1:
-            _line(figure, *series[0], label, number)
-        else:
-            _band(figure, series, label, number)
-    return _laid_out(figure)
+def arm_styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return name, colour and SVG dashes of each arm, for the legend of the page."""
+    dashes = list(DASHES.values())
+    return [
+        {
+            "label": label,
+            "name": arm_name(label, len(group)),
+            "colour": COLOURS[place % len(COLOURS)],
+            "dash": dashes[place % len(dashes)],
+        }
+        for place, (label, group) in enumerate(grouped(runs).items())
+    ]
 
 
-def _held_out(groups: dict[str, list[Run]], metric: str) -> Any:
-    figure = plotly().Figure()
-    for number, (label, runs) in enumerate(groups.items()):
-        series = [run.held_out(metric) for run in runs]
-        if len(series) > 1:
-            _band(figure, [one for one in series if one[0].size], label, number, "lines+markers")
+def _over_steps(title: str, groups: dict[str, list[Run]], metric: str) -> Curve:
+    lines = _lines(groups, lambda run: run.series(metric))
+    # Never recorded, or 0 throughout: a KL term that is off.
+    return _curve(title, [line for line in lines if line.values.any()], "lines")
+
+
+def _evaluated(title: str, groups: dict[str, list[Run]], metric: str) -> Curve:
+    lines = _lines(groups, lambda run: run.held_out(metric))
+    lines = [line if line.seeds > 1 else _over_problems(line, groups[line.label], metric) for line in lines]
+    return _curve(title, lines, "lines+markers")
+
+
+def _lines(groups: dict[str, list[Run]], series_of: Callable[[Run], tuple[Floats, Floats]]) -> list[Line]:
+    """Return the line of each arm: the mean over its seeds at the steps that all of them have."""
+    lines = []
+    for place, (label, runs) in enumerate(groups.items()):
+        series = [one for one in map(series_of, runs) if one[0].size]
+        if not series:
             continue
-        rows = [row for row in runs[0].evaluations if row.get(metric) is not None]
-        if rows:
-            _with_errors(figure, rows, metric, label, number)
-    return _laid_out(figure)
+        steps, table_SN = at_common_steps(series)
+        ends = np.array([t_interval(column) for column in table_SN.T]).reshape(-1, 3)
+        if steps.size:
+            lines.append(Line(label, place, len(series), steps, *ends.T))
+    return lines
 
 
-def _with_errors(figure: Any, rows: list[dict[str, Any]], metric: str, label: str, number: int) -> None:
-    values = [row[metric] for row in rows]
-    ends = [(row.get(f"{metric}_low", v), row.get(f"{metric}_high", v)) for row, v in zip(rows, values, strict=True)]
-    errors = {
-        "type": "data",
-        "array": [high - v for (_, high), v in zip(ends, values, strict=True)],
-        "arrayminus": [v - low for (low, _), v in zip(ends, values, strict=True)],
-        "thickness": 1.2,
-    }
-    figure.add_scatter(
-        x=[row["step"] for row in rows], y=values, error_y=errors, mode="lines+markers", name=label, **_style(number)
-    )
+def at_common_steps(series: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Return the steps (N,) that all of S series have, and their values (S, N) there."""
+    maps = [dict(zip(steps.tolist(), values.tolist(), strict=True)) for steps, values in series]
+    common = sorted(set.intersection(*map(set, maps)))
+    return np.array(common), np.array([[one[step] for step in common] for one in maps]).reshape(len(series), -1)
 
 
-def _line(figure: Any, x: Any, y: Any, label: str, number: int) -> None:
-    figure.add_scatter(x=x.tolist(), y=y.tolist(), mode="lines", name=label, **_style(number))
+def _over_problems(line: Line, runs: Sequence[Run], metric: str) -> Line:
+    """Return the line of one run with the intervals that its evaluations recorded."""
+    rows = {row["step"]: row for run in runs for row in run.evaluations}
+    ends = [
+        np.array([float("nan") if (v := rows[step].get(f"{metric}_{end}")) is None else v for step in line.steps])
+        for end in ("low", "high")
+    ]
+    return Line(line.label, line.place, 1, line.steps, line.values, *ends)
 
 
-def _band(figure: Any, series: Sequence[tuple[Any, Any]], label: str, number: int, mode: str = "lines") -> None:
-    """Draw the mean over runs with its interval, at the steps that all of them have."""
-    if not series:
+def _curve(title: str, lines: Sequence[Line], mode: str) -> Curve:
+    share = "accuracy" in title or "share" in title
+    figure = plotly().Figure()
+    for line in lines:
+        if line.seeds > 1:
+            _add_band(figure, line)
+        _add_line(figure, line, mode, share)
+    rows = [[line.name, *words_of(line.steps, line.values, line.lows, line.highs, share)] for line in lines]
+    if lines:
+        every = np.concatenate([end for line in lines for end in (line.values, line.lows, line.highs)])
+        low, high = float(np.nanmin(every)), float(np.nanmax(every))
+        figure.update_yaxes(range=plain_range(low, high), tickformat=".0%" if share and high - low > 0.04 else None)
+    return Curve(title, _laid_out(figure), rows)
+
+
+def plain_range(low: float, high: float) -> list[float] | None:
+    """Return an axis around values that are all the same but for rounding; None where they differ."""
+    size = max(abs(low), abs(high))
+    if high - low > PLAIN_BELOW * size:
+        return None
+    middle = (low + high) / 2
+    return [middle - 0.1 * size, middle + 0.1 * size] if size else [-1.0, 1.0]
+
+
+def _add_band(figure: Any, line: Line) -> None:
+    known = ~np.isnan(line.lows)
+    if not known.any():
         return
-    steps = sorted(set.intersection(*(set(x.tolist()) for x, _ in series)))
-    table = np.array([[dict(zip(x.tolist(), y.tolist(), strict=True))[step] for step in steps] for x, y in series])
-    ends = [t_interval(column) for column in table.T]
-    colour = COLOURS[number % len(COLOURS)]
+    steps, lows, highs = line.steps[known], line.lows[known], line.highs[known]
+    colour = COLOURS[line.place % len(COLOURS)]
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     figure.add_scatter(
         x=[*steps, *steps[::-1]],
-        y=[*(high for _, _, high in ends), *(low for _, low, _ in ends[::-1])],
+        y=[*highs, *lows[::-1]],
+        mode="lines",
         fill="toself",
-        fillcolor=f"rgba({red},{green},{blue},0.18)",
-        line={"width": 0},
+        fillcolor=f"rgba({red},{green},{blue},0.16)",
+        line={"width": 0, "color": colour},
         hoverinfo="skip",
-        showlegend=False,
-        legendgroup=label,
-        name=f"{label}: 95 % interval",
+        legendgroup=line.label,
+        name=f"{line.label}: 95 % interval",
+        meta="interval",
     )
-    means = [mean for mean, _, _ in ends]
-    name = f"{label} ({len(series)} seeds)"
-    figure.add_scatter(x=steps, y=means, mode=mode, name=name, legendgroup=label, **_style(number))
 
 
-def _style(number: int) -> dict[str, Any]:
-    line = {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number % len(DASHES)], "width": 2}
-    return {"line": line, "marker": {"symbol": MARKS[number % len(MARKS)], "size": 7}}
+def _add_line(figure: Any, line: Line, mode: str, share: bool) -> None:
+    more: dict[str, Any] = {}
+    if line.seeds == 1 and not np.isnan(line.lows).all():
+        arms = {"array": line.highs - line.values, "arrayminus": line.values - line.lows}
+        more["error_y"] = {"type": "data", "thickness": 1.2, **{k: np.nan_to_num(v).tolist() for k, v in arms.items()}}
+    style = {
+        "line": {
+            "color": COLOURS[line.place % len(COLOURS)],
+            "dash": list(DASHES)[line.place % len(DASHES)],
+            "width": 1.8,
+        },
+        "marker": {"symbol": MARKS[line.place % len(MARKS)], "size": 7},
+    }
+    figure.add_scatter(
+        x=line.steps.tolist(),
+        y=line.values.tolist(),
+        mode=mode,
+        name=line.name,
+        legendgroup=line.label,
+        hovertext=[shown(*figures, share) for figures in zip(line.values, line.lows, line.highs, strict=True)],
+        hovertemplate="%{hovertext}",
+        **style,
+        **more,
+    )
 
 
-def _phases(run: Run) -> Any:
+def words_of(steps: Floats, values: Floats, lows: Floats, highs: Floats, share: bool = False) -> list[str]:
+    """Return steps, first, last and mean value of a line."""
+    edges = [shown(values[i], lows[i], highs[i], share) for i in (0, -1)]
+    nan = float("nan")
+    return [f"{steps[0]:g} to {steps[-1]:g}", *edges, shown(float(values.mean()), nan, nan, share)]
+
+
+def shown(value: float, low: float, high: float, share: bool = False) -> str:
+    """Return a value with its interval, if it has one."""
+    value, low, high = (100 * one if share else one for one in (value, low, high))
+    unit = " %" if share else ""
+    text = [f"{one:.1f}" if share else f"{one:.4g}" for one in (value, low, high)]
+    return text[0] + unit if np.isnan(low) or np.isnan(high) else f"{text[0]} [{text[1]}, {text[2]}]{unit}"
+
+
+def _stacked_phases(runs: Sequence[Run]) -> Curve:
+    """Draw the phases of one arm on top of each other, each the mean over its seeds."""
     figure = plotly().Figure()
+    rows = []
     for number, (metric, title) in enumerate(PHASES.items()):
-        x, y = run.series(metric)
-        if x.size:
-            colour = {"color": COLOURS[number], "width": 0.5}
-            figure.add_scatter(x=x.tolist(), y=y.tolist(), stackgroup="phases", name=title, line=colour, mode="lines")
-    return _laid_out(figure)
+        series = [one for one in (run.series(metric) for run in runs) if one[0].size]
+        steps, table_SN = at_common_steps(series) if series else (np.empty(0), np.empty((0, 0)))
+        if not steps.size:
+            continue
+        means = table_SN.mean(axis=0)
+        nothing = np.full(means.shape, np.nan)
+        rows.append([title, *words_of(steps, means, nothing, nothing)])
+        figure.add_scatter(
+            x=steps.tolist(),
+            y=means.tolist(),
+            stackgroup="phases",
+            name=title,
+            mode="lines",
+            line={"color": COLOURS[number], "width": 0.8},
+            hovertemplate="%{y:.3g} s",
+        )
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    note = f"mean of {len(runs)} seeds" if len(runs) > 1 else ""
+    return Curve("seconds per phase", _laid_out(figure, showlegend=True), rows, note)
 
 
-def _laid_out(figure: Any) -> Any:
+def _laid_out(figure: Any, showlegend: bool = False) -> Any:
     return figure.update_layout(
         template="none",
-        margin={"l": 52, "r": 12, "t": 8, "b": 64},
-        height=310,
+        margin={"l": 56, "r": 14, "t": 30 if showlegend else 8, "b": 40},
+        height=HEIGHT,
         hovermode="x unified",
-        legend={"orientation": "h", "y": -0.26, "x": 0},
-        xaxis={"title": {"text": "step", "standoff": 4}, "rangemode": "tozero"},
+        xaxis={"title": {"text": "step", "standoff": 6}, "rangemode": "tozero"},
+        yaxis={"automargin": True},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        showlegend=True,
+        showlegend=showlegend,
     )

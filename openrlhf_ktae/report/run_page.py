@@ -10,8 +10,8 @@ from typing import Any
 
 from openrlhf_ktae.evaluation.run_outcomes import Run
 from openrlhf_ktae.evaluation.statistics import t_interval
-from openrlhf_ktae.report.credit_page import ASSETS, ESCAPES
-from openrlhf_ktae.report.curves import NoPlotly, figures, grouped, plotly
+from openrlhf_ktae.report.curves import CROWDED, NoPlotly, arm_styles, curves, grouped, plotly
+from openrlhf_ktae.report.files import ASSETS, link, page_json, write_page
 
 WORD_COLUMNS = ("run", "arm", "against", "outcome")  # aligned to the left; the others hold figures
 
@@ -33,6 +33,8 @@ def write_run_page(
 
     Raises:
         NoPlotly: plotly or jinja2 is not installed.
+        BadRun: a figure of a record is no number.
+        BadOutput: the page cannot be written there.
     """
     plotly()
     try:
@@ -41,24 +43,24 @@ def write_run_page(
         raise NoPlotly("pages are made with jinja2, which is not installed: pip install '.[report]'") from None
     from plotly.offline import get_plotlyjs
 
-    drawn = figures(runs)
-    data = json.dumps([json.loads(figure.to_json()) for _, figure in drawn])
-    for character, escape in ESCAPES.items():
-        data = data.replace(character, escape)
+    drawn = curves(runs)
+    arms = arm_styles(runs)
+    several = any(len(group) > 1 for group in grouped(runs).values())
     template = Environment(autoescape=True).from_string((ASSETS / "runs.html").read_text(encoding="utf-8"))
     html = template.render(
         title=title,
-        subtitle=f"{len(runs)} runs, 95 % intervals over seeds" if len(runs) > 1 else "",
+        subtitle=f"{len(runs)} runs{', 95 % intervals over seeds' if several else ''}" if len(runs) > 1 else "",
         tables=[*tables, summary_table(runs)],
-        links=links,
+        links=[link(name) for name in links],
         words=WORD_COLUMNS,
-        figures=drawn,
-        data=data,
+        curves=drawn,
+        arms=arms if len(arms) > 1 else [],
+        several=several,
+        crowded=several and len(arms) > CROWDED,
+        data=page_json([json.loads(curve.figure.to_json()) for curve in drawn]),
         plotly=get_plotlyjs(),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
-    return path
+    return write_page(path, html)
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
@@ -85,7 +87,8 @@ def summary_table(runs: Sequence[Run]) -> Table:
 
 
 def _edge(group: Sequence[Run], metric: str, which: int, scale: float) -> str:
-    rows = [run.evaluations[which] for run in group if run.evaluations and metric in run.evaluations[which]]
+    edges = [run.evaluations[which] for run in group if run.evaluations]
+    rows = [row for row in edges if row.get(metric) is not None]
     if not rows:
         return "-"
     if len(rows) > 1:
