@@ -1,25 +1,33 @@
 """A recorded group as the token-credit page reads it: every token's table and K under each variant.
 
-Legend: `U` distinct ids of a group. Texts of models go in as data and are never markup.
+Legend: `G` rollouts of a group, `T` tokens of its longest response. Texts of models go in as data and are never markup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from openrlhf_ktae.evaluation.rescoring import Arm, GroupTensors, TopTokens, key_token_values, recorded_config, tensors
+from openrlhf_ktae.evaluation.rescoring import Arm, GroupTensors, key_token_values, recorded_config, tensors
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import GroupExplanation, explain_group
-from openrlhf_ktae.run.rollout_record import RecordedGroup
+from openrlhf_ktae.ktae.literal import bm25
+from openrlhf_ktae.run.rollout_record import BadRecord, RecordedGroup
 
 VARIANTS = ("paper", "reference", "calibrated")
 COUNTS = ("a", "b", "c", "d", "uses_correct", "uses_wrong")
-MEASURES = ("fisher", "association", "information_gain", "strength", "presence", "frequency", "value")
+EXPLAINED = ("fisher", "association", "information_gain", "strength", "presence")
+# `value` is K before weight and centring, None for ids that never get K (special tokens).
+MEASURES = (*EXPLAINED, "tf_correct", "tf_wrong", "frequency", "value")
 DIGITS = 4
+PROMPT_SHOWN = 100_000  # characters; a page has to hold it beside its tokens
+LABEL_SHOWN = 10_000
+TRAINED = "the score that training used"  # who judged recorded rollouts
 
 
 def configs_of(about: Mapping[str, Any]) -> dict[str, KTAEConfig]:
@@ -48,38 +56,56 @@ def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
         "options": {name: value for name, value in changed.items()},
         "range": {name: config.number("value_range") * config.group_weight(0, 1) for name, config in variants},
         "threshold": recorded.correct_threshold,
+        "judged": str(about.get("judged", TRAINED)),
     }
 
 
-def add_to_tops(group: RecordedGroup, tops: Mapping[str, TopTokens]) -> None:
-    """Add one group to the tokens of its step (variant -> tokens)."""
+def values_of(group: RecordedGroup) -> dict[str, NDArray[np.float64]]:
+    """Return variant -> K (G, T) as training would give it.
+
+    Raises:
+        BadRecord: a score or an advantage is not finite.
+    """
+    for row in group.rows:
+        _refuse_not_finite(row, group)
     arrays = tensors(group)
-    for name, config in configs_of(group.about).items():
-        tops[name].add(group, key_token_values(arrays, Arm(name, config)))
+    return {name: key_token_values(arrays, Arm(name, config)) for name, config in configs_of(group.about).items()}
 
 
-def group_data(group: RecordedGroup) -> dict[str, Any]:
-    """Return one group as plain lists."""
+def _refuse_not_finite(row: Mapping[str, Any], group: RecordedGroup) -> None:
+    where = f"step {group.step}, group {group.group}, rollout {row.get('rollout', '?')}"
+    if row["score"] is not None and math.isinf(row["score"]):
+        raise BadRecord(f"{where}: the score is {row['score']}; a score is finite, or absent where nothing is known")
+    for advantage in row["advantages_without_k"]:
+        if advantage is None or not math.isfinite(advantage):
+            raise BadRecord(f"{where}: an advantage is {advantage}; delete the file of this step, or record it again")
+
+
+def group_data(group: RecordedGroup, values: Mapping[str, NDArray[np.float64]] | None = None) -> dict[str, Any]:
+    """Return one group as plain lists; `values` are those of `values_of`."""
+    values = values or values_of(group)
     arrays = tensors(group)
     place: dict[int, int] = {}
     texts: list[str] = []
-    rollouts = []
+    rollouts: list[dict[str, Any]] = []
     for row in group.rows:
         refs, odd = [], {}
         for position, (token, text) in enumerate(zip(row["token_ids"], row["token_texts"], strict=True)):
             if token not in place:
                 place[token] = len(texts)
-                texts.append(text)
+                texts.append(text or "")
             refs.append(place[token])
-            if texts[place[token]] != text:
-                odd[position] = text
-        rollouts.append(_rollout(row, refs, odd, arrays.threshold))
+            if texts[place[token]] != (text or ""):
+                odd[position] = text or ""
+        rollouts.append({"number": len(rollouts) + 1, **_rollout(row, refs, odd, arrays.threshold)})
     data: dict[str, Any] = {
         "step": group.step,
         "group": group.group,
-        "prompt": group.prompt,
-        "label": group.rows[0]["label"],
+        "prompt": _clipped(group.prompt, PROMPT_SHOWN),
+        "label": _clipped(group.rows[0]["label"] or "", LABEL_SHOWN),
         "mixed": arrays.mixed,
+        "size": len(rollouts),
+        "cut": False,
         "ids": list(place),
         "texts": texts,
         "rollouts": rollouts,
@@ -88,15 +114,17 @@ def group_data(group: RecordedGroup) -> dict[str, Any]:
     }
     for name, config in configs_of(group.about).items():
         explanation = explain_group(arrays.ids_GT, arrays.mask_GT, arrays.scores_G, config, arrays.special_ids)
-        counts, measures = _by_place(explanation, place)
-        data["counts"] = counts
-        shifts = None
+        excluded = {*arrays.special_ids, *config.excluded_ids}
+        data["counts"], measures = _by_place(explanation, place, data["sides"], config, excluded)
         weight = config.group_weight(*data["sides"]["rollouts"])
-        if config.centre:
-            k_GT = key_token_values(arrays, Arm(name, config))
-            shifts = _shifts(k_GT, arrays, measures, rollouts, weight)
-        data["variants"][name] = {"measures": measures, "weight": weight, "shifts": shifts}
+        shifts = _shifts(values[name], arrays, measures, rollouts, weight) if config.centre else None
+        means = [_means(k_T[mask_T]) for k_T, mask_T in zip(values[name], arrays.mask_GT, strict=True)]
+        data["variants"][name] = {"measures": measures, "weight": weight, "shifts": shifts, "means": means}
     return data
+
+
+def _clipped(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
 
 
 def _rollout(row: Mapping[str, Any], refs: list[int], odd: dict[int, str], threshold: float) -> dict[str, Any]:
@@ -110,7 +138,14 @@ def _rollout(row: Mapping[str, Any], refs: list[int], odd: dict[int, str], thres
         "refs": refs,
         "texts": odd,
         "skipped": [i for i, acted in enumerate(row["action"]) if not acted],
+        "start": 0,
+        "tokens": len(refs),
     }
+
+
+def _means(k_A: NDArray[np.float64]) -> list[float]:
+    """Return mean K and mean |K| over the action tokens of a rollout."""
+    return [_rounded(k_A.mean()), _rounded(np.abs(k_A).mean())] if k_A.size else [0.0, 0.0]
 
 
 def _sides(arrays: GroupTensors) -> dict[str, list[int]]:
@@ -122,25 +157,61 @@ def _sides(arrays: GroupTensors) -> dict[str, list[int]]:
     return {"rollouts": [int(side.sum()) for side in sides], "tokens": tokens}
 
 
-def _by_place(explanation: GroupExplanation, place: Mapping[int, int]) -> tuple[list[Any], list[Any]]:
+def _by_place(
+    explanation: GroupExplanation,
+    place: Mapping[int, int],
+    sides: Mapping[str, Sequence[int]],
+    config: KTAEConfig,
+    excluded: set[int],
+) -> tuple[list[Any], list[Any]]:
     """Return counts and measures for each distinct id, in the order of `place`; None for ids without a label."""
     counts: list[Any] = [None] * len(place)
     measures: list[Any] = [None] * len(place)
     for row, token in enumerate(explanation.token_id.tolist()):
         if token in place:
-            counts[place[token]] = [int(getattr(explanation, name)[row]) for name in COUNTS]
-            measures[place[token]] = [_rounded(getattr(explanation, name)[row]) for name in MEASURES]
+            counted = {name: int(getattr(explanation, name)[row]) for name in COUNTS}
+            uses = counted["uses_correct"], counted["uses_wrong"]
+            figures = [getattr(explanation, name)[row] for name in EXPLAINED]
+            figures += [*term_frequencies(uses, sides, config), explanation.frequency[row], explanation.value[row]]
+            counts[place[token]] = list(counted.values())
+            measures[place[token]] = [_rounded(figure) for figure in figures]
+            if token in excluded:
+                measures[place[token]][-1] = None
     return counts, measures
 
 
+def term_frequencies(uses: Sequence[int], sides: Mapping[str, Sequence[int]], config: KTAEConfig) -> list[float]:
+    """Return BM25's TF of an id in correct and in wrong rollouts, as the formula of K takes them; 0 with one label.
+
+    Args:
+        uses: occurrences on both sides.
+        sides: `rollouts` and `tokens` of both sides.
+        config: options of KTAE.
+    """
+    rollouts, tokens = sides["rollouts"], sides["tokens"]
+    if not all(rollouts):
+        return [0.0, 0.0]
+    if config.variant == "calibrated":
+        smoothed = [(use + 0.5) / (number + 1) for use, number in zip(uses, rollouts, strict=True)]
+        return bm25(smoothed, [length / number for length, number in zip(tokens, rollouts, strict=True)], config)
+    relative = config.resolved().term_frequency == "relative"
+    shares = [use / max(length, 1) if relative else float(use) for use, length in zip(uses, tokens, strict=True)]
+    return bm25(shares, [float(length) for length in tokens], config)
+
+
 def _shifts(
-    k_GT: Any, arrays: GroupTensors, measures: list[Any], rollouts: list[dict[str, Any]], weight: float
+    k_GT: NDArray[np.float64],
+    arrays: GroupTensors,
+    measures: list[Any],
+    rollouts: list[dict[str, Any]],
+    weight: float,
 ) -> list[float]:
-    """Return for each rollout what centring subtracted: the same from all of its tokens."""
+    """Return for each rollout what centring subtracted: the same from all of its tokens that may have K."""
     shifts = []
     for row, rollout in enumerate(rollouts):
-        acted = [i for i in range(len(rollout["refs"])) if arrays.mask_GT[row, i]]
-        first = next((i for i in acted if measures[rollout["refs"][i]] is not None), None)
+        acted = (i for i in range(len(rollout["refs"])) if arrays.mask_GT[row, i])
+        valued = (i for i in acted if (of := measures[rollout["refs"][i]]) is not None and of[-1] is not None)
+        first = next(valued, None) if rollout["verdict"] != "unknown" else None
         value = 0.0 if first is None else weight * measures[rollout["refs"][first]][-1] - k_GT[row, first]
         shifts.append(_rounded(value))
     return shifts

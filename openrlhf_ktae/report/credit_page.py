@@ -1,26 +1,29 @@
-"""The token-credit page: self-contained HTML files of at most 3 MB, each with whole groups."""
+"""The token-credit page: self-contained HTML files of at most 3 MB; a group that is larger is cut."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import itertools
-import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from openrlhf_ktae.evaluation.rescoring import TopTokens
-from openrlhf_ktae.report.credit_data import VARIANTS, add_to_tops, group_data, step_settings
+from openrlhf_ktae.report.credit_data import VARIANTS, group_data, step_settings, values_of
+from openrlhf_ktae.report.credit_parts import parts
+from openrlhf_ktae.report.files import ASSETS, link, page_json, size_of, write_page
 from openrlhf_ktae.run.rollout_record import BadRecord, RecordedGroup
 
-ASSETS = Path(__file__).with_name("assets")
 MAX_BYTES = 3_000_000
 TOP = 10
-# "<" ends no script element, "&" starts no entity, and the two separators are no line ends of a script.
-ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+TOP_TEXT = 40  # characters of a top token: its line shows fewer
+# What those of one step take at most: a character is escaped with 6 bytes, the figures of a token are below 100.
+TOPS_BYTES = 2 * len(VARIANTS) * (TOP * (6 * TOP_TEXT + 100) + 50)
+FILES_BYTES = 50_000  # for the names of all files, which are in each
+TAG_BYTES = 100  # brackets and commas around groups and tops
 
 
 def write_credit_pages(
@@ -42,65 +45,89 @@ def write_credit_pages(
         taken: names of files in `folder` that are left alone.
 
     Raises:
-        BadRecord: there is no group.
+        BadRecord: there is no group, a figure in one is not finite, or a single token does not fit.
+        BadOutput: the pages cannot be written there.
     """
     tops: dict[int, dict[str, TopTokens]] = {}
     settings: dict[str, Any] | None = None
-    packed: list[list[dict[str, Any]]] = []
-    used = MAX_BYTES
-    room = MAX_BYTES - sum(path.stat().st_size for path in ASSETS.iterdir()) - 200_000  # for the tops of the steps
+    made: list[tuple[int, str]] = []
+    room = 0
     seen: Counter[int] = Counter()
     for group in groups:
-        settings = settings or step_settings(group.about)
-        add_to_tops(group, tops.setdefault(group.step, {variant: TopTokens() for variant in VARIANTS}))
+        if settings is None:
+            settings = step_settings(group.about)
+            room = MAX_BYTES - size_of(_document(settings, [], [], [], 0, title)) - FILES_BYTES - TAG_BYTES
+            if room <= TOPS_BYTES:
+                raise BadRecord("the settings of the run alone take more than a page can hold")
+        values = values_of(group)
+        for variant, of_step in tops.setdefault(group.step, {one: TopTokens() for one in VARIANTS}).items():
+            of_step.add(group, values[variant])
         seen[group.step] += 1
-        if max_groups is not None and seen[group.step] > max_groups:
-            continue
-        for part in _parts(group_data(group), room):
-            size = len(_json(part))
-            if used + size > room:
-                packed.append([])
-                used = 0
-            packed[-1].append(part)
-            used += size
+        if max_groups is None or seen[group.step] <= max_groups:
+            made += [(group.step, part) for part in parts(group_data(group, values), room - TOPS_BYTES)]
     if settings is None:
         raise BadRecord("there is no recorded group to show")
-    shown = {
-        step: {variant: {"highest": one.top(TOP), "lowest": one.top(TOP, False)} for variant, one in of_step.items()}
-        for step, of_step in tops.items()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
+    shown = {step: f'"{step}":{page_json(_tops(of_step))}' for step, of_step in tops.items()}
+    packed = _packed(made, shown, room)
     names = (f"{name}.html" if number == 1 else f"{name}-{number}.html" for number in itertools.count(1))
     files = list(itertools.islice((one for one in names if one not in taken), len(packed)))
+    links = [link(file) for file in files]
+    if size_of(page_json(links)) > FILES_BYTES:
+        raise BadRecord(f"that makes {len(files)} pages of {MAX_BYTES:,} bytes; show fewer groups with --groups N")
     for i, of_file in enumerate(packed):
-        steps = {one["step"] for one in of_file}
-        data = {
-            "settings": settings,
-            "groups": of_file,
-            "tops": {step: of_step for step, of_step in shown.items() if step in steps},
-            "files": files,
-            "file": i,
-        }
-        (folder / files[i]).write_text(page(data, title), encoding="utf-8")
+        steps = dict.fromkeys(step for step, _ in of_file)
+        parts_of_file = [part for _, part in of_file]
+        html = _document(settings, parts_of_file, [shown[step] for step in steps], links, i, title)
+        write_page(folder / files[i], html)
     return [folder / file for file in files]
 
 
-def _parts(data: dict[str, Any], room: int) -> Iterator[dict[str, Any]]:
-    """Yield a group whole, or its rollouts in several parts where even a file of its own is too small."""
-    if len(_json(data)) <= room or len(data["rollouts"]) == 1:
-        yield data
-        return
-    half = len(data["rollouts"]) // 2
-    for rows in (slice(None, half), slice(half, None)):
-        variants = {
-            name: {**one, "shifts": one["shifts"][rows] if one["shifts"] else None}
-            for name, one in data["variants"].items()
+def _tops(of_step: Mapping[str, TopTokens]) -> dict[str, Any]:
+    """Return for each variant the tokens of highest K above 0 and of lowest K below 0."""
+    return {
+        variant: {
+            "highest": [_short(token) for token in one.top(TOP) if token["k"] > 0],
+            "lowest": [_short(token) for token in one.top(TOP, False) if token["k"] < 0],
         }
-        yield from _parts({**data, "rollouts": data["rollouts"][rows], "variants": variants}, room)
+        for variant, one in of_step.items()
+    }
 
 
-def page(data: dict[str, Any], title: str) -> str:
-    """Return the HTML of one file; the browser runs the page's own script alone (Content-Security-Policy)."""
+def _short(token: dict[str, Any]) -> dict[str, Any]:
+    text = token["text"] or ""
+    return {**token, "text": text if len(text) <= TOP_TEXT else text[: TOP_TEXT - 1] + "…"}
+
+
+def _packed(made: Iterable[tuple[int, str]], tops: Mapping[int, str], room: int) -> list[list[tuple[int, str]]]:
+    """Return (step, part) in files of at most `room` bytes, the tops of their steps with them."""
+    files: list[list[tuple[int, str]]] = []
+    steps: set[int] = set()
+    used = 0
+    for step, part in made:
+        size, top = size_of(part) + 1, size_of(tops[step]) + 1
+        more = size + (0 if step in steps else top)
+        if not files or used + more > room:
+            files.append([])
+            steps, used, more = set(), 0, size + top
+        files[-1].append((step, part))
+        steps.add(step)
+        used += more
+    return files
+
+
+def _document(
+    settings: Mapping[str, Any], groups: list[str], tops: list[str], files: list[str], file: int, title: str
+) -> str:
+    """Return the HTML of one file; `groups` and `tops` are JSON already."""
+    data = (
+        f'{{"settings":{page_json(settings)},"groups":[{",".join(groups)}],"tops":{{{",".join(tops)}}},'
+        f'"files":{page_json(files)},"file":{file}}}'
+    )
+    return _page(data, title)
+
+
+def _page(data: str, title: str) -> str:
+    """Return a page; the browser runs its own script alone (Content-Security-Policy)."""
     style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("credit.css", "credit.js"))
     return Template((ASSETS / "credit.html").read_text(encoding="utf-8")).substitute(
         title=_text(title),
@@ -108,15 +135,8 @@ def page(data: dict[str, Any], title: str) -> str:
         script=script,
         style_hash=_sha256(style),
         script_hash=_sha256(script),
-        data=_json(data),
+        data=data,
     )
-
-
-def _json(data: Any) -> str:
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    for character, escape in ESCAPES.items():
-        text = text.replace(character, escape)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate as JSON writes it
 
 
 def _text(text: str) -> str:

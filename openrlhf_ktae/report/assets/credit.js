@@ -3,7 +3,8 @@
 (() => {
   const page = JSON.parse(document.getElementById("data").textContent);
   const TOKENS_AT_ONCE = 16000;
-  const [P, ASSOCIATION, GAIN, STRENGTH, PRESENCE, FREQUENCY, VALUE] = [0, 1, 2, 3, 4, 5, 6];
+  const [P, ASSOCIATION, GAIN, STRENGTH, PRESENCE, TF_CORRECT, TF_WRONG, FREQUENCY, VALUE] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
+  const LINKS_AROUND = 2;
   const MODES = { grpo: "GRPO", paper: "paper", reference: "reference", calibrated: "calibrated" };
   const at = (id) => document.getElementById(id);
   const state = { group: 0, mode: page.settings.variant, order: "sampled", sort: "size", down: true, part: 0, pinned: null };
@@ -17,6 +18,13 @@
   }
   const signed = (x) => (x > 0 ? "+" : x < 0 ? "−" : "") + Math.abs(x).toFixed(3);
   const number = (x) => (x === 0 ? "0" : Math.abs(x) < 0.001 ? x.toExponential(1) : Math.abs(x) >= 1000 ? x.toPrecision(4) : x.toFixed(3)).replace("-", "−");
+
+  const count = (x) => x.toLocaleString("en");
+  function rolloutsOf(one) {
+    const [first, last] = [one.rollouts[0], one.rollouts[one.rollouts.length - 1]];
+    if (first !== last) return `rollouts ${first.number} to ${last.number}`;
+    return `rollout ${first.number}` + (first.refs.length < first.tokens ? ` from token ${count(first.start + 1)}` : "");
+  }
 
   // Characters that show nothing, or turn the line around, are named instead.
   const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]/u;
@@ -33,12 +41,21 @@
   }
 
   const group = () => page.groups[state.group];
-  function valueOf(ref, rollout) {
-    if (state.mode === "grpo") return rollout === undefined ? 0 : group().rollouts[rollout].advantage;
-    const variant = group().variants[state.mode], measures = variant.measures[ref];
-    if (!measures) return 0;
-    const shift = variant.shifts && rollout !== undefined ? variant.shifts[rollout] : 0;
-    return measures[VALUE] * variant.weight - shift;
+  // In GRPO's mode, figures of K are those of the run's own variant.
+  const shownVariant = () => (state.mode === "grpo" ? page.settings.variant : state.mode);
+  function isSkipped(rollout, position) {
+    rollout.passive ??= new Set(rollout.skipped);
+    return rollout.passive.has(position);
+  }
+  // What training gives: nothing to tokens that the policy did not write, no K where nobody knows the verdict.
+  function valueOf(ref, span) {
+    const rollout = span && group().rollouts[span.rollout];
+    if (rollout && isSkipped(rollout, span.position)) return 0;
+    if (state.mode === "grpo") return rollout ? rollout.advantage : 0;
+    if (rollout && rollout.verdict === "unknown") return 0;
+    const variant = group().variants[state.mode], value = variant.measures[ref]?.[VALUE] ?? null;
+    if (value === null) return 0;
+    return value * variant.weight - (variant.shifts && rollout ? variant.shifts[span.rollout] : 0);
   }
   function most() {
     if (state.mode !== "grpo") return page.settings.range[state.mode] || 1;
@@ -57,24 +74,24 @@
       const rank = { correct: 0, wrong: 1, unknown: 2 };
       order.sort((x, y) => rank[group().rollouts[x].verdict] - rank[group().rollouts[y].verdict] || x - y);
     } else if (state.order === "credit") {
-      const size = (i) => {
-        const refs = group().rollouts[i].refs;
-        return refs.reduce((sum, ref) => sum + Math.abs(valueOf(ref, i)), 0) / Math.max(1, refs.length);
-      };
-      const sizes = order.map(size);
+      const sizes = group().rollouts.map((one, i) => (state.mode === "grpo" ? Math.abs(one.advantage) : group().variants[state.mode].means[i][1]));
       order.sort((x, y) => sizes[y] - sizes[x] || x - y);
     }
     return order;
   }
 
+  // Pieces of rollouts on each part: as many tokens as a browser draws at once.
   function parts(order) {
     const found = [[]];
     let used = 0;
     for (const i of order) {
       const length = group().rollouts[i].refs.length;
-      if (used && used + length > TOKENS_AT_ONCE) { found.push([]); used = 0; }
-      found[found.length - 1].push(i);
-      used += length;
+      for (let first = 0; first === 0 || first < length; first += TOKENS_AT_ONCE) {
+        const end = Math.min(length, first + TOKENS_AT_ONCE);
+        if (used && used + end - first > TOKENS_AT_ONCE) { found.push([]); used = 0; }
+        found[found.length - 1].push([i, first, end]);
+        used += end - first;
+      }
     }
     return found;
   }
@@ -84,7 +101,7 @@
     state.part = Math.min(state.part, all.length - 1);
     spans = []; byRef = []; current = null; state.pinned = null;
     const box = document.createDocumentFragment(), limit = most();
-    for (const i of all[state.part]) box.append(drawRollout(i, limit));
+    for (const piece of all[state.part]) box.append(drawRollout(...piece, limit));
     at("rollouts").replaceChildren(box);
     if (spans.length) spans[0].tabIndex = 0;
     const pager = at("pager");
@@ -100,32 +117,30 @@
     }
   }
 
-  function drawRollout(i, limit) {
-    const rollout = group().rollouts[i], skipped = new Set(rollout.skipped);
+  function drawRollout(i, from, end, limit) {
+    const rollout = group().rollouts[i], first = rollout.start + from, last = rollout.start + end;
     const card = element("article", "rollout " + rollout.verdict);
     const marks = { correct: "✓ correct", wrong: "✗ wrong", unknown: "? unknown" };
     const head = element("h3");
-    head.append(element("span", "badge", marks[rollout.verdict]), element("span", "", `rollout ${i + 1} of ${group().rollouts.length}`),
-      element("span", "", `advantage ${signed(rollout.advantage)}`), element("span", "", `${rollout.refs.length} tokens`));
-    if (state.mode !== "grpo" && rollout.refs.length) {
-      const mean = rollout.refs.reduce((sum, ref) => sum + valueOf(ref, i), 0) / rollout.refs.length;
-      head.append(element("span", "", `mean K ${signed(mean)}`));
-    }
-    card.setAttribute("aria-label", `Rollout ${i + 1}, ${rollout.verdict}, advantage ${rollout.advantage}`);
+    const which = last - first === rollout.tokens ? `${count(rollout.tokens)} tokens` : `tokens ${count(first + 1)} to ${count(last)} of ${count(rollout.tokens)}`;
+    head.append(element("span", "badge", marks[rollout.verdict]), element("span", "", `rollout ${rollout.number} of ${group().size}`),
+      element("span", "", `advantage ${signed(rollout.advantage)}`), element("span", "", which));
+    if (state.mode !== "grpo") head.append(element("span", "", `mean K ${signed(group().variants[state.mode].means[i][0])}`));
+    card.setAttribute("aria-label", `Rollout ${rollout.number}, ${rollout.verdict}, advantage ${rollout.advantage}`);
     card.setAttribute("role", "group");
     const text = element("div", "text");
-    rollout.refs.forEach((ref, position) => {
-      const raw = rollout.texts[position] ?? group().texts[ref];
+    for (let position = from; position < end; position += 1) {
+      const ref = rollout.refs[position], raw = rollout.texts[position] ?? group().texts[ref];
       const span = element("span", "t", raw.includes("\n") && !HIDDEN.test(raw) ? raw.replaceAll("\n", "↵\n") : visible(raw));
       if (raw === "" || HIDDEN.test(raw)) span.classList.add("odd");
-      if (skipped.has(position)) span.classList.add("skipped");
-      else paint(span, valueOf(ref, i), limit);
       span.tabIndex = -1;
       span.index = spans.length; span.ref = ref; span.rollout = i; span.position = position;
+      if (isSkipped(rollout, position)) span.classList.add("skipped");
+      paint(span, valueOf(ref, span), limit);
       spans.push(span);
       (byRef[ref] ??= []).push(span);
       text.append(span);
-    });
+    }
     card.append(head, text);
     return card;
   }
@@ -141,52 +156,71 @@
   }
 
   function drawDetail(ref, span) {
-    const data = group(), counts = data.counts[ref], rollout = span?.rollout;
-    const text = span ? data.rollouts[rollout].texts[span.position] ?? data.texts[ref] : data.texts[ref];
-    const value = valueOf(ref, rollout), mode = state.mode;
-    const head = element("div", "detail-head"), name = mode === "grpo" ? "A" : "K";
-    head.append(element("code", "", visible(text)), element("span", "value", `${name} ${signed(value)}`));
-    const box = document.createDocumentFragment();
-    box.append(head, element("p", "hint", `id ${data.ids[ref]}, ${(byRef[ref] ?? []).length} occurrences marked here`));
-    if (!counts) {
-      box.append(element("p", "", "Only rollouts without a verdict have it: it takes no part in the tables."));
-    } else {
-      const [a, b, c, d, usesCorrect, usesWrong] = counts, [tokensCorrect, tokensWrong] = data.sides.tokens;
-      const table = element("table", "two"), rows = [["rollouts", "correct", "wrong"], ["with it", a, b], ["without it", c, d]];
-      rows.forEach((cells, r) => {
-        const row = element("tr");
-        cells.forEach((cell, k) => {
-          const made = element(r && k ? "td" : "th", "", String(cell));
-          if (!(r && k)) made.scope = r ? "row" : "col";
-          row.append(made);
-        });
-        table.append(row);
-      });
-      box.append(table);
-      const share = (uses, tokens) => `${uses} of ${tokens} (${tokens ? (100 * uses / tokens).toFixed(2) : "0"} %)`;
-      const list = element("dl"), variant = data.variants[mode === "grpo" ? page.settings.variant : mode], m = variant.measures[ref];
-      const rowsOf = [
-        ["Fisher p", number(m[P])], ["association F", number(m[ASSOCIATION])], ["information gain IG", `${number(m[GAIN])} bit`],
-        ["TF in correct", share(usesCorrect, tokensCorrect)], ["TF in wrong", share(usesWrong, tokensWrong)],
-        ["strength", number(m[STRENGTH])], ["direction: presence", number(m[PRESENCE])], ["direction: frequency", number(m[FREQUENCY])],
-      ];
-      if (variant.weight !== 1) rowsOf.push(["weight", number(variant.weight)]);
-      if (variant.shifts && rollout !== undefined) rowsOf.push(["minus the rollout's mean", signed(-variant.shifts[rollout])]);
-      if (mode !== "grpo") rowsOf.push(["K", signed(value)]);
-      if (rollout !== undefined) rowsOf.push(["rollout advantage A", signed(data.rollouts[rollout].advantage)]);
-      if (rollout !== undefined && mode !== "grpo") rowsOf.push(["A + K", signed(data.rollouts[rollout].advantage + value)]);
-      for (const [term, definition] of rowsOf) list.append(element("dt", "", term), element("dd", "", definition));
-      box.append(list);
-      at("spoken").textContent = `${visible(text)}, ${name} ${signed(value)}, in ${a} correct and ${b} wrong rollouts, p ${number(m[P])}`;
-    }
+    const data = group(), counts = data.counts[ref], rollout = span && data.rollouts[span.rollout];
+    const text = visible(rollout ? rollout.texts[span.position] ?? data.texts[ref] : data.texts[ref]);
+    const value = valueOf(ref, span), name = state.mode === "grpo" ? "A" : "K", shown = span || state.mode !== "grpo";
+    const head = element("div", "detail-head"), box = document.createDocumentFragment();
+    head.append(element("code", "", text), element("span", "value", shown ? `${name} ${signed(value)}` : ""));
+    box.append(head, element("p", "hint", `id ${data.ids[ref]}, ${count((byRef[ref] ?? []).length)} occurrences marked here`));
+    const why = whyNothing(ref, span);
+    if (why) box.append(element("p", "why", why));
+    if (counts) box.append(tableOf(counts), figuresOf(ref, span, value));
+    const where = counts ? `in ${counts[0]} correct and ${counts[1]} wrong rollouts, p ${number(data.variants[shownVariant()].measures[ref][P])}` : "in no rollout with a verdict";
+    at("spoken").textContent = [text, shown && `${name} ${signed(value)}`, where, why].filter(Boolean).join(", ");
     at("detail").replaceChildren(box);
+  }
+  function whyNothing(ref, span) {
+    const data = group(), rollout = span && data.rollouts[span.rollout];
+    if (rollout && isSkipped(rollout, span.position)) return "The policy did not write this token: training gives it no credit.";
+    if (!data.counts[ref]) return "Only rollouts without a verdict have it: it takes no part in the tables, and its K is 0.";
+    if (rollout?.verdict === "unknown") return "Nobody knows whether this rollout is right: its tokens get no K.";
+    if (data.mixed && data.variants[shownVariant()].measures[ref][VALUE] === null) return "A special or excluded token: it never gets K.";
+    return "";
+  }
+  function tableOf([a, b, c, d]) {
+    const table = element("table", "two");
+    [["rollouts", "correct", "wrong"], ["with it", a, b], ["without it", c, d]].forEach((cells, r) => {
+      const row = element("tr");
+      cells.forEach((cell, k) => {
+        const made = element(r && k ? "td" : "th", "", String(cell));
+        if (!(r && k)) made.scope = r ? "row" : "col";
+        row.append(made);
+      });
+      table.append(row);
+    });
+    return table;
+  }
+  function figuresOf(ref, span, value) {
+    const data = group(), variant = data.variants[shownVariant()], m = variant.measures[ref], list = element("dl");
+    const [usesCorrect, usesWrong] = data.counts[ref].slice(4), [tokensCorrect, tokensWrong] = data.sides.tokens;
+    const share = (uses, tokens) => `${count(uses)} of ${count(tokens)} tokens, ${tokens ? (100 * uses / tokens).toFixed(2) : "0"} %`;
+    const tf = (x) => (data.mixed ? number(x) : "–");
+    const rows = [
+      ["variant", shownVariant()],
+      ["Fisher p", number(m[P])], ["association F", number(m[ASSOCIATION])], ["information gain IG", `${number(m[GAIN])} bit`],
+      ["TF in correct (BM25)", tf(m[TF_CORRECT]), share(usesCorrect, tokensCorrect)],
+      ["TF in wrong (BM25)", tf(m[TF_WRONG]), share(usesWrong, tokensWrong)],
+      ["strength", number(m[STRENGTH])], ["direction: presence", number(m[PRESENCE])], ["direction: frequency", number(m[FREQUENCY])],
+    ];
+    if (variant.weight !== 1) rows.push(["weight", number(variant.weight)]);
+    const rollout = span && data.rollouts[span.rollout], acted = rollout && !isSkipped(rollout, span.position);
+    if (acted && variant.shifts && rollout.verdict !== "unknown" && m[VALUE] !== null) rows.push(["minus the rollout's mean", signed(-variant.shifts[span.rollout])]);
+    if (state.mode !== "grpo") rows.push(["K", signed(value)]);
+    if (acted) rows.push(["rollout advantage A", signed(rollout.advantage)]);
+    if (acted && state.mode !== "grpo") rows.push(["A + K", signed(rollout.advantage + value)]);
+    for (const [term, definition, more] of rows) {
+      const given = element("dd", "", definition);
+      if (more) given.append(element("small", "", more));
+      list.append(element("dt", "", term), given);
+    }
+    return list;
   }
 
   function drawTokens() {
-    const data = group(), limit = most(), variant = data.variants[state.mode === "grpo" ? page.settings.variant : state.mode];
+    const data = group(), limit = most(), variant = data.variants[shownVariant()];
     const columns = { size: "|K|", value: "K", p: "p", correct: "in ✓", wrong: "in ✗" };
     const rows = data.ids.map((_, ref) => ref).filter((ref) => data.counts[ref]).map((ref) => {
-      const value = variant.measures[ref][VALUE] * variant.weight;
+      const value = (variant.measures[ref][VALUE] ?? 0) * variant.weight;
       return { ref, size: Math.abs(value), value, p: variant.measures[ref][P], correct: data.counts[ref][0], wrong: data.counts[ref][1] };
     });
     const sign = state.down ? -1 : 1;
@@ -219,24 +253,24 @@
       body.append(made);
     }
     table.replaceChildren(head, body);
-    at("tokens-title").textContent = `Tokens of the group (${rows.length > 200 ? "200 of " : ""}${rows.length})`;
+    at("tokens-title").textContent = `Tokens of ${data.cut ? "this part" : "the group"} (${rows.length > 200 ? "200 of " : ""}${rows.length}) · K ${shownVariant()}`;
   }
 
   function drawTop() {
-    const tops = page.tops[group().step]?.[state.mode === "grpo" ? page.settings.variant : state.mode];
+    const tops = page.tops[group().step]?.[shownVariant()];
     const box = element("div", "two-lists");
-    for (const [side, title] of [["highest", "highest mean K"], ["lowest", "lowest mean K"]]) {
+    for (const [side, title, none] of [["highest", "highest mean K", "none above 0"], ["lowest", "lowest mean K", "none below 0"]]) {
       const column = element("div"), list = element("ol");
       for (const one of tops?.[side] ?? []) {
         const item = element("li");
         item.append(element("code", "", visible(one.text)), element("span", "", `${signed(one.k)} × ${one.count}`));
         list.append(item);
       }
-      column.append(element("h3", "", title), list);
+      column.append(element("h3", "", title), list.children.length ? list : element("p", "hint", none));
       box.append(column);
     }
     at("top").replaceChildren(box);
-    at("top-title").textContent = page.settings.stored ? "Top tokens of all problems" : `Top tokens of step ${group().step}`;
+    at("top-title").textContent = `${page.settings.stored ? "Top tokens of all problems" : `Top tokens of step ${group().step}`} · K ${shownVariant()}`;
   }
 
   function drawLegend() {
@@ -247,7 +281,7 @@
       bar.append(cell);
     }
     const limit = most(), what = state.mode === "grpo" ? "advantage of the rollout" : "K";
-    at("legend").replaceChildren(element("span", "", "−" + number(limit)), bar, element("span", "", `+${number(limit)}  ${what}`));
+    at("legend").replaceChildren(element("span", "", "−" + number(limit)), bar, element("span", "", `+${number(limit)} ${what}`));
     at("legend").setAttribute("aria-label", `Colours: orange and dotted below 0, blue above 0, up to ${number(limit)}; ${what}`);
   }
 
@@ -275,6 +309,8 @@
   function drawNotice() {
     const box = at("notice"), data = group();
     const texts = [];
+    if (data.cut) texts.push(`The group is too large for one page: this part has ${rolloutsOf(data)}, the others follow.`);
+    if (data.mixed && state.mode !== "grpo" && !data.variants[state.mode].means.some((one) => one[1] > 0)) texts.push(`No token of these rollouts gets K under ${state.mode}${state.mode === "calibrated" ? ": differences like theirs come up by chance" : ""}.`);
     if (!data.mixed) texts.push("All rollouts with a verdict have the same one: nothing tells right from wrong here, and every K is 0.");
     if (page.settings.shadow) texts.push("Shadow run: K was logged, and training used the advantages without it.");
     else if (!page.settings.enabled) texts.push("This run trained without K; it is computed here from its rollouts.");
@@ -286,7 +322,7 @@
   function draw() {
     const data = group();
     at("problem").textContent = data.prompt.split("\n").map((line) => (line ? visible(line) : "")).join("\n");
-    at("gold").replaceChildren("right answer ", element("b", "", visible(data.label)), ` · ${data.sides.rollouts[0]} correct, ${data.sides.rollouts[1]} wrong of ${data.rollouts.length}`);
+    at("gold").replaceChildren("right answer ", element("b", "", visible(data.label)), ` · ${data.sides.rollouts[0]} correct, ${data.sides.rollouts[1]} wrong of ${data.size} · judged by ${page.settings.judged}`);
     drawModes(); drawLegend(); drawNotice(); drawRollouts(); drawTokens(); drawTop();
     at("choose").value = String(state.group);
     at("previous").disabled = state.group === 0;
@@ -296,6 +332,7 @@
   function setGroup(index) { state.group = index; state.part = 0; draw(); }
 
   function move(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser's own
     const focused = document.activeElement;
     if (focused.parentElement === at("modes") && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
       const names = Object.keys(MODES), step = event.key === "ArrowRight" ? 1 : -1;
@@ -344,17 +381,21 @@
   at("about").textContent = [page.settings.model, page.settings.estimator && `base ${page.settings.estimator}`, `KTAE ${page.settings.variant}`, ...options].filter(Boolean).join(" · ");
   page.groups.forEach((one, i) => {
     const [correct, wrong] = one.sides.rollouts;
-    const option = element("option", "", `${page.settings.stored ? "problem" : `step ${one.step}, group`} ${one.group + 1}: ${correct} ✓ ${wrong} ✗`);
+    const option = element("option", "", `${page.settings.stored ? "problem" : `step ${one.step}, group`} ${one.group + 1}: ${correct} ✓ ${wrong} ✗${one.cut ? `, ${rolloutsOf(one)}` : ""}`);
     option.value = String(i);
     at("choose").append(option);
   });
-  page.files.forEach((file, i) => {
-    if (page.files.length < 2) return;
-    const link = element(i === page.file ? "b" : "a", "", String(i + 1));
-    if (i !== page.file) link.href = file;
-    at("files").append(" ", link);
-  });
-  const first = page.groups.findIndex((one) => one.mixed);
-  state.group = Math.max(0, first);
+  function drawFiles() {
+    const last = page.files.length - 1, near = (i) => i === 0 || i === last || Math.abs(i - page.file) <= LINKS_AROUND;
+    page.files.forEach((file, i) => {
+      if (!near(i)) { if (near(i - 1)) at("files").append(" …"); return; }
+      const link = element(i === page.file ? "b" : "a", "", String(i + 1));
+      if (i !== page.file) { link.href = file; link.setAttribute("aria-label", `Page ${i + 1}`); }
+      at("files").append(" ", link);
+    });
+  }
+  if (page.files.length > 1) drawFiles();
+  const telling = page.groups.findIndex((one) => one.variants[page.settings.variant].means.some(([, size]) => size > 0));
+  state.group = telling >= 0 ? telling : Math.max(0, page.groups.findIndex((one) => one.mixed));
   draw();
 })();

@@ -106,10 +106,9 @@ def test_more_goes_to_further_files(tmp_path):
 
 
 def test_further_files_take_no_name_of_another_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("openrlhf_ktae.report.credit_page.MAX_BYTES", 0)  # a file for each rollout
+    monkeypatch.setattr("openrlhf_ktae.report.credit_page.MAX_BYTES", 200_000)
     (tmp_path / "tokens-2.html").write_text("of another run")
-    one = group([(1, [" a"]), (0, [" b"])])
-    pages = write_credit_pages([one], tmp_path, "t", taken=["tokens-2.html"])
+    pages = write_credit_pages([large(rollouts=2)], tmp_path, "t", taken=["tokens-2.html"])
     assert [path.name for path in pages] == ["tokens.html", "tokens-3.html"]
     assert parsed(pages[0])[1]["files"] == ["tokens.html", "tokens-3.html"]
     assert (tmp_path / "tokens-2.html").read_text() == "of another run"
@@ -125,7 +124,7 @@ def test_of_each_step_the_first_groups_are_shown_and_all_count(tmp_path):
 
 
 def test_a_group_beyond_one_file_is_cut_by_rollouts(tmp_path, monkeypatch):
-    monkeypatch.setattr("openrlhf_ktae.report.credit_page.MAX_BYTES", 450_000)
+    monkeypatch.setattr("openrlhf_ktae.report.credit_page.MAX_BYTES", 300_000)
     paths = write_credit_pages([large()], tmp_path, "huge")
     assert len(paths) > 1
     assert sum(len(one["rollouts"]) for path in paths for one in parsed(path)[1]["groups"]) == 16

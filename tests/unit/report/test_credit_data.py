@@ -1,0 +1,70 @@
+"""What the token-credit page claims, against the mathematics: K of each token, its mean, TF."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from recorded_groups import group
+
+from openrlhf_ktae.evaluation.rescoring import Arm, key_token_values, tensors
+from openrlhf_ktae.ktae.config import KTAEConfig
+from openrlhf_ktae.report.credit_data import MEASURES, VARIANTS, configs_of, group_data
+
+
+def partly_known(about=None):
+    """Two right, two wrong and one rollout of unknown verdict; the first has a token of a tool in it."""
+    right, wrong = [" it", " gives", " gives", " 7"], [" it", " maybe", " 8"]
+    made = group([(1, right), (1, right), (0, wrong), (0, wrong), (None, right + wrong)], about=about)
+    made.rows[0]["action"][1] = False
+    return made
+
+
+def figure_of(data, variant, text, name):
+    return dict(zip(MEASURES, data["variants"][variant]["measures"][data["texts"].index(text)], strict=True))[name]
+
+
+@pytest.mark.parametrize("options", [{}, {"centre": True}, {"excluded_ids": (3,), "centre": True}])
+def test_mean_k_is_that_of_training(options):
+    one = partly_known({"ktae": {"variant": "paper", **options}})
+    data, arrays = group_data(one), tensors(one)
+    for variant, config in configs_of(one.about).items():
+        k_GT = key_token_values(arrays, Arm(variant, config))
+        for row, (mean, size) in enumerate(data["variants"][variant]["means"]):
+            acted = k_GT[row][arrays.mask_GT[row]]
+            assert mean == pytest.approx(acted.mean(), rel=1e-3, abs=1e-9)
+            assert size == pytest.approx(np.abs(acted).mean(), rel=1e-3, abs=1e-9)
+    assert data["variants"]["paper"]["means"][-1] == [0.0, 0.0], "nobody knows whether it is right"
+
+
+def test_what_centring_subtracts_is_told_from_a_token_that_may_have_k():
+    one = group([(1, [" it", " a", " b"]), (0, [" it", " a", " c"])], about={"special_ids": [2]})
+    one.about["ktae"] = {"variant": "paper", "centre": True}
+    data = group_data(one)
+    assert figure_of(data, "paper", " it", "value") is None, "a special token never gets K"
+    assert data["variants"]["paper"]["shifts"][0] == pytest.approx(figure_of(data, "paper", " b", "value") / 2)
+
+
+def test_tf_is_the_one_of_the_formula():
+    one = group([(1, [" a", " b", " b", " c"])] * 2 + [(1, [" c"])] + [(0, [" a", " b", " d", " d", " d"])] * 2)
+    data = group_data(one)
+    for variant in VARIANTS:
+        config = KTAEConfig(variant=variant)
+        h3, epsilon = config.number("h3"), config.number("ratio_epsilon")
+        for measures in data["variants"][variant]["measures"]:
+            m = dict(zip(MEASURES, measures, strict=True))
+            right, wrong = m["tf_correct"], m["tf_wrong"]
+            if variant == "calibrated":
+                ratio = min(1.0, right / wrong if m["presence"] > 0 else wrong / right) ** h3
+            else:
+                ratio = h3 * (right / (wrong + epsilon) - wrong / (right + epsilon))
+            if m["strength"]:
+                assert m["frequency"] == pytest.approx(ratio, rel=2e-3, abs=1e-3)
+    assert 0 < figure_of(data, "paper", " b", "tf_correct") != figure_of(data, "calibrated", " b", "tf_correct")
+
+
+def test_texts_that_are_not_there_are_empty():
+    one = group([(1, [" a", " b"]), (0, [" a", " c"])])
+    one.rows[0]["label"] = None
+    one.rows[0]["token_texts"][1] = None
+    data = group_data(one)
+    assert (data["label"], data["texts"]) == ("", [" a", "", " c"])
