@@ -3,75 +3,63 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.evaluation import stored
+from openrlhf_ktae.report.judged import judge
 from openrlhf_ktae.run.rollout_record import RecordedGroup, TokenTexts
-from openrlhf_ktae.verifier import CORRECT, UNKNOWN, Verifier, VerifierConfig
 
-WORDS = re.compile(r"\s*(?:\w+|[^\w\s])|\s+")
-SCORES = ("score", "published_reward", "reward")
+# A word with the space before it, or one sign. What is longer than any word is cut: a page has to hold it.
+WORDS = re.compile(r"\s{0,99}(?:\w{1,100}|[^\w\s])|\s{1,100}")
 
 
 def stored_groups(path: Path, tokenizer: Any = None, limit: int | None = None) -> Iterator[RecordedGroup]:
     """Yield one group for each problem of `path` (see `evaluation.stored`), the first `limit` problems.
 
-    A row's `verdict` or `score` counts; rows without one are graded. Without a tokenizer, tokens are words and signs.
+    Whether a row is correct: `report.judged`. Without a tokenizer, tokens are words and signs.
 
     Raises:
         BadInput: the file is not as it must be.
     """
-    problems: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    problems: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for number, row in enumerate(stored.read(path)):
         key = row["benchmark"], stored.problem_key(row, number)
         if key in problems or limit is None or len(problems) < limit:
-            problems.setdefault(key, []).append(row)
+            problems.setdefault(key, {})[number + 1] = row
     if not problems:
         raise stored.BadInput(f"{path}: is empty")
-    rows = [row for members in problems.values() for row in members]
-    _grade([row for row in rows if _score(row) is ...])
+    scored, judged = judge({number: row for of_one in problems.values() for number, row in of_one.items()}, str(path))
     split = _Words() if tokenizer is None else _Tokens(tokenizer)
+    about = {"step": 0, "model": path.name, "estimator": "group_norm", "stored": True, "judged": judged}
     for number, members in enumerate(problems.values()):
-        scores = [_score(row) for row in members]
-        known = [score for score in scores if score is not None]
-        mean = sum(known) / len(known) if known else 0.0
-        spread = (sum((score - mean) ** 2 for score in known) / max(1, len(known) - 1)) ** 0.5
-        built = []
-        for row, score in zip(members, scores, strict=True):
-            ids, texts = split.of(row["response"])
-            advantage = 0.0 if score is None else (score - mean) / (spread + 1e-9)
-            built.append(_row(row, score, ids, texts, advantage))
-        about = {"step": 0, "model": path.name, "estimator": "group_norm", "stored": True}
+        scores = [scored[row] for row in members]
+        built = [
+            _row(row, rollout, score, *split.of(row["response"]), advantage)
+            for rollout, (row, score, advantage) in enumerate(
+                zip(members.values(), scores, _advantages(scores), strict=True)
+            )
+        ]
         yield RecordedGroup(0, number, built, about)
 
 
-def _score(row: dict[str, Any]) -> Any:
-    """Return the score, None for an unknown verdict, or ... where the row has neither."""
-    if "verdict" in row:
-        return None if row["verdict"] == UNKNOWN else float(row["verdict"] == CORRECT)
-    for name in SCORES:
-        if isinstance(row.get(name), (int, float)):
-            return float(row[name])
-    return ...
-
-
-def _grade(rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    with Verifier(VerifierConfig()) as verifier:
-        verdicts = verifier.verify_many((row["gold"], row["response"]) for row in rows)
-    for row, verdict in zip(rows, verdicts, strict=True):
-        row["verdict"] = verdict.status
+def _advantages(scores: Sequence[float | None]) -> list[float]:
+    """Return the group-normalised advantages; 0 for an unknown score."""
+    known = [score for score in scores if score is not None]
+    mean = sum(known) / len(known) if known else 0.0
+    spread = (sum((score - mean) ** 2 for score in known) / max(1, len(known) - 1)) ** 0.5
+    return [0.0 if score is None else (score - mean) / (spread + 1e-9) for score in scores]
 
 
 def _row(
-    row: dict[str, Any], score: float | None, ids: list[int], texts: list[str], advantage: float
+    row: dict[str, Any], rollout: int, score: float | None, ids: list[int], texts: list[str], advantage: float
 ) -> dict[str, Any]:
+    gold = row["gold"]
     return {
+        "rollout": rollout,
         "prompt": str(row.get("problem") or f"{row['benchmark']} {row.get('id', '')}"),
-        "label": str(row["gold"]),
+        "label": " or ".join(map(str, gold)) if isinstance(gold, list) else str(gold),
         "response": row["response"],
         "score": score,
         "token_ids": ids,

@@ -1,0 +1,86 @@
+"""Was a stored response right? What its row says, in this order, and the project's verifier where it says nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from openrlhf_ktae.evaluation.stored import SHOWN, BadInput
+from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verifier, VerifierConfig
+
+VERDICTS = {
+    CORRECT: 1.0, "right": 1.0, "true": 1.0, "1": 1.0, WRONG: 0.0, "incorrect": 0.0, "false": 0.0, "0": 0.0,
+    UNKNOWN: None,
+}  # fmt: skip
+VERDICT, SCORE = "verdict", "score"
+FLAGS = ("accuracy", "correct")
+REWARDS = ("published_reward", "reward")  # shaped ones say nothing of correctness: they count where they are 0 or 1
+LARGEST_SCORE = 1e15  # beyond it a score is no judgement, and sums overflow
+VERIFIER = "this project's verifier"
+
+
+def judge(rows: Mapping[int, Mapping[str, Any]], source: str) -> tuple[dict[int, float | None], str]:
+    """Return the raw score of each row, None where nobody knows, and who judged how many.
+
+    A row's `verdict` counts, else its `score`, else `accuracy` or `correct` where it is 0 or 1, else
+    `published_reward` or `reward` where all rows have 0 or 1 there, else the verifier's verdict. Correct is above 0.
+
+    Args:
+        rows: number in the file, from 1, -> row as `evaluation.stored.read` yields it.
+        source: names the file in messages.
+
+    Raises:
+        BadInput: a verdict or a score cannot be read.
+    """
+    shaped = {name for row in rows.values() for name in REWARDS if _has(row, name) and not _is_flag(row[name])}
+    usable = [name for name in (*FLAGS, *REWARDS) if name not in shaped]
+    found = {number: _recorded(row, usable, f"{source}: response {number}") for number, row in rows.items()}
+    left = [number for number, one in found.items() if one is None]
+    verified = zip(left, _verified([rows[number] for number in left]), strict=True)
+    judged = {number: one for number, one in found.items() if one is not None}
+    judged |= {number: (score, VERIFIER) for number, score in verified}
+    counts = Counter(by for _, by in judged.values()).most_common()
+    named = [(by if by == VERIFIER else f"{by} in the file", f"{count:,}") for by, count in counts]
+    by_whom = ", ".join(f"{by} ({count})" if len(named) > 1 else by for by, count in named)
+    return {number: score for number, (score, _) in judged.items()}, by_whom
+
+
+def _has(row: Mapping[str, Any], name: str) -> bool:
+    return row.get(name) is not None
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value in (0, 1)
+
+
+def _recorded(row: Mapping[str, Any], usable: Sequence[str], where: str) -> tuple[float | None, str] | None:
+    if _has(row, VERDICT):
+        return _verdict(row[VERDICT], where), VERDICT
+    if _has(row, SCORE):
+        return _score(row[SCORE], where), SCORE
+    for name in usable:
+        if _has(row, name) and _is_flag(row[name]):
+            return float(row[name]), name
+    return None
+
+
+def _verdict(value: Any, where: str) -> float | None:
+    word = str(int(value)) if _is_flag(value) else value.strip().lower() if isinstance(value, str) else None
+    if word not in VERDICTS:
+        raise BadInput(f"{where}: verdict is {str(value)[:SHOWN]!r}; give true, false, correct, wrong or unknown")
+    return VERDICTS[word]
+
+
+def _score(value: Any, where: str) -> float:
+    if not isinstance(value, (int, float)) or not abs(value) <= LARGEST_SCORE:
+        raise BadInput(f"{where}: score is {str(value)[:SHOWN]!r}; give a number up to {LARGEST_SCORE:g}, or null")
+    return float(value)
+
+
+def _verified(rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    if not rows:
+        return []
+    with Verifier(VerifierConfig()) as verifier:
+        verdicts = verifier.verify_many((row["gold"], row["response"]) for row in rows)
+    return [VERDICTS[verdict.status] for verdict in verdicts]
