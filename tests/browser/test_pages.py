@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -21,11 +22,14 @@ from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "report"))
 from recorded_groups import group, hostile, large, plain  # noqa: E402
 
 from openrlhf_ktae.cli import report  # noqa: E402
+from openrlhf_ktae.evaluation.rescoring import Arm, key_token_values, tensors  # noqa: E402
+from openrlhf_ktae.report.credit_data import MEASURES, configs_of, group_data  # noqa: E402
 from openrlhf_ktae.report.credit_page import write_credit_pages  # noqa: E402
 from openrlhf_ktae.run.record import RunRecord  # noqa: E402
 
@@ -101,6 +105,29 @@ def focused(driver):
     return driver.switch_to.active_element
 
 
+def emulate(driver, **features):
+    """What the system asks pages for: prefers_color_scheme, forced_colors; empty for nothing."""
+    named = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": named})
+
+
+@pytest.fixture
+def system(driver):
+    yield lambda **features: emulate(driver, **features)
+    emulate(driver, prefers_color_scheme="", forced_colors="")
+
+
+def style_of(driver, element, name):
+    return driver.execute_script("return getComputedStyle(arguments[0]).getPropertyValue(arguments[1])", element, name)
+
+
+def press(driver, key, *modifiers):
+    """Press a key and return whether the page kept it from the browser."""
+    held = ", ".join(["key: arguments[0], bubbles: true, cancelable: true", *(f"{one}: true" for one in modifiers)])
+    script = f"return !document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {{ {held} }}))"
+    return driver.execute_script(script, key)
+
+
 def test_pointing_at_a_token_shows_its_table_and_marks_its_occurrences(driver, opened, screenshot):
     opened(plain(), plain(number=1))
     maybe = tokens(driver, " maybe")
@@ -112,7 +139,7 @@ def test_pointing_at_a_token_shows_its_table_and_marks_its_occurrences(driver, o
     assert rows == [["rollouts", "correct", "wrong"], ["with it", "0", "4"], ["without it", "4", "0"]]
     for term in ("Fisher p", "information gain IG", "TF in correct", "direction: presence", "direction: frequency"):
         assert term in shown
-    assert "4 of 24 (16.67 %)" in shown
+    assert "4 of 24 tokens, 16.67 %" in shown
     assert [span.get_property("textContent") for span in all_of(driver, ".t.same")] == [" maybe"] * 4
     assert len(all_of(driver, ".t.now")) == 1
     assert "minus" in maybe[0].get_attribute("class")
@@ -287,6 +314,167 @@ def test_a_narrow_window(driver, opened, screenshot):
     driver.set_window_size(1500, 1100)
 
 
+def partly_known():
+    """Two right, two wrong and one rollout of unknown verdict; the first has a token of a tool in it."""
+    right, wrong = [" it", " gives", " tool", " 7"], [" it", " maybe", " 8"]
+    made = group([(1, right), (1, right), (0, wrong), (0, wrong), (None, [*right, " lone"])])
+    made.rows[0]["action"][1] = False
+    return made
+
+
+def test_colours_and_figures_are_k_as_training_gives_it(driver, opened):
+    one = partly_known()
+    opened(one)
+    arrays = tensors(one)
+    for variant, config in configs_of(one.about).items():
+        one_of(driver, f'#modes [data-mode="{variant}"]').click()
+        k_GT = key_token_values(arrays, Arm(variant, config))
+        limit = config.number("value_range")
+        spans = driver.execute_script(
+            "return [...document.querySelectorAll('#rollouts .t')].map((one) => [one.rollout, one.position,"
+            " one.classList.contains('plus') - one.classList.contains('minus'), one.style.getPropertyValue('--size')])"
+        )
+        for rollout, position, sign, size in spans:
+            assert sign * float(size or 0) * limit == pytest.approx(k_GT[rollout][position], abs=2e-3)
+        heads = [card.find_element(By.TAG_NAME, "h3").text for card in all_of(driver, ".rollout")]
+        for row, head in enumerate(heads):
+            mean = k_GT[row][arrays.mask_GT[row]].mean()
+            assert f"mean K {mean:+.3f}".replace("-", "−").replace("+0.000", "0.000") in head
+    one_of(driver, '#order option[value="credit"]').click()
+    assert "rollout 5 of 5" in all_of(driver, ".rollout h3")[-1].text, "no K at all"
+    unknown = all_of(driver, ".rollout.unknown .t")
+    ActionChains(driver).move_to_element(unknown[1]).perform()
+    assert "K 0.000" in detail(driver)
+    assert "A + K 0.000" in detail(driver).replace("\n", " ")
+    assert "Nobody knows" in detail(driver)
+    one_of(driver, '#modes [data-mode="grpo"]').click()
+    skipped = one_of(driver, ".t.skipped")
+    ActionChains(driver).move_to_element(skipped).perform()
+    assert "A 0.000" in detail(driver)
+    assert "did not write" in detail(driver)
+
+
+def test_tf_is_shown_as_the_formula_has_it_and_as_a_share(driver, opened):
+    one = plain()
+    opened(one)
+    data = group_data(one)
+    place = data["texts"].index(" maybe")
+    for variant in ("paper", "calibrated"):
+        one_of(driver, f'#modes [data-mode="{variant}"]').click()
+        ActionChains(driver).move_to_element(tokens(driver, " maybe")[0]).perform()
+        tf = data["variants"][variant]["measures"][place][MEASURES.index("tf_wrong")]
+        assert f"TF in wrong (BM25) {tf:.3f} 4 of 24 tokens, 16.67 %" in detail(driver).replace("\n", " ")
+        assert f"variant {variant}" in detail(driver).replace("\n", " ")
+    one_of(driver, '#modes [data-mode="grpo"]').click()
+    assert "variant paper" in detail(driver).replace("\n", " "), "GRPO has no p: it is the run's variant's"
+    assert "K PAPER" in one_of(driver, "#tokens-title").text.upper()
+
+
+def test_what_is_spoken_belongs_to_the_token(driver, opened):
+    opened(partly_known())
+    for text in (" maybe", " lone"):
+        driver.execute_script("arguments[0].focus()", tokens(driver, text)[0])
+        assert one_of(driver, "#spoken").get_property("textContent").startswith(text)
+    assert "no rollout with a verdict" in one_of(driver, "#spoken").get_property("textContent")
+
+
+def test_the_focused_token_stays_marked(driver, opened):
+    opened(plain())
+    first = tokens(driver, " gives")[0]
+    driver.execute_script("arguments[0].focus()", first)
+    ActionChains(driver).move_to_element(tokens(driver, " maybe")[0]).perform()
+    assert style_of(driver, first, "outline-style") == "solid"
+    assert float(style_of(driver, first, "outline-width").removesuffix("px")) >= 2
+
+
+def test_keys_of_the_browser_stay_its_own(driver, opened):
+    opened(plain())
+    driver.execute_script("arguments[0].focus()", tokens(driver, " gives")[0])
+    for key, modifier in (("ArrowLeft", "altKey"), ("Home", "ctrlKey"), ("ArrowRight", "metaKey"), ("End", "shiftKey")):
+        assert not press(driver, key, modifier)
+        assert focused(driver).get_property("textContent") == " gives"
+    assert press(driver, "ArrowLeft")
+    assert focused(driver).get_property("textContent") == " 4"
+
+
+def test_no_column_is_cut_off(driver, opened):
+    rollouts = [(i < 8, [f" a_very_long_token_{k}" for k in range(9 if i < 8 else 14)] + [" b"] * i) for i in range(16)]
+    opened(group(rollouts))
+    for scroll in all_of(driver, "aside .scroll"):
+        wide, seen = driver.execute_script("return [arguments[0].scrollWidth, arguments[0].clientWidth]", scroll)
+        assert wide <= seen
+
+
+def test_the_sign_of_k_is_no_matter_of_colour_alone(driver, opened):
+    opened(plain())
+    assert style_of(driver, tokens(driver, " maybe")[0], "text-decoration-style") == "dotted"
+    assert style_of(driver, tokens(driver, " maybe")[0], "text-decoration-line") == "underline"
+    assert style_of(driver, tokens(driver, " gives")[0], "text-decoration-line") == "none"
+    dotted = [style_of(driver, cell, "text-decoration-style") for cell in all_of(driver, "#legend .minus")]
+    assert dotted == ["dotted"] * 3
+
+
+def test_high_contrast_shows_sign_focus_occurrences_and_the_legend(driver, opened, system, screenshot):
+    system(forced_colors="active")
+    opened(plain())
+    gives, maybe, nothing = (tokens(driver, text)[0] for text in (" gives", " maybe", " +"))
+    for token, line in ((gives, "solid"), (maybe, "dotted")):
+        assert style_of(driver, token, "text-decoration-line") == "underline"
+        assert style_of(driver, token, "text-decoration-style") == line
+    assert style_of(driver, nothing, "text-decoration-line") == "none"
+    driver.execute_script("arguments[0].focus()", maybe)
+    ActionChains(driver).move_to_element(gives).perform()
+    seen = [style_of(driver, one, "outline-style") for one in (maybe, gives, tokens(driver, " gives")[1], nothing)]
+    assert seen == ["double", "solid", "dashed", "none"]
+    borders = [style_of(driver, cell, "border-bottom-style") for cell in all_of(driver, "#legend b")]
+    assert borders == ["dotted"] * 3 + ["none"] + ["solid"] * 3
+    checked = one_of(driver, '#modes [aria-checked="true"]')
+    other = one_of(driver, '#modes [aria-checked="false"]')
+    assert style_of(driver, checked, "background-color") != style_of(driver, other, "background-color")
+    screenshot("credit-forced-colours")
+
+
+def test_the_legend_has_the_range_of_k(driver, opened):
+    options = {"variant": "paper", "value_range": 0.25, "weight": 3.0}
+    opened(group([(1, [" a"]), (0, [" b"])], about={"ktae": options}))
+    assert one_of(driver, "#legend").text.split() == ["−0.750", "+0.750", "K"]
+    assert "up to 0.750" in one_of(driver, "#legend").get_attribute("aria-label")
+    one_of(driver, '#modes [data-mode="calibrated"]').click()
+    assert "+1.000 K" in one_of(driver, "#legend").text
+
+
+def test_pages_follow_the_system_into_the_dark(driver, opened, system):
+    theme = "return document.documentElement.dataset.theme"
+    system(prefers_color_scheme="dark")
+    opened(plain())
+    assert driver.execute_script(theme) == "dark"
+    system(prefers_color_scheme="light")
+    WebDriverWait(driver, 5).until(lambda driver: driver.execute_script(theme) == "light")
+    system(prefers_color_scheme="dark")
+    WebDriverWait(driver, 5).until(lambda driver: driver.execute_script(theme) == "dark")
+
+
+def test_a_rollout_of_many_tokens_is_paged(driver, opened):
+    words = [f" w{i % 50}" for i in range(33_000)]
+    assert opened(group([(1, words), (0, [" a"])])) < READY_WITHIN_MS
+    assert len(all_of(driver, ".rollout")) == 1
+    assert "tokens 1 to 16,000 of 33,000" in one_of(driver, ".rollout h3").text
+    assert "part 1 of 3" in one_of(driver, "#pager").text
+
+
+def test_texts_that_are_not_there(driver, opened):
+    one = group([(1, [" a", " b"]), (0, [" a", " c"])])
+    one.rows[0]["label"] = None
+    one.rows[0]["token_texts"][1] = None
+    opened(one)
+    assert len(all_of(driver, "#rollouts .t")) == 4
+
+
+def test_the_page_says_who_judged(driver, opened):
+    opened(plain())
+    assert "judged by the score that training used" in one_of(driver, "#gold").text
+
+
 def test_run_pages_draw_every_curve_in_both_themes(driver, tmp_path, screenshot):
     pytest.importorskip("plotly", reason="run pages need plotly: pip install '.[report]'")
     from openrlhf_ktae.cli.report import main
@@ -306,10 +494,66 @@ def test_run_pages_draw_every_curve_in_both_themes(driver, tmp_path, screenshot)
     assert main([*paths, "--output", str(tmp_path / "out")]) == 0
     driver.get((tmp_path / "out" / "runs.html").as_uri())
     figures = all_of(driver, ".figure")
-    assert len(figures) == 5
+    assert len(figures) == 5, "accuracy, score, length and two phases"
     assert all(figure.find_elements(By.CSS_SELECTOR, ".trace") for figure in figures)
     screenshot("runs-light")
     one_of(driver, "#theme").click()
     assert driver.execute_script("return document.documentElement.dataset.theme") == "dark"
     screenshot("runs-dark")
+    assert driver.get_log("browser") == []
+
+
+ARMS = ("grpo", "grpo_ktae_paper", "grpo_ktae_reference", "grpo_ktae_calibrated", "grpo_ktae_shuffled")
+NINE = (*ARMS, "dapo", "dapo_ktae_paper", "dapo_ktae_calibrated", "dapo_ktae_a_name_that_is_rather_long")
+
+
+def arms_of_runs(folder, arms, steps=40):
+    """Runs of arms x 3 seeds, made up."""
+    random = Random(3)
+    for place, arm in enumerate(arms):
+        for seed in (1, 2, 3):
+            record = RunRecord(folder / arm / f"seed-{seed}")
+            for step in range(steps + 1):
+                accuracy = 0.35 + (0.4 + 0.02 * place) * (1 - 0.95**step) + random.gauss(0, 0.02)
+                if step % 10 == 0:
+                    record.evaluation("during", step, {"eval_accuracy": accuracy})
+                metrics = {
+                    "rollout/reward_mean": accuracy,
+                    "rollout/response_length_mean": 20 + step / 10 + random.gauss(0, 0.4),
+                    "ktae/mixed_group_share": 1 - 1e-16 * step,
+                    "timing/generation": 0.3 + random.gauss(0, 0.01),
+                    "timing/broadcast": 0.05,
+                }
+                if step:
+                    record.step(step, metrics, {})
+            yield str(folder / arm / f"seed-{seed}")
+
+
+def test_nine_arms_can_be_told_apart(driver, tmp_path, screenshot):
+    pytest.importorskip("plotly", reason="run pages need plotly: pip install '.[report]'")
+    assert report.main([*arms_of_runs(tmp_path, NINE), "--output", str(tmp_path / "out")]) == 0
+    driver.get((tmp_path / "out" / "runs.html").as_uri())
+    buttons = all_of(driver, ".legend button[data-arm]")
+    assert sorted(button.text for button in buttons) == sorted(f"{arm} (3 seeds)" for arm in NINE)
+    bottom = one_of(driver, ".legend").rect
+    assert all(
+        button.is_displayed() and button.rect["x"] + button.rect["width"] <= bottom["x"] + bottom["width"]
+        for button in buttons
+    )
+    figure = one_of(driver, ".figure")
+    assert figure.find_element(By.CSS_SELECTOR, ".nsewdrag").rect["height"] > 200
+    assert len(figure.find_elements(By.CSS_SELECTOR, ".trace.scatter")) == 9, "intervals of nine arms hide each other"
+    screenshot("runs-nine-light")
+    one_of(driver, "#intervals").click()
+    assert len(figure.find_elements(By.CSS_SELECTOR, ".trace.scatter")) == 18
+    buttons[0].click()
+    assert buttons[0].get_attribute("aria-pressed") == "false"
+    assert len(figure.find_elements(By.CSS_SELECTOR, ".trace.scatter")) == 16
+    one_of(driver, "#all").click()
+    assert len(figure.find_elements(By.CSS_SELECTOR, ".trace.scatter")) == 18
+    assert "grpo (3 seeds) from" in figure.get_attribute("aria-label")
+    one_of(driver, "details summary").click()
+    assert len(all_of(driver, "details[open] tbody tr")) == 9
+    one_of(driver, "#theme").click()
+    screenshot("runs-nine-dark")
     assert driver.get_log("browser") == []
