@@ -208,7 +208,7 @@ def _over_problems(line: Line, runs: Sequence[Run], metric: str) -> Line:
 
 
 def _curve(title: str, lines: Sequence[Line], mode: str) -> Curve:
-    share = "accuracy" in title or "share" in title
+    share = any(word in title for word in ("accuracy", "share"))
     figure = plotly().Figure()
     for line in lines:
         if line.seeds > 1:
@@ -216,19 +216,31 @@ def _curve(title: str, lines: Sequence[Line], mode: str) -> Curve:
         _add_line(figure, line, mode, share)
     rows = [[line.name, *words_of(line.steps, line.values, line.lows, line.highs, share)] for line in lines]
     if lines:
-        every = np.concatenate([end for line in lines for end in (line.values, line.lows, line.highs)])
-        low, high = float(np.nanmin(every)), float(np.nanmax(every))
-        figure.update_yaxes(range=plain_range(low, high), tickformat=".0%" if share and high - low > 0.04 else None)
+        low, high = axis_range(lines, share)
+        figure.update_yaxes(range=[low, high], tickformat=".0%" if share and high - low > 0.04 else None)
     return Curve(title, _laid_out(figure), rows)
 
 
-def plain_range(low: float, high: float) -> list[float] | None:
-    """Return an axis around values that are all the same but for rounding; None where they differ."""
+def axis_range(lines: Sequence[Line], share: bool) -> tuple[float, float]:
+    """Return the ends of the axis of values.
+
+    Lines are seen whole. Intervals are cut one height of the lines beyond them (of two seeds they are 13 standard
+    errors wide, and all else would be flat), and where a share ends. Values that are the same but for rounding get an
+    axis as high as a fifth of them.
+    """
+    values = np.concatenate([line.values for line in lines])
+    ends = np.concatenate([values, *(end for line in lines for end in (line.lows, line.highs))])
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
     size = max(abs(low), abs(high))
-    if high - low > PLAIN_BELOW * size:
-        return None
-    middle = (low + high) / 2
-    return [middle - 0.1 * size, middle + 0.1 * size] if size else [-1.0, 1.0]
+    if float(np.nanmax(ends) - np.nanmin(ends)) <= PLAIN_BELOW * size:
+        middle = (low + high) / 2
+        return (middle - 0.1 * size, middle + 0.1 * size) if size else (-1.0, 1.0)
+    height = max(high - low, 0.1 * size)
+    bottom, top = max(float(np.nanmin(ends)), low - height), min(float(np.nanmax(ends)), high + height)
+    if share:
+        bottom, top = max(bottom, min(low, 0.0)), min(top, max(high, 1.0))
+    margin = 0.04 * (top - bottom)
+    return bottom - margin, top + margin
 
 
 def _add_band(figure: Any, line: Line) -> None:

@@ -51,8 +51,21 @@ def test_values_that_are_equal_but_for_rounding_have_a_plain_axis(tmp_path):
     runs = read_all(run_of(tmp_path / "run", **{"ktae/mixed_group_share": lambda step: 1 - 2.0**-50 * step}))
     low, high = curve(runs, "share of mixed groups").figure.layout.yaxis.range
     assert high - low == pytest.approx(0.2)
-    assert drawing.plain_range(0.1, 0.2) is None
-    assert drawing.plain_range(0.0, 0.0) == [-1.0, 1.0]
+    zero = read_all(run_of(tmp_path / "zero", **{"actor_grad_norm": lambda step: 0.0 if step > 1 else 1e-300}))
+    assert curve(zero, "gradient norm").figure.layout.yaxis.range[0] < 0
+
+
+def test_wide_intervals_of_two_seeds_leave_the_lines_their_height(tmp_path):
+    runs = [
+        run_of(tmp_path / f"seed-{seed}", **{"verifier_correct": lambda step, seed=seed: 0.2 + 0.1 * step + 0.2 * seed})
+        for seed in (0, 1)
+    ]
+    correct = curve(read_all(*runs), "pass rate (share of right rollouts)")
+    band, line = correct.figure.data
+    assert max(band.y) > 1.5
+    low, high = correct.figure.layout.yaxis.range
+    assert -0.05 < low < 0.1
+    assert max(line.y) < high < 1.05
 
 
 def test_intervals_are_areas_without_marks(tmp_path):
