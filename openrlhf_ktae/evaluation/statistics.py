@@ -7,8 +7,10 @@ give the same figures.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -21,10 +23,19 @@ SEED = 20250526
 DRAWS_AT_ONCE = 4_000_000  # 32 MB: memory does not grow with problems x resamples
 EXACT_SIGNS = 14  # differences up to which all 2^n sign patterns are counted
 SIGN_DRAWS = 20_000  # sign patterns that are drawn beyond
+Bounds = tuple[float, float]
+SHARE: Bounds = (0.0, 1.0)
+DIFFERENCE: Bounds = (-1.0, 1.0)
+NODES = 64  # of the integral over ties: exact up to 128 of them, to 5e-5 up to 5,000
+NEGLIGIBLE = 1e-15  # a chance that no figure shows
+DEVIATIONS = 16  # of a sum of independent counts: further out there is nothing (chance below 1e-50)
 
 
-def resampled_means(values_IM: ArrayLike, seed: int = SEED) -> Floats:
+def resampled_means(values_IM: ArrayLike, seed: int = SEED, bounds_M: Sequence[Bounds | None] | None = None) -> Floats:
     """Return means (R, M) over problems drawn with replacement; NaN takes no part in a metric's mean.
+
+    Resampling equal values says that nothing else is possible. Where a metric has bounds (a share: 0 and 1) and all its
+    values are equal, the means are those of `unseen_means` instead.
 
     Raises:
         ValueError: no problems.
@@ -37,7 +48,27 @@ def resampled_means(values_IM: ArrayLike, seed: int = SEED) -> Floats:
     filled_IM = np.where(known_IM, table_IM, 0.0)
     with np.errstate(invalid="ignore"):
         parts = [counts @ filled_IM / (counts @ known_IM) for counts in _draw_counts(items, seed)]
-    return np.concatenate(parts)
+    means_RM = np.concatenate(parts)
+    for metric, bounds in enumerate(bounds_M or ()):
+        known = table_IM[known_IM[:, metric], metric]
+        if bounds is not None and known.size and known.min() == known.max():
+            means_RM[:, metric] = unseen_means(float(known[0]), known.size, bounds, seed)
+    return means_RM
+
+
+def unseen_means(value: float, items: int, bounds: Bounds, seed: int = SEED) -> Floats:
+    """Return means (R,) that fit `items` problems which all have the same `value`.
+
+    A share e of other problems goes unseen with chance (1 - e)^n. Half of the means have them at the lower bound, half
+    at the upper one, and a mean further out than e has chance (1 - e)^n on either side. Where `value` is a bound the
+    95 % interval is that of Clopper and Pearson 1934: 0 to 1 - 0.025^(1/n) where all n are wrong.
+    """
+    random = np.random.default_rng(seed)
+    pairs = RESAMPLES // 2
+    even = (np.arange(pairs) + 0.5) / RESAMPLES
+    unseen = 1.0 - even ** (1.0 / items)
+    means = [value + unseen * (end - value) for end in bounds]
+    return random.permutation(np.concatenate(means))
 
 
 def _draw_counts(items: int, seed: int) -> Iterator[Floats]:
@@ -56,16 +87,19 @@ def interval(resamples: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def mean_with_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+def mean_with_interval(
+    values: Sequence[float], level: float = 0.95, bounds: Bounds | None = None
+) -> tuple[float, float, float]:
     """Return mean, low and high end of the item bootstrap interval (percentiles of resampled means).
 
-    Problems are drawn with replacement, so rollouts of one problem stay together: pass one value a problem.
+    Problems are drawn with replacement, so rollouts of one problem stay together: pass one value a problem. With
+    `bounds`, equal values get the interval of `unseen_means`.
 
     Raises:
         ValueError: no values.
     """
     items = np.asarray(values, dtype=np.float64)
-    low, high = interval(resampled_means(items[:, None]), level)
+    low, high = interval(resampled_means(items[:, None], bounds_M=[bounds]), level)
     return float(items.mean()), low, high
 
 
@@ -79,32 +113,92 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
-def majority_at_k(answers: Sequence[int], correct: Sequence[bool], k: int, draws: int = 200) -> float:
+def pass_at_every_k(samples: int, correct: int, most: int) -> Floats:
+    """Return `pass_at_k` for k = 1 to `most`, in time linear in `most`: C(n - c, k) / C(n, k) as a running product."""
+    k = np.arange(most)
+    return 1.0 - np.cumprod(np.maximum(samples - correct - k, 0) / (samples - k))
+
+
+def majority_at_k(answers: Sequence[int], correct: Sequence[bool], k: int) -> float:
     """Chance that the most frequent answer among `k` samples is correct; ties are broken evenly.
+
+    All subsets of k samples are alike. The chance depends on how many samples have each answer alone and is summed, not
+    drawn (`_chance_to_win`).
 
     Args:
         answers: class of each sample's answer; a negative one is no answer and does not vote.
         correct: whether each sample is correct.
-        k: votes. All subsets are alike, so k = 1 and k = n are exact; between them `draws` subsets are drawn.
-        draws: number of subsets.
+        k: votes.
     """
-    n = len(answers)
-    classes, verdicts = np.asarray(answers), np.asarray(correct, dtype=bool)
     if k == 1:
-        return float(verdicts.mean())
-    random = np.random.default_rng(SEED)
-    subsets = [np.arange(n)] if k == n else [random.permutation(n)[:k] for _ in range(draws)]
-    return float(np.mean([_majority(classes[rows], verdicts[rows]) for rows in subsets]))
+        return sum(correct) / len(correct)
+    counts = Counter(answer for answer in answers if answer >= 0)
+    silent = len(answers) - counts.total()
+    right = {answer for answer, verdict in zip(answers, correct, strict=True) if verdict and answer >= 0}
+    chance = 0.0
+    for answer in right:
+        others = Counter(counts)
+        votes = others.pop(answer)
+        chance += _chance_to_win(votes, tuple(sorted(Counter(others.values()).items())), silent, k)
+    return chance
 
 
-def _majority(classes: NDArray[np.int64], correct: NDArray[np.bool_]) -> float:
-    voted = classes[classes >= 0]
-    if voted.size == 0:
-        return 0.0
-    ids, counts = np.unique(voted, return_counts=True)
-    right = set(classes[correct].tolist())
-    winners = ids[counts == counts.max()].tolist()
-    return sum(winner in right for winner in winners) / len(winners)
+@lru_cache(maxsize=4096)  # few samples of many problems have few compositions
+def _chance_to_win(votes: int, others: tuple[tuple[int, int], ...], silent: int, k: int) -> float:
+    """Chance that an answer of `votes` samples wins among `k` samples drawn without replacement.
+
+    Each sample is taken on its own with chance k / n; given that k are taken, that is the same. Then the votes of
+    answers are independent, and for each number m of votes for ours, the others have at most m and k - m together: the
+    coefficient of z^(k - m) in a product of polynomials, one for each answer, read from their values on a circle. With
+    t others that have m too ours wins with chance 1 / (1 + t), the integral of y^t from 0 to 1, so that a factor y
+    counts ties.
+
+    Args:
+        votes: samples with our answer.
+        others: (samples, number of answers that have so many).
+        silent: samples without an answer.
+        k: votes that are drawn.
+    """
+    n = votes + silent + sum(count * number for count, number in others)
+    if k == n:
+        beaten = any(count > votes for count, _ in others)
+        return 0.0 if beaten else 1.0 / (1 + dict(others).get(votes, 0))
+    p = k / n
+    size = min(n + 1, DEVIATIONS * math.ceil(math.sqrt(n * p * (1 - p)) + 2))
+    circle_Z = np.exp(2j * np.pi * np.arange(size) / size)
+    ours, silence_Z = _binomial(votes, p), (1 - p + p * circle_Z) ** silent
+    all_taken = _binomial(n, p)[k]
+    chances = [_binomial(count, p) for count, _ in others]
+    below = [np.zeros(size, complex) for _ in others]
+    total = 0.0
+    for m in range(min(k, int(np.flatnonzero(ours > NEGLIGIBLE)[-1])) + 1):
+        power_Z = circle_Z**m
+        at = [chance[m] * power_Z if m < chance.size else None for chance in chances]
+        if m and ours[m] > NEGLIGIBLE:
+            ties = sum(number for (count, number) in others if count >= m)
+            y_Y, weights_Y = _gauss(min(NODES, 1 + min(ties, k // m) // 2))
+            product_YZ = np.tile(silence_Z, (y_Y.size, 1))
+            for less, equal, (_, number) in zip(below, at, others, strict=True):
+                product_YZ *= (less if equal is None else less + y_Y[:, None] * equal) ** number
+            total += ours[m] * float(np.mean((weights_Y @ product_YZ) * circle_Z ** (m - k)).real)
+        for less, equal in zip(below, at, strict=True):
+            if equal is not None:
+                less += equal
+    return total / float(all_taken)
+
+
+def _binomial(n: int, p: float) -> Floats:
+    """Chances of 0 to n successes in n trials, 0 < p < 1."""
+    i = np.arange(n)
+    steps = np.log((n - i) / (i + 1)) + math.log(p / (1 - p))
+    return np.exp(n * math.log1p(-p) + np.concatenate([[0.0], np.cumsum(steps)]))
+
+
+@lru_cache(maxsize=NODES)
+def _gauss(nodes: int) -> tuple[Floats, Floats]:
+    """Nodes and weights of the integral from 0 to 1."""
+    x, weights = np.polynomial.legendre.leggauss(nodes)
+    return (x + 1) / 2, weights / 2
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
@@ -138,8 +232,7 @@ def paired_bootstrap(first: ArrayLike, second: ArrayLike) -> Difference:
     small a p where few differ: hardly any resample is without them.
     """
     difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    means = resampled_means(difference[:, None])[:, 0]
-    low, high = interval(means)
+    low, high = interval(resampled_means(difference[:, None], bounds_M=[DIFFERENCE])[:, 0])
     differing = difference[difference != 0]
     p = sign_flip_test(differing) if differing.size else 1.0
     return Difference(float(difference.mean()), low, high, p)

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openrlhf_ktae.evaluation.statistics import SEED, interval, majority_at_k, pass_at_k, resampled_means
+from openrlhf_ktae.evaluation.statistics import (
+    SEED,
+    SHARE,
+    interval,
+    majority_at_k,
+    pass_at_every_k,
+    resampled_means,
+)
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN
 from openrlhf_ktae.verifier.quick import squeeze
 from openrlhf_ktae.verifier.reading.clean import clean
 
 Table = NDArray[np.float64]
 
+LENGTH = "response_length_mean"
+METRICS_AT_ONCE = 256  # 4 MB of resamples: memory does not grow with samples x resamples
 RIGHT_ANSWER, NO_ANSWER = 0, -1
 RATES = {
     "truncated_rate": "truncated",
@@ -46,16 +55,15 @@ class Tally:
         self.answer.append(answer_class(row))
         self.tokens.append(float("nan") if row.get("tokens") is None else row["tokens"])
         self.characters.append(row["characters"])
-        truncated = row.get("truncated")
         flags = {
             "correct": row["verdict"] == CORRECT,
             "unknown": row["verdict"] == UNKNOWN,
             "answered": row["extracted"] is not None,
             "format": row["format"],
-            "truncated": NOT_KNOWN if truncated is None else truncated,
+            "truncated": row.get("truncated"),
         }
         for name, value in flags.items():
-            self.flags[name].append(int(value))
+            self.flags[name].append(NOT_KNOWN if value is None else int(value))
 
     @property
     def in_tokens(self) -> bool:
@@ -75,7 +83,7 @@ class Tally:
         ranked = rank[np.asarray(self.item)]
         order = np.argsort(ranked, kind="stable")
         ends = np.cumsum(np.bincount(ranked))[:-1]
-        names, columns = ["accuracy", "response_length_mean"], [self._means(order, ends, self.flags["correct"])]
+        names, columns = ["accuracy", LENGTH], [self._means(order, ends, self.flags["correct"])]
         columns.append(self._means(order, ends, self.tokens if in_tokens else self.characters))
         for name, flag in RATES.items():
             values = np.asarray(self.flags[flag], dtype=np.float64)
@@ -83,13 +91,12 @@ class Tally:
             columns.append(self._means(order, ends, np.where(values == NOT_KNOWN, np.nan, values)))
         correct = [part.astype(bool) for part in np.split(np.asarray(self.flags["correct"])[order], ends)]
         answers = np.split(np.asarray(self.answer)[order], ends)
-        for k in range(1, self.samples + 1):
-            names.append(f"pass@{k}")
-            columns.append(np.array([pass_at_k(part.size, int(part.sum()), k) for part in correct]))
+        names += [f"pass@{k}" for k in range(1, self.samples + 1)]
+        columns += list(np.stack([pass_at_every_k(c.size, int(c.sum()), self.samples) for c in correct], axis=1))
+        voters = [(a.tolist(), c.tolist()) for a, c in zip(answers, correct, strict=True)]
         for k in votes(self.samples):
             names.append(f"maj@{k}")
-            pairs = zip(answers, correct, strict=True)
-            columns.append(np.array([majority_at_k(a.tolist(), c.tolist(), k) for a, c in pairs]))
+            columns.append(np.array([majority_at_k(a, c, k) for a, c in voters]))
         return names, np.stack(columns, axis=1)
 
     @staticmethod
@@ -102,6 +109,23 @@ class Tally:
 def votes(samples: int) -> list[int]:
     """Return the k of maj@k: 1, powers of two, and all samples."""
     return sorted({samples, *(2**i for i in range(samples.bit_length()))})
+
+
+def ends_of(tables: Sequence[tuple[int, Table]], names: Sequence[str]) -> Table:
+    """Return the ends (M, 2) of the 95 % interval of the mean over `tables` (seed, (I, M)), resampled each by itself.
+
+    NaN for a metric that no problem has. Equal shares get the interval of `unseen_means`.
+    """
+    ends = np.full((len(names), 2), np.nan)
+    for start in range(0, len(names), METRICS_AT_ONCE):
+        some = names[start : start + METRICS_AT_ONCE]
+        block = slice(start, start + len(some))
+        bounds = [None if name == LENGTH else SHARE for name in some]
+        drawn = [resampled_means(values_IM[:, block], seed, bounds) for seed, values_IM in tables]
+        for metric, means_R in enumerate(np.mean(drawn, axis=0).T, start=start):
+            if not np.isnan(means_R).all():
+                ends[metric] = interval(means_R)
+    return ends
 
 
 def answer_class(row: Mapping[str, Any]) -> int:
@@ -131,35 +155,33 @@ def summarize(rows: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> di
         raise ValueError("there is no graded response to summarize")
     in_tokens = all(tally.in_tokens for tally in tallies.values())
     tables = {name: tally.table(in_tokens) for name, tally in tallies.items()}
-    common = [name for name in max(tables.values(), key=lambda t: -len(t[0]))[0]]
-    common = [name for name in common if all(name in names for names, _ in tables.values())]
-    benchmarks, picked, drawn = {}, [], []
+    in_all = set[str].intersection(*({*names} for names, _ in tables.values()))
+    common = [name for name in next(iter(tables.values()))[0] if name in in_all]
+    benchmarks, picked = {}, []
     for number, (name, (names, values_IM)) in enumerate(sorted(tables.items())):
-        means_RM = resampled_means(values_IM, SEED + number)
-        benchmarks[name] = _figures(tallies[name], names, values_IM.mean(axis=0), means_RM)
-        columns = [names.index(metric) for metric in common]
-        picked.append(values_IM[:, columns])
-        drawn.append(means_RM[:, columns])
-    macro = np.mean([values_IM.mean(axis=0) for values_IM in picked], axis=0)
-    pooled_IM = np.concatenate(picked)
+        ends = ends_of([(SEED + number, values_IM)], names)
+        benchmarks[name] = _figures(tallies[name], names, values_IM.mean(axis=0), ends)
+        picked.append((SEED + number, values_IM[:, [name in in_all for name in names]]))
+    macro = np.mean([values_IM.mean(axis=0) for _, values_IM in picked], axis=0)
+    pooled_IM = np.concatenate([values_IM for _, values_IM in picked])
     everything = list(tallies.values())
     return {
         **about,
         "length_unit": "tokens" if in_tokens else "characters",
         "benchmarks": benchmarks,
-        "macro": _figures(everything, common, macro, np.mean(drawn, axis=0)),
-        "pooled": _figures(everything, common, pooled_IM.mean(axis=0), resampled_means(pooled_IM)),
+        "macro": _figures(everything, common, macro, ends_of(picked, common)),
+        "pooled": _figures(everything, common, pooled_IM.mean(axis=0), ends_of([(SEED, pooled_IM)], common)),
     }
 
 
-def _figures(tally: Tally | list[Tally], names: list[str], values_M: Table, means_RM: Table) -> dict[str, Any]:
+def _figures(tally: Tally | list[Tally], names: list[str], values_M: Table, ends_M2: Table) -> dict[str, Any]:
     """Return one group's figures as the summary file has them."""
     tallies = tally if isinstance(tally, list) else [tally]
     figures: dict[str, Any] = {"pass_at_k": {}, "maj_at_k": {}}
     for column, name in enumerate(names):
         known = not np.isnan(values_M[column])
         value = float(values_M[column]) if known else None
-        ends = list(interval(means_RM[:, column])) if known else None
+        ends = ends_M2[column].tolist() if known else None
         kind, _, k = name.partition("@")
         if k:
             figures[f"{kind}_at_k"][k] = {"value": value, "ci95": ends}

@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from openrlhf_ktae.evaluation import statistics as st
 
@@ -35,12 +36,61 @@ def test_majority():
     assert st.majority_at_k([0, 1, 2, 3], [True, False, False, False], 1) == 0.25
 
 
-def test_majority_of_subsets_is_close_to_all_subsets():
-    answers, correct = [0, 0, 1, 1, 1, 2], [True, True, False, False, False, False]
-    exact = np.mean(
-        [st.majority_at_k([answers[i] for i in s], [correct[i] for i in s], 3) for s in combinations(range(6), 3)]
+@pytest.mark.parametrize("seed", range(12))
+def test_majority_is_the_mean_over_all_subsets(seed):
+    random = np.random.default_rng(seed)
+    answers = random.integers(-1, 4, size=random.integers(2, 10)).tolist()
+    right = set(random.integers(0, 4, size=1 + seed % 2).tolist())
+    correct = [answer in right for answer in answers]
+    for k in range(2, len(answers) + 1):
+        found = [vote([answers[i] for i in rows], right) for rows in combinations(range(len(answers)), k)]
+        assert st.majority_at_k(answers, correct, k) == pytest.approx(np.mean(found), abs=1e-12)
+
+
+def vote(answers, right):
+    """Chance that the most frequent answer is right, in plain loops."""
+    counts = {answer: answers.count(answer) for answer in answers if answer >= 0}
+    winners = [answer for answer, count in counts.items() if count == max(counts.values())]
+    return sum(answer in right for answer in winners) / len(winners) if winners else 0.0
+
+
+def test_majority_of_many_samples_is_that_of_draws_with_replacement():
+    """Of 9,000 samples few votes repeat none: k = 3 by hand, two answers with shares 1/3 and 2/3."""
+    answers, correct = [0] * 3000 + [1] * 6000, [True] * 3000 + [False] * 6000
+    by_hand = 3 * (1 / 3) ** 2 * (2 / 3) + (1 / 3) ** 3
+    assert st.majority_at_k(answers, correct, 3) == pytest.approx(by_hand, abs=2e-4)
+    assert st.majority_at_k(answers, correct, 4096) == pytest.approx(0, abs=1e-9)
+    singles = [0, *range(1, 2000)]
+    assert st.majority_at_k(singles, [answer == 0 for answer in singles], 1000) == pytest.approx(1 / 2000, abs=1e-5)
+
+
+@pytest.mark.parametrize(("n", "c"), [(1, 0), (4, 1), (7, 3), (9, 9), (200, 3)])
+def test_pass_at_every_k_is_pass_at_each_k(n, c):
+    assert st.pass_at_every_k(n, c, n).tolist() == pytest.approx([st.pass_at_k(n, c, k) for k in range(1, n + 1)])
+
+
+def test_equal_shares_get_the_exact_binomial_interval():
+    """scipy's Clopper-Pearson; the bootstrap would give [0, 0]."""
+    for wrong in (1, 30):
+        exact = binomtest(0, wrong).proportion_ci(method="exact")
+        low, high = st.mean_with_interval([0.0] * wrong, bounds=st.SHARE)[1:]
+        assert (low, high) == (0, pytest.approx(exact.high, abs=1e-3))
+        low, high = st.mean_with_interval([1.0] * wrong, bounds=st.SHARE)[1:]
+        assert (low, high) == (pytest.approx(1 - exact.high, abs=1e-3), 1)
+    mean, low, high = st.mean_with_interval([0.5] * 30, bounds=st.SHARE)
+    assert (mean - low, high - mean) == (
+        pytest.approx(exact.high / 2, abs=1e-3),
+        pytest.approx(exact.high / 2, abs=1e-3),
     )
-    assert st.majority_at_k(answers, correct, 3, draws=4000) == pytest.approx(exact, abs=0.03)
+    assert st.mean_with_interval([20.0] * 30) == (20, 20, 20), "a length has no bounds"
+    spread = [0.0] * 29 + [1.0]
+    assert st.mean_with_interval(spread, bounds=st.SHARE) == st.mean_with_interval(spread)
+
+
+def test_equal_results_differ_by_no_more_than_their_number_can_hide():
+    difference = st.paired_bootstrap([1.0, 0.0] * 15, [1.0, 0.0] * 15)
+    assert (difference.mean, difference.p) == (0, 1)
+    assert (difference.low, difference.high) == (pytest.approx(-0.116, abs=1e-3), pytest.approx(0.116, abs=1e-3))
 
 
 def test_interval_covers_the_truth_in_about_95_percent():
