@@ -32,12 +32,15 @@ class CommandParser(argparse.ArgumentParser):
 def run_command(
     run: Callable[[Sequence[str]], None], argv: Sequence[str] | None, refusals: tuple[type[Exception], ...] = ()
 ) -> int:
-    """Run a command; return 0, 2 with one message for refused input, 130 after Ctrl-C."""
+    """Run a command; return 0, 2 with one message for refused input or a file that cannot be had, 130 after Ctrl-C."""
     refused: tuple[type[Exception], ...] = (BadOption, *refusals)
     try:
         run(sys.argv[1:] if argv is None else argv)
     except refused as refusal:
         print(f"error: {refusal}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except OSError as error:  # no such folder, no permission, no space: the system's own words say which
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted: what was written is whole; the same command goes on from there", file=sys.stderr)

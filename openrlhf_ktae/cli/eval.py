@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from openrlhf_ktae.backend import BACKENDS, BackendUnavailable, resolve
 from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
 from openrlhf_ktae.cli.host_parser import BadOption
+from openrlhf_ktae.evaluation.results import refuse_no_folder
 from openrlhf_ktae.evaluation.stored import BadInput
 from openrlhf_ktae.verifier.config import VerifierConfig
 
@@ -23,6 +24,12 @@ DEFAULT_TEMPLATE = "qwen-math"
 RAW = "none"  # for --write_prompts: training fills --data.input_template
 REWARDS = ("reward_file", "reward_timeout_s", "reward_log_keys", "correct_reward", "wrong_reward", "format_reward")
 NOT_HERE = (*REWARDS, "max_unknown_share", "unknown_window", "after_retry")
+GRADING = ("output", "overwrite", "verifier")
+READ_BY = {  # what each kind of evaluation has a use for; `verifier` stands for all of --verifier.*
+    "write_prompts": ("model", "benchmarks", "benchmark_dir", "limit", "template", "output"),
+    "responses": ("tokenizer", *GRADING),
+    "compare": ("output",),
+}
 EXAMPLES = """
   --model Qwen/Qwen2.5-Math-7B --benchmarks aime24,amc,math500,minerva,olympiadbench --template qwen-math --output DIR
   --responses answers.jsonl.gz --output DIR
@@ -96,6 +103,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_dataclass_options(parser.add_argument_group("verifier"), VerifierConfig, "verifier", skip=NOT_HERE)
     options = parser.parse_args(argv)
     _refuse(options)
+    _refuse_idle(options, {word.split("=")[0] for word in argv})
     return options
 
 
@@ -114,6 +122,19 @@ def _refuse(options: argparse.Namespace) -> None:
         raise BadOption(f"--samples {options.samples}: all would be equal at --temperature 0; give a temperature above")
     if not 0 < options.top_p <= 1:
         raise BadOption(f"--top_p {options.top_p}: give a number above 0 and at most 1")
+
+
+def _refuse_idle(options: argparse.Namespace, words: Container[str]) -> None:
+    """Refuse an option that was given and that nothing would read."""
+    kind = next((name for name in READ_BY if getattr(options, name)), None)
+    for name, value in vars(options).items():
+        used = kind is None or name.split(".")[0] in (kind, *READ_BY[kind])
+        if f"--{name}" in words and not used:
+            raise BadOption(f"--{name} {_shown(value)}: has no effect with --{kind}; leave it out")
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _refuse_prompts(options: argparse.Namespace, others: list[str]) -> None:
@@ -143,6 +164,7 @@ def _compare(folders: Sequence[Path], output: str | None) -> str:
     table = markdown(comparison)
     if output:
         folder = Path(output)
+        refuse_no_folder("--output", folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
         (folder / "comparison.md").write_text(table, encoding="utf-8")
@@ -200,6 +222,8 @@ def _write_prompts(options: argparse.Namespace) -> None:
 
     problems = load_problems(options.benchmarks.split(","), options.benchmark_dir, options.limit)
     filled = template(options.template or RAW, load_tokenizer(options.model, "--model") if options.model else None)
+    refuse_no_folder("--write_prompts", options.write_prompts.parent)
+    options.write_prompts.parent.mkdir(parents=True, exist_ok=True)
     with options.write_prompts.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prompts_for_training(problems, filled))
     print(f"{len(problems)} prompts in {options.write_prompts}; columns input, label, datasource")
@@ -208,7 +232,11 @@ def _write_prompts(options: argparse.Namespace) -> None:
 def _model_length(name: str) -> int | None:
     from transformers import AutoConfig
 
-    return getattr(AutoConfig.from_pretrained(name), "max_position_embeddings", None)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except Exception as error:  # each layer has its own; all mean that no engine could load it
+        raise BadOption(f"--model {name}: no model there ({' '.join(str(error).split())[:120]})") from None
+    return getattr(config, "max_position_embeddings", None)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from openrlhf_ktae.evaluation.stored import BadInput
-from openrlhf_ktae.run.plain_json import parse_json
+from openrlhf_ktae.evaluation.stored import BadInput, parsed
 
 REGISTRY = Path(__file__).with_name("benchmarks.yaml")
 PROBLEM_COLUMNS = ("problem", "question", "input", "prompt")
@@ -77,7 +76,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             for line, text in enumerate(file, start=1):
                 if text.strip():
-                    yield f"line {line}", parse_json(text)
+                    yield f"line {line}", parsed(text, f"{path}: line {line}")
         except BadInput:
             raise
         except ValueError as error:

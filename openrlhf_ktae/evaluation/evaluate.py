@@ -73,7 +73,7 @@ def _stored_responses(path: Path, tokenizer: Any) -> Iterator[Response]:
 def _tokens(row: dict[str, Any], tokenizer: Any) -> int | None:
     if tokenizer is not None:
         return len(tokenizer.encode(row["response"], add_special_tokens=False, verbose=False))
-    return row["tokens"] if isinstance(row.get("tokens"), int) else None
+    return row["tokens"] if type(row.get("tokens")) is int else None
 
 
 def load_problems(names: Iterable[str], folder: Path | None, limit: int | None) -> list[Problem]:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from openrlhf_ktae.evaluation.results import RESPONSES, read_rows
+from openrlhf_ktae.evaluation.results import RESPONSES, grader_hash, read_rows
 from openrlhf_ktae.evaluation.statistics import holm, mcnemar, paired_bootstrap
-from openrlhf_ktae.evaluation.stored import BadInput
+from openrlhf_ktae.evaluation.stored import BadInput, Problems
 from openrlhf_ktae.verifier import CORRECT
 
 POOLED = "pooled"
+Key = tuple[str, str]
+Scores = dict[Key, list[float]]
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
@@ -23,13 +25,14 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     benchmarks are also given corrected for their number (Holm).
 
     Raises:
-        BadInput: a folder has no results, or the two have no problem in common.
+        BadInput: a folder has no results, the two have no problem in common, or an id stands for two problems.
     """
-    sides = [problem_scores(folder) for folder in (first, second)]
+    problems = Problems()
+    sides = [problem_scores(folder, problems) for folder in (first, second)]
     shared = [key for key in sides[0] if key in sides[1]]
     if not shared:
         raise BadInput(f"--compare {first} {second}: have no problem in common (same benchmark and id)")
-    groups: dict[str, list[tuple[str, str]]] = {}
+    groups: dict[str, list[Key]] = {}
     for key in shared:
         groups.setdefault(key[0], []).append(key)
     benchmarks = {name: _compared(keys, sides) for name, keys in groups.items()}
@@ -41,23 +44,34 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         "second": str(second),
         "only_in_first": only[0],
         "only_in_second": only[1],
+        "graders": [grader_hash(folder) for folder in (first, second)],
         "benchmarks": benchmarks,
         POOLED: _compared(shared, sides),
     }
 
 
-def problem_scores(folder: Path) -> dict[tuple[str, str], list[float]]:
-    """Return (benchmark, id) -> whether each sample is correct, from a result folder or its `responses.jsonl`."""
+def problem_scores(folder: Path, problems: Problems) -> Scores:
+    """Return (benchmark, id) -> whether each sample is correct, from a result folder or its `responses.jsonl`.
+
+    Raises:
+        BadInput: there is none, or an id has another problem or gold than it has in `problems`.
+    """
     path = folder / RESPONSES if folder.is_dir() else folder
-    scores: dict[tuple[str, str], list[float]] = {}
+    scores: Scores = {}
     for row in read_rows(path):
-        scores.setdefault((row["benchmark"], row["id"]), []).append(float(row["verdict"] == CORRECT))
+        key = row["benchmark"], row["id"]
+        if other := problems.add(key, row):
+            raise BadInput(
+                f"--compare {folder}: benchmark {key[0]!r}, id {key[1]!r} has had another {other} before; problems are "
+                "paired by benchmark and id: give results of the same problems"
+            )
+        scores.setdefault(key, []).append(float(row["verdict"] == CORRECT))
     if not scores:
         raise BadInput(f"--compare {folder}: has no {RESPONSES} with results; give a folder written by --output")
     return scores
 
 
-def _compared(keys: list[tuple[str, str]], sides: list[dict[tuple[str, str], list[float]]]) -> dict[str, Any]:
+def _compared(keys: list[Key], sides: list[Scores]) -> dict[str, Any]:
     first, second = (np.array([np.mean(side[key]) for key in keys]) for side in sides)
     difference = paired_bootstrap(first, second)
     figures = {
@@ -93,4 +107,10 @@ def markdown(comparison: dict[str, Any]) -> str:
     left_out = comparison["only_in_first"], comparison["only_in_second"]
     if any(left_out):
         lines.append(f"- left out: {left_out[0]} problems only in the first, {left_out[1]} only in the second")
+    graders = comparison["graders"]
+    if graders[0] != graders[1]:
+        lines.append(
+            f"- WARNING: judged by different graders (hash {graders[0]} and {graders[1]}): a difference may be theirs; "
+            "grade both anew with --responses DIR/responses.jsonl"
+        )
     return "\n".join(lines) + "\n"

@@ -155,7 +155,8 @@ def rescore(groups: Iterable[RecordedGroup], ablations: bool, extra: Mapping[str
             shares.setdefault(name, []).append(rollout_share(k_GT, arrays.mask_GT) if arrays.mixed else np.nan)
             tokens.setdefault(name, TopTokens()).add(group, k_GT)
         if group.about.get("ktae_enabled", True) and not group.about.get("shuffled"):
-            reproduced = max(reproduced, float(np.abs(values[RECORDED] - arrays.k_GT).max(initial=0.0)))
+            difference = float(np.abs(values[RECORDED] - arrays.k_GT).max(initial=0.0))
+            reproduced = float(np.maximum(reproduced, difference))  # NaN stays NaN
     if not arms:
         raise BadRecord("there is no recorded group")
     table = {}

@@ -9,15 +9,37 @@ summary.md        the same as a table
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.evaluation.stored import BadInput
+from openrlhf_ktae.evaluation.stored import MOST_TOKENS, BadInput, parsed
 from openrlhf_ktae.run.plain_json import parse_json
+from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG
 
 RESPONSES, SETTINGS, SUMMARY, TABLE = "responses.jsonl", "settings.json", "summary.json", "summary.md"
 SHOWN_CHARACTERS = 200  # of a setting in a message
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MOST_TOKENS
+
+
+FIELDS: dict[str, Callable[[Any], bool]] = {  # of a row, as far as anything reads it
+    "benchmark": _is_text,
+    "id": _is_text,
+    "sample": _is_count,
+    "verdict": (CORRECT, WRONG, UNKNOWN).__contains__,
+    "extracted": lambda value: value is None or _is_text(value),
+    "format": lambda value: isinstance(value, bool),
+    "characters": _is_count,
+    "tokens": lambda value: value is None or _is_count(value),
+    "truncated": lambda value: value is None or isinstance(value, bool),
+}
 
 
 class ResultFolder:
@@ -33,8 +55,7 @@ class ResultFolder:
         self.responses = directory / RESPONSES
         plain = json.loads(json.dumps(settings))
         path = directory / SETTINGS
-        if directory.exists() and not directory.is_dir():
-            raise BadInput(f"--output {directory}: is a file; give a folder")
+        refuse_no_folder("--output", directory)
         if overwrite:
             self.responses.unlink(missing_ok=True)
         elif self.responses.is_file():
@@ -62,6 +83,13 @@ class ResultFolder:
         (self.directory / TABLE).write_text(table, encoding="utf-8")
 
 
+def refuse_no_folder(flag: str, path: Path) -> None:
+    """Raise `BadInput` where no folder can be at `path`, because it, or what it is below, is a file."""
+    first = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not first.is_dir():
+        raise BadInput(f"{flag} {path}: {'is' if first == path else f'{first} is'} a file; give a folder")
+
+
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a `responses.jsonl`; nothing where there is none.
 
@@ -72,18 +100,37 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            where = f"{path}: line {number}"
             try:
-                row = parse_json(line)
-                known = row["verdict"], row["benchmark"], row["id"]
-            except (ValueError, KeyError, TypeError):
-                raise BadInput(f"{path}: line {number} is no graded response; give another --output") from None
-            if known:
-                yield row
+                row = parsed(line.decode(), where)
+            except ValueError:
+                raise BadInput(f"{where} is no graded response; give another --output") from None
+            wrong = _wrong_field(row)
+            if wrong:
+                raise BadInput(f"{where} is no graded response ({wrong}); give another --output")
+            yield row
+
+
+def _wrong_field(row: Any) -> str:
+    """Return what is wrong with a graded row; "" for nothing."""
+    if not isinstance(row, dict):
+        return "no JSON object"
+    wrong = (name for name, fits in FIELDS.items() if not fits(row.get(name)))
+    return next((f"{name} is {ascii(row.get(name))[:SHOWN_CHARACTERS]}" for name in wrong), "")
+
+
+def grader_hash(folder: Path) -> str | None:
+    """Return the hash of the grader that judged the results of a folder (or of the folder of their file)."""
+    try:
+        found = _settings_of((folder if folder.is_dir() else folder.parent) / SETTINGS)["grader"]["hash"]
+    except (BadInput, KeyError, TypeError):
+        return None
+    return str(found)
 
 
 def _settings_of(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")).items())
+        return dict(parse_json(path.read_text(encoding="utf-8")).items())
     except (OSError, ValueError, AttributeError):
         raise BadInput(f"{path}: missing or unreadable beside results; give --overwrite or another --output") from None
 

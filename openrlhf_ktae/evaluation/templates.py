@@ -63,7 +63,10 @@ def _from_file(name: str) -> Template:
     path = Path(name)
     if not path.is_file():
         raise BadInput(f"--template {name}: choose one of {', '.join(TEMPLATES)}, or a text file with {MARK} in it")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--template {name}: cannot be read ({error}); give a text file with {MARK} in it") from None
     if MARK not in text:
         raise BadInput(f"--template {name}: the file has no {MARK}; write it where the problem goes")
     return Template(name, lambda problem: text.replace(MARK, problem))

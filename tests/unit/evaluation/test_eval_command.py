@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from openrlhf_ktae.cli.command import run_command
 from openrlhf_ktae.cli.eval import main
 
 ROWS = [
@@ -19,6 +22,12 @@ ROWS = [
     {"benchmark": "b", "gold": ["1/2"], "response": "so \\boxed{\\frac{1}{2}} or \\boxed{0.5}", "problem": "half?"},
     {"benchmark": "b", "gold": 3.0, "response": "so \\boxed{3}"},
 ]
+
+GRADED = {"benchmark": "a", "id": "1", "sample": 0, "gold": "4", "problem": "2 + 2", "verdict": "correct"} | {
+    "extracted": "4",
+    "format": True,
+    "characters": 1,
+}
 
 
 def written(path, rows):
@@ -119,7 +128,29 @@ MALFORMED = {
     "no gold": ('{"benchmark": "a", "gold": null, "response": "1"}\n', "gold is 'None'"),
     "empty": ("", "is empty"),
     "binary": ("\x00\x01", "line 1 is no JSON object"),
+    "half a character in a response": (json.dumps({**ROWS[0], "response": "\ud800"}), r"half a character ('\ud800')"),
+    "half a character in an id": (json.dumps({**ROWS[0], "id": "\ud800"}), "line 1 has half a character"),
+    "half a character in a name": (json.dumps({**ROWS[0], "benchmark": "\ud800"}), "line 1 has half a character"),
+    "too many tokens": (json.dumps({**ROWS[0], "tokens": 10**400}), "tokens is 1000"),
+    "fewer than no tokens": (json.dumps({**ROWS[0], "tokens": -1}), "tokens is -1"),
+    "another gold": (
+        json.dumps(ROWS[0]) + "\n" + json.dumps({**ROWS[0], "gold": "5"}),
+        "benchmark 'a', id '1': two rows have different golds",
+    ),
+    "another problem": (
+        "".join(json.dumps({**ROWS[0], "problem": text}) + "\n" for text in ("x", "y")),
+        "benchmark 'a', id '1': two rows have different problems",
+    ),
 }
+
+
+def test_a_gold_may_be_written_in_two_ways_and_a_whole_character_in_two_halves(tmp_path):
+    golds = ["3", 3, 3.0, ["3"], 3]
+    text = "".join(json.dumps({**ROWS[0], "gold": gold, "response": "\U0001d54f 3"}) + "\n" for gold in golds)
+    assert "\\ud835" in text
+    (tmp_path / "in.jsonl").write_text(text)
+    assert main(["--responses", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out")]) == 0
+    assert summary_of(tmp_path / "out")["benchmarks"]["a"]["samples"] == 5
 
 
 @pytest.mark.parametrize(("text", "message"), MALFORMED.values(), ids=MALFORMED)
@@ -162,6 +193,26 @@ REFUSED = {
     "--compare {tmp} {tmp}": "has no responses.jsonl",
     "--responses {tmp}/few.jsonl --verifier.workers 0": "--verifier.",
     "--no_such_option": "--no_such_option",
+    "--responses {tmp}/few.jsonl --benchmarks a": "--benchmarks a: has no effect with --responses; leave it out",
+    "--responses {tmp}/few.jsonl --template r1": "--template r1: has no effect with --responses",
+    "--responses {tmp}/few.jsonl --samples 1": "--samples 1: has no effect with --responses",
+    "--responses {tmp}/few.jsonl --temperature=0": "--temperature 0.0: has no effect with --responses",
+    "--responses {tmp}/few.jsonl --max_new_tokens 9": "--max_new_tokens 9: has no effect with --responses",
+    "--responses {tmp}/few.jsonl --stop a b": "--stop a b: has no effect with --responses",
+    "--responses {tmp}/few.jsonl --engines 2": "--engines 2: has no effect with --responses",
+    "--compare a b --limit 4": "--limit 4: has no effect with --compare",
+    "--compare a b --verifier.workers 1": "--verifier.workers 1: has no effect with --compare",
+    "--write_prompts {tmp}/p --benchmarks a --top_p 1": "--top_p 1.0: has no effect with --write_prompts",
+    "--responses {tmp}/one.jsonl --output {tmp}/few.jsonl": "few.jsonl: is a file; give a folder",
+    "--responses {tmp}/one.jsonl --output {tmp}/few.jsonl/a/b": "few.jsonl is a file; give a folder",
+    "--compare {tmp}/right {tmp}/right --output {tmp}/few.jsonl/a": "few.jsonl is a file; give a folder",
+    "--write_prompts {tmp}/few.jsonl/p --benchmarks {tmp}/few.jsonl": "few.jsonl: is a file; give a folder",
+    "--write_prompts {tmp} --benchmarks {tmp}/few.jsonl": "Is a directory",
+    "{model} --template {tmp}/binary.txt": "binary.txt: cannot be read",
+    "--model {tmp}/no_config --benchmarks {tmp}/few.jsonl": "no_config: no model there",
+    "--compare {tmp}/right {tmp}/list": "line 1 is no graded response (id is [1])",
+    "--compare {tmp}/right {tmp}/other_gold": "benchmark 'a', id '1' has had another gold before",
+    "--compare {tmp}/right {tmp}/other_problem": "benchmark 'a', id '1' has had another problem before",
 }
 
 
@@ -170,9 +221,16 @@ def test_refused(words, message, tmp_path, capsys, monkeypatch, root):
     monkeypatch.chdir(root)
     written(tmp_path / "few.jsonl", [{"problem": "1 + 1", "answer": "2"}])
     written(tmp_path / "nocolumn.jsonl", [{"problem": "1 + 1"}])
+    written(tmp_path / "one.jsonl", ROWS[:1])
+    (tmp_path / "binary.txt").write_bytes(b"\xff{problem}")
+    shutil.copytree("examples/quickstart/model", tmp_path / "no_config", ignore=shutil.ignore_patterns("config.json"))
+    others = {"right": {}, "list": {"id": [1]}, "other_gold": {"gold": "5"}, "other_problem": {"problem": "2 + 1"}}
+    for name, change in others.items():
+        (tmp_path / name).mkdir()
+        written(tmp_path / name / "responses.jsonl", [{**GRADED, **change}])
     words = words.replace("{model}", "--model examples/quickstart/model --benchmarks {tmp}/few.jsonl")
     argv = words.replace("{tmp}", str(tmp_path)).split()
-    assert main([*argv, "--output", str(tmp_path / "out")]) == 2
+    assert main([*argv, *([] if "--output" in argv else ["--output", str(tmp_path / "out")])]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
@@ -210,3 +268,44 @@ def test_compare_two_results_of_several_samples(tmp_path, capsys):
     a = json.loads((tmp_path / "cmp" / "comparison.json").read_text())["benchmarks"]["a"]
     assert (a["p"], a["test"]) == (pytest.approx(2 / 2**5), "sign flips")
     assert a["ci95"][0] > 0
+
+
+def test_results_of_different_graders_are_compared_with_a_warning(tmp_path, capsys):
+    responses = written(tmp_path / "in.jsonl", ROWS)
+    for name in ("first", "second"):
+        main(["--responses", str(responses), "--output", str(tmp_path / name)])
+    folders = [str(tmp_path / "first"), str(tmp_path / "second")]
+    capsys.readouterr()
+    assert main(["--compare", *folders]) == 0
+    assert "WARNING" not in capsys.readouterr().out
+    path = tmp_path / "second" / "settings.json"
+    path.write_text(path.read_text().replace(json.loads(path.read_text())["grader"]["hash"], "0123"))
+    assert main(["--compare", *folders]) == 0
+    shown = capsys.readouterr().out
+    assert "WARNING: judged by different graders (hash " in shown
+    assert "and 0123)" in shown
+
+
+def test_lengths_are_in_the_tokens_of_the_tokenizer_that_is_given(tmp_path, root):
+    responses = written(tmp_path / "in.jsonl", [{**ROWS[0], "response": "1+2=3", "tokens": 77}])
+    words = ["--responses", str(responses), "--output"]
+    model = root / "examples/quickstart/model"
+    assert main([*words, str(tmp_path / "with"), "--tokenizer", str(model)]) == 0
+    assert main([*words, str(tmp_path / "without")]) == 0
+    tokens = len(AutoTokenizer.from_pretrained(model).encode("1+2=3", add_special_tokens=False))
+    lengths = [summary_of(tmp_path / name)["pooled"]["response_length_mean"] for name in ("with", "without")]
+    assert lengths == [tokens, 77]
+
+
+def test_prompts_are_written_into_a_new_folder(tmp_path):
+    problems = written(tmp_path / "few.jsonl", [{"problem": "1 + 1", "answer": "2"}])
+    assert main(["--benchmarks", str(problems), "--write_prompts", str(tmp_path / "new" / "p.jsonl")]) == 0
+    assert (tmp_path / "new" / "p.jsonl").is_file()
+
+
+def test_a_file_that_cannot_be_had_is_one_line(capsys):
+    def no_space(argv):
+        raise OSError(28, "No space left\non device", "results/responses.jsonl")
+
+    assert run_command(no_space, []) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'results/responses.jsonl'\n"
