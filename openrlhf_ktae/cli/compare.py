@@ -9,7 +9,9 @@ from pathlib import Path
 
 from openrlhf_ktae.cli.command import CommandParser, run_command
 from openrlhf_ktae.cli.host_parser import BadOption
+from openrlhf_ktae.evaluation.results import refuse_no_folder
 from openrlhf_ktae.evaluation.run_outcomes import BadRun, Run
+from openrlhf_ktae.evaluation.stored import BadInput
 from openrlhf_ktae.run.arms import ArmRun, OtherArms
 
 BASELINE = "grpo"
@@ -28,7 +30,7 @@ comparison goes on with the same command.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 where runs failed, 2 for refused input, 130 after Ctrl-C."""
     failed: list[ArmRun] = []
-    code = run_command(lambda words: failed.extend(run(words)), argv, (BadRun, OtherArms))
+    code = run_command(lambda words: failed.extend(run(words)), argv, (BadRun, OtherArms, BadInput))
     return code or (EXIT_FAILED_RUNS if failed else 0)
 
 
@@ -65,6 +67,7 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
     if baseline not in names:
         raise BadOption(f"--baseline {baseline}: not one of the arms {', '.join(names)}")
     pairs = [_pair(text, names) for text in options.pair]
+    refuse_no_folder("--output", options.output)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     runs = plan(options.arms, seeds, options.output, words[split + 1 :])
     failed = [] if options.report_only else execute_all(runs, lambda text: print(text, flush=True))

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.checkpoint.files import write_text
 from openrlhf_ktae.cli.config_file import load_config
+from openrlhf_ktae.run.plain_json import parse_json
 
 STARTED, DONE, LOG = "arm.json", "done.json", "train.log"
 TRAIN = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray"]
@@ -60,7 +62,7 @@ def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Seq
     """Return every run, seed by seed, so that all arms have the same seeds at any time.
 
     Raises:
-        OtherArms: two configurations have one name, or `output` holds runs of other settings.
+        OtherArms: two configurations have one name, or `output` holds runs of other settings, or of nobody knows which.
     """
     names = [path.stem for path in configs]
     for name in names:
@@ -72,26 +74,44 @@ def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Seq
         for path in configs
     ]
     for run in runs:
-        started, settings = run.directory / STARTED, run.settings  # reads the files: what is wrong is said before a run
-        if started.is_file() and json.loads(started.read_text(encoding="utf-8")) != settings:
+        settings = run.settings  # reads the files: what is wrong is said before a run
+        if not begun(run.directory):
+            continue
+        if _started_with(run.directory / STARTED) != settings:
             raise OtherArms(f"{run.directory}: was run with other settings; give another --output or delete it")
-        if run.directory.exists() and not started.is_file():
-            raise OtherArms(f"{run.directory}: is no run of a comparison; give another --output")
     return runs
 
 
+def begun(directory: Path) -> bool:
+    """Return whether a run has written more there than an empty folder, or a first file that a kill cut off."""
+    return directory.exists() and any(path.name != f".{STARTED}.part" for path in directory.iterdir())
+
+
+def _started_with(path: Path) -> Any:
+    if not path.is_file():
+        raise OtherArms(f"{path.parent}: is no run of a comparison; give another --output")
+    try:
+        return parse_json(path.read_bytes())
+    except ValueError:
+        raise OtherArms(f"{path}: cannot be read; delete {path.parent}, and it is run again") from None
+
+
 def execute(run: ArmRun) -> int:
-    """Train from the start; return the exit code. What an interrupted attempt left is removed."""
-    if run.directory.exists():
-        shutil.rmtree(run.directory)
-    run.directory.mkdir(parents=True)
-    (run.directory / STARTED).write_text(json.dumps(run.settings, indent=2) + "\n", encoding="utf-8")
+    """Train from the start; return the exit code. What an interrupted attempt left is removed.
+
+    `arm.json` is written first, whole, and stays: after a kill at any moment the folder is known as this run's.
+    """
+    run.directory.mkdir(parents=True, exist_ok=True)
+    write_text(run.directory / STARTED, json.dumps(run.settings, indent=2) + "\n")
+    for path in run.directory.iterdir():
+        if path.name != STARTED:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     started = time.time()
     with (run.directory / LOG).open("w", encoding="utf-8") as log:
         code = subprocess.run(run.command(), stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if code == 0:
         seconds = round(time.time() - started, 1)
-        (run.directory / DONE).write_text(json.dumps({"seconds": seconds}) + "\n", encoding="utf-8")
+        write_text(run.directory / DONE, json.dumps({"seconds": seconds}) + "\n")
     return code
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from openrlhf_ktae.cli.compare import main
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.evaluation.comparison import compare_arms, rival
 from openrlhf_ktae.evaluation.run_outcomes import Budget, common_budget, outcomes, read_run
-from openrlhf_ktae.run.arms import plan
+from openrlhf_ktae.run import arms as arm_runs
+from openrlhf_ktae.run.arms import DONE, LOG, STARTED, OtherArms, execute, plan
 from openrlhf_ktae.run.record import RunRecord
 
 STEPS = 10
@@ -174,3 +176,72 @@ def test_every_shipped_arm_parses(folder, least, evaluated, root, monkeypatch):
         assert args.algo.ktae.enable == ("ktae" in path.stem)
         assert args.algo.ktae.shuffle_labels == ("shuffled" in path.stem)
         assert args.algo.dynamic_filtering_enable == path.stem.startswith("dapo")
+
+
+@pytest.fixture
+def one(tmp_path):
+    """One run that is planned and not begun."""
+    (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
+    return plan_one(tmp_path)
+
+
+def plan_one(tmp_path):
+    return plan([tmp_path / "grpo.yaml"], [1], tmp_path / "out", [])[0]
+
+
+def training(monkeypatch, code):
+    """In place of the training command a program that ends with `code`."""
+    program = f"import sys; print('error: option'); sys.exit({code})"
+    if code < 0:
+        program = f"import os; os.kill(os.getpid(), {-code})"
+    monkeypatch.setattr(arm_runs, "TRAIN", [sys.executable, "-c", program])
+
+
+def test_what_an_interrupted_attempt_left_is_gone(one, monkeypatch):
+    training(monkeypatch, 0)
+    (one.directory / "rollouts").mkdir(parents=True)
+    (one.directory / "metrics.jsonl").write_text("{}\n")
+    (one.directory / DONE).write_text("{}")
+    assert execute(one) == 0
+    assert sorted(path.name for path in one.directory.iterdir()) == sorted([STARTED, DONE, LOG])
+
+
+@pytest.mark.parametrize("moment", ["made", "half written", "written", "cleaned"])
+def test_a_kill_at_any_moment_does_not_block_the_next_attempt(moment, one, tmp_path, monkeypatch):
+    if moment == "cleaned":  # a later attempt was killed while it removed what the first one had left
+        training(monkeypatch, 1)
+        execute(one)
+        (one.directory / "rollouts").mkdir()
+        monkeypatch.setattr(arm_runs.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            execute(one)
+        monkeypatch.undo()
+    else:
+        one.directory.mkdir(parents=True)
+        if moment == "half written":
+            (one.directory / f".{STARTED}.part").write_text('{"opt')
+        if moment == "written":
+            (one.directory / STARTED).write_text(json.dumps(one.settings))
+    training(monkeypatch, 0)
+    assert execute(plan_one(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("content", [b'{"options": {', b"\xff\xfe\x00", b"", b"[" * 100_000])
+def test_a_torn_or_binary_arm_json_is_refused_in_one_line(content, one, tmp_path):
+    one.directory.mkdir(parents=True)
+    (one.directory / STARTED).write_bytes(content)
+    with pytest.raises(OtherArms, match=r"arm.json: cannot be read; delete .*seed-1, and it is run again"):
+        plan_one(tmp_path)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(1, 1), (3, 1), (130, 130), (-15, 130), (2, 2)])
+def test_the_exit_code_tells_failed_interrupted_and_refused_runs(code, expected, tmp_path, root, monkeypatch, capsys):
+    """Three arms are done, the last is not: it fails, is interrupted or refused."""
+    words = comparison_of(tmp_path, root)
+    (tmp_path / "out" / "grpo_k" / "seed-2" / DONE).unlink()
+    training(monkeypatch, code)
+    assert main([*words, "--", "--x"]) == expected
+    shown = capsys.readouterr()
+    assert ("FAILED with exit code" in shown.out) == (expected == 1)
+    assert ("interrupted" in shown.err) == (expected == 130)
+    assert not (tmp_path / "out" / "grpo_k" / "seed-2" / DONE).exists()
