@@ -12,6 +12,8 @@ import yaml
 
 from openrlhf_ktae.cli.command import CommandParser, run_command
 from openrlhf_ktae.cli.host_parser import BadOption
+from openrlhf_ktae.evaluation.results import refuse_no_folder
+from openrlhf_ktae.evaluation.stored import BadInput
 from openrlhf_ktae.run.rollout_record import BadRecord
 
 EXAMPLES = """
@@ -23,7 +25,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_command(run, argv, (BadRecord,))
+    return run_command(run, argv, (BadRecord, BadInput))
 
 
 def run(argv: Sequence[str]) -> None:
@@ -37,6 +39,8 @@ def run(argv: Sequence[str]) -> None:
     from openrlhf_ktae.evaluation.rescoring import built_in, markdown, rescore
     from openrlhf_ktae.run.rollout_record import find, read_groups
 
+    if options.output:
+        refuse_no_folder("--output", options.output)
     extra: dict[str, dict[str, Any]] = {}
     for text in options.arm:
         name, chosen = arm(text)
@@ -66,12 +70,23 @@ def arm(text: str) -> tuple[str, dict[str, Any]]:
         raise BadOption(
             f"--arm {text}: write NAME:OPTION=VALUE,OPTION=VALUE, such as centred:variant=paper,centre=true"
         )
-    chosen = {option.strip(): yaml.safe_load(value) for option, _, value in pairs}
     try:
+        chosen = {option.strip(): _value(value) for option, _, value in pairs}
         KTAEConfig.from_mapping(chosen)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise BadOption(f"--arm {text}: {error}") from None
     return name, chosen
+
+
+def _value(text: str) -> Any:
+    """Return a number, a switch or a word; raises `ValueError` for what YAML cannot read or makes something else of."""
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ValueError(f"{text!r} cannot be read; write a number, true, false or a word") from None
+    if value is not None and not isinstance(value, (bool, int, float, str, list)):
+        raise ValueError(f"{text!r} is a {type(value).__name__}; write a number, true, false or a word")
+    return value
 
 
 if __name__ == "__main__":

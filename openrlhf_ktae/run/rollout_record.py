@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,20 @@ COLUMNS = {
     "advantages_without_k": "list<float>",
     "advantages": "list<float>",
 }
-NEVER_NULL = ("step", "group", "rollout", "prompt", "token_ids")
+MAYBE_NULL = ("label", "score", "reward")
+DELETE = "delete the file, or give the other steps alone"
 MEGABYTE = 2**20
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+ABOUT: dict[str, Callable[[Any], bool]] = {  # metadata, as far as anything computes with it
+    "step": _is_id,
+    "special_ids": lambda value: isinstance(value, list) and all(map(_is_id, value)),
+    "ktae": lambda value: value is None or isinstance(value, dict),
+}
 
 
 class BadRecord(ValueError):
@@ -223,7 +235,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the parquet files of run directories, folders and files, in order of step.
+    """Return the parquet files of run directories, folders and files, in order of step, each once.
 
     Raises:
         BadRecord: a path does not exist or holds no recorded step.
@@ -239,7 +251,7 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
         if not files:
             raise BadRecord(f"{path}: holds no recorded rollouts; train with --ktae.record_rollouts N (every N steps)")
         found += files
-    return found
+    return list({path.resolve(): path for path in found}.values())  # the same group twice would narrow intervals
 
 
 def read_groups(paths: Iterable[Path]) -> Iterator[RecordedGroup]:
@@ -259,7 +271,7 @@ def read_groups(paths: Iterable[Path]) -> Iterator[RecordedGroup]:
         for row in rows:
             groups.setdefault(row["group"], []).append(row)
         for group, members in groups.items():
-            yield RecordedGroup(int(about.get("step", members[0]["step"])), group, members, about)
+            yield RecordedGroup(about.get("step", members[0]["step"]), group, members, about)
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -278,18 +290,39 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         about = parse_json((table.schema.metadata or {})[METADATA_KEY])
     if not isinstance(about, dict):
         raise BadRecord(f"{path}: has no metadata openrlhf_ktae; it was not written by --ktae.record_rollouts")
+    for name, fits in ABOUT.items():
+        if name in about and not fits(about[name]):
+            raise BadRecord(f"{path}: metadata: {name} is {short(about[name])}; {DELETE}")
     try:
-        rows = table.select(list(COLUMNS)).cast(_schema(pa)).to_pylist()
+        table = table.select(list(COLUMNS)).cast(_schema(pa))
+        rows = table.to_pylist()
     except (ArrowException, ValueError) as error:
         raise BadRecord(f"{path}: a column has another type than it is written with ({short(error)})") from None
     if not rows:
         raise BadRecord(f"{path}: holds no rollout")
+    for name, kind in COLUMNS.items():
+        wrong = _wrong_values(table[name], name, kind)
+        if wrong:
+            raise BadRecord(f"{path}: {name} holds {wrong}; {DELETE}")
     for row in rows:
-        absent = [name for name in NEVER_NULL if row[name] is None]
-        if absent:
-            raise BadRecord(f"{path}: a row has no {', '.join(absent)}")
-        lengths = {name: len(row[name] or []) for name, kind in COLUMNS.items() if kind.startswith("list")}
+        lengths = {name: len(row[name]) for name, kind in COLUMNS.items() if kind.startswith("list")}
         del lengths["prompt_ids"]
         if len(set(lengths.values())) > 1:
             raise BadRecord(f"{path}: group {row['group']}, rollout {row['rollout']}: lengths differ ({lengths})")
     return rows, about
+
+
+def _wrong_values(column: Any, name: str, kind: str) -> str:
+    """Return what no recorder writes into this column, for a message; "" where there is nothing of that."""
+    from pyarrow import compute
+
+    flat = compute.list_flatten(column) if kind.startswith("list") else column
+    if name not in MAYBE_NULL and (column.null_count or flat.null_count):
+        return "a null"
+    if name == "score":  # NaN is an unknown verdict
+        return "an infinite number" if compute.any(compute.is_inf(flat)).as_py() else ""
+    if kind == "list<float>" and not compute.all(compute.is_finite(flat), min_count=0).as_py():
+        return "a number that is not finite"
+    if kind == "list<int32>" and compute.any(compute.less(flat, 0)).as_py():
+        return "an id below 0"
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -11,6 +12,7 @@ from pyarrow import parquet
 from rollout_batches import N, batched, maker, rollouts
 
 from openrlhf_ktae.cli.rescore import main
+from openrlhf_ktae.evaluation.rescoring import SHUFFLED, Arm, key_token_values, recorded_config, tensors
 from openrlhf_ktae.run.rollout_record import METADATA_KEY, RolloutRecorder, TokenTexts, find, read_groups
 
 
@@ -135,6 +137,28 @@ def other_tokenizer(table):
     return table.replace_schema_metadata({METADATA_KEY: json.dumps(about).encode()})
 
 
+def about(**metadata):
+    def change(table):
+        changed = json.loads(table.schema.metadata[METADATA_KEY]) | metadata
+        return table.replace_schema_metadata({METADATA_KEY: json.dumps(changed).encode()})
+
+    return lambda path: rewritten(path, change)
+
+
+def value(column, one):
+    """One value of a column, or of the list in its second row, is `one`."""
+
+    def change(table):
+        rows = table.to_pylist()
+        if isinstance(rows[1][column], list):
+            rows[1][column][0] = one
+        else:
+            rows[1][column] = one
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    return lambda path: rewritten(path, change)
+
+
 def shorter_k(table):
     rows = table.to_pylist()
     rows[1]["k"] = rows[1]["k"][:-1]
@@ -148,6 +172,18 @@ DAMAGE = {
     "empty": (lambda path: rewritten(path, lambda t: t.slice(0, 0)), "holds no rollout"),
     "lengths": (lambda path: rewritten(path, shorter_k), "lengths differ"),
     "mixed tokenizers": (lambda path: rewritten(path, other_tokenizer), "another tokenizer than"),
+    "null in a list": (value("k", None), "k holds a null"),
+    "null in the texts": (value("token_texts", None), "token_texts holds a null"),
+    "no response": (value("response", None), "response holds a null"),
+    "negative id": (value("token_ids", -3), "token_ids holds an id below 0"),
+    "negative id of the prompt": (value("prompt_ids", -3), "prompt_ids holds an id below 0"),
+    "nan": (value("k", float("nan")), "k holds a number that is not finite"),
+    "infinity": (value("advantages_without_k", float("inf")), "advantages_without_k holds a number that is not"),
+    "infinite score": (value("score", float("-inf")), "score holds an infinite number"),
+    "special ids": (about(special_ids=["a"]), "metadata: special_ids is ['a']"),
+    "special ids that are none": (about(special_ids=None), "metadata: special_ids is None"),
+    "step": (about(step="ten"), "metadata: step is ten"),
+    "options of KTAE": (about(ktae=[1]), "metadata: ktae is [1]"),
     "no steps": (lambda path: [one.unlink() for one in path.parent.iterdir()], "--ktae.record_rollouts N"),
 }
 
@@ -175,12 +211,21 @@ def test_a_damaged_record_gives_one_message(damage, message, module, tokenizer, 
         (["{tmp}", "--arm", "calibrated:h1=0"], "calibrated:h1=0: an arm has this name already"),
         (["{tmp}", "--ablations", "--arm", "centred:h1=0"], "centred:h1=0: an arm has this name already"),
         (["{tmp}", "--arm", "x:h1=0", "--arm", "x:h1=2"], "x:h1=2: an arm has this name already"),
+        (["{tmp}", "--arm", "x:h1=[1"], "--arm x:h1=[1: '[1' cannot be read"),
+        (["{tmp}", "--arm", "x:h1=[1]"], "--arm x:h1=[1]: "),
+        (["{tmp}", "--arm", "x:variant=2024-99-99"], "'2024-99-99' cannot be read"),
+        (["{tmp}", "--arm", "x:variant=2024-01-01"], "'2024-01-01' is a date"),
+        (["{tmp}", "--arm", "x:variant={a: b}"], "is a dict"),
+        (["{tmp}", "--output", "{tmp}/file/a"], "file is a file; give a folder"),
     ],
 )
 def test_refused(words, message, module, tokenizer, tmp_path, capsys):
     recorded(module, tokenizer, tmp_path)
+    (tmp_path / "file").write_text("")
     assert main([word.replace("{tmp}", str(tmp_path)) for word in words]) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_records_of_other_options_are_not_rescored_as_one(module, tokenizer, tmp_path, capsys):
@@ -201,3 +246,39 @@ def test_find_orders_by_step(module, tokenizer, tmp_path):
     for step in (100, 5, 20):
         recorded(module, tokenizer, tmp_path, step=step)
     assert [path.stem for path in find([tmp_path])] == ["step-000005", "step-000020", "step-000100"]
+
+
+def rescored(tmp_path, *words):
+    assert main([*words, "--output", str(tmp_path / "o")]) == 0
+    return json.loads((tmp_path / "o" / "rescore.json").read_text())
+
+
+def test_a_step_that_is_named_twice_counts_once(module, tokenizer, tmp_path):
+    _, path, _, _ = recorded(module, tokenizer, tmp_path / "run")
+    once = rescored(tmp_path, str(tmp_path / "run"))
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for again in (tmp_path / "run", path, tmp_path / "link", tmp_path / "run" / ".." / "run"):
+        assert rescored(tmp_path, str(tmp_path / "run"), str(again)) == once
+
+
+def test_the_largest_difference_from_the_recorded_k_is_told(module, tokenizer, tmp_path, capsys):
+    _, path, _, _ = recorded(module, tokenizer, tmp_path)
+    value("k", 2.0)(path)  # in the first group alone; the others are reproduced
+    assert rescored(tmp_path, str(tmp_path))["reproduced"] > 0.1
+    assert "reproduced to 0.0" not in capsys.readouterr().out
+
+
+def test_shuffled_labels_are_shuffled_in_each_group(module, tokenizer, tmp_path):
+    """Id 7 is in right rollouts only: with its labels it has K above 0 everywhere, with shuffled ones it has not."""
+    _, path, _, _ = recorded(module, tokenizer, tmp_path)
+    groups = list(read_groups([path]))
+    config = recorded_config(groups[0].about)
+    arrays = tensors(groups[0])
+    known, shuffled = Arm("own", config), Arm(SHUFFLED, config, shuffled=True)
+    of_seven = [(key_token_values(arrays, shuffled, seed) * (arrays.ids_GT == 7)).sum() for seed in range(20)]
+    own = (key_token_values(arrays, known) * (arrays.ids_GT == 7)).sum()
+    assert own > 0
+    assert np.mean(of_seven) < own / 2
+    assert len({round(k, 6) for k in of_seven}) > 1, "another seed, another order"
+    arms = rescored(tmp_path, str(tmp_path), "--ablations")["arms"]
+    assert arms[SHUFFLED]["k_correct"] != arms["recorded"]["k_correct"]
