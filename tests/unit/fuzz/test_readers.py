@@ -21,7 +21,10 @@ from openrlhf_ktae.cli.options import build_parser
 from openrlhf_ktae.cli.verify import BadFile
 from openrlhf_ktae.cli.verify import read_rows as audited_rows
 from openrlhf_ktae.evaluation import benchmarks, results, stored
+from openrlhf_ktae.evaluation.pairing import problem_scores
+from openrlhf_ktae.evaluation.rescoring import rescore
 from openrlhf_ktae.evaluation.run_outcomes import BadRun, common_budget, outcomes, read_run
+from openrlhf_ktae.evaluation.summary import summarize
 from openrlhf_ktae.plan.golds import _rows as gold_rows
 from openrlhf_ktae.plan.shape import model_shape
 from openrlhf_ktae.run.prompt_files import UnreadableDataset, look
@@ -247,8 +250,16 @@ def test_recorded_rollouts_with_exchanged_bytes(folder, whole_record):
 @quick
 @given(
     column=st.sampled_from(list(COLUMNS)),
-    value=st.none() | st.text(max_size=3) | st.integers(0, 9) | st.lists(st.integers(0, 9), max_size=3),
-    about=st.sampled_from([b"", b"1", b"null", b"[]", b"{", DEEP, b'{"step": "a"}', b'{"tokenizer": []}', None]),
+    value=st.none()
+    | st.text(max_size=3)
+    | st.integers(-9, 9)
+    | st.floats()
+    | st.lists(st.none() | st.integers(-1, 9), max_size=3)
+    | st.lists(st.none() | st.floats(), min_size=1, max_size=1),
+    about=st.sampled_from([b"", b"1", b"null", b"[]", b"{", DEEP, b'{"tokenizer": []}', None])
+    | st.builds(
+        lambda name, one: json.dumps({name: one}).encode(), st.sampled_from(["step", "special_ids", "ktae"]), values
+    ),
 )
 def test_recorded_rollouts_of_other_types(column, value, about, folder):
     path = folder / "other.parquet"
@@ -256,5 +267,25 @@ def test_recorded_rollouts_of_other_types(column, value, about, folder):
     if about is not None:
         table = table.replace_schema_metadata({METADATA_KEY: about})
     parquet.write_table(table, path)
-    refuses(BadRecord, lambda: [group.prompt for group in read_groups([path])])
+    refuses(BadRecord, lambda: rescore(read_groups([path]), False, {}))
     assert Path(path).exists()
+
+
+GRADED = {"benchmark": "a", "id": "1", "sample": 0, "verdict": "wrong", "extracted": "4", "format": True} | {
+    "characters": 5,
+    "tokens": 3,
+    "truncated": None,
+    "gold": "4",
+}
+
+
+@quick
+@given(
+    name=st.sampled_from(list(GRADED)),
+    value=values | st.just(10**400) | st.sampled_from(["correct", "\ud800", "unknown"]),
+)
+def test_graded_responses_that_were_edited(name, value, folder):
+    path = folder / "graded.jsonl"
+    path.write_text(json.dumps(GRADED) + "\n" + json.dumps({**GRADED, name: value}) + "\n")
+    refuses(stored.BadInput, lambda: summarize(results.read_rows(path), {}))
+    refuses(stored.BadInput, lambda: problem_scores(path, stored.Problems()))
