@@ -37,7 +37,8 @@ def generator(ray, *words):
     loader = DataLoader(rows, batch_size=1, collate_fn=lambda batch: tuple(list(c) for c in zip(*batch, strict=True)))
     log = []
     engines = [Engine(ray, log) for _ in range(ENGINES)]
-    return KTAESamplesGenerator(SimpleNamespace(args=args), loader, loader, None, engines), log
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: f"\\boxed{{{ids[-1]}}}")
+    return KTAESamplesGenerator(SimpleNamespace(args=args), loader, loader, tokenizer, engines), log
 
 
 def asked(log):

@@ -1,0 +1,128 @@
+"""The figures of an evaluation inside training, by the functions that `cli.eval` computes its own with.
+
+Legend: `I` problems, `M` metrics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from openrlhf.trainer.ppo_utils.experience import Experience
+
+from openrlhf_ktae.evaluation.statistics import SEED
+from openrlhf_ktae.evaluation.summary import LENGTH, Table, Tally, ends_of
+from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
+from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG
+from openrlhf_ktae.verifier.extract import extract_answer
+from openrlhf_ktae.verifier.formats import keeps_format
+
+WITH_ENDS = ("accuracy", LENGTH)
+OF_ANSWERS = ("maj@", "format_rate", "answered_rate")
+NOT_SHOWN = ("maj@1", "unknown_rate")  # the accuracy, and a number of its own
+Answer = tuple[str | None, bool]
+"""The answer as written, and whether the response keeps its format."""
+
+
+def answer_reader(args: SimpleNamespace, tokenizer: Any) -> Callable[[Experience], Answer] | None:
+    """Return what reads a rollout's answer as the verifier does; None where something else judges."""
+    config = args.verifier.config
+    if not args.verifier.enable or config["reward_file"]:
+        return None
+
+    def read(sample: Experience) -> Answer:
+        acted = sample.action_mask[0].bool()
+        response = tokenizer.decode(sample.sequences[0, 1:][acted].tolist(), skip_special_tokens=True)
+        answer = extract_answer(response, config["answer_format"]).answer
+        return answer, keeps_format(response, config["require_tags"], require_single_answer=True)
+
+    return read
+
+
+def summarize(
+    parts: Mapping[str, list[Experience]],
+    per_problem: int,
+    threshold: float,
+    read: Callable[[Experience], Answer] | None = None,
+) -> dict[str, float]:
+    """Return `eval_NAME_...` for each benchmark, `eval_macro_...` (their mean), and `eval_...` over all problems.
+
+    `_accuracy` and `_response_length_mean` with `_low` and `_high`; `_passK` for every K up to the samples of a
+    problem (unbiased); `_truncated_rate`; and where `read` finds answers `_majK`, `_format_rate` and `_answered_rate`.
+
+    Args:
+        parts: rollouts of each benchmark, those of one problem side by side.
+        per_problem: rollouts of each problem.
+        threshold: a score above it is correct; an unknown score (NaN) counts as not correct, and is counted.
+        read: reads the answer of a rollout; None for other judges than the verifier.
+    """
+    tallies: dict[str, Tally] = {}
+    for name, samples in parts.items():
+        for row in rows_of(samples, per_problem, threshold, read):
+            tallies.setdefault(name, Tally()).add(row)
+    if not tallies:
+        return {}
+    tables: list[tuple[int, Table]] = []
+    names: list[str] = []
+    summary: dict[str, float] = {}
+    for number, (name, tally) in enumerate(sorted(tallies.items())):
+        names, values_IM = tally.table(in_tokens=True)
+        tables.append((SEED + number, values_IM))
+        summary |= _figures(f"eval_{name}", names, values_IM.mean(axis=0), tables[-1:])
+    macro_M = np.mean([values_IM.mean(axis=0) for _, values_IM in tables], axis=0)
+    summary |= _figures("eval_macro", names, macro_M, tables)
+    everything_IM = np.concatenate([values_IM for _, values_IM in tables])
+    summary |= _figures("eval", names, everything_IM.mean(axis=0), [(SEED, everything_IM)])
+    problems = len(everything_IM)
+    unknown = sum(sum(tally.flags["unknown"]) for tally in tallies.values())
+    return {**summary, "eval_problems": problems, "eval_rollouts": problems * per_problem, "eval_unknown": unknown}
+
+
+def rows_of(
+    samples: Sequence[Experience],
+    per_problem: int,
+    threshold: float,
+    read: Callable[[Experience], Answer] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each rollout as `cli.eval` has one for each response, as far as `Tally` reads it.
+
+    Problems are numbered in the order of their prompts: that in which engines end must not move an interval.
+    """
+    groups = [samples[start : start + per_problem] for start in range(0, len(samples), per_problem)]
+    for number, group in enumerate(sorted(groups, key=lambda group: (group[0].prompts[0], str(group[0].labels[0])))):
+        for sample in group:
+            score = float(raw_scores(sample)[0])
+            judged = (sample.info or {}).get(
+                "verifier_unknown"
+            )  # says so where an unknown verdict has a score all the same
+            unknown = math.isnan(score) or (judged is not None and bool(judged.flatten()[0] > 0))
+            answer, kept = (None, None) if read is None else read(sample)
+            yield {
+                "id": f"{number:09d}",
+                "verdict": UNKNOWN if unknown else CORRECT if score > threshold else WRONG,
+                "extracted": answer,
+                "format": kept,
+                "characters": 0,
+                "tokens": float(sample.response_length.flatten()[0]),
+                "truncated": bool(sample.truncated.flatten()[0]),
+            }
+
+
+def _figures(
+    prefix: str, names: Sequence[str], values_M: Table, tables: Sequence[tuple[int, Table]]
+) -> dict[str, float]:
+    kept = [column for column, name in enumerate(names) if name in WITH_ENDS]
+    ends_M2 = ends_of([(seed, values_IM[:, kept]) for seed, values_IM in tables], [names[column] for column in kept])
+    answers_read = not np.isnan(values_M[names.index("format_rate")])
+    figures: dict[str, float] = {}
+    for name, value in zip(names, values_M.tolist(), strict=True):
+        if name in NOT_SHOWN or (not answers_read and name.startswith(OF_ANSWERS)):
+            continue
+        figures[f"{prefix}_{name.replace('@', '')}"] = value
+        if name in WITH_ENDS:
+            low, high = ends_M2[WITH_ENDS.index(name)].tolist()
+            figures |= {f"{prefix}_{name}_low": low, f"{prefix}_{name}_high": high}
+    return figures
