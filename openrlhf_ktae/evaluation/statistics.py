@@ -65,7 +65,7 @@ def unseen_means(value: float, items: int, bounds: Bounds, seed: int = SEED) -> 
     """
     random = np.random.default_rng(seed)
     pairs = RESAMPLES // 2
-    even = (np.arange(pairs) + 0.5) / RESAMPLES
+    even = np.arange(pairs) / (RESAMPLES - 1)  # so that the ends of `interval` fall on the exact ones
     unseen = 1.0 - even ** (1.0 / items)
     means = [value + unseen * (end - value) for end in bounds]
     return random.permutation(np.concatenate(means))
