@@ -1,4 +1,4 @@
-"""Departures from the host: no batch that ranks cannot share, and evaluations that know their spread."""
+"""Departures from the host: no batch that ranks cannot share, and evaluations benchmark by benchmark."""
 
 from __future__ import annotations
 
