@@ -6,6 +6,11 @@ import os
 import shutil
 import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # What is imported below takes seconds, and an interrupt in there would be a traceback.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted: nothing was started yet\n"), os._exit(130)))
+
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, SimpleNamespace
@@ -24,7 +29,7 @@ from openrlhf_ktae.host import HostMismatch, check_host
 from openrlhf_ktae.plan.devices import CPU, memory_of
 from openrlhf_ktae.plan.planner import Plan, make_plan
 from openrlhf_ktae.run import directory
-from openrlhf_ktae.run.console import Console, summary
+from openrlhf_ktae.run.console import Console, summary, untrained
 from openrlhf_ktae.run.launch import ClusterTooSmall, ProcessDied, train
 from openrlhf_ktae.run.preflight import Refused, preflight
 from openrlhf_ktae.run.record import RunRecord, stop_reason
@@ -53,6 +58,8 @@ class Supervised(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 2 (refused), 3 (stopped early), 4 (a process died), 130 (a signal)."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     words = sys.argv[1:] if argv is None else argv
     try:
         reason = run(words)
@@ -93,7 +100,7 @@ def run(argv: Sequence[str]) -> str | None:
             console.say(f"plan: {plan.summary()} ({PLAN_FILE})")
         _train_watched(args, backend, console)
     print(summary(args))
-    return stop_reason(args.run.dir)
+    return stop_reason(args.run.dir) or (None if args.run.resume_step else untrained(args.run.dir))
 
 
 def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) -> None:

@@ -108,9 +108,15 @@ def summary(args: SimpleNamespace) -> str:
     """Return the closing lines: held-out figures before and after, and where everything is."""
     rows = list(read_record(args.run.dir))
     lines = [*_comparison(rows), *_places(args)]
-    if not any(row["kind"] == "step" for row in rows):
-        lines.insert(0, "NO STEP WAS TRAINED: the data ran out or every group was filtered; the model is unchanged.")
+    if reason := untrained(args.run.dir):
+        lines.insert(0, f"NO STEP WAS TRAINED: {reason}; the model is unchanged.")
     return "\n".join(lines)
+
+
+def untrained(directory: str | Path) -> str | None:
+    """Return why a run that ended has trained no step; None if it has."""
+    trained = any(row["kind"] == "step" for row in read_record(directory))
+    return None if trained else "the data ran out or every group was filtered"
 
 
 def _comparison(rows: Iterable[Mapping[str, Any]]) -> list[str]:
