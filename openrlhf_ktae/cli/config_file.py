@@ -12,19 +12,31 @@ from typing import Any
 
 import yaml
 
+from openrlhf_ktae.cli.flat_names import flat_words
 from openrlhf_ktae.cli.host_parser import BadOption, nearest
 
 INCLUDE = "include"
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: a few of them make a file of a line as large as memory, or a mapping that holds itself."""
+    """YAML without double keys, and without aliases.
+
+    A few aliases make a file of a line as large as memory, or a mapping that holds itself.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse `*name`."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write it out, or use include")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that is there twice: the first would be dropped with all that is below it."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.MarkedYAMLError(problem=f"{twice} is there twice; write it once", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def split_config_option(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -80,7 +92,7 @@ def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat.update(_flatten(value, f"{name}."))
         else:
             flat[name] = value
@@ -98,10 +110,13 @@ def config_words(paths: Sequence[Path], actions: Mapping[str, Action]) -> list[s
     options: dict[str, Any] = {}
     for path in paths:
         of_file = load_config(path)
-        for name in of_file:
+        for name, value in of_file.items():
             if f"--{name}" not in actions:
-                known = [known.removeprefix("--") for known in actions if known.startswith("--")]
-                raise BadOption(f"--config {path}: {name}: no such option{nearest(name, known)}")
+                raise BadOption(f"--config {path}: {name}: no such option{_right_name(name, actions)}")
+            if isinstance(value, Mapping):
+                raise BadOption(f"--config {path}: {name}: has an empty mapping; give a value, or leave it out")
+            if name == "config" and value is not None:
+                raise BadOption(f"--config {path}: config: a file cannot give it; write `{INCLUDE}: {value}`")
         options.update(of_file)
     words: list[str] = []
     for name, value in options.items():
@@ -113,3 +128,10 @@ def config_words(paths: Sequence[Path], actions: Mapping[str, Action]) -> list[s
         # `--flag=value` for one value, so that a negative number or a leading dash stays a value.
         words += [f"{flag}={texts[0]}"] if len(texts) == 1 else [flag, *texts]
     return words
+
+
+def _right_name(name: str, actions: Mapping[str, Action]) -> str:
+    """Say what the writer of an unknown key may have meant; the names of older releases stand for options of today."""
+    if words := flat_words(name):
+        return f"; it is {words} today"
+    return nearest(name, [known.removeprefix("--") for known in actions if known.startswith("--")])

@@ -17,17 +17,26 @@ FLAT_NAMES = {
     "async_queue_size": "train.async_queue_size",
     "async_train": "train.async_enable",
     "attn_implementation": "ds.attn_implementation",
+    "aux_loss_coef": "actor.aux_loss_coef",
     "best_metric_key": "ckpt.best_metric_key",
     "ckpt_path": "ckpt.path",
     "colocate_actor_ref": "train.colocate_actor_ref",
     "colocate_all_models": "train.colocate_all",
+    "colocate_critic_reward": "train.colocate_critic_reward",
     "critic_learning_rate": "critic.adam.lr",
+    "critic_num_gpus_per_node": "critic.num_gpus_per_node",
+    "critic_num_nodes": "critic.num_nodes",
     "critic_pretrain": "critic.model_name_or_path",
+    "dataloader_num_workers": "data.dataloader_num_workers",
+    "deepcompile": "ds.deepcompile",
     "deepspeed_enable_sleep": "ds.enable_sleep",
+    "disable_ds_ckpt": "ckpt.disable_ds",
+    "disable_fast_tokenizer": "data.disable_fast_tokenizer",
     "ds_tensor_parallel_size": "ds.tensor_parallel_size",
     "dual_clip": "actor.dual_clip",
     "dynamic_filtering": "algo.dynamic_filtering_enable",
     "dynamic_filtering_reward_range": "algo.dynamic_filtering_range",
+    "ema_beta": "train.ema_beta",
     "enable_ema": "train.enable_ema",
     "enable_prefix_caching": "vllm.enable_prefix_caching",
     "enforce_eager": "vllm.enforce_eager",
@@ -42,7 +51,9 @@ FLAT_NAMES = {
     "full_determinism": "train.full_determinism_enable",
     "gamma": "algo.advantage.gamma",
     "generate_max_len": "rollout.max_new_tokens",
+    "grad_accum_dtype": "ds.grad_accum_dtype",
     "gradient_checkpointing": "actor.gradient_checkpointing_enable",
+    "gradient_checkpointing_use_reentrant": "actor.gradient_checkpointing_reentrant",
     "init_kl_coef": "algo.kl.init_coef",
     "input_key": "data.input_key",
     "input_template": "data.input_template",
@@ -52,11 +63,14 @@ FLAT_NAMES = {
     "label_key": "data.label_key",
     "lambd": "algo.advantage.lambd",
     "load_checkpoint": "ckpt.load_enable",
+    "load_in_4bit": "ds.load_in_4bit",
     "logging_steps": "logger.logging_steps",
     "lora_alpha": "ds.lora.alpha",
+    "lora_dropout": "ds.lora.dropout",
     "lora_rank": "ds.lora.rank",
     "lr_scheduler": "actor.lr_scheduler",
     "lr_warmup_ratio": "actor.lr_warmup_ratio",
+    "max_ckpt_mem": "ckpt.max_mem",
     "max_ckpt_num": "ckpt.max_num",
     "max_epochs": "train.max_epochs",
     "max_len": "data.max_len",
@@ -94,16 +108,21 @@ FLAT_NAMES = {
     "save_hf_ckpt": "ckpt.save_hf",
     "save_path": "ckpt.output_dir",
     "save_steps": "ckpt.save_steps",
+    "save_value_network": "critic.save_value_network",
     "seed": "train.seed",
+    "target_modules": "ds.lora.target_modules",
     "temperature": "rollout.temperature",
     "top_p": "rollout.top_p",
     "train_batch_size": "train.batch_size",
     "train_max_tokens_per_gpu": "train.max_tokens_per_gpu",
+    "use_ds_universal_ckpt": "ds.use_universal_ckpt",
     "use_dynamic_batch": "train.dynamic_batch_enable",
     "use_kl_loss": "algo.kl.use_loss",
+    "use_liger_kernel": "ds.use_liger_kernel",
     "use_tensorboard": "logger.tensorboard_dir",
     "use_wandb": "logger.wandb.key",
     "value_clip": "critic.value_clip",
+    "value_head_prefix": "ds.value_head_prefix",
     "vllm_enable_sleep": "vllm.enable_sleep",
     "vllm_generate_batch_size": "rollout.vllm_generate_batch_size",
     "vllm_gpu_memory_utilization": "vllm.gpu_memory_utilization",
@@ -141,6 +160,14 @@ def translate_flat_names(argv: Sequence[str]) -> list[str]:
         else:
             translated.append(word)
     return translated
+
+
+def flat_words(name: str) -> str:
+    """Return what the flat `name` stands for, as a configuration file writes it; empty for any other name."""
+    if name in FLAT_SWITCHES:
+        option, value = FLAT_SWITCHES[name]
+        return f"{option.removeprefix('--')}: {value}"
+    return FLAT_NAMES.get(name, "")
 
 
 def flat_names_help() -> str:
