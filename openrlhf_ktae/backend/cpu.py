@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ from openrlhf_ktae.backend.base import Backend, devices_needed
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
 from openrlhf_ktae.plan.memory import BYTES
 from openrlhf_ktae.plan.shape import model_shape
-from openrlhf_ktae.safety import remote_code
+from openrlhf_ktae.run.model_folder import config_of, head_size
 
 # What vLLM 0.29's CPU attention takes; a contract test compares it with vLLM's own list.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -128,16 +127,8 @@ class CpuBackend(Backend):
 
 
 def _head_size_problem(model: str | None) -> list[str]:
-    """Read `config.json` of a local model; one sentence where vLLM's CPU attention cannot take its heads."""
-    path = Path(model or "") / "config.json"
-    if not path.is_file():
-        return []
-    try:
-        config = remote_code.read_config(str(model))
-    except (ValueError, OSError):
-        return []  # preflight says what is wrong with it
-    heads = config.get("num_attention_heads")
-    size = config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else None)
+    """Return one sentence where vLLM's CPU attention cannot take the heads of a model whose config.json is here."""
+    size = head_size(config_of(model))
     if size is None or size in HEAD_SIZES:
         return []
     return [

@@ -20,6 +20,7 @@ from types import CodeType, SimpleNamespace
 from typing import Any, NoReturn
 
 HOST_CLI = "openrlhf.cli.train_ppo_ray"
+HIERARCHIZE = "openrlhf.utils.config"
 EXIT_BAD_INPUT = 2
 
 
@@ -100,6 +101,7 @@ def parse(parser: Parser, argv: Sequence[str]) -> SimpleNamespace:
     }
     talk = io.StringIO()
     argv_before = sys.argv
+    _provide_hierarchize()
     sys.argv = [parser.prog, *argv]
     try:
         with contextlib.redirect_stdout(talk):
@@ -116,6 +118,17 @@ def _datetime() -> type:
     from datetime import datetime
 
     return datetime
+
+
+def _provide_hierarchize() -> None:
+    """Load the one function that the block imports by itself: its package imports transformers, which takes seconds."""
+    spec = importlib.util.find_spec("openrlhf")
+    if HIERARCHIZE in sys.modules or spec is None or spec.origin is None:
+        return
+    alone = importlib.util.spec_from_file_location(HIERARCHIZE, Path(spec.origin).parent / "utils" / "config.py")
+    if alone is not None and alone.loader is not None:
+        sys.modules[HIERARCHIZE] = importlib.util.module_from_spec(alone)
+        alone.loader.exec_module(sys.modules[HIERARCHIZE])
 
 
 def _main_block() -> CodeType:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from openrlhf_ktae.cli.config_file import config_words, split_config_option
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, switch
 from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
 from openrlhf_ktae.cli.host_parser import BadOption, Parser, nearest, parse
+from openrlhf_ktae.cli.host_rules import host_problems
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.run.ranges import range_problems
@@ -234,23 +235,7 @@ def finish(parsed: argparse.Namespace) -> None:
         raise BadOption(
             f"--data.input_template {template!r}: must hold {{}} once, where the prompt goes; double other braces"
         )
-    enabled = options["algo.advantage.estimator"] == KTAE
-    options["algo.ktae.enable"] = enabled
-    workers = options["algo.ktae.num_workers"]
-    if workers is not None and workers < 0:
-        raise BadOption(f"--algo.ktae.num_workers {workers}: give 0 (this process), a number of Ray tasks, or nothing")
-    if enabled:
-        samples = options["rollout.n_samples_per_prompt"]
-        if samples < 2:
-            raise BadOption(
-                f"--rollout.n_samples_per_prompt {samples}: KTAE compares the rollouts of one prompt; give at least 2 "
-                "(the paper takes 16)"
-            )
-        options["algo.advantage.estimator"] = options["algo.ktae.base"]
-    else:
-        for name in ("shadow", "shuffle_labels"):
-            if options[f"algo.ktae.{name}"]:
-                raise BadOption(f"--algo.ktae.{name} true: only with --algo.advantage.estimator ktae")
+    _choose_estimator(options)
     if options["algo.dynamic_filtering_skip_solved"] and not options["algo.dynamic_filtering_enable"]:
         raise BadOption(
             f"--algo.dynamic_filtering_skip_solved {options['algo.dynamic_filtering_skip_solved']}: only with "
@@ -271,9 +256,52 @@ def finish(parsed: argparse.Namespace) -> None:
             "--train.full_determinism_enable true: with --train.async_enable the weights of a rollout depend on who is "
             "faster; give --train.async_enable false"
         )
+    best = options["ckpt.best_metric_key"]
+    if best and best != "none" and not best.startswith("eval_"):
+        raise BadOption(
+            f"--ckpt.best_metric_key {best}: no figure of an evaluation; give {MACRO_ACCURACY}, eval_accuracy or "
+            "another that begins with eval_, or none"
+        )
     _choose_resume(options)
     _place_run(options)
     _choose_judge(options)
+    if problems := list(host_problems(options)):
+        raise BadOption("\nerror: ".join(problems))
+
+
+def _choose_estimator(options: dict[str, Any]) -> None:
+    """Put the rollout-level baseline where the host looks; refuse options of KTAE that would do nothing."""
+    enabled = options["algo.advantage.estimator"] == KTAE
+    options["algo.ktae.enable"] = enabled
+    for name, least in (("num_workers", "this process"), ("top_tokens", "none")):
+        count = options[f"algo.ktae.{name}"]
+        if count is not None and count < 0:
+            raise BadOption(f"--algo.ktae.{name} {count}: give 0 ({least}), or a higher number")
+    if not enabled:
+        for name, default in _ktae_defaults().items():
+            value = tuple(options[name]) if isinstance(options[name], list) else options[name]
+            if value not in (None, default):
+                written = str(value).lower() if isinstance(value, bool) else value
+                raise BadOption(
+                    f"--{name} {written}: does nothing without --advantage_estimator ktae; give that, or leave it out"
+                )
+        return
+    samples = options["rollout.n_samples_per_prompt"]
+    if samples < 2:
+        raise BadOption(
+            f"--rollout.n_samples_per_prompt {samples}: KTAE compares the rollouts of one prompt; give at least 2 "
+            "(the paper takes 16)"
+        )
+    options["algo.advantage.estimator"] = options["algo.ktae.base"]
+
+
+def _ktae_defaults() -> dict[str, Any]:
+    """Return option of KTAE -> default. A run writes all down, and what it has written can be read again."""
+    parser = argparse.ArgumentParser()
+    _declare_ktae(parser)
+    of_class = {f"algo.ktae.{field.name}": field.default for field in fields(KTAEConfig)}
+    declared = {action.dest: action.default for action in parser._actions if action.dest.startswith("algo.ktae.")}
+    return declared | of_class
 
 
 def _choose_resume(options: dict[str, Any]) -> None:

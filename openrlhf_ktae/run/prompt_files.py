@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -40,19 +41,19 @@ class Table:
 
 def is_local(name: str) -> bool:
     """Whether `name` is meant as a file or folder here rather than as a data set of the Hub."""
-    return Path(name).suffix in (*TABLE_SUFFIXES, ".py") or Path(name).exists() or name.startswith((".", "/", "~"))
+    return Path(name).suffix in (*TABLE_SUFFIXES, ".py") or os.path.exists(name) or name.startswith((".", "/", "~"))
 
 
 def look(name: str) -> Table | None:
-    """Return what is in a local file; None for a folder, whose layout the host knows.
+    """Return what is in a local file; None for a folder (`prompt_folders` looks into it).
 
     Raises:
         UnreadableDataset: no such file, its text is not of the form that its suffix names, or it is a program.
     """
     path = Path(name)
-    if path.suffix == ".py" or (path / f"{path.name}.py").is_file():
+    if path.suffix == ".py" or os.path.isfile(path / f"{path.name}.py"):
         raise UnreadableDataset("is a loading script, and no code of a data set is run; save its rows as .jsonl")
-    if not path.exists():
+    if not os.path.exists(path):
         raise UnreadableDataset("no such file or folder")
     if path.is_dir():
         if not any(one.is_file() for one in path.rglob("*")):

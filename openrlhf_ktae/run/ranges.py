@@ -35,10 +35,12 @@ class Range:
 COUNT, SIZE, SHARE = Range(1), Range(0, open_low=True), Range(0, 1)
 EVERY = Range(1, also=(-1,))  # steps; -1 is never
 NOT_NEGATIVE = Range(0)
+GROUPS = ("actor", "critic", "ref", "reward")
 RANGES: dict[str, Range] = {
     **dict.fromkeys(
         (
-            *(f"{group}.{name}" for group in ("actor", "ref") for name in ("num_nodes", "num_gpus_per_node")),
+            *(f"{group}.num_nodes" for group in GROUPS),
+            *(f"{group}.num_gpus_per_node" for group in GROUPS),
             "ds.tensor_parallel_size ds.ring_attn_size ds.zpg vllm.tensor_parallel_size train.async_queue_size",
             "train.num_episodes train.max_epochs train.batch_size train.micro_batch_size train.max_tokens_per_gpu",
             "rollout.batch_size rollout.micro_batch_size rollout.n_samples_per_prompt rollout.max_new_tokens",

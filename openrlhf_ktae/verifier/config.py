@@ -82,7 +82,7 @@ class VerifierConfig:
         known = {field.name: field for field in fields(cls)}
         for name in values:
             if name not in known:
-                raise ValueError(f"verifier option {name!r} does not exist; known: {', '.join(sorted(known))}")
+                raise ValueError(f"{name}: no such verifier option; known: {', '.join(sorted(known))}")
         return cls(**{name: _typed(name, value, known[name].default) for name, value in values.items()})
 
     @classmethod
@@ -106,7 +106,7 @@ class VerifierConfig:
 
 def _require(config: VerifierConfig, name: str, holds: bool, allowed: str) -> None:
     if not holds:
-        raise ValueError(f"verifier option {name} = {getattr(config, name)!r} is out of range: use {allowed}")
+        raise ValueError(f"{name} {getattr(config, name)}: is out of range; use {allowed}")
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
@@ -118,4 +118,4 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     if type(value) is type(default) and not isinstance(default, tuple):
         return value
     kind = "list of texts" if isinstance(default, tuple) else type(default).__name__
-    raise ValueError(f"verifier option {name} = {value!r} must be a {kind}")
+    raise ValueError(f"{name} {value!r}: must be a {kind}")

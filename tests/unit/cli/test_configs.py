@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import yaml
 from openrlhf_ktae.backend.cuda import CudaBackend
 from openrlhf_ktae.cli.config_file import load_config
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.run import preflight
+from openrlhf_ktae.run import hub
+from openrlhf_ktae.run.preflight import Refused, preflight
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 ARMS = ("grpo", "grpo_ktae", "dapo", "dapo_ktae")
@@ -56,10 +58,10 @@ def test_an_arm_with_credit_differs_in_the_estimator_alone(arm, size):
 @pytest.mark.parametrize("name", [name for name in ALL if "qwen" in name])
 def test_batches_divide_and_the_machine_is_used_whole(name, monkeypatch):
     """The host's own checks have passed when it parses; these are ours, but for what needs the hub or a GPU."""
-    monkeypatch.setattr(preflight, "_on_hub", lambda *_: True)
+    monkeypatch.setattr(hub, "missing", lambda *_: "")
     monkeypatch.setattr(CudaBackend, "problems", lambda *_: [])
     args = options(name)
-    preflight.preflight(args, CudaBackend())
+    preflight(args, CudaBackend())
     assert args.actor.num_nodes * 8 == args.vllm.num_engines * args.vllm.tensor_parallel_size
     assert args.ds.zero_stage == 3
     assert args.ds.tensor_parallel_size == 1, "not together with ZeRO-3 at these pins"
@@ -69,6 +71,24 @@ def test_batches_divide_and_the_machine_is_used_whole(name, monkeypatch):
     assert args.ds.packing_samples
     assert args.train.dynamic_batch_enable
     assert args.ds.attn_implementation == "flash_attention_2"
+
+
+def test_the_gpu_command_of_the_readme_is_accepted(monkeypatch, tmp_path):
+    """Word by word, but for the name of the data; what needs the hub or a GPU is taken as given."""
+    text = (CONFIGS.parent / "README.md").read_text().split("-m openrlhf_ktae.cli.train_ppo_ray ", 1)[1].split("```")[0]
+    data = tmp_path / "your.jsonl"
+    data.write_text('{"input": "1 + 1 :", "label": "2"}\n' * 128)
+    words = [word.replace("your.jsonl", str(data)) for word in shlex.split(text.replace("\\\n", " "))]
+    assert words[:2] == ["--advantage_estimator", "ktae"]
+    monkeypatch.setattr(hub, "missing", lambda *_: "")
+    monkeypatch.setattr(CudaBackend, "problems", lambda *_: [])
+    args = parse_command_line(words)
+    preflight(args, CudaBackend())
+    assert args.actor.num_gpus_per_node == 8
+    with pytest.raises(Refused, match="do not divide"):
+        preflight(
+            parse_command_line([*words, "--actor_num_gpus_per_node", "7", "--vllm_num_engines", "7"]), CudaBackend()
+        )
 
 
 PAPER = {

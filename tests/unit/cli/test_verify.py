@@ -146,7 +146,7 @@ def test_nested_columns_and_golds_of_any_kind(audit):
         ([RIGHT], ("--reward_key", "set"), "rows.jsonl", "set is 'a', not a number"),
         ([{"gold": "5", "response": 5}], (), "rows.jsonl", "response is 5, not a text"),
         ([RIGHT], ("--output", "no/such/folder/x"), "rows.jsonl", "cannot be written"),
-        ([RIGHT], ("--verifier.timeout_s", "0"), "rows.jsonl", "timeout_s = 0.0 is out of range"),
+        ([RIGHT], ("--verifier.timeout_s", "0"), "rows.jsonl", "--verifier.timeout_s 0.0: is out of range"),
     ],
 )
 def test_what_cannot_be_audited_is_one_message_and_exit_code_2(audit, rows, options, name, message):

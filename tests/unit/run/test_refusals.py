@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from openrlhf_ktae.cli import train_ppo_ray as command
 from openrlhf_ktae.cli.train_ppo_ray import main
 
 GOOD = {
@@ -24,6 +25,58 @@ GOOD = {
     "max_len": "64",
     "backend": "cpu",
     "run.dir": "{tmp}/run",
+}
+RECORD = ("record_rollouts", "record_max_mb", "record_groups")
+QWEN = {"model_type": "qwen2", "hidden_size": 128, "num_attention_heads": 4}
+# Folder -> the way out; `model_folders` makes them from the quickstart's model.
+BAD_MODELS = (
+    ("no_tokenizer", "no tokenizer"),
+    ("torn_weights", "model.safetensors is not whole; copy it again"),
+    ("empty_weights", "model.safetensors is not whole; copy it again"),
+    ("pointer_weights", "model.safetensors is not whole; copy it again"),
+    ("missing_shard", "model-00002-of-00002.safetensors is named by"),
+    ("torn_tokenizer", "tokenizer.json cannot be read"),
+    ("text_heads", 'num_attention_heads "four", which is no size'),
+    ("text_hidden", 'hidden_size "128", which is no size'),
+    ("unknown_kind", "does not know its model type qwen9000"),
+    ("no_kind", "names no model_type"),
+    ("bert", "BertForMaskedLM does not generate text"),
+    ("classifier", "Qwen2ForSequenceClassification does not generate text"),
+    ("t5", "does not generate text"),
+    ("inner_heads16", "size 16"),
+    ("gpt2_heads16", "size 16"),
+)
+BAD_REWARDS = {
+    "silent_exit": ("import sys; sys.exit(1)", "exit code 1"),
+    "clean_exit": ("import sys; sys.exit(0)", "exit code 0"),
+    "killed": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "exit code -11"),
+    "number": ("reward_func = 3", "no function reward_func"),
+    "nothing": ("", "no function reward_func"),
+    "signature": ("def reward_func(queries): ...", "queries, prompts, labels"),
+    "asleep": ("import time; time.sleep(60)", "move slow work into reward_func"),
+}
+BAD_AGENTS = {
+    "not_python": ("def", "repair it"),
+    "absent_module": ("import no_such_module\nclass AgentExecutor: ...", "no module named no_such_module"),
+    "no_class": ("class Agent: ...", "defines no class AgentExecutor"),
+}
+ROW = '{"input": "1 + 1 :", "label": "2"}\n'
+# Folder -> its files, what the message names, the way out.
+BAD_FOLDERS = {
+    "other_columns": (
+        {"a.jsonl": '{"question": "1", "answer": "1"}\n' * 8},
+        "--data.input_key input",
+        "it has question",
+    ),
+    "one_empty": ({"a.jsonl": ROW * 8, "b.jsonl": ""}, "b.jsonl: is empty", "at least one prompt"),
+    "one_torn": ({"a.jsonl": ROW * 8, "below/b.jsonl": '{"inp'}, "line 1 is not JSON", "repair or remove it"),
+    "notes_only": ({"README.md": "# data", "dataset_info.json": "{}"}, "has no file with rows", "give a folder"),
+    "two_types": (
+        {"a.jsonl": ROW * 8, "b.jsonl": '{"input": "1", "label": 2}\n' * 8},
+        "column label is a number",
+        "write both as one",
+    ),
+    "few": ({"a.jsonl": ROW, "b.jsonl": ROW}, "has 2 prompts", "--train.batch_size"),
 }
 BAD = [
     ({"zzqqzz": "1"}, "--zzqqzz", "--help"),
@@ -87,7 +140,8 @@ BAD = [
     ({"param_dtype": "fp16"}, "--ds.param_dtype fp16", "bf16 or fp32"),
     ({"ds.load_in_4bit": "true"}, "--ds.load_in_4bit", "GPU"),
     ({"ring_attn_size": "2"}, "--ds.ring_attn_size 2", "1"),
-    ({"verifier.workers": "0"}, "--verifier", "workers"),
+    ({"verifier.workers": "0"}, "--verifier.workers 0:", "between 1 and 256"),
+    ({"verifier.unknown": "guess"}, "--verifier.unknown guess:", "zero, exclude, retry"),
     ({"config": "{tmp}/none.yaml"}, "none.yaml", "no such file"),
     ({"resume": "/no/such/checkpoint"}, "--resume /no/such/checkpoint", "auto or never"),
     ({"resume": "never", "load_checkpoint": "true"}, "--ckpt.load_enable true", "--resume auto"),
@@ -164,9 +218,116 @@ BAD = [
     ({"config": "{tmp}/typo.yaml"}, "rollout.temprature", "did you mean rollout.temperature"),
     ({"config": "{tmp}/wrong_type.yaml"}, "--rollout.temperature", "invalid float value"),
     ({"config": "{tmp}/missing_base.yaml"}, "nowhere.yaml", "no such file"),
+    # What would train nothing, or leave ranks waiting for each other.
+    (
+        {"use_dynamic_batch": "true", "zero_stage": "3", "actor_num_gpus_per_node": "3", "vllm_num_engines": "3"},
+        "--train.batch_size 16: does not divide into --train.micro_batch_size 1 x 3 ranks",
+        "use 18",
+    ),
+    (
+        {"ds_tensor_parallel_size": "2", "zero_stage": "2"},
+        "--ds.tensor_parallel_size 2: must divide",
+        "use 2 devices",
+    ),
+    (
+        {"ds_tensor_parallel_size": "2", "actor_num_gpus_per_node": "3", "vllm_num_engines": "3"},
+        "--ds.tensor_parallel_size 2: must divide",
+        "use 4 devices",
+    ),
+    ({"actor_num_gpus_per_node": "32", "vllm_num_engines": "32"}, "= 16 rollouts a step: fewer than", "at least 32"),
+    (
+        {"advantage_estimator": "rloo", "n_samples_per_prompt": "1"},
+        "--rollout.n_samples_per_prompt 1: rloo",
+        "at least 2",
+    ),
+    ({"packing_samples": "true", "vllm_num_engines": None}, "--vllm.num_engines None", "at least 1"),
+    ({"use_dynamic_batch": "true", "vllm_num_engines": None}, "--vllm.num_engines None", "at least 1"),
+    ({"use_ms": "true"}, "--use_ms true", "install it"),
+    ({"vllm_generate_batch_size": "8"}, "--rollout.vllm_generate_batch_size 8", "--train.async_enable true"),
+    ({"partial_rollout": "true"}, "--train.partial_rollout_enable true", "--train.async_enable true"),
+    (
+        {"data.max_images_per_prompt": "1", "advantage_estimator": "gae"},
+        "--data.max_images_per_prompt 1",
+        "another --advantage_estimator",
+    ),
+    (
+        {"algo.advantage.is_correction_threshold": ("1", "2", "3")},
+        "--algo.advantage.is_correction_threshold 1 2 3",
+        "LOW HIGH",
+    ),
+    (
+        {"reward.model_name_or_path": "examples/quickstart/model", "eval_dataset": "{tmp}/good.jsonl"},
+        "--eval.dataset {tmp}/good.jsonl",
+        "leave one of them out",
+    ),
+    (
+        {"init_kl_coef": "0.1", "ref_num_gpus_per_node": "2"},
+        "--ref.num_gpus_per_node 2",
+        "--algo.kl.init_coef 0",
+    ),
+    ({"ref_num_nodes": "0"}, "--ref.num_nodes 0", "at least 1"),
+    ({"critic_num_gpus_per_node": "0"}, "--critic.num_gpus_per_node 0", "at least 1"),
+    ({"reward_num_nodes": "-1"}, "--reward.num_nodes -1", "at least 1"),
+    (
+        {"async_train": "true", "colocate_all_models": "false", "vllm_enable_sleep": "true"},
+        "--vllm.enable_sleep true",
+        "--vllm.enable_sleep false",
+    ),
+    ({"vllm_tensor_parallel_size": "2"}, "--vllm.tensor_parallel_size 2", "--vllm.num_engines for more"),
+    ({"ds.use_liger_kernel": "true"}, "--ds.use_liger_kernel true", "needs a GPU"),
+    ({"ds.deepcompile": "true"}, "--ds.deepcompile true", "needs a GPU"),
+    *(({f"ktae.{name}": "-1"}, f"--ktae.{name} -1", "0 or more") for name in RECORD),
+    # Options that would do nothing.
+    *(
+        (
+            {f"algo.ktae.{name}": value, "advantage_estimator": "group_norm"},
+            f"--algo.ktae.{name} {value}",
+            "leave it out",
+        )
+        for name, value in (("variant", "calibrated"), ("base", "rloo"), ("weight", "0.5"), ("num_workers", "2"))
+    ),
+    ({"algo.ktae.top_tokens": "-1"}, "--algo.ktae.top_tokens -1", "give 0"),
+    ({"best_metric_key": "nonsense"}, "--ckpt.best_metric_key nonsense", "eval_macro_accuracy"),
+    # Models that are not there, not whole, or of another kind.
+    (
+        {"advantage_estimator": "gae", "critic_pretrain": "/no/such"},
+        "--critic.model_name_or_path /no/such",
+        "no such folder",
+    ),
+    ({"reward.model_name_or_path": "nobody/none"}, "--reward.model_name_or_path nobody/none", "no such model"),
+    ({"reward.model_name_or_path": "/no/such"}, "--reward.model_name_or_path /no/such", "no such folder"),
+    *(({"pretrain": f"{{tmp}}/{name}"}, f"--actor.model_name_or_path {{tmp}}/{name}", way) for name, way in BAD_MODELS),
+    ({"pretrain": "x" * 300}, "--actor.model_name_or_path xxx", "no such folder"),
+    ({"pretrain": "x/" + "y" * 300}, "--actor.model_name_or_path x/y", "no such"),
+    # Judges.
+    ({"remote_rm_url": "notaurl"}, "--reward.remote_url notaurl", "http://"),
+    ({"remote_rm_url": "http://good:1,ftp://bad"}, "--reward.remote_url ftp://bad", "http://"),
+    *(
+        ({"remote_rm_url": f"{{tmp}}/{name}.py"}, f"--reward.remote_url {{tmp}}/{name}.py", way)
+        for name, (_, way) in BAD_REWARDS.items()
+    ),
+    *(
+        ({"train.agent_func_path": f"{{tmp}}/{name}.py"}, f"--train.agent_func_path {{tmp}}/{name}.py", way)
+        for name, (_, way) in BAD_AGENTS.items()
+    ),
+    # Places.
+    ({"run.dir": "/proc/x"}, "--run.dir /proc/x", "another folder"),
+    ({"run.dir": "/sys/x"}, "--run.dir /sys/x", "another folder"),
+    ({"ckpt.path": "{tmp}/" + "x" * 300}, "--ckpt.path", "a shorter one"),
+    ({"prompt_data": "{tmp}/" + "x" * 300}, "--data.prompt_dataset", "no such file"),
+    ({"prompt_data": "x" * 300 + ".jsonl"}, "--data.prompt_dataset", "no such file"),
+    # Several data sets, and folders.
+    ({"prompt_data": "{tmp}/good.jsonl,{tmp}/number_labels.jsonl"}, "column label is a number", "write both as one"),
+    *(({"prompt_data": f"{{tmp}}/folders/{name}"}, names, way) for name, (_, names, way) in BAD_FOLDERS.items()),
+    # Configuration files.
+    ({"config": "{tmp}/double.yaml"}, "double.yaml", "rollout is there twice"),
+    ({"config": "{tmp}/double_leaf.yaml"}, "double_leaf.yaml", "top_p is there twice"),
+    ({"config": "{tmp}/flat.yaml"}, "flat.yaml: pretrain: no such option", "it is actor.model_name_or_path today"),
+    ({"config": "{tmp}/bf16.yaml"}, "bf16.yaml: bf16: no such option", "it is ds.param_dtype: bf16 today"),
+    ({"config": "{tmp}/config_in_config.yaml"}, "config_in_config.yaml: config", "include: other.yaml"),
+    ({"config": "{tmp}/empty_mapping.yaml"}, "empty_mapping.yaml: rollout.temperature", "give a value"),
 ]
 # Content of a prompt file; what the message names; the way out. The option is the data's, unless it names a column's.
-ROW = '{"input": "1 + 1 :", "label": "2"}\n'
 BAD_FILES = [
     ("empty.jsonl", "", "is empty", "at least one prompt"),
     ("blank_lines.jsonl", "\n\n  \n", "is empty", "at least one prompt"),
@@ -212,8 +373,13 @@ BAD_FILES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def nothing_starts(monkeypatch):
+    monkeypatch.setattr(command, "_train_watched", lambda *_: pytest.fail("accepted"))
+
+
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path, root):
     rows = [{"input": f"compute {n} + 1 :", "label": str(n + 1)} for n in range(8)]
     texts = {
         "good.jsonl": rows,
@@ -233,7 +399,17 @@ def files(tmp_path):
         "typo.yaml": "rollout: {temprature: 1}",
         "wrong_type.yaml": "rollout: {temperature: hot}",
         "missing_base.yaml": "include: nowhere.yaml",
+        "double.yaml": "rollout: {temperature: 0.5}\nrollout: {top_p: 0.9}",
+        "double_leaf.yaml": "rollout: {top_p: 0.5, top_p: 0.9}",
+        "flat.yaml": "pretrain: x",
+        "bf16.yaml": "bf16: true",
+        "config_in_config.yaml": "config: other.yaml",
+        "empty_mapping.yaml": "rollout: {temperature: {}}",
+        "number_labels.jsonl": '{"input": "1", "label": 2}\n' * 8,
+        **{f"{name}.py": text for name, (text, _) in (BAD_REWARDS | BAD_AGENTS).items()},
+        **{f"folders/{name}/{file}": text for name, (texts, *_) in BAD_FOLDERS.items() for file, text in texts.items()},
     }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     for name, config in {
         "torn_config": "{",
@@ -243,8 +419,45 @@ def files(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(config)
     (tmp_path / "heads16").mkdir()
-    (tmp_path / "heads16" / "config.json").write_text(json.dumps({"hidden_size": 64, "num_attention_heads": 4}))
+    (tmp_path / "heads16" / "config.json").write_text(json.dumps({**QWEN, "hidden_size": 64}))
+    model_folders(tmp_path, root / GOOD["pretrain"])
     return tmp_path
+
+
+def model_folders(place, good):
+    """The quickstart's model with one thing wrong each: a file's new content, or None where it is gone."""
+    config = json.loads((good / "config.json").read_text())
+    weights = (good / "model.safetensors").read_bytes()
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    heads16 = {"hidden_size": 64, "num_attention_heads": 4}
+    gpt2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 64, "n_head": 4}
+    seen = {"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"], "text_config": heads16}
+    changes = {
+        "no_tokenizer": {"tokenizer.json": None, "tokenizer_config.json": None},
+        "torn_weights": {"model.safetensors": weights[: len(weights) // 2]},
+        "empty_weights": {"model.safetensors": b""},
+        "pointer_weights": {"model.safetensors": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"},
+        "missing_shard": {"model.safetensors.index.json": index},
+        "torn_tokenizer": {"tokenizer.json": b'{"version": "1.0", "trunc'},
+        "text_heads": {"config.json": {**config, "num_attention_heads": "four"}},
+        "text_hidden": {"config.json": {**config, "hidden_size": "128"}},
+        "unknown_kind": {"config.json": {**config, "model_type": "qwen9000"}},
+        "no_kind": {"config.json": {**config, "model_type": None}},
+        "bert": {"config.json": {**config, "model_type": "bert", "architectures": ["BertForMaskedLM"]}},
+        "classifier": {"config.json": {**config, "architectures": ["Qwen2ForSequenceClassification"]}},
+        "t5": {"config.json": {**config, "model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}},
+        "inner_heads16": {"config.json": seen},
+        "gpt2_heads16": {"config.json": gpt2},
+    }
+    for name, files in changes.items():
+        (place / name).mkdir()
+        for path in good.iterdir():
+            if path.name not in files:
+                (place / name / path.name).symlink_to(path)
+        for file, content in files.items():
+            if content is not None:
+                text = content if isinstance(content, bytes) else json.dumps(content).encode()
+                (place / name / file).write_bytes(text)
 
 
 def words(changes, tmp):

@@ -1,0 +1,59 @@
+"""Is there such a model or data set on the Hugging Face Hub, or in its local cache? Asked within seconds."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import cache
+from pathlib import Path
+
+SECONDS = 3  # for all questions together: a hub that does not answer is not asked again
+KINDS = {"model": "model", "dataset": "data set"}
+_silent = threading.Event()
+
+
+def missing(name: str, kind: str = "model") -> str:
+    """Return why `name` cannot be loaded, in words; empty where it can, as far as one can know."""
+    if any(os.path.isdir(folder) for folder in cached_folders(name, kind)):
+        return ""
+    answer = _there(name, kind)
+    if answer is None:
+        return f"not in the local cache, and the Hugging Face Hub does not answer within {SECONDS} s"
+    return "" if answer else f"no such {KINDS[kind]} on the Hugging Face Hub or in its local cache"
+
+
+def cached_folders(name: str, kind: str) -> list[Path]:
+    """Return where the cache keeps `name`: as it was fetched, and prepared by `datasets`."""
+    from huggingface_hub import constants
+
+    folders = [Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"]
+    if kind == "dataset":
+        folders.append(Path(constants.HF_HOME) / "datasets" / name.replace("/", "___"))
+    return folders
+
+
+@cache
+def _there(name: str, kind: str) -> bool | None:
+    """Ask the hub; None where it does not answer. In a thread, for no timeout holds for the look-up of its address."""
+    if _silent.is_set():
+        return None
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(_ask(name, kind)), daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    if not answers:
+        _silent.set()
+        return None
+    return answers[0]
+
+
+def _ask(name: str, kind: str) -> bool:
+    from huggingface_hub import repo_exists
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return repo_exists(name, repo_type=kind)
+    except HfHubHTTPError as error:
+        return error.response.status_code in (401, 403)  # gated: let the host's loader say so
+    except Exception:  # offline, or no such name
+        return False

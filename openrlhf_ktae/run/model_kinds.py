@@ -1,0 +1,59 @@
+"""Which kinds of model transformers knows, and which of them generate text: read in its source, without importing it.
+
+The import takes seconds, which a refusal should not; the tables of its automatic classes are literals.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+GENERATORS = ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
+SOURCES = ("auto_mappings.py", "configuration_auto.py", "modeling_auto.py")
+
+
+def kind_problems(flag: str, config: Mapping[str, Any], generates: bool) -> Iterator[str]:
+    """Yield why transformers has no class for the model of `config`, or none that generates text."""
+    kind, named = config.get("model_type"), config.get("architectures")
+    if not kind:
+        yield f"{flag}: its config.json names no model_type; copy the model again"
+        return
+    if not is_known(str(kind)):
+        yield f"{flag}: the installed transformers does not know its model type {kind}; give another model"
+        return
+    table = generators()
+    classes = {name for names in table.values() for name in names}
+    if not generates or not table:
+        return
+    wrong = isinstance(named, list) and named and not classes & set(map(str, named))
+    if kind not in table or wrong:
+        what = ", ".join(map(str, named)) if wrong and isinstance(named, list) else f"model type {kind}"
+        yield f"{flag}: {what} does not generate text; give a causal language model"
+
+
+def is_known(kind: str) -> bool:
+    """Whether transformers has a configuration for this model type."""
+    return not _sources() or any(f'"{kind}"' in text for text in _sources().values())
+
+
+@cache
+def generators() -> dict[str, tuple[str, ...]]:
+    """Return model type -> names of its classes that generate text."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in ast.parse(_sources().get(SOURCES[-1], "")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in GENERATORS:
+            pairs = ast.literal_eval(node.value.args[0]) if isinstance(node.value, ast.Call) else []
+            for kind, names in pairs:
+                found[kind] = (*found.get(kind, ()), *((names,) if isinstance(names, str) else names))
+    return found
+
+
+@cache
+def _sources() -> dict[str, str]:
+    spec = importlib.util.find_spec("transformers")
+    folder = Path(spec.origin).parent / "models" / "auto" if spec and spec.origin else Path()
+    return {name: (folder / name).read_text(encoding="utf-8") for name in SOURCES if (folder / name).is_file()}
