@@ -126,6 +126,8 @@ def nested_options(args: SimpleNamespace) -> dict[str, Any]:
         for group in groups:
             node = node.get(group, {})
         node.pop(leaf, None)
+    if args.run.dir == args.ckpt.output_dir:
+        tree["run"]["dir"] = None  # as it was, or may have been: given, it would place the outputs anew
     if args.algo.ktae.enable:
         tree["algo"]["advantage"]["estimator"] = "ktae"
     if args.verifier.enable:
