@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rollout_batches import N, batched, by_rollout, maker, rollouts
+from rollout_batches import N, Tokenizer, batched, by_rollout, maker, rollouts
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,75 @@ def test_credit_is_added_where_it_belongs(module):
         added = advantages - base[index]
         assert (added[0] > 0.1) == (index % N in (0, 1)), "id 7 goes with being right, id 8 with being wrong"
         assert (added[0] < -0.1) == (index % N not in (0, 1))
-        assert added[-1] == 0, "the end-of-text id gets no value"
+
+
+def test_special_ids_get_no_value(module):
+    """Right answers end with the end-of-text id, wrong ones are cut off: it would be a key token."""
+
+    def added():
+        samples = rollouts()
+        for sample in samples:
+            if not sample.scores.item():
+                sample.sequences[:, -1] = 12
+        tested = maker(module)
+        tested.tokenizer = Named(special)
+        credited = by_rollout(tested.compute_advantages_and_returns(batched(samples, 4)))
+        base = host_advantages(module, rollouts(), 4)
+        return [float(credited[index][-1] - base[index][-1]) for index in credited if index % N in (0, 1)]
+
+    class Named(Tokenizer):
+        def __init__(self, ids):
+            self.all_special_ids = ids
+
+    special = (0, 1)
+    assert added() == [0.0] * 6
+    special = (0,)
+    assert min(added()) > 0.1
+
+
+def test_a_rollout_without_a_token_of_its_own_is_unknown(module):
+    samples = rollouts()
+    samples[2].action_mask.zero_()
+    tested = maker(module)
+    tested.compute_advantages_and_returns(batched(samples, 4))
+    assert tested.metrics["ktae/unknown_rollouts"] == 1
+    assert torch.isnan(module.credited_scores(samples[2])).all()
+
+
+@pytest.mark.parametrize("count", [0, 2, 3])
+def test_as_many_key_tokens_are_named_as_asked_for(module, count):
+    tested = maker(module, "--algo.ktae.top_tokens", str(count))
+    tested.compute_advantages_and_returns(batched(rollouts(), 4))
+    assert [len(tested.key_tokens[side]) for side in ("highest", "lowest")] == [count, count]
+
+
+@pytest.mark.parametrize(("words", "workers"), [((), None), (("--algo.ktae.num_workers", "3"), 3)])
+def test_the_number_of_tasks_is_passed_on(module, words, workers, monkeypatch):
+    real, asked = module.key_token_values, []
+
+    def key_token_values(*batch):
+        asked.append(batch[-1])
+        return real(*batch[:-1], 0)
+
+    monkeypatch.setattr(module, "key_token_values", key_token_values)
+    maker(module, *words).compute_advantages_and_returns(batched(rollouts(), 4))
+    assert asked == [workers]
+
+
+@pytest.mark.parametrize("base", ["group_norm", "dr_grpo", "rloo", "reinforce_baseline"])
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_weight_zero_is_the_class_of_the_host_bit_for_bit(module, base, size):
+    """Not our own parent class: the experience maker as openrlhf has it."""
+    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+
+    tested = maker(module, "--algo.ktae.weight", "0", "--algo.ktae.base", base)
+    plain = RemoteExperienceMaker(None, None, None, None, tested.kl_ctl, tested.strategy, Tokenizer())
+    for more in ({}, {"lopsided": True}, {"late": (0, 5)}):
+        given = [batched(rollouts(prompts=4, **more), size) for _ in range(2)]
+        expected = by_rollout(plain.compute_advantages_and_returns(given[0]))
+        assert_same(expected, by_rollout(tested.compute_advantages_and_returns(given[1])))
+        assert any(advantages.any() for advantages in expected.values())
+    assert tested.metrics["ktae/mixed_group_share"] == 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 12])
