@@ -19,8 +19,10 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "t
 INDEX = "model.safetensors.index.json"
 HEADER_BYTES = 8  # a safetensors file begins with the length of its header
 # Sizes that everything divides by or indexes with; a list has one for each layer.
-SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "head_dim", "vocab_size")
-SIZES += ("max_position_embeddings", "n_embd", "n_head", "n_layer", "n_positions")
+SIZES = tuple(
+    "hidden_size num_attention_heads num_key_value_heads num_hidden_layers head_dim vocab_size "
+    "max_position_embeddings n_embd n_head n_layer n_positions".split()
+)
 
 
 def model_problems(option: str, name: str, trusted: bool, generates: bool) -> Iterator[str]:

@@ -29,7 +29,8 @@ def look_into(folder: Path, split: str) -> list[tuple[str, Table]]:
         if any(path.suffix in PACKED for path in folder.rglob("*")):
             return []
         raise UnreadableDataset(f"has no file with rows ({', '.join(TABLE_SUFFIXES)}); give a folder that has one")
-    found, read = [], 0
+    found: list[tuple[str, Table]] = []
+    read = 0
     for path in _of_split(folder, files, split):
         read += path.stat().st_size
         table = look(str(path)) if read <= CHECKED_BYTES or not found else None
