@@ -69,10 +69,15 @@ def sync_below(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a small text whole, see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8", "replace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Write a small file whole: a reader finds the old content or the new."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with part.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)

@@ -8,12 +8,16 @@ switched on for every dtype. A loss that is not finite has such gradients, so it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
+
+logger = logging.getLogger(__name__)
 
 POSTMORTEM = "postmortem"
 SKIPPED = "faults/skipped_updates"
@@ -72,16 +76,29 @@ def skip_nonfinite_updates(optimizer: Any) -> None:
 
 
 def save_batch(directory: str | Path, step: int, what: str, experiences: Sequence[Experience]) -> Path | None:
-    """Write the batch for a post-mortem; plain tensors and texts, so that `torch.load(weights_only=True)` reads it."""
+    """Write the batch for a post-mortem; plain tensors and texts, so that `torch.load(weights_only=True)` reads it.
+
+    Returns its path; None where there are enough of them, or no room.
+    """
     folder = Path(directory) / POSTMORTEM
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.pt"
-    if len(list(folder.iterdir())) >= MOST_BATCHES:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if len(list(folder.iterdir())) >= MOST_BATCHES:
+            return None
+        _write_batch(path, step, what, experiences)
+    except (OSError, RuntimeError) as error:  # torch's own error tells of a full disk, too
+        logger.warning(f"the batch of step {step} is not in {path}: {error}")
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         return None
+    return path
+
+
+def _write_batch(path: Path, step: int, what: str, experiences: Sequence[Experience]) -> None:
     batches = []
     for e in experiences:
         tensors = {name: getattr(e, name, None) for name in SAVED}
         batch: dict[str, Any] = {name: t.cpu() for name, t in tensors.items() if isinstance(t, torch.Tensor)}
         batches.append({**batch, "prompts": list(e.prompts), "labels": [str(label) for label in e.labels]})
     torch.save({"step": step, "what": what, "micro_batches": batches}, path)
-    return path

@@ -43,5 +43,9 @@ class Watchdog:
                 self._bark(f"--run.watchdog_minutes {self._minutes:g}: no step or evaluation ended within that time")
                 return
 
-    def _size(self) -> int:
-        return self._record.stat().st_size if self._record.is_file() else 0
+    def _size(self) -> tuple[int, int]:
+        """Return the record's size, and its time: on a full disk it cannot grow, and is touched instead."""
+        if not self._record.is_file():
+            return 0, 0
+        state = self._record.stat()
+        return state.st_size, state.st_mtime_ns

@@ -38,7 +38,9 @@ class Console:
 
     def say(self, text: str) -> None:
         """Print one line with the seconds since the start."""
-        print(f"[{time.time() - self._started:5.1f} s] {text}", file=self._stream, flush=True)
+        line = f"[{time.time() - self._started:5.1f} s] {text}"
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        print(line.encode(encoding, "replace").decode(encoding), file=self._stream, flush=True)
 
     def _follow(self) -> None:
         size = -1
@@ -55,7 +57,7 @@ class Console:
             if row["kind"] == "plan":
                 self._planned = row["steps"]
             elif row["kind"] in ("note", "stop"):
-                self.say(row.get("text", "training stops"))
+                self.say(str(row.get("text", "training stops")))
             elif row["kind"] in ("step", "eval"):
                 self.say(step_line(row, self._planned) if row["kind"] == "step" else evaluation_line(row))
         self._rows = len(rows)
@@ -87,21 +89,34 @@ def evaluation_line(row: Mapping[str, Any]) -> str:
     line = f"held-out {row['when']:>6}  accuracy {accuracy} %  length {length}"
     if len(benchmarks(row)) < 2:
         return line
-    of_each = "  ".join(f"{name} {100 * row[f'eval_{name}_accuracy']:.1f}" for name in benchmarks(row))
+    of_each = "  ".join(f"{name} {_percent(row, f'eval_{name}_accuracy')}" for name in benchmarks(row))
     return f"{line}  macro {interval(row, 'eval_macro_accuracy', 100)} %  {of_each}"
 
 
 def interval(row: Mapping[str, Any], name: str, scale: float) -> str:
     """Return `mean [low, high]` of one evaluated figure."""
-    values = [row.get(name + end) for end in ("", "_low", "_high")]
+    values = [figure(row, name + end) for end in ("", "_low", "_high")]
     if any(value is None for value in values):
         return "unknown"
-    mean, low, high = (float(value) * scale for value in values if value is not None)
+    mean, low, high = (value * scale for value in values if value is not None)
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
+def figure(row: Mapping[str, Any], name: str) -> float | None:
+    """Return a figure of a row; None where it is missing or no number."""
+    value = row.get(name)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return float(value) if is_number and value is not None else None
+
+
 def _number(row: Mapping[str, Any], name: str, form: str) -> str:
-    return "" if row.get(name) is None else form.format(row[name])
+    value = figure(row, name)
+    return "" if value is None else form.format(value)
+
+
+def _percent(row: Mapping[str, Any], name: str) -> str:
+    value = figure(row, name)
+    return "unknown" if value is None else f"{100 * value:.1f}"
 
 
 def summary(args: SimpleNamespace) -> str:
@@ -128,7 +143,8 @@ def _comparison(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         f"held-out accuracy  {interval(before, 'eval_accuracy', 100)} % -> {interval(after, 'eval_accuracy', 100)} %",
         f"response length    {interval(before, 'eval_response_length_mean', 1)} -> "
         f"{interval(after, 'eval_response_length_mean', 1)} tokens",
-        f"                   {after['eval_problems']:.0f} problems, {after['eval_rollouts']:.0f} rollouts, "
+        f"                   {_number(after, 'eval_problems', '{:.0f}')} problems, "
+        f"{_number(after, 'eval_rollouts', '{:.0f}')} rollouts, "
         f"{after['step']} steps; [95 % interval over problems]",
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,27 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+class Forgiving:
+    """Makes calls of a tracker that give it up at the first error of the disk, with a note."""
+
+    def __init__(self, name: str, note: Callable[[str], None]) -> None:
+        self._name, self._note, self._given_up = name, note, False
+
+    def __call__(self, call: Callable[..., None]) -> Callable[..., None]:
+        """Return `call`, which does nothing once one of its kind has failed."""
+
+        def forgiving(*args: Any, **kwargs: Any) -> None:
+            if self._given_up:
+                return
+            try:
+                call(*args, **kwargs)
+            except OSError as error:
+                self._given_up = True
+                self._note(f"{self._name} gets nothing more of this run: {error}")
+
+        return forgiving
 
 
 class RecordingTrainer:
@@ -71,7 +93,10 @@ class RecordingTrainer:
         status.update(self.experience_maker.metrics)
         credit, self.experience_maker.credit = self.experience_maker.credit, None
         if credit is not None:
-            self.rollout_recorder.write(step, credit, self.tokenizer)
+            try:
+                self.rollout_recorder.write(step, credit, self.tokenizer)
+            except OSError as error:
+                self.record.note(f"the rollouts of step {step} are not recorded: {error}")
             if self.rollout_recorder.full:
                 logger.warning("--ktae.record_max_mb is reached: no further rollouts are recorded")
         return status, step
@@ -91,16 +116,22 @@ class RecordingTrainer:
         key_tokens = self.experience_maker.key_tokens
         if self.tensorboard_logger and key_tokens:
             text = "\n".join(f"    {side}: {tokens}" for side, tokens in key_tokens.items())
-            self.tensorboard_logger.writer.add_text("train/key_tokens", text, global_step)
+            with suppress(OSError):
+                self.tensorboard_logger.writer.add_text("train/key_tokens", text, global_step)
         self.record.step(global_step, logs_dict or {}, key_tokens)
 
     def hold_trackers(self) -> None:
-        """Keep TensorBoard and W&B open where the host closes them, for the last evaluation comes after."""
+        """Keep TensorBoard and W&B open where the host closes them, for the last evaluation comes after.
+
+        A disk that is full for them does not end the run: they are given up, with a note.
+        """
         self._closing = []
         for tracker in (self.wandb_logger, self.tensorboard_logger):
             if tracker:
-                self._closing.append(tracker.close)
+                forgiving = Forgiving(type(tracker).__name__, self.record.note)
+                self._closing.append(forgiving(tracker.close))
                 tracker.close = lambda: None
+                tracker.log_train, tracker.log_eval = forgiving(tracker.log_train), forgiving(tracker.log_eval)
 
     def close_trackers(self) -> None:
         """Close what `hold_trackers` kept open."""

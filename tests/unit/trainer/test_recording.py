@@ -1,0 +1,86 @@
+"""What the trainers record where the disk is full: a run goes on without its trackers."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import suppress
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from openrlhf_ktae.run.record import read_record
+
+
+@pytest.fixture
+def trainer(host, tmp_path):
+    from openrlhf.utils.logging_utils import TensorboardLogger
+
+    from openrlhf_ktae.trainer.recording import RecordingTrainer
+
+    class Host:
+        def train_step(self, rollouts, step):
+            return {}, step + 1
+
+        def save_logs_and_checkpoints(self, global_step, logs_dict, client_states):
+            self.tensorboard_logger.log_train(global_step, logs_dict)
+
+    class Trainer(RecordingTrainer, Host):
+        pass
+
+    made = Trainer()
+    logger = SimpleNamespace(tensorboard_dir=str(tmp_path / "tensorboard"), wandb=SimpleNamespace(run_name="run"))
+    made.args = SimpleNamespace(run=SimpleNamespace(dir=str(tmp_path)), logger=logger)
+    made.wandb_logger, made.tensorboard_logger = None, TensorboardLogger(made.args)
+    made.tensorboard_logger.writer.flush()
+    made.experience_maker = SimpleNamespace(key_tokens={"highest": "a"}, credit=None, metrics={})
+    return made
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_is_full_for_tensorboard_does_not_end_the_run(trainer):
+    trainer.hold_trackers()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = trainer.tensorboard_logger.writer
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        for step in range(1, 4):
+            trainer.save_logs_and_checkpoints(step, {"loss": 0.5}, {})
+            with suppress(OSError):
+                writer.flush()  # it writes in a thread of its own, by and by
+        trainer.track_evaluation(3, {"eval_accuracy": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    trainer.save_logs_and_checkpoints(4, {"loss": 0.5}, {})
+    trainer.close_trackers()
+    rows = list(read_record(trainer.args.run.dir))
+    assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4]
+    notes = [row["text"] for row in rows if row["kind"] == "note"]
+    assert len([text for text in notes if text.startswith("TensorboardLogger gets nothing more of this run")]) == 1
+
+
+def test_rollouts_that_find_no_room_are_noted(trainer):
+    def write(*_):
+        raise OSError("no room")
+
+    trainer._rollout_recorder = SimpleNamespace(wants=lambda step: True, write=write, full=False)
+    trainer.tokenizer, trainer.experience_maker.credit = None, object()
+    assert trainer.train_step([], 6) == ({}, 7)
+    (row,) = read_record(trainer.args.run.dir)
+    assert row["text"] == "the rollouts of step 7 are not recorded: no room"
+
+
+def test_a_batch_for_a_post_mortem_that_finds_no_room_is_left_out(host, tmp_path):
+    from openrlhf_ktae.faults.nonfinite import save_batch
+
+    batch = SimpleNamespace(sequences=torch.zeros(1000), prompts=[], labels=[])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        assert save_batch(tmp_path, 3, "", [batch]) is None
+        assert list((tmp_path / "postmortem").iterdir()) == []
+        (tmp_path / "file").write_text("")
+        assert save_batch(tmp_path / "file", 3, "", [batch]) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert save_batch(tmp_path, 3, "", [batch]) is not None
