@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ BLOCK = 2**20
 WHOLE = 64 * BLOCK  # larger files are read in as many blocks, spread evenly: a checkpoint has hundreds of gigabytes
 DIGEST_BYTES = 16
 THREADS = 8
+MOST_TEXT = 64 * BLOCK  # a manifest names every file of a checkpoint
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -66,6 +68,23 @@ def sync_below(folder: Path) -> None:
         if not path.is_symlink():
             sync(path)
     sync(folder)
+
+
+def read_text(path: Path, most: int = MOST_TEXT) -> str:
+    """Return a small text; a pipe or a device is not waited for.
+
+    Raises:
+        OSError: it is not there, cannot be read, is no regular file, or is larger than `most` bytes.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(f"{path.name} is not a regular file")
+        if state.st_size > most:
+            raise OSError(f"{path.name} has {state.st_size} bytes, more than {most}")
+        return file.read().decode("utf-8")
 
 
 def write_text(path: Path, text: str) -> None:

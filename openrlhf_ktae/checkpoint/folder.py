@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.checkpoint.files import digests, files_below
+from openrlhf_ktae.checkpoint.files import digests, files_below, read_text
+from openrlhf_ktae.run.plain_json import parse_json
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer.pt"
 RANDOM = "random"
 LATEST = "latest"
-ANEW = "anew"  # number of the first checkpoint of the run that began anew here
+ANEW = "anew"  # which numbers are of runs that were left for another, see `left_behind`
 ACTOR = "_actor"
 BEST = "best_"
 NAME = re.compile(rf"({BEST})?global_step\d+")
@@ -22,6 +23,8 @@ STAGING = ".writing-"
 ASIDE = ".replaced-"
 GOING = ".deleting-"
 VERSION = 1
+MOST_NESTED = 32  # options are nested three deep
+LARGEST = 10**15  # a step, a number of a checkpoint, bytes of a file
 
 
 class NotWhole(ValueError):
@@ -81,41 +84,81 @@ def read_manifest(path: Path) -> Manifest:
         NotWhole: there is none, or it is not one.
     """
     try:
-        tree = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        tree = _mapping(parse_json(read_text(path / MANIFEST)), "all of it")
         if tree["version"] != VERSION:
-            raise NotWhole(f"{MANIFEST} has version {tree['version']}, this release reads {VERSION}")
-        files = {str(name): dict(entry) for name, entry in dict(tree["files"]).items()}
+            raise ValueError(f"version {str(tree['version'])[:20]}, this release reads {VERSION}")
+        files = {name: _mapping(entry, "files") for name, entry in _mapping(tree["files"], "files").items()}
         for entry in files.values():
-            entry["bytes"] + 0, entry["digest"] + ""
-        manifest = Manifest(str(tree["tag"]), int(tree["step"]), int(tree["sequence"]), files, dict(tree["about"]))
+            _number(entry["bytes"], "bytes")
+            _text(entry["digest"], "digest")
+        step, sequence = _number(tree["step"], "step"), _number(tree["sequence"], "sequence")
+        manifest = Manifest(_text(tree["tag"], "tag"), step, sequence, files, _about(tree["about"]))
     except FileNotFoundError:
         raise NotWhole(f"has no {MANIFEST}: it was not finished") from None
-    except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
-        if isinstance(error, NotWhole):
-            raise
-        raise NotWhole(
-            f"{MANIFEST} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
-        ) from None
+    except KeyError as error:
+        raise NotWhole(f"{MANIFEST} cannot be read (it has no {error})") from None
+    except (ValueError, OSError) as error:
+        raise NotWhole(f"{MANIFEST} cannot be read ({_short(error)})") from None
     if not files:
         raise NotWhole(f"{MANIFEST} names no file")
     return manifest
+
+
+def _about(value: Any) -> dict[str, Any]:
+    about = _mapping(value, "about")
+    for name in ("config", "data", "versions"):
+        _mapping(about.get(name, {}), name)
+    _mapping(about.get("versions", {}).get("packages", {}), "packages")
+    if not _is_shallow(about, MOST_NESTED):
+        raise ValueError("about is nested too deeply")
+    return about
+
+
+def _is_shallow(value: Any, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_is_shallow(one, depth - 1) for one in inner)
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no mapping")
+    return value
+
+
+def _number(value: Any, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST:
+        raise ValueError(f"{name} is no number that it could be")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is no text")
+    return value
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def verify(path: Path) -> Checkpoint:
     """Return the checkpoint at `path` after looking at each of its files.
 
     Raises:
-        NotWhole: a file is missing, has another size or another content.
+        NotWhole: a file is missing, has another size or another content, or cannot be read.
     """
     manifest = read_manifest(path)
-    present = {str(file.relative_to(path)): file for file in files_below(path)}
-    for name, entry in manifest.files.items():
-        if name not in present:
-            raise NotWhole(f"{name} is missing")
-        size = present[name].stat().st_size
-        if size != entry["bytes"]:
-            raise NotWhole(f"{name} has {size} bytes instead of {entry['bytes']}")
-    found = digests(present[name] for name in manifest.files)
+    try:
+        present = {str(file.relative_to(path)): file for file in files_below(path)}
+        for name, entry in manifest.files.items():
+            if name not in present:
+                raise NotWhole(f"{name} is missing")
+            size = present[name].stat().st_size
+            if size != entry["bytes"]:
+                raise NotWhole(f"{name} has {size} bytes instead of {entry['bytes']}")
+        found = digests(present[name] for name in manifest.files)
+    except OSError as error:
+        raise NotWhole(f"cannot be read ({_short(error)})") from None
     for name, entry in manifest.files.items():
         if found[present[name]] != entry["digest"]:
             raise NotWhole(f"{name} has other content than was written")
@@ -144,12 +187,27 @@ def listed(root: Path) -> tuple[list[Checkpoint], dict[str, str]]:
     return found, bad
 
 
-def first_of_run(root: Path) -> int:
-    """Return the number from which on checkpoints belong to the run that began last; 0 where only one ever did."""
+def left_behind(root: Path) -> list[tuple[int, int]]:
+    """Return pairs of numbers; what was written between them (without them) is of a run that was left for another.
+
+    A run that began anew left all before it, one that went back what came after the checkpoint that it went back to.
+    """
     try:
-        return int((root / ANEW).read_text(encoding="utf-8"))
+        lines = [[int(word) for word in line.split()] for line in read_text(root / ANEW).splitlines()]
     except (OSError, ValueError):
-        return 0
+        return []
+    return [(0, line[0]) if len(line) == 1 else (line[0], line[1]) for line in lines if len(line) in (1, 2)]
+
+
+def is_left(checkpoint: Checkpoint, left: list[tuple[int, int]]) -> bool:
+    """Whether a checkpoint is of a run that was left for another; `left` comes from `left_behind`."""
+    return any(after < checkpoint.manifest.sequence < before for after, before in left)
+
+
+def own(root: Path) -> list[Checkpoint]:
+    """Return the checkpoints of the run that is or was here last, the one written last first."""
+    left = left_behind(root)
+    return [one for one in listed(root)[0] if not is_left(one, left)]
 
 
 def unfinished(root: Path) -> list[str]:

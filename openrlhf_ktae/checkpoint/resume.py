@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.checkpoint.changes import changed
+from openrlhf_ktae.checkpoint.files import read_text
 from openrlhf_ktae.checkpoint.folder import (
     ACTOR,
     LATEST,
@@ -15,7 +16,8 @@ from openrlhf_ktae.checkpoint.folder import (
     Checkpoint,
     Manifest,
     NotWhole,
-    first_of_run,
+    is_left,
+    left_behind,
     listed,
     unfinished,
     verify,
@@ -50,7 +52,7 @@ def decide(choice: str, root: Path) -> Decision:
     if choice == NEVER:
         return Decision(None)
     if choice == AUTO:
-        return newest(root, f"--resume {AUTO}", first_of_run(root))
+        return newest(root, f"--resume {AUTO}")
     path, flag = Path(choice), f"--resume {choice}"
     if not path.is_dir():
         raise CannotResume(f"{flag}: no such folder; give a checkpoint, a folder of checkpoints, {AUTO} or {NEVER}")
@@ -65,35 +67,37 @@ def decide(choice: str, root: Path) -> Decision:
         except NotWhole as reason:
             raise CannotResume(f"{flag}: {reason}; --resume {AUTO} takes the newest whole one") from None
     for folder in (path, path / "checkpoints"):
-        decision = newest(folder, flag)
+        decision = newest(folder, flag, any_run=True)
         if decision.checkpoint:
             return decision
     raise CannotResume(f"{flag}: holds no checkpoint ({MANIFEST}); give one, {AUTO} or {NEVER}")
 
 
-def newest(root: Path, flag: str, first: int = 0) -> Decision:
+def newest(root: Path, flag: str, any_run: bool = False) -> Decision:
     """Return the checkpoint that was written last among those that are whole; None where there are none at all.
 
-    Those with a number below `first` are of an earlier run and do not count. One that was set aside by a run that died
-    while it replaced it is put back.
+    Those of a run that was left for another (it began anew, or went back) do not count, or, with `any_run`, come last.
+    One that was set aside by a run that died while it replaced it is put back.
 
     Raises:
         CannotResume: there are some, and none is whole.
     """
     put_back(root)
-    found, bad = listed(root)
+    (listed_here, bad), left = listed(root), left_behind(root)
     lines = [f"skipped {name}: was being written when the run ended" for name in unfinished(root)]
     lines += [f"skipped {name}: {reason}" for name, reason in bad.items()]
-    earlier = [one for one in found if one.manifest.sequence < first]
-    lines += [f"skipped {one.path.name}: a later run began anew here; --resume {one.path} takes it" for one in earlier]
-    found = found[: len(found) - len(earlier)]
+    found = [one for one in listed_here if not is_left(one, left)]
+    others = [one for one in listed_here if is_left(one, left)]
+    if any_run:
+        found += others
+    else:
+        lines += [f"skipped {one.path.name}: {_why_left(one, left)}; --resume {one.path} takes it" for one in others]
     for candidate in found:
-        if not (candidate.path / ACTOR).is_dir():
-            lines.append(f"skipped {candidate.path.name}: has no {ACTOR}, only an export (--ckpt.disable_ds)")
-            continue
         try:
+            if not (candidate.path / ACTOR).is_dir():
+                raise NotWhole(f"has no {ACTOR}, only an export (--ckpt.disable_ds)")
             whole = verify(candidate.path)
-        except NotWhole as reason:
+        except (NotWhole, OSError) as reason:
             lines.append(f"skipped {candidate.path.name}: {reason}")
             continue
         why = "written last" if len(found) + len(bad) > 1 else "the only one"
@@ -110,6 +114,11 @@ def newest(root: Path, flag: str, first: int = 0) -> Decision:
     return Decision(None, [*lines, f"no checkpoint in {root}: starting anew"])
 
 
+def _why_left(checkpoint: Checkpoint, left: list[tuple[int, int]]) -> str:
+    began = any(after == 0 and is_left(checkpoint, [(after, before)]) for after, before in left)
+    return "a later run began anew here" if began else "a later run went back to one before it"
+
+
 def of_host(path: Path, flag: str) -> Checkpoint | None:
     """Return what plain OpenRLHF saved at `path`, if it did: `_actor/TAG` named by `_actor/latest`.
 
@@ -117,15 +126,22 @@ def of_host(path: Path, flag: str) -> Checkpoint | None:
         CannotResume: `latest` is missing, or names what is not there; the host would fail, or start anew, late.
     """
     folder = path / ACTOR
-    if not folder.is_dir():
-        return None
-    tags = sorted(tag.name for tag in folder.iterdir() if tag.is_dir())
     latest = folder / LATEST
-    name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+    try:
+        if not folder.is_dir():
+            return None
+        tags = sorted(tag.name for tag in folder.iterdir() if tag.is_dir())
+    except OSError as error:
+        raise CannotResume(f"{flag}: {folder} cannot be read ({error}); give another folder, or {NEVER}") from None
+    try:
+        name = read_text(latest).strip()
+    except (OSError, UnicodeDecodeError):
+        name = ""
     if name not in tags:
+        what = f"names {name!r}, which is not there" if name else "is missing or cannot be read"
         raise CannotResume(
-            f"{flag}: {latest} {f'names {name!r}, which is not there' if name else 'is missing'}. Write one of these "
-            f"names into it: {', '.join(tags) or 'there are none; --resume never starts anew'}"
+            f"{flag}: {latest} {what}. Write one of these names into it: "
+            f"{', '.join(tags) or 'there are none; --resume never starts anew'}"
         )
     digits = name.rpartition("global_step")[2]
     return Checkpoint(path, Manifest(name, int(digits) if digits.isdigit() else 0, 0, {}))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.checkpoint.files import digests, files_below, sync, sync_below, write_text
+from openrlhf_ktae.checkpoint.files import digests, files_below, read_text, sync, sync_below, write_text
 from openrlhf_ktae.checkpoint.folder import (
     ANEW,
     ASIDE,
@@ -20,8 +23,12 @@ from openrlhf_ktae.checkpoint.folder import (
     Checkpoint,
     Manifest,
     folders,
+    is_left,
+    left_behind,
     listed,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def staging(root: str | Path, tag: str) -> Path:
@@ -41,15 +48,16 @@ def recover(root: Path) -> None:
     """Put right what a run left that died while it wrote or deleted: a replaced checkpoint comes back, pieces go."""
     put_back(root)
     for path in (*root.glob(f"{ASIDE}*"), *root.glob(f"{STAGING}*"), *root.glob(f"{GOING}*")):
-        remove(path)
+        put_away(path)
 
 
 def put_back(root: Path) -> None:
     """Give a checkpoint its name again that was set aside for another of the same step, which did not get so far."""
     for path in root.glob(f"{ASIDE}*"):
         name = root / path.name.removeprefix(ASIDE)
-        if not name.exists():
-            os.rename(path, name)
+        if not os.path.lexists(name):
+            with suppress(OSError):
+                os.rename(path, name)
 
 
 def commit(root: str | Path, tag: str, step: int, about: Mapping[str, Any]) -> Checkpoint:
@@ -75,13 +83,13 @@ def commit(root: str | Path, tag: str, step: int, about: Mapping[str, Any]) -> C
     write_text(folder / MANIFEST, manifest.to_json())
     sync_below(folder)
     aside = root / f"{ASIDE}{tag}"
-    if target.exists():  # the run went back to an earlier step and has come here again
+    if os.path.lexists(target):  # the run went back to an earlier step and has come here again
         os.rename(target, aside)
     os.rename(folder, target)
     sync(root)
     write_text(root / LATEST, tag)
-    if aside.exists():
-        remove(aside)
+    if os.path.lexists(aside):
+        put_away(aside)
     return Checkpoint(target, manifest)
 
 
@@ -97,22 +105,35 @@ def start_anew(root: str | Path) -> None:
         write_text(root / ANEW, str(next_sequence(root)))
 
 
+def go_on_from(root: str | Path, sequence: int) -> None:
+    """Note that a run goes on from the checkpoint with that number: what was written after it counts no more."""
+    root = Path(root)
+    end = next_sequence(root)
+    left = [span for span in left_behind(root) if span[1] <= sequence]
+    if end > sequence + 1:
+        left.append((sequence, end))
+    if left != left_behind(root):
+        write_text(root / ANEW, "".join(f"{after} {before}\n" for after, before in left))
+
+
 def abandon(root: str | Path, tag: str) -> None:
     """Remove what was staged for `tag`."""
     folder = staging(root, tag)
     if folder.exists():
-        remove(folder)
+        put_away(folder)
 
 
 def rotate(root: str | Path, keep: int, max_bytes: float) -> list[str]:
     """Delete the oldest checkpoints until at most `keep`, and `max_bytes`, are there; return their names.
 
     Never the newest, never the best, never the one that `latest` names. Those of the best evaluation do not count
-    towards `keep`; of several, the newest is the best. Exports below a checkpoint go with it.
+    towards `keep`; of several, the newest is the best. Those that a run left behind for another go first, but for
+    their best. Exports below a checkpoint go with it. One that cannot be deleted gives up its name and stays.
     """
     root = Path(root)
-    found = listed(root)[0]
-    regular, best = [one for one in found if not one.is_best], [one for one in found if one.is_best]
+    found, left = listed(root)[0], left_behind(root)
+    regular = sorted((one for one in found if not one.is_best), key=lambda one: is_left(one, left))
+    best = [one for one in found if one.is_best and not is_left(one, left)]
     protected = {found[0].path, *(one.path for one in best[:1])} if found else set()
     named = read_latest(root)
     if named is not None:
@@ -125,28 +146,63 @@ def rotate(root: str | Path, keep: int, max_bytes: float) -> list[str]:
         if total > max_bytes and one.path not in protected and not one.is_best:
             going.append(one)
             total -= one.manifest.bytes
-    for one in going:
-        delete(one.path)
-    return [one.path.name for one in going]
+    return [one.path.name for one in going if delete(one.path)]
 
 
 def read_latest(root: Path) -> Path | None:
     """Return the checkpoint that `latest` names, if both are there."""
     try:
-        name = (root / LATEST).read_text(encoding="utf-8").strip()
+        name = read_text(root / LATEST).strip()
     except (OSError, UnicodeDecodeError):
         return None
     return next((path for path in folders(root) if path.name == name), None)
 
 
-def delete(path: Path) -> None:
-    """Delete a checkpoint; it gives up its name first, so that `recover` knows what is left of it if this dies."""
-    going = path.with_name(f"{GOING}{path.name}")
-    os.rename(path, going)
-    remove(going)
+def delete(path: Path) -> bool:
+    """Delete a checkpoint; it gives up its name first, so that `recover` knows what is left of it if this dies.
+
+    Returns whether it did: nothing is done to one that cannot be renamed.
+    """
+    going = _going(path)
+    try:
+        os.rename(path, going)
+    except OSError as error:
+        logger.warning(f"{path} cannot be deleted: {error}")
+        return False
+    put_away(going)
+    return True
+
+
+def undeleted(root: Path) -> list[Path]:
+    """Return what should be gone and could not be deleted."""
+    return sorted(root.glob(f"{GOING}*"))
+
+
+def put_away(path: Path) -> None:
+    """Delete a folder, or, where that fails, leave it under a name that is in nobody's way."""
+    try:
+        remove(path)
+    except OSError as error:
+        logger.warning(f"{path} cannot be deleted: {error}")
+        if not path.name.startswith(GOING):
+            with suppress(OSError):
+                os.rename(path, _going(path))
+
+
+def _going(path: Path) -> Path:
+    name = f"{GOING}{path.name.removeprefix(STAGING).removeprefix(ASIDE)}"
+    names = (path.with_name(name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return next(one for one in names if not os.path.lexists(one))
 
 
 def remove(path: Path) -> None:
-    """Delete a folder; its manifest first, so that half a folder is never taken for a checkpoint."""
+    """Delete a folder; its manifest first, so that half a folder is never taken for a checkpoint. Of a link, the link.
+
+    Raises:
+        OSError: something of it is still there.
+    """
+    if path.is_symlink():
+        path.unlink()
+        return
     (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path)

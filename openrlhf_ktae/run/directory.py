@@ -26,8 +26,8 @@ from typing import Any
 
 import yaml
 
-from openrlhf_ktae.checkpoint.folder import BEST, listed
-from openrlhf_ktae.checkpoint.write import start_anew
+from openrlhf_ktae.checkpoint.folder import BEST, own, read_manifest
+from openrlhf_ktae.checkpoint.write import go_on_from, start_anew
 from openrlhf_ktae.run.record import METRICS_FILE, RunRecord, rewind
 from openrlhf_ktae.safety.secrets import masked, redacted, secrets_of
 
@@ -66,8 +66,10 @@ def resumes(args: SimpleNamespace) -> bool:
 
 
 def newest_checkpoint(args: SimpleNamespace) -> str:
-    """Say where a run goes on from."""
-    found, _ = listed(Path(args.ckpt.path))
+    """Say where a run goes on from; what another run left here is not this one's."""
+    found = own(Path(args.ckpt.path))
+    if not found and resumes(args):
+        return f"no new checkpoint was written; the same --resume goes on from {args.run.resume_from}"
     if not found:
         return "no checkpoint was written (--ckpt.save_steps)"
     return f"the newest checkpoint is {found[0].path}; go on with --resume auto"
@@ -110,8 +112,13 @@ def _go_on(args: SimpleNamespace, directory: Path) -> None:
     """Let the record go on where the checkpoint is. A synchronous run makes up for an evaluation that was due then."""
     from openrlhf_ktae.run.rollout_record import rewind_rollouts
 
-    checkpoint = Path(args.run.resume_from)
+    checkpoint, root = Path(args.run.resume_from), Path(args.ckpt.path)
     step = args.run.resume_step
+    if checkpoint.resolve().parent != root.resolve():
+        if checkpoint.resolve() != root.resolve():  # what plain OpenRLHF saved has no number
+            start_anew(root)
+    else:
+        go_on_from(root, read_manifest(checkpoint).sequence)
     rewind_rollouts(directory, step)
     rewind(directory, step, evaluated=checkpoint.name.startswith(BEST) or args.train.async_enable)
     RunRecord(directory).resumed(step, checkpoint.name)

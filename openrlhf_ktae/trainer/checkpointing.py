@@ -21,7 +21,7 @@ from ray.exceptions import RayTaskError
 from openrlhf_ktae.checkpoint.folder import BEST, TRAINER_STATE
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.space import DiskFull, expected_bytes, in_units, require_space
-from openrlhf_ktae.checkpoint.write import abandon, begin, commit, rotate
+from openrlhf_ktae.checkpoint.write import abandon, begin, commit, rotate, undeleted
 from openrlhf_ktae.plan.memory import BYTES
 from openrlhf_ktae.plan.shape import model_shape
 from openrlhf_ktae.run.record import RunRecord
@@ -76,6 +76,7 @@ class CheckpointingTrainer:
     best_eval_metric_key: str
     best_eval_metric_value: float
     saved_step = 0
+    _undeleted: frozenset[str] = frozenset()
     _resumed_random: dict[str, Any] | None = None
     resumed_states: dict[str, Any] | None = None
     """The host's states of the checkpoint that the run goes on from, as they were saved."""
@@ -174,9 +175,21 @@ class CheckpointingTrainer:
             self._failed(tag, error)
             return False
         self.saved_step = states.get("global_step", 0)
-        for name in rotate(root, self.args.ckpt.max_num, self.args.ckpt.max_mem * GIB):
-            logger.info(f"deleted checkpoint {name}")
+        self._rotate(Path(root))
         return True
+
+    def _rotate(self, root: Path) -> None:
+        """Delete old checkpoints; what cannot be deleted is noted once, and in no later one's way."""
+        try:
+            for name in rotate(root, self.args.ckpt.max_num, self.args.ckpt.max_mem * GIB):
+                logger.info(f"deleted checkpoint {name}")
+            left = {path.name for path in undeleted(root)} - self._undeleted
+        except OSError as error:
+            self.record.note(f"--ckpt.path {root}: old checkpoints cannot be deleted: {error}")
+            return
+        if left:
+            self._undeleted = self._undeleted | left
+            self.record.note(f"--ckpt.path {root}: {', '.join(sorted(left))} cannot be deleted; do so by hand")
 
     def _only_log(self, save: Callable[..., None], *what: Any) -> None:
         with saving_every(self.args, math.inf):

@@ -79,6 +79,59 @@ def test_a_run_that_begins_anew_leaves_those_of_another_alone(parsed):
     assert again.run.resume_from == str(new.path)
 
 
+def go_on(parsed, *words):
+    """Start a command and return the checkpoint that it goes on from; it dies before it has written one."""
+    args = parsed(*words)
+    choose_checkpoint(args, "cpu")
+    directory.prepare(args, "cpu")
+    return args.run.resume_step
+
+
+def test_a_run_that_went_back_does_not_go_on_from_what_it_left(parsed):
+    first, *_ = [save(parsed(), step) for step in (10, 20, 30)]
+    assert go_on(parsed, "--resume", str(first.path)) == 10
+    assert go_on(parsed, "--resume", "auto") == 10, "it died before its first checkpoint"
+    text = "\n".join(choose_checkpoint(parsed("--resume", "auto"), "cpu"))
+    assert "skipped global_step30: a later run went back to one before it; --resume " in text
+    args = parsed()
+    assert "the newest checkpoint is" in directory.newest_checkpoint(args)
+    assert "global_step10" in directory.newest_checkpoint(args)
+    save(parsed(), 12)
+    assert go_on(parsed, "--resume", "auto") == 12
+    (Path(args.ckpt.path) / "global_step12" / "_actor" / "latest").write_text("torn")
+    assert go_on(parsed, "--resume", "auto") == 10, "one of its own is damaged: the one before it counts"
+    assert go_on(parsed, "--resume", str(Path(args.ckpt.path) / "global_step30")) == 30, "it may change its mind"
+    assert go_on(parsed, "--resume", "auto") == 30
+
+
+def test_a_run_that_goes_on_leaves_older_checkpoints_to_fall_back_on(parsed):
+    for step in (10, 20, 30):
+        save(parsed(), step)
+    assert go_on(parsed, "--resume", "auto") == 30
+    args = parsed()
+    assert not (Path(args.ckpt.path) / "anew").exists()
+    (Path(args.ckpt.path) / "global_step30" / "_actor" / "latest").write_text("torn")
+    assert go_on(parsed, "--resume", "auto") == 20
+
+
+def test_a_run_that_goes_on_from_elsewhere_leaves_what_is_here_alone(parsed, tmp_path):
+    checkpoint = save(parsed("--ckpt.path", str(tmp_path / "elsewhere")), 10)
+    save(parsed(), 30)
+    assert go_on(parsed, "--resume", str(checkpoint.path)) == 10
+    args = parsed("--resume", str(checkpoint.path))
+    choose_checkpoint(args, "cpu")
+    assert directory.newest_checkpoint(args).endswith(f"the same --resume goes on from {checkpoint.path}")
+    args = parsed("--resume", "auto")
+    assert "skipped global_step30: a later run began anew here" in choose_checkpoint(args, "cpu")[0]
+    assert args.run.resume_from is None
+
+
+def test_a_run_that_began_anew_names_no_checkpoint_of_another(parsed):
+    save(parsed(), 20)
+    assert go_on(parsed) == 0
+    assert directory.newest_checkpoint(parsed()) == "no checkpoint was written (--ckpt.save_steps)"
+
+
 def test_the_first_start_of_a_command_that_resumes(parsed):
     args = parsed("--resume", "auto")
     assert "starting anew" in choose_checkpoint(args, "cpu")[0]

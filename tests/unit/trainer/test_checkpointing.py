@@ -182,6 +182,42 @@ def test_or_the_run_stops(new_trainer):
     assert [row["step"] for row in read_record(trainer.args.run.dir) if row["kind"] == "step"] == [2]
 
 
+def test_an_old_checkpoint_that_cannot_be_deleted_is_noted_once(new_trainer, monkeypatch):
+    import shutil
+
+    real = shutil.rmtree
+
+    def rmtree(path, *args, **kwargs):
+        if "step2" in str(path):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        real(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    trainer = new_trainer()
+    train(trainer, 2, 4, 6, 8, 10)
+    assert names(trainer) == ["global_step10", "global_step8"]
+    assert len(notes(trainer)) == 1
+    assert ".deleting-global_step2 cannot be deleted" in notes(trainer)[0]
+    trainer.actor_model_group.broken = OSError(errno.EIO, os.strerror(errno.EIO))
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: rmtree("step2"))
+    train(trainer, 12)
+    assert "no checkpoint global_step12" in notes(trainer)[-1], "not even what was staged can be deleted"
+    assert names(trainer) == ["global_step10", "global_step8"]
+
+
+def test_the_record_is_on_the_disk_before_a_checkpoint_has_its_name(new_trainer, monkeypatch):
+    """A checkpoint that knows more steps than the record would lose rows in a crash of the machine."""
+    import openrlhf_ktae.trainer.checkpointing as module
+
+    order = []
+    trainer = new_trainer()
+    sync, commit = trainer.record.sync, module.commit
+    monkeypatch.setattr(trainer.record, "sync", lambda: order.append("record") or sync())
+    monkeypatch.setattr(module, "commit", lambda *words: order.append("commit") or commit(*words))
+    train(trainer, 2)
+    assert order == ["record", "commit"]
+
+
 def test_without_room_nothing_is_written_and_the_best_is_still_to_come(new_trainer, monkeypatch):
     trainer = new_trainer()
     usage = SimpleNamespace(free=1000)
