@@ -11,6 +11,7 @@ global_step20/              one checkpoint; renamed to this name when it is whol
     global_step20_hf/         the model for transformers (--ckpt.save_hf)
 best_global_step20/         the same, of the best evaluation
 latest                      name of the checkpoint that was written last
-anew                        number of the first checkpoint of the run that began last, where others were before
+anew                        numbers of checkpoints that a run left, beginning anew or going back
+.lock                       held by the run that writes here
 .writing-global_step40/     one that is being written, or was when the run died
 """

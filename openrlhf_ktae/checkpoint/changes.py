@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.checkpoint.files import digest, files_below
@@ -47,9 +47,12 @@ BY_CONTENT = (
     "actor.model_name_or_path",
     "critic.model_name_or_path",
     "reward.model_name_or_path",
+    "reward.remote_url",
+    "train.agent_func_path",
 )
-"""Paths: another one with the same content is the same."""
-MODEL_FILES = (".json", ".safetensors", ".bin", ".model")
+"""Paths: another one with the same content is the same. Of a Python file its own text, not what it imports."""
+NO_CONTENT = (".md", ".png", ".jpg", ".svg", ".gif", ".pdf", ".log")  # suffixes of what nobody trains on
+NO_CONTENT_NAMES = ("LICENSE", "NOTICE")
 SHARDED = (
     "actor.num_nodes",
     "actor.num_gpus_per_node",
@@ -114,16 +117,14 @@ def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def content_of(args: SimpleNamespace) -> dict[str, str]:
+def content_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Return a digest for each option of `BY_CONTENT` that names local files."""
-    found = {}
+    options, found = flat(config), {}
     for name in BY_CONTENT:
-        group, leaf = name.split(".")
-        value = getattr(getattr(args, group), leaf, None)
-        if not value:
+        if not options.get(name):
             continue
-        parts = [Path(part.split("@")[0].strip()) for part in str(value).split(",")]
-        if all(part.exists() for part in parts):
+        parts = [Path(part.split("@")[0].strip()) for part in str(options[name]).split(",")]
+        if all(os.path.exists(part) for part in parts):
             found[name] = " ".join(_digest_of(part) for part in parts)
     return found
 
@@ -131,4 +132,10 @@ def content_of(args: SimpleNamespace) -> dict[str, str]:
 def _digest_of(path: Path) -> str:
     if path.is_file():
         return digest(path)
-    return " ".join(digest(file) for file in files_below(path) if file.suffix in (*MODEL_FILES, ".jsonl", ".parquet"))
+    names = ((file, file.relative_to(path)) for file in files_below(path))
+    return " ".join(f"{name}:{digest(file)}" for file, name in names if _is_content(name))
+
+
+def _is_content(name: Path) -> bool:
+    hidden = any(part.startswith(".") for part in name.parts)
+    return not hidden and name.suffix not in NO_CONTENT and not name.name.startswith(NO_CONTENT_NAMES)

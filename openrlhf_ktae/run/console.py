@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from openrlhf_ktae.checkpoint.folder import folders
 from openrlhf_ktae.run.record import METRICS_FILE, benchmarks, read_record
 
 POLL_SECONDS = 0.2
@@ -153,7 +154,7 @@ def _places(args: SimpleNamespace) -> list[str]:
     directory = Path(args.run.dir)
     places = [
         ("model", args.ckpt.output_dir),
-        ("checkpoints", args.ckpt.path if Path(args.ckpt.path).exists() else None),
+        ("checkpoints", args.ckpt.path if folders(Path(args.ckpt.path)) else None),
         ("metrics", directory / METRICS_FILE),
         ("options", directory / "config.yaml"),
         ("TensorBoard", args.logger.tensorboard_dir),

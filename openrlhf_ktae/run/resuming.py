@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from openrlhf_ktae.checkpoint.changes import content_of
+from openrlhf_ktae.checkpoint.lock import hold
 from openrlhf_ktae.checkpoint.resume import check_options, decide, other_versions
 from openrlhf_ktae.run.directory import nested_options, versions
 from openrlhf_ktae.safety.secrets import secrets_of
@@ -15,11 +16,13 @@ def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
     """Set `run.resume_from`, `run.resume_step`, `run.about`, the host's `ckpt.load_enable`; return lines for a person.
 
     Raises:
-        CannotResume: see `checkpoint.resume`.
+        CannotResume: see `checkpoint.resume`; or another run writes below `--ckpt.path`, see `checkpoint.lock`.
     """
+    hold(args.ckpt.path)
+    config = nested_options(args)
     args.run.about = {
-        "config": nested_options(args),
-        "data": content_of(args),
+        "config": config,
+        "data": content_of(config),
         "versions": versions(backend, secrets_of(args)),
     }
     decision = decide(args.resume, Path(args.ckpt.path))

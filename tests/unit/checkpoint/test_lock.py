@@ -1,0 +1,66 @@
+"""Two runs do not write below one `--ckpt.path`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from openrlhf_ktae.checkpoint.lock import InUse, hold
+from openrlhf_ktae.checkpoint.write import staging
+
+HOLDER = """
+import sys, time
+from openrlhf_ktae.checkpoint.lock import hold
+hold(sys.argv[1])
+print("holds", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run" / "checkpoints")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "holds\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(other_run, tmp_path):
+    from openrlhf_ktae.cli.options import parse_command_line
+    from openrlhf_ktae.cli.train_ppo_ray import REFUSALS
+    from openrlhf_ktae.run.resuming import choose_checkpoint
+
+    checkpoints = tmp_path / "run" / "checkpoints"
+    half = staging(checkpoints, "global_step2")
+    half.mkdir()
+    words = f"--pretrain m --prompt_data d --vllm_num_engines 1 --label_key label --run.dir {tmp_path}/run"
+    with pytest.raises(REFUSALS) as refusal:
+        choose_checkpoint(parse_command_line(words.split()), "cpu")
+    assert f"--ckpt.path {checkpoints}: another run (process {other_run.pid} on " in str(refusal.value)
+    assert "give another --ckpt.path" in str(refusal.value)
+    assert half.is_dir()
+    other_run.kill()
+    other_run.wait()
+    hold(checkpoints)
+    hold(checkpoints)
+    assert str(os.getpid()) in (checkpoints / ".lock").read_text()
+
+
+def test_where_there_are_no_locks_the_run_goes_on(tmp_path, monkeypatch):
+    import errno
+    import fcntl
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    hold(tmp_path / "checkpoints")
+    (tmp_path / "file").write_text("")
+    hold(tmp_path / "file" / "checkpoints")
+    assert issubclass(InUse, ValueError)
