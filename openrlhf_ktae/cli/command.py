@@ -57,6 +57,6 @@ def load_tokenizer(name: str, flag: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # left open, it asks
     except Exception as error:  # each layer has its own; all mean that there is no such tokenizer
         raise BadOption(f"{flag} {name}: no tokenizer there ({' '.join(str(error).split())[:120]})") from None

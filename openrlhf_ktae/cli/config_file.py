@@ -14,6 +14,7 @@ import yaml
 
 from openrlhf_ktae.cli.flat_names import flat_words
 from openrlhf_ktae.cli.host_parser import BadOption, nearest
+from openrlhf_ktae.safety.secrets import without_lines
 
 INCLUDE = "include"
 
@@ -73,7 +74,7 @@ def load_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     except RecursionError:
         raise BadOption(f"--config {path}: not a YAML file of options (nested too deeply)") from None
     except (yaml.YAMLError, ValueError, OSError) as error:
-        raise BadOption(f"--config {path}: not a YAML file ({' '.join(str(error).split())})") from None
+        raise BadOption(f"--config {path}: not a YAML file ({without_lines(error)})") from None
     if not isinstance(tree, Mapping):
         raise BadOption(f"--config {path}: write option names and values, such as `rollout: {{batch_size: 8}}`")
     own = dict(tree)

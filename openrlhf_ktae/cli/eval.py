@@ -233,7 +233,7 @@ def _model_length(name: str) -> int | None:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # each layer has its own; all mean that no engine could load it
         raise BadOption(f"--model {name}: no model there ({' '.join(str(error).split())[:120]})") from None
     return getattr(config, "max_position_embeddings", None)

@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
 from openrlhf_ktae.cli.host_parser import BadOption
@@ -26,6 +26,9 @@ from openrlhf_ktae.verifier.verdict import UNKNOWN
 
 TRAINING_ONLY = ("reward_file", "reward_timeout_s", "reward_log_keys", "max_unknown_share", "unknown_window")
 SHOWN = 60  # characters of a gold or an answer in the table
+MOST_LINE = 64 * 2**20  # characters; a response has some thousands
+MOST_UNPACKED = 256 * 2**20  # characters of a .gz that are read whatever its size
+MOST_RATIO = 200  # beyond them; responses shrink to a third, much repeated ones to a fiftieth
 
 
 class BadFile(Exception):
@@ -102,13 +105,13 @@ def read_rows(args: argparse.Namespace) -> Iterator[Row]:
         if not args.golds_only:
             response = _value(record, args.response_key, "--response_key", path, line)
             if not isinstance(response, str):
-                raise BadFile(f"{path}, line {line}: {args.response_key} is {response!r}, not a text")
+                raise BadFile(f"{path}, line {line}: {args.response_key} is {_short(response)}, not a text")
         yield Row(
             line,
             _value(record, args.gold_key, "--gold_key", path, line),
             response,
             _reward(record, args, path, line) if args.reward_key else None,
-            str(_value(record, args.group_key, "--group_key", path, line)) if args.group_key else "all",
+            _printable(_value(record, args.group_key, "--group_key", path, line)) if args.group_key else "all",
         )
     if count == 0:
         raise BadFile(f"{path} has no rows")
@@ -117,8 +120,8 @@ def read_rows(args: argparse.Namespace) -> Iterator[Row]:
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     line = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for line, text in enumerate(lines, 1):
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            for line, text in enumerate(_lines(file, path), 1):
                 if not text.strip():
                     continue
                 try:
@@ -132,6 +135,21 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise BadFile(f"{path}, after line {line}: cannot be read: {error}") from None
 
 
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """Yield the lines of a file; a small one that unpacks to fill the memory is refused before it does."""
+    most = max(MOST_UNPACKED, MOST_RATIO * path.stat().st_size) if path.suffix == ".gz" else math.inf
+    line, total = 0, 0
+    while text := file.readline(MOST_LINE + 1):
+        line, total = line + 1, total + len(text)
+        if total > most:
+            raise BadFile(
+                f"{path}, line {line}: unpacks to more than {most:,} characters; unpack it first if that is right"
+            )
+        if len(text) > MOST_LINE:
+            raise BadFile(f"{path}, line {line}: has more than {MOST_LINE:,} characters; write one response a line")
+        yield text
+
+
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         import pyarrow.parquet
@@ -143,6 +161,8 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from enumerate(rows, 1)
     except (OSError, pyarrow.ArrowException) as error:
         raise BadFile(f"{path}: not a parquet file: {error}") from None
+    except (ValueError, OverflowError) as error:
+        raise BadFile(f"{path}: a column has values that are no text, or no date ({error}); write it again") from None
 
 
 def _value(record: dict[str, Any], key: str, option: str, path: Path, line: int) -> Any:
@@ -156,14 +176,18 @@ def _value(record: dict[str, Any], key: str, option: str, path: Path, line: int)
     return value
 
 
+def _printable(value: Any) -> str:
+    return str(value).encode("utf-8", "replace").decode()
+
+
 def _reward(record: dict[str, Any], args: argparse.Namespace, path: Path, line: int) -> float | None:
     value = _value(record, args.reward_key, "--reward_key", path, line)
     if value is None:
         return None
     try:
         reward = float(value)
-    except (TypeError, ValueError):
-        raise BadFile(f"{path}, line {line}: {args.reward_key} is {value!r}, not a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise BadFile(f"{path}, line {line}: {args.reward_key} is {_short(value)}, not a number") from None
     return None if math.isnan(reward) else reward
 
 

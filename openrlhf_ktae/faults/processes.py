@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -46,12 +46,13 @@ def marked(value: str) -> list[psutil.Process]:
 
 def shared_memory(process: psutil.Process) -> set[str]:
     """Return the files in shared memory that the process maps or has open."""
-    folder = Path(f"/proc/{process.pid}")
-    try:
+    folder, maps, links = Path(f"/proc/{process.pid}"), "", []
+    with suppress(OSError):  # it is gone, or another user's
         maps = (folder / "maps").read_text(errors="replace")
-        links = [os.readlink(link) for link in (folder / "fd").iterdir()]
-    except OSError:
-        return set()
+    with suppress(OSError):
+        for link in list((folder / "fd").iterdir()):
+            with suppress(OSError):  # closed since the folder was read
+                links.append(os.readlink(link))
     return {path for path in (*re.findall(r"/dev/shm/\S+", maps), *links) if path.startswith(SHARED_MEMORY)}
 
 

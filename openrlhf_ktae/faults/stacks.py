@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from openrlhf_ktae.faults.processes import marked
+from openrlhf_ktae.safety.secrets import environment_secrets, masked_words
 
 VARIABLE = "OPENRLHF_KTAE_STACKS"
 SIGNAL = signal.SIGUSR1
@@ -52,10 +53,10 @@ def dump(folder: str, run_mark: str, target: Path) -> int:
     while time.monotonic() < end and not all(file.stat().st_size for file in files):
         time.sleep(0.1)
     time.sleep(0.3)  # the last one may be in the middle of it
-    parts = []
+    parts, secrets = [], environment_secrets()
     for process in processes:
         try:
-            name = f"{process.pid} {' '.join(process.cmdline())[:200]}"
+            name = f"{process.pid} {' '.join(masked_words(process.cmdline(), secrets))[:200]}"
         except psutil.Error:
             name = f"{process.pid} (gone)"
         path = Path(folder) / f"{process.pid}.txt"

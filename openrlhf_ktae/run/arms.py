@@ -18,6 +18,7 @@ from typing import Any
 from openrlhf_ktae.checkpoint.files import write_text
 from openrlhf_ktae.cli.config_file import load_config
 from openrlhf_ktae.run.plain_json import parse_json
+from openrlhf_ktae.safety.secrets import environment_secrets, masked_tree, masked_words
 
 STARTED, DONE, LOG = "arm.json", "done.json", "train.log"
 TRAIN = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray"]
@@ -40,12 +41,9 @@ class ArmRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the run: every option of its files, and the words of the command line."""
-        return {
-            "options": json.loads(json.dumps(load_config(self.config))),
-            "seed": self.seed,
-            "words": list(self.words),
-        }
+        """What decides the run: every option of its files, and the words of the command line; without keys."""
+        options = json.loads(json.dumps(load_config(self.config)))
+        return _without_keys({"options": options, "seed": self.seed, "words": list(self.words)})
 
     @property
     def done(self) -> bool:
@@ -56,6 +54,11 @@ class ArmRun:
         """The training command of this run."""
         own = ["--config", str(self.config), "--run.dir", str(self.directory), "--train.seed", str(self.seed)]
         return [*TRAIN, *own, *self.words]
+
+
+def _without_keys(settings: dict[str, Any]) -> dict[str, Any]:
+    secrets = environment_secrets()
+    return {**masked_tree(settings, secrets), "words": masked_words(settings["words"], secrets)}
 
 
 def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Sequence[str]) -> list[ArmRun]:
@@ -91,8 +94,9 @@ def _started_with(path: Path) -> Any:
     if not path.is_file():
         raise OtherArms(f"{path.parent}: is no run of a comparison; give another --output")
     try:
-        return parse_json(path.read_bytes())
-    except ValueError:
+        found = parse_json(path.read_bytes())
+        return _without_keys(found)  # an earlier release wrote them
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise OtherArms(f"{path}: cannot be read; delete {path.parent}, and it is run again") from None
 
 

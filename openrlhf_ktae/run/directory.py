@@ -29,7 +29,7 @@ import yaml
 from openrlhf_ktae.checkpoint.folder import BEST, own, read_manifest
 from openrlhf_ktae.checkpoint.write import go_on_from, start_anew
 from openrlhf_ktae.run.record import METRICS_FILE, RunRecord, rewind
-from openrlhf_ktae.safety.secrets import masked, redacted, secrets_of
+from openrlhf_ktae.safety.secrets import masked, masked_words, secrets_of
 
 PACKAGES = (
     "openrlhf-ktae",
@@ -169,6 +169,6 @@ def versions(backend: str, secrets: Sequence[str] = ()) -> dict[str, Any]:
         "backend": backend,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "command": [redacted(word, secrets) for word in sys.argv],
+        "command": masked_words(sys.argv, secrets),
         "packages": found,
     }

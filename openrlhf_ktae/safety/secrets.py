@@ -14,11 +14,15 @@ from types import SimpleNamespace
 from typing import Any
 
 MASK = "***"
-KEYS = ("logger.wandb.key",)  # options whose value is a key
-SECRET_NAME = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+KEYS = ("logger.wandb.key", "use_wandb")  # options whose value is a key
+SECRET_FLAG = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+SECRET_NAME = re.compile(rf"{SECRET_FLAG.pattern}|_(KEY|PAT|PWD|PASS|AUTH|ACCESS_KEY_ID)$", re.IGNORECASE)
 LEAST_LENGTH = 8  # a shorter value of such a variable ("1", "true") would mask ordinary words
-USER_IN_URL = re.compile(r"(?<=://)[^/@\s,]+(?=@)")
-SECRET_IN_QUERY = re.compile(r"(?i)([?&][\w.-]*(?:token|key|secret|password|signature)=)[^&#\s,]+")
+USER_IN_URL = re.compile(r"(?<=://)[^/\s,]+(?=@)")
+SLASH_IN_PASSWORD = re.compile(r"(?<=://)[^\s,@/:]*:(?!\d+/)[^\s,@]*/[^\s,@]*(?=@)")  # after digits it is a path
+SECRET_IN_QUERY = re.compile(
+    r"(?i)([?&][\w.-]*(?:token|key|secret|password|passwd|pwd|pass|signature|sig|auth|credential)=)[^&#\s,]+"
+)
 
 
 class Hidden(str):
@@ -73,7 +77,46 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
     """Return `text` without `secrets`, without user and password of a URL, and without keys in its query."""
     for secret in secrets:
         text = text.replace(secret, MASK)
-    return SECRET_IN_QUERY.sub(rf"\g<1>{MASK}", USER_IN_URL.sub(MASK, text))
+    text = SLASH_IN_PASSWORD.sub(MASK, USER_IN_URL.sub(MASK, text))
+    return SECRET_IN_QUERY.sub(rf"\g<1>{MASK}", text)
+
+
+def masked_words(words: Iterable[str], secrets: Iterable[str]) -> list[str]:
+    """Return a command line without keys: values of options that are one, and what `redacted` hides."""
+    secrets, shown, is_value = list(secrets), [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        is_key = name.startswith("--") and _is_key(name.removeprefix("--"))
+        if is_value and not word.startswith("--"):
+            shown.append(MASK)
+        else:
+            shown.append(f"{name}={MASK}" if is_key and equals else redacted(word, secrets))
+        is_value = is_key and not equals
+    return shown
+
+
+def masked_tree(tree: Any, secrets: Iterable[str]) -> Any:
+    """Return options as data without keys, as `masked_words` does for words."""
+    secrets = list(secrets)
+    if isinstance(tree, dict):
+        return {
+            name: MASK if value and _is_key(str(name)) else masked_tree(value, secrets) for name, value in tree.items()
+        }
+    if isinstance(tree, list):
+        return [masked_tree(value, secrets) for value in tree]
+    return redacted(tree, secrets) if isinstance(tree, str) else tree
+
+
+def _is_key(name: str) -> bool:
+    return name in KEYS or bool(SECRET_FLAG.search(name.replace("-", "_")))
+
+
+def without_lines(error: Exception) -> str:
+    """Return what is wrong with a file, and where, without the line of it that YAML's own message quotes."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if problem is None:
+        return " ".join(str(error).split())
+    return f"{problem}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(problem)
 
 
 def environment_secrets() -> list[str]:

@@ -162,3 +162,41 @@ def test_help_and_unknown_options(capsys):
             main(words)
         assert stop.value.code == code
     assert "--verifier.timeout_s" in capsys.readouterr().out
+
+
+def test_numbers_and_texts_that_cannot_be_are_refused_by_line(audit, tmp_path):
+    code, output, _ = audit([RIGHT, {**RIGHT, "reward": 10**400}], "--reward_key", "reward")
+    assert (code, "line 2: reward is 1000" in output, "Traceback" in output) == (2, True, False)
+    assert len(output) < 300
+    code, output, _ = audit([{**RIGHT, "set": "half \ud800"}, {**WRONG, "set": "b"}], "--group_key", "set")
+    assert (code, "half ?" in output) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.StringArray.from_buffers(1, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")),
+        pyarrow.array([2**62], pyarrow.timestamp("ms")),
+        pyarrow.array([2**30], pyarrow.date32()),
+    ],
+    ids=["text", "time", "date"],
+)
+def test_a_parquet_file_with_values_that_cannot_be_is_refused(audit, tmp_path, column):
+    table = pyarrow.table({"gold": ["1"], "response": ["1"], "odd": column})
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink)
+    code, output, _ = audit(sink.getvalue().to_pybytes(), name="rows.parquet")
+    assert (code, "error: " in output, "rows.parquet" in output) == (2, True, True)
+
+
+@pytest.mark.parametrize("bomb", [b" " * 2**22, b"\n" * 2**22], ids=["line", "lines"])
+def test_a_file_that_unpacks_to_a_thousand_times_its_size_is_refused(audit, monkeypatch, bomb):
+    monkeypatch.setattr("openrlhf_ktae.cli.verify.MOST_UNPACKED", 2**20)
+    code, output, _ = audit(gzip.compress(bomb), name="rows.jsonl.gz")
+    assert (code, "unpack it first" in output) == (2, True)
+
+
+def test_a_line_that_has_no_end_is_refused(audit, monkeypatch):
+    monkeypatch.setattr("openrlhf_ktae.cli.verify.MOST_LINE", 2**10)
+    code, output, _ = audit(b'{"gold": "1", "response": "' + b"x" * 2**11, name="rows.jsonl")
+    assert (code, "line 1" in output, "1,024" in output) == (2, True, True)

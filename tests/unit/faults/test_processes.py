@@ -98,6 +98,66 @@ def test_stacks_of_all_processes_in_one_file(stubborn, tmp_path):
     assert "waits_for_a_rank_that_is_gone" in (tmp_path / "stacks.txt").read_text()
 
 
+def test_stacks_are_written_without_the_keys_of_command_lines(tmp_path):
+    value = f"test-{tmp_path.name}"
+    words = [
+        sys.executable,
+        "-c",
+        "import time; print('up', flush=True); time.sleep(60)",
+        "--logger.wandb.key",
+        "0123key",
+    ]
+    environment = {**os.environ, processes.VARIABLE: value}
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "up\n"
+        stacks.dump(str(tmp_path), value, tmp_path / "stacks.txt")
+        text = (tmp_path / "stacks.txt").read_text()
+        assert f"=== {process.pid} " in text
+        assert "--logger.wandb.key ***" in text
+        assert "0123key" not in text
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_descriptor_that_closes_meanwhile_hides_no_other(stubborn, monkeypatch):
+    process, _, memory, _ = stubborn
+    held = f"/dev/shm/ktae-held-{os.getpid()}"
+    real, closed = os.readlink, []
+
+    def readlink(link, **more):
+        if str(link).endswith("/0") and not closed.append(link):
+            raise FileNotFoundError(link)
+        return real(link, **more)
+
+    monkeypatch.setattr(os, "readlink", readlink)
+    with open(held, "w"):
+        assert held in processes.shared_memory(psutil.Process())
+    os.unlink(held)
+    assert memory in processes.shared_memory(psutil.Process(process.pid))
+    assert closed
+
+
+def test_semaphores_that_nobody_has_open_any_more_are_found(tmp_path):
+    dead, held, old = (Path(f"/dev/shm/sem.mp-{os.getpid()}{name}") for name in ("dead", "held", "old"))
+    try:
+        for path in (dead, held, old):
+            path.write_text("")
+            os.utime(path, (time.time() - 5, time.time() - 5))
+        os.utime(old, (time.time() - 500, time.time() - 500))
+        with held.open():
+            used = processes.shared_memory(psutil.Process())
+            found = processes.dead_semaphores(time.time() - 60, used)
+        assert str(dead) in found
+        assert not {str(held), str(old)} & found
+        dead.touch()
+        assert str(dead) not in processes.dead_semaphores(time.time() - 60, set()), "it may be opened in a moment"
+    finally:
+        for path in (dead, held, old):
+            path.unlink()
+
+
 def test_the_watchdog_barks_once_and_only_when_nothing_is_recorded(tmp_path):
     record, barks = RunRecord(tmp_path), []
     with Watchdog(tmp_path, 1.0 / 60, barks.append):

@@ -143,3 +143,31 @@ def test_a_loading_script_of_a_data_set_does_not_run(tmp_path):
     with pytest.raises((RuntimeError, FileNotFoundError, ValueError, OSError)):
         load_dataset(str(folder), trust_remote_code=True)
     assert not (tmp_path / "evil.txt").exists()
+
+
+AS_A_COMMAND = """
+import sys
+from openrlhf_ktae.cli.command import load_tokenizer
+from openrlhf_ktae.cli.eval import _model_length
+for load in (lambda: load_tokenizer(sys.argv[1], "--model"), lambda: _model_length(sys.argv[1])):
+    try:
+        print(load())
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+def test_a_command_does_not_ask_whether_to_run_it(hostile_model, tmp_path):
+    """Without an answer of ours, transformers asks on the terminal, and `y` runs the code."""
+    config = json.loads((hostile_model / "config.json").read_text())
+    (hostile_model / "config.json").write_text(json.dumps({**config, "model_type": "evil"}))
+    evil = tmp_path / "evil.txt"
+    done = subprocess.run(
+        [sys.executable, "-c", AS_A_COMMAND, str(hostile_model)],
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "EVIL_FILE": str(evil)},
+        input="y\ny\ny\ny\n",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not evil.exists(), done.stdout

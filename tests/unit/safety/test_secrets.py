@@ -10,7 +10,7 @@ import yaml
 
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.run.directory import prepare
-from openrlhf_ktae.safety.secrets import Hidden, hidden, redacted
+from openrlhf_ktae.safety.secrets import Hidden, environment_secrets, hidden, masked_words, redacted
 
 KEY, PASSWORD, TOKEN = "0123456789abcdef" * 2, "hunter2-hunter2", "hf_verysecrettoken"
 WORDS = ["--pretrain", "m", "--prompt_data", "d.jsonl", "--vllm_num_engines", "1", "--advantage_estimator", "ktae"]
@@ -56,3 +56,95 @@ def test_ordinary_texts_stay_as_they_are():
     for text in ("Qwen/Qwen2.5", "a@b", "http://a.example/x?tokens=5", "mail me@x.example", "--train.max_tokens=3"):
         assert hidden(text, []) is text or redacted(text, []) == text
         assert not isinstance(hidden(text, []), Hidden)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://a.example/x?sig=SECRET&n=1",
+        "http://a.example/x?auth=SECRET",
+        "http://a.example/x?n=1&pwd=SECRET",
+        "http://a.example/x?X-Amz-Signature=SECRET",
+        "http://a.example/x?pass=SECRET#here",
+        "http://me:SECRET/SECRET@a.example/x",
+        "http://me:SECRET@SECRET@a.example/x",
+        "https://SECRET@a.example/x",
+        "http://me:1/SECRET@x.example/a.example",
+    ],
+)
+def test_keys_in_addresses(text):
+    shown = redacted(text, [])
+    assert "SECRET" not in shown or text.startswith("http://me:1/")  # which says: host me, port 1
+    assert "a.example" in shown
+
+
+@pytest.mark.parametrize(
+    "text", ["http://a.example:8000/by/me@work", "http://a.example/@me", "s3://bucket/a@b:c@d", "x?design=2&passes=3"]
+)
+def test_addresses_without_keys_stay_as_they_are(text):
+    assert redacted(text, []) == text
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_SECRET_ACCESS_KEY", "DEPLOY_KEY", "GH_PAT", "DB_PWD", "HF_TOKEN", "AZURE_APIKEY"]
+)
+def test_variables_that_hold_secrets(name, monkeypatch):
+    monkeypatch.setenv(name, "a-secret-value")
+    assert "a-secret-value" in environment_secrets()
+
+
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD", "PATH", "COMPAT", "KEYBOARD"])
+def test_variables_that_hold_none(name, monkeypatch):
+    monkeypatch.setenv(name, "/no/secret/value")
+    assert "/no/secret/value" not in environment_secrets()
+
+
+def test_keys_among_words_of_a_command_line():
+    words = ["train", "--use_wandb", KEY, f"--logger.wandb.key={KEY}", "--redis-password=pass", "--api_key", "k", "--x"]
+    words += [
+        "--data.input_key",
+        "question",
+        "--actor.max_new_tokens",
+        "5",
+        "http://me:hidden@a.example",
+        "has " + TOKEN,
+    ]
+    assert masked_words(words, [TOKEN]) == [
+        *("train", "--use_wandb", "***", "--logger.wandb.key=***", "--redis-password=***", "--api_key", "***", "--x"),
+        *("--data.input_key", "question", "--actor.max_new_tokens", "5", "http://***@a.example", "has ***"),
+    ]
+
+
+def test_arms_of_a_comparison_are_written_without_keys(tmp_path, monkeypatch):
+    from openrlhf_ktae.run.arms import STARTED, OtherArms, execute, plan
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("openrlhf_ktae.run.arms.TRAIN", ["true"])
+    config = tmp_path / "arm.yaml"
+    tree = {
+        "logger": {"wandb": {"key": KEY, "group": f"by {TOKEN}"}},
+        "reward": {"remote_url": [f"http://m:{PASSWORD}@a.x"]},
+    }
+    config.write_text(yaml.safe_dump(tree))
+    words = ["--use_wandb", KEY, "--x", f"http://me:{PASSWORD}@a.example/"]
+    (run,) = plan([config], [1], tmp_path / "out", words)
+    assert execute(run) == 0
+    assert KEY in run.command()
+    text = (run.directory / STARTED).read_text()
+    for secret in (KEY, PASSWORD, TOKEN):
+        assert secret not in text
+    assert plan([config], [1], tmp_path / "out", words)[0].done, "and it is the same run again"
+    (run.directory / STARTED).write_text(json.dumps({"options": {"logger.wandb.key": KEY}, "seed": 1, "words": words}))
+    with pytest.raises(OtherArms):
+        plan([config], [1], tmp_path / "out", words)
+
+
+def test_a_configuration_that_is_none_is_refused_without_its_lines(tmp_path):
+    from openrlhf_ktae.cli.config_file import load_config
+    from openrlhf_ktae.cli.host_parser import BadOption
+
+    path = tmp_path / "c.yaml"
+    path.write_text(f"logger: {{wandb: {{key: {KEY}: {TOKEN}}}}}\n")
+    with pytest.raises(BadOption, match="line 1") as refusal:
+        load_config(path)
+    assert KEY not in str(refusal.value)
