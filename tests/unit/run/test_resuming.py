@@ -260,3 +260,27 @@ def test_a_supervisor_goes_on_from_this_runs_checkpoints_once_there_are_some(par
     assert list(options.resume_words()) == []
     save(args, 22)
     assert list(options.resume_words()) == ["--resume", "auto"]
+
+
+def test_other_versions_are_said_when_a_run_goes_on(parsed):
+    args = parsed()
+    choose_checkpoint(args, "cpu")
+    args.run.about["versions"]["packages"]["torch"] = "0.1"
+    begin(args.ckpt.path, "global_step2")
+    (Path(args.ckpt.path) / ".writing-global_step2" / "_actor").mkdir()
+    (Path(args.ckpt.path) / ".writing-global_step2" / "_actor" / "latest").write_text("global_step2")
+    commit(args.ckpt.path, "global_step2", 2, args.run.about)
+    assert "torch 0.1 -> " in choose_checkpoint(parsed("--resume", "auto"), "cpu")[-1]
+
+
+def test_a_model_that_has_changed_is_refused(parsed, tmp_path, root):
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(root / "examples/quickstart/model", model)
+    save(parsed("--pretrain", str(model)), 2)
+    moved = shutil.move(model, tmp_path / "moved")
+    choose_checkpoint(parsed("--resume", "auto", "--pretrain", str(moved)), "cpu")
+    (tmp_path / "moved" / "chat_template.jinja").write_text("other")
+    with pytest.raises(CannotResume, match=r"--actor\.model_name_or_path"):
+        choose_checkpoint(parsed("--resume", "auto", "--pretrain", str(moved)), "cpu")

@@ -23,3 +23,41 @@ def test_shares_of_parameters_are_what_zero_left_of_them(host, tmp_path):
     load_shares(after, torch.load(tmp_path / "share.pt", weights_only=True))
     assert after.weight.ds_tensor.tolist() == [5, 6, 7]
     assert after.bias.tolist() == [7, 7]
+
+
+def test_a_rank_goes_on_with_its_random_state_and_averaged_weights(host, tmp_path):
+    from types import SimpleNamespace
+
+    from openrlhf_ktae.checkpoint.write import begin
+    from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
+
+    class HostActor:
+        def __init__(self):
+            ckpt = SimpleNamespace(path=str(tmp_path))
+            options = SimpleNamespace(ckpt=ckpt, run=SimpleNamespace(resume_from=None))
+            self.strategy = SimpleNamespace(args=options, time_steps={"ema": 0})
+            self.ema_model, self._rank, self.paths = torch.nn.Linear(2, 1), 1, []
+
+        def init_model_from_pretrained(self, strategy):
+            self.paths.append(strategy.args.ckpt.path)
+            torch.rand(7)  # a model draws as it is made
+
+        def save_checkpoint(self, tag):
+            self.paths.append(self.strategy.args.ckpt.path)
+
+    class Actor(CheckpointedActor, HostActor):
+        role = "actor"
+
+    first = Actor()
+    first.strategy.time_steps["ema"] = 5
+    staged = begin(tmp_path, "global_step2")
+    first.save_checkpoint("global_step2")
+    assert first.paths == [str(staged)]
+    expected = torch.rand(3)
+    second = Actor()
+    second.strategy.args.run.resume_from = str(staged)
+    second.init_model_from_pretrained(second.strategy)
+    assert second.paths == [str(staged)]
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(second.ema_model.weight, first.ema_model.weight)
+    assert second.strategy.time_steps["ema"] == 5
