@@ -27,7 +27,7 @@ from openrlhf_ktae.run.plain_json import parse_json
 METRICS_FILE = "metrics.jsonl"
 ABANDONED_FILE = "metrics.abandoned.jsonl"
 DAMAGED_FILE = "metrics.damaged"
-NEEDED = {"step": {"step": int}, "eval": {"step": int, "when": str}, "plan": {"steps": int}}
+NEEDED: dict[str, dict[str, type]] = {"step": {"step": int}, "eval": {"step": int, "when": str}, "plan": {"steps": int}}
 """What a row of a kind must have for a run to go on from it; other kinds need nothing."""
 logger = logging.getLogger(__name__)
 

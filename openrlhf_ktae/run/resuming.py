@@ -18,7 +18,8 @@ def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
     Raises:
         CannotResume: see `checkpoint.resume`; or another run writes below `--ckpt.path`, see `checkpoint.lock`.
     """
-    hold(args.ckpt.path)
+    if Path(args.ckpt.path).is_dir():  # a run that is refused leaves no folder behind
+        hold(args.ckpt.path)
     config = nested_options(args)
     args.run.about = {
         "config": config,
@@ -30,8 +31,9 @@ def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
     args.run.resume_from = str(chosen.path) if chosen else None
     args.run.resume_step = chosen.step if chosen else 0
     args.ckpt.load_enable = chosen is not None
-    if chosen is None:
-        return decision.lines
-    about = args.run.about
-    check_options(chosen, about["config"], about["data"], args.run.accept_changes)
-    return [*decision.lines, *other_versions(chosen, about["versions"])]
+    lines, about = list(decision.lines), args.run.about
+    if chosen is not None:
+        check_options(chosen, about["config"], about["data"], args.run.accept_changes)
+        lines += other_versions(chosen, about["versions"])
+    hold(args.ckpt.path)
+    return lines
