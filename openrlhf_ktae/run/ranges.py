@@ -54,7 +54,7 @@ RANGES: dict[str, Range] = {
     "ckpt.max_mem": SIZE,
     "train.seed": Range(0, 2**32 - 1),
     "train.ema_beta": SHARE,
-    "ds.zero_stage": Range(0, 3),
+    "ds.zero_stage": Range(1, 3),  # without ZeRO there is no check for gradients that are not finite
     "ds.lora.rank": NOT_NEGATIVE,
     "ds.lora.dropout": SHARE,
     "data.dataloader_num_workers": NOT_NEGATIVE,
