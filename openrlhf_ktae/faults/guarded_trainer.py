@@ -11,7 +11,7 @@ from openrlhf.utils.logging_utils import init_logger
 from openrlhf_ktae.faults.collapse import REPETITION, CollapseWatch, IdleWatch, repetition
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.faults.ending import EndOrder, Interrupted
-from openrlhf_ktae.faults.nonfinite import SKIPPED, NonFiniteBatch, save_batch
+from openrlhf_ktae.faults.nonfinite import CRITIC_SKIPPED, SKIPPED, NonFiniteBatch, save_batch
 from openrlhf_ktae.faults.rollouts import FAILED
 from openrlhf_ktae.trainer.checkpointing import saves_weights, saving_every
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
@@ -87,8 +87,9 @@ class GuardedTrainer:
             experiences = fault.experiences
         else:
             experiences = rollout_samples
-            if status.get(SKIPPED):
-                what = "a loss or gradient is not finite"
+            who = [name for name, key in (("the policy", SKIPPED), ("the critic", CRITIC_SKIPPED)) if status.get(key)]
+            if who:
+                what = f"a loss or gradient of {' and '.join(who)} is not finite"
         if what:
             self._skipped(step, what, experiences, coefficient)
         else:

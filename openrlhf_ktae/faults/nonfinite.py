@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 POSTMORTEM = "postmortem"
 SKIPPED = "faults/skipped_updates"
+CRITIC_SKIPPED = "faults/skipped_critic_updates"
 CHECKED = ("advantages", "action_log_probs", "base_action_log_probs")
 SAVED = (
     *("sequences", "attention_mask", "action_mask", "advantages", "returns", "rewards", "scores"),
