@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 START_MINUTES = 20  # for a process to come back, where its node may have gone
 POLL_SECONDS = 1.0
 DEAD_FOR_GOOD = 3  # answers in a row; a call that was under way as the actor died fails in the same way, once
 
-# What the ranks that are left say, and vLLM's actor of its own core; then what this package says.
-SIGNS = (
-    *("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "EngineDeadError", "ActorDiedError"),
-    *("OutdatedEngine", "EnginesLost", "ModelLost"),
-    "killed due to the node running low on memory",  # Ray's own, where the call that failed was another process's
-)
+# By the names of their classes: vLLM's, of a core that died, and this package's, some of which are defined above this
+# module. The text of an error proves nothing: an agent's may quote anything.
+GONE = ("EngineDeadError", "OutdatedEngine", "EnginesLost", "ModelLost")
+# What the ranks that are left say is a text of gloo's or NCCL's, in one of torch's own types.
+COLLECTIVE_ERRORS = ("RuntimeError", "DistBackendError", "DistNetworkError")
+COLLECTIVE_SIGNS = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError")
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it comes from: what Ray wraps, whose own type is another one, and `raise ... from`."""
+    while error is not None:
+        yield error
+        error = getattr(error, "cause", None) if _is_task_error(error) else error.__cause__
+
+
+def of_type(error: BaseException, names: Container[str]) -> bool:
+    """Whether an error, or what it comes from, is of a class with one of the names."""
+    return any(kind.__name__ in names for one in causes(error) for kind in type(one).__mro__)
 
 
 def died(error: BaseException) -> bool:
     """Whether an error, of Ray or of a process of the run, comes from a process that is gone."""
     from ray import exceptions
 
-    gone = (exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.ObjectLostError)
-    return isinstance(error, gone) or any(sign in f"{type(error).__name__} {error}" for sign in SIGNS)
+    gone = (
+        exceptions.RayActorError,
+        exceptions.WorkerCrashedError,
+        exceptions.ObjectLostError,
+        exceptions.OutOfMemoryError,  # Ray ended a process; the call that failed may be another one's
+    )
+    return of_type(error, GONE) or any(isinstance(one, gone) or _lost_a_peer(one) for one in causes(error))
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    return type(error).__name__ in COLLECTIVE_ERRORS and any(sign in str(error) for sign in COLLECTIVE_SIGNS)
+
+
+def _is_task_error(error: BaseException) -> bool:
+    return any(kind.__name__ == "RayTaskError" for kind in type(error).__mro__)
 
 
 def answered(call: Callable[[], Any], minutes: float = START_MINUTES) -> Any:

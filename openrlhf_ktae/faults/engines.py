@@ -19,9 +19,9 @@ from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from openrlhf_ktae.faults.config import FaultsConfig
-from openrlhf_ktae.faults.deaths import POLL_SECONDS, answered
+from openrlhf_ktae.faults.deaths import POLL_SECONDS, answered, causes, of_type
 
-SIGNS = ("EngineDeadError", "OutdatedEngine")  # vLLM's, of a core that died; ours
+GONE = ("EngineDeadError", "OutdatedEngine")  # vLLM's, of a core that died; ours
 logger = init_logger(__name__)
 
 
@@ -50,7 +50,7 @@ def started_again() -> bool:
 
 def engine_died(error: BaseException) -> bool:
     """Whether a process of an engine is gone: Ray's actor, or vLLM's core below it."""
-    return isinstance(error, RayActorError) or any(sign in f"{type(error).__name__} {error}" for sign in SIGNS)
+    return of_type(error, GONE) or any(isinstance(one, RayActorError) for one in causes(error))
 
 
 def short(error: BaseException) -> str:

@@ -7,12 +7,13 @@ more.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Awaitable, Callable, Iterator
+from functools import cached_property, wraps
 from typing import Any
 
 import torch
@@ -20,14 +21,38 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
 from openrlhf_ktae.faults.config import RETRIES_VARIABLE, FaultsConfig
-from openrlhf_ktae.faults.engines import OutdatedEngine, engine_died, short, started_again
+from openrlhf_ktae.faults.deaths import of_type
+from openrlhf_ktae.faults.engines import GONE, OutdatedEngine, engine_died, short, started_again
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
 
 FAILURE = "failure"  # key of a response that stands for one that could not be made
 FAILED = "faults/failed_rollouts"  # key of `info`; its mean is the share
 WINDOW = 64  # prompts; fewer make no share
-FATAL = ("EngineDeadError", "max_unknown_share")  # a dead engine, and a verifier that means to stop the run
+
+
+class AgentGaveUp(RuntimeError):
+    """An agent wanted to end its process, or its task."""
+
+
+def contained(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return `execute`, a method of an agent, whose SystemExit and CancelledError are errors like others.
+
+    In a task the first would end the engine's event loop, and nobody would hear of the second; one that Ray
+    or vLLM has asked for stays what it is.
+    """
+
+    @wraps(execute)
+    async def rollout(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await execute(*args, **kwargs)
+        except (SystemExit, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            raise AgentGaveUp(f"the agent raised {type(error).__name__}({error})") from error
+
+    return rollout
 
 
 class RetryingRollouts:
@@ -48,9 +73,13 @@ class RetryingRollouts:
         for _ in range(1 + int(os.environ.get(RETRIES_VARIABLE, "0"))):
             try:
                 return await super().generate_responses(**call)  # type: ignore[misc]
+            except TrainingStopped:  # a verifier means to stop the run
+                raise
             except Exception as raised:  # whatever an agent may raise
-                if any(word in f"{type(raised).__name__} {raised}" for word in FATAL):
+                if of_type(raised, GONE):
                     raise
+                if self.llm.errored:  # whatever the agent has made of it
+                    raise self.llm.dead_error from raised
                 error = raised
                 logging.getLogger(__name__).exception("a rollout failed on the prompt %.80r", call["prompt"])
         return [empty_response(call, f"{type(error).__name__}: {error}") for _ in range(call.get("num_samples", 1))]

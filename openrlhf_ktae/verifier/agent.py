@@ -14,6 +14,7 @@ from typing import Any
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
+from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verdict, Verifier, VerifierConfig
 from openrlhf_ktae.verifier.formats import keeps_format
 from openrlhf_ktae.verifier.user_reward import RewardFile
@@ -117,7 +118,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
             f"  gold {seen.gold!r}, answer {seen.extracted!r}: {seen.reason} {seen.detail}"
             for seen in unknown[-EXAMPLES:]
         )
-        raise RuntimeError(
+        raise TrainingStopped(
             f"{share:.1%} of the last {len(self._unknown)} answers could not be checked, more than max_unknown_share "
             f"({self.config.max_unknown_share:.1%}) allows. Look at these, or raise the limit:\n{examples}"
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from openrlhf.trainer.ray import vllm_engine as host
 
+from openrlhf_ktae.faults.rollouts import contained
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.process_setup import leave_interrupts_to_the_driver
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
@@ -48,6 +49,7 @@ class KTAERolloutActor(_HostRolloutActor):
         await super().__init__(*args, **kwargs)
         for name in ANSWERED_BY_THE_CORE:
             setattr(self.llm, name, unless_dead(self.llm, getattr(self.llm, name)))
+        self.executor.execute = contained(self.executor.execute)
 
     async def hold(self) -> None:
         """Schedule nothing until `release`."""

@@ -21,9 +21,67 @@ def a_shape():
     return RayTaskError("fit", f"a stack\nValueError: {cause}", cause).as_instanceof_cause()
 
 
-@pytest.mark.parametrize(("error", "expected"), [(low_on_memory, True), (a_shape, False)])
-def test_a_process_that_ray_killed_for_memory_is_gone_whoever_called_it(error, expected):
+def wrapped(cause):
+    """What Ray raises in a process that called one in which `cause` was raised."""
+    from ray.exceptions import RayTaskError
+
+    return RayTaskError("fit", f"a stack\n{type(cause).__name__}: {cause}", cause).as_instanceof_cause()
+
+
+def a_quotation():
+    return wrapped(ValueError("the engine said EngineDeadError, ActorDiedError and Connection closed by peer"))
+
+
+def a_dead_core():
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    return wrapped(EngineDeadError())
+
+
+def a_dead_actor_of_another_process():
+    from ray.exceptions import ActorDiedError
+
+    return wrapped(ActorDiedError())
+
+
+def gloo():
+    return wrapped(RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1234"))
+
+
+def a_server_of_rewards():
+    return wrapped(ConnectionResetError("Connection reset by peer"))
+
+
+def lost_engines():
+    from openrlhf_ktae.faults.engines import EnginesLost
+
+    return wrapped(EnginesLost("an engine does not come back"))
+
+
+def of_a_dead_core():
+    try:
+        raise ValueError("no output") from a_dead_core()
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (low_on_memory, (True, False)),
+        (a_shape, (False, False)),
+        (a_quotation, (False, False)),
+        (a_dead_core, (True, True)),
+        (a_dead_actor_of_another_process, (True, True)),
+        (gloo, (True, False)),
+        (a_server_of_rewards, (False, False)),
+        (lost_engines, (True, False)),
+        (of_a_dead_core, (True, True)),
+    ],
+)
+def test_types_of_errors_tell_what_died(error, expected, host):
     """The call that fails may be another process's, so that the error is a task's and not an actor's."""
     from openrlhf_ktae.faults.deaths import died
+    from openrlhf_ktae.faults.engines import engine_died
 
-    assert died(error()) is expected
+    assert (died(error()), engine_died(error())) == expected

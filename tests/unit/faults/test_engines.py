@@ -17,9 +17,12 @@ def engine_class(ray_here):
     """An engine without a model: it knows which weights it was sent, and forgets them when its process dies."""
     from openrlhf_ktae.faults.rollouts import RetryingRollouts
 
+    class EngineDeadError(RuntimeError):
+        """By name, vLLM's."""
+
     class Core:
         def __init__(self):
-            self.errored, self.dead_error = False, RuntimeError("EngineDeadError: the core is gone")
+            self.errored, self.dead_error = False, EngineDeadError("the core is gone")
 
     class Engine:
         def __init__(self):

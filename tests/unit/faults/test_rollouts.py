@@ -12,6 +12,10 @@ import torch
 from openrlhf_ktae.faults.config import RETRIES_VARIABLE, FaultsConfig
 
 
+class EngineDeadError(RuntimeError):
+    """By name, vLLM's."""
+
+
 @pytest.fixture(scope="module")
 def tokenizer(root):
     from transformers import AutoTokenizer
@@ -27,6 +31,7 @@ def engine(host, monkeypatch):
     class Engine:
         def __init__(self, *errors):
             self.errors, self.calls = list(errors), 0
+            self.llm = SimpleNamespace(errored=False, dead_error=EngineDeadError("the core is gone"))
 
         async def generate_responses(self, **call):
             self.calls += 1
@@ -59,12 +64,113 @@ def test_then_empty_rollouts_that_say_why(engine, tokenizer):
     assert len(responses[0]["rollout_log_probs"]) == len(responses[0]["observation_tokens"])
 
 
-@pytest.mark.parametrize("text", ["EngineDeadError: core died", "more than max_unknown_share allows"])
-def test_a_dead_engine_and_a_verifier_that_stops_are_no_failed_rollouts(text, engine, tokenizer):
-    made = engine(RuntimeError(text), RuntimeError(text))
-    with pytest.raises(RuntimeError):
+def test_a_dead_engine_and_a_verifier_that_stops_are_no_failed_rollouts(engine, tokenizer):
+    from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+
+    for error in (EngineDeadError("the core died"), TrainingStopped("more than max_unknown_share allows")):
+        made = engine(error)
+        with pytest.raises(type(error)):
+            asyncio.run(made.generate_responses(**call(tokenizer)))
+        assert made.calls == 1
+
+
+def test_what_an_agent_makes_of_a_dead_engine_is_no_failed_rollout(engine, tokenizer):
+    made = engine(KeyError("no output"))
+    made.llm.errored = True
+    with pytest.raises(EngineDeadError):
         asyncio.run(made.generate_responses(**call(tokenizer)))
-    assert made.calls == 1
+
+
+@pytest.mark.parametrize("text", ["EngineDeadError: core died", "OutdatedEngine", "more than max_unknown_share allows"])
+def test_an_agent_that_quotes_an_error_has_failed_like_others(text, engine, tokenizer):
+    made = engine(RuntimeError(text), RuntimeError(text))
+    responses = asyncio.run(made.generate_responses(**call(tokenizer)))
+    assert made.calls == 2
+    assert text in responses[0]["failure"]
+
+
+class Agent:
+    """Raises what it is given, or waits."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    async def execute(self, **_):
+        if self.error is None:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+        raise self.error
+
+
+@pytest.fixture
+def host_engine(host, monkeypatch):
+    """Our engine's actor around an agent, made by its own `__init__`; the host's makes vLLM."""
+    from openrlhf_ktae.faults.rollouts import RetryingRollouts
+    from openrlhf_ktae.trainer.ray import vllm_engine
+
+    core = SimpleNamespace(errored=False, dead_error=EngineDeadError("the core is gone"))
+
+    async def never(*args, **kwargs):
+        await asyncio.Event().wait()
+
+    for name in vllm_engine.ANSWERED_BY_THE_CORE:
+        setattr(core, name, never)
+
+    async def init(self, agent):
+        self.executor, self.llm = agent, core
+
+    monkeypatch.setattr(vllm_engine._HostRolloutActor, "__init__", init)
+    monkeypatch.setattr(vllm_engine, "leave_interrupts_to_the_driver", lambda: None)
+    monkeypatch.setattr(vllm_engine, "DEATH_POLL_SECONDS", 0.05)
+    monkeypatch.setenv(RETRIES_VARIABLE, "1")
+    guarded = type("Guarded", (RetryingRollouts, vllm_engine.KTAERolloutActor), {})
+
+    async def make(agent):
+        made = guarded.__new__(guarded)
+        await made.__init__(agent)
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError("a timeout of its own")])
+def test_an_agent_that_wants_to_end_the_process_has_failed_like_others(error, seed, host_engine, tokenizer):
+    """In a task of asyncio, as the host runs agents, SystemExit would end the event loop of the engine."""
+
+    async def run():
+        made = await host_engine(Agent(error))
+        request = call(tokenizer)
+        request["sampling_params"].seed = seed
+        return await made.generate_responses(**request)
+
+    responses = asyncio.run(run())
+    assert len(responses) == 2
+    assert type(error).__name__ in responses[0]["failure"]
+
+
+def test_a_call_that_ray_cancels_ends(host_engine, tokenizer):
+    async def run():
+        made = await host_engine(Agent())
+        asked = asyncio.ensure_future(made.generate_responses(**call(tokenizer)))
+        await asyncio.sleep(0.1)
+        asked.cancel()
+        await asked
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(run())
+
+
+def test_every_call_of_the_core_fails_when_it_dies(host_engine):
+    from openrlhf_ktae.trainer.ray.vllm_engine import ANSWERED_BY_THE_CORE
+
+    async def run():
+        made = await host_engine(Agent())
+        made.llm.errored = True
+        asked = [getattr(made.llm, name)() for name in ANSWERED_BY_THE_CORE]
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+
+    assert {type(error) for error in asyncio.run(run())} == {EngineDeadError}
 
 
 @pytest.fixture
