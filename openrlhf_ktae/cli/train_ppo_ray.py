@@ -98,13 +98,15 @@ def run(argv: Sequence[str]) -> str | None:
         if plan:
             (Path(args.run.dir) / PLAN_FILE).write_text(plan.table() + "\n", encoding="utf-8")
             console.say(f"plan: {plan.summary()} ({PLAN_FILE})")
-        _train_watched(args, backend, console)
+        stopped = _train_watched(args, backend, console)
     print(summary(args))
-    return stop_reason(args.run.dir) or (None if args.run.resume_step else untrained(args.run.dir))
+    if args.run.resume_step:
+        return stop_reason(args.run.dir) or stopped
+    return stop_reason(args.run.dir) or stopped or untrained(args.run.dir)
 
 
-def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) -> None:
-    """Train; end cleanly on a signal, and with all stacks when nothing happens any more.
+def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) -> str | None:
+    """Train; end cleanly on a signal, and with all stacks when nothing happens any more; return why, in that case.
 
     Raises:
         ProcessDied: a process is gone; the message names the checkpoint to go on from.
@@ -115,10 +117,15 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
 
     def bark(reason: str) -> None:
         path = Path(args.run.dir) / STACKS_FILE
-        count = stacks.dump(os.environ[stacks.VARIABLE], mark(), path)
-        reason = f"{reason}; the stacks of {count} processes are in {path}"
-        RunRecord(args.run.dir).stopped(reason)
-        end.stop_now(reason)
+        try:
+            count = stacks.dump(os.environ[stacks.VARIABLE], mark(), path)
+            reason = f"{reason}; the stacks of {count} processes are in {path}"
+        except Exception as error:  # a full disk, say: the run stops all the same
+            reason = f"{reason}; no stacks, {type(error).__name__}: {error}"
+        try:
+            RunRecord(args.run.dir).stopped(reason)
+        finally:
+            end.stop_now(reason)
 
     try:
         with Watchdog(args.run.dir, args.run.watchdog_minutes, bark):
@@ -133,6 +140,7 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
         signal.signal(signal.SIGTERM, _interrupt)
         end.order.clear()
         shutil.rmtree(os.environ.pop(stacks.VARIABLE, ""), ignore_errors=True)
+    return end.reason or None
 
 
 def plan_of(args: SimpleNamespace, backend: str) -> Plan:

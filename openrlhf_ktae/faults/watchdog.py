@@ -45,7 +45,8 @@ class Watchdog:
 
     def _size(self) -> tuple[int, int]:
         """Return the record's size, and its time: on a full disk it cannot grow, and is touched instead."""
-        if not self._record.is_file():
+        try:
+            state = self._record.stat()
+        except OSError:  # not there yet
             return 0, 0
-        state = self._record.stat()
         return state.st_size, state.st_mtime_ns
