@@ -134,7 +134,7 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
         raise ProcessDied(f"{fault}; {directory.newest_checkpoint(args)}") from None
     except KeyboardInterrupt:
         if not end.reason:
-            raise KeyboardInterrupt(end.outcome()) from None
+            raise KeyboardInterrupt(end.outcome(directory.newest_checkpoint(args))) from None
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, _interrupt)

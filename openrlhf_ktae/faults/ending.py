@@ -23,6 +23,10 @@ class Interrupted(RuntimeError):
     """The trainer ends because it was asked to; the message says what is saved."""
 
 
+class GivenUp(RuntimeError):
+    """An end was asked for while rollouts were under way, of a step or of an evaluation."""
+
+
 class EndOrder:
     """The files; every method may be called from any process."""
 
@@ -41,7 +45,7 @@ class EndOrder:
         self._write(TRAINING, "")
 
     def ask(self) -> None:
-        """Ask for an end at the next boundary between two steps."""
+        """Ask for an end at the next moment at which the weights are those of a step."""
         self._write(ASKED, "")
 
     def answer(self, text: str) -> None:
@@ -101,12 +105,12 @@ class CleanEnd:
         self.reason = reason
         self._interrupt()
 
-    def outcome(self) -> str:
-        """Say what became of the order, for the last line of the run."""
+    def outcome(self, newest: str) -> str:
+        """Say what became of the order, for the last line of the run; `newest` names the newest checkpoint."""
         answer = self.order.answered
         if answer:
             return answer
-        return "no checkpoint was written on the way out" if self._waiting else "nothing was trained yet"
+        return f"no checkpoint was written on the way out; {newest}" if self._waiting else "nothing was trained yet"
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._waiting is not None or self.reason or not self.order.is_training:
@@ -117,11 +121,11 @@ class CleanEnd:
         self._waiting.start()
 
     def _wait(self, name: str) -> None:
-        self._say(f"{name}: a checkpoint after this step, at most {self._grace:g} s; once more ends at once")
+        self._say(f"{name}: a checkpoint of the last step, at most {self._grace:g} s; once more ends at once")
         end = time.monotonic() + self._grace
         while time.monotonic() < end and self.order.answered is None:
-            if self._over.wait(POLL_SECONDS):
-                return  # somebody was less patient
+            if self._over.wait(POLL_SECONDS) or not self.order.asked:
+                return  # somebody was less patient, or the run has ended by itself
         self._interrupt()
 
     @staticmethod

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from queue import Empty
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.faults.deaths import POLL_SECONDS, answered, causes, of_type
+from openrlhf_ktae.faults.ending import EndOrder, GivenUp
 
 GONE = ("EngineDeadError", "OutdatedEngine")  # vLLM's, of a core that died; ours
 logger = init_logger(__name__)
@@ -148,13 +150,24 @@ class EngineKeeper(BasePPOTrainer):
 class AnsweringQueue:
     """A queue whose `get` answers requests for weights on the way; everything else is the queue's own."""
 
-    def __init__(self, queue: Any, answer: Callable[[str], None]) -> None:
-        self._queue, self._answer = queue, answer
+    def __init__(self, queue: Any, answer: Callable[[str], None], order: EndOrder) -> None:
+        self._queue, self._answer, self._order = queue, answer, order
 
-    def get(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the next item that is no request."""
+    def get(self, block: bool = True) -> Any:
+        """Return the next item that is no request.
+
+        Raises:
+            GivenUp: an end was asked for before one came.
+        """
         while True:
-            item = self._queue.get(*args, **kwargs)
+            try:
+                item = self._queue.get(block=block, timeout=POLL_SECONDS)
+            except Empty:
+                if self._order.asked:
+                    raise GivenUp from None
+                if not block:
+                    raise
+                continue
             if not isinstance(item, WeightsWanted):
                 return item
             self._answer(item.why)

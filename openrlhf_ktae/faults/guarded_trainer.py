@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import ray
 import torch
 from openrlhf.utils.logging_utils import init_logger
+from ray.exceptions import RayActorError
 
+from openrlhf_ktae.checkpoint.random_state import random_state
 from openrlhf_ktae.faults.collapse import REPETITION, CollapseWatch, IdleWatch, repetition
 from openrlhf_ktae.faults.config import FaultsConfig
-from openrlhf_ktae.faults.ending import EndOrder, Interrupted
+from openrlhf_ktae.faults.ending import EndOrder, GivenUp, Interrupted, wait_for_the_driver
 from openrlhf_ktae.faults.nonfinite import CRITIC_SKIPPED, SKIPPED, NonFiniteBatch, save_batch
 from openrlhf_ktae.faults.rollouts import FAILED
-from openrlhf_ktae.trainer.checkpointing import saves_weights, saving_every
+from openrlhf_ktae.trainer.checkpointing import CheckpointFailed, saves_weights, saving_every
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 
 logger = init_logger(__name__)
 FAULTS_STATE = "faults"  # our key in the trainer's part of a checkpoint
+
+
+def reason_of(stop: TrainingStopped) -> str:
+    """Return its message, without the stack that Ray adds to one of another process."""
+    return str(getattr(stop, "cause", stop))
 
 
 class GuardedTrainer:
@@ -26,10 +36,14 @@ class GuardedTrainer:
     args: Any
     record: Any
     kl_ctl: Any
+    actor_model_group: Any
+    critic_model_group: Any
     _skipped_in_a_row = 0
     saved_step = 0
     """The newest step with a whole checkpoint; whoever writes one sets it."""
-    _last: tuple[int, Any] | None = None
+    _last: tuple[int, Any, Any] | None = None
+    """The last step of this process, the host's states after it and the random states."""
+    _has_stopped = False
 
     @property
     def faults(self) -> FaultsConfig:
@@ -76,7 +90,7 @@ class GuardedTrainer:
             Interrupted: an end was asked for while the rollouts were generated; they are given up.
         """
         if self.end_order.asked:
-            self._end(global_step)
+            self._end()
         coefficient = getattr(self.kl_ctl, "value", None)
         what = ""
         try:
@@ -119,7 +133,7 @@ class GuardedTrainer:
         hopeless = 0 < limit <= self._skipped_in_a_row
         asked = self.end_order.asked
         self._save_and_log(asked or action != "warn", global_step, logs_dict, client_states)
-        self._last = (global_step, dict(client_states or {}))
+        self._last = (global_step, dict(client_states or {}), random_state())
         for text in (self.idle.note(logs_dict or {}), *breaches):
             if text:
                 self.record.note(text)
@@ -138,14 +152,53 @@ class GuardedTrainer:
         with saving_every(self.args, 1 if now else self.args.ckpt.save_steps):
             super().save_logs_and_checkpoints(step, logs, states)  # type: ignore[misc]
 
-    def _end(self, global_step: int) -> None:
-        """Save what the last whole step left, unless that is done, and end."""
-        if self._last is not None and self.saved_step != self._last[0]:
-            self._save_and_log(True, self._last[0], None, self._last[1])
-        self._answer(global_step if self._last else self.record.last_step)
+    def record_stop(self, reason: str) -> None:
+        """Write why training ended early; a second reason, of the evaluation after it, is a note."""
+        (self.record.note if self._has_stopped else self.record.stopped)(reason)
+        self._has_stopped = True
 
-    def _answer(self, step: int) -> None:
-        text = what_is_saved(self.args, self.saved_step)
+    @contextmanager
+    def until_asked(self, end: Callable[[], None] | None = None) -> Iterator[None]:
+        """Go on until the driver asks for an end; then save what there is (`end`), and wait to be ended."""
+        try:
+            yield
+        except Interrupted:
+            pass
+        except (GivenUp, RayActorError):  # the second where the host asks engines that are dead for something more
+            if not self.end_order.asked:
+                raise
+            with suppress(Interrupted):
+                (end or self._end)()
+        else:
+            return
+        wait_for_the_driver(self.end_order)
+
+    def end_with_the_model(self) -> None:
+        """Save the model, too, as the host's command would: the order came after the last step.
+
+        Raises:
+            Interrupted: always.
+        """
+        self._save_last()
+        ray.get(self.actor_model_group.async_save_model())
+        if self.critic_model_group is not None and self.args.critic.save_value_network:
+            ray.get(self.critic_model_group.async_save_model())
+        self._answer(self.record.last_step, f"the final model is in {self.args.ckpt.output_dir}; ")
+
+    def _end(self) -> None:
+        self._save_last()
+        self._answer(self.record.last_step)
+
+    def _save_last(self) -> None:
+        """Save what the last whole step left, unless that is done; rollouts since then change nothing of it."""
+        if self._last is None or self.saved_step == self._last[0]:
+            return
+        step, states, self._resumed_random = self._last
+        with suppress(CheckpointFailed):  # it is in the record, and the run ends anyway
+            self._save_and_log(True, step, None, states)
+
+    def _answer(self, step: int, also: str = "") -> None:
+        text = also + what_is_saved(self.args, self.saved_step)
         self.record.note(f"interrupted after step {step}: {text}")
         self.end_order.answer(text)
         raise Interrupted(text)

@@ -11,17 +11,21 @@ import asyncio
 import itertools
 import logging
 import os
+import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, wraps
 from typing import Any
 
+import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
 from openrlhf_ktae.faults.config import RETRIES_VARIABLE, FaultsConfig
 from openrlhf_ktae.faults.deaths import of_type
+from openrlhf_ktae.faults.ending import POLL_SECONDS, EndOrder, GivenUp
 from openrlhf_ktae.faults.engines import GONE, OutdatedEngine, engine_died, short, started_again
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
@@ -134,6 +138,8 @@ class SurvivingGenerator(SamplesGenerator):
 
     send_weights: Callable[[str], None] | None = None
     """Gives all engines the current weights, for a reason; None where nobody would, outside a training loop."""
+    end_order: EndOrder | None = None
+    """Gives up what is under way; None where the weights are another process's, which ends by itself."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -149,15 +155,19 @@ class SurvivingGenerator(SamplesGenerator):
 
         Raises:
             TrainingStopped: the rollouts of too many prompts failed.
+            GivenUp: `end_order` was given.
         """
         source = iter(dataloader_iter)
         while True:
             drawn: list[Any] = []
             try:
-                samples, count, exhausted = super()._generate_vllm(
-                    remembered(source, drawn), num_prompts, dynamic_filtering, **generate_kwargs
-                )
+                with given_up_when_asked(self.end_order, self.vllm_engines):
+                    samples, count, exhausted = super()._generate_vllm(
+                        remembered(source, drawn), num_prompts, dynamic_filtering, **generate_kwargs
+                    )
                 break
+            except GivenUp:
+                raise
             except Exception as error:
                 if not engine_died(error) or self.send_weights is None:
                     raise
@@ -196,6 +206,40 @@ class SurvivingGenerator(SamplesGenerator):
         if self.engine_restarts > self.faults.engine_restarts or self.send_weights is None:
             raise error
         self.send_weights(short(error))
+
+
+@contextmanager
+def given_up_when_asked(order: EndOrder | None, engines: Sequence[Any]) -> Iterator[None]:
+    """Kill `engines` as soon as the order to end comes: nothing else gets out of a call that waits for them.
+
+    Raises:
+        GivenUp: it came, before or within.
+    """
+    if order is None:
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_SECONDS):
+            if order.asked:
+                for engine in engines:
+                    ray.kill(engine)
+                return
+
+    if order.asked:
+        raise GivenUp
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    except Exception as error:
+        if order.asked:
+            raise GivenUp from error
+        raise
+    finally:
+        over.set()
+        watching.join()
 
 
 def remembered(items: Iterator[Any], seen: list[Any]) -> Iterator[Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from openrlhf.trainer import ppo_trainer as host
 
 from openrlhf_ktae.checkpoint.folder import BEST
-from openrlhf_ktae.faults.ending import Interrupted, wait_for_the_driver
 from openrlhf_ktae.faults.engines import EngineKeeper
-from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer
+from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer, reason_of
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
@@ -40,26 +41,31 @@ class KTAEPPOTrainer(
         super().__init__(pretrain, strategy, *args, **kwargs)
         self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
         self.samples_generator.send_weights = self.send_weights
+        self.samples_generator.end_order = self.end_order
         self.experience_maker.note = self.record.note
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, between two evaluations."""
         self.hold_trackers()
         self.record_plan(len(self.prompts_dataloader))
-        if not resumes(self.args):
-            self._evaluate_edge("before", global_step)
-        self.end_order.training()
-        try:
+        with self._until_stopped(), self.until_asked():
+            if not resumes(self.args):
+                self._evaluate_edge("before", global_step)
+            self.end_order.training()
             super().fit(global_step)
-        except TrainingStopped as stop:
-            self.record.stopped(str(stop))  # the model as it is gets saved; the command says why and fails
-        except Interrupted:
-            wait_for_the_driver(self.end_order)
         left = self.samples_generator.left_over
         if left:
             self.record.note(f"{left} rollouts at the end of the data are not trained on: no step can divide so few")
-        self._evaluate_edge("after", self.record.last_step)
+        with self._until_stopped(), self.until_asked(self.end_with_the_model):
+            self._evaluate_edge("after", self.record.last_step)
         self.close_trackers()
+
+    @contextmanager
+    def _until_stopped(self) -> Iterator[None]:
+        try:
+            yield
+        except TrainingStopped as stop:
+            self.record_stop(reason_of(stop))  # the model as it is gets saved; the command says why and fails
 
     def broadcast_to_vllm(self) -> None:
         """Send the weights as the host does; then make up for an evaluation."""

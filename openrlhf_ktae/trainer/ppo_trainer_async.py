@@ -12,7 +12,8 @@ import ray
 from openrlhf.trainer import ppo_trainer as host_base
 from openrlhf.trainer import ppo_trainer_async as host
 
-from openrlhf_ktae.faults.ending import Interrupted, wait_for_the_driver
+from openrlhf_ktae.faults.deaths import POLL_SECONDS
+from openrlhf_ktae.faults.ending import EndOrder, GivenUp
 from openrlhf_ktae.faults.engines import (
     AnsweringQueue,
     EngineKeeper,
@@ -22,7 +23,7 @@ from openrlhf_ktae.faults.engines import (
     short,
     wait_for_weights,
 )
-from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer
+from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer, reason_of
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
@@ -63,7 +64,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         try:
             super().fit(episode, total_consumed_prompts)
         except TrainingStopped as stop:
-            self.stop_reason = str(stop)
+            self.stop_reason = reason_of(stop)
             self.rollout_queue.put("done", block=True)  # the trainer waits for it
         finally:
             self.samples_generator.send_weights = None
@@ -109,17 +110,14 @@ class KTAETrainingActor(
         seed_everything(strategy.args.train.seed)
         host_base.RemoteExperienceMaker = KTAEExperienceMaker
         super().__init__(pretrain, strategy, *args, **kwargs)
-        self.rollout_queue: Any = AnsweringQueue(self.rollout_queue, self.send_weights)
+        self.rollout_queue: Any = AnsweringQueue(self.rollout_queue, self.send_weights, self.end_order)
         self.experience_maker.note = self.record.note
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, or until it is asked to end; a stop is told to the process that started this one."""
-        self.hold_trackers()
         self.end_order.training()
-        try:
+        with self.until_asked():
             super().fit(global_step)
-        except Interrupted:
-            wait_for_the_driver(self.end_order)
 
     def broadcast_to_vllm(self) -> None:
         """Do as the host does, which pauses engines that generate meanwhile, and lets them go on.
@@ -141,9 +139,10 @@ class KTAETrainingActor(
         self.init_checkpoint_states()
         return self.sampling_state
 
-    def record_stop(self, reason: str) -> None:
-        """Write why training ended early."""
-        self.record.stopped(reason)
+    def give_up_the_evaluation(self) -> None:
+        """Save what the last step left, and the model, and wait to be ended: the order came in the last evaluation."""
+        with self.until_asked(self.end_with_the_model):
+            raise GivenUp
 
     def record_edge(self, when: str, logs: dict[str, float]) -> None:
         """Write an evaluation before or after training to the run record and the trackers."""
@@ -162,14 +161,15 @@ class KTAEPPOTrainerAsync(_HostTrainer):
 
     def fit(self) -> None:
         """Train as the host does, between two evaluations."""
+        ray.get(self.trainer_actor.hold_trackers.remote())
         self._fit()
         ray.get(self.trainer_actor.close_trackers.remote())
 
     def _fit(self) -> None:
         prompts = ray.get(self.generator_actor.number_of_prompts.remote())
         ray.get(self.trainer_actor.record_plan.remote(prompts))
-        if not resumes(self.args):
-            self._evaluate_edge("before")
+        if not resumes(self.args) and not self._evaluate_edge("before"):
+            return
         state = ray.get(self.trainer_actor.saved_sampling_state.remote())
         if state:
             ray.get(self.generator_actor.load_sampling_state.remote(state))
@@ -177,26 +177,42 @@ class KTAEPPOTrainerAsync(_HostTrainer):
             super().fit()
         except TrainingStopped as stop:  # of the trainer; the generator waits for it and would for ever
             ray.kill(self.generator_actor)
-            ray.get(self.trainer_actor.record_stop.remote(str(getattr(stop, "cause", stop))))  # Ray's has a stack
+            ray.get(self.trainer_actor.record_stop.remote(reason_of(stop)))
             return
         reason = ray.get(self.generator_actor.why_it_stopped.remote())
         if reason:
             ray.get(self.trainer_actor.record_stop.remote(reason))
         self._evaluate_edge("after")
 
-    def _evaluate_edge(self, when: str) -> None:
+    def _evaluate_edge(self, when: str) -> bool:
+        """Evaluate and record it; return False where that stops the run. An order to end gives the evaluation up."""
         if not self.args.run.eval_edges:
-            return
-        logs = self._edge_logs()
+            return True
+        try:
+            logs = self._edge_logs()
+        except TrainingStopped as stop:
+            ray.get(self.trainer_actor.record_stop.remote(reason_of(stop)))
+            return False
+        except GivenUp:
+            ray.get(self.trainer_actor.give_up_the_evaluation.remote())
+            return False
         if logs:
             ray.get(self.trainer_actor.record_edge.remote(when, logs))
+        return True
 
     def _edge_logs(self) -> dict[str, float]:
         """Evaluate while no loop runs; the trainer, which is idle then, brings engines back that die."""
         left = self.args.faults.config["engine_restarts"]
+        order = EndOrder(self.args.run.dir)
         while True:
             try:
-                return ray.get(self.generator_actor.evaluate_edge.remote())
+                evaluated = self.generator_actor.evaluate_edge.remote()
+                while not ray.wait([evaluated], timeout=POLL_SECONDS)[0]:
+                    if order.asked:
+                        raise GivenUp
+                return ray.get(evaluated)
+            except GivenUp:
+                raise
             except Exception as error:
                 if not left or not engine_died(error):
                     raise

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import threading
+import time
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -180,16 +183,143 @@ def test_an_engine_that_is_gone_for_good_ends_the_run(ray_here):
         have_weights([engine])
 
 
-def test_a_queue_answers_requests_on_the_way(host):
+def test_a_queue_answers_requests_on_the_way_and_gives_up_when_an_end_is_asked_for(host, tmp_path, monkeypatch):
     from queue import Queue
 
+    from openrlhf_ktae.faults import engines
+    from openrlhf_ktae.faults.ending import EndOrder, GivenUp
     from openrlhf_ktae.faults.engines import AnsweringQueue, WeightsWanted
 
     queue, answered = Queue(maxsize=4), []
     for item in (WeightsWanted("first"), WeightsWanted("second"), "rollouts", "done"):
         queue.put(item)
-    answering = AnsweringQueue(queue, answered.append)
+    order = EndOrder(tmp_path)
+    answering = AnsweringQueue(queue, answered.append, order)
     assert answering.get(block=True) == "rollouts"
     assert answered == ["first", "second"]
     assert answering.qsize() == 1
     assert answering.get(block=True) == "done"
+    monkeypatch.setattr(engines, "POLL_SECONDS", 0.05)
+    threading.Timer(0.3, queue.put, ["late"]).start()
+    assert answering.get(block=True) == "late"
+    threading.Timer(0.3, order.ask).start()
+    with pytest.raises(GivenUp):
+        answering.get(block=True)
+
+
+@pytest.fixture
+def generator(ray_here, root):
+    """A generator of rollouts with one engine, which never answers."""
+    from openrlhf_ktae.faults.rollouts import SurvivingGenerator
+
+    class Waits:
+        async def get_num_unfinished_requests(self):
+            return 0
+
+        async def generate_responses(self, **_):
+            await asyncio.Event().wait()
+
+    engine = ray_here.remote(max_restarts=-1, num_cpus=0)(Waits).remote()
+    args = SimpleNamespace(
+        faults=SimpleNamespace(config=asdict(FaultsConfig())),
+        rollout=SimpleNamespace(n_samples_per_prompt=2),
+        algo=SimpleNamespace(advantage=SimpleNamespace(is_correction_level="off")),
+    )
+    made = SurvivingGenerator(SimpleNamespace(args=args), [], [], None, [engine])
+    revived = []
+    made.send_weights = revived.append
+    yield made
+    assert not revived
+    ray_here.kill(engine)
+
+
+def test_an_order_to_end_gets_out_of_a_generation_that_takes_long(generator, tmp_path):
+    from openrlhf_ktae.faults.ending import EndOrder, GivenUp
+
+    order = generator.end_order = EndOrder(tmp_path)
+    threading.Timer(1.0, order.ask).start()
+    started = time.monotonic()
+    for _ in range(2):  # the second does not begin
+        with pytest.raises(GivenUp):
+            generator._generate_vllm(iter([(["d"], ["p"], ["l"], [None])]), 1, False)
+        assert 0.5 < time.monotonic() - started < 30
+
+
+class Recorder:
+    """Stands for an actor of an asynchronous run; its methods are noted, and do what they are given."""
+
+    def __init__(self, ray, log, **methods):
+        self._ray, self._log, self._methods = ray, log, methods
+
+    def __getattr__(self, name):
+        def remote(*args):
+            self._log.append((name, *args))
+            return self._methods.get(name, lambda *_: self._ray.put(None))(*args)
+
+        return SimpleNamespace(remote=remote)
+
+
+@pytest.fixture
+def asynchronous(ray_here, tmp_path, monkeypatch):
+    """A run of three actors, of which the two others are noted; the loop takes no time."""
+    from openrlhf_ktae.trainer import ppo_trainer_async as ours
+
+    log = []
+    monkeypatch.setattr(ours._HostTrainer, "fit", lambda self: log.append(("training",)))
+    made = ours.KTAEPPOTrainerAsync.__new__(ours.KTAEPPOTrainerAsync)
+    made.args = SimpleNamespace(
+        run=SimpleNamespace(dir=str(tmp_path), eval_edges=True, resume_from=None),
+        faults=SimpleNamespace(config={"engine_restarts": 0}),
+    )
+
+    def with_evaluation(*outcomes):
+        ways = iter(outcomes)
+        made.generator_actor = Recorder(
+            ray_here,
+            log,
+            number_of_prompts=lambda: ray_here.put(8),
+            why_it_stopped=lambda: ray_here.put(""),
+            evaluate_edge=lambda: next(ways)(),
+        )
+        made.trainer_actor = Recorder(ray_here, log)
+        made.fit()
+        return log
+
+    return with_evaluation
+
+
+def raised(ray_here, error):
+    @ray_here.remote(num_cpus=0)
+    def work():
+        raise error
+
+    return work.remote
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_too_many_failed_rollouts_in_an_evaluation_stop_an_asynchronous_run(when, ray_here, asynchronous):
+    from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+
+    stops = raised(ray_here, TrainingStopped("too many failed"))
+    log = asynchronous(stops) if when == "before" else asynchronous(lambda: ray_here.put({"eval": 1.0}), stops)
+    assert ("record_stop", "too many failed") in log
+    assert (("training",) in log) == (when == "after")
+    assert log[-1] == ("close_trackers",), "it ends as ever, and the model is saved"
+
+
+def test_an_order_in_the_last_evaluation_of_an_asynchronous_run_gives_it_up(ray_here, asynchronous, tmp_path):
+    from openrlhf_ktae.faults.ending import EndOrder
+
+    @ray_here.remote(num_cpus=0)
+    def long():
+        time.sleep(60)
+
+    def asked():
+        EndOrder(tmp_path).ask()
+        return long.remote()
+
+    started = time.monotonic()
+    log = asynchronous(lambda: ray_here.put({"eval": 1.0}), asked)
+    assert time.monotonic() - started < 30
+    assert ("give_up_the_evaluation",) in log
+    assert [entry[0] for entry in log].count("record_edge") == 1

@@ -212,6 +212,71 @@ def test_a_supervisor_restarts_after_faults_alone(codes, restarts, expected, run
     assert len(said) == sum(code == "4" or code.startswith("-") for code in codes.split(",")[:runs])
 
 
+LEAVES_ONE = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+sys.exit(4)
+"""
+
+
+def test_a_supervisor_ends_what_a_dead_run_has_left(tmp_path, monkeypatch):
+    value, said = f"supervised-{tmp_path.name}", []
+    monkeypatch.setenv(processes.VARIABLE, value)
+    monkeypatch.setattr(processes.end_all, "__defaults__", (0.2,))
+    assert supervise([], tuple, 0, said.append, (sys.executable, "-c", LEAVES_ONE)) == 4
+    assert processes.marked(value) == []
+    assert "1 processes were left and killed" in said[0]
+
+
+HOLDS = "import sys; file = open(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
+
+
+def test_semaphores_that_nobody_has_open_are_swept(tmp_path):
+    made = [Path(f"/dev/shm/sem.mp-ktae-test-{os.getpid()}-{name}") for name in ("dead", "open", "older", "new")]
+    dead, held, older, new = made
+    try:
+        for path in made[:3]:
+            path.write_bytes(b"0" * 32)
+        os.utime(older, (1, 1))
+        time.sleep(1.2)
+        new.write_bytes(b"0" * 32)  # its maker may not have opened it yet
+        used = {str(held)}
+        found = processes.dead_semaphores(psutil.Process().create_time(), used)
+        assert {str(path) for path in made} & found == {str(dead)}
+        words = [sys.executable, "-c", HOLDS, str(held)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout.readline()
+            with processes.swept(f"nobody-{tmp_path.name}"):
+                assert dead.exists()
+            holder.stdin.close()
+        assert [path.exists() for path in (dead, held, older)] == [False, True, True]
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)
+
+
+INTERRUPTED = """
+import os, signal, subprocess, sys
+from openrlhf_ktae.run.process_setup import leave_interrupts_to_the_driver
+leave_interrupts_to_the_driver()
+own = "import os, signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit(9)); "
+child = subprocess.Popen([sys.executable, "-c", own + "print(1, flush=True); time.sleep(1)"], stdout=subprocess.PIPE)
+child.stdout.readline()
+os.killpg(0, signal.SIGINT)
+sys.exit(child.wait())
+"""
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_a_terminals_interrupt_does_not_reach_the_processes_of_a_run(run, tmp_path):
+    """A child that sets a handler of its own, as vLLM's core does, does not get it either."""
+    mark = {processes.VARIABLE: f"interrupted-{tmp_path.name}"} if run else {processes.VARIABLE: None}
+    environment = {name: value for name, value in {**os.environ, **mark}.items() if value is not None}
+    words = [sys.executable, "-c", INTERRUPTED]
+    ended = subprocess.run(words, env=environment, start_new_session=True, stderr=subprocess.DEVNULL, timeout=60)
+    assert (ended.returncode == 0) == run
+
+
 SUPERVISOR = """
 import signal, sys
 from openrlhf_ktae.faults import supervisor
@@ -300,7 +365,7 @@ def ended_by(tmp_path, grace, answer_after=None, training=True, number=signal.SI
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)
         time.sleep(20)
-    return time.monotonic() - started, end.outcome(), order
+    return time.monotonic() - started, end.outcome("the newest checkpoint is older"), order
 
 
 def test_a_signal_waits_for_the_checkpoint(signals, tmp_path):
@@ -314,7 +379,20 @@ def test_a_signal_waits_for_the_checkpoint(signals, tmp_path):
 def test_it_waits_no_longer_than_it_may(signals, tmp_path):
     seconds, outcome, _ = ended_by(tmp_path, 0.5)
     assert 0.5 <= seconds < 5
-    assert "no checkpoint" in outcome
+    assert outcome == "no checkpoint was written on the way out; the newest checkpoint is older"
+
+
+def test_a_run_that_ends_by_itself_meanwhile_is_not_interrupted(signals, tmp_path):
+    """The order came while the model was being saved, after the last step."""
+    order, said = EndOrder(tmp_path), []
+    end = CleanEnd(order, 1.0, said.append)
+    end.install()
+    order.training()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    assert len(said) == 1
+    order.clear()
+    time.sleep(1.3)  # no KeyboardInterrupt
 
 
 def test_a_second_signal_ends_at_once(signals, tmp_path):

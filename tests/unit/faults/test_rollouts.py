@@ -117,10 +117,12 @@ def host_engine(host, monkeypatch):
         setattr(core, name, never)
 
     async def init(self, agent):
+        assert blocked, "the host starts the core in here, which inherits that SIGINT is blocked"
         self.executor, self.llm = agent, core
 
     monkeypatch.setattr(vllm_engine._HostRolloutActor, "__init__", init)
-    monkeypatch.setattr(vllm_engine, "leave_interrupts_to_the_driver", lambda: None)
+    blocked = []
+    monkeypatch.setattr(vllm_engine, "leave_interrupts_to_the_driver", lambda: blocked.append(True))
     monkeypatch.setattr(vllm_engine, "DEATH_POLL_SECONDS", 0.05)
     monkeypatch.setenv(RETRIES_VARIABLE, "1")
     guarded = type("Guarded", (RetryingRollouts, vllm_engine.KTAERolloutActor), {})
