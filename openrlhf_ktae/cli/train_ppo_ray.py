@@ -30,14 +30,14 @@ from openrlhf_ktae.plan.devices import CPU, memory_of
 from openrlhf_ktae.plan.planner import Plan, make_plan
 from openrlhf_ktae.run import directory
 from openrlhf_ktae.run.console import Console, summary, untrained
-from openrlhf_ktae.run.launch import ClusterTooSmall, ProcessDied, train
+from openrlhf_ktae.run.launch import ClusterAway, ClusterTooSmall, ProcessDied, train
 from openrlhf_ktae.run.preflight import Refused, preflight
 from openrlhf_ktae.run.record import RunRecord, stop_reason
 from openrlhf_ktae.run.resuming import choose_checkpoint
 
 EXIT_STOPPED = 3
 PLAN_FILE = "plan.txt"
-REFUSALS = (BadOption, BackendUnavailable, CannotResume, ClusterTooSmall, HostMismatch, Refused)
+REFUSALS = (BadOption, BackendUnavailable, CannotResume, ClusterAway, ClusterTooSmall, HostMismatch, Refused)
 NOTHING = "nothing was trained yet"
 STACKS_FILE = "stacks.txt"
 

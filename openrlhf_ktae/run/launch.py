@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -40,6 +41,7 @@ TASKS_VARIABLE = "RAY_task_events_max_num_task_in_gcs"
 TASKS_REMEMBERED = 1000  # for a dashboard; those of some 20 steps, in 3 MB
 WORKERS_VARIABLE = "RAY_num_workers_soft_limit"
 LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
+ADDRESS_SECONDS = 3  # for a cluster to answer
 
 
 class ProcessDied(RuntimeError):
@@ -50,11 +52,17 @@ class ClusterTooSmall(ValueError):
     """The Ray cluster that was joined cannot place the run."""
 
 
+class ClusterAway(ValueError):
+    """No Ray cluster answers where one is said to be."""
+
+
 def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -> None:
     """Run the whole training; returns when the model is saved. `say` gets a line for each stage of the start.
 
     Raises:
         ClusterTooSmall: a cluster was joined that has too few devices.
+        ClusterAway: there is no cluster to join.
+        ProcessDied: Ray does not start, or a process of the run is gone for good.
     """
     mark()
     os.environ[stacks.VARIABLE] = stacks.new_folder()
@@ -139,10 +147,50 @@ def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]
         "env_vars": without_job_variables(variables),
         "worker_process_setup_hook": WORKER_HOOK,
     }
-    options = {} if CLUSTER_VARIABLE in os.environ else backend.ray_init_options(args)
+    settings = {"runtime_env": runtime_env, "log_to_driver": args.run.verbose, "logging_level": logging.ERROR}
     on_eviction = signal.getsignal(signal.SIGTERM)
-    ray.init(runtime_env=runtime_env, log_to_driver=args.run.verbose, logging_level=logging.ERROR, **options)
+    if CLUSTER_VARIABLE in os.environ:
+        check_address(os.environ[CLUSTER_VARIABLE])
+        ray.init(**settings)
+    else:
+        start_own(lambda: ray.init(**settings, **backend.ray_init_options(args)))
     signal.signal(signal.SIGTERM, on_eviction)  # Ray's own handler prints a stack and aborts
+
+
+def check_address(address: str) -> None:
+    """Raise `ClusterAway` where nothing answers at HOST:PORT: Ray would try for minutes and abort."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return  # `auto`, or ray://...: Ray's to look up
+    try:
+        socket.create_connection((host, int(port)), ADDRESS_SECONDS).close()
+    except OSError as error:
+        raise ClusterAway(
+            f"{CLUSTER_VARIABLE}={address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, "
+            f"or unset {CLUSTER_VARIABLE}: the command starts its own"
+        ) from None
+
+
+def start_own(start: Callable[[], Any]) -> None:
+    """Start Ray, once more where it fails: it gives its processes 30 s, which a busy machine can exceed.
+
+    Raises:
+        ProcessDied: it failed twice.
+    """
+    import ray
+
+    for last in (False, True):
+        try:
+            start()
+            return
+        except Exception as error:  # Ray raises a bare one
+            with swept(mark()):
+                ray.shutdown()
+            if last:
+                reason = " ".join(str(error).split())[:200]
+                raise ProcessDied(
+                    f"Ray did not start, twice ({reason}); is the machine busy, or short of memory?"
+                ) from None
 
 
 def without_job_variables(variables: dict[str, str]) -> dict[str, str]:

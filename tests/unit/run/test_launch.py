@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from openrlhf_ktae.run.launch import LOG_FILES_VARIABLE, TASKS_VARIABLE, cluster_of_its_own
+from openrlhf_ktae.faults import processes
+from openrlhf_ktae.run.launch import (
+    LOG_FILES_VARIABLE,
+    TASKS_VARIABLE,
+    ClusterAway,
+    ProcessDied,
+    check_address,
+    cluster_of_its_own,
+    start_own,
+)
 
 DEATHS = """
 import json, time
@@ -69,3 +79,33 @@ def test_what_the_user_has_set_wins_and_a_verbose_run_reads_all_logs(monkeypatch
     chosen = cluster_of_its_own(verbose)
     assert chosen[TASKS_VARIABLE] == "7"
     assert (LOG_FILES_VARIABLE in chosen) is not verbose
+
+
+def test_a_cluster_that_is_not_there_is_refused_at_once():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ClusterAway, match=f"RAY_ADDRESS={address}: no Ray cluster answers there .*unset"):
+            check_address(address)
+        taken.listen()
+        check_address(address)
+    for named in ("auto", "local", "ray://head:10001"):
+        check_address(named)
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_ray_is_started_once_more_where_it_fails(failures, monkeypatch):
+    monkeypatch.setenv(processes.VARIABLE, "a start that fails")
+    calls = []
+
+    def start():
+        calls.append(1)
+        if len(calls) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    if failures == 2:
+        with pytest.raises(ProcessDied, match=r"did not start, twice .*timed out"):
+            start_own(start)
+    else:
+        start_own(start)
+    assert len(calls) == min(failures, 1) + 1
