@@ -14,7 +14,7 @@ from openrlhf_ktae.backend.base import Backend, devices_needed
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
 from openrlhf_ktae.plan.memory import BYTES
 from openrlhf_ktae.plan.shape import model_shape
-from openrlhf_ktae.run.model_folder import config_of, head_size
+from openrlhf_ktae.preflight.model_folder import config_of, head_size
 
 # What vLLM 0.29's CPU attention takes; a contract test compares it with vLLM's own list.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)

@@ -22,7 +22,7 @@ from openrlhf_ktae.cli.host_parser import BadOption, Parser, nearest, parse
 from openrlhf_ktae.cli.host_rules import host_problems
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.ktae.config import KTAEConfig
-from openrlhf_ktae.run.ranges import range_problems
+from openrlhf_ktae.preflight.ranges import range_problems
 from openrlhf_ktae.safety.secrets import hide
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig

@@ -28,10 +28,10 @@ from openrlhf_ktae.faults.watchdog import Watchdog
 from openrlhf_ktae.host import HostMismatch, check_host
 from openrlhf_ktae.plan.devices import CPU, memory_of
 from openrlhf_ktae.plan.planner import Plan, make_plan
+from openrlhf_ktae.preflight.preflight import Refused, preflight
 from openrlhf_ktae.run import directory
 from openrlhf_ktae.run.console import Console, summary, untrained
 from openrlhf_ktae.run.launch import ClusterAway, ClusterTooSmall, ProcessDied, train
-from openrlhf_ktae.run.preflight import Refused, preflight
 from openrlhf_ktae.run.record import RunRecord, stop_reason
 from openrlhf_ktae.run.resuming import choose_checkpoint
 

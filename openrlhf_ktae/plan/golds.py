@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from openrlhf_ktae.run.prompt_files import is_local
+from openrlhf_ktae.preflight.prompt_files import is_local
 
 FIRST = 16
 

@@ -12,9 +12,9 @@ from openrlhf_ktae.plan import memory
 from openrlhf_ktae.plan.devices import CPU, GIB
 from openrlhf_ktae.plan.golds import check_golds
 from openrlhf_ktae.plan.shape import ModelShape, model_shape
+from openrlhf_ktae.preflight.preflight import batch_problems, parallel_problems
+from openrlhf_ktae.preflight.prompt_files import UnreadableDataset, is_local, look
 from openrlhf_ktae.run.batches import data_ranks, rollout_unit
-from openrlhf_ktae.run.preflight import batch_problems, parallel_problems
-from openrlhf_ktae.run.prompt_files import UnreadableDataset, is_local, look
 
 
 @dataclass

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from openrlhf_ktae.preflight.prompt_files import short
 from openrlhf_ktae.run.plain_json import parse_json
-from openrlhf_ktae.run.prompt_files import short
 
 DIRECTORY = "rollouts"
 PREFIX = "step-"

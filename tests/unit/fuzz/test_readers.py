@@ -27,7 +27,7 @@ from openrlhf_ktae.evaluation.run_outcomes import BadRun, common_budget, outcome
 from openrlhf_ktae.evaluation.summary import summarize
 from openrlhf_ktae.plan.golds import _rows as gold_rows
 from openrlhf_ktae.plan.shape import model_shape
-from openrlhf_ktae.run.prompt_files import UnreadableDataset, look
+from openrlhf_ktae.preflight.prompt_files import UnreadableDataset, look
 from openrlhf_ktae.run.record import METRICS_FILE
 from openrlhf_ktae.run.rollout_record import COLUMNS, METADATA_KEY, BadRecord, read_groups
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from openrlhf_ktae.backend import Backend
+from openrlhf_ktae.preflight.data_columns import data_problems
+from openrlhf_ktae.preflight.model_folder import config_of, model_problems
+from openrlhf_ktae.preflight.user_code import judge_problems
 from openrlhf_ktae.run.batches import data_ranks, one_update
-from openrlhf_ktae.run.data_columns import data_problems
-from openrlhf_ktae.run.model_folder import config_of, model_problems
-from openrlhf_ktae.run.user_code import judge_problems
 
 SCHEDULES = ("cosine_with_min_lr", "constant", "constant_with_warmup", "linear", "cosine")
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")

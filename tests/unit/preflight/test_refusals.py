@@ -524,7 +524,7 @@ def test_the_same_options_unchanged_are_accepted(files, monkeypatch, root):
     """Without this, a table of refusals would pass on a command that refuses everything."""
     from openrlhf_ktae.backend import resolve
     from openrlhf_ktae.cli.options import parse_command_line
-    from openrlhf_ktae.run.preflight import preflight
+    from openrlhf_ktae.preflight.preflight import preflight
 
     monkeypatch.chdir(root)
     args = parse_command_line(words({}, files))

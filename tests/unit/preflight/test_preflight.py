@@ -14,11 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from openrlhf_ktae.run import hub
+from openrlhf_ktae.preflight import hub
+from openrlhf_ktae.preflight.data_columns import data_problems
+from openrlhf_ktae.preflight.preflight import batch_problems, parallel_problems
+from openrlhf_ktae.preflight.user_code import judge_problems
 from openrlhf_ktae.run.batches import trainable
-from openrlhf_ktae.run.data_columns import data_problems
-from openrlhf_ktae.run.preflight import batch_problems, parallel_problems
-from openrlhf_ktae.run.user_code import judge_problems
 
 ROW = '{"input": "1 + 1 :", "label": "2"}\n'
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.run import hub
-from openrlhf_ktae.run.model_kinds import kind_problems
+from openrlhf_ktae.preflight import hub
+from openrlhf_ktae.preflight.model_kinds import kind_problems
+from openrlhf_ktae.preflight.prompt_files import short
 from openrlhf_ktae.run.plain_json import parse_json
-from openrlhf_ktae.run.prompt_files import short
 from openrlhf_ktae.safety import remote_code
 
 WEIGHTS = ("*.safetensors", "*.bin")

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from openrlhf_ktae.run import hub
-from openrlhf_ktae.run.prompt_files import CHECKED_BYTES, TABLE_SUFFIXES, Table, UnreadableDataset, look
+from openrlhf_ktae.preflight import hub
+from openrlhf_ktae.preflight.prompt_files import CHECKED_BYTES, TABLE_SUFFIXES, Table, UnreadableDataset, look
 
 PACKED = (".gz", ".zip", ".zst", ".xz", ".bz2", ".lz4", ".txt", ".tar", ".7z")  # `datasets` reads them; here is no look
 # What `datasets` and the Hub keep beside the rows.

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-from openrlhf_ktae.run import hub
+from openrlhf_ktae.preflight import hub
+from openrlhf_ktae.preflight.prompt_files import Table, UnreadableDataset, is_local, look
+from openrlhf_ktae.preflight.prompt_folders import UNCOUNTED, cached_columns, look_into
 from openrlhf_ktae.run.batches import rollout_unit
-from openrlhf_ktae.run.prompt_files import Table, UnreadableDataset, is_local, look
-from openrlhf_ktae.run.prompt_folders import UNCOUNTED, cached_columns, look_into
 
 
 def data_problems(args: SimpleNamespace) -> Iterator[str]:
