@@ -214,7 +214,8 @@ def test_a_supervisor_restarts_after_faults_alone(codes, restarts, expected, run
 
 LEAVES_ONE = """
 import subprocess, sys
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+words = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
+subprocess.Popen(words, start_new_session=True, stdout=subprocess.PIPE).stdout.readline()
 sys.exit(4)
 """
 
