@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from types import SimpleNamespace
 
 import pytest
@@ -15,24 +13,6 @@ WORDS = (
     "--pretrain examples/quickstart/model --prompt_data d.jsonl --vllm_num_engines 1 --actor.num_gpus_per_node 1 "
     "--label_key label --advantage_estimator ktae --n_samples_per_prompt 4"
 )
-
-
-@pytest.fixture(scope="module")
-def group(host):
-    """A process group of one, which DeepSpeed needs."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    import deepspeed
-
-    deepspeed.init_distributed("gloo")
-    yield
-    torch.distributed.destroy_process_group()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
 @pytest.fixture
