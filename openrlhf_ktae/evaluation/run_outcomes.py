@@ -120,7 +120,10 @@ def read_run(path: Path) -> Run:
     if not (path / METRICS_FILE).is_file():
         raise BadRun(f"{path}: no run directory (it has no {METRICS_FILE})")
     try:
-        rows = list(read_record(path))
+        damaged: list[bytes] = []
+        rows = list(read_record(path, damaged))
+        if damaged:
+            raise ValueError(f"{len(damaged)} lines cannot be read; remove them, or go on with --resume auto")
         steps = sorted((row for row in rows if row["kind"] == "step"), key=lambda row: row["step"])
         evaluations = {row["step"]: row for row in rows if row["kind"] == "eval"}
         for row in (*steps, *evaluations.values()):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -372,6 +374,26 @@ BAD_FILES = [
     ("loader.py", "raise SystemExit", "no code of a data set is run", "save its rows as .jsonl"),
     ("few.jsonl", ROW * 2, "has 2 prompts", "--train.batch_size"),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported():
+    """The seconds of a refusal are its own: the imports of a fresh process are timed below, in one."""
+    assert main(["--no.such_option"]) == 2
+
+
+def test_a_fresh_process_refuses_in_less_than_ten_seconds(root):
+    """The better of two, on a machine that may be busy."""
+    command_line = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray", "--config"]
+    command_line += ["configs/grpo_ktae/quickstart.yaml", "--actor.lr_scheduler", "cosinus"]
+    seconds = []
+    for _ in range(2):
+        started = time.monotonic()
+        done = subprocess.run(command_line, cwd=root, capture_output=True, text=True, check=False)
+        seconds.append(time.monotonic() - started)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: --actor.lr_scheduler cosinus")
+    assert min(seconds) < 10
 
 
 @pytest.fixture(autouse=True)

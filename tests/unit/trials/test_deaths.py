@@ -9,7 +9,6 @@ import sys
 import uuid
 from collections import Counter
 
-import psutil
 import pytest
 
 from openrlhf_ktae.checkpoint.write import begin, commit
@@ -107,16 +106,12 @@ def test_a_worker_of_the_verifier_is_found(mark):
     try:
         verifier.start()
         assert verifier.pool.wait_ready(), verifier.pool.start_failure
-        workers = {process.pid for process in victims_among(marked_below(), VERIFIER)}
+        workers = {process.pid for process in victims_among(marked(mark), VERIFIER)}
         assert workers == set(verifier.pool.pids())
         assert workers
     finally:
         verifier.close()
         del os.environ[VARIABLE]
-
-
-def marked_below():
-    return psutil.Process().children(recursive=True)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_options_in_the_constructor():
     with Verifier(workers=1, timeout_s=2.0, memory_mb=1024, answer_format="tags") as tags:
         assert tags.verify("5", "<answer>5</answer>").status == CORRECT
         assert tags.verify("5", r"\boxed{5}").status == WRONG
-    with pytest.raises(ValueError, match=r"memory_mb = 1 .*at least 512"):
+    with pytest.raises(ValueError, match=r"memory_mb 1: .*at least 512"):
         Verifier(memory_mb=1)
     with pytest.raises(TypeError, match="wokers"):
         Verifier(wokers=1)
