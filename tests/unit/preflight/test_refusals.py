@@ -393,6 +393,8 @@ def test_a_fresh_process_refuses_in_less_than_ten_seconds(root):
         seconds.append(time.monotonic() - started)
         assert done.returncode == 2
         assert done.stderr.startswith("error: --actor.lr_scheduler cosinus")
+        if seconds[-1] < 10:
+            break
     assert min(seconds) < 10
 
 
