@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from marks import RARELY
 
 DAPO = "configs/dapo_ktae/quickstart.yaml"
 EXIT_STOPPED = 3
@@ -58,6 +59,7 @@ def test_the_checkpoint_remembers_every_prompt_judged(dapo, train):
     assert int(state["pass_rates"]["rows"][:, 0].sum()) == 8 * len(state["pass_rates"]["keys"])
 
 
+@RARELY
 def test_hopeless_data_stop_the_asynchronous_run_with_the_reason(train, tmp_path):
     """Every gold answer is one that the model cannot give: no group is mixed, the model is saved as it is."""
     rows = [{"input": f"compute {i} + 1 :", "label": "123456"} for i in range(64)]
