@@ -100,9 +100,8 @@ def run(argv: Sequence[str]) -> str | None:
             console.say(f"plan: {plan.summary()} ({PLAN_FILE})")
         stopped = _train_watched(args, backend, console)
     print(summary(args))
-    if args.run.resume_step:
-        return stop_reason(args.run.dir) or stopped
-    return stop_reason(args.run.dir) or stopped or untrained(args.run.dir)
+    reason = stop_reason(args.run.dir) or stopped
+    return reason or (None if args.run.resume_step else untrained(args.run.dir))
 
 
 def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) -> str | None:

@@ -6,33 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_engines import initialized, weights
 
 from openrlhf_ktae.faults.config import FaultsConfig
 
 
 def engine(stage, dtype):
-    import deepspeed
-
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1))
-    config = {
-        "train_batch_size": 1,
-        "zero_optimization": {"stage": stage},
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "gradient_clipping": 1.0,
-        "zero_allow_untested_optimizer": True,
-    }
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    made, *_ = deepspeed.initialize(model=model, config=config, optimizer=optimizer)
-    return made
-
-
-def weights(made):
-    import deepspeed
-
-    parameters = list(made.module.parameters())
-    with deepspeed.zero.GatheredParameters(parameters):
-        return torch.cat([p.detach().float().flatten().clone() for p in parameters])
+    return initialized(model, stage, bf16={"enabled": dtype == torch.bfloat16}, gradient_clipping=1.0)
 
 
 def update(made, factor, dtype):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_engines import initialized, weights
 
 from openrlhf_ktae.cli.options import parse_command_line
 
@@ -18,22 +19,8 @@ WORDS = (
 @pytest.fixture
 def engine(group):
     """A model in fp32 with ZeRO-3, where DeepSpeed itself checks nothing."""
-    import deepspeed
-
     torch.manual_seed(0)
-    model = torch.nn.Linear(4, 1)
-    config = {"train_batch_size": 1, "zero_optimization": {"stage": 3}, "zero_allow_untested_optimizer": True}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    made, *_ = deepspeed.initialize(model=model, config=config, optimizer=optimizer)
-    return made
-
-
-def weights(made):
-    import deepspeed
-
-    parameters = list(made.module.parameters())
-    with deepspeed.zero.GatheredParameters(parameters):
-        return torch.cat([p.detach().float().flatten().clone() for p in parameters])
+    return initialized(torch.nn.Linear(4, 1), 3)
 
 
 def updates(made, factors):
