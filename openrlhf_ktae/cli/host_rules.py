@@ -9,7 +9,8 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-GROUPED = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")
+GROUPED = ("group_norm", "dr_grpo", "rloo", "reinforce_baseline")
+"""Estimators that compare the rollouts of one prompt; KTAE can stand on each, on the first unless told otherwise."""
 
 
 def host_problems(options: Mapping[str, Any]) -> Iterator[str]:

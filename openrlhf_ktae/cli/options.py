@@ -19,7 +19,7 @@ from openrlhf_ktae.cli.config_file import config_words, split_config_option
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, switch
 from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
 from openrlhf_ktae.cli.host_parser import BadOption, Parser, nearest, parse
-from openrlhf_ktae.cli.host_rules import host_problems
+from openrlhf_ktae.cli.host_rules import GROUPED, host_problems
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.preflight.ranges import range_problems
@@ -28,7 +28,6 @@ from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
 
 KTAE = "ktae"
-BASES = ("group_norm", "dr_grpo", "rloo", "reinforce_baseline")
 VERIFIER_AGENT = "verifier"
 MACRO_ACCURACY = "eval_macro_accuracy"
 LOOPBACK = "127.0.0.1"
@@ -149,7 +148,10 @@ def _declare_run(run: Any) -> None:
 
 def _declare_ktae(ktae: Any) -> None:
     ktae.add_argument(
-        "--algo.ktae.base", choices=BASES, default=BASES[0], help="rollout-level baseline below K (default: group_norm)"
+        "--algo.ktae.base",
+        choices=GROUPED,
+        default=GROUPED[0],
+        help="rollout-level baseline below K (default: group_norm)",
     )
     ktae.add_argument(
         "--algo.ktae.shadow", **switch(False), help="train with the base alone, log what KTAE would have given"
