@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from openrlhf_ktae.run.free_port import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 # hidden, layers, feed-forward, heads, key-value heads, vocabulary; the last is SmolLM2-135M's
@@ -60,9 +61,7 @@ def measure(model: Path, stage: int, ranks: int, out: Path) -> int:
     spec = {"model": str(model), "options": options(str(model), stage, ranks), "steps": 2, "rollouts": ROLLOUTS}
     path = Path(f"{out}.spec.json")
     path.write_text(json.dumps({**spec, "length": LENGTH, "vocabulary": 190, "out": str(out)}))
-    with socket.socket() as sock:
-        sock.bind(("", 0))
-        port = str(sock.getsockname()[1])
+    port = str(free_port())
     command = [sys.executable, str(ROOT / "benchmarks/update_only.py"), str(path)]
     processes = [subprocess.Popen([*command, str(rank), str(ranks), port]) for rank in range(ranks)]
     if any([process.wait() for process in processes]):

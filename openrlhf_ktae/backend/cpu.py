@@ -115,7 +115,8 @@ class CpuBackend(Backend):
         """Strategy, engine and policy actors for a CPU."""
         import ray
 
-        from openrlhf_ktae.backend.cpu_actors import CpuDeepspeedStrategy, CpuPolicyModelActor, CpuRolloutActor
+        from openrlhf_ktae.backend.cpu_actors import CpuDeepspeedStrategy, CpuPolicyModelActor
+        from openrlhf_ktae.backend.cpu_engine import CpuRolloutActor
         from openrlhf_ktae.trainer.ray.ppo_critic import KTAECriticModelActor
 
         return {

@@ -1,10 +1,7 @@
-"""The host's engine, policy actor and strategy on a CPU: gloo in place of NCCL, torch's Adam in place of a kernel."""
+"""The host's policy actor and strategy on a CPU: gloo in place of NCCL, torch's Adam in place of a kernel."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 from typing import Any
 
 import deepspeed
@@ -13,10 +10,9 @@ import torch
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 from openrlhf_ktae.backend.cpu_linear import use_onednn
-from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
-from openrlhf_ktae.backend.cpu_weight_sync import CpuWorkerExtension, GlooGroup, Slot, buckets, new_buffer, view
+from openrlhf_ktae.backend.cpu_weight_sync import GlooGroup, Slot, buckets, new_buffer, view
+from openrlhf_ktae.run.free_port import free_port
 from openrlhf_ktae.trainer.ray.ppo_actor import KTAEActorPPOTrainer, KTAEPolicyModelActor
-from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
 
 
 class CpuDeepspeedStrategy(DeepspeedStrategy):
@@ -40,23 +36,6 @@ class CpuDeepspeedStrategy(DeepspeedStrategy):
         return config
 
 
-class CpuRolloutActor(KTAERolloutActor):
-    """A vLLM engine on the CPU: its dtype, cache size and worker extension replace the host's fixed ones."""
-
-    async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
-        kwargs.update(json.loads(os.environ[ENGINE_VARIABLE]))
-        kwargs["worker_extension_cls"] = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__qualname__}"
-        await super().__init__(*args, **kwargs)
-
-    async def update_weights_in_bucket(self, bucket: list[Slot]) -> None:
-        """Let every worker of this engine receive one bucket of parameters."""
-        await self.llm.collective_rpc("update_weights_in_bucket", args=(bucket,))
-
-    async def weight_checksum(self) -> float:
-        """Checksum of the weights that the engine generates with."""
-        return (await self.llm.collective_rpc("weight_checksum"))[0]
-
-
 class CpuActorPPOTrainer(KTAEActorPPOTrainer):
     """The same update loop; only how weights reach the engines differs."""
 
@@ -74,9 +53,7 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
         """
         ray.get([engine.get_num_unfinished_requests.remote() for engine in self.vllm_engines])
         address = ray.util.get_node_ip_address()
-        with socket.socket() as sock:
-            sock.bind(("", 0))
-            port = sock.getsockname()[1]
+        port = free_port()
         world_size = len(self.vllm_engines) + 1
         refs = [
             engine.init_process_group.remote(address, port, rank, world_size, "openrlhf_ktae", "gloo", False)

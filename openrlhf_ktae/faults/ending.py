@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -71,7 +72,8 @@ class EndOrder:
     def _write(self, name: str, text: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
+        with suppress(OSError):  # a full disk has room for names: that there is an answer counts more than its words
+            part.write_text(text, encoding="utf-8")
         os.replace(part, self.folder / name)
 
 
@@ -108,8 +110,8 @@ class CleanEnd:
     def outcome(self, newest: str) -> str:
         """Say what became of the order, for the last line of the run; `newest` names the newest checkpoint."""
         answer = self.order.answered
-        if answer:
-            return answer
+        if answer is not None:
+            return answer or newest
         return f"no checkpoint was written on the way out; {newest}" if self._waiting else "nothing was trained yet"
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

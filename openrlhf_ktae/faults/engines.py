@@ -22,13 +22,9 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.faults.deaths import POLL_SECONDS, answered, causes, of_type
 from openrlhf_ktae.faults.ending import EndOrder, GivenUp
+from openrlhf_ktae.faults.in_engine import GONE
 
-GONE = ("EngineDeadError", "OutdatedEngine")  # vLLM's, of a core that died; ours
 logger = init_logger(__name__)
-
-
-class OutdatedEngine(RuntimeError):
-    """The engine was started again and has not got the current weights yet."""
 
 
 class EnginesLost(RuntimeError):
@@ -40,14 +36,6 @@ class WeightsWanted:
     """A message to the trainer: an engine died, for the reason `why`."""
 
     why: str
-
-
-def started_again() -> bool:
-    """Whether Ray has started the actor of this process again; False outside an actor."""
-    if not ray.is_initialized():
-        return False
-    context = ray.get_runtime_context()
-    return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
 
 
 def engine_died(error: BaseException) -> bool:

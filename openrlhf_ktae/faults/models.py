@@ -21,6 +21,7 @@ from ray.exceptions import RayError
 
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.faults.deaths import POLL_SECONDS, START_MINUTES, answered, died
+from openrlhf_ktae.run.free_port import free_port
 
 HOST_CLASSES = ("ReferenceModelActor", "RewardModelActor")  # globals of the host's command
 ANSWER_SECONDS = 5.0  # for the ranks that are not busy, once one of their group is known to be lost
@@ -37,6 +38,7 @@ class RestartableModel:
     _rank: int
     _master_addr: str
     _master_port: int
+    _get_free_port = staticmethod(free_port)  # where its ranks meet
 
     def loaded(self) -> bool:
         """Return whether the model is there; a process that was started again has none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,13 +102,26 @@ def _train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) 
             ray.shutdown()
 
 
+class FullDiskLog(io.TextIOWrapper):
+    """A log that loses what finds no room: no print of the host ends a run for want of it."""
+
+    def __init__(self, file: Any, encoding: str) -> None:
+        super().__init__(file, encoding, write_through=True)
+
+    def write(self, text: str) -> int:
+        """Write `text` at once, or lose it."""
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+
 @contextmanager
 def quiet(args: SimpleNamespace) -> Iterator[None]:
     """Send what the host prints in this process to `driver.log` of the run, unless the run is verbose."""
     if args.run.verbose:
         yield
         return
-    with (Path(args.run.dir) / "driver.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
+    with FullDiskLog((Path(args.run.dir) / "driver.log").open("ab", buffering=0), "utf-8") as log, redirect_stdout(log):
         yield
 
 
@@ -218,8 +232,8 @@ def install_classes(args: SimpleNamespace, backend: Backend) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from openrlhf_ktae.faults.in_engine import RetryingRollouts
     from openrlhf_ktae.faults.models import HOST_CLASSES, restartable
-    from openrlhf_ktae.faults.rollouts import RetryingRollouts
 
     for (module, attribute), actor_class in backend.host_classes().items():
         setattr(importlib.import_module(module), attribute, actor_class)

@@ -81,40 +81,75 @@ def test_a_cluster_with_too_few_devices_is_refused(cluster, root, tmp_path):
     assert "--num-gpus 2" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=RARELY)])
-def test_an_interrupted_run_leaves_no_process_and_a_whole_checkpoint(root, environment, tmp_path, name):
-    """A terminal's Ctrl-C reaches the whole process group, a scheduler's SIGTERM this process alone."""
-    marker = f"interrupt-{os.getpid()}"
-    words = ["--run.dir", str(tmp_path), "--ckpt.save_steps", "2", "--run.grace_seconds", "20"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", COMMAND, "--config", "configs/grpo_ktae/quickstart.yaml", *words],
-        cwd=root,
-        env={**environment, "KTAE_TEST_RUN": marker},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-    )
-    end = time.monotonic() + 200
-    while time.monotonic() < end and process.poll() is None:
-        if sum(row["kind"] == "step" for row in read_record(tmp_path)) >= 3:
-            break
-        time.sleep(0.3)
-    if name == "SIGINT":
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        process.terminate()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert "interrupted" in output
-    assert "Traceback" not in output
-    assert "received at time" not in output, "Ray's own handler prints a stack and aborts"
-    left = wait_until_none(marker, 20)
-    assert not left, [one.cmdline() for one in left]
-    newest = read_latest(tmp_path / "checkpoints")
-    assert newest is not None
-    verify(newest)
-    last = max(row["step"] for row in read_record(tmp_path) if row["kind"] == "step")
-    assert newest.name == f"global_step{last}", "a checkpoint of the step that was under way"
+ASYNCHRONOUS = "--train.colocate_all false --train.async_enable"
+ENDS = [
+    ("SIGINT", ""),
+    pytest.param("SIGTERM", "", marks=RARELY),
+    pytest.param("SIGTERM", ASYNCHRONOUS, marks=RARELY),
+    pytest.param("SIGTERM", f"{ASYNCHRONOUS} --train.partial_rollout_enable", marks=RARELY),
+]
+
+
+@pytest.fixture
+def interrupted(root, environment, tmp_path):
+    """Run the quickstart with `words`, send a signal some seconds after a step; return output, last step, checkpoint.
+
+    A terminal's Ctrl-C reaches the whole process group, a scheduler's SIGTERM this process alone.
+    """
+
+    def run(name, words, step, seconds=0.0):
+        marker = f"interrupt-{os.getpid()}"
+        options = ["--run.dir", str(tmp_path), "--ckpt.save_steps", "2", "--run.grace_seconds", "20"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", COMMAND, "--config", "configs/grpo_ktae/quickstart.yaml", *options, *words.split()],
+            cwd=root,
+            env={**environment, "KTAE_TEST_RUN": marker},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        )
+        end = time.monotonic() + 200
+        while time.monotonic() < end and process.poll() is None:
+            if sum(row["kind"] == "step" for row in read_record(tmp_path)) >= step:
+                break
+            time.sleep(0.3)
+        time.sleep(seconds)
+        assert process.poll() is None, process.communicate()[0]
+        if name == "SIGINT":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.terminate()
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, output
+        assert "interrupted" in output
+        assert "Traceback" not in output
+        assert "received at time" not in output, "Ray's own handler prints a stack and aborts"
+        left = wait_until_none(marker, 20)
+        assert not left, [one.cmdline() for one in left]
+        newest = read_latest(tmp_path / "checkpoints")
+        assert newest is not None
+        verify(newest)
+        return output, max(row["step"] for row in read_record(tmp_path) if row["kind"] == "step"), newest
+
+    yield run
     shutil.rmtree(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(("name", "words"), ENDS)
+def test_an_interrupted_run_leaves_no_process_and_a_whole_checkpoint(interrupted, name, words):
+    output, last, newest = interrupted(name, words, step=3)
+    assert newest.name == f"global_step{last}", "a checkpoint of the step that was under way"
+    assert f"checkpoint of step {last}" in output
+
+
+@RARELY
+@pytest.mark.parametrize("words", ["", ASYNCHRONOUS])
+def test_interrupted_in_the_last_evaluation_the_last_step_and_the_model_are_saved(interrupted, tmp_path, words):
+    long_evaluation = "--data.max_samples 24 --eval.n_samples_per_prompt 32 --eval.temperature 1"
+    output, last, newest = interrupted("SIGTERM", f"{words} {long_evaluation}", step=3, seconds=1.0)
+    assert (last, newest.name) == (3, "global_step3")
+    assert [row["when"] for row in read_record(tmp_path) if row["kind"] == "eval"] == ["before"]
+    assert "checkpoint of step 3" in output
+    assert (tmp_path / "model" / "model.safetensors").is_file()

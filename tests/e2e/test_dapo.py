@@ -32,6 +32,7 @@ def test_the_schedule_ends_with_the_data(dapo):
     assert dapo.steps[-1]["actor_lr"] < 0.08 * max(step["actor_lr"] for step in dapo.steps)
 
 
+@RARELY  # test_resume.py resumes such a run, and compares it with one that was not killed
 def test_the_checkpoint_remembers_every_prompt_judged(dapo, train):
     """A run resumed in the middle of the episode draws the rest of its prompts and knows the earlier ones."""
     directory = dapo.directory

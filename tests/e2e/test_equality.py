@@ -8,7 +8,6 @@ can be more: Adam divides a gradient by its own size, so that rounding of a grad
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,8 @@ import pytest
 import torch
 from marks import RARELY
 from safetensors.torch import load_file
+
+from openrlhf_ktae.run.free_port import free_port
 
 MODEL = "examples/quickstart/model"
 ROLLOUTS, STEPS = 16, 3
@@ -46,9 +47,7 @@ def update(root, environment, tmp_path_factory):
         path = Path(f"{out}.spec.json")
         spec |= {"vocabulary": 190, "masked": masked, "out": str(out), "weights": True}
         path.write_text(json.dumps(spec))
-        with socket.socket() as sock:
-            sock.bind(("", 0))
-            port = str(sock.getsockname()[1])
+        port = str(free_port())
         command = [sys.executable, "benchmarks/update_only.py", str(path)]
         processes = [
             subprocess.Popen(
@@ -139,13 +138,8 @@ def synchronous(told):
     return told()
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "--train.colocate_all false --train.async_enable",
-        pytest.param("--actor.recompute_log_probs", marks=RARELY),
-    ],
-)
+@RARELY
+@pytest.mark.parametrize("words", ["--train.colocate_all false --train.async_enable", "--actor.recompute_log_probs"])
 def test_other_ways_to_the_same_update(told, synchronous, root, words):
     """The asynchronous trainer, and old log-probabilities that are computed in a pass of their own."""
     losses, weights = synchronous

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from marks import RARELY
 
 from openrlhf_ktae.checkpoint.folder import listed
 from openrlhf_ktae.run.record import read_record
@@ -24,6 +25,7 @@ def trial(root, environment, tmp_path_factory):
         yield one
 
 
+@RARELY  # the next test would find a difference, too
 def test_the_same_run_twice_gives_the_same_figures_and_weights(trial):
     trial.finish(AGAIN)
     assert len(trial.steps(STRAIGHT)) >= 6

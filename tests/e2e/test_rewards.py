@@ -1,4 +1,7 @@
-"""Rewards of every kind in one run: constant, negative, fractional, NaN. It trains, and says what it left out."""
+"""Rewards of every kind in one run: constant, negative, fractional, NaN. It trains, and says what it left out.
+
+The same run has two ranks and two engines.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +25,25 @@ def reward_func(queries, prompts, labels, **kwargs):
 NAMES = ("constant", "negative", "fraction", "nan")
 
 
-def test_every_kind_of_reward_in_a_batch(train, root, tmp_path):
-    rows = [json.loads(line) for line in (root / "examples/quickstart/data/train.jsonl").read_text().splitlines()[:16]]
+def test_every_kind_of_reward_on_two_ranks_and_two_engines_with_a_dynamic_batch(train, root, tmp_path):
+    rows = [json.loads(line) for line in (root / "examples/quickstart/data/train.jsonl").read_text().splitlines()[:36]]
     kinds = {row["input"]: NAMES[i % 4] for i, row in enumerate(rows)}
-    (tmp_path / "sixteen.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert len(kinds) == 36
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "reward.py").write_text(REWARDS.format(kinds=kinds))
-    words = f"--data.prompt_dataset {tmp_path}/sixteen.jsonl --reward.remote_url {tmp_path}/reward.py"
+    words = f"--data.prompt_dataset {tmp_path}/prompts.jsonl --reward.remote_url {tmp_path}/reward.py"
     words += " --verifier.max_unknown_share 1 --run.eval_edges false --ktae.record_rollouts 1"
+    words += " --actor.num_gpus_per_node 2 --vllm.num_engines 2 --train.dynamic_batch_enable"
+    words += " --train.max_tokens_per_gpu 1024 --rollout.max_tokens_per_gpu 1024"
+    words += " --rollout.micro_batch_size 32 --train.micro_batch_size 32"
     run = train(tmp_path / "run", *words.split())
     assert run.code == 0, run.output
-    assert len(run.steps) == 2
+    assert len(run.steps) == 4, "36 prompts make 4 steps of 8; the 4 prompts left over are not trained on"
     for step in run.steps:
+        assert step["rollout/num_samples"] == 64
         assert all(math.isfinite(value) for value in step.values() if isinstance(value, float))
-    assert sum(step["verifier_unknown"] for step in run.steps) / 2 == 0.25
+    unknown = sum(step["verifier_unknown"] for step in run.steps) / 4
+    assert 5 / 32 <= unknown <= 9 / 32, "9 of 36, some of which may be among the last 4"
     assert credited_kinds(run.directory, kinds) == {"negative", "fraction"}
 
 

@@ -136,16 +136,6 @@ def test_saved_weights_differ_from_the_start(quickstart, root):
     assert len(changed) == len(start)
 
 
-def test_two_ranks_and_two_engines_with_a_dynamic_batch(train, tmp_path):
-    words = "--actor.num_gpus_per_node 2 --vllm.num_engines 2 --train.dynamic_batch_enable --data.max_samples 36"
-    tokens = "--train.max_tokens_per_gpu 1024 --rollout.max_tokens_per_gpu 1024 --run.eval_edges false"
-    micro = "--rollout.micro_batch_size 32 --train.micro_batch_size 32"
-    run = train(tmp_path, *words.split(), *tokens.split(), *micro.split())
-    assert run.code == 0, run.output
-    assert len(run.steps) == 4, "36 prompts make 4 steps of 8; the 4 prompts left over are not trained on"
-    assert all(step["rollout/num_samples"] == 64 for step in run.steps)
-
-
 def test_asynchronous_with_partial_rollouts_and_an_engine_that_dies(train, tmp_path):
     words = "--train.colocate_all false --train.async_enable --train.partial_rollout_enable --data.max_samples 160"
     correction = "--algo.advantage.is_correction_level token"

@@ -1,8 +1,27 @@
-"""Shared by tests that need Ray: a small one for each module."""
+"""Shared by unit tests: a small Ray for each module, and files that find no room."""
 
 from __future__ import annotations
 
+import resource
+from contextlib import contextmanager
+
 import pytest
+
+
+@pytest.fixture
+def files_up_to():
+    """Let a write that makes a file larger than so many bytes stop in the middle, as on a full disk."""
+
+    @contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import torch
 from openrlhf_ktae.checkpoint.folder import RANDOM
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.write import staging
+from openrlhf_ktae.run.free_port import free_port
 from openrlhf_ktae.trainer.checkpointing import checkpoints_at
 
 
@@ -23,6 +24,7 @@ class CheckpointedActor:
     strategy: Any
     ema_model: Any = None
     _rank: int
+    _get_free_port = staticmethod(free_port)  # where its ranks meet
 
     def init_model_from_pretrained(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Load as the host does, from the checkpoint that the command chose."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from openrlhf.trainer.ray import vllm_engine as host
 
-from openrlhf_ktae.faults.rollouts import contained
+from openrlhf_ktae.faults.in_engine import contained
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.process_setup import leave_interrupts_to_the_driver
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed

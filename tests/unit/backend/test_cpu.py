@@ -16,6 +16,7 @@ from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
 from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.run.free_port import free_port
 
 
 def test_auto_is_cpu_with_the_cpu_build():
@@ -123,11 +124,7 @@ def test_buckets_hold_each_parameter_once(monkeypatch):
 
 def test_broadcast_over_gloo():
     """Two ranks in two threads; the receiver gets the sender's bytes."""
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     received = torch.zeros(16, dtype=torch.uint8)
 
     def receive():

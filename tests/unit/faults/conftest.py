@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-import socket
 
 import pytest
 import torch
+
+from openrlhf_ktae.run.free_port import free_port
 
 
 @pytest.fixture(scope="session")
 def group(host):
     """A process group of one, which DeepSpeed needs, and keeps for as long as the process lives."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    names = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+    }
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
     import deepspeed

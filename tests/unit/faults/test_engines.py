@@ -18,7 +18,7 @@ from openrlhf_ktae.faults.config import FaultsConfig
 @pytest.fixture(scope="module")
 def engine_class(ray_here):
     """An engine without a model: it knows which weights it was sent, and forgets them when its process dies."""
-    from openrlhf_ktae.faults.rollouts import RetryingRollouts
+    from openrlhf_ktae.faults.in_engine import RetryingRollouts
 
     class EngineDeadError(RuntimeError):
         """By name, vLLM's."""

@@ -383,6 +383,18 @@ def test_it_waits_no_longer_than_it_may(signals, tmp_path):
     assert outcome == "no checkpoint was written on the way out; the newest checkpoint is older"
 
 
+def test_an_answer_that_finds_no_room_is_an_answer(files_up_to, tmp_path):
+    """On a full disk the driver would wait for it as long as it may; the newest checkpoint says what was saved."""
+    order = EndOrder(tmp_path)
+    with files_up_to(0):
+        order.ask()
+        order.answer("checkpoint of step 3")
+    assert order.asked
+    assert order.answered == ""
+    end = CleanEnd(order, 1.0, lambda text: None)
+    assert end.outcome("the newest checkpoint is global_step3") == "the newest checkpoint is global_step3"
+
+
 def test_a_run_that_ends_by_itself_meanwhile_is_not_interrupted(signals, tmp_path):
     """The order came while the model was being saved, after the last step."""
     order, said = EndOrder(tmp_path), []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from openrlhf_ktae.run.free_port import free_port
+
 SCRIPT = Path(__file__).with_name("rank_updates.py")
 SECONDS = 120
 
 
 def both_ranks(tmp_path, *words):
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     ranks = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), *words, str(tmp_path / f"{rank}.pt")],

@@ -26,7 +26,7 @@ def tokenizer(root):
 @pytest.fixture
 def engine(host, monkeypatch):
     """An engine that raises the errors it is given, then answers."""
-    from openrlhf_ktae.faults.rollouts import RetryingRollouts
+    from openrlhf_ktae.faults.in_engine import RetryingRollouts
 
     class Engine:
         def __init__(self, *errors):
@@ -105,7 +105,7 @@ class Agent:
 @pytest.fixture
 def host_engine(host, monkeypatch):
     """Our engine's actor around an agent, made by its own `__init__`; the host's makes vLLM."""
-    from openrlhf_ktae.faults.rollouts import RetryingRollouts
+    from openrlhf_ktae.faults.in_engine import RetryingRollouts
     from openrlhf_ktae.trainer.ray import vllm_engine
 
     core = SimpleNamespace(errored=False, dead_error=EngineDeadError("the core is gone"))
@@ -186,7 +186,8 @@ def generator(host, tokenizer):
 def test_an_empty_rollout_merges_with_others_and_leaves_the_statistics(generator, tokenizer):
     from openrlhf.trainer.ppo_utils.experience import Experience
 
-    from openrlhf_ktae.faults.rollouts import FAILED, empty_response
+    from openrlhf_ktae.faults.in_engine import empty_response
+    from openrlhf_ktae.faults.rollouts import FAILED
     from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import excluded_rollouts
 
     empty = empty_response(call(tokenizer), "ValueError: no")

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,7 @@ from openrlhf_ktae.run.launch import (
     ProcessDied,
     check_address,
     cluster_of_its_own,
+    quiet,
     start_own,
 )
 
@@ -91,6 +93,17 @@ def test_a_cluster_that_is_not_there_is_refused_at_once():
         check_address(address)
     for named in ("auto", "local", "ray://head:10001"):
         check_address(named)
+
+
+def test_a_log_without_room_ends_nothing(files_up_to, tmp_path):
+    args = SimpleNamespace(run=SimpleNamespace(dir=tmp_path, verbose=False))
+    with quiet(args):
+        print("one")
+        with files_up_to(4):
+            for _ in range(3):
+                print("two", flush=True)
+        print("three")
+    assert (tmp_path / "driver.log").read_text() == "one\nthree\n"
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-from contextlib import contextmanager
 
 import pytest
 
@@ -13,22 +11,11 @@ from openrlhf_ktae.run.console import Console
 from openrlhf_ktae.run.record import METRICS_FILE, RunRecord, read_record, rewind, stop_reason
 
 
-@contextmanager
-def files_up_to(size):
-    """Let a write that makes a file larger stop in the middle, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def shown(directory):
     return [(row["kind"], row.get("step", row.get("text"))) for row in read_record(directory)]
 
 
-def test_rows_that_find_no_room_wait_and_are_written_with_a_note(tmp_path):
+def test_rows_that_find_no_room_wait_and_are_written_with_a_note(tmp_path, files_up_to):
     record = RunRecord(tmp_path)
     record.step(1, {"loss": 0.5}, {})
     room = record.path.stat().st_size + 20
@@ -46,7 +33,7 @@ def test_rows_that_find_no_room_wait_and_are_written_with_a_note(tmp_path):
     assert len(shown(tmp_path)) == 6
 
 
-def test_a_checkpoint_writes_what_waits_first(tmp_path):
+def test_a_checkpoint_writes_what_waits_first(tmp_path, files_up_to):
     record = RunRecord(tmp_path)
     with files_up_to(10):
         record.step(1, {}, {})
@@ -54,7 +41,7 @@ def test_a_checkpoint_writes_what_waits_first(tmp_path):
     assert [name for name, _ in shown(tmp_path)] == ["step", "note"]
 
 
-def test_the_reason_for_a_stop_does_not_wait(tmp_path):
+def test_the_reason_for_a_stop_does_not_wait(tmp_path, files_up_to):
     """The command's exit code comes from it."""
     record = RunRecord(tmp_path)
     with files_up_to(10), pytest.raises(OSError, match=r"all groups were filtered .*metrics\.jsonl cannot be written"):
@@ -63,7 +50,7 @@ def test_the_reason_for_a_stop_does_not_wait(tmp_path):
     assert stop_reason(tmp_path) == "all groups were filtered"
 
 
-def test_a_full_disk_does_not_look_like_a_run_that_hangs(tmp_path):
+def test_a_full_disk_does_not_look_like_a_run_that_hangs(tmp_path, files_up_to):
     record, barks = RunRecord(tmp_path), []
     record.step(1, {}, {})
     with files_up_to(10), Watchdog(tmp_path, 1.0 / 60, barks.append) as dog:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -38,19 +37,15 @@ def trainer(host, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_disk_that_is_full_for_tensorboard_does_not_end_the_run(trainer):
+def test_a_disk_that_is_full_for_tensorboard_does_not_end_the_run(trainer, files_up_to):
     trainer.hold_trackers()
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     writer = trainer.tensorboard_logger.writer
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
-    try:
+    with files_up_to(10):
         for step in range(1, 4):
             trainer.save_logs_and_checkpoints(step, {"loss": 0.5}, {})
             with suppress(OSError):
                 writer.flush()  # it writes in a thread of its own, by and by
         trainer.track_evaluation(3, {"eval_accuracy": 0.5})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     trainer.save_logs_and_checkpoints(4, {"loss": 0.5}, {})
     trainer.close_trackers()
     rows = list(read_record(trainer.args.run.dir))
@@ -70,17 +65,13 @@ def test_rollouts_that_find_no_room_are_noted(trainer):
     assert row["text"] == "the rollouts of step 7 are not recorded: no room"
 
 
-def test_a_batch_for_a_post_mortem_that_finds_no_room_is_left_out(host, tmp_path):
+def test_a_batch_for_a_post_mortem_that_finds_no_room_is_left_out(host, tmp_path, files_up_to):
     from openrlhf_ktae.faults.nonfinite import save_batch
 
     batch = SimpleNamespace(sequences=torch.zeros(1000), prompts=[], labels=[])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
+    with files_up_to(100):
         assert save_batch(tmp_path, 3, "", [batch]) is None
         assert list((tmp_path / "postmortem").iterdir()) == []
         (tmp_path / "file").write_text("")
         assert save_batch(tmp_path / "file", 3, "", [batch]) is None
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert save_batch(tmp_path, 3, "", [batch]) is not None

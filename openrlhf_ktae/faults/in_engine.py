@@ -1,0 +1,134 @@
+"""In the engine: rollouts that fail, and an engine that was started again.
+
+An agent, a reward or a verifier that raises costs its prompt another try, then its group, never the run. Every engine
+waits for what is imported here before its model loads: nothing of the trainer is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from functools import cached_property, wraps
+from typing import Any
+
+import ray
+
+from openrlhf_ktae.faults.config import RETRIES_VARIABLE
+from openrlhf_ktae.faults.deaths import of_type
+from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
+
+GONE = ("EngineDeadError", "OutdatedEngine")  # vLLM's, of a core that died; ours
+FAILURE = "failure"  # key of a response that stands for one that could not be made
+
+
+class OutdatedEngine(RuntimeError):
+    """The engine was started again and has not got the current weights yet."""
+
+
+class AgentGaveUp(RuntimeError):
+    """An agent wanted to end its process, or its task."""
+
+
+def contained(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return `execute`, a method of an agent, whose SystemExit and CancelledError are errors like others.
+
+    In a task the first would end the engine's event loop, and nobody would hear of the second; one that Ray
+    or vLLM has asked for stays what it is.
+    """
+
+    @wraps(execute)
+    async def rollout(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await execute(*args, **kwargs)
+        except (SystemExit, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            raise AgentGaveUp(f"the agent raised {type(error).__name__}({error})") from error
+
+    return rollout
+
+
+class RetryingRollouts:
+    """Mixin before an engine's actor class."""
+
+    llm: Any
+    _got_weights = False
+
+    async def generate_responses(self, **call: Any) -> list[dict[str, Any]]:
+        """Generate as the host does; again where something raises; then empty rollouts that say why.
+
+        Raises:
+            OutdatedEngine: this process was started again and has the weights that the run began with.
+        """
+        if not self._current:
+            raise OutdatedEngine("an engine that was started again waits for the current weights")
+        error: Exception | None = None
+        for _ in range(1 + int(os.environ.get(RETRIES_VARIABLE, "0"))):
+            try:
+                return await super().generate_responses(**call)  # type: ignore[misc]
+            except TrainingStopped:  # a verifier means to stop the run
+                raise
+            except Exception as raised:  # whatever an agent may raise
+                if of_type(raised, GONE):
+                    raise
+                if self.llm.errored:  # whatever the agent has made of it
+                    raise self.llm.dead_error from raised
+                error = raised
+                logging.getLogger(__name__).exception("a rollout failed on the prompt %.80r", call["prompt"])
+        return [empty_response(call, f"{type(error).__name__}: {error}") for _ in range(call.get("num_samples", 1))]
+
+    async def answer(self) -> bool:
+        """Return whether the engine has the current weights.
+
+        Raises:
+            Exception: vLLM's, where its core is dead.
+        """
+        if self.llm.errored:
+            raise self.llm.dead_error
+        return self._current
+
+    async def take_weights(self) -> None:
+        """Know that the current weights have come."""
+        self._got_weights = True
+
+    @property
+    def _current(self) -> bool:
+        return self._got_weights or not self._started_again
+
+    @cached_property
+    def _started_again(self) -> bool:
+        return started_again()
+
+
+def empty_response(call: dict[str, Any], failure: str) -> dict[str, Any]:
+    """Return a response without a token: its score is unknown, so it leaves its group's statistics."""
+    tokenizer = call["hf_tokenizer"]
+    tokens = tokenizer(text=call["prompt"], add_special_tokens=False)["input_ids"][-call["max_length"] :]
+    tokens = list(tokens) or [tokenizer.eos_token_id]
+    return {
+        "prompt": call["prompt"],
+        "label": call["label"],
+        "images": call.get("images"),
+        "mm_train_inputs": None,
+        "observation_tokens": tokens,
+        "action_ranges": [(len(tokens), len(tokens))],
+        "rollout_log_probs": None if call["sampling_params"].logprobs is None else [0.0] * len(tokens),
+        "truncated": False,
+        "reward": 0.0,
+        "scores": float("nan"),
+        "extra_logs": {},
+        FAILURE: failure,
+        **({} if call["sampling_params"].seed is None else {SEED_KEY: call["sampling_params"].seed}),
+    }
+
+
+def started_again() -> bool:
+    """Whether Ray has started the actor of this process again; False outside an actor."""
+    if not ray.is_initialized():
+        return False
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
