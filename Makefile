@@ -19,10 +19,11 @@ setup: $(STAMP)
 
 $(STAMP): requirements/cpu.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --no-deps $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) \
+	$(PIP) install --quiet --no-deps --no-compile $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) \
 		-r requirements/cpu.txt || { echo "If torch==2.13.0+cpu was not found: \
 	make $(MAKECMDGOALS) TORCH_INDEX_URL=<PyTorch's index of CPU wheels>"; exit 1; }
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip takes one core; some files are for a later Python
 	$(BIN)/python -c "from openrlhf_ktae.ktae import warm_up; warm_up()"
 	touch $@
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import RARELY
 
 from openrlhf_ktae.run.free_port import free_port
 
@@ -37,7 +38,10 @@ def both_ranks(tmp_path, *words):
     return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize(("stage", "dtype", "bad"), [(3, "float32", "nan"), (2, "bfloat16", "inf")])
+CASES = [(3, "float32", "nan"), pytest.param(2, "bfloat16", "inf", marks=RARELY)]
+
+
+@pytest.mark.parametrize(("stage", "dtype", "bad"), CASES)
 def test_ranks_agree_to_skip_an_update(stage, dtype, bad, tmp_path):
     one, other = both_ranks(tmp_path, str(stage), dtype, bad)
     assert one["skipped"] == other["skipped"] == [0, 1, 1]

@@ -1,4 +1,4 @@
-"""Marks of end-to-end tests."""
+"""Marks of tests that start processes of a run."""
 
 from __future__ import annotations
 
