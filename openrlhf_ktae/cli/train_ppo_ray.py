@@ -32,7 +32,7 @@ from openrlhf_ktae.preflight.preflight import Refused, preflight
 from openrlhf_ktae.run import directory
 from openrlhf_ktae.run.console import Console, summary, untrained
 from openrlhf_ktae.run.launch import ClusterAway, ClusterTooSmall, ProcessDied, train
-from openrlhf_ktae.run.record import RunRecord, stop_reason
+from openrlhf_ktae.run.record import RunRecord, UnwrittenStop, stop_reason
 from openrlhf_ktae.run.resuming import choose_checkpoint
 
 EXIT_STOPPED = 3
@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ProcessDied as fault:
         print(f"error: {fault}", file=sys.stderr)
         return EXIT_FAULT
+    except UnwrittenStop as stop:
+        reason = str(stop)
     except KeyboardInterrupt as interrupt:
         print(f"interrupted: Ray is stopped, saved checkpoints are whole; {interrupt or NOTHING}", file=sys.stderr)
         return EXIT_INTERRUPTED

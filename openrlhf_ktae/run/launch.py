@@ -20,10 +20,11 @@ from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.faults import processes, stacks
 from openrlhf_ktae.faults.config import RETRIES_VARIABLE
-from openrlhf_ktae.faults.deaths import died
+from openrlhf_ktae.faults.deaths import causes, died
 from openrlhf_ktae.faults.processes import mark, swept
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.process_setup import BACKEND_VARIABLE, WORKER_HOOK, in_every_process
+from openrlhf_ktae.run.record import UnwrittenStop
 from openrlhf_ktae.safety import remote_code
 from openrlhf_ktae.verifier.config import VerifierConfig
 
@@ -64,6 +65,7 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
         ClusterTooSmall: a cluster was joined that has too few devices.
         ClusterAway: there is no cluster to join.
         ProcessDied: Ray does not start, or a process of the run is gone for good.
+        UnwrittenStop: training ended early, and the disk has no room for the reason.
     """
     mark()
     os.environ[stacks.VARIABLE] = stacks.new_folder()
@@ -82,6 +84,9 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
     try:
         _train(args, backend, say)
     except ray.exceptions.RayError as error:
+        for cause in causes(error):
+            if type(cause) is UnwrittenStop:
+                raise cause from None
         if not died(error):
             raise
         raise ProcessDied(f"a process of the run died ({' '.join(str(error).split())[:300]})") from None

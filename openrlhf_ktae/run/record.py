@@ -32,6 +32,10 @@ NEEDED: dict[str, dict[str, type]] = {"step": {"step": int}, "eval": {"step": in
 logger = logging.getLogger(__name__)
 
 
+class UnwrittenStop(OSError):
+    """Why training ended early, which the record has no room for."""
+
+
 class RunRecord:
     """Append-only; each line is written whole, so that a killed run leaves whole lines.
 
@@ -66,11 +70,11 @@ class RunRecord:
         """Write why training ended early.
 
         Raises:
-            OSError: it cannot be written; nobody would learn that the run did not end well.
+            UnwrittenStop: it cannot be written; nobody would learn that the run did not end well.
         """
         self._write({"kind": "stop", "reason": reason})
         if self._waiting:
-            raise OSError(f"{reason} ({self.path} cannot be written: {self._reason})")
+            raise UnwrittenStop(f"{reason} ({self.path} cannot be written: {self._reason})")
 
     def resumed(self, step: int, checkpoint: str) -> None:
         """Write that the run goes on after `step`."""

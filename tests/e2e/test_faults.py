@@ -251,6 +251,24 @@ def test_a_disk_that_fills_under_everything(start, disk, freed):
 
 
 @RARELY
+def test_a_disk_that_is_full_for_the_reason_too_stops_the_run(start, disk):
+    checkpoints = disk / "checkpoints"
+    run = start("--run.dir", str(disk), *SAVES.split(), "--ckpt.on_failure", "stop")
+    wait_for(lambda: read_latest(checkpoints), run, seconds=300)
+    fill(disk)
+    end = time.monotonic() + 90
+    while run.poll() is None and time.monotonic() < end:
+        fill(disk)
+        time.sleep(0.02)
+    output, _ = run.communicate(timeout=10)
+    assert run.returncode == 3, output
+    assert "stopped early: no checkpoint" in output
+    assert "metrics.jsonl cannot be written: [Errno 28] No space left on device" in output
+    assert "Traceback" not in output
+    verify(read_latest(checkpoints))
+
+
+@RARELY
 @pytest.mark.parametrize("how", ["", "--train.colocate_all false --train.async_enable"])
 def test_a_disk_that_fills_during_a_checkpoint_can_stop_the_run(start, disk, tmp_path, how):
     run = start(*SAVES.split(), *how.split(), "--ckpt.path", str(disk), "--ckpt.on_failure", "stop")

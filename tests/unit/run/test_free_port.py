@@ -35,7 +35,7 @@ def test_the_random_state_of_a_run_is_not_touched():
     assert random.getstate() == before
 
 
-def test_the_ranks_of_every_model_meet_there():
+def test_the_ranks_of_every_model_meet_there(host):
     from openrlhf_ktae.faults.models import RestartableModel
     from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
 

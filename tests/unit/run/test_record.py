@@ -8,7 +8,7 @@ import pytest
 
 from openrlhf_ktae.faults.watchdog import Watchdog
 from openrlhf_ktae.run.console import Console
-from openrlhf_ktae.run.record import METRICS_FILE, RunRecord, read_record, rewind, stop_reason
+from openrlhf_ktae.run.record import METRICS_FILE, RunRecord, UnwrittenStop, read_record, rewind, stop_reason
 
 
 def shown(directory):
@@ -44,7 +44,10 @@ def test_a_checkpoint_writes_what_waits_first(tmp_path, files_up_to):
 def test_the_reason_for_a_stop_does_not_wait(tmp_path, files_up_to):
     """The command's exit code comes from it."""
     record = RunRecord(tmp_path)
-    with files_up_to(10), pytest.raises(OSError, match=r"all groups were filtered .*metrics\.jsonl cannot be written"):
+    with (
+        files_up_to(10),
+        pytest.raises(UnwrittenStop, match=r"all groups were filtered .*metrics\.jsonl cannot be written"),
+    ):
         record.stopped("all groups were filtered")
     record.sync()
     assert stop_reason(tmp_path) == "all groups were filtered"
