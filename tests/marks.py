@@ -7,4 +7,4 @@ import os
 import pytest
 
 RARELY = pytest.mark.skipif("KTAE_TEST_ALL" not in os.environ, reason="KTAE_TEST_ALL runs it")
-"""For runs whose rule has a unit test, or that differ little from another run: each start costs most of a minute."""
+"""For tests whose rule has another one, or that differ little from another run: each start costs most of a minute."""

@@ -12,6 +12,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted: nothing was started yet\n"), os._exit(130)))
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 
@@ -124,7 +125,8 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
         except Exception as error:  # a full disk, say: the run stops all the same
             reason = f"{reason}; no stacks, {type(error).__name__}: {error}"
         try:
-            RunRecord(args.run.dir).stopped(reason)
+            with suppress(UnwrittenStop):  # the last line of the command says it
+                RunRecord(args.run.dir).stopped(reason)
         finally:
             end.stop_now(reason)
 

@@ -37,7 +37,8 @@ class EndOrder:
     def clear(self) -> None:
         """Forget the order of an earlier run."""
         for name in (TRAINING, ASKED, ANSWER):
-            (self.folder / name).unlink(missing_ok=True)
+            for path in (self.folder / name, self._part(name)):
+                path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
@@ -46,12 +47,17 @@ class EndOrder:
         self._write(TRAINING, "")
 
     def ask(self) -> None:
-        """Ask for an end at the next moment at which the weights are those of a step."""
+        """Ask for an end at the next moment at which the weights are those of a step.
+
+        Raises:
+            OSError: the disk has no room for a file's name.
+        """
         self._write(ASKED, "")
 
     def answer(self, text: str) -> None:
-        """Say what was saved."""
-        self._write(ANSWER, text)
+        """Say what was saved; what finds no room is not said, and the driver waits no longer than it may."""
+        with suppress(OSError):
+            self._write(ANSWER, text)
 
     @property
     def is_training(self) -> bool:
@@ -71,10 +77,14 @@ class EndOrder:
 
     def _write(self, name: str, text: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / f"{name}.part"
+        part = self._part(name)
+        part.touch()
         with suppress(OSError):  # a full disk has room for names: that there is an answer counts more than its words
             part.write_text(text, encoding="utf-8")
         os.replace(part, self.folder / name)
+
+    def _part(self, name: str) -> Path:
+        return self.folder / f"{name}.part"
 
 
 def wait_for_the_driver(order: EndOrder) -> None:
@@ -112,13 +122,18 @@ class CleanEnd:
         answer = self.order.answered
         if answer is not None:
             return answer or newest
-        return f"no checkpoint was written on the way out; {newest}" if self._waiting else "nothing was trained yet"
+        trained = self._waiting or self.order.is_training
+        return f"no checkpoint was written on the way out; {newest}" if trained else "nothing was trained yet"
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._waiting is not None or self.reason or not self.order.is_training:
             self._over.set()
             raise KeyboardInterrupt
-        self.order.ask()
+        try:
+            self.order.ask()
+        except OSError:  # nobody would hear of it
+            self._over.set()
+            raise KeyboardInterrupt from None
         self._waiting = threading.Thread(target=self._wait, args=(signal.Signals(number).name,), daemon=True)
         self._waiting.start()
 

@@ -18,6 +18,7 @@ from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.faults.ending import EndOrder, GivenUp, Interrupted, wait_for_the_driver
 from openrlhf_ktae.faults.nonfinite import CRITIC_SKIPPED, SKIPPED, NonFiniteBatch, save_batch
 from openrlhf_ktae.faults.rollouts import FAILED
+from openrlhf_ktae.run.record import UnwrittenStop
 from openrlhf_ktae.trainer.checkpointing import CheckpointFailed, saves_weights, saving_every
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 
@@ -153,9 +154,21 @@ class GuardedTrainer:
             super().save_logs_and_checkpoints(step, logs, states)  # type: ignore[misc]
 
     def record_stop(self, reason: str) -> None:
-        """Write why training ended early; a second reason, of the evaluation after it, is a note."""
-        (self.record.note if self._has_stopped else self.record.stopped)(reason)
+        """Write why training ended early; a second reason, of the evaluation after it, is a note.
+
+        Raises:
+            UnwrittenStop: the disk has no room for it; the model is saved where it can be.
+        """
+        if self._has_stopped:
+            self.record.note(reason)
+            return
         self._has_stopped = True
+        try:
+            self.record.stopped(reason)
+        except UnwrittenStop:
+            with suppress(Exception):  # the host would save it after a stop that it does not hear of
+                self._save_model()
+            raise
 
     @contextmanager
     def until_asked(self, end: Callable[[], None] | None = None) -> Iterator[None]:
@@ -180,10 +193,13 @@ class GuardedTrainer:
             Interrupted: always.
         """
         self._save_last()
+        self._save_model()
+        self._answer(self.record.last_step, f"the final model is in {self.args.ckpt.output_dir}; ")
+
+    def _save_model(self) -> None:
         ray.get(self.actor_model_group.async_save_model())
         if self.critic_model_group is not None and self.args.critic.save_value_network:
             ray.get(self.critic_model_group.async_save_model())
-        self._answer(self.record.last_step, f"the final model is in {self.args.ckpt.output_dir}; ")
 
     def _end(self) -> None:
         self._save_last()

@@ -1,7 +1,7 @@
 """In the engine: rollouts that fail, and an engine that was started again.
 
 An agent, a reward or a verifier that raises costs its prompt another try, then its group, never the run. Every engine
-waits for what is imported here before its model loads: nothing of the trainer is.
+waits for what is imported here before its model loads: neither the host's trainer nor DeepSpeed is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A port for processes that meet.
 
 The usual way, to bind port 0 and let go, returns one that the kernel may give to any connection of any process until
-the caller listens: a run then ends with `EADDRINUSE`. Ports below the kernel's range are given to nobody.
+the caller listens: a run then ends with `EADDRINUSE`. Ports beside the kernel's range are given to nobody.
 """
 
 from __future__ import annotations
@@ -10,18 +10,26 @@ import random
 import socket
 from pathlib import Path
 
-FIRST = 20_000  # Ray's workers take 10,002 to 19,999
-KERNEL = 32_768  # Linux's own default
+FIRST = 20_000  # workers of `ray start` take 10,002 to 19,999
+KERNEL = (32_768, 60_999)  # Linux's own default
+ENOUGH = 1000
+RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _chance = random.SystemRandom()  # the seeds of a run are not touched
 
 
 def ports_of_nobody() -> range:
-    """Return the ports between those of Ray's workers and those that this kernel gives to connections."""
+    """Return the ports between Ray's and those that this kernel gives to connections, or above these.
+
+    Where it gives nearly all of them away, there are none of nobody: it returns those of the usual kernel.
+    """
     try:
-        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        first = KERNEL
-    return range(FIRST, first) if first > FIRST + 1000 else range(FIRST, KERNEL)
+        first, last = map(int, RANGE.read_text().split())
+    except (OSError, ValueError):
+        first, last = KERNEL
+    for ports in (range(FIRST, first), range(max(FIRST, last + 1), 65_536)):
+        if len(ports) >= ENOUGH:
+            return ports
+    return range(FIRST, KERNEL[0])
 
 
 def free_port() -> int:

@@ -202,6 +202,38 @@ def test_the_mathematics_loads_no_trainer():
     assert done.stdout.strip() == "[]"
 
 
+def test_an_engine_waits_for_no_trainer_to_be_imported():
+    """DeepSpeed, the host's trainer and its data sets take seconds of every start."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from openrlhf_ktae.backend.cpu_patches import activate; activate(); "
+        "import openrlhf_ktae.backend.cpu_engine; "
+        "print([m for m in ('deepspeed', 'openrlhf.trainer.ppo_trainer', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_ranks_meet_at_a_port_of_ours(host):
+    """The host's own may be given to another process before they do (`run/free_port.py`)."""
+    from openrlhf.cli import train_ppo_ray
+    from openrlhf.trainer.ray.launcher import BaseDistributedActor
+
+    from openrlhf_ktae.faults.models import HOST_CLASSES, RestartableModel
+    from openrlhf_ktae.host import undecorated
+    from openrlhf_ktae.run.free_port import free_port
+    from openrlhf_ktae.trainer.ray.ppo_actor import KTAEPolicyModelActor
+    from openrlhf_ktae.trainer.ray.ppo_critic import KTAECriticModelActor
+
+    assert "self._get_free_port()" in inspect.getsource(BaseDistributedActor.__init__)
+    untrained = [type(name, (RestartableModel, undecorated(getattr(train_ppo_ray, name))), {}) for name in HOST_CLASSES]
+    for actor in (KTAEPolicyModelActor, KTAECriticModelActor, *untrained):
+        assert issubclass(actor, BaseDistributedActor)
+        assert actor._get_free_port is free_port
+
+
 def test_evaluations_take_an_iterator_that_was_set_before(host):
     """Benchmarks are generated one by one through it."""
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator

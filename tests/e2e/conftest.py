@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from run_processes import MARK, mark_of, processes_of
 
 from openrlhf_ktae.run.record import read_record
 
@@ -28,6 +30,30 @@ class Finished:
 @pytest.fixture(scope="session")
 def environment():
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+@pytest.fixture
+def start(root, environment, tmp_path):
+    """Start the quickstart with `words` in `tmp_path`; it and all it started are killed at the end, whatever happened.
+
+    Its group has a terminal's reaction to Ctrl-C; its processes are those of `mark_of(tmp_path)`.
+    """
+
+    def run(*words: str, **variables: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*COMMAND, "--config", "configs/grpo_ktae/quickstart.yaml", "--run.dir", str(tmp_path), *words],
+            cwd=root,
+            env={**environment, MARK: mark_of(tmp_path), **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        )
+
+    yield run
+    for process in processes_of(mark_of(tmp_path)):
+        process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The processes of one run of a test, found by a mark in their environment."""
+"""The processes of one run of a test, found by a mark in their environment; words that several tests give a run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
+
+MARK = "KTAE_TEST_RUN"
+ASYNCHRONOUS = "--train.colocate_all false --train.async_enable"
+
+
+def mark_of(directory: Path) -> str:
+    """Return what the processes of a test carry in their environment as `MARK`."""
+    return f"{directory.parent.parent.name}-{directory.name}"
 
 
 def processes_of(marker: str) -> list[psutil.Process]:
@@ -15,7 +24,7 @@ def processes_of(marker: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("KTAE_TEST_RUN") == marker and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK) == marker and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:
             continue

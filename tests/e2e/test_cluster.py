@@ -12,22 +12,23 @@ from pathlib import Path
 
 import pytest
 from marks import RARELY
-from run_processes import processes_of, wait_until_none
+from run_processes import ASYNCHRONOUS, MARK, mark_of, processes_of, wait_until_none
 
 from openrlhf_ktae.checkpoint.folder import verify
 from openrlhf_ktae.checkpoint.write import read_latest
+from openrlhf_ktae.run.free_port import free_port
 from openrlhf_ktae.run.record import read_record
 
 COMMAND = "openrlhf_ktae.cli.train_ppo_ray"
 FEW_STEPS = ["--config", "configs/grpo_ktae/quickstart.yaml", "--data.max_samples", "16", "--run.eval_edges", "false"]
 RAY = Path(sys.executable).with_name("ray")
-PORT, DASHBOARD_PORT, AGENT_PORT = 26379, 28265, 28266
+PORT, DASHBOARD_PORT, AGENT_PORT = (free_port() for _ in range(3))
 
 
 @pytest.fixture(scope="module")
 def cluster(root, environment):
     """A Ray head with virtual devices, its own ports and its own processes."""
-    variables = {**environment, "KTAE_TEST_RUN": "cluster"}
+    variables = {**environment, MARK: "cluster"}
     ports = ["--port", str(PORT), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(DASHBOARD_PORT)]
     ports += ["--dashboard-agent-listen-port", str(AGENT_PORT)]  # another cluster on this machine may have the default
     start = [RAY, "start", "--head", "--num-gpus", "1", "--num-cpus", "8", *ports, "--disable-usage-stats"]
@@ -66,7 +67,7 @@ def test_ray_job_submit(cluster, root, tmp_path):
 
 
 def test_a_cluster_with_too_few_devices_is_refused(cluster, root, tmp_path):
-    variables = {**cluster, "RAY_ADDRESS": f"127.0.0.1:{PORT}", "KTAE_TEST_RUN": "refused"}
+    variables = {**cluster, "RAY_ADDRESS": f"127.0.0.1:{PORT}", MARK: "refused"}
     words = ["--train.colocate_all", "false", "--run.dir", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", COMMAND, *FEW_STEPS, *words],
@@ -81,7 +82,6 @@ def test_a_cluster_with_too_few_devices_is_refused(cluster, root, tmp_path):
     assert "--num-gpus 2" in done.stderr
 
 
-ASYNCHRONOUS = "--train.colocate_all false --train.async_enable"
 ENDS = [
     ("SIGINT", ""),
     pytest.param("SIGTERM", "", marks=RARELY),
@@ -91,25 +91,14 @@ ENDS = [
 
 
 @pytest.fixture
-def interrupted(root, environment, tmp_path):
+def interrupted(start, tmp_path):
     """Run the quickstart with `words`, send a signal some seconds after a step; return output, last step, checkpoint.
 
     A terminal's Ctrl-C reaches the whole process group, a scheduler's SIGTERM this process alone.
     """
 
     def run(name, words, step, seconds=0.0):
-        marker = f"interrupt-{os.getpid()}"
-        options = ["--run.dir", str(tmp_path), "--ckpt.save_steps", "2", "--run.grace_seconds", "20"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", COMMAND, "--config", "configs/grpo_ktae/quickstart.yaml", *options, *words.split()],
-            cwd=root,
-            env={**environment, "KTAE_TEST_RUN": marker},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-        )
+        process = start("--ckpt.save_steps", "2", "--run.grace_seconds", "20", *words.split())
         end = time.monotonic() + 200
         while time.monotonic() < end and process.poll() is None:
             if sum(row["kind"] == "step" for row in read_record(tmp_path)) >= step:
@@ -126,7 +115,7 @@ def interrupted(root, environment, tmp_path):
         assert "interrupted" in output
         assert "Traceback" not in output
         assert "received at time" not in output, "Ray's own handler prints a stack and aborts"
-        left = wait_until_none(marker, 20)
+        left = wait_until_none(mark_of(tmp_path), 20)
         assert not left, [one.cmdline() for one in left]
         newest = read_latest(tmp_path / "checkpoints")
         assert newest is not None
@@ -134,7 +123,7 @@ def interrupted(root, environment, tmp_path):
         return output, max(row["step"] for row in read_record(tmp_path) if row["kind"] == "step"), newest
 
     yield run
-    shutil.rmtree(tmp_path / "checkpoints")
+    shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
 
 
 @pytest.mark.parametrize(("name", "words"), ENDS)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from marks import RARELY
+from run_processes import ASYNCHRONOUS
 
 DAPO = "configs/dapo_ktae/quickstart.yaml"
 EXIT_STOPPED = 3
@@ -65,7 +66,7 @@ def test_hopeless_data_stop_the_asynchronous_run_with_the_reason(train, tmp_path
     """Every gold answer is one that the model cannot give: no group is mixed, the model is saved as it is."""
     rows = [{"input": f"compute {i} + 1 :", "label": "123456"} for i in range(64)]
     (tmp_path / "hopeless.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    words = f"--data.prompt_dataset {tmp_path}/hopeless.jsonl --train.colocate_all false --train.async_enable"
+    words = f"--data.prompt_dataset {tmp_path}/hopeless.jsonl {ASYNCHRONOUS}"
     limit = "--algo.dynamic_filtering_max_gen_batches 2 --run.eval_edges false"
     run = train(tmp_path / "run", *words.split(), *limit.split(), config=DAPO)
     assert run.code == EXIT_STOPPED, run.output

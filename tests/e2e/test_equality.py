@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from marks import RARELY
+from run_processes import ASYNCHRONOUS
 from safetensors.torch import load_file
 
 from openrlhf_ktae.run.free_port import free_port
@@ -139,7 +140,7 @@ def synchronous(told):
 
 
 @RARELY
-@pytest.mark.parametrize("words", ["--train.colocate_all false --train.async_enable", "--actor.recompute_log_probs"])
+@pytest.mark.parametrize("words", [ASYNCHRONOUS, "--actor.recompute_log_probs"])
 def test_other_ways_to_the_same_update(told, synchronous, root, words):
     """The asynchronous trainer, and old log-probabilities that are computed in a pass of their own."""
     losses, weights = synchronous

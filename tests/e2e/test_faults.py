@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,13 +14,12 @@ import psutil
 import pytest
 import torch
 from marks import RARELY
-from run_processes import processes_of
+from run_processes import ASYNCHRONOUS, mark_of, processes_of
 
 from openrlhf_ktae.checkpoint.folder import STAGING, listed, verify
 from openrlhf_ktae.checkpoint.write import read_latest
-from openrlhf_ktae.run.record import read_record
+from openrlhf_ktae.run.record import read_record, stop_reason
 
-COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray", "--config", "configs/grpo_ktae/quickstart.yaml"]
 OTHERS_SECONDS = 120  # a run beside this one may have a semaphore of an engine that died, and sweeps it at its own end
 
 
@@ -36,27 +34,6 @@ def notes(directory):
 def resumed(directory):
     """Steps that the run went on from."""
     return [row["step"] for row in read_record(directory) if row["kind"] == "resume"]
-
-
-@pytest.fixture
-def start(root, environment, tmp_path):
-    """Start the command; it and all it started are killed at the end, whatever happened."""
-    mark = f"faults-{os.getpid()}-{tmp_path.name}"
-
-    def run(*words, **variables):
-        return subprocess.Popen(
-            [*COMMAND, "--run.dir", str(tmp_path), *words],
-            cwd=root,
-            env={**environment, "KTAE_TEST_RUN": mark, **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    yield run
-    for process in processes_of(mark):
-        process.kill()
 
 
 def wait_for(condition, process, seconds=150):
@@ -126,7 +103,7 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     at = resumed(tmp_path)[0]
     wait_for(lambda: steps(tmp_path)[-1]["step"] >= at + 2, run)
 
-    mark = f"faults-{os.getpid()}-{tmp_path.name}"
+    mark = mark_of(tmp_path)
     listeners = {(one.pid, c.laddr.port) for one in processes_of(mark) for c in one.net_connections() if listens(c)}
     assert listeners
     began = time.monotonic()
@@ -164,7 +141,7 @@ def test_a_run_that_hangs_is_stopped_with_all_stacks(start, root, tmp_path):
     stacks = (tmp_path / "stacks.txt").read_text()
     for part in ("ray::KTAEPPOTrainer", "ray::GuardedEngine", "VLLM::EngineCor", "generate_samples", "raylet"):
         assert part in stacks, part
-    assert not processes_of(f"faults-{os.getpid()}-{tmp_path.name}")
+    assert not processes_of(mark_of(tmp_path))
 
 
 DISK_BYTES = 64 * 2**20
@@ -195,9 +172,12 @@ def fill(disk):
     return path
 
 
-def fill_during_a_write(disk, checkpoints):
+def fill_during_a_write(run, disk, checkpoints, seconds=120):
     """Fill the disk the moment that a checkpoint is begun, until one has failed; return the last whole one."""
+    give_up = time.monotonic() + seconds
     while True:
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < give_up, "no checkpoint failed"
         kept = read_latest(checkpoints)
         if any(checkpoints.glob(f"{STAGING}*")):
             filler, end = fill(disk), time.monotonic() + 30
@@ -207,7 +187,7 @@ def fill_during_a_write(disk, checkpoints):
             if read_latest(checkpoints) == kept:
                 return kept, filler
             filler.unlink()  # it was whole a moment before
-        time.sleep(0.001)
+        time.sleep(0.003)
 
 
 SAVES = "--ckpt.save_steps 2 --ckpt.max_num 1 --run.eval_edges false --data.max_samples 3200"
@@ -219,7 +199,7 @@ def test_a_disk_that_fills_under_everything(start, disk, freed):
     checkpoints = disk / "checkpoints"
     run = start("--run.dir", str(disk), *SAVES.split())
     wait_for(lambda: read_latest(checkpoints), run, seconds=300)
-    kept, filler = fill_during_a_write(disk, checkpoints)
+    kept, filler = fill_during_a_write(run, disk, checkpoints)
     verify(kept)
     at, end = len(steps(disk)), time.monotonic() + 8
     while time.monotonic() < end:  # many steps and failed checkpoints
@@ -263,17 +243,18 @@ def test_a_disk_that_is_full_for_the_reason_too_stops_the_run(start, disk):
     output, _ = run.communicate(timeout=10)
     assert run.returncode == 3, output
     assert "stopped early: no checkpoint" in output
-    assert "metrics.jsonl cannot be written: [Errno 28] No space left on device" in output
+    unwritten = "metrics.jsonl cannot be written: [Errno 28] No space left on device" in output
+    assert unwritten or stop_reason(disk), "the last page of a file may have room for it"
     assert "Traceback" not in output
     verify(read_latest(checkpoints))
 
 
 @RARELY
-@pytest.mark.parametrize("how", ["", "--train.colocate_all false --train.async_enable"])
+@pytest.mark.parametrize("how", ["", ASYNCHRONOUS])
 def test_a_disk_that_fills_during_a_checkpoint_can_stop_the_run(start, disk, tmp_path, how):
     run = start(*SAVES.split(), *how.split(), "--ckpt.path", str(disk), "--ckpt.on_failure", "stop")
     wait_for(lambda: read_latest(disk), run, seconds=300)
-    kept, _ = fill_during_a_write(disk, disk)
+    kept, _ = fill_during_a_write(run, disk, disk)
     assert [one.path for one in listed(disk)[0]] == [kept]
     output, _ = run.communicate(timeout=90)
     assert run.returncode == 3, output

@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 import yaml
-from run_processes import killed_when
+from run_processes import ASYNCHRONOUS, killed_when
 
 from openrlhf_ktae.checkpoint.folder import verify
 from openrlhf_ktae.run.record import read_record
@@ -137,7 +137,7 @@ def test_saved_weights_differ_from_the_start(quickstart, root):
 
 
 def test_asynchronous_with_partial_rollouts_and_an_engine_that_dies(train, tmp_path):
-    words = "--train.colocate_all false --train.async_enable --train.partial_rollout_enable --data.max_samples 160"
+    words = f"{ASYNCHRONOUS} --train.partial_rollout_enable --data.max_samples 160"
     correction = "--algo.advantage.is_correction_level token"
     mark = f"asynchronous-{os.getpid()}"
 

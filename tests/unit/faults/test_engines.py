@@ -11,7 +11,6 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
-from marks import RARELY
 
 from openrlhf_ktae.faults.config import FaultsConfig
 
@@ -136,7 +135,6 @@ def test_an_engine_that_was_started_again_generates_with_current_weights_or_not_
     assert len(trainer.notes) == trainer.group == 1, "all engines had them"
 
 
-@RARELY  # an asynchronous run of tests/e2e brings one back
 def test_engines_that_die_before_and_while_weights_are_sent(ray_here, engines, trainer):
     trainer.version = 5
     ray_here.get(engines[0].break_core.remote())

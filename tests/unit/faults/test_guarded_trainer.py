@@ -312,6 +312,23 @@ def test_too_many_failed_rollouts_in_an_evaluation_stop_the_run(new_run, evaluat
     assert len(rows(run, "step")) == (0 if evaluation == 1 else 2)
 
 
+def test_a_stop_whose_reason_finds_no_room_saves_the_model_and_is_an_error(new_run, files_up_to):
+    """The host's command saves it after a stop, unless it hears of an error."""
+    from openrlhf_ktae.run.record import UnwrittenStop
+    from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+
+    run = new_run({}, TrainingStopped("in a step"))
+    room = files_up_to(0)
+    run.samples_generator.before_step[2] = room.__enter__
+    try:
+        with pytest.raises(UnwrittenStop, match="in a step"):
+            run.fit()
+    finally:
+        room.__exit__(None, None, None)
+    assert run.actor_model_group.models == 1
+    assert stop_reason(run.args.run.dir) is None
+
+
 def test_the_first_reason_of_a_stop_stays(new_run):
     from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 

@@ -7,7 +7,6 @@ import signal
 
 import pytest
 import torch
-from marks import RARELY
 
 from openrlhf_ktae.backend.cpu import CpuBackend
 from openrlhf_ktae.cli.options import parse_command_line
@@ -97,7 +96,6 @@ def samples(changed=None):
     return made
 
 
-@RARELY  # a run of tests/e2e brings a reference model of one rank back
 def test_a_group_that_lost_a_rank_is_loaded_again_and_repeats_the_pass(ray_here, maker):
     from ray.exceptions import RayError
 

@@ -395,6 +395,24 @@ def test_an_answer_that_finds_no_room_is_an_answer(files_up_to, tmp_path):
     assert end.outcome("the newest checkpoint is global_step3") == "the newest checkpoint is global_step3"
 
 
+def test_an_order_that_finds_no_room_ends_the_run_at_once(signals, monkeypatch, tmp_path):
+    order = EndOrder(tmp_path)
+    end = CleanEnd(order, 15.0, lambda text: None)
+    end.install()
+    order.training()
+    monkeypatch.setattr(Path, "touch", no_room)
+    order.answer("nobody hears of it")
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert not order.asked
+    assert end.outcome("the newest is x") == "no checkpoint was written on the way out; the newest is x"
+
+
+def no_room(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
 def test_a_run_that_ends_by_itself_meanwhile_is_not_interrupted(signals, tmp_path):
     """The order came while the model was being saved, after the last step."""
     order, said = EndOrder(tmp_path), []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from openrlhf_ktae.faults import processes
+from openrlhf_ktae.cli import train_ppo_ray
+from openrlhf_ktae.faults import processes, stacks
+from openrlhf_ktae.run import launch
 from openrlhf_ktae.run.launch import (
     LOG_FILES_VARIABLE,
     TASKS_VARIABLE,
@@ -22,6 +25,7 @@ from openrlhf_ktae.run.launch import (
     quiet,
     start_own,
 )
+from openrlhf_ktae.run.record import UnwrittenStop
 
 DEATHS = """
 import json, time
@@ -104,6 +108,25 @@ def test_a_log_without_room_ends_nothing(files_up_to, tmp_path):
                 print("two", flush=True)
         print("three")
     assert (tmp_path / "driver.log").read_text() == "one\nthree\n"
+
+
+def test_a_stop_without_room_for_its_reason_is_a_stop(host, monkeypatch, capsys):
+    """The trainer's error comes through Ray, which makes it one of its own."""
+    from ray.exceptions import RayTaskError
+
+    def stops(*_):
+        raise RayTaskError("fit", "", UnwrittenStop("all groups were filtered")).as_instanceof_cause()
+
+    args = SimpleNamespace(run=SimpleNamespace(verbose=False))
+    monkeypatch.setenv(stacks.VARIABLE, "")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name in ("environment", "in_every_process", "mark", "start_ray", "cluster_of_its_own", "devices_needed"):
+        monkeypatch.setattr(launch, name, lambda *_: {})
+    monkeypatch.setattr(launch, "_train", stops)
+    backend = SimpleNamespace(prepare_driver=lambda: None, name="cpu")
+    monkeypatch.setattr(train_ppo_ray, "run", lambda words: launch.train(args, backend, lambda text: None))
+    assert train_ppo_ray.main([]) == 3
+    assert capsys.readouterr().err == "stopped early: all groups were filtered\n"
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])
