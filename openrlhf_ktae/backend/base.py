@@ -54,7 +54,7 @@ def devices_needed(args: SimpleNamespace) -> int:
         devices += (args.vllm.num_engines or 0) * args.vllm.tensor_parallel_size
     if args.algo.kl.init_coef > 0 and not (args.train.colocate_actor_ref or args.train.colocate_all):
         devices += args.ref.num_nodes * args.ref.num_gpus_per_node
-    if args.critic.model_name_or_path and not args.train.colocate_all:
+    if args.critic.model_name_or_path and (args.train.colocate_critic_reward or not args.train.colocate_all):
         devices += args.critic.num_nodes * args.critic.num_gpus_per_node
     if not args.reward.remote_url and not (args.train.colocate_all or args.train.colocate_critic_reward):
         devices += args.reward.num_nodes * args.reward.num_gpus_per_node

@@ -12,7 +12,7 @@ from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.preflight.data_columns import data_problems
 from openrlhf_ktae.preflight.model_folder import config_of, model_problems
 from openrlhf_ktae.preflight.user_code import judge_problems
-from openrlhf_ktae.run.batches import data_ranks, one_update
+from openrlhf_ktae.run.batches import data_ranks, models, one_update, world
 
 SCHEDULES = ("cosine_with_min_lr", "constant", "constant_with_warmup", "linear", "cosine")
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -44,18 +44,21 @@ def preflight(args: SimpleNamespace, backend: Backend) -> None:
 def parallel_problems(args: SimpleNamespace) -> Iterator[str]:
     """Yield what is wrong with the numbers of engines, ranks and parts."""
     engines, tensor_parallel = args.vllm.num_engines, args.vllm.tensor_parallel_size
-    world = args.actor.num_nodes * args.actor.num_gpus_per_node
     ring, tensor = args.ds.ring_attn_size, args.ds.tensor_parallel_size
-    if world % (ring * tensor):
-        yield (
-            f"--ds.ring_attn_size {ring} x --ds.tensor_parallel_size {tensor}: must divide --actor.num_nodes x "
-            f"--actor.num_gpus_per_node ({world}); use {_next_multiple(world, ring * tensor)} devices, or smaller parts"
-        )
-    if args.train.colocate_all and not args.train.async_enable and world != engines * tensor_parallel:
+    for model in models(args):
+        devices = world(args, model)
+        if devices % (ring * tensor):
+            yield (
+                f"--ds.ring_attn_size {ring} x --ds.tensor_parallel_size {tensor}: must divide --{model}.num_nodes x "
+                f"--{model}.num_gpus_per_node ({devices}); use {_next_multiple(devices, ring * tensor)} devices, or "
+                "smaller parts"
+            )
+    if args.train.colocate_all and not args.train.async_enable and world(args) != engines * tensor_parallel:
         yield (
             f"--vllm.num_engines {engines}: with --train.colocate_all, engines x --vllm.tensor_parallel_size "
-            f"({tensor_parallel}) must equal --actor.num_nodes x --actor.num_gpus_per_node ({world})"
+            f"({tensor_parallel}) must equal --actor.num_nodes x --actor.num_gpus_per_node ({world(args)})"
         )
+    yield from _colocated_problems(args)
     colocated = args.train.colocate_actor_ref or args.train.colocate_all
     ref = (args.ref.num_nodes, args.ref.num_gpus_per_node)
     if args.algo.kl.init_coef > 0 and colocated and ref != (args.actor.num_nodes, args.actor.num_gpus_per_node):
@@ -70,28 +73,59 @@ def parallel_problems(args: SimpleNamespace) -> Iterator[str]:
         )
 
 
+def _colocated_problems(args: SimpleNamespace) -> Iterator[str]:
+    """Yield what makes critic and reward model larger than the devices that they are put on."""
+    judges = [model for model in models(args) if model in ("critic", "reward")]
+    if args.train.colocate_critic_reward and len(judges) == 2:
+        if world(args, "critic") != world(args, "reward") or args.critic.num_nodes != args.reward.num_nodes:
+            yield (
+                f"--critic.num_nodes {args.critic.num_nodes} --critic.num_gpus_per_node "
+                f"{args.critic.num_gpus_per_node}: with --train.colocate_critic_reward the reward model needs the same "
+                f"numbers (--reward.num_nodes {args.reward.num_nodes} --reward.num_gpus_per_node "
+                f"{args.reward.num_gpus_per_node}); set them equal"
+            )
+    elif args.train.colocate_all:
+        for model in judges:
+            if world(args, model) > world(args):
+                options = getattr(args, model)
+                yield (
+                    f"--{model}.num_nodes {options.num_nodes} --{model}.num_gpus_per_node {options.num_gpus_per_node}: "
+                    f"with --train.colocate_all it shares the actor's {world(args)} devices; give the actor's numbers, "
+                    f"{args.actor.num_nodes} and {args.actor.num_gpus_per_node}"
+                )
+
+
 def batch_problems(args: SimpleNamespace) -> Iterator[str]:
     """Yield batch sizes that do not divide, so that ranks would wait for each other: `batches` says why."""
-    ranks = data_ranks(args)
     rollouts = args.rollout.batch_size * args.rollout.n_samples_per_prompt
     shape = (
         f"--rollout.batch_size {args.rollout.batch_size} x --rollout.n_samples_per_prompt "
         f"{args.rollout.n_samples_per_prompt} = {rollouts} rollouts a step"
     )
-    micro = args.rollout.micro_batch_size * ranks
-    if not args.train.dynamic_batch_enable and rollouts % micro:
-        yield (
-            f"{shape} do not divide into --rollout.micro_batch_size {args.rollout.micro_batch_size} x {ranks} ranks; "
-            f"use {_next_multiple(rollouts, micro)} rollouts or another micro-batch"
-        )
+    for model in models(args):
+        ranks = data_ranks(args, model)
+        of_model = "ranks" if model == "actor" else f"ranks of --{model}"
+        micro = args.rollout.micro_batch_size * ranks
+        if not args.train.dynamic_batch_enable and rollouts % micro:
+            yield (
+                f"{shape} do not divide into --rollout.micro_batch_size {args.rollout.micro_batch_size} x {ranks} "
+                f"{of_model}; use {_next_multiple(rollouts, micro)} rollouts or another micro-batch"
+            )
+        if args.train.dynamic_batch_enable and data_ranks(args) % ranks:
+            yield (
+                f"--{model}.num_gpus_per_node {getattr(args, model).num_gpus_per_node}: {ranks} {of_model} do not "
+                f"divide the actor's {data_ranks(args)}, among which --train.dynamic_batch_enable levels its "
+                "micro-batches; give it the actor's numbers"
+            )
+        micro = args.train.micro_batch_size * ranks  # DeepSpeed wants it whole, though a dynamic batch levels itself
+        if model in ("actor", "critic") and args.train.batch_size % micro:
+            yield (
+                f"--train.batch_size {args.train.batch_size}: does not divide into --train.micro_batch_size "
+                f"{args.train.micro_batch_size} x {ranks} {of_model}; use "
+                f"{_next_multiple(args.train.batch_size, micro)}"
+            )
     if args.train.batch_size > rollouts or rollouts % args.train.batch_size:
         yield f"--train.batch_size {args.train.batch_size}: must divide the {shape}; use {rollouts} or a divisor of it"
-    micro = args.train.micro_batch_size * ranks  # DeepSpeed wants it whole, also where a dynamic batch levels itself
-    if args.train.batch_size % micro:
-        yield (
-            f"--train.batch_size {args.train.batch_size}: does not divide into --train.micro_batch_size "
-            f"{args.train.micro_batch_size} x {ranks} ranks; use {_next_multiple(args.train.batch_size, micro)}"
-        )
     if args.train.dynamic_batch_enable and args.ds.zero_stage < 3:
         yield (
             f"--ds.zero_stage {args.ds.zero_stage}: with --train.dynamic_batch_enable DeepSpeed 0.19.6 keeps the "

@@ -10,22 +10,39 @@ from math import lcm
 from types import SimpleNamespace
 
 
-def data_ranks(args: SimpleNamespace) -> int:
-    """Number of ranks that see different data."""
-    world = args.actor.num_nodes * args.actor.num_gpus_per_node
-    return max(1, world // args.ds.ring_attn_size // args.ds.tensor_parallel_size)
+def models(args: SimpleNamespace) -> list[str]:
+    """Return the groups of options of the models that have ranks in this run; the first is `actor`."""
+    used = {
+        "actor": True,
+        "ref": args.algo.kl.init_coef > 0,
+        "critic": bool(args.critic.model_name_or_path),
+        "reward": bool(args.reward.model_name_or_path) and not args.reward.remote_url,
+    }
+    return [name for name, is_used in used.items() if is_used]
+
+
+def world(args: SimpleNamespace, model: str = "actor") -> int:
+    """Return the number of ranks of a model."""
+    options = getattr(args, model)
+    return options.num_nodes * options.num_gpus_per_node
+
+
+def data_ranks(args: SimpleNamespace, model: str = "actor") -> int:
+    """Number of ranks of a model that see different data."""
+    return max(1, world(args, model) // args.ds.ring_attn_size // args.ds.tensor_parallel_size)
 
 
 def rollout_unit(args: SimpleNamespace) -> int:
     """Return the number of rollouts that every training step must be a multiple of.
 
-    Whole groups, whole optimiser steps, and the same number of micro-batches of experience on each rank. A dynamic
-    batch levels its micro-batches itself.
+    Whole groups, whole optimiser steps, and the same number of micro-batches of experience on each rank of each model.
+    A dynamic batch levels its micro-batches itself.
     """
     unit = lcm(args.rollout.n_samples_per_prompt, args.train.batch_size)
+    ranks = lcm(*(data_ranks(args, model) for model in models(args)))
     if args.train.dynamic_batch_enable:
-        return lcm(unit, data_ranks(args))
-    return lcm(unit, args.rollout.micro_batch_size * data_ranks(args))
+        return lcm(unit, ranks)
+    return lcm(unit, args.rollout.micro_batch_size * ranks)
 
 
 def one_update(args: SimpleNamespace, rollouts: int) -> bool:

@@ -15,7 +15,7 @@ from openrlhf_ktae.preflight import hub
 from openrlhf_ktae.preflight.data_columns import data_problems
 from openrlhf_ktae.preflight.preflight import batch_problems, parallel_problems
 from openrlhf_ktae.preflight.user_code import judge_problems
-from openrlhf_ktae.run.batches import trainable
+from openrlhf_ktae.run.batches import data_ranks, models, trainable
 
 ROW = '{"input": "1 + 1 :", "label": "2"}\n'
 
@@ -34,6 +34,7 @@ def test_a_step_whose_sizes_are_accepted_is_trained_on_whole():
                 dynamic_batch_enable=pick((True, False)),
                 colocate_all=False,
                 colocate_actor_ref=False,
+                colocate_critic_reward=False,
                 async_enable=False,
             ),
             rollout=SimpleNamespace(
@@ -43,14 +44,20 @@ def test_a_step_whose_sizes_are_accepted_is_trained_on_whole():
                 vllm_generate_batch_size=None,
             ),
             vllm=SimpleNamespace(num_engines=1, tensor_parallel_size=1),
-            algo=SimpleNamespace(kl=SimpleNamespace(init_coef=0)),
-            ref=SimpleNamespace(num_nodes=1, num_gpus_per_node=1),
+            algo=SimpleNamespace(kl=SimpleNamespace(init_coef=pick((0, 0.1)))),
+            ref=SimpleNamespace(num_nodes=1, num_gpus_per_node=pick((1, 2, 3))),
+            critic=SimpleNamespace(num_nodes=1, num_gpus_per_node=pick((1, 2, 3)), model_name_or_path=pick(("", "c"))),
+            reward=SimpleNamespace(model_name_or_path=None, remote_url=None),
         )
         problems = [*batch_problems(args), *(p for p in parallel_problems(args) if "zero_stage" not in p)]
         if not problems:
             accepted += 1
             rollouts = args.rollout.batch_size * args.rollout.n_samples_per_prompt
             assert trainable(rollouts, args) == rollouts, args
+            micro_batches = rollouts // args.rollout.micro_batch_size
+            for model in models(args):
+                dynamic = args.train.dynamic_batch_enable
+                assert (data_ranks(args) if dynamic else micro_batches) % data_ranks(args, model) == 0
     assert accepted > 100
 
 
@@ -89,6 +96,9 @@ def problems_of_data(names, **more):
                 train=SimpleNamespace(batch_size=16, dynamic_batch_enable=False),
                 actor=SimpleNamespace(num_nodes=1, num_gpus_per_node=1),
                 ds=SimpleNamespace(ring_attn_size=1, tensor_parallel_size=1),
+                algo=SimpleNamespace(kl=SimpleNamespace(init_coef=0)),
+                critic=SimpleNamespace(model_name_or_path=None),
+                reward=SimpleNamespace(model_name_or_path=None, remote_url=None),
             )
         )
     )

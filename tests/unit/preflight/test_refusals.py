@@ -12,8 +12,9 @@ import pytest
 from openrlhf_ktae.cli import train_ppo_ray as command
 from openrlhf_ktae.cli.train_ppo_ray import main
 
+MODEL = "examples/quickstart/model"
 GOOD = {
-    "pretrain": "examples/quickstart/model",
+    "pretrain": MODEL,
     "prompt_data": "{tmp}/good.jsonl",
     "label_key": "label",
     "vllm_num_engines": "1",
@@ -267,6 +268,31 @@ BAD = [
         {"init_kl_coef": "0.1", "ref_num_gpus_per_node": "2"},
         "--ref.num_gpus_per_node 2",
         "--algo.kl.init_coef 0",
+    ),
+    ({"advantage_estimator": "gae"}, "--critic.num_gpus_per_node 8", "give the actor's numbers, 1 and 1"),
+    (
+        {"advantage_estimator": "gae", "colocate_all_models": "false", "critic_num_gpus_per_node": "3"},
+        "--rollout.micro_batch_size 1 x 3 ranks of --critic",
+        "use 18 rollouts",
+    ),
+    (
+        {"advantage_estimator": "gae", "colocate_all_models": "false", "critic_num_gpus_per_node": "3"},
+        "--train.batch_size 16: does not divide into --train.micro_batch_size 1 x 3 ranks of --critic",
+        "use 18",
+    ),
+    (
+        {
+            **{"use_dynamic_batch": "true", "colocate_all_models": "false"},
+            **{"init_kl_coef": "0.1", "ref_num_gpus_per_node": "2"},
+        },
+        "--ref.num_gpus_per_node 2: 2 ranks of --ref do not divide the actor's 1",
+        "give it the actor's numbers",
+    ),
+    (
+        {"advantage_estimator": "gae", "reward.model_name_or_path": MODEL, "train.colocate_critic_reward": "true"}
+        | {"critic_num_gpus_per_node": "2", "reward_num_gpus_per_node": "1"},
+        "--critic.num_gpus_per_node 2",
+        "--reward.num_gpus_per_node 1); set them equal",
     ),
     ({"ref_num_nodes": "0"}, "--ref.num_nodes 0", "at least 1"),
     ({"critic_num_gpus_per_node": "0"}, "--critic.num_gpus_per_node 0", "at least 1"),
