@@ -169,13 +169,14 @@ class RayEngines:
     """The host's vLLM actors, as in training."""
 
     def __init__(self, engines: Engines, sampling: Sampling, backend: Backend, args: SimpleNamespace) -> None:
-        from openrlhf_ktae.run.launch import CLUSTER_VARIABLE, cluster_of_its_own, environment, start_ray
+        from openrlhf_ktae.run.launch import CLUSTER_VARIABLE, cluster_of_its_own, environment, has_dashboard, start_ray
 
         variables = environment(args, backend)
         for name, value in variables.items():
             os.environ.setdefault(name, value)
         if CLUSTER_VARIABLE not in os.environ:
-            os.environ.update(cluster_of_its_own(args.run.verbose))  # before anything imports Ray, which reads it
+            # before anything imports Ray, which reads it
+            os.environ.update(cluster_of_its_own(args.run.verbose, has_dashboard(backend, args)))
         backend.prepare_driver()
         start_ray(args, backend, variables)
         for (module, attribute), actor_class in backend.host_classes().items():

@@ -41,6 +41,7 @@ JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 CLUSTER_VARIABLE = "RAY_ADDRESS"
 TASKS_VARIABLE = "RAY_task_events_max_num_task_in_gcs"
 TASKS_REMEMBERED = 1000  # for a dashboard; those of some 20 steps, in 3 MB
+EVENTS_VARIABLE = "RAY_task_events_report_interval_ms"
 WORKERS_VARIABLE = "RAY_num_workers_soft_limit"
 LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
 ADDRESS_SECONDS = 3  # for a cluster to answer
@@ -73,7 +74,7 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
     os.environ.update(variables)
     in_every_process()
     if CLUSTER_VARIABLE not in os.environ:
-        os.environ.update(cluster_of_its_own(args.run.verbose))
+        os.environ.update(cluster_of_its_own(args.run.verbose, has_dashboard(backend, args)))
     import ray  # reads the environment as it is imported
 
     backend.prepare_driver()
@@ -142,18 +143,24 @@ def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
     return chosen | remote_code.environment(args.model.trust_remote_code) | ({BACKEND_VARIABLE: hook} if hook else {})
 
 
-def cluster_of_its_own(verbose: bool) -> dict[str, str]:
+def has_dashboard(backend: Backend, args: SimpleNamespace) -> bool:
+    """Whether a cluster that this command starts shows what runs in it."""
+    return bool(backend.ray_init_options(args).get("include_dashboard", True))
+
+
+def cluster_of_its_own(verbose: bool, dashboard: bool) -> dict[str, str]:
     """Return what closes a cluster that this command starts, and keeps it small.
 
     Its ports take orders from holders of the token alone: Ray binds them to every address of the machine, whatever is
-    asked for, and who reaches one can run code. Its server remembers the last tasks alone, not 100,000 of them. Workers
-    without work end after a second: Ray would keep up to one for each CPU, one more after some deaths. Its log monitor
-    would keep the files of up to 100 processes open, dead ones included; where the run is not `verbose`, nobody
-    reads what it sends, and one at a time is enough.
+    asked for, and who reaches one can run code. Its server remembers the last tasks alone, not 100,000 of them, and
+    grows by 140 bytes for each all the same; where no dashboard shows them, it hears of none. Workers without work end
+    after a second: Ray would keep up to one for each CPU, one more after some deaths. Its log monitor would keep the
+    files of up to 100 processes open, dead ones included; where the run is not `verbose`, nobody reads what it sends,
+    and one at a time is enough.
     """
-    small = {TASKS_VARIABLE: str(TASKS_REMEMBERED), WORKERS_VARIABLE: "0"} | (
-        {} if verbose else {LOG_FILES_VARIABLE: "1"}
-    )
+    small = {TASKS_VARIABLE: str(TASKS_REMEMBERED), WORKERS_VARIABLE: "0"}
+    small |= {} if verbose else {LOG_FILES_VARIABLE: "1"}
+    small |= {} if dashboard else {EVENTS_VARIABLE: "0"}
     chosen = {name: os.environ.get(name, value) for name, value in small.items()}
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **chosen}
 
