@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -32,8 +34,13 @@ class CommandParser(argparse.ArgumentParser):
 def run_command(
     run: Callable[[Sequence[str]], None], argv: Sequence[str] | None, refusals: tuple[type[Exception], ...] = ()
 ) -> int:
-    """Run a command; return 0, 2 with one message for refused input or a file that cannot be had, 130 after Ctrl-C."""
+    """Run a command; return 0, 2 with one message for refused input or a file that cannot be had, 130 after Ctrl-C.
+
+    A scheduler's SIGTERM is Ctrl-C, so that runs that the command has started end with it.
+    """
     refused: tuple[type[Exception], ...] = (BadOption, *refusals)
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None
     try:
         run(sys.argv[1:] if argv is None else argv)
     except refused as refusal:
@@ -45,6 +52,9 @@ def run_command(
     except KeyboardInterrupt:
         print("interrupted: what was written is whole; the same command goes on from there", file=sys.stderr)
         return EXIT_INTERRUPTED
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -1,0 +1,36 @@
+"""What all commands share: how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from openrlhf_ktae.cli.command import run_command
+from openrlhf_ktae.trials.trial import Trial
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_command_and_the_run_that_it_has_started(number, tmp_path, monkeypatch, capsys):
+    started = []
+    trial = Trial([], tmp_path, 8, 2)
+    monkeypatch.setattr(Trial, "command", lambda *_: ["sleep", "60"])
+
+    def run(argv):
+        started.append(trial.start("straight"))
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        trial.wait("straight", started[0])
+
+    before = signal.getsignal(signal.SIGTERM)
+    old = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
+    began = time.monotonic()
+    try:
+        assert run_command(run, []) == 130
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert time.monotonic() - began < 20
+    assert started[0].poll() is not None
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
