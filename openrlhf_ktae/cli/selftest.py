@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import time
@@ -64,7 +65,9 @@ def run(argv: Sequence[str]) -> list[str]:
         "--save-steps", type=int, default=1, metavar="N", help="steps from checkpoint to checkpoint (default: 1)"
     )
     parser.add_argument("--seed", type=int, metavar="S", help="of the moments (default: by the clock)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="keep the runs here (default: deleted at the end)")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="keep the runs here (default: deleted, unless one fails)"
+    )
     options = parser.parse_args(words[:split])
     if options.kills < 1:
         raise BadOption(f"--kills {options.kills}: give at least 1")
@@ -86,15 +89,25 @@ def run(argv: Sequence[str]) -> list[str]:
     def say(text: str) -> None:
         print(f"[{time.time() - started:5.1f} s] {text}", flush=True)
 
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.output or Path(temporary)
-        prompts = steps // EPISODES * args.rollout.batch_size
-        found = try_resume(
-            Trial(given, folder.resolve(), prompts, options.save_steps), options.kills, seed, say, victims
-        )
+    folder = (options.output or Path(tempfile.mkdtemp(prefix="selftest-"))).resolve()
+    trial = Trial(given, folder, steps // EPISODES * args.rollout.batch_size, options.save_steps)
+    say(f"--seed {seed}; runs in {folder}")
+    try:
+        found = try_resume(trial, options.kills, seed, say, victims)
+    except TrialFailed as failure:
+        raise TrialFailed(f"{failure}\n(--seed {seed}; what is in {folder} is kept)") from None
+    except BaseException:
+        _forget(folder, options.output)
+        raise
     if not found:
+        _forget(folder, options.output)
         say(f"equal: steps, figures and final weights (--seed {seed})")
     return found
+
+
+def _forget(folder: Path, wanted: Path | None) -> None:
+    if wanted is None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def victims_of(text: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 
 from openrlhf_ktae.checkpoint.folder import MANIFEST, STAGING, NotWhole, listed, verify
+from openrlhf_ktae.faults import stacks
 from openrlhf_ktae.faults.processes import end_all, marked
 from openrlhf_ktae.faults.supervisor import EXIT_FAULT
 from openrlhf_ktae.run.record import read_record
@@ -39,6 +41,7 @@ from openrlhf_ktae.trials.deaths import (
 )
 from openrlhf_ktae.trials.trial import STRAIGHT, Trial, TrialFailed
 
+STACKS = "stacks.txt"
 POLL_SECONDS = 0.05
 WRITE_POLL_SECONDS = 0.001
 WRITE_SECONDS = 0.1  # a write of a small model takes about as long
@@ -213,6 +216,7 @@ class MortalRun:
             code = process.wait(RECOVERY_SECONDS)
         except subprocess.TimeoutExpired:
             code = None
+            self._write_stacks()
         if code != EXIT_FAULT:
             raise TrialFailed(
                 self.trial.last_words(
@@ -225,6 +229,14 @@ class MortalRun:
         if named not in said:
             self.toll.wrong.append(f"after a rank's death the run did not name its checkpoint ({named}): {said[-300:]}")
         return f"exit code {code}, its checkpoint named, {left} processes left; {self._dead()}"
+
+    def _write_stacks(self) -> None:
+        """Leave the stacks of a run that hangs in its folder."""
+        for process in marked(self._mark):
+            with suppress(psutil.Error):
+                if folder := process.environ().get(stacks.VARIABLE):
+                    stacks.dump(folder, self._mark, self.trial.folder / self.name / STACKS)
+                    return
 
     def _dead(self) -> str:
         """Look at what a dead run has left; the next `suffer` or `finish` starts it again."""
@@ -297,6 +309,7 @@ class MortalRun:
         end = time.monotonic() + limit
         while process.poll() is None and not condition():
             if time.monotonic() > end:
+                self._write_stacks()
                 raise TrialFailed(self.trial.last_words(self.name, f"did nothing for {limit:g} s after a death"))
             time.sleep(seconds)
 

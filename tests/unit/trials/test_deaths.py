@@ -13,6 +13,7 @@ import pytest
 
 from openrlhf_ktae.checkpoint.write import begin, commit
 from openrlhf_ktae.cli.selftest import victims_of
+from openrlhf_ktae.faults import stacks
 from openrlhf_ktae.faults.processes import VARIABLE, marked
 from openrlhf_ktae.trials import mortal_run
 from openrlhf_ktae.trials.deaths import (
@@ -124,12 +125,15 @@ def test_victims_of_an_option(text, names):
 RUN = """
 import os, subprocess, sys, time
 from openrlhf_ktae.checkpoint.write import begin, commit
+from openrlhf_ktae.faults.stacks import register
 from openrlhf_ktae.run.record import RunRecord
 folder, behaviour = sys.argv[1:]
-child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-lasting = [] if behaviour == "alone" else [sys.executable, "-c", child]
-if lasting:
-    subprocess.Popen(lasting, start_new_session=True)
+child = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+child += "from setproctitle import setproctitle as s; s(sys.argv[1]); time.sleep(60)"
+if behaviour != "alone":
+    environment = {**os.environ, "SPT_NOENV": "1"}  # as Ray does
+    subprocess.Popen([sys.executable, "-c", child, behaviour], start_new_session=True, env=environment)
+register()
 record = RunRecord(folder)
 for step in range(1, 400):
     record.step(step, {}, {})
@@ -215,6 +219,19 @@ def test_what_an_earlier_death_left_of_a_checkpoint_is_no_write(small):
     assert not run._writes()
     process.kill()
     process.wait()
+
+
+def test_a_run_that_does_nothing_after_a_death_leaves_its_stacks(small, monkeypatch):
+    """The rank of this one is a process that nothing depends on, so it never ends with exit code 4."""
+    pytest.importorskip("setproctitle")
+    monkeypatch.setenv(stacks.VARIABLE, stacks.new_folder())
+    monkeypatch.setattr(mortal_run, "RECOVERY_SECONDS", 3.0)
+    run = small("ray::PolicyModelActor")
+    with pytest.raises(TrialFailed, match="exit code None instead of 4 after a rank's death"):
+        run.suffer(Death(RANK, step=3, share=0.0))
+    text = (run.trial.folder / "killed" / "stacks.txt").read_text()
+    assert 'File "<string>", line' in text
+    assert not marked(run._mark)
 
 
 def test_a_run_that_ends_by_itself_with_an_error_is_no_death(small, monkeypatch):
