@@ -38,9 +38,16 @@ class WeightsWanted:
     why: str
 
 
-def engine_died(error: BaseException) -> bool:
-    """Whether a process of an engine is gone: Ray's actor, or vLLM's core below it."""
-    return of_type(error, GONE) or any(isinstance(one, RayActorError) for one in causes(error))
+def engine_died(error: BaseException, engines: Sequence[Any] = ()) -> bool:
+    """Whether a process of an engine is gone: Ray's actor, or vLLM's core below it; not where it is given up.
+
+    With `engines`, an actor that is known to be none of them, such as a rank, is no engine.
+    """
+    if of_type(error, (EnginesLost.__name__,)):
+        return False
+    known = {engine._actor_id.hex() for engine in engines}
+    lost = [one.actor_id for one in causes(error) if isinstance(one, RayActorError)]
+    return of_type(error, GONE) or any(not actor or not known or actor in known for actor in lost)
 
 
 def short(error: BaseException) -> str:
@@ -115,7 +122,7 @@ class EngineKeeper(BasePPOTrainer):
                     f"--faults.engine_restarts {self._limit})"
                 )
             except Exception as error:
-                if not engine_died(error):
+                if not engine_died(error, self.vllm_engines):  # a rank's death ends the run
                     raise
                 fault = error
 

@@ -129,7 +129,7 @@ class KTAETrainingActor(
             try:
                 return super().broadcast_to_vllm()
             except Exception as error:
-                if not engine_died(error):
+                if not engine_died(error, self.vllm_engines):
                     raise
                 ray.get(self.vllm_lock.release.remote())
         super().broadcast_to_vllm()

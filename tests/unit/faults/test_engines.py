@@ -156,6 +156,32 @@ def test_engines_that_die_too_often_end_the_run(ray_here, engines, trainer):
     assert died(end.value)
 
 
+def test_engines_that_are_given_up_are_not_waited_for_again(ray_here, engines, trainer):
+    """Whoever repeats a sending while engines come back, as the asynchronous trainer does, would never end."""
+    from openrlhf_ktae.faults.engines import EnginesLost, engine_died
+
+    trainer.engine_restarts = 2
+    trainer.during = [lambda: ray_here.get(engines[1].break_core.remote())]
+    with pytest.raises(EnginesLost) as end:
+        trainer.broadcast_to_vllm()
+    assert engine_died(end.value.__cause__)
+    assert not engine_died(end.value)
+
+
+def test_a_rank_that_dies_while_it_sends_is_no_engine(ray_here, engines, trainer):
+    """The run ends at once, and no engine is started again for it."""
+
+    class Rank:
+        def send(self):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    rank = ray_here.remote(num_cpus=0)(Rank).remote()
+    trainer.during = [lambda: ray_here.get(rank.send.remote())]
+    with pytest.raises(ray_here.exceptions.RayActorError):
+        trainer.broadcast_to_vllm()
+    assert (trainer.engine_restarts, trainer.group, trainer.notes) == (0, 0, [])
+
+
 def test_other_errors_of_sending_are_not_repeated(engines, trainer):
     def fail():
         raise ValueError("a parameter has another dtype")
