@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,18 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def loaded_by():
+    """Tell which of some modules a fresh process has loaded after `code`: other tests hide no import there."""
+
+    def loaded(code: str, *names: str) -> list[str]:
+        code += f"\nimport sys; print([name for name in {names!r} if name in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return ast.literal_eval(done.stdout.splitlines()[-1])
+
+    return loaded
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from openrlhf_ktae.run.batches import models, world
+
 BACKENDS = ("auto", "cuda", "cpu")
 
 
@@ -47,15 +49,15 @@ class Backend:
 
 def devices_needed(args: SimpleNamespace) -> int:
     """Devices that the host will ask of Ray for `args` (openrlhf/cli/train_ppo_ray.py, `train`)."""
-    world = args.actor.num_nodes * args.actor.num_gpus_per_node
-    shared_engines = args.train.colocate_all and not args.train.async_enable
-    devices = world
-    if not shared_engines:
+    together, asynchronous = args.train.colocate_all, args.train.async_enable
+    judges = args.train.colocate_critic_reward
+    with_others = {
+        "actor": False,
+        "ref": args.train.colocate_actor_ref or together,
+        "critic": together and not judges,
+        "reward": together or judges,
+    }
+    devices = sum(world(args, model) for model in models(args) if not with_others[model])
+    if asynchronous or not together:
         devices += (args.vllm.num_engines or 0) * args.vllm.tensor_parallel_size
-    if args.algo.kl.init_coef > 0 and not (args.train.colocate_actor_ref or args.train.colocate_all):
-        devices += args.ref.num_nodes * args.ref.num_gpus_per_node
-    if args.critic.model_name_or_path and (args.train.colocate_critic_reward or not args.train.colocate_all):
-        devices += args.critic.num_nodes * args.critic.num_gpus_per_node
-    if not args.reward.remote_url and not (args.train.colocate_all or args.train.colocate_critic_reward):
-        devices += args.reward.num_nodes * args.reward.num_gpus_per_node
     return devices

@@ -92,22 +92,19 @@ def run(argv: Sequence[str]) -> list[str]:
     folder = (options.output or Path(tempfile.mkdtemp(prefix="selftest-"))).resolve()
     trial = Trial(given, folder, steps // EPISODES * args.rollout.batch_size, options.save_steps)
     say(f"--seed {seed}; runs in {folder}")
+    keep = options.output is not None
     try:
         found = try_resume(trial, options.kills, seed, say, victims)
+        keep = keep or bool(found)
     except TrialFailed as failure:
+        keep = True
         raise TrialFailed(f"{failure}\n(--seed {seed}; what is in {folder} is kept)") from None
-    except BaseException:
-        _forget(folder, options.output)
-        raise
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
     if not found:
-        _forget(folder, options.output)
         say(f"equal: steps, figures and final weights (--seed {seed})")
     return found
-
-
-def _forget(folder: Path, wanted: Path | None) -> None:
-    if wanted is None:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def victims_of(text: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 
 from openrlhf_ktae.backend import Backend, BackendUnavailable, resolve
 from openrlhf_ktae.checkpoint.resume import CannotResume
@@ -40,7 +40,6 @@ EXIT_STOPPED = 3
 PLAN_FILE = "plan.txt"
 REFUSALS = (BadOption, BackendUnavailable, CannotResume, ClusterAway, ClusterTooSmall, HostMismatch, Refused)
 NOTHING = "nothing was trained yet"
-STACKS_FILE = "stacks.txt"
 
 
 class Supervised(Exception):
@@ -58,7 +57,7 @@ class Supervised(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 2 (refused), 3 (stopped early), 4 (a process died), 130 (a signal)."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's SIGTERM is Ctrl-C
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     words = sys.argv[1:] if argv is None else argv
@@ -118,7 +117,7 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
     end.install()
 
     def bark(reason: str) -> None:
-        path = Path(args.run.dir) / STACKS_FILE
+        path = Path(args.run.dir) / stacks.FILE
         try:
             count = stacks.dump(os.environ[stacks.VARIABLE], mark(), path)
             reason = f"{reason}; the stacks of {count} processes are in {path}"
@@ -140,7 +139,7 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
             raise KeyboardInterrupt(end.outcome(directory.newest_checkpoint(args))) from None
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         end.order.clear()
         shutil.rmtree(os.environ.pop(stacks.VARIABLE, ""), ignore_errors=True)
     return end.reason or None
@@ -161,11 +160,6 @@ def plan_of(args: SimpleNamespace, backend: str) -> Plan:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Treat a scheduler's SIGTERM as Ctrl-C, so that Ray is shut down."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

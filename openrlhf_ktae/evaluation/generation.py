@@ -240,7 +240,9 @@ def _host_arguments(engines: Engines) -> SimpleNamespace:
         ref=none,
         critic=none,
         reward=SimpleNamespace(num_nodes=0, num_gpus_per_node=0, remote_url="none"),
-        train=SimpleNamespace(colocate_all=False, async_enable=False, colocate_actor_ref=False),
+        train=SimpleNamespace(
+            colocate_all=False, async_enable=False, colocate_actor_ref=False, colocate_critic_reward=False
+        ),
         algo=SimpleNamespace(kl=SimpleNamespace(init_coef=0)),
         ds=SimpleNamespace(param_dtype=engines.dtype),
         vllm=SimpleNamespace(num_engines=engines.engines, tensor_parallel_size=engines.tensor_parallel_size),

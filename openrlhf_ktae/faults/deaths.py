@@ -12,7 +12,8 @@ DEAD_FOR_GOOD = 3  # answers in a row; a call that was under way as the actor di
 
 # By the names of their classes: vLLM's, of a core that died, and this package's, some of which are defined above this
 # module. The text of an error proves nothing: an agent's may quote anything.
-GONE = ("EngineDeadError", "OutdatedEngine", "EnginesLost", "ModelLost")
+ENGINE_GONE = ("EngineDeadError", "OutdatedEngine")
+GONE = (*ENGINE_GONE, "EnginesLost", "ModelLost")
 # What the ranks that are left say is a text of gloo's or NCCL's, in one of torch's own types.
 COLLECTIVE_ERRORS = ("RuntimeError", "DistBackendError", "DistNetworkError")
 COLLECTIVE_SIGNS = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError")

@@ -20,9 +20,8 @@ from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from openrlhf_ktae.faults.config import FaultsConfig
-from openrlhf_ktae.faults.deaths import POLL_SECONDS, answered, causes, of_type
+from openrlhf_ktae.faults.deaths import ENGINE_GONE, POLL_SECONDS, answered, causes, of_type
 from openrlhf_ktae.faults.ending import EndOrder, GivenUp
-from openrlhf_ktae.faults.in_engine import GONE
 
 logger = init_logger(__name__)
 
@@ -47,7 +46,7 @@ def engine_died(error: BaseException, engines: Sequence[Any] = ()) -> bool:
         return False
     known = {engine._actor_id.hex() for engine in engines}
     lost = [one.actor_id for one in causes(error) if isinstance(one, RayActorError)]
-    return of_type(error, GONE) or any(not actor or not known or actor in known for actor in lost)
+    return of_type(error, ENGINE_GONE) or any(not actor or not known or actor in known for actor in lost)
 
 
 def short(error: BaseException) -> str:

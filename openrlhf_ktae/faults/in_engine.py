@@ -16,11 +16,10 @@ from typing import Any
 import ray
 
 from openrlhf_ktae.faults.config import RETRIES_VARIABLE
-from openrlhf_ktae.faults.deaths import of_type
+from openrlhf_ktae.faults.deaths import ENGINE_GONE, of_type
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
 
-GONE = ("EngineDeadError", "OutdatedEngine")  # vLLM's, of a core that died; ours
 FAILURE = "failure"  # key of a response that stands for one that could not be made
 
 
@@ -73,7 +72,7 @@ class RetryingRollouts:
             except TrainingStopped:  # a verifier means to stop the run
                 raise
             except Exception as raised:  # whatever an agent may raise
-                if of_type(raised, GONE):
+                if of_type(raised, ENGINE_GONE):
                     raise
                 if self.llm.errored:  # whatever the agent has made of it
                     raise self.llm.dead_error from raised

@@ -19,6 +19,7 @@ from openrlhf_ktae.faults.processes import marked
 from openrlhf_ktae.safety.secrets import environment_secrets, masked_words
 
 VARIABLE = "OPENRLHF_KTAE_STACKS"
+FILE = "stacks.txt"
 SIGNAL = signal.SIGUSR1
 WRITE_SECONDS = 5.0
 _files: list[Any] = []  # open as long as the process lives

@@ -59,13 +59,6 @@ def parallel_problems(args: SimpleNamespace) -> Iterator[str]:
             f"({tensor_parallel}) must equal --actor.num_nodes x --actor.num_gpus_per_node ({world(args)})"
         )
     yield from _colocated_problems(args)
-    colocated = args.train.colocate_actor_ref or args.train.colocate_all
-    ref = (args.ref.num_nodes, args.ref.num_gpus_per_node)
-    if args.algo.kl.init_coef > 0 and colocated and ref != (args.actor.num_nodes, args.actor.num_gpus_per_node):
-        yield (
-            f"--ref.num_nodes {ref[0]} --ref.num_gpus_per_node {ref[1]}: a colocated reference model needs the "
-            "actor's numbers; set them equal, or --algo.kl.init_coef 0 for no reference model"
-        )
     if args.ds.tensor_parallel_size > 1 and args.ds.zero_stage == 3:
         yield (
             f"--ds.tensor_parallel_size {args.ds.tensor_parallel_size}: cannot be combined with --ds.zero_stage 3 at "
@@ -74,25 +67,38 @@ def parallel_problems(args: SimpleNamespace) -> Iterator[str]:
 
 
 def _colocated_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield what makes critic and reward model larger than the devices that they are put on."""
-    judges = [model for model in models(args) if model in ("critic", "reward")]
+    """Yield what does not fit the devices that several models are put on."""
+    numbers = {model: _numbers(args, model) for model in models(args)}
+    colocated = args.train.colocate_actor_ref or args.train.colocate_all
+    if "ref" in numbers and colocated and numbers["ref"] != numbers["actor"]:
+        yield (
+            f"{_written(args, 'ref')}: a colocated reference model needs the actor's numbers; set them equal, or "
+            "--algo.kl.init_coef 0 for no reference model"
+        )
+    judges = [model for model in numbers if model in ("critic", "reward")]
     if args.train.colocate_critic_reward and len(judges) == 2:
-        if world(args, "critic") != world(args, "reward") or args.critic.num_nodes != args.reward.num_nodes:
+        if numbers["critic"] != numbers["reward"]:
             yield (
-                f"--critic.num_nodes {args.critic.num_nodes} --critic.num_gpus_per_node "
-                f"{args.critic.num_gpus_per_node}: with --train.colocate_critic_reward the reward model needs the same "
-                f"numbers (--reward.num_nodes {args.reward.num_nodes} --reward.num_gpus_per_node "
-                f"{args.reward.num_gpus_per_node}); set them equal"
+                f"{_written(args, 'critic')}: with --train.colocate_critic_reward the reward model needs the same "
+                f"numbers ({_written(args, 'reward')}); set them equal"
             )
     elif args.train.colocate_all:
         for model in judges:
             if world(args, model) > world(args):
-                options = getattr(args, model)
                 yield (
-                    f"--{model}.num_nodes {options.num_nodes} --{model}.num_gpus_per_node {options.num_gpus_per_node}: "
-                    f"with --train.colocate_all it shares the actor's {world(args)} devices; give the actor's numbers, "
-                    f"{args.actor.num_nodes} and {args.actor.num_gpus_per_node}"
+                    f"{_written(args, model)}: with --train.colocate_all it shares the actor's {world(args)} devices; "
+                    f"give the actor's numbers, {args.actor.num_nodes} and {args.actor.num_gpus_per_node}"
                 )
+
+
+def _numbers(args: SimpleNamespace, model: str) -> tuple[int, int]:
+    options = getattr(args, model)
+    return options.num_nodes, options.num_gpus_per_node
+
+
+def _written(args: SimpleNamespace, model: str) -> str:
+    nodes, devices = _numbers(args, model)
+    return f"--{model}.num_nodes {nodes} --{model}.num_gpus_per_node {devices}"
 
 
 def batch_problems(args: SimpleNamespace) -> Iterator[str]:
@@ -113,9 +119,8 @@ def batch_problems(args: SimpleNamespace) -> Iterator[str]:
             )
         if args.train.dynamic_batch_enable and data_ranks(args) % ranks:
             yield (
-                f"--{model}.num_gpus_per_node {getattr(args, model).num_gpus_per_node}: {ranks} {of_model} do not "
-                f"divide the actor's {data_ranks(args)}, among which --train.dynamic_batch_enable levels its "
-                "micro-batches; give it the actor's numbers"
+                f"{_written(args, model)}: {ranks} {of_model} do not divide the actor's {data_ranks(args)}, among "
+                "which --train.dynamic_batch_enable levels its micro-batches; give it the actor's numbers"
             )
         micro = args.train.micro_batch_size * ranks  # DeepSpeed wants it whole, though a dynamic batch levels itself
         if model in ("actor", "critic") and args.train.batch_size % micro:

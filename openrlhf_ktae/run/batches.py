@@ -16,7 +16,7 @@ def models(args: SimpleNamespace) -> list[str]:
         "actor": True,
         "ref": args.algo.kl.init_coef > 0,
         "critic": bool(args.critic.model_name_or_path),
-        "reward": bool(args.reward.model_name_or_path) and not args.reward.remote_url,
+        "reward": not args.reward.remote_url,  # which the host sets for an agent, too
     }
     return [name for name, is_used in used.items() if is_used]
 

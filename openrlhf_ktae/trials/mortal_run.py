@@ -41,7 +41,6 @@ from openrlhf_ktae.trials.deaths import (
 )
 from openrlhf_ktae.trials.trial import STRAIGHT, Trial, TrialFailed
 
-STACKS = "stacks.txt"
 POLL_SECONDS = 0.05
 WRITE_POLL_SECONDS = 0.001
 WRITE_SECONDS = 0.1  # a write of a small model takes about as long
@@ -235,7 +234,7 @@ class MortalRun:
         for process in marked(self._mark):
             with suppress(psutil.Error):
                 if folder := process.environ().get(stacks.VARIABLE):
-                    stacks.dump(folder, self._mark, self.trial.folder / self.name / STACKS)
+                    stacks.dump(folder, self._mark, self.trial.folder / self.name / stacks.FILE)
                     return
 
     def _dead(self) -> str:

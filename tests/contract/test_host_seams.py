@@ -189,31 +189,15 @@ def test_ray_still_refuses_to_subclass_an_actor(host):
         type("Sub", (PPOTrainer,), {})
 
 
-def test_the_mathematics_loads_no_trainer():
-    """A user of another trainer imports it; in a fresh process, so that other tests do not hide an import."""
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, openrlhf_ktae.ktae; "
-        "print([m for m in ('ray', 'vllm', 'deepspeed', 'transformers') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_the_mathematics_loads_no_trainer(loaded_by):
+    """A user of another trainer imports it."""
+    assert loaded_by("import openrlhf_ktae.ktae", "ray", "vllm", "deepspeed", "transformers") == []
 
 
-def test_an_engine_waits_for_no_trainer_to_be_imported():
+def test_an_engine_waits_for_no_trainer_to_be_imported(loaded_by):
     """DeepSpeed, the host's trainer and its data sets take seconds of every start."""
-    import subprocess
-    import sys
-
-    code = (
-        "import sys; from openrlhf_ktae.backend.cpu_patches import activate; activate(); "
-        "import openrlhf_ktae.backend.cpu_engine; "
-        "print([m for m in ('deepspeed', 'openrlhf.trainer.ppo_trainer', 'datasets') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    code = "from openrlhf_ktae.backend.cpu_patches import activate; activate(); import openrlhf_ktae.backend.cpu_engine"
+    assert loaded_by(code, "deepspeed", "openrlhf.trainer.ppo_trainer", "datasets") == []
 
 
 def test_ranks_meet_at_a_port_of_ours(host):

@@ -1,14 +1,18 @@
-"""The processes of one run of a test, found by a mark in their environment; words that several tests give a run."""
+"""The processes of one run of a test, found by a mark in their environment; words that several tests give one."""
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from openrlhf_ktae.run.record import read_record
 
 MARK = "KTAE_TEST_RUN"
 ASYNCHRONOUS = "--train.colocate_all false --train.async_enable"
@@ -29,6 +33,20 @@ def processes_of(marker: str) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def steps(directory: Path) -> list[dict[str, Any]]:
+    """Return the steps in the record of a run."""
+    return [row for row in read_record(directory) if row["kind"] == "step"]
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 150) -> None:
+    """Return when the condition holds; the run must not end before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, f"{condition} did not come true"
+        time.sleep(0.2)
 
 
 def wait_until_none(marker: str, seconds: float) -> list[psutil.Process]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from marks import RARELY
-from run_processes import ASYNCHRONOUS, MARK, mark_of, processes_of, wait_until_none
+from run_processes import ASYNCHRONOUS, MARK, mark_of, processes_of, steps, wait_for, wait_until_none
 
 from openrlhf_ktae.checkpoint.folder import verify
 from openrlhf_ktae.checkpoint.write import read_latest
@@ -62,7 +62,7 @@ def test_ray_job_submit(cluster, root, tmp_path):
         time.sleep(5)  # the head is up before its agent, and Ray says: try again later
     assert done.returncode == 0, done.stdout
     assert "succeeded" in done.stdout
-    assert [row["step"] for row in read_record(tmp_path) if row["kind"] == "step"] == [1, 2]
+    assert [row["step"] for row in steps(tmp_path)] == [1, 2]
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
@@ -99,11 +99,7 @@ def interrupted(start, tmp_path):
 
     def run(name, words, step, seconds=0.0):
         process = start("--ckpt.save_steps", "2", "--run.grace_seconds", "20", *words.split())
-        end = time.monotonic() + 200
-        while time.monotonic() < end and process.poll() is None:
-            if sum(row["kind"] == "step" for row in read_record(tmp_path)) >= step:
-                break
-            time.sleep(0.3)
+        wait_for(lambda: len(steps(tmp_path)) >= step, process, 200)
         time.sleep(seconds)
         assert process.poll() is None, process.communicate()[0]
         if name == "SIGINT":
@@ -120,7 +116,7 @@ def interrupted(start, tmp_path):
         newest = read_latest(tmp_path / "checkpoints")
         assert newest is not None
         verify(newest)
-        return output, max(row["step"] for row in read_record(tmp_path) if row["kind"] == "step"), newest
+        return output, max(row["step"] for row in steps(tmp_path)), newest
 
     yield run
     shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)

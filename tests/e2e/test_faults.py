@@ -14,17 +14,13 @@ import psutil
 import pytest
 import torch
 from marks import RARELY
-from run_processes import ASYNCHRONOUS, mark_of, processes_of
+from run_processes import ASYNCHRONOUS, mark_of, processes_of, steps, wait_for
 
 from openrlhf_ktae.checkpoint.folder import STAGING, listed, verify
 from openrlhf_ktae.checkpoint.write import read_latest
 from openrlhf_ktae.run.record import read_record, stop_reason
 
 OTHERS_SECONDS = 120  # a run beside this one may have a semaphore of an engine that died, and sweeps it at its own end
-
-
-def steps(directory):
-    return [row for row in read_record(directory) if row["kind"] == "step"]
 
 
 def notes(directory):
@@ -34,14 +30,6 @@ def notes(directory):
 def resumed(directory):
     """Steps that the run went on from."""
     return [row["step"] for row in read_record(directory) if row["kind"] == "resume"]
-
-
-def wait_for(condition, process, seconds=150):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, f"{condition} did not come true"
-        time.sleep(0.2)
 
 
 def of_run(process, name):

@@ -9,10 +9,9 @@ import re
 import pytest
 import torch
 import yaml
-from run_processes import ASYNCHRONOUS, killed_when
+from run_processes import ASYNCHRONOUS, killed_when, steps
 
 from openrlhf_ktae.checkpoint.folder import verify
-from openrlhf_ktae.run.record import read_record
 
 WANDB_KEY = "5ec2e7" * 6 + "abcd"
 
@@ -142,7 +141,7 @@ def test_asynchronous_with_partial_rollouts_and_an_engine_that_dies(train, tmp_p
     mark = f"asynchronous-{os.getpid()}"
 
     def is_in_the_middle():
-        return sum(row["kind"] == "step" for row in read_record(tmp_path)) >= 4
+        return len(steps(tmp_path)) >= 4
 
     with killed_when(is_in_the_middle, mark, "VLLM::EngineCor") as killed:
         words += f" {correction} --logger.wandb.key {WANDB_KEY}"

@@ -47,7 +47,7 @@ def test_a_step_whose_sizes_are_accepted_is_trained_on_whole():
             algo=SimpleNamespace(kl=SimpleNamespace(init_coef=pick((0, 0.1)))),
             ref=SimpleNamespace(num_nodes=1, num_gpus_per_node=pick((1, 2, 3))),
             critic=SimpleNamespace(num_nodes=1, num_gpus_per_node=pick((1, 2, 3)), model_name_or_path=pick(("", "c"))),
-            reward=SimpleNamespace(model_name_or_path=None, remote_url=None),
+            reward=SimpleNamespace(model_name_or_path=None, remote_url="agent"),
         )
         problems = [*batch_problems(args), *(p for p in parallel_problems(args) if "zero_stage" not in p)]
         if not problems:
@@ -98,7 +98,7 @@ def problems_of_data(names, **more):
                 ds=SimpleNamespace(ring_attn_size=1, tensor_parallel_size=1),
                 algo=SimpleNamespace(kl=SimpleNamespace(init_coef=0)),
                 critic=SimpleNamespace(model_name_or_path=None),
-                reward=SimpleNamespace(model_name_or_path=None, remote_url=None),
+                reward=SimpleNamespace(model_name_or_path=None, remote_url="agent"),
             )
         )
     )
