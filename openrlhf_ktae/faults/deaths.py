@@ -31,6 +31,11 @@ def of_type(error: BaseException, names: Container[str]) -> bool:
     return any(kind.__name__ in names for one in causes(error) for kind in type(one).__mro__)
 
 
+def in_one_line(error: BaseException) -> str:
+    """Return what an error says, without the stacks that Ray puts before it on its way through processes."""
+    return " ".join(str(next((one for one in causes(error) if not _is_task_error(one)), error)).split())
+
+
 def died(error: BaseException) -> bool:
     """Whether an error, of Ray or of a process of the run, comes from a process that is gone."""
     from ray import exceptions

@@ -20,7 +20,7 @@ from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.faults import processes, stacks
 from openrlhf_ktae.faults.config import RETRIES_VARIABLE
-from openrlhf_ktae.faults.deaths import causes, died
+from openrlhf_ktae.faults.deaths import causes, died, in_one_line
 from openrlhf_ktae.faults.processes import mark, swept
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.process_setup import BACKEND_VARIABLE, WORKER_HOOK, in_every_process
@@ -90,7 +90,7 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
                 raise cause from None
         if not died(error):
             raise
-        raise ProcessDied(f"a process of the run died ({' '.join(str(error).split())[:300]})") from None
+        raise ProcessDied(f"a process of the run died ({in_one_line(error)[:300]})") from None
 
 
 def _train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -> None:

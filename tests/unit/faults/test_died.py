@@ -85,3 +85,12 @@ def test_types_of_errors_tell_what_died(error, expected, host):
     from openrlhf_ktae.faults.engines import engine_died
 
     assert (died(error()), engine_died(error())) == expected
+
+
+def test_a_death_is_told_without_the_stacks_of_those_who_waited(host):
+    from openrlhf_ktae.faults.deaths import in_one_line
+    from openrlhf_ktae.faults.engines import EnginesLost
+
+    assert in_one_line(wrapped(wrapped(EnginesLost("an engine\n does not come back")))) == "an engine does not come back"
+    assert in_one_line(a_dead_actor_of_another_process()).startswith("The actor died")
+    assert in_one_line(of_a_dead_core()) == "no output"
