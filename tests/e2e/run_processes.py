@@ -40,13 +40,15 @@ def steps(directory: Path) -> list[dict[str, Any]]:
     return [row for row in read_record(directory) if row["kind"] == "step"]
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 150) -> None:
-    """Return when the condition holds; the run must not end before."""
+def wait_for(
+    condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 150, every: float = 0.2
+) -> None:
+    """Return when the condition holds, which is looked at `every` so many seconds; the run must not end before."""
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end, f"{condition} did not come true"
-        time.sleep(0.2)
+        time.sleep(every)
 
 
 def wait_until_none(marker: str, seconds: float) -> list[psutil.Process]:

@@ -20,6 +20,7 @@ from run_processes import ASYNCHRONOUS, mark_of, processes_of, steps, wait_for
 from openrlhf_ktae.checkpoint.folder import STAGING, listed, verify
 from openrlhf_ktae.checkpoint.write import read_latest
 from openrlhf_ktae.run.record import read_record, stop_reason
+from openrlhf_ktae.trials.deaths import title
 
 OTHERS_SECONDS = 120  # a run beside this one may have a semaphore of an engine that died, and sweeps it at its own end
 
@@ -87,6 +88,7 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
 
     wait_for(lambda: read_latest(tmp_path / "checkpoints"), run)
     (rank,) = of_run(run, "ray::CpuPolicyModelActor")
+    wait_for(lambda: "broadcast_to_vllm" in title(rank), run, every=0.001)  # no engine's death, whoever receives
     rank.kill()
     wait_for(lambda: resumed(tmp_path), run)
     at = resumed(tmp_path)[0]

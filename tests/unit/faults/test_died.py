@@ -91,6 +91,6 @@ def test_a_death_is_told_without_the_stacks_of_those_who_waited(host):
     from openrlhf_ktae.faults.deaths import in_one_line
     from openrlhf_ktae.faults.engines import EnginesLost
 
-    assert in_one_line(wrapped(wrapped(EnginesLost("an engine\n does not come back")))) == "an engine does not come back"
+    assert in_one_line(wrapped(wrapped(EnginesLost("an engine\n is lost")))) == "an engine is lost"
     assert in_one_line(a_dead_actor_of_another_process()).startswith("The actor died")
     assert in_one_line(of_a_dead_core()) == "no output"
