@@ -20,7 +20,7 @@ ASYNCHRONOUS = "--train.colocate_all false --train.async_enable"
 
 def mark_of(directory: Path) -> str:
     """Return what the processes of a test carry in their environment as `MARK`."""
-    return f"{directory.parent.parent.name}-{directory.name}"
+    return str(directory)
 
 
 def processes_of(marker: str) -> list[psutil.Process]:
