@@ -55,7 +55,7 @@ def devices_needed(args: SimpleNamespace) -> int:
         "actor": False,
         "ref": args.train.colocate_actor_ref or together,
         "critic": together and not judges,
-        "reward": together or judges,
+        "reward": together or (judges and "critic" in models(args)),
     }
     devices = sum(world(args, model) for model in models(args) if not with_others[model])
     if asynchronous or not together:

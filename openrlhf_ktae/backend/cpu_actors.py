@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import deepspeed
@@ -13,6 +14,8 @@ from openrlhf_ktae.backend.cpu_linear import use_onednn
 from openrlhf_ktae.backend.cpu_weight_sync import GlooGroup, Slot, buckets, new_buffer, view
 from openrlhf_ktae.run.free_port import free_port
 from openrlhf_ktae.trainer.ray.ppo_actor import KTAEActorPPOTrainer, KTAEPolicyModelActor
+
+GIVING_UP_SECONDS = 5.0  # for gloo to notice that a peer is gone
 
 
 class CpuDeepspeedStrategy(DeepspeedStrategy):
@@ -106,8 +109,25 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
         for slot, parameter in zip(bucket, members, strict=True):
             view(buffer, slot).copy_(parameter.data)
         sending = self._model_update_group.broadcast(buffer)
-        ray.get(refs)  # first: an engine that failed would let the broadcast wait for ever
-        sending.wait()
+        try:
+            ray.get(refs)  # first: an engine that failed would let the broadcast wait for ever
+            sending.wait()
+        except Exception:
+            if is_over(sending):
+                # Closes the connections: gloo gives up at the first peer that is gone, and the engines behind it, which
+                # live, would wait for this bucket until the time-out.
+                self._model_update_group = None
+            raise
+        finally:
+            del sending  # it holds the group, and the error's stack would hold it
+
+
+def is_over(sending: Any) -> bool:
+    """Whether a broadcast ended, well or not, within seconds; a group cannot be left before."""
+    end = time.monotonic() + GIVING_UP_SECONDS
+    while not sending.is_completed() and time.monotonic() < end:
+        time.sleep(0.01)
+    return bool(sending.is_completed())
 
 
 class CpuPolicyModelActor(KTAEPolicyModelActor):

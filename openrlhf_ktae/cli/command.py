@@ -32,11 +32,14 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def run_command(
-    run: Callable[[Sequence[str]], None], argv: Sequence[str] | None, refusals: tuple[type[Exception], ...] = ()
+    run: Callable[[Sequence[str]], None],
+    argv: Sequence[str] | None,
+    refusals: tuple[type[Exception], ...] = (),
+    then: str = "what was written is whole; the same command goes on from there",
 ) -> int:
     """Run a command; return 0, 2 with one message for refused input or a file that cannot be had, 130 after Ctrl-C.
 
-    A scheduler's SIGTERM is Ctrl-C, so that runs that the command has started end with it.
+    A scheduler's SIGTERM is Ctrl-C, so that runs that the command has started end with it; `then` is said after it.
     """
     refused: tuple[type[Exception], ...] = (BadOption, *refusals)
     here = threading.current_thread() is threading.main_thread()
@@ -50,7 +53,7 @@ def run_command(
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted: what was written is whole; the same command goes on from there", file=sys.stderr)
+        print(f"interrupted: {then}", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
         if here:

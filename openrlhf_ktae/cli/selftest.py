@@ -29,14 +29,15 @@ The configuration is trained on a few steps with --train.full_determinism_enable
 an engine (its actor, or vLLM's core), a worker of the verifier, or everything while a checkpoint is being written. The
 run is resumed unless it goes on by itself. After each death its checkpoints are verified, and at most --save-steps
 steps may be lost; in the end steps, figures and final weights must be those of the run without a break. The first
-difference is printed. Words after -- go to every run. Nothing outside --output is written.
+difference is printed. Words after -- go to every run. Nothing outside --output is written; without it, a folder for
+temporary files is used, which stays where something is not as it should be.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 for equal runs, 1 for a difference, 2 for refused input, 130 after Ctrl-C."""
     found: list[str] = []
-    code = run_command(lambda words: found.extend(run(words)), argv, (TrialFailed,))
+    code = run_command(lambda words: found.extend(run(words)), argv, (TrialFailed,), "nothing was compared")
     for difference in found:
         print(f"DIFFERENT: {difference}")
     return code or (EXIT_DIFFERENT if found else 0)
@@ -96,7 +97,7 @@ def run(argv: Sequence[str]) -> list[str]:
     try:
         found = try_resume(trial, options.kills, seed, say, victims)
         keep = keep or bool(found)
-    except TrialFailed as failure:
+    except (TrialFailed, OSError) as failure:
         keep = True
         raise TrialFailed(f"{failure}\n(--seed {seed}; what is in {folder} is kept)") from None
     finally:

@@ -15,8 +15,13 @@ DEAD_FOR_GOOD = 3  # answers in a row; a call that was under way as the actor di
 ENGINE_GONE = ("EngineDeadError", "OutdatedEngine")
 GONE = (*ENGINE_GONE, "EnginesLost", "ModelLost")
 # What the ranks that are left say is a text of gloo's or NCCL's, in one of torch's own types.
-COLLECTIVE_ERRORS = ("RuntimeError", "DistBackendError", "DistNetworkError")
-COLLECTIVE_SIGNS = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError")
+COLLECTIVE_ERRORS = ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError")
+COLLECTIVE_SIGNS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "ncclRemoteError",
+    "waiting for clients",  # of a store, for one that died before it joined
+)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

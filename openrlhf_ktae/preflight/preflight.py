@@ -76,8 +76,8 @@ def _colocated_problems(args: SimpleNamespace) -> Iterator[str]:
             "--algo.kl.init_coef 0 for no reference model"
         )
     judges = [model for model in numbers if model in ("critic", "reward")]
-    if args.train.colocate_critic_reward and len(judges) == 2:
-        if numbers["critic"] != numbers["reward"]:
+    if args.train.colocate_critic_reward and "critic" in numbers:
+        if numbers["critic"] != _numbers(args, "reward"):  # the host asks for it without a reward model, too
             yield (
                 f"{_written(args, 'critic')}: with --train.colocate_critic_reward the reward model needs the same "
                 f"numbers ({_written(args, 'reward')}); set them equal"

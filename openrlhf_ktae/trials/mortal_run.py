@@ -120,6 +120,9 @@ class MortalRun:
                 self._ended_well(process)
                 return None
             what = self._strike(death, process)
+            if what is None:
+                self._ended_well(process)
+                return None
         except BaseException:
             kill_all(process)
             end_all(self._mark, 0)
@@ -153,8 +156,9 @@ class MortalRun:
 
     def _moment_of(self, death: Death, process: subprocess.Popen[bytes]) -> bool:
         """Wait for the moment, or for the end of the run; return whether it is before a first step."""
-        if death.at_start and self._since == self._started and not self._steps():
-            time.sleep(death.share * self._start_seconds)
+        if death.at_start and self._since == self._started:
+            moment = time.time() + death.share * self._start_seconds
+            self._wait(process, lambda: time.time() >= moment or bool(self._steps()))
             if not self._steps():
                 return True
         self._wait(process, lambda: any(row["step"] >= death.step for row in self._steps()))
@@ -165,7 +169,8 @@ class MortalRun:
             time.sleep(death.share * self._step_seconds)
         return False
 
-    def _strike(self, death: Death, process: subprocess.Popen[bytes]) -> str:
+    def _strike(self, death: Death, process: subprocess.Popen[bytes]) -> str | None:
+        """Let it die; say what was found, None where the run was over by then."""
         if death.victim in (EVERYTHING, WRITING):
             members = family(process)
             stop(members)
@@ -182,13 +187,13 @@ class MortalRun:
             return f"the command, whose processes {f'stayed ({left})' if left else 'ended'}; {self._dead()}"
         victim = self._one(death.victim, process)
         if victim is None:
-            self._ended_well(process)
-            return f"the run ended before there was a process of {death.victim}"
-        shown, moment = title(victim).split()[0], time.time()
+            return None
+        shown, moment = f"{title(victim)} ".split(" ")[0], time.time()
         named = f"{shown if '::' in shown else 'a worker'} ({victim.pid})"
         kill([victim])
         if death.victim == RANK:
-            return f"{named}; {self._ends_by_itself(process)}"
+            ended = self._ends_by_itself(process)
+            return ended and f"{named}; {ended}"
         self._since = moment
         self._wait(process, lambda: len(self._steps()) >= ROOM, RECOVERY_SECONDS)
         if process.poll() is not None:
@@ -209,13 +214,15 @@ class MortalRun:
         self._wait(process, there, RECOVERY_SECONDS)
         return self._chance.choice(found) if found else None
 
-    def _ends_by_itself(self, process: subprocess.Popen[bytes]) -> str:
-        """Wait for the end that follows a rank's death."""
+    def _ends_by_itself(self, process: subprocess.Popen[bytes]) -> str | None:
+        """Wait for the end that follows a rank's death; None where the run needed it no more."""
         try:
             code = process.wait(RECOVERY_SECONDS)
         except subprocess.TimeoutExpired:
             code = None
             self._write_stacks()
+        if code == 0:
+            return None
         if code != EXIT_FAULT:
             raise TrialFailed(
                 self.trial.last_words(
@@ -232,7 +239,7 @@ class MortalRun:
     def _write_stacks(self) -> None:
         """Leave the stacks of a run that hangs in its folder."""
         for process in marked(self._mark):
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, OSError):
                 if folder := process.environ().get(stacks.VARIABLE):
                     stacks.dump(folder, self._mark, self.trial.folder / self.name / stacks.FILE)
                     return

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.faults.deaths import START_MINUTES
 from openrlhf_ktae.faults.processes import VARIABLE
 from openrlhf_ktae.run.record import read_record
 from openrlhf_ktae.trials.deaths import kill_all
@@ -48,6 +49,7 @@ class Trial:
             "train.num_episodes": EPISODES,
             "train.full_determinism_enable": "true",
             "run.restarts": 0,
+            "run.watchdog_minutes": START_MINUTES,
             "faults.engine_restarts": ENGINE_RESTARTS,
             "run.eval_edges": "false",
             "eval.steps": -1,

@@ -73,6 +73,26 @@ def test_devices_that_the_host_will_ask_for(words, devices):
     assert devices_needed(args) == devices
 
 
+@pytest.mark.parametrize(
+    ("words", "devices"),
+    [
+        ([], 4),
+        (["--train.colocate_critic_reward"], 3),
+        (["--colocate_all_models"], 1),
+        (["--colocate_all_models", "--train.colocate_critic_reward"], 2),
+        (["--critic.model_name_or_path", ""], 3),
+        (["--critic.model_name_or_path", "", "--train.colocate_critic_reward"], 3),
+        (["--critic.model_name_or_path", "", "--colocate_all_models", "--train.colocate_critic_reward"], 1),
+    ],
+)
+def test_devices_of_a_critic_and_a_reward_model(words, devices):
+    """The host puts them on devices of their own, both on the same ones where there is a critic to share with."""
+    base = ["--pretrain", "m", "--vllm_num_engines", "1", "--init_kl_coef", "0", "--reward.model_name_or_path", "r"]
+    sizes = [f"--{model}.num_gpus_per_node=1" for model in ("actor", "critic", "reward")]
+    args = parse_command_line([*base, *sizes, "--advantage_estimator", "gae", *words])
+    assert devices_needed(args) == devices
+
+
 def test_the_engines_cache_holds_all_rollouts_of_a_call(tmp_path):
     """SmolLM2-135M in fp32: 46,080 bytes a token; with 256 MiB an engine answered 22 of 64 rollouts at a time."""
     sizes = {"hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536, "num_attention_heads": 9}

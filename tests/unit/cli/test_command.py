@@ -24,12 +24,14 @@ def test_a_signal_ends_a_command_and_the_run_that_it_has_started(number, tmp_pat
         trial.wait("straight", started[0])
 
     before = signal.getsignal(signal.SIGTERM)
+    interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     old = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
     began = time.monotonic()
     try:
         assert run_command(run, []) == 130
     finally:
         signal.signal(signal.SIGALRM, old)
+        signal.signal(signal.SIGINT, interrupts)
     assert time.monotonic() - began < 20
     assert started[0].poll() is not None
     assert "interrupted" in capsys.readouterr().err

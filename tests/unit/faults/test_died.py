@@ -48,6 +48,12 @@ def gloo():
     return wrapped(RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1234"))
 
 
+def a_store_that_waits():
+    from torch.distributed import DistStoreError
+
+    return wrapped(DistStoreError("Timed out after 601 seconds waiting for clients. 1/2 clients joined."))
+
+
 def a_server_of_rewards():
     return wrapped(ConnectionResetError("Connection reset by peer"))
 
@@ -74,6 +80,7 @@ def of_a_dead_core():
         (a_dead_core, (True, True)),
         (a_dead_actor_of_another_process, (True, True)),
         (gloo, (True, False)),
+        (a_store_that_waits, (True, False)),
         (a_server_of_rewards, (False, False)),
         (lost_engines, (True, False)),
         (of_a_dead_core, (True, True)),

@@ -156,6 +156,7 @@ def test_engines_that_die_too_often_end_the_run(ray_here, engines, trainer):
     assert died(end.value)
 
 
+@pytest.mark.timeout(60)
 def test_engines_that_are_given_up_are_not_waited_for_again(ray_here, engines, trainer):
     """Whoever repeats a sending while engines come back, as the asynchronous trainer does, would never end."""
     from openrlhf_ktae.faults.engines import EnginesLost, engine_died
@@ -168,6 +169,7 @@ def test_engines_that_are_given_up_are_not_waited_for_again(ray_here, engines, t
     assert not engine_died(end.value)
 
 
+@pytest.mark.timeout(60)
 def test_a_rank_that_dies_while_it_sends_is_no_engine(ray_here, engines, trainer):
     """The run ends at once, and no engine is started again for it."""
 

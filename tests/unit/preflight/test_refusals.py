@@ -294,6 +294,11 @@ BAD = [
         "--critic.num_gpus_per_node 2",
         "--reward.num_gpus_per_node 1); set them equal",
     ),
+    (
+        {"advantage_estimator": "gae", "train.colocate_critic_reward": "true", "critic_num_gpus_per_node": "1"},
+        "--critic.num_gpus_per_node 1: with --train.colocate_critic_reward",
+        "--reward.num_gpus_per_node 8); set them equal",
+    ),
     ({"ref_num_nodes": "0"}, "--ref.num_nodes 0", "at least 1"),
     ({"critic_num_gpus_per_node": "0"}, "--critic.num_gpus_per_node 0", "at least 1"),
     ({"reward_num_nodes": "-1"}, "--reward.num_nodes -1", "at least 1"),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections import Counter
 
@@ -225,13 +226,33 @@ def test_a_run_that_does_nothing_after_a_death_leaves_its_stacks(small, monkeypa
     """The rank of this one is a process that nothing depends on, so it never ends with exit code 4."""
     pytest.importorskip("setproctitle")
     monkeypatch.setenv(stacks.VARIABLE, stacks.new_folder())
-    monkeypatch.setattr(mortal_run, "RECOVERY_SECONDS", 3.0)
+    monkeypatch.setattr(mortal_run, "RECOVERY_SECONDS", 10.0)
     run = small("ray::PolicyModelActor")
     with pytest.raises(TrialFailed, match="exit code None instead of 4 after a rank's death"):
         run.suffer(Death(RANK, step=3, share=0.0))
     text = (run.trial.folder / "killed" / "stacks.txt").read_text()
     assert 'File "<string>", line' in text
     assert not marked(run._mark)
+
+
+def test_a_rank_that_dies_as_the_run_ends_is_no_death(small, monkeypatch):
+    pytest.importorskip("setproctitle")
+    monkeypatch.setitem(globals(), "RUN", RUN.replace("range(1, 400)", "range(1, 8)"))
+    run = small("ray::PolicyModelActor")
+    assert run.suffer(Death(RANK, step=4, share=0.0)) is None
+    assert run.suffer(Death(EVERYTHING, step=4, share=0.0)) is None
+    run.finish()
+    assert (run.toll.deaths.total(), run.toll.wrong) == (0, [])
+
+
+def test_a_death_before_a_first_step_does_not_wait_longer_than_for_that_step(small):
+    """A start may take a tenth of the time that it took when other work was under way."""
+    run = small("alone")
+    run._start_seconds = 1000.0
+    began = time.monotonic()
+    run.suffer(Death(EVERYTHING, step=3, share=0.9, at_start=True))
+    assert time.monotonic() - began < 60
+    assert (run.toll.deaths.total(), run.toll.at_start) == (1, 0)
 
 
 def test_a_run_that_ends_by_itself_with_an_error_is_no_death(small, monkeypatch):

@@ -1,0 +1,76 @@
+"""Weights on their way to several engines, of which one dies."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import torch
+
+SECONDS = 60  # of the ten minutes after which gloo gives up
+
+
+@pytest.fixture(scope="module")
+def engine_class(ray_here):
+    """One that receives as vLLM's worker does."""
+
+    class Engine:
+        def ready(self):
+            return True
+
+        def init_process_group(self, address, port, rank, world_size):
+            from openrlhf_ktae.backend.cpu_weight_sync import GlooGroup
+
+            self._group = GlooGroup(address, port, rank, world_size)
+
+        def die(self):
+            os._exit(1)
+
+        def update_weights_in_bucket(self, bucket):
+            from openrlhf_ktae.backend.cpu_weight_sync import Slot, new_buffer
+
+            self._group.broadcast(new_buffer([Slot(*row) for row in bucket])).wait()
+
+    return ray_here.remote(num_cpus=0)(Engine)
+
+
+@pytest.fixture
+def sender(ray_here, engine_class, monkeypatch):
+    """Rank 0 of the trainer and two engines, without a model."""
+    from openrlhf_ktae.backend.cpu_actors import CpuActorPPOTrainer
+    from openrlhf_ktae.backend.cpu_weight_sync import GlooGroup
+    from openrlhf_ktae.run.free_port import free_port
+
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    engines = [engine_class.remote() for _ in range(2)]
+    ray_here.get([engine.ready.remote() for engine in engines], timeout=SECONDS)
+    port = free_port()
+    joining = [engine.init_process_group.remote("127.0.0.1", port, rank, 3) for rank, engine in enumerate(engines, 1)]
+    made = CpuActorPPOTrainer.__new__(CpuActorPPOTrainer)
+    made.vllm_engines = engines
+    made._model_update_group = GlooGroup("127.0.0.1", port, 0, 3)
+    ray_here.get(joining)
+    yield made
+    for engine in engines:
+        ray_here.kill(engine)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("dead", [0, 1])
+def test_the_engines_that_live_do_not_wait_for_one_that_died(ray_here, sender, dead):
+    """gloo sends to one after the other and gives up at the first that is gone; the next knew nothing of it."""
+    from openrlhf_ktae.backend.cpu_weight_sync import buckets
+    from openrlhf_ktae.faults.engines import engine_died
+
+    (bucket,) = buckets([("w", torch.float32, (3,))])
+    sender._send(bucket, [torch.tensor([1.0, 2.0, 3.0])])
+    assert sender._lost is None
+    with pytest.raises(ray_here.exceptions.RayActorError):
+        ray_here.get(sender.vllm_engines[dead].die.remote())
+    began = time.monotonic()
+    sender._send(bucket, [torch.tensor([4.0, 5.0, 6.0])])
+    assert sender._lost is not None
+    assert engine_died(sender._lost, sender.vllm_engines)
+    assert ray_here.get(sender.vllm_engines[1 - dead].ready.remote(), timeout=SECONDS), "it is through with the bucket"
+    assert time.monotonic() - began < SECONDS
