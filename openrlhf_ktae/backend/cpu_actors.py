@@ -44,6 +44,8 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
 
     _lost: Exception | None = None
     """Why the rest of a broadcast is not sent."""
+    _model_update_group: GlooGroup | None = None
+    """Rank 0 and the engines; None where it has lost one, until they meet again."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, dataloader_pin_memory=False)
@@ -108,6 +110,7 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
         buffer = new_buffer(bucket)
         for slot, parameter in zip(bucket, members, strict=True):
             view(buffer, slot).copy_(parameter.data)
+        assert self._model_update_group is not None, "nothing is sent between a loss and `_init_vllm_sync_group`"
         sending = self._model_update_group.broadcast(buffer)
         try:
             ray.get(refs)  # first: an engine that failed would let the broadcast wait for ever
