@@ -116,10 +116,7 @@ class MortalRun:
         process = self._process or self._start()
         try:
             early = self._moment_of(death, process)
-            if process.poll() is not None:
-                self._ended_well(process)
-                return None
-            what = self._strike(death, process)
+            what = self._strike(death, process) if process.poll() is None else None
             if what is None:
                 self._ended_well(process)
                 return None
@@ -188,7 +185,7 @@ class MortalRun:
         victim = self._one(death.victim, process)
         if victim is None:
             return None
-        shown, moment = f"{title(victim)} ".split(" ")[0], time.time()
+        shown, moment = title(victim).partition(" ")[0], time.time()
         named = f"{shown if '::' in shown else 'a worker'} ({victim.pid})"
         kill([victim])
         if death.victim == RANK:
