@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 
+# From this many outputs an input on, rows without a gradient are left out: the layer is the last one, over the
+# vocabulary, and the logits of prompts and padding have none. Elsewhere looking for them would cost more than it saves.
+WIDE = 16
+
 
 class OneDnnLinear(torch.nn.Linear):
     """`torch.nn.Linear`, its three products by oneDNN."""
@@ -32,12 +36,29 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, w = ctx.saved_tensors
-        (g,) = gradients
-        for_x = multiply(g, w.t()) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return for_x, None
-        rows_of_g, rows_of_x = g.reshape(-1, g.size(-1)), x.reshape(-1, x.size(-1))
-        return for_x, multiply(rows_of_g.t(), rows_of_x.t())
+        rows_of_x, rows_of_g = _rows(x), _rows(gradients[0])
+        used = _rows_with_gradient(rows_of_g) if w.size(0) >= WIDE * w.size(1) else None
+        if used is not None:
+            rows_of_x, rows_of_g = rows_of_x[used], rows_of_g[used]
+        of_x = of_w = None
+        if ctx.needs_input_grad[0]:
+            of_x = multiply(rows_of_g, w.t())
+            if used is not None:
+                of_x = torch.zeros_like(_rows(x)).index_copy_(0, used, of_x)
+            of_x = of_x.view(x.shape)
+        if ctx.needs_input_grad[1]:
+            of_w = multiply(rows_of_g.t(), rows_of_x.t())
+        return of_x, of_w
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, x.size(-1))
+
+
+def _rows_with_gradient(g: torch.Tensor) -> torch.Tensor | None:
+    """Return the rows of g (N, K) that are not zero; None where all are."""
+    used = g.any(dim=-1)
+    return None if used.all() else used.nonzero().squeeze(1)
 
 
 def multiply(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Plain torch in place of the four functions that the host takes from `flash_attn`, for CPU machines.
+"""Plain torch in place of the five functions that the host takes from `flash_attn`, for CPU machines.
 
 Shapes: `B` rows, `T` positions, `N` positions that are no padding, `...` further dimensions.
-Semantics follow the documentation of `flash_attn.bert_padding`.
+Semantics follow the documentation of `flash_attn.bert_padding` and `flash_attn.ops.triton.cross_entropy`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-NAMES = ("flash_attn", "flash_attn.bert_padding", "flash_attn.utils", "flash_attn.utils.distributed")
+NAMES = (
+    "flash_attn",
+    "flash_attn.bert_padding",
+    "flash_attn.ops",
+    "flash_attn.ops.triton",
+    "flash_attn.ops.triton.cross_entropy",
+    "flash_attn.utils",
+    "flash_attn.utils.distributed",
+)
 
 
 def index_first_axis(values: Any, indices: Any) -> Any:
@@ -47,6 +55,14 @@ def rearrange(tensor: Any, pattern: str, **sizes: int) -> Any:
     return einops.rearrange(tensor, pattern, **sizes)
 
 
+def cross_entropy_loss(logits: Any, labels: Any) -> tuple[Any, Any]:
+    """Return cross-entropies (N,) of `logits` (N, V) and `labels` (N,), and the zeros of a term that is not asked for."""
+    from openrlhf_ktae.backend.cpu_cross_entropy import CrossEntropy
+
+    losses = CrossEntropy.apply(logits, labels)
+    return losses, losses.new_zeros(len(losses))
+
+
 def all_gather(*_: Any, **__: Any) -> Any:
     """Refuse: the host gathers only under ring attention, which the CPU backend refuses before it starts."""
     raise RuntimeError("ring attention needs flash_attn, which is not installed; use --ds.ring_attn_size 1")
@@ -63,4 +79,5 @@ def install() -> None:
     padding.__dict__.update(
         index_first_axis=index_first_axis, pad_input=pad_input, rearrange=rearrange, unpad_input=unpad_input
     )
+    sys.modules["flash_attn.ops.triton.cross_entropy"].__dict__["cross_entropy_loss"] = cross_entropy_loss
     sys.modules["flash_attn.utils.distributed"].__dict__["all_gather"] = all_gather

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from openrlhf_ktae.backend import cpu_linear
 from openrlhf_ktae.backend.cpu_linear import OneDnnLinear, use_onednn
 
 
@@ -33,6 +34,27 @@ def test_products_and_gradients_are_torchs(batch, bias):
     for expected, found in zip(gradients(plain, x, weights), gradients(other, x, weights), strict=True):
         assert found.shape == expected.shape
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("used", [[], [3], [0, 2, 5], range(6)])
+def test_rows_without_a_gradient_are_left_out_of_a_wide_layer(monkeypatch, used):
+    """The logits of prompts and padding: a third and more of the rows of an update."""
+    plain, other = both(8, 8 * cpu_linear.WIDE, bias=False)
+    x, weights = torch.randn(2, 3, 8), torch.zeros(6, 8 * cpu_linear.WIDE)
+    weights[list(used)] = torch.randn(len(used), weights.size(1))
+    weights = weights.view(2, 3, -1)
+    expected = gradients(plain, x, weights)
+    rows, multiply = [], cpu_linear.multiply
+    monkeypatch.setattr(cpu_linear, "multiply", lambda a, b: rows.append(a.shape) or multiply(a, b))
+    for tensor, found in zip(expected, gradients(other, x, weights), strict=True):
+        torch.testing.assert_close(found, tensor, atol=1e-5, rtol=1e-4)
+    assert rows[1][0] == rows[2][1] == len(used)
+
+
+def test_a_gradient_that_is_not_a_number_is_not_left_out():
+    _, layer = both(8, 8 * cpu_linear.WIDE)
+    found = gradients(layer, torch.randn(2, 8), torch.full((2, layer.out_features), torch.nan))
+    assert all(tensor.isnan().all() for tensor in found[1:])
 
 
 def test_the_same_twice_to_the_bit():

@@ -1,0 +1,42 @@
+"""Cross-entropy of tokens on a CPU, with one tensor as large as the logits for their gradient and none besides.
+
+Logits are the largest tensors of an update by far (rollouts x positions x vocabulary), and the kernel clears the pages of
+each new one. The host's plain path makes five of them a micro-batch, which took three times as long (`docs/log.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+CHUNK = 2**20  # logits at a time: what is computed from them on the way stays in the processor's cache
+
+
+class CrossEntropy(torch.autograd.Function):
+    """-log softmax(logits)[label] of each row; values and gradients are those of torch's own functions."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return losses (N,) of `logits` (N, V) and `labels` (N,)."""
+        normalizers = logits.new_empty(len(logits))
+        for rows in _chunks(logits):
+            normalizers[rows] = torch.logsumexp(logits[rows], dim=-1)
+        ctx.save_for_backward(logits, labels, normalizers)
+        return normalizers - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor, None]:
+        """Return softmax(logits) - onehot(labels), each row times the gradient of its loss."""
+        logits, labels, normalizers = ctx.saved_tensors
+        weights = gradients[0].unsqueeze(1)
+        result = torch.empty_like(logits)
+        for rows in _chunks(logits):
+            torch.sub(logits[rows], normalizers[rows].unsqueeze(1), out=result[rows]).exp_().mul_(weights[rows])
+        return result.scatter_add_(1, labels.unsqueeze(1), -weights), None
+
+
+def _chunks(logits: torch.Tensor) -> Iterator[slice]:
+    count = max(1, CHUNK // logits.size(1))
+    return (slice(first, first + count) for first in range(0, len(logits), count))

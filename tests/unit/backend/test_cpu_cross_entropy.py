@@ -1,0 +1,98 @@
+"""Log-probabilities of tokens on a CPU: the host's values to the bit, with fewer tensors as large as the logits."""
+
+from __future__ import annotations
+
+import builtins
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@pytest.fixture
+def log_probs():
+    """The host's function, as a process of the CPU backend has it."""
+    from openrlhf_ktae.backend.cpu_patches import activate
+
+    activate()
+    from openrlhf.models.utils import log_probs_from_logits
+
+    return log_probs_from_logits
+
+
+@pytest.fixture
+def no_flash_attn(monkeypatch):
+    """The host's own path, which it takes where `flash_attn` has no cross-entropy."""
+    take = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name == "flash_attn.ops.triton.cross_entropy":
+            raise ImportError(name)
+        return take(name, *args, **kwargs)
+
+    def switch():
+        monkeypatch.setattr(builtins, "__import__", refuse)
+
+    return switch
+
+
+class Large(TorchDispatchMode):
+    """Counts tensors of at least so many elements that have memory of their own."""
+
+    def __init__(self, elements):
+        super().__init__()
+        self.elements, self.memories = elements, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        known = {m.data_ptr() for m in self.memories} | {
+            a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)
+        }
+        if isinstance(result, torch.Tensor) and result.numel() >= self.elements:
+            memory = result.untyped_storage()  # kept, so that no later tensor gets its address
+            if memory.data_ptr() not in known:
+                self.memories.append(memory)
+        return result
+
+
+def both_ways(function, shape, vocabulary):
+    """Log-probabilities, their gradient, and how many large tensors that took."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(*shape, vocabulary, generator=generator).requires_grad_(True)
+    labels = torch.randint(0, vocabulary, shape, generator=generator)
+    weights = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) > 0.3)
+    with Large(logits.numel()) as large:
+        values = function(logits, labels)
+        (gradient,) = torch.autograd.grad((values * weights).sum(), logits)
+    return values.detach(), gradient, len(large.memories)
+
+
+@pytest.mark.parametrize(("shape", "vocabulary"), [((1, 1), 2), ((3, 7), 190), ((2, 40), 49152), ((5, 300), 4096)])
+def test_values_and_gradients_are_the_hosts_to_the_bit(log_probs, no_flash_attn, shape, vocabulary):
+    values, gradient, ours = both_ways(log_probs, shape, vocabulary)
+    no_flash_attn()
+    host_values, host_gradient, hosts = both_ways(log_probs, shape, vocabulary)
+    assert torch.equal(values, host_values)
+    assert torch.equal(gradient, host_gradient)
+    assert ours == 1, "the gradient itself"
+    assert hosts > 1, "what the host's own path takes"
+
+
+def test_logits_are_left_as_they_are(log_probs):
+    logits = torch.randn(2, 5, 11, requires_grad=True)
+    before = logits.detach().clone()
+    log_probs(logits, torch.randint(0, 11, (2, 5))).sum().backward()
+    assert torch.equal(logits.detach(), before), "the host's entropy is made of them"
+
+
+def test_nothing_is_kept_without_gradients(log_probs):
+    with torch.no_grad():
+        assert log_probs(torch.randn(2, 5, 11), torch.randint(0, 11, (2, 5))).grad_fn is None
+
+
+def test_a_rollout_without_tokens(log_probs):
+    logits = torch.randn(2, 0, 11, requires_grad=True)
+    values = log_probs(logits, torch.zeros(2, 0, dtype=torch.long))
+    values.sum().backward()
+    assert values.shape == (2, 0)
+    assert logits.grad.shape == (2, 0, 11)
