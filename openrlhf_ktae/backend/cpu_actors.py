@@ -12,12 +12,10 @@ from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 from openrlhf_ktae.backend.cpu_linear import use_onednn
 from openrlhf_ktae.backend.cpu_weight_sync import GlooGroup, Slot, buckets, new_buffer, view
+from openrlhf_ktae.plan.memory import CPU_BUCKET
 from openrlhf_ktae.run.free_port import free_port
 from openrlhf_ktae.trainer.ray.ppo_actor import KTAEActorPPOTrainer, KTAEPolicyModelActor
 
-# Gradients that are averaged at once. DeepSpeed's own 5e8 lie in several copies of the whole model, made anew for each
-# micro-batch; these stay under what glibc keeps on its heap (32 MiB), so that the kernel need not clear their pages.
-GRADIENT_BUCKET = 4 * 2**20
 GIVING_UP_SECONDS = 5.0  # for gloo to notice that a peer is gone
 
 
@@ -34,9 +32,9 @@ class CpuDeepspeedStrategy(DeepspeedStrategy):
         return prepared
 
     def get_ds_train_config(self, optim_dict: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """Return the host's DeepSpeed configuration with `torch_adam` and a small bucket."""
+        """Return the host's DeepSpeed configuration with `torch_adam` and small buckets of gradients."""
         config = super().get_ds_train_config(optim_dict, **kwargs)
-        config["zero_optimization"]["reduce_bucket_size"] = GRADIENT_BUCKET
+        config["zero_optimization"]["reduce_bucket_size"] = CPU_BUCKET
         optimizer = config.get("optimizer")
         if optimizer and optimizer["type"] == "AdamW":
             optimizer["params"] = {**optimizer["params"], "torch_adam": True, "fused": True}

@@ -20,7 +20,10 @@ set on models of 8 and 28 million parameters (`docs/planner.md`)."""
 GATHER_BUFFERS = 100 * 2**20
 """Of ZeRO-3 (measured on CPUs with models of 8, 28 and 80 million parameters)."""
 BUCKET = 500_000_000
-"""DeepSpeed's `reduce_bucket_size`, in parameters."""
+"""DeepSpeed's `reduce_bucket_size`: gradients that are averaged at once."""
+CPU_BUCKET = 4 * 2**20
+"""The same on the CPU backend. Buckets of DeepSpeed's size lie in several copies of the whole model, made anew for each
+micro-batch; these stay under what glibc keeps on its heap (32 MiB), so that the kernel need not clear their pages."""
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 

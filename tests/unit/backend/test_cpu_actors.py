@@ -1,4 +1,4 @@
-"""Weights on their way to several engines, of which one dies."""
+"""The training process on a CPU: its gradients; its weights on their way to several engines, of which one dies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+HEAP_BYTES = 32 * 2**20  # glibc maps what is larger by itself (mallopt(3), M_MMAP_THRESHOLD)
 SECONDS = 60  # of the ten minutes after which gloo gives up
 
 
@@ -74,3 +75,18 @@ def test_the_engines_that_live_do_not_wait_for_one_that_died(ray_here, sender, d
     assert engine_died(sender._lost, sender.vllm_engines)
     assert ray_here.get(sender.vllm_engines[1 - dead].ready.remote(), timeout=SECONDS), "it is through with the bucket"
     assert time.monotonic() - began < SECONDS
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_buckets_of_gradients_stay_on_the_heap(stage):
+    """DeepSpeed's own take a copy of the whole model for each micro-batch, whose pages the kernel clears anew."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    from openrlhf_ktae.backend.cpu_actors import CpuDeepspeedStrategy
+    from openrlhf_ktae.cli.options import parse_command_line
+
+    words = ["--pretrain", "m", "--prompt_data", "x.jsonl", "--param_dtype", "fp32", "--zero_stage", str(stage)]
+    args = parse_command_line([*words, "--backend", "cpu"])
+    config = CpuDeepspeedStrategy(args=args, zero_stage=stage).get_ds_train_config()
+    bucket = DeepSpeedZeroConfig(**config["zero_optimization"]).reduce_bucket_size
+    assert 4 * bucket < HEAP_BYTES
