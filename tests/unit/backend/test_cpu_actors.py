@@ -82,11 +82,16 @@ def test_buckets_of_gradients_stay_on_the_heap(stage):
     """DeepSpeed's own take a copy of the whole model for each micro-batch, whose pages the kernel clears anew."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+    from openrlhf_ktae.backend.cpu_patches import activate
+
+    activate()
     from openrlhf_ktae.backend.cpu_actors import CpuDeepspeedStrategy
     from openrlhf_ktae.cli.options import parse_command_line
 
-    words = ["--pretrain", "m", "--prompt_data", "x.jsonl", "--param_dtype", "fp32", "--zero_stage", str(stage)]
-    args = parse_command_line([*words, "--backend", "cpu"])
+    words = (
+        f"--pretrain m --prompt_data x.jsonl --label_key l --vllm_num_engines 1 --param_dtype fp32 --zero_stage {stage}"
+    )
+    args = parse_command_line([*words.split(), "--backend", "cpu"])
     config = CpuDeepspeedStrategy(args=args, zero_stage=stage).get_ds_train_config()
     bucket = DeepSpeedZeroConfig(**config["zero_optimization"]).reduce_bucket_size
     assert 4 * bucket < HEAP_BYTES
