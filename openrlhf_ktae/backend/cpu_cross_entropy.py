@@ -1,7 +1,7 @@
 """Cross-entropy of tokens on a CPU, with one tensor as large as the logits for their gradient and none besides.
 
-Logits are the largest tensors of an update by far (rollouts x positions x vocabulary), and the kernel clears the pages of
-each new one. The host's plain path makes six or seven a micro-batch, which took three times as long (`docs/log.md`).
+Logits are the largest tensors of an update by far (rollouts x positions x vocabulary), and the kernel clears the pages
+of each new one. The host's plain path makes six or seven a micro-batch, which took three times as long (`docs/log.md`).
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def rearrange(tensor: Any, pattern: str, **sizes: int) -> Any:
 
 
 def cross_entropy_loss(logits: Any, labels: Any) -> tuple[Any, Any]:
-    """Return cross-entropies (N,) of `logits` (N, V) and `labels` (N,), and the zeros of a term that is not asked for."""
+    """Return cross-entropies (N,) of `logits` (N, V) and `labels` (N,), and zeros: a term that nobody asks for."""
     from openrlhf_ktae.backend.cpu_cross_entropy import CrossEntropy
 
     losses = CrossEntropy.apply(logits, labels)
