@@ -24,6 +24,11 @@ BUCKET = 500_000_000
 CPU_BUCKET = 4 * 2**20
 """The same on the CPU backend. Buckets of DeepSpeed's size lie in several copies of the whole model, made anew for each
 micro-batch; these stay under what glibc keeps on its heap (32 MiB), so that the kernel need not clear their pages."""
+UNDIVIDED = {
+    BUCKET: {0: (10, 12), 1: (10, 12), 2: (10, 12), 3: (14, 17)},
+    CPU_BUCKET: {0: (8.5, 7), 1: (8.5, 7), 2: (5.5, 5), 3: (7.5, 10)},
+}
+"""fp32: bytes a parameter besides those that ZeRO divides, by bucket and stage, for one rank and for more."""
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -45,7 +50,9 @@ def shards(args: SimpleNamespace) -> int:
     return max(1, args.actor.num_nodes * args.actor.num_gpus_per_node // args.ds.tensor_parallel_size)
 
 
-def model_states(parameters: int, largest: int, stage: int, ranks: int, size: int, offload: bool = False) -> float:
+def model_states(
+    parameters: int, largest: int, stage: int, ranks: int, size: int, offload: bool = False, bucket: int = BUCKET
+) -> float:
     """Return bytes of parameters, gradients and Adam's states on one rank.
 
     Args:
@@ -55,12 +62,13 @@ def model_states(parameters: int, largest: int, stage: int, ranks: int, size: in
         ranks: that share the states.
         size: bytes of a parameter, 2 or 4.
         offload: Adam's states and the 32-bit parameters are in the host's memory.
+        bucket: `BUCKET` or `CPU_BUCKET`; counts in fp32 alone.
 
     With 2 bytes these are DeepSpeed 0.19.6's `estimate_zero{2,3}_model_states_mem_needs`: of 18 bytes a parameter 2 are
     the parameter, 4 its gradients, 4 the 32-bit parameter, 8 Adam's. With 4 bytes see `fp32_states`.
     """
     if size == 4:
-        return fp32_states(parameters, stage, ranks, offload)
+        return fp32_states(parameters, stage, ranks, offload, bucket)
     if stage == 3:
         return 4 * largest + (2 if offload else 18) * parameters / ranks
     if stage == 2:
@@ -69,20 +77,18 @@ def model_states(parameters: int, largest: int, stage: int, ranks: int, size: in
     return 4 * parameters + (0 if offload else 14 * parameters / divided)
 
 
-def fp32_states(parameters: int, stage: int, ranks: int, offload: bool = False) -> float:
+def fp32_states(parameters: int, stage: int, ranks: int, offload: bool = False, bucket: int = BUCKET) -> float:
     """Return the same in fp32, where DeepSpeed has no estimator: counted, and checked on CPUs (`docs/planner.md`).
 
-    Of each parameter, ZeRO-1 and 2 divide a copy that is updated (4), Adam's states (8) and two gradients (8); each
-    rank has the parameter, its gradient and a bucket of gradients (12). On one rank bucket and second gradient are
-    never whole at the same time: 30 bytes, measured 27 to 32. ZeRO-3 divides 20 bytes; gathered parameters, gradients
-    and buckets are as large as the model while it is smaller than a bucket (`BUCKET`).
+    Of each parameter, ZeRO divides 20 bytes: a copy that is updated (4), Adam's states (8) and two gradients (8). Each
+    rank has more of it whole (`UNDIVIDED`): the parameter (ZeRO-3: as long as it is gathered), its gradient, and copies
+    of buckets of gradients; in ZeRO-3 no more of this than a model of `BUCKET` parameters has.
     """
-    bucketed = min(parameters, BUCKET)
-    if stage == 3:
-        divided = (8 if offload else 20) * parameters / ranks
-        return divided + (14 if ranks == 1 else 17) * bucketed + GATHER_BUFFERS
     divided = (8 if offload else 20) * parameters / (ranks if stage else 1)
-    return (10 if ranks == 1 else 12) * parameters + divided
+    whole = UNDIVIDED[bucket][stage][ranks > 1]
+    if stage == 3:
+        return divided + whole * min(parameters, BUCKET) + GATHER_BUFFERS
+    return divided + whole * parameters
 
 
 def activations(shape: ModelShape, tokens: int, size: int, checkpointing: bool) -> float:
@@ -126,6 +132,7 @@ def training(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemor
         shards(args),
         size,
         args.ds.adam_offload,
+        BUCKET if cuda else CPU_BUCKET,
     )
     checkpointing = args.actor.gradient_checkpointing_enable
     parts = {
@@ -150,7 +157,8 @@ def resident_trainer(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> fl
     whole = shape.parameters / args.ds.tensor_parallel_size
     kept = whole * size / (ranks if args.ds.zero_stage == 3 else 1)
     if not args.ds.enable_sleep:
-        kept = model_states(int(whole), 0, args.ds.zero_stage, ranks, size, args.ds.adam_offload)
+        bucket = BUCKET if cuda else CPU_BUCKET
+        kept = model_states(int(whole), 0, args.ds.zero_stage, ranks, size, args.ds.adam_offload, bucket)
     return kept + (CUDA_PROCESS if cuda else 0.0)
 
 
