@@ -24,7 +24,7 @@ BUCKET = 500_000_000
 CPU_BUCKET = 4 * 2**20
 """The same on the CPU backend. Buckets of DeepSpeed's size lie in several copies of the whole model, made anew for each
 micro-batch; these stay under what glibc keeps on its heap (32 MiB), so that the kernel need not clear their pages."""
-UNDIVIDED = {
+UNDIVIDED: dict[int, dict[int, tuple[float, float]]] = {
     BUCKET: {0: (10, 12), 1: (10, 12), 2: (10, 12), 3: (14, 17)},
     CPU_BUCKET: {0: (8.5, 7), 1: (8.5, 7), 2: (5.5, 5), 3: (7.5, 10)},
 }
