@@ -70,13 +70,18 @@ def measure(model: Path, stage: int, ranks: int, out: Path) -> int:
     return json.loads(Path(f"{out}.json").read_text())["peak"][-1]
 
 
+def measured_here(row: dict[str, Any], names: list[str]) -> bool:
+    """Whether this run measures that row anew."""
+    return row["bucket"] == "CPU_BUCKET" and row["model"] in names
+
+
 def main(out: Path, names: list[str]) -> None:
     """Measure and write one row each; a table goes to standard output."""
     from openrlhf_ktae.cli.options import parse_command_line
     from openrlhf_ktae.plan import memory
     from openrlhf_ktae.plan.shape import shape_of
 
-    rows = []
+    rows = [row for row in json.loads(out.read_text()) if not measured_here(row, names)] if out.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             make_model(name, Path(folder) / name)

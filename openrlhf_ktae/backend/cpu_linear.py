@@ -1,7 +1,8 @@
 """Linear layers of a model in training on the CPU: oneDNN's product forward and backward, in place of torch's.
 
-torch multiplies fp32 matrices with MKL, which has no AVX-512 kernel for AMD's processors; oneDNN, in the same build of
-torch, is two to three times as fast there (`docs/log.md`). Parameters, their names and what is saved do not change.
+torch multiplies fp32 matrices with MKL. oneDNN, in the same build of torch, is up to three times as fast on one of
+AMD's processors and a few per cent faster on another (`docs/log.md`). Parameters, their names and what is saved do not
+change.
 """
 
 from __future__ import annotations

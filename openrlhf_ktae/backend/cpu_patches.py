@@ -57,7 +57,9 @@ def activate_in_vllm() -> None:
 def provide_flash_attn() -> None:
     """Symptom: `openrlhf.models.ring_attn_utils` imports `flash_attn` at its top; no CPU build exists.
 
-    Upstream: OpenRLHF 0.11.2, models/ring_attn_utils.py. Remove when the host imports it only where it is used.
+    It also takes a cross-entropy from there where there is one; without, an update copies the logits six times more.
+    Upstream: OpenRLHF 0.11.2, models/ring_attn_utils.py, models/utils.py, `log_probs_from_logits`. Remove when the host
+    imports it only where it is used, and has a cross-entropy for CPUs.
     """
     if importlib.util.find_spec("flash_attn") is None:
         from openrlhf_ktae.backend.flash_attn_stub import install

@@ -1,7 +1,8 @@
-"""Plain torch in place of the five functions that the host takes from `flash_attn`, for CPU machines.
+"""Plain torch in place of five functions that the host takes from `flash_attn`, for CPU machines; a sixth refuses.
 
 Shapes: `B` rows, `T` positions, `N` positions that are no padding, `...` further dimensions.
-Semantics follow the documentation of `flash_attn.bert_padding` and `flash_attn.ops.triton.cross_entropy`.
+Semantics follow the documentation of `flash_attn.bert_padding` and `flash_attn.ops.triton.cross_entropy`, for the
+arguments that the host gives.
 """
 
 from __future__ import annotations

@@ -23,12 +23,14 @@ BUCKET = 500_000_000
 """DeepSpeed's `reduce_bucket_size`: gradients that are averaged at once."""
 CPU_BUCKET = 4 * 2**20
 """The same on the CPU backend. Buckets of DeepSpeed's size lie in several copies of the whole model, made anew for each
-micro-batch; these stay under what glibc keeps on its heap (32 MiB), so that the kernel need not clear their pages."""
+micro-batch; these stay under what glibc keeps on its heap (32 MiB), so that the kernel need not clear their pages. A
+parameter that is larger than a bucket is averaged by itself."""
 UNDIVIDED: dict[int, dict[int, tuple[float, float]]] = {
     BUCKET: {0: (10, 12), 1: (10, 12), 2: (10, 12), 3: (14, 17)},
     CPU_BUCKET: {0: (8.5, 7), 1: (8.5, 7), 2: (5.5, 5), 3: (7.5, 10)},
 }
-"""fp32: bytes a parameter besides those that ZeRO divides, by bucket and stage, for one rank and for more."""
+"""fp32: bytes a parameter besides those that ZeRO divides, by bucket and stage, for one rank and for more; set on
+measured peaks (`docs/planner.md`)."""
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -78,11 +80,11 @@ def model_states(
 
 
 def fp32_states(parameters: int, stage: int, ranks: int, offload: bool = False, bucket: int = BUCKET) -> float:
-    """Return the same in fp32, where DeepSpeed has no estimator: counted, and checked on CPUs (`docs/planner.md`).
+    """Return the same in fp32, where DeepSpeed has no estimator: set on peaks measured on CPUs (`docs/planner.md`).
 
     Of each parameter, ZeRO divides 20 bytes: a copy that is updated (4), Adam's states (8) and two gradients (8). Each
-    rank has more of it whole (`UNDIVIDED`): the parameter (ZeRO-3: as long as it is gathered), its gradient, and copies
-    of buckets of gradients; in ZeRO-3 no more of this than a model of `BUCKET` parameters has.
+    rank has more of it for a while (`UNDIVIDED`): parameters that are gathered, gradients that are not yet divided, and
+    copies of buckets. In ZeRO-3 it is taken to be no more than a model of `BUCKET` parameters has; measured to 135M.
     """
     divided = (8 if offload else 20) * parameters / (ranks if stage else 1)
     whole = UNDIVIDED[bucket][stage][ranks > 1]

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from openrlhf_ktae.backend.cpu_cross_entropy import CHUNK
+
 
 @pytest.fixture
 def log_probs():
@@ -37,14 +39,16 @@ def no_flash_attn(monkeypatch):
 
 
 class Large(TorchDispatchMode):
-    """Counts tensors of at least so many elements that have memory of their own."""
+    """Counts tensors of at least so many elements that have memory of their own; `summed`: the most at a time."""
 
     def __init__(self, elements):
         super().__init__()
-        self.elements, self.memories = elements, []
+        self.elements, self.memories, self.summed = elements, [], 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.logsumexp.default:  # its own copy of what it is given is not seen here
+            self.summed = max(self.summed, args[0].numel())
         known = {m.data_ptr() for m in self.memories} | {
             a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)
         }
@@ -56,7 +60,7 @@ class Large(TorchDispatchMode):
 
 
 def both_ways(function, shape, vocabulary):
-    """Log-probabilities, their gradient, and how many large tensors that took."""
+    """Log-probabilities, their gradient, and what large tensors that took."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(*shape, vocabulary, generator=generator).requires_grad_(True)
     labels = torch.randint(0, vocabulary, shape, generator=generator)
@@ -64,18 +68,19 @@ def both_ways(function, shape, vocabulary):
     with Large(logits.numel()) as large:
         values = function(logits, labels)
         (gradient,) = torch.autograd.grad((values * weights).sum(), logits)
-    return values.detach(), gradient, len(large.memories)
+    return values.detach(), gradient, large
 
 
-@pytest.mark.parametrize(("shape", "vocabulary"), [((1, 1), 2), ((3, 7), 190), ((2, 40), 49152), ((5, 300), 4096)])
+@pytest.mark.parametrize(("shape", "vocabulary"), [((1, 1), 2), ((3, 7), 190), ((1, 22), 49152), ((5, 300), 4096)])
 def test_values_and_gradients_are_the_hosts_to_the_bit(log_probs, no_flash_attn, shape, vocabulary):
     values, gradient, ours = both_ways(log_probs, shape, vocabulary)
     no_flash_attn()
     host_values, host_gradient, hosts = both_ways(log_probs, shape, vocabulary)
     assert torch.equal(values, host_values)
     assert torch.equal(gradient, host_gradient)
-    assert ours == 1, "the gradient itself"
-    assert hosts > 1, "what the host's own path takes"
+    assert len(ours.memories) == 1, "the gradient itself"
+    assert ours.summed <= CHUNK
+    assert len(hosts.memories) > 1, "what the host's own path takes"
 
 
 def test_logits_are_left_as_they_are(log_probs):
@@ -83,11 +88,6 @@ def test_logits_are_left_as_they_are(log_probs):
     before = logits.detach().clone()
     log_probs(logits, torch.randint(0, 11, (2, 5))).sum().backward()
     assert torch.equal(logits.detach(), before), "the host's entropy is made of them"
-
-
-def test_nothing_is_kept_without_gradients(log_probs):
-    with torch.no_grad():
-        assert log_probs(torch.randn(2, 5, 11), torch.randint(0, 11, (2, 5))).grad_fn is None
 
 
 def test_a_rollout_without_tokens(log_probs):
