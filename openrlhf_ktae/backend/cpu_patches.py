@@ -57,7 +57,7 @@ def activate_in_vllm() -> None:
 def provide_flash_attn() -> None:
     """Symptom: `openrlhf.models.ring_attn_utils` imports `flash_attn` at its top; no CPU build exists.
 
-    It also takes a cross-entropy from there where there is one; without, an update copies the logits six times more.
+    It also takes a cross-entropy from there; without, it makes six or seven tensors as large as the logits, not one.
     Upstream: OpenRLHF 0.11.2, models/ring_attn_utils.py, models/utils.py, `log_probs_from_logits`. Remove when the host
     imports it only where it is used, and has a cross-entropy for CPUs.
     """

@@ -93,6 +93,12 @@ def fp32_states(parameters: int, stage: int, ranks: int, offload: bool = False, 
     return divided + whole * parameters
 
 
+def _states_of(args: SimpleNamespace, parameters: int, largest: int, cuda: bool) -> float:
+    """Return `model_states` with the options of a run."""
+    size, bucket = BYTES[args.ds.param_dtype], BUCKET if cuda else CPU_BUCKET
+    return model_states(parameters, largest, args.ds.zero_stage, shards(args), size, args.ds.adam_offload, bucket)
+
+
 def activations(shape: ModelShape, tokens: int, size: int, checkpointing: bool) -> float:
     """Return bytes that a forward pass over `tokens` keeps for the backward pass, without the logits.
 
@@ -127,15 +133,7 @@ def training(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemor
     """Return the memory of an update."""
     size, tensor = BYTES[args.ds.param_dtype], args.ds.tensor_parallel_size
     tokens = tokens_of_micro_batch(args)
-    states = model_states(
-        shape.parameters // tensor,
-        shape.largest_layer // tensor,
-        args.ds.zero_stage,
-        shards(args),
-        size,
-        args.ds.adam_offload,
-        BUCKET if cuda else CPU_BUCKET,
-    )
+    states = _states_of(args, shape.parameters // tensor, shape.largest_layer // tensor, cuda)
     checkpointing = args.actor.gradient_checkpointing_enable
     parts = {
         "parameters, gradients, optimizer": states,
@@ -159,8 +157,7 @@ def resident_trainer(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> fl
     whole = shape.parameters / args.ds.tensor_parallel_size
     kept = whole * size / (ranks if args.ds.zero_stage == 3 else 1)
     if not args.ds.enable_sleep:
-        bucket = BUCKET if cuda else CPU_BUCKET
-        kept = model_states(int(whole), 0, args.ds.zero_stage, ranks, size, args.ds.adam_offload, bucket)
+        kept = _states_of(args, int(whole), 0, cuda)
     return kept + (CUDA_PROCESS if cuda else 0.0)
 
 
