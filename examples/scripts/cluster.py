@@ -1,8 +1,8 @@
 """What the scripts ask of Ray's dashboard.
 
-python cluster.py alive URL                     exit code 0 where a cluster answers
-python cluster.py nodes URL COUNT SECONDS PID.. waits until COUNT nodes have joined; 4 after SECONDS, or once a PID is gone
-python cluster.py job URL ID                    waits until the job has ended; its exit code (130 where it was stopped)
+python cluster.py alive URL                       exit code 0 where a cluster answers
+python cluster.py nodes URL COUNT SECONDS [PID..] waits until COUNT nodes have joined; 4 after SECONDS, or as a PID ends
+python cluster.py job URL ID                      waits until the job has ended; its exit code (130 if it was stopped)
 """
 
 from __future__ import annotations

@@ -225,10 +225,10 @@ def host(args: SimpleNamespace, shape: ModelShape, pinned: Callable[[float], flo
     """Return the bytes in the host's memory of a node on GPUs that sleep, offloading and exports take.
 
     vLLM's `sleep(level=1)`, which the host calls, copies weights to the host and drops keys and values
-    (vllm/device_allocator/cumem.py). `--ds.enable_sleep` moves the 32-bit parameters (4 bytes), Adam's states (8) and the
-    gradients to the host and keeps their places there (DeepSpeed's `ZeroOptimizer_Stage3.offload_states`; the list of
-    states is in openrlhf/utils/deepspeed/deepspeed_utils.py); `--ds.adam_offload` has 16 bytes a parameter there
-    (DeepSpeed's estimators, without their factor of 1.5 for buffers). An export gathers the whole model on rank 0.
+    (vllm/device_allocator/cumem.py). `--ds.enable_sleep` moves the 32-bit parameters (4 bytes), Adam's states (8) and
+    the gradients to the host and keeps their places there (DeepSpeed's `offload_states`; the list of states is in
+    openrlhf/utils/deepspeed/deepspeed_utils.py); `--ds.adam_offload` has 16 bytes a parameter there (DeepSpeed's
+    estimators, without their factor of 1.5 for buffers). An export gathers the whole model on rank 0.
 
     Args:
         args: of the run.

@@ -16,7 +16,6 @@ from openrlhf_ktae.preflight.preflight import batch_problems, parallel_problems
 from openrlhf_ktae.preflight.prompt_files import UnreadableDataset, is_local, look
 from openrlhf_ktae.run.batches import data_ranks, rollout_unit
 
-
 SHARED = 0.6
 """`--vllm.gpu_memory_utilization` that the recipes have where engines and trainer share devices."""
 HOST_SHARE = 0.95
@@ -190,8 +189,8 @@ def _host_rows(plan: Plan, args: SimpleNamespace, shape: ModelShape, total: floa
         (
             "host memory",
             f"{needed.total / GIB:.1f}{of} GiB a node of {args.actor.num_gpus_per_node} devices "
-            f"({needed.total / 1e9:.0f} GB): {parts}; up to {rounded.total / GIB:.1f} GiB as PyTorch rounds pinned blocks "
-            "up to powers of two; processes come on top",
+            f"({needed.total / 1e9:.0f} GB): {parts}; up to {rounded.total / GIB:.1f} GiB as PyTorch rounds "
+            "pinned blocks up to powers of two; processes come on top",
         )
     )
     if total is not None and needed.total > total:
@@ -252,8 +251,8 @@ def _engine_problems(args: SimpleNamespace, shape: ModelShape, total: float) -> 
             yield _too_large("generation", _needs_generation, args, shape, True, total)
     elif memory.share_devices(args) and share * total + resident > total:
         yield (
-            f"--vllm.gpu_memory_utilization {share}: is {share * total / GIB:.1f} of {total / GIB:.1f} GiB, and the trainer "
-            f"keeps {resident / GIB:.1f} while engines generate and vLLM starts again only where all of its share is free; "
+            f"--vllm.gpu_memory_utilization {share}: is {share * total / GIB:.1f} of {total / GIB:.1f} GiB, and the "
+            f"trainer keeps {resident / GIB:.1f} GiB while engines generate; "
             f"use {min(SHARED, int((total - resident) / total * 100) / 100):.2f}"
             + ("" if args.ds.enable_sleep else ", or --ds.enable_sleep true")
         )
@@ -264,17 +263,21 @@ def _share_notes(args: SimpleNamespace, shape: ModelShape, total: float | None) 
     share = args.vllm.gpu_memory_utilization
     if not memory.share_devices(args) or share < NOTED:
         return
-    left = "" if total is None else f" leaves {(1 - share) * total / GIB:.1f} GiB of {total / GIB:.1f}"
+    default = " (the default)" if share == HOST_SHARE else ""
+    left = f"{1 - share:.0%}" if total is None else f"{(1 - share) * total / GIB:.1f} GiB of {total / GIB:.1f}"
     kept = memory.resident_trainer(args, shape, cuda=True) / GIB
     yield (
-        f"--vllm.gpu_memory_utilization {share}{' (the default)' if share == HOST_SHARE else ''}:{left} to a trainer that "
-        f"keeps about {kept:.1f} GiB on the same device, and an engine that has died starts again only where its whole share "
-        f"is free; {SHARED} is safer"
+        f"--vllm.gpu_memory_utilization {share}{default}: leaves {left} to a trainer that keeps about {kept:.1f} GiB on "
+        f"the same device, and an engine that has died starts again only where its whole share is free; use {SHARED}"
     )
 
 
 def _needs_generation(args: SimpleNamespace, shape: ModelShape, cuda: bool, total: float) -> float:
-    engine = memory.engine_weights(args, shape, cuda) + memory.kv_of_sequence(args, shape) + memory.engine_process(args, shape)
+    engine = (
+        memory.engine_weights(args, shape, cuda)
+        + memory.kv_of_sequence(args, shape)
+        + memory.engine_process(args, shape)
+    )
     return engine + memory.resident_trainer(args, shape, cuda)
 
 
