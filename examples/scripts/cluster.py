@@ -2,6 +2,7 @@
 
 python cluster.py alive URL                       exit code 0 where a cluster answers
 python cluster.py nodes URL COUNT SECONDS [PID..] waits until COUNT nodes have joined; 4 after SECONDS, or as a PID ends
+python cluster.py drain URL                       stops every job and waits until they have ended
 python cluster.py job URL ID                      waits until the job has ended; its exit code (130 if it was stopped)
 """
 
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 POLL_SECONDS = 1.0
@@ -21,9 +23,9 @@ SILENT_SECONDS = 60.0  # of a dashboard, after which its cluster counts as gone
 DIED, STOPPED, UNKNOWN = 4, 130, 1
 
 
-def get(url: str, path: str) -> Any:
-    """Return what the dashboard answers to GET, or raise OSError (`HTTPError` among them)."""
-    request = urllib.request.Request(url + path)
+def get(url: str, path: str, method: str = "GET") -> Any:
+    """Return what the dashboard answers, or raise OSError (`HTTPError` among them)."""
+    request = urllib.request.Request(url + path, method=method)
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         request.add_header("Authorization", f"Bearer {token}")
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
@@ -96,12 +98,30 @@ def job(url: str, name: str) -> int:
         time.sleep(POLL_SECONDS)
 
 
+def drain(url: str) -> int:
+    """Stop all jobs, in which a run writes its checkpoint, and wait for their ends; no dashboard, no job."""
+    while True:
+        try:
+            rows = get(url, "/api/jobs/")
+        except (OSError, ValueError):
+            return UNKNOWN
+        running = [row["submission_id"] for row in rows if row["status"] in ("PENDING", "RUNNING")]
+        if not any(running):  # those without a name were not submitted
+            return 0
+        for name in filter(None, running):
+            with suppress(OSError, ValueError):  # it has just ended
+                get(url, f"/api/jobs/{name}/stop", "POST")
+        time.sleep(POLL_SECONDS)
+
+
 def main(words: Sequence[str]) -> int:
     """Do what the first word says."""
     what, url, *rest = words
     if what == "nodes":
         return nodes(url, int(rest[0]), float(rest[1]), [int(pid) for pid in rest[2:]])
-    return alive(url) if what == "alive" else job(url, rest[0])
+    if what == "job":
+        return job(url, rest[0])
+    return {"alive": alive, "drain": drain}[what](url)
 
 
 if __name__ == "__main__":

@@ -267,7 +267,7 @@ def _share_notes(args: SimpleNamespace, shape: ModelShape, total: float | None) 
     left = f"{1 - share:.0%}" if total is None else f"{(1 - share) * total / GIB:.1f} GiB of {total / GIB:.1f}"
     kept = memory.resident_trainer(args, shape, cuda=True) / GIB
     yield (
-        f"--vllm.gpu_memory_utilization {share}{default}: leaves {left} to a trainer that keeps about {kept:.1f} GiB on "
+        f"--vllm.gpu_memory_utilization {share}{default}: leaves {left} to a trainer that keeps {kept:.1f} GiB on "
         f"the same device, and an engine that has died starts again only where its whole share is free; use {SHARED}"
     )
 
