@@ -54,15 +54,15 @@ attended() {
 ours=()
 stop_ours() {
   local pid
-  trap '' INT TERM
+  trap '' INT TERM HUP
   for pid in "${ours[@]}"; do kill -TERM "${pid}" 2>/dev/null || true; done
   for pid in "${ours[@]}"; do wait_for "${pid}" || true; done
 }
 trap stop_ours EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' INT TERM HUP
 
-# own_address NAME: the IPv4 address of this machine for other nodes (HEAD_ADDRESS overrides). Debian and Ubuntu resolve a
-# machine's own name to 127.0.1.1, and weights sent there reach nobody.
+# own_address NAME: the IPv4 address of this machine for other nodes (HEAD_ADDRESS overrides). Debian and Ubuntu resolve
+# a machine's own name to 127.0.1.1, and weights sent there reach nobody.
 own_address() {
   local address="${HEAD_ADDRESS:-}"
   if [[ -z "${address}" ]]; then
@@ -97,7 +97,7 @@ in_background() {
   ours+=($!)
 }
 
-# wait_for_nodes N LOGS: until N nodes have joined; ends the script after JOIN_SECONDS, or as a part of the cluster dies.
+# wait_for_nodes N LOGS: until N nodes have joined; ends the script after JOIN_SECONDS, or as a part of Ray dies.
 wait_for_nodes() {
   local code=0
   attended python "${HERE}/cluster.py" nodes "${URL}" "$1" "${JOIN_SECONDS}" "${ours[@]}" || code=$?
@@ -110,7 +110,7 @@ wait_for_nodes() {
 
 # stop_job ID: have Ray send SIGTERM to the run, which writes a checkpoint. A second signal ends this script at once.
 stop_job() {
-  trap 'exit 130' INT TERM
+  trap 'exit 130' INT TERM HUP
   say "stopping $1: at most ${GRACE_SECONDS} s until its checkpoint is written"
   for _ in {1..15}; do # the job may be about to be submitted
     ray job stop --no-wait --address "${URL}" "$1" >/dev/null 2>&1 && return
@@ -127,7 +127,7 @@ submit() {
   # Ray kills a stopped job after 3 s unless this says otherwise.
   local settings="{\"env_vars\": {\"RAY_JOB_STOP_WAIT_TIME_S\": \"$((GRACE_SECONDS + 60))\"}}"
   # shellcheck disable=SC2064 # this job
-  dry_run || trap "stop_job ${job}" INT TERM
+  dry_run || trap "stop_job ${job}" INT TERM HUP
   attended ray job submit --address "${URL}" --submission-id "${job}" --runtime-env-json "${settings}" -- \
     env --chdir "${PWD}" "$(command -v python)" -m openrlhf_ktae.cli.train_ppo_ray --config "${config}" "$@" \
     --run.grace_seconds "${GRACE_SECONDS}" || code=$?

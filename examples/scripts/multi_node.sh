@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Several machines: NODES="head worker1 worker2" multi_node.sh CONFIG [options]; the first node is this one. The others need
-# ssh without a password, and this folder and its Python environment at the same paths (a shared file system, or copies).
+# Several machines: NODES="head worker1 worker2" multi_node.sh CONFIG [options]; the first node is this one. The others
+# need ssh without a password, and this folder and its Python environment at the same paths (shared, or copies).
 set -euo pipefail
 # shellcheck source=examples/scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -36,7 +36,8 @@ for worker in "${nodes[@]:1}"; do
     show "${ssh[@]}" "${worker}" "${start[*]}"
     continue
   fi
-  exec {connection}> >(exec "${ssh[@]}" "${worker}" bash -s >"${logs}/${worker}.log" 2>&1)
+  # In a session of its own: a terminal's Ctrl-C is for this script.
+  exec {connection}> >(exec setsid "${ssh[@]}" "${worker}" bash -s >"${logs}/${worker}.log" 2>&1)
   ours+=($!)
   worker_script "${start[@]}" >&"${connection}"
 done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One machine: single_node.sh CONFIG [options]. Takes the Ray cluster that runs here, or starts one and ends it afterwards.
+# One machine: single_node.sh CONFIG [options]. Takes the Ray cluster that runs here, or starts one and ends it.
 set -euo pipefail
 # shellcheck source=examples/scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

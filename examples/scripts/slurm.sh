@@ -9,8 +9,8 @@
 #SBATCH --signal=B:TERM@780
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
-# sbatch --nodes N slurm.sh CONFIG [options]; submit it from the root of the repository. Options of sbatch override the lines above.
-# 780 s before the time limit, and at `scancel --batch --signal TERM JOB`, the run writes a checkpoint and ends with exit code 130.
+# sbatch --nodes N slurm.sh CONFIG [options], from the root of the repository; options of sbatch win over the lines above.
+# 780 s before the time limit, and at `scancel --batch --signal TERM JOB`, the run writes a checkpoint and ends with 130.
 set -euo pipefail
 # Slurm runs a copy of this file; the folder it was submitted from is where the others are.
 # shellcheck source=examples/scripts/common.sh

@@ -187,7 +187,7 @@ def test_one_machine_twice_and_on_a_cluster_that_was_there(variables):
         assert "which was here before and stays" in done.stderr
         assert first.poll() is None
         wait_until(lambda: (Path(variables["STANDINS"]) / "run/metrics.jsonl").exists(), 240)
-        first.send_signal(signal.SIGTERM)
+        os.killpg(first.pid, signal.SIGINT)  # as a terminal's Ctrl-C
         said, _ = first.communicate(timeout=120)
         assert first.returncode == 130, said
         assert "interrupted: Ray is stopped, saved checkpoints are whole" in said
