@@ -23,12 +23,12 @@ if [[ "${DRY_RUN:-0}" != 1 ]] && ! command -v ray >/dev/null; then
   echo "ray is not installed here: make setup-gpu, or activate the environment that has it" >&2
   exit 2
 fi
+unset RAY_ADDRESS # of another cluster: addresses are named here
 ulimit -S -n 65536 2>/dev/null || true # Ray holds some descriptors for each of its workers
 ulimit -S -l unlimited 2>/dev/null || true # RDMA and CUDA lock memory
 
 dry_run() { [[ "${DRY_RUN:-0}" == 1 ]]; }
 show() { printf '%s\n' "$(printf '%q ' "$@")"; } # in one write: commands in the background print too
-do_or_show() { if dry_run; then show "$@"; else "$@"; fi; }
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
 # wait_for PID: wait for its end, also where a trapped signal interrupts the wait; return its exit code.
