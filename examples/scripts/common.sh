@@ -76,10 +76,10 @@ own_address() {
   printf '%s\n' "${address}"
 }
 
-# fill_head_command ADDRESS: set `head_command` to what starts Ray's head there, in the foreground.
+# fill_head_command [ADDRESS]: set `head_command` to what starts Ray's head, in the foreground.
 fill_head_command() {
   # shellcheck disable=SC2034 # read by the scripts
-  head_command=(ray start --head --block --disable-usage-stats --node-ip-address "$1" --port "${RAY_PORT}"
+  head_command=(ray start --head --block --disable-usage-stats ${1:+--node-ip-address "$1"} --port "${RAY_PORT}"
     --num-gpus "${GPUS_PER_NODE}" --dashboard-host "${DASHBOARD_HOST}" --dashboard-port "${DASHBOARD_PORT}"
     --dashboard-agent-listen-port "${AGENT_PORT}")
 }

@@ -10,7 +10,7 @@ if ! dry_run && python "${HERE}/cluster.py" alive "${URL}"; then
   say "using the Ray cluster at ${URL}, which was here before and stays"
 else
   logs="${LOGS:-runs/ray-$(date +%Y%m%d-%H%M%S)}"
-  fill_head_command 127.0.0.1
+  fill_head_command
   in_background "${logs}/head.log" "${head_command[@]}"
   wait_for_nodes 1 "${logs}"
 fi
