@@ -10,7 +10,7 @@ if ! dry_run && python "${HERE}/cluster.py" alive "${URL}"; then
   say "using the Ray cluster at ${URL}, which was here before and stays"
 else
   logs="${LOGS:-runs/ray-$(date +%Y%m%d-%H%M%S)}"
-  fill_head_command
+  fill_head_command "" # Ray finds the address of its machine, as vLLM does
   in_background "${logs}/head.log" "${head_command[@]}"
   wait_for_nodes 1 "${logs}"
 fi

@@ -12,6 +12,7 @@
 # sbatch --nodes N slurm.sh CONFIG [options], from the root of the repository; options of sbatch win over the lines above.
 # 780 s before the time limit, and at `scancel --batch --signal TERM JOB`, the run writes a checkpoint and ends with 130.
 set -euo pipefail
+GPUS_PER_NODE="${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}"
 # Slurm runs a copy of this file; the folder it was submitted from is where the others are.
 # shellcheck source=examples/scripts/common.sh
 source "${SLURM_SUBMIT_DIR:?to be started by sbatch}/examples/scripts/common.sh"
