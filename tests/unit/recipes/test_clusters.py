@@ -196,23 +196,6 @@ def test_one_machine_twice_and_on_a_cluster_that_was_there(variables):
         nothing_is_left(variables)
 
 
-@RARELY
-def test_slurm_s_order_to_end_writes_a_checkpoint_on_two_nodes(variables):
-    """With a supervisor (--run.restarts), which Ray signals beside the run, and which passes its signal on."""
-    run = Path(variables["STANDINS"]) / "run"
-    two = "--actor.num_nodes 2 --ref.num_nodes 2 --vllm.num_engines 2 --run.restarts 1"
-    with script("slurm.sh", variables, QUICKSTART, "--run.dir", str(run), *two.split()) as job:
-        metrics = run / "metrics.jsonl"
-        wait_until(lambda: metrics.exists() and sum('"step"' in row for row in metrics.open()) >= 2, 300)
-        job.send_signal(signal.SIGTERM)
-        said, _ = job.communicate(timeout=120)
-        assert job.returncode == 130, said
-        assert "interrupted: Ray is stopped" in said
-        assert "checkpoint" in said.rpartition("interrupted: Ray is stopped, saved checkpoints are whole")[2]
-        assert list((run / "checkpoints").glob("global_step*/manifest.json"))
-        nothing_is_left(variables)
-
-
 def wait_until(done, seconds=120):
     until = time.monotonic() + seconds
     while not done():
