@@ -1,24 +1,138 @@
 #!/usr/bin/env bash
-# Shared by the scripts here: print in a dry run, else do.
+# Shared by the scripts here. DRY_RUN=1 prints the commands in place of running them.
 
 GPUS_PER_NODE="${GPUS_PER_NODE:-8}"
 RAY_PORT="${RAY_PORT:-6379}"
 DASHBOARD_PORT="${DASHBOARD_PORT:-8265}"
+AGENT_PORT="${AGENT_PORT:-52365}"
 # Whoever reaches the dashboard can run code: jobs are submitted from the head node, over loopback.
 DASHBOARD_HOST="${DASHBOARD_HOST:-127.0.0.1}"
+# After a stop the run has this long to finish its step and write a checkpoint (--run.grace_seconds).
+GRACE_SECONDS="${GRACE_SECONDS:-600}"
+# Nodes have this long to join.
+JOIN_SECONDS="${JOIN_SECONDS:-300}"
+URL="http://127.0.0.1:${DASHBOARD_PORT}"
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+ROOT="$(cd "${HERE}/../.." && pwd)"
 
-do_or_show() {
-  if [[ "${DRY_RUN:-0}" == 1 ]]; then
-    printf '%s\n' "$(printf '%q ' "$@")" # in one write: commands in the background print too
-  else
-    "$@"
+# The environment that `make setup-gpu` makes, unless one with Ray is active.
+if ! command -v ray >/dev/null && [[ -x "${ROOT}/.venv/bin/ray" ]]; then
+  export PATH="${ROOT}/.venv/bin:${PATH}"
+fi
+if [[ "${DRY_RUN:-0}" != 1 ]] && ! command -v ray >/dev/null; then
+  echo "ray is not installed here: make setup-gpu, or activate the environment that has it" >&2
+  exit 2
+fi
+unset RAY_ADDRESS # of another cluster: addresses are named here
+ulimit -S -n 65536 2>/dev/null || true # Ray holds some descriptors for each of its workers
+ulimit -S -l unlimited 2>/dev/null || true # RDMA and CUDA lock memory
+
+dry_run() { [[ "${DRY_RUN:-0}" == 1 ]]; }
+show() { printf '%s\n' "$(printf '%q ' "$@")"; } # in one write: commands in the background print too
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+
+# wait_for PID: wait for its end, also where a trapped signal interrupts the wait; return its exit code.
+wait_for() {
+  local code
+  while true; do
+    if wait "$1"; then code=0; else code=$?; fi
+    kill -0 "$1" 2>/dev/null || return "${code}"
+  done
+}
+
+# attended COMMAND...: run it so that signals are handled while it runs.
+attended() {
+  if dry_run; then
+    show "$@"
+    return
+  fi
+  "$@" &
+  wait_for $!
+}
+
+# Processes of Ray that this script has started, and what belongs to them; `stop_ours` ends those and no other.
+ours=()
+stop_ours() {
+  local pid
+  trap '' INT TERM HUP
+  for pid in "${ours[@]}"; do kill -TERM "${pid}" 2>/dev/null || true; done
+  for pid in "${ours[@]}"; do wait_for "${pid}" || true; done
+}
+trap stop_ours EXIT
+trap 'exit 130' INT TERM HUP
+
+# own_address NAME: the IPv4 address of this machine for other nodes (HEAD_ADDRESS overrides). Debian and Ubuntu resolve
+# a machine's own name to 127.0.1.1, and weights sent there reach nobody.
+own_address() {
+  local address="${HEAD_ADDRESS:-}"
+  if [[ -z "${address}" ]]; then
+    address="$({ getent ahostsv4 "$1" | awk '{print $1}'; hostname -I | tr ' ' '\n'; } 2>/dev/null |
+      grep --max-count 1 --invert-match --extended-regexp '^(127\.|.*:|$)')" || true
+  fi
+  if [[ -z "${address}" || "${address}" == 127.* || "${address}" == localhost ]]; then
+    say "$1: no address of this machine that other nodes reach (${address:-none}); set HEAD_ADDRESS to its IPv4 address"
+    exit 2
+  fi
+  printf '%s\n' "${address}"
+}
+
+# fill_head_command [ADDRESS]: set `head_command` to what starts Ray's head, in the foreground.
+fill_head_command() {
+  # shellcheck disable=SC2034 # read by the scripts
+  head_command=(ray start --head --block --disable-usage-stats ${1:+--node-ip-address "$1"} --port "${RAY_PORT}"
+    --num-gpus "${GPUS_PER_NODE}" --dashboard-host "${DASHBOARD_HOST}" --dashboard-port "${DASHBOARD_PORT}"
+    --dashboard-agent-listen-port "${AGENT_PORT}")
+}
+
+# in_background LOG COMMAND...: start a part of the cluster; it ends with this script.
+in_background() {
+  local log="$1"
+  shift
+  if dry_run; then
+    show "$@"
+    return
+  fi
+  mkdir -p "$(dirname "${log}")"
+  "$@" >"${log}" 2>&1 </dev/null &
+  ours+=($!)
+}
+
+# wait_for_nodes N LOGS: until N nodes have joined; ends the script after JOIN_SECONDS, or as a part of Ray dies.
+wait_for_nodes() {
+  local code=0
+  attended python "${HERE}/cluster.py" nodes "${URL}" "$1" "${JOIN_SECONDS}" "${ours[@]}" || code=$?
+  if ((code)); then
+    say "the cluster did not come up; what its parts said is in $2"
+    tail --lines 5 "$2"/*.log >&2 || true
+    exit "${code}"
   fi
 }
 
-# submit ADDRESS CONFIG [options]: run the training command as a job of the cluster and follow it.
+# stop_job ID: have Ray send SIGTERM to the run, which writes a checkpoint. A second signal ends this script at once.
+stop_job() {
+  trap 'exit 130' INT TERM HUP
+  say "stopping $1: at most ${GRACE_SECONDS} s until its checkpoint is written"
+  for _ in {1..15}; do # the job may be about to be submitted
+    ray job stop --no-wait --address "${URL}" "$1" >/dev/null 2>&1 && return
+    sleep 2
+  done &
+}
+
+# submit CONFIG [options]: run the training command as a job of the cluster, follow it, and return its own exit code,
+# which `ray job submit` makes a 1. A relative path is one of this folder, wherever the cluster was started.
 submit() {
-  local address="$1" config="$2"
-  shift 2
-  do_or_show ray job submit --address "http://${address}:${DASHBOARD_PORT}" -- \
-    python -m openrlhf_ktae.cli.train_ppo_ray --config "${config}" "$@"
+  local config="$1" job code=0
+  shift
+  job="ktae-${SLURM_JOB_ID:-$(date +%s)}-$$"
+  # Ray kills a stopped job after 3 s unless this says otherwise.
+  local settings="{\"env_vars\": {\"RAY_JOB_STOP_WAIT_TIME_S\": \"$((GRACE_SECONDS + 60))\"}}"
+  # shellcheck disable=SC2064 # this job
+  dry_run || trap "stop_job ${job}" INT TERM HUP
+  attended ray job submit --address "${URL}" --submission-id "${job}" --runtime-env-json "${settings}" -- \
+    env --chdir "${PWD}" "$(command -v python)" -m openrlhf_ktae.cli.train_ppo_ray --config "${config}" "$@" \
+    --run.grace_seconds "${GRACE_SECONDS}" || code=$?
+  dry_run && return
+  attended python "${HERE}/cluster.py" job "${URL}" "${job}" || code=$?
+  say "the run ended with exit code ${code}"
+  return "${code}"
 }

@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
-# One machine: single_node.sh CONFIG [options]
+# One machine: single_node.sh CONFIG [options]. Takes the Ray cluster that runs here, or starts one and ends it.
 set -euo pipefail
 # shellcheck source=examples/scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 config="${1:?usage: single_node.sh CONFIG [options]}"
 shift
-do_or_show ray start --head --num-gpus "${GPUS_PER_NODE}" --port "${RAY_PORT}" --dashboard-port "${DASHBOARD_PORT}"
-submit 127.0.0.1 "${config}" "$@"
+if ! dry_run && python "${HERE}/cluster.py" alive "${URL}"; then
+  say "using the Ray cluster at ${URL}, which was here before and stays"
+else
+  logs="${LOGS:-runs/ray-$(date +%Y%m%d-%H%M%S)}"
+  fill_head_command "" # Ray finds the address of its machine, as vLLM does
+  in_background "${logs}/head.log" "${head_command[@]}"
+  wait_for_nodes 1 "${logs}"
+fi
+submit "${config}" "$@"

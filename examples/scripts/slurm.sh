@@ -3,9 +3,16 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
+#SBATCH --mem=0
 #SBATCH --exclusive
-# sbatch --nodes N slurm.sh CONFIG [options]; submit it from the root of the repository.
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@780
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+# sbatch --nodes N slurm.sh CONFIG [options], from the root of the repository; options of sbatch win over the lines above.
+# 780 s before the time limit, and at `scancel --batch --signal TERM JOB`, the run writes a checkpoint and ends with 130.
 set -euo pipefail
+GPUS_PER_NODE="${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}"
 # Slurm runs a copy of this file; the folder it was submitted from is where the others are.
 # shellcheck source=examples/scripts/common.sh
 source "${SLURM_SUBMIT_DIR:?to be started by sbatch}/examples/scripts/common.sh"
@@ -13,15 +20,18 @@ source "${SLURM_SUBMIT_DIR:?to be started by sbatch}/examples/scripts/common.sh"
 config="${1:?usage: sbatch --nodes N slurm.sh CONFIG [options]}"
 shift
 mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:?to be started by sbatch}")
-head="${nodes[0]}"
+logs="${LOGS:-runs/ray-${SLURM_JOB_ID:-dry-run}}"
+address="$(own_address "${nodes[0]}")"
+# srun takes no --cpus-per-task from sbatch (since Slurm 22.05), and no memory for a step unless all of it is named.
+step=(srun --nodes 1 --ntasks 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-64}" --mem 0 --export ALL --kill-on-bad-exit=1)
 
-do_or_show srun --nodes 1 --ntasks 1 --nodelist "${head}" ray start --head --block --node-ip-address "${head}" \
-  --port "${RAY_PORT}" --num-gpus "${GPUS_PER_NODE}" --dashboard-host "${DASHBOARD_HOST}" --dashboard-port "${DASHBOARD_PORT}" &
-do_or_show sleep "${HEAD_SECONDS:-20}"
-if ((${#nodes[@]} > 1)); then
-  workers=$((${#nodes[@]} - 1))
-  do_or_show srun --nodes "${workers}" --ntasks "${workers}" --exclude "${head}" ray start --block \
-    --address "${head}:${RAY_PORT}" --num-gpus "${GPUS_PER_NODE}" &
-  do_or_show sleep "${WORKER_SECONDS:-20}"
-fi
-submit "127.0.0.1" "${config}" "$@"
+fill_head_command "${address}"
+in_background "${logs}/${nodes[0]}.log" "${step[@]}" --nodelist "${nodes[0]}" "${head_command[@]}"
+wait_for_nodes 1 "${logs}"
+for worker in "${nodes[@]:1}"; do
+  in_background "${logs}/${worker}.log" "${step[@]}" --nodelist "${worker}" ray start --block --disable-usage-stats \
+    --address "${address}:${RAY_PORT}" --num-gpus "${GPUS_PER_NODE}" \
+    --dashboard-agent-listen-port "${WORKER_AGENT_PORT:-${AGENT_PORT}}"
+done
+wait_for_nodes "${#nodes[@]}" "${logs}"
+submit "${config}" "$@"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.plan.devices import CPU, GPUS, memory_of
+from openrlhf_ktae.plan.devices import CPU, GIB, GPUS, memory_of
 from openrlhf_ktae.plan.planner import make_plan
 
 
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, help="nodes of the cluster (default: as many as the run needs)")
     parser.add_argument("--gpus-per-node", type=int, help="devices of each (default: --actor.num_gpus_per_node)")
     parser.add_argument("--gpu", choices=(*GPUS, CPU, "auto"), default="auto", help="auto: the first GPU here")
+    parser.add_argument("--host-memory", type=float, metavar="GIB", help="memory of a node beside its GPUs")
     own, words = parser.parse_known_args(argv)
     try:
         args = parse_command_line(words)
@@ -35,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif per_node:
         nodes = -(-devices_needed(args) // per_node)
     device = CPU if args.backend == CPU else own.gpu
-    plan = make_plan(args, device, memory_of(device, args.actor.num_gpus_per_node), nodes, per_node)
+    host_memory = own.host_memory * GIB if own.host_memory else None
+    plan = make_plan(args, device, memory_of(device, args.actor.num_gpus_per_node), nodes, per_node, host_memory)
     print(plan.table())
+    for note in plan.notes:
+        print(f"note: {note}", file=sys.stderr)
     for problem in plan.problems:
         print(f"error: {problem}", file=sys.stderr)
     return EXIT_BAD_INPUT if plan.problems else 0

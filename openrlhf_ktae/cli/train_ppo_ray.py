@@ -27,7 +27,7 @@ from openrlhf_ktae.faults.processes import mark
 from openrlhf_ktae.faults.supervisor import EXIT_FAULT, EXIT_INTERRUPTED, supervise
 from openrlhf_ktae.faults.watchdog import Watchdog
 from openrlhf_ktae.host import HostMismatch, check_host
-from openrlhf_ktae.plan.devices import CPU, memory_of
+from openrlhf_ktae.plan.devices import CPU, host_memory, memory_of
 from openrlhf_ktae.plan.planner import Plan, make_plan
 from openrlhf_ktae.preflight.preflight import Refused, preflight
 from openrlhf_ktae.run import directory
@@ -100,6 +100,8 @@ def run(argv: Sequence[str]) -> str | None:
         if plan:
             (Path(args.run.dir) / PLAN_FILE).write_text(plan.table() + "\n", encoding="utf-8")
             console.say(f"plan: {plan.summary()} ({PLAN_FILE})")
+            for note in plan.notes:
+                console.say(f"note: {note}")
         stopped = _train_watched(args, backend, console)
     print(summary(args))
     reason = stop_reason(args.run.dir) or stopped
@@ -152,7 +154,9 @@ def plan_of(args: SimpleNamespace, backend: str) -> Plan:
         Refused: the run cannot work; each reason has the smallest change that would make it possible.
     """
     device = CPU if backend == CPU else "auto"
-    plan = make_plan(args, device, memory_of(device, args.actor.num_gpus_per_node))
+    memory = memory_of(device, args.actor.num_gpus_per_node)
+    beside_gpus = None if device == CPU or memory is None else host_memory()
+    plan = make_plan(args, device, memory, host_memory=beside_gpus)
     if plan.problems:
         raise Refused("\nerror: ".join([*plan.problems, "(--run.plan false trains without this check)"]))
     return plan

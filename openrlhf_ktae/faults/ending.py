@@ -18,6 +18,9 @@ from types import FrameType
 FOLDER = ".end"
 TRAINING, ASKED, ANSWER = "training", "asked", "answer"
 POLL_SECONDS = 0.1
+SAME_ORDER_SECONDS = 1.0
+"""Signals this close together are one order: `ray job stop` signals a command and its children, and a supervisor
+(`--run.restarts`) passes its own on."""
 
 
 class Interrupted(RuntimeError):
@@ -104,6 +107,7 @@ class CleanEnd:
         self.reason = ""
         """Why the run ends, where it was not a signal from outside (a watchdog)."""
         self._waiting: threading.Thread | None = None
+        self._asked_at = float("-inf")
         self._over = threading.Event()
 
     def install(self) -> None:
@@ -126,6 +130,9 @@ class CleanEnd:
         return f"no checkpoint was written on the way out; {newest}" if trained else "nothing was trained yet"
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        before, self._asked_at = self._asked_at, time.monotonic()
+        if number == signal.SIGTERM and self._asked_at - before < SAME_ORDER_SECONDS:
+            return
         if self._waiting is not None or self.reason or not self.order.is_training:
             self._over.set()
             raise KeyboardInterrupt

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 GIB = 2**30
 # Memory that the driver reports, which is less than the name says.
@@ -26,10 +28,25 @@ def memory_of(name: str, ranks_here: int) -> float | None:
         ranks_here: devices of a run on this machine, which share its memory on a CPU.
     """
     if name == CPU:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / max(1, ranks_here)
+        return _physical() / max(1, ranks_here)
     if name == "auto":
         return _first_gpu()
     return GPUS[name]
+
+
+def host_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Return the bytes of this machine's memory that this process may use: a container or a Slurm job has a limit."""
+    limits = [_physical()]
+    with suppress(OSError, IndexError):
+        inside = root / own.read_text().split("0::", 1)[1].split("\n", 1)[0].lstrip("/")
+        for folder in (inside, *inside.parents):
+            with suppress(OSError, ValueError):  # the root has no such file, and `max` is no limit
+                limits.append(float(int((folder / "memory.max").read_text())))
+    return min(limits)
+
+
+def _physical() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _first_gpu() -> float | None:

@@ -6,14 +6,23 @@ tensor for a gated decoder with fused attention. P parameters, N ranks that shar
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 from openrlhf_ktae.plan.shape import ModelShape
 
 GIB = 2**30
-CUDA_PROCESS = 1.2 * GIB
-"""Context, kernels and communication buffers of one process on a GPU: an allowance, not measured here."""
+CUDA_CONTEXT = 0.7 * GIB
+"""CUDA's context, loaded kernels and their workspaces, of one process on a GPU: an allowance, not measured here."""
+NCCL_COMMUNICATOR = 32 * 2 * 4 * 2**20
+"""Channels x (send, receive) x NCCL_BUFFSIZE, whose default is 4 MiB (NCCL's page of environment variables); fewer
+channels are used where links are few."""
+CUDA_GRAPH_SIZES = 3 + 31 + 17
+"""Batch sizes that vLLM captures by default: 1, 2, 4; 8 to 248 by 8; 256 to 512 by 16 (`VllmConfig`)."""
+CUDA_GRAPH_OF_LAYER = 0.35 * 2**20
+"""Of one size in one layer: an allowance (0.5 GiB for 28 layers), not measured here."""
 CPU_PROCESS = 160 * 2**20
 """Threads, code loaded or made on first use (oneDNN's) and small buffers of a training process on a CPU: an allowance,
 set on models of 8 and 28 million parameters (`docs/planner.md`)."""
@@ -31,6 +40,8 @@ UNDIVIDED: dict[int, dict[int, tuple[float, float]]] = {
 }
 """fp32: bytes a parameter besides those that ZeRO divides, by bucket and stage, for one rank and for more; set on
 measured peaks (`docs/planner.md`)."""
+ENGINE_BYTES = 2
+"""The host loads its engines in bf16 whatever the trainer's type is."""
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -45,6 +56,25 @@ class PhaseMemory:
     def total(self) -> float:
         """All parts."""
         return sum(self.parts.values())
+
+
+def share_devices(args: SimpleNamespace) -> bool:
+    """Whether engines and trainer take turns on the same devices."""
+    return bool(args.train.colocate_all and not args.train.async_enable)
+
+
+def trainer_process(args: SimpleNamespace) -> float:
+    """Return what a rank takes on a GPU besides tensors: context, and NCCL's buffers of each group that it is in."""
+    ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
+    groups = (ranks, args.ds.ring_attn_size, args.ds.tensor_parallel_size, 1 if share_devices(args) else 2)
+    return CUDA_CONTEXT + NCCL_COMMUNICATOR * sum(size > 1 for size in groups)
+
+
+def engine_process(args: SimpleNamespace, shape: ModelShape) -> float:
+    """Return what an engine takes on one of its GPUs besides weights and keys and values; it keeps it asleep."""
+    groups = (args.vllm.tensor_parallel_size, 1 if share_devices(args) else 2)
+    graphs = 0.0 if args.vllm.enforce_eager else CUDA_GRAPH_SIZES * shape.layers * CUDA_GRAPH_OF_LAYER
+    return CUDA_CONTEXT + NCCL_COMMUNICATOR * sum(size > 1 for size in groups) + graphs
 
 
 def shards(args: SimpleNamespace) -> int:
@@ -140,25 +170,31 @@ def training(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemor
         f"activations of {tokens:,} tokens": activations(shape, tokens, size, checkpointing) / tensor,
         "logits": logits(shape, tokens, size),
     }
-    parts["process"] = CPU_PROCESS
-    if cuda:
-        parts["process"] = 2 * CUDA_PROCESS if args.train.colocate_all else CUDA_PROCESS
-    if args.algo.kl.init_coef > 0 and not args.ref.offload and args.train.colocate_all:
-        reference = shape.parameters * size / (shards(args) if args.ds.zero_stage == 3 else 1)
-        parts["reference model"] = reference
+    parts["process"] = trainer_process(args) if cuda else CPU_PROCESS
+    if cuda and share_devices(args) and args.vllm.enable_sleep:
+        parts["sleeping engine"] = engine_process(args, shape)
+    parts["reference model"] = reference_model(args, shape, cuda)
     return PhaseMemory("training", parts)
 
 
+def reference_model(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> float:
+    """Return what the reference model keeps on a device that it shares."""
+    if args.algo.kl.init_coef <= 0 or not args.train.colocate_all:
+        return 0.0
+    weights = shape.parameters * BYTES[args.ds.param_dtype] / (shards(args) if args.ds.zero_stage == 3 else 1)
+    return (0.0 if args.ref.offload else weights) + (trainer_process(args) if cuda else 0.0)
+
+
 def resident_trainer(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> float:
-    """Return what the trainer keeps on a device that engines share, while they generate."""
-    if not args.train.colocate_all or args.train.async_enable:
+    """Return what the trainer (and the reference model) keep on a device that engines share, while they generate."""
+    if not share_devices(args):
         return 0.0
     size, ranks = BYTES[args.ds.param_dtype], shards(args)
     whole = shape.parameters / args.ds.tensor_parallel_size
     kept = whole * size / (ranks if args.ds.zero_stage == 3 else 1)
     if not args.ds.enable_sleep:
         kept = _states_of(args, int(whole), 0, cuda)
-    return kept + (CUDA_PROCESS if cuda else 0.0)
+    return kept + (trainer_process(args) if cuda else 0.0) + reference_model(args, shape, cuda)
 
 
 def engine_weights(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> float:
@@ -178,6 +214,47 @@ def synchronisation(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> Pha
     size = BYTES[args.ds.param_dtype]
     largest = shape.vocabulary * shape.hidden
     parts = {"trainer": resident_trainer(args, shape, cuda), "largest parameter, twice": 2.0 * largest * size}
-    if args.train.colocate_all and not args.train.async_enable:
+    if share_devices(args):
         parts["engine's weights"] = engine_weights(args, shape, cuda)
+        if cuda:
+            parts["engine's process"] = engine_process(args, shape)
     return PhaseMemory("synchronisation", parts)
+
+
+def host(args: SimpleNamespace, shape: ModelShape, pinned: Callable[[float], float] = float) -> PhaseMemory:
+    """Return the bytes in the host's memory of a node on GPUs that sleep, offloading and exports take.
+
+    vLLM's `sleep(level=1)`, which the host calls, copies weights to the host and drops keys and values
+    (vllm/device_allocator/cumem.py). `--ds.enable_sleep` moves the 32-bit parameters (4 bytes), Adam's states (8) and
+    the gradients to the host and keeps their places there (DeepSpeed's `offload_states`; the list of states is in
+    openrlhf/utils/deepspeed/deepspeed_utils.py); `--ds.adam_offload` has 16 bytes a parameter there (DeepSpeed's
+    estimators, without their factor of 1.5 for buffers). An export gathers the whole model on rank 0.
+
+    Args:
+        args: of the run.
+        shape: of the model.
+        pinned: bytes -> bytes that a block of pinned memory takes (`power_of_two`).
+    """
+    size, ranks_here = BYTES[args.ds.param_dtype], args.actor.num_gpus_per_node
+    of_rank = shape.parameters / args.ds.tensor_parallel_size / shards(args)
+    parts: dict[str, float] = {}
+    if share_devices(args) and args.vllm.enable_sleep:
+        tensor = args.vllm.tensor_parallel_size
+        backup = sum(count * pinned(ENGINE_BYTES * numbers / tensor) for count, numbers in shape.tensors)
+        parts["weights of sleeping engines"] = ranks_here * backup
+    if args.ds.adam_offload:
+        parts["Adam's states, 32-bit parameters, gradients"] = ranks_here * 4 * pinned(4 * of_rank)
+    elif args.ds.enable_sleep:
+        gradients = pinned(BYTES[args.ds.grad_accum_dtype or args.ds.param_dtype] * of_rank)
+        parts["Adam's states, 32-bit parameters, gradients"] = ranks_here * (3 * pinned(4 * of_rank) + gradients)
+    if args.algo.kl.init_coef > 0 and args.ref.offload:
+        parts["reference model"] = ranks_here * pinned(size * of_rank)
+    if args.train.enable_ema:
+        parts["moving average"] = ranks_here * pinned(size * of_rank)
+    parts["whole model for an export (rank 0)"] = float(size * shape.parameters)
+    return PhaseMemory("host", parts)
+
+
+def power_of_two(size: float) -> float:
+    """Return what PyTorch's allocator of pinned memory takes for `size` bytes (ATen/core/CachingHostAllocator.h)."""
+    return float(1 << (math.ceil(size) - 1).bit_length()) if size > 1 else size

@@ -16,12 +16,20 @@ from openrlhf_ktae.preflight.preflight import batch_problems, parallel_problems
 from openrlhf_ktae.preflight.prompt_files import UnreadableDataset, is_local, look
 from openrlhf_ktae.run.batches import data_ranks, rollout_unit
 
+SHARED = 0.6
+"""`--vllm.gpu_memory_utilization` that the recipes have where engines and trainer share devices."""
+HOST_SHARE = 0.95
+"""The host's default of it."""
+NOTED = 0.9
+"""From this share on, a plan on shared devices has a note."""
+
 
 @dataclass
 class Plan:
-    """Rows of the table, and one sentence for each reason why the run cannot work."""
+    """Rows of the table, one sentence for each reason why the run cannot work, and for what is risky."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
@@ -40,9 +48,11 @@ def make_plan(
     device_memory: float | None,
     nodes: int | None = None,
     per_node: int | None = None,
+    host_memory: float | None = None,
 ) -> Plan:
     """Return the plan of `args` on devices with `device_memory` bytes each (None: memory is not judged).
 
+    `host_memory` is what a node with GPUs has besides them (None: not judged).
     `nodes` and `per_node` are what the cluster has; left out, it is taken to have what the options ask for.
     """
     plan = Plan()
@@ -53,7 +63,7 @@ def make_plan(
         plan.rows.append(("memory", "not planned: the model's config.json is not here, or it is no dense decoder"))
     else:
         plan.problems += _heads(args, shape)
-        _memory_rows(plan, args, shape, device, device_memory)
+        _memory_rows(plan, args, shape, device, device_memory, host_memory)
     _gold_row(plan, args)
     return plan
 
@@ -147,7 +157,9 @@ def _prompts(args: SimpleNamespace) -> int | None:
     return min(count, args.data.max_samples)
 
 
-def _memory_rows(plan: Plan, args: SimpleNamespace, shape: ModelShape, device: str, total: float | None) -> None:
+def _memory_rows(
+    plan: Plan, args: SimpleNamespace, shape: ModelShape, device: str, total: float | None, host_total: float | None
+) -> None:
     cuda = device != CPU
     plan.rows.append(("model", f"{shape.parameters / 1e9:.2f} billion parameters, {args.ds.param_dtype}"))
     train = memory.training(args, shape, cuda)
@@ -156,6 +168,9 @@ def _memory_rows(plan: Plan, args: SimpleNamespace, shape: ModelShape, device: s
         plan.rows.append(("generation", _generation(args, shape, total)))
     sync = memory.synchronisation(args, shape, cuda)
     plan.rows.append(("synchronisation", _line(sync.total, total, sync.parts)))
+    if cuda:
+        _host_rows(plan, args, shape, host_total)
+        plan.notes += _share_notes(args, shape, total)
     if total is None:
         return
     for phase, used in (("training", needs_training), ("synchronisation", needs_synchronisation)):
@@ -165,10 +180,40 @@ def _memory_rows(plan: Plan, args: SimpleNamespace, shape: ModelShape, device: s
         plan.problems += _engine_problems(args, shape, total)
 
 
+def _host_rows(plan: Plan, args: SimpleNamespace, shape: ModelShape, total: float | None) -> None:
+    """Memory of a node beside its GPUs: refused where it is less than what is certain."""
+    needed, rounded = memory.host(args, shape), memory.host(args, shape, memory.power_of_two)
+    of = f" of {total / GIB:.1f}" if total else ""
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needed.parts.items())
+    plan.rows.append(
+        (
+            "host memory",
+            f"{needed.total / GIB:.1f}{of} GiB a node of {args.actor.num_gpus_per_node} devices "
+            f"({needed.total / 1e9:.0f} GB): {parts}; up to {rounded.total / GIB:.1f} GiB as PyTorch rounds "
+            "pinned blocks up to powers of two; processes come on top",
+        )
+    )
+    if total is not None and needed.total > total:
+        plan.problems.append(
+            f"host memory: needs {needed.total / GIB:.1f} GiB a node and there are {total / GIB:.1f}; "
+            + _smaller_host(args, shape, total)
+        )
+
+
+def _smaller_host(args: SimpleNamespace, shape: ModelShape, total: float) -> str:
+    """Name the first change after which a node's memory is enough."""
+    for name, change in _changes(args, cuda=True):
+        alone = copy.deepcopy(args)
+        change(alone)
+        if memory.host(alone, shape).total <= total:
+            return f"use {name}"
+    return "no setting makes it fit: take a smaller model or nodes with more memory"
+
+
 def needs_training(args: SimpleNamespace, shape: ModelShape, cuda: bool, total: float) -> float:
     """Return the bytes of an update on one device, with an engine that stays awake beside it."""
-    awake = cuda and args.train.colocate_all and not args.vllm.enable_sleep and not args.train.async_enable
-    engine = args.vllm.gpu_memory_utilization * total if awake else 0.0
+    awake = cuda and memory.share_devices(args) and not args.vllm.enable_sleep
+    engine = args.vllm.gpu_memory_utilization * total if awake else 0.0  # with its context and graphs
     return memory.training(args, shape, cuda).total + engine
 
 
@@ -187,14 +232,14 @@ def _generation(args: SimpleNamespace, shape: ModelShape, total: float | None) -
     text = f"weights {weights / GIB:.2f} GiB a device, {one / GIB:.3f} for a sequence of {args.data.max_len:,} tokens"
     if total is None:
         return text
-    cache = args.vllm.gpu_memory_utilization * total - weights - memory.CUDA_PROCESS
+    cache = args.vllm.gpu_memory_utilization * total - weights - memory.engine_process(args, shape)
     return f"{text}; room for {max(0, int(cache / one))} such sequences"
 
 
 def _engine_problems(args: SimpleNamespace, shape: ModelShape, total: float) -> Iterator[str]:
     share = args.vllm.gpu_memory_utilization
     weights, one = memory.engine_weights(args, shape, cuda=True), memory.kv_of_sequence(args, shape)
-    needed = weights + one + memory.CUDA_PROCESS
+    needed = weights + one + memory.engine_process(args, shape)
     resident = memory.resident_trainer(args, shape, cuda=True)
     if needed > share * total:
         if needed + resident <= 0.97 * total:
@@ -204,16 +249,35 @@ def _engine_problems(args: SimpleNamespace, shape: ModelShape, total: float) -> 
             )
         else:
             yield _too_large("generation", _needs_generation, args, shape, True, total)
-    elif share * total + resident > total:
+    elif memory.share_devices(args) and share * total + resident > total:
         yield (
-            f"--vllm.gpu_memory_utilization {share}: the trainer keeps {resident / GIB:.1f} GiB while engines "
-            f"generate; use {int((total - resident) / total * 100) / 100:.2f}"
+            f"--vllm.gpu_memory_utilization {share}: is {share * total / GIB:.1f} of {total / GIB:.1f} GiB, and the "
+            f"trainer keeps {resident / GIB:.1f} GiB while engines generate; "
+            f"use {min(SHARED, int((total - resident) / total * 100) / 100):.2f}"
             + ("" if args.ds.enable_sleep else ", or --ds.enable_sleep true")
         )
 
 
+def _share_notes(args: SimpleNamespace, shape: ModelShape, total: float | None) -> Iterator[str]:
+    """Say where engines leave the trainer little, as they do by the host's default."""
+    share = args.vllm.gpu_memory_utilization
+    if not memory.share_devices(args) or share < NOTED:
+        return
+    default = " (the default)" if share == HOST_SHARE else ""
+    left = f"{1 - share:.0%}" if total is None else f"{(1 - share) * total / GIB:.1f} GiB of {total / GIB:.1f}"
+    kept = memory.resident_trainer(args, shape, cuda=True) / GIB
+    yield (
+        f"--vllm.gpu_memory_utilization {share}{default}: leaves {left} to a trainer that keeps {kept:.1f} GiB on "
+        f"the same device, and an engine that has died starts again only where its whole share is free; use {SHARED}"
+    )
+
+
 def _needs_generation(args: SimpleNamespace, shape: ModelShape, cuda: bool, total: float) -> float:
-    engine = memory.engine_weights(args, shape, cuda) + memory.kv_of_sequence(args, shape) + memory.CUDA_PROCESS
+    engine = (
+        memory.engine_weights(args, shape, cuda)
+        + memory.kv_of_sequence(args, shape)
+        + memory.engine_process(args, shape)
+    )
     return engine + memory.resident_trainer(args, shape, cuda)
 
 

@@ -89,6 +89,16 @@ class ModelShape:
         return max(self.vocabulary * self.hidden, self.of_layer)
 
     @property
+    def tensors(self) -> tuple[tuple[int, int], ...]:
+        """Large tensors of an engine as (how many, numbers in each): vLLM joins q, k, v, and gate and up."""
+        qkv, out = (self.heads + 2 * self.kv_heads) * self.head_size, self.heads * self.head_size
+        of_layer = (qkv * self.hidden, out * self.hidden, 2 * self.intermediate * self.hidden)
+        return (
+            *((self.layers, numbers) for numbers in (*of_layer, self.intermediate * self.hidden)),
+            (1 if self.tied else 2, self.vocabulary * self.hidden),
+        )
+
+    @property
     def kv_of_token(self) -> int:
         """Numbers in keys and values of one token, all layers."""
         return 2 * self.layers * self.kv_heads * self.head_size

@@ -426,6 +426,12 @@ def test_a_run_that_ends_by_itself_meanwhile_is_not_interrupted(signals, tmp_pat
     time.sleep(1.3)  # no KeyboardInterrupt
 
 
+def test_a_signal_that_comes_twice_at_once_is_one_order(signals, tmp_path):
+    """As `ray job stop` and a supervisor send it: one to the child itself, one passed on."""
+    seconds, outcome, _ = ended_by(tmp_path, 3, again_after=0.1)
+    assert seconds > 2.5, outcome
+
+
 def test_a_second_signal_ends_at_once(signals, tmp_path):
     seconds, _, _ = ended_by(tmp_path, 15, number=signal.SIGINT, again_after=0.3)
     assert seconds < 5

@@ -13,7 +13,7 @@ from openrlhf_ktae.cli.host_parser import BadOption
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.cli.plan import main
 from openrlhf_ktae.plan import memory
-from openrlhf_ktae.plan.devices import GPUS
+from openrlhf_ktae.plan.devices import GPUS, host_memory
 from openrlhf_ktae.plan.planner import make_plan
 from openrlhf_ktae.plan.shape import KNOWN, model_shape, shape_of
 
@@ -70,12 +70,15 @@ def test_states_are_those_of_deepspeed_s_estimators():
             assert memory.model_states(*sizes, 3, ranks, 2, offload=True) == pytest.approx(offloaded, rel=1e-6)
 
 
+ROWS = ["devices", "a step", "model", "training", "generation", "synchronisation", "host memory"]
+
+
 @pytest.mark.parametrize("name", BIG)
 def test_every_recipe_fits_its_machine(name):
     made = plan(name)
     assert made.problems == []
-    names = [row for row, _ in made.rows]
-    assert names == ["devices", "a step", "model", "training", "generation", "synchronisation"]
+    assert made.notes == []
+    assert [row for row, _ in made.rows] == ROWS
 
 
 PAPER_7B = "grpo/qwen2.5-math-7b"
@@ -84,11 +87,11 @@ IMPOSSIBLE = [
     ("--vllm.num_engines 4", "--vllm.num_engines 4", "must equal"),
     ("--ds.tensor_parallel_size 2", "--ds.tensor_parallel_size 2", "--ds.zero_stage 2"),
     ("--train.batch_size 3000", "--train.batch_size 3000", "use 16384 or a divisor"),
-    ("--train.max_tokens_per_gpu 65536", "training: needs", "use --train.max_tokens_per_gpu 20736"),
-    ("--actor.num_gpus_per_node 2 --vllm.num_engines 2", "training: needs", "use --train.max_tokens_per_gpu 4096"),
+    ("--train.max_tokens_per_gpu 65536", "training: needs", "use --train.max_tokens_per_gpu 27648"),
+    ("--actor.num_gpus_per_node 2 --vllm.num_engines 2", "training: needs", "use --train.max_tokens_per_gpu 5184"),
     ("--actor.num_gpus_per_node 1 --vllm.num_engines 1", "training: needs", "--ds.adam_offload true"),
-    ("--vllm.gpu_memory_utilization 0.15", "--vllm.gpu_memory_utilization 0.15", "use 0.2"),
-    ("--vllm.gpu_memory_utilization 0.99", "--vllm.gpu_memory_utilization 0.99", "use 0.96"),
+    ("--vllm.gpu_memory_utilization 0.15", "--vllm.gpu_memory_utilization 0.15", "use 0.23"),
+    ("--vllm.gpu_memory_utilization 0.99", "--vllm.gpu_memory_utilization 0.99", "use 0.60"),
     ("--ds.enable_sleep false --vllm.gpu_memory_utilization 0.9", "keeps", "--ds.enable_sleep true"),
     ("--vllm.enable_sleep false", "training: needs", "use --vllm.enable_sleep true"),
 ]
@@ -102,7 +105,7 @@ def test_an_impossible_plan_is_refused_with_the_smallest_change(words, reason, w
 
 def test_the_change_it_names_makes_the_plan_possible():
     assert plan(PAPER_7B, "--train.max_tokens_per_gpu", "65536").problems
-    assert not plan(PAPER_7B, "--train.max_tokens_per_gpu", "20736").problems
+    assert not plan(PAPER_7B, "--train.max_tokens_per_gpu", "27648").problems
 
 
 def test_a_cluster_that_is_too_small():
@@ -145,9 +148,99 @@ def test_the_command_prints_one_table_and_its_code_says_whether_it_fits(capsys):
     assert main([*config, "--nodes", "16", "--gpus-per-node", "8"]) == 0
     table = capsys.readouterr().out
     names = [line.split("  ")[0] for line in table.splitlines()]
-    assert names == ["devices", "a step", "model", "training", "generation", "synchronisation"]
+    assert names == ROWS
     assert main([*config, "--nodes", "8", "--gpus-per-node", "8"]) == 2
     assert "use --nodes 16" in capsys.readouterr().err
+
+
+def test_memory_of_a_node_beside_its_gpus():
+    """7.62 billion parameters: 8 engines' weights in 16 bits, 14 bytes a parameter of the trainer, one export."""
+    args, parameters = options(PAPER_7B), 7_615_616_512
+    needed = memory.host(args, model_shape(args.actor.model_name_or_path))
+    assert needed.parts["weights of sleeping engines"] == pytest.approx(8 * 2 * parameters, rel=1e-3)
+    assert needed.parts["Adam's states, 32-bit parameters, gradients"] == pytest.approx(14 * parameters)
+    assert needed.total / 1e9 == pytest.approx(245, rel=0.01)
+    assert "227.0 GiB a node of 8 devices (244 GB)" in dict(plan(PAPER_7B).rows)["host memory"]
+    two_nodes = "--actor.num_nodes 2 --ref.num_nodes 2 --vllm.num_engines 16".split()
+    more = memory.host(options(PAPER_7B, *two_nodes), model_shape(args.actor.model_name_or_path))
+    assert more.parts["weights of sleeping engines"] == needed.parts["weights of sleeping engines"]
+    assert more.parts["Adam's states, 32-bit parameters, gradients"] == pytest.approx(7 * parameters)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("--vllm.enable_sleep false --ds.enable_sleep false", []),
+        ("--ds.enable_sleep false --ds.adam_offload true", ["weights of sleeping engines", "Adam's states"]),
+        ("--train.enable_ema", ["weights of sleeping engines", "Adam's states", "moving average"]),
+        ("--algo.kl.init_coef 0.01 --ref.offload", ["weights of sleeping engines", "Adam's states", "reference model"]),
+    ],
+)
+def test_each_option_that_fills_the_host_is_counted(words, parts):
+    args = options(PAPER_7B, *words.split())
+    *names, last = memory.host(args, model_shape(args.actor.model_name_or_path)).parts
+    assert [name[: len(part)] for name, part in zip(names, parts, strict=True)] == parts
+    assert last.startswith("whole model")
+
+
+def test_a_node_with_too_little_memory_is_refused_with_the_way_out():
+    args = options(PAPER_7B)
+    assert make_plan(args, "h100-80g", GPUS["h100-80g"], host_memory=256 * 2**30).problems == []
+    (problem,) = make_plan(args, "h100-80g", GPUS["h100-80g"], host_memory=200 * 2**30).problems
+    assert "host memory: needs 227.0 GiB a node and there are 200.0" in problem
+    way_out = "--vllm.tensor_parallel_size 2 --vllm.num_engines 4"
+    assert f"use {way_out}" in problem
+    changed = options(PAPER_7B, *way_out.split())
+    assert make_plan(changed, "h100-80g", GPUS["h100-80g"], host_memory=200 * 2**30).problems == []
+
+
+@pytest.mark.parametrize(("size", "block"), [(1, 1), (2**20, 2**20), (2**20 + 1, 2**21), (3.81e9, 2**32)])
+def test_pinned_blocks_are_powers_of_two(size, block):
+    assert memory.power_of_two(size) == block
+
+
+def test_the_tensors_of_an_engine_are_its_parameters():
+    for name in KNOWN:
+        shape = shape_of(KNOWN[name])
+        numbers = sum(count * size for count, size in shape.tensors)
+        assert 0.999 * shape.parameters < numbers <= shape.parameters
+
+
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        ("--vllm.gpu_memory_utilization 0.95", True),
+        ("--vllm.gpu_memory_utilization 0.6", False),
+        ("--vllm.gpu_memory_utilization 0.95 --train.colocate_all false --train.colocate_actor_ref true", False),
+    ],
+)
+def test_a_share_that_leaves_the_trainer_little_is_said(words, noted, capsys):
+    config = ["--config", str(ROOT / f"configs/{PAPER_7B}.yaml"), "--gpu", "h100-80g"]
+    assert main([*config, *words.split()]) == 0
+    said = capsys.readouterr().err
+    assert ("note: --vllm.gpu_memory_utilization 0.95 (the default): leaves 4.0 GiB of 79.1" in said) == noted
+
+
+def test_graphs_and_communicators_take_memory():
+    shape = model_shape("Qwen/Qwen2.5-Math-7B")
+    plain, eager = options(PAPER_7B), options(PAPER_7B, "--vllm.enforce_eager")
+    graphs = memory.engine_process(plain, shape) - memory.engine_process(eager, shape)
+    assert graphs == memory.CUDA_GRAPH_SIZES * shape.layers * memory.CUDA_GRAPH_OF_LAYER
+    ring = options("grpo/qwen2.5-32b")
+    assert memory.trainer_process(ring) - memory.trainer_process(plain) == memory.NCCL_COMMUNICATOR
+    one = options(PAPER_7B, "--actor.num_gpus_per_node", "1", "--vllm.num_engines", "1")
+    assert memory.trainer_process(one) == memory.CUDA_CONTEXT
+
+
+def test_the_memory_of_a_container_is_its_limit(tmp_path):
+    inside = tmp_path / "slurm" / "job_7"
+    inside.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("0::/slurm/job_7\n")
+    (inside / "memory.max").write_text("max\n")
+    assert host_memory(tmp_path, tmp_path / "cgroup") > 2**20
+    (inside.parent / "memory.max").write_text("1048576\n")
+    assert host_memory(tmp_path, tmp_path / "cgroup") == 2**20
+    assert host_memory(tmp_path, tmp_path / "nothing") > 2**20
 
 
 @pytest.mark.parametrize(

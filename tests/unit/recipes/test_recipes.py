@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,12 +16,14 @@ import yaml
 
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.plan.memory import host, power_of_two
+from openrlhf_ktae.plan.shape import model_shape
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = sorted((ROOT / "examples/scripts").glob("*.sh"))
 DOCKERFILES = [ROOT / "dockerfile/Dockerfile", ROOT / "dockerfile/Dockerfile.cpu"]
 CONFIG = "configs/dapo_ktae/qwen2.5-32b.yaml"
-TRAIN = ["python", "-m", "openrlhf_ktae.cli.train_ppo_ray"]
+TRAIN = ["-m", "openrlhf_ktae.cli.train_ppo_ray"]
 
 
 def tool(name):
@@ -41,49 +45,109 @@ def test_dockerfiles_pass_hadolint():
 
 def dry_run(script, tmp_path, *words, **variables):
     """Return what the script would run, a list of words for each command."""
-    hosts = tmp_path / "scontrol"
-    hosts.write_text("#!/bin/sh\nprintf 'n1\\nn2\\nn3\\nn4\\n'\n")
-    hosts.chmod(0o755)
-    environment = {**os.environ, **variables, "DRY_RUN": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [str(ROOT / "examples/scripts" / script), *words], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    stand_in(tmp_path, "scontrol", "printf 'n1\\nn2\\nn3\\nn4\\n'")
+    variables = {"HEAD_ADDRESS": "10.0.0.1", "DRY_RUN": "1", **variables}
+    done = run_script(script, tmp_path, *words, **variables)
     assert done.returncode == 0, done.stderr
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
+def run_script(script, tmp_path, *words, **variables):
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **variables}
+    command = [str(ROOT / "examples/scripts" / script), *words]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def stand_in(tmp_path, name, text):
+    (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+    (tmp_path / name).chmod(0o755)
+
+
 def parsed(command):
     """Parse what stands behind `python -m openrlhf_ktae.cli.train_ppo_ray`."""
-    start = command.index("-m") - 1
-    assert command[start : start + 3] == TRAIN
-    return parse_command_line(command[start + 3 :])
+    start = command.index("-m")
+    assert command[start : start + 2] == TRAIN
+    return parse_command_line(command[start + 2 :])
+
+
+def after(command, option):
+    return command[command.index(option) + 1]
+
+
+def checked_submit(submit, tmp_path):
+    """What all scripts ask for: over loopback, from this folder, with time to write a checkpoint after a stop."""
+    assert submit[:3] == ["ray", "job", "submit"]
+    assert after(submit, "--address") == "http://127.0.0.1:8265"
+    assert submit[submit.index("env") :][:3] == ["env", "--chdir", str(ROOT)]
+    args = parsed(submit)
+    variables = json.loads(after(submit, "--runtime-env-json"))["env_vars"]
+    assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) >= args.run.grace_seconds + 60 > 60
+    return args
 
 
 def test_single_node(tmp_path):
-    start, submit = dry_run("single_node.sh", tmp_path, "configs/grpo/qwen2.5-math-7b.yaml", "--train.seed", "7")
+    words = ("configs/grpo/qwen2.5-math-7b.yaml", "--train.seed", "7")
+    start, wait, submit = dry_run("single_node.sh", tmp_path, *words)
     assert start[:3] == ["ray", "start", "--head"]
-    args = parsed(submit)
+    assert "nodes" in wait
+    args = checked_submit(submit, tmp_path)
     assert args.train.seed == 7
-    assert devices_needed(args) == 8 == int(start[start.index("--num-gpus") + 1])
+    assert devices_needed(args) == 8 == int(after(start, "--num-gpus"))
 
 
 def test_several_nodes_by_ssh(tmp_path):
-    head, *workers, submit = dry_run("multi_node.sh", tmp_path, CONFIG, NODES="a b c d")
-    assert head[head.index("--node-ip-address") + 1] == "a"
-    assert [worker[1] for worker in workers] == ["b", "c", "d"]
-    assert all("ray start --address a:6379 --num-gpus 8" in worker[2] for worker in workers)
-    assert devices_needed(parsed(submit)) == 8 * (1 + len(workers))
+    head, wait, *workers, all_of_them, submit = dry_run("multi_node.sh", tmp_path, CONFIG, NODES="a b c d")
+    assert after(head, "--node-ip-address") == "10.0.0.1"
+    assert after(head, "--dashboard-host") == "127.0.0.1"
+    assert (after(wait, "http://127.0.0.1:8265"), after(all_of_them, "http://127.0.0.1:8265")) == ("1", "4")
+    assert [worker[-2] for worker in workers] == ["b", "c", "d"]
+    assert all("--address 10.0.0.1:6379 --num-gpus 8" in worker[-1] for worker in workers)
+    assert devices_needed(checked_submit(submit, tmp_path)) == 8 * (1 + len(workers))
 
 
 def test_slurm(tmp_path):
-    commands = dry_run("slurm.sh", tmp_path, CONFIG, SLURM_JOB_NODELIST="n[1-4]", SLURM_SUBMIT_DIR=str(ROOT))
-    ray = [command for command in commands if "srun" in command]
-    assert sorted(int(command[command.index("--nodes") + 1]) for command in ray) == [1, 3]
-    (submit,) = (command for command in commands if command[:3] == ["ray", "job", "submit"])
-    assert "http://127.0.0.1:8265" in submit, "a batch script runs on the first node, where the head is"
-    (head,) = (command for command in commands if "--head" in command)
-    assert head[head.index("--dashboard-host") + 1] == "127.0.0.1"
-    assert devices_needed(parsed(submit)) == 8 * 4
+    variables = {"SLURM_JOB_NODELIST": "n[1-4]", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "48"}
+    commands = dry_run("slurm.sh", tmp_path, CONFIG, **variables)
+    head, *workers = (command for command in commands if command[0] == "srun")
+    assert [after(step, "--nodelist") for step in (head, *workers)] == ["n1", "n2", "n3", "n4"]
+    for step in (head, *workers):
+        assert (after(step, "--cpus-per-task"), after(step, "--mem")) == ("48", "0")
+    assert after(head, "--node-ip-address") == "10.0.0.1"
+    assert all(after(step, "--address") == "10.0.0.1:6379" for step in workers)
+    assert after(head, "--dashboard-host") == "127.0.0.1"
+    assert devices_needed(checked_submit(commands[-1], tmp_path)) == 8 * 4
+
+
+def test_the_order_to_end_comes_before_slurm_s_limit_with_time_for_a_checkpoint(tmp_path):
+    text = (ROOT / "examples/scripts/slurm.sh").read_text()
+    (seconds,) = re.findall(r"#SBATCH --signal=B:TERM@(\d+)", text)
+    variables = {"SLURM_JOB_NODELIST": "n1", "SLURM_SUBMIT_DIR": str(ROOT)}
+    submit = dry_run("slurm.sh", tmp_path, CONFIG, **variables)[-1]
+    stop = json.loads(after(submit, "--runtime-env-json"))["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]
+    assert int(seconds) >= int(stop) + 60  # Slurm may send it up to a minute late
+
+
+@pytest.mark.parametrize(
+    ("hosts", "own", "address"),
+    [
+        ("127.0.1.1 STREAM n1", "10.1.2.3 172.17.0.1 fd00::1 ", "10.1.2.3"),  # Debian's /etc/hosts
+        ("10.9.9.9 STREAM n1", "10.1.2.3 ", "10.9.9.9"),
+        ("", "fd00::1 10.1.2.3 ", "10.1.2.3"),
+        ("127.0.1.1 STREAM n1", "127.0.0.1 ", None),
+        ("", "", None),
+    ],
+)
+def test_the_head_is_told_its_address_and_never_a_loopback_s(hosts, own, address, tmp_path):
+    stand_in(tmp_path, "getent", f"echo '{hosts}'")
+    stand_in(tmp_path, "hostname", f"echo '{own}'")
+    variables = {"NODES": "n1 n2", "DRY_RUN": "1", "HEAD_ADDRESS": ""}
+    done = run_script("multi_node.sh", tmp_path, CONFIG, **variables)
+    if address:
+        assert after(shlex.split(done.stdout.splitlines()[0]), "--node-ip-address") == address
+        return
+    assert done.returncode == 2
+    assert "set HEAD_ADDRESS" in done.stderr
+    assert "ray start" not in done.stdout
 
 
 @pytest.mark.parametrize("script", ["single_node.sh", "multi_node.sh", "slurm.sh"])
@@ -112,7 +176,38 @@ def test_the_kubernetes_manifest():
         mounted = {mount["name"] for mount in container["volumeMounts"]}
         assert mounted == {volume["name"] for volume in group["template"]["spec"]["volumes"]}
         devices += count * group.get("replicas", 1)
-    assert devices == devices_needed(parsed(job["spec"]["entrypoint"].split()))
+    args = parsed(job["spec"]["entrypoint"].split())
+    assert devices == devices_needed(args)
+    assert "wget" in (ROOT / "dockerfile/Dockerfile").read_text(), "KubeRay's probes call it"
+
+
+def test_pods_have_what_training_needs():
+    job = yaml.safe_load((ROOT / "examples/scripts/rayjob.yaml").read_text())
+    args = parsed(job["spec"]["entrypoint"].split())
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        variables = {variable["name"]: variable for variable in container["env"]}
+        stop = int(variables["RAY_JOB_STOP_WAIT_TIME_S"]["value"])
+        assert args.run.grace_seconds < stop < pod["terminationGracePeriodSeconds"]
+        assert "cluster.py drain" in container["lifecycle"]["preStop"]["exec"]["command"][-1]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert variables["HF_HOME"]["value"].startswith(mounts["shared"])
+        assert args.run.dir.startswith(mounts["shared"])
+        for secret in ("HF_TOKEN", "WANDB_API_KEY"):
+            assert "secretKeyRef" in variables[secret]["valueFrom"]
+        assert container["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+        (shm,) = (volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume)
+        assert (mounts["memory"], shm["medium"]) == ("/dev/shm", "Memory")
+        objects = int(group["rayStartParams"]["object-store-memory"])
+        limit, shared = (
+            int(size.removesuffix("Gi")) * 2**30
+            for size in (container["resources"]["limits"]["memory"], shm["sizeLimit"])
+        )
+        assert objects < shared
+        shape = model_shape(args.actor.model_name_or_path)
+        assert host(args, shape, power_of_two).total + shared < limit
 
 
 @pytest.mark.parametrize(("dockerfile", "target"), [("Dockerfile", "setup-gpu"), ("Dockerfile.cpu", "setup")])
@@ -121,6 +216,7 @@ def test_images_install_by_make_as_everybody_else(dockerfile, target):
     assert any(line.startswith(f"RUN make {target} ") for line in lines)
     assert not any("pip install" in line for line in lines)
     assert "USER 1000" in lines
+    assert target == "setup" or "ARG DS_BUILD_FUSED_ADAM=1" in lines, "each node would compile it at its first step"
     assert ":latest" not in lines[1]
     done = subprocess.run(["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

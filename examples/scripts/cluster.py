@@ -1,0 +1,128 @@
+"""What the scripts ask of Ray's dashboard.
+
+python cluster.py alive URL                       exit code 0 where a cluster answers
+python cluster.py nodes URL COUNT SECONDS [PID..] waits until COUNT nodes have joined; 4 after SECONDS, or as a PID ends
+python cluster.py drain URL                       stops every job and waits until they have ended
+python cluster.py job URL ID                      waits until the job has ended; its exit code (130 if it was stopped)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+POLL_SECONDS = 1.0
+SILENT_SECONDS = 60.0  # of a dashboard, after which its cluster counts as gone
+DIED, STOPPED, UNKNOWN = 4, 130, 1
+
+
+def get(url: str, path: str, method: str = "GET") -> Any:
+    """Return what the dashboard answers, or raise OSError (`HTTPError` among them)."""
+    request = urllib.request.Request(url + path, method=method)
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        request.add_header("Authorization", f"Bearer {token}")
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def alive(url: str) -> int:
+    """Return 0 where a Ray cluster answers at `url`."""
+    try:
+        return 0 if "ray_version" in get(url, "/api/version") else UNKNOWN
+    except (OSError, ValueError):
+        return UNKNOWN
+
+
+def nodes(url: str, count: int, seconds: float, parts: Sequence[int]) -> int:
+    """Wait until `count` nodes are alive, at most `seconds`, and no longer than every process of `parts` lives."""
+    deadline = time.monotonic() + seconds
+    joined: list[str] = []
+    while True:
+        try:
+            rows = get(url, "/api/v0/nodes")["data"]["result"]["result"]
+            joined = sorted(row["node_ip"] for row in rows if row["state"] == "ALIVE")
+        except (OSError, ValueError, KeyError, TypeError):  # the dashboard is not up yet
+            pass
+        if len(joined) >= count:
+            return 0
+        gone = [part for part in parts if not runs(part)]
+        if gone or time.monotonic() > deadline:
+            reason = f"process {gone[0]} has ended" if gone else f"{seconds:.0f} s are over (JOIN_SECONDS)"
+            here = f" ({', '.join(joined)})" if joined else ""
+            print(f"{len(joined)} of {count} nodes have joined{here} and {reason}", file=sys.stderr)
+            return DIED
+        time.sleep(POLL_SECONDS)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def job(url: str, name: str) -> int:
+    """Wait for the end of a job and return the exit code of its command."""
+    heard = time.monotonic()
+    while True:
+        try:
+            row = get(url, f"/api/jobs/{name}")
+            heard = time.monotonic()
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                print(f"{name}: Ray has taken no such job", file=sys.stderr)
+                return UNKNOWN
+            row = {}
+        except (OSError, ValueError):
+            row = {}
+        if row.get("status") == "STOPPED":
+            return STOPPED
+        if row.get("status") in ("SUCCEEDED", "FAILED"):
+            code = row.get("driver_exit_code")
+            if code is None:  # Ray lost the command, or could not start it
+                print(f"{name}: {row.get('message')}", file=sys.stderr)
+                return DIED
+            return int(code)
+        if time.monotonic() - heard > SILENT_SECONDS:
+            print(f"{name}: Ray's head has not answered for {SILENT_SECONDS:.0f} s", file=sys.stderr)
+            return DIED
+        time.sleep(POLL_SECONDS)
+
+
+def drain(url: str) -> int:
+    """Stop all jobs, in which a run writes its checkpoint, and wait for their ends; no dashboard, no job."""
+    while True:
+        try:
+            rows = get(url, "/api/jobs/")
+        except (OSError, ValueError):
+            return UNKNOWN
+        running = [row["submission_id"] for row in rows if row["status"] in ("PENDING", "RUNNING")]
+        if not any(running):  # those without a name were not submitted
+            return 0
+        for name in filter(None, running):
+            with suppress(OSError, ValueError):  # it has just ended
+                get(url, f"/api/jobs/{name}/stop", "POST")
+        time.sleep(POLL_SECONDS)
+
+
+def main(words: Sequence[str]) -> int:
+    """Do what the first word says."""
+    what, url, *rest = words
+    if what == "nodes":
+        return nodes(url, int(rest[0]), float(rest[1]), [int(pid) for pid in rest[2:]])
+    if what == "job":
+        return job(url, rest[0])
+    return {"alive": alive, "drain": drain}[what](url)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,281 @@
+"""The scripts on real Ray clusters of this machine; srun, scontrol and ssh are stand-ins that run commands here."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from marks import RARELY
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPTS = ROOT / "examples/scripts"
+QUICKSTART = "configs/grpo_ktae/quickstart.yaml"
+# Options with a value are followed by it; the command begins after them.
+SRUN = """#!/usr/bin/env bash
+printf '%s\\n' "$*" >>"$STANDINS/srun.log"
+while [[ "$1" == -* ]]; do
+  [[ "$1" == --nodelist ]] && node="$2"
+  [[ "$1" == *=* ]] || shift
+  shift
+done
+case "$node:$ABSENT" in n2:dies) echo "srun: error: n2: launch failed"; exit 1 ;; n2:waits) exec sleep 600 ;; esac
+exec "$@"
+"""
+# As sshd does: another session, an empty environment, and standard input that ends with the connection.
+SSH = """#!/usr/bin/env bash
+while [[ "$1" == -* ]]; do shift 2; done
+shift
+cat | exec setsid env --ignore-environment HOME="$HOME" PATH=/usr/bin:/bin MARK="$MARK" "$@"
+"""
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [str(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture
+def variables(tmp_path):
+    """Stand-ins first on the PATH, ports of this test, and a mark by which its processes are found."""
+    for name, text in (("srun", SRUN), ("ssh", SSH), ("scontrol", "#!/bin/sh\nprintf 'n1\\nn2\\n'\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    names = ("RAY_PORT", "DASHBOARD_PORT", "AGENT_PORT", "WORKER_AGENT_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "DRY_RUN")}
+    return {
+        **kept,
+        **dict(zip(names, free_ports(len(names)), strict=True)),
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "STANDINS": str(tmp_path),
+        "MARK": f"mark-{tmp_path}",
+        "LOGS": str(tmp_path / "logs"),
+        "GPUS_PER_NODE": "1",
+        "GRACE_SECONDS": "60",
+        "JOIN_SECONDS": "90",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_CPUS_PER_TASK": "4",
+        "NODES": f"{socket.gethostname()} other",
+    }
+
+
+def left(variables):
+    """Processes with the mark, but for this one."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+        try:
+            if process.environ().get("MARK") == variables["MARK"] and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def nothing_is_left(variables, seconds=20):
+    until = time.monotonic() + seconds
+    while (found := left(variables)) and time.monotonic() < until:
+        time.sleep(0.5)
+    commands = [process.info["cmdline"][:4] for process in found]
+    for process in found:
+        process.kill()
+    assert not commands
+
+
+@contextmanager
+def script(name, variables, *words):
+    """The script in the background; its standard error comes back with `communicate`."""
+    process = subprocess.Popen(
+        [str(SCRIPTS / name), *words],
+        cwd=ROOT,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        nothing_is_left(variables)
+
+
+def test_a_job_that_fails_gives_the_script_its_exit_code(variables, tmp_path):
+    """`ray job submit` makes every failure a 1; an option that does not exist is exit code 2."""
+    with script("slurm.sh", variables, QUICKSTART, "--no.such.option", "1") as run:
+        said, _ = run.communicate(timeout=240)
+        assert run.returncode == 2, said
+        assert "--no.such.option" in said
+        steps = (tmp_path / "srun.log").read_text().splitlines()
+        assert len(steps) == 2
+        assert all("--cpus-per-task 4 --mem 0" in step for step in steps)
+        nothing_is_left(variables)
+
+
+@RARELY
+@pytest.mark.parametrize(
+    ("absent", "seconds", "reason"), [("dies", "90", "has ended"), ("waits", "30", "30 s are over (JOIN_SECONDS)")]
+)
+def test_a_node_that_never_joins_ends_the_script(absent, seconds, reason, variables):
+    variables |= {"ABSENT": absent, "JOIN_SECONDS": seconds}
+    with script("slurm.sh", variables, QUICKSTART) as run:
+        said, _ = run.communicate(timeout=240)
+        assert run.returncode == 4, said
+        assert "1 of 2 nodes have joined" in said
+        assert reason in said
+        nothing_is_left(variables)
+
+
+@RARELY
+def test_a_stop_while_nodes_are_waited_for_ends_at_once(variables):
+    variables["ABSENT"] = "waits"
+    with script("slurm.sh", variables, QUICKSTART) as run:
+        wait_until(lambda: (Path(variables["LOGS"]) / "n2.log").exists())
+        run.send_signal(signal.SIGTERM)
+        said, _ = run.communicate(timeout=60)
+        assert run.returncode == 130, said
+        nothing_is_left(variables)
+
+
+@RARELY
+def test_several_nodes_over_ssh_find_their_environment(variables):
+    """The stand-in of ssh gives its shell no variables, as a login does: without the script's it finds no ray."""
+    variables["HF_TOKEN"] = "of $HOME 'with' quotes"
+    with script("multi_node.sh", variables, QUICKSTART, "--no.such.option", "1") as run:
+        wait_until(lambda: any("raylet" in process.info["cmdline"][0] for process in remote(variables)))
+        assert {process.environ()["HF_TOKEN"] for process in remote(variables)} >= {variables["HF_TOKEN"]}
+        said, _ = run.communicate(timeout=240)
+        assert run.returncode == 2, said
+        nothing_is_left(variables)
+
+
+def remote(variables):
+    """Processes of the other node, which have no LOGS."""
+    found = (process for process in left(variables) if "LOGS" not in process.environ())
+    return [process for process in found if "HF_TOKEN" in process.environ() and process.info["cmdline"]]
+
+
+@RARELY
+def test_one_machine_twice_and_on_a_cluster_that_was_there(variables):
+    """The second finds the cluster of the first; it goes with the script that started it, not before."""
+    with script("single_node.sh", variables, QUICKSTART, "--run.dir", f"{variables['STANDINS']}/run") as first:
+        wait_until(lambda: any("submit" in (process.info["cmdline"] or []) for process in left(variables)))
+        done = subprocess.run(
+            [str(SCRIPTS / "single_node.sh"), QUICKSTART, "--no.such.option"],
+            cwd=ROOT,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 2, done.stderr
+        assert "which was here before and stays" in done.stderr
+        assert first.poll() is None
+        wait_until(lambda: (Path(variables["STANDINS"]) / "run/metrics.jsonl").exists(), 240)
+        os.killpg(first.pid, signal.SIGINT)  # as a terminal's Ctrl-C
+        said, _ = first.communicate(timeout=120)
+        assert first.returncode == 130, said
+        assert "interrupted: Ray is stopped, saved checkpoints are whole" in said
+        nothing_is_left(variables)
+
+
+def wait_until(done, seconds=120):
+    until = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.5)
+
+
+@pytest.fixture
+def dashboard():
+    """What Ray's dashboard answers, by path; the test fills it."""
+    answers, posted = {}, []
+    answers["posted"] = posted
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = answers.get(self.path)
+            if isinstance(body, list):  # one after the other, the last for good
+                body = body.pop(0) if len(body) > 1 else body[0]
+            self.send_response(404 if body is None else 200)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def do_POST(self):
+            posted.append(self.path)
+            self.do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", answers
+    server.shutdown()
+
+
+def ask(url, *words):
+    command = [sys.executable, str(SCRIPTS / "cluster.py"), words[0], url, *map(str, words[1:])]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [
+        ({"status": "SUCCEEDED", "driver_exit_code": 0}, 0),
+        ({"status": "FAILED", "driver_exit_code": 3}, 3),
+        ({"status": "FAILED", "driver_exit_code": None, "message": "Job supervisor actor died"}, 4),
+        ({"status": "STOPPED"}, 130),
+        (None, 1),
+    ],
+)
+def test_exit_codes_of_jobs(last, code, dashboard):
+    url, answers = dashboard
+    if last:
+        answers["/api/jobs/j"] = [{"status": "RUNNING"}, last]
+    done = ask(url, "job", "j")
+    assert done.returncode == code, done.stderr
+    assert (last or {}).get("message", "") in done.stderr
+
+
+def test_nodes_that_have_died_do_not_count(dashboard):
+    url, answers = dashboard
+    rows = [{"node_ip": "10.0.0.1", "state": "ALIVE"}, {"node_ip": "10.0.0.2", "state": "DEAD"}]
+    answers["/api/v0/nodes"] = {"data": {"result": {"result": rows}}}
+    assert ask(url, "nodes", 1, 5).returncode == 0
+    done = ask(url, "nodes", 2, 1)
+    assert done.returncode == 4
+    assert "1 of 2 nodes have joined (10.0.0.1)" in done.stderr
+
+
+def test_a_cluster_answers_or_does_not(dashboard):
+    url, answers = dashboard
+    assert ask(url, "alive").returncode == 1
+    answers["/api/version"] = {"ray_version": "2.55.0"}
+    assert ask(url, "alive").returncode == 0
+
+
+def test_before_a_pod_ends_its_jobs_are_stopped_and_waited_for(dashboard):
+    url, answers = dashboard
+    ours, driver = {"submission_id": "j", "status": "RUNNING"}, {"submission_id": None, "status": "RUNNING"}
+    answers["/api/jobs/"] = [[driver, ours], [driver, ours], [driver, {**ours, "status": "STOPPED"}]]
+    assert ask(url, "drain").returncode == 0
+    assert answers["posted"] == ["/api/jobs/j/stop"] * 2
+    assert len(answers["/api/jobs/"]) == 1
