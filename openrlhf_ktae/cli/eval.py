@@ -76,7 +76,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     where.add_argument("--limit", type=_positive, metavar="N", help="only the first N problems of each")
     where.add_argument(
         "--template",
-        help="qwen-math, r1, chat, none or a text file with {problem} (default: qwen-math; with --write_prompts none)",
+        help="qwen-math, r1, chat, none or a text file with {problem} in it (default: qwen-math; with "
+        "--write_prompts none)",
+    )
+    where.add_argument(
+        "--chat_template_args",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="with --template chat: arguments of the model's chat template, such as enable_thinking=false",
     )
     where.add_argument(
         "--write_prompts",
@@ -146,6 +154,15 @@ def _refuse_prompts(options: argparse.Namespace, others: list[str]) -> None:
         raise BadOption("--template chat: give --model too, whose chat template the prompts carry")
 
 
+def _chat_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    from openrlhf_ktae.evaluation.templates import chat_arguments
+
+    try:
+        return chat_arguments(options.chat_template_args)
+    except ValueError as error:
+        raise BadOption(f"--chat_template_args {error}") from None
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
@@ -206,7 +223,7 @@ def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) ->
         "sources": describe(names, options.benchmark_dir),
         "limit": options.limit,
     }
-    filled = template(name, tokenizer)
+    filled = template(name, tokenizer, _chat_arguments(options))
     return evaluate_model(
         problems, about, output, tokenizer, filled, engines, sampling, backend, config, _say, options.overwrite
     )
@@ -221,7 +238,8 @@ def _write_prompts(options: argparse.Namespace) -> None:
     from openrlhf_ktae.evaluation.templates import template
 
     problems = load_problems(options.benchmarks.split(","), options.benchmark_dir, options.limit)
-    filled = template(options.template or RAW, load_tokenizer(options.model, "--model") if options.model else None)
+    tokenizer = load_tokenizer(options.model, "--model") if options.model else None
+    filled = template(options.template or RAW, tokenizer, _chat_arguments(options))
     refuse_no_folder("--write_prompts", options.write_prompts.parent)
     options.write_prompts.parent.mkdir(parents=True, exist_ok=True)
     with options.write_prompts.open("w", encoding="utf-8") as file:

@@ -20,6 +20,7 @@ from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, sw
 from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
 from openrlhf_ktae.cli.host_parser import BadOption, Parser, nearest, parse
 from openrlhf_ktae.cli.host_rules import GROUPED, host_problems
+from openrlhf_ktae.evaluation.templates import MARK, chat_arguments, has_one_place
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.preflight.ranges import range_problems
@@ -67,6 +68,7 @@ def build_parser(files: Sequence[Path] = ()) -> Parser:
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare this package's options."""
     _declare_run(parser.add_argument_group("Run"))
+    _declare_prompts(parser.add_argument_group("Prompts and responses, beside the host's options"))
     _declare_ktae(parser.add_argument_group("KTAE (with --algo.advantage.estimator ktae)"))
     _declare_record(parser.add_argument_group("Record of rollouts (token ids, scores, advantages with and without K)"))
     _declare_dapo(parser.add_argument_group("DAPO and Dr. GRPO, beside the host's options"))
@@ -143,6 +145,26 @@ def _declare_run(run: Any) -> None:
         "--model.trust_remote_code",
         **switch(False),
         help="run Python code that comes with a model or tokenizer (default: false)",
+    )
+
+
+def _declare_prompts(prompts: Any) -> None:
+    prompts.add_argument(
+        "--data.long_prompts",
+        choices=("drop", "cut"),
+        default="drop",
+        help="prompts that leave no room for a response (--data.max_len less --rollout.max_new_tokens): drop leaves "
+        "them out and says how many, cut keeps their ends (default: drop)",
+    )
+    prompts.add_argument(
+        "--data.chat_template_args",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="arguments of the chat template, such as enable_thinking=false",
+    )
+    prompts.add_argument(
+        "--rollout.stop", nargs="*", default=[], metavar="TEXT", help="texts that end a response; it keeps them"
     )
 
 
@@ -233,9 +255,19 @@ def finish(parsed: argparse.Namespace) -> None:
     if problems := list(range_problems(options)):
         raise BadOption("\nerror: ".join(problems))
     template = options["data.input_template"]
-    if template and not _takes_a_prompt(template):
+    if template and not has_one_place(template):
         raise BadOption(
-            f"--data.input_template {template!r}: must hold {{}} once, where the prompt goes; double other braces"
+            f"--data.input_template {template!r}: must hold {MARK} once, where the prompt goes (or {{}}, which is text "
+            "after a command: \\boxed{})"
+        )
+    try:
+        chat_arguments(options["data.chat_template_args"])
+    except ValueError as error:
+        raise BadOption(f"--data.chat_template_args {error}") from None
+    if options["data.chat_template_args"] and not options["data.apply_chat_template"]:
+        raise BadOption(
+            f"--data.chat_template_args {' '.join(options['data.chat_template_args'])}: only with "
+            "--data.apply_chat_template"
         )
     _choose_estimator(options)
     if options["algo.dynamic_filtering_skip_solved"] and not options["algo.dynamic_filtering_enable"]:
@@ -315,14 +347,6 @@ def _choose_resume(options: dict[str, Any]) -> None:
             raise BadOption(f"--run.accept_changes {name}: no such option{nearest(name, list(options))}")
     options["resume"] = options["resume"] or (AUTO if options["ckpt.load_enable"] else NEVER)
     options["run.resume_from"], options["run.resume_step"], options["run.about"] = None, 0, {}
-
-
-def _takes_a_prompt(template: str) -> bool:
-    """Whether `str.format` can put one prompt into it, as the host does."""
-    try:
-        return "{}" in template and "a prompt" in template.format("a prompt")
-    except (LookupError, ValueError, AttributeError):
-        return False
 
 
 def _place_run(options: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ from openrlhf_ktae.host import HostMismatch, check_host
 from openrlhf_ktae.plan.devices import CPU, host_memory, memory_of
 from openrlhf_ktae.plan.planner import Plan, make_plan
 from openrlhf_ktae.preflight.preflight import Refused, preflight
+from openrlhf_ktae.preflight.user_code import log_keys
 from openrlhf_ktae.run import directory
 from openrlhf_ktae.run.console import Console, summary, untrained
 from openrlhf_ktae.run.launch import ClusterAway, ClusterTooSmall, ProcessDied, train
@@ -88,6 +89,7 @@ def run(argv: Sequence[str]) -> str | None:
     backend = resolve(args.backend)
     changes = backend.adapt(args)
     preflight(args, backend)
+    args.verifier.config["reward_log_keys"] = log_keys(args)
     plan = plan_of(args, backend.name) if args.run.plan else None
     if args.run.restarts:
         raise Supervised(args.run.restarts, Path(args.ckpt.path))

@@ -24,6 +24,7 @@ from openrlhf_ktae.evaluation.stored import BadInput
 from openrlhf_ktae.evaluation.summary import markdown, summarize
 from openrlhf_ktae.evaluation.templates import MARK, Template
 from openrlhf_ktae.verifier import Verifier, VerifierConfig
+from openrlhf_ktae.verifier.formats import opening_of
 
 Summary = dict[str, Any]
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -140,7 +141,7 @@ def evaluate_model(
             problem=problem.problem,
             tokens=completion.tokens,
             truncated=completion.truncated,
-            opening=template.opening,
+            opening=opening_of(template.fill(problem.problem)),
         )
 
     if len(done) == total:

@@ -115,6 +115,7 @@ def parameters(sampling: Sampling, key: Key) -> Any:
         max_tokens=sampling.max_new_tokens,
         seed=int.from_bytes(digest[:4], "big") if sampling.temperature > 0 else None,
         stop=list(sampling.stop) or None,
+        skip_special_tokens=False,  # as in training: `</answer>` may be one; vLLM leaves the end token out itself
     )
 
 

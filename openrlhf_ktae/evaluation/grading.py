@@ -34,7 +34,7 @@ class Response:
     tokens: int | None = None
     truncated: bool | None = None
     opening: str = ""
-    """What the prompt has written of the response already; counts for its format alone."""
+    """What the prompt has written of the response already (`opening_of`); it is judged with the response."""
 
 
 def graded(
@@ -48,7 +48,7 @@ def graded(
     """
     stream = iter(responses)
     while chunk := list(islice(stream, size)):
-        verdicts = verifier.verify_many((one.gold, one.response) for one in chunk)
+        verdicts = verifier.verify_many((one.gold, one.opening + one.response) for one in chunk)
         for one, verdict in zip(chunk, verdicts, strict=True):
             row = asdict(one)
             opening = row.pop("opening")

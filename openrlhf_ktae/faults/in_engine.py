@@ -19,6 +19,7 @@ from openrlhf_ktae.faults.config import RETRIES_VARIABLE
 from openrlhf_ktae.faults.deaths import ENGINE_GONE, of_type
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
+from openrlhf_ktae.verifier.user_reward import label_and_row
 
 FAILURE = "failure"  # key of a response that stands for one that could not be made
 
@@ -110,7 +111,7 @@ def empty_response(call: dict[str, Any], failure: str) -> dict[str, Any]:
     tokens = list(tokens) or [tokenizer.eos_token_id]
     return {
         "prompt": call["prompt"],
-        "label": call["label"],
+        "label": label_and_row(call["label"])[0],
         "images": call.get("images"),
         "mm_train_inputs": None,
         "observation_tokens": tokens,

@@ -17,13 +17,16 @@ import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.faults.ending import POLL_SECONDS, EndOrder, GivenUp
 from openrlhf_ktae.faults.engines import engine_died, short
 from openrlhf_ktae.faults.in_engine import FAILURE
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+from openrlhf_ktae.verifier.user_reward import HINT
 
+logger = init_logger(__name__)
 FAILED = "faults/failed_rollouts"  # key of `info`; its mean is the share
 WINDOW = 64  # prompts; fewer make no share
 
@@ -33,6 +36,8 @@ class SurvivingGenerator(SamplesGenerator):
 
     send_weights: Callable[[str], None] | None = None
     """Gives all engines the current weights, for a reason; None where nobody would, outside a training loop."""
+    note: Callable[[str], None] = logger.warning
+    """Says what a person should know."""
     end_order: EndOrder | None = None
     """Gives up what is under way; None where the weights are another process's, which ends by itself."""
 
@@ -75,6 +80,8 @@ class SurvivingGenerator(SamplesGenerator):
         """Do as the host does; mark what stands for a failed rollout."""
         experience = super()._process_response_into_experience(response, **kwargs)
         failure = response.get(FAILURE, "")
+        if hint := response.get(HINT):
+            self.note(hint)
         experience.info[FAILED] = torch.tensor([float(bool(failure))])
         self._last_failure = failure or self._last_failure
         return experience

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-from openrlhf_ktae.preflight.prompt_files import is_local
+from openrlhf_ktae.preflight.prompt_files import TEXT_SUFFIXES, is_local, text_rows
 
 FIRST = 16
 
@@ -32,20 +28,8 @@ def check_golds(args: SimpleNamespace, first: int = FIRST) -> GoldCheck | None:
         return None
     from openrlhf_ktae.verifier.golds import gold_forms
 
-    golds = [row.get(args.data.label_key) for row in itertools.islice(_rows(Path(name)), first)]
+    path = Path(name)
+    if path.suffix not in TEXT_SUFFIXES:  # the others need a library that takes long to import
+        return GoldCheck(0, ())
+    golds = [row.get(args.data.label_key) for row in itertools.islice(text_rows(path), first)]
     return GoldCheck(len(golds), tuple(str(gold) for gold in golds if not gold_forms(gold)))
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a text file; other formats yield none (they need a library that takes long to import)."""
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
-            yield from csv.DictReader(file)
-    elif path.suffix in (".json", ".jsonl"):
-        with path.open(encoding="utf-8") as file:
-            if file.read(1) == "[":
-                file.seek(0)
-                yield from json.load(file)
-                return
-            file.seek(0)
-            yield from (json.loads(line) for line in file if line.strip())

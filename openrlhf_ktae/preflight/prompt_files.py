@@ -7,7 +7,7 @@ that change their type, rows without a prompt, files that end in the middle.
 from __future__ import annotations
 
 import csv
-import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,8 @@ from typing import Any
 
 from openrlhf_ktae.run.plain_json import parse_json
 
-TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
+TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
+TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
 CHECKED_BYTES = 256 * 2**20  # of a larger text file, the rows behind are counted and not read
 
 
@@ -83,30 +84,36 @@ def short(error: BaseException) -> str:
 
 
 def _json(path: Path) -> Table:
+    count = [0]
+    return _table(_json_rows(path, count), count)
+
+
+def _json_rows(path: Path, count: list[int], most: float = CHECKED_BYTES) -> Iterator[tuple[int, Any]]:
+    """Yield number and content of each row; `count` has one number, the rows so far; `most` characters are parsed."""
     with path.open(encoding="utf-8") as file:
         start = file.read(1)
         file.seek(0)
         if start == "\ufeff":
             raise UnreadableDataset("begins with a byte order mark; save it as UTF-8 without one")
         if start == "[":
-            rows = json.load(file)
-            return _table(enumerate(rows, 1), len(rows))
-        count = [0]
-        return _table(_json_lines(file, count), count)
+            rows = parse_json(file.read(), exact=True)
+            count[0] = len(rows)
+            yield from enumerate(rows, 1)
+        else:
+            yield from _json_lines(file, count, most)
 
 
-def _json_lines(lines: Iterable[str], count: list[int]) -> Iterator[tuple[int, Any]]:
-    """Yield number and content of each line with something on it; `count` has one number, the rows so far."""
+def _json_lines(lines: Iterable[str], count: list[int], most: float) -> Iterator[tuple[int, Any]]:
     read = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         count[0] += 1
         read += len(line)
-        if read > CHECKED_BYTES:
+        if read > most:
             continue
         try:
-            row = parse_json(line)
+            row = parse_json(line, exact=True)
         except ValueError as error:
             raise UnreadableDataset(f"line {number} is not JSON ({short(error)}); repair or remove it") from None
         yield number, row
@@ -151,20 +158,38 @@ def _kind(value: Any) -> str:
 
 
 def _csv(path: Path) -> Table:
+    columns: list[str] = []
+    rows = list(_csv_rows(path, columns))
+    table = _table(rows, len(rows))
+    return Table(len(rows), tuple(columns), table.gaps, {}, table.kinds)
+
+
+def _csv_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield number and cells of each row; the names in the first line go to `columns`."""
+    csv.field_size_limit(CHECKED_BYTES)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
-        columns = next(reader, [])
+        columns += next(reader, [])
         if len(set(columns)) != len(columns):
             raise UnreadableDataset("two columns have the same name; rename one")
-        rows = []
         for number, cells in enumerate(reader, 2):
             if not cells:
                 continue
             if len(cells) != len(columns):
                 raise UnreadableDataset(f"row {number} has {len(cells)} cells and the head has {len(columns)}")
-            rows.append((number, dict(zip(columns, cells, strict=True))))
-    table = _table(rows, len(rows))
-    return Table(len(rows), tuple(columns), table.gaps, {}, table.kinds)
+            yield number, dict(zip(columns, cells, strict=True))
+
+
+def text_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a .json, .jsonl or .csv file, each value as it stands there.
+
+    No type is inferred: a date stays text, an integer keeps all its digits, and every cell of a .csv file is text.
+
+    Raises:
+        UnreadableDataset: the text is not of the form that the suffix names.
+    """
+    rows = _csv_rows(path, []) if path.suffix == ".csv" else _json_rows(path, [0], math.inf)
+    yield from (row for _, row in rows)
 
 
 def _parquet(path: Path) -> Table:

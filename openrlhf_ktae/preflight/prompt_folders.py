@@ -31,7 +31,7 @@ def look_into(folder: Path, split: str) -> list[tuple[str, Table]]:
         raise UnreadableDataset(f"has no file with rows ({', '.join(TABLE_SUFFIXES)}); give a folder that has one")
     found: list[tuple[str, Table]] = []
     read = 0
-    for path in _of_split(folder, files, split):
+    for path in of_split(folder, files, split):
         read += path.stat().st_size
         table = look(str(path)) if read <= CHECKED_BYTES or not found else None
         if table is None:  # as large as that, the rest is believed
@@ -60,7 +60,7 @@ def _hidden(folder: Path, path: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
 
 
-def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+def of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
     """Return the files whose path names the split; all where none does."""
     return [path for path in files if split in str(path.relative_to(folder)).lower()] or files
 

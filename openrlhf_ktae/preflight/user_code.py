@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+from openrlhf_ktae.preflight.prompt_files import TEXT_SUFFIXES, UnreadableDataset, text_rows
+
 REWARD_FILE_SECONDS = 8  # a file that takes longer to import would also stall every engine
-USABLE = "reward_func can be called"
 AGENT = "AgentExecutor"
+LOADED, CALLED = "the reward function is there", "the reward function returned "
 # Runs in a process of its own, as in an engine; what it says at its end cannot be said by a file that exits.
 PROBE = f"""
-import importlib.util, inspect, sys
-spec = importlib.util.spec_from_file_location("reward_func", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-sys.modules["reward_func"] = module
-spec.loader.exec_module(module)
-function = getattr(module, "reward_func", None)
-if not callable(function):
-    sys.exit("it has no function reward_func")
-try:
-    inspect.signature(function).bind([], [], [])
-except TypeError as error:
-    sys.exit(f"reward_func does not take queries, prompts, labels: {{error}}")
-except ValueError:
-    pass
-print("\\n{USABLE}")
+import json, sys
+from openrlhf_ktae.verifier.user_reward import Call, _load, called, find_function, kind_of, read_result
+path, row, prompt, label = json.loads(sys.argv[1])
+function = find_function(_load(path), path)
+if kind_of(function) == "openrlhf":
+    import inspect
+    try:
+        inspect.signature(function).bind([], [], [])
+    except TypeError as error:
+        sys.exit(f"it does not take queries, prompts, labels: {{error}}")
+    except ValueError:
+        pass
+print("\\n{LOADED}", flush=True)
+if prompt is not None:
+    response = f"\\\\boxed{{{{{{label}}}}}}"
+    result = called(function, Call(prompt + response, prompt, response, label, row))
+    print("\\n{CALLED}" + json.dumps(sorted(read_result(result, kind_of(function))[2])), flush=True)
 """
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one call of a reward function on the first row came to."""
+
+    problem: str = ""
+    log_keys: tuple[str, ...] = ()
 
 
 def judge_problems(args: SimpleNamespace) -> Iterator[str]:
     """Yield what is wrong with a reward file, an agent file or the addresses of reward servers."""
     path, agent = args.verifier.config["reward_file"], args.train.agent_func_path
     if path:
-        yield from _reward_file(path)
+        yield from _reward_file(args, path)
     elif not args.verifier.enable and agent:
         yield from _agent_file(agent)
     elif not args.verifier.enable:
@@ -52,21 +68,60 @@ def _addresses(urls: list[str]) -> Iterator[str]:
             yield f"--reward.remote_url {url}: give a Python file (.py), or addresses that begin with http:// or https://"
 
 
-def _reward_file(path: str) -> Iterator[str]:
+def _reward_file(args: SimpleNamespace, path: str) -> Iterator[str]:
     flag = f"--reward.remote_url {path}"
     if not Path(path).is_file():
         yield f"{flag}: no such file"
-        return
+    elif problem := _tried(path, _first_row(args)).problem:
+        yield f"{flag}: {problem}"
+
+
+def log_keys(args: SimpleNamespace) -> tuple[str, ...]:
+    """Return the keys of `extra_logs` that the user named, or else those that the first call of the function gave."""
+    config = args.verifier.config
+    if config["reward_log_keys"] or not config["reward_file"]:
+        return tuple(config["reward_log_keys"])
+    return _tried(config["reward_file"], _first_row(args)).log_keys
+
+
+def _first_row(args: SimpleNamespace) -> str:
+    """Return row, prompt and label of the first prompt as JSON; nulls where it is not in a text file here."""
+    name = Path((args.data.prompt_dataset or "").split(",")[0].split("@")[0].strip())
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE, path], capture_output=True, text=True, timeout=REWARD_FILE_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        yield f"{flag}: does not import within {REWARD_FILE_SECONDS} s; move slow work into reward_func"
-        return
-    if done.returncode or not done.stdout.rstrip().endswith(USABLE):
-        said = done.stderr.strip().splitlines() or [f"it ends the process with exit code {done.returncode}"]
-        yield f"{flag}: does not import ({said[-1]}); it must define reward_func(queries, prompts, labels)"
+        row = next(text_rows(name)) if name.suffix in TEXT_SUFFIXES and name.is_file() else {}
+        prompt, label = row.get(args.data.input_key), row.get(args.data.label_key)
+    except (UnreadableDataset, ValueError, StopIteration, AttributeError):
+        row, prompt, label = {}, None, None
+    return json.dumps([row, prompt if isinstance(prompt, str) else None, label])
+
+
+@cache
+def _tried(path: str, first: str) -> Probe:
+    """Load a reward file and call its function once, in a process of its own."""
+    command = [sys.executable, "-c", PROBE, json.dumps([path, *json.loads(first)])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=REWARD_FILE_SECONDS)
+    except subprocess.TimeoutExpired as late:
+        if LOADED in str(late.stdout or ""):
+            return Probe()  # a function that takes its time
+        return Probe(f"does not import within {REWARD_FILE_SECONDS} s; move slow work into the function")
+    lines = done.stdout.rstrip().splitlines() or [""]
+    if lines[-1].startswith(CALLED):
+        return Probe(log_keys=tuple(json.loads(lines[-1].removeprefix(CALLED))))
+    if done.returncode == 0 and lines[-1] == LOADED:
+        return Probe()
+    said = done.stderr.strip().splitlines() or [f"it ends the process with exit code {done.returncode}"]
+    if LOADED not in lines:
+        return Probe(f"does not import ({said[-1]}); it must define reward_func(queries, prompts, labels)")
+    if not _is_defect(said[-1]):
+        return Probe()  # a server that is not up yet, say: at run time it is an unknown verdict
+    return Probe(f"the function fails on the first prompt ({said[-1]}); repair it")
+
+
+def _is_defect(line: str) -> bool:
+    """Whether the last line of a traceback names an error of Python itself that is not of the machine or network."""
+    kind = getattr(builtins, line.partition(":")[0].strip(), None)
+    return isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, OSError)
 
 
 def _agent_file(path: str) -> Iterator[str]:

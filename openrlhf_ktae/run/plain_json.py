@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Return the value that `text` says.
+def parse_json(text: str | bytes, exact: bool = False) -> Any:
+    """Return the value that `text` says; with `exact`, a number that no float can hold stays the text it was.
 
     Raises:
         ValueError: it is no JSON, is nested too deeply, or holds a number of thousands of digits.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=_exact_float if exact else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _exact_float(text: str) -> float | str:
+    value = float(text)
+    return value if Decimal(text) == Decimal(repr(value)) else text

@@ -20,6 +20,7 @@ import torch
 
 from openrlhf_ktae.preflight.prompt_files import short
 from openrlhf_ktae.run.plain_json import parse_json
+from openrlhf_ktae.verifier.formats import response_text
 
 DIRECTORY = "rollouts"
 PREFIX = "step-"
@@ -187,7 +188,7 @@ def _row(credit: Credit, row: int, tokenizer: Any, text: TokenTexts) -> dict[str
     return {
         "prompt": credit.prompts[row],
         "label": str(credit.labels[row]),
-        "response": tokenizer.decode(ids, skip_special_tokens=True),
+        "response": response_text(tokenizer, ids),
         "score": float(credit.scores_B[row]),
         "reward": float(credit.rewards_B[row]),
         "prompt_ids": before,

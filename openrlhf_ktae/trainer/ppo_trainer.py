@@ -15,6 +15,7 @@ from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer, reason_of
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
+from openrlhf_ktae.trainer.ppo_utils import prompts
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
@@ -38,10 +39,13 @@ class KTAEPPOTrainer(
         # The host resolves both names as globals of its module when it builds the trainer.
         host.RemoteExperienceMaker = KTAEExperienceMaker
         host.SamplesGenerator = KTAESamplesGenerator
+        prompts.use_in_this_process()
         super().__init__(pretrain, strategy, *args, **kwargs)
+        self.note_all(prompts.notes_of(self.prompts_dataloader, self.eval_dataloader))
         self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
         self.samples_generator.send_weights = self.send_weights
         self.samples_generator.end_order = self.end_order
+        self.samples_generator.note = self.record.note
         self.experience_maker.note = self.record.note
 
     def fit(self, global_step: int = 0) -> None:

@@ -26,7 +26,9 @@ from openrlhf_ktae.faults.engines import (
 from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer, reason_of
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.directory import resumes
+from openrlhf_ktae.run.record import RunRecord
 from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
+from openrlhf_ktae.trainer.ppo_utils import prompts
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
@@ -45,10 +47,17 @@ class KTAEGenerateSamplesActor(_HostGenerator):
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
         seed_everything(strategy.args.train.seed)
         host.SamplesGenerator = KTAESamplesGenerator
+        prompts.use_in_this_process()
         self.stop_reason = ""
         self._evaluating = False
         super().__init__(pretrain, strategy, *args, **kwargs)
+        self.samples_generator.note = RunRecord(strategy.args.run.dir).note
+        self._notes = prompts.notes_of(self.prompts_dataloader, self.eval_dataloader)
         self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
+
+    def prompt_notes(self) -> list[str]:
+        """Return what a person should know of the prompts."""
+        return self._notes
 
     def _run_eval(self) -> dict[str, float]:
         """Evaluate as the host does; add accuracy and length with their intervals."""
@@ -166,8 +175,9 @@ class KTAEPPOTrainerAsync(_HostTrainer):
         ray.get(self.trainer_actor.close_trackers.remote())
 
     def _fit(self) -> None:
-        prompts = ray.get(self.generator_actor.number_of_prompts.remote())
-        ray.get(self.trainer_actor.record_plan.remote(prompts))
+        number = ray.get(self.generator_actor.number_of_prompts.remote())
+        ray.get(self.trainer_actor.record_plan.remote(number))
+        ray.get(self.trainer_actor.note_all.remote(ray.get(self.generator_actor.prompt_notes.remote())))
         if not resumes(self.args) and not self._evaluate_edge("before"):
             return
         state = ray.get(self.trainer_actor.saved_sampling_state.remote())

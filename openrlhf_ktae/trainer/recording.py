@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -79,6 +79,11 @@ class RecordingTrainer:
             limits = args.ktae.record_max_mb, args.ktae.record_groups
             self._rollout_recorder = RolloutRecorder(args.run.dir, args.ktae.record_rollouts, *limits, about)
         return self._rollout_recorder
+
+    def note_all(self, notes: Sequence[str]) -> None:
+        """Write what a person should know."""
+        for note in notes:
+            self.record.note(note)
 
     def record_plan(self, prompts: int) -> None:
         """Write how many steps the data allow, for the progress of the run; filtering can make them fewer."""

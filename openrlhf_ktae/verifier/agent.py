@@ -16,8 +16,8 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor
 
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verdict, Verifier, VerifierConfig
-from openrlhf_ktae.verifier.formats import keeps_format
-from openrlhf_ktae.verifier.user_reward import RewardFile
+from openrlhf_ktae.verifier.formats import keeps_format, opening_of, response_text
+from openrlhf_ktae.verifier.user_reward import HINT, RewardFile, label_and_row
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +53,14 @@ class AgentExecutor(SingleTurnAgentExecutor):
         images: Any = None,
     ) -> dict[str, Any]:
         """Generate as the host does, then put `reward`, `scores` and `extra_logs` on its output."""
+        labelled, (label, _) = label, label_and_row(label)
         output = await super().execute(
             prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=images
         )
         tokens = output["observation_tokens"]
         start, end = output["action_ranges"][-1]
-        response = hf_tokenizer.decode(tokens[start:end], skip_special_tokens=True)
+        completion = response_text(hf_tokenizer, tokens[start:end])
+        response = opening_of(prompt) + completion
         if self._file is None:
             verdict = await self._checked(label, response)
             score = float(verdict.status == CORRECT)
@@ -66,9 +68,10 @@ class AgentExecutor(SingleTurnAgentExecutor):
             logs: dict[str, float] = {}
         else:
             query = hf_tokenizer.decode(tokens, skip_special_tokens=False)
-            given = await self._file.grade(query, prompt, label)
+            given = await self._file.grade(query, prompt, labelled, completion)
             verdict = _verdict_of(given.failure, given.score, label)
             reward, score, logs = given.reward, given.score, given.logs
+            output[HINT] = given.hint
         output.update(self.reward_fields(verdict, reward, score, response, logs))
         self._watch(verdict)
         return output

@@ -13,6 +13,7 @@ from .reading.clean import restore_escapes
 
 MAX_BOX = 65536  # characters; a box that does not close within them is taken as malformed
 PHRASE = "final answer is"
+HASHES = "####"
 PHRASE_WINDOW = 2000  # characters at the end of the response in which the phrase is looked for
 MAX_PHRASE_ANSWER = 400
 _BOX_START = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
@@ -31,14 +32,24 @@ class Extraction:
     reason: str = ""
 
 
-def extract_answer(response: str, answer_format: str = "auto") -> Extraction:
-    r"""The answer of a response. `answer_format`: `auto` (box, else tags, else phrase), `box` or `tags` alone."""
+def extract_answer(response: str, answer_format: str = "auto", gold: object = "") -> Extraction:
+    r"""The answer of a response. `answer_format`: `auto` (box, else tags, else phrase), `box` or `tags` alone.
+
+    Where the gold is of GSM8K's form (`#### 18`), a last line of that form is an answer too.
+    """
     response = response.replace("\x08oxed", "\\boxed")  # a JSON reader took backslash and b for a control character
     if answer_format == "tags":
         return tagged(response) or Extraction(None, "no answer tag")
     if answer_format == "box" or "\\boxed" in response or "\\fbox" in response:
         return boxed(response)
-    return tagged(response) or stated(response) or Extraction(None, "no boxed answer")
+    hashed = HASHES in gold and _hashed(response) if isinstance(gold, str) else None
+    return tagged(response) or hashed or stated(response) or Extraction(None, "no boxed answer")
+
+
+def _hashed(response: str) -> Extraction | None:
+    """What follows the last `####` on its line, or None if there is none."""
+    _, hashes, rest = response.rpartition(HASHES)
+    return _found(rest.strip().partition("\n")[0][:MAX_PHRASE_ANSWER], "empty answer") if hashes else None
 
 
 def boxed(response: str) -> Extraction:

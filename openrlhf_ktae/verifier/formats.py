@@ -1,8 +1,45 @@
-"""Does a response keep the format that was asked for? Counting only; no parsing, linear time."""
+"""The text of a response that is judged, and whether it keeps the format that was asked for.
+
+Counting only; no parsing, linear time.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+_OPENING = re.compile(r"(?:<\w+>|\\(?:boxed|fbox)\{)\s*$")
+OPENING_CHARACTERS = 100  # at the end of a prompt, in which a tag that it opens is looked for
+
+
+def response_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Return the text of the generated `ids` without the tokens that end, pad or begin a sequence.
+
+    Other tokens that a tokenizer calls special stay: `<answer>` or `</think>` may be among them.
+    """
+    control = _control_ids(tokenizer.name_or_path, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    control |= {tokenizer.bos_token_id}
+    return tokenizer.decode([one for one in ids if one not in control], skip_special_tokens=False)
+
+
+@lru_cache(maxsize=16)
+def _control_ids(model: str, *known: int | None) -> frozenset[int | None]:
+    """Return `known` and the ids at which the model's generation configuration ends a response."""
+    from transformers import GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(model).eos_token_id
+    except Exception:  # a model without one, or a tokenizer of unknown origin
+        ends = None
+    return frozenset((*known, *(ends if isinstance(ends, list) else [ends])))
+
+
+def opening_of(prompt: str) -> str:
+    r"""Return the end of a prompt that belongs to the response: a tag (`<think>`) or `\boxed{` that it leaves open."""
+    found = _OPENING.search(prompt[-OPENING_CHARACTERS:])
+    return found[0] if found else ""
 
 
 def keeps_format(response: str, require_tags: Sequence[str], require_single_answer: bool) -> bool:

@@ -1,13 +1,21 @@
-"""A user's own `reward_func(queries, prompts, labels)`, kept from killing the run.
+"""A user's own reward function, kept from killing the run.
 
-The host swallows its exceptions and dies three steps later of a missing reward. Here an exception, a call that takes
-too long or a result of the wrong kind is an unknown verdict, and its traceback is logged once.
+Three kinds are taken as they are, told apart by the names of their parameters:
+
+    reward_func(queries, prompts, labels)                    OpenRLHF: a dict with `rewards`, `scores`, `extra_logs`
+    f(prompts, completions, **columns)                       TRL: a list of numbers
+    compute_score(data_source, solution_str, ground_truth)   verl: a number, or a dict with `score`
+
+Each call gets one rollout. The host swallows exceptions and dies three steps later of a missing reward. Here an
+exception, a call that takes too long or a result of the wrong kind is an unknown verdict, and its traceback reaches the
+record of the run once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
+import inspect
 import logging
 import math
 import sys
@@ -18,23 +26,49 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
 MODULE_NAME = "reward_func"  # as the host names it; registered, so that functions of the file can be pickled
-MAX_LOGGED = 5  # different tracebacks
+HINT = "hint"  # key of an engine's answer: what the author of the reward function should know
+MAX_HINTS = 5  # different messages, tracebacks among them
+PARAMETERS = {"completions": "trl", "solution_str": "verl"}  # name of a parameter -> whose kind of function has it
 THREADS = 32  # calls at the same time; a call that never returns keeps its thread
+
+
+class LabelledRow(NamedTuple):
+    """A label on its way to the reward function, with all columns of its row."""
+
+    label: Any
+    row: Mapping[str, Any]
+
+
+def label_and_row(label: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Return a label and the columns that travel with it, if any do."""
+    return (label.label, label.row) if isinstance(label, LabelledRow) else (label, {})
 
 
 @dataclass(frozen=True)
 class UserReward:
-    """What one call gave. `failure` is empty if it gave a finite reward."""
+    """What one call gave. `failure` is empty if it gave a finite reward; `hint` is for the author, said once."""
 
     reward: float
     score: float
     logs: dict[str, float]
     failure: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One rollout as a reward function gets it."""
+
+    query: str
+    prompt: Any
+    response: str
+    label: Any
+    row: Mapping[str, Any]
 
 
 class RewardFile:
@@ -42,27 +76,29 @@ class RewardFile:
 
     def __init__(self, path: str, timeout_s: float, log_keys: Sequence[str] = ()) -> None:
         """Load the file. Raises ValueError with the file's traceback if it cannot be loaded."""
-        self._function = _load(path).reward_func
+        self._function = find_function(_load(path), path)
         self._timeout_s = timeout_s
         self._log_keys = tuple(log_keys)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="reward_func")
-        self._logged: set[str] = set()
+        self._given: set[str] = set()
         self._ended = 0
 
-    async def grade(self, query: str, prompt: Any, label: Any) -> UserReward:
-        """Reward of one rollout: the function gets lists of length one, as from the host."""
+    async def grade(self, query: str, prompt: Any, label: Any, response: str = "") -> UserReward:
+        """Reward of one rollout; `label` may be a `LabelledRow`."""
         loop, started = asyncio.get_running_loop(), asyncio.Event()
         begin = partial(loop.call_soon_threadsafe, started.set)
-        call = loop.run_in_executor(self._threads, self._call, begin, query, prompt, label)
+        call = loop.run_in_executor(
+            self._threads, self._call, begin, Call(query, prompt, response, *label_and_row(label))
+        )
         if not await self._starts(started):
             call.cancel()
             return self._failed(
-                f"no call of reward_func has ended for {self._timeout_s} s, and {THREADS} are under way"
+                f"no call of the reward function has ended for {self._timeout_s} s, and {THREADS} are under way"
             )
         try:
             return self._read(await asyncio.wait_for(asyncio.shield(call), self._timeout_s))
         except TimeoutError:
-            return self._failed(f"reward_func took longer than {self._timeout_s} s")
+            return self._failed(f"the reward function took longer than {self._timeout_s} s")
         except Exception:
             return self._failed(traceback.format_exc())
 
@@ -76,41 +112,117 @@ class RewardFile:
                 if self._ended == ended:
                     return False
 
-    def _call(self, begin: Callable[[], Any], query: str, prompt: Any, label: Any) -> Any:
+    def _call(self, begin: Callable[[], Any], one: Call) -> Any:
         """In a thread: not even `exit()` gets out of it as more than an error."""
         begin()
         try:
-            return self._function([query], [prompt], [label])
+            return called(self._function, one)
         except SystemExit as error:
-            raise RuntimeError(f"reward_func raised {error!r}") from error
+            raise RuntimeError(f"the reward function raised {error!r}") from error
         finally:
             self._ended += 1
 
     def _read(self, result: Any) -> UserReward:
-        if not isinstance(result, Mapping) or "rewards" not in result:
-            raise TypeError(f"reward_func must return a dict with the key 'rewards', not {str(result)[:200]!r}")
-        reward = as_float(result["rewards"])
-        given = result.get("scores")
-        score = reward if given is None else as_float(given)
-        if not math.isfinite(reward) or not math.isfinite(score):
-            raise ValueError(f"reward_func returned the reward {reward} and the score {score}")
-        extra = result.get("extra_logs") or {}
+        reward, score, extra = read_result(result, kind_of(self._function))
         undeclared = sorted(set(extra) - set(self._log_keys))
+        hints = []
         if undeclared:
-            self._log_once(
-                f"extra_logs of reward_func are not in the metrics: {', '.join(undeclared)}. Name them in "
+            hints.append(
+                f"extra_logs of the reward function are not in the metrics: {', '.join(undeclared)}. Name them in "
                 "--verifier.reward_log_keys; the host needs the same keys from every rollout."
             )
-        return UserReward(reward, score, {key: as_float(extra.get(key, 0.0)) for key in self._log_keys})
+        logs = {}
+        for key in self._log_keys:
+            logs[key], known = _number(extra.get(key, 0.0))
+            if not known:
+                hints.append(f"extra_logs[{key!r}] of the reward function is {extra[key]!r}; it counts as 0")
+        return UserReward(reward, score, logs, hint=self._once("\n".join(hints)))
 
     def _failed(self, failure: str) -> UserReward:
-        self._log_once(f"reward_func failed; the verdict is unknown. Logged once:\n{failure}")
-        return UserReward(0.0, 0.0, dict.fromkeys(self._log_keys, 0.0), failure)
+        hint = self._once(f"the reward function failed; the verdict is unknown. Said once:\n{failure}")
+        return UserReward(0.0, 0.0, dict.fromkeys(self._log_keys, 0.0), failure, hint)
 
-    def _log_once(self, message: str) -> None:
-        if message not in self._logged and len(self._logged) < MAX_LOGGED:
-            self._logged.add(message)
-            logger.error(message)
+    def _once(self, hint: str) -> str:
+        """Return a message the first time, and log it."""
+        if not hint or hint in self._given or len(self._given) >= MAX_HINTS:
+            return ""
+        self._given.add(hint)
+        logger.error(hint)
+        return hint
+
+
+def kind_of(function: Callable[..., Any]) -> str:
+    """Return `trl`, `verl` or `openrlhf`: whose kind of reward function it is, by the names of its parameters."""
+    try:
+        names = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return "openrlhf"
+    return next((kind for name, kind in PARAMETERS.items() if name in names), "openrlhf")
+
+
+def called(function: Callable[..., Any], one: Call) -> Any:
+    """Call a reward function of any kind on one rollout."""
+    kind = kind_of(function)
+    if kind == "trl":
+        columns = {name: [value] for name, value in one.row.items() if name not in ("prompts", "completions")}
+        result = function(**_taken(function, {**columns, "prompts": [one.prompt], "completions": [one.response]}))
+    elif kind == "verl":
+        row = one.row
+        known = {
+            "data_source": row.get("data_source", row.get("datasource", "default")),
+            "solution_str": one.response,
+            "ground_truth": one.label,
+            "extra_info": row.get("extra_info") or {},
+        }
+        result = function(**_taken(function, known))
+    else:
+        result = function([one.query], [one.prompt], [one.label])
+    return asyncio.run(result) if inspect.iscoroutine(result) else result
+
+
+def _taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a function has parameters for; all where it takes any."""
+    parameters = inspect.signature(function).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def read_result(result: Any, kind: str) -> tuple[float, float, Mapping[str, Any]]:
+    """Return reward, score and `extra_logs` of one rollout from what a reward function of a kind returned.
+
+    Raises:
+        TypeError: it is not of the form that the kind returns.
+        ValueError: reward or score are not finite.
+    """
+    extra: Mapping[str, Any] = {}
+    if kind == "openrlhf":
+        if not isinstance(result, Mapping) or "rewards" not in result:
+            raise TypeError(f"reward_func must return a dict with the key 'rewards', not {str(result)[:200]!r}")
+        reward, given, extra = result["rewards"], result.get("scores"), result.get("extra_logs") or {}
+    elif kind == "verl" and isinstance(result, Mapping):
+        if "score" not in result:
+            raise TypeError(f"compute_score must return a number or a dict with 'score', not {str(result)[:200]!r}")
+        reward, given = result["score"], None
+        extra = {name: value for name, value in result.items() if name != "score" and _number(value)[1]}
+    else:
+        reward, given = result, None
+    if isinstance(reward, (Mapping, str)) or reward is None:
+        raise TypeError(f"the reward must be a number, not {str(reward)[:200]!r}")
+    reward = as_float(reward)
+    score = reward if given is None else as_float(given)
+    if not math.isfinite(reward) or not math.isfinite(score):
+        raise ValueError(f"the reward function returned the reward {reward} and the score {score}")
+    return reward, score, extra
+
+
+def _number(value: Any) -> tuple[float, bool]:
+    """Return a figure for the metrics, and whether `value` is one; else 0."""
+    try:
+        number = as_float(value)
+    except (TypeError, ValueError):
+        return 0.0, False
+    return (number, True) if math.isfinite(number) else (0.0, False)
 
 
 def as_float(value: Any) -> float:
@@ -136,6 +248,23 @@ def _load(path: str) -> ModuleType:
         raise ValueError(
             f"verifier option reward_file = {path!r} cannot be loaded:\n{traceback.format_exc()}"
         ) from error
-    if not callable(getattr(module, "reward_func", None)):
-        raise ValueError(f"verifier option reward_file = {path!r} defines no reward_func(queries, prompts, labels)")
     return module
+
+
+def find_function(module: ModuleType, path: str) -> Callable[..., Any]:
+    """Return the reward function of a file: `reward_func`, `compute_score`, or its one function of TRL's kind.
+
+    Raises:
+        ValueError: there is none, or several could be meant.
+    """
+    for name in (MODULE_NAME, "compute_score"):
+        if callable(function := getattr(module, name, None)):
+            return function
+    own = [one for one in vars(module).values() if inspect.isfunction(one) and one.__module__ == module.__name__]
+    found = [one for one in own if kind_of(one) == "trl"]
+    if len(found) == 1:
+        return found[0]
+    raise ValueError(
+        f"verifier option reward_file = {path!r} defines no reward_func(queries, prompts, labels), "
+        "compute_score(data_source, solution_str, ground_truth), or one f(prompts, completions, **columns); add one"
+    )

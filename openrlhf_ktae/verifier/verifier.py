@@ -74,7 +74,7 @@ class Verifier:
         """A future of the Verdict: done at once where no worker is needed."""
         begun = time.monotonic()
         golds = gold_forms(gold)
-        found = extract_answer(response, self.config.answer_format)
+        found = extract_answer(response, self.config.answer_format, gold)
         result: Future = Future()
 
         def finish(status: str, reason: str, detail: str = "", seconds: float | None = None) -> Future:

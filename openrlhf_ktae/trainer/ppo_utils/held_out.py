@@ -18,7 +18,7 @@ from openrlhf_ktae.evaluation.summary import LENGTH, Table, Tally, ends_of
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG
 from openrlhf_ktae.verifier.extract import extract_answer
-from openrlhf_ktae.verifier.formats import keeps_format
+from openrlhf_ktae.verifier.formats import keeps_format, opening_of, response_text
 
 WITH_ENDS = ("accuracy", LENGTH)
 OF_ANSWERS = ("maj@", "format_rate", "answered_rate")
@@ -35,8 +35,8 @@ def answer_reader(args: SimpleNamespace, tokenizer: Any) -> Callable[[Experience
 
     def read(sample: Experience) -> Answer:
         acted = sample.action_mask[0].bool()
-        response = tokenizer.decode(sample.sequences[0, 1:][acted].tolist(), skip_special_tokens=True)
-        answer = extract_answer(response, config["answer_format"]).answer
+        response = opening_of(sample.prompts[0]) + response_text(tokenizer, sample.sequences[0, 1:][acted].tolist())
+        answer = extract_answer(response, config["answer_format"], sample.labels[0]).answer
         return answer, keeps_format(response, config["require_tags"], require_single_answer=True)
 
     return read

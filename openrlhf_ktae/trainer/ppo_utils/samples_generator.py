@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
+from openrlhf.trainer.ppo_utils import samples_generator as host
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.utils.logging_utils import init_logger
+from vllm import SamplingParams
 
 from openrlhf_ktae.run.batches import rollout_unit, trainable
 from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts
@@ -21,6 +24,13 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
 
     last_eval: dict[str, float]
     dropped_rollouts = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.rollout.stop:  # the host makes the parameters of a request and looks their class up as a global
+            host.SamplingParams = partial(
+                SamplingParams, stop=list(self.args.rollout.stop), include_stop_str_in_output=True
+            )
 
     def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
         """Generate as the host does; leave out rollouts of the last, short batch that no step can divide."""

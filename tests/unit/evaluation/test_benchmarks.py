@@ -13,6 +13,7 @@ import yaml
 from openrlhf_ktae.cli.eval import main
 from openrlhf_ktae.evaluation.benchmarks import load, registry
 from openrlhf_ktae.evaluation.templates import template
+from openrlhf_ktae.verifier.formats import opening_of
 
 ROWS = {"aime24": 30, "amc": 83, "math500": 500, "minerva": 272, "olympiadbench": 675}
 
@@ -41,7 +42,7 @@ def test_templates(tmp_path):
         assert problem in template(name, None).fill(problem)
     assert template("none", None).fill(problem) == problem
     r1 = template("r1", None)
-    assert r1.fill(problem).endswith(r1.opening)
+    assert opening_of(r1.fill(problem)) == "<think>"
     assert r1.require_tags == ("think", "answer")
     path = tmp_path / "mine.txt"
     path.write_text("Q: {problem}\nA:")

@@ -25,9 +25,8 @@ from openrlhf_ktae.evaluation.pairing import problem_scores
 from openrlhf_ktae.evaluation.rescoring import rescore
 from openrlhf_ktae.evaluation.run_outcomes import BadRun, common_budget, outcomes, read_run
 from openrlhf_ktae.evaluation.summary import summarize
-from openrlhf_ktae.plan.golds import _rows as gold_rows
 from openrlhf_ktae.plan.shape import model_shape
-from openrlhf_ktae.preflight.prompt_files import UnreadableDataset, look
+from openrlhf_ktae.preflight.prompt_files import UnreadableDataset, look, text_rows
 from openrlhf_ktae.run.record import METRICS_FILE
 from openrlhf_ktae.run.rollout_record import COLUMNS, METADATA_KEY, BadRecord, read_groups
 
@@ -120,7 +119,7 @@ def test_what_was_accepted_as_prompts_gives_golds(data, folder):
         look(str(path))
     except UnreadableDataset:
         return
-    assert all(isinstance(row, dict) for row in gold_rows(path))
+    assert all(isinstance(row, dict) for row in text_rows(path))
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -1,4 +1,9 @@
-"""The fast version against the literal loops: random batches, odd inputs, every option; over 10,000 examples."""
+"""The fast version against the literal loops: random batches, odd inputs, every option.
+
+Over 10,000 examples with KTAE_TEST_ALL, a tenth of them without.
+"""
+
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ from ktae_batches import VARIANTS, advantages, literal, random_batch, random_con
 from openrlhf_ktae.ktae import KTAEConfig
 
 TOLERANCE = 1e-6
+SHARE = 10 if "KTAE_TEST_ALL" in os.environ else 1
 QUICK = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
@@ -21,7 +27,7 @@ def assert_equal(batch, config, special=()):
     assert np.abs(fast - slow).max(initial=0.0) <= TOLERANCE * np.maximum(1.0, np.abs(slow)).max(initial=1.0)
 
 
-@settings(max_examples=9500, **QUICK)
+@settings(max_examples=950 * SHARE, **QUICK)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_equal_on_random_batches_and_options(seed):
     rng = np.random.default_rng(seed)
@@ -31,7 +37,7 @@ def test_equal_on_random_batches_and_options(seed):
 SCORES = st.sampled_from([0.0, 1.0, float("nan"), 0.5, -1.0])
 
 
-@settings(max_examples=600, **QUICK)
+@settings(max_examples=60 * SHARE, **QUICK)
 @given(
     variant=st.sampled_from(VARIANTS),
     ids=arrays(np.int64, (6, 5), elements=st.integers(0, 2**31)),

@@ -14,7 +14,7 @@ import pytest
 from openrlhf_ktae.preflight import hub
 from openrlhf_ktae.preflight.data_columns import data_problems
 from openrlhf_ktae.preflight.preflight import batch_problems, parallel_problems
-from openrlhf_ktae.preflight.user_code import judge_problems
+from openrlhf_ktae.preflight.user_code import _tried, judge_problems, log_keys
 from openrlhf_ktae.run.batches import data_ranks, models, trainable
 
 ROW = '{"input": "1 + 1 :", "label": "2"}\n'
@@ -173,8 +173,35 @@ def test_a_judge_of_the_user_is_accepted(name, tmp_path):
         verifier=SimpleNamespace(config={"reward_file": reward_file}, enable=name in JUDGES),
         train=SimpleNamespace(agent_func_path=agent),
         reward=SimpleNamespace(remote_url=None),
+        data=SimpleNamespace(prompt_dataset=None, input_key="input", label_key="label"),
     )
     assert list(judge_problems(args)) == []
+
+
+def test_the_first_call_of_a_reward_function_gives_the_names_of_its_figures(tmp_path):
+    source = (
+        "def reward_func(queries, prompts, labels):\n    return {'rewards': [1.0], 'extra_logs': {'words': 3, 'a': 1}}"
+    )
+    (tmp_path / "reward.py").write_text(source)
+    (tmp_path / "rows.jsonl").write_text(ROW)
+
+    def keys(**config):
+        return log_keys(
+            SimpleNamespace(
+                verifier=SimpleNamespace(config={"reward_file": str(tmp_path / "reward.py"), **config}),
+                data=SimpleNamespace(prompt_dataset=str(tmp_path / "rows.jsonl"), input_key="input", label_key="label"),
+            )
+        )
+
+    assert keys(reward_log_keys=()) == ("a", "words")
+    assert keys(reward_log_keys=("a",)) == ("a",), "what the user names is what counts"
+
+
+def test_a_reward_that_waits_for_a_server_is_not_called_a_defect(tmp_path):
+    lines = ["def reward_func(queries, prompts, labels):", "    raise ConnectionRefusedError('not up yet')"]
+    (tmp_path / "reward.py").write_text("\n".join(lines))
+    first = '[{"input": "1"}, "1", "2"]'
+    assert _tried(str(tmp_path / "reward.py"), first).problem == ""
 
 
 INTERRUPTED = """

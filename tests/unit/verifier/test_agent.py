@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from openrlhf_ktae.verifier import Verdict, VerifierConfig
 from openrlhf_ktae.verifier.config import CONFIG_VARIABLE
+from openrlhf_ktae.verifier.user_reward import HINT, LabelledRow
 
 KEYS = {
     "verifier_correct",
@@ -250,6 +251,7 @@ def test_its_failures_are_unknown_and_logged_once(agent, tokenizer, reward_file,
         assert output["reward"] == 0.0 and math.isnan(output["scores"])
         assert set(output["extra_logs"]) == KEYS | {"mine"}
     assert len(caplog.records) == 1 and message in caplog.text
+    assert sum(message in output[HINT] for output in outputs) == 1, "the console hears of it once"
 
 
 @pytest.mark.parametrize(
@@ -288,4 +290,116 @@ def test_waiting_for_a_free_thread_is_not_the_calls_own_time(tmp_path, monkeypat
     slow, other, waiting = asyncio.run(grades(3.0, 3.0, 0.0))
     assert "took longer than 0.5 s" in slow.failure
     assert "took longer than 0.5 s" in other.failure
-    assert "no call of reward_func has ended for 0.5 s, and 2 are under way" in waiting.failure
+    assert "no call of the reward function has ended for 0.5 s, and 2 are under way" in waiting.failure
+
+
+ROW = {"input": PROMPT, "label": "5", "answer": "5", "level": 3, "extra_info": {"index": 1}, "data_source": "sums"}
+# What users of other libraries bring: its text, reward of the response "so 5", reward of "so 6", keys to log.
+FOREIGN = {
+    "trl": (
+        "def reward_func(prompts, completions, answer, **kwargs):\n"
+        "    assert kwargs['level'] == [3]\n"
+        "    return [float(a in c) for c, a in zip(completions, answer)]",
+        (1.0, 0.0),
+        {},
+    ),
+    "trl_named": (
+        "def accuracy(completions, answer):\n    return [float(answer[0] in completions[0])]",
+        (1.0, 0.0),
+        {},
+    ),
+    "trl_async": (
+        "async def accuracy(completions, answer, **kwargs):\n    return [float(answer[0] in completions[0])]",
+        (1.0, 0.0),
+        {},
+    ),
+    "verl": (
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n"
+        "    assert (data_source, extra_info) == ('sums', {'index': 1})\n"
+        "    return ground_truth in solution_str",
+        (1.0, 0.0),
+        {},
+    ),
+    "verl_dict": (
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):\n"
+        "    return {'score': 2.0 * (ground_truth in solution_str), 'length': len(solution_str), 'pred': 'x'}",
+        (2.0, 0.0),
+        {"length": 4.0},
+    ),
+    "openrlhf": (
+        "def reward_func(queries, prompts, labels, **kwargs):\n"
+        "    return {'rewards': [float(labels[0] in queries[0][len(prompts[0]):])]}",
+        (1.0, 0.0),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_reward_functions_of_other_libraries_work_as_they_are(agent, tokenizer, tmp_path, name):
+    source, rewards, logs = FOREIGN[name]
+    (tmp_path / "reward.py").write_text(source)
+    executor = agent(reward_file=str(tmp_path / "reward.py"), reward_log_keys=list(logs))
+    outputs = rollouts(executor, tokenizer, *((LabelledRow("5", ROW), text) for text in ("so 5", "so 6")))
+    assert tuple(output["reward"] for output in outputs) == rewards
+    for output in outputs:
+        assert output["label"] == "5" and output["extra_logs"]["verifier_unknown"] == 0.0
+        assert {key: output["extra_logs"][key] for key in logs} == logs
+
+
+@pytest.mark.parametrize("value", ["None", "float('nan')", "'text'", "[]", "{}"])
+def test_a_log_entry_that_is_no_number_leaves_the_verdict_alone(agent, tokenizer, tmp_path, value):
+    source = f"def reward_func(q, p, l):\n    return {{'rewards': [1.0], 'extra_logs': {{'kept': {value}}}}}"
+    (tmp_path / "reward.py").write_text(source)
+    output = one(agent(reward_file=str(tmp_path / "reward.py"), reward_log_keys=["kept"]), tokenizer, "5", "so 5")
+    assert output["reward"] == 1.0 and output["extra_logs"]["verifier_unknown"] == 0.0
+    assert output["extra_logs"]["kept"] == 0.0 and "extra_logs['kept']" in output[HINT]
+
+
+@pytest.fixture(scope="module")
+def tagged(tokenizer):
+    """The tokenizer with tags that are special tokens, and an end of its own."""
+    import copy
+
+    tagged = copy.deepcopy(tokenizer)
+    tags = ["<answer>", "</answer>", "<think>", "</think>", "<eos>"]
+    tagged.add_special_tokens({"eos_token": "<eos>", "additional_special_tokens": tags[:-1]})
+    return tagged
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response"),
+    [
+        (PROMPT, "<think>hm</think><answer>5</answer><eos>"),
+        (PROMPT + "<think>", "hm</think><answer>5</answer><eos>"),
+        (PROMPT + "<think>\n", "hm</think> <answer>5</answer>"),
+    ],
+)
+def test_tags_that_are_special_tokens_or_opened_by_the_prompt_count(agent, tagged, prompt, response):
+    executor = agent(require_tags=["think", "answer"], format_reward=0.5)
+    params = SimpleNamespace(max_tokens=100, logprobs=None)
+    output = asyncio.run(executor.execute(prompt, "5", params, 100000, tagged, Script(tagged, [response])))
+    assert output["extra_logs"]["verifier_format"] == 1.0 and output["reward"] == 1.5
+
+
+def test_a_box_that_the_prompt_opens_holds_the_answer(agent, tokenizer):
+    executor, params = agent(), SimpleNamespace(max_tokens=100, logprobs=None)
+    script = Script(tokenizer, ["5}"])
+    output = asyncio.run(executor.execute(PROMPT + r"\boxed{", "5", params, 100000, tokenizer, script))
+    assert output["scores"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gold", "response", "score"),
+    [
+        ("9 + 9 = <<9+9=18>>18\n#### 18", "9 and 9 are\n#### 18", 1.0),
+        ("#### 1,800", "so\n#### 1800", 1.0),
+        ("#### 18", "so\n#### 18\nThat is all.", 1.0),
+        ("#### 18", "#### 17\n\n#### 18", 1.0),
+        ("#### 18", "so\n#### 17", 0.0),
+        ("#### 18", r"#### 17 \boxed{18}", 1.0),
+        ("18", "so\n#### 18", 0.0),
+    ],
+)
+def test_answers_after_hashes_count_where_the_gold_has_them(agent, tokenizer, gold, response, score):
+    assert one(agent(), tokenizer, gold, response)["scores"] == score
