@@ -27,6 +27,8 @@ STEP_CURVES = {
     "rollout/response_length_mean": "response length (tokens)",
     "entropy_loss": "entropy",
     "kl": "KL to the reference",
+    "mismatch/mean": "log-probability gap between trainer and sampler (mean)",
+    "mismatch/p99": "log-probability gap between trainer and sampler (99th percentile)",
     "ktae/mixed_group_share": "share of mixed groups",
     "ktae/mean_abs_k": "mean |K|",
     "dynamic_filtering_pass_rate": "pass rate of filtering (%)",

@@ -7,6 +7,7 @@ gradient is that of log pi. The host runs a pass over the whole batch for it, a 
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,13 +30,47 @@ def left_out(action_masks: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 class UpdateLogProbs(torch.nn.Module):
-    """The host's policy loss; where old log-probabilities were left out, those of this pass are the old ones."""
+    """The host's policy loss; where old log-probabilities were left out, those of this pass are the old ones.
+
+    `mismatch` describes the last call: how far the sampler's log-probabilities are from the old ones.
+    """
 
     def __init__(self, loss: torch.nn.Module) -> None:
         super().__init__()
         self.loss = loss
+        self.mismatch: dict[str, torch.Tensor] = {}
 
-    def forward(self, log_probs: torch.Tensor, old_log_probs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return the host's loss and its figures; `log_probs` and `old_log_probs` are (rollouts, T)."""
+    def forward(
+        self,
+        log_probs: torch.Tensor,
+        old_log_probs: torch.Tensor,
+        *args: Any,
+        rollout_log_probs: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return the host's loss and its figures; log-probabilities are (rollouts, T)."""
         old_log_probs = torch.where(torch.isnan(old_log_probs), log_probs.detach(), old_log_probs)
-        return self.loss(log_probs, old_log_probs, *args, **kwargs)
+        self.mismatch = {}
+        if rollout_log_probs is not None:
+            self.mismatch = mismatch(old_log_probs, rollout_log_probs, kwargs["action_mask"])
+        return self.loss(log_probs, old_log_probs, *args, rollout_log_probs=rollout_log_probs, **kwargs)
+
+
+@torch.no_grad()
+def mismatch(old_BT: torch.Tensor, sampled_BT: torch.Tensor, action_mask_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return |log p of the trainer - log p of the sampler| over action tokens, in nats, as scalars; 0 where none acted.
+
+    `mismatch/mean`, `mismatch/p99` (99th percentile) and `mismatch/quarter1` to `4`: the mean by position in the
+    response. The first thing to look at when a run collapses: engine and trainer should differ by rounding alone.
+    """
+    acted_BT = action_mask_BT.bool()
+    gaps_BT = (old_BT - sampled_BT).abs().float().masked_fill(~acted_BT, 0.0)
+    position_BT = acted_BT.cumsum(dim=-1) - 1
+    quarter_BT = (4 * position_BT) // acted_BT.sum(dim=-1, keepdim=True).clamp(min=1)
+    gaps = gaps_BT[acted_BT]
+    highest = gaps.kthvalue(max(1, math.ceil(0.99 * len(gaps)))).values if len(gaps) else gaps_BT.new_zeros(())
+    figures = {"mismatch/mean": gaps.sum() / max(len(gaps), 1), "mismatch/p99": highest}
+    for quarter in range(4):
+        chosen_BT = acted_BT & (quarter_BT == quarter)
+        figures[f"mismatch/quarter{quarter + 1}"] = gaps_BT[chosen_BT].sum() / chosen_BT.sum().clamp(min=1)
+    return figures

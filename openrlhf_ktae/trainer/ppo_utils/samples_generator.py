@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from openrlhf.trainer.ppo_utils import samples_generator as host
@@ -27,10 +26,15 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.args.rollout.stop:  # the host makes the parameters of a request and looks their class up as a global
-            host.SamplingParams = partial(
-                SamplingParams, stop=list(self.args.rollout.stop), include_stop_str_in_output=True
-            )
+        host.SamplingParams = self._parameters  # the host makes those of a request, and looks the class up as a global
+
+    def _parameters(self, **given: Any) -> SamplingParams:
+        """Return the host's parameters with stop texts; in training, log-probabilities are asked for too."""
+        if self._evaluated is None:
+            given["logprobs"] = 1
+        if self.args.rollout.stop:
+            given |= {"stop": list(self.args.rollout.stop), "include_stop_str_in_output": True}
+        return SamplingParams(**given)
 
     def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
         """Generate as the host does; leave out rollouts of the last, short batch that no step can divide."""

@@ -24,8 +24,8 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        host_loss: torch.nn.Module = self.actor_loss_fn  # type: ignore[has-type]
-        self.actor_loss_fn = UpdateLogProbs(host_loss)
+        host_loss: torch.nn.Module = self.actor_loss_fn
+        self.actor_loss_fn: UpdateLogProbs = UpdateLogProbs(host_loss)
         skip_nonfinite_updates(self.actor.model.optimizer)
 
     def ppo_train(self, kl_ctl: float) -> dict[str, Any]:
@@ -48,6 +48,8 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
             )
         info = normaliser(loss_batch_info, self.args, self.strategy.accumulated_gradient)
         status = super().training_step(experience, kl_ctl, step, info)
+        status["metrics"].update(self.actor_loss_fn.mismatch)
+        status["weights"].update(dict.fromkeys(self.actor_loss_fn.mismatch, "token"))
         if status["num_action_tokens"] == 0:
             status["num_action_tokens"] = NO_TOKENS
             tensors = {k: v for k, v in status["metrics"].items() if isinstance(v, torch.Tensor)}

@@ -45,6 +45,8 @@ class KTAERolloutActor(_HostRolloutActor):
     """The host's engine; without a seed in the request it is the host's."""
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
+        # Of the distribution that was sampled from, with its temperature: what the trainer computes.
+        kwargs["logprobs_mode"] = kwargs.get("logprobs_mode") or "processed_logprobs"
         leave_interrupts_to_the_driver()  # of this thread, which starts vLLM's core
         await super().__init__(*args, **kwargs)
         for name in ANSWERED_BY_THE_CORE:

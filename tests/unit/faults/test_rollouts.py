@@ -116,7 +116,8 @@ def host_engine(host, monkeypatch):
     for name in vllm_engine.ANSWERED_BY_THE_CORE:
         setattr(core, name, never)
 
-    async def init(self, agent):
+    async def init(self, agent, logprobs_mode):
+        assert logprobs_mode == "processed_logprobs"
         assert blocked, "the host starts the core in here, which inherits that SIGINT is blocked"
         self.executor, self.llm = agent, core
 

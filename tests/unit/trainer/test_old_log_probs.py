@@ -91,3 +91,25 @@ SIZES = "--rollout_batch_size 4 --train_batch_size 16".split()
 )
 def test_only_where_a_batch_is_one_update(module, words, rollouts, has_reference, expected):
     assert module.update_has_them(arguments(*SIZES, *words), rollouts, has_reference) is expected
+
+
+def test_the_gap_between_sampler_and_trainer_is_that_of_plain_loops(module):
+    _, _, mask, _, sampled = batch()
+    old = sampled + torch.linspace(-0.5, 0.5, B * T).reshape(B, T)
+    found = {name: float(value) for name, value in module.mismatch(old, sampled, mask).items()}
+    gaps, quarters = [], {1: [], 2: [], 3: [], 4: []}
+    for row in range(B):
+        places = [place for place in range(T) if mask[row, place]]
+        for number, place in enumerate(places):
+            gap = abs(float(old[row, place] - sampled[row, place]))
+            gaps.append(gap)
+            quarters[1 + 4 * number // len(places)].append(gap)
+    assert found["mismatch/mean"] == pytest.approx(sum(gaps) / len(gaps))
+    assert found["mismatch/p99"] == pytest.approx(max(gaps)), "of fewer than a hundred tokens it is the largest"
+    for quarter, values in quarters.items():
+        assert found[f"mismatch/quarter{quarter}"] == pytest.approx(sum(values) / max(len(values), 1))
+
+
+def test_a_batch_without_an_action_has_no_gap(module):
+    _, _, mask, _, sampled = batch()
+    assert all(float(value) == 0 for value in module.mismatch(sampled, sampled, mask * 0).values())

@@ -37,7 +37,8 @@ def generator(ray, *words):
     loader = DataLoader(rows, batch_size=1, collate_fn=lambda batch: tuple(list(c) for c in zip(*batch, strict=True)))
     log = []
     engines = [Engine(ray, log) for _ in range(ENGINES)]
-    tokenizer = SimpleNamespace(decode=lambda ids, **_: f"\\boxed{{{ids[-1]}}}")
+    no_ids = {"name_or_path": "", "eos_token_id": None, "pad_token_id": None, "bos_token_id": None}
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: f"\\boxed{{{ids[-1]}}}", **no_ids)
     return KTAESamplesGenerator(SimpleNamespace(args=args), loader, loader, tokenizer, engines), log
 
 
