@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from openrlhf_ktae.faults.config import FaultsConfig
+from openrlhf_ktae.ktae import repeated_share
 
 REPETITION = "faults/repetition"
 SPREAD = "group_reward_std"  # the host's figure: standard deviation of the rewards of a group, mean over groups
@@ -97,18 +99,17 @@ class IdleWatch:
         )
 
 
-def repetition(rows: Sequence[torch.Tensor], n: int = NGRAM) -> float:
+def repetition(rows: Sequence[torch.Tensor], n: int = NGRAM, masks: Sequence[torch.Tensor] | None = None) -> float:
     """Return the share of n-grams that were there before in the same response, over all responses.
 
     Args:
         rows: response token ids (T) of each rollout.
         n: tokens of an n-gram.
+        masks: which of them are the policy's own, (T) each; left out, all.
     """
-    repeated = total = 0
-    for ids in rows:
-        if len(ids) < n:
-            continue
-        grams = ids.unfold(0, n, 1)
-        total += len(grams)
-        repeated += len(grams) - len(torch.unique(grams, dim=0))
-    return repeated / total if total else 0.0
+    if not rows:
+        return 0.0
+    edges_B = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
+    ids_N = torch.cat(list(rows)).long()
+    mask_N = torch.ones_like(ids_N) if masks is None else torch.cat(list(masks))
+    return repeated_share(ids_N, mask_N != 0, edges_B, n)

@@ -1,0 +1,30 @@
+"""Departure from the host: what it costs the controller to ask for samples and to take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+from openrlhf_ktae.trainer.ppo_utils.sent_once import SentOnce
+
+
+class LightSamplesGenerator(SamplesGenerator):
+    """The host's generator; the tokenizer goes to each engine once, not with every prompt."""
+
+    tokenizer: Any
+    _sent: tuple[Any, SentOnce] | None = None
+
+    def _dispatch_prompts_to_vllm(
+        self, prompts: list[str], labels: list[str], *, images: Any = None, **generate_kwargs: Any
+    ) -> list[Any]:
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            return super()._dispatch_prompts_to_vllm(prompts, labels, images=images, **generate_kwargs)
+        if self._sent is None or self._sent[0] is not tokenizer:
+            self._sent = tokenizer, SentOnce(tokenizer)
+        self.tokenizer = self._sent[1]
+        try:
+            return super()._dispatch_prompts_to_vllm(prompts, labels, images=images, **generate_kwargs)
+        finally:
+            self.tokenizer = tokenizer
