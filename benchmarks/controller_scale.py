@@ -148,7 +148,7 @@ def one_size(prompts: int, options: argparse.Namespace) -> dict[str, Any]:
 
     logging.disable(logging.WARNING)
     torch.set_num_threads(ACTORS)
-    ray.init(num_cpus=ACTORS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=ACTORS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as folder:
         phases = Phases()
         trainer = made_trainer(prompts, Path(folder), options, phases)
@@ -341,6 +341,9 @@ def made_standins() -> list[Any]:
     """Return the actors that stand for engines and ranks."""
     import ray
 
+    from openrlhf_ktae.trainer.ppo_utils.messages import packed
+    from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
+
     @ray.remote(num_cpus=0)
     class StandIn:
         def __init__(self, seed: int) -> None:
@@ -380,7 +383,7 @@ def made_standins() -> list[Any]:
                         "extra_logs": {"verifier_unknown": 0.0, "answer_found": 1.0},
                     }
                 )
-            return answers
+            return [packed(answer) for answer in answers]
 
         def _ids(self, count: int) -> list[int]:
             return self.names[np.searchsorted(self.cumulative, self.rng.random(count))].tolist()
@@ -388,6 +391,7 @@ def made_standins() -> list[Any]:
         async def execute_batch(self, method: str, data: dict[str, Any], start: int, end: int) -> list[Any]:
             if method == "append":
                 return [None] * (end - start)
+            send_tensors_plainly()
             return [torch.full(mask.shape, -0.5) for mask in data["action_mask"]]
 
         async def answer(self) -> bool:

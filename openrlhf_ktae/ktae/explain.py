@@ -155,7 +155,11 @@ def largest_means(ids_V: Counts, sums_V: Floats, uses_V: Counts, n: int, largest
     """The `n` of V ids with the highest (or lowest) mean: (id, sum / uses, uses); one without uses has none."""
     used = np.flatnonzero(uses_V)
     means = sums_V[used] / uses_V[used]
-    order = np.lexsort((ids_V[used], -means if largest else means))[:n]
+    keys = -means if largest else means
+    if 0 < n < len(used):  # sort only what can be among the first
+        first = np.flatnonzero(keys <= np.partition(keys, n - 1)[n - 1])
+        used, means, keys = used[first], means[first], keys[first]
+    order = np.lexsort((ids_V[used], keys))[:n]
     return [(int(ids_V[used[u]]), float(means[u]), int(uses_V[used[u]])) for u in order]
 
 

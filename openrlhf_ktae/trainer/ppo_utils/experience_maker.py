@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
@@ -24,9 +25,11 @@ from openrlhf_ktae.ktae import (
 from openrlhf_ktae.run.rollout_record import Credit
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without, excluded_rollouts
+from openrlhf_ktae.trainer.ppo_utils.padding import faster_padding
 from openrlhf_ktae.trainer.ppo_utils.ragged import back_to_tables, end_to_end, row_edges
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.shaped_experience_maker import ShapedExperienceMaker
+from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
 
 class BrokenGroup(RuntimeError):
@@ -48,8 +51,15 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         self.config = KTAEConfig(**self.ktae.config)
         if self.ktae.enable:
             warm_up()  # while the models load, not in the first step
+        if ray.is_initialized():
+            send_tensors_plainly()
         self._random = torch.Generator().manual_seed(self.args.train.seed)
         self.key_tokens: dict[str, list[dict[str, Any]]] = {}
+
+    def split_rollout_samples(self, rollout_samples: list[Experience]) -> list[Experience]:
+        """Return micro-batches as the host does."""
+        with faster_padding():
+            return super().split_rollout_samples(rollout_samples)
 
     @torch.no_grad()
     def make_experience_batch(self, rollout_samples: list[Experience]) -> list[Experience]:

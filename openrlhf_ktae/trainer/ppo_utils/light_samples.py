@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
+from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
-from openrlhf_ktae.trainer.ppo_utils.sent_once import SentOnce
+from openrlhf_ktae.trainer.ppo_utils.messages import SentOnce, packed
+from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
 
 class LightSamplesGenerator(SamplesGenerator):
@@ -14,6 +17,11 @@ class LightSamplesGenerator(SamplesGenerator):
 
     tokenizer: Any
     _sent: tuple[Any, SentOnce] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if ray.is_initialized():
+            send_tensors_plainly()
 
     def _dispatch_prompts_to_vllm(
         self, prompts: list[str], labels: list[str], *, images: Any = None, **generate_kwargs: Any
@@ -28,3 +36,6 @@ class LightSamplesGenerator(SamplesGenerator):
             return super()._dispatch_prompts_to_vllm(prompts, labels, images=images, **generate_kwargs)
         finally:
             self.tokenizer = tokenizer
+
+    def _process_response_into_experience(self, response: dict[str, Any], **generate_kwargs: Any) -> Experience:
+        return super()._process_response_into_experience(packed(response), **generate_kwargs)
