@@ -434,8 +434,8 @@ def fill_groups(
 def credit_sums(ids_N: Row, mask_N: Row, values_N: Row, base_N: Row, edges_B: Row, known: int) -> Any:
     """What a step logs of K, in one pass over action tokens.
 
-    Returns (sum |K|, sum |A|, sign flips), the sum of K and the tokens of each rollout, the sum of K and the uses of each
-    id, and the bits of ids beyond the `known` ones, whose sums are left out.
+    Returns (sum |K|, sum |A|, sign flips), the sum of K and the tokens of each rollout, the sum of K and the uses of
+    each id, and the bits of ids beyond the `known` ones, whose sums are left out.
     """
     rows = edges_B.size - 1
     sums_B, tokens_B = np.zeros(rows), np.zeros(rows, np.int64)
@@ -476,6 +476,9 @@ def repeated_grams(ids_N: Row, mask_N: Row, edges_B: Row, n: int) -> Any:
     """(n-grams of action tokens that were there before in the same rollout, n-grams)."""
     slots, tokens = np.zeros(1 << SMALLEST_BITS, np.uint32), np.empty(0, ids_N.dtype)
     repeated, total = 0, 0
+    oldest = U64(1)  # what the first of n tokens is multiplied by in the hash, a polynomial
+    for _ in range(n - 1):
+        oldest *= GOLDEN
     for row in range(edges_B.size - 1):
         if tokens.size < edges_B[row + 1] - edges_B[row]:
             tokens = np.empty(edges_B[row + 1] - edges_B[row], ids_N.dtype)
@@ -490,12 +493,13 @@ def repeated_grams(ids_N: Row, mask_N: Row, edges_B: Row, n: int) -> Any:
         if slots.size < 1 << bits:
             slots = np.zeros(1 << bits, np.uint32)
         slots[: 1 << bits] = 0
+        key = U64(0)
+        for i in range(min(n - 1, count)):
+            key = key * GOLDEN + U64(tokens[i])
         for place in range(count - n + 1):
-            key = U64(0)
-            for i in range(n):
-                key = (key + U64(tokens[place + i]) + U64(1)) * GOLDEN
-                key ^= key >> HIGH
-            slot = (key * GOLDEN) >> U64(64 - bits)
+            key = key * GOLDEN + U64(tokens[place + n - 1])
+            slot = ((key ^ (key >> HIGH)) * GOLDEN) >> U64(64 - bits)
+            key -= U64(tokens[place]) * oldest
             same = False
             while (slots[slot] != 0) & (not same):
                 before = np.int64(slots[slot]) - 1

@@ -120,7 +120,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         """Return the group if it is trained on, else nothing; either way it is counted."""
         verdict = judge_group(
             [float(raw_scores(rollout)[0]) for rollout in group],
-            [bool(rollout.action_mask.any()) for rollout in group],
+            [bool(rollout.response_length) for rollout in group],
             self.args.algo.ktae.config["correct_threshold"],
             self.args.algo.dynamic_filtering_range,
         )
