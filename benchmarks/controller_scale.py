@@ -3,10 +3,10 @@
     python benchmarks/controller_scale.py [--prompts 64,256,1024,4096] [--json FILE]
 
 The trainer, the generator of samples, the experience maker, the recorder and Ray are the real ones; engines and ranks
-are 32 and 128 handles of two small actors that answer in the shapes of the paper: 16 rollouts of a prompt, responses of
-300 to 1,100 tokens. Every size runs in a process of its own. Where stand-ins work meanwhile on the same cores, wall time
-would be theirs, so a phase counts the processor time of the controller's process, all of its threads. Exits with 1 where
-a goal is missed.
+are 32 and 128 handles of two small actors that answer in the shapes of the paper: 16 rollouts of a prompt, responses
+of 300 to 1,100 tokens. Every size runs in a process of its own, two steps: memory is that of the first, seconds those of
+the second. Stand-ins work on the same cores, and wall time would be theirs, so a phase counts the processor time of the
+controller's process, all of its threads. Exits with 1 where a goal is missed.
 """
 
 from __future__ import annotations
@@ -83,10 +83,14 @@ class Phases:
     """Wall and processor seconds and the rise of memory, by phase; a phase within another is taken out of it."""
 
     def __init__(self) -> None:
-        self.wall: dict[str, float] = {}
-        self.cpu: dict[str, float] = {}
         self.rise: dict[str, int] = {}
         self._open: list[list[float]] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Count seconds from 0 again."""
+        self.wall: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str, memory: bool = True) -> Iterator[None]:
@@ -156,7 +160,7 @@ def one_size(prompts: int, options: argparse.Namespace) -> dict[str, Any]:
         if options.profile:
             import cProfile
 
-            profiler = cProfile.Profile()
+            profiler = cProfile.Profile(time.process_time)
         result = step(trainer, prompts, Path(folder), phases, profiler)
         if profiler:
             import pstats
@@ -167,22 +171,26 @@ def one_size(prompts: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def step(trainer: Any, prompts: int, folder: Path, phases: Phases, profiler: Any) -> dict[str, Any]:
-    """Generate, train and save once, after a small step that loads what is loaded at first use."""
+    """Generate, train and save twice; return figures of both."""
     from openrlhf_ktae.trainer.ppo_utils.data_position import POSITION, plain_position
 
     generator = trainer.samples_generator
-    gc.collect()
-    if profiler:
-        profiler.enable()
-    with phases.phase("waiting for engines, other"):
-        samples, *_ = generator.generate_samples(**trainer.generate_kwargs)
-    with phases.phase("step, other"):
-        trainer.train_step(samples, 0)
-    with phases.phase("checkpoint: state of the controller"):
-        state = trainer.prompts_dataloader.state_dict()
-        torch.save({"trainer": trainer.training_state(), POSITION: plain_position(state[POSITION])}, folder / "state")
-    if profiler:
-        profiler.disable()
+    samples: list[Any] = []
+    for number in range(2):
+        samples = trainer.last_experiences = []
+        gc.collect()
+        phases.begin()
+        if profiler and number:
+            profiler.enable()
+        with phases.phase("waiting for engines, other"):
+            samples, *_ = generator.generate_samples(**trainer.generate_kwargs)
+        with phases.phase("step, other"):
+            trainer.train_step(samples, number)
+        with phases.phase("checkpoint: state of the controller"):
+            position = plain_position(trainer.prompts_dataloader.state_dict()[POSITION])
+            torch.save({"trainer": trainer.training_state(), POSITION: position}, folder / "state")
+        if profiler:
+            profiler.disable()
     tokens = sum(int(sample.total_length) for sample in samples)
     return {
         "prompts": prompts,

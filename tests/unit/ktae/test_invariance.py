@@ -70,7 +70,7 @@ def test_rows_end_to_end_without_padding(batch, config):
 
 @pytest.mark.parametrize("edges", [[], [1, 4], [0, 3], [0, 5, 4]])
 def test_edges_that_do_not_fit_are_refused(edges):
-    with pytest.raises(ValueError, match="row_edges of .* must rise from 0 to the length of token_ids, 4"):
+    with pytest.raises(ValueError, match=r"row_edges of .* must rise from 0 to the length of token_ids, 4"):
         compute_key_token_values(np.arange(4), np.ones(4), [1.0], [0], row_edges=edges)
 
 
