@@ -23,9 +23,9 @@ from openrlhf_ktae.ktae import (
     warm_up,
 )
 from openrlhf_ktae.run.rollout_record import Credit
+from openrlhf_ktae.trainer.ppo_utils import host_speed
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without, excluded_rollouts
-from openrlhf_ktae.trainer.ppo_utils.padding import faster_padding
 from openrlhf_ktae.trainer.ppo_utils.ragged import back_to_tables, end_to_end, row_edges
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.shaped_experience_maker import ShapedExperienceMaker
@@ -47,6 +47,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        host_speed.install()
         self.ktae = self.args.algo.ktae
         self.config = KTAEConfig(**self.ktae.config)
         if self.ktae.enable:
@@ -55,11 +56,6 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             send_tensors_plainly()
         self._random = torch.Generator().manual_seed(self.args.train.seed)
         self.key_tokens: dict[str, list[dict[str, Any]]] = {}
-
-    def split_rollout_samples(self, rollout_samples: list[Experience]) -> list[Experience]:
-        """Return micro-batches as the host does."""
-        with faster_padding():
-            return super().split_rollout_samples(rollout_samples)
 
     @torch.no_grad()
     def make_experience_batch(self, rollout_samples: list[Experience]) -> list[Experience]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rollout_batches import batched, maker, rollouts
 
+DYNAMIC = "--train.dynamic_batch_enable --rollout.max_tokens_per_gpu 17"
 LARGE = 24  # prompts; a few of them make a batch that is measured
 
 
@@ -55,16 +56,61 @@ def test_returns_of_another_type_are_the_hosts(module):
     assert maker(module).get_cumulative_returns(rewards, torch.ones(2, 3), 1.0).tolist() == [[3, 2, 1]] * 2
 
 
-@pytest.mark.parametrize("size", [1, 3, 12])
-def test_micro_batches_are_those_of_the_host(module, size):
-    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+@pytest.fixture
+def hosts(module, monkeypatch):
+    """Call a method of the host with the host's own functions."""
+    from openrlhf.trainer.ppo_utils import experience, experience_maker
+    from openrlhf.utils import seqlen_balancing, utils
 
-    one = maker(module, "--rollout.micro_batch_size", str(size))
-    for sample in (given := rollouts()):
+    def call(method, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr(experience, "zero_pad_sequences", utils.zero_pad_sequences)
+            for name in ("get_seqlen_balanced_partitions", "get_minimum_num_micro_batch_size"):
+                patch.setattr(experience_maker, name, getattr(seqlen_balancing, name))
+            return method(*args)
+
+    return call
+
+
+@pytest.mark.parametrize("words", ["--rollout.micro_batch_size 1", "--rollout.micro_batch_size 5", DYNAMIC])
+def test_micro_batches_are_those_of_the_host(module, hosts, words):
+    one = maker(module, *words.split())
+    for sample in (given := rollouts(prompts=6)):
         sample.images = [None]
         sample.info["long"] = torch.tensor([1, 2])
-    expected = RemoteExperienceMaker.split_rollout_samples(one, given)
-    assert_same_experiences(one.split_rollout_samples(given), expected)
+    assert_same_experiences(one.split_rollout_samples(given), hosts(one.split_rollout_samples, given))
+
+
+def test_experiences_are_balanced_among_ranks_as_by_the_host(module, hosts):
+    from openrlhf.trainer.ppo_utils.experience import balance_experiences
+
+    one = maker(module, "--actor.num_nodes", "2")
+    found, expected = (call(balance_experiences, batched(rollouts(), 4), one.args) for call in (direct, hosts))
+    assert len(expected) == 2
+    assert_same_experiences(found, expected)
+
+
+def direct(method, *args):
+    return method(*args)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_partitions_are_those_of_the_host(host, seed):
+    from openrlhf.utils import seqlen_balancing
+
+    from openrlhf_ktae.trainer.ppo_utils import host_speed
+
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 60))
+    lengths = rng.integers(1, int(rng.choice([4, 1000])), count).tolist()
+    for parts in {1, 2, count // 2 or 1, count - 1 or 1, count}:
+        for balanced in (host_speed, seqlen_balancing):
+            balanced.found = balanced.get_seqlen_balanced_partitions(lengths, parts, False)
+        assert host_speed.found == seqlen_balancing.found, (lengths, parts)
+    for limit in (3, 999, 5000):
+        for fitted in (host_speed, seqlen_balancing):
+            fitted.found = fitted.get_minimum_num_micro_batch_size(lengths, limit, 2, 1)
+        assert host_speed.found == seqlen_balancing.found
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -72,7 +118,7 @@ def test_micro_batches_are_those_of_the_host(module, size):
 def test_padding_is_the_hosts(host, side, stack):
     from openrlhf.utils.utils import zero_pad_sequences as hosts
 
-    from openrlhf_ktae.trainer.ppo_utils.padding import zero_pad_sequences
+    from openrlhf_ktae.trainer.ppo_utils.host_speed import zero_pad_sequences
 
     for shapes in ([(1, 3), (1, 5)], [(2, 3), (1, 5)], [(4,), (4,)], [(2,), (7,)], [(1, 4), (1, 4)], [(1, 0), (1, 2)]):
         given = [torch.arange(1, 1 + int(np.prod(shape))).view(shape) for shape in shapes]
