@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from openrlhf_ktae.faults.config import FaultsConfig
-from openrlhf_ktae.ktae import repeated_share
+from openrlhf_ktae.ktae import repeated_grams
 
 REPETITION = "faults/repetition"
 SPREAD = "group_reward_std"  # the host's figure: standard deviation of the rewards of a group, mean over groups
 IDLE_STEPS = 2
+ROWS_AT_ONCE = 256  # rollouts whose tokens are copied together: the next ones take the same memory
 NGRAM = 4  # tokens; a shorter one repeats in ordinary text
 
 
@@ -107,9 +108,12 @@ def repetition(rows: Sequence[torch.Tensor], n: int = NGRAM, masks: Sequence[tor
         n: tokens of an n-gram.
         masks: which of them are the policy's own, (T) each; left out, all.
     """
-    if not rows:
-        return 0.0
-    edges_B = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
-    ids_N = torch.cat(list(rows)).long()
-    mask_N = torch.ones_like(ids_N) if masks is None else torch.cat(list(masks))
-    return repeated_share(ids_N, mask_N != 0, edges_B, n)
+    repeated = total = 0
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        block = slice(start, start + ROWS_AT_ONCE)
+        edges_B = np.concatenate([[0], np.cumsum([len(ids) for ids in rows[block]])])
+        ids_N = torch.cat(list(rows[block])).long()
+        mask_N = torch.ones_like(ids_N) if masks is None else torch.cat(list(masks[block]))
+        counts = repeated_grams(ids_N, mask_N != 0, edges_B, n)
+        repeated, total = repeated + counts[0], total + counts[1]
+    return repeated / total if total else 0.0

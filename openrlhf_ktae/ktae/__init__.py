@@ -7,7 +7,7 @@ from openrlhf_ktae.ktae.advantages import (
 )
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import GroupExplanation, explain_group, rollout_share, top_key_tokens
-from openrlhf_ktae.ktae.sums import CreditSums, credit_sums, discounted_returns, repeated_share, warm_up
+from openrlhf_ktae.ktae.sums import CreditSums, credit_sums, discounted_returns, repeated_grams, warm_up
 
 __all__ = [
     "CreditSums",
@@ -19,7 +19,7 @@ __all__ = [
     "credit_sums",
     "discounted_returns",
     "explain_group",
-    "repeated_share",
+    "repeated_grams",
     "rollout_share",
     "top_key_tokens",
     "warm_up",

@@ -147,7 +147,7 @@ def top_key_tokens(
     else:
         ids = np.arange(ids.max(initial=-1) + 1)
     uses = np.bincount(place, minlength=len(ids))
-    sums = np.bincount(place, weights=k_BT[acted_BT].numpy(), minlength=len(ids))
+    sums = np.bincount(place, weights=k_BT[acted_BT].numpy(), minlength=len(ids)).astype(np.float64, copy=False)
     return largest_means(ids, sums, uses, n, largest)
 
 

@@ -64,7 +64,8 @@ def credit_sums(
         numbered = np.zeros_like(ids)
         numbered[mask] = numbers
         totals, sums_B, tokens_B, sums_V, uses_V, _ = compiled.credit_sums(numbered, *rest, len(names))
-    return CreditSums(*totals, sums_B, tokens_B, names, sums_V, uses_V)
+    k_mass, a_mass, flips = totals
+    return CreditSums(k_mass, a_mass, flips, sums_B, tokens_B, names, sums_V, uses_V)
 
 
 def discounted_returns(rewards_BT: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -79,13 +80,12 @@ def discounted_returns(rewards_BT: torch.Tensor, gamma: float) -> torch.Tensor:
     return out_BT
 
 
-def repeated_share(ids_N: torch.Tensor, mask_N: torch.Tensor, row_edges: Any, n: int) -> float:
-    """Return the share of n-grams of action tokens that were there before in the same rollout; 0 without any."""
+def repeated_grams(ids_N: torch.Tensor, mask_N: torch.Tensor, row_edges: Any, n: int) -> tuple[int, int]:
+    """Return how many n-grams of action tokens were there before in the same rollout, and how many there are."""
     from openrlhf_ktae.ktae import compiled
 
     edges_B = np.asarray(row_edges, np.int64)
-    repeated, total = compiled.repeated_grams(ids_N.numpy(), mask_N.numpy().view(np.uint8), edges_B, n)
-    return repeated / total if total else 0.0
+    return compiled.repeated_grams(ids_N.numpy(), mask_N.numpy().view(np.uint8), edges_B, n)
 
 
 def warm_up() -> None:
@@ -94,4 +94,4 @@ def warm_up() -> None:
     ids_N, mask_N, floats_N = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool), torch.zeros(2)
     credit_sums(ids_N, mask_N, floats_N, floats_N, [0, 1, 2])
     discounted_returns(floats_N.view(2, 1), 1.0)
-    repeated_share(ids_N, mask_N, [0, 1, 2], 1)
+    repeated_grams(ids_N, mask_N, [0, 1, 2], 1)

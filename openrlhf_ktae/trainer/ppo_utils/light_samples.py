@@ -8,6 +8,7 @@ import ray
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
+from openrlhf_ktae.trainer.ppo_utils import host_speed
 from openrlhf_ktae.trainer.ppo_utils.messages import SentOnce, packed
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
@@ -20,6 +21,7 @@ class LightSamplesGenerator(SamplesGenerator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        host_speed.install()
         if ray.is_initialized():
             send_tensors_plainly()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from openrlhf_ktae.ktae import credit_sums, repeated_share, top_key_tokens
+from openrlhf_ktae.ktae import credit_sums, repeated_grams, top_key_tokens
 
 
 @pytest.mark.parametrize("first", [0, 2**31])
@@ -42,5 +42,6 @@ def test_repeated_grams_are_those_that_a_set_knows(n):
         row = ids[start:end][mask[start:end]].tolist()
         grams = [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
         repeated, total = repeated + len(grams) - len(set(grams)), total + len(grams)
-    assert repeated_share(torch.from_numpy(ids), torch.from_numpy(mask), edges, n) == repeated / total > 0
-    assert repeated_share(torch.from_numpy(ids), torch.zeros(edges[-1], dtype=torch.bool), edges, n) == 0
+    assert repeated_grams(torch.from_numpy(ids), torch.from_numpy(mask), edges, n) == (repeated, total)
+    assert repeated
+    assert repeated_grams(torch.from_numpy(ids), torch.zeros(edges[-1], dtype=torch.bool), edges, n) == (0, 0)
