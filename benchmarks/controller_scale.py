@@ -2,7 +2,7 @@
 
     python benchmarks/controller_scale.py [--prompts 64,256,1024,4096] [--json FILE]
 
-The trainer, generator of samples, experience maker, recorder and Ray are the real ones; engines and ranks are 32 and 128
+Trainer, generator of samples, experience maker, recorder and Ray are the real ones; engines and ranks are 32 and 128
 handles of two small actors that answer in the shapes of the paper: 16 rollouts of a prompt, responses of 300 to 1,100
 tokens. Every size runs in a process of its own, two steps: memory is that of the first, seconds those of the second.
 Stand-ins work on the same cores, and wall time would be theirs, so a phase counts the processor time of the

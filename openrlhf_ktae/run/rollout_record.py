@@ -103,6 +103,8 @@ class RolloutRecorder:
         self.directory = Path(directory) / DIRECTORY
         self._every, self._limit, self._max_groups = every, max_mb * MEGABYTE, max_groups
         self._about = dict(about)
+        self._texts: TokenTexts | None = None  # both take a second for a large vocabulary
+        self._hash = ""
         self.full = False
 
     def wants(self, step: int) -> bool:
@@ -114,13 +116,15 @@ class RolloutRecorder:
         import pyarrow as pa
         from pyarrow import parquet
 
-        rows = list(rows_of(step, credit, tokenizer, self._max_groups))
+        if self._texts is None or self._texts.tokenizer is not tokenizer:
+            self._texts, self._hash = TokenTexts(tokenizer), tokenizer_hash(tokenizer)
+        rows = list(rows_of(step, credit, self._texts, self._max_groups))
         about = {
             **self._about,
             "version": VERSION,
             "step": step,
             "special_ids": sorted(set(tokenizer.all_special_ids)),
-            "tokenizer": tokenizer_hash(tokenizer),
+            "tokenizer": self._hash,
         }
         schema = _schema(pa).with_metadata({METADATA_KEY: json.dumps(about).encode()})
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -157,9 +161,8 @@ def _arrow_type(pa: Any, kind: str) -> Any:
     return plain[kind]
 
 
-def rows_of(step: int, credit: Credit, tokenizer: Any, max_groups: int = 0) -> Iterator[dict[str, Any]]:
+def rows_of(step: int, credit: Credit, text: TokenTexts, max_groups: int = 0) -> Iterator[dict[str, Any]]:
     """Yield the rows of a step, group after group; with `max_groups`, of the first groups alone."""
-    text = TokenTexts(tokenizer)
     places = [(m, row) for m, batch in enumerate(credit.micro_batches) for row in range(len(batch.sequences))]
     numbers: dict[int, int] = {}
     groups_B, scores_B = credit.groups_B.tolist(), credit.scores_B.tolist()
@@ -169,11 +172,11 @@ def rows_of(step: int, credit: Credit, tokenizer: Any, max_groups: int = 0) -> I
         if group > last[0]:
             return
         rollout = numbers[group] = numbers.get(group, -1) + 1
-        row = _row(credit, *places[i], tokenizer, text)
+        row = _row(credit, *places[i], text)
         yield {"step": step, "group": group, "rollout": rollout, "score": scores_B[i], **row}
 
 
-def _row(credit: Credit, number: int, row: int, tokenizer: Any, text: TokenTexts) -> dict[str, Any]:
+def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, Any]:
     batch = credit.micro_batches[number]
     acted = batch.action_mask[row].bool()
     positions = torch.nonzero(acted).flatten()
@@ -190,7 +193,7 @@ def _row(credit: Credit, number: int, row: int, tokenizer: Any, text: TokenTexts
     return {
         "prompt": batch.prompts[row],
         "label": str(batch.labels[row]),
-        "response": tokenizer.decode(ids, skip_special_tokens=True),
+        "response": text.tokenizer.decode(ids, skip_special_tokens=True),
         "reward": float(batch.info["reward"].flatten()[row]),
         "prompt_ids": before[seen].tolist(),
         "token_ids": ids,
@@ -206,7 +209,7 @@ class TokenTexts:
     """Text of each token as it stands within a text: with its leading space, whatever the tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._known: dict[int, str] = {}
 
     def of(self, ids: Sequence[int]) -> list[str]:
@@ -218,14 +221,14 @@ class TokenTexts:
             if "\ufffd" in texts[start]:
                 while end < len(texts) and "\ufffd" in texts[end]:
                     end += 1
-                texts[start:end] = [self._tokenizer.decode(list(ids[start:end])), *[""] * (end - start - 1)]
+                texts[start:end] = [self.tokenizer.decode(list(ids[start:end])), *[""] * (end - start - 1)]
             start = end
         return texts
 
     def _one(self, token: int) -> str:
         if token not in self._known:
             # After another token, because tokenizers of the SentencePiece kind drop a leading space.
-            alone, doubled = self._tokenizer.decode([token]), self._tokenizer.decode([token, token])
+            alone, doubled = self.tokenizer.decode([token]), self.tokenizer.decode([token, token])
             self._known[token] = doubled[len(alone) :] if doubled.startswith(alone) else alone
         return self._known[token]
 
