@@ -108,7 +108,7 @@ def repetition(rows: Sequence[torch.Tensor], n: int = NGRAM, masks: Sequence[tor
         n: tokens of an n-gram.
         masks: which of them are the policy's own, (T) each; left out, all.
     """
-    edges_B = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])]).astype(np.int64)
+    edges_B = np.concatenate([[0], np.cumsum([ids.numel() for ids in rows])]).astype(np.int64)
     blocks = [slice(i, min(i + ROWS_AT_ONCE, len(rows))) for i in range(0, len(rows), ROWS_AT_ONCE)]
     widest = max((int(edges_B[block.stop] - edges_B[block.start]) for block in blocks), default=0)
     ids_N, own_N = torch.empty(widest, dtype=torch.int64), torch.ones(widest, dtype=torch.bool)
@@ -119,7 +119,8 @@ def repetition(rows: Sequence[torch.Tensor], n: int = NGRAM, masks: Sequence[tor
         here = slice(int(edges[-1]))
         torch.cat(list(rows[block]), out=ids_N[here])
         if masks is not None and given_N is not None:
-            torch.ne(torch.cat(list(masks[block]), out=given_N[here]), 0, out=own_N[here])
+            torch.cat(list(masks[block]), out=given_N[here])
+            np.not_equal(given_N[here].numpy(), 0, out=own_N[here].numpy())
         counts = repeated_grams(ids_N[here], own_N[here], edges, n)
         repeated, total = repeated + counts[0], total + counts[1]
     return repeated / total if total else 0.0
