@@ -19,7 +19,6 @@ FREE = {
     "model.trust_remote_code": "",
     "train.num_episodes": "a longer run; a learning-rate schedule that follows the data follows the new length",
     "train.full_determinism_enable": "can be asked for at any time",
-    "algo.ktae.num_workers": "gives the same bits",
     "algo.ktae.top_tokens": "is only logged",
     "verifier.workers": "",
     "verifier.memory_mb": "",

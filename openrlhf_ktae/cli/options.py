@@ -182,13 +182,6 @@ def _declare_ktae(ktae: Any) -> None:
         "--algo.ktae.shuffle_labels", **switch(False), help="control: K from labels shuffled within each group"
     )
     ktae.add_argument("--algo.ktae.top_tokens", type=int, default=5, metavar="N", help="key tokens logged (default: 5)")
-    ktae.add_argument(
-        "--algo.ktae.num_workers",
-        type=int,
-        metavar="N",
-        help="Ray tasks that share the groups; 0 computes in the trainer's process (default: 0 below a billion "
-        "positions, then one for each CPU of the cluster, at most 16)",
-    )
     add_dataclass_options(ktae, KTAEConfig, "algo.ktae")
 
 
@@ -307,10 +300,8 @@ def _choose_estimator(options: dict[str, Any]) -> None:
     """Put the rollout-level baseline where the host looks; refuse options of KTAE that would do nothing."""
     enabled = options["algo.advantage.estimator"] == KTAE
     options["algo.ktae.enable"] = enabled
-    for name, least in (("num_workers", "this process"), ("top_tokens", "none")):
-        count = options[f"algo.ktae.{name}"]
-        if count is not None and count < 0:
-            raise BadOption(f"--algo.ktae.{name} {count}: give 0 ({least}), or a higher number")
+    if options["algo.ktae.top_tokens"] < 0:
+        raise BadOption(f"--algo.ktae.top_tokens {options['algo.ktae.top_tokens']}: give 0 (none), or a higher number")
     if not enabled:
         for name, default in _ktae_defaults().items():
             value = tuple(options[name]) if isinstance(options[name], list) else options[name]

@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from openrlhf_ktae.faults.config import FaultsConfig
+from openrlhf_ktae.ktae import repeated_grams
 
 REPETITION = "faults/repetition"
 SPREAD = "group_reward_std"  # the host's figure: standard deviation of the rewards of a group, mean over groups
 IDLE_STEPS = 2
+ROWS_AT_ONCE = 64  # rollouts whose tokens are copied together; the next ones take the same memory, in the cache
 NGRAM = 4  # tokens; a shorter one repeats in ordinary text
 
 
@@ -97,18 +100,27 @@ class IdleWatch:
         )
 
 
-def repetition(rows: Sequence[torch.Tensor], n: int = NGRAM) -> float:
+def repetition(rows: Sequence[torch.Tensor], n: int = NGRAM, masks: Sequence[torch.Tensor] | None = None) -> float:
     """Return the share of n-grams that were there before in the same response, over all responses.
 
     Args:
         rows: response token ids (T) of each rollout.
         n: tokens of an n-gram.
+        masks: which of them are the policy's own, (T) each; left out, all.
     """
+    edges_B = np.concatenate([[0], np.cumsum([ids.numel() for ids in rows])]).astype(np.int64)
+    blocks = [slice(i, min(i + ROWS_AT_ONCE, len(rows))) for i in range(0, len(rows), ROWS_AT_ONCE)]
+    widest = max((int(edges_B[block.stop] - edges_B[block.start]) for block in blocks), default=0)
+    ids_N, own_N = torch.empty(widest, dtype=torch.int64), torch.ones(widest, dtype=torch.bool)
+    given_N = None if masks is None or not rows else torch.empty(widest, dtype=masks[0].dtype)
     repeated = total = 0
-    for ids in rows:
-        if len(ids) < n:
-            continue
-        grams = ids.unfold(0, n, 1)
-        total += len(grams)
-        repeated += len(grams) - len(torch.unique(grams, dim=0))
+    for block in blocks:
+        edges = edges_B[block.start : block.stop + 1] - edges_B[block.start]
+        here = slice(int(edges[-1]))
+        torch.cat(list(rows[block]), out=ids_N[here])
+        if masks is not None and given_N is not None:
+            torch.cat(list(masks[block]), out=given_N[here])
+            np.not_equal(given_N[here].numpy(), 0, out=own_N[here].numpy())
+        counts = repeated_grams(ids_N[here], own_N[here], edges, n)
+        repeated, total = repeated + counts[0], total + counts[1]
     return repeated / total if total else 0.0

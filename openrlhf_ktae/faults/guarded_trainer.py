@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-import torch
 from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import RayActorError
 
@@ -111,7 +110,8 @@ class GuardedTrainer:
             self._skipped_in_a_row = 0
         failed = [float(sample.info.get(FAILED, 0.0)) for sample in rollout_samples]
         status[FAILED] = sum(failed) / max(len(failed), 1)
-        status[REPETITION] = repetition([response(sample) for sample in rollout_samples])
+        ids = [sample.sequences[0, 1:] for sample in rollout_samples]
+        status[REPETITION] = repetition(ids, masks=[sample.action_mask[0] for sample in rollout_samples])
         return status, step
 
     def _skipped(self, step: int, what: str, experiences: list[Any], coefficient: float | None) -> None:
@@ -227,8 +227,3 @@ def what_is_saved(args: Any, step: int) -> str:
     if step:
         return f"{'export' if args.ckpt.disable_ds else 'checkpoint'} of step {step} in {args.ckpt.path}"
     return f"nothing new to save after {args.run.resume_from}" if args.run.resume_from else "nothing to save"
-
-
-def response(sample: Any) -> torch.Tensor:
-    """Return the action token ids of one rollout."""
-    return sample.sequences[0, 1:][sample.action_mask[0].bool()]

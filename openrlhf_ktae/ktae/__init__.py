@@ -4,18 +4,22 @@ from openrlhf_ktae.ktae.advantages import (
     KeyTokenValues,
     compute_key_token_values,
     compute_ktae_advantages,
-    warm_up,
 )
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import GroupExplanation, explain_group, rollout_share, top_key_tokens
+from openrlhf_ktae.ktae.sums import CreditSums, credit_sums, discounted_returns, repeated_grams, warm_up
 
 __all__ = [
+    "CreditSums",
     "GroupExplanation",
     "KTAEConfig",
     "KeyTokenValues",
     "compute_key_token_values",
     "compute_ktae_advantages",
+    "credit_sums",
+    "discounted_returns",
     "explain_group",
+    "repeated_grams",
     "rollout_share",
     "top_key_tokens",
     "warm_up",

@@ -1,6 +1,6 @@
 """The public computation: rollout-level advantages plus the key-token value of each action token.
 
-Legend: `B` rollouts, `T` positions, `Q` groups.
+Legend: `B` rollouts, `T` positions of one, `N` of all end to end, `Q` groups.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class KeyTokenValues:
     """K of a batch and what there was to compute it from."""
 
     values_BT: torch.Tensor
-    """float32 on the device of the token ids: weighted K on action tokens, 0 elsewhere."""
+    """float32 in the shape and on the device of the token ids: weighted K on action tokens, 0 elsewhere."""
     groups: int
     mixed_groups: int
     """Groups with both correct and wrong rollouts; K is 0 in the others."""
@@ -73,8 +73,8 @@ def compute_ktae_advantages(
     """
     config = config or KTAEConfig()
     batch = plain_batch(token_ids, action_mask, scores, group_ids, config.correct_threshold)
-    base_B = floats_B("rollout_advantages", rollout_advantages, batch.ids_BT.shape[0])
-    return _filled(batch, base_B, config, special_token_ids, num_threads)
+    base_B = floats_B("rollout_advantages", rollout_advantages, len(batch.side_B))
+    return _filled(batch, base_B, config, special_token_ids, num_threads).view(batch.shape)
 
 
 def compute_key_token_values(
@@ -85,24 +85,24 @@ def compute_key_token_values(
     config: KTAEConfig | None = None,
     special_token_ids: Iterable[int] = (),
     num_threads: int | None = None,
+    row_edges: Any = None,
 ) -> KeyTokenValues:
-    """Weighted K of each action token and counts of what it was computed from; arguments as above."""
+    """Weighted K of each action token and counts of what it was computed from; arguments as above.
+
+    With `row_edges` (B + 1,), ids and mask are rows of unequal length end to end (N,), and so are the values: no
+    padding, to the same bits.
+    """
     config = config or KTAEConfig()
-    batch = plain_batch(token_ids, action_mask, scores, group_ids, config.correct_threshold)
-    values_BT = _filled(batch, np.zeros(batch.ids_BT.shape[0]), config, special_token_ids, num_threads)
+    batch = plain_batch(token_ids, action_mask, scores, group_ids, config.correct_threshold, row_edges)
+    values_N = _filled(batch, np.zeros(len(batch.side_B)), config, special_token_ids, num_threads)
     return KeyTokenValues(
-        values_BT=values_BT,
+        values_BT=values_N.view(batch.shape),
         groups=len(batch.sizes_Q2),
         mixed_groups=int(batch.mixed_Q.sum()),
         unknown_rollouts=int((batch.side_B == UNKNOWN).sum()),
         correct_B=torch.from_numpy(batch.side_B == CORRECT).to(batch.device),
         known_B=torch.from_numpy(batch.side_B != UNKNOWN).to(batch.device),
     )
-
-
-def warm_up() -> None:
-    """Load the compiled loops ahead of the first call; compile them (seconds) where the cache is cold."""
-    compute_ktae_advantages(np.zeros((2, 1), np.int64), np.ones((2, 1)), [0.0, 1.0], [0, 0], [0.0, 0.0])
 
 
 def _filled(
@@ -112,16 +112,16 @@ def _filled(
     special_token_ids: Iterable[int],
     num_threads: int | None,
 ) -> torch.Tensor:
-    """base + weight * K on action tokens, 0 elsewhere."""
+    """base + weight * K on action tokens, 0 elsewhere: (N,)."""
     excluded = plain_ids("special_token_ids", [*special_token_ids, *config.excluded_ids])
-    threads = _threads(num_threads, batch.ids_BT.size)
+    threads = _threads(num_threads, batch.ids_N.size)
     if config.weight == 0 or not batch.mixed_Q.any():
-        base = torch.from_numpy(base_B).to(torch.float32)[:, None]
-        filled = torch.where(torch.from_numpy(batch.mask_BT).bool(), base, torch.zeros((), dtype=torch.float32))
-        return filled.to(batch.device)
-    out_BT = np.empty(batch.ids_BT.shape, dtype=np.float32)  # numpy asks for huge pages, torch does not
-    _run_groups(batch, base_B, config, excluded, out_BT, threads)
-    return torch.from_numpy(out_BT).to(batch.device)
+        base_N = np.repeat(base_B.astype(np.float32), np.diff(batch.edges_B))
+        base_N[batch.mask_N == 0] = 0.0
+        return torch.from_numpy(base_N).to(batch.device)
+    out_N = np.empty(batch.ids_N.shape, dtype=np.float32)  # numpy asks for huge pages, torch does not
+    _run_groups(batch, base_B, config, excluded, out_N, threads)
+    return torch.from_numpy(out_N).to(batch.device)
 
 
 def _run_groups(
@@ -129,7 +129,7 @@ def _run_groups(
     base_B: NDArray[np.float64],
     config: KTAEConfig,
     excluded: NDArray[np.int64],
-    out_BT: NDArray[np.float32],
+    out_N: NDArray[np.float32],
     threads: int,
 ) -> None:
     from openrlhf_ktae.ktae import compiled  # on first use: importing the package stays cheap
@@ -139,8 +139,8 @@ def _run_groups(
 
     def run(first: int, last: int) -> Any:
         return compiled.fill_groups(
-            batch.ids_BT, batch.mask_BT, batch.rows_B, batch.starts_Q, batch.sizes_Q2, batch.side_B, base_B,
-            places_Q, tables, excluded, formula, first, last, out_BT,
+            batch.ids_N, batch.mask_N, batch.edges_B, batch.rows_B, batch.starts_Q, batch.sizes_Q2, batch.side_B,
+            base_B, places_Q, tables, excluded, formula, first, last, out_N,
         )  # fmt: skip
 
     groups = len(batch.sizes_Q2)

@@ -1,6 +1,6 @@
 """What callers pass, checked and made plain: numpy arrays on the CPU, rows labelled and sorted by group.
 
-Legend: `B` rollouts, `T` positions, `Q` groups.
+Legend: `B` rollouts, `T` positions of one, `N` of all end to end, `Q` groups.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ UNKNOWN, WRONG, CORRECT = -1, 0, 1
 class Batch:
     """A batch of rollouts, ready for the compiled loops."""
 
-    ids_BT: NDArray[Any]
-    mask_BT: NDArray[np.uint8]
+    ids_N: NDArray[Any]
+    mask_N: NDArray[np.uint8]
+    edges_B: NDArray[np.int64]
+    """Where each rollout starts among the N positions, and the end of the last: shape (B + 1,)."""
     side_B: NDArray[np.int8]
     rows_B: NDArray[np.int64]
     """Row numbers, group after group; within a group in the order given."""
@@ -30,6 +32,8 @@ class Batch:
     """Where each group starts in `rows_B`, and the end of the last: shape (Q + 1,)."""
     sizes_Q2: NDArray[np.int64]
     """Correct and wrong rollouts of each group."""
+    shape: tuple[int, ...]
+    """(B, T), or (N,) for rows of unequal length."""
     device: torch.device
 
     @property
@@ -38,16 +42,26 @@ class Batch:
         return (self.sizes_Q2[:, 0] > 0) & (self.sizes_Q2[:, 1] > 0)
 
 
-def plain_batch(token_ids: Any, action_mask: Any, scores: Any, group_ids: Any, correct_threshold: float) -> Batch:
+def plain_batch(
+    token_ids: Any,
+    action_mask: Any,
+    scores: Any,
+    group_ids: Any,
+    correct_threshold: float,
+    row_edges: Any = None,
+) -> Batch:
     """Check shapes and kinds, move what is on an accelerator once, label rows and sort them by group.
+
+    `token_ids` and `action_mask` are tables (B, T), or with `row_edges` (B + 1,) rows of any length end to end (N,).
 
     Raises:
         ValueError: naming the argument that does not fit, and what to give.
     """
     device = token_ids.device if isinstance(token_ids, torch.Tensor) else torch.device("cpu")
-    ids_BT = _integers("token_ids", token_ids, ndim=2)
-    mask_BT = _mask(action_mask, ids_BT.shape)
-    rows = ids_BT.shape[0]
+    ids = _integers("token_ids", token_ids, ndim=2 if row_edges is None else 1)
+    mask = _mask(action_mask, ids.shape)
+    edges_B = _edges(row_edges, ids.shape)
+    rows = len(edges_B) - 1
     scores_B = floats_B("scores", scores, rows)
     groups_B = _integers("group_ids", group_ids, ndim=1)
     if groups_B.size != rows:
@@ -59,12 +73,14 @@ def plain_batch(token_ids: Any, action_mask: Any, scores: Any, group_ids: Any, c
     starts_Q = np.flatnonzero(np.concatenate([sorted_B[:1] == sorted_B[:1], sorted_B[1:] != sorted_B[:-1]]))
     sides = [np.add.reduceat(side_B[rows_B] == side, starts_Q) if rows else starts_Q for side in (CORRECT, WRONG)]
     return Batch(
-        ids_BT=ids_BT,
-        mask_BT=mask_BT.view(np.uint8),
+        ids_N=ids.reshape(-1),
+        mask_N=mask.reshape(-1).view(np.uint8),
+        edges_B=edges_B,
         side_B=side_B,
         rows_B=rows_B.astype(np.int64),
         starts_Q=np.append(starts_Q, rows).astype(np.int64),
         sizes_Q2=np.stack(sides, axis=1).astype(np.int64),
+        shape=ids.shape,
         device=device,
     )
 
@@ -106,6 +122,7 @@ def _integers(name: str, values: Any, ndim: int) -> NDArray[Any]:
         array = array.astype(np.int64)  # an empty list has no kind
     if array.ndim != ndim or array.dtype.kind not in "iu":
         wanted = "a (B, T) table of integers" if ndim == 2 else "one integer for each row"
+        wanted = "integers (N,), the rows that row_edges marks" if (name, ndim) == ("token_ids", 1) else wanted
         raise ValueError(f"{name} is {array.dtype} of shape {array.shape}: give {wanted}")
     kind = np.int32 if np.can_cast(array.dtype, np.int32) else np.int64
     return np.ascontiguousarray(array, dtype=kind)
@@ -116,3 +133,15 @@ def _mask(action_mask: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     if mask.shape != shape:
         raise ValueError(f"action_mask has shape {mask.shape}: give the shape of token_ids, {shape}")
     return np.ascontiguousarray(mask if mask.dtype == np.bool_ else mask != 0)
+
+
+def _edges(row_edges: Any, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    if row_edges is None:
+        return np.arange(shape[0] + 1, dtype=np.int64) * shape[1]
+    edges_B = _integers("row_edges", row_edges, ndim=1).astype(np.int64)
+    if edges_B.size == 0 or edges_B[0] != 0 or edges_B[-1] != shape[0] or (np.diff(edges_B) < 0).any():
+        raise ValueError(
+            f"row_edges of {edges_B.size} entries must rise from 0 to the length of token_ids, {shape[0]}: "
+            "give where each row starts, and the end of the last"
+        )
+    return edges_B

@@ -1,7 +1,8 @@
 """Compiled loops: from the rollouts of a batch to counts per group and id, to values, to the batch again.
 
-Legend: `B` rollouts, `T` positions, `G` rollouts of a group, `Q` groups, `U` distinct ids of a group
-(numbered from 1 in order of appearance), `W` fields of an id's record. One pass over the tokens of a group
+Legend: `B` rollouts, `N` positions of all rollouts end to end (rollout b from `edges_B[b]` to `edges_B[b + 1]`), `T`
+those of one, `G` rollouts of a group, `Q` groups, `U` distinct ids of a group (numbered from 1 in order of
+appearance), `W` fields of an id's record. One pass over the tokens of a group
 numbers its ids with a small hash table and counts them, a second goes over the ids, a third writes the
 values back. The cost of a token does not depend on the vocabulary, and no group sees another: any way of
 cutting the batch between groups gives the same bits.
@@ -156,8 +157,17 @@ def count_row(
 
 
 @compiled
+def positions_of(rows_G: Row, edges_B: Row) -> int:
+    """Positions of some rollouts together, masked out or not."""
+    total = 0
+    for row in rows_G:
+        total += edges_B[row + 1] - edges_B[row]
+    return total
+
+
+@compiled
 def count_group(
-    ids_BT: Row, mask_BT: Row, rows_G: Row, side_B: Row, slots: Slots, records_UW: Records, token_u: Row
+    ids_N: Row, mask_N: Row, edges_B: Row, rows_G: Row, side_B: Row, slots: Slots, records_UW: Records, token_u: Row
 ) -> Any:
     """Count the labelled rows of one group into `records_UW`, which must hold zeros.
 
@@ -166,18 +176,20 @@ def count_group(
     """
     ids, tokens, on_correct, overflow = 0, 0, 0, U64(0)
     bits = SMALLEST_BITS
-    while bits < USUAL_BITS and 1 << bits < 2 * rows_G.size * ids_BT.shape[1]:
+    positions = positions_of(rows_G, edges_B)
+    while bits < USUAL_BITS and 1 << bits < 2 * positions:
         bits += 1
     slots[: 1 << bits] = 0
     for position in range(rows_G.size):
         row = rows_G[position]
         if side_B[row] < 0:
             continue
-        bits, slots, records_UW = room(bits, ids, ids_BT.shape[1], slots, records_UW)
+        start, end = edges_B[row], edges_B[row + 1]
+        bits, slots, records_UW = room(bits, ids, end - start, slots, records_UW)
         before = tokens
         tokens, ids, beyond = count_row(
-            ids_BT[row],
-            mask_BT[row],
+            ids_N[start:end],
+            mask_N[start:end],
             side_B[row],
             position + 1,
             slots,
@@ -359,10 +371,10 @@ def write_base(mask_T: Row, base: float, out_T: Row) -> None:
 
 @compiled
 def fill_groups(
-    ids_BT: Row, mask_BT: Row, rows_B: Row, starts_Q: Row, sizes_Q2: Row, side_B: Row, base_B: Row, places_Q: Row,
-    tables: Row, excluded: Row, formula: Formula, first: int, last: int, out_BT: Row,
+    ids_N: Row, mask_N: Row, edges_B: Row, rows_B: Row, starts_Q: Row, sizes_Q2: Row, side_B: Row, base_B: Row,
+    places_Q: Row, tables: Row, excluded: Row, formula: Formula, first: int, last: int, out_N: Row,
 ) -> Any:  # fmt: skip
-    """base + weight * K of groups `first` to `last` (exclusive) into `out_BT`; returns bits of ids beyond 32.
+    """base + weight * K of groups `first` to `last` (exclusive) into `out_N`; returns bits of ids beyond 32.
 
     `rows_B` lists the rows group after group from `starts_Q` on; `side_B` is 1 (correct), 0 (wrong) or
     -1 (unknown); `places_Q` says where in `tables` the packed tables of a group's split start.
@@ -376,12 +388,13 @@ def fill_groups(
         sizes = (sizes_Q2[q, 0], sizes_Q2[q, 1])
         if sizes[0] == 0 or sizes[1] == 0:
             for row in rows_G:
-                write_base(mask_BT[row], base_B[row], out_BT[row])
+                start, end = edges_B[row], edges_B[row + 1]
+                write_base(mask_N[start:end], base_B[row], out_N[start:end])
             continue
-        if token_u.size < rows_G.size * ids_BT.shape[1]:
-            token_u = np.empty(rows_G.size * ids_BT.shape[1], np.uint32)
+        if token_u.size < positions_of(rows_G, edges_B):
+            token_u = np.empty(positions_of(rows_G, edges_B), np.uint32)
         ids, lengths, beyond, bits, slots, records_UW = count_group(
-            ids_BT, mask_BT, rows_G, side_B, slots, records_UW, token_u
+            ids_N, mask_N, edges_B, rows_G, side_B, slots, records_UW, token_u
         )
         overflow |= beyond
         if values_U.size <= ids:
@@ -399,18 +412,105 @@ def fill_groups(
         exclude(excluded, slots, bits, records_UW, values_U)
         place = 0
         for row in rows_G:
+            start, end = edges_B[row], edges_B[row + 1]
             if side_B[row] < 0:
-                write_base(mask_BT[row], base_B[row], out_BT[row])
+                write_base(mask_N[start:end], base_B[row], out_N[start:end])
             else:
                 place = write_row(
-                    mask_BT[row],
+                    mask_N[start:end],
                     base_B[row],
                     formula.centre,
                     token_u,
                     place,
                     records_UW,
                     values_U,
-                    out_BT[row],
+                    out_N[start:end],
                 )
         records_UW[: ids + 1] = 0
     return overflow
+
+
+@compiled
+def credit_sums(ids_N: Row, mask_N: Row, values_N: Row, base_N: Row, edges_B: Row, known: int) -> Any:
+    """What a step logs of K, in one pass over action tokens.
+
+    Returns (sum |K|, sum |A|, sign flips), the sum of K and the tokens of each rollout, the sum of K and the uses of
+    each id, and the bits of ids beyond the `known` ones, whose sums are left out.
+    """
+    rows = edges_B.size - 1
+    sums_B, tokens_B = np.zeros(rows), np.zeros(rows, np.int64)
+    sums_V, uses_V = np.zeros(known), np.zeros(known, np.int64)
+    k_mass, a_mass, flips, beyond = 0.0, 0.0, 0, U64(0)
+    for row in range(rows):
+        row_sum = 0.0
+        for t in range(U64(edges_B[row]), U64(edges_B[row + 1])):
+            if not mask_N[t]:
+                continue
+            k, a, v = values_N[t], base_N[t], U64(ids_N[t])
+            row_sum += k
+            tokens_B[row] += 1
+            k_mass += abs(k)
+            a_mass += abs(a)
+            flips += a * (a + k) < 0
+            if v < U64(known):
+                sums_V[v] += k
+                uses_V[v] += 1
+            else:
+                beyond |= v
+        sums_B[row] = row_sum
+    return (k_mass, a_mass, flips), sums_B, tokens_B, sums_V, uses_V, beyond
+
+
+@compiled
+def returns(rewards_BT: Row, gamma: Any, out_BT: Row) -> None:
+    """Discounted sums of the rewards from each position to the last, in the type and order of the host's loop."""
+    for row in range(rewards_BT.shape[0]):
+        total = np.float32(0.0)
+        for t in range(rewards_BT.shape[1] - 1, -1, -1):
+            total = rewards_BT[row, t] + gamma * total
+            out_BT[row, t] = total
+
+
+@compiled
+def repeated_grams(ids_N: Row, mask_N: Row, edges_B: Row, n: int) -> Any:
+    """(n-grams of action tokens that were there before in the same rollout, n-grams)."""
+    slots, tokens = np.zeros(1 << SMALLEST_BITS, np.uint32), np.empty(0, ids_N.dtype)
+    repeated, total = 0, 0
+    oldest = U64(1)  # what the first of n tokens is multiplied by in the hash, a polynomial
+    for _ in range(n - 1):
+        oldest *= GOLDEN
+    for row in range(edges_B.size - 1):
+        if tokens.size < edges_B[row + 1] - edges_B[row]:
+            tokens = np.empty(edges_B[row + 1] - edges_B[row], ids_N.dtype)
+        count = 0
+        for t in range(U64(edges_B[row]), U64(edges_B[row + 1])):
+            if mask_N[t]:
+                tokens[count] = ids_N[t]
+                count += 1
+        bits = SMALLEST_BITS
+        while 1 << bits < 2 * count:
+            bits += 1
+        if slots.size < 1 << bits:
+            slots = np.zeros(1 << bits, np.uint32)
+        slots[: 1 << bits] = 0
+        key = U64(0)
+        for i in range(min(n - 1, count)):
+            key = key * GOLDEN + U64(tokens[i])
+        for place in range(count - n + 1):
+            key = key * GOLDEN + U64(tokens[place + n - 1])
+            slot = ((key ^ (key >> HIGH)) * GOLDEN) >> U64(64 - bits)
+            key -= U64(tokens[place]) * oldest
+            same = False
+            while (slots[slot] != 0) & (not same):
+                before = np.int64(slots[slot]) - 1
+                same = True
+                for i in range(n):
+                    same &= tokens[before + i] == tokens[place + i]
+                if not same:
+                    slot = (slot + U64(1)) & U64((1 << bits) - 1)
+            if same:
+                repeated += 1
+            else:
+                slots[slot] = place + 1
+        total += max(count - n + 1, 0)
+    return repeated, total

@@ -95,8 +95,8 @@ def _counted(batch: Batch) -> tuple[Counts, Counts, tuple[int, int]]:
     from openrlhf_ktae.ktae import compiled  # on first use: importing the package stays cheap
 
     slots, records_UW = compiled.new_tables(compiled.USUAL_BITS)
-    token_u = np.empty(batch.ids_BT.size, np.uint32)
-    arrays = batch.ids_BT, batch.mask_BT, batch.rows_B, batch.side_B
+    token_u = np.empty(batch.ids_N.size, np.uint32)
+    arrays = batch.ids_N, batch.mask_N, batch.edges_B, batch.rows_B, batch.side_B
     ids, lengths, beyond, bits, slots, records_UW = compiled.count_group(*arrays, slots, records_UW, token_u)
     refuse_odd_ids([beyond])
     entries = slots[: 1 << bits]
@@ -146,12 +146,21 @@ def top_key_tokens(
         ids, place = np.unique(ids, return_inverse=True)
     else:
         ids = np.arange(ids.max(initial=-1) + 1)
-    occurrences = np.bincount(place, minlength=len(ids))
-    sums = np.bincount(place, weights=k_BT[acted_BT].numpy(), minlength=len(ids))
-    used = np.flatnonzero(occurrences)
-    means = sums[used] / occurrences[used]
-    order = np.lexsort((ids[used], -means if largest else means))[:n]
-    return [(int(ids[used[u]]), float(means[u]), int(occurrences[used[u]])) for u in order]
+    uses = np.bincount(place, minlength=len(ids))
+    sums = np.bincount(place, weights=k_BT[acted_BT].numpy(), minlength=len(ids)).astype(np.float64, copy=False)
+    return largest_means(ids, sums, uses, n, largest)
+
+
+def largest_means(ids_V: Counts, sums_V: Floats, uses_V: Counts, n: int, largest: bool) -> list[tuple[int, float, int]]:
+    """The `n` of V ids with the highest (or lowest) mean: (id, sum / uses, uses); one without uses has none."""
+    used = np.flatnonzero(uses_V)
+    means = sums_V[used] / uses_V[used]
+    keys = -means if largest else means
+    if 0 < n < len(used):  # sort only what can be among the first
+        first = np.flatnonzero(keys <= np.partition(keys, n - 1)[n - 1])
+        used, means, keys = used[first], means[first], keys[first]
+    order = np.lexsort((ids_V[used], keys))[:n]
+    return [(int(ids_V[used[u]]), float(means[u]), int(uses_V[used[u]])) for u in order]
 
 
 def rollout_share(values_BT: Any, action_mask: Any) -> float:

@@ -65,25 +65,19 @@ class BadRecord(ValueError):
 
 @dataclass(frozen=True)
 class Credit:
-    """Rollouts of one batch with their advantages, as the experience maker has them: B rollouts, T positions.
+    """Rollouts of one batch with their advantages, as the experience maker has them: micro-batches of b rollouts.
 
-    Position t of a row is its token t + 1, as in the host's action mask.
+    Position t of a row of b x T is its token t + 1, as in the host's action mask.
     """
 
-    token_ids_BT: torch.Tensor
-    action_mask_BT: torch.Tensor
-    attention_mask_BT: torch.Tensor
-    first_ids_B: torch.Tensor
-    """Token 0 of each row."""
+    micro_batches: Sequence[Any]
+    """The host's experiences, with their advantages."""
     scores_B: torch.Tensor
-    rewards_B: torch.Tensor
     groups_B: torch.Tensor
-    values_BT: torch.Tensor
-    """Weighted K; 0 where KTAE is off."""
-    without_k_BT: torch.Tensor
-    advantages_BT: torch.Tensor
-    prompts: list[str]
-    labels: list[str]
+    values: Sequence[torch.Tensor]
+    """Weighted K of each micro-batch (b, T); 0 where KTAE is off."""
+    added: Sequence[torch.Tensor]
+    """What of it was added to the advantages."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +104,8 @@ class RolloutRecorder:
         self.directory = Path(directory) / DIRECTORY
         self._every, self._limit, self._max_groups = every, max_mb * MEGABYTE, max_groups
         self._about = dict(about)
+        self._texts: TokenTexts | None = None  # both take a second for a large vocabulary
+        self._hash = ""
         self.full = False
 
     def wants(self, step: int) -> bool:
@@ -121,13 +117,15 @@ class RolloutRecorder:
         import pyarrow as pa
         from pyarrow import parquet
 
-        rows = list(rows_of(step, credit, tokenizer, self._max_groups))
+        if self._texts is None or self._texts.tokenizer is not tokenizer:
+            self._texts, self._hash = TokenTexts(tokenizer), tokenizer_hash(tokenizer)
+        rows = list(rows_of(step, credit, self._texts, self._max_groups))
         about = {
             **self._about,
             "version": VERSION,
             "step": step,
             "special_ids": sorted(set(tokenizer.all_special_ids)),
-            "tokenizer": tokenizer_hash(tokenizer),
+            "tokenizer": self._hash,
         }
         schema = _schema(pa).with_metadata({METADATA_KEY: json.dumps(about).encode()})
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -164,40 +162,47 @@ def _arrow_type(pa: Any, kind: str) -> Any:
     return plain[kind]
 
 
-def rows_of(step: int, credit: Credit, tokenizer: Any, max_groups: int = 0) -> Iterator[dict[str, Any]]:
+def rows_of(step: int, credit: Credit, text: TokenTexts, max_groups: int = 0) -> Iterator[dict[str, Any]]:
     """Yield the rows of a step, group after group; with `max_groups`, of the first groups alone."""
-    text = TokenTexts(tokenizer)
-    groups = torch.unique(credit.groups_B, sorted=True).tolist()
-    for group in groups[: max_groups or None]:
-        members = torch.nonzero(credit.groups_B == group).flatten().tolist()
-        for rollout, row in enumerate(members):
-            yield {"step": step, "group": group, "rollout": rollout, **_row(credit, row, tokenizer, text)}
+    places = [(m, row) for m, batch in enumerate(credit.micro_batches) for row in range(len(batch.sequences))]
+    numbers: dict[int, int] = {}
+    groups_B, scores_B = credit.groups_B.tolist(), credit.scores_B.tolist()
+    last = sorted(set(groups_B))[: max_groups or None][-1:]
+    for i in sorted(range(len(places)), key=groups_B.__getitem__):
+        group = groups_B[i]
+        if group > last[0]:
+            return
+        rollout = numbers[group] = numbers.get(group, -1) + 1
+        row = _row(credit, *places[i], text)
+        yield {"step": step, "group": group, "rollout": rollout, "score": scores_B[i], **row}
 
 
-def _row(credit: Credit, row: int, tokenizer: Any, text: TokenTexts) -> dict[str, Any]:
-    acted = credit.action_mask_BT[row].bool()
+def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, Any]:
+    batch = credit.micro_batches[number]
+    acted = batch.action_mask[row].bool()
     positions = torch.nonzero(acted).flatten()
     start, end = (int(positions[0]), int(positions[-1]) + 1) if len(positions) else (acted.numel(), acted.numel())
-    ids = credit.token_ids_BT[row, start:end].tolist()
-    seen = credit.attention_mask_BT[row, :start].bool()
-    before = [int(credit.first_ids_B[row]), *credit.token_ids_BT[row, :start][seen].tolist()]
+    ids = batch.sequences[row, start + 1 : end + 1].tolist()
+    before = batch.sequences[row, : start + 1]
+    seen = batch.attention_mask[row, : start + 1].bool()
+    seen[0] = True
 
-    def part(values_BT: torch.Tensor) -> list[float]:
-        return values_BT[row, start:end].float().tolist()
+    def part(table: torch.Tensor) -> torch.Tensor:
+        return table.expand_as(acted)[start:end] if table.dim() == 0 else table[row, start:end].float()
 
+    advantages, added = part(batch.advantages), part(credit.added[number])
     return {
-        "prompt": credit.prompts[row],
-        "label": str(credit.labels[row]),
-        "response": response_text(tokenizer, ids),
-        "score": float(credit.scores_B[row]),
-        "reward": float(credit.rewards_B[row]),
-        "prompt_ids": before,
+        "prompt": batch.prompts[row],
+        "label": str(batch.labels[row]),
+        "response": response_text(text.tokenizer, ids),
+        "reward": float(batch.info["reward"].flatten()[row]),
+        "prompt_ids": before[seen].tolist(),
         "token_ids": ids,
         "token_texts": text.of(ids),
         "action": acted[start:end].tolist(),
-        "k": part(credit.values_BT),
-        "advantages_without_k": part(credit.without_k_BT),
-        "advantages": part(credit.advantages_BT),
+        "k": part(credit.values[number]).tolist(),
+        "advantages_without_k": (advantages - added).tolist(),
+        "advantages": advantages.tolist(),
     }
 
 
@@ -205,7 +210,7 @@ class TokenTexts:
     """Text of each token as it stands within a text: with its leading space, whatever the tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._known: dict[int, str] = {}
 
     def of(self, ids: Sequence[int]) -> list[str]:
@@ -217,14 +222,14 @@ class TokenTexts:
             if "\ufffd" in texts[start]:
                 while end < len(texts) and "\ufffd" in texts[end]:
                     end += 1
-                texts[start:end] = [self._tokenizer.decode(list(ids[start:end])), *[""] * (end - start - 1)]
+                texts[start:end] = [self.tokenizer.decode(list(ids[start:end])), *[""] * (end - start - 1)]
             start = end
         return texts
 
     def _one(self, token: int) -> str:
         if token not in self._known:
             # After another token, because tokenizers of the SentencePiece kind drop a leading space.
-            alone, doubled = self._tokenizer.decode([token]), self._tokenizer.decode([token, token])
+            alone, doubled = self.tokenizer.decode([token]), self.tokenizer.decode([token, token])
             self._known[token] = doubled[len(alone) :] if doubled.startswith(alone) else alone
         return self._known[token]
 

@@ -21,13 +21,14 @@ from openrlhf_ktae.trainer.ppo_utils.group_filter import (
     TrainingStopped,
     judge_group,
 )
+from openrlhf_ktae.trainer.ppo_utils.light_samples import LightSamplesGenerator
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt_key
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SeededSamplesGenerator
 
 
-class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator):
+class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightSamplesGenerator):
     """The host's generator with the above; without `--algo.dynamic_filtering_enable` it is the host's."""
 
     _sample_buffer: list[Experience]
@@ -119,7 +120,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator):
         """Return the group if it is trained on, else nothing; either way it is counted."""
         verdict = judge_group(
             [float(raw_scores(rollout)[0]) for rollout in group],
-            [bool(rollout.action_mask.any()) for rollout in group],
+            [bool(rollout.response_length) for rollout in group],
             self.args.algo.ktae.config["correct_threshold"],
             self.args.algo.dynamic_filtering_range,
         )

@@ -106,16 +106,15 @@ def correction(
     added_B = torch.zeros_like(rewards_B)
     if estimator not in ("group_norm", "rloo") or samples < 2:
         return added_B
-    for group in group_B.unique():
+    for group in group_B[(kept_B > 1) & (kept_B < samples)].unique():
         rows = group_B == group
         k, rewards = float(kept_B[rows][0]), rewards_B[rows]
-        if 1 < k < samples:
-            deviations = rewards - rewards.mean()
-            if estimator == "group_norm":
-                normalised = deviations / (rewards.std() + 1e-9)
-                added_B[rows] = normalised * (((k - 1) / (samples - 1)) ** 0.5 - 1)
-            else:
-                added_B[rows] = deviations * (k / (k - 1) - samples / (samples - 1))
+        deviations = rewards - rewards.mean()
+        if estimator == "group_norm":
+            normalised = deviations / (rewards.std() + 1e-9)
+            added_B[rows] = normalised * (((k - 1) / (samples - 1)) ** 0.5 - 1)
+        else:
+            added_B[rows] = deviations * (k / (k - 1) - samples / (samples - 1))
     return added_B
 
 

@@ -1,6 +1,7 @@
 """Departure from the host: token-level credit on top of its rollout-level advantages.
 
-Shapes: `B` rollouts of the batch, `T` positions of the longest one (prompt and response, one less than its tokens).
+Shapes: `B` rollouts of the batch, `N` positions of all micro-batches end to end (prompt and response, one less than the
+tokens of a row; see `ragged`).
 """
 
 from __future__ import annotations
@@ -8,17 +9,27 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.faults.nonfinite import refuse_nonfinite
-from openrlhf_ktae.ktae import KTAEConfig, top_key_tokens, warm_up
+from openrlhf_ktae.ktae import (
+    CreditSums,
+    KTAEConfig,
+    compute_key_token_values,
+    credit_sums,
+    discounted_returns,
+    warm_up,
+)
 from openrlhf_ktae.run.rollout_record import Credit
+from openrlhf_ktae.trainer.ppo_utils import host_speed
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without, excluded_rollouts
+from openrlhf_ktae.trainer.ppo_utils.ragged import back_to_tables, end_to_end, row_edges
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.shaped_experience_maker import ShapedExperienceMaker
-from openrlhf_ktae.trainer.ppo_utils.sharded_ktae import key_token_values
+from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
 
 class BrokenGroup(RuntimeError):
@@ -36,10 +47,13 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        host_speed.install()
         self.ktae = self.args.algo.ktae
         self.config = KTAEConfig(**self.ktae.config)
         if self.ktae.enable:
             warm_up()  # while the models load, not in the first step
+        if ray.is_initialized():
+            send_tensors_plainly()
         self._random = torch.Generator().manual_seed(self.args.train.seed)
         self.key_tokens: dict[str, list[dict[str, Any]]] = {}
 
@@ -76,30 +90,37 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             return experiences
         started = time.perf_counter()
         group_ids_B = group_ids(experiences, self.args.rollout.n_samples_per_prompt)
-        token_ids_BT = padded([e.sequences[:, 1:] for e in experiences])
-        action_mask_BT = padded([e.action_mask for e in experiences]).bool()
-        special_ids = tuple(self.tokenizer.all_special_ids)
+        ids_N = end_to_end([e.sequences[:, 1:] for e in experiences], torch.int64)
+        mask_N = end_to_end([e.action_mask for e in experiences], torch.bool)
+        edges_B = row_edges([e.action_mask for e in experiences])
         labels_B = self._shuffled(scores_B, group_ids_B) if self.ktae.shuffle_labels else scores_B
-        batch = (token_ids_BT, action_mask_BT, labels_B, group_ids_B)
-        values = key_token_values(*batch, self.config, special_ids, self.ktae.num_workers)
-        values_BT = values.values_BT.to(torch.float32)
-        advantages_BT = padded([e.advantages for e in experiences])
+        special_ids = tuple(self.tokenizer.all_special_ids)
+        batch = (ids_N, mask_N, labels_B, group_ids_B, self.config, special_ids)
+        values = compute_key_token_values(*batch, row_edges=edges_B)
+        base_N = end_to_end([e.advantages for e in experiences], torch.float32)
+        sums = credit_sums(ids_N, mask_N, values.values_BT, base_N, edges_B)
+        del ids_N, mask_N, base_N, batch
         if self.config.weight != 0 and not self.ktae.shadow:
-            add_in_place(experiences, values_BT)
-        self._keep(experiences, scores_B, values_BT)
-        self.metrics = credit_metrics(values, values_BT, advantages_BT, action_mask_BT)
-        self.key_tokens = {
-            side: self._named(top_key_tokens(token_ids_BT, action_mask_BT, values_BT, self.ktae.top_tokens, largest=up))
-            for side, up in (("highest", True), ("lowest", False))
-        }
+            add_in_place(experiences, values.values_BT)
+        self._keep(experiences, scores_B, values.values_BT)
+        self.metrics = credit_metrics(values, sums)
+        self.key_tokens = self._named(sums)
         self.metrics["ktae/seconds"] = time.perf_counter() - started
         return experiences
+
+    @torch.no_grad()
+    def get_cumulative_returns(self, rewards: torch.Tensor, action_mask: torch.Tensor, gamma: float) -> torch.Tensor:
+        """Return what the host's loop over positions does, (rows, T), to the bit, from a compiled one."""
+        if rewards.dtype != torch.float32 or rewards.device.type != "cpu":
+            return super().get_cumulative_returns(rewards, action_mask, gamma)
+        return discounted_returns(rewards if action_mask is None else action_mask * rewards, gamma)
 
     def _shuffled(self, scores_B: torch.Tensor, group_ids_B: torch.Tensor) -> torch.Tensor:
         """Return scores permuted within each group: a control for which K can mean nothing."""
         shuffled_B = scores_B.clone()
-        for group in torch.unique(group_ids_B):
-            rows = torch.nonzero(group_ids_B == group).flatten()
+        order_B = torch.argsort(group_ids_B, stable=True)
+        _, sizes_Q = torch.unique_consecutive(group_ids_B[order_B], return_counts=True)
+        for rows in order_B.split(sizes_Q.tolist()):
             shuffled_B[rows] = scores_B[rows[torch.randperm(len(rows), generator=self._random)]]
         return shuffled_B
 
@@ -111,34 +132,31 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         """Set what `random_state` returned."""
         self._random.set_state(state)
 
-    def _keep(self, experiences: list[Experience], scores_B: torch.Tensor, values_BT: torch.Tensor | None) -> None:
+    def _keep(self, experiences: list[Experience], scores_B: torch.Tensor, values_N: torch.Tensor | None) -> None:
         """Keep what the record of rollouts needs, if this batch is to be recorded."""
         if not self.keep_credit:
             return
-        advantages_BT = padded([e.advantages for e in experiences]).float()
-        none_BT = torch.zeros_like(advantages_BT)
-        values_BT = none_BT if values_BT is None else values_BT
-        added_BT = none_BT if self.config.weight == 0 or self.ktae.shadow else values_BT
+        tables = [e.action_mask for e in experiences]
+        if values_N is None:
+            values_N = torch.zeros(sum(table.numel() for table in tables))
+        silent = self.config.weight == 0 or self.ktae.shadow
+        none = torch.zeros(())
         self.credit = Credit(
-            token_ids_BT=padded([e.sequences[:, 1:] for e in experiences]),
-            action_mask_BT=padded([e.action_mask for e in experiences]).bool(),
-            attention_mask_BT=padded([e.attention_mask[:, 1:] for e in experiences]),
-            first_ids_B=torch.cat([e.sequences[:, 0] for e in experiences]),
+            micro_batches=experiences,
             scores_B=scores_B,
-            rewards_B=torch.cat([e.info["reward"].flatten().float() for e in experiences]),
             groups_B=group_ids(experiences, self.args.rollout.n_samples_per_prompt),
-            values_BT=values_BT,
-            without_k_BT=advantages_BT - added_BT,
-            advantages_BT=advantages_BT,
-            prompts=[prompt for e in experiences for prompt in e.prompts],
-            labels=[label for e in experiences for label in e.labels],
+            values=back_to_tables(values_N, tables),
+            added=[none] * len(tables) if silent else back_to_tables(values_N, tables),
         )
 
-    def _named(self, tokens: list[tuple[int, float, int]]) -> list[dict[str, Any]]:
-        return [
-            {"id": int(i), "text": self.tokenizer.decode([int(i)]), "k": round(float(k), 4), "count": int(n)}
-            for i, k, n in tokens
-        ]
+    def _named(self, sums: CreditSums) -> dict[str, list[dict[str, Any]]]:
+        return {
+            side: [
+                {"id": i, "text": self.tokenizer.decode([i]), "k": round(k, 4), "count": count}
+                for i, k, count in sums.top(self.ktae.top_tokens, largest)
+            ]
+            for side, largest in (("highest", True), ("lowest", False))
+        }
 
 
 def credited_scores(experience: Experience) -> torch.Tensor:
@@ -167,16 +185,7 @@ def group_ids(experiences: list[Experience], samples: int) -> torch.Tensor:
     return torch.tensor([i // samples for i in index])
 
 
-def padded(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Return the rows of all micro-batches as one tensor (B, T), zero to the right of shorter ones."""
-    width = max(part.size(1) for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, (0, width - part.size(1))) for part in parts])
-
-
-def add_in_place(experiences: list[Experience], values_BT: torch.Tensor) -> None:
-    """Add each rollout's row of `values_BT` to its advantages; prompt and padding positions carry 0."""
-    row = 0
-    for experience in experiences:
-        rows, width = experience.advantages.shape
-        experience.advantages = experience.advantages + values_BT[row : row + rows, :width]
-        row += rows
+def add_in_place(experiences: list[Experience], values_N: torch.Tensor) -> None:
+    """Add each rollout's part of `values_N` to its advantages; prompt and padding positions carry 0."""
+    for e, values in zip(experiences, back_to_tables(values_N, [e.advantages for e in experiences]), strict=True):
+        e.advantages = e.advantages + values

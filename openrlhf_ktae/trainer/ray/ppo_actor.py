@@ -14,6 +14,7 @@ from openrlhf_ktae.faults.nonfinite import SKIPPED, skip_nonfinite_updates
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
 from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
+from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
 NO_TOKENS = 1e-6  # weight of a micro-batch without action tokens: the host divides by the sum of these
 _HostPolicyModelActor: Any = undecorated(host.PolicyModelActor)
@@ -82,6 +83,7 @@ class KTAEPolicyModelActor(CheckpointedActor, _HostPolicyModelActor):
     def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Load as the host does; it finds the update loop as a global of its module."""
         host.ActorPPOTrainer = self.update_loop
+        send_tensors_plainly()
         super().init_model_from_pretrained(*args, **kwargs)
 
     def rejoin_engines(self) -> None:

@@ -13,6 +13,7 @@ from openrlhf.trainer.ray import vllm_engine as host
 from openrlhf_ktae.faults.in_engine import contained
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.process_setup import leave_interrupts_to_the_driver
+from openrlhf_ktae.trainer.ppo_utils.messages import packed
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
 
 _HostRolloutActor: Any = undecorated(host.RolloutRayActor)
@@ -80,11 +81,12 @@ class KTAERolloutActor(_HostRolloutActor):
         """Generate as the host does; with a seed, every sample of the prompt has one made from it."""
         generate = super().generate_responses
         if sampling_params.seed is None:
-            return await generate(prompt, label, sampling_params, max_length, hf_tokenizer, num_samples, images)
+            answers = await generate(prompt, label, sampling_params, max_length, hf_tokenizer, num_samples, images)
+            return [packed(answer) for answer in answers]
         samples = []
         for number in range(num_samples):
             params = deepcopy(sampling_params)
             params.seed = derived_seed(sampling_params.seed, number)
             samples.append(generate(prompt, label, params, max_length, hf_tokenizer, 1, images))
-        answers = await asyncio.gather(*samples)
-        return [{**answer, SEED_KEY: sampling_params.seed} for answer_of in answers for answer in answer_of]
+        answers_of = await asyncio.gather(*samples)
+        return [{**packed(answer), SEED_KEY: sampling_params.seed} for answers in answers_of for answer in answers]

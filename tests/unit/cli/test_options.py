@@ -187,13 +187,6 @@ def write(path, tree):
     return str(path)
 
 
-def test_number_of_ktae_tasks_arrives_and_a_negative_one_is_refused():
-    assert parse_command_line(KTAE).algo.ktae.num_workers is None
-    assert parse_command_line([*KTAE, "--algo.ktae.num_workers", "3"]).algo.ktae.num_workers == 3
-    with pytest.raises(BadOption, match=r"--algo.ktae.num_workers -1: give 0"):
-        parse_command_line([*KTAE, "--algo.ktae.num_workers", "-1"])
-
-
 def test_config_file_and_command_line_wins(tmp_path):
     path = write(tmp_path / "a.yaml", {"rollout": {"temperature": 0.5, "top_p": 0.9}, "train": {"colocate_all": True}})
     args = parse_command_line([*KTAE, "--config", path, "--temperature", "0.7", "--train.colocate_all", "false"])

@@ -53,6 +53,27 @@ def test_padding(batch, config, left, right):
     assert (np.delete(padded, np.s_[left : left + TOKENS], axis=1) == 0).all()
 
 
+def test_rows_end_to_end_without_padding(batch, config):
+    ids, mask, scores, groups, _ = batch
+    widths = np.where(mask.any(axis=1), TOKENS - mask[:, ::-1].argmax(axis=1), 0)  # up to the last token
+    kept = np.arange(TOKENS) < widths[:, None]
+    edges = np.concatenate([[0], np.cumsum(widths)])
+    table = compute_key_token_values(ids, mask, scores, groups, config, (2,))
+    for threads in (1, 3):
+        ragged = compute_key_token_values(
+            ids[kept], mask[kept], scores, groups, config, (2,), num_threads=threads, row_edges=edges
+        )
+        assert torch.equal(ragged.values_BT, table.values_BT[torch.from_numpy(kept)])
+        assert ragged.values_BT.any()
+    assert (ragged.groups, ragged.mixed_groups) == (table.groups, table.mixed_groups)
+
+
+@pytest.mark.parametrize("edges", [[], [1, 4], [0, 3], [0, 5, 4]])
+def test_edges_that_do_not_fit_are_refused(edges):
+    with pytest.raises(ValueError, match=r"row_edges of .* must rise from 0 to the length of token_ids, 4"):
+        compute_key_token_values(np.arange(4), np.ones(4), [1.0], [0], row_edges=edges)
+
+
 def test_duplicating_the_batch_under_new_groups(batch, config):
     ids, mask, scores, groups, base = batch
     twice = (np.concatenate([part, part]) for part in (ids, mask, scores))

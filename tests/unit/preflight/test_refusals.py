@@ -326,7 +326,7 @@ BAD = [
             f"--algo.ktae.{name} {value}",
             "leave it out",
         )
-        for name, value in (("variant", "calibrated"), ("base", "rloo"), ("weight", "0.5"), ("num_workers", "2"))
+        for name, value in (("variant", "calibrated"), ("base", "rloo"), ("weight", "0.5"))
     ),
     ({"algo.ktae.top_tokens": "-1"}, "--algo.ktae.top_tokens -1", "give 0"),
     ({"best_metric_key": "nonsense"}, "--ckpt.best_metric_key nonsense", "eval_macro_accuracy"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openrlhf_ktae.ktae import KeyTokenValues
+from openrlhf_ktae.ktae import KeyTokenValues, credit_sums
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 
 # Two right rollouts, a wrong one and one of unknown verdict; 99 lies outside of action tokens and must not count.
@@ -18,8 +18,13 @@ def values(correct=(1, 1, 0, 0), known=(1, 1, 1, 0)):
     return KeyTokenValues(K, 3, 1, 1, torch.tensor(correct).bool(), torch.tensor(known).bool())
 
 
+def sums(mask=MASK):
+    ids = torch.zeros(mask.numel(), dtype=torch.int64)
+    return credit_sums(ids, mask.flatten(), K.flatten(), A.flatten(), [0, 3, 6, 9, 12])
+
+
 def test_by_hand():
-    assert credit_metrics(values(), K, A, MASK) == pytest.approx(
+    assert credit_metrics(values(), sums()) == pytest.approx(
         {
             "ktae/mixed_group_share": 1 / 3,
             "ktae/unknown_rollouts": 1.0,
@@ -33,11 +38,11 @@ def test_by_hand():
 
 
 def test_a_side_without_rollouts_is_left_out():
-    metrics = credit_metrics(values(correct=(1, 1, 1, 1), known=(1, 1, 1, 1)), K, A, MASK)
+    metrics = credit_metrics(values(correct=(1, 1, 1, 1), known=(1, 1, 1, 1)), sums())
     assert "ktae/mean_k_wrong" not in metrics
     assert metrics["ktae/mean_k_correct"] == pytest.approx(-1.0 / 7)
 
 
 def test_a_batch_without_action_tokens_has_no_means():
-    metrics = credit_metrics(values(), K, A, torch.zeros_like(MASK))
+    metrics = credit_metrics(values(), sums(torch.zeros_like(MASK)))
     assert metrics == {"ktae/mixed_group_share": 1 / 3, "ktae/unknown_rollouts": 1.0}

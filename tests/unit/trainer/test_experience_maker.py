@@ -78,19 +78,6 @@ def test_as_many_key_tokens_are_named_as_asked_for(module, count):
     assert [len(tested.key_tokens[side]) for side in ("highest", "lowest")] == [count, count]
 
 
-@pytest.mark.parametrize(("words", "workers"), [((), None), (("--algo.ktae.num_workers", "3"), 3)])
-def test_the_number_of_tasks_is_passed_on(module, words, workers, monkeypatch):
-    real, asked = module.key_token_values, []
-
-    def key_token_values(*batch):
-        asked.append(batch[-1])
-        return real(*batch[:-1], 0)
-
-    monkeypatch.setattr(module, "key_token_values", key_token_values)
-    maker(module, *words).compute_advantages_and_returns(batched(rollouts(), 4))
-    assert asked == [workers]
-
-
 @pytest.mark.parametrize("base", ["group_norm", "dr_grpo", "rloo", "reinforce_baseline"])
 @pytest.mark.parametrize("size", [1, 4, 5])
 def test_weight_zero_is_the_class_of_the_host_bit_for_bit(module, base, size):

@@ -1,0 +1,97 @@
+"""Sums over the action tokens of a batch, in one pass: what a step logs of K.
+
+Legend: `B` rollouts, `N` positions of all rollouts end to end, `V` ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from openrlhf_ktae.ktae.advantages import compute_ktae_advantages
+from openrlhf_ktae.ktae.explain import VOCABULARY, largest_means
+
+
+@dataclass(frozen=True)
+class CreditSums:
+    """K and rollout-level advantages A of a batch, summed."""
+
+    k_mass: float
+    """Sum of |K|."""
+    a_mass: float
+    """Sum of |A|."""
+    flips: int
+    """Tokens whose advantage changes sign when K is added."""
+    sums_B: NDArray[np.float64]
+    """K of each rollout."""
+    tokens_B: NDArray[np.int64]
+    """Action tokens of each rollout."""
+    ids_V: NDArray[np.int64]
+    sums_V: NDArray[np.float64]
+    """K of each id."""
+    uses_V: NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        """Action tokens."""
+        return int(self.tokens_B.sum())
+
+    def top(self, n: int, largest: bool = True) -> list[tuple[int, float, int]]:
+        """Return the `n` ids of highest (or lowest) mean K, as `top_key_tokens` does."""
+        return largest_means(self.ids_V, self.sums_V, self.uses_V, n, largest)
+
+
+def credit_sums(
+    ids_N: torch.Tensor, mask_N: torch.Tensor, values_N: torch.Tensor, base_N: torch.Tensor, row_edges: Any
+) -> CreditSums:
+    """Return the sums of K (`values_N`) and A (`base_N`), both floats, over the tokens of `mask_N`.
+
+    `row_edges` (B + 1,) says where rollouts start, and where the last ends.
+    """
+    from openrlhf_ktae.ktae import compiled
+
+    ids, mask = ids_N.numpy(), mask_N.numpy()
+    rest = mask.view(np.uint8), values_N.numpy(), base_N.numpy(), np.asarray(row_edges, np.int64)
+    known = min(max(int(ids.max(initial=-1)), -1), VOCABULARY) + 1
+    names: NDArray[np.int64] = np.arange(known)
+    totals, sums_B, tokens_B, sums_V, uses_V, beyond = compiled.credit_sums(ids, *rest, known)
+    if beyond:  # ten times slower: the ids that there are get numbers
+        names, numbers = np.unique(ids[mask], return_inverse=True)
+        numbered = np.zeros_like(ids)
+        numbered[mask] = numbers
+        totals, sums_B, tokens_B, sums_V, uses_V, _ = compiled.credit_sums(numbered, *rest, len(names))
+    k_mass, a_mass, flips = totals
+    return CreditSums(k_mass, a_mass, flips, sums_B, tokens_B, names, sums_V, uses_V)
+
+
+def discounted_returns(rewards_BT: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Return the discounted sum of rewards from each position to the last, (B, T) float32 as given.
+
+    Equal to a loop over positions in float32 from the last to the first, to the bit.
+    """
+    from openrlhf_ktae.ktae import compiled
+
+    out_BT = torch.empty_like(rewards_BT, memory_format=torch.contiguous_format)
+    compiled.returns(rewards_BT.contiguous().numpy(), np.float32(gamma), out_BT.numpy())
+    return out_BT
+
+
+def repeated_grams(ids_N: torch.Tensor, mask_N: torch.Tensor, row_edges: Any, n: int) -> tuple[int, int]:
+    """Return how many n-grams of action tokens were there before in the same rollout, and how many there are."""
+    from openrlhf_ktae.ktae import compiled
+
+    edges_B = np.asarray(row_edges, np.int64)
+    return compiled.repeated_grams(ids_N.numpy(), mask_N.numpy().view(np.uint8), edges_B, n)
+
+
+def warm_up() -> None:
+    """Load the compiled loops ahead of the first call; compile them (seconds) where the cache is cold."""
+    compute_ktae_advantages(np.zeros((2, 1), np.int64), np.ones((2, 1)), [0.0, 1.0], [0, 0], [0.0, 0.0])
+    ids_N, mask_N, floats_N = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool), torch.zeros(2)
+    credit_sums(ids_N, mask_N, floats_N, floats_N, [0, 1, 2])
+    discounted_returns(floats_N.view(2, 1), 1.0)
+    repeated_grams(ids_N, mask_N, [0, 1, 2], 1)

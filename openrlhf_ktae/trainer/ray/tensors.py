@@ -1,0 +1,51 @@
+"""Tensors between Ray's processes as plain memory.
+
+Symptom: Ray pickles a CPU tensor as `torch.save` would, 60 us and three copies each; rollouts of a step hold hundreds
+of thousands of small ones. Here a tensor travels as the bytes of its array, out of band where it is large. Ray has the
+same as `RAY_ENABLE_ZERO_COPY_TORCH_TENSORS`, but what arrives cannot be written to. Remove when it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import ray
+import torch
+
+SMALL = 1024
+"""Bytes up to which a tensor is a part of the message; a buffer of its own costs more."""
+DEFAULT = "default"
+
+
+@cache
+def send_tensors_plainly() -> None:
+    """Let this process send tensors so; whoever receives them needs nothing but this module."""
+    ray.util.register_serializer(torch.Tensor, serializer=plain, deserializer=whole)
+
+
+def plain(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return what `whole` makes the tensor of."""
+    is_plain = tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.requires_grad
+    if not is_plain or tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or tensor.is_nested:
+        return DEFAULT, tensor.__reduce_ex__(5)
+    if not tensor.numel():
+        return tensor.dtype, tuple(tensor.shape), b""
+    data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    return tensor.dtype, tuple(tensor.shape), data.tobytes() if data.nbytes <= SMALL else data
+
+
+def whole(parts: tuple[Any, ...]) -> torch.Tensor:
+    """Return the tensor, in memory of its own."""
+    if parts[0] == DEFAULT:
+        return rebuilt(*parts[1])
+    dtype, shape, data = parts
+    if not len(data):
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
+
+
+def rebuilt(make: Callable[..., Any], arguments: tuple[Any, ...], *_: Any) -> Any:
+    """Return an object from the first parts of its `__reduce_ex__`."""
+    return make(*arguments)
