@@ -58,6 +58,8 @@ def run(argv: Sequence[str], results: list[Result]) -> None:
         raise BadOption(f"--minutes {options.minutes:g}: give more than 0")
     if options.keep and options.keep.exists() and any(options.keep.iterdir()):
         raise BadOption(f"--keep {options.keep}: is not empty; give a new folder")
+    if not options.output.absolute().parent.is_dir():
+        raise BadOption(f"--output {options.output}: there is no folder {options.output.parent}; make it first")
     if missing := [path for path in (*CONFIGS, "examples/quickstart/model") if not Path(path).exists()]:
         raise BadOption(f"no {missing[0]} here: run this in the folder of a clone, as `make gpu-check` does")
     check_host()

@@ -25,12 +25,13 @@ def planned(args: SimpleNamespace, backend: str) -> dict[str, float]:
     shape = model_shape(args.actor.model_name_or_path)
     if shape is None:
         return {}
-    cuda = backend != CPU
+    if backend == CPU:  # what an update has freed stays resident: the phases after it cannot be measured
+        return {"training": memory.training(args, shape, cuda=False).total}
     phases = {
-        one.name: one.total for one in (memory.training(args, shape, cuda), memory.synchronisation(args, shape, cuda))
+        one.name: one.total for one in (memory.training(args, shape, True), memory.synchronisation(args, shape, True))
     }
-    if cuda and args.vllm.enable_sleep and (total := memory_of("auto", 1)):
-        resident = memory.resident_trainer(args, shape, cuda)
+    if args.vllm.enable_sleep and (total := memory_of("auto", 1)):
+        resident = memory.resident_trainer(args, shape, cuda=True)
         phases["generation"] = args.vllm.gpu_memory_utilization * total + resident
     return phases
 

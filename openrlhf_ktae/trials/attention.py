@@ -98,7 +98,7 @@ def _errors(kernel: Dense, ours: Dense, shape: tuple[int, ...], device: str) -> 
     truth, theirs, usual = run(ours, torch.float32), run(kernel, torch.bfloat16), run(ours, torch.bfloat16)
 
     def off(found: list[torch.Tensor]) -> list[float]:
-        return [float((a - b).abs().max()) for a, b in zip(found, truth, strict=True)]
+        return [float((a - b).detach().abs().max()) for a, b in zip(found, truth, strict=True)]
 
     return dict(zip(("output", "dq", "dk", "dv"), zip(off(theirs), off(usual), strict=True), strict=True))
 

@@ -51,7 +51,8 @@ MANY = 40 * BATCH  # prompts: more than are used
 SAME_STEP = 0.02  # relative: the gradient of one batch, divided in another way, in bf16
 WORDS = (
     f"--vllm.gpu_memory_utilization 0.5 --algo.advantage.is_correction_level token --actor.recompute_log_probs true "
-    f"--train.max_tokens_per_gpu 4096 --rollout.max_tokens_per_gpu 4096 --run.eval_edges false --eval.steps -1 "
+    f"--train.max_tokens_per_gpu 4096 --rollout.max_tokens_per_gpu 4096 --train.micro_batch_size 16 "
+    f"--rollout.micro_batch_size 16 --run.eval_edges false --eval.steps -1 "
     f"--ckpt.max_num 1 --run.grace_seconds {GRACE_SECONDS}"
 ).split()
 MODELS = {
@@ -358,7 +359,7 @@ def wait_for(
 
 def _hangs(runs: Watched, name: str, process: subprocess.Popen[bytes], what: str) -> str:
     """Kill a run that hangs; its stacks go into its folder."""
-    with suppress(psutil.Error, OSError, KeyError):
+    with suppress(psutil.Error, OSError, KeyError, StopIteration):
         mark = psutil.Process(process.pid).environ()[RUN_VARIABLE]
         folder = next(one.environ()[stacks.VARIABLE] for one in marked(mark) if stacks.VARIABLE in one.environ())
         stacks.dump(folder, mark, runs.folder / name / stacks.FILE)

@@ -145,6 +145,7 @@ class Memory:
         if on_cpu():
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
         else:
+            torch.cuda.empty_cache()  # what the phase before has left
             torch.cuda.reset_peak_memory_stats()
         yield
         if on_cpu():
