@@ -32,7 +32,7 @@ from openrlhf_ktae.run.free_port import free_port
 from openrlhf_ktae.run.plain_json import parse_json
 from openrlhf_ktae.trials import machine
 from openrlhf_ktae.trials.checking import VARIABLE, Check, CheckFailed, Need, Place
-from openrlhf_ktae.trials.deaths import ROOM, kill_all
+from openrlhf_ktae.trials.deaths import ROOM, kill_all, title
 from openrlhf_ktae.trials.resume_trial import try_resume
 from openrlhf_ktae.trials.trial import TRAIN, Trial, TrialFailed
 from openrlhf_ktae.trials.watchers import ASLEEP, FILE, MOMENTS, ORDER_FILE
@@ -46,6 +46,8 @@ RECOVERY_SECONDS = 120.0  # after a death
 STEP_SECONDS = 150.0  # until a run has a step
 GRACE_SECONDS = 20
 STOP_WAIT_SECONDS = 2 * GRACE_SECONDS  # of `ray job stop`, which kills after 3 unless it is told
+STATUS_SECONDS = 20.0  # Ray's command line takes seconds to say a job's status
+LEFT_SECONDS = 10.0  # for the processes of a run that is over
 OVER_PLAN = 1.15  # a phase may take so much of what was planned for it
 MANY = 40 * BATCH  # prompts: more than are used
 SAME_STEP = 0.02  # relative: the gradient of one batch, divided in another way, in bf16
@@ -316,8 +318,9 @@ def left_behind(runs: Watched, name: str, mark: str) -> dict[str, Any]:
     Raises:
         CheckFailed: it is not whole or not of the last step, or a process is left.
     """
-    if left := [process.name() for process in marked(mark)]:
-        raise CheckFailed(f"{len(left)} processes are left: {left[:5]}")
+    _, left = psutil.wait_procs(marked(mark), timeout=LEFT_SECONDS)
+    if left:
+        raise CheckFailed(f"{len(left)} processes are left: {[title(process)[:60] for process in left[:5]]}")
     newest, last = read_latest(runs.folder / name / "checkpoints"), runs.steps(name)[-1]["step"]
     if newest is None:
         raise CheckFailed(f"no checkpoint of step {last}")
@@ -373,13 +376,16 @@ def job_stop(place: Place) -> dict[str, Any]:
     runs = Watched(words(place), folder, MANY, save_steps=1, module=TRAIN)
     with _Cluster(place) as cluster:
         (folder / "job").mkdir(parents=True, exist_ok=True)
-        mark = f"job-{folder.stat().st_ino}-{os.getpid()}"
-        cluster.submit(runs.command("job", "never"), {RUN_VARIABLE: mark})
-        end = time.monotonic() + STEP_SECONDS
+        cluster.submit(runs.command("job", "never"))
+        end, look = time.monotonic() + STEP_SECONDS, time.monotonic() + STATUS_SECONDS
         while len(runs.steps("job")) < ROOM:
+            time.sleep(0.5)
+            if time.monotonic() < look:
+                continue
+            look = time.monotonic() + STATUS_SECONDS
             if time.monotonic() > end or cluster.status() in ("FAILED", "STOPPED", "SUCCEEDED"):
                 raise CheckFailed(f"the job has no {ROOM} steps, and is {cluster.status()}: {cluster.log()[-600:]}")
-            time.sleep(1)
+        mark = cluster.mark_of_the_run()
         began = time.monotonic()
         cluster.ray("job", "stop", cluster.JOB)
         seconds, status = round(time.monotonic() - began, 1), cluster.status()
@@ -430,10 +436,18 @@ class _Cluster:
             raise CheckFailed(f"`ray {' '.join(command[:2])}` ended with {done.returncode}: {done.stdout[-600:]}")
         return done.stdout
 
-    def submit(self, command: Sequence[str], variables: dict[str, str]) -> None:
+    def mark_of_the_run(self) -> str:
+        """Return what the processes of the run are found by: its driver made it, and its workers have it."""
+        found = set()
+        for process in marked(self._mark, VARIABLE):
+            with suppress(psutil.Error):
+                found.add(process.environ().get(RUN_VARIABLE))
+        (mark,) = found - {None}
+        return str(mark)
+
+    def submit(self, command: Sequence[str]) -> None:
         """Submit a job; the head's agent may be up after the head."""
-        variables = {**variables, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)}
-        environment = json.dumps({"env_vars": variables, "working_dir": None})
+        environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)}})
         words = ["--submission-id", self.JOB, "--no-wait", "--runtime-env-json", environment, "--", *command]
         for patience in (True, True, True, True, False):
             try:
