@@ -506,7 +506,7 @@ CHECKS = (
     Check(
         "attention", "flash-attn forward and backward against PyTorch's attention", attention, 120, (GPU, FLASH_ATTN)
     ),
-    Check("six-steps", "engine and trainer have the same weights and log-probabilities", six_steps, 200),
+    Check("six-steps", "engine and trainer have the same weights and log-probabilities", six_steps, 300),
     Check("core-deaths", "a killed engine is repaired or ends the run; SIGTERM", core_deaths, 300),
     Check("resume", "the same result twice, and killed and resumed", resume, 300),
     Check("memory", "planned against measured memory of each phase", memory_by_phase, 150),
