@@ -148,6 +148,7 @@ def run_one(check: Check, place: Place, limit: float) -> Result:
         late = process.poll() is None
     finally:
         left = kill_marked(mark)
+    process.wait()
     seconds = round(time.monotonic() - started, 1)
     result = Result(check.name, check.what, FAILED, seconds)
     with suppress(OSError, ValueError):
