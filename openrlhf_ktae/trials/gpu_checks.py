@@ -46,7 +46,6 @@ RECOVERY_SECONDS = 120.0  # after a death
 STEP_SECONDS = 150.0  # until a run has a step
 GRACE_SECONDS = 20
 STOP_WAIT_SECONDS = 2 * GRACE_SECONDS  # of `ray job stop`, which kills after 3 unless it is told
-STATUS_SECONDS = 20.0  # Ray's command line takes seconds to say a job's status
 LEFT_SECONDS = 10.0  # for the processes of a run that is over
 OVER_PLAN = 1.15  # a phase may take so much of what was planned for it
 MANY = 40 * BATCH  # prompts: more than are used
@@ -377,13 +376,10 @@ def job_stop(place: Place) -> dict[str, Any]:
     with _Cluster(place) as cluster:
         (folder / "job").mkdir(parents=True, exist_ok=True)
         cluster.submit(runs.command("job", "never"))
-        end, look = time.monotonic() + STEP_SECONDS, time.monotonic() + STATUS_SECONDS
+        end = time.monotonic() + STEP_SECONDS
         while len(runs.steps("job")) < ROOM:
-            time.sleep(0.5)
-            if time.monotonic() < look:
-                continue
-            look = time.monotonic() + STATUS_SECONDS
-            if time.monotonic() > end or cluster.status() in ("FAILED", "STOPPED", "SUCCEEDED"):
+            time.sleep(1)
+            if time.monotonic() > end or cluster.status() not in ("PENDING", "RUNNING"):
                 raise CheckFailed(f"the job has no {ROOM} steps, and is {cluster.status()}: {cluster.log()[-600:]}")
         mark = cluster.mark_of_the_run()
         began = time.monotonic()
@@ -460,12 +456,16 @@ class _Cluster:
 
     def status(self) -> str:
         """Return the job's status."""
-        said = self.ray("job", "status", self.JOB)
-        return next((s for s in ("STOPPED", "SUCCEEDED", "FAILED", "RUNNING", "PENDING") if s in said), said[-80:])
+        return str(self._client().get_job_status(self.JOB).value)
 
     def log(self) -> str:
         """Return what the job printed."""
-        return self.ray("job", "logs", self.JOB)
+        return str(self._client().get_job_logs(self.JOB))
+
+    def _client(self) -> Any:
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(self._address)
 
 
 def asynchronous(place: Place) -> dict[str, Any]:
