@@ -19,7 +19,9 @@ from typing import Any
 import psutil
 
 from openrlhf_ktae.checkpoint.files import write_bytes
+from openrlhf_ktae.faults.processes import VARIABLE as RUN_VARIABLE
 from openrlhf_ktae.faults.processes import marked
+from openrlhf_ktae.run.launch import CLUSTER_VARIABLE
 from openrlhf_ktae.safety.secrets import environment_secrets, redacted
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
@@ -140,7 +142,7 @@ def run_one(check: Check, place: Place, limit: float) -> Result:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, VARIABLE: mark},
+                env={**environment_of_its_own(), VARIABLE: mark},
                 start_new_session=True,
             )
         with suppress(subprocess.TimeoutExpired):
@@ -164,6 +166,11 @@ def run_one(check: Check, place: Place, limit: float) -> Result:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
         result.last_lines = lines
     return result
+
+
+def environment_of_its_own() -> dict[str, str]:
+    """Return this process's variables without those that would tie a check to a cluster or a run that is there."""
+    return {name: value for name, value in os.environ.items() if name not in (CLUSTER_VARIABLE, RUN_VARIABLE)}
 
 
 def kill_marked(mark: str) -> int:

@@ -398,8 +398,7 @@ class _Cluster:
     def __init__(self, place: Place) -> None:
         self._mark = os.environ.get(VARIABLE, "")
         self._devices = str(max(1, place.gpus))
-        self._env = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", RUN_VARIABLE)}
-        self._env["RAY_JOB_STOP_WAIT_TIME_S"] = str(STOP_WAIT_SECONDS)
+        self._env = {**os.environ, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)}
         self._before: set[int] = set()
 
     def __enter__(self) -> _Cluster:

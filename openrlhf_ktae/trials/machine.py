@@ -17,6 +17,7 @@ PACKAGES = (
     "nvidia-nccl-cu12 nvidia-nccl-cu13 triton math-verify"
 ).split()
 LEAST_DRIVER = 580  # for CUDA 13, which torch 2.13.0 and vLLM 0.29.0 are built with
+IN_USE = 0.1  # of a GPU's memory; a desktop takes less
 GIB = 2**30
 
 
@@ -99,4 +100,7 @@ def problems(machine: dict[str, Any]) -> list[str]:
         )
     if not machine["torch_cuda"]:
         found.append("torch is a CPU build: install as README.md says for a GPU machine (make setup-gpu)")
+    for number, gpu in enumerate(machine["gpus"]):
+        if gpu["used_gib"] > IN_USE * gpu["memory_gib"]:
+            found.append(f"GPU {number}: {gpu['used_gib']} GiB of it are in use; end what runs there, or hide it")
     return found

@@ -120,6 +120,18 @@ def test_a_check_over_its_limit_is_killed_with_all_that_it_started(place):
     assert gone(int((Path(place.folder) / "hangs" / PIDS).read_text()))
 
 
+def says_its_variables(place):
+    return {name: os.environ.get(name) for name in ("RAY_ADDRESS", "OPENRLHF_KTAE_RUN", "HOME")}
+
+
+def test_a_check_joins_no_cluster_and_no_run_that_is_there(place, monkeypatch):
+    monkeypatch.setattr(says_its_variables, "__module__", Path(__file__).stem)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    monkeypatch.setenv("OPENRLHF_KTAE_RUN", "another")
+    result = run_one(check(says_its_variables), place, limit=30.0)
+    assert result.figures == {"RAY_ADDRESS": None, "OPENRLHF_KTAE_RUN": None, "HOME": os.environ.get("HOME")}
+
+
 def test_a_process_that_a_check_leaves_is_ended_and_counted(place):
     result = run_one(check(leaves_a_child), place, limit=30.0)
     assert (result.status, result.figures) == (OK, {"processes_left": 1})

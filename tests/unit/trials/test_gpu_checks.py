@@ -246,6 +246,7 @@ GOOD = {"gpus": [GPU], "driver": "580.65.06", "nvcc": "13.0", "torch_cuda": "13.
         ({"driver": "575.57.08"}, ["driver 575.57.08: CUDA 13 needs 580"]),
         ({"nvcc": None}, ["no nvcc: DeepSpeed compiles its Adam"]),
         ({"torch_cuda": None, "nvcc": None}, ["no nvcc", "torch is a CPU build"]),
+        ({"gpus": [GPU, {**GPU, "used_gib": 20.0}]}, ["GPU 1: 20.0 GiB of it are in use; end what runs there"]),
         ({"gpus": [], "driver": None, "nvcc": None, "torch_cuda": None}, []),
     ],
 )
