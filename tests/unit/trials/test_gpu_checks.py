@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
+from marks import RARELY
 
 from openrlhf_ktae.backend.cuda import CudaBackend
 from openrlhf_ktae.cli import gpu_check
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.faults.processes import VARIABLE
+from openrlhf_ktae.faults.processes import VARIABLE, end_all
 from openrlhf_ktae.trials import gpu_checks, machine
-from openrlhf_ktae.trials.checking import CheckFailed, Place
+from openrlhf_ktae.trials.checking import Check, CheckFailed, Place, run_one
 from openrlhf_ktae.trials.gpu_checks import (
     CHECKS,
     RECOVERY_SECONDS,
@@ -182,17 +184,20 @@ def test_memory_above_the_plan_is_found_phase_by_phase():
 def pretend(tmp_path, monkeypatch):
     """Start a pretended run; it is killed at the end."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-    started = []
+    started, marks = [], []
 
     def start(after):
         runs = Watched([after], tmp_path, 48, module="pretend_run")
-        started.append(runs.start("run"))
+        marks.append(uuid.uuid4().hex)
+        started.append(runs.start("run", mark=marks[-1]))
         return runs, "run", started[-1]
 
     yield start
     for process in started:
         process.kill()
         process.wait()
+    for mark in marks:
+        end_all(mark, 0)
 
 
 def test_a_run_that_goes_on_after_a_death_is_repaired_and_sigterm_is_judged_next(pretend):
@@ -200,9 +205,42 @@ def test_a_run_that_goes_on_after_a_death_is_repaired_and_sigterm_is_judged_next
     found = outcome_of_death(*run, GENERATING)
     assert found["outcome"] == "repaired"
     assert 0 <= found["seconds"] < 10
-    with pytest.raises(CheckFailed, match="no checkpoint of step"):
+    ended = outcome_of_sigterm(*run)
+    assert (ended["exit_code"], ended["checkpoint_step"]) == (130, run[0].steps("run")[-1]["step"])
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"), [("forgets", "no checkpoint of step"), ("leaves", r"1 processes are left: \['sleep 60'\]")]
+)
+def test_what_a_run_must_leave_at_sigterm_and_what_not(pretend, monkeypatch, after, reason):
+    monkeypatch.setattr(gpu_checks, "LEFT_SECONDS", 0.5)
+    run = pretend(after)
+    with pytest.raises(CheckFailed, match=reason):
         outcome_of_sigterm(*run)
     assert run[2].returncode == 130
+
+
+@RARELY  # a Ray head and its job agent take half a minute to start
+def test_a_submitted_job_is_stopped_with_a_checkpoint_and_without_a_process(tmp_path, root, monkeypatch):
+    """The real `ray job submit` and `ray job stop`, of a pretended run."""
+    monkeypatch.chdir(root)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    result = run_one(check_of("job-stop", "stops_a_pretended_job"), Place(str(tmp_path), "cpu", 0), limit=150.0)
+    assert (result.status, result.reason) == ("ok", ""), result.last_lines
+    assert result.figures["checkpoint_step"] >= 2
+    assert result.figures["seconds"] < 60
+
+
+def stops_a_pretended_job(place):
+    gpu_checks.TRAIN = "pretend_run"
+    return gpu_checks.job_stop(place)
+
+
+def check_of(name, function):
+    found = globals()[function]
+    found.__module__ = Path(__file__).stem
+    return Check(name, name, found, 150)
 
 
 @pytest.mark.parametrize("code", [4, 1])
