@@ -224,8 +224,8 @@ def test_what_a_run_must_leave_at_sigterm_and_what_not(pretend, monkeypatch, aft
 def test_a_submitted_job_is_stopped_with_a_checkpoint_and_without_a_process(tmp_path, root, monkeypatch):
     """The real `ray job submit` and `ray job stop`, of a pretended run."""
     monkeypatch.chdir(root)
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    monkeypatch.setenv("PYTHONPATH", path)
+    path = [str(Path(__file__).parent), str(root / "tests"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     result = run_one(check_of("job-stop", "stops_a_pretended_job"), Place(str(tmp_path), "cpu", 0), limit=150.0)
     assert (result.status, result.reason) == ("ok", ""), result.last_lines
     assert result.figures["checkpoint_step"] >= 2
