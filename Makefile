@@ -74,3 +74,11 @@ format: $(DEV_STAMP)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
+
+# On a machine with a GPU, ten minutes; gpu-check.json is to be pasted into a report. `make gpu-check CHECK_ARGS=--help`.
+CHECK_PYTHON ?= $(BIN)/python
+CHECK_ARGS ?=
+.PHONY: gpu-check
+gpu-check:
+	@test -x $(CHECK_PYTHON) || { echo "no $(CHECK_PYTHON): run make setup-gpu first (make setup on a CPU machine)"; exit 2; }
+	$(CHECK_PYTHON) -m openrlhf_ktae.cli.gpu_check $(CHECK_ARGS)

@@ -30,13 +30,13 @@ def mark() -> str:
     return os.environ.setdefault(VARIABLE, uuid.uuid4().hex)
 
 
-def marked(value: str) -> list[psutil.Process]:
+def marked(value: str, variable: str = VARIABLE) -> list[psutil.Process]:
     """Return the living processes with the mark, without this one and those that it descends from."""
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
         try:
-            ours = process.pid not in own and process.environ().get(VARIABLE) == value
+            ours = process.pid not in own and process.environ().get(variable) == value
             if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:

@@ -1,0 +1,110 @@
+"""`python -m openrlhf_ktae.cli.gpu_check`: does this project work on this machine? Writes gpu-check.json to paste."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from openrlhf_ktae.backend import BackendUnavailable, resolve
+from openrlhf_ktae.backend.base import BACKENDS
+from openrlhf_ktae.cli.command import CommandParser, run_command
+from openrlhf_ktae.cli.host_parser import BadOption
+from openrlhf_ktae.host import HostMismatch, check_host
+from openrlhf_ktae.trials import machine
+from openrlhf_ktae.trials.checking import FAILED, Check, Place, Result, report, run_all, write_report
+from openrlhf_ktae.trials.gpu_checks import CHECKS, CONFIGS
+
+EXIT_FAILED = 1
+OUTPUT = Path("gpu-check.json")
+MINUTES = {"one": 10.0, "several": 15.0, "cpu": 40.0}
+EXAMPLES = """
+examples:
+  gpu_check                                    everything that this machine can do, within ten minutes
+  gpu_check --only six-steps,memory --keep DIR
+  gpu_check --backend cpu --only six-steps     what has an equivalent on a CPU
+
+Each check runs in a process of its own with a time limit; one that fails does not keep the others from running. The
+GPUs should be idle. What is skipped says why. gpu-check.json has no names of hosts, users or folders: it can be posted.
+Exit code: 0 when nothing failed, 1 when something did, 2 for refused input, 130 after Ctrl-C.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    results: list[Result] = []
+    refusals = (BackendUnavailable, HostMismatch)
+    code = run_command(lambda words: run(words, results), argv, refusals, "the report has what was checked before")
+    return code or (EXIT_FAILED if any(result.status == FAILED for result in results) else 0)
+
+
+def run(argv: Sequence[str], results: list[Result]) -> None:
+    """Run the checks; put what came of them into `results`."""
+    parser = CommandParser("gpu_check", __doc__ or "", EXAMPLES)
+    names = ", ".join(check.name for check in CHECKS)
+    parser.add_argument("--only", metavar="LIST", help=f"some of {names}, with commas between (default: all)")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="auto: cuda where a GPU answers")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE", help=f"the report (default: {OUTPUT})")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="for all checks (default: 10, with several GPUs 15, on a CPU 40)"
+    )
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep runs and logs here (default: deleted)")
+    options = parser.parse_args(list(argv))
+    checks = chosen(options.only)
+    if options.minutes is not None and not options.minutes > 0:
+        raise BadOption(f"--minutes {options.minutes:g}: give more than 0")
+    if options.keep and options.keep.exists() and any(options.keep.iterdir()):
+        raise BadOption(f"--keep {options.keep}: is not empty; give a new folder")
+    if not options.output.absolute().parent.is_dir():
+        raise BadOption(f"--output {options.output}: there is no folder {options.output.parent}; make it first")
+    if missing := [path for path in (*CONFIGS, "examples/quickstart/model") if not Path(path).exists()]:
+        raise BadOption(f"no {missing[0]} here: run this in the folder of a clone, as `make gpu-check` does")
+    check_host()
+    backend = resolve(options.backend).name
+    found = machine.describe()
+    gpus = len(found["gpus"]) if backend == "cuda" else 0
+    minutes = options.minutes or MINUTES["cpu" if not gpus else "one" if gpus == 1 else "several"]
+    folder = (options.keep or Path(tempfile.mkdtemp(prefix="gpu-check-"))).resolve()
+    place, started = Place(str(folder), backend, gpus), time.time()
+
+    def write(results_so_far: list[Result]) -> None:
+        results[:] = results_so_far
+        write_report(options.output.absolute(), report(found, place, results, time.time() - started))
+
+    print(f"{_headline(found, backend)}; at most {minutes:g} minutes, report in {options.output}", flush=True)
+    try:
+        run_all(checks, place, minutes, lambda text: print(text, flush=True), write)
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    content = report(found, place, results, time.time() - started)
+    print(f"{content['ok']} ok, {content['failed']} failed, {content['skipped']} skipped: {options.output}")
+
+
+def chosen(text: str | None) -> list[Check]:
+    """Return the checks that `--only` names, in their usual order.
+
+    Raises:
+        BadOption: a name is none of them.
+    """
+    if text is None:
+        return list(CHECKS)
+    names = text.split(",")
+    known = [check.name for check in CHECKS]
+    if unknown := [name for name in names if name not in known]:
+        raise BadOption(f"--only {text}: {unknown[0]!r} is none of {', '.join(known)}")
+    return [check for check in CHECKS if check.name in names]
+
+
+def _headline(found: dict[str, object], backend: str) -> str:
+    gpus = found["gpus"]
+    assert isinstance(gpus, list)
+    devices = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in gpus) or f"{found['cpus']} CPUs"
+    return f"backend {backend}: {devices}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""`python -m openrlhf_ktae.cli.watched_run WORDS`: the training command, measured from inside (`watchers`)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from openrlhf_ktae.backend import Backend, resolve
+from openrlhf_ktae.cli import train_ppo_ray
+from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.plan import memory
+from openrlhf_ktae.plan.devices import CPU, memory_of
+from openrlhf_ktae.plan.shape import model_shape
+from openrlhf_ktae.trials.watchers import VARIABLE, WatchedActor, WatchedEngine, WatchedUpdates, note
+
+ENGINE = ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor")
+POLICY = ("openrlhf.cli.train_ppo_ray", "PolicyModelActor")
+
+
+def planned(args: SimpleNamespace, backend: str) -> dict[str, float]:
+    """Return the bytes on one device that each measured phase should take; nothing for a model of unknown shape."""
+    shape = model_shape(args.actor.model_name_or_path)
+    if shape is None:
+        return {}
+    if backend == CPU:  # what an update has freed stays resident: the phases after it cannot be measured
+        return {"training": memory.training(args, shape, cuda=False).total}
+    phases = {
+        one.name: one.total for one in (memory.training(args, shape, True), memory.synchronisation(args, shape, True))
+    }
+    if args.vllm.enable_sleep and (total := memory_of("auto", 1)):
+        resident = memory.resident_trainer(args, shape, cuda=True)
+        phases["generation"] = args.vllm.gpu_memory_utilization * total + resident
+    return phases
+
+
+def watched(backend: Backend) -> Backend:
+    """Return `backend` with engines and policy actors that are watched."""
+
+    class WatchedBackend(type(backend)):  # type: ignore[misc]
+        """The same machine."""
+
+        def environment(self, args: SimpleNamespace) -> dict[str, str]:
+            """Tell every process the folder of the run; note what is planned for it."""
+            os.environ[VARIABLE] = args.run.dir
+            for phase, used in planned(args, backend.name).items():
+                note("planned", phase=phase, bytes=used)
+            return {**super().environment(args), VARIABLE: args.run.dir}
+
+        def host_classes(self) -> dict[tuple[str, str], Any]:
+            """Put the watchers before the backend's own classes."""
+            import ray
+
+            classes = super().host_classes()
+            engine, policy = undecorated(classes[ENGINE]), undecorated(classes[POLICY])
+            updates = type("WatchedUpdateLoop", (WatchedUpdates, policy.update_loop), {})
+            actor = type("WatchedPolicyModelActor", (WatchedActor, policy), {"update_loop": updates})
+            classes[ENGINE] = ray.remote(type("WatchedRolloutActor", (WatchedEngine, engine), {}))
+            classes[POLICY] = ray.remote(num_gpus=1)(actor)
+            return classes
+
+    return WatchedBackend()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the training command; return its exit code."""
+    train_ppo_ray.resolve = lambda name: watched(resolve(name))
+    return train_ppo_ray.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

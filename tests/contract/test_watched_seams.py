@@ -1,0 +1,60 @@
+"""What the watchers of `make gpu-check` take from the host and from vLLM, on both backends."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from types import SimpleNamespace
+
+import pytest
+
+from openrlhf_ktae.backend.cpu import CpuBackend
+from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
+from openrlhf_ktae.backend.cuda import CudaBackend
+from openrlhf_ktae.cli.watched_run import ENGINE, POLICY, watched
+from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.trials.watchers import WatchedActor, WatchedEngine, WatchedUpdates
+
+
+@pytest.mark.parametrize("backend", [CpuBackend(), CudaBackend()])
+def test_watchers_stand_before_the_backends_own_classes(host, backend):
+    own, over = backend.host_classes(), watched(backend).host_classes()
+    assert own.keys() == over.keys()
+    assert watched(backend).name == backend.name
+    engine, policy = undecorated(over[ENGINE]), undecorated(over[POLICY])
+    assert engine.__mro__[1:3] == (WatchedEngine, undecorated(own[ENGINE]))
+    assert policy.__mro__[1:3] == (WatchedActor, undecorated(own[POLICY]))
+    assert policy.update_loop.__mro__[1:3] == (WatchedUpdates, undecorated(own[POLICY]).update_loop)
+
+
+def test_weights_travel_through_the_methods_that_are_watched(host):
+    from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer
+    from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
+
+    engine = undecorated(RolloutRayActor)
+    source = inspect.getsource(ActorPPOTrainer.broadcast_to_vllm)
+    for name in ("update_weight", "update_weight_cuda_ipc"):
+        assert callable(getattr(engine, name))
+        assert f"engine.{name}.remote(" in source
+    assert "VLLM_ALLOW_INSECURE_SERIALIZATION" in inspect.getsource(engine._configure_vllm_env), "functions are sent"
+
+
+def test_both_log_probabilities_are_in_what_is_trained_on(host):
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    assert {"rollout_log_probs", "action_log_probs", "action_mask"} <= {field.name for field in fields(Experience)}
+
+
+def test_vllm_runs_a_function_on_its_worker(host):
+    from vllm.v1.serial_utils import run_method
+
+    assert run_method(SimpleNamespace(rank=3), lambda worker: worker.rank, (), {}) == 3
+
+
+def test_a_run_on_a_cpu_is_known_by_its_engines_variable(root, monkeypatch):
+    from openrlhf_ktae.cli.options import parse_command_line
+
+    monkeypatch.chdir(root)
+    args = parse_command_line(["--config", "configs/grpo_ktae/quickstart.yaml"])
+    assert ENGINE_VARIABLE in CpuBackend().environment(args)
+    assert ENGINE_VARIABLE not in CudaBackend().environment(args)
