@@ -10,6 +10,7 @@ from typing import Any
 
 from openrlhf.trainer.ray import vllm_engine as host
 
+from openrlhf_ktae.faults.cut_off import only_whole
 from openrlhf_ktae.faults.in_engine import contained
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.process_setup import leave_interrupts_to_the_driver
@@ -49,6 +50,7 @@ class KTAERolloutActor(_HostRolloutActor):
         await super().__init__(*args, **kwargs)
         for name in ANSWERED_BY_THE_CORE:
             setattr(self.llm, name, unless_dead(self.llm, getattr(self.llm, name)))
+        self.llm.generate = only_whole(self.llm.generate)
         self.executor.execute = contained(self.executor.execute)
 
     async def hold(self) -> None:
