@@ -315,6 +315,7 @@ def _choose_resume(options: dict[str, Any]) -> None:
             raise BadOption(f"--run.accept_changes {name}: no such option{nearest(name, list(options))}")
     options["resume"] = options["resume"] or (AUTO if options["ckpt.load_enable"] else NEVER)
     options["run.resume_from"], options["run.resume_step"], options["run.about"] = None, 0, {}
+    options["run.accepted_changes"] = []
 
 
 def _takes_a_prompt(template: str) -> bool:

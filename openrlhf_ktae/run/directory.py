@@ -57,6 +57,7 @@ NOT_WRITTEN = (
     "run.resume_from",
     "run.resume_step",
     "run.about",
+    "run.accepted_changes",
 )
 
 

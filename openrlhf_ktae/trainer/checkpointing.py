@@ -90,8 +90,13 @@ class CheckpointingTrainer:
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Go on from `training_state`; random states are set when the first step begins, not to be used up before."""
-        self.kl_ctl.value = state["kl_coefficient"]
+        """Go on from `training_state`; random states are set when the first step begins, not to be used up before.
+
+        The KL coefficient is what an adaptive controller has come to, unless another start was asked for; a fixed one
+        has the option's value.
+        """
+        options, anew = self.args.algo.kl, "algo.kl.init_coef" in self.args.run.accepted_changes
+        self.kl_ctl.value = state["kl_coefficient"] if options.target and not anew else options.init_coef
         self.experience_maker.load_random_state(state["shuffle"])
         self._resumed_random = state["random"]
 
@@ -116,6 +121,13 @@ class CheckpointingTrainer:
         if position["ended"]:
             states["episode"] += 1  # it was written after the last step of an episode, which is not played again
         return states
+
+    def restore_best_checkpoint_state(self, checkpoint_states: dict[str, Any]) -> None:
+        """Go on from the best evaluation as the host does, unless `--ckpt.best_metric_key` now names another figure."""
+        key = self.args.ckpt.best_metric_key
+        if key and checkpoint_states and checkpoint_states.get("best_eval_metric_key") not in (None, "", key):
+            checkpoint_states = {name: value for name, value in checkpoint_states.items() if "eval_metric" not in name}
+        super().restore_best_checkpoint_state(checkpoint_states)  # type: ignore[misc]
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
         """Train as the host does; in the first step after a checkpoint, with its random states."""
