@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from openrlhf_ktae.backend import Backend, BackendUnavailable, resolve
+from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.checkpoint.resume import CannotResume
 from openrlhf_ktae.checkpoint.write import next_sequence
 from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ProcessDied as fault:
         print(f"error: {fault}", file=sys.stderr)
         return EXIT_FAULT
-    except UnwrittenStop as stop:
+    except (UnwrittenStop, SavedInPart) as stop:
         reason = str(stop)
     except KeyboardInterrupt as interrupt:
         print(f"interrupted: Ray is stopped, saved checkpoints are whole; {interrupt or NOTHING}", file=sys.stderr)
@@ -87,7 +88,7 @@ def run(argv: Sequence[str]) -> str | None:
     args = parse_command_line(argv)
     backend = resolve(args.backend)
     changes = backend.adapt(args)
-    preflight(args, backend)
+    notes = preflight(args, backend)
     plan = plan_of(args, backend.name) if args.run.plan else None
     if args.run.restarts:
         raise Supervised(args.run.restarts, Path(args.ckpt.path))
@@ -95,7 +96,7 @@ def run(argv: Sequence[str]) -> str | None:
     directory.prepare(args, backend.name)
     with Console(args.run.dir) as console:
         console.say(f"backend {backend.name}{': ' if changes else ''}{', '.join(changes)}")
-        for line in resumption:
+        for line in (*notes, *resumption):
             console.say(line)
         if plan:
             (Path(args.run.dir) / PLAN_FILE).write_text(plan.table() + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from typing import Any
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
+from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.faults import processes, stacks
 from openrlhf_ktae.faults.config import RETRIES_VARIABLE
 from openrlhf_ktae.faults.deaths import causes, died, in_one_line
@@ -67,6 +68,7 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
         ClusterAway: there is no cluster to join.
         ProcessDied: Ray does not start, or a process of the run is gone for good.
         UnwrittenStop: training ended early, and the disk has no room for the reason.
+        SavedInPart: the weights are saved, and something else of the model is not.
     """
     mark()
     os.environ[stacks.VARIABLE] = stacks.new_folder()
@@ -86,7 +88,7 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
         _train(args, backend, say)
     except ray.exceptions.RayError as error:
         for cause in causes(error):
-            if type(cause) is UnwrittenStop:
+            if type(cause) in (UnwrittenStop, SavedInPart):
                 raise cause from None
         if not died(error):
             raise

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from openrlhf_ktae.checkpoint.folder import RANDOM
+from openrlhf_ktae.checkpoint.model_files import NOT_SAVED, in_part, require_all, weights_whatever_fails
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.write import staging
 from openrlhf_ktae.run.free_port import free_port
@@ -46,8 +47,10 @@ class CheckpointedActor:
         """Save as the host does, below the staging folder of `tag`."""
         options = self.strategy.args
         folder = staging(options.ckpt.path, tag)
-        with checkpoints_at(options, folder):
+        with checkpoints_at(options, folder), weights_whatever_fails(self.strategy) as failed:
             super().save_checkpoint(tag, *args, **kwargs)  # type: ignore[misc]
+        if failed:
+            (folder / NOT_SAVED).write_text(in_part(failed, f"{tag}_hf"), encoding="utf-8")
         (folder / RANDOM).mkdir(parents=True, exist_ok=True)
         state = {
             "random": random_state(),
@@ -55,6 +58,16 @@ class CheckpointedActor:
             "averaged": self.strategy.time_steps["ema"],
         }
         torch.save(state, folder / RANDOM / self._random_file)
+
+    def save_model(self) -> None:
+        """Save as the host does, the weights whatever else fails.
+
+        Raises:
+            SavedInPart: something beside the weights could not be saved.
+        """
+        with weights_whatever_fails(self.strategy) as failed:
+            super().save_model()  # type: ignore[misc]
+        require_all(failed, self.strategy.args.ckpt.output_dir)
 
     @property
     def _random_file(self) -> str:
