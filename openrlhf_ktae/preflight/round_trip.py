@@ -92,7 +92,7 @@ def _rows(args: SimpleNamespace, name: str, trusted: bool) -> Iterator[str]:
     from transformers import AutoTokenizer
 
     vocabulary = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted, use_fast=_fast(args)).get_vocab()
-    readers = {model: getattr(args, model).model_name_or_path or name for model in models(args)}
+    readers = {model: getattr(getattr(args, model), "model_name_or_path", None) or name for model in models(args)}
     for model, path in {"actor": name, **readers}.items():
         rows = config_of(path).get("vocab_size")
         if isinstance(rows, int) and (outside := outside_of(vocabulary, rows)):

@@ -20,7 +20,7 @@ from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.faults import processes, stacks
-from openrlhf_ktae.faults.config import RETRIES_VARIABLE
+from openrlhf_ktae.faults.config import RETRIES_VARIABLE, SERVER_VARIABLE
 from openrlhf_ktae.faults.deaths import causes, died, in_one_line
 from openrlhf_ktae.faults.processes import mark, swept
 from openrlhf_ktae.host import undecorated
@@ -140,7 +140,10 @@ def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
     if args.verifier.enable:
         chosen |= VerifierConfig(**args.verifier.config).to_env()
     hook = backend.worker_setup_hook()
-    chosen[RETRIES_VARIABLE] = str(args.faults.config["rollout_retries"])
+    faults = args.faults.config
+    chosen[RETRIES_VARIABLE] = str(faults["rollout_retries"])
+    if "reward_tries" in faults:  # a run's, not an evaluation's
+        chosen[SERVER_VARIABLE] = f"{faults['reward_timeout_s']} {faults['reward_tries']}"
     chosen |= {name: os.environ[name] for name in (processes.VARIABLE, stacks.VARIABLE) if name in os.environ}
     return chosen | remote_code.environment(args.model.trust_remote_code) | ({BACKEND_VARIABLE: hook} if hook else {})
 
