@@ -62,7 +62,7 @@ def _addresses(urls: list[str]) -> Iterator[str]:
             yield f"--reward.remote_url {url}: give a Python file (.py), or addresses that begin with http:// or https://"
         elif reason := _unanswered(url):
             yield (
-                f"--reward.remote_url {redacted(url, ())}: {reason}; start the reward server before the run, or correct "
+                f"--reward.remote_url {redacted(url, ())}: {reason}; start the reward server first, or correct "
                 "the address"
             )
 
