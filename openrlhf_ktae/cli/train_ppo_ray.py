@@ -33,13 +33,23 @@ from openrlhf_ktae.plan.planner import Plan, make_plan
 from openrlhf_ktae.preflight.preflight import Refused, preflight
 from openrlhf_ktae.run import directory
 from openrlhf_ktae.run.console import Console, summary, untrained
-from openrlhf_ktae.run.launch import ClusterAway, ClusterTooSmall, ProcessDied, train
+from openrlhf_ktae.run.launch import ClusterAway, ClusterTooSmall, DataUnreadable, Failed, ProcessDied, train
 from openrlhf_ktae.run.record import RunRecord, UnwrittenStop, stop_reason
 from openrlhf_ktae.run.resuming import choose_checkpoint
 
+EXIT_DEFECT = 1
 EXIT_STOPPED = 3
 PLAN_FILE = "plan.txt"
-REFUSALS = (BadOption, BackendUnavailable, CannotResume, ClusterAway, ClusterTooSmall, HostMismatch, Refused)
+REFUSALS = (
+    BadOption,
+    BackendUnavailable,
+    CannotResume,
+    ClusterAway,
+    ClusterTooSmall,
+    DataUnreadable,
+    HostMismatch,
+    Refused,
+)
 NOTHING = "nothing was trained yet"
 
 
@@ -57,7 +67,10 @@ class Supervised(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 2 (refused), 3 (stopped early), 4 (a process died), 130 (a signal)."""
+    """Run the command; return its exit code.
+
+    0, 1 (an error of Python), 2 (refused), 3 (stopped early), 4 (a process died), 130 (a signal).
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's SIGTERM is Ctrl-C
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -69,9 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except REFUSALS as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except ProcessDied as fault:
+    except (Failed, ProcessDied) as fault:
         print(f"error: {fault}", file=sys.stderr)
-        return EXIT_FAULT
+        return EXIT_FAULT if isinstance(fault, ProcessDied) else EXIT_DEFECT
     except (UnwrittenStop, SavedInPart) as stop:
         reason = str(stop)
     except KeyboardInterrupt as interrupt:
@@ -133,8 +146,8 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
     try:
         with Watchdog(args.run.dir, args.run.watchdog_minutes, bark):
             train(args, backend, console.say)
-    except ProcessDied as fault:
-        raise ProcessDied(f"{fault}; {directory.newest_checkpoint(args)}") from None
+    except (Failed, ProcessDied) as fault:
+        raise type(fault)(f"{fault}; {directory.newest_checkpoint(args)}") from None
     except KeyboardInterrupt:
         if not end.reason:
             raise KeyboardInterrupt(end.outcome(directory.newest_checkpoint(args))) from None
