@@ -13,6 +13,7 @@ from openrlhf.utils.loss_utils import get_loss_batch_info
 from openrlhf_ktae.faults.nonfinite import SKIPPED, skip_nonfinite_updates
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
+from openrlhf_ktae.trainer.ppo_utils.token_gspo import with_token_credit
 from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
 
 NO_TOKENS = 1e-6  # weight of a micro-batch without action tokens: the host divides by the sum of these
@@ -24,8 +25,8 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        host_loss: torch.nn.Module = self.actor_loss_fn  # type: ignore[has-type]
-        self.actor_loss_fn = UpdateLogProbs(host_loss)
+        host_loss: Any = self.actor_loss_fn  # type: ignore[has-type]
+        self.actor_loss_fn = UpdateLogProbs(with_token_credit(host_loss, self.args))
         skip_nonfinite_updates(self.actor.model.optimizer)
 
     def ppo_train(self, kl_ctl: float) -> dict[str, Any]:
