@@ -24,7 +24,15 @@ EXIT_STOPPED = 3
 DEFAULT_OUTPUT = "results"
 DEFAULT_TEMPLATE = "qwen-math"
 RAW = "none"  # for --write_prompts: training fills --data.input_template
-REWARDS = ("reward_file", "reward_timeout_s", "reward_log_keys", "correct_reward", "wrong_reward", "format_reward")
+REWARDS = (
+    "reward_file",
+    "correct_threshold",
+    "reward_timeout_s",
+    "reward_log_keys",
+    "correct_reward",
+    "wrong_reward",
+    "format_reward",
+)
 NOT_HERE = (*REWARDS, "max_unknown_share", "unknown_window", "after_retry")
 GRADING = ("output", "overwrite", "verifier")
 READ_BY = {  # what each kind of evaluation has a use for; `verifier` stands for all of --verifier.*

@@ -47,6 +47,7 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
     args.algo.ktae.config = asdict(build(KTAEConfig, vars(args.algo.ktae), "algo.ktae"))
     args.faults.config = asdict(build(FaultsConfig, vars(args.faults), "faults"))
     args.algo.dynamic_filtering_config = asdict(build(DynamicFilteringConfig, vars(args.algo), "algo"))
+    args.verifier.correct_threshold = args.algo.ktae.config["correct_threshold"]
     args.verifier.config = asdict(build(VerifierConfig, vars(args.verifier), "verifier"))
     hide(args)
     return args
@@ -72,7 +73,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     _declare_dapo(parser.add_argument_group("DAPO and Dr. GRPO, beside the host's options"))
     add_dataclass_options(parser.add_argument_group("Faults"), FaultsConfig, "faults")
     verifier = parser.add_argument_group("Verifier (the judge unless a reward model, URL or agent is given)")
-    add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file",))
+    add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file", "correct_threshold"))
 
 
 def _declare_run(run: Any) -> None:

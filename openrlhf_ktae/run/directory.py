@@ -53,6 +53,7 @@ NOT_WRITTEN = (
     "faults.config",
     "verifier.config",
     "verifier.enable",
+    "verifier.correct_threshold",
     "verifier.reward_file",
     "run.resume_from",
     "run.resume_step",

@@ -289,3 +289,30 @@ def test_waiting_for_a_free_thread_is_not_the_calls_own_time(tmp_path, monkeypat
     assert "took longer than 0.5 s" in slow.failure
     assert "took longer than 0.5 s" in other.failure
     assert "no call of reward_func has ended for 0.5 s, and 2 are under way" in waiting.failure
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.5, -0.5])
+@pytest.mark.parametrize("score", [-1.0, 0.0, 0.3, 0.5, 1.0])
+def test_correct_means_the_same_in_the_agent_and_in_ktae(
+    threshold, score, root, tmp_path, tokenizer, host, monkeypatch
+):
+    """One option, `--algo.ktae.correct_threshold`, for users' reward files too."""
+    import numpy as np
+
+    from openrlhf_ktae.cli.options import parse_command_line
+    from openrlhf_ktae.ktae.batch import CORRECT as IN_KTAE
+    from openrlhf_ktae.ktae.batch import plain_batch
+    from openrlhf_ktae.verifier.agent import AgentExecutor
+
+    monkeypatch.chdir(root)
+    file = tmp_path / "reward.py"
+    file.write_text(f"def reward_func(queries, prompts, labels):\n    return {{'rewards': [{score}]}}\n")
+    words = ["--config", "configs/grpo_ktae/quickstart.yaml", "--reward.remote_url", str(file)]
+    words += [] if threshold is None else ["--algo.ktae.correct_threshold", str(threshold)]
+    args = parse_command_line(words)
+    monkeypatch.setenv(CONFIG_VARIABLE, VerifierConfig(**args.verifier.config).to_env()[CONFIG_VARIABLE])
+    (output,) = rollouts(AgentExecutor(), tokenizer, ("7", "anything"))
+    assert output["scores"] == score
+    ids, mask, config = np.ones((1, 2), np.int64), np.ones((1, 2), bool), args.algo.ktae.config
+    batch = plain_batch(ids, mask, np.array([score]), np.zeros(1, np.int64), config["correct_threshold"])
+    assert bool(output["extra_logs"]["verifier_correct"]) == (batch.side_B[0] == IN_KTAE) == (score > (threshold or 0))
