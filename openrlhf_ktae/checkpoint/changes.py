@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.checkpoint.files import digest, files_below
+from openrlhf_ktae.run.data_names import entries
 
 FREE_GROUPS = ("ckpt", "eval", "faults", "ktae", "logger", "run")
 """Where and what is written, held-out evaluations, when a run stops: they change nothing that is trained."""
@@ -156,7 +157,7 @@ def content_of(config: Mapping[str, Any]) -> dict[str, str]:
     for name in BY_CONTENT:
         if not options.get(name):
             continue
-        parts = [Path(part.split("@")[0].strip()) for part in str(options[name]).split(",")]
+        parts = [Path(part) for part, _ in entries(str(options[name]))]
         if all(os.path.exists(part) for part in parts):
             found[name] = " ".join(_digest_of(part) for part in parts)
     return found

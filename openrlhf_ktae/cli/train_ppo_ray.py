@@ -32,7 +32,7 @@ from openrlhf_ktae.plan.devices import CPU, memory_of
 from openrlhf_ktae.plan.planner import Plan, make_plan
 from openrlhf_ktae.preflight.preflight import Refused, preflight
 from openrlhf_ktae.run import directory
-from openrlhf_ktae.run.console import Console, summary, untrained
+from openrlhf_ktae.run.console import Console, deleted_later, summary, untrained
 from openrlhf_ktae.run.launch import ClusterAway, ClusterTooSmall, DataUnreadable, Failed, ProcessDied, train
 from openrlhf_ktae.run.record import RunRecord, UnwrittenStop, stop_reason
 from openrlhf_ktae.run.resuming import choose_checkpoint
@@ -109,7 +109,8 @@ def run(argv: Sequence[str]) -> str | None:
     directory.prepare(args, backend.name)
     with Console(args.run.dir) as console:
         console.say(f"backend {backend.name}{': ' if changes else ''}{', '.join(changes)}")
-        for line in (*notes, *resumption):
+        console.say(f"outputs in {Path(args.run.dir).absolute()}")
+        for line in (*deleted_later(args), *notes, *resumption):
             console.say(line)
         if plan:
             (Path(args.run.dir) / PLAN_FILE).write_text(plan.table() + "\n", encoding="utf-8")

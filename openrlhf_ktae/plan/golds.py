@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.preflight.prompt_files import is_local
+from openrlhf_ktae.run.data_names import entries
 
 FIRST = 16
 
@@ -26,7 +27,7 @@ class GoldCheck:
 
 def check_golds(args: SimpleNamespace, first: int = FIRST) -> GoldCheck | None:
     """Read the first golds as the verifier does; None where it does not judge, or the data are not in a local file."""
-    name = (args.data.prompt_dataset or "").split(",")[0].split("@")[0].strip()
+    name = entries(args.data.prompt_dataset or "")[0][0]
     judged = args.verifier.enable and not args.verifier.config["reward_file"]
     if not judged or not args.data.label_key or not is_local(name) or not Path(name).is_file():
         return None

@@ -13,6 +13,7 @@ from openrlhf_ktae.checkpoint.folder import BEST
 from openrlhf_ktae.faults.engines import EngineKeeper
 from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer, reason_of
 from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.run.data_names import paths_as_they_are
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
@@ -38,6 +39,7 @@ class KTAEPPOTrainer(
         # The host resolves both names as globals of its module when it builds the trainer.
         host.RemoteExperienceMaker = KTAEExperienceMaker
         host.SamplesGenerator = KTAESamplesGenerator
+        host.blending_datasets = paths_as_they_are(host.blending_datasets)
         super().__init__(pretrain, strategy, *args, **kwargs)
         self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
         self.samples_generator.send_weights = self.send_weights
