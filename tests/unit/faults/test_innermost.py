@@ -83,3 +83,30 @@ def test_a_core_says_why_in_its_log(tmp_path):
     time.sleep(0.01)
     (tmp_path / "worker-c.err").write_text(f"{line}RuntimeError: Engine core initialization failed. See root cause\n")
     assert cause_in_logs(tmp_path) == "ValueError: no free memory blocks"
+
+
+def test_data_that_the_loader_cannot_read_are_told_from_other_errors(ray_here, tmp_path):
+    """Whole numbers above 64 bits; in the process of a trainer, as it is made."""
+    from types import SimpleNamespace
+
+    from openrlhf_ktae.run.launch import DATA
+
+    table = tmp_path / "train.csv"
+    table.write_text(f"input,label\na,{2**100}\nb,{2**100 + 1}\n")
+
+    @ray_here.remote(num_cpus=0)
+    class Trainer:
+        def __init__(self, path):
+            from openrlhf.datasets.utils import blending_datasets
+
+            strategy = SimpleNamespace(print=print, is_rank_0=lambda: True, args=SimpleNamespace(use_ms=False))
+            blending_datasets(path, None, strategy)
+
+        def go(self):
+            pass
+
+    with pytest.raises(Exception) as error:
+        ray_here.get(Trainer.remote(str(table)).go.remote())
+    assert failed_to_start(error.value)
+    assert DATA.search(str(error.value))
+    assert innermost(error.value).split(":")[0].endswith(("Error", "Exception", "Invalid"))
