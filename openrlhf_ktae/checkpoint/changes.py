@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.checkpoint.files import digest, files_below
+from openrlhf_ktae.run.data_names import entries
 
 FREE_GROUPS = ("ckpt", "eval", "faults", "ktae", "logger", "run")
 """Where and what is written, held-out evaluations, when a run stops: they change nothing that is trained."""
@@ -60,6 +61,18 @@ SHARDED = (
     "ds.ring_attn_size",
 )
 UNIVERSAL = "ds.use_universal_ckpt"
+TRAINED = ("actor.model_name_or_path", "critic.model_name_or_path")
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+IN_CHECKPOINT = {
+    "train.seed": "random states and the order of prompts are the checkpoint's",
+    "actor.optim": "the checkpoint holds the other optimizer's moments",
+    "critic.optim": "the checkpoint holds the other optimizer's moments",
+    "ds.param_dtype": "DeepSpeed would leave the checkpoint's optimizer out",
+    "ds.load_in_4bit": "the checkpoint's parameters are of the other kind",
+    "ds.lora.rank": "the checkpoint's adapter has the other rank",
+    "ds.lora.target_modules": "the checkpoint's adapter is of other layers",
+}
+"""Options whose change cannot be applied to what a checkpoint holds, accepted or not, with the reason."""
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -73,41 +86,62 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def changed(
-    before: Mapping[str, Any],
-    now: Mapping[str, Any],
-    data_before: Mapping[str, str],
-    data_now: Mapping[str, str],
-    accepted: Iterable[str] = (),
-) -> list[str]:
-    """Return one line, `--NAME: before -> now`, for each option that makes the run another one.
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], data_before: Mapping[str, str], data_now: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the options that make the run another one, each with `before -> now`, or with what else has changed.
 
     Args:
         before: options of the checkpoint, nested.
         now: options of this run, nested.
         data_before: digests of the files that options of `BY_CONTENT` name, by option (see `content_of`).
         data_now: the same, of this run.
-        accepted: options whose change is asked for.
     """
     old, new = flat(before), flat(now)
-    accepted = {name.removeprefix("--") for name in accepted}
-    lines = []
+    found = {}
     for name in sorted(old.keys() | new.keys()):
-        if name in FREE or name.split(".")[0] in FREE_GROUPS or name in accepted:
-            continue
-        if name in SHARDED and new.get(UNIVERSAL):
+        if name in FREE or name.split(".")[0] in FREE_GROUPS or (name in SHARDED and new.get(UNIVERSAL)):
             continue
         if name in BY_CONTENT and name in data_before and name in data_now:
             if data_before[name] != data_now[name]:
-                what = (
-                    "its content has changed"
-                    if old.get(name) == new.get(name)
-                    else f"{old.get(name)} -> {new.get(name)}"
-                )
-                lines.append(f"--{name}: {what}")
+                same = old.get(name) == new.get(name)
+                found[name] = "its content has changed" if same else f"{old.get(name)} -> {new.get(name)}"
         elif old.get(name) != new.get(name) and name in old and name in new:
-            lines.append(f"--{name}: {_text(old[name])} -> {_text(new[name])}")
-    return lines
+            found[name] = f"{_text(old[name])} -> {_text(new[name])}"
+    return found
+
+
+def cannot_be_applied(
+    names: Iterable[str],
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    data_before: Mapping[str, str],
+    data_now: Mapping[str, str],
+) -> dict[str, str]:
+    """Return those of `names`, options that differ, whose new value would do nothing or break, each with the reason."""
+    old, new = flat(before), flat(now)
+    reasons = {}
+    for name in names:
+        if name in IN_CHECKPOINT:
+            reasons[name] = IN_CHECKPOINT[name]
+        elif name in SHARDED:
+            reasons[name] = f"the checkpoint is in parts of the other number or kind; give --{UNIVERSAL}"
+        elif name == "train.enable_ema" and new[name]:
+            reasons[name] = "the checkpoint holds no averaged weights"
+        elif name == "rollout.n_samples_per_prompt" and _carries_rollouts(old):
+            reasons[name] = "the checkpoint carries rollouts in groups of the other size"
+        elif name in TRAINED and _weights(data_before.get(name, "")) != _weights(data_now.get(name, "")):
+            reasons[name] = "the checkpoint's weights would take the place of its weights"
+    return reasons
+
+
+def _carries_rollouts(options: Mapping[str, Any]) -> bool:
+    surplus = options.get("rollout.vllm_generate_batch_size") or 0
+    return bool(options.get("algo.dynamic_filtering_enable")) or surplus > options.get("rollout.batch_size", 0)
+
+
+def _weights(contents: str) -> list[str]:
+    return sorted(part for part in contents.split() if part.rsplit(":", 1)[0].endswith(WEIGHT_SUFFIXES))
 
 
 def _text(value: Any) -> str:
@@ -122,7 +156,7 @@ def content_of(config: Mapping[str, Any]) -> dict[str, str]:
     for name in BY_CONTENT:
         if not options.get(name):
             continue
-        parts = [Path(part.split("@")[0].strip()) for part in str(options[name]).split(",")]
+        parts = [Path(part) for part, _ in entries(str(options[name]))]
         if all(os.path.exists(part) for part in parts):
             found[name] = " ".join(_digest_of(part) for part in parts)
     return found

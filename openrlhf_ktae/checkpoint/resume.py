@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.checkpoint.changes import changed
+from openrlhf_ktae.checkpoint.changes import cannot_be_applied, differences
 from openrlhf_ktae.checkpoint.files import read_text
 from openrlhf_ktae.checkpoint.folder import (
     ACTOR,
@@ -149,22 +149,33 @@ def of_host(path: Path, flag: str) -> Checkpoint | None:
 
 def check_options(
     checkpoint: Checkpoint, config: Mapping[str, Any], data: Mapping[str, str], accepted: Iterable[str]
-) -> None:
-    """Refuse options that would make the run another one than the checkpoint's.
+) -> list[str]:
+    """Refuse options that would make the run another one than the checkpoint's; return accepted ones that differ.
 
     Raises:
-        CannotResume: with every difference and the ways out.
+        CannotResume: with every difference and the ways out; or an accepted one cannot be applied.
     """
     about = checkpoint.manifest.about
     if not about:
-        return
-    lines = changed(about.get("config", {}), config, about.get("data", {}), data, accepted)
-    if lines:
-        names = " ".join(line.split(":")[0].removeprefix("--") for line in lines)
+        return []
+    before = about.get("config", {}), about.get("data", {})
+    found = differences(before[0], config, before[1], data)
+    accepted = {name.removeprefix("--") for name in accepted}
+    refused = {name: text for name, text in found.items() if name not in accepted}
+    if refused:
+        lines = "; ".join(f"--{name}: {text}" for name, text in refused.items())
         raise CannotResume(
-            f"--resume: {checkpoint.path} was written with other options: {'; '.join(lines)}. Set them back, accept "
-            f"them with --run.accept_changes {names}, or start anew with --resume {NEVER}"
+            f"--resume: {checkpoint.path} was written with other options: {lines}. Set them back, accept them with "
+            f"--run.accept_changes {' '.join(refused)}, or start anew with --resume {NEVER}"
         )
+    reasons = cannot_be_applied(found, before[0], config, before[1], data)
+    if reasons:
+        lines = "; ".join(f"--{name}: {found[name]}: {reason}" for name, reason in reasons.items())
+        raise CannotResume(
+            f"--run.accept_changes {' '.join(reasons)}: cannot be applied to {checkpoint.path}: {lines}. Set them "
+            f"back, or start anew with --resume {NEVER} (--actor.model_name_or_path takes an export)"
+        )
+    return list(found)
 
 
 def other_versions(checkpoint: Checkpoint, versions: Mapping[str, Any]) -> list[str]:

@@ -17,12 +17,22 @@ from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
 from openrlhf_ktae.cli.host_parser import BadOption
 from openrlhf_ktae.evaluation.results import refuse_no_folder
 from openrlhf_ktae.evaluation.stored import BadInput
+from openrlhf_ktae.faults.cut_off import CutOff
 from openrlhf_ktae.verifier.config import VerifierConfig
 
+EXIT_STOPPED = 3
 DEFAULT_OUTPUT = "results"
 DEFAULT_TEMPLATE = "qwen-math"
 RAW = "none"  # for --write_prompts: training fills --data.input_template
-REWARDS = ("reward_file", "reward_timeout_s", "reward_log_keys", "correct_reward", "wrong_reward", "format_reward")
+REWARDS = (
+    "reward_file",
+    "correct_threshold",
+    "reward_timeout_s",
+    "reward_log_keys",
+    "correct_reward",
+    "wrong_reward",
+    "format_reward",
+)
 NOT_HERE = (*REWARDS, "max_unknown_share", "unknown_window", "after_retry")
 GRADING = ("output", "overwrite", "verifier")
 READ_BY = {  # what each kind of evaluation has a use for; `verifier` stands for all of --verifier.*
@@ -38,8 +48,14 @@ EXAMPLES = """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 2 for refused input, 130 after Ctrl-C."""
-    return run_command(run, argv, (BadInput, BackendUnavailable))
+    """Run the command; return its exit code: 0, 2 for refused input, 3 for an engine that cuts answers off, 130."""
+    try:
+        return run_command(run, argv, (BadInput, BackendUnavailable))
+    except CutOff as error:
+        print(
+            f"stopped early: {error}; what was written is whole, the same command goes on from there", file=sys.stderr
+        )
+        return EXIT_STOPPED
 
 
 def run(argv: Sequence[str]) -> None:

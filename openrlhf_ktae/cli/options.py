@@ -7,6 +7,8 @@ User-facing, KTAE is an estimator: `--advantage_estimator ktae`. Inside, the hos
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -29,6 +31,7 @@ from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
 
 KTAE = "ktae"
+PLACES = ("path", "dir", "dataset", "url", "resume")  # ends of names of options that may be paths
 VERIFIER_AGENT = "verifier"
 MACRO_ACCURACY = "eval_macro_accuracy"
 LOOPBACK = "127.0.0.1"
@@ -48,6 +51,7 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
     args.algo.ktae.config = asdict(build(KTAEConfig, vars(args.algo.ktae), "algo.ktae"))
     args.faults.config = asdict(build(FaultsConfig, vars(args.faults), "faults"))
     args.algo.dynamic_filtering_config = asdict(build(DynamicFilteringConfig, vars(args.algo), "algo"))
+    args.verifier.correct_threshold = args.algo.ktae.config["correct_threshold"]
     args.verifier.config = asdict(build(VerifierConfig, vars(args.verifier), "verifier"))
     hide(args)
     return args
@@ -74,7 +78,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     _declare_dapo(parser.add_argument_group("DAPO and Dr. GRPO, beside the host's options"))
     add_dataclass_options(parser.add_argument_group("Faults"), FaultsConfig, "faults")
     verifier = parser.add_argument_group("Verifier (the judge unless a reward model, URL or agent is given)")
-    add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file",))
+    add_dataclass_options(verifier, VerifierConfig, "verifier", skip=("reward_file", "correct_threshold"))
 
 
 def _declare_run(run: Any) -> None:
@@ -245,6 +249,7 @@ def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
 def finish(parsed: argparse.Namespace) -> None:
     """Translate `ktae` and the defaults of the run directory and the judge before the host validates."""
     options = vars(parsed)
+    options.update({name: at_home(value) for name, value in options.items() if name.endswith(PLACES)})
     if problems := list(range_problems(options)):
         raise BadOption("\nerror: ".join(problems))
     template = options["data.input_template"]
@@ -296,6 +301,12 @@ def finish(parsed: argparse.Namespace) -> None:
         raise BadOption("\nerror: ".join(problems))
 
 
+def at_home(value: Any) -> Any:
+    """Return a text with `~/` for a home folder written out, as a shell does only for some words and YAML never."""
+    home = os.path.expanduser("~")
+    return re.sub(r"(^|,)~(?=/|,|$)", lambda found: found[1] + home, value) if isinstance(value, str) else value
+
+
 def _choose_estimator(options: dict[str, Any]) -> None:
     """Put the rollout-level baseline where the host looks; refuse options of KTAE that would do nothing."""
     enabled = options["algo.advantage.estimator"] == KTAE
@@ -338,6 +349,7 @@ def _choose_resume(options: dict[str, Any]) -> None:
             raise BadOption(f"--run.accept_changes {name}: no such option{nearest(name, list(options))}")
     options["resume"] = options["resume"] or (AUTO if options["ckpt.load_enable"] else NEVER)
     options["run.resume_from"], options["run.resume_step"], options["run.about"] = None, 0, {}
+    options["run.accepted_changes"] = []
 
 
 def _place_run(options: dict[str, Any]) -> None:
@@ -356,7 +368,8 @@ def _place_run(options: dict[str, Any]) -> None:
 def _choose_judge(options: dict[str, Any]) -> None:
     """Take the verifier where nothing else judges; a user's reward file runs inside it."""
     url = options["reward.remote_url"]
-    reward_file = url if url and url.split(",")[0].endswith(".py") else ""
+    whole = bool(url) and url.endswith(".py") and os.path.isfile(url)  # its name may have a comma
+    reward_file = url if url and (whole or url.split(",")[0].endswith(".py")) else ""
     options["verifier.reward_file"] = reward_file
     other = options["train.agent_func_path"] or options["reward.model_name_or_path"] or (url and not reward_file)
     options["verifier.enable"] = not other

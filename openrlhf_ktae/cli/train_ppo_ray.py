@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from openrlhf_ktae.backend import Backend, BackendUnavailable, resolve
+from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.checkpoint.resume import CannotResume
 from openrlhf_ktae.checkpoint.write import next_sequence
 from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
@@ -32,14 +33,24 @@ from openrlhf_ktae.plan.planner import Plan, make_plan
 from openrlhf_ktae.preflight.preflight import Refused, preflight
 from openrlhf_ktae.preflight.user_code import log_keys
 from openrlhf_ktae.run import directory
-from openrlhf_ktae.run.console import Console, summary, untrained
-from openrlhf_ktae.run.launch import ClusterAway, ClusterTooSmall, ProcessDied, train
+from openrlhf_ktae.run.console import Console, deleted_later, summary, untrained
+from openrlhf_ktae.run.launch import ClusterAway, ClusterTooSmall, DataUnreadable, Failed, ProcessDied, train
 from openrlhf_ktae.run.record import RunRecord, UnwrittenStop, stop_reason
 from openrlhf_ktae.run.resuming import choose_checkpoint
 
+EXIT_DEFECT = 1
 EXIT_STOPPED = 3
 PLAN_FILE = "plan.txt"
-REFUSALS = (BadOption, BackendUnavailable, CannotResume, ClusterAway, ClusterTooSmall, HostMismatch, Refused)
+REFUSALS = (
+    BadOption,
+    BackendUnavailable,
+    CannotResume,
+    ClusterAway,
+    ClusterTooSmall,
+    DataUnreadable,
+    HostMismatch,
+    Refused,
+)
 NOTHING = "nothing was trained yet"
 
 
@@ -57,7 +68,10 @@ class Supervised(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 2 (refused), 3 (stopped early), 4 (a process died), 130 (a signal)."""
+    """Run the command; return its exit code.
+
+    0, 1 (an error of Python), 2 (refused), 3 (stopped early), 4 (a process died), 130 (a signal).
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's SIGTERM is Ctrl-C
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -69,10 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except REFUSALS as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except ProcessDied as fault:
+    except (Failed, ProcessDied) as fault:
         print(f"error: {fault}", file=sys.stderr)
-        return EXIT_FAULT
-    except UnwrittenStop as stop:
+        return EXIT_FAULT if isinstance(fault, ProcessDied) else EXIT_DEFECT
+    except (UnwrittenStop, SavedInPart) as stop:
         reason = str(stop)
     except KeyboardInterrupt as interrupt:
         print(f"interrupted: Ray is stopped, saved checkpoints are whole; {interrupt or NOTHING}", file=sys.stderr)
@@ -88,7 +102,7 @@ def run(argv: Sequence[str]) -> str | None:
     args = parse_command_line(argv)
     backend = resolve(args.backend)
     changes = backend.adapt(args)
-    preflight(args, backend)
+    notes = preflight(args, backend)
     args.verifier.config["reward_log_keys"] = log_keys(args)
     plan = plan_of(args, backend.name) if args.run.plan else None
     if args.run.restarts:
@@ -97,7 +111,8 @@ def run(argv: Sequence[str]) -> str | None:
     directory.prepare(args, backend.name)
     with Console(args.run.dir) as console:
         console.say(f"backend {backend.name}{': ' if changes else ''}{', '.join(changes)}")
-        for line in resumption:
+        console.say(f"outputs in {Path(args.run.dir).absolute()}")
+        for line in (*deleted_later(args), *notes, *resumption):
             console.say(line)
         if plan:
             (Path(args.run.dir) / PLAN_FILE).write_text(plan.table() + "\n", encoding="utf-8")
@@ -136,8 +151,8 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
     try:
         with Watchdog(args.run.dir, args.run.watchdog_minutes, bark):
             train(args, backend, console.say)
-    except ProcessDied as fault:
-        raise ProcessDied(f"{fault}; {directory.newest_checkpoint(args)}") from None
+    except (Failed, ProcessDied) as fault:
+        raise type(fault)(f"{fault}; {directory.newest_checkpoint(args)}") from None
     except KeyboardInterrupt:
         if not end.reason:
             raise KeyboardInterrupt(end.outcome(directory.newest_checkpoint(args))) from None

@@ -24,7 +24,14 @@ from openrlhf_ktae.verifier.config import VerifierConfig
 from openrlhf_ktae.verifier.graders import HOST, MATH_VERIFY
 from openrlhf_ktae.verifier.verdict import UNKNOWN
 
-TRAINING_ONLY = ("reward_file", "reward_timeout_s", "reward_log_keys", "max_unknown_share", "unknown_window")
+TRAINING_ONLY = (
+    "reward_file",
+    "correct_threshold",
+    "reward_timeout_s",
+    "reward_log_keys",
+    "max_unknown_share",
+    "unknown_window",
+)
 SHOWN = 60  # characters of a gold or an answer in the table
 MOST_LINE = 64 * 2**20  # characters; a response has some thousands
 MOST_UNPACKED = 256 * 2**20  # characters of a .gz that are read whatever its size

@@ -9,16 +9,21 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.cpu import ENGINE_DTYPES, SHARED_BLOCK, kv_cache_bytes
+from openrlhf_ktae.faults.cut_off import CutOff, require_whole
+from openrlhf_ktae.faults.deaths import in_one_line, of_type
 
 PROMPT_TOKENS = 256  # of a usual prompt, where no limit says how long one may be
 IN_FLIGHT = 512  # requests with each engine: more than vLLM runs at a time, so that it always has a next one
+CUT_OFF_TRIES = 3  # of one request, before the evaluation ends
 Key = tuple[str, str, int]
 
 
@@ -56,12 +61,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What came back for one request."""
+    """What came back for one request; `cut_off` says why it is no answer, if it is none."""
 
     key: Key
     text: str
     tokens: int
     truncated: bool
+    cut_off: str = ""
 
 
 class Engine(Protocol):
@@ -80,17 +86,28 @@ class Engine(Protocol):
 
 
 def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion]:
-    """Yield a completion for each request, keeping the engine full."""
-    waiting, running = iter(requests), 0
+    """Yield a completion for each request, keeping the engine full; one that was cut off is asked for again.
+
+    Raises:
+        CutOff: a request was cut off `CUT_OFF_TRIES` times.
+    """
+    waiting, running = iter(requests), dict[Key, Request]()
+    cut = Counter[Key]()
     while True:
-        while running < engine.capacity and (request := next(waiting, None)) is not None:
+        while len(running) < engine.capacity and (request := next(waiting, None)) is not None:
             engine.submit(request)
-            running += 1
+            running[request.key] = request
         if not running:
             return
         for completion in engine.finished():
-            running -= 1
-            yield completion
+            request = running.pop(completion.key)
+            if not completion.cut_off:
+                yield completion
+                continue
+            cut[request.key] += 1
+            if cut[request.key] >= CUT_OFF_TRIES:
+                raise CutOff(f"{completion.cut_off}, {CUT_OFF_TRIES} times for the problem {request.key}")
+            waiting = chain([request], waiting)
 
 
 def open_engine(engines: Engines, sampling: Sampling, backend: Backend, say: Callable[[str], None]) -> Engine:
@@ -215,10 +232,15 @@ class RayEngines:
         ray.wait(refs, num_returns=1)
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         completions = []
-        for ref, output in zip(done, ray.get(done), strict=True):
+        for ref in done:
             key, engine = self._running.pop(ref)
             self._loads[engine] -= 1
-            completions.append(_completion(key, output))
+            try:
+                completions.append(_completion(key, ray.get(ref)))
+            except Exception as error:
+                if not of_type(error, (CutOff.__name__,)):
+                    raise
+                completions.append(Completion(key, "", 0, False, in_one_line(error)))
         return completions
 
     def close(self) -> None:
@@ -229,7 +251,10 @@ class RayEngines:
 
 
 def _completion(key: Key, output: Any) -> Completion:
-    one = output.outputs[0]
+    try:
+        one = require_whole(output).outputs[0]
+    except CutOff as error:
+        return Completion(key, "", 0, False, str(error))
     return Completion(key, one.text, len(one.token_ids), one.finish_reason == "length")
 
 

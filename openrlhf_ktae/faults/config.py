@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 RETRIES_VARIABLE = "OPENRLHF_KTAE_ROLLOUT_RETRIES"  # for engines, which do not see the options
+SERVER_VARIABLE = "OPENRLHF_KTAE_REWARD_SERVER"  # "SECONDS TRIES" of one query, for the same reason
 AT_LEAST_0 = ("max_skipped_updates", "rollout_retries", "engine_restarts", "model_restarts", "max_length", "max_kl")
 SHARES = ("max_failed_share", "max_repetition", "min_mixed_share")
 
@@ -23,6 +24,13 @@ class FaultsConfig:
 
     max_failed_share: float = 0.1
     """Share of prompts whose rollouts failed for good, over the last 64 or more, above which the run stops."""
+
+    reward_tries: int = 6
+    """Times that a reward server (--reward.remote_url http://...) is asked about a rollout, with pauses of 1, 2, 4, ...
+    seconds between, before the rollout has failed."""
+
+    reward_timeout_s: float = 180.0
+    """Seconds that a reward server may take for one answer."""
 
     engine_restarts: int = 3
     """Times that a dead vLLM engine is started again; its lost prompts are generated again."""
@@ -56,6 +64,9 @@ class FaultsConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} {value}: must be at least 0")
+        if self.reward_tries < 1 or not self.reward_timeout_s > 0:
+            name = "reward_tries" if self.reward_tries < 1 else "reward_timeout_s"
+            raise ValueError(f"{name} {getattr(self, name)}: must be above 0")
         for name in SHARES:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Container, Iterator
 from typing import Any
@@ -16,6 +17,12 @@ ENGINE_GONE = ("EngineDeadError", "OutdatedEngine")
 GONE = (*ENGINE_GONE, "EnginesLost", "ModelLost")
 # What the ranks that are left say is a text of gloo's or NCCL's, in one of torch's own types.
 COLLECTIVE_ERRORS = ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError")
+CREATION = "because of an error raised in its creation task"
+ERROR_LINE = re.compile(
+    r"^(?:[a-z_]\w*\.)*(?P<name>[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Invalid|Stopped)\b)", re.M
+)
+PROCESS_ENDED = re.compile(r"worker process has died\. Worker exit type: (?P<how>\w+ Worker exit detail: .*)", re.S)
+ACTOR_CLASS = re.compile(r"class_name: (?:.*\.)?(?P<name>\w+)$", re.M)
 COLLECTIVE_SIGNS = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -39,6 +46,30 @@ def of_type(error: BaseException, names: Container[str]) -> bool:
 def in_one_line(error: BaseException) -> str:
     """Return what an error says, without the stacks that Ray puts before it on its way through processes."""
     return " ".join(str(next((one for one in causes(error) if not _is_task_error(one)), error)).split())
+
+
+def innermost(error: BaseException) -> str:
+    """Return what began it, on one line: the type and text of the innermost error, or how a process of an actor ended.
+
+    Ray keeps no more than the text of an error in the making of an actor, at the end of a traceback.
+    """
+    last = list(causes(error))[-1]
+    text, kind = str(last), type(last).__name__
+    ended = PROCESS_ENDED.search(text)
+    if ended:
+        who = ACTOR_CLASS.search(text)
+        return f"the process of {who['name'] if who else 'an actor'} ended ({' '.join(ended['how'].split())})"
+    if _is_task_error(last) or CREATION in text:
+        found = list(ERROR_LINE.finditer(text))
+        if found:
+            return " ".join(text[found[-1].start("name") :].split())
+    return " ".join(f"{kind}: {text}".split())
+
+
+def failed_to_start(error: BaseException) -> bool:
+    """Whether an actor raised an error of Python while it was made, which nothing that died has caused."""
+    text = str(list(causes(error))[-1])
+    return CREATION in text and not PROCESS_ENDED.search(text) and not any(name in text for name in GONE)
 
 
 def died(error: BaseException) -> bool:

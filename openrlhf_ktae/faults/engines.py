@@ -20,7 +20,7 @@ from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from openrlhf_ktae.faults.config import FaultsConfig
-from openrlhf_ktae.faults.deaths import ENGINE_GONE, POLL_SECONDS, answered, causes, of_type
+from openrlhf_ktae.faults.deaths import ENGINE_GONE, POLL_SECONDS, answered, causes, in_one_line, of_type
 from openrlhf_ktae.faults.ending import EndOrder, GivenUp
 
 logger = init_logger(__name__)
@@ -137,7 +137,8 @@ class EngineKeeper(BasePPOTrainer):
 
     def _count(self, fault: Exception | None) -> None:
         if self.engine_restarts >= self._limit:
-            raise EnginesLost(f"--faults.engine_restarts {self._limit}: an engine died once more") from fault
+            why = f", {in_one_line(fault)[:200]}" if fault else ""  # which Ray would lose on its way
+            raise EnginesLost(f"--faults.engine_restarts {self._limit}: an engine died once more{why}") from fault
         self.engine_restarts += 1
 
 

@@ -11,9 +11,11 @@ import ray
 from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import RayActorError
 
+from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.checkpoint.random_state import random_state
 from openrlhf_ktae.faults.collapse import REPETITION, CollapseWatch, IdleWatch, repetition
 from openrlhf_ktae.faults.config import FaultsConfig
+from openrlhf_ktae.faults.deaths import in_one_line, of_type
 from openrlhf_ktae.faults.ending import EndOrder, GivenUp, Interrupted, wait_for_the_driver
 from openrlhf_ktae.faults.nonfinite import CRITIC_SKIPPED, SKIPPED, NonFiniteBatch, save_batch
 from openrlhf_ktae.faults.rollouts import FAILED
@@ -197,9 +199,15 @@ class GuardedTrainer:
         self._answer(self.record.last_step, f"the final model is in {self.args.ckpt.output_dir}; ")
 
     def _save_model(self) -> None:
-        ray.get(self.actor_model_group.async_save_model())
-        if self.critic_model_group is not None and self.args.critic.save_value_network:
-            ray.get(self.critic_model_group.async_save_model())
+        groups = [self.actor_model_group]
+        groups += [self.critic_model_group] if self.args.critic.save_value_network else []
+        for group in groups:
+            try:
+                ray.get(group.async_save_model() if group is not None else [])
+            except Exception as error:
+                if not of_type(error, (SavedInPart.__name__,)):
+                    raise
+                self.record.note(in_one_line(error))
 
     def _end(self) -> None:
         self._save_last()

@@ -16,12 +16,14 @@ from typing import Any
 import ray
 
 from openrlhf_ktae.faults.config import RETRIES_VARIABLE
+from openrlhf_ktae.faults.cut_off import CutOff, seen_in_rollout
 from openrlhf_ktae.faults.deaths import ENGINE_GONE, of_type
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
 from openrlhf_ktae.verifier.user_reward import label_and_row
 
 FAILURE = "failure"  # key of a response that stands for one that could not be made
+DEATH_SECONDS = 1.0  # a core that shuts down cuts its responses off first, and is known to be dead after that
 
 
 class OutdatedEngine(RuntimeError):
@@ -36,13 +38,19 @@ def contained(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
     """Return `execute`, a method of an agent, whose SystemExit and CancelledError are errors like others.
 
     In a task the first would end the engine's event loop, and nobody would hear of the second; one that Ray
-    or vLLM has asked for stays what it is.
+    or vLLM has asked for stays what it is. A response that was cut off fails the rollout, whatever the agent makes
+    of it.
     """
 
     @wraps(execute)
     async def rollout(*args: Any, **kwargs: Any) -> Any:
+        cut: list[CutOff] = []
+        seen_in_rollout.set(cut)
         try:
-            return await execute(*args, **kwargs)
+            answer = await execute(*args, **kwargs)
+            if cut:
+                raise cut[0]
+            return answer
         except (SystemExit, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
@@ -75,6 +83,8 @@ class RetryingRollouts:
             except Exception as raised:  # whatever an agent may raise
                 if of_type(raised, ENGINE_GONE):
                     raise
+                if of_type(raised, (CutOff.__name__,)):
+                    await asyncio.sleep(DEATH_SECONDS)
                 if self.llm.errored:  # whatever the agent has made of it
                     raise self.llm.dead_error from raised
                 error = raised

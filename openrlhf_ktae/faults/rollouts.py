@@ -87,12 +87,12 @@ class SurvivingGenerator(SamplesGenerator):
         return experience
 
     def _settle(self, samples: list[Experience], per_prompt: int) -> None:
-        """Give failed rollouts the log entries of the others, and stop where there are too many of them."""
+        """Give rollouts that lack log entries, as failed ones do, those of the others; stop where too many failed."""
         failed = [bool(sample.info[FAILED]) for sample in samples]
-        entries: dict[str, Any] = next((s.info for s, bad in zip(samples, failed, strict=True) if not bad), {})
-        for sample, bad in zip(samples, failed, strict=True):
-            if bad:
-                sample.info = {**{name: torch.zeros_like(value) for name, value in entries.items()}, **sample.info}
+        entries = {name: torch.zeros_like(value) for sample in samples for name, value in sample.info.items()}
+        for sample in samples:
+            if len(sample.info) < len(entries):
+                sample.info = {**entries, **sample.info}
         self._failures.extend(failed[::per_prompt])
         share = sum(self._failures) / max(len(self._failures), 1)
         if len(self._failures) >= WINDOW and share > self.faults.max_failed_share:

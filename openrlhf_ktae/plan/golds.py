@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from openrlhf_ktae.preflight.prompt_files import TEXT_SUFFIXES, is_local, text_rows
+from openrlhf_ktae.run.data_names import entries
 
 FIRST = 16
 
@@ -22,7 +23,7 @@ class GoldCheck:
 
 def check_golds(args: SimpleNamespace, first: int = FIRST) -> GoldCheck | None:
     """Read the first golds as the verifier does; None where it does not judge, or the data are not in a local file."""
-    name = (args.data.prompt_dataset or "").split(",")[0].split("@")[0].strip()
+    name = entries(args.data.prompt_dataset or "")[0][0]
     judged = args.verifier.enable and not args.verifier.config["reward_file"]
     if not judged or not args.data.label_key or not is_local(name) or not Path(name).is_file():
         return None

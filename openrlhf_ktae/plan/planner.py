@@ -15,6 +15,7 @@ from openrlhf_ktae.plan.shape import ModelShape, model_shape
 from openrlhf_ktae.preflight.preflight import batch_problems, parallel_problems
 from openrlhf_ktae.preflight.prompt_files import UnreadableDataset, is_local, look
 from openrlhf_ktae.run.batches import data_ranks, rollout_unit
+from openrlhf_ktae.run.data_names import entries
 
 SHARED = 0.6
 """`--vllm.gpu_memory_utilization` that the recipes have where engines and trainer share devices."""
@@ -146,7 +147,7 @@ def _batch_rows(plan: Plan, args: SimpleNamespace) -> None:
 def _prompts(args: SimpleNamespace) -> int | None:
     """Return the prompts of an episode; None where a data set is not a local file."""
     count = 0
-    for name in (part.split("@")[0].strip() for part in (args.data.prompt_dataset or "").split(",")):
+    for name, _ in entries(args.data.prompt_dataset or ""):
         try:
             table = look(name) if name and is_local(name) else None
         except UnreadableDataset:

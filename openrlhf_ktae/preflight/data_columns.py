@@ -10,6 +10,7 @@ from openrlhf_ktae.preflight import hub
 from openrlhf_ktae.preflight.prompt_files import Table, UnreadableDataset, is_local, look
 from openrlhf_ktae.preflight.prompt_folders import UNCOUNTED, cached_columns, look_into
 from openrlhf_ktae.run.batches import rollout_unit
+from openrlhf_ktae.run.data_names import entries
 
 
 def data_problems(args: SimpleNamespace) -> Iterator[str]:
@@ -38,7 +39,7 @@ def _shares(probabilities: str | None, names: str) -> Iterator[str]:
     """Yield what is wrong with the shares of several data sets."""
     if probabilities is None:
         return
-    flag, count = f"--data.prompt_probs {probabilities}", len(names.split(","))
+    flag, count = f"--data.prompt_probs {probabilities}", len(entries(names))
     try:
         values = [float(text) for text in probabilities.split(",")]
     except ValueError:
@@ -53,8 +54,7 @@ def _shares(probabilities: str | None, names: str) -> Iterator[str]:
 def _columns(args: SimpleNamespace, flag: str, names: str, split: str, rows: list[int]) -> Iterator[str]:
     """Check each data set of a comma-separated list; how many rows each has goes to `rows`."""
     first: dict[str, tuple[str, str]] = {}
-    for entry in names.split(","):
-        name, _, below = (part.strip() for part in entry.partition("@"))
+    for name, below in entries(names):
         if not name:
             yield f"{flag} {names}: there is nothing between two commas; remove one"
         elif not is_local(name):

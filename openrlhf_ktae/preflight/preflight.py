@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.preflight.data_columns import data_problems
 from openrlhf_ktae.preflight.model_folder import config_of, model_problems
+from openrlhf_ktae.preflight.round_trip import round_trip
 from openrlhf_ktae.preflight.user_code import judge_problems
 from openrlhf_ktae.run.batches import data_ranks, models, one_update, world
 
@@ -23,8 +24,8 @@ class Refused(ValueError):
     """The run cannot work as asked; the message has one line for each reason."""
 
 
-def preflight(args: SimpleNamespace, backend: Backend) -> None:
-    """Raise `Refused` with every reason found."""
+def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:
+    """Raise `Refused` with every reason found; return notes on what will be repaired."""
     problems = [
         *parallel_problems(args),
         *batch_problems(args),
@@ -37,8 +38,12 @@ def preflight(args: SimpleNamespace, backend: Backend) -> None:
         *judge_problems(args),
         *backend.problems(args),
     ]
+    notes: list[str] = []
+    if not problems:  # only then: it loads transformers, which takes seconds
+        problems, notes = round_trip(args)
     if problems:
         raise Refused("\nerror: ".join(problems))
+    return notes
 
 
 def parallel_problems(args: SimpleNamespace) -> Iterator[str]:

@@ -6,17 +6,26 @@ import ast
 import builtins
 import importlib.util
 import json
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 from openrlhf_ktae.preflight.prompt_files import TEXT_SUFFIXES, UnreadableDataset, text_rows
+from openrlhf_ktae.run.data_names import entries
+from openrlhf_ktae.safety.secrets import redacted
 
+SERVER_SECONDS = 3  # to connect, and for an answer
+SAMPLE = {"query": [""], "prompts": [""], "labels": [""]}
+NO_SUCH_PLACE = (401, 403, 404, 405)  # what no waiting changes
 REWARD_FILE_SECONDS = 8  # a file that takes longer to import would also stall every engine
 AGENT = "AgentExecutor"
 LOADED, CALLED = "the reward function is there", "the reward function returned "
@@ -66,6 +75,30 @@ def _addresses(urls: list[str]) -> Iterator[str]:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             yield f"--reward.remote_url {url}: give a Python file (.py), or addresses that begin with http:// or https://"
+        elif reason := _unanswered(url):
+            yield (
+                f"--reward.remote_url {redacted(url, ())}: {reason}; start the reward server first, or correct "
+                "the address"
+            )
+
+
+def _unanswered(url: str) -> str:
+    """Return why nobody answers queries at an address; empty where a server does, whatever it answers."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((str(parts.hostname), port), SERVER_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return f"nothing answers there ({error})"
+    headers = {"Content-Type": "application/json"}
+    query = urllib.request.Request(url, json.dumps(SAMPLE).encode(), headers, method="POST")
+    try:
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(query, timeout=SERVER_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        return f"answers a query with {error.code} {error.reason}" if error.code in NO_SUCH_PLACE else ""
+    except (OSError, ValueError, HTTPException):  # slow, or it breaks off: a server may do so for a while
+        return ""
+    return ""
 
 
 def _reward_file(args: SimpleNamespace, path: str) -> Iterator[str]:
@@ -86,7 +119,7 @@ def log_keys(args: SimpleNamespace) -> tuple[str, ...]:
 
 def _first_row(args: SimpleNamespace) -> str:
     """Return row, prompt and label of the first prompt as JSON; nulls where it is not in a text file here."""
-    name = Path((args.data.prompt_dataset or "").split(",")[0].split("@")[0].strip())
+    name = Path(entries(args.data.prompt_dataset or "")[0][0])
     try:
         row = next(text_rows(name)) if name.suffix in TEXT_SUFFIXES and name.is_file() else {}
         prompt, label = row.get(args.data.input_key), row.get(args.data.label_key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from openrlhf_ktae.checkpoint.folder import folders
 from openrlhf_ktae.run.record import METRICS_FILE, benchmarks, read_record
 
 POLL_SECONDS = 0.2
+RAY_UNPACKED = "/runtime_resources/working_dir_files/_ray_pkg_"  # in the path of a submitted job's working directory
 
 
 class Console:
@@ -151,7 +153,7 @@ def _comparison(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _places(args: SimpleNamespace) -> list[str]:
-    directory = Path(args.run.dir)
+    directory = Path(args.run.dir).absolute()
     places = [
         ("model", args.ckpt.output_dir),
         ("checkpoints", args.ckpt.path if folders(Path(args.ckpt.path)) else None),
@@ -159,8 +161,20 @@ def _places(args: SimpleNamespace) -> list[str]:
         ("options", directory / "config.yaml"),
         ("TensorBoard", args.logger.tensorboard_dir),
     ]
-    lines = [f"{name:<18} {place}" for name, place in places if place]
-    lines.append(f"next               look: tensorboard --logdir {args.logger.tensorboard_dir or directory}")
+    lines = [f"{name:<18} {Path(place).absolute()}" for name, place in places if place]
+    lines += [f"warning            {text}" for text in deleted_later(args)]
+    board = Path(args.logger.tensorboard_dir or directory).absolute()
+    lines.append(f"next               look: tensorboard --logdir {shlex.quote(str(board))}")
     command = "python -m openrlhf_ktae.cli.train_ppo_ray"
-    lines.append(f"                   repeat: {command} --config {directory}/config.yaml")
+    lines.append(f"                   repeat: {command} --config {shlex.quote(f'{directory}/config.yaml')}")
     return lines
+
+
+def deleted_later(args: SimpleNamespace) -> list[str]:
+    """Say which outputs lie where Ray unpacks the working directory of a submitted job, which it deletes some day."""
+    outputs = {"--run.dir": args.run.dir, "--ckpt.output_dir": args.ckpt.output_dir, "--ckpt.path": args.ckpt.path}
+    return [
+        f"{flag} {place}: is {Path(place).absolute()}, which Ray deletes later; give an absolute path that stays"
+        for flag, place in outputs.items()
+        if place and RAY_UNPACKED in str(Path(place).absolute())
+    ]

@@ -53,10 +53,12 @@ NOT_WRITTEN = (
     "faults.config",
     "verifier.config",
     "verifier.enable",
+    "verifier.correct_threshold",
     "verifier.reward_file",
     "run.resume_from",
     "run.resume_step",
     "run.about",
+    "run.accepted_changes",
 )
 
 

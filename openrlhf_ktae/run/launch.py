@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -18,9 +19,10 @@ from typing import Any
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
+from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.faults import processes, stacks
-from openrlhf_ktae.faults.config import RETRIES_VARIABLE
-from openrlhf_ktae.faults.deaths import causes, died, in_one_line
+from openrlhf_ktae.faults.config import RETRIES_VARIABLE, SERVER_VARIABLE
+from openrlhf_ktae.faults.deaths import causes, died, failed_to_start, innermost
 from openrlhf_ktae.faults.processes import mark, swept
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.process_setup import BACKEND_VARIABLE, WORKER_HOOK, in_every_process
@@ -44,11 +46,24 @@ TASKS_REMEMBERED = 1000  # for a dashboard; those of some 20 steps, in 3 MB
 EVENTS_VARIABLE = "RAY_task_events_report_interval_ms"
 WORKERS_VARIABLE = "RAY_num_workers_soft_limit"
 LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
+TRACEBACK_FILE = "error.txt"
+SHOWN = 400  # characters of a reason
+ENGINE_LOG = "root cause"  # vLLM's core says only in its log why it could not start
+CORE_ERROR = re.compile(r"^.*\(EngineCore[^)]*\).*?\b([A-Z]\w*(?:Error|Exception): (?!Engine core).+)$", re.M)
+DATA = re.compile(r"prepare_datasets|blending_datasets|PromptDataset|/site-packages/datasets/")
 ADDRESS_SECONDS = 3  # for a cluster to answer
 
 
 class ProcessDied(RuntimeError):
     """A process that the run cannot do without is gone."""
+
+
+class Failed(RuntimeError):
+    """A process of the run raised an error of Python; the message begins with it."""
+
+
+class DataUnreadable(ValueError):
+    """The data could not be loaded where the run needs them."""
 
 
 class ClusterTooSmall(ValueError):
@@ -67,6 +82,9 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
         ClusterAway: there is no cluster to join.
         ProcessDied: Ray does not start, or a process of the run is gone for good.
         UnwrittenStop: training ended early, and the disk has no room for the reason.
+        DataUnreadable: the data cannot be loaded.
+        Failed: another error of Python.
+        SavedInPart: the weights are saved, and something else of the model is not.
     """
     mark()
     os.environ[stacks.VARIABLE] = stacks.new_folder()
@@ -81,16 +99,42 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
     # Not while another thread imports: Ray runs Python code in its forked children before they exec, and one that is
     # forked while an import holds a lock hangs for good, and with it this process.
     start_ray(args, backend, variables)
+    node = ray._private.worker.global_worker.node
+    logs = Path(node.get_logs_dir_path() if node else "")
     say(f"Ray is up with {devices_needed(args)} {'virtual ' if backend.name == 'cpu' else ''}devices")
     try:
         _train(args, backend, say)
     except ray.exceptions.RayError as error:
         for cause in causes(error):
-            if type(cause) is UnwrittenStop:
+            if type(cause) in (UnwrittenStop, SavedInPart):
                 raise cause from None
-        if not died(error):
-            raise
-        raise ProcessDied(f"a process of the run died ({in_one_line(error)[:300]})") from None
+        reason = innermost(error)
+        if ENGINE_LOG in reason:
+            reason = f"{cause_in_logs(logs) or 'no reason in its log'}; {reason}"
+        if died(error) and not failed_to_start(error):
+            raise ProcessDied(f"a process of the run died: {reason[:SHOWN]}") from None
+        where = Path(args.run.dir) / TRACEBACK_FILE
+        with suppress(OSError):
+            where.write_text(without_colours(str(error)) + "\n", encoding="utf-8")
+        if DATA.search(str(error)) and failed_to_start(error):
+            raise DataUnreadable(
+                f"--data.prompt_dataset or --eval.dataset: cannot be loaded: {reason[:SHOWN]}; {where} says where"
+            ) from None
+        raise Failed(f"{reason[:SHOWN]}; {where} says where") from None
+
+
+def cause_in_logs(logs: Path) -> str:
+    """Return the last error that vLLM's cores wrote to Ray's logs of workers; empty where there is none."""
+    found: list[str] = []
+    for path in sorted(logs.glob("worker-*"), key=lambda path: path.stat().st_mtime):
+        with suppress(OSError):
+            found += CORE_ERROR.findall(path.read_text(encoding="utf-8", errors="replace"))
+    return found[-1] if found else ""
+
+
+def without_colours(text: str) -> str:
+    """Return `text` without the codes with which Ray colours tracebacks."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def _train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -> None:
@@ -138,7 +182,10 @@ def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
     if args.verifier.enable:
         chosen |= VerifierConfig(**args.verifier.config).to_env()
     hook = backend.worker_setup_hook()
-    chosen[RETRIES_VARIABLE] = str(args.faults.config["rollout_retries"])
+    faults = args.faults.config
+    chosen[RETRIES_VARIABLE] = str(faults["rollout_retries"])
+    if "reward_tries" in faults:  # a run's, not an evaluation's
+        chosen[SERVER_VARIABLE] = f"{faults['reward_timeout_s']} {faults['reward_tries']}"
     chosen |= {name: os.environ[name] for name in (processes.VARIABLE, stacks.VARIABLE) if name in os.environ}
     return chosen | remote_code.environment(args.model.trust_remote_code) | ({BACKEND_VARIABLE: hook} if hook else {})
 

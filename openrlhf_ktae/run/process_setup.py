@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing import resource_tracker
 
 from openrlhf_ktae.faults import processes
 from openrlhf_ktae.faults.stacks import register
@@ -36,9 +37,12 @@ def leave_interrupts_to_the_driver() -> None:
     """Block SIGINT in this thread, and in the threads and processes that it starts from now on; ignore it elsewhere.
 
     vLLM's core puts its own handler in the place of an ignored signal, and shuts down; a blocked one never arrives.
+    Python's resource tracker starts with the first process that multiprocessing spawns, and unblocks SIGINT in the
+    thread that spawns, so it is started before.
     """
     if processes.VARIABLE not in os.environ:
         return
+    resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -13,7 +13,7 @@ from openrlhf_ktae.safety.secrets import secrets_of
 
 
 def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
-    """Set `run.resume_from`, `run.resume_step`, `run.about`, the host's `ckpt.load_enable`; return lines for a person.
+    """Set `run.resume_from`, `resume_step`, `about`, `accepted_changes`, `ckpt.load_enable`; return lines for a person.
 
     Raises:
         CannotResume: see `checkpoint.resume`; or another run writes below `--ckpt.path`, see `checkpoint.lock`.
@@ -33,7 +33,10 @@ def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
     args.ckpt.load_enable = chosen is not None
     lines, about = list(decision.lines), args.run.about
     if chosen is not None:
-        check_options(chosen, about["config"], about["data"], args.run.accept_changes)
+        accepted = check_options(chosen, about["config"], about["data"], args.run.accept_changes)
+        args.run.accepted_changes = accepted
+        if accepted:
+            lines.append(f"other than in the checkpoint, from now on: {', '.join(f'--{name}' for name in accepted)}")
         lines += other_versions(chosen, about["versions"])
     hold(args.ckpt.path)
     return lines

@@ -7,6 +7,7 @@ what the host forgets, and which is renamed when everything is on the disk (`ope
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import RayTaskError
 
 from openrlhf_ktae.checkpoint.folder import BEST, TRAINER_STATE
+from openrlhf_ktae.checkpoint.model_files import NOT_SAVED
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.space import DiskFull, expected_bytes, in_units, require_space
 from openrlhf_ktae.checkpoint.write import abandon, begin, commit, rotate, undeleted
@@ -32,6 +34,8 @@ logger = init_logger(__name__)
 
 GIB = 2**30
 NO_METRIC = "none"
+# In errors of torch and safetensors that mean that a write failed, unlike a model that transformers refuses to save.
+WRITING = re.compile(r"No space|I/O error|PytorchStreamWriter|inline_container|iostream error", re.IGNORECASE)
 LOADER = "data_loader_state_dict"  # the host's key for its position in the data
 
 
@@ -90,8 +94,13 @@ class CheckpointingTrainer:
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Go on from `training_state`; random states are set when the first step begins, not to be used up before."""
-        self.kl_ctl.value = state["kl_coefficient"]
+        """Go on from `training_state`; random states are set when the first step begins, not to be used up before.
+
+        The KL coefficient is what an adaptive controller has come to, unless another start was asked for; a fixed one
+        has the option's value.
+        """
+        options, anew = self.args.algo.kl, "algo.kl.init_coef" in self.args.run.accepted_changes
+        self.kl_ctl.value = state["kl_coefficient"] if options.target and not anew else options.init_coef
         self.experience_maker.load_random_state(state["shuffle"])
         self._resumed_random = state["random"]
 
@@ -116,6 +125,13 @@ class CheckpointingTrainer:
         if position["ended"]:
             states["episode"] += 1  # it was written after the last step of an episode, which is not played again
         return states
+
+    def restore_best_checkpoint_state(self, checkpoint_states: dict[str, Any]) -> None:
+        """Go on from the best evaluation as the host does, unless `--ckpt.best_metric_key` now names another figure."""
+        key = self.args.ckpt.best_metric_key
+        if key and checkpoint_states and checkpoint_states.get("best_eval_metric_key") not in (None, "", key):
+            checkpoint_states = {name: value for name, value in checkpoint_states.items() if "eval_metric" not in name}
+        super().restore_best_checkpoint_state(checkpoint_states)  # type: ignore[misc]
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
         """Train as the host does; in the first step after a checkpoint, with its random states."""
@@ -167,6 +183,8 @@ class CheckpointingTrainer:
         try:
             folder = begin(root, tag)
             save(states)
+            if (folder / NOT_SAVED).is_file():
+                self.record.note(f"checkpoint {tag}: {(folder / NOT_SAVED).read_text(encoding='utf-8')}")
             state = {"trainer": self.training_state(), POSITION: plain_position(position.get(POSITION))}
             torch.save(state, folder / TRAINER_STATE)
             self.record.sync()
@@ -217,8 +235,9 @@ class CheckpointingTrainer:
         what = str(cause) if isinstance(cause, DiskFull) else f"{type(cause).__name__}: {cause}"
         if tag:
             with suppress(OSError):  # torch's own message does not tell that a disk is full
-                left = in_units(shutil.disk_usage(self.args.ckpt.path).free)
-                what = f"the disk had {left} left when writing failed, {what}"
+                if isinstance(cause, OSError) or WRITING.search(str(cause)):
+                    left = in_units(shutil.disk_usage(self.args.ckpt.path).free)
+                    what = f"the disk had {left} left when writing failed, {what}"
             abandon(self.args.ckpt.path, tag)
         text = f"no checkpoint {tag}".rstrip() + f": {' '.join(what.split())[:400]}; the last whole one stays"
         self.record.note(text)

@@ -13,6 +13,7 @@ from openrlhf_ktae.checkpoint.folder import BEST
 from openrlhf_ktae.faults.engines import EngineKeeper
 from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer, reason_of
 from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.run.data_names import paths_as_they_are
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
 from openrlhf_ktae.trainer.ppo_utils import prompts
@@ -40,6 +41,7 @@ class KTAEPPOTrainer(
         host.RemoteExperienceMaker = KTAEExperienceMaker
         host.SamplesGenerator = KTAESamplesGenerator
         prompts.use_in_this_process()
+        host.blending_datasets = paths_as_they_are(host.blending_datasets)
         super().__init__(pretrain, strategy, *args, **kwargs)
         self.note_all(prompts.notes_of(self.prompts_dataloader, self.eval_dataloader))
         self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)

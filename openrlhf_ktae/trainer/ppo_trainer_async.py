@@ -25,6 +25,7 @@ from openrlhf_ktae.faults.engines import (
 )
 from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer, reason_of
 from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.run.data_names import paths_as_they_are
 from openrlhf_ktae.run.directory import resumes
 from openrlhf_ktae.run.record import RunRecord
 from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
@@ -48,6 +49,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         seed_everything(strategy.args.train.seed)
         host.SamplesGenerator = KTAESamplesGenerator
         prompts.use_in_this_process()
+        host_base.blending_datasets = paths_as_they_are(host_base.blending_datasets)
         self.stop_reason = ""
         self._evaluating = False
         super().__init__(pretrain, strategy, *args, **kwargs)
@@ -118,6 +120,7 @@ class KTAETrainingActor(
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
         seed_everything(strategy.args.train.seed)
         host_base.RemoteExperienceMaker = KTAEExperienceMaker
+        host_base.blending_datasets = paths_as_they_are(host_base.blending_datasets)
         super().__init__(pretrain, strategy, *args, **kwargs)
         self.rollout_queue: Any = AnsweringQueue(self.rollout_queue, self.send_weights, self.end_order)
         self.experience_maker.note = self.record.note

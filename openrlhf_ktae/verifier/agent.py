@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 MIN_VERDICTS_TO_STOP = 64  # fewer verdicts do not make a share
 EXAMPLES = 5
 TIMEOUTS = frozenset({"cpu time limit", "wall time limit"})
-PASSING_SCORE = 0.5  # of a user's reward file: above it the metrics count the rollout as correct
 
 
 class AgentExecutor(SingleTurnAgentExecutor):
@@ -69,7 +68,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
         else:
             query = hf_tokenizer.decode(tokens, skip_special_tokens=False)
             given = await self._file.grade(query, prompt, labelled, completion)
-            verdict = _verdict_of(given.failure, given.score, label)
+            verdict = _verdict_of(given.failure, given.score, label, self.config.correct_threshold)
             reward, score, logs = given.reward, given.score, given.logs
             output[HINT] = given.hint
         output.update(self.reward_fields(verdict, reward, score, response, logs))
@@ -127,8 +126,8 @@ class AgentExecutor(SingleTurnAgentExecutor):
         )
 
 
-def _verdict_of(failure: str, score: float, label: Any) -> Verdict:
+def _verdict_of(failure: str, score: float, label: Any, threshold: float) -> Verdict:
     """The verdict that a user's score amounts to."""
     if failure:
         return Verdict(UNKNOWN, "reward_func failed", gold=str(label), detail=failure)
-    return Verdict(CORRECT if score > PASSING_SCORE else WRONG, "reward_func", extracted="", gold=str(label))
+    return Verdict(CORRECT if score > threshold else WRONG, "reward_func", extracted="", gold=str(label))

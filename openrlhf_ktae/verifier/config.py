@@ -54,6 +54,8 @@ class VerifierConfig:
     """The format asks for exactly one boxed answer."""
     reward_file: str = ""
     """Path of a Python file with `reward_func(queries, prompts, labels)` that replaces the answer check."""
+    correct_threshold: float = 0.0
+    """The score of a `reward_func` above which a rollout is correct: a run gives --algo.ktae.correct_threshold here."""
     reward_timeout_s: float = 60.0
     """Seconds that one call of the user's `reward_func` may take before its verdict is unknown."""
     reward_log_keys: tuple[str, ...] = ()

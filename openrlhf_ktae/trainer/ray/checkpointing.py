@@ -1,16 +1,20 @@
 """Departure from the host: each rank's part of a checkpoint goes to the staging folder, with what the host forgets.
 
-That is the random states of the rank and, with `--train.enable_ema`, its share of the averaged weights.
+That is the random states of the rank and, with `--train.enable_ema`, its share of the averaged weights. The
+options of an optimizer and its schedule, which a checkpoint holds too, are those of this run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from openrlhf_ktae.checkpoint.folder import RANDOM
+from openrlhf_ktae.checkpoint.model_files import NOT_SAVED, in_part, require_all, weights_whatever_fails
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.write import staging
 from openrlhf_ktae.run.free_port import free_port
@@ -29,7 +33,7 @@ class CheckpointedActor:
     def init_model_from_pretrained(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Load as the host does, from the checkpoint that the command chose."""
         source = strategy.args.run.resume_from
-        with checkpoints_at(strategy.args, source):
+        with checkpoints_at(strategy.args, source), options_kept(strategy):
             super().init_model_from_pretrained(strategy, *args, **kwargs)  # type: ignore[misc]
         path = Path(source or "") / RANDOM / self._random_file
         if source and path.is_file():
@@ -43,8 +47,10 @@ class CheckpointedActor:
         """Save as the host does, below the staging folder of `tag`."""
         options = self.strategy.args
         folder = staging(options.ckpt.path, tag)
-        with checkpoints_at(options, folder):
+        with checkpoints_at(options, folder), weights_whatever_fails(self.strategy) as failed:
             super().save_checkpoint(tag, *args, **kwargs)  # type: ignore[misc]
+        if failed:
+            (folder / NOT_SAVED).write_text(in_part(failed, f"{tag}_hf"), encoding="utf-8")
         (folder / RANDOM).mkdir(parents=True, exist_ok=True)
         state = {
             "random": random_state(),
@@ -53,9 +59,64 @@ class CheckpointedActor:
         }
         torch.save(state, folder / RANDOM / self._random_file)
 
+    def save_model(self) -> None:
+        """Save as the host does, the weights whatever else fails.
+
+        Raises:
+            SavedInPart: something beside the weights could not be saved.
+        """
+        with weights_whatever_fails(self.strategy) as failed:
+            super().save_model()  # type: ignore[misc]
+        require_all(failed, self.strategy.args.ckpt.output_dir)
+
     @property
     def _random_file(self) -> str:
         return f"{self.role}_rank{self._rank:05d}.pt"
+
+
+@contextmanager
+def options_kept(strategy: Any) -> Iterator[None]:
+    """Let `strategy` load checkpoints for a while without the options of the optimizer and schedule that they hold."""
+    load = strategy.load_ckpt
+
+    def load_state(model: Any, *args: Any, **kwargs: Any) -> Any:
+        groups = [dict(group) for group in model.optimizer.param_groups]
+        clip = getattr(model.optimizer, "clip_grad", None)
+        base_rates = list(getattr(model.lr_scheduler, "base_lrs", ()))
+        loaded = load(model, *args, **kwargs)
+        if clip is not None:
+            model.optimizer.clip_grad = clip
+        set_optimizer_options(model.optimizer, model.lr_scheduler, groups, base_rates)
+        return loaded
+
+    strategy.load_ckpt = load_state
+    try:
+        yield
+    finally:
+        del strategy.load_ckpt
+
+
+def set_optimizer_options(
+    optimizer: Any, scheduler: Any, groups: list[dict[str, Any]], base_rates: list[float]
+) -> None:
+    """Give every group of parameters the options of `groups`, and the rate that the schedule has where it stands.
+
+    Args:
+        optimizer: with moments, and perhaps options, of a checkpoint.
+        scheduler: at the position of a checkpoint; its shape is this run's.
+        groups: of a new optimizer of this run; without effect on parameters and moments.
+        base_rates: the learning rate of each group before the schedule's factor.
+    """
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group.update({name: value for name, value in own.items() if name not in ("params", "lr", "step")})
+    if not base_rates:
+        return
+    scheduler.base_lrs = base_rates
+    factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    rates = [rate * factor for rate, factor in zip(base_rates, factors, strict=True)]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
 
 
 def shares(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from openrlhf.utils.loss_utils import get_loss_batch_info
 from openrlhf_ktae.faults.nonfinite import SKIPPED, skip_nonfinite_updates
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
+from openrlhf_ktae.trainer.ppo_utils.token_gspo import with_token_credit
 from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
@@ -25,8 +26,8 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        host_loss: torch.nn.Module = self.actor_loss_fn
-        self.actor_loss_fn: UpdateLogProbs = UpdateLogProbs(host_loss)
+        host_loss: Any = self.actor_loss_fn
+        self.actor_loss_fn: UpdateLogProbs = UpdateLogProbs(with_token_credit(host_loss, self.args))
         skip_nonfinite_updates(self.actor.model.optimizer)
 
     def ppo_train(self, kl_ctl: float) -> dict[str, Any]:

@@ -9,12 +9,15 @@ from functools import wraps
 from typing import Any
 
 from openrlhf.trainer.ray import vllm_engine as host
+from openrlhf.utils.agent import SingleTurnAgentExecutor
 
+from openrlhf_ktae.faults.cut_off import only_whole
 from openrlhf_ktae.faults.in_engine import contained
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.process_setup import leave_interrupts_to_the_driver
 from openrlhf_ktae.trainer.ppo_utils.messages import packed
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
+from openrlhf_ktae.verifier.http_reward import HttpAgentExecutor
 
 _HostRolloutActor: Any = undecorated(host.RolloutRayActor)
 ARRIVAL_SECONDS = 2.0  # where none has come for so long, those that are missing have failed; the others go on
@@ -42,6 +45,14 @@ def unless_dead(llm: Any, call: Callable[..., Awaitable[Any]]) -> Callable[..., 
     return answered
 
 
+def with_servers(executor: Any) -> Any:
+    """Return the host's executor; ours in its place where reward servers judge."""
+    servers = getattr(executor, "reward_endpoints", [])
+    if type(executor) is SingleTurnAgentExecutor and servers and not servers[0].endswith(".py"):
+        return HttpAgentExecutor(servers)
+    return executor
+
+
 class KTAERolloutActor(_HostRolloutActor):
     """The host's engine; without a seed in the request it is the host's."""
 
@@ -52,7 +63,10 @@ class KTAERolloutActor(_HostRolloutActor):
         await super().__init__(*args, **kwargs)
         for name in ANSWERED_BY_THE_CORE:
             setattr(self.llm, name, unless_dead(self.llm, getattr(self.llm, name)))
-        self.executor.execute = contained(self.executor.execute)
+        self.llm.generate = only_whole(self.llm.generate)
+        executor: Any = with_servers(self.executor)  # type: ignore[has-type]
+        executor.execute = contained(executor.execute)
+        self.executor = executor
 
     async def hold(self) -> None:
         """Schedule nothing until `release`."""

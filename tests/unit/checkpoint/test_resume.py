@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from written import TRAIN, dies_while_writing, write
 
-from openrlhf_ktae.checkpoint.changes import changed
+from openrlhf_ktae.checkpoint.changes import differences
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER, CannotResume, check_options, decide, other_versions
 from openrlhf_ktae.checkpoint.write import start_anew
 
@@ -155,44 +155,95 @@ def test_options_that_matter_are_refused_with_the_difference_and_the_ways_out(tm
         check_options(checkpoint, {"train": {"seed": 2}}, {}, [])
     for text in ("--train.seed: 1 -> 2", "--run.accept_changes train.seed", "--resume never"):
         assert text in str(refusal.value)
-    check_options(checkpoint, {"train": {"seed": 2}}, {}, ["train.seed"])
+    accepted = {"train": {**TRAIN["train"], "max_epochs": 2}}
+    checkpoint.manifest.about["config"]["train"]["max_epochs"] = 1
+    assert check_options(checkpoint, accepted, {}, ["--train.max_epochs"]) == ["train.max_epochs"]
+
+
+CANNOT = [
+    ("train.seed", 1, 2, {}),
+    ("actor.optim", "adam", "muon", {}),
+    ("critic.optim", "adam", "muon", {}),
+    ("ds.param_dtype", "bf16", "fp32", {}),
+    ("ds.zero_stage", 3, 2, {}),
+    ("actor.num_gpus_per_node", 1, 2, {}),
+    ("ds.lora.rank", 0, 8, {}),
+    ("train.enable_ema", False, True, {}),
+    ("rollout.n_samples_per_prompt", 8, 4, {"algo": {"dynamic_filtering_enable": True}}),
+    ("rollout.n_samples_per_prompt", 8, 4, {"rollout": {"vllm_generate_batch_size": 32, "batch_size": 16}}),
+]
+
+
+def tree(name, value, more=None):
+    group, *path = name.split(".")
+    nested = value
+    for part in reversed(path):
+        nested = {part: nested}
+    merged = {**(more or {})}
+    return {**merged, group: {**merged.get(group, {}), **nested}}
+
+
+@pytest.mark.parametrize(("name", "old", "new", "more"), CANNOT)
+def test_what_cannot_be_applied_to_the_checkpoint_is_refused_though_it_is_accepted(name, old, new, more, tmp_path):
+    checkpoint = write(tmp_path, 2)
+    checkpoint.manifest.about["config"] = tree(name, old, more)
+    with pytest.raises(CannotResume, match=f"--run.accept_changes {name}: cannot be applied") as refusal:
+        check_options(checkpoint, tree(name, new, more), {}, [name])
+    assert "--resume never" in str(refusal.value)
+
+
+def test_averages_that_end_and_groups_of_which_none_are_carried_can_be_applied(tmp_path):
+    checkpoint = write(tmp_path, 2)
+    for name, old, new in (("train.enable_ema", True, False), ("rollout.n_samples_per_prompt", 8, 4)):
+        checkpoint.manifest.about["config"] = tree(name, old)
+        assert check_options(checkpoint, tree(name, new), {}, [name]) == [name]
+
+
+def test_other_weights_cannot_be_accepted_and_another_tokenizer_can(tmp_path):
+    """The weights that are trained are the checkpoint's."""
+    name, checkpoint = "actor.model_name_or_path", write(tmp_path, 2)
+    config, data = tree(name, "m"), {name: "model.safetensors:a tokenizer.json:b"}
+    checkpoint.manifest.about.update(config=config, data=data)
+    assert check_options(checkpoint, config, {name: "model.safetensors:a tokenizer.json:c"}, [name]) == [name]
+    with pytest.raises(CannotResume, match="would take the place of its weights"):
+        check_options(checkpoint, config, {name: "model.safetensors:z tokenizer.json:b"}, [name])
 
 
 def test_which_options_may_differ():
     before = {"train": {"num_episodes": 1, "seed": 1}, "logger": {"x": 1}, "eval": {"steps": 3}, "ckpt": {"path": "a"}}
     now = {"train": {"num_episodes": 2, "seed": 1}, "logger": {"x": 2}, "eval": {"steps": 9}, "ckpt": {"path": "b"}}
-    assert changed(before, now, {}, {}) == []
-    assert changed({"actor": {"adam": {"lr": 1e-6}}}, {"actor": {"adam": {"lr": 1e-5}}}, {}, {}) == [
-        "--actor.adam.lr: 1e-06 -> 1e-05"
-    ]
+    assert differences(before, now, {}, {}) == {}
+    rates = [{"actor": {"adam": {"lr": rate}}} for rate in (1e-6, 1e-5)]
+    assert differences(*rates, {}, {}) == {"actor.adam.lr": "1e-06 -> 1e-05"}
 
 
 def test_every_option_that_may_differ_is_an_option():
-    from openrlhf_ktae.checkpoint.changes import BY_CONTENT, FREE, FREE_GROUPS, SHARDED, flat
+    from openrlhf_ktae.checkpoint.changes import BY_CONTENT, FREE, FREE_GROUPS, IN_CHECKPOINT, SHARDED, flat
     from openrlhf_ktae.cli.options import parse_command_line
     from openrlhf_ktae.run.directory import nested_options
 
     words = "--pretrain m --prompt_data d --vllm_num_engines 1 --actor.num_gpus_per_node 1 --label_key label"
     options = flat(nested_options(parse_command_line(words.split())))
     assert not {*FREE, *BY_CONTENT, *SHARDED} - options.keys() - {"local_rank"}
+    assert not IN_CHECKPOINT.keys() - options.keys()
     assert {name.split(".")[0] for name in options} >= set(FREE_GROUPS)
 
 
 def test_a_path_may_change_and_its_content_may_not():
     name = "data.prompt_dataset"
     old, new = {"data": {"prompt_dataset": "a.jsonl"}}, {"data": {"prompt_dataset": "b.jsonl"}}
-    assert changed(old, new, {name: "same"}, {name: "same"}) == []
-    assert changed(old, old, {name: "one"}, {name: "other"}) == [f"--{name}: its content has changed"]
-    assert changed(old, new, {name: "one"}, {name: "other"}) == [f"--{name}: a.jsonl -> b.jsonl"]
-    assert changed(old, new, {}, {}) == [f"--{name}: a.jsonl -> b.jsonl"]
+    assert differences(old, new, {name: "same"}, {name: "same"}) == {}
+    assert differences(old, old, {name: "one"}, {name: "other"}) == {name: "its content has changed"}
+    assert differences(old, new, {name: "one"}, {name: "other"}) == {name: "a.jsonl -> b.jsonl"}
+    assert differences(old, new, {}, {}) == {name: "a.jsonl -> b.jsonl"}
 
 
 def test_another_number_of_ranks_needs_a_universal_checkpoint():
     before = {"actor": {"num_nodes": 1}, "ds": {"use_universal_ckpt": False}}
-    assert changed(before, {"actor": {"num_nodes": 2}, "ds": {"use_universal_ckpt": False}}, {}, {})
-    assert changed(before, {"actor": {"num_nodes": 2}, "ds": {"use_universal_ckpt": True}}, {}, {}) == [
-        "--ds.use_universal_ckpt: false -> true"
-    ]
+    assert differences(before, {"actor": {"num_nodes": 2}, "ds": {"use_universal_ckpt": False}}, {}, {})
+    assert differences(before, {"actor": {"num_nodes": 2}, "ds": {"use_universal_ckpt": True}}, {}, {}) == {
+        "ds.use_universal_ckpt": "false -> true"
+    }
 
 
 def test_other_versions_are_said(tmp_path):

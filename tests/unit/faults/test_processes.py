@@ -278,6 +278,45 @@ def test_a_terminals_interrupt_does_not_reach_the_processes_of_a_run(run, tmp_pa
     assert (ended.returncode == 0) == run
 
 
+SPAWNED = """
+import multiprocessing, os, signal, sys, threading, time
+
+def child(ready):
+    signal.signal(signal.SIGINT, lambda *_: os._exit(9))  # as vLLM's core, which takes the place of an ignored signal
+    ready.set()
+    time.sleep(1)
+
+if __name__ == "__main__":
+    from openrlhf_ktae.run.process_setup import leave_interrupts_to_the_driver
+    leave_interrupts_to_the_driver()
+    codes = []
+    def spawn():
+        leave_interrupts_to_the_driver()
+        context = multiprocessing.get_context("spawn")
+        ready = context.Event()
+        process = context.Process(target=child, args=(ready,))
+        process.start()
+        ready.wait()
+        os.killpg(0, signal.SIGINT)
+        process.join()
+        codes.append(process.exitcode)
+    spawning = threading.Thread(target=spawn)
+    spawning.start()
+    spawning.join()
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    sys.exit(0 if codes == [0] and blocked else 1)
+"""
+
+
+def test_a_process_that_multiprocessing_spawns_does_not_get_it_either(tmp_path):
+    """Python's resource tracker, started by the first spawn, unblocks SIGINT in the thread that spawns."""
+    script = tmp_path / "spawned.py"
+    script.write_text(SPAWNED)
+    environment = {**os.environ, processes.VARIABLE: f"spawned-{tmp_path.name}"}
+    ended = subprocess.run([sys.executable, script], env=environment, start_new_session=True, timeout=60)
+    assert ended.returncode == 0
+
+
 SUPERVISOR = """
 import signal, sys
 from openrlhf_ktae.faults import supervisor

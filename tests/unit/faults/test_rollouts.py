@@ -113,7 +113,7 @@ def host_engine(host, monkeypatch):
     async def never(*args, **kwargs):
         await asyncio.Event().wait()
 
-    for name in vllm_engine.ANSWERED_BY_THE_CORE:
+    for name in (*vllm_engine.ANSWERED_BY_THE_CORE, "generate"):
         setattr(core, name, never)
 
     async def init(self, agent, logprobs_mode):

@@ -111,13 +111,13 @@ def test_ranks_do_not_each_get_the_buffered_rollouts(new_trainer):
 
 
 def test_what_was_saved_is_gone_on_from(new_trainer):
-    first = new_trainer()
+    first = new_trainer("--algo.kl.target", "6")
     first.kl_ctl.value = 0.125
     torch.manual_seed(11)
     train(first, 2)
     expected = torch.rand(3)
     path = str(Path(first.args.ckpt.path) / "global_step2")
-    second = new_trainer(resume_from=path, states=first.actor_model_group.states)
+    second = new_trainer("--algo.kl.target", "6", resume_from=path, states=first.actor_model_group.states)
     states = second.init_checkpoint_states()
     assert states["data_loader_state_dict"]["position"]["prompts_sent"] == 16
     assert states["data_loader_state_dict"]["loader"] == {"yielded": 2}

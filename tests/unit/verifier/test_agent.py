@@ -403,3 +403,30 @@ def test_a_box_that_the_prompt_opens_holds_the_answer(agent, tokenizer):
 )
 def test_answers_after_hashes_count_where_the_gold_has_them(agent, tokenizer, gold, response, score):
     assert one(agent(), tokenizer, gold, response)["scores"] == score
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.5, -0.5])
+@pytest.mark.parametrize("score", [-1.0, 0.0, 0.3, 0.5, 1.0])
+def test_correct_means_the_same_in_the_agent_and_in_ktae(
+    threshold, score, root, tmp_path, tokenizer, host, monkeypatch
+):
+    """One option, `--algo.ktae.correct_threshold`, for users' reward files too."""
+    import numpy as np
+
+    from openrlhf_ktae.cli.options import parse_command_line
+    from openrlhf_ktae.ktae.batch import CORRECT as IN_KTAE
+    from openrlhf_ktae.ktae.batch import plain_batch
+    from openrlhf_ktae.verifier.agent import AgentExecutor
+
+    monkeypatch.chdir(root)
+    file = tmp_path / "reward.py"
+    file.write_text(f"def reward_func(queries, prompts, labels):\n    return {{'rewards': [{score}]}}\n")
+    words = ["--config", "configs/grpo_ktae/quickstart.yaml", "--reward.remote_url", str(file)]
+    words += [] if threshold is None else ["--algo.ktae.correct_threshold", str(threshold)]
+    args = parse_command_line(words)
+    monkeypatch.setenv(CONFIG_VARIABLE, VerifierConfig(**args.verifier.config).to_env()[CONFIG_VARIABLE])
+    (output,) = rollouts(AgentExecutor(), tokenizer, ("7", "anything"))
+    assert output["scores"] == score
+    ids, mask, config = np.ones((1, 2), np.int64), np.ones((1, 2), bool), args.algo.ktae.config
+    batch = plain_batch(ids, mask, np.array([score]), np.zeros(1, np.int64), config["correct_threshold"])
+    assert bool(output["extra_logs"]["verifier_correct"]) == (batch.side_B[0] == IN_KTAE) == (score > (threshold or 0))

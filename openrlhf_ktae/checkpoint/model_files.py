@@ -1,0 +1,114 @@
+"""A trained model in the format of transformers: its weights are on the disk whatever fails beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+GENERATION_CONFIG = "generation_config.json"
+NOT_SAVED = "not_saved.txt"  # in a checkpoint whose export lacks something, which it names
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class SavedInPart(RuntimeError):
+    """The weights of a model are on the disk, and something else of it is not."""
+
+
+def savable(generation: Any) -> str:
+    """Repair a GenerationConfig of transformers that could not be written, in place; return what was done.
+
+    Reading one only warns about sampling options beside greedy decoding, and writing it raises. It has no effect on
+    training, whose sampling is the run's.
+    """
+    reason = _strictly(generation)
+    if not reason:
+        return ""
+    if generation.do_sample is not True:
+        before, generation.do_sample = generation.do_sample, True
+        if not _strictly(generation):
+            return f"saved with do_sample true, because transformers refuses to write it as it is ({reason})"
+        generation.do_sample = before
+    kept = {name: getattr(generation, name, None) for name in TOKEN_IDS}
+    generation.__dict__.clear()
+    type(generation).__init__(generation, **kept)
+    return f"saved with its token ids only, because transformers refuses to write it as it is ({reason})"
+
+
+def _strictly(generation: Any) -> str:
+    try:
+        generation.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        return " ".join(str(error).split())[:200]
+    return ""
+
+
+@contextmanager
+def weights_whatever_fails(strategy: Any) -> Iterator[list[str]]:
+    """Let `strategy`, the host's, save models for a while; yield a list of what could not be saved beside the weights.
+
+    The host writes in one process and lets the others wait, so nothing may be raised before they go on.
+    """
+    host_save, failed = strategy.save_model, list[str]()
+
+    def save_model(model: Any, tokenizer: Any, output_dir: str, **kwargs: Any) -> None:
+        whole = strategy._unwrap_model(model)
+        if getattr(whole, "generation_config", None) is not None:
+            savable(whole.generation_config)
+        own = whole.save_pretrained
+
+        def save_pretrained(folder: str, state_dict: Any = None, **options: Any) -> None:
+            try:
+                own(folder, **({} if state_dict is None else {"state_dict": state_dict}), **options)
+            except Exception as error:
+                if state_dict is None or isinstance(error, OSError):
+                    raise
+                write_weights(state_dict, folder)
+                failed.append(_what("configuration", error))
+
+        writer = SimpleNamespace(save_pretrained=lambda folder: _tried("tokenizer", failed, tokenizer, folder))
+        whole.save_pretrained = save_pretrained
+        try:
+            host_save(model, writer, output_dir, **kwargs)
+        finally:
+            del whole.save_pretrained
+
+    strategy.save_model = save_model
+    try:
+        yield failed
+    finally:
+        del strategy.save_model
+
+
+def _tried(what: str, failed: list[str], part: Any, folder: str) -> None:
+    try:
+        part.save_pretrained(folder)
+    except Exception as error:
+        failed.append(_what(what, error))
+
+
+def _what(what: str, error: Exception) -> str:
+    return f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+
+
+def write_weights(state: dict[str, Any], folder: str | Path) -> None:
+    """Write tensors as transformers names and splits them."""
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(state, folder, metadata={"format": "pt"})
+
+
+def require_all(failed: list[str], folder: str | Path) -> None:
+    """Raise `SavedInPart` where something of the model in `folder` could not be saved."""
+    if failed:
+        raise SavedInPart(in_part(failed, folder))
+
+
+def in_part(failed: list[str], folder: str | Path) -> str:
+    """Say where the weights are and what is missing."""
+    return (
+        f"the weights are in {Path(folder).absolute()}; not saved with them: {'; '.join(failed)}. Copy what is missing "
+        "from the model that the run began with"
+    )

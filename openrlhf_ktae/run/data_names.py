@@ -1,0 +1,64 @@
+"""Lists of data sets, as in `--data.prompt_dataset A,B@FOLDER`: paths that exist may hold commas and @ themselves.
+
+The host splits at every comma and @. It gets links without them (`paths_as_they_are`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+
+def entries(names: str) -> list[tuple[str, str]]:
+    """Return the path or name of each data set of a list, and the folder below it that is meant (empty: all)."""
+    parts, found = names.split(","), []
+    while parts:
+        counts = range(len(parts), 1, -1)
+        count = next((count for count in counts if os.path.exists(",".join(parts[:count]).strip())), 1)
+        found.append(_below(",".join(parts[:count]).strip()))
+        parts = parts[count:]
+    return found
+
+
+def _below(entry: str) -> tuple[str, str]:
+    """Split at the last @ behind something that exists; a missing file of a folder that exists is whole."""
+    if "@" not in entry or os.path.exists(entry):
+        return entry, ""
+    at = entry.rfind("@")
+    while at > 0:
+        if os.path.exists(entry[:at].strip()):
+            return entry[:at].strip(), entry[at + 1 :].strip()
+        at = entry.rfind("@", 0, at)
+    if os.sep in entry.partition("@")[2] and os.path.isdir(os.path.dirname(entry)):
+        return entry, ""
+    name, _, below = entry.partition("@")
+    return name.strip(), below.strip()
+
+
+def paths_as_they_are(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `load`, the host's reader of a list of data sets, for paths with commas and @ as well."""
+    if getattr(load, "takes_paths_as_they_are", False):
+        return load
+
+    @wraps(load)
+    def loaded(datasets: str, *args: Any, **kwargs: Any) -> Any:
+        return load(",".join(_linked(name, below) for name, below in entries(datasets)), *args, **kwargs)
+
+    loaded.takes_paths_as_they_are = True  # type: ignore[attr-defined]
+    return loaded
+
+
+def _linked(name: str, below: str) -> str:
+    if ("," in name or "@" in name) and os.path.exists(name):
+        folder = tempfile.mkdtemp(prefix="data-")  # read again by whoever maps it, as long as this process lives
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        link = Path(folder) / f"data{Path(name).suffix}"
+        link.symlink_to(os.path.abspath(name))
+        name = str(link)
+    return f"{name}@{below}" if below else name

@@ -1,0 +1,145 @@
+"""Rewards from a server (`--reward.remote_url http://...`): asked for again with pauses, then the rollout has failed.
+
+Departure from the host, which makes `None` of whatever goes wrong and dies of it some steps later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from itertools import cycle
+from typing import Any
+
+import aiohttp
+from openrlhf.utils.agent import SingleTurnAgentExecutor
+
+from openrlhf_ktae.faults.config import SERVER_VARIABLE, FaultsConfig
+from openrlhf_ktae.safety.secrets import redacted
+from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 1.0  # doubled after each try
+CONNECT_SECONDS = 5.0
+FAILED_IN_A_ROW = 64  # queries, each with all its tries, after which a server that answers has gone, too
+UNREACHABLE = (
+    aiohttp.ClientConnectionError,
+    OSError,
+)  # a TimeoutError too: nobody answers; else somebody answers badly
+
+
+class BadAnswer(RuntimeError):
+    """A reward server answered, and not with a reward."""
+
+
+class HttpAgentExecutor(SingleTurnAgentExecutor):
+    """The host's single turn, judged by reward servers that may fail for a while."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        super().__init__()  # without an address the host asks nobody
+        self.addresses = list(addresses)
+        self._next = cycle(self.addresses)
+        seconds, tries = os.environ.get(SERVER_VARIABLE, "").split() or (
+            FaultsConfig.reward_timeout_s,
+            FaultsConfig.reward_tries,
+        )
+        self._timeout = aiohttp.ClientTimeout(total=float(seconds), sock_connect=CONNECT_SECONDS)
+        self._tries = int(tries)
+        self._answered, self._failed_in_a_row = -math.inf, 0
+
+    async def execute(
+        self,
+        prompt: Any,
+        label: Any,
+        sampling_params: Any,
+        max_length: int,
+        hf_tokenizer: Any,
+        llm_engine: Any,
+        images: Any = None,
+    ) -> dict[str, Any]:
+        """Generate as the host does, then put `reward`, `scores` and `extra_logs` of a server on its output.
+
+        Raises:
+            BadAnswer: no server gave a reward in any try.
+            TrainingStopped: they are gone.
+        """
+        output = await super().execute(
+            prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=images
+        )
+        query = hf_tokenizer.decode(output["observation_tokens"], skip_special_tokens=False)
+        return {**output, **await self.reward({"query": [query], "prompts": [prompt], "labels": [label]})}
+
+    async def reward(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a server makes of one query."""
+        began, reason, unreachable = time.monotonic(), "", True
+        for number in range(self._tries):
+            if number:
+                await asyncio.sleep(FIRST_PAUSE_SECONDS * 2 ** (number - 1))
+            address = next(self._next)
+            try:
+                found = read(await self._ask(address, query))
+            except (aiohttp.ClientError, OSError, ValueError, BadAnswer) as error:
+                reason = f"{redacted(address, ())}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                unreachable &= isinstance(error, UNREACHABLE)
+                logger.info("a reward server failed (%s), try %d of %d", reason, number + 1, self._tries)
+            else:
+                self._answered, self._failed_in_a_row = time.monotonic(), 0
+                return found
+        self._failed_in_a_row += 1
+        if (unreachable and self._answered < began) or self._failed_in_a_row >= FAILED_IN_A_ROW:
+            addresses = ",".join(redacted(address, ()) for address in self.addresses)
+            raise TrainingStopped(
+                f"--reward.remote_url {addresses}: gives no rewards any more, at last {reason}; start the server again "
+                "and go on with --resume auto"
+            )
+        raise BadAnswer(f"--reward.remote_url gave no reward in {self._tries} tries, at last {reason}")
+
+    async def _ask(self, address: str, query: Mapping[str, Any]) -> Any:
+        async with (
+            aiohttp.ClientSession(timeout=self._timeout) as session,
+            session.post(address, json=query) as response,
+        ):
+            text = await response.text(errors="replace")
+            if response.status != 200:
+                raise BadAnswer(f"HTTP {response.status} {response.reason}: {text[:100]!r}")
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise BadAnswer(f"is not JSON: {text[:100]!r}") from None
+
+
+def read(answer: Any) -> dict[str, Any]:
+    """Return `reward`, `scores` and `extra_logs` of one rollout from a server's answer.
+
+    Raises:
+        BadAnswer: it has not exactly one finite reward.
+    """
+    if not isinstance(answer, Mapping) or "rewards" not in answer:
+        raise BadAnswer(f"has no 'rewards': {str(answer)[:100]!r}")
+    reward = _one("rewards", answer["rewards"])
+    scores = answer.get("scores")
+    logs = answer.get("extra_logs")
+    logs = logs if isinstance(logs, Mapping) else {}
+    return {
+        "reward": reward,
+        "scores": reward if scores is None else _one("scores", scores),
+        "extra_logs": {str(name): value for name, given in logs.items() if (value := _number(given)) is not None},
+    }
+
+
+def _one(name: str, given: Any) -> float:
+    value = _number(given)
+    if value is None or not math.isfinite(value):
+        raise BadAnswer(f"'{name}' must be one finite number, not {str(given)[:100]}")
+    return value
+
+
+def _number(given: Any) -> float | None:
+    while isinstance(given, (list, tuple)) and len(given) == 1:
+        given = given[0]
+    return float(given) if isinstance(given, (int, float)) else None

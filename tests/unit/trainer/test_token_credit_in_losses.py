@@ -1,0 +1,131 @@
+"""Token-level credit reaches the gradient with every policy loss and aggregation that a run can have."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+CORRECTIONS = [
+    ("off", "mask", "ratio"),
+    ("token", "mask", "ratio"),
+    ("token", "clip", "ratio"),
+    ("seq", "mask", "ratio"),
+    ("token", "mask", "binary_kl"),
+    ("seq", "mask", "binary_kl"),
+    ("token", "mask", "tv"),
+    ("seq", "mask", "tv"),
+]
+RUNS = list(itertools.product(["ppo", "gspo"], ["token-mean", "seq-mean-token-mean"], [None, 3.0], CORRECTIONS))
+
+
+def loss_of(kind, aggregation, dual_clip, correction, ktae=True, clip=0.2):
+    from openrlhf.models.loss import PolicyLoss
+
+    from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
+    from openrlhf_ktae.trainer.ppo_utils.token_gspo import with_token_credit
+
+    level, mode, gating = correction
+    threshold = [0.1, 10.0] if gating == "ratio" else [0.0, 10.0]
+    host = PolicyLoss(clip, clip, dual_clip, aggregation == "token-mean", kind, level, mode, gating, threshold)
+    args = SimpleNamespace(algo=SimpleNamespace(ktae=SimpleNamespace(enable=ktae)))
+    return UpdateLogProbs(with_token_credit(host, args))
+
+
+def batch(rows=3, tokens=5):
+    made = torch.Generator().manual_seed(0)
+    old = -torch.rand(rows, tokens, generator=made) - 0.5
+    log_probs = old + 0.05 * torch.randn(rows, tokens, generator=made)
+    rollout = old + 0.02 * torch.randn(rows, tokens, generator=made)
+    mask = torch.ones(rows, tokens)
+    mask[1, 3:] = 0
+    return log_probs, old, rollout, mask
+
+
+def gradient(loss, advantages, old=None):
+    log_probs, before, rollout, mask = batch()
+    log_probs.requires_grad_()
+    normaliser = {"batch_num_tokens": mask.sum(), "global_batch_size": torch.tensor(float(len(mask)))}
+    value, *_ = loss(
+        log_probs,
+        before if old is None else old,
+        advantages,
+        action_mask=mask,
+        rollout_log_probs=rollout,
+        dp_size=1,
+        **normaliser,
+    )
+    value.backward()
+    return value.detach(), log_probs.grad
+
+
+@pytest.mark.parametrize(("kind", "aggregation", "dual_clip", "correction"), RUNS)
+def test_k_moves_the_gradient_of_its_own_token_and_of_no_other(kind, aggregation, dual_clip, correction, host):
+    """Also where the old log-probabilities are those of the update."""
+    loss = loss_of(kind, aggregation, dual_clip, correction)
+    even = torch.ones(3, 5)
+    for row, token in ((0, 0), (0, 4), (1, 2), (2, 1)):
+        credit = even.clone()
+        credit[row, token] = 1.5
+        for old in (None, torch.full((3, 5), torch.nan)):
+            _, before = gradient(loss, even, old)
+            _, after = gradient(loss, credit, old)
+            moved = (after - before).abs() > 1e-7
+            assert moved[row, token]
+            assert moved.sum() == 1
+            assert after[row, token] / before[row, token] == pytest.approx(1.5, rel=1e-4)
+
+
+def test_with_the_hosts_gspo_it_would_be_lost(host):
+    """A = 1, 1.5, 0.5, 1, ... gives the gradient of A = 1."""
+    loss = loss_of("gspo", "token-mean", None, CORRECTIONS[0], ktae=False)
+    uneven = torch.tensor([[1.0, 1.5, 0.5, 1.0, 1.0]]).repeat(3, 1)
+    uneven[1, :3] = torch.tensor([1.5, 0.5, 1.0])
+    assert torch.allclose(gradient(loss, uneven)[1], gradient(loss, torch.ones(3, 5))[1])
+
+
+@pytest.mark.parametrize("clip", [0.2, 0.01, 0.001])
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+@pytest.mark.parametrize("correction", CORRECTIONS[:2])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_with_equal_advantages_the_token_form_is_gspo(clip, dual_clip, correction, sign, host):
+    theirs = loss_of("gspo", "token-mean", dual_clip, correction, ktae=False, clip=clip)
+    ours = loss_of("gspo", "token-mean", dual_clip, correction, clip=clip)
+    advantages = sign * torch.tensor([[0.7], [1.0], [1.6]]).expand(3, 5)
+    for mine, host_s in zip(gradient(ours, advantages), gradient(theirs, advantages), strict=True):
+        assert torch.allclose(mine, host_s, atol=1e-6)
+
+
+def test_the_formula(host):
+    """Gradient of token t of response i: -s_i A_t / |y_i| / number of responses, where nothing is clipped."""
+    log_probs, old, _, mask = batch()
+    advantages = torch.rand(3, 5) + 0.5
+    _, found = gradient(loss_of("gspo", "token-mean", None, CORRECTIONS[0]), advantages)
+    lengths = mask.sum(1, keepdim=True)
+    ratios = (((log_probs - old) * mask).sum(1, keepdim=True) / lengths).exp()
+    assert torch.allclose(found, -ratios * advantages * mask / lengths / 3, atol=1e-6)
+
+
+def test_without_ktae_the_loss_is_the_hosts(host):
+    from openrlhf.models.loss import PolicyLoss
+
+    assert type(loss_of("gspo", "token-mean", None, CORRECTIONS[0], ktae=False).loss) is PolicyLoss
+    assert type(loss_of("ppo", "token-mean", None, CORRECTIONS[0]).loss) is PolicyLoss
+
+
+def test_the_update_loop_takes_it(host, monkeypatch):
+    from openrlhf.models.loss import PolicyLoss
+
+    from openrlhf_ktae.trainer.ppo_utils.token_gspo import TokenGspo
+    from openrlhf_ktae.trainer.ray import ppo_actor
+
+    def init(self, *_, **__):
+        self.args = SimpleNamespace(algo=SimpleNamespace(ktae=SimpleNamespace(enable=True)))
+        self.actor_loss_fn = PolicyLoss(policy_loss_type="gspo")
+        self.actor = SimpleNamespace(model=SimpleNamespace(optimizer=None))
+
+    monkeypatch.setattr(ppo_actor.host.ActorPPOTrainer, "__init__", init)
+    monkeypatch.setattr(ppo_actor, "skip_nonfinite_updates", lambda _: None)
+    assert type(ppo_actor.KTAEActorPPOTrainer().actor_loss_fn.loss) is TokenGspo

@@ -1,0 +1,251 @@
+"""Reward servers that fail: for a while, for some queries, from the start, and for good."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from openrlhf_ktae.faults.config import SERVER_VARIABLE
+from openrlhf_ktae.preflight.user_code import _unanswered
+from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+
+GOOD = {"rewards": [0.75]}
+
+
+class Server:
+    """Answers each query with the next of `answers`, then with the last one: a body, a status, or what to do."""
+
+    def __init__(self, *answers):
+        self.answers, self.asked = list(answers), []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                outer.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                answer = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
+                if answer == "hang":
+                    time.sleep(3)
+                elif answer == "hang up":
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                elif isinstance(answer, int):
+                    self.send_error(answer)
+                else:
+                    body = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/get_reward"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(*answers):
+        servers.append(Server(*answers))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def agent(host, monkeypatch):
+    from openrlhf_ktae.trainer.ray.vllm_engine import with_servers
+    from openrlhf_ktae.verifier import http_reward
+
+    monkeypatch.setattr(http_reward, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setenv(SERVER_VARIABLE, "0.5 3")
+
+    def made(*servers):
+        from openrlhf.utils.agent import SingleTurnAgentExecutor
+
+        return with_servers(SingleTurnAgentExecutor([getattr(one, "url", one) for one in servers]))
+
+    return made
+
+
+def rewards(executor, number=1):
+    async def all_of_them():
+        queries = [{"query": [str(n)], "prompts": ["p"], "labels": ["l"]} for n in range(number)]
+        return [await executor.reward(query) for query in queries]
+
+    return asyncio.run(all_of_them())
+
+
+BAD = [
+    503,
+    500,
+    429,
+    404,
+    "hang",
+    "hang up",
+    "not JSON",
+    "",
+    {"rewards": [None]},
+    {"rewards": None},
+    {"rewards": []},
+    {"rewards": [1.0, 0.0]},
+    {"rewards": ["1.0"]},
+    '{"rewards": [NaN]}',
+    '{"rewards": [Infinity]}',
+    {"error": "overloaded"},
+    [1.0],
+    3,
+    {"rewards": [1.0], "scores": [None]},
+    {"rewards": [1.0], "scores": [1.0, 2.0]},
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
+def test_it_is_asked_again_then_the_rollout_has_failed(bad, serve, agent):
+    from openrlhf_ktae.verifier.http_reward import BadAnswer
+
+    server = serve(bad, bad, GOOD)
+    assert rewards(agent(server)) == [{"reward": 0.75, "scores": 0.75, "extra_logs": {}}]
+    assert len(server.asked) == 3
+    server = serve(GOOD, bad, bad, bad, GOOD)
+    executor = agent(server)
+    rewards(executor)
+    began = time.monotonic()
+    if bad in ("hang", "hang up"):
+        executor._answered = began + 60  # an answer to another query in the meantime: the server lives
+    with pytest.raises(BadAnswer, match=r"gave no reward in 3 tries, at last http://127.0.0.1:\d+/get_reward: "):
+        rewards(executor)
+    rewards(executor)
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [
+        ({"rewards": 1}, {"reward": 1.0, "scores": 1.0, "extra_logs": {}}),
+        ({"rewards": [[0.5]], "scores": 1}, {"reward": 0.5, "scores": 1.0, "extra_logs": {}}),
+        ({"rewards": [0], "scores": None}, {"reward": 0.0, "scores": 0.0, "extra_logs": {}}),
+        (
+            {"rewards": [1], "extra_logs": {"a": [2], "b": "x"}},
+            {"reward": 1.0, "scores": 1.0, "extra_logs": {"a": 2.0}},
+        ),
+        ({"rewards": [1], "extra_logs": None}, {"reward": 1.0, "scores": 1.0, "extra_logs": {}}),
+    ],
+)
+def test_what_servers_answer(answer, read, serve, agent):
+    assert rewards(agent(serve(answer))) == [read]
+
+
+def test_servers_that_are_gone_stop_the_run_with_their_addresses(serve, agent):
+    first, second = serve(GOOD), serve(GOOD)
+    executor = agent(first, second)
+    rewards(executor, 2)
+    assert len(first.asked) == len(second.asked) == 1
+    for server in (first, second):
+        server.stop()
+    with pytest.raises(TrainingStopped) as stop:
+        rewards(executor)
+    assert str(stop.value).startswith(f"--reward.remote_url {first.url},{second.url}: gives no rewards any more")
+    assert "--resume auto" in str(stop.value)
+    first.stop = second.stop = lambda: None
+
+
+def test_the_other_server_is_asked_where_one_is_gone(serve, agent):
+    gone, there = serve(GOOD), serve(GOOD)
+    executor = agent(gone, there)
+    gone.stop()
+    gone.stop = lambda: None
+    assert len(rewards(executor, 4)) == 4
+    assert len(there.asked) == 4
+
+
+def test_a_server_that_answers_and_judges_nothing_any_more_stops_the_run(serve, agent, monkeypatch):
+    from openrlhf_ktae.verifier import http_reward
+
+    monkeypatch.setattr(http_reward, "FAILED_IN_A_ROW", 3)
+    executor = agent(serve(503))
+    for _ in range(2):
+        with pytest.raises(http_reward.BadAnswer):
+            rewards(executor)
+    with pytest.raises(TrainingStopped, match="HTTP 503"):
+        rewards(executor)
+
+
+def test_the_hosts_executor_stays_where_no_server_judges(host):
+    from openrlhf.utils.agent import SingleTurnAgentExecutor
+
+    from openrlhf_ktae.trainer.ray.vllm_engine import with_servers
+
+    for urls in (None, []):
+        executor = SingleTurnAgentExecutor(urls)
+        assert with_servers(executor) is executor
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (GOOD, ""),
+        (503, ""),
+        ({"error": "no"}, ""),
+        (404, "with 404"),
+        (405, "with 405"),
+        (403, "with 403"),
+        ("hang up", ""),
+    ],
+)
+def test_before_the_run_somebody_must_answer_queries(answer, reason, serve):
+    server = serve(answer)
+    found = _unanswered(server.url)
+    assert reason in found and bool(found) == bool(reason)
+    assert server.asked == [{"query": [""], "prompts": [""], "labels": [""]}]
+
+
+def test_before_the_run_a_server_that_is_down_is_refused_within_seconds(serve):
+    server = serve(GOOD)
+    server.stop()
+    server.stop = lambda: None
+    began = time.monotonic()
+    assert "nothing answers there" in _unanswered(server.url)
+    assert time.monotonic() - began < 5
+
+
+def test_a_url_keeps_its_password_to_itself(serve, agent):
+    server = serve(404)
+    url = server.url.replace("http://", "http://me:SECRET@")
+    executor = agent(url)
+    with pytest.raises(Exception, match=r"\*\*\*@127") as error:
+        rewards(executor)
+    assert "SECRET" not in str(error.value)
+
+
+def test_options_reach_the_engines():
+    from dataclasses import asdict
+    from types import SimpleNamespace
+
+    from openrlhf_ktae.backend import resolve
+    from openrlhf_ktae.faults.config import FaultsConfig
+    from openrlhf_ktae.run.launch import environment
+
+    config = asdict(FaultsConfig(reward_tries=2, reward_timeout_s=7.5))
+    args = SimpleNamespace(
+        verifier=SimpleNamespace(enable=False),
+        faults=SimpleNamespace(config=config),
+        model=SimpleNamespace(trust_remote_code=False),
+        ds=SimpleNamespace(param_dtype="fp32"),
+    )
+    backend = SimpleNamespace(environment=lambda _: {}, worker_setup_hook=resolve("cpu").worker_setup_hook)
+    assert environment(args, backend)[SERVER_VARIABLE] == "7.5 2"
