@@ -33,12 +33,22 @@ from openrlhf_ktae.preflight.preflight import Refused, preflight
 from openrlhf_ktae.run import directory
 from openrlhf_ktae.run.console import Console, summary, untrained
 from openrlhf_ktae.run.launch import ClusterAway, ClusterTooSmall, ProcessDied, train
+from openrlhf_ktae.run.nodes import NodesApart
 from openrlhf_ktae.run.record import RunRecord, UnwrittenStop, stop_reason
 from openrlhf_ktae.run.resuming import choose_checkpoint
 
 EXIT_STOPPED = 3
 PLAN_FILE = "plan.txt"
-REFUSALS = (BadOption, BackendUnavailable, CannotResume, ClusterAway, ClusterTooSmall, HostMismatch, Refused)
+REFUSALS = (
+    BadOption,
+    BackendUnavailable,
+    CannotResume,
+    ClusterAway,
+    ClusterTooSmall,
+    HostMismatch,
+    NodesApart,
+    Refused,
+)
 NOTHING = "nothing was trained yet"
 
 

@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from openrlhf_ktae.faults.config import RETRIES_VARIABLE
 from openrlhf_ktae.faults.deaths import causes, died, in_one_line
 from openrlhf_ktae.faults.processes import mark, swept
 from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.run.nodes import NodeWatch, check_nodes, devices, with_absolute_places
 from openrlhf_ktae.run.process_setup import BACKEND_VARIABLE, WORKER_HOOK, in_every_process
 from openrlhf_ktae.run.record import UnwrittenStop
 from openrlhf_ktae.safety import remote_code
@@ -45,6 +47,7 @@ EVENTS_VARIABLE = "RAY_task_events_report_interval_ms"
 WORKERS_VARIABLE = "RAY_num_workers_soft_limit"
 LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
 ADDRESS_SECONDS = 3  # for a cluster to answer
+RETURN_SECONDS = 120.0  # for a node to come back, or for another to take its place
 
 
 class ProcessDied(RuntimeError):
@@ -64,10 +67,12 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
 
     Raises:
         ClusterTooSmall: a cluster was joined that has too few devices.
+        NodesApart: a node of it does not see what the run reads or writes.
         ClusterAway: there is no cluster to join.
         ProcessDied: Ray does not start, or a process of the run is gone for good.
         UnwrittenStop: training ended early, and the disk has no room for the reason.
     """
+    args = with_absolute_places(args)
     mark()
     os.environ[stacks.VARIABLE] = stacks.new_folder()
     variables = environment(args, backend)
@@ -96,13 +101,19 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
 def _train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -> None:
     import ray
 
+    watch = None
     try:
         host_cli = importlib.import_module(HOST_CLI)
-        check_cluster(args)
+        check_cluster(args, say)
+        check_nodes(args)
         install_classes(args, backend)
         say("loading the model into trainer and engines")
-        with quiet(args):
+        with NodeWatch(devices_needed(args)) as watch, quiet(args):
             host_cli.train(args)
+    except KeyboardInterrupt:
+        if watch is None or not watch.lost:
+            raise
+        raise ProcessDied(watch.lost) from None
     finally:
         with swept(mark()):
             ray.shutdown()
@@ -225,12 +236,30 @@ def without_job_variables(variables: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in job.get("env_vars", {})}
 
 
-def check_cluster(args: SimpleNamespace) -> None:
-    """Raise `ClusterTooSmall` where Ray would wait for devices for ever."""
+def check_cluster(
+    args: SimpleNamespace, say: Callable[[str], None], patience: float = RETURN_SECONDS, every: float = 2.0
+) -> None:
+    """Raise where Ray would wait for devices for ever; a node that was lost may come back for a while.
+
+    Raises:
+        ClusterTooSmall: the cluster has too few devices.
+        ProcessDied: it had enough, and a node that is gone has not come back.
+    """
     import ray
 
-    needed, present = devices_needed(args), int(ray.cluster_resources().get("GPU", 0))
-    if present < needed:
+    needed, end = devices_needed(args), 0.0
+    while (present := devices([node for node in ray.nodes() if node["Alive"]])) < needed:
+        if devices(ray.nodes()) >= needed:
+            if not end:
+                end = time.monotonic() + patience
+                say(f"a node of the cluster is gone; at most {patience:g} s until it is back")
+            if time.monotonic() < end:
+                time.sleep(every)
+                continue
+            raise ProcessDied(
+                f"a node of the cluster is gone and has not come back in {patience:g} s: it has {present} devices, and "
+                f"this run needs {needed}"
+            )
         raise ClusterTooSmall(
             f"the Ray cluster has {present} devices and this run needs {needed} (--actor.num_nodes "
             f"{args.actor.num_nodes} x --actor.num_gpus_per_node {args.actor.num_gpus_per_node}, --vllm.num_engines "
