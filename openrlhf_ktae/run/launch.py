@@ -47,6 +47,7 @@ EVENTS_VARIABLE = "RAY_task_events_report_interval_ms"
 WORKERS_VARIABLE = "RAY_num_workers_soft_limit"
 LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
 ADDRESS_SECONDS = 3  # for a cluster to answer
+DIED_UNEXPECTEDLY = 2  # Ray's NodeDeathInfo.Reason; one that was taken out of the cluster has another
 RETURN_SECONDS = 120.0  # for a node to come back, or for another to take its place
 
 
@@ -243,21 +244,23 @@ def check_cluster(
 
     Raises:
         ClusterTooSmall: the cluster has too few devices.
-        ProcessDied: it had enough, and a node that is gone has not come back.
+        ProcessDied: a node died, and neither it nor another has come.
     """
     import ray
 
     needed, end = devices_needed(args), 0.0
     while (present := devices([node for node in ray.nodes() if node["Alive"]])) < needed:
-        if devices(ray.nodes()) >= needed:
+        if any(node["DeathReason"] == DIED_UNEXPECTEDLY for node in ray.nodes()):
             if not end:
                 end = time.monotonic() + patience
-                say(f"a node of the cluster is gone; at most {patience:g} s until it is back")
+                say(
+                    f"a node of the cluster died, and {present} devices are left of {needed}; at most {patience:g} s until it is back"
+                )
             if time.monotonic() < end:
                 time.sleep(every)
                 continue
             raise ProcessDied(
-                f"a node of the cluster is gone and has not come back in {patience:g} s: it has {present} devices, and "
+                f"a node of the cluster died and has not come back in {patience:g} s: {present} devices are left, and "
                 f"this run needs {needed}"
             )
         raise ClusterTooSmall(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -104,14 +103,14 @@ def test_what_a_node_finds_missing_or_changed(tmp_path):
     assert what.startswith("does not have it, and its ranks and engines read it. ")
 
 
-def test_a_node_that_is_lost_ends_the_run_and_may_come_back(two_raylets, monkeypatch):
+def test_a_node_that_is_lost_ends_the_run_and_may_come_back(two_raylets, args):
     """Last: it kills the second node."""
     import psutil
 
-    wants_two = SimpleNamespace()
-    monkeypatch.setattr("openrlhf_ktae.run.launch.devices_needed", lambda args: args.needed)
-    monkeypatch.setattr(wants_two, "needed", 2, raising=False)
-    check_cluster(wants_two, print)
+    check_cluster(args, print)
+    too_many = parse_command_line([*WORDS.split(), "--actor.num_gpus_per_node", "3", "--vllm_num_engines", "3"])
+    with pytest.raises(ClusterTooSmall, match="has 2 devices and this run needs 3"):
+        check_cluster(too_many, print)
     before = signal.getsignal(nodes.LOST_SIGNAL)
     said = []
     with NodeWatch(needed=1, patience=0), NodeWatch(needed=2, patience=1.0) as watch:
@@ -121,13 +120,9 @@ def test_a_node_that_is_lost_ends_the_run_and_may_come_back(two_raylets, monkeyp
             time.sleep(60)
     assert f"node {two_raylets.node_ip_address} is gone; 1 devices are left, and the run needs 2" == watch.lost
     assert signal.getsignal(nodes.LOST_SIGNAL) == before
-    with pytest.raises(ProcessDied, match=r"has not come back in 1 s: it has 1 devices, and this run needs 2"):
-        check_cluster(wants_two, said.append, patience=1.0)
-    assert said == ["a node of the cluster is gone; at most 1 s until it is back"]
-    args = parse_command_line([*WORDS.split(), "--actor.num_gpus_per_node", "3", "--vllm_num_engines", "3"])
-    monkeypatch.undo()
-    with pytest.raises(ClusterTooSmall, match="has 1 devices and this run needs 3"):
-        check_cluster(args, said.append)
+    with pytest.raises(ProcessDied, match=r"has not come back in 1 s: 1 devices are left, and this run needs 2"):
+        check_cluster(args, said.append, patience=1.0)
+    assert said == ["a node of the cluster died, and 1 devices are left of 2; at most 1 s until it is back"]
 
 
 def _raylet(node):
