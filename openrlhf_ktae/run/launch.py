@@ -254,7 +254,8 @@ def check_cluster(
             if not end:
                 end = time.monotonic() + patience
                 say(
-                    f"a node of the cluster died, and {present} devices are left of {needed}; at most {patience:g} s until it is back"
+                    f"a node of the cluster died, and {present} devices are left of {needed}; waiting up to "
+                    f"{patience:g} s for it, or another"
                 )
             if time.monotonic() < end:
                 time.sleep(every)
