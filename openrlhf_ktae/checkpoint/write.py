@@ -110,13 +110,13 @@ def commit(
     return Checkpoint(target, manifest)
 
 
-def require_seen(folder: Path, seen: Iterable[tuple[str, Mapping[str, int]]], patience: float = SEEN_SECONDS) -> None:
+def require_seen(folder: Path, seen: Iterable[tuple[str, Mapping[str, int]]]) -> None:
     """Return when every file that a rank sees below `folder` is there with its size for this process, too.
 
     Who wrote a file knows its size; others may know an older, smaller one for a while. The largest counts.
 
     Raises:
-        Unseen: after `patience` seconds some are not; nodes that share no file system each have their own folder.
+        Unseen: after some time some are not; nodes that share no file system each have their own folder.
     """
     sizes: dict[str, int] = {}
     nodes: dict[str, set[str]] = {}
@@ -124,7 +124,7 @@ def require_seen(folder: Path, seen: Iterable[tuple[str, Mapping[str, int]]], pa
         for name, size in files.items():
             sizes[name] = max(size, sizes.get(name, 0))
             nodes.setdefault(name, set()).add(node)
-    end = time.monotonic() + patience
+    end = time.monotonic() + SEEN_SECONDS
     while missing := [name for name, size in sizes.items() if _size(folder / name) != size]:
         if time.monotonic() > end:
             of_nodes = ", ".join(sorted(set().union(*(nodes[name] for name in missing))))

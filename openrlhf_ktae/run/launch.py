@@ -24,7 +24,7 @@ from openrlhf_ktae.faults.config import RETRIES_VARIABLE
 from openrlhf_ktae.faults.deaths import causes, died, in_one_line
 from openrlhf_ktae.faults.processes import mark, swept
 from openrlhf_ktae.host import undecorated
-from openrlhf_ktae.run.nodes import NodeWatch, check_nodes, devices, with_absolute_places
+from openrlhf_ktae.run.nodes import POLL_SECONDS, NodeWatch, check_nodes, devices, with_absolute_places
 from openrlhf_ktae.run.process_setup import BACKEND_VARIABLE, WORKER_HOOK, in_every_process
 from openrlhf_ktae.run.record import UnwrittenStop
 from openrlhf_ktae.safety import remote_code
@@ -237,33 +237,25 @@ def without_job_variables(variables: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in job.get("env_vars", {})}
 
 
-def check_cluster(
-    args: SimpleNamespace, say: Callable[[str], None], patience: float = RETURN_SECONDS, every: float = 2.0
-) -> None:
-    """Raise where Ray would wait for devices for ever; a node that was lost may come back for a while.
+def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: float = RETURN_SECONDS) -> None:
+    """Raise where Ray would wait for devices for ever. Where a node has died, it or another may come for a while.
 
     Raises:
         ClusterTooSmall: the cluster has too few devices.
-        ProcessDied: a node died, and neither it nor another has come.
+        ProcessDied: a node died, and none has come in `patience` seconds.
     """
     import ray
 
-    needed, end = devices_needed(args), 0.0
-    while (present := devices([node for node in ray.nodes() if node["Alive"]])) < needed:
-        if any(node["DeathReason"] == DIED_UNEXPECTEDLY for node in ray.nodes()):
-            if not end:
-                end = time.monotonic() + patience
-                say(
-                    f"a node of the cluster died, and {present} devices are left of {needed}; waiting up to "
-                    f"{patience:g} s for it, or another"
-                )
-            if time.monotonic() < end:
-                time.sleep(every)
-                continue
-            raise ProcessDied(
-                f"a node of the cluster died and has not come back in {patience:g} s: {present} devices are left, and "
-                f"this run needs {needed}"
-            )
+    needed, present = devices_needed(args), devices(ray.nodes())
+    if present < needed and any(node["DeathReason"] == DIED_UNEXPECTEDLY for node in ray.nodes()):
+        state = f"a node of the cluster died; {present} devices are left, and this run needs {needed}"
+        say(f"{state}; waiting up to {patience:g} s for it, or another")
+        end = time.monotonic() + patience
+        while (present := devices(ray.nodes())) < needed:
+            if time.monotonic() > end:
+                raise ProcessDied(f"{state}; none has come in {patience:g} s")
+            time.sleep(POLL_SECONDS)
+    if present < needed:
         raise ClusterTooSmall(
             f"the Ray cluster has {present} devices and this run needs {needed} (--actor.num_nodes "
             f"{args.actor.num_nodes} x --actor.num_gpus_per_node {args.actor.num_gpus_per_node}, --vllm.num_engines "

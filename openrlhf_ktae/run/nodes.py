@@ -222,8 +222,8 @@ def _comes_true(condition: Callable[[], bool], seconds: float = SEEN_SECONDS) ->
 
 
 def devices(nodes: list[dict[str, Any]]) -> int:
-    """Return the devices of nodes."""
-    return sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
+    """Return the devices of those of Ray's nodes that are alive."""
+    return sum(int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"])
 
 
 class NodeWatch:
@@ -260,7 +260,7 @@ class NodeWatch:
         while not self._over.wait(POLL_SECONDS):
             nodes = ray.nodes()
             gone = [node for node in nodes if node["NodeID"] in self._known and not node["Alive"]]
-            left = devices([node for node in nodes if node["Alive"]])
+            left = devices(nodes)
             if not gone or left >= self._needed:
                 since = None
                 continue
