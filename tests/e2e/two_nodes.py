@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -38,6 +39,10 @@ class TwoNodes:
 
     def start(self) -> None:
         """Connect the two and start Ray on them, in a folder that is not the project's."""
+        end = time.monotonic() + 20
+        while any(_network(holder.pid) == _network(os.getpid()) for holder in self._holders):
+            assert time.monotonic() < end, "unshare did not leave this network"
+            time.sleep(0.05)
         pids = [str(holder.pid) for holder in self._holders]
         link = ["ip", "link", "add", f"a{pids[0]}", "netns", pids[0], "type", "veth", "peer", "name", f"b{pids[1]}"]
         subprocess.run([*link, "netns", pids[1]], check=True)
@@ -73,11 +78,11 @@ class TwoNodes:
 
     def processes(self, node: int) -> list[psutil.Process]:
         """Return what runs on a node, without the process that holds its namespaces."""
-        network = os.readlink(f"/proc/{self._holders[node].pid}/ns/net")
+        network = _network(self._holders[node].pid)
         found = []
         for process in processes_of(self.mark):
             try:
-                if os.readlink(f"/proc/{process.pid}/ns/net") == network and process.pid != self._holders[node].pid:
+                if _network(process.pid) == network and process.pid != self._holders[node].pid:
                     found.append(process)
             except OSError:
                 continue
@@ -105,6 +110,10 @@ class TwoNodes:
         for holder in self._holders:
             holder.wait()
         wait_until_none(self.mark, 20)
+
+
+def _network(pid: int) -> str:
+    return os.readlink(f"/proc/{pid}/ns/net")
 
 
 def made(base: Path, environment: dict[str, str]) -> TwoNodes:
