@@ -260,7 +260,8 @@ def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: f
             f"the Ray cluster has {present} devices and this run needs {needed} (--actor.num_nodes "
             f"{args.actor.num_nodes} x --actor.num_gpus_per_node {args.actor.num_gpus_per_node}, --vllm.num_engines "
             f"{args.vllm.num_engines}, --train.colocate_all {str(args.train.colocate_all).lower()}). Lower these, or "
-            f"start Ray with --num-gpus {needed} (virtual devices on a CPU machine)."
+            f"start Ray with --num-gpus {needed} (virtual devices on a CPU machine)"
+            + (f", and join it with {CLUSTER_VARIABLE}=auto." if CLUSTER_VARIABLE not in os.environ else ".")
         )
 
 

@@ -245,12 +245,14 @@ class NodeWatch:
 
         self._before = signal.signal(LOST_SIGNAL, self._end)
         self._known = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        self._thread.start()
+        if len(self._known) > 1:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         signal.signal(LOST_SIGNAL, self._before)
 
     def _watch(self) -> None:
@@ -258,7 +260,10 @@ class NodeWatch:
 
         since = None
         while not self._over.wait(POLL_SECONDS):
-            nodes = ray.nodes()
+            try:
+                nodes = ray.nodes()
+            except Exception:  # of Ray's server, without which Ray ends this process
+                continue
             gone = [node for node in nodes if node["NodeID"] in self._known and not node["Alive"]]
             left = devices(nodes)
             if not gone or left >= self._needed:
