@@ -140,11 +140,10 @@ def _problems(outputs: dict[str, str], inputs: dict[str, str], nodes: list[dict[
             on_it: Any = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task: Any = ray.remote(look)
             task = task.options(num_cpus=0, max_retries=0, scheduling_strategy=on_it)
-            looking[f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']})"] = task.remote(
-                token, node["NodeID"], {flag: str(folder) for flag, folder in folders.items()}, contents
-            )
+            looked = task.remote(token, node["NodeID"], {flag: str(path) for flag, path in folders.items()}, contents)
+            looking[node["NodeID"]] = (f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']})", looked)
         end = time.monotonic() + ANSWER_SECONDS
-        for name, ref in looking.items():
+        for node_id, (name, ref) in looking.items():
             try:
                 found = ray.get(ref, timeout=max(end - time.monotonic(), POLL_SECONDS))
             except Exception as error:  # whatever keeps a worker from starting there keeps a rank from it
@@ -152,6 +151,10 @@ def _problems(outputs: dict[str, str], inputs: dict[str, str], nodes: list[dict[
                 yield f"node {name} cannot run a task of this run: {type(error).__name__}: {reason}"
             else:
                 yield from (f"{flag}: node {name} {what}" for flag, what in found)
+                wrong = {flag for flag, _ in found}
+                for flag, folder in folders.items():  # of a private layer over a shared folder only this tells
+                    if flag not in wrong and not _comes_true((folder / f"{token}-{node_id}").exists):
+                        yield f"{flag}: what node {name} writes there is not seen here. {SHARE}"
     finally:
         for folder in set(folders.values()):
             for path in folder.glob(f"{token}*"):
@@ -212,8 +215,8 @@ def content(path: str) -> dict[str, int]:
     return found
 
 
-def _comes_true(condition: Callable[[], bool], seconds: float = SEEN_SECONDS) -> bool:
-    end = time.monotonic() + seconds
+def _comes_true(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + SEEN_SECONDS
     while not condition():
         if time.monotonic() > end:
             return False

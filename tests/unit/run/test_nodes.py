@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -85,6 +86,19 @@ def test_a_node_that_sees_less_is_refused_with_each_option(two_raylets, args, tm
     assert "has other files there: more.safetensors. Put it on a file system that all nodes share" in text
     assert "--ckpt.output_dir" not in text
     assert not list(nodes.Path(args.run.dir).glob(".*"))
+
+
+def test_a_node_whose_writing_is_not_seen_here_is_refused(two_raylets, args, tmp_path, monkeypatch):
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(nodes, "look", lambda *_: [])
+    monkeypatch.setattr(nodes, "SEEN_SECONDS", 0.1)
+    nodes.Path(args.run.dir).mkdir()
+    with pytest.raises(
+        nodes.NodesApart, match=rf"--ckpt.path {tmp_path}/run/checkpoints: what node .* is not seen here"
+    ):
+        check_nodes(with_absolute_places(args))
 
 
 def test_what_a_node_finds_missing_or_changed(tmp_path):
