@@ -60,23 +60,6 @@ def test_nodes_that_do_not_share_a_file_system_are_refused(nodes, train, root):
     assert "loading the model" not in output
 
 
-def test_a_run_on_two_nodes_saves_one_whole_checkpoint_and_goes_on(nodes, train):
-    directory = nodes.shared / "run"
-    run = train(8, "--run.dir", str(directory))
-    wait_for(lambda: steps(directory), run, seconds=240)
-    on_second = {title(process).split(".")[0] for process in nodes.processes(1)}
-    on_first = {title(process).split(".")[0] for process in nodes.processes(0)}
-    assert "ray::CpuPolicyModelActor" in on_second
-    assert "ray::KTAEPPOTrainer" in on_first, "with the run directory"
-    output, _ = run.communicate(timeout=120)
-    assert run.returncode == 0, output
-    assert [row["step"] for row in steps(directory)] == [1, 2]
-    assert (directory / "model" / "model.safetensors").is_file()
-    checkpoint = verify(read_latest(directory / "checkpoints"))
-    assert checkpoint.step == 2
-    assert {f"random/actor_rank0000{rank}.pt" for rank in range(2)} <= set(checkpoint.manifest.files)
-
-
 PHASES = {"update": "fit", "checkpoint": "save_checkpoint", "synchronisation": "broadcast_to_vllm"}
 
 
@@ -110,6 +93,23 @@ def test_a_node_that_dies_ends_the_run_with_its_checkpoint_named(nodes, train, r
     newest = read_latest(directory / "checkpoints")
     assert f"the newest checkpoint is {newest}" in output
     verify(newest)
+
+
+def test_a_run_on_two_nodes_saves_one_whole_checkpoint_and_goes_on(nodes, train):
+    directory = nodes.shared / "run"
+    run = train(8, "--run.dir", str(directory))
+    wait_for(lambda: steps(directory), run, seconds=240)
+    on_second = {title(process).split(".")[0] for process in nodes.processes(1)}
+    on_first = {title(process).split(".")[0] for process in nodes.processes(0)}
+    assert "ray::CpuPolicyModelActor" in on_second
+    assert "ray::KTAEPPOTrainer" in on_first, "with the run directory"
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, output
+    assert [row["step"] for row in steps(directory)] == [1, 2]
+    assert (directory / "model" / "model.safetensors").is_file()
+    checkpoint = verify(read_latest(directory / "checkpoints"))
+    assert checkpoint.step == 2
+    assert {f"random/actor_rank0000{rank}.pt" for rank in range(2)} <= set(checkpoint.manifest.files)
 
 
 @RARELY
