@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.run import nodes
@@ -120,7 +121,10 @@ def test_what_a_node_finds_missing_or_changed(tmp_path):
 def test_a_node_that_is_lost_ends_the_run_and_may_come_back(two_raylets, args):
     """Last: it kills the second node."""
     import psutil
+    import ray
 
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    never = ray.remote(num_cpus=0)(lambda: time.sleep(1000)).options(scheduling_strategy=here).remote()
     check_cluster(args, print)
     too_many = parse_command_line([*WORDS.split(), "--actor.num_gpus_per_node", "3", "--vllm_num_engines", "3"])
     with pytest.raises(ClusterTooSmall, match="has 2 devices and this run needs 3"):
@@ -131,7 +135,7 @@ def test_a_node_that_is_lost_ends_the_run_and_may_come_back(two_raylets, args):
         (raylet,) = [one for one in psutil.Process().children(recursive=True) if one.pid == _raylet(two_raylets)]
         raylet.kill()
         with pytest.raises(KeyboardInterrupt):
-            time.sleep(60)
+            ray.get(never, timeout=150)
     assert f"node {two_raylets.node_ip_address} is gone; 1 devices are left, and the run needs 2" == watch.lost
     assert signal.getsignal(nodes.LOST_SIGNAL) == before
     with pytest.raises(ProcessDied, match=r"1 devices are left, and this run needs 2; none has come in 1 s"):
