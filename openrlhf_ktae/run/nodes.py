@@ -102,11 +102,11 @@ def check_nodes(args: SimpleNamespace) -> None:
 
     here = ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
-    others = [node for node in alive if node["NodeID"] != here and node["Resources"].get("GPU")]
-    if not others:
-        return
     (own,) = [node for node in alive if node["NodeID"] == here]
     away = own["Resources"].get("CPU", 0) < TRAINER_CPUS  # then the trainer is placed on another node, too
+    others = [node for node in alive if node is not own and (away or node["Resources"].get("GPU"))]
+    if not others:
+        return
     outputs = places(args, (*OUTPUTS, *(TRAINER_OUTPUTS if away else ())))
     inputs = places(args, (*INPUTS, *(TRAINER_INPUTS if away else ())))
     if problems := list(_problems(outputs, inputs, others)):
