@@ -95,6 +95,7 @@ def test_a_node_that_dies_ends_the_run_with_its_checkpoint_named(nodes, train, r
     verify(newest)
 
 
+@RARELY
 def test_a_run_on_two_nodes_saves_one_whole_checkpoint_and_goes_on(nodes, train):
     directory = nodes.shared / "run"
     run = train(8, "--run.dir", str(directory))
