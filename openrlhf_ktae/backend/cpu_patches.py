@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 from wrapt import register_post_import_hook
 
 from openrlhf_ktae.run.process_setup import below_the_driver, end_with_the_parent
@@ -22,6 +23,7 @@ from openrlhf_ktae.run.process_setup import below_the_driver, end_with_the_paren
 CPU = "cpu"
 # Set by the CPU backend for its engines: JSON of engine arguments. Its presence tells the two kinds of engine apart.
 ENGINE_VARIABLE = "OPENRLHF_KTAE_CPU_ENGINE"
+INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
 _active = False
 
 
@@ -36,6 +38,7 @@ def activate() -> None:
         return
     _active = True
     os.environ.setdefault("DS_ACCELERATOR", CPU)
+    meet_on_the_cluster()
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     provide_flash_attn()
     register_post_import_hook(answer_for_cuda, "torch")
@@ -52,6 +55,28 @@ def activate_in_vllm() -> None:
     end_with_the_parent()
     if ENGINE_VARIABLE in os.environ:
         register_post_import_hook(keep_weights_writable, "vllm.model_executor.layers.utils")
+
+
+def meet_on_the_cluster() -> None:
+    """Symptom: processes on several nodes cannot connect: gloo listens where the host name points, often loopback.
+
+    Upstream: torch 2.13.0, `ProcessGroupGloo::createDefaultDevice`. Remove when gloo takes the address of the store.
+    What the user has set wins. On one node nothing is set: loopback serves there and outlives a change of network.
+    """
+    import ray
+
+    if INTERFACE_VARIABLE in os.environ or not ray.is_initialized():
+        return
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        interface = interface_of(ray.util.get_node_ip_address())
+        if interface:
+            os.environ[INTERFACE_VARIABLE] = interface
+
+
+def interface_of(address: str) -> str | None:
+    """Return the name of this machine's network interface with the IP `address`; None where there is none."""
+    found = psutil.net_if_addrs().items()
+    return next((name for name, addresses in found if any(one.address == address for one in addresses)), None)
 
 
 def provide_flash_attn() -> None:

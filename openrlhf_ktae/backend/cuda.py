@@ -23,6 +23,10 @@ class CudaBackend(Backend):
             "Install it with `pip install .[gpu]` (flash-attn==2.8.3), or choose --backend cpu."
         ]
 
+    def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
+        """A cluster of its own, with a token, even where Ray's file names one that runs here; RAY_ADDRESS joins it."""
+        return {"address": "local", **super().ray_init_options(args)}
+
     def host_classes(self) -> dict[tuple[str, str], Any]:
         """Model actors whose checkpoints are whole (and Dr. GRPO's normaliser), and an engine that knows seeds."""
         import ray

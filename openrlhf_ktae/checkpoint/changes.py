@@ -166,9 +166,10 @@ def _digest_of(path: Path) -> str:
     if path.is_file():
         return digest(path)
     names = ((file, file.relative_to(path)) for file in files_below(path))
-    return " ".join(f"{name}:{digest(file)}" for file, name in names if _is_content(name))
+    return " ".join(f"{name}:{digest(file)}" for file, name in names if is_content(name))
 
 
-def _is_content(name: Path) -> bool:
+def is_content(name: Path) -> bool:
+    """Whether a file of a folder counts, by its path below it."""
     hidden = any(part.startswith(".") for part in name.parts)
     return not hidden and name.suffix not in NO_CONTENT and not name.name.startswith(NO_CONTENT_NAMES)

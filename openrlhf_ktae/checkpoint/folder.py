@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ RANDOM = "random"
 LATEST = "latest"
 ANEW = "anew"  # which numbers are of runs that were left for another, see `left_behind`
 ACTOR = "_actor"
+ROLES = ("actor", "critic")  # models that are trained
 BEST = "best_"
 NAME = re.compile(rf"({BEST})?global_step\d+")
 STAGING = ".writing-"
@@ -145,9 +147,12 @@ def verify(path: Path) -> Checkpoint:
     """Return the checkpoint at `path` after looking at each of its files.
 
     Raises:
-        NotWhole: a file is missing, has another size or another content, or cannot be read.
+        NotWhole: a file is missing, has another size or another content, or cannot be read; or the part of a rank is
+            missing, as releases wrote it that did not ask whether nodes share a file system.
     """
     manifest = read_manifest(path)
+    if missing := _missing_ranks(manifest):
+        raise NotWhole(missing)
     try:
         present = {str(file.relative_to(path)): file for file in files_below(path)}
         for name, entry in manifest.files.items():
@@ -163,6 +168,19 @@ def verify(path: Path) -> Checkpoint:
         if found[present[name]] != entry["digest"]:
             raise NotWhole(f"{name} has other content than was written")
     return Checkpoint(path, manifest)
+
+
+def _missing_ranks(manifest: Manifest) -> str:
+    """Return how many ranks have left their part, where it is not all of them; empty where that is not known."""
+    for role in ROLES:
+        options = manifest.about.get("config", {}).get(role)
+        there = sum(name.startswith(f"{RANDOM}/{role}_rank") for name in manifest.files)
+        if there and isinstance(options, dict):
+            numbers = [options.get(name) for name in ("num_nodes", "num_gpus_per_node")]
+            ranks = math.prod(number for number in numbers if isinstance(number, int))
+            if there < ranks:
+                return f"has the parts of {there} of {ranks} ranks of the {role}: their nodes shared no file system"
+    return ""
 
 
 def folders(root: Path) -> list[Path]:

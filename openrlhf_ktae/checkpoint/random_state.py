@@ -10,10 +10,14 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Return the states of Python's, numpy's and torch's generators, those of CUDA devices included."""
+    """Return the states of Python's, numpy's and torch's generators, and of the CUDA device that this process uses.
+
+    One that has used none has none to save, whatever it can see: asking would start CUDA on every device of the node,
+    and a node with fewer could not go on.
+    """
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
     return {
         "python": [version, list(words), gauss],
         "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
@@ -23,11 +27,17 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set what `random_state` returned."""
+    """Set what `random_state` returned, here or on another node.
+
+    Earlier releases saved a state for each device that the process could see: that of this process's own is taken, the
+    first one's where this node numbers its devices otherwise.
+    """
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    states = state["cuda"]
+    if states and torch.cuda.is_initialized():
+        own = torch.cuda.current_device()
+        torch.cuda.set_rng_state(states[own if own < len(states) else 0])

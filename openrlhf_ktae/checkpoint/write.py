@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,13 @@ from openrlhf_ktae.checkpoint.folder import (
     listed,
 )
 
+SEEN_SECONDS = 30.0  # for a network file system to show what another node wrote
+POLL_SECONDS = 0.5
 logger = logging.getLogger(__name__)
+
+
+class Unseen(OSError):
+    """What ranks wrote is not there for the process that commits; the message says whose it is."""
 
 
 def staging(root: str | Path, tag: str) -> Path:
@@ -60,7 +66,13 @@ def put_back(root: Path) -> None:
                 os.rename(path, name)
 
 
-def commit(root: str | Path, tag: str, step: int, about: Mapping[str, Any]) -> Checkpoint:
+def commit(
+    root: str | Path,
+    tag: str,
+    step: int,
+    about: Mapping[str, Any],
+    seen: Iterable[tuple[str, Mapping[str, int]]] = (),
+) -> Checkpoint:
     """Make the staged parts of `tag` a checkpoint, and let `latest` name it.
 
     Args:
@@ -68,11 +80,16 @@ def commit(root: str | Path, tag: str, step: int, about: Mapping[str, Any]) -> C
         tag: its name.
         step: the last step that it contains.
         about: `config`, `data` and `versions` of the run.
+        seen: of each rank its node, and path -> bytes of the files that it sees among the staged parts.
+
+    Raises:
+        Unseen: ranks have written files that this process does not see.
 
     A process that dies here, at any moment, leaves the checkpoints before it whole, and `latest` at one of them.
     """
     root = Path(root)
     folder, target = staging(root, tag), root / tag
+    require_seen(folder, seen)
     content = digests(files_below(folder))
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "digest": value}
@@ -91,6 +108,39 @@ def commit(root: str | Path, tag: str, step: int, about: Mapping[str, Any]) -> C
     if os.path.lexists(aside):
         put_away(aside)
     return Checkpoint(target, manifest)
+
+
+def require_seen(folder: Path, seen: Iterable[tuple[str, Mapping[str, int]]]) -> None:
+    """Return when every file that a rank sees below `folder` is there with its size for this process, too.
+
+    Who wrote a file knows its size; others may know an older, smaller one for a while. The largest counts.
+
+    Raises:
+        Unseen: after some time some are not; nodes that share no file system each have their own folder.
+    """
+    sizes: dict[str, int] = {}
+    nodes: dict[str, set[str]] = {}
+    for node, files in seen:
+        for name, size in files.items():
+            sizes[name] = max(size, sizes.get(name, 0))
+            nodes.setdefault(name, set()).add(node)
+    end = time.monotonic() + SEEN_SECONDS
+    while missing := [name for name, size in sizes.items() if _size(folder / name) != size]:
+        if time.monotonic() > end:
+            of_nodes = ", ".join(sorted(set().union(*(nodes[name] for name in missing))))
+            raise Unseen(
+                f"{len(missing)} of {len(sizes)} files are missing for the trainer, which ranks on {of_nodes} see, "
+                f"such as {missing[0]}; --ckpt.path {folder.parent} must be on a file system that all nodes share"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, -1 where it is not there."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def next_sequence(root: Path) -> int:

@@ -35,6 +35,7 @@ from openrlhf_ktae.preflight.user_code import log_keys
 from openrlhf_ktae.run import directory
 from openrlhf_ktae.run.console import Console, deleted_later, summary, untrained
 from openrlhf_ktae.run.launch import ClusterAway, ClusterTooSmall, DataUnreadable, Failed, ProcessDied, train
+from openrlhf_ktae.run.nodes import NodesApart
 from openrlhf_ktae.run.record import RunRecord, UnwrittenStop, stop_reason
 from openrlhf_ktae.run.resuming import choose_checkpoint
 
@@ -49,6 +50,7 @@ REFUSALS = (
     ClusterTooSmall,
     DataUnreadable,
     HostMismatch,
+    NodesApart,
     Refused,
 )
 NOTHING = "nothing was trained yet"

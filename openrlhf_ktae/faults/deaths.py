@@ -80,6 +80,7 @@ def died(error: BaseException) -> bool:
         exceptions.RayActorError,
         exceptions.WorkerCrashedError,
         exceptions.ObjectLostError,
+        exceptions.NodeDiedError,
         exceptions.OutOfMemoryError,  # Ray ended a process; the call that failed may be another one's
     )
     return of_type(error, GONE) or any(isinstance(one, gone) or _lost_a_peer(one) for one in causes(error))

@@ -11,6 +11,7 @@ import re
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from openrlhf_ktae.faults.config import RETRIES_VARIABLE, SERVER_VARIABLE
 from openrlhf_ktae.faults.deaths import causes, died, failed_to_start, innermost
 from openrlhf_ktae.faults.processes import mark, swept
 from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.run.nodes import POLL_SECONDS, NodeWatch, check_nodes, devices, with_absolute_places
 from openrlhf_ktae.run.process_setup import BACKEND_VARIABLE, WORKER_HOOK, in_every_process
 from openrlhf_ktae.run.record import UnwrittenStop
 from openrlhf_ktae.safety import remote_code
@@ -52,6 +54,8 @@ ENGINE_LOG = "root cause"  # vLLM's core says only in its log why it could not s
 CORE_ERROR = re.compile(r"^.*\(EngineCore[^)]*\).*?\b([A-Z]\w*(?:Error|Exception): (?!Engine core).+)$", re.M)
 DATA = re.compile(r"prepare_datasets|blending_datasets|PromptDataset|/site-packages/datasets/")
 ADDRESS_SECONDS = 3  # for a cluster to answer
+DIED_UNEXPECTEDLY = 2  # Ray's NodeDeathInfo.Reason; one that was taken out of the cluster has another
+RETURN_SECONDS = 120.0  # for a node to come back, or for another to take its place
 
 
 class ProcessDied(RuntimeError):
@@ -79,6 +83,7 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
 
     Raises:
         ClusterTooSmall: a cluster was joined that has too few devices.
+        NodesApart: a node of it does not see what the run reads or writes.
         ClusterAway: there is no cluster to join.
         ProcessDied: Ray does not start, or a process of the run is gone for good.
         UnwrittenStop: training ended early, and the disk has no room for the reason.
@@ -86,6 +91,7 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
         Failed: another error of Python.
         SavedInPart: the weights are saved, and something else of the model is not.
     """
+    args = with_absolute_places(args)
     mark()
     os.environ[stacks.VARIABLE] = stacks.new_folder()
     variables = environment(args, backend)
@@ -140,13 +146,19 @@ def without_colours(text: str) -> str:
 def _train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -> None:
     import ray
 
+    watch = None
     try:
         host_cli = importlib.import_module(HOST_CLI)
-        check_cluster(args)
+        check_cluster(args, say)
+        check_nodes(args)
         install_classes(args, backend)
         say("loading the model into trainer and engines")
-        with quiet(args):
+        with NodeWatch(devices_needed(args)) as watch, quiet(args):
             host_cli.train(args)
+    except KeyboardInterrupt:
+        if watch is None or not watch.lost:
+            raise
+        raise ProcessDied(watch.lost) from None
     finally:
         with swept(mark()):
             ray.shutdown()
@@ -272,17 +284,31 @@ def without_job_variables(variables: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in job.get("env_vars", {})}
 
 
-def check_cluster(args: SimpleNamespace) -> None:
-    """Raise `ClusterTooSmall` where Ray would wait for devices for ever."""
+def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: float = RETURN_SECONDS) -> None:
+    """Raise where Ray would wait for devices for ever. Where a node has died, it or another may come for a while.
+
+    Raises:
+        ClusterTooSmall: the cluster has too few devices.
+        ProcessDied: a node died, and none has come in `patience` seconds.
+    """
     import ray
 
-    needed, present = devices_needed(args), int(ray.cluster_resources().get("GPU", 0))
+    needed, present = devices_needed(args), devices(ray.nodes())
+    if present < needed and any(node["DeathReason"] == DIED_UNEXPECTEDLY for node in ray.nodes()):
+        state = f"a node of the cluster died; {present} devices are left, and this run needs {needed}"
+        say(f"{state}; waiting up to {patience:g} s for it, or another")
+        end = time.monotonic() + patience
+        while (present := devices(ray.nodes())) < needed:
+            if time.monotonic() > end:
+                raise ProcessDied(f"{state}; none has come in {patience:g} s")
+            time.sleep(POLL_SECONDS)
     if present < needed:
         raise ClusterTooSmall(
             f"the Ray cluster has {present} devices and this run needs {needed} (--actor.num_nodes "
             f"{args.actor.num_nodes} x --actor.num_gpus_per_node {args.actor.num_gpus_per_node}, --vllm.num_engines "
             f"{args.vllm.num_engines}, --train.colocate_all {str(args.train.colocate_all).lower()}). Lower these, or "
-            f"start Ray with --num-gpus {needed} (virtual devices on a CPU machine)."
+            f"start Ray with --num-gpus {needed} (virtual devices on a CPU machine)"
+            + (f", and join it with {CLUSTER_VARIABLE}=auto." if CLUSTER_VARIABLE not in os.environ else ".")
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ray
 import torch
 from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import RayTaskError
@@ -23,7 +24,8 @@ from openrlhf_ktae.checkpoint.folder import BEST, TRAINER_STATE
 from openrlhf_ktae.checkpoint.model_files import NOT_SAVED
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.space import DiskFull, expected_bytes, in_units, require_space
-from openrlhf_ktae.checkpoint.write import abandon, begin, commit, rotate, undeleted
+from openrlhf_ktae.checkpoint.write import Unseen, abandon, begin, commit, rotate, undeleted
+from openrlhf_ktae.faults.deaths import died
 from openrlhf_ktae.plan.memory import BYTES
 from openrlhf_ktae.plan.shape import model_shape
 from openrlhf_ktae.run.record import RunRecord
@@ -76,6 +78,8 @@ class CheckpointingTrainer:
     args: Any
     kl_ctl: Any
     experience_maker: Any
+    actor_model_group: Any
+    critic_model_group: Any
     record: RunRecord
     best_eval_metric_key: str
     best_eval_metric_value: float
@@ -188,13 +192,19 @@ class CheckpointingTrainer:
             state = {"trainer": self.training_state(), POSITION: plain_position(position.get(POSITION))}
             torch.save(state, folder / TRAINER_STATE)
             self.record.sync()
-            commit(root, tag, states.get("global_step", 0), self.args.run.about)
+            commit(root, tag, states.get("global_step", 0), self.args.run.about, self._files_seen(tag))
         except (OSError, RuntimeError, RayTaskError) as error:
+            if died(error):  # of a rank that is gone the others say that a connection is closed
+                raise
             self._failed(tag, error)
             return False
         self.saved_step = states.get("global_step", 0)
         self._rotate(Path(root))
         return True
+
+    def _files_seen(self, tag: str) -> list[tuple[str, dict[str, int]]]:
+        groups = [group for group in (self.actor_model_group, self.critic_model_group) if group is not None]
+        return ray.get([ref for group in groups for ref in group.async_run_method("files_seen", tag)])
 
     def _rotate(self, root: Path) -> None:
         """Delete old checkpoints; what cannot be deleted is noted once, and in no later one's way."""
@@ -232,12 +242,14 @@ class CheckpointingTrainer:
             CheckpointFailed: with `stop`.
         """
         cause = error.cause if isinstance(error, RayTaskError) else error
-        what = str(cause) if isinstance(cause, DiskFull) else f"{type(cause).__name__}: {cause}"
-        if tag:
+        explained = isinstance(cause, (DiskFull, Unseen))
+        what = str(cause) if explained else f"{type(cause).__name__}: {cause}"
+        if tag and not explained:
             with suppress(OSError):  # torch's own message does not tell that a disk is full
                 if isinstance(cause, OSError) or WRITING.search(str(cause)):
                     left = in_units(shutil.disk_usage(self.args.ckpt.path).free)
                     what = f"the disk had {left} left when writing failed, {what}"
+        if tag:
             abandon(self.args.ckpt.path, tag)
         text = f"no checkpoint {tag}".rstrip() + f": {' '.join(what.split())[:400]}; the last whole one stays"
         self.record.note(text)

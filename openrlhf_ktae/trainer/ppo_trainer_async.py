@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from openrlhf.trainer import ppo_trainer as host_base
 from openrlhf.trainer import ppo_trainer_async as host
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from openrlhf_ktae.faults.deaths import POLL_SECONDS
 from openrlhf_ktae.faults.ending import EndOrder, GivenUp
@@ -166,8 +167,10 @@ class KTAEPPOTrainerAsync(_HostTrainer):
     """Starts the two actors above and joins them."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        host.GenerateSamplesActor = ray.remote(KTAEGenerateSamplesActor)
-        host.TrainingActor = ray.remote(KTAETrainingActor)
+        # On this node, which is the driver's: they write the run's record and read its order to end.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        host.GenerateSamplesActor = ray.remote(KTAEGenerateSamplesActor).options(scheduling_strategy=here)
+        host.TrainingActor = ray.remote(KTAETrainingActor).options(scheduling_strategy=here)
         self.args = strategy.args
         super().__init__(pretrain, strategy, *args, **kwargs)
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
+from openrlhf_ktae.checkpoint.files import files_below
 from openrlhf_ktae.checkpoint.folder import RANDOM
 from openrlhf_ktae.checkpoint.model_files import NOT_SAVED, in_part, require_all, weights_whatever_fails
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.write import staging
 from openrlhf_ktae.run.free_port import free_port
+from openrlhf_ktae.run.nodes import node_name
 from openrlhf_ktae.trainer.checkpointing import checkpoints_at
 
 
@@ -68,6 +70,12 @@ class CheckpointedActor:
         with weights_whatever_fails(self.strategy) as failed:
             super().save_model()  # type: ignore[misc]
         require_all(failed, self.strategy.args.ckpt.output_dir)
+
+    def files_seen(self, tag: str) -> tuple[str, dict[str, int]]:
+        """Return this rank's node, and path -> bytes of the files that it sees below the staging folder of `tag`."""
+        folder = staging(self.strategy.args.ckpt.path, tag)
+        files = {str(path.relative_to(folder)): path.stat().st_size for path in files_below(folder)}
+        return node_name(), files
 
     @property
     def _random_file(self) -> str:

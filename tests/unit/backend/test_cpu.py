@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from openrlhf_ktae.backend import BackendUnavailable, choice, flash_attn_stub, r
 from openrlhf_ktae.backend import cpu_weight_sync as sync
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes
-from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
+from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE, interface_of
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.run.free_port import free_port
 
@@ -56,6 +57,13 @@ def test_cuda_backend_patches_nothing(host):
     assert cuda.worker_setup_hook() is None
     assert {name for _, name in cuda.host_classes()} == {"PolicyModelActor", "CriticModelActor", "RolloutRayActor"}
     assert cuda.environment(None) == {}
+    args = SimpleNamespace(run=SimpleNamespace(dashboard_host="127.0.0.1"))
+    assert cuda.ray_init_options(args) == {"address": "local", "dashboard_host": "127.0.0.1"}
+
+
+def test_gloo_listens_on_the_interface_of_an_address():
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.77") is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from written import TRAIN, dies_while_writing, write
 
 from openrlhf_ktae.checkpoint.changes import differences
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER, CannotResume, check_options, decide, other_versions
-from openrlhf_ktae.checkpoint.write import start_anew
+from openrlhf_ktae.checkpoint.write import begin, commit, start_anew
 
 
 def tear(checkpoint):
@@ -113,6 +113,29 @@ def test_a_path_that_cannot_be_resumed_is_refused(tmp_path):
     ):
         with pytest.raises(CannotResume, match=message):
             decide(str(path), tmp_path)
+
+
+def of_ranks(root, step, ranks, there):
+    """A checkpoint of a run with `ranks` ranks on nodes of one device, of which `there` left their part."""
+    tag = f"global_step{step}"
+    folder = begin(root, tag)
+    names = [f"_actor/{tag}/rank{rank}.pt" for rank in range(there)]
+    for name in (*names, *(f"random/actor_rank{rank:05d}.pt" for rank in range(there))):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    config = {"actor": {"num_nodes": ranks, "num_gpus_per_node": 1}}
+    return commit(root, tag, step, {"config": config, "data": {}, "versions": {}})
+
+
+def test_half_a_checkpoint_that_an_earlier_release_took_for_whole_is_skipped(tmp_path):
+    """Its manifest fits its files; the host raised `KeyError: 'global_step'` after all models were loaded."""
+    whole, half = of_ranks(tmp_path, 2, ranks=2, there=2), of_ranks(tmp_path, 4, ranks=2, there=1)
+    decision = decide(AUTO, tmp_path)
+    assert decision.checkpoint.path == whole.path
+    why = "has the parts of 1 of 2 ranks of the actor: their nodes shared no file system"
+    assert f"skipped global_step4: {why}" in decision.lines
+    with pytest.raises(CannotResume, match=why):
+        decide(str(half.path), tmp_path)
 
 
 def of_host(root, *tags, latest):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import threading
 
 import pytest
 from written import dies_while_writing, write
 
+from openrlhf_ktae.checkpoint import write as module
 from openrlhf_ktae.checkpoint.folder import NotWhole, folders, listed, verify
 from openrlhf_ktae.checkpoint.resume import AUTO, decide
-from openrlhf_ktae.checkpoint.write import begin, read_latest, recover, rotate, staging
+from openrlhf_ktae.checkpoint.write import Unseen, begin, commit, read_latest, recover, rotate, staging
 
 NEVER_DIES = 10**9
 MODELS = {2: "weights 2", 4: "weights 4", 6: "again 6"}
@@ -33,6 +35,37 @@ def check_whole(root, allowed):
         recover(root)
         verify(read_latest(root))
     return chosen.step
+
+
+def staged(root, **files):
+    folder = begin(root, "global_step2")
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_a_checkpoint_without_what_a_rank_wrote_is_none(tmp_path, monkeypatch):
+    """Two nodes that share no file system: each rank sees its own part, the trainer sees one."""
+    monkeypatch.setattr(module, "SEEN_SECONDS", 0.2)
+    staged(tmp_path, rank0="abc", rank1="de")
+    seen = [("10.0.0.1 (one)", {"rank0": 3}), ("10.0.0.2 (two)", {"rank1": 2, "rank2": 2}), ("10.0.0.3", {"rank1": 9})]
+    with pytest.raises(Unseen) as error:
+        commit(tmp_path, "global_step2", 2, {}, seen)
+    text = str(error.value)
+    assert text.startswith("2 of 3 files are missing for the trainer, which ranks on 10.0.0.2 (two), 10.0.0.3 see")
+    assert f"such as rank1; --ckpt.path {tmp_path} must be on a file system that all nodes share" in text
+    assert not listed(tmp_path)[0]
+    assert not (tmp_path / "latest").exists()
+
+
+def test_a_network_file_system_may_show_files_late_and_old_sizes_to_others(tmp_path):
+    folder = staged(tmp_path, rank0="abc")
+    late = threading.Timer(0.7, lambda: (folder / "rank1").write_text("defg"))
+    late.start()
+    seen = [("one", {"rank0": 3, "rank1": 1}), ("two", {"rank1": 4})]  # the first saw it while it was being written
+    checkpoint = commit(tmp_path, "global_step2", 2, {}, seen)
+    late.join()
+    assert {name: entry["bytes"] for name, entry in checkpoint.manifest.files.items()} == {"rank0": 3, "rank1": 4}
 
 
 def test_killed_at_every_operation_of_a_write_the_checkpoints_before_stay_whole(tmp_path):

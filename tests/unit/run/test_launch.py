@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -119,6 +121,41 @@ def test_a_cluster_that_is_not_there_is_refused_at_once():
         check_address(address)
     for named in ("auto", "local", "ray://head:10001"):
         check_address(named)
+
+
+OWN = """
+import os
+from types import SimpleNamespace
+from openrlhf_ktae.backend.cuda import CudaBackend
+from openrlhf_ktae.run import launch
+
+args = SimpleNamespace(run=SimpleNamespace(dashboard_host="127.0.0.1", verbose=False))
+os.environ.update(launch.cluster_of_its_own(verbose=False, dashboard=True))
+launch.start_ray(args, CudaBackend(), {})
+import ray
+print(len(ray.nodes()), os.environ["RAY_AUTH_MODE"])
+"""
+
+
+def test_on_a_gpu_a_cluster_of_its_own_is_started_beside_one_that_rays_file_names():
+    """Ray joins the one that the file names, if it is asked for none; its token is not this run's."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # the names of sockets have 107 bytes at most
+        folder = Path(short) / "ray"
+        folder.mkdir()
+        done = _own_beside(folder)
+    assert done.stdout.split() == ["1", "token"], done.stderr
+
+
+def _own_beside(folder):
+    (folder / "ray_current_cluster").write_text("127.0.0.1:1")
+    variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, "-c", OWN],
+        env={**variables, "RAY_TMPDIR": str(folder.parent)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
 
 
 def test_a_log_without_room_ends_nothing(files_up_to, tmp_path):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from openrlhf_ktae.checkpoint.files import files_below
 from openrlhf_ktae.checkpoint.folder import listed, verify
 from openrlhf_ktae.checkpoint.write import staging
 from openrlhf_ktae.cli.options import parse_command_line
@@ -28,10 +29,15 @@ class Ranks:
         self._ray, self._args = ray, args
         self.broken = None
         self.states = None
+        self.elsewhere = {}
 
     def async_run_method(self, method_name, tag=None, client_states=None, **_):
         if method_name == "get_checkpoint_states":
             return [self._ray.put(self.states)]
+        if method_name == "files_seen":
+            folder = staging(self._args.ckpt.path, tag)
+            files = {str(path.relative_to(folder)): path.stat().st_size for path in files_below(folder)}
+            return [self._ray.put(("node-one", files)), self._ray.put(("node-two", {**files, **self.elsewhere}))]
         assert method_name == "save_checkpoint"
         if self.broken:
             raise self.broken
@@ -170,6 +176,26 @@ def test_a_failed_write_leaves_the_last_whole_one_and_the_run_goes_on(new_traine
     train(trainer, 6)
     assert names(trainer) == ["global_step6", "global_step2"]
     assert not list(Path(trainer.args.ckpt.path).glob(".*"))
+
+
+def test_what_another_node_wrote_for_itself_makes_no_checkpoint(new_trainer, monkeypatch):
+    monkeypatch.setattr("openrlhf_ktae.checkpoint.write.SEEN_SECONDS", 0.1)
+    trainer = new_trainer()
+    train(trainer, 2)
+    trainer.actor_model_group.elsewhere = {"_actor/rank2.pt": 5}
+    train(trainer, 4)
+    assert names(trainer) == ["global_step2"]
+    (note,) = notes(trainer)
+    assert "no checkpoint global_step4: 1 of 4 files are missing for the trainer, which ranks on node-two see" in note
+    assert "the disk had" not in note
+    assert not list(Path(trainer.args.ckpt.path).glob(".writing*"))
+
+
+def test_a_rank_that_dies_while_it_saves_ends_the_run_though_the_others_only_lose_a_connection(new_trainer):
+    trainer = new_trainer()
+    trainer.actor_model_group.broken = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        train(trainer, 2)
 
 
 def test_or_the_run_stops(new_trainer):

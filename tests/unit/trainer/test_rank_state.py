@@ -25,7 +25,7 @@ def test_shares_of_parameters_are_what_zero_left_of_them(host, tmp_path):
     assert after.bias.tolist() == [7, 7]
 
 
-def test_a_rank_goes_on_with_its_random_state_and_averaged_weights(host, tmp_path):
+def test_a_rank_goes_on_with_its_random_state_and_averaged_weights(host, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     from openrlhf_ktae.checkpoint.write import begin
@@ -53,6 +53,10 @@ def test_a_rank_goes_on_with_its_random_state_and_averaged_weights(host, tmp_pat
     staged = begin(tmp_path, "global_step2")
     first.save_checkpoint("global_step2")
     assert first.paths == [str(staged)]
+    monkeypatch.setattr("openrlhf_ktae.trainer.ray.checkpointing.node_name", lambda: "10.0.0.2 (two)")
+    node, files = first.files_seen("global_step2")
+    assert node == "10.0.0.2 (two)"
+    assert files == {"random/actor_rank00001.pt": (staged / "random/actor_rank00001.pt").stat().st_size}
     expected = torch.rand(3)
     second = Actor()
     second.strategy.args.run.resume_from = str(staged)
