@@ -1,8 +1,8 @@
 """Make `requirements/gpu.txt`, or compare it with what pip would take today: `make lock-gpu`, `make check-lock-gpu`.
 
-pip resolves the host with its extras and this package's own dependencies without installing anything. flash-attn is left
-out: its metadata can only be read by compiling against an installed torch, and it needs nothing that is not here anyway.
-Each Python that is named is asked; a package that differs between them has a line for each.
+pip resolves the host with its extras and this package's own dependencies without installing anything. flash-attn is
+left out: its metadata can only be read where torch is installed, and it needs nothing (torch, einops) that is not here
+anyway. Each Python that is named is asked; a package that differs between them has a line for each.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ HERE = Path(__file__).resolve().parent
 LOCK = HERE / "gpu.txt"
 HOST = "openrlhf"
 EXTRAS = ("ring", "vllm")
-# What builds DeepSpeed and flash-attn beside torch. setuptools 77.0.3 cannot (`Command.__init__() got an unexpected keyword
-# argument 'use_ninja'`), and vLLM takes none from 81 on.
+# What builds DeepSpeed and flash-attn beside torch. setuptools 77.0.3 cannot (`Command.__init__() got an unexpected
+# keyword argument 'use_ninja'`), and vLLM takes none from 81 on.
 BUILD = ("ninja", "packaging", "psutil", "setuptools==80.10.2", "wheel")
 LEFT_OUT = "flash-attn"
 LOCAL_BUILDS = ("torch", "torchaudio", "torchvision")  # of which an index may also have CPU builds, 2.13.0+cpu
@@ -75,7 +75,9 @@ def resolved(python: str) -> tuple[str, Pins]:
     pins = {HOST: _host_version()}
     for package in _report(python, [root for root in roots if _name(root) != HOST]):
         pins[_name(package["metadata"]["name"])] = _plain(package["metadata"])
-    said = subprocess.run([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True)
+    said = subprocess.run(
+        [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True
+    )
     return said.stdout.strip(), pins
 
 
@@ -101,10 +103,7 @@ def _wanted(requirements: Iterable[str]) -> list[str]:
 def _own() -> list[str]:
     """Return the dependencies of this package; torch with === so that no local build is taken."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [
-        one.replace("==", "===") if _name(one) in LOCAL_BUILDS else one
-        for one in project["dependencies"]
-    ]
+    return [one.replace("==", "===") if _name(one) in LOCAL_BUILDS else one for one in project["dependencies"]]
 
 
 def _host_version() -> str:
@@ -143,7 +142,9 @@ def written(pins: Mapping[str, Pins]) -> str:
         if len(versions) == len(pins) and len(set(versions.values())) == 1:
             lines.append(f"{package}{equals}{next(iter(versions.values()))}")
         else:
-            lines += [f'{package}{equals}{one} ; python_version == "{python}"' for python, one in sorted(versions.items())]
+            lines += [
+                f'{package}{equals}{one} ; python_version == "{python}"' for python, one in sorted(versions.items())
+            ]
     return HEAD + "\n".join(lines) + "\n"
 
 
