@@ -43,6 +43,7 @@ def main() -> int:
     """Install, check, import, test, write the page; 1 where something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv-gpu")
+    parser.add_argument("--tests", nargs="+", default=["tests/contract", "tests/unit"], metavar="PATH")
     options = parser.parse_args()
     python = str(options.venv.absolute() / "bin/python")
     environment = {**os.environ, "FLASH_ATTENTION_SKIP_CUDA_BUILD": "TRUE", "PATH": _first_on_path(python)}
@@ -61,7 +62,7 @@ def main() -> int:
     if broken:
         print(done.stderr, file=sys.stderr)
     counted = options.venv / "gpu-contract.xml"
-    tests = [python, "-m", "pytest", "tests/contract", "tests/unit", "--durations", "10", f"--junitxml={counted}"]
+    tests = [python, "-m", "pytest", *options.tests, "--durations", "10", f"--junitxml={counted}"]
     subprocess.run([*tests, "--continue-on-collection-errors"], env=environment, cwd=ROOT)
     ended = time.monotonic()
     suite = ElementTree.parse(counted).getroot().find("testsuite").attrib
@@ -80,7 +81,7 @@ def main() -> int:
         f"| installation | {installed - begin:.0f} s, {int(disk) / 2**20:.1f} GiB; `pip check` "
         f"{'finds nothing' if consistent else '**finds conflicts**'} |",
         f"| modules imported | {modules}, {broken} failed |",
-        f"| contract and unit tests | {passed} passed, {failed} failed, {suite['skipped']} skipped in "
+        f"| {', '.join(options.tests)} | {passed} passed, {failed} failed, {suite['skipped']} skipped in "
         f"{ended - installed:.0f} s |",
     ]
     _write(lines)

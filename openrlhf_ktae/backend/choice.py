@@ -24,6 +24,11 @@ def resolve(name: str) -> Backend:
     if name not in BACKENDS:
         raise BackendUnavailable(f"--backend {name}: choose one of {', '.join(BACKENDS)}")
     if name == "cpu":
+        if vllm_build() == "cuda":
+            raise BackendUnavailable(
+                "--backend cpu: the CUDA build of vLLM is installed, which a CPU cannot run. `make setup` installs the "
+                "CPU builds in an environment of its own; on a GPU leave --backend out."
+            )
         return CpuBackend()
     if vllm_build() == "cpu":
         if name == "auto":

@@ -50,11 +50,6 @@ class CpuBackend(Backend):
             )
         if args.ds.param_dtype not in ENGINE_DTYPES:
             found.append(f"--ds.param_dtype {args.ds.param_dtype}: use bf16 or fp32 with --backend cpu.")
-        if vllm_build() == "cuda":
-            found.append(
-                "--backend cpu: the CUDA build of vLLM is installed, which a CPU cannot run. `make setup` installs the "
-                "CPU builds in an environment of its own; on a GPU leave --backend out."
-            )
         return found + _head_size_problem(args.actor.model_name_or_path)
 
     def adapt(self, args: SimpleNamespace) -> list[str]:

@@ -11,12 +11,13 @@ import torch
 from openrlhf_ktae.backend import BackendUnavailable, flash_attn_stub, resolve
 from openrlhf_ktae.backend import cpu_weight_sync as sync
 from openrlhf_ktae.backend.base import devices_needed
-from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes
+from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes, vllm_build
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.run.free_port import free_port
 
 
+@pytest.mark.skipif(vllm_build() == "cuda", reason="the builds for GPUs are installed")
 def test_auto_is_cpu_with_the_cpu_build():
     assert resolve("auto").name == "cpu"
     with pytest.raises(BackendUnavailable, match="--backend cpu"):

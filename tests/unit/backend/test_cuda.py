@@ -1,4 +1,4 @@
-"""What a GPU machine lacks is refused before anything loads; without flash-attention the host is imported all the same."""
+"""What a GPU machine lacks is refused before anything loads; the host is imported without flash-attention."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from openrlhf_ktae.backend import BackendUnavailable, choice, cpu, cuda, flash_attn_stub, resolve
-from openrlhf_ktae.backend.cpu import CpuBackend
 from openrlhf_ktae.backend.cuda import CudaBackend
 from openrlhf_ktae.cli import train_ppo_ray as command
 from openrlhf_ktae.cli.options import parse_command_line
@@ -170,7 +169,6 @@ def test_full_determinism_asks_vllm_for_kernels_that_do_not_mind_the_batch(machi
 
 def test_a_refusal_ends_the_command_with_code_2(machine, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(hub, "missing", lambda *_: "")
-    monkeypatch.setattr(cpu, "vllm_build", lambda: "cuda")
     monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert command.main([*WORDS, "--vllm_sync_with_ray", "--run.dir", str(tmp_path / "run")]) == 2
@@ -189,23 +187,24 @@ def test_auto_takes_cuda_where_it_can_be_reached(build, gpus, cluster, name, mon
     monkeypatch.setattr(choice, "gpus_here", lambda: gpus)
     monkeypatch.setenv("RAY_ADDRESS", cluster)
     assert resolve("auto").name == name
-    assert resolve("cpu").name == "cpu"
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_gpu_builds_without_a_gpu_are_refused(name, monkeypatch):
     """A login node: the CPU backend would start and die minutes later, when vLLM looks for its GPU."""
-    for module in (choice, cpu):
-        monkeypatch.setattr(module, "vllm_build", lambda: "cuda")
+    monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
     monkeypatch.setattr(choice, "gpus_here", lambda: 0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(
         BackendUnavailable, match=f"--backend {name}: no NVIDIA GPU answers.*ray job submit.*make setup"
     ):
         resolve(name)
-    (problem,) = [found for found in CpuBackend().problems(options()) if "--backend cpu" in found]
-    assert "CUDA build of vLLM" in problem
-    assert "make setup" in problem
+
+
+def test_gpu_builds_do_not_run_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
+    with pytest.raises(BackendUnavailable, match=r"--backend cpu: the CUDA build of vLLM is installed.*make setup"):
+        resolve("cpu")
 
 
 @pytest.mark.parametrize(
