@@ -26,6 +26,7 @@ WAY_OUT = (
     "--train.dynamic_batch_enable false"
 )
 FIRST_DRIVERS = {12: 525, 13: 580}  # CUDA's major version -> NVIDIA's first driver for it (CUDA's release notes)
+HEADERS = ("cublas_v2.h", "cuda_runtime_api.h", "cusolverDn.h", "cusparse.h")  # of ATen/cuda/CUDAContextLight.h
 PREBUILT = "or install with `make setup-gpu PREBUILD=1` on a machine that has it"
 
 
@@ -152,6 +153,13 @@ def _compiler_problems(args: SimpleNamespace) -> Iterator[str]:
         yield (
             f"{why} and refuses CUDA {found} ({nvcc}), because torch was built for {needed}. Name a CUDA toolkit "
             f"{needed} in CUDA_HOME, or set DS_SKIP_CUDA_CHECK=1 to try this one."
+        )
+    folders = (home / "include", home / "targets/x86_64-linux/include")
+    missing = [name for name in HEADERS if not any((folder / name).is_file() for folder in folders)]
+    if missing and "CPATH" not in os.environ:
+        yield (
+            f"{why}, and the CUDA toolkit in {home} lacks {', '.join(missing)}: install all of it on each node or name "
+            f"another in CUDA_HOME, {PREBUILT}."
         )
     compiler = os.environ.get("CXX", "c++")
     for tool, way in (("ninja", "activate the environment that it was installed in"), (compiler, "install g++")):

@@ -44,11 +44,14 @@ def machine(monkeypatch, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"#!/bin/sh\necho '{says}'\n")
         path.chmod(0o755)
+    (toolkit / "include").mkdir()
+    for header in cuda.HEADERS:
+        (toolkit / "include" / header).touch()
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     monkeypatch.setattr(cuda, "_read_beside", lambda package, _: files[package])
     monkeypatch.setattr(flash_attn_stub, "is_installed", lambda: True)
     monkeypatch.setenv("PATH", str(toolkit / "bin"))
-    for name in ("CUDA_HOME", "CUDA_PATH", "CXX", "DS_SKIP_CUDA_CHECK"):
+    for name in ("CPATH", "CUDA_HOME", "CUDA_PATH", "CXX", "DS_SKIP_CUDA_CHECK"):
         monkeypatch.delenv(name, raising=False)
     return SimpleNamespace(files=files, driver=driver, toolkit=toolkit)
 
@@ -85,6 +88,12 @@ def test_a_compiler_is_asked_for_before_the_optimizer_needs_it(machine, monkeypa
     assert "cpu_adam" in problem, "and this one was not"
     machine.files["deepspeed"] = FOR_CPU
     assert CudaBackend().problems(options()), "DeepSpeed takes what was built for its own accelerator only"
+
+
+def test_a_toolkit_without_its_libraries_headers(machine):
+    (machine.toolkit / "include/cusparse.h").unlink()
+    (problem,) = CudaBackend().problems(options())
+    assert f"the CUDA toolkit in {machine.toolkit} lacks cusparse.h" in problem
 
 
 def test_a_release_of_cuda_can_be_tried_all_the_same(machine, monkeypatch):
