@@ -48,7 +48,10 @@ WAYS = (  # what a failed command said -> what to try
     ("command '(gcc|g\\+\\+|c\\+\\+|cc)'|gcc: not found", "install a C++ compiler (gcc, g++)"),
     ("undefined symbol", "the wheel was built for another torch: leave FLASH_ATTN_WHEEL out, or give the right one"),
     ("is not a supported wheel on this platform", "give a wheel for this Python and platform"),
-    ("No matching distribution|Could not find a version", "pip's index lacks it: look at `pip config list`"),
+    (
+        "No matching distribution|Could not find a version|ResolutionImpossible",
+        "pip's index lacks it or does not answer: look at `pip config list`, and at the network",
+    ),
     ("ConnectionError|Read timed out|ReadTimeoutError|Temporary failure in name", "the network failed: run it again"),
     ("ensurepip is not available", "install python3-venv"),
     ("Permission denied", "choose a place that you can write to: VENV=PATH"),

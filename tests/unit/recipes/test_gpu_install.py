@@ -103,6 +103,7 @@ def test_another_python_is_refused():
         ),
         ("x.h:10:10: fatal error: cusparse.h: No such file or directory", "cusparse.h", "lacks headers"),
         ("ImportError: flash_attn_2_cuda.so: undefined symbol: _ZN3c10", "undefined symbol", "another torch"),
+        ("ERROR: ResolutionImpossible: for help visit", "ResolutionImpossible", "does not answer"),
         ("ERROR: No matching distribution found for torch===2.13.0", "No matching", "pip config list"),
         ("Killed", "Killed", "MAX_JOBS=1"),
         ("nothing that is known", "exit code 3", "run it again"),
