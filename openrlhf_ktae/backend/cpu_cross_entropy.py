@@ -1,4 +1,4 @@
-"""Cross-entropy of tokens on a CPU, with one tensor as large as the logits for their gradient and none besides.
+"""Cross-entropy of tokens without flash-attn, with one tensor as large as the logits for their gradient and no other.
 
 Logits are the largest tensors of an update by far (rollouts x positions x vocabulary), and the kernel clears the pages
 of each new one. The host's plain path makes six or seven a micro-batch, which took three times as long (`docs/log.md`).
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 CHUNK = 2**20  # logits at a time: what is computed from them on the way stays in the processor's cache
+GPU_CHUNK = 2**27  # the same on a GPU, which wants large kernels: half a GiB in fp32
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -38,5 +39,5 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def _chunks(logits: torch.Tensor) -> Iterator[slice]:
-    count = max(1, CHUNK // logits.size(1))
+    count = max(1, (CHUNK if logits.is_cpu else GPU_CHUNK) // logits.size(1))
     return (slice(first, first + count) for first in range(0, len(logits), count))

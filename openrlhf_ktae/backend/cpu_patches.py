@@ -8,7 +8,6 @@ is an entry point of the group `vllm.general_plugins`, which vLLM calls in each 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 from wrapt import register_post_import_hook
 
+from openrlhf_ktae.backend import flash_attn_stub
 from openrlhf_ktae.run.process_setup import below_the_driver, end_with_the_parent
 
 CPU = "cpu"
@@ -86,10 +86,7 @@ def provide_flash_attn() -> None:
     Upstream: OpenRLHF 0.11.2, models/ring_attn_utils.py, models/utils.py, `log_probs_from_logits`. Remove when the host
     imports it only where it is used, and has a cross-entropy for CPUs.
     """
-    if importlib.util.find_spec("flash_attn") is None:
-        from openrlhf_ktae.backend.flash_attn_stub import install
-
-        install()
+    flash_attn_stub.provide()
 
 
 def answer_for_cuda(torch: Any) -> None:

@@ -1,4 +1,8 @@
-"""Plain torch in place of five functions that the host takes from `flash_attn`, for CPU machines; a sixth refuses.
+"""Plain torch in place of five functions that the host takes from `flash_attn`, where that is not installed.
+
+A sixth refuses. The host's `models/ring_attn_utils.py` imports five of them at its top and calls them only for packed
+samples and ring attention. The modules are put in place without their parent `flash_attn`, so that whoever asks whether
+flash-attention is there (transformers, vLLM, torch) still finds that it is not.
 
 Shapes: `B` rows, `T` positions, `N` positions that are no padding, `...` further dimensions.
 Semantics follow the documentation of `flash_attn.bert_padding` and `flash_attn.ops.triton.cross_entropy`, for the
@@ -7,20 +11,25 @@ arguments that the host gives.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-NAMES = (
-    "flash_attn",
-    "flash_attn.bert_padding",
-    "flash_attn.ops",
-    "flash_attn.ops.triton",
-    "flash_attn.ops.triton.cross_entropy",
-    "flash_attn.utils",
-    "flash_attn.utils.distributed",
-)
+PADDING, CROSS_ENTROPY = "flash_attn.bert_padding", "flash_attn.ops.triton.cross_entropy"
+DISTRIBUTED = "flash_attn.utils.distributed"
+
+
+def is_installed() -> bool:
+    """Whether flash-attention 2 is here with its kernels: without them `import flash_attn` fails."""
+    return all(importlib.util.find_spec(name) is not None for name in ("flash_attn", "flash_attn_2_cuda"))
+
+
+def provide() -> None:
+    """Put the stub in place unless the real package is here: the first thing in each process of a run."""
+    if not is_installed():
+        install()
 
 
 def index_first_axis(values: Any, indices: Any) -> Any:
@@ -65,20 +74,24 @@ def cross_entropy_loss(logits: Any, labels: Any) -> tuple[Any, Any]:
 
 
 def all_gather(*_: Any, **__: Any) -> Any:
-    """Refuse: the host gathers only under ring attention, which the CPU backend refuses before it starts."""
+    """Refuse: the host gathers only under ring attention, which both backends refuse before a run starts."""
     raise RuntimeError("ring attention needs flash_attn, which is not installed; use --ds.ring_attn_size 1")
 
 
 def install() -> None:
-    """Put the stub where `import flash_attn` finds it."""
-    for name in NAMES:
+    """Put the stub where the host's imports find it."""
+    functions: dict[str, dict[str, Any]] = {
+        PADDING: {
+            "index_first_axis": index_first_axis,
+            "pad_input": pad_input,
+            "rearrange": rearrange,
+            "unpad_input": unpad_input,
+        },
+        CROSS_ENTROPY: {"cross_entropy_loss": cross_entropy_loss},
+        DISTRIBUTED: {"all_gather": all_gather},
+    }
+    for name, members in functions.items():
         module = ModuleType(name, __doc__)
-        module.__spec__ = ModuleSpec(name, loader=None, is_package=True)
-        module.__path__ = []
+        module.__spec__ = ModuleSpec(name, loader=None)
+        module.__dict__.update(members)
         sys.modules[name] = module
-    padding = sys.modules["flash_attn.bert_padding"]
-    padding.__dict__.update(
-        index_first_axis=index_first_axis, pad_input=pad_input, rearrange=rearrange, unpad_input=unpad_input
-    )
-    sys.modules["flash_attn.ops.triton.cross_entropy"].__dict__["cross_entropy_loss"] = cross_entropy_loss
-    sys.modules["flash_attn.utils.distributed"].__dict__["all_gather"] = all_gather

@@ -135,7 +135,7 @@ def _main_block() -> CodeType:
     """Compile the body of `if __name__ == "__main__"` of the installed host command."""
     spec = importlib.util.find_spec(HOST_CLI)
     if spec is None or spec.origin is None:
-        raise BadOption(f"{HOST_CLI} is not installed; run `make setup` or `pip install .[gpu]`")
+        raise BadOption(f"{HOST_CLI} is not installed; run `make setup`, or `make setup-gpu` on a GPU machine")
     tree = ast.parse(Path(spec.origin).read_text(), spec.origin)
     blocks = [node for node in tree.body if isinstance(node, ast.If) and "__main__" in ast.dump(node.test)]
     if len(blocks) != 1:

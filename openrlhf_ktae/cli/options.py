@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from openrlhf_ktae.backend import BACKENDS
+from openrlhf_ktae.backend import BACKENDS, flash_attn_stub
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER
 from openrlhf_ktae.cli.config_file import config_words, split_config_option
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, switch
@@ -232,6 +232,12 @@ def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
         settings["choices"] = [*settings["choices"], KTAE]
     if "--ds.param_dtype" in names:
         settings["choices"] = list(PARAM_DTYPES)
+    if "--ds.attn_implementation" in names:
+        settings["default"] = None
+        settings["help"] = (
+            f"{settings['help']} (default: flash_attention_2 where flash-attn is installed, else sdpa unless "
+            "samples are packed)"
+        )
     if "--ckpt.load_enable" in names:
         settings["help"] = "the same as --resume auto"
     if "--ckpt.best_metric_key" in names:
@@ -267,6 +273,10 @@ def finish(parsed: argparse.Namespace) -> None:
             f"--data.chat_template_args {' '.join(options['data.chat_template_args'])}: only with "
             "--data.apply_chat_template"
         )
+    if options["ds.attn_implementation"] is None:
+        packed = ("ds.packing_samples", "train.dynamic_batch_enable")
+        flash = flash_attn_stub.is_installed() or any(map(options.get, packed)) or options["ds.ring_attn_size"] > 1
+        options["ds.attn_implementation"] = "flash_attention_2" if flash else "sdpa"
     _choose_estimator(options)
     if options["algo.dynamic_filtering_skip_solved"] and not options["algo.dynamic_filtering_enable"]:
         raise BadOption(

@@ -7,6 +7,16 @@ from contextlib import contextmanager
 
 import pytest
 
+from openrlhf_ktae.backend import choice
+from openrlhf_ktae.backend.cpu import vllm_build
+
+
+@pytest.fixture(autouse=True)
+def builds_of_a_cpu_machine(monkeypatch):
+    """Refusals are tested as on a CPU machine with the builds for GPUs, too, which a CPU cannot run."""
+    if vllm_build() == "cuda":
+        monkeypatch.setattr(choice, "vllm_build", lambda: "cpu")
+
 
 @pytest.fixture
 def files_up_to():

@@ -31,6 +31,7 @@ KTAE_DOTTED = translate_flat_names(KTAE)
 
 OTHER_DEFAULTS = {
     "--ckpt.best_metric_key": "the mean accuracy of all benchmarks selects, not the first pass@1",
+    "--ds.attn_implementation": "depends on whether flash-attn is installed",
     "--logger.wandb.run_name": "holds the time of the start, which this test replaces",
 }
 """Host options whose default is another one here, with the reason."""

