@@ -21,6 +21,8 @@ def own_gpu_memory() -> tuple[int, int] | None:
     """
     import ray
 
+    if not ray.is_initialized():
+        return None
     try:
         import pynvml
 

@@ -68,7 +68,7 @@ class RetryingRollouts:
     then, as the others do.
     """
 
-    llm: Any = NotLoaded()
+    llm: Any
     gpu_memory: Callable[[], tuple[int, int] | None]
     """Free and total bytes of the engine's GPU, where that can be told."""
     _load: Callable[[], Awaitable[None]] | None = None
@@ -81,6 +81,7 @@ class RetryingRollouts:
             await super().__init__(*args, **kwargs)  # type: ignore[misc]
             return
         self._sleeps, self._share = kwargs.get("enable_sleep_mode", False), kwargs.get("gpu_memory_utilization")
+        self.llm = NotLoaded()
         self._load = partial(super().__init__, *args, **kwargs)  # type: ignore[assignment]
 
     async def come_back(self) -> bool:

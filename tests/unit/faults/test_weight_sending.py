@@ -1,4 +1,4 @@
-"""Weights on their way from two ranks (the classes of the `cuda` backend, over gloo) to two engines, of which one dies."""
+"""Weights on their way from two ranks (the classes of the `cuda` backend, over gloo) to two engines that may die."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
 
 
 class StoreCommunicator:
-    """Has the interface of vLLM's PyNcclCommunicator, and what it does where a peer is gone: it waits until destroyed."""
+    """Has the interface of vLLM's PyNcclCommunicator; it waits for a peer that is gone until it is destroyed."""
 
     def __init__(self, address, port, rank, world_size, deaf=False):
         import torch
