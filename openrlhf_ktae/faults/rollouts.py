@@ -45,10 +45,9 @@ class SurvivingGenerator(SamplesGenerator):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The host's generator alone is told that nothing sleeps: whoever sends weights reads the same options.
-        args: Any = copy.copy(self.strategy.args)
-        args.vllm = copy.copy(args.vllm)
-        self._sleeps, args.vllm.enable_sleep = bool(args.vllm.enable_sleep), False
-        self.args = args
+        self.args: Any = copy.copy(self.strategy.args)
+        self.args.vllm = copy.copy(self.args.vllm)
+        self._sleeps, self.args.vllm.enable_sleep = bool(self.args.vllm.enable_sleep), False
         self.faults = FaultsConfig(**self.args.faults.config)
         self.engine_restarts = 0
         self._failures: deque[bool] = deque(maxlen=WINDOW * 4)

@@ -45,6 +45,10 @@ def engine_class(ray_here):
         async def sleeping(self):
             return self.asleep
 
+        async def as_at_the_start(self):
+            self.asleep, self.version, self.dies = {"weights", "kv_cache"}, 0, None
+            await self.take_weights()
+
         async def receive(self, version):
             assert "weights" not in self.asleep, "its weights sleep"
             self.version = version
@@ -61,13 +65,20 @@ def engine_class(ray_here):
     return ray_here.remote(max_restarts=-1, num_cpus=0)(type("GuardedEngine", (RetryingRollouts, Engine), {}))
 
 
+@pytest.fixture(scope="module")
+def both(engine_class):
+    return [engine_class.remote(enable_sleep_mode=True) for _ in range(2)]
+
+
 @pytest.fixture
-def run(ray_here, engine_class):
+def run(ray_here, both):
     """Trainer, generator and two sleeping engines, of a synchronous run after its third step."""
-    from openrlhf_ktae.faults.engines import EngineKeeper
+    from openrlhf_ktae.faults.engines import EngineKeeper, have_weights
     from openrlhf_ktae.faults.rollouts import SurvivingGenerator
 
-    engines = [engine_class.remote(enable_sleep_mode=True) for _ in range(2)]
+    engines = both
+    have_weights(engines)
+    ray_here.get([engine.as_at_the_start.remote() for engine in engines])
     args = SimpleNamespace(
         faults=SimpleNamespace(config=asdict(FaultsConfig(engine_restarts=2))),
         vllm=SimpleNamespace(enable_sleep=True),
@@ -89,15 +100,12 @@ def run(ray_here, engine_class):
     generator = SurvivingGenerator(SimpleNamespace(args=args), items, items, None, engines)
     trainer = Trainer()
     generator.send_weights = trainer.send_weights
-    ray_here.get([engine.sleep.remote() for engine in engines])
     trainer.broadcast_to_vllm()
 
     def asleep():
         return ray_here.get([engine.sleeping.remote() for engine in engines])
 
-    yield SimpleNamespace(trainer=trainer, generator=generator, engines=engines, asleep=asleep, args=args)
-    for engine in engines:
-        ray_here.kill(engine)
+    return SimpleNamespace(trainer=trainer, generator=generator, engines=engines, asleep=asleep, args=args)
 
 
 @pytest.mark.timeout(120)
