@@ -14,7 +14,7 @@ import pytest
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.run.free_port import free_port
 
-SECONDS = 60  # within which a death is repaired, or ends the run
+SECONDS = 180  # on a busy machine; the collectives would wait for an hour
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
 
 
@@ -219,7 +219,7 @@ def trainer(ray_here, engine_class, rank_class):
 def test_an_engine_that_dies_in_the_middle_of_its_weights_gets_them_all_the_same(ray_here, trainer):
     """By CUDA IPC and in the group. Rank 1 never waits for rank 0, and the engine that lives is not left behind.
 
-    At last with a communicator that takes no abort: rank 0 is gone within a minute, and the run ends with exit code 4.
+    At last with a communicator that takes no abort: rank 0 ends soon, and the run with exit code 4.
     """
     from openrlhf_ktae.faults.deaths import died
 
