@@ -44,21 +44,16 @@ class CpuDeepspeedStrategy(DeepspeedStrategy):
 class CpuActorPPOTrainer(KTAEActorPPOTrainer):
     """The same update loop; only how weights reach the engines differs."""
 
-    _lost: Exception | None = None
-    """Why the rest of a broadcast is not sent."""
     _model_update_group: GlooGroup | None = None
     """Rank 0 and the engines; None where it has lost one, until they meet again."""
+    _broadcast: Any = None
+    """The one under way."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, dataloader_pin_memory=False)
 
-    def _init_vllm_sync_group(self, backend: str) -> None:
-        """Make the broadcast group of this rank 0 and all engines.
-
-        Raises:
-            ray.exceptions.RayActorError: an engine failed to start; the group would wait for it for ten minutes.
-        """
-        ray.get([engine.get_num_unfinished_requests.remote() for engine in self.vllm_engines])
+    def _meet_engines(self, backend: str) -> None:
+        """Make the broadcast group of this rank 0 and all engines."""
         address = ray.util.get_node_ip_address()
         port = free_port()
         world_size = len(self.vllm_engines) + 1
@@ -69,19 +64,17 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
         self._model_update_group = GlooGroup(address, port, 0, world_size)
         ray.get(refs)
 
-    def broadcast_to_vllm(self) -> None:
+    def _send_weights(self) -> None:
         """Send all parameters, a bucket a call; every rank takes part in gathering its shards."""
         parameters = dict(self.actor.model.module.named_parameters())
         if self.args.ds.tensor_parallel_size > 1:
             self._send_one_by_one(parameters)
         else:
             self._send_in_buckets(parameters, sharded=self.args.ds.zero_stage == 3)
-        lost, self._lost = self._lost, None
-        if self.args.vllm.enable_prefix_caching and torch.distributed.get_rank() == 0 and lost is None:
-            ray.get([engine.reset_prefix_cache.remote() for engine in self.vllm_engines])
+        if self.args.vllm.enable_prefix_caching and self._sending is not None:
+            self._sending.tell("reset_prefix_cache")
+            self._sending.received()
         torch.distributed.barrier()
-        if lost is not None:
-            raise lost
 
     def _send_in_buckets(self, parameters: dict[str, Any], sharded: bool) -> None:
         sizes = ((name, p.dtype, tuple(p.ds_shape if sharded else p.shape)) for name, p in parameters.items())
@@ -99,40 +92,39 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
                 self._send(bucket, [parameter])
 
     def _send(self, bucket: list[Slot], members: list[Any]) -> None:
-        """Send one bucket; nothing more after an engine died: the other ranks gather to the end, and need this one."""
-        if torch.distributed.get_rank() != 0 or self._lost is not None:
+        """Send one bucket from rank 0; nothing more after an engine died."""
+        if self._sending is None:
             return
-        try:
-            self._send_to_engines(bucket, members)
-        except Exception as error:  # Ray's or gloo's, whichever notices first
-            self._lost = error
+        self._sending.tell("update_weights_in_bucket", bucket)
+        if self._sending.lost is None:
+            buffer = new_buffer(bucket)
+            for slot, parameter in zip(bucket, members, strict=True):
+                view(buffer, slot).copy_(parameter.data)
+            with self._sending.guarded():
+                assert self._model_update_group is not None, "nothing is sent between a loss and the next meeting"
+                self._broadcast = self._model_update_group.broadcast(buffer)
+        self._sending.received()  # first: an engine that failed would let the broadcast wait for ever
+        if self._sending.lost is None:
+            with self._sending.guarded():
+                self._broadcast.wait()
+        self._broadcast = None  # it holds the group
 
-    def _send_to_engines(self, bucket: list[Slot], members: list[Any]) -> None:
-        refs = [engine.update_weights_in_bucket.remote(bucket) for engine in self.vllm_engines]
-        buffer = new_buffer(bucket)
-        for slot, parameter in zip(bucket, members, strict=True):
-            view(buffer, slot).copy_(parameter.data)
-        assert self._model_update_group is not None, "nothing is sent between a loss and `_init_vllm_sync_group`"
-        sending = self._model_update_group.broadcast(buffer)
-        try:
-            ray.get(refs)  # first: an engine that failed would let the broadcast wait for ever
-            sending.wait()
-        except Exception:
-            if is_over(sending):
-                # Closes the connections: gloo gives up at the first peer that is gone, and the engines behind it, which
-                # live, would wait for this bucket until the time-out.
-                self._model_update_group = None
-            raise
-        finally:
-            del sending  # it holds the group, and the error's stack would hold it
+    def _leave_group(self) -> None:
+        """Close the connections.
+
+        gloo gives up at the first peer that is gone, and the engines behind it, which live, would wait for this bucket
+        until the time-out.
+        """
+        if is_over(self._broadcast):
+            self._broadcast = self._model_update_group = None
 
 
 def is_over(sending: Any) -> bool:
-    """Whether a broadcast ended, well or not, within seconds; a group cannot be left before."""
+    """Whether a broadcast, if any, ended within seconds, well or not; a group cannot be left before."""
     end = time.monotonic() + GIVING_UP_SECONDS
-    while not sending.is_completed() and time.monotonic() < end:
+    while sending is not None and not sending.is_completed() and time.monotonic() < end:
         time.sleep(0.01)
-    return bool(sending.is_completed())
+    return sending is None or bool(sending.is_completed())
 
 
 class CpuPolicyModelActor(KTAEPolicyModelActor):

@@ -14,9 +14,11 @@ from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
 class CpuRolloutActor(KTAERolloutActor):
     """A vLLM engine on the CPU: its dtype, cache size and worker extension replace the host's fixed ones."""
 
+    worker_extension = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__qualname__}"
+    gpu_memory = staticmethod(lambda: None)  # one that is there is not this engine's
+
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         kwargs.update(json.loads(os.environ[ENGINE_VARIABLE]))
-        kwargs["worker_extension_cls"] = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__qualname__}"
         await super().__init__(*args, **kwargs)
 
     async def update_weights_in_bucket(self, bucket: list[Slot]) -> None:

@@ -15,19 +15,57 @@ DEAD_FOR_GOOD = 3  # answers in a row; a call that was under way as the actor di
 # module. The text of an error proves nothing: an agent's may quote anything.
 ENGINE_GONE = ("EngineDeadError", "OutdatedEngine")
 GONE = (*ENGINE_GONE, "EnginesLost", "ModelLost")
-# What the ranks that are left say is a text of gloo's or NCCL's, in one of torch's own types.
-COLLECTIVE_ERRORS = ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError")
 CREATION = "because of an error raised in its creation task"
 ERROR_LINE = re.compile(
     r"^(?:[a-z_]\w*\.)*(?P<name>[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Invalid|Stopped)\b)", re.M
 )
 PROCESS_ENDED = re.compile(r"worker process has died\. Worker exit type: (?P<how>\w+ Worker exit detail: .*)", re.S)
 ACTOR_CLASS = re.compile(r"class_name: (?:.*\.)?(?P<name>\w+)$", re.M)
-COLLECTIVE_SIGNS = (
+# By the types of torch: a GPU that no process can use any more, and a store or a peer that does not answer.
+GPU_ERROR = "AcceleratorError"
+NETWORK_ERRORS = ("DistNetworkError", "DistStoreError")
+# Lost peers and broken GPUs that have a general type of torch's, and only a text: gloo's, NCCL's and CUDA's own.
+# ProcessGroupNCCL.cpp and NCCLUtils.cpp of torch 2.13, `ncclGetErrorString`, `cudaGetErrorString` of CUDA 13.
+SIGNED_ERRORS = ("RuntimeError", "DistBackendError")
+SIGNS = (
     "Connection closed by peer",
     "Connection reset by peer",
+    "Application timeout caused pair closure",
+    "Watchdog caught collective operation timeout",
+    "NCCL communicator was aborted",
+    "NCCL timeout in communicator initialization",
     "ncclRemoteError",
-    "waiting for clients",  # of a store, for one that died before it joined
+    "ncclSystemError",
+    "ncclUnhandledCudaError",
+    "ncclInternalError",
+    "NCCL error: remote process exited",
+    "NCCL error: unhandled system error",
+    "NCCL error: unhandled cuda error",
+    "NCCL error: internal error",
+    "an illegal memory access was encountered",
+    "an illegal instruction was encountered",
+    "unspecified launch failure",
+    "device-side assert triggered",
+    "uncorrectable ECC error encountered",
+    "uncorrectable NVLink error",
+    "peer GPU memory over nvlink or a hardware error",
+    "the launch timed out and was terminated",
+    "hardware stack error",
+    "misaligned address",
+    "invalid program counter",
+    "operation not supported on global/shared address space",
+    "busy or unavailable",
+    "CUDA error: unknown error",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+)
+# A new process would meet the same: a lack of memory, a wrong call, a build for other GPUs.
+DEFECTS = (
+    "out of memory",
+    "invalid argument",
+    "invalid device function",
+    "no kernel image is available",
+    "driver version is insufficient",
 )
 
 
@@ -83,11 +121,15 @@ def died(error: BaseException) -> bool:
         exceptions.NodeDiedError,
         exceptions.OutOfMemoryError,  # Ray ended a process; the call that failed may be another one's
     )
-    return of_type(error, GONE) or any(isinstance(one, gone) or _lost_a_peer(one) for one in causes(error))
+    return of_type(error, GONE) or any(isinstance(one, gone) or _lost_peer_or_gpu(one) for one in causes(error))
 
 
-def _lost_a_peer(error: BaseException) -> bool:
-    return type(error).__name__ in COLLECTIVE_ERRORS and any(sign in str(error) for sign in COLLECTIVE_SIGNS)
+def _lost_peer_or_gpu(error: BaseException) -> bool:
+    name, text = type(error).__name__, str(error)
+    if name == GPU_ERROR or name in SIGNED_ERRORS:
+        lost = name == GPU_ERROR or any(sign in text for sign in SIGNS)
+        return lost and not any(defect in text for defect in DEFECTS)
+    return name in NETWORK_ERRORS
 
 
 def _is_task_error(error: BaseException) -> bool:

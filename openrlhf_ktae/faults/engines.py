@@ -1,15 +1,16 @@
 """Engines that die: they are started again and get the current weights before they generate.
 
-Ray starts the actor of an engine again; it loads the model that the run began with, and generates nothing until it is
-told that it has the current weights (`RetryingRollouts`). One process sends weights, the trainer's: two that called the
-ranks could do so in different orders, and their collectives would wait for each other. Whoever generates in another
-process asks it to, through the queue that rollouts travel in.
+Ray starts the actor of an engine again; it loads the model that the run began with when the trainer asks for it, and
+generates nothing until it is told that it has the current weights (`RetryingRollouts`). One process sends weights, the
+trainer's: two that called the ranks could do so in different orders, and their collectives would wait for each other.
+Whoever generates in another process asks it to, through the queue that rollouts travel in.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty
 from typing import Any
@@ -55,28 +56,33 @@ def short(error: BaseException) -> str:
 
 
 def have_weights(engines: Sequence[Any]) -> bool:
-    """Return whether every engine has the current weights, when all answer; one whose core is dead is started again.
+    """Return whether every engine has the current weights, when all answer; one that died is started again.
+
+    Those that were started again load their model now: call it where the trainer is not in an update, which takes the
+    memory of GPUs that they share.
 
     Raises:
         EnginesLost: one does not come back.
     """
     try:
-        return all(ray.get([engine.answer.remote() for engine in engines]))
+        if all(ray.get([engine.answer.remote() for engine in engines])):
+            return True
     except Exception as error:
         if not engine_died(error):
             raise
-    return all([_brought_back(engine) for engine in engines])
+    with ThreadPoolExecutor(len(engines)) as side_by_side:
+        return all(list(side_by_side.map(_brought_back, engines)))
 
 
 def _brought_back(engine: Any) -> bool:
     while True:
         try:
-            return answered(engine.answer.remote)
+            return answered(engine.come_back.remote)
         except (RayActorError, GetTimeoutError) as error:
             raise EnginesLost(f"an engine does not come back: {short(error)}") from error
         except Exception as error:
             if not engine_died(error):
-                raise
+                raise EnginesLost(f"an engine does not come back: {in_one_line(error)[:400]}") from error
             ray.kill(engine, no_restart=False)  # its actor lives, its core does not
 
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from typing import Any
 
 import ray
@@ -18,16 +18,25 @@ import ray
 from openrlhf_ktae.faults.config import RETRIES_VARIABLE
 from openrlhf_ktae.faults.cut_off import CutOff, seen_in_rollout
 from openrlhf_ktae.faults.deaths import ENGINE_GONE, of_type
+from openrlhf_ktae.faults.gpu_memory import until_free
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
 from openrlhf_ktae.verifier.user_reward import label_and_row
 
+DEATH_POLL_SECONDS = 1.0
 FAILURE = "failure"  # key of a response that stands for one that could not be made
 DEATH_SECONDS = 1.0  # a core that shuts down cuts its responses off first, and is known to be dead after that
 
 
 class OutdatedEngine(RuntimeError):
     """The engine was started again and has not got the current weights yet."""
+
+
+class NotLoaded:
+    """In the place of vLLM's engine in a process that was started again and has not loaded it yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise OutdatedEngine("an engine that was started again has no model yet")
 
 
 class AgentGaveUp(RuntimeError):
@@ -61,10 +70,54 @@ def contained(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
 
 
 class RetryingRollouts:
-    """Mixin before an engine's actor class."""
+    """Mixin before an engine's actor class.
+
+    In a process that Ray has started again the constructor loads nothing: the trainer may be in the middle of an update
+    and fill the GPU. It calls `come_back` when its own memory is offloaded. Engines that sleep between the steps sleep
+    then, as the others do.
+    """
 
     llm: Any
+    gpu_memory: Callable[[], tuple[int, int] | None]
+    """Free and total bytes of the engine's GPU, where that can be told."""
+    _load: Callable[[], Awaitable[None]] | None = None
     _got_weights = False
+    _sleeps = False
+    _share: float | None = None
+
+    async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
+        if not self._started_again:
+            await super().__init__(*args, **kwargs)  # type: ignore[misc]
+            return
+        self._sleeps, self._share = kwargs.get("enable_sleep_mode", False), kwargs.get("gpu_memory_utilization")
+        self.llm = NotLoaded()
+        self._load = partial(super().__init__, *args, **kwargs)  # type: ignore[assignment]
+
+    async def come_back(self) -> bool:
+        """Load the model, unless it is there; return whether the engine has the current weights.
+
+        Raises:
+            GpuIsFull: the GPU's memory does not get free.
+            Exception: vLLM's, where it does not start, or its core is dead.
+        """
+        async with self._coming_back:
+            if self._load is not None:
+                await until_free(self._share, self.gpu_memory)
+                await self._load()
+                if self._sleeps:
+                    await self.sleep()  # type: ignore[attr-defined]
+                self._load = None
+        return await self.answer()
+
+    async def until_dead(self) -> None:
+        """Return never; for whoever must hear at once that this process, or vLLM's core, is gone.
+
+        Raises:
+            Exception: vLLM's, once its core is dead.
+        """
+        while not self.llm.errored:
+            await asyncio.sleep(DEATH_POLL_SECONDS)
+        raise self.llm.dead_error
 
     async def generate_responses(self, **call: Any) -> list[dict[str, Any]]:
         """Generate as the host does; again where something raises; then empty rollouts that say why.
@@ -97,6 +150,8 @@ class RetryingRollouts:
         Raises:
             Exception: vLLM's, where its core is dead.
         """
+        if self._load is not None:
+            return False
         if self.llm.errored:
             raise self.llm.dead_error
         return self._current
@@ -104,6 +159,10 @@ class RetryingRollouts:
     async def take_weights(self) -> None:
         """Know that the current weights have come."""
         self._got_weights = True
+
+    @cached_property
+    def _coming_back(self) -> asyncio.Lock:
+        return asyncio.Lock()
 
     @property
     def _current(self) -> bool:

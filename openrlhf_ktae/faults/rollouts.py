@@ -1,11 +1,13 @@
 """In the trainer: rollouts that failed (`in_engine`), and engines that die while they generate.
 
 A dead engine is started again with the current weights (`engines`), and its prompts are generated once more; too many
-failed prompts stop the run.
+failed prompts stop the run. With `--vllm.enable_sleep`, engines are woken and put to sleep here, where one that died
+asleep is noticed as well: the host does both outside of the call that is guarded.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 from collections import deque
@@ -17,6 +19,7 @@ import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+from openrlhf.trainer.ray.vllm_engine import batch_vllm_engine_call
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_ktae.faults.config import FaultsConfig
@@ -41,12 +44,29 @@ class SurvivingGenerator(SamplesGenerator):
     end_order: EndOrder | None = None
     """Gives up what is under way; None where the weights are another process's, which ends by itself."""
 
+    _awake = False
+    """Whether this generator has woken the engines."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # The host's generator alone is told that nothing sleeps: whoever sends weights reads the same options.
+        self.args: Any = copy.copy(self.strategy.args)
+        self.args.vllm = copy.copy(self.args.vllm)
+        self._sleeps, self.args.vllm.enable_sleep = bool(self.args.vllm.enable_sleep), False
         self.faults = FaultsConfig(**self.args.faults.config)
         self.engine_restarts = 0
         self._failures: deque[bool] = deque(maxlen=WINDOW * 4)
         self._last_failure = ""
+
+    def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
+        """Generate as the host does; engines that were woken for it sleep afterwards, whatever happens."""
+        with self._asleep_afterwards():
+            return super().generate_samples(**generate_kwargs)
+
+    def generate_eval_samples(self, **generate_kwargs: Any) -> list[Experience]:
+        """Generate as the host does; engines that were woken for it sleep afterwards, whatever happens."""
+        with self._asleep_afterwards():
+            return super().generate_eval_samples(**generate_kwargs)
 
     def _generate_vllm(
         self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
@@ -62,6 +82,7 @@ class SurvivingGenerator(SamplesGenerator):
             drawn: list[Any] = []
             try:
                 with given_up_when_asked(self.end_order, self.vllm_engines):
+                    self._wake()
                     samples, count, exhausted = super()._generate_vllm(
                         remembered(source, drawn), num_prompts, dynamic_filtering, **generate_kwargs
                     )
@@ -108,6 +129,28 @@ class SurvivingGenerator(SamplesGenerator):
         if self.engine_restarts > self.faults.engine_restarts or self.send_weights is None:
             raise error
         self.send_weights(short(error))
+        self._awake = False  # one that was started again has its weights, and no cache yet
+
+    def _wake(self) -> None:
+        """Wake engines that sleep, once for each of the host's calls; waking one that is awake changes nothing."""
+        if self._sleeps and not self._awake:
+            self._awake = True
+            batch_vllm_engine_call(self.vllm_engines, "wake_up")
+
+    @contextmanager
+    def _asleep_afterwards(self) -> Iterator[None]:
+        """Put engines to sleep again; one that is dead takes no memory, and is missed when weights are sent."""
+        try:
+            yield
+        finally:
+            refs = [engine.sleep.remote() for engine in self.vllm_engines] if self._awake else []
+            self._awake = False
+            for ref in refs:
+                try:
+                    ray.get(ref)
+                except Exception as error:
+                    if not engine_died(error):
+                        raise
 
 
 @contextmanager

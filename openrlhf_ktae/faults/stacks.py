@@ -8,8 +8,10 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,24 @@ def new_folder() -> str:
 
 
 def register() -> None:
-    """Let this process write its stacks on `SIGNAL`; a second call does nothing."""
+    """Let this process write its stacks on `SIGNAL`; a second call does nothing.
+
+    Where that fails (no room, a folder of another user), the process does its work without.
+    """
     folder = os.environ.get(VARIABLE)
     if not folder or _files:
         return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    _files.append((Path(folder) / f"{os.getpid()}.txt").open("w"))
-    faulthandler.register(SIGNAL, file=_files[0], all_threads=True)
+    path = Path(folder) / f"{os.getpid()}.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+        faulthandler.register(SIGNAL, file=file, all_threads=True)
+    except Exception as error:
+        print(f"no stacks of this process: {type(error).__name__}: {error}", file=sys.stderr)
+        with suppress(OSError):
+            path.unlink()  # `dump` signals those that have one: the signal kills a process that does not take it
+        return
+    _files.append(file)
 
 
 def dump(folder: str, run_mark: str, target: Path) -> int:

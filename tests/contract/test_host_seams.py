@@ -127,6 +127,38 @@ def test_the_host_command_takes_its_classes_as_globals(host):
         assert text in source, text
 
 
+def test_weights_go_to_every_engine_by_calls_and_a_group_that_can_be_stood_in_for(host):
+    """`faults/weight_sending.py` stands for both while the host sends."""
+    from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer
+    from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
+    from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
+
+    from openrlhf_ktae.trainer.ray.vllm_worker_wrap import KTAEWorkerWrap
+
+    source = inspect.getsource(ActorPPOTrainer.broadcast_to_vllm)
+    engines = [line.strip() for line in source.splitlines() if "self.vllm_engines" in line]
+    assert set(engines) == {"for engine in self.vllm_engines:", "for engine in self.vllm_engines"}
+    assert "engine.update_weight.remote(" in source
+    assert "engine.update_weight_cuda_ipc.remote(" in source
+    group = "self._model_update_group.broadcast(param.data, src=0, stream=torch.cuda.current_stream())"
+    assert source.index("engine.update_weight.remote(") < source.index(group) < source.index("ray.get(refs)")
+    assert "ncclCommAbort" in inspect.getsource(PyNcclCommunicator.destroy)
+    assert "self._model_update_group =" in inspect.getsource(WorkerWrap.init_process_group)
+    assert KTAEWorkerWrap.__mro__[1] is WorkerWrap
+
+
+def test_engines_are_woken_outside_of_the_call_that_is_guarded(host):
+    """`SurvivingGenerator` tells the host's generator that nothing sleeps, and does it itself."""
+    from openrlhf.trainer.ppo_trainer import BasePPOTrainer
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    for method in (SamplesGenerator.generate_samples, SamplesGenerator.generate_eval_samples):
+        source = inspect.getsource(method)
+        assert source.count("if self.args.vllm.enable_sleep:") == source.count("batch_vllm_engine_call(") == 2
+        assert "self._generate_vllm(" in source
+    assert "if self.args.vllm.enable_sleep:" in inspect.getsource(BasePPOTrainer.broadcast_to_vllm)
+
+
 def test_samples_are_changed_only_after_every_forward_pass_is_back(host):
     """A pass that a dead process lost is repeated with the same samples."""
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker

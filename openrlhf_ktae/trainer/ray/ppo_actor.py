@@ -6,11 +6,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import ray
 import torch
 from openrlhf.trainer.ray import ppo_actor as host
 from openrlhf.utils.loss_utils import get_loss_batch_info
 
 from openrlhf_ktae.faults.nonfinite import SKIPPED, skip_nonfinite_updates
+from openrlhf_ktae.faults.weight_sending import EveryEngine, GuardedGroup, Sending
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
 from openrlhf_ktae.trainer.ppo_utils.token_gspo import with_token_credit
@@ -22,9 +24,16 @@ _HostPolicyModelActor: Any = undecorated(host.PolicyModelActor)
 
 
 class KTAEActorPPOTrainer(host.ActorPPOTrainer):
-    """The host's update loop with a normaliser that is never 0, and a constant one on request."""
+    """The host's update loop with a normaliser that is never 0, and a constant one on request; engines may die."""
+
+    vllm_engines: Any
+    _model_update_group: Any = None
+    """Rank 0 and the engines; None with CUDA IPC."""
+    _sending: Sending | None = None
+    """Of rank 0, while weights are sent."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._watched: dict[Any, Any] = {}
         super().__init__(*args, **kwargs)
         host_loss: Any = self.actor_loss_fn
         self.actor_loss_fn: UpdateLogProbs = UpdateLogProbs(with_token_credit(host_loss, self.args))
@@ -57,6 +66,54 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
             tensors = {k: v for k, v in status["metrics"].items() if isinstance(v, torch.Tensor)}
             status["metrics"].update({k: torch.nan_to_num(v.float()) for k, v in tensors.items()})
         return status
+
+    def _init_vllm_sync_group(self, backend: str) -> None:
+        """Meet all engines in a group, as the host does.
+
+        Raises:
+            ray.exceptions.RayActorError: an engine failed to start; the group would wait for it for minutes.
+        """
+        ray.get([engine.answer.remote() for engine in self.vllm_engines])
+        with Sending(self.vllm_engines, self._watched):
+            self._meet_engines(backend)
+
+    def _meet_engines(self, backend: str) -> None:
+        super()._init_vllm_sync_group(backend)
+
+    def broadcast_to_vllm(self) -> None:
+        """Send the weights as the host does; where an engine dies, the error is raised when all ranks are through.
+
+        Raises:
+            Exception: Ray's or vLLM's, of the engine that died; in rank 0.
+        """
+        if torch.distributed.get_rank() != 0:
+            self._send_weights()
+            return
+        self._sending = Sending(self.vllm_engines, self._watched, self._leave_group)
+        try:
+            with self._sending:
+                self._send_weights()
+            if self._sending.lost is not None:
+                raise self._sending.lost
+        finally:
+            self._sending = None
+
+    def _send_weights(self) -> None:
+        """Send all parameters; every rank takes part in gathering its shards."""
+        if self._sending is None:
+            super().broadcast_to_vllm()
+            return
+        engines, group = self.vllm_engines, self._model_update_group
+        self.vllm_engines, self._model_update_group = [EveryEngine(self._sending)], GuardedGroup(self._sending, group)
+        try:
+            super().broadcast_to_vllm()
+        finally:
+            self.vllm_engines, self._model_update_group = engines, group
+
+    def _leave_group(self) -> None:
+        """Abort the group: a broadcast to an engine that died never ends by itself, nor does the stream it is on."""
+        if self._model_update_group is not None:
+            self._model_update_group.destroy()
 
 
 def normaliser(info: dict[str, Any], args: SimpleNamespace, accumulated: int) -> dict[str, Any]:

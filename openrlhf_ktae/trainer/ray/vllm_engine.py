@@ -12,6 +12,7 @@ from openrlhf.trainer.ray import vllm_engine as host
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
 from openrlhf_ktae.faults.cut_off import only_whole
+from openrlhf_ktae.faults.gpu_memory import own_gpu_memory
 from openrlhf_ktae.faults.in_engine import contained
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.process_setup import leave_interrupts_to_the_driver
@@ -56,10 +57,14 @@ def with_servers(executor: Any) -> Any:
 class KTAERolloutActor(_HostRolloutActor):
     """The host's engine; without a seed in the request it is the host's."""
 
+    worker_extension = "openrlhf_ktae.trainer.ray.vllm_worker_wrap.KTAEWorkerWrap"
+    gpu_memory = staticmethod(own_gpu_memory)
+
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         # Of the distribution that was sampled from, with its temperature: what the trainer computes.
         kwargs["logprobs_mode"] = kwargs.get("logprobs_mode") or "processed_logprobs"
         leave_interrupts_to_the_driver()  # of this thread, which starts vLLM's core
+        kwargs["worker_extension_cls"] = self.worker_extension
         await super().__init__(*args, **kwargs)
         for name in ANSWERED_BY_THE_CORE:
             setattr(self.llm, name, unless_dead(self.llm, getattr(self.llm, name)))

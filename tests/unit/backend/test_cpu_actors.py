@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 
@@ -17,21 +18,25 @@ def engine_class(ray_here):
     """One that receives as vLLM's worker does."""
 
     class Engine:
-        def ready(self):
+        async def until_dead(self):
+            await asyncio.Event().wait()
+
+        async def ready(self):
             return True
 
-        def init_process_group(self, address, port, rank, world_size):
+        async def init_process_group(self, address, port, rank, world_size):
             from openrlhf_ktae.backend.cpu_weight_sync import GlooGroup
 
             self._group = GlooGroup(address, port, rank, world_size)
 
-        def die(self):
+        async def die(self):
             os._exit(1)
 
-        def update_weights_in_bucket(self, bucket):
+        async def update_weights_in_bucket(self, bucket):
             from openrlhf_ktae.backend.cpu_weight_sync import Slot, new_buffer
 
-            self._group.broadcast(new_buffer([Slot(*row) for row in bucket])).wait()
+            work = self._group.broadcast(new_buffer([Slot(*row) for row in bucket]))
+            await asyncio.to_thread(work.wait)
 
     return ray_here.remote(num_cpus=0)(Engine)
 
@@ -51,6 +56,7 @@ def sender(ray_here, engine_class, monkeypatch):
     made = CpuActorPPOTrainer.__new__(CpuActorPPOTrainer)
     made.vllm_engines = engines
     made._model_update_group = GlooGroup("127.0.0.1", port, 0, 3)
+    made._watched = {}
     ray_here.get(joining)
     yield made
     for engine in engines:
@@ -63,17 +69,18 @@ def test_the_engines_that_live_do_not_wait_for_one_that_died(ray_here, sender, d
     """gloo sends to one after the other and gives up at the first that is gone; the next knew nothing of it."""
     from openrlhf_ktae.backend.cpu_weight_sync import buckets
     from openrlhf_ktae.faults.engines import engine_died
+    from openrlhf_ktae.faults.weight_sending import Sending
 
     (bucket,) = buckets([("w", torch.float32, (3,))])
-    sender._send(bucket, [torch.tensor([1.0, 2.0, 3.0])])
-    assert sender._lost is None
-    with pytest.raises(ray_here.exceptions.RayActorError):
-        ray_here.get(sender.vllm_engines[dead].die.remote())
-    began = time.monotonic()
-    sender._send(bucket, [torch.tensor([4.0, 5.0, 6.0])])
-    assert sender._lost is not None
-    assert engine_died(sender._lost, sender.vllm_engines)
-    assert ray_here.get(sender.vllm_engines[1 - dead].ready.remote(), timeout=SECONDS), "it is through with the bucket"
+    for values in ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]):
+        began = time.monotonic()
+        with Sending(sender.vllm_engines, sender._watched, sender._leave_group) as sender._sending:
+            sender._send(bucket, [torch.tensor(values)])
+        if sender._sending.lost is None:
+            with pytest.raises(ray_here.exceptions.RayActorError):
+                ray_here.get(sender.vllm_engines[dead].die.remote())
+    assert engine_died(sender._sending.lost, sender.vllm_engines)
+    assert ray_here.get(sender.vllm_engines[1 - dead].ready.remote(), timeout=SECONDS), "it was not stuck"
     assert time.monotonic() - began < SECONDS
 
 

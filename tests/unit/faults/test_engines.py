@@ -28,8 +28,11 @@ def engine_class(ray_here):
             self.errored, self.dead_error = False, EngineDeadError("the core is gone")
 
     class Engine:
-        def __init__(self):
+        async def __init__(self):
             self.llm, self.weights, self.group = Core(), 0, 0
+
+        def gpu_memory(self):
+            return None
 
         async def generate_responses(self, **call):
             if self.llm.errored:
@@ -201,6 +204,9 @@ def test_an_engine_that_is_gone_for_good_ends_the_run(ray_here):
         async def answer(self):
             return True
 
+        async def come_back(self):
+            return True
+
     engine = ray_here.remote(num_cpus=0)(Engine).remote()
     assert have_weights([engine])
     ray_here.kill(engine)
@@ -251,6 +257,7 @@ def generator(ray_here, root):
     args = SimpleNamespace(
         faults=SimpleNamespace(config=asdict(FaultsConfig())),
         rollout=SimpleNamespace(n_samples_per_prompt=2),
+        vllm=SimpleNamespace(enable_sleep=False),
         algo=SimpleNamespace(advantage=SimpleNamespace(is_correction_level="off")),
     )
     made = SurvivingGenerator(SimpleNamespace(args=args), [], [], None, [engine])

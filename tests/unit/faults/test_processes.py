@@ -98,6 +98,20 @@ def test_stacks_of_all_processes_in_one_file(stubborn, tmp_path):
     assert "waits_for_a_rank_that_is_gone" in (tmp_path / "stacks.txt").read_text()
 
 
+def test_a_process_starts_where_no_stacks_can_be_written(tmp_path, monkeypatch, capsys):
+    """On another node the folder may be another user's; a file that stays would mean death by `SIGNAL`."""
+    monkeypatch.setattr(stacks, "_files", [])
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(stacks.VARIABLE, str(tmp_path / "file" / "folder"))
+    stacks.register()
+    monkeypatch.setenv(stacks.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(stacks.faulthandler, "register", lambda *_, **__: 1 / 0)
+    stacks.register()
+    assert capsys.readouterr().err.count("no stacks of this process") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert not stacks._files
+
+
 def test_stacks_are_written_without_the_keys_of_command_lines(tmp_path):
     value = f"test-{tmp_path.name}"
     words = [

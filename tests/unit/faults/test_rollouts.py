@@ -29,7 +29,7 @@ def engine(host, monkeypatch):
     from openrlhf_ktae.faults.in_engine import RetryingRollouts
 
     class Engine:
-        def __init__(self, *errors):
+        async def __init__(self, *errors):
             self.errors, self.calls = list(errors), 0
             self.llm = SimpleNamespace(errored=False, dead_error=EngineDeadError("the core is gone"))
 
@@ -40,7 +40,14 @@ def engine(host, monkeypatch):
             return ["answer"] * call["num_samples"]
 
     monkeypatch.setenv(RETRIES_VARIABLE, "1")
-    return type("Retrying", (RetryingRollouts, Engine), {})
+    retrying = type("Retrying", (RetryingRollouts, Engine), {})
+
+    def make(*errors):
+        made = retrying.__new__(retrying)
+        asyncio.run(made.__init__(*errors))
+        return made
+
+    return make
 
 
 def call(tokenizer, prompt="compute 3 + 4 :", logprobs=None):
@@ -116,7 +123,7 @@ def host_engine(host, monkeypatch):
     for name in (*vllm_engine.ANSWERED_BY_THE_CORE, "generate"):
         setattr(core, name, never)
 
-    async def init(self, agent, logprobs_mode):
+    async def init(self, agent, logprobs_mode, worker_extension_cls):
         assert logprobs_mode == "processed_logprobs"
         assert blocked, "the host starts the core in here, which inherits that SIGINT is blocked"
         self.executor, self.llm = agent, core
@@ -180,7 +187,8 @@ def test_every_call_of_the_core_fails_when_it_dies(host_engine):
 def generator(host, tokenizer):
     from openrlhf_ktae.faults.rollouts import SurvivingGenerator
 
-    args = SimpleNamespace(faults=SimpleNamespace(config=asdict(FaultsConfig(max_failed_share=0.25))))
+    faults = SimpleNamespace(config=asdict(FaultsConfig(max_failed_share=0.25)))
+    args = SimpleNamespace(faults=faults, vllm=SimpleNamespace(enable_sleep=False))
     return SurvivingGenerator(SimpleNamespace(args=args), [], [], tokenizer, [])
 
 
