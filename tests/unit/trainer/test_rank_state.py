@@ -35,7 +35,7 @@ def test_a_rank_goes_on_with_its_random_state_and_averaged_weights(host, tmp_pat
         def __init__(self):
             ckpt = SimpleNamespace(path=str(tmp_path))
             options = SimpleNamespace(ckpt=ckpt, run=SimpleNamespace(resume_from=None))
-            self.strategy = SimpleNamespace(args=options, time_steps={"ema": 0}, load_ckpt=None)
+            self.strategy = SimpleNamespace(args=options, time_steps={"ema": 0}, load_ckpt=None, save_model=None)
             self.ema_model, self._rank, self.paths = torch.nn.Linear(2, 1), 1, []
 
         def init_model_from_pretrained(self, strategy):
