@@ -6,6 +6,7 @@ Powers, factorials, series and angles whose result would be beyond the caps rais
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -18,39 +19,38 @@ from .exact import MAX_BITS, STEPS, TooLargeError, UndefinedError, UnknownSymbol
 
 MAX_LOG2 = 1e9  # of a number: beyond this even its exponent gets long
 MAX_GAMMA = 1e8  # argument of a factorial
+MAX_ANGLE = 1e30  # of a sine: it costs as many digits
 MAX_TERMS = 2000  # of a sum or product
-MAX_ANGLE = 1e30  # a sine of a larger angle needs that many more digits
 TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 EXPONENTIAL = frozenset({"exp", "sinh", "cosh", "tanh", "coth"})
 LOGARITHMIC = frozenset({"ln", "log", "lg", "logbase"})
 
 
 class Evaluator:
-    """Evaluates nodes at a given precision and assignment of the symbols.
+    """Evaluates nodes at a given precision and assignment of the symbols, and notes what precision that takes."""
 
-    `drop_arguments` reads `y(t)` as the symbol y (and `I(0)` as I_0) instead of a product.
-    """
-
-    def __init__(
-        self,
-        digits: int,
-        symbols: Mapping[str, Any] | None = None,
-        drop_arguments: bool = False,
-    ) -> None:
-        self.digits = digits
+    def __init__(self, bits: int, symbols: Mapping[str, Any] | None = None) -> None:
+        self.bits = bits
         self.symbols = dict(symbols or {})
-        self.drop_arguments = drop_arguments
         self.steps = STEPS
+        self.largest, self.smallest = 0, 0  # binary exponents of the terms of sums
+        self.lost = 0  # bits that large angles and exponents cost
+        self.literal = 0  # bits of the longest number that is written out
+
+    @property
+    def needed(self) -> int:
+        """Bits to tell the largest from the smallest term of a sum, and from the next one."""
+        return int(max(2 * self.largest - self.smallest + self.lost, self.literal))
 
     def __call__(self, node: Node) -> Any:
         """The value as an mpmath number, real where it is real."""
-        with mpmath.workdps(self.digits):
+        with mpmath.workprec(self.bits):
             try:
                 value = self._value(node)
             except (ZeroDivisionError, ValueError, OverflowError, mpmath.libmp.NoConvergence, TypeError) as error:
                 raise UndefinedError from error
-            if isinstance(value, mpmath.mpc) and abs(value.imag) <= abs(value.real) * mpmath.mpf(10) ** (
-                -self.digits + 8
+            if isinstance(value, mpmath.mpc) and abs(value.imag) <= abs(value.real) * mpmath.mpf(2) ** (
+                26 - self.bits
             ):
                 value = value.real
             if not mpmath.isfinite(value):
@@ -67,6 +67,8 @@ class Evaluator:
         value = node[1]
         if bits(value) > MAX_BITS:
             raise TooLargeError
+        if bits(value) > self.bits // 2:
+            self.literal = max(self.literal, 2 * bits(value))
         return mpmath.mpf(value.numerator) / value.denominator
 
     def _sym(self, node: Node) -> Any:
@@ -80,7 +82,12 @@ class Evaluator:
         return {"pi": mpmath.pi, "e": mpmath.e, "i": mpmath.mpc(0, 1)}[node[1]] * mpmath.mpf(1)
 
     def _add(self, node: Node) -> Any:
-        return self._value(node[1]) + self._value(node[2])
+        left, right = self._value(node[1]), self._value(node[2])
+        for term in (left, right):
+            if term != 0:
+                size = mpmath.mag(term)
+                self.largest, self.smallest = max(self.largest, size), min(self.smallest, size)
+        return left + right
 
     def _mul(self, node: Node) -> Any:
         return self._capped(self._value(node[1]) * self._value(node[2]))
@@ -111,20 +118,19 @@ class Evaluator:
             return mpmath.mpf(0)
         if abs(exponent) * (abs(mpmath.log(abs(base), 2)) + 1) > MAX_LOG2:
             raise TooLargeError
+        self._lose(exponent)
         return base**exponent
 
+    def _lose(self, argument: Any) -> None:
+        """A large exponent or angle multiplies the relative error."""
+        if argument != 0:
+            self.lost = max(self.lost, int(mpmath.mag(argument)))
+
     def _app(self, node: Node) -> Any:
-        function, arguments = node[1], node[2]
-        if self.drop_arguments:
-            plain = function[1]
-            name = plain if not arguments[0].isdigit() else f"{plain}_{arguments[0]}"
-            return self._sym(("sym", name))
-        if len(arguments) != 1:
-            raise UnknownSymbolError(function[1])
-        inner = arguments[0]
-        constants = {"e": ("const", "e"), "i": ("const", "i")}
-        argument = ("num", Fraction(inner), inner) if inner[0].isdigit() else constants.get(inner, ("sym", inner))
-        return self._value(function) * self._value(argument)
+        """An unknown function: some number for each value of its arguments."""
+        arguments = [mpmath.nstr(self._value(argument), 25) for argument in node[2:]]
+        digest = hashlib.blake2b(repr((node[1], arguments)).encode(), digest_size=8).digest()
+        return 1 + mpmath.mpf(int.from_bytes(digest)) / 2**63
 
     def _series(self, node: Node) -> Any:
         kind, name, low_node, high_node, body = node
@@ -153,15 +159,13 @@ class Evaluator:
     def _fn(self, node: Node) -> Any:
         values = [self._value(argument) for argument in node[2:]]
         name = node[1]
-        if name in ("sin", "cos", "tan", "cot", "sec", "csc") and abs(values[0]) > MAX_ANGLE:
-            raise TooLargeError
-        if name in ("sin", "cos", "tan", "cot", "sec", "csc") and abs(mpmath.im(values[0])) > MAX_LOG2:
-            raise TooLargeError
-        if name in ("exp", "sinh", "cosh", "tanh", "coth") and abs(values[0]) > MAX_LOG2:
-            raise TooLargeError
+        if name in TRIGONOMETRIC or name in EXPONENTIAL:
+            if abs(values[0]) > (MAX_ANGLE if name in TRIGONOMETRIC else MAX_LOG2) or abs(mpmath.im(values[0])) > MAX_LOG2:
+                raise TooLargeError
+            self._lose(values[0])
         if name in ("factorial", "binom") and any(abs(value) > MAX_GAMMA for value in values):
             raise TooLargeError
-        if name in ("ln", "log", "lg", "logbase") and any(value == 0 for value in values):
+        if name in LOGARITHMIC and any(value == 0 for value in values):
             raise UndefinedError
         return _FUNCTIONS[name](*values)
 

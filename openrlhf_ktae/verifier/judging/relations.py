@@ -6,17 +6,17 @@ Each function takes `same`, the comparison of values in general, because sides m
 from __future__ import annotations
 
 from ..reading.nodes import free_symbols, walk
-from ..reading.values import Group, Name, Node, Relation, Scalar, Value
-from .functions import same_equation
-from .scalars import Renames, Verdict
+from ..reading.names import argument_renames, conflict
+from ..reading.values import Group, Node, Relation, Scalar, Value
+from .functions import Renames, same_equation
 from .sets import is_set, same_set
-from .structures import Compare, all_of, same_sets
+from .structures import Compare,  same_sets
 
 QUANTITIES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "abs", "max", "min", "gcd", "lcm"})
 EQUALITIES = frozenset({"=", "=mod"})
 
 
-def same_relation(gold: Value, answer: Value, renames: Renames, same: Compare) -> Verdict:
+def same_relation(gold: Value, answer: Value, renames: Renames, same: Compare) -> bool:
     """Where at least one of the two is a relation: `x = 5` states 5, an inequality describes a set."""
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return _same_relations(gold, answer, renames, same)
@@ -27,7 +27,7 @@ def same_relation(gold: Value, answer: Value, renames: Renames, same: Compare) -
             sides = _values_of(answer, quantities=True)
             if isinstance(gold, Scalar) and len(sides) == 1:
                 sides = [_remainder(sides[0])]
-            return False if not sides else all_of(same(gold, side, renames) for side in sides)
+            return False if not sides else all(same(gold, side, renames) for side in sides)
         if set(answer.operators) <= EQUALITIES | {"~="}:
             return _same_approximation(gold, answer, renames, same)
         if answer.operators == ("in",) and answer.names[0] is not None:
@@ -95,7 +95,7 @@ def _symbolic(value: Value) -> bool:
     return isinstance(value, Scalar) and bool(free_symbols(value.node))
 
 
-def _same_approximation(gold: Value, answer: Relation, renames: Renames, same: Compare) -> Verdict:
+def _same_approximation(gold: Value, answer: Relation, renames: Renames, same: Compare) -> bool:
     """`7/12 \\approx 0.583`: the exact side counts; the rounded one only against a rounded gold."""
     sides = _values_of(answer)
     exact_sides = [
@@ -103,13 +103,14 @@ def _same_approximation(gold: Value, answer: Relation, renames: Renames, same: C
         for index, side in enumerate(answer.sides)
         if side in sides and (index == 0 or answer.operators[index - 1] == "=")
     ] or sides[:1]
-    verdict = all_of(same(gold, side, renames) for side in exact_sides)
-    if verdict is False and isinstance(gold, Scalar) and gold.node[0] == "num" and "." in gold.node[2]:
+    if all(same(gold, side, renames) for side in exact_sides):
+        return True
+    if isinstance(gold, Scalar) and gold.node[0] == "num" and "." in gold.node[2]:
         return same(gold, sides[-1], renames)
-    return verdict
+    return False
 
 
-def _same_relations(gold: Relation, answer: Relation, renames: Renames, same: Compare) -> Verdict:
+def _same_relations(gold: Relation, answer: Relation, renames: Renames, same: Compare) -> bool:
     if gold.operators == answer.operators == ("in",):
         return same(gold.sides[1], answer.sides[1], renames)
     equalities = set(gold.operators) <= EQUALITIES, set(answer.operators) <= EQUALITIES | {"~="}
@@ -118,11 +119,10 @@ def _same_relations(gold: Relation, answer: Relation, renames: Renames, same: Co
     if not all(equalities):
         return same_sets(gold, answer, same) if is_set(gold) and is_set(answer) else False
     g, a = gold.names[0], answer.names[0]
-    if g is not None and a is not None and not _names_conflict(g, a):
-        renames = (*renames, *_argument_renames(g, a))
-        verdict = all_of(same(_values_of(gold)[-1], side, renames) for side in _values_of(answer))
-        if verdict is not False:
-            return verdict
+    if g is not None and a is not None and not conflict(g, a):
+        renames = (*renames, *argument_renames(g, a))
+        if all(same(_values_of(gold)[-1], side, renames) for side in _values_of(answer)):
+            return True
     if len(gold.sides) == 2 and len(answer.sides) == 2:
         if same(gold.sides[0], answer.sides[1], ()) and same(gold.sides[1], answer.sides[0], ()):
             return True
@@ -130,7 +130,7 @@ def _same_relations(gold: Relation, answer: Relation, renames: Renames, same: Co
     return False
 
 
-def _same_equations(gold: Relation, answer: Relation, renames: Renames, positive: bool) -> Verdict:
+def _same_equations(gold: Relation, answer: Relation, renames: Renames, positive: bool) -> bool:
     sides = [*gold.sides, *answer.sides]
     if not all(isinstance(side, Scalar) for side in sides):
         return False
@@ -140,15 +140,15 @@ def _same_equations(gold: Relation, answer: Relation, renames: Renames, positive
     return same_equation(g, a, renames, positive)
 
 
-def _same_inequalities(gold: Relation, answer: Relation, renames: Renames, same: Compare) -> Verdict:
-    if any(_names_conflict(g, a) for g, a in zip(gold.names, answer.names, strict=False) if g and a):
+def _same_inequalities(gold: Relation, answer: Relation, renames: Renames, same: Compare) -> bool:
+    if any(conflict(g, a) for g, a in zip(gold.names, answer.names, strict=False) if g and a):
         return False
     verdict = same_set(gold, answer)
     if verdict is not None:
         return verdict
     if len(gold.operators) != 1 or len(answer.operators) != 1:
         if gold.operators == answer.operators:
-            return all_of(same(g, a, renames) for g, a in zip(gold.sides, answer.sides, strict=True))
+            return all(same(g, a, renames) for g, a in zip(gold.sides, answer.sides, strict=True))
         return False
     gold, answer = _upward(gold), _upward(answer)
     if gold.operators != answer.operators:
@@ -163,19 +163,3 @@ def _upward(relation: Relation) -> Relation:
     if operator not in flip:
         return relation
     return Relation(relation.sides[::-1], (flip[operator],), relation.names[::-1])
-
-
-def _names_conflict(gold: Name, answer: Name) -> bool:
-    """`x` and `y` name different things; `N` and `n`, `Area` and `A`, `y` and `f(x)` may name the same."""
-    g, a = gold.base.lower(), answer.base.lower()
-    if g == a or len(g) != 1 or len(a) != 1:
-        return False
-    return not ("y" in (g, a) and bool(gold.arguments) != bool(answer.arguments))
-
-
-def _argument_renames(gold: Name, answer: Name) -> Renames:
-    """`f(z) = z` is `f(x) = x`: the answer's arguments under the gold's names."""
-    if len(gold.arguments) != len(answer.arguments) or gold.arguments == answer.arguments:
-        return ()
-    pairs = dict(zip(answer.arguments, gold.arguments, strict=True))
-    return (pairs,) if all(not name[0].isdigit() for name in [*pairs, *pairs.values()]) else ()

@@ -8,21 +8,14 @@ from ..reading.nodes import common_logarithms, free_symbols, walk
 from ..reading.units import DEGREE, PERCENT, RADIAN_FACTOR
 from ..reading.values import Node, Scalar, Unit
 from .constants import same_constant
-from .functions import same_function
-
-Verdict = bool | None
-Renames = tuple[dict[str, str], ...]
+from .functions import Renames, same_function
 
 
-def same_scalar(gold: Scalar, answer: Scalar, renames: Renames = ()) -> Verdict:
+
+def same_scalar(gold: Scalar, answer: Scalar, renames: Renames = ()) -> bool:
     """Equality of value after units: a unit on one side alone may be left out, two different ones are converted."""
     gold, answer = _letter_as_unit(gold, answer.unit), _letter_as_unit(answer, gold.unit)
-    verdict: Verdict = False
-    for scale in _scales(gold, answer):
-        verdict = same_node(gold.node, answer.node, renames, scale)
-        if verdict is not False:
-            return verdict
-    return verdict
+    return any(same_node(gold.node, answer.node, renames, scale) for scale in _scales(gold, answer))
 
 
 def _letter_as_unit(value: Scalar, other: Unit | None) -> Scalar:
@@ -75,7 +68,7 @@ def _above_one(node: Node) -> bool:
     )
 
 
-def same_node(gold: Node, answer: Node, renames: Renames = (), scale: Node | Fraction = Fraction(1)) -> Verdict:
+def same_node(gold: Node, answer: Node, renames: Renames = (), scale: Node | Fraction = Fraction(1)) -> bool:
     """Equality of two expressions; `scale` multiplies the answer."""
     if isinstance(scale, tuple):
         answer, scale = ("mul", answer, scale), Fraction(1)
@@ -84,13 +77,14 @@ def same_node(gold: Node, answer: Node, renames: Renames = (), scale: Node | Fra
     special = _same_special(gold, answer)
     if special is not None:
         return special
-    verdict = _same_expression(gold, answer, renames, scale)
-    if verdict is False and any(part[:2] == ("fn", "log") for node in (gold, answer) for part in walk(node)):
+    if _same_expression(gold, answer, renames, scale):
+        return True
+    if any(part[:2] == ("fn", "log") for node in (gold, answer) for part in walk(node)):
         return _same_expression(common_logarithms(gold), common_logarithms(answer), renames, scale)
-    return verdict
+    return False
 
 
-def _same_expression(gold: Node, answer: Node, renames: Renames, scale: Fraction) -> Verdict:
+def _same_expression(gold: Node, answer: Node, renames: Renames, scale: Fraction) -> bool:
     if not free_symbols(gold) and not free_symbols(answer):
         return same_constant(gold, answer, scale)
     if scale != 1:
@@ -98,7 +92,7 @@ def _same_expression(gold: Node, answer: Node, renames: Renames, scale: Fraction
     return same_function(gold, answer, renames)
 
 
-def _same_special(gold: Node, answer: Node) -> Verdict:
+def _same_special(gold: Node, answer: Node) -> bool | None:
     """Infinity, numerals with a base, letters that are constants; None for ordinary expressions."""
     infinite = [_infinity(node) for node in (gold, answer)]
     if any(infinite):

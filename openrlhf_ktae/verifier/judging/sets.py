@@ -18,7 +18,7 @@ from ..reading.values import Group, Node, NumberSet, Relation, Scalar, SetOperat
 from .evaluate import Evaluator
 from .exact import TooLargeError, UndefinedError, UnknownSymbolError
 
-DIGITS = 50
+BITS = 170
 MAX_ENDS = 200
 INTERVALS = frozenset({"()", "[]", "(]", "[)"})
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
@@ -87,7 +87,7 @@ def _equal(a: Any, b: Any) -> bool:
 def real_set(value: Value, intersect: bool = False) -> RealSet | None:
     """The set that a value describes, or None. `intersect` reads a bare list of conditions as `and`."""
     try:
-        with mpmath.workdps(DIGITS):
+        with mpmath.workprec(BITS):
             found = _read(value, intersect)
     except (TooLargeError, UndefinedError, UnknownSymbolError):
         return None
@@ -174,7 +174,7 @@ def _number(node: Node) -> Any:
         return mpmath.inf
     if node == ("neg", ("const", "inf")):
         return -mpmath.inf
-    value = Evaluator(DIGITS)(node)
+    value = Evaluator(BITS)(node)
     if mpmath.im(value) != 0:
         raise UndefinedError
     return mpmath.re(value)
@@ -218,7 +218,7 @@ def _linear(value: Relation) -> RealSet | None:
     node, end, (name,) = side.node, _end(other), names
     absolute = node[:2] == ("fn", "abs")
     inner = node[2] if absolute else node
-    at = [Evaluator(DIGITS, {name: mpmath.mpf(x)})(inner) for x in (0, 1, 2)]
+    at = [Evaluator(BITS, {name: mpmath.mpf(x)})(inner) for x in (0, 1, 2)]
     slope = at[1] - at[0]
     if slope == 0 or not _equal(at[2] - at[1], slope):
         return None

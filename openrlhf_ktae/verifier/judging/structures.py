@@ -9,30 +9,20 @@ from fractions import Fraction
 from ..reading.nodes import free_symbols, replaced
 from ..reading.values import Group, Matrix, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
 from .exact import exact
-from .scalars import Renames, Verdict
+from .functions import Renames
 from .sets import same_set
 
 MAX_ITEMS = 300
 ORDERED = frozenset({"()", "<>"})
-Compare = Callable[[Value, Value, Renames], Verdict]
+Compare = Callable[[Value, Value, Renames], bool]
 
 
-def all_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """False if any is False, else None if any is None, else True."""
-    undecided = False
-    for verdict in verdicts:
-        if verdict is False:
-            return False
-        undecided = undecided or verdict is None
-    return None if undecided else True
-
-
-def same_groups(gold: Value, answer: Value, renames: Renames, same: Compare) -> Verdict:
+def same_groups(gold: Value, answer: Value, renames: Renames, same: Compare) -> bool:
     """Lists as multisets, braces as sets, parentheses in order; brackets of different kinds differ."""
     if not isinstance(gold, Group) or not isinstance(answer, Group):
         return False
     if max(len(gold.items), len(answer.items)) > MAX_ITEMS:
-        return None if len(gold.items) == len(answer.items) else False
+        return False
     kinds = {_kind(gold), _kind(answer)}
     if kinds == {"{}"}:
         return _same_finite_sets(gold.items, answer.items, renames, same)
@@ -43,11 +33,11 @@ def same_groups(gold: Value, answer: Value, renames: Renames, same: Compare) -> 
     if kinds == {"mod"}:
         return _same_residue(gold, answer)
     if kinds == {""} and _named_apart(gold) and not any(isinstance(item, Relation) for item in answer.items):
-        return all_of(same(g, a, renames) for g, a in zip(gold.items, answer.items, strict=True))
+        return all(same(g, a, renames) for g, a in zip(gold.items, answer.items, strict=True))
     if kinds <= {"", "{}"}:
         return match(gold.items, answer.items, lambda g, a: same(g, a, renames))
     if kinds in ({"()"}, {"", "()"}, {"[]"}) or (len(kinds) == 1 and gold.brackets == answer.brackets):
-        return all_of(same(g, a, renames) for g, a in zip(gold.items, answer.items, strict=True))
+        return all(same(g, a, renames) for g, a in zip(gold.items, answer.items, strict=True))
     return False
 
 
@@ -57,11 +47,11 @@ def _named_apart(group: Group) -> bool:
     return all(names) and len(set(names)) == len(names)
 
 
-def _same_residue(gold: Group, answer: Group) -> Verdict:
+def _same_residue(gold: Group, answer: Group) -> bool:
     """`3 (mod 7)` and `-4 (mod 7)`: equal moduli, and a difference that they divide."""
     values = [exact(item.node) if isinstance(item, Scalar) else None for item in (*gold.items, *answer.items)]
     if any(value is None for value in values):
-        return None
+        return False
     first, modulus, second, other = (value or Fraction(0) for value in values)
     return modulus == other and modulus != 0 and ((first - second) / modulus).denominator == 1
 
@@ -73,36 +63,25 @@ def _kind(group: Group) -> str:
     return group.brackets
 
 
-def match(gold: Sequence[Value], answer: Sequence[Value], equal: Callable[[Value, Value], Verdict]) -> Verdict:
+def match(gold: Sequence[Value], answer: Sequence[Value], equal: Callable[[Value, Value], bool]) -> bool:
     """Equality as multisets: equality is transitive, so taking the first partner for each item is enough."""
     left = list(answer)
-    undecided = False
     for item in gold:
-        verdicts = []
-        for index, candidate in enumerate(left):
-            verdict = equal(item, candidate)
-            if verdict:
-                del left[index]
-                break
-            verdicts.append(verdict)
-        else:
-            if None not in verdicts:
-                return False
-            undecided = True
-    return None if undecided else True
+        partner = next((index for index, candidate in enumerate(left) if equal(item, candidate)), None)
+        if partner is None:
+            return False
+        del left[partner]
+    return True
 
 
-def _same_finite_sets(gold: Sequence[Value], answer: Sequence[Value], renames: Renames, same: Compare) -> Verdict:
+def _same_finite_sets(gold: Sequence[Value], answer: Sequence[Value], renames: Renames, same: Compare) -> bool:
     """Sets in braces: repetition does not count."""
-
-    def inside(item: Value, others: Sequence[Value], flip: bool) -> Verdict:
-        verdicts = [same(other, item, renames) if flip else same(item, other, renames) for other in others]
-        return True if True in verdicts else (None if None in verdicts else False)
 
     if len(gold) * len(answer) > MAX_ITEMS * 10 and len(gold) != len(answer):
         return False
-    forth = all_of(inside(item, answer, False) for item in gold)
-    return forth if forth is not True else all_of(inside(item, gold, True) for item in answer)
+    return all(any(same(g, a, renames) for a in answer) for g in gold) and all(
+        any(same(g, a, renames) for g in gold) for a in answer
+    )
 
 
 def vector(value: Value, size: int) -> Value:
@@ -125,22 +104,22 @@ def vector(value: Value, size: int) -> Value:
     return Group("()", tuple(component(name) for name in basis))
 
 
-def _same_ratio(gold: Group, answer: Group, renames: Renames, same: Compare) -> Verdict:
+def _same_ratio(gold: Group, answer: Group, renames: Renames, same: Compare) -> bool:
     """`1:2:3` is `2:4:6`: the terms are proportional."""
     g, a = gold.items[0].node, answer.items[0].node
-    return all_of(
+    return all(
         same(Scalar(("mul", x.node, a)), Scalar(("mul", y.node, g)), renames)
         for x, y in zip(gold.items, answer.items, strict=True)
     )
 
 
-def same_matrices(gold: Value, answer: Value, renames: Renames, same: Compare) -> Verdict:
+def same_matrices(gold: Value, answer: Value, renames: Renames, same: Compare) -> bool:
     """Matrices entry by entry; a tuple counts as a column."""
     gold_rows, answer_rows = rows(gold), rows(answer)
     if gold_rows is None or answer_rows is None or [len(r) for r in gold_rows] != [len(r) for r in answer_rows]:
         return False
     pairs = zip(itertools.chain(*gold_rows), itertools.chain(*answer_rows), strict=True)
-    return all_of(same(g, a, renames) for g, a in pairs)
+    return all(same(g, a, renames) for g, a in pairs)
 
 
 def rows(value: Value) -> list[tuple[Value, ...]] | None:
@@ -160,23 +139,23 @@ def _is_row(value: Value) -> bool:
     return isinstance(value, Group) and value.brackets == "[]"
 
 
-def same_sets(gold: Value, answer: Value, same: Compare) -> Verdict:
+def same_sets(gold: Value, answer: Value, same: Compare) -> bool:
     """Sets of numbers by membership; with symbolic ends, part by part."""
     verdict = same_set(gold, answer)
     if verdict is not None:
         return verdict
     gold, answer = _as_interval(gold), _as_interval(answer)
     if isinstance(gold, SetOperation) and isinstance(answer, SetOperation) and gold.operator == answer.operator:
-        straight = all_of((same(gold.left, answer.left, ()), same(gold.right, answer.right, ())))
-        if straight is True or gold.operator == "setminus":
-            return straight
-        return all_of((same(gold.left, answer.right, ()), same(gold.right, answer.left, ())))
+        if same(gold.left, answer.left, ()) and same(gold.right, answer.right, ()):
+            return True
+        crossed = same(gold.left, answer.right, ()) and same(gold.right, answer.left, ())
+        return crossed and gold.operator != "setminus"
     if isinstance(gold, Group) and isinstance(answer, Group) and gold.brackets == answer.brackets:
         return same_groups(gold, answer, (), same)
     empty = (NumberSet("0"), Text("no solution"))
     if gold in empty or answer in empty:
         return gold in empty and answer in empty
-    return False if type(gold) is not type(answer) else None
+    return False
 
 
 def _as_interval(value: Value) -> Value:

@@ -17,7 +17,10 @@ MAX_DIGITS = 4000  # of one literal; Python converts no more than 4,300 digits b
 MAX_EXPONENT = 5000  # of e-notation
 MAX_TERMS = 400  # of one sum or product: the tree is as deep as they are many
 OPENING = frozenset({"(", "[", "{", "\\{"})
+MAX_ARGUMENT_TOKENS = 40  # of the bracket behind a letter
+APPLIED = frozenset({"f", "F", "zeta", "Gamma"})  # letters that are never a factor before a bracket
 ZERO: Node = ("num", Fraction(0), "")
+MINUS_ONE: Node = ("neg", ("num", Fraction(1), "1"))
 
 
 def number(text: str) -> Node:
@@ -94,7 +97,7 @@ class Arithmetic(Cursor):
                 right = self.unary()
                 value = _scaled(value, right) if isinstance(right, Matrix) else ("mul", value, self.node(right))
             elif self.accept("/"):
-                value = ("div", value, self._divisor())
+                value = divided(value, self._divisor(value))
             elif self.peek() == ("op", ":") or (self.peek() == ("word", "to") and self.peek(1)[0] == "num"):
                 return self._ratio(value)
             elif self.peek() == ("cmd", "begin"):
@@ -115,9 +118,13 @@ class Arithmetic(Cursor):
             return ("fn", "ratio", *terms)
         return Group(":", tuple(Scalar(term) for term in terms))
 
-    def _divisor(self) -> Node:
+    def _divisor(self, above: Node) -> Node:
         """What a slash divides by: one factor, or with `tight_division` all factors that follow, up to a bracket."""
+        mark = _factors(above)[0]
+        differential = self.peek()[1] in ("d", "partial") and self.peek()[1] in (mark[1], mark[1][1])
         divisor = self.node(self.unary())
+        if differential and self.peek()[0] == "sym":
+            return ("mul", divisor, self.node(self.power()))
         while self.tight and self.starts_atom() and self.peek()[1] != "(":
             divisor = ("mul", divisor, self.node(self.power()))
         return divisor
@@ -171,7 +178,10 @@ class Arithmetic(Cursor):
         if not isinstance(value, tuple):
             return self._transposed(value)
         self.deeper()
-        value = self.postfix(("pow", value, self.exponent()))
+        exponent = self.exponent()
+        inverse = value[0] == "sym" and value[1] in APPLIED | {"g", "h"} and exponent == MINUS_ONE
+        applied = self.application(("sym", f"{value[1]}^-1")) if inverse else None
+        value = self.postfix(applied or ("pow", value, exponent))
         self.depth -= 1
         return value
 
@@ -222,26 +232,41 @@ class Arithmetic(Cursor):
             return ("based", value[2], int(name))
         if value[0] != "sym":
             raise ReadError("subscript")
-        return ("sym", f"{value[1]}_{name}")
+        letter, primes = value[1].rstrip("'"), "'" * value[1].count("'")
+        return ("sym", f"{letter}_{name}{primes}")
 
     def application(self, function: Node) -> Node | None:
-        """`y(t)`, `I(0)`, `u(x, y)`: a letter before brackets that hold letters or numbers alone."""
-        if self.peek() != ("op", "("):
+        """`y(t)`, `I(0)`, `u(x, y)`: a letter before brackets that hold letters or numbers, any expressions for `f`."""
+        if self.peek() != ("op", "(") or not (function[1] in APPLIED or self._simple_arguments()):
             return None
-        offset, arguments = 1, []
-        while True:
+        self.position += 1
+        arguments = [self.node(self.sum())]
+        while self.accept(","):
+            arguments.append(self.node(self.sum()))
+        self.expect(")")
+        return ("app", function[1], *arguments)
+
+    def _simple_arguments(self) -> bool:
+        """True if the bracket ahead holds single letters or numbers, the latter perhaps in brackets with a sign."""
+        wanted, depth, offset = True, 0, 0
+        while offset < MAX_ARGUMENT_TOKENS:
             kind, value = self.peek(offset)
-            if kind not in ("sym", "num") and not (kind == "cmd" and value in SYMBOLS):
-                return None
-            arguments.append(value)
-            separator = self.peek(offset + 1)
-            if separator == ("op", ")"):
-                break
-            if separator != ("op", ","):
-                return None
-            offset += 2
-        self.position += offset + 2
-        return ("app", function, tuple(arguments))
+            offset += 1
+            if value == "(" and wanted:
+                depth += 1
+            elif value == ")" and not wanted:
+                depth -= 1
+                if depth == 0:
+                    return True
+            elif value == "-" and wanted and depth > 1:
+                continue
+            elif kind == "op" and value == "," and not wanted:
+                wanted = True
+            elif wanted and (kind in ("num", "sym") or (kind == "cmd" and value in SYMBOLS)):
+                wanted = False
+            else:
+                return False
+        return False
 
     def atom(self) -> Any:
         """A number, a letter, a command, a bracket, an absolute value."""
@@ -273,6 +298,34 @@ class Arithmetic(Cursor):
         if kind == "num" and len(value) > 1 and value.isdigit():
             self.tokens[self.position : self.position + 1] = [("num", value[0]), ("num", value[1:])]
         return self.node(self.atom())
+
+
+def divided(above: Node, below: Node) -> Node:
+    r"""A quotient; `\frac{dy}{dt}`, `d^2y/dt^2` and their partial kin are one symbol, like `y'` and `y''`: `y''/t`."""
+    top, bottom = _factors(above), _factors(below)
+    marks = [part[:2] for part in (top[0], bottom[0])]
+    order = 1
+    if top[0][0] == "pow" and top[0][2][0] == "num" and top[0][2][1] in (2, 3, 4):
+        marks[0], order = top[0][1][:2], int(top[0][2][1])
+    if len(top) != 2 or marks[0] != marks[1] or marks[0] not in (("sym", "d"), ("sym", "partial")):
+        return ("div", above, below)
+    variables: list[str] = []
+    for part in bottom[1:]:
+        times = 1
+        if part[0] == "pow" and part[2][0] == "num":
+            part, times = part[1], int(part[2][1])
+        if part[0] == "sym" and part[:2] != marks[0]:
+            variables += [part[1]] * min(times, 9)
+    name = top[1][1] if top[1][0] in ("sym", "app") else ""
+    if not name or len(variables) != order:
+        return ("div", above, below)
+    partial = "∂" if marks[0][1] == "partial" else ""
+    return ("sym", f"{name}{chr(39) * order}/{partial}{','.join(dict.fromkeys(variables))}")
+
+
+def _factors(node: Node) -> list[Node]:
+    """The factors of a product, from the left."""
+    return [*_factors(node[1]), *_factors(node[2])] if node[0] == "mul" else [node]
 
 
 def _mixed(whole: Node, fraction: Node) -> Node:

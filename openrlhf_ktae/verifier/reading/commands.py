@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from typing import Any
 
-from .arithmetic import Arithmetic, number
+from .arithmetic import MINUS_ONE, Arithmetic, divided, number
 from .lexer import ReadError
 from .notation import ACCENTS, FUNCTIONS, INVERSE, LIST_FUNCTIONS, MATRICES, NUMBER_SETS, SYMBOLS, UNIT_VECTORS
 from .values import Group, Matrix, Node, NumberSet, Scalar, Value
-
-MINUS_ONE: Node = ("neg", ("num", Fraction(1), "1"))
 
 
 class Commands(Arithmetic):
@@ -45,25 +42,8 @@ class Commands(Arithmetic):
         return ("num", Fraction(int(above), int(below)), "")
 
     def _fraction(self, name: str) -> Node:
-        derivative = self._derivative()
-        if derivative is not None:
-            return derivative
         above = self.argument()
-        return ("div", above, self.argument())
-
-    def _derivative(self) -> Node | None:
-        r"""`\frac{dy}{dt}` and `\frac{d^2 y}{dt^2}` as one symbol, like `y'` and `y''`."""
-        start = self.position
-        if self.peek() != ("op", "{") or self.peek(1) not in (("sym", "d"), ("cmd", "partial")):
-            return None
-        above, below = self.skip_argument(), self.skip_argument()
-        ordinary = re.fullmatch(r"d(?:\^([23]))?([^/]+)", above) if self.tokens[start + 1][1] == "d" else None
-        if ordinary is not None and re.fullmatch(r"d[a-z]+" if ordinary[1] is None else r"d[a-z]+\^[23]", below):
-            return ("sym", ordinary[2] + "'" * int(ordinary[1] or 1))
-        if above.startswith("partial") and below.startswith("partial") and below != "partial":
-            return ("sym", f"{above}/{below}")
-        self.position = start
-        return None
+        return divided(above, self.argument())
 
     def _root(self, name: str) -> Node:
         degree = None

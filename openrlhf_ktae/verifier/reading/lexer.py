@@ -120,6 +120,8 @@ _CURRENCY = {"$": "dollar", "£": "pounds_sterling", "€": "euro", "¥": "yen",
 
 def tokenise(text: str, join_commas: bool) -> list[Token]:
     """Tokens of cleaned `text`. `join_commas` reads `1,250` as one number. Raises ReadError when there are too many."""
+    if r"\rational" in text:  # a command of our own
+        raise ReadError(r"\rational")
     text = _TIMES_TEN.sub(r" \\times 10^", text).replace("**", "^")
     text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[3]}}}{{{m[2] or m[4]}}}", text)
     text = _MODULO.sub(r"\\mod ", text)

@@ -87,7 +87,7 @@ class Structure(Sides):
         while True:
             start = self.position
             sides.append(self.side())
-            names.append(read_name(self.tokens[start : self.position]))
+            names.append(read_name(self.tokens[start : self.position], sides[-1]))
             operator = self.accept(*RELATIONS)
             if operator is None:
                 break

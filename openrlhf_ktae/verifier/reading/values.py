@@ -7,7 +7,7 @@ The arithmetic inside a scalar is a `Node`: a tuple whose first entry is its kin
     ("add", a, b)  ("mul", a, b)  ("div", a, b)  ("pow", a, b)  ("neg", a)
     ("pm", a, b, sign)           a + b and a - b (sign "+-"), or a - b and a + b (sign "-+")
     ("fn", name, *arguments)     a function of the table in `evaluate`
-    ("app", symbol, arguments)   `y(t)`: an unknown function, or a product; the comparison tries both
+    ("app", name, *arguments)    `y(t)`: an unknown function
     ("deg", a)  ("pct", a)       degrees and percent
     ("based", digits, base)      a numeral with its base
     ("sum" | "prod", name, low, high, body)
@@ -79,10 +79,15 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Name:
-    """The left side of `x = 5`, `f(x) = 2x`, `(x, y) = (1, 2)`: a label, with its arguments if it has any."""
+    """The left side of `x_1 = 5`, `f(x) = 2x`, `(x, y) = (1, 2)`, `\\text{Area} = 9`: what is said to be something."""
 
     base: str
-    arguments: tuple[str, ...] = ()
+    label: str = ""
+    """The subscript."""
+    arguments: tuple[Any, ...] = ()
+    """Expressions."""
+    words: bool = False
+    """It is spelled out."""
 
 
 @dataclass(frozen=True)
