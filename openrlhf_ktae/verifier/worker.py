@@ -78,7 +78,9 @@ def limited(cpu_s: float, function: Callable[..., Verdict], *arguments: Any, oth
         return Verdict(otherwise, INTERNAL_ERROR, detail=traceback.format_exc(limit=8))
 
 
-def serve(grader: Grader, read_golds: GoldReader | None, request: dict[str, Any], send: Callable[[dict], None]) -> None:
+def serve(
+    grader: Grader, read_golds: GoldReader | None, request: dict[str, Any], send: Callable[[dict], object]
+) -> None:
     """Read the golds, say so, then judge: once a gold has been read, nothing in an answer makes the verdict unknown."""
     gold, cpu_s = request["gold"], request["cpu_s"]
     unread = limited(cpu_s, read_golds, gold, otherwise=UNKNOWN) if read_golds is not None else None

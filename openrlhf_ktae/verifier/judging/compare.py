@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from ..reading.values import Group, Matrix, Relation, Scalar, Text, Value
+from ..reading.values import Clock, Group, Matrix, Relation, Scalar, Text, Value
+from .functions import NO_RENAMES, Renames
 from .relations import same_relation
-from .functions import Renames
 from .scalars import same_scalar
 from .sets import is_set
-from .signs import plain
+from .signs import has_free_signs, plain
 from .structures import letters, same_groups, same_matrices, same_sets, vector
 
 
-def same(gold: Value, answer: Value, renames: Renames = ()) -> bool:
+def same(gold: Value, answer: Value, renames: Renames = NO_RENAMES) -> bool:
     """Whether `answer` states `gold`. Lists are multisets, parentheses are ordered, brackets matter."""
+    if (has_free_signs(gold) or has_free_signs(answer)) and same(plain(gold, True), plain(answer, True), renames):
+        return True
     gold, answer = plain(gold), plain(answer)
-    if gold == answer:
+    if gold == answer and not renames:
         return True
     if isinstance(gold, Relation) or isinstance(answer, Relation):
         return same_relation(gold, answer, renames, same)
+    if isinstance(gold, Clock) or isinstance(answer, Clock):
+        return same_clock(gold, answer)
     if is_set(gold) or is_set(answer):
         return same_sets(gold, answer, same)
     if isinstance(gold, Text) or isinstance(answer, Text):
@@ -31,3 +35,10 @@ def same(gold: Value, answer: Value, renames: Renames = ()) -> bool:
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
         return same_matrices(gold, answer, renames, same)
     return same_groups(gold, answer, renames, same)
+
+
+def same_clock(gold: Value, answer: Value) -> bool:
+    """Times of day; whether before or after noon may be left out, but not mistaken."""
+    if not isinstance(gold, Clock) or not isinstance(answer, Clock):
+        return False
+    return gold.seconds == answer.seconds and (not gold.half or not answer.half or gold.half == answer.half)

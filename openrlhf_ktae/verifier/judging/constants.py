@@ -13,8 +13,8 @@ import mpmath
 
 from ..reading.values import Node
 from .evaluate import Evaluator
-from .functions import BITS, vanishes
 from .exact import TooLargeError, UndefinedError, UnknownSymbolError, exact
+from .functions import BITS, vanishes
 
 
 def same_constant(gold: Node, answer: Node, scale: Fraction = Fraction(1)) -> bool:
@@ -46,7 +46,10 @@ def rounds_to(gold: Node, answer: Node, value: Any) -> bool:
     if gold_digits < (2 if scientific else 3):
         return False
     given = decimal_literal(answer)
-    value = Fraction(str(mpmath.nstr(value, 40))) if not isinstance(value, Fraction) else value
+    if not isinstance(value, Fraction):
+        if abs(mpmath.mag(value) - mpmath.mag(mpmath.mpf(gold_value.numerator) / gold_value.denominator)) > 2:
+            return False
+        value = Fraction(mpmath.nstr(value, 40))
     if given is None or given[2] > gold_digits:
         return abs(value - gold_value) <= gold_unit / 2
     if given[2] < gold_digits and given[2] >= 3 and scientific:

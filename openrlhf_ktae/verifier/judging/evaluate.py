@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from typing import Any
 
 import mpmath
@@ -19,6 +18,7 @@ from .exact import MAX_BITS, STEPS, TooLargeError, UndefinedError, UnknownSymbol
 
 MAX_LOG2 = 1e9  # of a number: beyond this even its exponent gets long
 MAX_GAMMA = 1e8  # argument of a factorial
+MAX_DEGREE_BITS = 64  # of the degree of a root, to know whether it is odd
 MAX_ANGLE = 1e30  # of a sine: it costs as many digits
 MAX_TERMS = 2000  # of a sum or product
 TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
@@ -49,9 +49,7 @@ class Evaluator:
                 value = self._value(node)
             except (ZeroDivisionError, ValueError, OverflowError, mpmath.libmp.NoConvergence, TypeError) as error:
                 raise UndefinedError from error
-            if isinstance(value, mpmath.mpc) and abs(value.imag) <= abs(value.real) * mpmath.mpf(2) ** (
-                26 - self.bits
-            ):
+            if isinstance(value, mpmath.mpc) and abs(value.imag) <= abs(value.real) * mpmath.mpf(2) ** (26 - self.bits):
                 value = value.real
             if not mpmath.isfinite(value):
                 raise UndefinedError
@@ -160,7 +158,10 @@ class Evaluator:
         values = [self._value(argument) for argument in node[2:]]
         name = node[1]
         if name in TRIGONOMETRIC or name in EXPONENTIAL:
-            if abs(values[0]) > (MAX_ANGLE if name in TRIGONOMETRIC else MAX_LOG2) or abs(mpmath.im(values[0])) > MAX_LOG2:
+            if (
+                abs(values[0]) > (MAX_ANGLE if name in TRIGONOMETRIC else MAX_LOG2)
+                or abs(mpmath.im(values[0])) > MAX_LOG2
+            ):
                 raise TooLargeError
             self._lose(values[0])
         if name in ("factorial", "binom") and any(abs(value) > MAX_GAMMA for value in values):
@@ -168,6 +169,9 @@ class Evaluator:
         if name in LOGARITHMIC and any(value == 0 for value in values):
             raise UndefinedError
         return _FUNCTIONS[name](*values)
+
+    def _both_signs(self, node: Node) -> Any:
+        raise UnknownSymbolError("pm")
 
     _METHODS: Mapping[str, Callable[[Evaluator, Node], Any]] = {
         "num": _num,
@@ -177,6 +181,7 @@ class Evaluator:
         "mul": _mul,
         "div": _div,
         "neg": _neg,
+        "pm": _both_signs,
         "deg": _deg,
         "pct": _pct,
         "based": _numeral,
@@ -190,7 +195,7 @@ class Evaluator:
 
 def _real_root(value: Any, degree: Any) -> Any:
     """The real root of a negative number where the degree is odd, as in school."""
-    whole = mpmath.re(degree) == degree and degree == int(mpmath.re(degree))
+    whole = mpmath.im(degree) == 0 and mpmath.mag(degree) < MAX_DEGREE_BITS and mpmath.isint(degree)
     if whole and int(degree) % 2 and mpmath.im(value) == 0 and mpmath.re(value) < 0:
         return -mpmath.root(-mpmath.re(value), int(degree))
     if value == 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -35,7 +35,8 @@ PARAMETERS = frozenset("k n m l t j".split())
 PIECES = frozenset({"abs", "floor", "ceil", "max", "min", "gcd", "lcm", "sqrt", "root"})
 OF_INTEGERS = frozenset({"floor", "ceil", "factorial", "binom", "gcd", "lcm", "sin", "cos", "tan"})
 Point = dict[str, Any]
-Renames = tuple[dict[str, str], ...]
+Renames = Mapping[str, str]  # what the answer calls its arguments -> what the gold calls them
+NO_RENAMES: Renames = {}
 ZERO: Node = ("num", Fraction(0), "")
 
 
@@ -60,10 +61,10 @@ def vanishes(gold: Node, answer: Node, point: Point, bits: int = BITS, complex_w
         return bool(difference == 0 or mpmath.mag(difference) <= largest - bits + MARGIN_BITS + lost)
 
 
-def same_function(gold: Node, answer: Node, renames: Renames = ()) -> bool:
+def same_function(gold: Node, answer: Node, renames: Renames = NO_RENAMES) -> bool:
     """Equality at the test points, under the names that the answer may use."""
-    for left, right in _notations(gold, answer):
-        for names in [{}, *renames, *_renames(left, right)]:
+    for left, right in _notations(gold, renamed(answer, renames)):
+        for names in [{}, *_renames(left, right)]:
             if _agree(left, renamed(right, names)):
                 return True
     return False
@@ -117,8 +118,14 @@ def _arbitrary(gold: Node) -> frozenset[str]:
     if not VARIABLES & set(used):
         return frozenset()
     found = {name for name in _coefficients(gold, False) if used.count(name) == 1}
-    capitals = found & {"A", "B", "C", "D"}
-    return frozenset(found if capitals or not {"a", "b"} & set(used) else ())
+    if not any(p[0] == "app" or (p[0] == "pow" and free_symbols(p[2])) or p[:2] == ("fn", "exp") for p in walk(gold)):
+        found -= {"c"} if ("sym", "c") not in _terms(gold) or {"a", "b"} & set(used) else set()
+    return frozenset(found)
+
+
+def _terms(node: Node) -> list[Node]:
+    """The terms of a sum."""
+    return [*_terms(node[1]), *_terms(node[2])] if node[0] in ("add", "pm") else [node]
 
 
 def _coefficients(node: Node, in_sum: bool) -> set[str]:
@@ -129,7 +136,7 @@ def _coefficients(node: Node, in_sum: bool) -> set[str]:
         return set().union(*(_coefficients(part, in_sum) for part in node[1:]))
     if node[0] == "div":
         return _coefficients(node[1], in_sum)
-    return {node[1]} if in_sum and node[0] == "sym" and node[1] in ARBITRARY else set()
+    return {node[1]} if node[0] == "sym" and node[1] in (ARBITRARY if in_sum else CONSTANTS) else set()
 
 
 def _is_period(gold: Node, name: str) -> bool:
@@ -276,14 +283,14 @@ def _positive_letters(gold: Node) -> frozenset[str]:
     return frozenset(found)
 
 
-def same_equation(gold: Node, answer: Node, renames: Renames = (), positive: bool = False) -> bool:
+def same_equation(gold: Node, answer: Node, renames: Renames = NO_RENAMES, positive: bool = False) -> bool:
     """`gold = 0` and `answer = 0` are the same equation: one is a multiple of the other.
 
     The multiple is a number, which must be positive with `positive` (for inequalities); in a differential equation it
     may also depend on the parameters, but not on the unknown functions.
     """
-    for left, right in _notations(gold, answer):
-        for names in [{}, *renames, *_renames(left, right)]:
+    for left, right in _notations(gold, renamed(answer, renames)):
+        for names in [{}, *_renames(left, right)]:
             other = renamed(right, names)
             if free_symbols(other) == free_symbols(left) and _are_multiples(left, other, positive):
                 return True

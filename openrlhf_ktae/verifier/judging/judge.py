@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 
 from ..quick import SAME_TEXT, squeeze
 from ..reading.clean import clean
 from ..reading.lexer import ReadError, has_comma_groups
-from ..reading.parser import read
-from ..reading.values import Scalar, Value
+from ..reading.parser import read, read_clock
+from ..reading.values import Name, Relation, Scalar, Text, Value
 from ..verdict import CORRECT, UNKNOWN, WRONG, Verdict
 from .choices import same_choice
 from .compare import same
@@ -21,6 +22,7 @@ SAME_VALUE, DIFFERENT_VALUE = Verdict(CORRECT, "same value"), Verdict(WRONG, "di
 SAME_CHOICE, DIFFERENT_CHOICE = Verdict(CORRECT, "same choice"), Verdict(WRONG, "different choice")
 UNREADABLE = Verdict(WRONG, "answer unreadable")
 _LABELLED_POINT = re.compile(r"[A-Z]'?(?:_\{?\w\}?)?\s*(\(([^()=]*),([^()=]*)\))")  # P(1, -2)
+_STYLED = re.compile(r"\\(?:text|textbf|mathrm|texttt|mbox)\{([^{}]*)\}")
 _OR = re.compile(r"\\text\s*\{\s*or\s*\}|\sor\s")
 _LIMIT = re.compile(
     r"\\(?:lim|sup|inf|int|iint|oint|max|min|limsup|liminf)(?![a-zA-Z])[^=]*(?:\{[^{}]*=[^{}]*\}[^=]*)?=([^=]*)"
@@ -57,7 +59,7 @@ def judge(golds: Sequence[str], answer: str) -> Verdict:
 
 def judge_one(gold: str, answer: str) -> Verdict:
     """The verdict on one cleaned answer against one cleaned gold."""
-    if squeeze(gold) == squeeze(answer):
+    if _bare(gold) == _bare(answer):
         return SAME_TEXT
     choice = same_choice(gold, answer)
     if choice is not None:
@@ -80,7 +82,15 @@ def readings(text: str) -> tuple[Value, ...]:
     found: list[Value] = []
     point = _LABELLED_POINT.fullmatch(text)
     if point is not None:
-        return readings(point[1]) + (readings(f"\\binom{{{point[2]}}}{{{point[3]}}}") if text[0] == "C" else ())
+        name, pairs = Name(text[: point.start(1)].strip()), readings(point[1])
+        named = tuple(Relation((Text(name.base), pair), ("=",), (name, None)) for pair in pairs)
+        return named + (readings(f"\\binom{{{point[2]}}}{{{point[3]}}}") if text[0] == "C" else ())
+    clock = read_clock(text)
+    if clock is not None:
+        found.append(clock)
+        hours, minutes = divmod(clock.seconds // 60, 60)
+        if clock.half or math.gcd(hours, minutes) > 1:  # else it may be a ratio in lowest terms
+            return (clock,)
     limit = _LIMIT.fullmatch(text)
     if limit is not None:
         return readings(limit[1])
@@ -113,6 +123,13 @@ def _restated(golds: Sequence[Value], answer: str) -> bool:
     if len(forms) != 2 or "," in answer or not all(isinstance(gold, Scalar) for gold in golds):
         return False
     return all(form.strip() and _agree(golds, readings(form.strip())) for form in forms)
+
+
+def _bare(cleaned: str) -> str:
+    r"""The text without what never matters, out of a `\text{}` around all of it."""
+    text = squeeze(cleaned)
+    styled = _STYLED.fullmatch(text)
+    return styled[1].strip("\x00") if styled else text
 
 
 def _is_prose(gold: str) -> bool:

@@ -5,12 +5,19 @@ Each function takes `same`, the comparison of values in general, because sides m
 
 from __future__ import annotations
 
-from ..reading.nodes import free_symbols, walk
+from fractions import Fraction
+
+import mpmath
+
 from ..reading.names import argument_renames, conflict
-from ..reading.values import Group, Node, Relation, Scalar, Value
-from .functions import Renames, same_equation
+from ..reading.nodes import free_symbols, replaced, walk
+from ..reading.values import Group, Node, Relation, Scalar, Text, Value
+from .constants import decimal_literal
+from .evaluate import Evaluator
+from .exact import exact
+from .functions import NO_RENAMES, Renames, same_equation
 from .sets import is_set, same_set
-from .structures import Compare,  same_sets
+from .structures import Compare, same_sets
 
 QUANTITIES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "abs", "max", "min", "gcd", "lcm"})
 EQUALITIES = frozenset({"=", "=mod"})
@@ -34,6 +41,8 @@ def same_relation(gold: Value, answer: Value, renames: Renames, same: Compare) -
             return same(gold, answer.sides[1], renames)
         return same_sets(gold, answer, same)
     assert isinstance(gold, Relation)
+    if isinstance(gold.sides[0], Text) and gold.names[0] and not gold.names[0].words:
+        return False  # R(3,4) and N(0,1) may be more than a labelled point
     if set(gold.operators) <= EQUALITIES | {"~="}:
         sides = _values_of(gold)
         return same(sides[-1], answer, renames) if len(sides) < len(gold.sides) else False
@@ -57,7 +66,12 @@ def _values_of(relation: Relation, quantities: bool = False) -> list[Value]:
 
     With `quantities`, `a + b = 5` states 5 as well.
     """
-    first_is_name = relation.names[0] is not None
+    name = relation.names[0]
+    first_is_name = name is not None
+    if name and "," in name.base and not isinstance(relation.sides[-1], Group):
+        return []
+    if all(name is not None and len(name.base) > 1 and name.base.isalpha() for name in relation.names):
+        return list(relation.sides)  # MR = MC: a law, not the value of one of them
     if first_is_name or (
         quantities and _is_quantity(relation.sides[0]) and not any(map(_symbolic, relation.sides[1:]))
     ):
@@ -79,12 +93,13 @@ def _is_quantity(value: Value) -> bool:
     """
     if not isinstance(value, Scalar):
         return False
-    bases = [part for part in walk(value.node) if part[0] in ("sym", "app", "num", "fn")]
-    if any(part[0] == "num" and part not in _exponents(value.node) for part in bases):
+    atomic = replaced(value.node, lambda part: ("sym", repr(part)) if part[0] == "app" else None)
+    bases = [part for part in walk(atomic) if part[0] in ("sym", "num", "fn")]
+    if any(part[0] == "num" and part not in _exponents(atomic) for part in bases):
         return False
     if any(part[0] == "fn" and part[1] in QUANTITIES for part in bases) and _symbolic(value):
         return True
-    return len({part for part in bases if part[0] in ("sym", "app")}) > 1
+    return len({part for part in bases if part[0] == "sym"}) > 1
 
 
 def _exponents(node: Node) -> list[Node]:
@@ -103,6 +118,8 @@ def _same_approximation(gold: Value, answer: Relation, renames: Renames, same: C
         for index, side in enumerate(answer.sides)
         if side in sides and (index == 0 or answer.operators[index - 1] == "=")
     ] or sides[:1]
+    if not _rounds(exact_sides[-1], sides[-1]):
+        return False
     if all(same(gold, side, renames) for side in exact_sides):
         return True
     if isinstance(gold, Scalar) and gold.node[0] == "num" and "." in gold.node[2]:
@@ -110,8 +127,24 @@ def _same_approximation(gold: Value, answer: Relation, renames: Renames, same: C
     return False
 
 
+def _rounds(exact_side: Value, rounded: Value) -> bool:
+    """Whether `a \\approx b` holds: b is a number within one unit of its last digit of a."""
+    if not isinstance(exact_side, Scalar) or not isinstance(rounded, Scalar) or exact_side is rounded:
+        return exact_side is rounded
+    if _symbolic(exact_side):
+        return True
+    value, digits = Evaluator(200)(exact_side.node), exact(rounded.node)
+    if digits is None or mpmath.im(value) != 0:
+        return False
+    literal = decimal_literal(rounded.node)
+    unit = literal[1] if literal is not None else Fraction(1)
+    return bool(abs(mpmath.re(value) - mpmath.mpf(digits.numerator) / digits.denominator) < float(unit))
+
+
 def _same_relations(gold: Relation, answer: Relation, renames: Renames, same: Compare) -> bool:
     if gold.operators == answer.operators == ("in",):
+        if gold.names[0] and answer.names[0] and conflict(gold.names[0], answer.names[0]):
+            return False
         return same(gold.sides[1], answer.sides[1], renames)
     equalities = set(gold.operators) <= EQUALITIES, set(answer.operators) <= EQUALITIES | {"~="}
     if not any(equalities):
@@ -120,11 +153,11 @@ def _same_relations(gold: Relation, answer: Relation, renames: Renames, same: Co
         return same_sets(gold, answer, same) if is_set(gold) and is_set(answer) else False
     g, a = gold.names[0], answer.names[0]
     if g is not None and a is not None and not conflict(g, a):
-        renames = (*renames, *argument_renames(g, a))
+        renames = {**renames, **argument_renames(g, a)}
         if all(same(_values_of(gold)[-1], side, renames) for side in _values_of(answer)):
             return True
     if len(gold.sides) == 2 and len(answer.sides) == 2:
-        if same(gold.sides[0], answer.sides[1], ()) and same(gold.sides[1], answer.sides[0], ()):
+        if same(gold.sides[0], answer.sides[1], NO_RENAMES) and same(gold.sides[1], answer.sides[0], NO_RENAMES):
             return True
         return _same_equations(gold, answer, renames, positive=False)
     return False

@@ -5,25 +5,24 @@ from __future__ import annotations
 from fractions import Fraction
 
 from ..reading.nodes import common_logarithms, free_symbols, walk
-from ..reading.units import DEGREE, PERCENT, RADIAN_FACTOR
+from ..reading.units import DEGREE, PERCENT, RADIAN_FACTOR, same_label
 from ..reading.values import Node, Scalar, Unit
 from .constants import same_constant
-from .functions import Renames, same_function
+from .functions import NO_RENAMES, Renames, same_function
 
 
-
-def same_scalar(gold: Scalar, answer: Scalar, renames: Renames = ()) -> bool:
+def same_scalar(gold: Scalar, answer: Scalar, renames: Renames = NO_RENAMES) -> bool:
     """Equality of value after units: a unit on one side alone may be left out, two different ones are converted."""
     gold, answer = _letter_as_unit(gold, answer.unit), _letter_as_unit(answer, gold.unit)
     return any(same_node(gold.node, answer.node, renames, scale) for scale in _scales(gold, answer))
 
 
 def _letter_as_unit(value: Scalar, other: Unit | None) -> Scalar:
-    """`20m` where the other side says `20 \\text{ m}`."""
-    node = value.node
-    if value.unit is None and other is not None and node[0] == "mul" and node[2] == ("sym", other.label):
-        return Scalar(node[1], other)
-    return value
+    """`20m`, `3mg` where the other side says `20 \\text{ m}`, `3 \\text{ mg}`."""
+    node, letters = value.node, "" if other is None else other.label
+    while letters and value.unit is None and node[0] == "mul" and node[2] == ("sym", letters[-1]):
+        node, letters = node[1], letters[:-1]
+    return Scalar(node, other) if other is not None and not letters and other.label else value
 
 
 def _scales(gold: Scalar, answer: Scalar) -> list[Node | Fraction]:
@@ -38,7 +37,7 @@ def _scales(gold: Scalar, answer: Scalar) -> list[Node | Fraction]:
     if unit == PERCENT:
         if a is None:
             return [one, Fraction(100)]
-        return [Fraction(1, 100), one] if _above_one(gold.node) else [Fraction(1, 100)]
+        return [Fraction(1, 100), one] if _may_be_percentage(gold.node) else [Fraction(1, 100)]
     if unit == DEGREE:
         to_degrees: Node = ("div", ("num", Fraction(180), ""), ("const", "pi"))
         to_radians: Node = ("div", ("const", "pi"), ("num", Fraction(180), ""))
@@ -48,7 +47,7 @@ def _scales(gold: Scalar, answer: Scalar) -> list[Node | Fraction]:
 
 def _conversion(gold: Unit, answer: Unit) -> list[Node | Fraction]:
     if gold.factor is None or answer.factor is None:
-        return [Fraction(1)]
+        return [Fraction(1)] if same_label(gold, answer) else []
     if gold.dimensions != answer.dimensions:
         return []
     radians = [unit.factor == RADIAN_FACTOR for unit in (gold, answer)]
@@ -60,19 +59,16 @@ def _conversion(gold: Unit, answer: Unit) -> list[Node | Fraction]:
     return [answer.factor / gold.factor]
 
 
-def _above_one(node: Node) -> bool:
-    return (
-        not free_symbols(node)
-        and same_constant(("fn", "max", node, ("num", Fraction(1), "")), node)
-        and not same_constant(("num", Fraction(1), ""), node)
-    )
+def _may_be_percentage(node: Node) -> bool:
+    """A gold without a sign that may stand for a percentage: a whole number or decimal above 1, written out."""
+    return node[0] == "num" and bool(node[2]) and node[1] > 1
 
 
-def same_node(gold: Node, answer: Node, renames: Renames = (), scale: Node | Fraction = Fraction(1)) -> bool:
+def same_node(gold: Node, answer: Node, renames: Renames = NO_RENAMES, scale: Node | Fraction = Fraction(1)) -> bool:
     """Equality of two expressions; `scale` multiplies the answer."""
     if isinstance(scale, tuple):
         answer, scale = ("mul", answer, scale), Fraction(1)
-    if gold == answer and scale == 1:
+    if gold == answer and scale == 1 and not renames:
         return True
     special = _same_special(gold, answer)
     if special is not None:
@@ -94,6 +90,9 @@ def _same_expression(gold: Node, answer: Node, renames: Renames, scale: Fraction
 
 def _same_special(gold: Node, answer: Node) -> bool | None:
     """Infinity, numerals with a base, letters that are constants; None for ordinary expressions."""
+    runs = [capitals(node) for node in (gold, answer)]
+    if len(runs[0]) > 2 and len(runs[1]) > 2:
+        return runs[0] == runs[1]  # ABC is a name; its letters keep their order
     infinite = [_infinity(node) for node in (gold, answer)]
     if any(infinite):
         return infinite[0] == infinite[1]
@@ -111,3 +110,12 @@ def _infinity(node: Node) -> int:
     if node[0] == "neg":
         return -_infinity(node[1])
     return 0
+
+
+def capitals(node: Node) -> str:
+    """The letters of a product of capital letters; empty for other expressions."""
+    if node[0] == "sym" and len(node[1]) == 1 and node[1].isupper():
+        return str(node[1])
+    if node[0] == "mul" and capitals(node[1]) and capitals(node[2]):
+        return capitals(node[1]) + capitals(node[2])
+    return ""

@@ -7,7 +7,7 @@ all gaps between neighbouring ends and beyond the outermost ones.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,8 @@ def is_set(value: Value) -> bool:
     if isinstance(value, (SetOperation, NumberSet)):
         return True
     if isinstance(value, Group):
-        return value.brackets in ("(]", "[)") or (value.brackets == "" and all(is_set(item) for item in value.items))
+        listed = value.brackets in ("", "and", "or")
+        return value.brackets in ("(]", "[)") or (listed and all(is_set(item) for item in value.items))
     if isinstance(value, Relation):
         return bool(set(value.operators) & {"<", ">", "<=", ">=", "!=", "in"})
     return value == Text("all reals")
@@ -53,23 +54,35 @@ def is_set(value: Value) -> bool:
 
 def same_set(gold: Value, answer: Value) -> bool | None:
     """True or False for sets with numeric ends, None where one of them is something else."""
-    gold_set = real_set(gold)
-    if gold_set is None:
+    gold_set, answer_set = real_set(gold), real_set(answer)
+    if gold_set is None or answer_set is None:
         return None
-    for candidate in (real_set(answer), real_set(answer, intersect=True)):
-        if candidate is not None and _agree(gold_set, candidate):
-            return True
-    return None if candidate is None else False
+    letters = [_letters(value) for value in (gold, answer)]
+    if all(letters) and letters[0] != letters[1]:
+        return False
+    return all(
+        gold_set.contains(probe) == answer_set.contains(probe) for probe in _probes(gold_set.ends + answer_set.ends)
+    )
 
 
-def _agree(first: RealSet, second: RealSet) -> bool:
-    ends = _distinct([*first.ends, *second.ends])
-    probes = list(ends)
-    if ends:
-        probes += [(a + b) / 2 for a, b in itertools.pairwise(ends)] + [ends[0] - 1, ends[-1] + 1]
-    else:
-        probes = [mpmath.mpf(0)]
-    return all(first.contains(probe) == second.contains(probe) for probe in probes)
+def _letters(value: Value) -> frozenset[Node]:
+    """The unknowns of inequalities."""
+    if isinstance(value, Group):
+        return frozenset().union(*map(_letters, value.items))
+    if not isinstance(value, Relation):
+        return frozenset()
+    return frozenset(
+        ("sym", name) for side in value.sides if isinstance(side, Scalar) for name in free_symbols(side.node)
+    )
+
+
+def _probes(ends: Iterable[Any]) -> list[Any]:
+    """Numbers that tell two sets with these ends apart: the ends, one in each gap, one beyond either side."""
+    distinct = _distinct(list(ends))
+    if not distinct:
+        return [mpmath.mpf(0)]
+    between = [(a + b) / 2 for a, b in itertools.pairwise(distinct)]
+    return [*distinct, *between, distinct[0] - 1, distinct[-1] + 1]
 
 
 def _distinct(ends: list[Any]) -> list[Any]:
@@ -84,17 +97,17 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(abs(a - b) <= max(abs(a), abs(b)) * mpmath.mpf(10) ** -30)
 
 
-def real_set(value: Value, intersect: bool = False) -> RealSet | None:
-    """The set that a value describes, or None. `intersect` reads a bare list of conditions as `and`."""
+def real_set(value: Value) -> RealSet | None:
+    """The set that a value describes, or None."""
     try:
         with mpmath.workprec(BITS):
-            found = _read(value, intersect)
+            found = _read(value)
     except (TooLargeError, UndefinedError, UnknownSymbolError):
         return None
     return found if found is not None and len(found.ends) <= MAX_ENDS else None
 
 
-def _read(value: Value, intersect: bool) -> RealSet | None:
+def _read(value: Value) -> RealSet | None:
     if isinstance(value, NumberSet):
         if value.letter in HALF_LINES:
             return _bound(HALF_LINES[value.letter], mpmath.mpf(0))
@@ -106,16 +119,16 @@ def _read(value: Value, intersect: bool) -> RealSet | None:
         member = known.get(value.phrase)
         return None if member is None else RealSet(lambda _: member, ())
     if isinstance(value, SetOperation):
-        return _operation(value, intersect)
+        return _operation(value)
     if isinstance(value, Group):
-        return _group(value, intersect)
+        return _group(value)
     if isinstance(value, Relation):
-        return _relation(value, intersect)
+        return _relation(value)
     return None
 
 
-def _operation(value: SetOperation, intersect: bool) -> RealSet | None:
-    left, right = _read(_as_set(value.left), intersect), _read(_as_set(value.right), intersect)
+def _operation(value: SetOperation) -> RealSet | None:
+    left, right = _read(_as_set(value.left)), _read(_as_set(value.right))
     if left is None or right is None:
         return None
     a, b = left.contains, right.contains
@@ -131,25 +144,40 @@ def _as_set(value: Value) -> Value:
     return Group("{}", (value,)) if isinstance(value, Scalar) else value
 
 
-def _group(value: Group, intersect: bool) -> RealSet | None:
+def _group(value: Group) -> RealSet | None:
     if value.brackets in INTERVALS and len(value.items) == 2:
         low, high = (_end(item) for item in value.items)
+        if not (low < high or (low == high and value.brackets == "[]")):
+            return None  # a point, or a slip
         return _interval(low, high, value.brackets[0] == "[", value.brackets[1] == "]")
     if value.brackets == "{}" and all(isinstance(item, Scalar) for item in value.items):
         points = tuple(_end(item) for item in value.items)
         if not all(mpmath.isfinite(point) for point in points):
             return None
         return RealSet(lambda x: any(_equal(x, point) for point in points), points)
-    if value.brackets == "":
-        parts = [_read(_as_set(item), intersect) for item in value.items]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        join = all if intersect else any
-        return RealSet(
-            lambda x: join(part.contains(x) for part in known), tuple(end for part in known for end in part.ends)
-        )
+    if value.brackets in ("", "and", "or"):
+        return _joined(value)
     return None
+
+
+def _joined(value: Group) -> RealSet | None:
+    """Sets and inequalities of one letter: what is listed is a union, except where the words or the sense say `and`.
+
+    `x > 1, x < 5` would be all numbers as a union, and `x < 1 and x > 3` none as an intersection.
+    """
+    parts = [_read(_as_set(item)) for item in value.items]
+    letters = _letters(value)
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or len(letters) > 1:
+        return None
+    ends = tuple(end for part in known for end in part.ends)
+    union = RealSet(lambda x: any(part.contains(x) for part in known), ends)
+    meet = RealSet(lambda x: all(part.contains(x) for part in known), ends)
+    if value.brackets == "or" or not letters:
+        return union
+    if value.brackets == "and":
+        return meet if any(map(meet.contains, _probes(ends))) else union
+    return meet if all(map(union.contains, _probes(ends))) else union
 
 
 def _interval(low: Any, high: Any, low_closed: bool, high_closed: bool) -> RealSet:
@@ -180,10 +208,10 @@ def _number(node: Node) -> Any:
     return mpmath.re(value)
 
 
-def _relation(value: Relation, intersect: bool) -> RealSet | None:
+def _relation(value: Relation) -> RealSet | None:
     r"""`x > 3`, `-2 \le x \le 7`, `x \ne 0`, `x \in S`, `3 < x`."""
     if value.operators == ("in",) and value.names[0] is not None:
-        return _read(_as_set(value.sides[1]), intersect)
+        return _read(_as_set(value.sides[1]))
     if not all(isinstance(side, Scalar) for side in value.sides):
         return None
     variables = [index for index, side in enumerate(value.sides) if side.node[0] in ("sym", "app")]

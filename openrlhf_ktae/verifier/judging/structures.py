@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from ..reading.nodes import free_symbols, replaced
 from ..reading.values import Group, Matrix, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
 from .exact import exact
-from .functions import Renames
+from .functions import NO_RENAMES, Renames
 from .sets import same_set
 
 MAX_ITEMS = 300
@@ -32,18 +32,40 @@ def same_groups(gold: Value, answer: Value, renames: Renames, same: Compare) -> 
         return _same_ratio(gold, answer, renames, same)
     if kinds == {"mod"}:
         return _same_residue(gold, answer)
+    if kinds == {"cases"}:
+        return match(gold.items, answer.items, lambda g, a: same(g, a, renames))
+    if len(_bound_names(answer)) > len(_bound_names(gold)) > 0:
+        return False  # f(x) beside f(z): the gold has one name for the argument
+    if kinds <= {"", "()"} and len(kinds) == 2:
+        gold, answer = (_in_order(value) if value.brackets == "" else value for value in (gold, answer))
     if kinds == {""} and _named_apart(gold) and not any(isinstance(item, Relation) for item in answer.items):
         return all(same(g, a, renames) for g, a in zip(gold.items, answer.items, strict=True))
-    if kinds <= {"", "{}"}:
+    if kinds <= {"", "{}"} or (kinds <= {"", "and", "or"} and kinds != {"and", "or"}):
         return match(gold.items, answer.items, lambda g, a: same(g, a, renames))
     if kinds in ({"()"}, {"", "()"}, {"[]"}) or (len(kinds) == 1 and gold.brackets == answer.brackets):
         return all(same(g, a, renames) for g, a in zip(gold.items, answer.items, strict=True))
     return False
 
 
+def _bound_names(group: Group) -> set[str]:
+    """The letters that definitions such as `f(x) = 2x` use for their arguments."""
+    names = [item.names[0] for item in group.items if isinstance(item, Relation) and item.names[0]]
+    return {argument[1] for name in names for argument in name.arguments if argument[0] == "sym"}
+
+
+def _in_order(group: Group) -> Group:
+    """`y = 2, x = 1` by name, as the tuple (x, y) has them."""
+    if not _named_apart(group) or not all(len(item.names[0].base) == 1 for item in group.items):
+        return group
+    return Group("", tuple(sorted(group.items, key=lambda item: (item.names[0].base, item.names[0].label))))
+
+
 def _named_apart(group: Group) -> bool:
     """`a = 1, b = 2`: the values of different things, whose order matters where the names are left out."""
-    names = [item.names[0].base if isinstance(item, Relation) and item.names[0] else "" for item in group.items]
+    names = [
+        (item.names[0].base, item.names[0].label) if isinstance(item, Relation) and item.names[0] else ""
+        for item in group.items
+    ]
     return all(names) and len(set(names)) == len(names)
 
 
@@ -146,12 +168,12 @@ def same_sets(gold: Value, answer: Value, same: Compare) -> bool:
         return verdict
     gold, answer = _as_interval(gold), _as_interval(answer)
     if isinstance(gold, SetOperation) and isinstance(answer, SetOperation) and gold.operator == answer.operator:
-        if same(gold.left, answer.left, ()) and same(gold.right, answer.right, ()):
+        if same(gold.left, answer.left, NO_RENAMES) and same(gold.right, answer.right, NO_RENAMES):
             return True
-        crossed = same(gold.left, answer.right, ()) and same(gold.right, answer.left, ())
+        crossed = same(gold.left, answer.right, NO_RENAMES) and same(gold.right, answer.left, NO_RENAMES)
         return crossed and gold.operator != "setminus"
     if isinstance(gold, Group) and isinstance(answer, Group) and gold.brackets == answer.brackets:
-        return same_groups(gold, answer, (), same)
+        return same_groups(gold, answer, NO_RENAMES, same)
     empty = (NumberSet("0"), Text("no solution"))
     if gold in empty or answer in empty:
         return gold in empty and answer in empty

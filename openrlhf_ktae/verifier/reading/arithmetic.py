@@ -10,8 +10,8 @@ from typing import Any
 
 from .cursor import Cursor
 from .lexer import ReadError
-from .notation import CLOSING_COMMANDS, SYMBOLS, TEMPERATURES
-from .values import Group, Matrix, Node, Scalar, Value
+from .notation import CLOSING_COMMANDS, RELATIONS, SYMBOLS, TEMPERATURES
+from .values import Group, Matrix, Name, Node, Relation, Scalar, Value
 
 MAX_DIGITS = 4000  # of one literal; Python converts no more than 4,300 digits by default
 MAX_EXPONENT = 5000  # of e-notation
@@ -19,6 +19,8 @@ MAX_TERMS = 400  # of one sum or product: the tree is as deep as they are many
 OPENING = frozenset({"(", "[", "{", "\\{"})
 MAX_ARGUMENT_TOKENS = 40  # of the bracket behind a letter
 APPLIED = frozenset({"f", "F", "zeta", "Gamma"})  # letters that are never a factor before a bracket
+PROBABILITIES = frozenset({"P", "Pr", "E"})
+EVENT_MARKS = RELATIONS | {"|", "cap", "cup"}
 ZERO: Node = ("num", Fraction(0), "")
 MINUS_ONE: Node = ("neg", ("num", Fraction(1), "1"))
 
@@ -129,7 +131,7 @@ class Arithmetic(Cursor):
             divisor = ("mul", divisor, self.node(self.power()))
         return divisor
 
-    def juxtapose(self, left: Node) -> Node:
+    def juxtapose(self, left: Node) -> Any:
         """Two factors side by side: a product, unless they are a whole number and a proper fraction."""
         after_number = self.tokens[self.position - 1][0] == "num"
         mixed = after_number and _is_whole(left)
@@ -142,7 +144,10 @@ class Arithmetic(Cursor):
             self.position += 3
         else:
             mixed = mixed and self.peek() == ("cmd", "frac")
-            right = self.node(self.power())
+            structure = self.power()
+            if isinstance(structure, Group) and structure.brackets in ("(]", "[)") and left[0] == "sym":
+                return Relation((Scalar(left), structure), ("in",), (Name(left[1]), None))
+            right = self.node(structure)
         if mixed and right[0] in ("deg", "pct") and _is_proper(right[1]):
             return (right[0], _mixed(left, right[1]))
         return _mixed(left, right) if mixed and _is_proper(right) else ("mul", left, right)
@@ -237,6 +242,9 @@ class Arithmetic(Cursor):
 
     def application(self, function: Node) -> Node | None:
         """`y(t)`, `I(0)`, `u(x, y)`: a letter before brackets that hold letters or numbers, any expressions for `f`."""
+        event = self._event() if function[1] in PROBABILITIES else None
+        if event is not None:
+            return ("app", function[1], event)
         if self.peek() != ("op", "(") or not (function[1] in APPLIED or self._simple_arguments()):
             return None
         self.position += 1
@@ -246,9 +254,21 @@ class Arithmetic(Cursor):
         self.expect(")")
         return ("app", function[1], *arguments)
 
+    def _event(self) -> Node | None:
+        r"""What `P(X > 2)` and `\Pr[A \mid B]` are the probability of, as one symbol; None for other brackets."""
+        closer = {"(": ")", "[": "]"}.get(self.peek()[1])
+        values = [value for _, value in self.tokens[self.position : self.position + MAX_ARGUMENT_TOKENS]]
+        if closer is None or closer not in values:
+            return None
+        inside = values[1 : values.index(closer)]
+        if not any(value in EVENT_MARKS or (value.isalpha() and len(value) > 2) for value in inside):
+            return None
+        self.position += len(inside) + 2
+        return ("sym", " ".join(inside))
+
     def _simple_arguments(self) -> bool:
         """True if the bracket ahead holds single letters or numbers, the latter perhaps in brackets with a sign."""
-        wanted, depth, offset = True, 0, 0
+        wanted, depth, offset, several = True, 0, 0, False
         while offset < MAX_ARGUMENT_TOKENS:
             kind, value = self.peek(offset)
             offset += 1
@@ -258,10 +278,10 @@ class Arithmetic(Cursor):
                 depth -= 1
                 if depth == 0:
                     return True
-            elif value == "-" and wanted and depth > 1:
+            elif value in ("-", "+") and wanted and (depth > 1 or several):
                 continue
             elif kind == "op" and value == "," and not wanted:
-                wanted = True
+                wanted = several = True
             elif wanted and (kind in ("num", "sym") or (kind == "cmd" and value in SYMBOLS)):
                 wanted = False
             else:
@@ -307,17 +327,20 @@ def divided(above: Node, below: Node) -> Node:
     order = 1
     if top[0][0] == "pow" and top[0][2][0] == "num" and top[0][2][1] in (2, 3, 4):
         marks[0], order = top[0][1][:2], int(top[0][2][1])
-    if len(top) != 2 or marks[0] != marks[1] or marks[0] not in (("sym", "d"), ("sym", "partial")):
+    if (
+        len(top) != 2
+        or marks[0] not in (("sym", "d"), ("sym", "partial"))
+        or {p[:2] for p in bottom[::2]} != {marks[0]}
+    ):
         return ("div", above, below)
     variables: list[str] = []
-    for part in bottom[1:]:
+    for part in bottom[1::2]:
         times = 1
         if part[0] == "pow" and part[2][0] == "num":
             part, times = part[1], int(part[2][1])
-        if part[0] == "sym" and part[:2] != marks[0]:
-            variables += [part[1]] * min(times, 9)
+        variables += [part[1] if part[0] == "sym" else ""] * min(times, 9)
     name = top[1][1] if top[1][0] in ("sym", "app") else ""
-    if not name or len(variables) != order:
+    if not name or len(variables) != order or "" in variables or len(bottom) % 2:
         return ("div", above, below)
     partial = "∂" if marks[0][1] == "partial" else ""
     return ("sym", f"{name}{chr(39) * order}/{partial}{','.join(dict.fromkeys(variables))}")

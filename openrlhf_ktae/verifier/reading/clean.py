@@ -27,6 +27,7 @@ _CHARACTERS = {
     **dict.fromkeys("〈⟨", r"\langle "),
     **dict.fromkeys("〉⟩", r"\rangle "),
     **dict.fromkeys("，、", ","),
+    "。": ".",
     **dict.fromkeys("∖", r"\setminus "),
     **dict.fromkeys("“”„‟", '"'),
     "″": "''",
@@ -83,7 +84,7 @@ _TRANSLATION = {ord(key): value for key, value in _CHARACTERS.items()}
 
 _THOUSANDS = re.compile(r"(?<=\d)(?:,\s*\\!|\{\s*,\s*\}|\\[,;:!> ]|~)\s*(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile(r"(?<![\d.])\d{1,3}(?:'\d{3})+(?![\d'])")
-_BRACED_SIGN = re.compile(r"\{\s{0,4}([-:=+<>])\s{0,4}\}")
+_BRACED_SIGN = re.compile(r"(?:\\(?:text|mathrm)\s?)?\{\s{0,4}([-:=+<>])\s{0,4}\}")
 _SEPARATE_MATHS = re.compile(r"\$\s*([,;])\s*\$")
 _NEUTRAL = re.compile(
     r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathopen|mathclose|mathrel"
@@ -103,7 +104,7 @@ _BRACKETED_REMARK = re.compile(r"(?<=[\d} ])\s*\\(text|mathrm|mbox|textrm)\s*\{\
 _ONLY = re.compile(r"\\text\s*\{\s*(?:is the )?only(?: (?:solution|answer|value|one))?\s*\.?\s*\}\s*$")
 _NULL_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _COLOUR = re.compile(r"\\(?:text)?color(?:box)?\s*(?:\[[^\]]{0,20}\])?\s{0,9}\{[^{}]{0,40}\}")
-_DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],;!])")
+_DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],;!%])")
 
 
 _EATEN = re.compile(

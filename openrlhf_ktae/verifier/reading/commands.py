@@ -95,15 +95,17 @@ class Commands(Arithmetic):
         letter = value[1] if isinstance(value, tuple) and value[0] in ("sym", "const") else ""
         return ("sym", UNIT_VECTORS[letter]) if letter in UNIT_VECTORS else value
 
-    def _matrix(self, name: str) -> Matrix:
+    def _matrix(self, name: str) -> Matrix | Group:
         r"""`\begin{pmatrix} … \end{pmatrix}`; other environments are not read."""
         kind = self.skip_argument()
-        if kind not in MATRICES:
+        if kind not in MATRICES | {"cases"}:
             raise ReadError(kind)
         if kind == "array" and self.peek() == ("op", "{"):
             self.skip_argument()
         rows: list[list[Value]] = [[]]
         while True:
+            while kind == "cases" and self.peek()[1] in ("if", "when", "for", "where", ","):
+                self.position += 1
             value = self.item(("&",))
             if value is None:
                 raise ReadError("matrix entry")
@@ -117,6 +119,8 @@ class Commands(Arithmetic):
             raise ReadError("matrix is not closed")
         if len({len(row) for row in rows}) != 1:
             raise ReadError("ragged matrix")
+        if kind == "cases":
+            return Group("cases", tuple(Group("()", tuple(row)) for row in rows))
         return Matrix(tuple(tuple(row) for row in rows))
 
     _READERS = {  # noqa: RUF012 - a table of methods
@@ -163,6 +167,8 @@ class Commands(Arithmetic):
         return node if power is None else ("pow", node, power)
 
     def _list_function(self, name: str) -> Node:
+        if self.peek()[0] == "end" or self.peek() == ("op", "="):
+            return ("sym", name)
         group = self.atom()
         if not isinstance(group, Group) or not all(isinstance(item, Scalar) for item in group.items):
             raise ReadError(f"\\{name}")

@@ -16,6 +16,7 @@ class Cursor:
         self.position = 0
         self.depth = 0
         self.bars = 0  # open absolute value bars in the bracket that is being read
+        self.joint = ""  # the word between the values that were read last, where they are inequalities
         self.tight = tight_division
 
     def peek(self, offset: int = 0) -> Token:

@@ -13,7 +13,6 @@ _COMMANDS = SYMBOLS | ACCENTS | {"bold"}
 _DECORATION = ACCENTS | {"bold", "angle", "triangle", "square"}  # `m\\angle A` and A, `\\overline{AB}` and AB
 
 
-
 def read_name(tokens: list[Token], value: Value) -> Name | None:
     """The name that a side is, or None if it is an expression: `x`, `S_{ABC}`, `f(x)`, `|AB|`, `(x, y)`, `Area`."""
     if isinstance(value, Text):
@@ -28,7 +27,7 @@ def read_name(tokens: list[Token], value: Value) -> Name | None:
     letters: list[str] = []
     label, words, depth, in_subscript = "", False, 0, False
     for kind, text in tokens:
-        if kind == "num" and not in_subscript or kind == "op" and text not in _OPERATORS:
+        if (kind == "num" and not in_subscript) or (kind == "op" and text not in _OPERATORS):
             return None
         if kind == "cmd" and text not in _COMMANDS:
             return None
@@ -44,7 +43,7 @@ def read_name(tokens: list[Token], value: Value) -> Name | None:
     tuple_of_names = tokens[0] == ("op", "(") and ("op", ",") in tokens
     if len(letters) > 1 and letters[0] == "m" and ("cmd", "angle") in tokens:
         letters = letters[1:]
-    base = (",". join(letters) if tuple_of_names else " ".join(letters) if words else "".join(letters))
+    base = ",".join(letters) if tuple_of_names else " ".join(letters) if words else "".join(letters)
     return Name(base, label, words=words) if base else None
 
 
@@ -81,10 +80,7 @@ def conflict(gold: Name, answer: Name) -> bool:
     return not ("y" in (g, a) and bool(gold.arguments) != bool(answer.arguments))
 
 
-def argument_renames(gold: Name, answer: Name) -> tuple[dict[str, str], ...]:
+def argument_renames(gold: Name, answer: Name) -> dict[str, str]:
     """`f(z) = z` is `f(x) = x`: the answer's arguments under the gold's names."""
     pairs = {a[1]: g[1] for g, a in zip(gold.arguments, answer.arguments, strict=False) if g[0] == a[0] == "sym"}
-    changed = {a: g for a, g in pairs.items() if a != g}
-    return (changed,) if changed and len(set(pairs.values())) == len(pairs) else ()
-
-
+    return {a: g for a, g in pairs.items() if a != g} if len(set(pairs.values())) == len(pairs) else {}

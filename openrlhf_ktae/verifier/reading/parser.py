@@ -12,13 +12,28 @@ import re
 
 from .lexer import ReadError, Token, tokenise
 from .structure import Structure
-from .values import Scalar, Value
+from .values import Clock, Scalar, Value
 from .words import CHANGING, CONDITION_STARTS, CONNECTIVES, FILLERS, OPENERS, VERBS, is_word
 
 _PLAIN_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 _OUTWARD_INTERVAL = re.compile(r"^(?:\s*[a-z]\s*\\in)?\s*\]|\[\s*$")
 _ANY_INTERVAL = re.compile(r"([\[\]])([^\[\]]*,[^\[\]]*)([\[\]])")
 _NUMERAL = re.compile(r"\(?(?:\\(?:text|mathrm)\{)?([0-9A-Z]{1,60})\}?\)?_\{?(\d{1,2})\}?")  # 1A_{16}
+
+
+_CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
+_STYLED = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}|[{}]")
+
+
+def read_clock(text: str) -> Clock | None:
+    """A time of day such as `3:45`, `15:45`, `3:45 p.m.`; None for other texts."""
+    match = _CLOCK.fullmatch(_STYLED.sub(lambda m: m[1] or "", text).strip())
+    if match is None or int(match[1]) > 24:
+        return None
+    hour, half = int(match[1]), (match[4] or "").lower()
+    if half or hour > 12:
+        hour, half = hour % 12, half or "p"
+    return Clock(3600 * hour + 60 * int(match[2]) + int(match[3] or 0), half)
 
 
 def read(text: str, join_commas: bool = True, tight_division: bool = False) -> Value:

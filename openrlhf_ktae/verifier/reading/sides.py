@@ -17,6 +17,7 @@ from .words import (
     FILLERS,
     MULTIPLIERS,
     NUMBER_WORDS,
+    OPPOSITES,
     phrase,
     spoken_number,
 )
@@ -27,7 +28,7 @@ class Sides(Commands):
 
     def side(self) -> Value:
         """`[fillers] value [unit] [condition]`."""
-        while self.at_word() and self.peek()[1].lower() in FILLERS and not self._ends_side(1):
+        while self.at_word() and self._is_filler() and not self._ends_side(1):
             self.position += 1
             self.accept(":")
         self.accept("~=")
@@ -58,6 +59,13 @@ class Sides(Commands):
         if following is None or following.dimensions in ((), currency.dimensions):
             return currency
         return Unit((), None, f"{currency.label} {following.label}")
+
+    def _is_filler(self) -> bool:
+        """A word that says nothing of the value; the largest circle is not a circle."""
+        word, offset = self.peek()[1].lower(), 1
+        while self.peek(offset)[0] == "word":
+            offset += 1
+        return word in FILLERS and (word not in OPPOSITES or self.peek(offset) not in (("end", ""), ("op", ",")))
 
     def at_word(self) -> bool:
         """True before a word that is no connective."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from .arithmetic import divided
 from .lexer import ReadError
 from .names import read_name
 from .notation import BRACKET_PAIRS, PUNCTUATION, RELATIONS
 from .sides import Sides, only_condition, unpeel
-from .values import Group, NumberSet, Relation, Scalar, Text, Value
-from .words import CONNECTIVES, phrase
+from .values import Group, Name, NumberSet, Relation, Scalar, Text, Value
+from .words import CONNECTIVES, OPPOSITES, phrase
+
+INEQUALITIES = frozenset({"<", ">", "<=", ">=", "!="})
 
 
 class Structure(Sides):
@@ -20,20 +23,27 @@ class Structure(Sides):
         items = self.items(())
         if self.position < len(self.tokens):
             raise ReadError(f"unexpected {self.peek()[1]!r}")
-        return items[0] if len(items) == 1 else Group("", tuple(items))
+        return items[0] if len(items) == 1 else Group(self.joint, tuple(items))
 
     def items(self, closers: tuple[str, ...]) -> list[Value]:
-        """Values separated by commas, semicolons, `and`, `or`, up to a closer or the end."""
+        """Values separated by commas, semicolons, `and`, `or`, up to a closer or the end; `joint` says by which."""
         items: list[Value] = []
+        joints = set()
         while True:
             value = self.item(closers)
             if value is not None:
                 items.append(value)
+            before = self.position
             if not self._separator():
                 break
-        if not items:
+            joints |= {word.lower() for kind, word in self.tokens[before : self.position] if kind == "word"}
+        bounds = [item for item in items if isinstance(item, Relation) and INEQUALITIES & set(item.operators)]
+        unknowns = {side for item in bounds for side in item.sides}
+        stated = [item for item in items if (at := condition_on(item)) is None or at in unknowns] or items
+        if not stated:
             raise ReadError("empty")
-        return items
+        self.joint = "" if stated != bounds or not joints else "or" if "or" in joints else "and"
+        return stated
 
     def _separator(self) -> bool:
         """Take `,`, `;`, `and`, `or` or `, and`."""
@@ -49,7 +59,7 @@ class Structure(Sides):
         if kind == "op":
             return value in closers or value in (",", ";", "row")
         if kind == "cmd":
-            return value in ("end", "rangle")
+            return value in ("end", "rangle", "over", "choose")
         return kind == "end" or (kind == "word" and value.lower() in CONNECTIVES)
 
     def item(self, closers: tuple[str, ...]) -> Value | None:
@@ -60,7 +70,7 @@ class Structure(Sides):
             value = self.relation()
             if self._at_end_of_item(closers):
                 self.depth = depth
-                return None if is_condition(value) else value
+                return value
         except ReadError:
             pass
         self.position, self.depth, self.bars = start, depth, bars
@@ -83,7 +93,13 @@ class Structure(Sides):
 
     def relation(self) -> Value:
         """Sides with relations between them, or one side alone."""
-        sides, operators, names = [], [], []
+        sides: list[Value] = []
+        operators: list[str] = []
+        names: list[Name | None] = []
+        kind, label = self.peek()
+        if kind == "word" and label.lower() in OPPOSITES and self.peek(1) == ("op", ":"):
+            self.position += 2
+            sides, operators, names = [Text(label.lower())], ["="], [Name(label.lower(), words=True)]
         while True:
             start = self.position
             sides.append(self.side())
@@ -113,15 +129,24 @@ class Structure(Sides):
         self.deeper()
         closers = BRACKET_PAIRS[opener]
         bars, self.bars = self.bars, 0
-        builder = opener == "\\{" and self._skip_set_variable()
+        builder, domain = self._set_variable() if opener == "\\{" else (False, None)
         items = [] if opener == "\\{" and self.peek() == ("op", "\\}") else self.items(closers)
+        joint = self.joint
         self.bars = bars
+        if opener == "{" and len(items) == 1 and self.peek() in (("cmd", "over"), ("cmd", "choose")):
+            above, name = items[0], self.take()[1]
+            below = self.items(closers)[0]
+            if not isinstance(above, Scalar) or not isinstance(below, Scalar):
+                raise ReadError(f"\\{name}")
+            quotient = divided(above.node, below.node)
+            items = [Scalar(quotient if name == "over" else ("fn", "binom", above.node, below.node))]
         closer = self.accept(*closers)
         if closer is None:
             raise ReadError(f"{opener} is not closed")
         self.depth -= 1
         if builder:
-            return items[0] if len(items) == 1 else Group("", tuple(items))
+            items += [domain] if domain is not None else []
+            return items[0] if len(items) == 1 else Group(joint if domain is None else "and", tuple(items))
         if opener == "\\{":
             return Group("{}", tuple(items)) if items else NumberSet("0")
         if len(items) > 1:
@@ -131,30 +156,34 @@ class Structure(Sides):
     @staticmethod
     def _grouped(value: Value, opener: str, closer: str) -> Any:
         """What a bracket around one value means: the value."""
-        if isinstance(value, Scalar) and BRACKET_PAIRS[opener][0] == closer:
+        if BRACKET_PAIRS[opener][0] != closer:
+            raise ReadError("half an interval")
+        if isinstance(value, Scalar):
             return unpeel(value)
         if isinstance(value, (Relation, Text)) and opener != "{":
             raise ReadError("a relation in brackets")
         return value
 
-    def _skip_set_variable(self) -> bool:
-        r"""Step over `x |` or `x \in \mathbb{R} :` at the head of a set given by a condition."""
-        if self.peek()[0] != "sym":
-            return False
-        offset = 1
-        if self.peek(1) == ("op", "in"):
-            offset = 6 if self.peek(3) == ("op", "{") else 4
-        if self.peek(offset) not in (("op", "|"), ("op", ":")):
-            return False
-        self.position += offset + 1
-        return True
+    def _set_variable(self) -> tuple[bool, Relation | None]:
+        r"""Step over `x |` or `x \in \mathbb{Z} :` at the head of a set given by a condition; a domain of integers."""
+        start = self.position
+        kind, letter = self.take()
+        domain = None
+        if kind == "sym" and self.accept("in"):
+            try:
+                numbers = self.atom()
+            except ReadError:
+                numbers = None
+            if isinstance(numbers, NumberSet) and numbers.letter[0] != "R":
+                domain = Relation((Scalar(("sym", letter)), numbers), ("in",), (Name(letter), None))
+        if kind == "sym" and self.accept("|", ":"):
+            return True, domain
+        self.position = start
+        return False, None
 
 
-def is_condition(value: Value) -> bool:
-    r"""True for `k \in \mathbb{Z}`: it says what a parameter is, not what the answer is."""
-    return (
-        isinstance(value, Relation)
-        and value.operators == ("in",)
-        and isinstance(value.sides[1], NumberSet)
-        and value.sides[1].letter[0] in "ZN"
-    )
+def condition_on(value: Value) -> Value | None:
+    r"""The k of `k \in \mathbb{Z}`: it says what a parameter is, not what the answer is. None for other values."""
+    if not isinstance(value, Relation) or value.operators != ("in",) or not isinstance(value.sides[1], NumberSet):
+        return None
+    return value.sides[0] if value.sides[1].letter[0] in "ZN" else None

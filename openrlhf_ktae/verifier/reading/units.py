@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from .lexer import Token
 from .values import Unit
-from .words import CHANGING, CONDITION_STARTS, UNIT_PREFIXES, UNIT_SUFFIXES, UNITS
+from .words import CHANGING, CONDITION_STARTS, FILLERS, UNIT_PREFIXES, UNIT_SUFFIXES, UNITS
 
 DEGREE = Unit((("angle", 1),), Fraction(1), "degree")
 RADIAN_FACTOR = Fraction(UNITS["rad"][1])
@@ -18,6 +18,8 @@ MAX_POWER = 12
 def read_unit(tokens: list[Token]) -> Unit | None:
     """The unit that these tokens spell, or None if they say something else (`or more`, `times as many`)."""
     words = [value for kind, value in tokens if kind == "word"]
+    if words and all(kind == "word" and value.lower() in FILLERS for kind, value in tokens):
+        return Unit((), None, "")  # `is the answer`
     if any(word.lower() in CHANGING or word.lower() in CONDITION_STARTS for word in words):
         return None
     if any(kind == "word" and len(value) > 30 for kind, value in tokens):
@@ -30,6 +32,14 @@ def read_unit(tokens: list[Token]) -> Unit | None:
         return Unit((), None, label)
     dimensions = tuple(sorted((name, power) for name, power in reader.dimensions.items() if power))
     return Unit(dimensions, reader.factor, label)
+
+
+def same_label(gold: Unit, answer: Unit) -> bool:
+    """Whether units of which one is unknown may be the same: `boys` and `boys and girls`, not `cm` and `smoots`."""
+    if (gold.factor is None) != (answer.factor is None):
+        return not (gold.label and answer.label) or {gold.label, answer.label} & DIMENSIONLESS_WORDS != set()
+    words = [{word.removesuffix("s") for word in unit.label.split()} for unit in (gold, answer)]
+    return not all(words) or words[0] <= words[1] or words[1] <= words[0]
 
 
 class _UnitReader:

@@ -47,11 +47,20 @@ class Text:
 
 @dataclass(frozen=True)
 class Group:
-    """Several values: `brackets` is "" for a bare list, else the opening and closing character, `{}` for a set,
-    `<>` for a vector, `mod` for a residue and its modulus, `:` for a ratio of three terms or more."""
+    """Several values. `brackets` is "" for a bare list, "and" or "or" for inequalities joined by it, else the opening
+    and closing character, `{}` for a set, `<>` for a vector, `mod` for a residue and its modulus, `:` for a ratio of
+    three terms or more, `cases` for values with their conditions."""
 
     brackets: str
     items: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A time of day in seconds since midnight, or since noon where `half` says "pm"; `half` may be empty."""
+
+    seconds: int
+    half: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,4 +108,4 @@ class Relation:
     names: tuple[Name | None, ...]
 
 
-Value = Scalar | Text | Group | SetOperation | NumberSet | Matrix | Relation
+Value = Scalar | Text | Clock | Group | SetOperation | NumberSet | Matrix | Relation

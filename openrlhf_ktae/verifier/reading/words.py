@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 FUNCTION_NAMES = {
     name: name
@@ -37,8 +38,13 @@ FILLERS = frozenset(
     """the a an answer answers is are be final solution solutions result value values equals equal to of total sum
     number so thus therefore hence then we get have it that this there only exactly option choice case my your
     length area volume perimeter probability distance speed ratio angle maximum minimum largest smallest
-    integer root roots set interval range domain function on approximately about approx around roughly required
+    integer roots limit set interval range domain function on approximately about approx around roughly required
     desired remainder point points vertex vertices coordinates vector matrix center""".split()
+)
+
+# Words before a colon that tell one value from another.
+OPPOSITES = frozenset(
+    "maximum minimum max min largest smallest greatest least highest lowest first second third last left right".split()
 )
 
 VERBS = frozenset("is are equals equal was were has have".split())
@@ -51,7 +57,9 @@ CHANGING = frozenset(
     """or more less fewer greater than least most not no none never over under above below between plus minus
     times dozen hundred thousand million billion trillion half double twice if unless except without remainder
     mod modulo base from through until up but only either neither nor any all infinitely many undefined infinite
-    infinity squared cubed k squared-off other others both""".split()
+    infinity squared cubed k squared-off other others both is are was were wrong incorrect false someone
+    halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths millionths
+    score gross quadrillion quintillion lakh lakhs crore crores am pm""".split()
 )
 
 # Words behind a number that multiply it.
@@ -129,7 +137,7 @@ _NON_WORD = re.compile(r"[^\w\s']|_")
 def phrase(text: str) -> str:
     """A text answer in one spelling: lower case, no punctuation, no articles, synonyms joined."""
     words = _NON_WORD.sub(" ", text.lower()).split()
-    while words and words[0] in FILLERS and len(words) > 1:
+    while words and words[0] in FILLERS - OPPOSITES and len(words) > 1:
         words.pop(0)
     joined = " ".join(word for word in words if word not in _ARTICLES or len(words) == 1)
     return _SYNONYMS.get(joined, joined)
@@ -187,8 +195,11 @@ temperature_k:1: kelvin kelvins K
 percent:1: percent percentage pct
 mol:1: mol mole moles
 A:1: A amp amps ampere amperes
-data:1: bit bits
-data:8: byte bytes
+data:1: b bit bits
+data:8: B byte bytes
+s:3155760000: century centuries
+s:315576000: decade decades
+m:201.168: furlong furlongs
 """
 _COMPOUND_LINES = """
 m=3: 0.001: L l liter liters litre litres
@@ -200,8 +211,6 @@ m=2: 4046.8564224: acre acres
 m=1,s=-1: 0.44704: mph
 m=1,s=-1: 0.27777777777777777777777777777778: kph kmh kmph
 s=-1: 1: Hz hertz
-s=-1: 1000: kHz
-s=-1: 1000000: MHz
 s=-1: 0.01666666666666666666666666666667: rpm
 g=1,m=1,s=-2: 1000: N newton newtons
 g=1,m=1,s=-2: 0.01: dyn dyne dynes
@@ -209,16 +218,19 @@ g=1,m=2,s=-2: 1000: J joule joules
 g=1,m=2,s=-2: 1000000: kJ kilojoule kilojoules
 g=1,m=2,s=-2: 0.0001: erg ergs
 g=1,m=2,s=-2: 0.0000000000000001602176634: eV
-g=1,m=2,s=-2: 0.0000000000001602176634: keV
-g=1,m=2,s=-2: 0.0000000001602176634: MeV
 g=1,m=2,s=-2: 4184: cal calorie calories
 g=1,m=2,s=-2: 4184000: kcal
 g=1,m=2,s=-3: 1000: W watt watts
 g=1,m=2,s=-3: 1000000: kW kilowatt kilowatts
 g=1,m=-1,s=-2: 1000: Pa pascal pascals
 g=1,m=-1,s=-2: 101325000: atm
-A=1,s=1: 1: coulomb coulombs
-g=1,m=2,s=-3,A=-1: 1000: volt volts
+A=1,s=1: 1: C coulomb coulombs
+g=1,m=2,s=-3,A=-1: 1000: V volt volts
+g=-1,m=-2,s=4,A=2: 0.001: F farad farads
+g=1,s=-2,A=-1: 1000: T tesla teslas
+g=1,m=2,s=-2,A=-2: 1000: H henry
+g=1,m=2,s=-2,A=-1: 1000: Wb weber webers
+g=-1,m=-2,s=3,A=2: 0.001: S siemens
 g=1,m=2,s=-3,A=-2: 1000: ohm ohms
 """
 
@@ -235,17 +247,42 @@ def _units() -> dict[str, tuple[dict[str, int], str]]:
     return table
 
 
-UNITS = _units()
+SI_PREFIXES = {"f": -15, "p": -12, "n": -9, "u": -6, "m": -3, "c": -2, "d": -1, "h": 2, "k": 3, "M": 6, "G": 9, "T": 12}
+SI_PREFIX_WORDS = {
+    "femto": -15, "pico": -12, "nano": -9, "micro": -6, "milli": -3, "centi": -2, "deci": -1, "hecto": 2, "kilo": 3,
+    "mega": 6, "giga": 9, "tera": 12,
+}  # fmt: skip
+SI_SYMBOLS = frozenset("m g s A V W J N Pa Hz eV C F T H Wb S mol L l cal ohm B b pc".split())
+SI_WORDS = frozenset(
+    "meter meters metre metres gram grams second seconds amp amps ampere amperes volt volts watt watts joule joules "
+    "newton newtons pascal pascals hertz coulomb coulombs farad farads tesla henry liter liters litre litres "
+    "calorie calories ohm ohms byte bytes bit bits mole moles parsec parsecs".split()
+)
+
+
+def _prefixed(table: dict[str, tuple[dict[str, int], str]]) -> dict[str, tuple[dict[str, int], str]]:
+    """The units of the SI with its prefixes: kN, GHz, mA, kilovolts."""
+    return {
+        prefix + name: (table[name][0], str(Fraction(table[name][1]) * Fraction(10) ** power))
+        for prefixes, names in ((SI_PREFIXES, SI_SYMBOLS), (SI_PREFIX_WORDS, SI_WORDS))
+        for prefix, power in prefixes.items()
+        for name in names
+    }
+
+
+_PLAIN_UNITS = _units()
+UNITS = {**_prefixed(_PLAIN_UNITS), **_PLAIN_UNITS}
 UNIT_PREFIXES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 UNIT_SUFFIXES = {"squared": 2, "cubed": 3}
 # Bare letters that are a unit even outside \text: two letters and more, and not a likely product of variables.
-BARE_UNITS = frozenset(name for name in UNITS if len(name) >= 2) - frozenset(
+BARE_UNITS = frozenset(name for name in _PLAIN_UNITS if len(name) >= 2) - frozenset(
     {"in", "au", "pc", "us", "um", "ha", "ms", "rs", "yd", "mi", "ml", "mL", "ft", "oz", "ton", "rad", "min"}
-) | frozenset({"ft", "oz", "mL"})
+) | frozenset({"ft", "oz", "mL", "kHz", "MHz", "GHz", "keV", "MeV", "GeV"})
 
+FORMULA_UNITS = frozenset({"mg", "eV"})  # also products: 2mg, 2eV
 LONG_UNITS = frozenset(name for name in BARE_UNITS if len(name) > 2)
 
-_BARE_WORDS = (
+BARE_WORDS = (
     CONNECTIVES
     | FILLERS
     | CHANGING
@@ -261,8 +298,8 @@ _BARE_WORDS = (
 
 def is_word(run: str) -> bool:
     """True when a run of two or more bare letters is a word rather than a product of variables."""
-    if run in _BARE_WORDS or run.lower() in _BARE_WORDS:
+    if run in BARE_WORDS or run.lower() in BARE_WORDS:
         return True
-    if len(run) < 4:
+    if len(run) < 4 or sum(letter.isupper() for letter in run) > 1:  # an acronym is a product, or a name
         return False
     return list(run) != sorted(set(run))  # abcd, wxyz: variables in a row

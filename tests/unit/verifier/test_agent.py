@@ -25,6 +25,7 @@ KEYS = {
     "verifier_wrong",
     "verifier_unknown",
     "verifier_timeout",
+    "verifier_failed",
     "verifier_no_answer",
     "verifier_format",
     "verifier_seconds",
