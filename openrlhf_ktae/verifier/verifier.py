@@ -42,7 +42,7 @@ class Verifier:
         if not self.pool.wait_ready():
             failure = self.pool.start_failure or "no answer in time"
             self.close()
-            raise RuntimeError(f"the verifier's workers do not start; is math-verify installed?\n{failure}")
+            raise RuntimeError(f"the verifier's workers do not start; is mpmath installed?\n{failure}")
         return self
 
     def __exit__(

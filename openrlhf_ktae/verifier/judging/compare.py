@@ -20,6 +20,10 @@ def same(gold: Value, answer: Value, renames: Renames = NO_RENAMES) -> bool:
         return True
     if isinstance(gold, Relation) or isinstance(answer, Relation):
         return same_relation(gold, answer, renames, same)
+    if isinstance(gold, Scalar) and isinstance(answer, Group) and answer.brackets == "mod":
+        answer = answer.items[0]  # a modulus may be left out
+    if isinstance(answer, Scalar) and isinstance(gold, Group) and gold.brackets == "mod":
+        gold = gold.items[0]
     if isinstance(gold, Clock) or isinstance(answer, Clock):
         return same_clock(gold, answer)
     if is_set(gold) or is_set(answer):
@@ -41,4 +45,5 @@ def same_clock(gold: Value, answer: Value) -> bool:
     """Times of day; whether before or after noon may be left out, but not mistaken."""
     if not isinstance(gold, Clock) or not isinstance(answer, Clock):
         return False
-    return gold.seconds == answer.seconds and (not gold.half or not answer.half or gold.half == answer.half)
+    halves = {gold.half, answer.half}
+    return gold.seconds == answer.seconds and (len(halves) == 1 or halves in ({"", "a"}, {"", "p"}, {"p", "24"}))

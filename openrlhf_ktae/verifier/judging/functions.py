@@ -172,6 +172,7 @@ def _agree(gold: Node, answer: Node) -> bool:
     if _of_integers(nodes):
         return bool(_compared(gold, answer, _integer_points(names, nodes)))
     positive = _positive_letters(gold)
+    positive |= _positive_letters(answer) if positive else frozenset()
     if real is not None and in_pieces and positive:
         points = itertools.chain(_real_points(names), _further_points(names, nodes))
         made = ({n: abs(v) if n in positive else v for n, v in point.items()} for point in points)
@@ -268,13 +269,13 @@ def _of_integers(nodes: list[Node]) -> bool:
     return any(name.split("_")[0] in INTEGER_LETTERS for node in inside for name in free_symbols(node))
 
 
-def _positive_letters(gold: Node) -> frozenset[str]:
-    r"""Quantities that the gold takes as positive: those of a product under an even root, `\sqrt{4 \pi G \rho r^2}`.
+def _positive_letters(formula: Node) -> frozenset[str]:
+    r"""Quantities that a formula takes as positive: those of a product under an even root, `\sqrt{4 \pi G \rho r^2}`.
 
     One of them at least must have an odd power there: `\sqrt{x^2}` is |x|.
     """
     found: set[str] = set()
-    for node in walk(gold):
+    for node in walk(formula):
         if node[:2] == ("fn", "sqrt") and not any(part[0] in ("add", "fn", "app") for part in walk(node[2])):
             names = free_symbols(node[2])
             even = {p[1][1] for p in walk(node[2]) if p[0] == "pow" and p[1][0] == "sym" and p[2][:1] == ("num",)}

@@ -23,6 +23,8 @@ SAME_CHOICE, DIFFERENT_CHOICE = Verdict(CORRECT, "same choice"), Verdict(WRONG, 
 UNREADABLE = Verdict(WRONG, "answer unreadable")
 _LABELLED_POINT = re.compile(r"[A-Z]'?(?:_\{?\w\}?)?\s*(\(([^()=]*),([^()=]*)\))")  # P(1, -2)
 _STYLED = re.compile(r"\\(?:text|textbf|mathrm|texttt|mbox)\{([^{}]*)\}")
+_UPRIGHT = re.compile(r"\\(?:text|mathrm|ce)(?![a-zA-Z])|[{}_\s]")
+_SUBSTANCE = re.compile(r"(?=[^0-9]*[A-Z][a-z]?\d)(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*)+[+-]?")  # CH4, Ca(OH)2
 _OR = re.compile(r"\\text\s*\{\s*or\s*\}|\sor\s")
 _LIMIT = re.compile(
     r"\\(?:lim|sup|inf|int|iint|oint|max|min|limsup|liminf)(?![a-zA-Z])[^=]*(?:\{[^{}]*=[^{}]*\}[^=]*)?=([^=]*)"
@@ -61,6 +63,9 @@ def judge_one(gold: str, answer: str) -> Verdict:
     """The verdict on one cleaned answer against one cleaned gold."""
     if _bare(gold) == _bare(answer):
         return SAME_TEXT
+    substances = [_UPRIGHT.sub("", text) for text in (gold, answer)]
+    if all(map(_SUBSTANCE.fullmatch, substances)) and substances != [gold, answer]:
+        return SAME_TEXT if substances[0] == substances[1] else DIFFERENT_VALUE
     choice = same_choice(gold, answer)
     if choice is not None:
         return SAME_CHOICE if choice else DIFFERENT_CHOICE

@@ -10,6 +10,7 @@ from typing import Any
 
 from .cursor import Cursor
 from .lexer import ReadError
+from .nodes import walk
 from .notation import CLOSING_COMMANDS, RELATIONS, SYMBOLS, TEMPERATURES
 from .values import Group, Matrix, Name, Node, Relation, Scalar, Value
 
@@ -122,10 +123,10 @@ class Arithmetic(Cursor):
 
     def _divisor(self, above: Node) -> Node:
         """What a slash divides by: one factor, or with `tight_division` all factors that follow, up to a bracket."""
-        mark = _factors(above)[0]
-        differential = self.peek()[1] in ("d", "partial") and self.peek()[1] in (mark[1], mark[1][1])
+        mark = next((part[1] for part in walk(_factors(above)[0]) if part[0] == "sym"), "")
+        differential = self.peek()[1] in ("d", "partial") and self.peek()[1] == mark
         divisor = self.node(self.unary())
-        if differential and self.peek()[0] == "sym":
+        if differential and self.starts_atom():
             return ("mul", divisor, self.node(self.power()))
         while self.tight and self.starts_atom() and self.peek()[1] != "(":
             divisor = ("mul", divisor, self.node(self.power()))

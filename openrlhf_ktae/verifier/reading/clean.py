@@ -96,6 +96,7 @@ _NEUTRAL = re.compile(
 _LEADING_SIGN = re.compile(
     r"^\s*(?:=(?![=<>])|:(?!=)|\\(?:Rightarrow|implies|Longrightarrow|to|sim)(?![a-zA-Z]))\s*(?=\S)"
 )
+_BARE_ROMAN = re.compile(r"\\(mathrm|text|rm)\s+([a-zA-Z])(?![a-zA-Z])")
 _ROMAN = re.compile(r"\{\s*\\rm(?![a-zA-Z])[\s~\\]*([a-zA-Z/ .]{1,40})\}")
 _BRACKETED_UNIT = re.compile(
     r"(?<=\d)\s*[(\[{]\s*(\\(?:text|mathrm|mbox|textrm)\s*\{[^{}0-9]{1,40}\}(?:\^\{?-?\d\}?)?)\s*[)\]}]\s*$"
@@ -140,6 +141,7 @@ def clean(text: str) -> str:
     if "\\" in text or "~" in text:
         text = _THOUSANDS.sub("", text)
         text = _COLOUR.sub(" ", text)
+        text = _BARE_ROMAN.sub(r"\\mathrm{\2}", text)
         text = _ROMAN.sub(r"\\text{ \1}", text)
         text = _NULL_DELIMITER.sub(" ", text)
         text = _ONLY.sub(" ", _NEUTRAL.sub(" ", text))

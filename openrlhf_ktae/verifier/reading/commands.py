@@ -110,6 +110,8 @@ class Commands(Arithmetic):
             if value is None:
                 raise ReadError("matrix entry")
             rows[-1].append(value)
+            if kind == "cases":
+                self.accept(",", ".")
             if self.accept("&"):
                 continue
             if not self.accept("row") or self.peek() == ("cmd", "end"):
@@ -161,6 +163,8 @@ class Commands(Arithmetic):
             name, power = INVERSE[name], None
         bracketed = self.peek() == ("op", "(")
         argument = self._function_argument()
+        if name == "cis":
+            return ("add", ("fn", "cos", argument), ("mul", ("const", "i"), ("fn", "sin", argument)))
         node: Node = ("fn", name, argument) if base is None else ("fn", "logbase", argument, base)
         if bracketed and power is None and self.accept("^"):
             power = self.exponent()

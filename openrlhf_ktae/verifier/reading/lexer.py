@@ -49,7 +49,7 @@ _UNIT_FRACTION = re.compile(
 )
 _MODULO = re.compile(r"\\(?:mathrm|text|textrm|operatorname)\s*\{\s*mod\s*\}")
 _CHOOSE = re.compile(
-    r"(?:\{\s*\})?_\{?\s*(\d{1,5})\s*\}?\s*C\s*_\{?\s*(\d{1,5})\s*\}?"
+    r"(?:\{\s*\})?[_^]\{?\s*(\d{1,5})\s*\}?\s*C\s*_\{?\s*(\d{1,5})\s*\}?"
     r"|(?<![\w\\])(?:C|\\(?:mathrm|text)\{C\})\s*_\{?(\d{1,5})\}?\s*\^\{?(\d{1,5})\}?"
 )
 _DOTS = re.compile(r"(\d*)\.(\d{2,40})\s*(?:\.\.\.|\\(?:ldots|dots|cdots|dotsc)(?![a-zA-Z]))")

@@ -9,7 +9,7 @@ SYMBOLS = frozenset(
 ACCENTS = frozenset("dot ddot hat widehat bar overline tilde widetilde mathcal mathscr mathfrak overarc".split())
 LIST_FUNCTIONS = frozenset({"gcd", "lcm", "max", "min"})
 FUNCTIONS = LIST_FUNCTIONS | frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth arcsinh arccosh arctanh ln log lg "
+    "cis sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth arcsinh arccosh arctanh ln log lg "
     "exp".split()
 )
 UNIT_VECTORS = {"i": "hat_i", "j": "hat_j", "k": "hat_k", "imath": "hat_i", "jmath": "hat_j"}

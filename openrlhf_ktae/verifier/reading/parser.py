@@ -32,7 +32,7 @@ def read_clock(text: str) -> Clock | None:
         return None
     hour, half = int(match[1]), (match[4] or "").lower()
     if half or hour > 12:
-        hour, half = hour % 12, half or "p"
+        hour, half = hour % 12, half or "24"
     return Clock(3600 * hour + 60 * int(match[2]) + int(match[3] or 0), half)
 
 

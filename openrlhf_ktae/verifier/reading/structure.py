@@ -20,7 +20,7 @@ class Structure(Sides):
 
     def whole(self) -> Value:
         """All tokens as one value."""
-        items = self.items(())
+        items = self._quotient(self.items(()), ())
         if self.position < len(self.tokens):
             raise ReadError(f"unexpected {self.peek()[1]!r}")
         return items[0] if len(items) == 1 else Group(self.joint, tuple(items))
@@ -133,13 +133,7 @@ class Structure(Sides):
         items = [] if opener == "\\{" and self.peek() == ("op", "\\}") else self.items(closers)
         joint = self.joint
         self.bars = bars
-        if opener == "{" and len(items) == 1 and self.peek() in (("cmd", "over"), ("cmd", "choose")):
-            above, name = items[0], self.take()[1]
-            below = self.items(closers)[0]
-            if not isinstance(above, Scalar) or not isinstance(below, Scalar):
-                raise ReadError(f"\\{name}")
-            quotient = divided(above.node, below.node)
-            items = [Scalar(quotient if name == "over" else ("fn", "binom", above.node, below.node))]
+        items = self._quotient(items, closers) if opener == "{" else items
         closer = self.accept(*closers)
         if closer is None:
             raise ReadError(f"{opener} is not closed")
@@ -152,6 +146,17 @@ class Structure(Sides):
         if len(items) > 1:
             return Group("{}" if opener == "{" else opener + closer, tuple(items))
         return self._grouped(items[0], opener, closer)
+
+    def _quotient(self, items: list[Value], closers: tuple[str, ...]) -> list[Value]:
+        r"""`a \over b` and `a \choose b`, whose halves are all that their braces hold."""
+        if len(items) != 1 or self.peek() not in (("cmd", "over"), ("cmd", "choose")):
+            return items
+        above, name = items[0], self.take()[1]
+        below = self.items(closers)[0]
+        if not isinstance(above, Scalar) or not isinstance(below, Scalar):
+            raise ReadError(f"\\{name}")
+        quotient = divided(above.node, below.node)
+        return [Scalar(quotient if name == "over" else ("fn", "binom", above.node, below.node))]
 
     @staticmethod
     def _grouped(value: Value, opener: str, closer: str) -> Any:

@@ -18,7 +18,7 @@ MAX_POWER = 12
 def read_unit(tokens: list[Token]) -> Unit | None:
     """The unit that these tokens spell, or None if they say something else (`or more`, `times as many`)."""
     words = [value for kind, value in tokens if kind == "word"]
-    if words and all(kind == "word" and value.lower() in FILLERS for kind, value in tokens):
+    if words and all(value.lower() in FILLERS and value not in UNITS for _, value in tokens):
         return Unit((), None, "")  # `is the answer`
     if any(word.lower() in CHANGING or word.lower() in CONDITION_STARTS for word in words):
         return None

@@ -57,7 +57,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Clock:
-    """A time of day in seconds since midnight, or since noon where `half` says "pm"; `half` may be empty."""
+    """A time of day in seconds since midnight, or since noon where `half` says so: "p", or "24" for 15:45."""
 
     seconds: int
     half: str = ""

@@ -9,7 +9,7 @@ FUNCTION_NAMES = {
     name: name
     for name in (
         "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth arcsinh arccosh arctanh ln log lg exp "
-        "sqrt pi gcd lcm max min mod binom det infty theta alpha"
+        "cis sqrt pi gcd lcm max min mod binom det infty theta alpha"
     ).split()
 }
 FUNCTION_NAMES.update(
@@ -151,12 +151,12 @@ _BASE = {
     "g": ({"g": 1}, "1"),
 }
 _UNIT_LINES = """
-m:1: m meter meters metre metres
-m:0.01: cm centimeter centimeters centimetre centimetres
-m:0.001: mm millimeter millimeters millimetre millimetres
+m:1: m meter meters metre metres 米
+m:0.01: cm centimeter centimeters centimetre centimetres 厘米
+m:0.001: mm millimeter millimeters millimetre millimetres 毫米
 m:0.000001: um micron microns micrometer micrometers
 m:0.000000001: nm nanometer nanometers
-m:1000: km kilometer kilometers kilometre kilometres
+m:1000: km kilometer kilometers kilometre kilometres 千米 公里
 m:0.0000000001: angstrom angstroms
 m:0.0254: in inch inches
 m:0.3048: ft foot feet
@@ -164,18 +164,18 @@ m:0.9144: yd yard yards
 m:1609.344: mi mile miles
 m:149597870700: au
 m:30856775814913673: pc parsec parsecs
-s:1: s sec secs second seconds
+s:1: s sec secs second seconds 秒
 s:0.001: ms millisecond milliseconds
 s:0.000001: us microsecond microseconds
-s:60: min mins minute minutes
-s:3600: h hr hrs hour hours
-s:86400: d day days
+s:60: min mins minute minutes 分钟
+s:3600: h hr hrs hour hours 小时
+s:86400: d day days 天
 s:604800: wk week weeks
 month:1: month months
 s:31557600: yr yrs year years
-g:1: g gram grams
+g:1: g gram grams 克
 g:0.001: mg milligram milligrams
-g:1000: kg kilogram kilograms kilo kilos
+g:1000: kg kilogram kilograms kilo kilos 千克 公斤
 g:453.59237: lb lbs pound pounds
 g:28.349523125: oz ounce ounces
 g:1000000: ton tons tonne tonnes
@@ -185,6 +185,7 @@ eur:1: euro euros eur
 gbp:1: pounds_sterling gbp
 rupee:1: rupee rupees rs
 yen:1: yen
+yuan:1: yuan rmb 元
 angle:1: degree degrees deg
 angle:57.29577951308232087679815481410517: rad radian radians
 angle:0.01666666666666666666666666666667: arcmin arcminute arcminutes
@@ -202,7 +203,7 @@ s:315576000: decade decades
 m:201.168: furlong furlongs
 """
 _COMPOUND_LINES = """
-m=3: 0.001: L l liter liters litre litres
+m=3: 0.001: L l liter liters litre litres 升
 m=3: 0.000001: ml mL milliliter milliliters cc
 m=3: 0.003785411784: gal gallon gallons
 m=3: 0.000946352946: qt quart quarts
