@@ -8,6 +8,7 @@ _GOLD = re.compile(r"\(?([A-Z])\)?|(?=A?B?C?D?E?F?G?H?$)([A-H]{2,8})")
 _GOLD_WITH_TEXT = re.compile(r"\(([A-Z])\)(.+)", re.DOTALL)
 _PICKED = re.compile(r"\(([A-Za-z])\)[.:]?|([A-Z])(?:[).:]|$)")
 _ANOTHER = re.compile(r"\(([A-Z])\)|(?:^|or|and|,|/)([A-Z])[).:]?(?=$|or|and|,|/)")
+_MORE = re.compile(r"[,;+*/^%]|or(?![a-z])|and(?![a-z])")
 _SEVERAL = re.compile(r"[,;/&]|and")
 _STYLE = re.compile(
     r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|bf|rm)(?![a-zA-Z])|[{}\s\\]|option|choice|answer", re.IGNORECASE
@@ -31,6 +32,7 @@ def same_choice(gold: str, answer: str) -> bool | None:
     picked = _PICKED.match(picks)
     if picked is None:
         return None
-    if _ANOTHER.search(picks[picked.end() :]):  # "(C) or (D)" picks nothing
+    rest = picks[picked.end() :]
+    if _ANOTHER.search(rest) or _MORE.match(rest):  # "(C) or (D)" picks nothing
         return False
     return (picked[1] or picked[2]).upper() == letters[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..reading.values import Clock, Group, Matrix, Relation, Scalar, Text, Value
+from .exact import exact
 from .functions import NO_RENAMES, Renames
 from .relations import same_relation
 from .scalars import same_scalar
@@ -20,10 +21,8 @@ def same(gold: Value, answer: Value, renames: Renames = NO_RENAMES) -> bool:
         return True
     if isinstance(gold, Relation) or isinstance(answer, Relation):
         return same_relation(gold, answer, renames, same)
-    if isinstance(gold, Scalar) and isinstance(answer, Group) and answer.brackets == "mod":
-        answer = answer.items[0]  # a modulus may be left out
-    if isinstance(answer, Scalar) and isinstance(gold, Group) and gold.brackets == "mod":
-        gold = gold.items[0]
+    if isinstance(gold, Scalar) != isinstance(answer, Scalar):
+        gold, answer = remainder(gold), remainder(answer)
     if isinstance(gold, Clock) or isinstance(answer, Clock):
         return same_clock(gold, answer)
     if is_set(gold) or is_set(answer):
@@ -47,3 +46,11 @@ def same_clock(gold: Value, answer: Value) -> bool:
         return False
     halves = {gold.half, answer.half}
     return gold.seconds == answer.seconds and (len(halves) == 1 or halves in ({"", "a"}, {"", "p"}, {"p", "24"}))
+
+
+def remainder(value: Value) -> Value:
+    r"""`3 \pmod 7` as the number 3; `10 \pmod 7` is not in lowest terms and stays what it is."""
+    if not isinstance(value, Group) or value.brackets != "mod" or not all(isinstance(i, Scalar) for i in value.items):
+        return value
+    rest, modulus = (exact(item.node) for item in value.items)
+    return value if rest is None or modulus is None or abs(rest) >= abs(modulus) else value.items[0]

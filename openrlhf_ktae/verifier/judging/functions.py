@@ -120,7 +120,7 @@ def _arbitrary(gold: Node) -> frozenset[str]:
     found = {name for name in _coefficients(gold, False) if used.count(name) == 1}
     if not any(p[0] == "app" or (p[0] == "pow" and free_symbols(p[2])) or p[:2] == ("fn", "exp") for p in walk(gold)):
         found -= {"c"} if ("sym", "c") not in _terms(gold) or {"a", "b"} & set(used) else set()
-    return frozenset(found)
+    return frozenset(found if {"A", "B"} <= found else found - {"A", "B"})
 
 
 def _terms(node: Node) -> list[Node]:
@@ -136,7 +136,8 @@ def _coefficients(node: Node, in_sum: bool) -> set[str]:
         return set().union(*(_coefficients(part, in_sum) for part in node[1:]))
     if node[0] == "div":
         return _coefficients(node[1], in_sum)
-    return {node[1]} if node[0] == "sym" and node[1] in (ARBITRARY if in_sum else CONSTANTS) else set()
+    known = CONSTANTS | {"A", "B"} if in_sum else CONSTANTS
+    return {node[1]} if node[0] == "sym" and node[1] in known else set()
 
 
 def _is_period(gold: Node, name: str) -> bool:

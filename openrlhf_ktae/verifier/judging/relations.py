@@ -32,8 +32,6 @@ def same_relation(gold: Value, answer: Value, renames: Renames, same: Compare) -
             return same(gold, Group("", _shared_value(answer)), renames)
         if set(answer.operators) <= EQUALITIES:
             sides = _values_of(answer, quantities=True)
-            if isinstance(gold, Scalar) and len(sides) == 1:
-                sides = [_remainder(sides[0])]
             return False if not sides else all(same(gold, side, renames) for side in sides)
         if set(answer.operators) <= EQUALITIES | {"~="}:
             return _same_approximation(gold, answer, renames, same)
@@ -79,11 +77,6 @@ def _values_of(relation: Relation, quantities: bool = False) -> list[Value]:
     if relation.names[-1] is not None and len(relation.sides) == 2 and not _symbolic(relation.sides[0]):
         return [relation.sides[0]]
     return list(relation.sides)
-
-
-def _remainder(value: Value) -> Value:
-    r"""`3 (mod 7)` as the number 3."""
-    return value.items[0] if isinstance(value, Group) and value.brackets == "mod" else value
 
 
 def _is_quantity(value: Value) -> bool:
@@ -143,7 +136,7 @@ def _rounds(exact_side: Value, rounded: Value) -> bool:
 
 def _same_relations(gold: Relation, answer: Relation, renames: Renames, same: Compare) -> bool:
     if gold.operators == answer.operators == ("in",):
-        if gold.names[0] and answer.names[0] and conflict(gold.names[0], answer.names[0]):
+        if gold.names[0] and (not answer.names[0] or conflict(gold.names[0], answer.names[0])):
             return False
         return same(gold.sides[1], answer.sides[1], renames)
     equalities = set(gold.operators) <= EQUALITIES, set(answer.operators) <= EQUALITIES | {"~="}

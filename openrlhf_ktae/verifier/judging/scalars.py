@@ -61,7 +61,7 @@ def _conversion(gold: Unit, answer: Unit) -> list[Node | Fraction]:
 
 def _may_be_percentage(node: Node) -> bool:
     """A gold without a sign that may stand for a percentage: a whole number or decimal above 1, written out."""
-    return node[0] == "num" and bool(node[2]) and node[1] > 1
+    return node[0] == "num" and bool(node[2]) and "e" not in node[2] and node[1] > 1
 
 
 def same_node(gold: Node, answer: Node, renames: Renames = NO_RENAMES, scale: Node | Fraction = Fraction(1)) -> bool:
@@ -70,7 +70,7 @@ def same_node(gold: Node, answer: Node, renames: Renames = NO_RENAMES, scale: No
         answer, scale = ("mul", answer, scale), Fraction(1)
     if gold == answer and scale == 1 and not renames:
         return True
-    special = _same_special(gold, answer)
+    special = _same_special(gold, answer) if scale == 1 else None
     if special is not None:
         return special
     if _same_expression(gold, answer, renames, scale):
@@ -99,6 +99,8 @@ def _same_special(gold: Node, answer: Node) -> bool | None:
     if gold[0] == "based":
         if answer[0] == "based":
             return gold[2] == answer[2] and gold[1].lstrip("0").lower() == answer[1].lstrip("0").lower()
+        if any(part[0] == "based" and part[2] == gold[2] for part in walk(answer)):
+            return None
         return answer[0] == "num" and answer[2].lstrip("0") == gold[1].lstrip("0")
     return None
 

@@ -17,10 +17,10 @@ from ..reading.nodes import free_symbols
 from ..reading.values import Group, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
 from .evaluate import Evaluator
 from .exact import TooLargeError, UndefinedError, UnknownSymbolError
+from .signs import INTERVALS
 
 BITS = 170
 MAX_ENDS = 200
-INTERVALS = frozenset({"()", "[]", "(]", "[)"})
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 Predicate = Callable[[Any], bool]
 
@@ -147,7 +147,10 @@ def _as_set(value: Value) -> Value:
 def _group(value: Group) -> RealSet | None:
     if value.brackets in INTERVALS and len(value.items) == 2:
         low, high = (_end(item) for item in value.items)
-        if not (low < high or (low == high and value.brackets == "[]")):
+        closed_at_infinity = (
+            (value.brackets[0] == "[" and low == -mpmath.inf) or (value.brackets[1] == "]" and high == mpmath.inf)
+        )
+        if closed_at_infinity or not (low < high or (low == high and value.brackets == "[]")):
             return None  # a point, or a slip
         return _interval(low, high, value.brackets[0] == "[", value.brackets[1] == "]")
     if value.brackets == "{}" and all(isinstance(item, Scalar) for item in value.items):
@@ -165,7 +168,7 @@ def _joined(value: Group) -> RealSet | None:
 
     `x > 1, x < 5` would be all numbers as a union, and `x < 1 and x > 3` none as an intersection.
     """
-    parts = [_read(_as_set(item)) for item in value.items]
+    parts = [_read(item) for item in value.items]
     letters = _letters(value)
     known = [part for part in parts if part is not None]
     if len(known) < len(parts) or len(letters) > 1:

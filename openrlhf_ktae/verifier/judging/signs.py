@@ -9,6 +9,7 @@ from fractions import Fraction
 from ..reading.nodes import replaced, walk
 from ..reading.values import Group, Name, Node, NumberSet, Relation, Scalar, SetOperation, Value
 
+INTERVALS = frozenset({"()", "[]", "(]", "[)"})
 MAX_SIGNS = 4  # plus-minus signs in one tuple
 
 
@@ -29,11 +30,13 @@ def plain(value: Value, free: bool = False) -> Value:
         return Group("", (_signed(value, 1), _signed(value, -1)))
     if isinstance(value, Group) and value.brackets in ("", "and", "or", "{}"):
         items: list[Value] = []
+        among_sets = value.brackets == "" and any(isinstance(i, Group) and i.brackets in INTERVALS for i in value.items)
         for item in value.items:
             first = items[0] if items else None
             if isinstance(first, Relation) and first.operators == ("!=",) and isinstance(item, Scalar):
                 item = Relation((first.sides[0], item), ("!=",), (first.names[0], None))  # `x \ne 1, 2`
-            spread = plain(item)
+            alone = isinstance(item, Group) and item.brackets == "{}" and among_sets  # `(0,1), \\{3\\}`
+            spread = item if alone else plain(item)
             items.extend(spread.items if isinstance(spread, Group) and spread.brackets in ("", "and") else [spread])
         return items[0] if len(items) == 1 and not _is_set(items[0]) else Group(value.brackets, tuple(items))
     if isinstance(value, Group) and any(isinstance(i, Scalar) and _has_signs(i.node) for i in value.items):

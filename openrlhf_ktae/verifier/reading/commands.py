@@ -10,6 +10,8 @@ from .lexer import ReadError
 from .notation import ACCENTS, FUNCTIONS, INVERSE, LIST_FUNCTIONS, MATRICES, NUMBER_SETS, SYMBOLS, UNIT_VECTORS
 from .values import Group, Matrix, Node, NumberSet, Scalar, Value
 
+LISTS = ("()", "[]", "{}", "")
+
 
 class Commands(Arithmetic):
     """Reads what follows a command."""
@@ -174,7 +176,11 @@ class Commands(Arithmetic):
         if self.peek()[0] == "end" or self.peek() == ("op", "="):
             return ("sym", name)
         group = self.atom()
-        if not isinstance(group, Group) or not all(isinstance(item, Scalar) for item in group.items):
+        if (
+            not isinstance(group, Group)
+            or group.brackets not in LISTS
+            or not all(isinstance(item, Scalar) for item in group.items)
+        ):
             raise ReadError(f"\\{name}")
         return ("fn", name, *(item.node for item in group.items))
 

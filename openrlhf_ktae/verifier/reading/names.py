@@ -68,7 +68,7 @@ def conflict(gold: Name, answer: Name) -> bool:
     g, a = gold.base, answer.base
     if not ("/" in g and "/" in a):  # a derivative whose variable is left out
         g, a = g.split("/")[0], a.split("/")[0]
-    if g == a or (len(g) == len(a) == 1 and g.lower() == a.lower()):
+    if g == a or (len(g) == len(a) == 1 and g.lower() == a.lower() and not (gold.arguments and answer.arguments)):
         return False
     if gold.words or answer.words:
         if gold.words and answer.words:

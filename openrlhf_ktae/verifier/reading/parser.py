@@ -27,7 +27,8 @@ _STYLED = re.compile(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}|[{}]")
 
 def read_clock(text: str) -> Clock | None:
     """A time of day such as `3:45`, `15:45`, `3:45 p.m.`; None for other texts."""
-    match = _CLOCK.fullmatch(_STYLED.sub(lambda m: m[1] or "", text).strip())
+    plain = _STYLED.sub(lambda m: m[1] or "", text).strip()
+    match = _CLOCK.fullmatch(re.sub(r"^[A-Za-z ]{1,40} (?:is|at) +", "", plain))
     if match is None or int(match[1]) > 24:
         return None
     hour, half = int(match[1]), (match[4] or "").lower()

@@ -20,7 +20,7 @@ def read_unit(tokens: list[Token]) -> Unit | None:
     words = [value for kind, value in tokens if kind == "word"]
     if words and all(value.lower() in FILLERS and value not in UNITS for _, value in tokens):
         return Unit((), None, "")  # `is the answer`
-    if any(word.lower() in CHANGING or word.lower() in CONDITION_STARTS for word in words):
+    if any((word.lower() if len(word) > 1 else word) in CHANGING or word.lower() in CONDITION_STARTS for word in words):
         return None
     if any(kind == "word" and len(value) > 30 for kind, value in tokens):
         return None
@@ -102,7 +102,7 @@ class _UnitReader:
         return int(text) if abs(int(text)) <= MAX_POWER else None
 
     def _multiply(self, name: str, power: int) -> None:
-        known = UNITS.get(name) or UNITS.get(name.lower())
+        known = UNITS.get(name) or (UNITS.get(name.lower()) if len(name) > 2 else None)
         if known is None:
             self.unknown = self.unknown or name.lower() not in DIMENSIONLESS_WORDS
             return

@@ -186,7 +186,12 @@ for reader in (lambda g: Verdict(UNKNOWN, "gold unreadable"), lambda g: Verdict(
 print([(str(answer["status"]), answer["reason"]) for answer in sent[1::2]])
 """
     done = run_python(code)
-    statuses = ["unknown", "wrong", "unknown", "unknown"]  # the gold: unreadable, read, another grader's, itself too much
+    statuses = [
+        "unknown",
+        "wrong",
+        "unknown",
+        "unknown",
+    ]  # the gold: unreadable, read, another grader's, itself too much
     assert ast.literal_eval(done.stdout) == [(status, outcome) for status in statuses], done.stderr
 
 
