@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import mpmath
@@ -59,57 +60,54 @@ class Evaluator:
         self.steps -= 1
         if self.steps < 0:
             raise TooLargeError
-        return self._METHODS[node[0]](self, node)
+        match node:
+            case ("num", value, _):
+                return self._literal(value)
+            case ("sym", name):
+                if name not in self.symbols:
+                    raise UnknownSymbolError(name)
+                return self.symbols[name]
+            case ("mul", left, right):
+                return self._capped(self._value(left) * self._value(right))
+            case ("add", left, right):
+                return self._added(self._value(left), self._value(right))
+            case ("neg", inner):
+                return -self._value(inner)
+            case ("div", above, below):
+                return self._capped(self._value(above) / self._value(below))
+            case ("pow", base, exponent):
+                return self._power(self._value(base), self._value(exponent))
+            case ("fn", name, *arguments):
+                return self._function(name, [self._value(argument) for argument in arguments])
+            case ("const", "pi" | "e" | "i" as name):
+                return {"pi": mpmath.pi, "e": mpmath.e, "i": mpmath.mpc(0, 1)}[name] * mpmath.mpf(1)
+            case ("app", name, *arguments):
+                return self._applied(name, [self._value(argument) for argument in arguments])
+            case ("deg", inner):
+                return self._value(inner) * mpmath.pi / 180
+            case ("pct", inner):
+                return self._value(inner) / 100
+            case ("based", digits, base) if (value := based(digits, base)) is not None:
+                return mpmath.mpf(value.numerator)
+            case ("sum" | "prod", *_):
+                return self._series(*node)
+        raise UndefinedError(node[0])
 
-    def _num(self, node: Node) -> Any:
-        value = node[1]
+    def _literal(self, value: Fraction) -> Any:
         if bits(value) > MAX_BITS:
             raise TooLargeError
         if bits(value) > self.bits // 2:
             self.literal = max(self.literal, 2 * bits(value))
         return mpmath.mpf(value.numerator) / value.denominator
 
-    def _sym(self, node: Node) -> Any:
-        if node[1] not in self.symbols:
-            raise UnknownSymbolError(node[1])
-        return self.symbols[node[1]]
-
-    def _const(self, node: Node) -> Any:
-        if node[1] == "inf":
-            raise UndefinedError
-        return {"pi": mpmath.pi, "e": mpmath.e, "i": mpmath.mpc(0, 1)}[node[1]] * mpmath.mpf(1)
-
-    def _add(self, node: Node) -> Any:
-        left, right = self._value(node[1]), self._value(node[2])
+    def _added(self, left: Any, right: Any) -> Any:
         for term in (left, right):
             if term != 0:
                 size = mpmath.mag(term)
                 self.largest, self.smallest = max(self.largest, size), min(self.smallest, size)
         return left + right
 
-    def _mul(self, node: Node) -> Any:
-        return self._capped(self._value(node[1]) * self._value(node[2]))
-
-    def _div(self, node: Node) -> Any:
-        return self._capped(self._value(node[1]) / self._value(node[2]))
-
-    def _neg(self, node: Node) -> Any:
-        return -self._value(node[1])
-
-    def _deg(self, node: Node) -> Any:
-        return self._value(node[1]) * mpmath.pi / 180
-
-    def _pct(self, node: Node) -> Any:
-        return self._value(node[1]) / 100
-
-    def _numeral(self, node: Node) -> Any:
-        value = based(node[1], node[2])
-        if value is None:
-            raise UndefinedError
-        return mpmath.mpf(value.numerator)
-
-    def _pow(self, node: Node) -> Any:
-        base, exponent = self._value(node[1]), self._value(node[2])
+    def _power(self, base: Any, exponent: Any) -> Any:
         if base == 0:
             if mpmath.re(exponent) <= 0:
                 raise UndefinedError
@@ -124,14 +122,14 @@ class Evaluator:
         if argument != 0:
             self.lost = max(self.lost, int(mpmath.mag(argument)))
 
-    def _app(self, node: Node) -> Any:
+    @staticmethod
+    def _applied(name: str, arguments: list[Any]) -> Any:
         """An unknown function: some number for each value of its arguments."""
-        arguments = [mpmath.nstr(self._value(argument), 25) for argument in node[2:]]
-        digest = hashlib.blake2b(repr((node[1], arguments)).encode(), digest_size=8).digest()
+        told = repr((name, [mpmath.nstr(argument, 25) for argument in arguments]))
+        digest = hashlib.blake2b(told.encode(errors="replace"), digest_size=8).digest()
         return 1 + mpmath.mpf(int.from_bytes(digest)) / 2**63
 
-    def _series(self, node: Node) -> Any:
-        kind, name, low_node, high_node, body = node
+    def _series(self, kind: str, name: str, low_node: Node, high_node: Node, body: Node) -> Any:
         low, high = exact(low_node), exact(high_node)
         if low is None or high is None or low.denominator != 1 or high.denominator != 1:
             raise UnknownSymbolError(name)
@@ -148,20 +146,17 @@ class Evaluator:
             self.symbols[name] = saved
         return total
 
-    def _capped(self, value: Any) -> Any:
+    @staticmethod
+    def _capped(value: Any) -> Any:
         size = abs(value)
         if size != 0 and abs(mpmath.mag(size)) > MAX_LOG2:
             raise TooLargeError
         return value
 
-    def _fn(self, node: Node) -> Any:
-        values = [self._value(argument) for argument in node[2:]]
-        name = node[1]
-        if name in TRIGONOMETRIC or name in EXPONENTIAL:
-            if (
-                abs(values[0]) > (MAX_ANGLE if name in TRIGONOMETRIC else MAX_LOG2)
-                or abs(mpmath.im(values[0])) > MAX_LOG2
-            ):
+    def _function(self, name: str, values: list[Any]) -> Any:
+        if name in TRIGONOMETRIC | EXPONENTIAL:
+            limit = MAX_ANGLE if name in TRIGONOMETRIC else MAX_LOG2
+            if abs(values[0]) > limit or abs(mpmath.im(values[0])) > MAX_LOG2:
                 raise TooLargeError
             self._lose(values[0])
         if name in ("factorial", "binom") and any(abs(value) > MAX_GAMMA for value in values):
@@ -169,28 +164,6 @@ class Evaluator:
         if name in LOGARITHMIC and any(value == 0 for value in values):
             raise UndefinedError
         return _FUNCTIONS[name](*values)
-
-    def _both_signs(self, node: Node) -> Any:
-        raise UnknownSymbolError("pm")
-
-    _METHODS: Mapping[str, Callable[[Evaluator, Node], Any]] = {
-        "num": _num,
-        "sym": _sym,
-        "const": _const,
-        "add": _add,
-        "mul": _mul,
-        "div": _div,
-        "neg": _neg,
-        "pm": _both_signs,
-        "deg": _deg,
-        "pct": _pct,
-        "based": _numeral,
-        "pow": _pow,
-        "app": _app,
-        "sum": _series,
-        "prod": _series,
-        "fn": _fn,
-    }
 
 
 def _real_root(value: Any, degree: Any) -> Any:
@@ -220,12 +193,8 @@ def _rounding(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return rounded
 
 
-def _gcd(*values: Any) -> Any:
-    return mpmath.mpf(math.gcd(*(_whole(value) for value in values)))
-
-
-def _lcm(*values: Any) -> Any:
-    return mpmath.mpf(math.lcm(*(_whole(value) for value in values)))
+def _of_whole(function: Callable[..., int]) -> Callable[..., Any]:
+    return lambda *values: mpmath.mpf(function(*map(_whole, values)))
 
 
 def _whole(value: Any) -> int:
@@ -244,38 +213,13 @@ def _real_order(choose: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "sin": mpmath.sin,
-    "cos": mpmath.cos,
-    "tan": mpmath.tan,
-    "cot": mpmath.cot,
-    "sec": mpmath.sec,
-    "csc": mpmath.csc,
-    "arcsin": mpmath.asin,
-    "arccos": mpmath.acos,
-    "arctan": mpmath.atan,
-    "arccot": mpmath.acot,
-    "sinh": mpmath.sinh,
-    "cosh": mpmath.cosh,
-    "tanh": mpmath.tanh,
-    "coth": mpmath.coth,
-    "arcsinh": mpmath.asinh,
-    "arccosh": mpmath.acosh,
-    "arctanh": mpmath.atanh,
-    "ln": mpmath.log,
-    "log": mpmath.log,
-    "lg": mpmath.log10,
+    "sin": mpmath.sin, "cos": mpmath.cos, "tan": mpmath.tan, "cot": mpmath.cot, "sec": mpmath.sec, "csc": mpmath.csc,
+    "arcsin": mpmath.asin, "arccos": mpmath.acos, "arctan": mpmath.atan, "arccot": mpmath.acot,
+    "sinh": mpmath.sinh, "cosh": mpmath.cosh, "tanh": mpmath.tanh, "coth": mpmath.coth,
+    "arcsinh": mpmath.asinh, "arccosh": mpmath.acosh, "arctanh": mpmath.atanh,
+    "ln": mpmath.log, "log": mpmath.log, "lg": mpmath.log10, "exp": mpmath.exp, "sqrt": mpmath.sqrt, "root": _real_root,
     "logbase": lambda value, base: mpmath.log(value) / mpmath.log(base),
-    "exp": mpmath.exp,
-    "sqrt": mpmath.sqrt,
-    "root": _real_root,
-    "abs": abs,
-    "floor": _rounding(mpmath.floor),
-    "ceil": _rounding(mpmath.ceil),
-    "factorial": mpmath.factorial,
-    "binom": mpmath.binomial,
-    "gcd": _gcd,
-    "lcm": _lcm,
-    "max": _real_order(max),
-    "min": _real_order(min),
-    "ratio": lambda left, right: left / right,
-}
+    "abs": abs, "floor": _rounding(mpmath.floor), "ceil": _rounding(mpmath.ceil),
+    "factorial": mpmath.factorial, "binom": mpmath.binomial, "ratio": lambda left, right: left / right,
+    "gcd": _of_whole(math.gcd), "lcm": _of_whole(math.lcm), "max": _real_order(max), "min": _real_order(min),
+}  # fmt: skip

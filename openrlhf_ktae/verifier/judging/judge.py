@@ -42,6 +42,7 @@ def read_golds(golds: Sequence[str]) -> Verdict:
     return Verdict(WRONG, "gold read") if "" in unread else Verdict(UNKNOWN, unread[0])
 
 
+@functools.lru_cache(maxsize=4096)
 def _unread(gold: str) -> str:
     """Why a gold is not read; empty where it is. Prose about a formula is read as its own text."""
     if _is_prose(gold):
@@ -52,8 +53,9 @@ def _unread(gold: str) -> str:
 def judge(golds: Sequence[str], answer: str) -> Verdict:
     """The verdict on one answer against alternative golds: one that agrees is enough."""
     verdicts: list[Verdict] = []
+    answer = clean(answer)
     for gold in golds:
-        verdicts.append(judge_one(clean(gold), clean(answer)))
+        verdicts.append(judge_one(clean(gold), answer))
         if verdicts[-1].status == CORRECT:
             return verdicts[-1]
     return next((verdict for verdict in verdicts if verdict.status == WRONG), verdicts[0])
@@ -137,5 +139,6 @@ def _bare(cleaned: str) -> str:
     return styled[1].strip("\x00") if styled else text
 
 
+@functools.lru_cache(maxsize=4096)
 def _is_prose(gold: str) -> bool:
     return len(re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", "", gold))) > PROSE_WORDS

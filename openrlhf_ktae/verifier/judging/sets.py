@@ -147,8 +147,8 @@ def _as_set(value: Value) -> Value:
 def _group(value: Group) -> RealSet | None:
     if value.brackets in INTERVALS and len(value.items) == 2:
         low, high = (_end(item) for item in value.items)
-        closed_at_infinity = (
-            (value.brackets[0] == "[" and low == -mpmath.inf) or (value.brackets[1] == "]" and high == mpmath.inf)
+        closed_at_infinity = (value.brackets[0] == "[" and low == -mpmath.inf) or (
+            value.brackets[1] == "]" and high == mpmath.inf
         )
         if closed_at_infinity or not (low < high or (low == high and value.brackets == "[]")):
             return None  # a point, or a slip

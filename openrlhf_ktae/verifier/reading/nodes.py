@@ -13,7 +13,9 @@ def walk(node: Node) -> Iterator[Node]:
     while stack:
         current = stack.pop()
         yield current
-        stack.extend(part for part in current[1:] if isinstance(part, tuple))
+        for part in current:
+            if type(part) is tuple:
+                stack.append(part)
 
 
 def replaced(node: Node, change: Callable[[Node], Node | None]) -> Node:
