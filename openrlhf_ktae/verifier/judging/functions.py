@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -35,8 +35,6 @@ PARAMETERS = frozenset("k n m l t j".split())
 PIECES = frozenset({"abs", "floor", "ceil", "max", "min", "gcd", "lcm", "sqrt", "root"})
 OF_INTEGERS = frozenset({"floor", "ceil", "factorial", "binom", "gcd", "lcm", "sin", "cos", "tan"})
 Point = dict[str, Any]
-Renames = Mapping[str, str]  # what the answer calls its arguments -> what the gold calls them
-NO_RENAMES: Renames = {}
 ZERO: Node = ("num", Fraction(0), "")
 
 
@@ -61,9 +59,9 @@ def vanishes(gold: Node, answer: Node, point: Point, bits: int = BITS, complex_w
         return bool(difference == 0 or mpmath.mag(difference) <= largest - bits + MARGIN_BITS + lost)
 
 
-def same_function(gold: Node, answer: Node, renames: Renames = NO_RENAMES) -> bool:
+def same_function(gold: Node, answer: Node) -> bool:
     """Equality at the test points, under the names that the answer may use."""
-    for left, right in _notations(gold, renamed(answer, renames)):
+    for left, right in _notations(gold, answer):
         for names in [{}, *_renames(left, right)]:
             if _agree(left, renamed(right, names)):
                 return True
@@ -285,13 +283,13 @@ def _positive_letters(formula: Node) -> frozenset[str]:
     return frozenset(found)
 
 
-def same_equation(gold: Node, answer: Node, renames: Renames = NO_RENAMES, positive: bool = False) -> bool:
+def same_equation(gold: Node, answer: Node, positive: bool = False) -> bool:
     """`gold = 0` and `answer = 0` are the same equation: one is a multiple of the other.
 
     The multiple is a number, which must be positive with `positive` (for inequalities); in a differential equation it
     may also depend on the parameters, but not on the unknown functions.
     """
-    for left, right in _notations(gold, renamed(answer, renames)):
+    for left, right in _notations(gold, answer):
         for names in [{}, *_renames(left, right)]:
             other = renamed(right, names)
             if free_symbols(other) == free_symbols(left) and _are_multiples(left, other, positive):

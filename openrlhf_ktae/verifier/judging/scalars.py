@@ -8,13 +8,13 @@ from ..reading.nodes import common_logarithms, free_symbols, walk
 from ..reading.units import DEGREE, PERCENT, RADIAN_FACTOR, same_label
 from ..reading.values import Node, Scalar, Unit
 from .constants import same_constant
-from .functions import NO_RENAMES, Renames, same_function
+from .functions import same_function
 
 
-def same_scalar(gold: Scalar, answer: Scalar, renames: Renames = NO_RENAMES) -> bool:
+def same_scalar(gold: Scalar, answer: Scalar) -> bool:
     """Equality of value after units: a unit on one side alone may be left out, two different ones are converted."""
     gold, answer = _letter_as_unit(gold, answer.unit), _letter_as_unit(answer, gold.unit)
-    return any(same_node(gold.node, answer.node, renames, scale) for scale in _scales(gold, answer))
+    return any(same_node(gold.node, answer.node, scale) for scale in _scales(gold, answer))
 
 
 def _letter_as_unit(value: Scalar, other: Unit | None) -> Scalar:
@@ -64,28 +64,28 @@ def _may_be_percentage(node: Node) -> bool:
     return node[0] == "num" and bool(node[2]) and "e" not in node[2] and node[1] > 1
 
 
-def same_node(gold: Node, answer: Node, renames: Renames = NO_RENAMES, scale: Node | Fraction = Fraction(1)) -> bool:
+def same_node(gold: Node, answer: Node, scale: Node | Fraction = Fraction(1)) -> bool:
     """Equality of two expressions; `scale` multiplies the answer."""
     if isinstance(scale, tuple):
         answer, scale = ("mul", answer, scale), Fraction(1)
-    if gold == answer and scale == 1 and not renames:
+    if gold == answer and scale == 1:
         return True
     special = _same_special(gold, answer) if scale == 1 else None
     if special is not None:
         return special
-    if _same_expression(gold, answer, renames, scale):
+    if _same_expression(gold, answer, scale):
         return True
     if any(part[:2] == ("fn", "log") for node in (gold, answer) for part in walk(node)):
-        return _same_expression(common_logarithms(gold), common_logarithms(answer), renames, scale)
+        return _same_expression(common_logarithms(gold), common_logarithms(answer), scale)
     return False
 
 
-def _same_expression(gold: Node, answer: Node, renames: Renames, scale: Fraction) -> bool:
+def _same_expression(gold: Node, answer: Node, scale: Fraction) -> bool:
     if not free_symbols(gold) and not free_symbols(answer):
         return same_constant(gold, answer, scale)
     if scale != 1:
         answer = ("mul", ("num", scale, ""), answer)
-    return same_function(gold, answer, renames)
+    return same_function(gold, answer)
 
 
 def _same_special(gold: Node, answer: Node) -> bool | None:

@@ -67,55 +67,29 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _RELATION_COMMANDS = {
-    **dict.fromkeys(("le", "leq", "leqslant", "leqq"), "<="),
-    **dict.fromkeys(("ge", "geq", "geqslant", "geqq"), ">="),
-    **dict.fromkeys(("ne", "neq"), "!="),
-    **dict.fromkeys(("approx", "approxeq", "simeq", "thickapprox", "doteq"), "~="),
-    **dict.fromkeys(("lt",), "<"),
-    **dict.fromkeys(("gt",), ">"),
-    **dict.fromkeys(("cdot", "times", "ast"), "*"),
-    **dict.fromkeys(("div",), "/"),
-    **dict.fromkeys(("vert", "lvert", "rvert", "mid", "Vert", "lVert", "rVert"), "|"),
-    **dict.fromkeys(("lbrace",), "\\{"),
-    **dict.fromkeys(("rbrace",), "\\}"),
-    **dict.fromkeys(("lparen",), "("),
-    **dict.fromkeys(("rparen",), ")"),
-    **dict.fromkeys(("lbrack",), "["),
-    **dict.fromkeys(("rbrack",), "]"),
-    "in": "in",
-    "equiv": "=mod",
-    "colon": ":",
-}
+    command: meaning
+    for commands, meaning in (
+        ("le leq leqslant leqq", "<="), ("ge geq geqslant geqq", ">="), ("ne neq", "!="),
+        ("approx approxeq simeq thickapprox doteq", "~="), ("lt", "<"), ("gt", ">"), ("cdot times ast", "*"),
+        ("div", "/"), ("vert lvert rvert mid Vert lVert rVert", "|"), ("lbrace", "\\{"), ("rbrace", "\\}"),
+        ("lparen", "("), ("rparen", ")"), ("lbrack", "["), ("rbrack", "]"), ("in", "in"), ("equiv", "=mod"),
+        ("colon", ":"),
+    )
+    for command in commands.split()
+}  # fmt: skip
 _RELATIONS = {"<=": "<=", ">=": ">=", "!=": "!=", ":=": "=", "=<": "<=", "=>": ">="}
-_ESCAPED = {
-    "%": "%",
-    "{": "\\{",
-    "}": "\\}",
-    "|": "|",
-    "#": None,
-    "(": None,
-    ")": None,
-    "[": None,
-    "]": None,
-    "/": None,
-}
+_ESCAPED = {"%": "%", "{": "\\{", "}": "\\}", "|": "|", **dict.fromkeys("#()[]/")}
 _ALIASES = {
-    **dict.fromkeys(("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"), "frac"),
-    **dict.fromkeys(("dbinom", "tbinom"), "binom"),
-    **dict.fromkeys(("varnothing", "emptyset"), "emptyset"),
-    **dict.fromkeys(("smallsetminus", "backslash", "setminus"), "setminus"),
-    **dict.fromkeys(("dots", "cdots", "dotsc", "dotsb"), "ldots"),
-    **dict.fromkeys(("varphi",), "phi"),
-    **dict.fromkeys(("varepsilon",), "epsilon"),
-    **dict.fromkeys(("vartheta",), "theta"),
-    **dict.fromkeys(("bigcup",), "cup"),
-    **dict.fromkeys(("land", "wedge"), "and"),
-    **dict.fromkeys(("lor", "vee"), "or"),
-    **dict.fromkeys(("arctg",), "arctan"),
-    **dict.fromkeys(("tg",), "tan"),
-    **dict.fromkeys(("ctg",), "cot"),
-    **dict.fromkeys(("bm", "mathbf", "boldsymbol", "vec", "pmb", "overrightarrow"), "bold"),
-}
+    command: meaning
+    for commands, meaning in (
+        ("dfrac tfrac cfrac nicefrac sfrac", "frac"), ("dbinom tbinom", "binom"),
+        ("varnothing emptyset", "emptyset"), ("smallsetminus backslash setminus", "setminus"),
+        ("dots cdots dotsc dotsb", "ldots"), ("varphi", "phi"), ("varepsilon", "epsilon"), ("vartheta", "theta"),
+        ("bigcup", "cup"), ("land wedge", "and"), ("lor vee", "or"), ("arctg", "arctan"), ("tg", "tan"),
+        ("ctg", "cot"), ("bm mathbf boldsymbol vec pmb overrightarrow", "bold"),
+    )
+    for command in commands.split()
+}  # fmt: skip
 _COMMAND_WORDS = {"and": "and", "or": "or", "forall": "for", "AA": "angstrom"}
 _CURRENCY = {"$": "dollar", "£": "pounds_sterling", "€": "euro", "¥": "yen", "₹": "rupee"}
 

@@ -12,24 +12,11 @@ FUNCTION_NAMES = {
         "cis sqrt pi gcd lcm max min mod binom det infty theta alpha"
     ).split()
 }
-FUNCTION_NAMES.update(
-    {
-        "asin": "arcsin",
-        "acos": "arccos",
-        "atan": "arctan",
-        "asinh": "arcsinh",
-        "acosh": "arccosh",
-        "atanh": "arctanh",
-        "arsinh": "arcsinh",
-        "arcosh": "arccosh",
-        "artanh": "arctanh",
-        "infinity": "infty",
-        "inf": "infty",
-        "oo": "infty",
-        "sen": "sin",
-        "Pi": "pi",
-    }
-)
+FUNCTION_NAMES |= {
+    "asin": "arcsin", "acos": "arccos", "atan": "arctan", "asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh",
+    "arsinh": "arcsinh", "arcosh": "arccosh", "artanh": "arctanh", "infinity": "infty", "inf": "infty", "oo": "infty",
+    "sen": "sin", "Pi": "pi",
+}  # fmt: skip
 
 CONNECTIVES = frozenset({"and", "or"})
 
@@ -95,41 +82,19 @@ def spoken_number(words: str) -> int | None:
 
 # Phrases with one meaning, after lower-casing and joining with blanks.
 _SYNONYMS = {
-    "none": "no solution",
-    "no solutions": "no solution",
-    "no solution exists": "no solution",
-    "no solutions exist": "no solution",
-    "there is no solution": "no solution",
-    "there are no solutions": "no solution",
-    "no real solution": "no solution",
-    "no real solutions": "no solution",
-    "empty set": "no solution",
-    "dne": "does not exist",
-    "do not exist": "does not exist",
-    "doesn't exist": "does not exist",
-    "undefined": "undefined",
-    "infinite": "infinitely many",
-    "infinitely many solutions": "infinitely many",
-    "infinite solutions": "infinitely many",
-    "true": "true",
-    "impossible": "impossible",
-    "not possible": "impossible",
-    "cannot be determined": "cannot be determined",
-    "all real numbers": "all reals",
-    "all reals": "all reals",
-    "all real": "all reals",
-    "real numbers": "all reals",
-    "mon": "monday",
-    "tue": "tuesday",
-    "tues": "tuesday",
-    "wed": "wednesday",
-    "thu": "thursday",
-    "thur": "thursday",
-    "thurs": "thursday",
-    "fri": "friday",
-    "sat": "saturday",
-    "sun": "sunday",
-}
+    other: phrase
+    for phrase, others in (
+        ("no solution", "none|no solutions|no solution exists|no solutions exist|there is no solution|"
+                 "there are no solutions|no real solution|no real solutions|empty set"),
+        ("does not exist", "dne|do not exist|doesn't exist"), ("undefined", "undefined"),
+        ("infinitely many", "infinite|infinitely many solutions|infinite solutions"), ("true", "true"),
+        ("impossible", "impossible|not possible"), ("cannot be determined", "cannot be determined"),
+        ("all reals", "all real numbers|all reals|all real|real numbers"), ("monday", "mon"),
+        ("tuesday", "tue|tues"), ("wednesday", "wed"), ("thursday", "thu|thur|thurs"), ("friday", "fri"),
+        ("saturday", "sat"), ("sunday", "sun"),
+    )
+    for other in others.split("|")
+}  # fmt: skip
 _ARTICLES = frozenset({"the", "a", "an"})
 _NON_WORD = re.compile(r"[^\w\s']|_")
 
@@ -152,11 +117,7 @@ _BASE = {
 }
 _UNIT_LINES = """
 m:1: m meter meters metre metres 米
-m:0.01: cm centimeter centimeters centimetre centimetres 厘米
-m:0.001: mm millimeter millimeters millimetre millimetres 毫米
-m:0.000001: um micron microns micrometer micrometers
-m:0.000000001: nm nanometer nanometers
-m:1000: km kilometer kilometers kilometre kilometres 千米 公里
+m:0.000001: micron microns
 m:0.0000000001: angstrom angstroms
 m:0.0254: in inch inches
 m:0.3048: ft foot feet
@@ -165,8 +126,6 @@ m:1609.344: mi mile miles
 m:149597870700: au
 m:30856775814913673: pc parsec parsecs
 s:1: s sec secs second seconds 秒
-s:0.001: ms millisecond milliseconds
-s:0.000001: us microsecond microseconds
 s:60: min mins minute minutes 分钟
 s:3600: h hr hrs hour hours 小时
 s:86400: d day days 天
@@ -174,8 +133,7 @@ s:604800: wk week weeks
 month:1: month months
 s:31557600: yr yrs year years
 g:1: g gram grams 克
-g:0.001: mg milligram milligrams
-g:1000: kg kilogram kilograms kilo kilos 千克 公斤
+g:1000: kilo kilos 公斤
 g:453.59237: lb lbs pound pounds
 g:28.349523125: oz ounce ounces
 g:1000000: ton tons tonne tonnes
@@ -216,13 +174,10 @@ s=-1: 0.01666666666666666666666666666667: rpm
 g=1,m=1,s=-2: 1000: N newton newtons
 g=1,m=1,s=-2: 0.01: dyn dyne dynes
 g=1,m=2,s=-2: 1000: J joule joules
-g=1,m=2,s=-2: 1000000: kJ kilojoule kilojoules
 g=1,m=2,s=-2: 0.0001: erg ergs
 g=1,m=2,s=-2: 0.0000000000000001602176634: eV
 g=1,m=2,s=-2: 4184: cal calorie calories
-g=1,m=2,s=-2: 4184000: kcal
 g=1,m=2,s=-3: 1000: W watt watts
-g=1,m=2,s=-3: 1000000: kW kilowatt kilowatts
 g=1,m=-1,s=-2: 1000: Pa pascal pascals
 g=1,m=-1,s=-2: 101325000: atm
 A=1,s=1: 1: C coulomb coulombs
@@ -250,13 +205,14 @@ def _units() -> dict[str, tuple[dict[str, int], str]]:
 
 SI_PREFIXES = {"f": -15, "p": -12, "n": -9, "u": -6, "m": -3, "c": -2, "d": -1, "h": 2, "k": 3, "M": 6, "G": 9, "T": 12}
 SI_PREFIX_WORDS = {
+    "厘": -2, "毫": -3, "千": 3, "公": 3,
     "femto": -15, "pico": -12, "nano": -9, "micro": -6, "milli": -3, "centi": -2, "deci": -1, "hecto": 2, "kilo": 3,
     "mega": 6, "giga": 9, "tera": 12,
 }  # fmt: skip
 SI_SYMBOLS = frozenset("m g s A V W J N Pa Hz eV C F T H Wb S mol L l cal ohm B b pc".split())
 SI_WORDS = frozenset(
-    "meter meters metre metres gram grams second seconds amp amps ampere amperes volt volts watt watts joule joules "
-    "newton newtons pascal pascals hertz coulomb coulombs farad farads tesla henry liter liters litre litres "
+    "米 克 meter meters metre metres gram grams second seconds amp amps ampere amperes volt volts watt watts joule "
+    "joules newton newtons pascal pascals hertz coulomb coulombs farad farads tesla henry liter liters litre litres "
     "calorie calories ohm ohms byte bytes bit bits mole moles parsec parsecs".split()
 )
 
@@ -276,9 +232,9 @@ UNITS = {**_prefixed(_PLAIN_UNITS), **_PLAIN_UNITS}
 UNIT_PREFIXES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 UNIT_SUFFIXES = {"squared": 2, "cubed": 3}
 # Bare letters that are a unit even outside \text: two letters and more, and not a likely product of variables.
-BARE_UNITS = frozenset(name for name in _PLAIN_UNITS if len(name) >= 2) - frozenset(
-    {"in", "au", "pc", "us", "um", "ha", "ms", "rs", "yd", "mi", "ml", "mL", "ft", "oz", "ton", "rad", "min"}
-) | frozenset({"ft", "oz", "mL", "kHz", "MHz", "GHz", "keV", "MeV", "GeV"})
+_AMBIGUOUS = frozenset("in au pc us um ha ms rs yd mi ml ton rad min".split())
+_SYMBOLS = frozenset("cm mm km nm mg kg kJ kW kcal kHz MHz GHz keV MeV GeV".split())
+BARE_UNITS = _SYMBOLS | frozenset(n for n in UNITS if len(n) > 5 or (len(n) > 1 and n in _PLAIN_UNITS)) - _AMBIGUOUS
 
 FORMULA_UNITS = frozenset({"mg", "eV"})  # also products: 2mg, 2eV
 LONG_UNITS = frozenset(name for name in BARE_UNITS if len(name) > 2)
