@@ -13,7 +13,7 @@ from typing import Any
 
 import mpmath
 
-from ..reading.nodes import free_symbols
+from ..reading.nodes import free_symbols, replaced
 from ..reading.values import Group, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
 from .evaluate import Evaluator
 from .exact import TooLargeError, UndefinedError, UnknownSymbolError
@@ -21,10 +21,10 @@ from .signs import INTERVALS
 
 BITS = 170
 MAX_ENDS = 200
-FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
+ORDERS = frozenset({"<", ">", "<=", ">=", "!=", "="})
+INFINITY: Node = ("const", "inf")
+EXTREMES = {"R": True, "all reals": True, "0": False, "no solution": False}
 Predicate = Callable[[Any], bool]
-
-
 HALF_LINES = {  # operator and 0
     **dict.fromkeys(("R^+", "R_+", "R_>0", "R^>0"), ">"),
     **dict.fromkeys(("R_>=0", "R^>=0"), ">="),
@@ -108,15 +108,11 @@ def real_set(value: Value) -> RealSet | None:
 
 
 def _read(value: Value) -> RealSet | None:
-    if isinstance(value, NumberSet):
-        if value.letter in HALF_LINES:
-            return _bound(HALF_LINES[value.letter], mpmath.mpf(0))
-        known = {"R": True, "0": False}
-        constant = known.get(value.letter)
-        return None if constant is None else RealSet(lambda _: constant, ())
-    if isinstance(value, Text):
-        known = {"all reals": True, "no solution": False}
-        member = known.get(value.phrase)
+    if isinstance(value, NumberSet) and value.letter in HALF_LINES:
+        operator, zero = HALF_LINES[value.letter], mpmath.mpf(0)
+        return RealSet(lambda x: _holds(operator, x, zero), (zero,))
+    if isinstance(value, (NumberSet, Text)):
+        member = EXTREMES.get(value.letter if isinstance(value, NumberSet) else value.phrase)
         return None if member is None else RealSet(lambda _: member, ())
     if isinstance(value, SetOperation):
         return _operation(value)
@@ -185,11 +181,7 @@ def _joined(value: Group) -> RealSet | None:
 
 def _interval(low: Any, high: Any, low_closed: bool, high_closed: bool) -> RealSet:
     def contains(x: Any) -> bool:
-        if mpmath.isfinite(low) and _equal(x, low):
-            return low_closed and (low < high or high_closed)
-        if mpmath.isfinite(high) and _equal(x, high):
-            return high_closed and low < high
-        return bool(low < x < high)
+        return _holds("<=" if low_closed else "<", low, x) and _holds("<=" if high_closed else "<", x, high)
 
     return RealSet(contains, tuple(end for end in (low, high) if mpmath.isfinite(end)))
 
@@ -197,86 +189,55 @@ def _interval(low: Any, high: Any, low_closed: bool, high_closed: bool) -> RealS
 def _end(item: Value) -> Any:
     if not isinstance(item, Scalar):
         raise UnknownSymbolError
-    return _number(item.node)
+    return _number(item.node, {})
 
 
-def _number(node: Node) -> Any:
-    if node == ("const", "inf"):
-        return mpmath.inf
-    if node == ("neg", ("const", "inf")):
-        return -mpmath.inf
-    value = Evaluator(BITS)(node)
+def _number(node: Node, point: dict[str, Any]) -> Any:
+    """The real value of an expression, infinite ones included."""
+    if node in (INFINITY, ("neg", INFINITY)):
+        return mpmath.inf if node == INFINITY else -mpmath.inf
+    value = Evaluator(BITS, point)(node)
     if mpmath.im(value) != 0:
         raise UndefinedError
     return mpmath.re(value)
 
 
 def _relation(value: Relation) -> RealSet | None:
-    r"""`x > 3`, `-2 \le x \le 7`, `x \ne 0`, `x \in S`, `3 < x`."""
+    r"""`x > 3`, `-2 \le x \le 7`, `x \ne 0`, `x \in S`, `2x - 1 > 5`, `|x - 3| < 2`: one letter, at most linear."""
     if value.operators == ("in",) and value.names[0] is not None:
         return _read(_as_set(value.sides[1]))
-    if not all(isinstance(side, Scalar) for side in value.sides):
+    if not all(isinstance(side, Scalar) for side in value.sides) or not set(value.operators) <= ORDERS:
         return None
-    variables = [index for index, side in enumerate(value.sides) if side.node[0] in ("sym", "app")]
-    if not variables:
-        return _linear(value)
-    if len(variables) != 1:
+    nodes = [replaced(side.node, lambda p: ("sym", p[1]) if p[0] == "app" else None) for side in value.sides]
+    names = frozenset().union(*map(free_symbols, nodes))
+    if len(names) != 1:
         return None
-    variable = variables[0]
-    bounds: list[RealSet] = []
-    for index, operator in enumerate(value.operators):
-        if index + 1 == variable:
-            operator, other = FLIPPED.get(operator, operator), value.sides[index]
-        elif index == variable:
-            other = value.sides[index + 1]
-        else:
-            return None
-        bound = _bound(operator, _end(other))
-        if bound is None:
-            return None
-        bounds.append(bound)
-    return RealSet(lambda x: all(b.contains(x) for b in bounds), tuple(end for b in bounds for end in b.ends))
-
-
-def _linear(value: Relation) -> RealSet | None:
-    """`2x - 1 > 5`, `|x - 3| < 2`: one variable, linear or the absolute value of something linear."""
-    symbolic = [bool(free_symbols(side.node)) for side in value.sides]
-    names = frozenset().union(*(free_symbols(side.node) for side in value.sides))
-    if len(value.sides) != 2 or sum(symbolic) != 1 or len(names) != 1:
-        return None
-    side, other = value.sides if symbolic[0] else value.sides[::-1]
-    operator = value.operators[0] if symbolic[0] else FLIPPED.get(value.operators[0], "")
-    node, end, (name,) = side.node, _end(other), names
-    absolute = node[:2] == ("fn", "abs")
-    inner = node[2] if absolute else node
-    at = [Evaluator(BITS, {name: mpmath.mpf(x)})(inner) for x in (0, 1, 2)]
-    slope = at[1] - at[0]
-    if slope == 0 or not _equal(at[2] - at[1], slope):
-        return None
-    bound = _bound(operator, end)
-    if bound is None:
-        return None
-    ends = tuple((e - at[0]) / slope for e in ((end, -end) if absolute else (end,)))
+    (name,) = names
+    ends = [_zeros(left, right, name) for left, right in itertools.pairwise(nodes)]
 
     def contains(x: Any) -> bool:
-        number = slope * x + at[0]
-        return bound.contains(abs(number) if absolute else number)
+        values = [_number(node, {name: x}) for node in nodes]
+        return all(map(_holds, value.operators, values, values[1:]))
 
-    return RealSet(contains, ends)
+    return RealSet(contains, tuple(itertools.chain(*ends)))
 
 
-def _bound(operator: str, end: Any) -> RealSet | None:
-    inf = mpmath.inf
-    if operator == "<":
-        return _interval(-inf, end, False, False)
-    if operator == "<=":
-        return _interval(-inf, end, False, True)
-    if operator == ">":
-        return _interval(end, inf, False, False)
-    if operator == ">=":
-        return _interval(end, inf, True, False)
-    if operator == "!=":
-        return RealSet(lambda x: not _equal(x, end), (end,))
-    if operator == "=":
-        return RealSet(lambda x: _equal(x, end), (end,))
-    return None
+def _holds(operator: str, left: Any, right: Any) -> bool:
+    if left == right or (mpmath.isfinite(left) and mpmath.isfinite(right) and _equal(left, right)):
+        return operator in ("<=", ">=", "=")
+    return operator == "!=" or (operator != "=" and (left < right) == (operator[0] == "<"))
+
+
+def _zeros(left: Node, right: Node, name: str) -> list[Any]:
+    """Where two sides are equal, of which one is a number and the other linear or the absolute value of that."""
+    if free_symbols(left) and free_symbols(right):
+        raise UndefinedError
+    inner, end = (left, _number(right, {})) if free_symbols(left) else (right, _number(left, {}))
+    if not mpmath.isfinite(end):
+        return []
+    absolute = inner[:2] == ("fn", "abs")
+    at = [_number(inner[2] if absolute else inner, {name: mpmath.mpf(x)}) for x in (0, 1, 2)]
+    slope = at[1] - at[0]
+    if slope == 0 or not _equal(at[2] - at[1], slope):
+        raise UndefinedError
+    return [(e - at[0]) / slope for e in ((end, -end) if absolute else (end,))]
