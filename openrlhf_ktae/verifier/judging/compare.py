@@ -18,7 +18,7 @@ from .constants import decimal_literal
 from .evaluate import Evaluator
 from .exact import exact
 from .functions import same_equation
-from .scalars import same_scalar
+from .scalars import same_scalar, spelled
 from .sets import is_set, same_set
 from .signs import has_free_signs, plain
 
@@ -44,7 +44,7 @@ def same(gold: Value, answer: Value) -> bool:
     if is_set(gold) or is_set(answer):
         return same_sets(gold, answer)
     if isinstance(gold, Text) or isinstance(answer, Text):
-        return letters(gold) is not None and letters(gold) == letters(answer)
+        return letters(gold) == letters(answer) != ""
     if isinstance(gold, Group) and isinstance(answer, Scalar):
         answer = vector(answer, len(gold.items))
     if isinstance(answer, Group) and isinstance(gold, Scalar):
@@ -226,19 +226,11 @@ def _same_inequalities(gold: Relation, answer: Relation) -> bool:
         if gold.operators == answer.operators:
             return all(same(g, a) for g, a in zip(gold.sides, answer.sides, strict=True))
         return False
-    gold, answer = _upward(gold), _upward(answer)
-    if gold.operators != answer.operators:
+    if gold.operators[0].replace(">", "<") != answer.operators[0].replace(">", "<"):
         return False
+    if gold.operators != answer.operators:
+        answer = Relation(answer.sides[::-1], gold.operators, answer.names[::-1])
     return _same_equations(gold, answer, positive=gold.operators != ("!=",))
-
-
-def _upward(relation: Relation) -> Relation:
-    """An inequality written with < or <=."""
-    flip = {">": "<", ">=": "<="}
-    operator = relation.operators[0]
-    if operator not in flip:
-        return relation
-    return Relation(relation.sides[::-1], (flip[operator],), relation.names[::-1])
 
 
 def same_groups(gold: Value, answer: Value) -> bool:
@@ -338,14 +330,10 @@ def vector(value: Value, size: int) -> Value:
         return value
 
     def component(name: str) -> Scalar:
-        def chosen(part: Node) -> Node | None:
-            if part[0] != "sym" or part[1] not in basis:
-                return None
-            return ("num", Fraction(int(part[1] == name)), "")
+        units = {other: ("num", Fraction(int(other == name)), "") for other in basis}
+        return Scalar(replaced(value.node, lambda part: units.get(part[1]) if part[0] == "sym" else None))
 
-        return Scalar(replaced(value.node, chosen))
-
-    return Group("()", tuple(component(name) for name in basis))
+    return Group("()", tuple(map(component, basis)))
 
 
 def _same_ratio(gold: Group, answer: Group) -> bool:
@@ -372,15 +360,15 @@ def rows(value: Value) -> list[tuple[Value, ...]] | None:
         if len(value.rows) == 1 and len(value.rows[0]) > 1:
             return [value.rows[0]]
         return list(value.rows)
-    if isinstance(value, Group) and value.brackets == "[]" and all(_is_row(item) for item in value.items):
+    if (
+        isinstance(value, Group)
+        and value.brackets == "[]"
+        and all(isinstance(item, Group) and item.brackets == "[]" for item in value.items)
+    ):
         return [item.items for item in value.items if isinstance(item, Group)]
     if isinstance(value, Group) and _kind(value) == "()":
         return [(item,) for item in value.items]
     return None
-
-
-def _is_row(value: Value) -> bool:
-    return isinstance(value, Group) and value.brackets == "[]"
 
 
 def same_sets(gold: Value, answer: Value) -> bool:
@@ -426,23 +414,9 @@ def _variable(sides: Sequence[Value]) -> int | None:
     return next((letters_at[name] for name in "xyztw" if name in letters_at), None)
 
 
-def letters(value: Value) -> str | None:
-    """The letters of a text, also where they were written as a product: `\\text{SE}` and `SE`."""
-    if isinstance(value, Text):
-        return value.phrase
-    if isinstance(value, Scalar):
-        spelled = _product_letters(value.node)
-        return None if spelled is None else spelled.lower()
-    return None
-
-
-def _product_letters(node: Node) -> str | None:
-    if node[0] in ("sym", "const"):
-        return str(node[1])
-    if node[0] == "mul":
-        left, right = _product_letters(node[1]), _product_letters(node[2])
-        return None if left is None or right is None else left + right
-    return None
+def letters(value: Value) -> str:
+    r"""The letters of a text, also where they were written as a product: `\text{SE}` and `SE`."""
+    return value.phrase if isinstance(value, Text) else spelled(value.node).lower() if isinstance(value, Scalar) else ""
 
 
 def renamed_value(value: Value, names: Mapping[str, str]) -> Value:

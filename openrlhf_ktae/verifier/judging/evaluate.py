@@ -1,7 +1,7 @@
 """Many-digit values of expressions at given values of their symbols, never without a bound.
 
 Powers, factorials, series and angles whose result would be beyond the caps raise `TooLargeError`; what has no value
-(0/0, log 0) raises `UndefinedError`.
+(0/0, log 0) raises `NoValueError`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import mpmath
 
 from ..reading.values import Node
-from .exact import MAX_BITS, STEPS, TooLargeError, UndefinedError, UnknownSymbolError, based, bits, exact
+from .exact import MAX_BITS, STEPS, NoValueError, TooLargeError, based, bits, exact
 
 MAX_LOG2 = 1e9  # of a number: beyond this even its exponent gets long
 MAX_GAMMA = 1e8  # argument of a factorial
@@ -49,11 +49,11 @@ class Evaluator:
             try:
                 value = self._value(node)
             except (ZeroDivisionError, ValueError, OverflowError, mpmath.libmp.NoConvergence, TypeError) as error:
-                raise UndefinedError from error
+                raise NoValueError from error
             if isinstance(value, mpmath.mpc) and abs(value.imag) <= abs(value.real) * mpmath.mpf(2) ** (26 - self.bits):
                 value = value.real
             if not mpmath.isfinite(value):
-                raise UndefinedError
+                raise NoValueError
             return value
 
     def _value(self, node: Node) -> Any:
@@ -65,7 +65,7 @@ class Evaluator:
                 return self._literal(value)
             case ("sym", name):
                 if name not in self.symbols:
-                    raise UnknownSymbolError(name)
+                    raise NoValueError(name)
                 return self.symbols[name]
             case ("mul", left, right):
                 return self._capped(self._value(left) * self._value(right))
@@ -91,7 +91,7 @@ class Evaluator:
                 return mpmath.mpf(value.numerator)
             case ("sum" | "prod", *_):
                 return self._series(*node)
-        raise UndefinedError(node[0])
+        raise NoValueError(node[0])
 
     def _literal(self, value: Fraction) -> Any:
         if bits(value) > MAX_BITS:
@@ -110,7 +110,7 @@ class Evaluator:
     def _power(self, base: Any, exponent: Any) -> Any:
         if base == 0:
             if mpmath.re(exponent) <= 0:
-                raise UndefinedError
+                raise NoValueError
             return mpmath.mpf(0)
         if abs(exponent) * (abs(mpmath.log(abs(base), 2)) + 1) > MAX_LOG2:
             raise TooLargeError
@@ -132,7 +132,7 @@ class Evaluator:
     def _series(self, kind: str, name: str, low_node: Node, high_node: Node, body: Node) -> Any:
         low, high = exact(low_node), exact(high_node)
         if low is None or high is None or low.denominator != 1 or high.denominator != 1:
-            raise UnknownSymbolError(name)
+            raise NoValueError(name)
         if high - low >= MAX_TERMS:
             raise TooLargeError
         saved = self.symbols.get(name)
@@ -162,7 +162,7 @@ class Evaluator:
         if name in ("factorial", "binom") and any(abs(value) > MAX_GAMMA for value in values):
             raise TooLargeError
         if name in LOGARITHMIC and any(value == 0 for value in values):
-            raise UndefinedError
+            raise NoValueError
         return _FUNCTIONS[name](*values)
 
 
@@ -174,42 +174,38 @@ def _real_root(value: Any, degree: Any) -> Any:
     if value == 0:
         return mpmath.mpf(0)
     if degree == 0:
-        raise UndefinedError
+        raise NoValueError
     return mpmath.power(value, 1 / degree)
 
 
-def _rounding(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _real(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of real numbers alone."""
+
+    def applied(*values: Any) -> Any:
+        if any(mpmath.im(value) != 0 for value in values):
+            raise NoValueError
+        return function(*map(mpmath.re, values))
+
+    return applied
+
+
+def _rounding(function: Callable[[Any], Any]) -> Callable[..., Any]:
     """Floor or ceiling, safe against a value that misses its integer by rounding error."""
 
     def rounded(value: Any) -> Any:
-        if mpmath.im(value) != 0:
-            raise UndefinedError
-        value = mpmath.re(value)
         near = mpmath.nint(value)
-        if abs(value - near) < mpmath.mpf(10) ** (-(mpmath.mp.dps // 2)):
-            return near
-        return function(value)
+        return near if abs(value - near) < mpmath.mpf(10) ** (-(mpmath.mp.dps // 2)) else function(value)
 
-    return rounded
+    return _real(rounded)
 
 
 def _of_whole(function: Callable[..., int]) -> Callable[..., Any]:
-    return lambda *values: mpmath.mpf(function(*map(_whole, values)))
+    def applied(*values: Any) -> Any:
+        if any(abs(value) > MAX_LOG2 or value != mpmath.nint(value) for value in values):
+            raise NoValueError
+        return mpmath.mpf(function(*map(int, values)))
 
-
-def _whole(value: Any) -> int:
-    if mpmath.im(value) != 0 or abs(value) > MAX_LOG2 or value != mpmath.nint(value):
-        raise UndefinedError
-    return int(value)
-
-
-def _real_order(choose: Callable[..., Any]) -> Callable[..., Any]:
-    def chosen(*values: Any) -> Any:
-        if any(mpmath.im(value) != 0 for value in values):
-            raise UndefinedError
-        return choose(mpmath.re(value) for value in values)
-
-    return chosen
+    return _real(applied)
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -221,5 +217,5 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "logbase": lambda value, base: mpmath.log(value) / mpmath.log(base),
     "abs": abs, "floor": _rounding(mpmath.floor), "ceil": _rounding(mpmath.ceil),
     "factorial": mpmath.factorial, "binom": mpmath.binomial, "ratio": lambda left, right: left / right,
-    "gcd": _of_whole(math.gcd), "lcm": _of_whole(math.lcm), "max": _real_order(max), "min": _real_order(min),
+    "gcd": _of_whole(math.gcd), "lcm": _of_whole(math.lcm), "max": _real(max), "min": _real(min),
 }  # fmt: skip

@@ -18,16 +18,12 @@ STEPS = 20000  # operations of one evaluation
 HUNDRED = Fraction(100)
 
 
-class TooLargeError(Exception):
+class NoValueError(Exception):
+    """The expression has no value here: division by zero, a function outside its domain, a symbol without a value."""
+
+
+class TooLargeError(NoValueError):
     """The value, or a value on the way to it, is beyond the caps."""
-
-
-class UndefinedError(Exception):
-    """The expression has no value here: division by zero, a function outside its domain."""
-
-
-class UnknownSymbolError(Exception):
-    """A symbol has no value in the given assignment."""
 
 
 def exact(node: Node) -> Fraction | None:
@@ -72,7 +68,7 @@ def _combine(kind: str, left: Fraction, right: Fraction = HUNDRED) -> Fraction |
     if kind == "mul":
         return left * right
     if right == 0:
-        raise UndefinedError
+        raise NoValueError
     return left / right  # of `pct` too
 
 
@@ -81,7 +77,7 @@ def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
         return _exact_root(base, exponent)
     if base in (0, 1, -1):
         if base == 0 and exponent <= 0:
-            raise UndefinedError
+            raise NoValueError
         return Fraction(base) ** (int(exponent) % 2 if base == -1 else min(int(exponent), 1) if base == 0 else 1)
     if abs(exponent) * bits(base) > MAX_BITS:
         return None
@@ -134,10 +130,10 @@ def _exact_function(name: str, values: list[Any]) -> Fraction | None:
 
 
 def based(digits: str, base: int) -> Fraction | None:
-    """Value of a numeral; None for a base beyond 2 to 36, UndefinedError for a digit that the base has not."""
+    """Value of a numeral; None for a base beyond 2 to 36, NoValueError for a digit that the base has not."""
     if not 2 <= base <= 36:
         return None
     try:
         return Fraction(int(digits, base))
     except ValueError as error:
-        raise UndefinedError from error
+        raise NoValueError from error

@@ -18,7 +18,7 @@ import mpmath
 from ..reading.nodes import free_symbols, renamed, replaced, walk
 from ..reading.values import Node
 from .evaluate import Evaluator
-from .exact import TooLargeError, UndefinedError, UnknownSymbolError
+from .exact import NoValueError, TooLargeError
 
 BITS = 280  # of a first evaluation; 200 of them beyond the largest and the smallest term of any sum
 SPARE_BITS = 200
@@ -39,13 +39,13 @@ ZERO: Node = ("num", Fraction(0), "")
 
 
 def vanishes(gold: Node, answer: Node, point: Point, bits: int = BITS, complex_wanted: bool = True) -> bool:
-    """Whether the two agree at a point to the last bits. Raises UndefinedError where one has no (real) value."""
+    """Whether the two agree at a point to the last bits. Raises NoValueError where one has no (real) value."""
     values, evaluators = [], []
     for node in (gold, answer):
         evaluators.append(Evaluator(bits, point))
         values.append(evaluators[-1](node))
     if not complex_wanted and any(mpmath.im(value) != 0 for value in values):
-        raise UndefinedError
+        raise NoValueError
     needed = max(evaluator.needed for evaluator in evaluators) + SPARE_BITS
     if needed > bits:
         if needed > MAX_BITS:
@@ -187,7 +187,9 @@ def _compared(gold: Node, answer: Node, points: Iterable[Point], least: int = MI
         try:
             if not vanishes(gold, answer, point, complex_wanted=complex_wanted):
                 return False
-        except (UndefinedError, UnknownSymbolError):
+        except TooLargeError:
+            return False
+        except NoValueError:
             continue
         count += 1
     return True if count >= least else None
@@ -231,7 +233,7 @@ def _around_breaks(names: list[str], inner: Node) -> Iterator[Point]:
         base = {other: _odd(generator) for other in names}
         try:
             at = [Evaluator(BITS, {**base, name: mpmath.mpf(x)})(inner) for x in (0, 1, 2)]
-        except (UndefinedError, UnknownSymbolError):
+        except NoValueError:
             continue
         slope = at[1] - at[0]
         if slope == 0 or abs(at[2] - at[1] - slope) > abs(slope) * mpmath.mpf(10) ** -30:
@@ -322,7 +324,9 @@ def _are_multiples(gold: Node, answer: Node, positive: bool) -> bool:
                 first = point
             if not vanishes(left, right, {**point, **{marks[name]: first[name] for name in names}}):
                 return False
-        except (UndefinedError, UnknownSymbolError):
+        except TooLargeError:
+            return False
+        except NoValueError:
             continue
         count += 1
     return count >= MIN_POINTS

@@ -15,7 +15,7 @@ from ..reading.values import Name, Relation, Scalar, Text, Value
 from ..verdict import CORRECT, UNKNOWN, WRONG, Verdict
 from .choices import same_choice
 from .compare import same
-from .exact import TooLargeError, UndefinedError, UnknownSymbolError
+from .exact import NoValueError
 
 PROSE_WORDS = 8  # a gold of more words is prose: other wordings of it cannot be judged
 SAME_VALUE, DIFFERENT_VALUE = Verdict(CORRECT, "same value"), Verdict(WRONG, "different value")
@@ -119,7 +119,7 @@ def _agree(golds: Sequence[Value], answers: Sequence[Value]) -> bool:
             try:
                 if same(gold, answer):
                     return True
-            except (TooLargeError, UndefinedError, UnknownSymbolError):
+            except NoValueError:
                 continue
     return False
 

@@ -90,8 +90,8 @@ def _same_expression(gold: Node, answer: Node, scale: Fraction) -> bool:
 
 def _same_special(gold: Node, answer: Node) -> bool | None:
     """Infinity, numerals with a base, letters that are constants; None for ordinary expressions."""
-    runs = [capitals(node) for node in (gold, answer)]
-    if len(runs[0]) > 2 and len(runs[1]) > 2:
+    runs = [spelled(node) for node in (gold, answer)]
+    if all(len(run) > 2 and run.isalpha() and run.isupper() for run in runs):
         return runs[0] == runs[1]  # ABC is a name; its letters keep their order
     infinite = [_infinity(node) for node in (gold, answer)]
     if any(infinite):
@@ -114,10 +114,9 @@ def _infinity(node: Node) -> int:
     return 0
 
 
-def capitals(node: Node) -> str:
-    """The letters of a product of capital letters; empty for other expressions."""
-    if node[0] == "sym" and len(node[1]) == 1 and node[1].isupper():
-        return str(node[1])
-    if node[0] == "mul" and capitals(node[1]) and capitals(node[2]):
-        return capitals(node[1]) + capitals(node[2])
-    return ""
+def spelled(node: Node) -> str:
+    """The letters of a product of letters; empty for other expressions."""
+    if node[0] == "mul":
+        parts = [spelled(part) for part in node[1:]]
+        return "".join(parts) if all(parts) else ""
+    return str(node[1]) if node[0] in ("sym", "const") else ""

@@ -16,7 +16,7 @@ import mpmath
 from ..reading.nodes import free_symbols, replaced
 from ..reading.values import Group, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
 from .evaluate import Evaluator
-from .exact import TooLargeError, UndefinedError, UnknownSymbolError
+from .exact import NoValueError
 from .signs import INTERVALS
 
 BITS = 170
@@ -102,7 +102,7 @@ def real_set(value: Value) -> RealSet | None:
     try:
         with mpmath.workprec(BITS):
             found = _read(value)
-    except (TooLargeError, UndefinedError, UnknownSymbolError):
+    except NoValueError:
         return None
     return found if found is not None and len(found.ends) <= MAX_ENDS else None
 
@@ -188,7 +188,7 @@ def _interval(low: Any, high: Any, low_closed: bool, high_closed: bool) -> RealS
 
 def _end(item: Value) -> Any:
     if not isinstance(item, Scalar):
-        raise UnknownSymbolError
+        raise NoValueError
     return _number(item.node, {})
 
 
@@ -198,7 +198,7 @@ def _number(node: Node, point: dict[str, Any]) -> Any:
         return mpmath.inf if node == INFINITY else -mpmath.inf
     value = Evaluator(BITS, point)(node)
     if mpmath.im(value) != 0:
-        raise UndefinedError
+        raise NoValueError
     return mpmath.re(value)
 
 
@@ -231,7 +231,7 @@ def _holds(operator: str, left: Any, right: Any) -> bool:
 def _zeros(left: Node, right: Node, name: str) -> list[Any]:
     """Where two sides are equal, of which one is a number and the other linear or the absolute value of that."""
     if free_symbols(left) and free_symbols(right):
-        raise UndefinedError
+        raise NoValueError
     inner, end = (left, _number(right, {})) if free_symbols(left) else (right, _number(left, {}))
     if not mpmath.isfinite(end):
         return []
@@ -239,5 +239,5 @@ def _zeros(left: Node, right: Node, name: str) -> list[Any]:
     at = [_number(inner[2] if absolute else inner, {name: mpmath.mpf(x)}) for x in (0, 1, 2)]
     slope = at[1] - at[0]
     if slope == 0 or not _equal(at[2] - at[1], slope):
-        raise UndefinedError
+        raise NoValueError
     return [(e - at[0]) / slope for e in ((end, -end) if absolute else (end,))]
