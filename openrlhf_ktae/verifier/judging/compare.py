@@ -12,13 +12,13 @@ from fractions import Fraction
 import mpmath
 
 from ..reading.names import argument_renames, conflict
-from ..reading.nodes import free_symbols, renamed, replaced, walk
+from ..reading.nodes import free_symbols, renamed, replaced, spelled, walk
 from ..reading.values import Clock, Group, Matrix, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
 from .constants import decimal_literal
 from .evaluate import Evaluator
 from .exact import exact
 from .functions import same_equation
-from .scalars import same_scalar, spelled
+from .scalars import same_scalar
 from .sets import is_set, same_set
 from .signs import has_free_signs, plain
 

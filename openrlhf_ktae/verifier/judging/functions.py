@@ -115,39 +115,31 @@ def _arbitrary(gold: Node) -> frozenset[str]:
     used = [part[1] for part in walk(gold) if part[0] == "sym"]
     if not VARIABLES & set(used):
         return frozenset()
-    found = {name for name in _coefficients(gold, False) if used.count(name) == 1}
+    found = {name for name in _coefficients(gold) & (CONSTANTS | {"A", "B"}) if used.count(name) == 1}
     if not any(p[0] == "app" or (p[0] == "pow" and free_symbols(p[2])) or p[:2] == ("fn", "exp") for p in walk(gold)):
         found -= {"c"} if ("sym", "c") not in _terms(gold) or {"a", "b"} & set(used) else set()
     return frozenset(found if {"A", "B"} <= found else found - {"A", "B"})
 
 
 def _terms(node: Node) -> list[Node]:
-    """The terms of a sum."""
-    return [*_terms(node[1]), *_terms(node[2])] if node[0] in ("add", "pm") else [node]
-
-
-def _coefficients(node: Node, in_sum: bool) -> set[str]:
-    """The arbitrary letters that are terms, or factors of terms, of the outermost sums."""
+    """The terms of a sum, without their signs."""
     if node[0] in ("add", "pm"):
-        return _coefficients(node[1], True) | _coefficients(node[2], True)
-    if node[0] in ("mul", "neg"):
-        return set().union(*(_coefficients(part, in_sum) for part in node[1:]))
-    if node[0] == "div":
-        return _coefficients(node[1], in_sum)
-    known = CONSTANTS | {"A", "B"} if in_sum else CONSTANTS
-    return {node[1]} if node[0] == "sym" and node[1] in known else set()
+        return [*_terms(node[1]), *_terms(node[2])]
+    return _terms(node[1]) if node[0] == "neg" else [node]
+
+
+def _coefficients(term: Node) -> set[str]:
+    """The letters that are factors of a term, or of a term in brackets that is one."""
+    if node_terms := _terms(term) if term[0] in ("add", "pm", "neg") else []:
+        return set().union(*map(_coefficients, node_terms))
+    if term[0] in ("mul", "div"):
+        return set().union(*map(_coefficients, term[1 : 3 if term[0] == "mul" else 2]))
+    return {term[1]} if term[0] == "sym" else set()
 
 
 def _is_period(gold: Node, name: str) -> bool:
     r"""True for the integer k of `\frac{\pi}{6} + 2\pi k`: it stands only beside a multiple of pi, at the top."""
-    terms, factors = [gold], []
-    while terms:
-        term = terms.pop()
-        if term[0] in ("add", "neg", "pm"):
-            terms.extend(part for part in term[1:] if isinstance(part, tuple))
-        else:
-            factors.append(term)
-    own = [term for term in factors if name in free_symbols(term)]
+    own = [term for term in _terms(gold) if name in free_symbols(term)]
     outside = {part[0] for term in own for part in walk(term)} <= {"mul", "div", "add", "neg", "num", "sym", "const"}
     return len(own) == 1 and outside and any(part == ("const", "pi") for part in walk(own[0]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from ..reading.nodes import common_logarithms, free_symbols, walk
+from ..reading.nodes import common_logarithms, free_symbols, spelled, walk
 from ..reading.units import DEGREE, PERCENT, RADIAN_FACTOR, same_label
 from ..reading.values import Node, Scalar, Unit
 from .constants import same_constant
@@ -112,11 +112,3 @@ def _infinity(node: Node) -> int:
     if node[0] == "neg":
         return -_infinity(node[1])
     return 0
-
-
-def spelled(node: Node) -> str:
-    """The letters of a product of letters; empty for other expressions."""
-    if node[0] == "mul":
-        parts = [spelled(part) for part in node[1:]]
-        return "".join(parts) if all(parts) else ""
-    return str(node[1]) if node[0] in ("sym", "const") else ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterator
 from fractions import Fraction
 
 from ..reading.nodes import replaced, walk
@@ -15,19 +16,32 @@ MAX_SIGNS = 4  # plus-minus signs in one tuple
 
 def has_free_signs(value: Value) -> bool:
     r"""True for `\pm 1 \pm \sqrt{2}`: two values where the signs are tied, four where they are not."""
-    signs = [part[3] for part in walk(value.node) if part[0] == "pm"] if isinstance(value, Scalar) else []
+    signs = _signs(value)
     return 1 < len(signs) <= MAX_SIGNS and set(signs) == {"+-"}
+
+
+def _signs(value: Value) -> list[str]:
+    return [part[3] for part in walk(value.node) if part[0] == "pm"] if isinstance(value, Scalar) else []
+
+
+def _values(value: Scalar, free: bool) -> Iterator[Scalar]:
+    """The expression with every plus-minus as plus, then as minus; in all combinations where they are free."""
+    for signs in itertools.product((1, -1), repeat=len(_signs(value)) if free else 1):
+        turn = iter(signs) if free else itertools.repeat(signs[0])
+        yield Scalar(replaced(value.node, functools.partial(_chosen, turn)), value.unit)
+
+
+def _chosen(turn: Iterator[int], part: Node) -> Node | None:
+    if part[0] != "pm":
+        return None
+    second = part[2] if (part[3] == "+-") == (next(turn) > 0) else ("neg", part[2])
+    return second if part[1][:2] == ("num", Fraction(0)) else ("add", part[1], second)
 
 
 def plain(value: Value, free: bool = False) -> Value:
     """Spread plus-minus signs into lists, tied ones unless `free`; take a set or list of one item as the item."""
-    if free and isinstance(value, Scalar) and has_free_signs(value):
-        at = next(part for part in walk(value.node) if part[0] == "pm")
-        chosen = (Scalar(replaced(value.node, _only(at, s))) for s in (1, -1))
-        parts = [plain(item, has_free_signs(item)) for item in chosen]
-        return Group("", tuple(item for part in parts for item in (part.items if isinstance(part, Group) else (part,))))
-    if isinstance(value, Scalar) and _has_signs(value.node):
-        return Group("", (_signed(value, 1), _signed(value, -1)))
+    if isinstance(value, Scalar):
+        return Group("", tuple(_values(value, free and has_free_signs(value)))) if _signs(value) else value
     if isinstance(value, Group) and value.brackets in ("", "and", "or", "{}"):
         items: list[Value] = []
         among_sets = value.brackets == "" and any(isinstance(i, Group) and i.brackets in INTERVALS for i in value.items)
@@ -39,8 +53,9 @@ def plain(value: Value, free: bool = False) -> Value:
             spread = item if alone else plain(item)
             items.extend(spread.items if isinstance(spread, Group) and spread.brackets in ("", "and") else [spread])
         return items[0] if len(items) == 1 and not _is_set(items[0]) else Group(value.brackets, tuple(items))
-    if isinstance(value, Group) and any(isinstance(i, Scalar) and _has_signs(i.node) for i in value.items):
-        return _signed_tuples(value)
+    if isinstance(value, Group) and 0 < sum(bool(_signs(item)) for item in value.items) <= MAX_SIGNS:
+        choices = [_values(item, False) if _signs(item) else (item,) for item in value.items]  # `(\\pm 3, \\pm 2)`
+        return Group("", tuple(Group(value.brackets, items) for items in itertools.product(*choices)))
     if isinstance(value, Relation) and isinstance(value.sides[-1], (Scalar, Group)):
         last = plain(value.sides[-1])
         name = value.names[0]
@@ -65,40 +80,3 @@ def _in_order(value: Relation, last: Value) -> Relation:
 def _is_set(value: Value) -> bool:
     """True for what is something else than the set that holds it."""
     return isinstance(value, (NumberSet, SetOperation)) or (isinstance(value, Group) and value.brackets == "{}")
-
-
-def _has_signs(node: Node) -> bool:
-    return any(part[0] == "pm" for part in walk(node))
-
-
-def _only(at: Node, sign: int) -> Callable[[Node], Node | None]:
-    return lambda part: _chosen(part, sign) if part == at else None
-
-
-def _signed(value: Scalar, sign: int) -> Scalar:
-    return Scalar(_choose(value.node, sign), value.unit)
-
-
-def _choose(node: Node, sign: int) -> Node:
-    """The expression with every plus-minus read as plus (1) or minus (-1)."""
-    return replaced(node, lambda part: _chosen(part, sign))
-
-
-def _chosen(part: Node, sign: int) -> Node | None:
-    if part[0] != "pm":
-        return None
-    plus = (part[3] == "+-") == (sign > 0)
-    if part[1][:2] == ("num", Fraction(0)):
-        return part[2] if plus else ("neg", part[2])
-    return ("add", part[1], part[2] if plus else ("neg", part[2]))
-
-
-def _signed_tuples(value: Group) -> Value:
-    """`(\\pm 3, \\pm 2)`: all combinations of signs."""
-    signed = [isinstance(i, Scalar) and _has_signs(i.node) for i in value.items]
-    if sum(signed) > MAX_SIGNS:
-        return value
-    choices = [
-        (_signed(item, 1), _signed(item, -1)) if has else (item,) for item, has in zip(value.items, signed, strict=True)
-    ]
-    return Group("", tuple(Group(value.brackets, combination) for combination in itertools.product(*choices)))

@@ -92,11 +92,6 @@ def is_proper(node: Node) -> bool:
     )
 
 
-def boxed(value: Any) -> Value:
-    """A node as a value; values as they are."""
-    return Scalar(value) if isinstance(value, tuple) else value
-
-
 def peel(node: Node) -> tuple[str, Node]:
     """Take `deg` or `pct` off the top, also from under a minus or the last factor."""
     if node[0] in ("deg", "pct"):
@@ -131,12 +126,3 @@ def condition_on(value: Value) -> Value | None:
     if not isinstance(value, Relation) or value.operators != ("in",) or not isinstance(value.sides[1], NumberSet):
         return None
     return value.sides[0] if value.sides[1].letter[0] in "ZN" else None
-
-
-def letters_of(node: Node) -> str:
-    """The letters under an accent, in their order."""
-    if node[0] in ("sym", "const"):
-        return str(node[1])
-    if node[0] == "mul":
-        return letters_of(node[1]) + letters_of(node[2])
-    raise ReadError("accent over an expression")

@@ -55,3 +55,11 @@ def free_symbols(node: Node) -> frozenset[str]:
         elif current[0] in ("sum", "prod"):
             bound.add(current[1])
     return frozenset(names - bound)
+
+
+def spelled(node: Node) -> str:
+    """The letters of a product of letters; empty for other expressions."""
+    if node[0] == "mul":
+        parts = [spelled(part) for part in node[1:]]
+        return "".join(parts) if all(parts) else ""
+    return str(node[1]) if node[0] in ("sym", "const") else ""

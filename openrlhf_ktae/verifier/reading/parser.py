@@ -14,13 +14,11 @@ from typing import Any
 
 from .cursor import Cursor
 from .expressions import (
-    boxed,
     condition_on,
     divided,
     factors,
     is_proper,
     is_whole,
-    letters_of,
     mixed_number,
     number,
     only_condition,
@@ -31,7 +29,7 @@ from .expressions import (
 )
 from .lexer import ReadError, Token, tokenise
 from .names import read_name
-from .nodes import walk
+from .nodes import spelled, walk
 from .notation import (
     ACCENTS,
     BRACKET_PAIRS,
@@ -374,7 +372,8 @@ class Parser(Cursor):
             elif kind != "cmd" or name not in ("cup", "cap", "setminus"):
                 return value
             self.position += 1
-            value = SetOperation(name, boxed(value), boxed(self.sum()))
+            sides = [Scalar(side) if isinstance(side, tuple) else side for side in (value, self.sum())]
+            value = SetOperation(name, *sides)
 
     def sum(self) -> Any:
         """Terms with `+`, `-`, `\\pm`, `\\mp` between them."""
@@ -811,7 +810,9 @@ class Parser(Cursor):
 
     def accent(self, name: str) -> Node:
         r"""`\dot{x}`, `\overline{AB}`: a symbol of its own; dots are derivatives."""
-        letters = letters_of(self.argument())
+        letters = spelled(self.argument())
+        if not letters:
+            raise ReadError("accent over an expression")
         if name == "hat" and letters in UNIT_VECTORS:
             return ("sym", UNIT_VECTORS[letters])
         return ("sym", letters + {"dot": "'", "ddot": "''"}[name] if "dot" in name else f"{name}_{letters}")
