@@ -13,7 +13,7 @@ import mpmath
 
 from ..reading.names import argument_renames, conflict
 from ..reading.nodes import free_symbols, renamed, replaced, spelled, walk
-from ..reading.values import Clock, Group, Matrix, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
+from ..reading.values import Clock, Group, Matrix, NumberSet, Relation, Scalar, SetOperation, Text, Value
 from .constants import decimal_literal
 from .evaluate import Evaluator
 from .exact import exact
@@ -77,7 +77,8 @@ def same_relation(gold: Value, answer: Value) -> bool:
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return _same_relations(gold, answer)
     if isinstance(answer, Relation):
-        if _is_list_of(gold, len(answer.sides) - 1) and set(answer.operators) == {"="}:
+        listed = isinstance(gold, Group) and not gold.brackets and len(gold.items) == len(answer.sides) - 1 > 1
+        if listed and set(answer.operators) == {"="}:
             return same(gold, Group("", _shared_value(answer)))
         if set(answer.operators) <= EQUALITIES:
             sides = _values_of(answer, quantities=True)
@@ -96,10 +97,6 @@ def same_relation(gold: Value, answer: Value) -> bool:
     if gold.operators == ("in",) and gold.names[0] is not None:
         return same(gold.sides[1], answer)
     return same_sets(gold, answer)
-
-
-def _is_list_of(value: Value, size: int) -> bool:
-    return isinstance(value, Group) and not value.brackets and len(value.items) == size > 1
 
 
 def _shared_value(relation: Relation) -> tuple[Value, ...]:
@@ -137,15 +134,12 @@ def _is_quantity(value: Value) -> bool:
         return False
     atomic = replaced(value.node, lambda part: ("sym", repr(part)) if part[0] == "app" else None)
     bases = [part for part in walk(atomic) if part[0] in ("sym", "num", "fn")]
-    if any(part[0] == "num" and part not in _exponents(atomic) for part in bases):
+    exponents = [part[2] for part in walk(atomic) if part[0] == "pow"]
+    if any(part[0] == "num" and part not in exponents for part in bases):
         return False
     if any(part[0] == "fn" and part[1] in QUANTITIES for part in bases) and _symbolic(value):
         return True
     return len({part for part in bases if part[0] == "sym"}) > 1
-
-
-def _exponents(node: Node) -> list[Node]:
-    return [part[2] for part in walk(node) if part[0] == "pow"]
 
 
 def _symbolic(value: Value) -> bool:
@@ -241,7 +235,9 @@ def same_groups(gold: Value, answer: Value) -> bool:
         return False
     kinds = {_kind(gold), _kind(answer)}
     if kinds == {"{}"}:
-        return _same_finite_sets(gold.items, answer.items)
+        return all(any(same(g, a) for a in answer.items) for g in gold.items) and all(
+            any(same(g, a) for g in gold.items) for a in answer.items
+        )
     if len(gold.items) != len(answer.items):
         return False
     if kinds == {":"}:
@@ -310,14 +306,6 @@ def match(gold: Sequence[Value], answer: Sequence[Value], equal: Callable[[Value
             return False
         del left[partner]
     return True
-
-
-def _same_finite_sets(gold: Sequence[Value], answer: Sequence[Value]) -> bool:
-    """Sets in braces: repetition does not count."""
-
-    if len(gold) * len(answer) > MAX_ITEMS * 10 and len(gold) != len(answer):
-        return False
-    return all(any(same(g, a) for a in answer) for g in gold) and all(any(same(g, a) for g in gold) for a in answer)
 
 
 def vector(value: Value, size: int) -> Value:

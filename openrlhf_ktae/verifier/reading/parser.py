@@ -12,7 +12,6 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from .cursor import Cursor
 from .expressions import (
     condition_on,
     divided,
@@ -63,6 +62,7 @@ from .words import (
     spoken_number,
 )
 
+MAX_DEPTH = 150  # of nested brackets and signs; one bracket takes three
 MAX_TERMS = 400  # of one sum or product: the tree is as deep as they are many
 OPENING = frozenset({"(", "[", "{", "\\{"})
 MAX_ARGUMENT_TOKENS = 40  # of the bracket behind a letter
@@ -132,8 +132,16 @@ def _outward_intervals(text: str) -> str:
     return _ANY_INTERVAL.sub(lambda m: left.get(m[1], m[1]) + m[2] + right.get(m[3], m[3]), text)
 
 
-class Parser(Cursor):
+class Parser:
     """Reads one list of tokens."""
+
+    def __init__(self, tokens: list[Token], tight_division: bool = False) -> None:
+        self.tokens = tokens
+        self.position = 0
+        self.depth = 0
+        self.bars = 0  # open absolute value bars in the bracket that is being read
+        self.joint = ""  # the word between the values that were read last, where they are inequalities
+        self.tight = tight_division
 
     def whole(self) -> Value:
         """All tokens as one value."""
@@ -864,3 +872,45 @@ class Parser(Cursor):
             argument = ("neg", argument) if negative else argument
         self.depth -= 1
         return argument
+
+    def peek(self, offset: int = 0) -> Token:
+        """The token at an offset from the position, without taking it."""
+        index = self.position + offset
+        return self.tokens[index] if index < len(self.tokens) else ("end", "")
+
+    def take(self) -> Token:
+        """The next token."""
+        token = self.peek()
+        self.position += 1
+        return token
+
+    def accept(self, *values: str) -> str | None:
+        """Take the next token if it is one of these operators."""
+        kind, value = self.peek()
+        if kind == "op" and value in values:
+            self.position += 1
+            return value
+        return None
+
+    def expect(self, value: str) -> None:
+        """Take this operator or give up."""
+        if self.accept(value) is None:
+            raise ReadError(f"expected {value}, found {self.peek()[1]!r}")
+
+    def deeper(self) -> None:
+        """Note one more level of nesting; whoever calls it lowers `depth` again."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ReadError("nested too deeply")
+
+    def skip_argument(self) -> str:
+        """Step over one TeX argument, a brace group or one token, and return its text without braces."""
+        start, depth = self.position, 0
+        while True:
+            kind, value = self.take()
+            if kind == "end":
+                raise ReadError("unbalanced braces")
+            if kind == "op":
+                depth += (value == "{") - (value == "}")
+            if depth == 0 and (kind != "cmd" or value in SYMBOLS):
+                return "".join(v for _, v in self.tokens[start : self.position] if v not in "{}")
