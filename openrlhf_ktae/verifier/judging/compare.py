@@ -19,7 +19,7 @@ from .evaluate import Evaluator
 from .exact import exact
 from .functions import same_equation
 from .scalars import same_scalar
-from .sets import is_set, same_set
+from .sets import is_set, real_set, same_set
 from .signs import has_free_signs, plain
 
 QUANTITIES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "abs", "max", "min", "gcd", "lcm"})
@@ -391,7 +391,8 @@ def _as_interval(value: Value) -> Value:
     low: Value = Scalar(("neg", ("const", "inf"))) if at == 0 else sides[at - 1]
     high: Value = Scalar(("const", "inf")) if at == len(sides) - 1 else sides[at + 1]
     closed_low, closed_high = at > 0 and operators[at - 1] == "<=", at < len(operators) and operators[at] == "<="
-    return Group("(["[closed_low] + ")]"[closed_high], (low, high))
+    interval = Group("(["[closed_low] + ")]"[closed_high], (low, high))
+    return interval if real_set(value) is None else value  # with numbers at its ends it has been compared
 
 
 def _variable(sides: Sequence[Value]) -> int | None:

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from .lexer import Token
 from .values import Unit
-from .words import CHANGING, CONDITION_STARTS, FILLERS, UNIT_PREFIXES, UNIT_SUFFIXES, UNITS
+from .words import FILLERS, UNIT_PREFIXES, UNIT_SUFFIXES, UNITS, changes
 
 DEGREE = Unit((("angle", 1),), Fraction(1), "degree")
 RADIAN_FACTOR = Fraction(UNITS["rad"][1])
@@ -25,8 +25,7 @@ def read_unit(tokens: list[Token]) -> Unit | None:
     words = [value for kind, value in tokens if kind == "word"]
     if words and all(value.lower() in FILLERS and value not in UNITS for _, value in tokens):
         return Unit((), None, "")  # `is the answer`
-    changed = {word.lower() if len(word) > 1 else word for word in words} & (CHANGING | CONDITION_STARTS)
-    if changed or any(kind == "word" and len(value) > 30 for kind, value in tokens):
+    if any(map(changes, words)) or any(kind == "word" and len(value) > 30 for kind, value in tokens):
         return None
     spelled = " ".join(value for _, value in tokens)
     if _PART.sub("", spelled).strip("*.(){} -") or (tokens and tokens[0][0] == "sym"):

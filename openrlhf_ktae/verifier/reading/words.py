@@ -45,9 +45,20 @@ CHANGING = frozenset(
     times dozen hundred thousand million billion trillion half double twice if unless except without remainder
     mod modulo base from through until up but only either neither nor any all infinitely many undefined infinite
     infinity squared cubed k squared-off other others both is are was were wrong incorrect false someone
-    halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths millionths
-    score gross quadrillion quintillion lakh lakhs crore crores am pm""".split()
+    halves halved half quarter quarters thirds score scores gross myriad lakh lakhs crore crores doubled tripled
+    factorial reciprocal inverse root roots am pm""".split()
 )
+
+_PARTS = re.compile(
+    r"(four|fif|six|seven|eigh|nin|ten|eleven|twelf|[a-z]+(teen|tie|dred|sand|illion))ths?|[a-z]+illions?"
+)
+
+
+def changes(word: str) -> bool:
+    """Whether a word behind a number makes it another one: `hundredths`, `or`, `is wrong`; the kelvin does not."""
+    word = word.lower() if len(word) > 1 else word
+    return word in CHANGING or word in CONDITION_STARTS or _PARTS.fullmatch(word) is not None
+
 
 # Words behind a number that multiply it.
 MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
