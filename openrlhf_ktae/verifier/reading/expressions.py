@@ -71,9 +71,9 @@ def mixed_number(whole: Node, fraction: Node) -> Node:
     return ("add", whole, ("neg", fraction) if whole[0] == "neg" else fraction)
 
 
-def scaled(factor: Node, matrix: Matrix) -> Matrix:
+def scaled(factor: Node, matrix: Any) -> Matrix:
     """A number times a matrix."""
-    if not all(isinstance(entry, Scalar) for row in matrix.rows for entry in row):
+    if not isinstance(matrix, Matrix) or not all(isinstance(entry, Scalar) for row in matrix.rows for entry in row):
         raise ReadError("factor of a matrix")
     return Matrix(tuple(tuple(Scalar(("mul", factor, e.node), e.unit) for e in row) for row in matrix.rows))
 

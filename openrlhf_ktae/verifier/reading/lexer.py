@@ -116,7 +116,7 @@ def tokenise(text: str, join_commas: bool) -> list[Token]:
         text = _COMMA_GROUPS.sub(_joined, text)
     text = _DECIMAL_COMMA.sub(".", text)
     text = _DOTTED_PERIOD.sub(r"\\overline{\1\2\3}", text)
-    text = _REPEATING.sub(_repeating, text)
+    text = _REPEATING.sub(lambda m: _rational(m[1], m[2], m[3] or m[4] or m[5]), text)
     text = _DOTS.sub(_dots, text)
     tokens: list[Token] = []
     _scan(text, tokens)
@@ -272,10 +272,6 @@ def _sexagesimal(match: re.Match[str]) -> str:
     """`22^\\circ 30'` as degrees."""
     seconds = 3600 * int(match[1]) + 60 * int(match[2]) + int(match[3] or 0)
     return f"\\rational{{{seconds}}}{{3600}}\\degrees "
-
-
-def _repeating(match: re.Match[str]) -> str:
-    return _rational(match[1], match[2], match[3] or match[4] or match[5])
 
 
 def _dots(match: re.Match[str]) -> str:

@@ -251,14 +251,16 @@ class Parser:
 
     def side(self) -> Value:
         """`[fillers] value [unit] [condition]`."""
-        while self.at_word() and self._is_filler() and not self._ends_side(1):
+        while self.at_word() and self._is_filler() and self.peek(1)[0] != "end" and self.peek(1)[1] not in RELATIONS:
             self.position += 1
             self.accept(":")
         self.accept("~=")
         unit = self._currency()
         if self.at_word():
             return self._words()
-        value = self._multiplied(self.set_expression())
+        value = self.set_expression()
+        if self.peek()[0] == "word" and self.peek()[1].lower() in MULTIPLIERS and isinstance(value, tuple):
+            value = ("mul", value, ("num", Fraction(MULTIPLIERS[self.take()[1].lower()]), ""))  # 3 million
         in_degrees = isinstance(value, tuple) and peel(value)[0] == "deg" and self.peek()[1] in TEMPERATURES
         if self.at_word() and not in_degrees:
             unit = self._rate(unit) if unit is not None else self._unit()
@@ -279,10 +281,6 @@ class Parser:
         """True before a word that is no connective."""
         kind, value = self.peek()
         return kind == "word" and value.lower() not in CONNECTIVES
-
-    def _ends_side(self, offset: int) -> bool:
-        kind, value = self.peek(offset)
-        return kind == "end" or (kind == "op" and value in RELATIONS)
 
     def _words(self) -> Value:
         """A side made of words alone: a name such as `Area`, a number word, a text."""
@@ -320,14 +318,6 @@ class Parser:
         if following is None or following.dimensions in ((), currency.dimensions):
             return currency
         return Unit((), None, f"{currency.label} {following.label}")
-
-    def _multiplied(self, value: Any) -> Any:
-        """`3 million` as a product."""
-        kind, word = self.peek()
-        if kind == "word" and word.lower() in MULTIPLIERS and isinstance(value, tuple):
-            self.position += 1
-            return ("mul", value, ("num", Fraction(MULTIPLIERS[word.lower()]), ""))
-        return value
 
     def _unit(self) -> Unit | None:
         """The unit or condition that ends a value. Raises ReadError if the words mean something else."""
@@ -422,7 +412,7 @@ class Parser:
             elif self.peek() == ("op", ":") or (self.peek() == ("word", "to") and self.peek(1)[0] == "num"):
                 return self._ratio(value)
             elif self.peek() == ("cmd", "begin"):
-                return scaled(value, self.matrix())
+                return scaled(value, self.power())
             elif self.starts_atom() and not (value[0] == "deg" and self.peek()[1] in TEMPERATURES):
                 value = self.juxtapose(value)
             else:
@@ -637,13 +627,6 @@ class Parser:
         if kind == "num" and len(value) > 1 and value.isdigit():
             self.tokens[self.position : self.position + 1] = [("num", value[0]), ("num", value[1:])]
         return operand(self.atom())
-
-    def matrix(self) -> Matrix:
-        """Read a matrix whose `begin` is next."""
-        value = self.power()
-        if not isinstance(value, Matrix):
-            raise ReadError("no matrix")
-        return value
 
     def bracket(self, opener: str) -> Any:
         """A grouping, a tuple, an interval or a set."""
