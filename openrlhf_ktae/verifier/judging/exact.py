@@ -95,9 +95,6 @@ def _exact_root(base: Fraction, exponent: Fraction) -> Fraction | None:
 
 
 def _integer_root(value: int, degree: int) -> int | None:
-    if degree == 2:
-        root = math.isqrt(value)
-        return root if root * root == value else None
     low, high = 0, 1 << (value.bit_length() // degree + 1)
     while low < high:
         middle = (low + high + 1) // 2

@@ -20,6 +20,9 @@ def read_name(tokens: list[Token], value: Value) -> Name | None:
     if isinstance(value, Scalar) and value.unit is None and value.node[0] in ("sym", "app"):
         stem, slash, variable = value.node[1].partition("/")
         base, _, label = stem.rstrip("'").partition("_")
+        label = label.replace("triangle", "").replace("angle", "")
+        if base in ACCENTS:  # `\\overline{AB}`
+            base, label = label, ""
         derivative = "'" * stem.count("'") + slash + variable
         return Name(base + derivative, label, value.node[2:] if value.node[0] == "app" else ())
     if not tokens or len(tokens) > MAX_TOKENS or _is_product(tokens):
@@ -63,8 +66,9 @@ def conflict(gold: Name, answer: Name) -> bool:
         return True
     if [a[0] for a in gold.arguments] != [a[0] for a in answer.arguments] and gold.arguments and answer.arguments:
         return True
-    if any(g != a and g[0] != "sym" for g, a in zip(gold.arguments, answer.arguments, strict=False)):
-        return True
+    for told, given in zip(gold.arguments, answer.arguments, strict=False):
+        if told != given and (told[0] != "sym" or told[1].isupper() or given[1].isupper()):
+            return True  # f(3) and f(4), P(A) and P(B); a small letter is a bound name
     g, a = gold.base, answer.base
     if not ("/" in g and "/" in a):  # a derivative whose variable is left out
         g, a = g.split("/")[0], a.split("/")[0]

@@ -107,8 +107,6 @@ def read(text: str, join_commas: bool = True, tight_division: bool = False) -> V
     while tokens and tokens[-1] in (("op", "."), ("op", "row")):
         tokens.pop()
     tokens = _after_introduction(tokens)
-    if not tokens:
-        raise ReadError("empty")
     return Parser(tokens, tight_division).whole()
 
 
