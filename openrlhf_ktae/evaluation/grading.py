@@ -18,7 +18,7 @@ from openrlhf_ktae.verifier.formats import keeps_format
 
 CHUNK = 256  # responses with the verifier at a time; its workers share them
 STREAM_CHUNK = 16  # while they are being generated: progress is seen, and little is lost by a kill
-GRADER_PACKAGES = ("math-verify", "sympy", "latex2sympy2_extended")
+GRADER_PACKAGES = ("mpmath",)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Importing this package loads the standard library alone: math-verify and sympy l
 """
 
 from .config import VerifierConfig
-from .verdict import CORRECT, UNKNOWN, WRONG, Verdict
+from .verdict import CORRECT, UNKNOWN, WRONG, Status, Verdict
 from .verifier import Verifier
 
-__all__ = ["CORRECT", "UNKNOWN", "WRONG", "Verdict", "Verifier", "VerifierConfig"]
+__all__ = ["CORRECT", "UNKNOWN", "WRONG", "Status", "Verdict", "Verifier", "VerifierConfig"]

@@ -18,12 +18,12 @@ from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verdict, Verifier, VerifierConfig
 from openrlhf_ktae.verifier.formats import keeps_format, opening_of, response_text
 from openrlhf_ktae.verifier.user_reward import HINT, RewardFile, label_and_row
+from openrlhf_ktae.verifier.verdict import CPU_LIMIT, FAILURES, INTERNAL_ERROR, WALL_LIMIT
 
 logger = logging.getLogger(__name__)
 
 MIN_VERDICTS_TO_STOP = 64  # fewer verdicts do not make a share
 EXAMPLES = 5
-TIMEOUTS = frozenset({"cpu time limit", "wall time limit"})
 
 
 class AgentExecutor(SingleTurnAgentExecutor):
@@ -82,7 +82,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
         except Exception:
             detail = traceback.format_exc()
             logger.error("the verifier failed on the label %r:\n%s", label, detail)
-            return Verdict(UNKNOWN, "internal error", gold=repr(label), detail=detail)
+            return Verdict(UNKNOWN, INTERNAL_ERROR, gold=repr(label), detail=detail)
 
     def reward_fields(
         self, verdict: Verdict, reward: float, score: float, response: str, logs: dict[str, float]
@@ -102,7 +102,8 @@ class AgentExecutor(SingleTurnAgentExecutor):
             "verifier_correct": float(verdict.status == CORRECT),
             "verifier_wrong": float(verdict.status == WRONG),
             "verifier_unknown": float(verdict.status == UNKNOWN),
-            "verifier_timeout": float(verdict.reason in TIMEOUTS),
+            "verifier_timeout": float(verdict.reason in (CPU_LIMIT, WALL_LIMIT)),
+            "verifier_failed": float(verdict.reason in FAILURES),
             "verifier_no_answer": float(verdict.status != UNKNOWN and verdict.extracted is None),
             "verifier_format": float(kept),
             "verifier_seconds": float(verdict.seconds),

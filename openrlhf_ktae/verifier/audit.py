@@ -126,10 +126,10 @@ def second_opinions(rows: Sequence[Row], config: VerifierConfig, grader: str) ->
         if not pool.wait_ready():
             raise RuntimeError(f"the grader {grader!r} does not start:\n{pool.start_failure}")
         jobs = [Job(list(gold_forms(row.gold)), row.response or "", *_looser(config)) for row in rows]
-        decisions = [future.result() for future in [pool.submit(job) for job in jobs]]
+        verdicts = [future.result() for future in [pool.submit(job) for job in jobs]]
     finally:
         pool.close()
-    return [(None if status == UNKNOWN else status == CORRECT, reason) for status, reason, _ in decisions]
+    return [(None if v.status == UNKNOWN else v.status == CORRECT, v.reason) for v in verdicts]
 
 
 def _looser(config: VerifierConfig) -> tuple[float, float]:

@@ -21,6 +21,7 @@ _BARE_BOX = re.compile(r"\\boxed\s{1,8}([^\s\\{}$.,;]{1,40})")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _OPEN_TAG, _CLOSE_TAG = "<answer>", "</answer>"
 _MATHS = re.compile(r"\$\$?([^$]{1,400})\$\$?|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
+_MORE = re.compile(r"\s*(?:,|or\b|and\b)\s*(?:or\b|and\b)?\s*(?:\$|\\[(\[]|\d)")  # another answer
 _SENTENCE_END = re.compile(r"\.\s|\.$|\n|\bI hope\b")
 
 
@@ -40,8 +41,12 @@ def extract_answer(response: str, answer_format: str = "auto", gold: object = ""
     response = response.replace("\x08oxed", "\\boxed")  # a JSON reader took backslash and b for a control character
     if answer_format == "tags":
         return tagged(response) or Extraction(None, "no answer tag")
-    if answer_format == "box" or "\\boxed" in response or "\\fbox" in response:
-        return boxed(response)
+    if response.rfind("<think>") > response.rfind("</think>"):
+        return Extraction(None, "thinking never ended")
+    last_box = max(response.rfind("\\boxed"), response.rfind("\\fbox"))
+    if answer_format == "box" or last_box >= 0:
+        later = tagged(response[last_box:]) if answer_format == "auto" and last_box >= 0 else None
+        return later or boxed(response)
     hashed = HASHES in gold and _hashed(response) if isinstance(gold, str) else None
     return tagged(response) or hashed or stated(response) or Extraction(None, "no boxed answer")
 
@@ -66,6 +71,14 @@ def boxed(response: str) -> Extraction:
         token = brace.group()
         depth += (token == "{") - (token == "}")
         if depth == 0:
+            outer = max(response.rfind("\\boxed{", 0, start), response.rfind("\\fbox{", 0, start))
+            if (
+                outer >= 0
+                and response.count("{", outer, brace.end()) - response.count("}", outer, brace.end()) == 1
+                and ("\n" not in response[outer:start])
+                and "}" not in response[brace.end() : brace.end() + MAX_BOX]
+            ):
+                return Extraction(None, "box never closed")
             return _found(response[opening.end() : brace.start()], "empty box")
     return Extraction(None, "box never closed")
 
@@ -91,7 +104,7 @@ def stated(response: str) -> Extraction | None:
         return None
     rest = tail[at + len(PHRASE) :].lstrip(" :*\n")[: 2 * MAX_PHRASE_ANSWER]
     maths = _MATHS.match(rest)
-    if maths is not None:
+    if maths is not None and not _MORE.match(rest, maths.end()):
         return _found(next(group for group in maths.groups() if group is not None), "empty answer")
     return _found(_SENTENCE_END.split(rest, maxsplit=1)[0][:MAX_PHRASE_ANSWER].strip("* "), "empty answer")
 

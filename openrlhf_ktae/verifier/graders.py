@@ -1,6 +1,6 @@
 """What a worker process can run: our own judge, or another grader to compare it with.
 
-A grader takes the accepted golds and a text and returns status and reason. The others get whole responses, since
+A grader takes the accepted golds and a text and returns a verdict. The others get whole responses, since
 finding the answer is part of what they do; they run under the same limits.
 """
 
@@ -10,9 +10,23 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .verdict import CORRECT, WRONG, Verdict
+
 OWN, HOST, MATH_VERIFY = "own", "host", "math-verify"
 GRADERS = (OWN, HOST, MATH_VERIFY)
-Grader = Callable[[Sequence[str], str], tuple[str, str]]
+Grader = Callable[[Sequence[str], str], Verdict]
+
+
+GoldReader = Callable[[Sequence[str]], Verdict]
+
+
+def gold_reader(name: str) -> GoldReader | None:
+    """What says, before an answer is looked at, whether golds can be read: ours alone has that."""
+    if name != OWN:
+        return None
+    from .judging.judge import read_golds
+
+    return read_golds
 
 
 def load_grader(name: str) -> Grader:
@@ -39,7 +53,7 @@ def _host() -> Grader:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def grade(golds: Sequence[str], response: str) -> tuple[str, str]:
+    def grade(golds: Sequence[str], response: str) -> Verdict:
         answer = module.extract_boxed_answer(response)
         return _named(any(module.grade_answer(answer, gold) for gold in golds))
 
@@ -52,7 +66,7 @@ def _math_verify() -> Grader:
 
     math_verify.verify(math_verify.parse(r"\boxed{\frac{1}{2}}"), math_verify.parse(r"\boxed{0.5}"))
 
-    def grade(golds: Sequence[str], response: str) -> tuple[str, str]:
+    def grade(golds: Sequence[str], response: str) -> Verdict:
         given = math_verify.parse(response, parsing_timeout=None)
         read = [math_verify.parse(f"\\boxed{{{gold}}}", parsing_timeout=None) for gold in golds]
         return _named(any(math_verify.verify(gold, given, timeout_seconds=None) for gold in read))
@@ -60,5 +74,5 @@ def _math_verify() -> Grader:
     return grade
 
 
-def _named(accepted: bool) -> tuple[str, str]:
-    return ("correct", "accepted") if accepted else ("wrong", "rejected")
+def _named(accepted: bool) -> Verdict:
+    return Verdict(CORRECT, "accepted") if accepted else Verdict(WRONG, "rejected")

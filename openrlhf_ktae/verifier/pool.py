@@ -25,6 +25,7 @@ from typing import Any
 
 from .graders import OWN
 from .protocol import decode_from, encode
+from .verdict import CPU_LIMIT, DEPTH_LIMIT, MEMORY_LIMIT, UNKNOWN, WALL_LIMIT, WORKER_DIED, Status, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ MAX_DISPATCHES = 8  # of one check, where workers are killed before they begin i
 MAX_START_FAILURES = 3  # in a row; then waiting checks are answered `unknown` with the worker's traceback
 START_BACKOFF_S = 5.0  # pause after that many failures before workers are started again
 REAP_INTERVAL_S = 0.05  # how often a killed process is asked whether it is gone
-RECYCLE_REASONS = frozenset({"memory limit", "cpu time limit", "nested too deeply"})
+RECYCLE_REASONS = frozenset({MEMORY_LIMIT, CPU_LIMIT, DEPTH_LIMIT})
+OWN_FAULT = frozenset({signal.SIGPROF, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 CLOSED = "verifier closed"
 NO_WORKER = "no worker could start"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -50,16 +52,16 @@ class Job:
     timeout_s: float
     cpu_s: float
     future: Future = field(default_factory=Future)
-    deaths: int = 0  # of workers that had begun this check
+    deaths: int = 0  # of workers that had begun this check or were stuck in it
+    otherwise: Status = UNKNOWN  # the status of an answer that kills its worker: wrong once the gold has been read
     dispatches: int = 0
     dispatched_at: float = 0.0
-    seconds: float = 0.0  # from the last dispatch to the verdict
 
-    def resolve(self, status: str, reason: str, detail: str = "") -> None:
+    def resolve(self, status: Status, reason: str, detail: str = "") -> None:
         """Hand the verdict over, unless the caller has gone."""
-        self.seconds = time.monotonic() - self.dispatched_at if self.dispatches else 0.0
+        seconds = time.monotonic() - self.dispatched_at if self.dispatches else 0.0
         with contextlib.suppress(Exception):
-            self.future.set_result((status, reason, detail))
+            self.future.set_result(Verdict(status, reason, seconds=seconds, detail=detail))
 
 
 @dataclass(eq=False)
@@ -69,6 +71,7 @@ class _Worker:
     ready: bool = False
     job: Job | None = None
     began: bool = False
+    cpu_s: float = 0.0  # that it had used when it began
     checks: int = 0
     buffer: bytearray = field(default_factory=bytearray)
 
@@ -103,6 +106,15 @@ def _exit_code(process: subprocess.Popen) -> int | None:
         return process.wait(0.1)
     except subprocess.TimeoutExpired:
         return None
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time that a live process has used; 0 where the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 _POOLS: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
@@ -160,12 +172,12 @@ class WorkerPool:
         return self._ready.wait(timeout_s) and not self.start_failure
 
     def submit(self, job: Job) -> Future:
-        """Queue one job; its future gets (status, reason, detail)."""
+        """Queue one job; its future gets the verdict, without answer and gold."""
         with self._lock:
             if not self._closing:
                 self._inbox.append(job)
         if self._closing:
-            job.resolve("unknown", CLOSED)
+            job.resolve(UNKNOWN, CLOSED)
             return job.future
         self.start()
         self._wake()
@@ -268,7 +280,7 @@ class WorkerPool:
     def _assign(self) -> None:
         if not self._workers and self.start_failure:
             while self._waiting:
-                self._waiting.popleft().resolve("unknown", NO_WORKER, self.start_failure)
+                self._waiting.popleft().resolve(UNKNOWN, NO_WORKER, self.start_failure)
         idle = [worker for worker in self._workers if worker.idle]
         busy = sum(worker.job is not None for worker in self._workers)
         while self._waiting and idle and busy < self._workers_wanted:
@@ -305,7 +317,9 @@ class WorkerPool:
 
     def _answered(self, worker: _Worker, message: dict[str, Any]) -> None:
         if "began" in message:
-            worker.began = True
+            worker.began, worker.cpu_s = True, message["cpu_s"]
+            if worker.job is not None:
+                worker.job.otherwise = Status(message["otherwise"])
             return
         worker.deadline = float("inf")
         if "ready" in message:
@@ -313,7 +327,7 @@ class WorkerPool:
             return
         job, worker.job = worker.job, None
         if job is not None and message.get("id") == worker.checks:
-            job.resolve(message["status"], message["reason"], message["detail"])
+            job.resolve(Status(message["status"]), message["reason"], message["detail"])
         if worker.checks >= self._recycle_after or message.get("reason") in RECYCLE_REASONS:
             self.counts["recycled"] += 1
             self._remove(worker)
@@ -329,13 +343,25 @@ class WorkerPool:
             self._ready.set()
 
     def _expire(self, worker: _Worker) -> None:
+        """A check that has used its share of the CPU is at fault itself; else the machine is, and it is tried again."""
         self.counts["killed"] += 1
         job = worker.job
+        used = _cpu_seconds(worker.process.pid) - worker.cpu_s if worker.began else 0.0
         self._remove(worker)
-        if job is not None:
-            job.resolve("unknown", "wall time limit")
-        else:
+        if job is None:
             self._start_failed("a worker was not ready in time")
+        elif used > job.cpu_s / 2:
+            job.resolve(job.otherwise, WALL_LIMIT)
+        else:
+            self._again(job, WALL_LIMIT)
+
+    def _again(self, job: Job, reason: str, detail: str = "") -> None:
+        """One more worker for a check that one has been lost in through no fault of the answer."""
+        job.deaths += 1
+        if job.deaths < MAX_DEATHS and job.dispatches < MAX_DISPATCHES:
+            self._waiting.appendleft(job)
+        else:
+            job.resolve(UNKNOWN, reason, detail)
 
     def _lost(self, worker: _Worker) -> None:
         """The worker has gone without being told to: by its own limits, or by a kill from outside."""
@@ -349,14 +375,11 @@ class WorkerPool:
             if not started:
                 self._start_failed(f"a worker ended with code {code} while starting")
             return
-        if code == -signal.SIGPROF:
-            job.resolve("unknown", "cpu time limit")
+        if code is not None and -code in OWN_FAULT and (began or code == -signal.SIGPROF):
+            job.resolve(job.otherwise, CPU_LIMIT if code == -signal.SIGPROF else WORKER_DIED, f"signal {-code}")
             return
-        job.deaths += began
-        if job.deaths < MAX_DEATHS and job.dispatches < MAX_DISPATCHES:
-            self._waiting.appendleft(job)
-        else:
-            job.resolve("unknown", "worker died", f"{job.dispatches} times, the last time with code {code}")
+        job.deaths -= not began
+        self._again(job, WORKER_DIED, f"{job.dispatches} times, the last time with code {code}")
 
     def _remove(self, worker: _Worker) -> None:
         """Kill and forget one worker; the process is reaped in a later step."""
@@ -373,7 +396,7 @@ class WorkerPool:
     def _shut_down(self, wake_read: int) -> None:
         for worker in list(self._workers):
             if worker.job is not None:
-                worker.job.resolve("unknown", CLOSED)
+                worker.job.resolve(UNKNOWN, CLOSED)
             self._remove(worker)
         for process in self._dying:
             process.wait()
@@ -381,4 +404,4 @@ class WorkerPool:
         os.close(wake_read)
         os.close(self._wake_write)
         for job in [*self._waiting, *self._inbox]:
-            job.resolve("unknown", CLOSED)
+            job.resolve(UNKNOWN, CLOSED)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 from .reading.clean import clean
+from .verdict import CORRECT, WRONG, Verdict
 
 MAX_CHARACTERS = 4000  # longer texts are compared as they are
 MAX_NUMBER = 400
+SAME_TEXT, SAME_NUMBER = Verdict(CORRECT, "same text"), Verdict(CORRECT, "same number")
+DIFFERENT_NUMBER = Verdict(WRONG, "different number")
 _NUMBER = re.compile(r"([-+]?)(\d+|\d{1,3}(?:,\d{3})+)(?:\.0*)?", re.ASCII)
 _SPACE = re.compile(r"\s+")
 _INNER_SPACE = re.compile(r"(?<=[0-9A-Za-z])\s+(?=[0-9A-Za-z])")
@@ -29,24 +32,23 @@ def whole_number(text: str) -> int | None:
     return -value if match[1] == "-" else value
 
 
-def quick_verdict(gold: str, answer: str) -> tuple[str, str] | None:
-    """Status and reason, or None where a worker has to decide."""
+def quick_verdict(gold: str, answer: str) -> Verdict | None:
+    """The verdict, or None where a worker has to decide."""
     if gold == answer:
-        return "correct", "same text"
+        return SAME_TEXT
     if max(len(gold), len(answer)) > MAX_CHARACTERS:
         return _long_digits(gold, answer)
     gold, answer = clean(gold), clean(answer)
     if squeeze(gold) == squeeze(answer):
-        return "correct", "same text"
+        return SAME_TEXT
     gold_value, answer_value = whole_number(gold), whole_number(answer)
     if gold_value is None or answer_value is None:
         return None
-    return ("correct", "same number") if gold_value == answer_value else ("wrong", "different number")
+    return SAME_NUMBER if gold_value == answer_value else DIFFERENT_NUMBER
 
 
-def _long_digits(gold: str, answer: str) -> tuple[str, str] | None:
+def _long_digits(gold: str, answer: str) -> Verdict | None:
     """Whole numbers of thousands of digits, compared as text: converting them takes time in the square."""
     if not all(text.isascii() and text.isdigit() for text in (gold, answer)):
         return None
-    same = gold.lstrip("0") == answer.lstrip("0")
-    return ("correct", "same number") if same else ("wrong", "different number")
+    return SAME_NUMBER if gold.lstrip("0") == answer.lstrip("0") else DIFFERENT_NUMBER

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
-CORRECT = "correct"
-WRONG = "wrong"
-UNKNOWN = "unknown"
 
-# Reasons of an unknown verdict that a second attempt may turn into a verdict.
-RETRYABLE = frozenset({"wall time limit", "cpu time limit", "memory limit", "worker died", "internal error"})
+class Status(StrEnum):
+    """Whether an answer states its gold."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNKNOWN = "unknown"
+    """The gold cannot be read, or the machine failed. No text of a response leads here."""
+
+
+CORRECT, WRONG, UNKNOWN = Status.CORRECT, Status.WRONG, Status.UNKNOWN
+
+# What ends a check instead of a comparison. Where the gold has been read the answer is wrong by it.
+CPU_LIMIT, MEMORY_LIMIT, DEPTH_LIMIT = "cpu time limit", "memory limit", "nested too deeply"
+WALL_LIMIT, WORKER_DIED, INTERNAL_ERROR = "wall time limit", "worker died", "internal error"
+FAILURES = frozenset({CPU_LIMIT, MEMORY_LIMIT, DEPTH_LIMIT, WALL_LIMIT, WORKER_DIED, INTERNAL_ERROR})
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Status of one response against its gold answer, and how it came about."""
 
-    status: str
-    """`correct`, `wrong` or `unknown`."""
+    status: Status
     reason: str
     """What settled it, in a few words: `same text`, `different number`, `cpu time limit`, ..."""
     extracted: str | None = None

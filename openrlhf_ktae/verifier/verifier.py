@@ -18,7 +18,7 @@ from .extract import Extraction, extract_answer
 from .golds import gold_forms
 from .pool import Job, WorkerPool
 from .quick import quick_verdict
-from .verdict import CORRECT, RETRYABLE, UNKNOWN, WRONG, Verdict
+from .verdict import CORRECT, FAILURES, UNKNOWN, WRONG, Verdict
 
 Gold = str | int | float | Sequence
 Key = tuple[tuple[str, ...], str]
@@ -34,7 +34,7 @@ class Verifier:
         base = config or VerifierConfig()
         self.config = dataclasses.replace(base, **options) if options else base  # type: ignore[arg-type]
         self.pool = WorkerPool(self.config.workers, self.config.memory_mb, self.config.recycle_after)
-        self._cache: OrderedDict[Key, tuple[str, str, str]] = OrderedDict()
+        self._cache: OrderedDict[Key, Verdict] = OrderedDict()
         self._reset()
 
     def __enter__(self) -> Verifier:
@@ -42,7 +42,7 @@ class Verifier:
         if not self.pool.wait_ready():
             failure = self.pool.start_failure or "no answer in time"
             self.close()
-            raise RuntimeError(f"the verifier's workers do not start; is math-verify installed?\n{failure}")
+            raise RuntimeError(f"the verifier's workers do not start; is mpmath installed?\n{failure}")
         return self
 
     def __exit__(
@@ -77,34 +77,34 @@ class Verifier:
         found = extract_answer(response, self.config.answer_format, gold)
         result: Future = Future()
 
-        def finish(status: str, reason: str, detail: str = "", seconds: float | None = None) -> Future:
-            seconds = time.monotonic() - begun if seconds is None else seconds
+        def finish(verdict: Verdict, seconds: float) -> Future:
+            full = dataclasses.replace(verdict, extracted=found.answer, gold=" | ".join(golds), seconds=seconds)
             with contextlib.suppress(InvalidStateError):  # the caller has cancelled
-                result.set_result(Verdict(status, reason, found.answer, " | ".join(golds), seconds, detail))
+                result.set_result(full)
             return result
 
         settled = self._settle(golds, found)
         if settled is not None:
-            return finish(*settled)
+            return finish(settled, time.monotonic() - begun)
         check = self._check(golds, found.answer or "")
-        check.add_done_callback(lambda done: finish(*done.result()))
+        check.add_done_callback(lambda done: finish(done.result(), done.result().seconds or time.monotonic() - begun))
         return result
 
     @staticmethod
-    def _settle(golds: tuple[str, ...], found: Extraction) -> tuple[str, str] | None:
+    def _settle(golds: tuple[str, ...], found: Extraction) -> Verdict | None:
         """What needs no worker: no gold, no answer, equal texts, plain numbers, an answer of absurd length."""
         if not golds:
-            return UNKNOWN, "no gold"
+            return Verdict(UNKNOWN, "no gold")
         if found.answer is None:
-            return WRONG, found.reason
+            return Verdict(WRONG, found.reason)
         verdicts = [quick_verdict(gold, found.answer) for gold in golds]
         for verdict in verdicts:
-            if verdict is not None and verdict[0] == CORRECT:
+            if verdict is not None and verdict.status == CORRECT:
                 return verdict
         if all(verdict is not None for verdict in verdicts):
             return verdicts[0]
         if len(found.answer) > max(MAX_ANSWER, GOLD_FACTOR * max(map(len, golds))):
-            return WRONG, "answer too long"
+            return Verdict(WRONG, "answer too long")
         return None
 
     def _reset(self) -> None:
@@ -114,10 +114,7 @@ class Verifier:
         self._inflight: dict[Key, Future] = {}
 
     def _check(self, golds: tuple[str, ...], answer: str) -> Future:
-        """A future of (status, reason, detail, seconds), shared by equal checks under way and remembered afterwards.
-
-        `seconds` is left out where the answer is remembered.
-        """
+        """A future of the verdict, shared by equal checks under way and remembered afterwards."""
         key = (golds, answer)
         if self._owner != os.getpid():
             self._reset()
@@ -137,22 +134,23 @@ class Verifier:
         job = Job(key[0], key[1], self.config.timeout_s * scale, self.config.cpu_s * scale)
 
         def done(future: Future) -> None:
-            status, reason, detail = future.result()
-            if reason in RETRYABLE and self.config.unknown == "retry" and scale == 1.0:
+            verdict: Verdict = future.result()
+            failed = verdict.status == UNKNOWN and verdict.reason in FAILURES
+            if failed and self.config.unknown == "retry" and scale == 1.0:
                 self._submit(key, outer, scale=2.0)
                 return
-            self._remember(key, (status, reason, detail))
-            outer.set_result((status, reason, detail, job.seconds))
+            self._remember(key, None if failed else dataclasses.replace(verdict, seconds=0.0))
+            outer.set_result(verdict)
 
         job.future.add_done_callback(done)
         self.pool.submit(job)
 
-    def _remember(self, key: Key, decision: tuple[str, str, str]) -> None:
-        """Keep a verdict that does not depend on limits."""
+    def _remember(self, key: Key, verdict: Verdict | None) -> None:
+        """Keep a verdict that does not depend on the machine."""
         with self._lock:
             self._inflight.pop(key, None)
-            if decision[1] in RETRYABLE or not self.config.cache_size:
+            if verdict is None or not self.config.cache_size:
                 return
-            self._cache[key] = decision
+            self._cache[key] = verdict
             while len(self._cache) > self.config.cache_size:
                 self._cache.popitem(last=False)

@@ -11,11 +11,14 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from .graders import GoldReader, Grader
 from .protocol import HEADER, encode
+from .verdict import CPU_LIMIT, DEPTH_LIMIT, FAILURES, INTERNAL_ERROR, MEMORY_LIMIT, UNKNOWN, WRONG, Status, Verdict
 
 PR_SET_PDEATHSIG = 1
 MAX_RECURSION = 3000  # Python frames; deeper parses end in RecursionError instead of a broken stack
@@ -57,24 +60,37 @@ def set_cpu_timers(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
 
 
-def run_check(judge: Callable[..., tuple[str, str]], request: dict[str, Any]) -> dict[str, Any]:
-    """One check under its CPU limit. Every failure becomes an unknown verdict with its reason."""
-    detail = ""
+def limited(cpu_s: float, function: Callable[..., Verdict], *arguments: Any, otherwise: Status) -> Verdict:
+    """One call under its CPU limit. What ends it otherwise becomes a verdict with that status and the reason."""
     try:
         try:
-            set_cpu_timers(request["cpu_s"])
-            status, reason = judge(request["gold"], request["answer"])
+            set_cpu_timers(cpu_s)
+            return function(*arguments)
         finally:
             set_cpu_timers(0)
     except CpuLimitError:
-        status, reason = "unknown", "cpu time limit"
+        return Verdict(otherwise, CPU_LIMIT)
     except MemoryError:
-        status, reason = "unknown", "memory limit"
+        return Verdict(otherwise, MEMORY_LIMIT)
     except RecursionError:
-        status, reason = "unknown", "nested too deeply"
+        return Verdict(otherwise, DEPTH_LIMIT)
     except Exception:
-        status, reason, detail = "unknown", "internal error", traceback.format_exc(limit=8)
-    return {"id": request["id"], "status": status, "reason": reason, "detail": detail}
+        return Verdict(otherwise, INTERNAL_ERROR, detail=traceback.format_exc(limit=8))
+
+
+def serve(
+    grader: Grader, read_golds: GoldReader | None, request: dict[str, Any], send: Callable[[dict], object]
+) -> None:
+    """Read the golds, say so, then judge: once a gold has been read, nothing in an answer makes the verdict unknown."""
+    gold, cpu_s = request["gold"], request["cpu_s"]
+    unread = limited(cpu_s, read_golds, gold, otherwise=UNKNOWN) if read_golds is not None else None
+    otherwise = UNKNOWN if unread is None or unread.status == UNKNOWN else WRONG
+    send({"began": request["id"], "otherwise": otherwise, "cpu_s": time.process_time()})
+    if unread is not None and unread.reason in FAILURES:
+        verdict = unread
+    else:
+        verdict = limited(cpu_s, grader, gold, request["answer"], otherwise=otherwise)
+    send({"id": request["id"], "status": verdict.status, "reason": verdict.reason, "detail": verdict.detail})
 
 
 def _read_exactly(stream: BinaryIO, size: int) -> bytes:
@@ -91,9 +107,9 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     try:
-        from .graders import load_grader
+        from .graders import gold_reader, load_grader
 
-        judge = load_grader(sys.argv[3])
+        grader, read_golds = load_grader(sys.argv[3]), gold_reader(sys.argv[3])
         limit_process(int(sys.argv[2]))
     except Exception:
         answers.write(encode({"ready": False, "detail": traceback.format_exc(limit=8)}))
@@ -102,8 +118,7 @@ def main() -> None:
     while True:
         (length,) = HEADER.unpack(_read_exactly(requests, HEADER.size))
         request = json.loads(_read_exactly(requests, length))
-        answers.write(encode({"began": request["id"]}))
-        answers.write(encode(run_check(judge, request)))
+        serve(grader, read_golds, request, lambda message: answers.write(encode(message)))
 
 
 if __name__ == "__main__":

@@ -15,18 +15,15 @@ from ..reading.values import Node
 MAX_BITS = 1 << 18  # of an exact number; 2^100000 + 1 is still told from 2^100000
 MAX_FACTORIAL = 20000  # exact; larger ones go through the gamma function
 STEPS = 20000  # operations of one evaluation
+HUNDRED = Fraction(100)
 
 
-class TooLargeError(Exception):
+class NoValueError(Exception):
+    """The expression has no value here: division by zero, a function outside its domain, a symbol without a value."""
+
+
+class TooLargeError(NoValueError):
     """The value, or a value on the way to it, is beyond the caps."""
-
-
-class UndefinedError(Exception):
-    """The expression has no value here: division by zero, a function outside its domain."""
-
-
-class UnknownSymbolError(Exception):
-    """A symbol has no value in the given assignment."""
 
 
 def exact(node: Node) -> Fraction | None:
@@ -38,28 +35,19 @@ def _exact(node: Node, budget: list[int]) -> Fraction | None:
     budget[0] -= 1
     if budget[0] < 0:
         raise TooLargeError
-    kind = node[0]
-    if kind == "num":
-        return node[1]
-    if kind in ("add", "mul", "div"):
-        left = _exact(node[1], budget)
-        right = None if left is None else _exact(node[2], budget)
-        return None if left is None or right is None else _combine(kind, left, right)
-    if kind == "neg":
-        value = _exact(node[1], budget)
-        return None if value is None else -value
-    if kind == "pct":
-        value = _exact(node[1], budget)
-        return None if value is None else value / 100
-    if kind == "pow":
-        base = _exact(node[1], budget)
-        exponent = None if base is None else _exact(node[2], budget)
-        return None if base is None or exponent is None else _exact_power(base, exponent)
-    if kind == "based":
-        return based(node[1], node[2])
-    if kind == "fn":
-        values = [_exact(argument, budget) for argument in node[2:]]
-        return None if any(value is None for value in values) else _exact_function(node[1], values)
+    match node:
+        case ("num", value, _):
+            return value
+        case ("based", digits, base):
+            return based(digits, base)
+        case ("add" | "mul" | "div" | "pow" | "neg" | "pct" | "fn" as kind, *parts):
+            name = parts.pop(0) if kind == "fn" else ""
+            values: list[Any] = []
+            for part in parts:
+                values.append(_exact(part, budget))
+                if values[-1] is None:
+                    return None
+            return _exact_function(name, values) if name else _combine(kind, *values)
     return None
 
 
@@ -68,7 +56,11 @@ def bits(value: Fraction) -> int:
     return max(value.numerator.bit_length(), value.denominator.bit_length())
 
 
-def _combine(kind: str, left: Fraction, right: Fraction) -> Fraction:
+def _combine(kind: str, left: Fraction, right: Fraction = HUNDRED) -> Fraction | None:
+    if kind == "neg":
+        return -left
+    if kind == "pow":
+        return _exact_power(left, right)
     if bits(left) + bits(right) > MAX_BITS:
         raise TooLargeError
     if kind == "add":
@@ -76,8 +68,8 @@ def _combine(kind: str, left: Fraction, right: Fraction) -> Fraction:
     if kind == "mul":
         return left * right
     if right == 0:
-        raise UndefinedError
-    return left / right
+        raise NoValueError
+    return left / right  # of `pct` too
 
 
 def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
@@ -85,7 +77,7 @@ def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
         return _exact_root(base, exponent)
     if base in (0, 1, -1):
         if base == 0 and exponent <= 0:
-            raise UndefinedError
+            raise NoValueError
         return Fraction(base) ** (int(exponent) % 2 if base == -1 else min(int(exponent), 1) if base == 0 else 1)
     if abs(exponent) * bits(base) > MAX_BITS:
         return None
@@ -103,9 +95,6 @@ def _exact_root(base: Fraction, exponent: Fraction) -> Fraction | None:
 
 
 def _integer_root(value: int, degree: int) -> int | None:
-    if degree == 2:
-        root = math.isqrt(value)
-        return root if root * root == value else None
     low, high = 0, 1 << (value.bit_length() // degree + 1)
     while low < high:
         middle = (low + high + 1) // 2
@@ -138,10 +127,10 @@ def _exact_function(name: str, values: list[Any]) -> Fraction | None:
 
 
 def based(digits: str, base: int) -> Fraction | None:
-    """Value of a numeral; None for a base beyond 2 to 36, UndefinedError for a digit that the base has not."""
+    """Value of a numeral; None for a base beyond 2 to 36, NoValueError for a digit that the base has not."""
     if not 2 <= base <= 36:
         return None
     try:
         return Fraction(int(digits, base))
     except ValueError as error:
-        raise UndefinedError from error
+        raise NoValueError from error

@@ -1,25 +1,30 @@
-"""The verdict on one answer: equal text, our own bounded reading, then math-verify for what that cannot read."""
+"""The verdict on one answer: equal text, a choice, or a reading of it that says what a reading of the gold says."""
 
 from __future__ import annotations
 
 import functools
-import logging
+import math
 import re
 from collections.abc import Sequence
 
-from ..quick import squeeze
+from ..quick import SAME_TEXT, squeeze
 from ..reading.clean import clean
 from ..reading.lexer import ReadError, has_comma_groups
-from ..reading.parser import read
-from ..reading.values import Scalar, Text, Value
-from . import library
+from ..reading.parser import read, read_clock
+from ..reading.values import Name, Relation, Scalar, Text, Value
+from ..verdict import CORRECT, UNKNOWN, WRONG, Verdict
 from .choices import same_choice
 from .compare import same
-from .constants import GoldError
+from .exact import NoValueError
 
 PROSE_WORDS = 8  # a gold of more words is prose: other wordings of it cannot be judged
-Decision = tuple[str, str]
+SAME_VALUE, DIFFERENT_VALUE = Verdict(CORRECT, "same value"), Verdict(WRONG, "different value")
+SAME_CHOICE, DIFFERENT_CHOICE = Verdict(CORRECT, "same choice"), Verdict(WRONG, "different choice")
+UNREADABLE = Verdict(WRONG, "answer unreadable")
 _LABELLED_POINT = re.compile(r"[A-Z]'?(?:_\{?\w\}?)?\s*(\(([^()=]*),([^()=]*)\))")  # P(1, -2)
+_STYLED = re.compile(r"\\(?:text|textbf|mathrm|texttt|mbox)\{([^{}]*)\}")
+_UPRIGHT = re.compile(r"\\(?:text|mathrm|ce)(?![a-zA-Z])|[{}_\s]")
+_SUBSTANCE = re.compile(r"(?=[^0-9]*[A-Z][a-z]?\d)(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*)+[+-]?")  # CH4, Ca(OH)2
 _OR = re.compile(r"\\text\s*\{\s*or\s*\}|\sor\s")
 _LIMIT = re.compile(
     r"\\(?:lim|sup|inf|int|iint|oint|max|min|limsup|liminf)(?![a-zA-Z])[^=]*(?:\{[^{}]*=[^{}]*\}[^=]*)?=([^=]*)"
@@ -27,34 +32,55 @@ _LIMIT = re.compile(
 
 
 def warm_up() -> None:
-    """Do small checks, so that the grammar and the lazy imports are loaded before limits apply."""
-    logging.disable(logging.CRITICAL)
+    """Do a small check, so that the lazy imports are loaded before limits apply."""
     judge(["\\frac{1}{2}"], "x+\\sqrt{2}")
-    library.accepts("\\int x dx", "\\frac{x^2}{2}")
 
 
-def judge(golds: Sequence[str], answer: str) -> Decision:
-    """Status and reason for one answer against alternative golds: one that agrees is enough."""
-    decisions: list[Decision] = []
+def read_golds(golds: Sequence[str]) -> Verdict:
+    """Unknown where no gold can be read, with the reason; wrong, what any answer is until it agrees, where one can."""
+    unread = [_unread(clean(gold)) for gold in golds]
+    return Verdict(WRONG, "gold read") if "" in unread else Verdict(UNKNOWN, unread[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def _unread(gold: str) -> str:
+    """Why a gold is not read; empty where it is. Prose about a formula is read as its own text."""
+    if _is_prose(gold):
+        return "" if re.search(r"[\\$=^]", gold) else "gold is prose"
+    return "" if readings(gold) else "gold unreadable"
+
+
+def judge(golds: Sequence[str], answer: str) -> Verdict:
+    """The verdict on one answer against alternative golds: one that agrees is enough."""
+    verdicts: list[Verdict] = []
+    answer = clean(answer)
     for gold in golds:
-        decisions.append(judge_one(clean(gold), clean(answer)))
-        if decisions[-1][0] == "correct":
-            return decisions[-1]
-    return next((decision for decision in decisions if decision[0] == "wrong"), decisions[0])
+        verdicts.append(judge_one(clean(gold), answer))
+        if verdicts[-1].status == CORRECT:
+            return verdicts[-1]
+    return next((verdict for verdict in verdicts if verdict.status == WRONG), verdicts[0])
 
 
-def judge_one(gold: str, answer: str) -> Decision:
-    """Status and reason for one cleaned answer against one cleaned gold."""
-    if squeeze(gold) == squeeze(answer):
-        return "correct", "same text"
+def judge_one(gold: str, answer: str) -> Verdict:
+    """The verdict on one cleaned answer against one cleaned gold."""
+    if _bare(gold) == _bare(answer):
+        return SAME_TEXT
+    substances = [_UPRIGHT.sub("", text) for text in (gold, answer)]
+    if all(map(_SUBSTANCE.fullmatch, substances)) and substances != [gold, answer]:
+        return SAME_TEXT if substances[0] == substances[1] else DIFFERENT_VALUE
     choice = same_choice(gold, answer)
     if choice is not None:
-        return ("correct", "same choice") if choice else ("wrong", "different choice")
-    golds, answers = readings(gold), readings(answer)
-    decision = _compare(golds, answers) if golds and answers else None
-    if decision is not None and decision[0] == "wrong" and _restated(golds, answer):
-        return "correct", "same value twice"
-    return decision or _ask_library(gold, answer, golds, answers)
+        return SAME_CHOICE if choice else DIFFERENT_CHOICE
+    unread = _unread(gold)
+    if unread:
+        return Verdict(UNKNOWN, unread)
+    if _is_prose(gold):
+        return Verdict(WRONG, "different text")
+    answers = readings(answer)
+    if not answers:
+        return UNREADABLE
+    golds = readings(gold)
+    return SAME_VALUE if _agree(golds, answers) or _restated(golds, answer) else DIFFERENT_VALUE
 
 
 @functools.lru_cache(maxsize=4096)
@@ -63,7 +89,15 @@ def readings(text: str) -> tuple[Value, ...]:
     found: list[Value] = []
     point = _LABELLED_POINT.fullmatch(text)
     if point is not None:
-        return readings(point[1]) + (readings(f"\\binom{{{point[2]}}}{{{point[3]}}}") if text[0] == "C" else ())
+        name, pairs = Name(text[: point.start(1)].strip()), readings(point[1])
+        named = tuple(Relation((Text(name.base), pair), ("=",), (name, None)) for pair in pairs)
+        return named + (readings(f"\\binom{{{point[2]}}}{{{point[3]}}}") if text[0] == "C" else ())
+    clock = read_clock(text)
+    if clock is not None:
+        found.append(clock)
+        hours, minutes = divmod(clock.seconds // 60, 60)
+        if clock.half or math.gcd(hours, minutes) > 1:  # else it may be a ratio in lowest terms
+            return (clock,)
     limit = _LIMIT.fullmatch(text)
     if limit is not None:
         return readings(limit[1])
@@ -78,46 +112,33 @@ def readings(text: str) -> tuple[Value, ...]:
     return tuple(found)
 
 
-def _compare(golds: tuple[Value, ...], answers: tuple[Value, ...]) -> Decision | None:
-    """Correct if any reading agrees, wrong if all differ, None if a pair is undecided."""
-    undecided = False
+def _agree(golds: Sequence[Value], answers: Sequence[Value]) -> bool:
+    """True if any reading of the answer is any reading of the gold."""
     for gold in golds:
         for answer in answers:
             try:
-                verdict = same(gold, answer)
-            except GoldError:
-                verdict = None
-            if verdict:
-                return "correct", "same value"
-            undecided = undecided or verdict is None
-    return None if undecided else ("wrong", "different value")
+                if same(gold, answer):
+                    return True
+            except NoValueError:
+                continue
+    return False
 
 
-def _restated(golds: tuple[Value, ...], answer: str) -> bool:
+def _restated(golds: Sequence[Value], answer: str) -> bool:
     r"""`\frac{1}{2} \text{ or } 0.5`: one value in two forms."""
     forms = _OR.split(answer)
     if len(forms) != 2 or "," in answer or not all(isinstance(gold, Scalar) for gold in golds):
         return False
-    verdicts = [_compare(golds, readings(form.strip())) for form in forms if form.strip()]
-    return len(verdicts) == 2 and all(verdict is not None and verdict[0] == "correct" for verdict in verdicts)
+    return all(form.strip() and _agree(golds, readings(form.strip())) for form in forms)
 
 
-def _ask_library(gold: str, answer: str, golds: tuple[Value, ...], answers: tuple[Value, ...]) -> Decision:
-    if not golds and _is_prose(gold):
-        return "unknown", "gold is prose"
-    if golds and answers and all(isinstance(value, Text) for value in answers):
-        return "wrong", "different text"
-    if library.too_heavy(gold):
-        return ("wrong", "answer unreadable") if golds else ("unknown", "gold unreadable")
-    if library.too_heavy(answer):
-        return "wrong", "answer not in closed form"
-    if "==" in answer:
-        return "wrong", "answer unreadable"
-    accepted = library.accepts(gold, answer)
-    if accepted is None:
-        return ("wrong", "answer unreadable") if golds or library.parse(gold) else ("unknown", "gold unreadable")
-    return ("correct", "math-verify accepts") if accepted else ("wrong", "math-verify rejects")
+def _bare(cleaned: str) -> str:
+    r"""The text without what never matters, out of a `\text{}` around all of it."""
+    text = squeeze(cleaned)
+    styled = _STYLED.fullmatch(text)
+    return styled[1].strip("\x00") if styled else text
 
 
+@functools.lru_cache(maxsize=4096)
 def _is_prose(gold: str) -> bool:
     return len(re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", "", gold))) > PROSE_WORDS

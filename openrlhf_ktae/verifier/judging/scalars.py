@@ -4,33 +4,25 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from ..reading.nodes import common_logarithms, free_symbols, walk
-from ..reading.units import DEGREE, PERCENT, RADIAN_FACTOR
+from ..reading.nodes import common_logarithms, free_symbols, spelled, walk
+from ..reading.units import DEGREE, PERCENT, RADIAN_FACTOR, same_label
 from ..reading.values import Node, Scalar, Unit
 from .constants import same_constant
 from .functions import same_function
 
-Verdict = bool | None
-Renames = tuple[dict[str, str], ...]
 
-
-def same_scalar(gold: Scalar, answer: Scalar, renames: Renames = ()) -> Verdict:
+def same_scalar(gold: Scalar, answer: Scalar) -> bool:
     """Equality of value after units: a unit on one side alone may be left out, two different ones are converted."""
     gold, answer = _letter_as_unit(gold, answer.unit), _letter_as_unit(answer, gold.unit)
-    verdict: Verdict = False
-    for scale in _scales(gold, answer):
-        verdict = same_node(gold.node, answer.node, renames, scale)
-        if verdict is not False:
-            return verdict
-    return verdict
+    return any(same_node(gold.node, answer.node, scale) for scale in _scales(gold, answer))
 
 
 def _letter_as_unit(value: Scalar, other: Unit | None) -> Scalar:
-    """`20m` where the other side says `20 \\text{ m}`."""
-    node = value.node
-    if value.unit is None and other is not None and node[0] == "mul" and node[2] == ("sym", other.label):
-        return Scalar(node[1], other)
-    return value
+    """`20m`, `3mg` where the other side says `20 \\text{ m}`, `3 \\text{ mg}`."""
+    node, letters = value.node, "" if other is None else other.label
+    while letters and value.unit is None and node[0] == "mul" and node[2] == ("sym", letters[-1]):
+        node, letters = node[1], letters[:-1]
+    return Scalar(node, other) if other is not None and not letters and other.label else value
 
 
 def _scales(gold: Scalar, answer: Scalar) -> list[Node | Fraction]:
@@ -45,7 +37,7 @@ def _scales(gold: Scalar, answer: Scalar) -> list[Node | Fraction]:
     if unit == PERCENT:
         if a is None:
             return [one, Fraction(100)]
-        return [Fraction(1, 100), one] if _above_one(gold.node) else [Fraction(1, 100)]
+        return [Fraction(1, 100), one] if _may_be_percentage(gold.node) else [Fraction(1, 100)]
     if unit == DEGREE:
         to_degrees: Node = ("div", ("num", Fraction(180), ""), ("const", "pi"))
         to_radians: Node = ("div", ("const", "pi"), ("num", Fraction(180), ""))
@@ -55,7 +47,7 @@ def _scales(gold: Scalar, answer: Scalar) -> list[Node | Fraction]:
 
 def _conversion(gold: Unit, answer: Unit) -> list[Node | Fraction]:
     if gold.factor is None or answer.factor is None:
-        return [Fraction(1)]
+        return [Fraction(1)] if same_label(gold, answer) else []
     if gold.dimensions != answer.dimensions:
         return []
     radians = [unit.factor == RADIAN_FACTOR for unit in (gold, answer)]
@@ -67,45 +59,48 @@ def _conversion(gold: Unit, answer: Unit) -> list[Node | Fraction]:
     return [answer.factor / gold.factor]
 
 
-def _above_one(node: Node) -> bool:
-    return (
-        not free_symbols(node)
-        and same_constant(("fn", "max", node, ("num", Fraction(1), "")), node)
-        and not same_constant(("num", Fraction(1), ""), node)
-    )
+def _may_be_percentage(node: Node) -> bool:
+    """A gold without a sign that may stand for a percentage: a whole number or decimal above 1, written out."""
+    return node[0] == "num" and bool(node[2]) and "e" not in node[2] and node[1] > 1
 
 
-def same_node(gold: Node, answer: Node, renames: Renames = (), scale: Node | Fraction = Fraction(1)) -> Verdict:
+def same_node(gold: Node, answer: Node, scale: Node | Fraction = Fraction(1)) -> bool:
     """Equality of two expressions; `scale` multiplies the answer."""
     if isinstance(scale, tuple):
         answer, scale = ("mul", answer, scale), Fraction(1)
     if gold == answer and scale == 1:
         return True
-    special = _same_special(gold, answer)
+    special = _same_special(gold, answer) if scale == 1 else None
     if special is not None:
         return special
-    verdict = _same_expression(gold, answer, renames, scale)
-    if verdict is False and any(part[:2] == ("fn", "log") for node in (gold, answer) for part in walk(node)):
-        return _same_expression(common_logarithms(gold), common_logarithms(answer), renames, scale)
-    return verdict
+    if _same_expression(gold, answer, scale):
+        return True
+    if any(part[:2] == ("fn", "log") for node in (gold, answer) for part in walk(node)):
+        return _same_expression(common_logarithms(gold), common_logarithms(answer), scale)
+    return False
 
 
-def _same_expression(gold: Node, answer: Node, renames: Renames, scale: Fraction) -> Verdict:
+def _same_expression(gold: Node, answer: Node, scale: Fraction) -> bool:
     if not free_symbols(gold) and not free_symbols(answer):
         return same_constant(gold, answer, scale)
     if scale != 1:
         answer = ("mul", ("num", scale, ""), answer)
-    return same_function(gold, answer, renames)
+    return same_function(gold, answer)
 
 
-def _same_special(gold: Node, answer: Node) -> Verdict:
+def _same_special(gold: Node, answer: Node) -> bool | None:
     """Infinity, numerals with a base, letters that are constants; None for ordinary expressions."""
+    runs = [spelled(node) for node in (gold, answer)]
+    if all(len(run) > 2 and run.isalpha() and run.isupper() for run in runs):
+        return runs[0] == runs[1]  # ABC is a name; its letters keep their order
     infinite = [_infinity(node) for node in (gold, answer)]
     if any(infinite):
         return infinite[0] == infinite[1]
     if gold[0] == "based":
         if answer[0] == "based":
             return gold[2] == answer[2] and gold[1].lstrip("0").lower() == answer[1].lstrip("0").lower()
+        if any(part[0] == "based" and part[2] == gold[2] for part in walk(answer)):
+            return None
         return answer[0] == "num" and answer[2].lstrip("0") == gold[1].lstrip("0")
     return None
 

@@ -7,24 +7,24 @@ all gaps between neighbouring ends and beyond the outermost ones.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import mpmath
 
-from ..reading.nodes import free_symbols
+from ..reading.nodes import free_symbols, replaced
 from ..reading.values import Group, Node, NumberSet, Relation, Scalar, SetOperation, Text, Value
 from .evaluate import Evaluator
-from .exact import TooLargeError, UndefinedError, UnknownSymbolError
+from .exact import NoValueError
+from .signs import INTERVALS
 
-DIGITS = 50
+BITS = 170
 MAX_ENDS = 200
-INTERVALS = frozenset({"()", "[]", "(]", "[)"})
-FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
+ORDERS = frozenset({"<", ">", "<=", ">=", "!=", "="})
+INFINITY: Node = ("const", "inf")
+EXTREMES = {"R": True, "all reals": True, "0": False, "no solution": False}
 Predicate = Callable[[Any], bool]
-
-
 HALF_LINES = {  # operator and 0
     **dict.fromkeys(("R^+", "R_+", "R_>0", "R^>0"), ">"),
     **dict.fromkeys(("R_>=0", "R^>=0"), ">="),
@@ -45,7 +45,8 @@ def is_set(value: Value) -> bool:
     if isinstance(value, (SetOperation, NumberSet)):
         return True
     if isinstance(value, Group):
-        return value.brackets in ("(]", "[)") or (value.brackets == "" and all(is_set(item) for item in value.items))
+        listed = value.brackets in ("", "and", "or")
+        return value.brackets in ("(]", "[)") or (listed and all(is_set(item) for item in value.items))
     if isinstance(value, Relation):
         return bool(set(value.operators) & {"<", ">", "<=", ">=", "!=", "in"})
     return value == Text("all reals")
@@ -53,23 +54,35 @@ def is_set(value: Value) -> bool:
 
 def same_set(gold: Value, answer: Value) -> bool | None:
     """True or False for sets with numeric ends, None where one of them is something else."""
-    gold_set = real_set(gold)
-    if gold_set is None:
+    gold_set, answer_set = real_set(gold), real_set(answer)
+    if gold_set is None or answer_set is None:
         return None
-    for candidate in (real_set(answer), real_set(answer, intersect=True)):
-        if candidate is not None and _agree(gold_set, candidate):
-            return True
-    return None if candidate is None else False
+    letters = [_letters(value) for value in (gold, answer)]
+    if all(letters) and letters[0] != letters[1]:
+        return False
+    return all(
+        gold_set.contains(probe) == answer_set.contains(probe) for probe in _probes(gold_set.ends + answer_set.ends)
+    )
 
 
-def _agree(first: RealSet, second: RealSet) -> bool:
-    ends = _distinct([*first.ends, *second.ends])
-    probes = list(ends)
-    if ends:
-        probes += [(a + b) / 2 for a, b in itertools.pairwise(ends)] + [ends[0] - 1, ends[-1] + 1]
-    else:
-        probes = [mpmath.mpf(0)]
-    return all(first.contains(probe) == second.contains(probe) for probe in probes)
+def _letters(value: Value) -> frozenset[Node]:
+    """The unknowns of inequalities."""
+    if isinstance(value, Group):
+        return frozenset().union(*map(_letters, value.items))
+    if not isinstance(value, Relation):
+        return frozenset()
+    return frozenset(
+        ("sym", name) for side in value.sides if isinstance(side, Scalar) for name in free_symbols(side.node)
+    )
+
+
+def _probes(ends: Iterable[Any]) -> list[Any]:
+    """Numbers that tell two sets with these ends apart: the ends, one in each gap, one beyond either side."""
+    distinct = _distinct(list(ends))
+    if not distinct:
+        return [mpmath.mpf(0)]
+    between = [(a + b) / 2 for a, b in itertools.pairwise(distinct)]
+    return [*distinct, *between, distinct[0] - 1, distinct[-1] + 1]
 
 
 def _distinct(ends: list[Any]) -> list[Any]:
@@ -84,38 +97,34 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(abs(a - b) <= max(abs(a), abs(b)) * mpmath.mpf(10) ** -30)
 
 
-def real_set(value: Value, intersect: bool = False) -> RealSet | None:
-    """The set that a value describes, or None. `intersect` reads a bare list of conditions as `and`."""
+def real_set(value: Value) -> RealSet | None:
+    """The set that a value describes, or None."""
     try:
-        with mpmath.workdps(DIGITS):
-            found = _read(value, intersect)
-    except (TooLargeError, UndefinedError, UnknownSymbolError):
+        with mpmath.workprec(BITS):
+            found = _read(value)
+    except NoValueError:
         return None
     return found if found is not None and len(found.ends) <= MAX_ENDS else None
 
 
-def _read(value: Value, intersect: bool) -> RealSet | None:
-    if isinstance(value, NumberSet):
-        if value.letter in HALF_LINES:
-            return _bound(HALF_LINES[value.letter], mpmath.mpf(0))
-        known = {"R": True, "0": False}
-        constant = known.get(value.letter)
-        return None if constant is None else RealSet(lambda _: constant, ())
-    if isinstance(value, Text):
-        known = {"all reals": True, "no solution": False}
-        member = known.get(value.phrase)
+def _read(value: Value) -> RealSet | None:
+    if isinstance(value, NumberSet) and value.letter in HALF_LINES:
+        operator, zero = HALF_LINES[value.letter], mpmath.mpf(0)
+        return RealSet(lambda x: _holds(operator, x, zero), (zero,))
+    if isinstance(value, (NumberSet, Text)):
+        member = EXTREMES.get(value.letter if isinstance(value, NumberSet) else value.phrase)
         return None if member is None else RealSet(lambda _: member, ())
     if isinstance(value, SetOperation):
-        return _operation(value, intersect)
+        return _operation(value)
     if isinstance(value, Group):
-        return _group(value, intersect)
+        return _group(value)
     if isinstance(value, Relation):
-        return _relation(value, intersect)
+        return _relation(value)
     return None
 
 
-def _operation(value: SetOperation, intersect: bool) -> RealSet | None:
-    left, right = _read(_as_set(value.left), intersect), _read(_as_set(value.right), intersect)
+def _operation(value: SetOperation) -> RealSet | None:
+    left, right = _read(_as_set(value.left)), _read(_as_set(value.right))
     if left is None or right is None:
         return None
     a, b = left.contains, right.contains
@@ -131,121 +140,104 @@ def _as_set(value: Value) -> Value:
     return Group("{}", (value,)) if isinstance(value, Scalar) else value
 
 
-def _group(value: Group, intersect: bool) -> RealSet | None:
+def _group(value: Group) -> RealSet | None:
     if value.brackets in INTERVALS and len(value.items) == 2:
         low, high = (_end(item) for item in value.items)
+        closed_at_infinity = (value.brackets[0] == "[" and low == -mpmath.inf) or (
+            value.brackets[1] == "]" and high == mpmath.inf
+        )
+        if closed_at_infinity or not (low < high or (low == high and value.brackets == "[]")):
+            return None  # a point, or a slip
         return _interval(low, high, value.brackets[0] == "[", value.brackets[1] == "]")
     if value.brackets == "{}" and all(isinstance(item, Scalar) for item in value.items):
         points = tuple(_end(item) for item in value.items)
         if not all(mpmath.isfinite(point) for point in points):
             return None
         return RealSet(lambda x: any(_equal(x, point) for point in points), points)
-    if value.brackets == "":
-        parts = [_read(_as_set(item), intersect) for item in value.items]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        join = all if intersect else any
-        return RealSet(
-            lambda x: join(part.contains(x) for part in known), tuple(end for part in known for end in part.ends)
-        )
+    if value.brackets in ("", "and", "or"):
+        return _joined(value)
     return None
+
+
+def _joined(value: Group) -> RealSet | None:
+    """Sets and inequalities of one letter: what is listed is a union, except where the words or the sense say `and`.
+
+    `x > 1, x < 5` would be all numbers as a union, and `x < 1 and x > 3` none as an intersection.
+    """
+    parts = [_read(item) for item in value.items]
+    letters = _letters(value)
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or len(letters) > 1:
+        return None
+    ends = tuple(end for part in known for end in part.ends)
+    union = RealSet(lambda x: any(part.contains(x) for part in known), ends)
+    meet = RealSet(lambda x: all(part.contains(x) for part in known), ends)
+    if value.brackets == "or" or not letters:
+        return union
+    if value.brackets == "and":
+        return meet if any(map(meet.contains, _probes(ends))) else union
+    return meet if all(map(union.contains, _probes(ends))) else union
 
 
 def _interval(low: Any, high: Any, low_closed: bool, high_closed: bool) -> RealSet:
     def contains(x: Any) -> bool:
-        if mpmath.isfinite(low) and _equal(x, low):
-            return low_closed and (low < high or high_closed)
-        if mpmath.isfinite(high) and _equal(x, high):
-            return high_closed and low < high
-        return bool(low < x < high)
+        return _holds("<=" if low_closed else "<", low, x) and _holds("<=" if high_closed else "<", x, high)
 
     return RealSet(contains, tuple(end for end in (low, high) if mpmath.isfinite(end)))
 
 
 def _end(item: Value) -> Any:
     if not isinstance(item, Scalar):
-        raise UnknownSymbolError
-    return _number(item.node)
+        raise NoValueError
+    return _number(item.node, {})
 
 
-def _number(node: Node) -> Any:
-    if node == ("const", "inf"):
-        return mpmath.inf
-    if node == ("neg", ("const", "inf")):
-        return -mpmath.inf
-    value = Evaluator(DIGITS)(node)
+def _number(node: Node, point: dict[str, Any]) -> Any:
+    """The real value of an expression, infinite ones included."""
+    if node in (INFINITY, ("neg", INFINITY)):
+        return mpmath.inf if node == INFINITY else -mpmath.inf
+    value = Evaluator(BITS, point)(node)
     if mpmath.im(value) != 0:
-        raise UndefinedError
+        raise NoValueError
     return mpmath.re(value)
 
 
-def _relation(value: Relation, intersect: bool) -> RealSet | None:
-    r"""`x > 3`, `-2 \le x \le 7`, `x \ne 0`, `x \in S`, `3 < x`."""
+def _relation(value: Relation) -> RealSet | None:
+    r"""`x > 3`, `-2 \le x \le 7`, `x \ne 0`, `x \in S`, `2x - 1 > 5`, `|x - 3| < 2`: one letter, at most linear."""
     if value.operators == ("in",) and value.names[0] is not None:
-        return _read(_as_set(value.sides[1]), intersect)
-    if not all(isinstance(side, Scalar) for side in value.sides):
+        return _read(_as_set(value.sides[1]))
+    if not all(isinstance(side, Scalar) for side in value.sides) or not set(value.operators) <= ORDERS:
         return None
-    variables = [index for index, side in enumerate(value.sides) if side.node[0] in ("sym", "app")]
-    if not variables:
-        return _linear(value)
-    if len(variables) != 1:
+    nodes = [replaced(side.node, lambda p: ("sym", p[1]) if p[0] == "app" else None) for side in value.sides]
+    names = frozenset().union(*map(free_symbols, nodes))
+    if len(names) != 1:
         return None
-    variable = variables[0]
-    bounds: list[RealSet] = []
-    for index, operator in enumerate(value.operators):
-        if index + 1 == variable:
-            operator, other = FLIPPED.get(operator, operator), value.sides[index]
-        elif index == variable:
-            other = value.sides[index + 1]
-        else:
-            return None
-        bound = _bound(operator, _end(other))
-        if bound is None:
-            return None
-        bounds.append(bound)
-    return RealSet(lambda x: all(b.contains(x) for b in bounds), tuple(end for b in bounds for end in b.ends))
-
-
-def _linear(value: Relation) -> RealSet | None:
-    """`2x - 1 > 5`, `|x - 3| < 2`: one variable, linear or the absolute value of something linear."""
-    symbolic = [bool(free_symbols(side.node)) for side in value.sides]
-    names = frozenset().union(*(free_symbols(side.node) for side in value.sides))
-    if len(value.sides) != 2 or sum(symbolic) != 1 or len(names) != 1:
-        return None
-    side, other = value.sides if symbolic[0] else value.sides[::-1]
-    operator = value.operators[0] if symbolic[0] else FLIPPED.get(value.operators[0], "")
-    node, end, (name,) = side.node, _end(other), names
-    absolute = node[:2] == ("fn", "abs")
-    inner = node[2] if absolute else node
-    at = [Evaluator(DIGITS, {name: mpmath.mpf(x)})(inner) for x in (0, 1, 2)]
-    slope = at[1] - at[0]
-    if slope == 0 or not _equal(at[2] - at[1], slope):
-        return None
-    bound = _bound(operator, end)
-    if bound is None:
-        return None
-    ends = tuple((e - at[0]) / slope for e in ((end, -end) if absolute else (end,)))
+    (name,) = names
+    ends = [_zeros(left, right, name) for left, right in itertools.pairwise(nodes)]
 
     def contains(x: Any) -> bool:
-        number = slope * x + at[0]
-        return bound.contains(abs(number) if absolute else number)
+        values = [_number(node, {name: x}) for node in nodes]
+        return all(map(_holds, value.operators, values, values[1:]))
 
-    return RealSet(contains, ends)
+    return RealSet(contains, tuple(itertools.chain(*ends)))
 
 
-def _bound(operator: str, end: Any) -> RealSet | None:
-    inf = mpmath.inf
-    if operator == "<":
-        return _interval(-inf, end, False, False)
-    if operator == "<=":
-        return _interval(-inf, end, False, True)
-    if operator == ">":
-        return _interval(end, inf, False, False)
-    if operator == ">=":
-        return _interval(end, inf, True, False)
-    if operator == "!=":
-        return RealSet(lambda x: not _equal(x, end), (end,))
-    if operator == "=":
-        return RealSet(lambda x: _equal(x, end), (end,))
-    return None
+def _holds(operator: str, left: Any, right: Any) -> bool:
+    if left == right or (mpmath.isfinite(left) and mpmath.isfinite(right) and _equal(left, right)):
+        return operator in ("<=", ">=", "=")
+    return operator == "!=" or (operator != "=" and (left < right) == (operator[0] == "<"))
+
+
+def _zeros(left: Node, right: Node, name: str) -> list[Any]:
+    """Where two sides are equal, of which one is a number and the other linear or the absolute value of that."""
+    if free_symbols(left) and free_symbols(right):
+        raise NoValueError
+    inner, end = (left, _number(right, {})) if free_symbols(left) else (right, _number(left, {}))
+    if not mpmath.isfinite(end):
+        return []
+    absolute = inner[:2] == ("fn", "abs")
+    at = [_number(inner[2] if absolute else inner, {name: mpmath.mpf(x)}) for x in (0, 1, 2)]
+    slope = at[1] - at[0]
+    if slope == 0 or not _equal(at[2] - at[1], slope):
+        raise NoValueError
+    return [(e - at[0]) / slope for e in ((end, -end) if absolute else (end,))]

@@ -19,58 +19,21 @@ _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+"
 _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎]+")
 _VULGAR = re.compile("[¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
 _CHARACTERS = {
-    **dict.fromkeys("−–—‒―﹣－‐‑", "-"),
-    **dict.fromkeys("×✕✖", r"\times "),
-    **dict.fromkeys("·⋅∙•", r"\cdot "),
-    **dict.fromkeys("°º˚", r"^\circ "),
-    **dict.fromkeys("′’ʹ", "'"),
-    **dict.fromkeys("〈⟨", r"\langle "),
-    **dict.fromkeys("〉⟩", r"\rangle "),
-    **dict.fromkeys("，、", ","),
-    **dict.fromkeys("∖", r"\setminus "),
-    **dict.fromkeys("“”„‟", '"'),
-    "″": "''",
-    "¢": r"\text{ cents}",
-    "µ": r"\mu ",
-    "Ω": r"\Omega ",
-    "÷": "/",
-    "⁄": "/",
-    "∕": "/",
-    "±": r"\pm ",
-    "∓": r"\mp ",
-    "√": r"\radical ",
-    "∛": r"\sqrt[3]",
-    "∞": r"\infty ",
-    "≤": r"\le ",
-    "≥": r"\ge ",
-    "⩽": r"\le ",
-    "⩾": r"\ge ",
-    "≠": r"\ne ",
-    "≈": r"\approx ",
-    "≡": r"\equiv ",
-    "∈": r"\in ",
-    "∪": r"\cup ",
-    "∩": r"\cap ",
-    "∅": r"\emptyset ",
-    "ℝ": r"\mathbb{R}",
-    "ℤ": r"\mathbb{Z}",
-    "ℕ": r"\mathbb{N}",
-    "ℚ": r"\mathbb{Q}",
-    "ℂ": r"\mathbb{C}",
-    "∠": r"\angle ",
-    "△": r"\triangle ",
-    "⌊": r"\lfloor ",
-    "⌋": r"\rfloor ",
-    "⌈": r"\lceil ",
-    "⌉": r"\rceil ",
-    "…": r"\ldots ",
-    "∑": r"\sum ",
-    "∏": r"\prod ",
-    "∫": r"\int ",
-    "∂": r"\partial ",
-    "ϕ": r"\phi ",
-    "ϵ": r"\epsilon ",
-}
+    character: spelled
+    for characters, spelled in (
+        ("−–—‒―﹣－‐‑", "-"), ("×✕✖", r"\times "), ("·⋅∙•", r"\cdot "), ("°º˚", r"^\circ "), ("′’ʹ", "'"),
+        ("〈⟨", r"\langle "), ("〉⟩", r"\rangle "), ("，、", ","), ("。", "."), ("∖", r"\setminus "), ("“”„‟", '"'),
+        ("″", "''"), ("¢", r"\text{ cents}"), ("µ", r"\mu "), ("÷⁄∕", "/"), ("±", r"\pm "), ("∓", r"\mp "),
+        ("√", r"\radical "), ("∛", r"\sqrt[3]"), ("∞", r"\infty "), ("≤⩽", r"\le "), ("≥⩾", r"\ge "),
+        ("≠", r"\ne "), ("≈", r"\approx "), ("≡", r"\equiv "), ("∈", r"\in "), ("∪", r"\cup "),
+        ("∩", r"\cap "), ("∅", r"\emptyset "), ("ℝ", r"\mathbb{R}"), ("ℤ", r"\mathbb{Z}"),
+        ("ℕ", r"\mathbb{N}"), ("ℚ", r"\mathbb{Q}"), ("ℂ", r"\mathbb{C}"), ("∠", r"\angle "),
+        ("△", r"\triangle "), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "), ("⌈", r"\lceil "), ("⌉", r"\rceil "),
+        ("…", r"\ldots "), ("∑", r"\sum "), ("∏", r"\prod "), ("∫", r"\int "), ("∂", r"\partial "),
+        ("ϕ", r"\phi "), ("ϵ", r"\epsilon "),
+    )
+    for character in characters
+}  # fmt: skip
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho . sigma tau upsilon phi "
     "chi psi omega"
@@ -83,7 +46,7 @@ _TRANSLATION = {ord(key): value for key, value in _CHARACTERS.items()}
 
 _THOUSANDS = re.compile(r"(?<=\d)(?:,\s*\\!|\{\s*,\s*\}|\\[,;:!> ]|~)\s*(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile(r"(?<![\d.])\d{1,3}(?:'\d{3})+(?![\d'])")
-_BRACED_SIGN = re.compile(r"\{\s{0,4}([-:=+<>])\s{0,4}\}")
+_BRACED_SIGN = re.compile(r"(?:\\(?:text|mathrm)\s?)?\{\s{0,4}([-:=+<>])\s{0,4}\}")
 _SEPARATE_MATHS = re.compile(r"\$\s*([,;])\s*\$")
 _NEUTRAL = re.compile(
     r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathopen|mathclose|mathrel"
@@ -95,6 +58,7 @@ _NEUTRAL = re.compile(
 _LEADING_SIGN = re.compile(
     r"^\s*(?:=(?![=<>])|:(?!=)|\\(?:Rightarrow|implies|Longrightarrow|to|sim)(?![a-zA-Z]))\s*(?=\S)"
 )
+_BARE_ROMAN = re.compile(r"\\(mathrm|text|rm)\s+([a-zA-Z])(?![a-zA-Z])")
 _ROMAN = re.compile(r"\{\s*\\rm(?![a-zA-Z])[\s~\\]*([a-zA-Z/ .]{1,40})\}")
 _BRACKETED_UNIT = re.compile(
     r"(?<=\d)\s*[(\[{]\s*(\\(?:text|mathrm|mbox|textrm)\s*\{[^{}0-9]{1,40}\}(?:\^\{?-?\d\}?)?)\s*[)\]}]\s*$"
@@ -103,7 +67,7 @@ _BRACKETED_REMARK = re.compile(r"(?<=[\d} ])\s*\\(text|mathrm|mbox|textrm)\s*\{\
 _ONLY = re.compile(r"\\text\s*\{\s*(?:is the )?only(?: (?:solution|answer|value|one))?\s*\.?\s*\}\s*$")
 _NULL_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _COLOUR = re.compile(r"\\(?:text)?color(?:box)?\s*(?:\[[^\]]{0,20}\])?\s{0,9}\{[^{}]{0,40}\}")
-_DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],;!])")
+_DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],;!%])")
 
 
 _EATEN = re.compile(
@@ -139,6 +103,7 @@ def clean(text: str) -> str:
     if "\\" in text or "~" in text:
         text = _THOUSANDS.sub("", text)
         text = _COLOUR.sub(" ", text)
+        text = _BARE_ROMAN.sub(r"\\mathrm{\2}", text)
         text = _ROMAN.sub(r"\\text{ \1}", text)
         text = _NULL_DELIMITER.sub(" ", text)
         text = _ONLY.sub(" ", _NEUTRAL.sub(" ", text))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .words import BARE_UNITS, FUNCTION_NAMES, NUMBER_WORDS, UNITS, is_word
+from .words import BARE_UNITS, BARE_WORDS, FORMULA_UNITS, FUNCTION_NAMES, NUMBER_WORDS, UNITS, is_word
 
 Token = tuple[str, str]
 MAX_TOKENS = 4000
@@ -44,12 +44,13 @@ _MINUTES = re.compile(r"(\d{1,3})\s*\\degrees\s*(\d{1,2})\s*'(?:\s*(\d{1,2})\s*'
 _MICRO = re.compile(r"\\mu\s*(?:\\(?:text|mathrm|rm)\s*\{\s*)([a-zA-Z]{1,3})\s*\}")
 _OHM = re.compile(r"(?<=[\d}])\s*(?:\\(?:mathrm|text)\{\s*)?\\Omega\s*\}?\s*$")
 _UNIT_FRACTION = re.compile(
-    r"\\[dt]?frac\s*\{\s*(\\(?:text|mathrm|rm)\s*\{[^{}]{1,20}\}[^{}]{0,9})\}\s*\{\s*"
+    r"\\[dt]?frac\s*\{\s*(\\(?:text|mathrm|rm)\s*\{(?![eid]\})[^{}]{1,20}\}(?:\^\{?-?\d\}?)?)\s*\}\s*\{\s*"
     r"(\\(?:text|mathrm|rm)\s*\{[^{}]{1,20}\}(?:\^\{?-?\d\}?)?)\s*\}"
 )
 _MODULO = re.compile(r"\\(?:mathrm|text|textrm|operatorname)\s*\{\s*mod\s*\}")
 _CHOOSE = re.compile(
-    r"(?:\{\s*\})?_\{?\s*(\d{1,5})\s*\}?\s*C\s*_\{?\s*(\d{1,5})\s*\}?|(?<![\w\\])C_\{?(\d{1,5})\}?\s*\^\{?(\d{1,5})\}?"
+    r"(?:\{\s*\})?[_^]\{?\s*(\d{1,5})\s*\}?\s*C\s*_\{?\s*(\d{1,5})\s*\}?"
+    r"|(?<![\w\\])(?:C|\\(?:mathrm|text)\{C\})\s*_\{?(\d{1,5})\}?\s*\^\{?(\d{1,5})\}?"
 )
 _DOTS = re.compile(r"(\d*)\.(\d{2,40})\s*(?:\.\.\.|\\(?:ldots|dots|cdots|dotsc)(?![a-zA-Z]))")
 _TOKEN = re.compile(
@@ -66,62 +67,39 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _RELATION_COMMANDS = {
-    **dict.fromkeys(("le", "leq", "leqslant", "leqq"), "<="),
-    **dict.fromkeys(("ge", "geq", "geqslant", "geqq"), ">="),
-    **dict.fromkeys(("ne", "neq"), "!="),
-    **dict.fromkeys(("approx", "approxeq", "simeq", "thickapprox", "doteq"), "~="),
-    **dict.fromkeys(("lt",), "<"),
-    **dict.fromkeys(("gt",), ">"),
-    **dict.fromkeys(("cdot", "times", "ast"), "*"),
-    **dict.fromkeys(("div",), "/"),
-    **dict.fromkeys(("vert", "lvert", "rvert", "mid", "Vert", "lVert", "rVert"), "|"),
-    **dict.fromkeys(("lbrace",), "\\{"),
-    **dict.fromkeys(("rbrace",), "\\}"),
-    **dict.fromkeys(("lparen",), "("),
-    **dict.fromkeys(("rparen",), ")"),
-    **dict.fromkeys(("lbrack",), "["),
-    **dict.fromkeys(("rbrack",), "]"),
-    "in": "in",
-    "equiv": "=mod",
-    "colon": ":",
-}
+    command: meaning
+    for commands, meaning in (
+        ("le leq leqslant leqq", "<="), ("ge geq geqslant geqq", ">="), ("ne neq", "!="),
+        ("approx approxeq simeq thickapprox doteq", "~="), ("lt", "<"), ("gt", ">"), ("cdot times ast", "*"),
+        ("div", "/"), ("vert lvert rvert mid Vert lVert rVert", "|"), ("lbrace", "\\{"), ("rbrace", "\\}"),
+        ("lparen", "("), ("rparen", ")"), ("lbrack", "["), ("rbrack", "]"), ("in", "in"), ("equiv", "=mod"),
+        ("colon", ":"),
+    )
+    for command in commands.split()
+}  # fmt: skip
 _RELATIONS = {"<=": "<=", ">=": ">=", "!=": "!=", ":=": "=", "=<": "<=", "=>": ">="}
-_ESCAPED = {
-    "%": "%",
-    "{": "\\{",
-    "}": "\\}",
-    "|": "|",
-    "#": None,
-    "(": None,
-    ")": None,
-    "[": None,
-    "]": None,
-    "/": None,
-}
+_ESCAPED = {"%": "%", "{": "\\{", "}": "\\}", "|": "|", **dict.fromkeys("#()[]/")}
 _ALIASES = {
-    **dict.fromkeys(("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"), "frac"),
-    **dict.fromkeys(("dbinom", "tbinom"), "binom"),
-    **dict.fromkeys(("varnothing", "emptyset"), "emptyset"),
-    **dict.fromkeys(("smallsetminus", "backslash", "setminus"), "setminus"),
-    **dict.fromkeys(("dots", "cdots", "dotsc", "dotsb"), "ldots"),
-    **dict.fromkeys(("varphi",), "phi"),
-    **dict.fromkeys(("varepsilon",), "epsilon"),
-    **dict.fromkeys(("vartheta",), "theta"),
-    **dict.fromkeys(("bigcup",), "cup"),
-    **dict.fromkeys(("land", "wedge"), "and"),
-    **dict.fromkeys(("lor", "vee"), "or"),
-    **dict.fromkeys(("arctg",), "arctan"),
-    **dict.fromkeys(("tg",), "tan"),
-    **dict.fromkeys(("ctg",), "cot"),
-    **dict.fromkeys(("bm", "mathbf", "boldsymbol", "vec", "pmb", "overrightarrow"), "bold"),
-}
+    command: meaning
+    for commands, meaning in (
+        ("dfrac tfrac cfrac nicefrac sfrac", "frac"), ("dbinom tbinom", "binom"),
+        ("varnothing emptyset", "emptyset"), ("smallsetminus backslash setminus", "setminus"),
+        ("dots cdots dotsc dotsb", "ldots"), ("varphi", "phi"), ("varepsilon", "epsilon"), ("vartheta", "theta"),
+        ("bigcup", "cup"), ("land wedge", "and"), ("lor vee", "or"), ("arctg", "arctan"), ("tg", "tan"),
+        ("ctg", "cot"), ("bm mathbf boldsymbol vec pmb overrightarrow", "bold"),
+    )
+    for command in commands.split()
+}  # fmt: skip
+_COMMAND_WORDS = {"and": "and", "or": "or", "forall": "for", "AA": "angstrom"}
 _CURRENCY = {"$": "dollar", "£": "pounds_sterling", "€": "euro", "¥": "yen", "₹": "rupee"}
 
 
 def tokenise(text: str, join_commas: bool) -> list[Token]:
     """Tokens of cleaned `text`. `join_commas` reads `1,250` as one number. Raises ReadError when there are too many."""
+    if r"\rational" in text:  # a command of our own
+        raise ReadError(r"\rational")
     text = _TIMES_TEN.sub(r" \\times 10^", text).replace("**", "^")
-    text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[3]}}}{{{m[2] or m[4]}}}", text)
+    text = _CHOOSE.sub(_binomial, text)
     text = _MODULO.sub(r"\\mod ", text)
     text = _UNIT_FRACTION.sub(r"\1/\2", text)
     text = _MICRO.sub(r"\\text{ u\1}", text)
@@ -135,10 +113,10 @@ def tokenise(text: str, join_commas: bool) -> list[Token]:
     text = _ARC.sub(lambda m: r"\text{ arcsec }" if len(m[1]) == 2 else r"\text{ arcmin }", text)
     text = _SPACED_GROUPS.sub(lambda m: m.group().replace(" ", ""), text)
     if join_commas:
-        text = _COMMA_GROUPS.sub(lambda m: m.group().replace(",", ""), text)
+        text = _COMMA_GROUPS.sub(_joined, text)
     text = _DECIMAL_COMMA.sub(".", text)
     text = _DOTTED_PERIOD.sub(r"\\overline{\1\2\3}", text)
-    text = _REPEATING.sub(_repeating, text)
+    text = _REPEATING.sub(lambda m: _rational(m[1], m[2], m[3] or m[4] or m[5]), text)
     text = _DOTS.sub(_dots, text)
     tokens: list[Token] = []
     _scan(text, tokens)
@@ -148,6 +126,17 @@ def tokenise(text: str, join_commas: bool) -> list[Token]:
 def has_comma_groups(text: str) -> bool:
     """True when `1,250` occurs: one number, or two."""
     return _COMMA_GROUPS.search(text) is not None
+
+
+def _joined(match: re.Match[str]) -> str:
+    """`1,250` as one number, unless it is all that a bracket holds: `(1,250)` is a pair, `(1,250, 3,500)` another."""
+    text, start = match.string, match.start()
+    opening = max(text.rfind(bracket, max(0, start - 200), start) for bracket in ("(", "[", "\\{"))
+    closing = min((at for at in (text.find(c, match.end()) for c in (")", "]", "\\}")) if at >= 0), default=-1)
+    if opening < 0 or closing < 0 or any(c in text[opening:start] for c in (")", "]", "\\}")):
+        return match.group().replace(",", "")
+    apart = re.search(r"[,;]\s", text[opening:closing]) is not None
+    return match.group().replace(",", "") if apart else match.group()
 
 
 def _scan(text: str, tokens: list[Token]) -> None:
@@ -179,7 +168,8 @@ def _convert(kind: str, match: re.Match[str], before: list[Token]) -> list[Token
         known = _ESCAPED.get(value, "?")
         return [] if known is None else [("op", known)]
     if kind == "letters":
-        return split_letters(value, after_number=_ends_value(before))
+        spaced = match.string[match.start() - 1 : match.start()].isspace()
+        return split_letters(value, _ends_value(before), spaced or not before)
     if kind == "rel":
         return [("op", _RELATIONS[value])]
     if value in _CURRENCY and value != "$":
@@ -191,8 +181,8 @@ def _command(name: str) -> Token:
     if name in _RELATION_COMMANDS:
         return ("op", _RELATION_COMMANDS[name])
     name = _ALIASES.get(name, name)
-    if name in ("and", "or", "forall"):
-        return ("word", "for" if name == "forall" else name)
+    if name in _COMMAND_WORDS:
+        return ("word", _COMMAND_WORDS[name])
     return ("cmd", name)
 
 
@@ -201,11 +191,18 @@ def _ends_value(tokens: list[Token]) -> bool:
     return bool(tokens) and (tokens[-1][0] in ("num", "word") or tokens[-1] in (("op", "}"), ("op", ")")))
 
 
-def split_letters(run: str, after_number: bool) -> list[Token]:
-    """A run of bare letters: a function, a word, or a product of one-letter variables."""
+def split_letters(run: str, after_number: bool, apart: bool = True) -> list[Token]:
+    """A run of bare letters: a function, a word, or a product of one-letter variables.
+
+    Letters right behind a number, `2mgL`, are a word only where nothing else is likely: not mg, not eV.
+    """
+    if after_number and not apart:
+        named = run in FUNCTION_NAMES or run.lower() in NUMBER_WORDS or run.lower() in BARE_WORDS
+        if run.isascii() and not named and (run not in BARE_UNITS or run in FORMULA_UNITS):
+            return [("sym", letter) for letter in run]
     if run in FUNCTION_NAMES and not (after_number and run in UNITS):
         return [("cmd", FUNCTION_NAMES[run])]
-    if len(run) > 1 and (is_word(run) or (after_number and run in BARE_UNITS)):
+    if not run.isascii() or (len(run) > 1 and (is_word(run) or (after_number and run in BARE_UNITS))):
         return [("word", run)]
     for name in ("pi", "sqrt"):
         if run.startswith(name):
@@ -265,14 +262,16 @@ def _scan_words(content: str, tokens: list[Token]) -> None:
             raise ReadError("too many tokens")
 
 
+def _binomial(match: re.Match[str]) -> str:
+    """`_{10}C_3` and `C_{10}^{3}`; `C_1^2` is the square of a constant."""
+    above, below = match[1] or match[3], match[2] or match[4]
+    return match.group() if match[3] and int(above) < int(below) else rf"\binom{{{above}}}{{{below}}}"
+
+
 def _sexagesimal(match: re.Match[str]) -> str:
     """`22^\\circ 30'` as degrees."""
     seconds = 3600 * int(match[1]) + 60 * int(match[2]) + int(match[3] or 0)
     return f"\\rational{{{seconds}}}{{3600}}\\degrees "
-
-
-def _repeating(match: re.Match[str]) -> str:
-    return _rational(match[1], match[2], match[3] or match[4] or match[5])
 
 
 def _dots(match: re.Match[str]) -> str:

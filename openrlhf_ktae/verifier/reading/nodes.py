@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from .values import Node
 
@@ -13,20 +13,31 @@ def walk(node: Node) -> Iterator[Node]:
     while stack:
         current = stack.pop()
         yield current
-        if current[0] == "app":
-            continue
-        stack.extend(part for part in current[1:] if isinstance(part, tuple) and part and isinstance(part[0], str))
+        for part in current:
+            if type(part) is tuple:
+                stack.append(part)
 
 
 def replaced(node: Node, change: Callable[[Node], Node | None]) -> Node:
     """The expression with `change` applied to every node, from the leaves up; None leaves a node as it is."""
-    if node[0] != "app":
-        node = tuple(
-            replaced(part, change) if isinstance(part, tuple) and part and isinstance(part[0], str) else part
-            for part in node
-        )
+    node = tuple(replaced(part, change) if isinstance(part, tuple) else part for part in node)
     new = change(node)
     return node if new is None else new
+
+
+def renamed(node: Node, names: Mapping[str, str]) -> Node:
+    """The expression under other names, injectively: what already has one of the new names gets a third one."""
+    if not names:
+        return node
+    taken = set(names.values()) - set(names)
+
+    def change(part: Node) -> Node | None:
+        if part[0] in ("sym", "app", "sum", "prod"):
+            name = names.get(part[1], f"{part[1]}#" if part[1] in taken else part[1])
+            return (part[0], name, *part[2:])
+        return None
+
+    return replaced(node, change)
 
 
 def common_logarithms(node: Node) -> Node:
@@ -34,22 +45,21 @@ def common_logarithms(node: Node) -> Node:
     return replaced(node, lambda part: ("fn", "lg", part[2]) if part[:2] == ("fn", "log") else None)
 
 
-def free_symbols(node: Node, drop_arguments: bool = False) -> frozenset[str]:
+def free_symbols(node: Node) -> frozenset[str]:
     """Names of the variables."""
     names: set[str] = set()
     bound: set[str] = set()
     for current in walk(node):
         if current[0] == "sym":
             names.add(current[1])
-        elif current[0] == "app":
-            names.update(_application_symbols(current, drop_arguments))
         elif current[0] in ("sum", "prod"):
             bound.add(current[1])
     return frozenset(names - bound)
 
 
-def _application_symbols(node: Node, drop_arguments: bool) -> set[str]:
-    function, arguments = node[1][1], node[2]
-    if drop_arguments:
-        return {function if not arguments[0].isdigit() else f"{function}_{arguments[0]}"}
-    return {function, *(name for name in arguments if not name[0].isdigit() and name not in ("e", "i"))}
+def spelled(node: Node) -> str:
+    """The letters of a product of letters; empty for other expressions."""
+    if node[0] == "mul":
+        parts = [spelled(part) for part in node[1:]]
+        return "".join(parts) if all(parts) else ""
+    return str(node[1]) if node[0] in ("sym", "const") else ""

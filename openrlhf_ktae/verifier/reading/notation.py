@@ -4,12 +4,12 @@ RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "~=", "in", "=mod"})
 SYMBOLS = frozenset(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
     "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega hbar ell odot partial nabla triangle angle square "
-    "Alpha Beta Epsilon star bullet circ top perp parallel prime ldots oplus Box imath jmath max min".split()
+    "Alpha Beta Epsilon star bullet circ top perp parallel prime ldots oplus Box imath jmath max min Pr".split()
 )
 ACCENTS = frozenset("dot ddot hat widehat bar overline tilde widetilde mathcal mathscr mathfrak overarc".split())
 LIST_FUNCTIONS = frozenset({"gcd", "lcm", "max", "min"})
 FUNCTIONS = LIST_FUNCTIONS | frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth arcsinh arccosh arctanh ln log lg "
+    "cis sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth arcsinh arccosh arctanh ln log lg "
     "exp".split()
 )
 UNIT_VECTORS = {"i": "hat_i", "j": "hat_j", "k": "hat_k", "imath": "hat_i", "jmath": "hat_j"}
@@ -24,5 +24,5 @@ PUNCTUATION = frozenset({"(", ")", ".", "!", "?", "'", ":", "{", "}"})
 # Commands that cannot begin a factor: they end one.
 CLOSING_COMMANDS = frozenset(
     "cup cap setminus pm mp mod pmod bmod rfloor rceil rangle end degrees quad to rightarrow implies equiv sim subset "
-    "notin Rightarrow iff choose".split()
+    "over notin Rightarrow iff choose".split()
 )

@@ -7,7 +7,7 @@ The arithmetic inside a scalar is a `Node`: a tuple whose first entry is its kin
     ("add", a, b)  ("mul", a, b)  ("div", a, b)  ("pow", a, b)  ("neg", a)
     ("pm", a, b, sign)           a + b and a - b (sign "+-"), or a - b and a + b (sign "-+")
     ("fn", name, *arguments)     a function of the table in `evaluate`
-    ("app", symbol, arguments)   `y(t)`: an unknown function, or a product; the comparison tries both
+    ("app", name, *arguments)    `y(t)`: an unknown function
     ("deg", a)  ("pct", a)       degrees and percent
     ("based", digits, base)      a numeral with its base
     ("sum" | "prod", name, low, high, body)
@@ -47,11 +47,20 @@ class Text:
 
 @dataclass(frozen=True)
 class Group:
-    """Several values: `brackets` is "" for a bare list, else the opening and closing character, `{}` for a set,
-    `<>` for a vector, `mod` for a residue and its modulus, `:` for a ratio of three terms or more."""
+    """Several values. `brackets` is "" for a bare list, "and" or "or" for inequalities joined by it, else the opening
+    and closing character, `{}` for a set, `<>` for a vector, `mod` for a residue and its modulus, `:` for a ratio of
+    three terms or more, `cases` for values with their conditions."""
 
     brackets: str
     items: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A time of day in seconds since midnight, or since noon where `half` says so: "p", or "24" for 15:45."""
+
+    seconds: int
+    half: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,10 +88,15 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Name:
-    """The left side of `x = 5`, `f(x) = 2x`, `(x, y) = (1, 2)`: a label, with its arguments if it has any."""
+    """The left side of `x_1 = 5`, `f(x) = 2x`, `(x, y) = (1, 2)`, `\\text{Area} = 9`: what is said to be something."""
 
     base: str
-    arguments: tuple[str, ...] = ()
+    label: str = ""
+    """The subscript."""
+    arguments: tuple[Any, ...] = ()
+    """Expressions."""
+    words: bool = False
+    """It is spelled out."""
 
 
 @dataclass(frozen=True)
@@ -94,4 +108,4 @@ class Relation:
     names: tuple[Name | None, ...]
 
 
-Value = Scalar | Text | Group | SetOperation | NumberSet | Matrix | Relation
+Value = Scalar | Text | Clock | Group | SetOperation | NumberSet | Matrix | Relation

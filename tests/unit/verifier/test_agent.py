@@ -17,7 +17,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from openrlhf_ktae.verifier import Verdict, VerifierConfig
+from openrlhf_ktae.verifier import Verdict, VerifierConfig, pool
 from openrlhf_ktae.verifier.config import CONFIG_VARIABLE
 from openrlhf_ktae.verifier.user_reward import HINT, LabelledRow
 
@@ -26,6 +26,7 @@ KEYS = {
     "verifier_wrong",
     "verifier_unknown",
     "verifier_timeout",
+    "verifier_failed",
     "verifier_no_answer",
     "verifier_format",
     "verifier_seconds",
@@ -139,7 +140,8 @@ def test_policy_for_unknown_verdicts(agent, tokenizer, options, reward, score):
     assert output["extra_logs"]["verifier_unknown"] == 1.0
 
 
-def test_timeouts_are_counted(agent, tokenizer):
+def test_timeouts_are_counted(agent, tokenizer, monkeypatch):
+    monkeypatch.setattr(pool, "MAX_DEATHS", 1)  # no second worker for the check
     executor = agent(timeout_s=0.4)
     assert executor.verifier.pool.wait_ready()
     for pid in executor.verifier.pool.pids():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import gc
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_ktae.verifier import CORRECT, UNKNOWN, Verdict, Verifier
+from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verdict, Verifier
 from openrlhf_ktae.verifier.pool import Job
 
 ROOT = Path(__file__).parents[3]
@@ -80,30 +81,26 @@ def test_stuck_check_costs_its_limit_and_delays_no_other():
         with ThreadPoolExecutor(40) as threads:
             begun = time.monotonic()
             verdicts = list(threads.map(lambda n: (verifier.verify(*hard(n)), time.monotonic() - begun), range(1, 41)))
-        stuck = [(verdict, seconds) for verdict, seconds in verdicts if verdict.status == UNKNOWN]
-        others = [(verdict, seconds) for verdict, seconds in verdicts if verdict.status == CORRECT]
-        assert len(stuck) <= 1 and len(others) == 40 - len(stuck)
-        assert all(seconds < 1.0 for _, seconds in others)
-        for verdict, seconds in stuck:
-            assert verdict.reason == "wall time limit"
-            assert seconds < 1.5 + SLACK_S
+        assert all(verdict.status == CORRECT for verdict, _ in verdicts)  # the stuck one by another worker
+        stuck = [seconds for _, seconds in verdicts if seconds >= 1.0]
+        assert len(stuck) <= 1 and all(seconds < 1.5 + SLACK_S for seconds in stuck)
 
 
 def test_every_worker_stuck_and_the_next_check_is_unharmed():
     with Verifier(workers=2, timeout_s=0.7) as verifier:
         stopped(verifier)
         begun = time.monotonic()
-        verdicts = verifier.verify_many([hard(1), hard(2)])
-        assert [verdict.reason for verdict in verdicts] == ["wall time limit"] * 2
-        assert time.monotonic() - begun < 0.7 + SLACK_S
-        assert verifier.pool.counts["killed"] == 2
+        first, second = verifier.verify_many([hard(1), hard(2)])
+        assert time.monotonic() - begun < 60
+        assert "wall time limit" in (first.reason, second.reason)  # one of them meets the third, stopped worker
+        assert verifier.pool.counts["killed"] == 3
         wait_until(lambda: verifier.verify(*hard(3)).status == CORRECT)
 
 
 def test_seconds_are_those_of_the_check_not_of_the_queue_before_it():
     with Verifier(workers=1, timeout_s=0.5) as verifier:
         stopped(verifier)
-        first, *others = verifier.verify_many([hard(n) for n in range(1, 10)])
+        first, *others = verifier.verify_many([hard(n) for n in range(1, 10)])  # stuck twice, in both workers
         assert 0.5 <= first.seconds < 0.5 + SLACK_S
         assert all(verdict.seconds < 0.5 + SLACK_S for verdict in others)
         assert others[-1].status == CORRECT and others[-1].seconds < 0.5
@@ -130,9 +127,9 @@ def test_worker_killed_twice_in_the_same_check_is_unknown():
             victim = busy(verifier)[0].process.pid
             os.kill(victim, signal.SIGKILL)
             wait_until(lambda victim=victim: victim not in verifier.pool.pids())
-        status, reason, detail = pending.result(60)
-        assert (status, reason) == (UNKNOWN, "worker died")
-        assert "-9" in detail
+        verdict = pending.result(60)
+        assert (verdict.status, verdict.reason) == (UNKNOWN, "worker died")
+        assert "-9" in verdict.detail
         wait_until(lambda: verifier.verify(*hard(2)).status == CORRECT)
 
 
@@ -143,12 +140,29 @@ def test_idle_workers_killed_from_outside_cost_nothing():
         assert verifier.verify(*hard(1)).status == CORRECT
 
 
-def test_cpu_limit_is_a_verdict_and_the_worker_is_replaced():
-    many = ",".join([r"\sqrt{2}"] * 150)
-    with Verifier(workers=1, cpu_s=0.004) as verifier:
-        verdict = verifier.verify(many, rf"\boxed{{{many.replace('{2}', '{8}/2')}}}")
-        assert (verdict.status, verdict.reason) == (UNKNOWN, "cpu time limit")
+def test_an_answer_that_meets_the_cpu_limit_is_wrong_and_the_worker_is_replaced():
+    with Verifier(workers=1, cpu_s=0.02) as verifier:
+        verdict = verifier.verify(r"\sin x", r"\boxed{\prod_{k=1}^{2000} \sin(k x)}")
+        assert (verdict.status, verdict.reason) == (WRONG, "cpu time limit")
         assert verifier.pool.counts["recycled"] == 1
+
+
+def test_a_gold_that_meets_the_cpu_limit_is_unknown():
+    many = ",".join([r"\sqrt{2}"] * 900)
+    with Verifier(workers=1, cpu_s=0.004) as verifier:
+        assert verifier.verify(many, r"\boxed{\sqrt{5}}").status == UNKNOWN
+
+
+@pytest.mark.parametrize("ending", [signal.SIGSEGV, signal.SIGABRT])
+def test_an_answer_that_brings_its_worker_down_is_wrong_where_the_gold_was_read(ending):
+    """As a library does that aborts for want of memory, or a stack that overflows."""
+    long = r"x+1=" * 300 + "x"
+    with Verifier(workers=1) as verifier:
+        pending = verifier.pool.submit(Job([r"\frac{1}{2}"], ",".join([rf"\sin({long})"] * 40), 60.0, 60.0))
+        wait_until(lambda: any(worker.began for worker in busy(verifier)) or pending.done())
+        for worker in busy(verifier):
+            os.kill(worker.process.pid, ending)
+        assert pending.result(60).status == WRONG
 
 
 @pytest.mark.parametrize(
@@ -162,21 +176,30 @@ def test_cpu_limit_is_a_verdict_and_the_worker_is_replaced():
     ],
 )
 def test_limits_inside_a_worker(check, outcome):
+    alone = check.replace("g, a:", "g:")
     code = f"""
-from openrlhf_ktae.verifier import worker
+from openrlhf_ktae.verifier import UNKNOWN, WRONG, Verdict, worker
 worker.limit_process(1024)
-answer = worker.run_check({check}, dict(id=1, gold="", answer="", cpu_s=0.2))
-print(answer["status"], answer["reason"], sep="|")
+sent = []
+for reader in (lambda g: Verdict(UNKNOWN, "gold unreadable"), lambda g: Verdict(WRONG, "gold read"), None, {alone}):
+    worker.serve({check}, reader, dict(id=1, gold="", answer="", cpu_s=0.2), sent.append)
+print([(str(answer["status"]), answer["reason"]) for answer in sent[1::2]])
 """
     done = run_python(code)
-    assert done.stdout.strip() == f"unknown|{outcome}", done.stderr
+    statuses = [
+        "unknown",
+        "wrong",
+        "unknown",
+        "unknown",
+    ]  # the gold: unreadable, read, another grader's, itself too much
+    assert ast.literal_eval(done.stdout) == [(status, outcome) for status in statuses], done.stderr
 
 
 def test_check_that_ignores_its_cpu_limit_in_c_is_ended_by_the_kernel():
     code = """
 from openrlhf_ktae.verifier import worker
 worker.limit_process(1024)
-worker.run_check(lambda g, a: sum(range(10 ** 11)), dict(id=1, gold="", answer="", cpu_s=0.1))
+worker.serve(lambda g, a: sum(range(10 ** 11)), None, dict(id=1, gold="", answer="", cpu_s=0.1), lambda m: None)
 """
     begun = time.monotonic()
     assert run_python(code).returncode == -signal.SIGPROF
@@ -303,7 +326,7 @@ class Asynchronous(Plain):
 ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 made = [ray.remote(num_cpus=0, max_concurrency=4)(kind) for kind in (Plain, Asynchronous)]
 actors = [kind.remote() for kind in made]
-print(ray.get([actor.check.remote(n) for actor in actors for n in range(1, 9)]))
+print([str(status) for status in ray.get([actor.check.remote(n) for actor in actors for n in range(1, 9)])])
 ray.shutdown()
 """
     done = run_python(code)
@@ -372,7 +395,7 @@ def test_cache_keeps_no_more_than_its_size():
 
 
 def test_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
-    (tmp_path / "math_verify.py").write_text("raise ImportError('no grammar here')")
+    (tmp_path / "mpmath.py").write_text("raise ImportError('no grammar here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="no grammar here"), Verifier(workers=1):
         pass

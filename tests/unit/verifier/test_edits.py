@@ -1,0 +1,30 @@
+"""Golds edited so that their value stays or changes: verdicts that are known without a label."""
+
+from __future__ import annotations
+
+import pytest
+from different_cases import DIFFERENT
+from edits import CHANGING, KEEPING, edited
+from equivalent_cases import EQUIVALENT
+
+from openrlhf_ktae.verifier import CORRECT, WRONG
+from openrlhf_ktae.verifier.golds import gold_forms
+
+ODD = {r"\le 3"}  # states nothing by itself
+GOLDS = sorted({str(gold) for table in (EQUIVALENT, DIFFERENT) for pairs in table.values() for gold, _ in pairs} - ODD)
+
+
+@pytest.mark.parametrize(("edits", "expected", "allowed"), [(CHANGING, WRONG, 1 / 2000), (KEEPING, CORRECT, 1 / 500)])
+def test_edited_golds(verifier, edits, expected, allowed):
+    cases = [(gold, name, new) for gold in GOLDS for name, new in edited(gold_forms(gold)[0], edits)]
+    verdicts = verifier.verify_many((gold, rf"\boxed{{{new}}}") for gold, _, new in cases)
+    mistakes = [
+        (*case, verdict.status) for case, verdict in zip(cases, verdicts, strict=True) if verdict.status != expected
+    ]
+    assert len(cases) > 5000
+    assert len(mistakes) <= allowed * len(cases), mistakes
+
+
+def test_every_edit_is_met_by_some_gold():
+    for edits in (CHANGING, KEEPING):
+        assert {name for gold in GOLDS for name, _ in edited(gold_forms(gold)[0], edits)} == set(edits)
