@@ -270,7 +270,7 @@ def print_tables(result: Audit, second: str, shown: int) -> None:
 
 def _counts(members: list[Graded], stored: bool, second: bool) -> list[str]:
     total = len(members)
-    statuses = [graded.verdict.status for graded in members]
+    statuses = [str(graded.verdict.status) for graded in members]
     cells = [str(total), *(str(statuses.count(s)) for s in ("correct", "wrong", "unknown"))]
     cells.append(f"{statuses.count('correct') / total:.1%}")
     if stored:
