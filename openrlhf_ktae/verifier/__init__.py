@@ -1,6 +1,6 @@
 """Answer verification that cannot hang its caller and says when it does not know.
 
-Importing this package loads the standard library alone: math-verify and sympy live in worker processes.
+Importing this package loads the standard library alone: mpmath lives in worker processes.
 """
 
 from .config import VerifierConfig

@@ -15,6 +15,8 @@ _DECORATION = ACCENTS | {"bold", "angle", "triangle", "square"}  # `m\\angle A` 
 
 def read_name(tokens: list[Token], value: Value) -> Name | None:
     """The name that a side is, or None if it is an expression: `x`, `S_{ABC}`, `f(x)`, `|AB|`, `(x, y)`, `Area`."""
+    if any(text.lower() in ("not", "no", "never", "nor", "without") for _, text in tokens):
+        return None
     if isinstance(value, Text):
         return Name(value.phrase, words=True)
     if isinstance(value, Scalar) and value.unit is None and value.node[0] in ("sym", "app"):
