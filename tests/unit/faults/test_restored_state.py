@@ -75,7 +75,9 @@ def new_rank(host, tmp_path):
         made = Rank()
         made._rank = rank
         made.ema_model = torch.nn.Linear(2, 1)
-        made.init_model_from_pretrained(SimpleNamespace(args=args, time_steps={"ema": averaged}))
+        made.init_model_from_pretrained(
+            SimpleNamespace(args=args, load_ckpt=None, save_model=None, time_steps={"ema": averaged})
+        )
         return made
 
     return make
