@@ -75,7 +75,9 @@ def new_rank(host, tmp_path):
         made = Rank()
         made._rank = rank
         made.ema_model = torch.nn.Linear(2, 1)
-        made.init_model_from_pretrained(SimpleNamespace(args=args, time_steps={"ema": averaged}))
+        ema = {"ema": averaged}
+        strategy = SimpleNamespace(args=args, load_ckpt=None, save_model=None, time_steps=ema)
+        made.init_model_from_pretrained(strategy)
         return made
 
     return make
