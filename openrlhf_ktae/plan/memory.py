@@ -93,10 +93,26 @@ def fp32_states(parameters: int, stage: int, ranks: int, offload: bool = False, 
     return divided + whole * parameters
 
 
-def _states_of(args: SimpleNamespace, parameters: int, largest: int, cuda: bool) -> float:
-    """Return `model_states` with the options of a run."""
+def trained_parameters(args: SimpleNamespace, shape: ModelShape) -> int:
+    """Return the parameters that have gradients and Adam's states: all, or those of LoRA's adapters."""
+    lora = args.ds.lora
+    return shape.adapter_parameters(lora.rank, lora.target_modules) if lora.rank else shape.parameters
+
+
+def _states_of(args: SimpleNamespace, shape: ModelShape, largest: int, cuda: bool) -> float:
+    """Return `model_states` with the options of a run; what LoRA does not train is parameters alone."""
     size, bucket = BYTES[args.ds.param_dtype], BUCKET if cuda else CPU_BUCKET
-    return model_states(parameters, largest, args.ds.zero_stage, shards(args), size, args.ds.adam_offload, bucket)
+    stage, ranks = args.ds.zero_stage, shards(args)
+    trained = trained_parameters(args, shape) // args.ds.tensor_parallel_size
+    states = model_states(trained, largest, stage, ranks, size, args.ds.adam_offload, bucket)
+    if not args.ds.lora.rank:
+        return states
+    return states + frozen(shape.parameters, largest, stage, ranks, size)
+
+
+def frozen(parameters: int, largest: int, stage: int, ranks: int, size: int) -> float:
+    """Return bytes of parameters that are not trained; in fp32, ZeRO-3 keeps most of them gathered (measured)."""
+    return parameters * size / (ranks if stage == 3 else 1)
 
 
 def activations(shape: ModelShape, tokens: int, size: int, checkpointing: bool) -> float:
@@ -133,7 +149,7 @@ def training(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemor
     """Return the memory of an update."""
     size, tensor = BYTES[args.ds.param_dtype], args.ds.tensor_parallel_size
     tokens = tokens_of_micro_batch(args)
-    states = _states_of(args, shape.parameters // tensor, shape.largest_layer // tensor, cuda)
+    states = _states_of(args, shape, shape.largest_layer // tensor, cuda)
     checkpointing = args.actor.gradient_checkpointing_enable
     parts = {
         "parameters, gradients, optimizer": states,
@@ -157,7 +173,7 @@ def resident_trainer(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> fl
     whole = shape.parameters / args.ds.tensor_parallel_size
     kept = whole * size / (ranks if args.ds.zero_stage == 3 else 1)
     if not args.ds.enable_sleep:
-        kept = _states_of(args, int(whole), 0, cuda)
+        kept = _states_of(args, shape, 0, cuda)
     return kept + (CUDA_PROCESS if cuda else 0.0)
 
 
@@ -174,10 +190,16 @@ def kv_of_sequence(args: SimpleNamespace, shape: ModelShape) -> float:
 
 
 def synchronisation(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemory:
-    """Return the memory while weights go to the engines: one whole parameter and its copy travel at a time."""
+    """Return the memory while weights go to the engines: one whole parameter and its copy travel at a time.
+
+    With LoRA, W, B A, scale * B A and the sum are there at once.
+    """
     size = BYTES[args.ds.param_dtype]
     largest = shape.vocabulary * shape.hidden
     parts = {"trainer": resident_trainer(args, shape, cuda), "largest parameter, twice": 2.0 * largest * size}
+    if args.ds.lora.rank:
+        merged = max((inputs * outputs for inputs, outputs in shape.adapted(args.ds.lora.target_modules)), default=0)
+        parts["merging"] = 2.0 * merged * size
     if args.train.colocate_all and not args.train.async_enable:
         parts["engine's weights"] = engine_weights(args, shape, cuda)
     return PhaseMemory("synchronisation", parts)

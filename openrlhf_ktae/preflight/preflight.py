@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.preflight.data_columns import data_problems
+from openrlhf_ktae.preflight.lora import lora_problems
 from openrlhf_ktae.preflight.model_folder import config_of, model_problems
 from openrlhf_ktae.preflight.user_code import judge_problems
 from openrlhf_ktae.run.batches import data_ranks, models, one_update, world
@@ -31,6 +32,7 @@ def preflight(args: SimpleNamespace, backend: Backend) -> None:
         *_lengths(args),
         *_loss(args),
         *_models(args),
+        *lora_problems(args),
         *_texts(args),
         *_places(args),
         *data_problems(args),

@@ -48,9 +48,10 @@ class MergedWeight(torch.Tensor):
     def data(self) -> torch.Tensor:  # type: ignore[override]
         """Return W + scale * B A, of W's shape and dtype; all `parts` must be whole."""
         with torch.no_grad():
-            weight: torch.Tensor = self.parts[0].data
+            base: torch.Tensor = self.parts[0].data
+            weight = base
             for adapter in self._layer.active_adapters:
-                weight = weight + self._layer.get_delta_weight(adapter).to(weight.dtype)
+                weight = (weight + self._layer.get_delta_weight(adapter)).to(base.dtype)
             return weight
 
     def all_gather(self, param_list: Iterable[Any], **how: Any) -> Any:
