@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,11 @@ from openrlhf_ktae.preflight.model_folder import config_of
 
 DEFAULTS = {"alpha": 16, "target_modules": "all-linear", "dropout": 0}
 """Of the host."""
+MATRIX = 2  # dimensions
 
 
 def lora_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield what excludes adapters, and what is wrong with their modules: PEFT is asked, with a model without data."""
+    """Yield what excludes adapters, and what is wrong with their modules."""
     found = list(lora_conflicts(args))
     yield from found or _module_problems(args)
 
@@ -23,8 +25,8 @@ def lora_conflicts(args: SimpleNamespace) -> Iterator[str]:
     lora = args.ds.lora
     if args.ds.load_in_4bit:
         yield (
-            "--ds.load_in_4bit true: engines and saved models need whole weights, and 4-bit ones are not merged or sent "
-            "here; leave it out (--ds.lora.rank trains a few parameters of a 16-bit model)"
+            "--ds.load_in_4bit true: engines and saved models need whole weights, and 4-bit ones are neither merged nor "
+            "sent; leave it out (--ds.lora.rank trains a few parameters of a 16-bit model)"
         )
     if lora.rank == 0:
         for name, default in DEFAULTS.items():
@@ -55,46 +57,42 @@ def lora_conflicts(args: SimpleNamespace) -> Iterator[str]:
 
 
 def _module_problems(args: SimpleNamespace) -> Iterator[str]:
-    lora, model = args.ds.lora, args.actor.model_name_or_path
-    if lora.rank == 0 or not config_of(model):
+    """Yield which named modules are not linear layers of the model; without names PEFT takes those that are."""
+    targets, model = args.ds.lora.target_modules, args.actor.model_name_or_path
+    shapes = _weights(model) if args.ds.lora.rank else {}
+    if isinstance(targets, str) or not shapes:
         return
-    option = f"--ds.lora.target_modules {_text(lora.target_modules)}"
+    option = f"--ds.lora.target_modules {_text(targets)}"
     way_out = "give names of linear layers such as q_proj v_proj, or leave it out for all of them"
-    made = _empty_model(model, args.model.trust_remote_code)
-    if made is None:
-        return
-    from peft import LoraConfig, TaskType, get_peft_model
-    from peft.tuners.lora import Embedding, Linear, LoraLayer
+    config = config_of(model)
+    if not targets:
+        yield f"{option.strip()}: names no module; {way_out}"
+    for target in targets:
+        found = {name: shape for name, shape in shapes.items() if f".{name}".endswith(f".{target}.weight")}
+        ends = target.endswith("lm_head") or any(shape[0] == config.get("vocab_size") for shape in found.values())
+        if config.get("tie_word_embeddings") and ends:
+            yield (
+                f"{option}: {model} has one matrix for its embeddings and its last layer (tie_word_embeddings), and an "
+                f"adapter would change one of the two; {way_out}"
+            )
+        elif not found:
+            yield f"{option}: {model} has no module {target}; {way_out}"
+        elif any(len(shape) != MATRIX or ".experts." in name for name, shape in found.items()):
+            yield f"{option}: {target} is no linear layer (transformers has the experts of a model in one); {way_out}"
 
+
+def _weights(model: str) -> dict[str, list[int]]:
+    """Return name -> shape of a model's weights, read from the heads of its files; empty where they are not here."""
+    from safetensors import SafetensorError, safe_open
+
+    found = {}
     try:
-        config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=lora.rank, target_modules=lora.target_modules)
-        adapted = get_peft_model(made, config, low_cpu_mem_usage=True).get_base_model()
-    except ValueError as error:
-        yield f"{option}: {' '.join(str(error).split())[:200]}; {way_out}"
-        return
-    layers = {name: layer for name, layer in adapted.named_modules() if isinstance(layer, LoraLayer)}
-    strange = [name for name, layer in layers.items() if not isinstance(layer, (Linear, Embedding))]
-    if strange:
-        yield f"{option}: {strange[0]} is no linear layer, whose weights engines could take merged; {way_out}"
-    ends = (adapted.get_input_embeddings(), adapted.get_output_embeddings())
-    if adapted.config.tie_word_embeddings and any(isinstance(end, LoraLayer) for end in ends):
-        yield (
-            f"{option}: {model} has one matrix for its embeddings and its last layer (tie_word_embeddings), and an "
-            f"adapter would change one of the two; {way_out}"
-        )
-
-
-def _empty_model(name: str, trusted: bool) -> Any:
-    """Return the model without data; None where it is not a causal language model that transformers knows."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trusted)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-    except (ValueError, OSError):
-        return None
+        for path in sorted(Path(model).glob("*.safetensors")):
+            with safe_open(path, "np") as file:
+                found |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return {}  # `model_problems` says what is wrong with it
+    return found
 
 
 def _text(value: Any) -> str:

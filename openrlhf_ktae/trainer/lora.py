@@ -16,7 +16,7 @@ import torch
 from openrlhf.models import Actor
 from openrlhf.utils.deepspeed import DeepspeedStrategy
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Embedding, Linear, LoraLayer
 
 ADAPTER = "adapter"
 """The adapter lies in this folder below the merged model. Beside it, transformers would load the base in its place."""
@@ -32,11 +32,20 @@ class MergedWeight(torch.Tensor):
     parts: list[torch.nn.Parameter]
     _layer: Any
 
-    @staticmethod
-    def __new__(cls, layer: Any) -> MergedWeight:
+    @classmethod
+    def of(cls, layer: Any) -> MergedWeight:
+        """Return the weight of one of PEFT's layers.
+
+        Raises:
+            NotImplementedError: it is no linear layer or embedding, such as the experts of a model in one.
+        """
+        if not isinstance(layer, (Linear, Embedding)):
+            raise NotImplementedError(
+                f"--ds.lora.target_modules: a {type(layer).__name__} cannot be merged for engines"
+            )
         weight = layer.get_base_layer().weight
-        # Of images the host sends what is trained: the sum is, though the base is not.
-        one = torch.Tensor._make_subclass(cls, weight.detach(), True)
+        # Of models that see images the host sends what is trained: the sum is, though the base is not.
+        one: MergedWeight = torch.Tensor._make_subclass(cls, weight.detach(), True)
         one._layer = layer
         one.parts = [weight, *(p for name, p in layer.named_parameters() if not name.startswith(_BASE))]
         for name in ("ds_id", "ds_shape"):
@@ -71,16 +80,23 @@ def parts_of(weights: Iterable[Any]) -> list[Any]:
 
 
 def model_weights(module: torch.nn.Module) -> dict[str, Any]:
-    """Return the weights of a model by the names that it has without adapters: parameters, or `MergedWeight`s."""
+    """Return the weights of a model by the names that it has without adapters: parameters, or `MergedWeight`s.
+
+    Raises:
+        NotImplementedError: an adapter is on something else than a linear layer or an embedding, such as all experts.
+    """
     if not isinstance(module, PeftModel):
         return dict(module.named_parameters())
     model = module.get_base_model()
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    for name, layer in layers.items():
+        if not isinstance(layer, (Linear, Embedding)):
+            raise NotImplementedError(f"--ds.lora.target_modules: the adapter of {name} ({type(layer)}) is not merged")
     found = {}
     for name, parameter in model.named_parameters():
         owner, inner, rest = name.partition(f".{_BASE}")
         if inner and owner in layers:
-            found[f"{owner}.{rest}"] = MergedWeight(layers[owner]) if rest == "weight" else parameter
+            found[f"{owner}.{rest}"] = MergedWeight.of(layers[owner]) if rest == "weight" else parameter
         elif not any(name.startswith(f"{layer}.") for layer in layers):
             found[name] = parameter
     return found
@@ -105,8 +121,8 @@ class MergedModule:
         yield from ((name, one) for name, one in self._model.named_buffers() if name in names)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return merged weights and buffers as far as this rank has them."""
-        return {name: one.data for name, one in self.saved()}
+        """Return merged weights and buffers; with ZeRO-3 the host reads the names, and the weights are elsewhere."""
+        return {name: one if hasattr(one, "ds_id") else one.data for name, one in self.saved()}
 
     def save_pretrained(self, folder: str, **how: Any) -> None:
         """Save as transformers saves the plain model; `state_dict` must be given."""
