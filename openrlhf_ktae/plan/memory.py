@@ -107,12 +107,16 @@ def _states_of(args: SimpleNamespace, shape: ModelShape, largest: int, cuda: boo
     states = model_states(trained, largest, stage, ranks, size, args.ds.adam_offload, bucket)
     if not args.ds.lora.rank:
         return states
-    return states + frozen(shape.parameters, largest, stage, ranks, size)
+    return states + frozen(shape.parameters, stage, ranks, size)
 
 
-def frozen(parameters: int, largest: int, stage: int, ranks: int, size: int) -> float:
-    """Return bytes of parameters that are not trained; in fp32, ZeRO-3 keeps most of them gathered (measured)."""
-    return parameters * size / (ranks if stage == 3 else 1)
+def frozen(parameters: int, stage: int, ranks: int, size: int) -> float:
+    """Return bytes of parameters that are not trained: ZeRO-3 divides them.
+
+    In fp32 it has them gathered besides, at the end of a forward pass (measured, as in `fp32_states`).
+    """
+    divided = parameters * size / (ranks if stage == 3 else 1)
+    return divided + (size * min(parameters, BUCKET) if stage == 3 and size == BYTES["fp32"] else 0)
 
 
 def activations(shape: ModelShape, tokens: int, size: int, checkpointing: bool) -> float:

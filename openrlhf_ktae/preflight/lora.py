@@ -25,8 +25,8 @@ def lora_conflicts(args: SimpleNamespace) -> Iterator[str]:
     lora = args.ds.lora
     if args.ds.load_in_4bit:
         yield (
-            "--ds.load_in_4bit true: engines and saved models need whole weights, and 4-bit ones are neither merged nor "
-            "sent; leave it out (--ds.lora.rank trains a few parameters of a 16-bit model)"
+            "--ds.load_in_4bit true: engines and saved models need whole weights, and 4-bit ones are neither merged "
+            "nor sent; leave it out (--ds.lora.rank trains a few parameters of a 16-bit model)"
         )
     if lora.rank == 0:
         for name, default in DEFAULTS.items():
