@@ -85,7 +85,7 @@ def _weights(model: str) -> dict[str, list[int]]:
     """Return name -> shape of a model's weights, read from the heads of its files; empty where they are not here."""
     from safetensors import SafetensorError, safe_open
 
-    found = {}
+    found: dict[str, list[int]] = {}
     try:
         for path in sorted(Path(model).glob("*.safetensors")):
             with safe_open(path, "np") as file:

@@ -34,16 +34,8 @@ class MergedWeight(torch.Tensor):
 
     @classmethod
     def of(cls, layer: Any) -> MergedWeight:
-        """Return the weight of one of PEFT's layers.
-
-        Raises:
-            NotImplementedError: it is no linear layer or embedding, such as the experts of a model in one.
-        """
-        if not isinstance(layer, (Linear, Embedding)):
-            raise NotImplementedError(
-                f"--ds.lora.target_modules: a {type(layer).__name__} cannot be merged for engines"
-            )
-        weight = layer.get_base_layer().weight
+        """Return the weight of one of PEFT's layers."""
+        weight: torch.nn.Parameter = layer.get_base_layer().weight
         # Of models that see images the host sends what is trained: the sum is, though the base is not.
         one: MergedWeight = torch.Tensor._make_subclass(cls, weight.detach(), True)
         one._layer = layer
@@ -87,7 +79,7 @@ def model_weights(module: torch.nn.Module) -> dict[str, Any]:
     """
     if not isinstance(module, PeftModel):
         return dict(module.named_parameters())
-    model = module.get_base_model()
+    model: Any = module.get_base_model()
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     for name, layer in layers.items():
         if not isinstance(layer, (Linear, Embedding)):
@@ -106,7 +98,7 @@ class MergedModule:
     """A model with adapters, seen as the plain model that it stands for: its weights' names and how it is saved."""
 
     def __init__(self, module: PeftModel) -> None:
-        self._model = module.get_base_model()
+        self._model: Any = module.get_base_model()
         self._weights = model_weights(module)
         self.config = self._model.config
 

@@ -28,6 +28,7 @@ _HostPolicyModelActor: Any = undecorated(host.PolicyModelActor)
 class KTAEActorPPOTrainer(host.ActorPPOTrainer):
     """The host's update loop with a normaliser that is never 0, and a constant one on request; engines may die."""
 
+    actor: Any
     vllm_engines: Any
     _model_update_group: Any = None
     """Rank 0 and the engines; None with CUDA IPC."""
