@@ -31,6 +31,11 @@ UNDIVIDED: dict[int, dict[int, tuple[float, float]]] = {
 }
 """fp32: bytes a parameter besides those that ZeRO divides, by bucket and stage, for one rank and for more; set on
 measured peaks (`docs/planner.md`)."""
+FROZEN_GATHERED = 3
+"""fp32 with ZeRO-3: bytes of a parameter that LoRA does not train, besides its share; of four, set on measured peaks
+(`docs/lora.md`)."""
+LORA_PROCESS = 40 * 2**20
+"""On a CPU: adapters' modules and what autograd notes for them; set on the same peaks."""
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -111,12 +116,9 @@ def _states_of(args: SimpleNamespace, shape: ModelShape, largest: int, cuda: boo
 
 
 def frozen(parameters: int, stage: int, ranks: int, size: int) -> float:
-    """Return bytes of parameters that are not trained: ZeRO-3 divides them.
-
-    In fp32 it has them gathered besides, at the end of a forward pass (measured, as in `fp32_states`).
-    """
+    """Return bytes of parameters that are not trained: ZeRO-3 divides them, and in fp32 has most gathered besides."""
     divided = parameters * size / (ranks if stage == 3 else 1)
-    return divided + (size * min(parameters, BUCKET) if stage == 3 and size == BYTES["fp32"] else 0)
+    return divided + (FROZEN_GATHERED * min(parameters, BUCKET) if stage == 3 and size == BYTES["fp32"] else 0)
 
 
 def activations(shape: ModelShape, tokens: int, size: int, checkpointing: bool) -> float:
@@ -160,7 +162,7 @@ def training(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemor
         f"activations of {tokens:,} tokens": activations(shape, tokens, size, checkpointing) / tensor,
         "logits": logits(shape, tokens, size),
     }
-    parts["process"] = CPU_PROCESS
+    parts["process"] = CPU_PROCESS + (LORA_PROCESS if args.ds.lora.rank else 0)
     if cuda:
         parts["process"] = 2 * CUDA_PROCESS if args.train.colocate_all else CUDA_PROCESS
     if args.algo.kl.init_coef > 0 and not args.ref.offload and args.train.colocate_all:

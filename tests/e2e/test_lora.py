@@ -7,6 +7,10 @@ import torch
 from marks import RARELY
 from safetensors.torch import load_file
 
+from openrlhf_ktae.trials.deaths import EVERYTHING, Death
+from openrlhf_ktae.trials.mortal_run import MortalRun
+from openrlhf_ktae.trials.trial import STRAIGHT, Trial
+
 LORA = "--ds.lora.rank 16 --ds.lora.alpha 32 --actor.adam.lr 1e-3"
 EVERY = 10  # steps from one checkpoint to the next
 
@@ -59,3 +63,18 @@ def test_the_adapter_on_the_base_is_the_merged_model(adapted, root):
     base = AutoModelForCausalLM.from_pretrained(root / "examples/quickstart/model", dtype=torch.float32)
     again = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload().state_dict()
     assert all(torch.equal(again[name], weight) for name, weight in merged.state_dict().items())
+
+
+@RARELY
+def test_killed_and_resumed_it_gives_the_adapters_of_a_run_that_was_not(root, environment, tmp_path, monkeypatch):
+    """With ZeRO-2 and the KL penalty, whose reference is the base."""
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    words = f"--config configs/grpo_ktae/quickstart.yaml {LORA} --ds.zero_stage 2 --algo.kl.init_coef 0.01"
+    trial = Trial(words.split(), tmp_path, prompts=16)
+    trial.finish(STRAIGHT)
+    run = MortalRun(trial, "killed", start_seconds=0.0, seed=0)
+    assert run.suffer(Death(EVERYTHING, step=2, share=0.6))
+    run.finish()
+    assert run.toll.wrong == []
+    assert trial.difference("killed") is None
