@@ -54,7 +54,8 @@ def test_cuda_backend_patches_nothing(host):
 
     cuda = CudaBackend()
     assert cuda.worker_setup_hook() is None
-    assert {name for _, name in cuda.host_classes()} == {"PolicyModelActor", "CriticModelActor", "RolloutRayActor"}
+    names = {"PolicyModelActor", "CriticModelActor", "RolloutRayActor", "DeepspeedStrategy"}
+    assert {name for _, name in cuda.host_classes()} == names
     assert cuda.environment(None) == {}
 
 

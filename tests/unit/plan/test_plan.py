@@ -230,3 +230,14 @@ def test_planned_memory_is_within_15_percent_of_the_peak(row, peaks):
     assert memory.training(args, shape, cuda=row["bucket"] == "BUCKET").parts[part] == states
     planned = plan.total - plan.parts[part] + states
     assert planned == pytest.approx(row["peak"], rel=0.15)
+
+
+LORA_PEAKS = {("28M", 3): 666116096, ("28M", 2): 554196992, ("80M", 3): 1218695168, ("80M", 2): 953257984}
+
+
+@pytest.mark.parametrize(("model", "stage"), LORA_PEAKS)
+def test_planned_memory_of_adapters_is_within_15_percent_of_the_peak(model, stage, peaks):
+    """Measured as those above, one rank, with `--ds.lora.rank 16` (2026-11-28)."""
+    args = parse_command_line([*peaks.options(model, stage, 1), "--ds.lora.rank", "16"])
+    planned = memory.training(args, shape_of(peaks.config(model)), cuda=False).total
+    assert planned == pytest.approx(LORA_PEAKS[model, stage], rel=0.15)
