@@ -232,7 +232,10 @@ def test_planned_memory_is_within_15_percent_of_the_peak(row, peaks):
     assert planned == pytest.approx(row["peak"], rel=0.15)
 
 
-LORA_PEAKS = {("28M", 3): 666116096, ("28M", 2): 554196992, ("80M", 3): 1218695168, ("80M", 2): 953257984}
+LORA_PEAKS = {
+    **{("28M", 3): 666116096, ("28M", 2): 554196992, ("80M", 3): 1218695168, ("80M", 2): 953257984},
+    ("135M", 3): 1808871424,
+}
 
 
 @pytest.mark.parametrize(("model", "stage"), LORA_PEAKS)
