@@ -124,13 +124,15 @@ def remember_losses(trainer: Any) -> list[float]:
 
 
 def gathered(actor: Any, stage: int) -> dict[str, Any]:
-    """Return all parameters, whole."""
+    """Return all weights, whole; those with adapters merged."""
     import deepspeed
 
+    from openrlhf_ktae.trainer.lora import model_weights, parts_of
+
     weights = {}
-    for name, parameter in actor.actor.model.module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
-            weights[name] = parameter.detach().clone()
+    for name, weight in model_weights(actor.actor.model.module).items():
+        with deepspeed.zero.GatheredParameters(parts_of([weight]), enabled=stage == 3):
+            weights[name] = weight.data.detach().clone()
     return weights
 
 

@@ -8,18 +8,18 @@ from typing import Any
 import deepspeed
 import ray
 import torch
-from openrlhf.utils.deepspeed import DeepspeedStrategy
 
 from openrlhf_ktae.backend.cpu_linear import use_onednn
 from openrlhf_ktae.backend.cpu_weight_sync import GlooGroup, Slot, buckets, new_buffer, view
 from openrlhf_ktae.plan.memory import CPU_BUCKET
 from openrlhf_ktae.run.free_port import free_port
+from openrlhf_ktae.trainer.lora import KTAEDeepspeedStrategy, model_weights, parts_of
 from openrlhf_ktae.trainer.ray.ppo_actor import KTAEActorPPOTrainer, KTAEPolicyModelActor
 
 GIVING_UP_SECONDS = 5.0  # for gloo to notice that a peer is gone
 
 
-class CpuDeepspeedStrategy(DeepspeedStrategy):
+class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
     """The host's strategy; DeepSpeed takes torch's AdamW, because its own kernel must be compiled for minutes."""
 
     def prepare(self, *args: Any) -> Any:
@@ -66,7 +66,7 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
 
     def _send_weights(self) -> None:
         """Send all parameters, a bucket a call; every rank takes part in gathering its shards."""
-        parameters = dict(self.actor.model.module.named_parameters())
+        parameters = model_weights(self.actor.model.module)
         if self.args.ds.tensor_parallel_size > 1:
             self._send_one_by_one(parameters)
         else:
@@ -80,7 +80,7 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
         sizes = ((name, p.dtype, tuple(p.ds_shape if sharded else p.shape)) for name, p in parameters.items())
         for bucket in buckets(sizes):
             members = [parameters[slot.name] for slot in bucket]
-            with deepspeed.zero.GatheredParameters(members, enabled=sharded):
+            with deepspeed.zero.GatheredParameters(parts_of(members), enabled=sharded):
                 self._send(bucket, members)
 
     def _send_one_by_one(self, parameters: dict[str, Any]) -> None:

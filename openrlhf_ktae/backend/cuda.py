@@ -74,14 +74,16 @@ class CudaBackend(Backend):
         return {"address": "local", **super().ray_init_options(args)}
 
     def host_classes(self) -> dict[tuple[str, str], Any]:
-        """Model actors whose checkpoints are whole (and Dr. GRPO's normaliser), and an engine that knows seeds."""
+        """Model actors whose checkpoints are whole, an engine that knows seeds, and a strategy that knows adapters."""
         import ray
 
+        from openrlhf_ktae.trainer.lora import KTAEDeepspeedStrategy
         from openrlhf_ktae.trainer.ray.ppo_actor import KTAEPolicyModelActor
         from openrlhf_ktae.trainer.ray.ppo_critic import KTAECriticModelActor
         from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
 
         return {
+            ("openrlhf.utils.deepspeed", "DeepspeedStrategy"): KTAEDeepspeedStrategy,
             ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor"): ray.remote(KTAERolloutActor),
             ("openrlhf.cli.train_ppo_ray", "PolicyModelActor"): ray.remote(num_gpus=1)(KTAEPolicyModelActor),
             ("openrlhf.cli.train_ppo_ray", "CriticModelActor"): ray.remote(num_gpus=1)(KTAECriticModelActor),

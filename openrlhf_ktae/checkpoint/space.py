@@ -16,7 +16,9 @@ class DiskFull(OSError):
     """There is not enough room for a checkpoint; the message says how much there is and what helps."""
 
 
-def expected_bytes(root: Path, parameters: int | None, parameter_bytes: int, export: bool) -> int:
+def expected_bytes(
+    root: Path, parameters: int | None, parameter_bytes: int, export: bool, trained: int | None = None
+) -> int:
     """Return the size of the next checkpoint: that of the last one, else counted from the model's parameters.
 
     Args:
@@ -24,11 +26,13 @@ def expected_bytes(root: Path, parameters: int | None, parameter_bytes: int, exp
         parameters: of the model; None where unknown, which expects nothing.
         parameter_bytes: of one parameter.
         export: the model is saved for transformers as well.
+        trained: parameters with states of Adam; None where all have.
     """
     found = listed(root)[0]
     if found:
         return round(GROWTH * found[0].manifest.bytes)
-    return (parameters or 0) * (ADAM_BYTES + parameter_bytes * (2 if export else 1))
+    count = parameters or 0
+    return (count if trained is None else trained) * ADAM_BYTES + count * parameter_bytes * (2 if export else 1)
 
 
 def require_space(root: Path, needed: int) -> None:

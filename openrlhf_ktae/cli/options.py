@@ -35,6 +35,7 @@ PLACES = ("path", "dir", "dataset", "url", "resume")  # ends of names of options
 VERIFIER_AGENT = "verifier"
 MACRO_ACCURACY = "eval_macro_accuracy"
 LOOPBACK = "127.0.0.1"
+ALL_LINEAR = "all-linear"
 PARAM_DTYPES = ("bf16", "fp16", "fp32")
 
 
@@ -304,6 +305,8 @@ def finish(parsed: argparse.Namespace) -> None:
             f"--ckpt.best_metric_key {best}: no figure of an evaluation; give {MACRO_ACCURACY}, eval_accuracy or "
             "another that begins with eval_, or none"
         )
+    if options["ds.lora.target_modules"] == [ALL_LINEAR]:  # a word for PEFT, not the name of a module
+        options["ds.lora.target_modules"] = ALL_LINEAR
     _choose_resume(options)
     _place_run(options)
     _choose_judge(options)

@@ -42,6 +42,11 @@ UNDIVIDED: dict[int, dict[int, tuple[float, float]]] = {
 measured peaks (`docs/planner.md`)."""
 ENGINE_BYTES = 2
 """The host loads its engines in bf16 whatever the trainer's type is."""
+FROZEN_GATHERED = 3
+"""fp32 with ZeRO-3: bytes of a parameter that LoRA does not train, besides its share; of four, set on measured peaks
+(`docs/lora.md`)."""
+LORA_PROCESS = 40 * 2**20
+"""On a CPU: adapters' modules and what autograd notes for them; set on the same peaks."""
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -123,10 +128,27 @@ def fp32_states(parameters: int, stage: int, ranks: int, offload: bool = False, 
     return divided + whole * parameters
 
 
-def _states_of(args: SimpleNamespace, parameters: int, largest: int, cuda: bool) -> float:
-    """Return `model_states` with the options of a run."""
+def trained_parameters(args: SimpleNamespace, shape: ModelShape) -> int:
+    """Return the parameters that have gradients and Adam's states: all, or those of LoRA's adapters."""
+    lora = args.ds.lora
+    return shape.adapter_parameters(lora.rank, lora.target_modules) if lora.rank else shape.parameters
+
+
+def _states_of(args: SimpleNamespace, shape: ModelShape, largest: int, cuda: bool) -> float:
+    """Return `model_states` with the options of a run; what LoRA does not train is parameters alone."""
     size, bucket = BYTES[args.ds.param_dtype], BUCKET if cuda else CPU_BUCKET
-    return model_states(parameters, largest, args.ds.zero_stage, shards(args), size, args.ds.adam_offload, bucket)
+    stage, ranks = args.ds.zero_stage, shards(args)
+    trained = trained_parameters(args, shape) // args.ds.tensor_parallel_size
+    states = model_states(trained, largest, stage, ranks, size, args.ds.adam_offload, bucket)
+    if not args.ds.lora.rank:
+        return states
+    return states + frozen(shape.parameters, stage, ranks, size)
+
+
+def frozen(parameters: int, stage: int, ranks: int, size: int) -> float:
+    """Return bytes of parameters that are not trained: ZeRO-3 divides them, and in fp32 has most gathered besides."""
+    divided = parameters * size / (ranks if stage == 3 else 1)
+    return divided + (FROZEN_GATHERED * min(parameters, BUCKET) if stage == 3 and size == BYTES["fp32"] else 0)
 
 
 def activations(shape: ModelShape, tokens: int, size: int, checkpointing: bool) -> float:
@@ -163,14 +185,14 @@ def training(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemor
     """Return the memory of an update."""
     size, tensor = BYTES[args.ds.param_dtype], args.ds.tensor_parallel_size
     tokens = tokens_of_micro_batch(args)
-    states = _states_of(args, shape.parameters // tensor, shape.largest_layer // tensor, cuda)
+    states = _states_of(args, shape, shape.largest_layer // tensor, cuda)
     checkpointing = args.actor.gradient_checkpointing_enable
     parts = {
         "parameters, gradients, optimizer": states,
         f"activations of {tokens:,} tokens": activations(shape, tokens, size, checkpointing) / tensor,
         "logits": logits(shape, tokens, size),
     }
-    parts["process"] = trainer_process(args) if cuda else CPU_PROCESS
+    parts["process"] = (trainer_process(args) if cuda else CPU_PROCESS) + (LORA_PROCESS if args.ds.lora.rank else 0)
     if cuda and share_devices(args) and args.vllm.enable_sleep:
         parts["sleeping engine"] = engine_process(args, shape)
     parts["reference model"] = reference_model(args, shape, cuda)
@@ -193,7 +215,7 @@ def resident_trainer(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> fl
     whole = shape.parameters / args.ds.tensor_parallel_size
     kept = whole * size / (ranks if args.ds.zero_stage == 3 else 1)
     if not args.ds.enable_sleep:
-        kept = _states_of(args, int(whole), 0, cuda)
+        kept = _states_of(args, shape, 0, cuda)
     return kept + (trainer_process(args) if cuda else 0.0) + reference_model(args, shape, cuda)
 
 
@@ -210,10 +232,16 @@ def kv_of_sequence(args: SimpleNamespace, shape: ModelShape) -> float:
 
 
 def synchronisation(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemory:
-    """Return the memory while weights go to the engines: one whole parameter and its copy travel at a time."""
+    """Return the memory while weights go to the engines: one whole parameter and its copy travel at a time.
+
+    With LoRA, W, B A, scale * B A and the sum are there at once.
+    """
     size = BYTES[args.ds.param_dtype]
     largest = shape.vocabulary * shape.hidden
     parts = {"trainer": resident_trainer(args, shape, cuda), "largest parameter, twice": 2.0 * largest * size}
+    if args.ds.lora.rank:
+        merged = max((inputs * outputs for inputs, outputs in shape.adapted(args.ds.lora.target_modules)), default=0)
+        parts["merging"] = 2.0 * merged * size
     if share_devices(args):
         parts["engine's weights"] = engine_weights(args, shape, cuda)
         if cuda:
@@ -237,16 +265,17 @@ def host(args: SimpleNamespace, shape: ModelShape, pinned: Callable[[float], flo
     """
     size, ranks_here = BYTES[args.ds.param_dtype], args.actor.num_gpus_per_node
     of_rank = shape.parameters / args.ds.tensor_parallel_size / shards(args)
+    trained = trained_parameters(args, shape) / args.ds.tensor_parallel_size / shards(args)
     parts: dict[str, float] = {}
     if share_devices(args) and args.vllm.enable_sleep:
         tensor = args.vllm.tensor_parallel_size
         backup = sum(count * pinned(ENGINE_BYTES * numbers / tensor) for count, numbers in shape.tensors)
         parts["weights of sleeping engines"] = ranks_here * backup
     if args.ds.adam_offload:
-        parts["Adam's states, 32-bit parameters, gradients"] = ranks_here * 4 * pinned(4 * of_rank)
+        parts["Adam's states, 32-bit parameters, gradients"] = ranks_here * 4 * pinned(4 * trained)
     elif args.ds.enable_sleep:
-        gradients = pinned(BYTES[args.ds.grad_accum_dtype or args.ds.param_dtype] * of_rank)
-        parts["Adam's states, 32-bit parameters, gradients"] = ranks_here * (3 * pinned(4 * of_rank) + gradients)
+        gradients = pinned(BYTES[args.ds.grad_accum_dtype or args.ds.param_dtype] * trained)
+        parts["Adam's states, 32-bit parameters, gradients"] = ranks_here * (3 * pinned(4 * trained) + gradients)
     if args.algo.kl.init_coef > 0 and args.ref.offload:
         parts["reference model"] = ranks_here * pinned(size * of_rank)
     if args.train.enable_ema:

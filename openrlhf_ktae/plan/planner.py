@@ -12,6 +12,7 @@ from openrlhf_ktae.plan import memory
 from openrlhf_ktae.plan.devices import CPU, GIB
 from openrlhf_ktae.plan.golds import check_golds
 from openrlhf_ktae.plan.shape import ModelShape, model_shape
+from openrlhf_ktae.preflight.lora import lora_conflicts
 from openrlhf_ktae.preflight.preflight import batch_problems, parallel_problems
 from openrlhf_ktae.preflight.prompt_files import UnreadableDataset, is_local, look
 from openrlhf_ktae.run.batches import data_ranks, rollout_unit
@@ -57,7 +58,8 @@ def make_plan(
     `nodes` and `per_node` are what the cluster has; left out, it is taken to have what the options ask for.
     """
     plan = Plan()
-    plan.problems += [*parallel_problems(args), *batch_problems(args), *_devices(args, nodes, per_node)]
+    plan.problems += [*parallel_problems(args), *batch_problems(args), *lora_conflicts(args)]
+    plan.problems += _devices(args, nodes, per_node)
     _batch_rows(plan, args)
     shape = model_shape(args.actor.model_name_or_path)
     if shape is None:
@@ -162,7 +164,8 @@ def _memory_rows(
     plan: Plan, args: SimpleNamespace, shape: ModelShape, device: str, total: float | None, host_total: float | None
 ) -> None:
     cuda = device != CPU
-    plan.rows.append(("model", f"{shape.parameters / 1e9:.2f} billion parameters, {args.ds.param_dtype}"))
+    adapters = f"; {memory.trained_parameters(args, shape) / 1e6:.2f} million are trained" if args.ds.lora.rank else ""
+    plan.rows.append(("model", f"{shape.parameters / 1e9:.2f} billion parameters, {args.ds.param_dtype}{adapters}"))
     train = memory.training(args, shape, cuda)
     plan.rows.append(("training", _line(train.total, total, train.parts)))
     if cuda:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,27 @@ class ModelShape:
     def largest_layer(self) -> int:
         """Parameters of the largest module that ZeRO-3 gathers at once."""
         return max(self.vocabulary * self.hidden, self.of_layer)
+
+    def adapted(self, targets: str | Collection[str]) -> list[tuple[int, int]]:
+        """Return inputs and outputs of each matrix that has an adapter; `all-linear` leaves out embeddings and head."""
+        heads, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        of_layer = {
+            "q_proj": (self.hidden, heads),
+            "k_proj": (self.hidden, kv),
+            "v_proj": (self.hidden, kv),
+            "o_proj": (heads, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+        ends = dict.fromkeys(("embed_tokens", "lm_head"), (self.hidden, self.vocabulary))
+        named = list(of_layer) if isinstance(targets, str) else [name.rsplit(".", 1)[-1] for name in targets]
+        layers = [of_layer[name] for name in named if name in of_layer]
+        return self.layers * layers + [ends[name] for name in named if name in ends]
+
+    def adapter_parameters(self, rank: int, targets: str | Collection[str]) -> int:
+        """Parameters of the LoRA adapters: `rank` rows and columns beside each matrix (arXiv 2106.09685)."""
+        return sum(rank * (inputs + outputs) for inputs, outputs in self.adapted(targets))
 
     @property
     def tensors(self) -> tuple[tuple[int, int], ...]:

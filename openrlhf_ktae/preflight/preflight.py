@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.preflight.data_columns import data_problems
+from openrlhf_ktae.preflight.lora import lora_problems
 from openrlhf_ktae.preflight.model_folder import config_of, model_problems
 from openrlhf_ktae.preflight.round_trip import round_trip
 from openrlhf_ktae.preflight.user_code import judge_problems
@@ -32,6 +33,7 @@ def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:
         *_lengths(args),
         *_loss(args),
         *_models(args),
+        *lora_problems(args),
         *_texts(args),
         *_places(args),
         *data_problems(args),

@@ -56,7 +56,8 @@ RANGES: dict[str, Range] = {
     "train.ema_beta": SHARE,
     "ds.zero_stage": Range(1, 3),  # without ZeRO there is no check for gradients that are not finite
     "ds.lora.rank": NOT_NEGATIVE,
-    "ds.lora.dropout": SHARE,
+    "ds.lora.alpha": SIZE,
+    "ds.lora.dropout": Range(0, 1 - 1e-9),
     "data.dataloader_num_workers": NOT_NEGATIVE,
     "data.max_images_per_prompt": NOT_NEGATIVE,
     "vllm.gpu_memory_utilization": Range(0, 1, open_low=True),

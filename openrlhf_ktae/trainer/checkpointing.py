@@ -26,7 +26,7 @@ from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_s
 from openrlhf_ktae.checkpoint.space import DiskFull, expected_bytes, in_units, require_space
 from openrlhf_ktae.checkpoint.write import Unseen, abandon, begin, commit, rotate, undeleted
 from openrlhf_ktae.faults.deaths import died
-from openrlhf_ktae.plan.memory import BYTES
+from openrlhf_ktae.plan.memory import BYTES, trained_parameters
 from openrlhf_ktae.plan.shape import model_shape
 from openrlhf_ktae.run.record import RunRecord
 from openrlhf_ktae.trainer.ppo_utils.data_position import POSITION, plain_position
@@ -226,10 +226,11 @@ class CheckpointingTrainer:
     def _has_room(self) -> bool:
         args, root = self.args, Path(self.args.ckpt.path)
         shape = model_shape(args.actor.model_name_or_path)
-        parameters = shape.parameters if shape else None
+        parameters, trained = (shape.parameters, trained_parameters(args, shape)) if shape else (None, None)
+        size = BYTES[args.ds.param_dtype]
         try:
             root.mkdir(parents=True, exist_ok=True)
-            require_space(root, expected_bytes(root, parameters, BYTES[args.ds.param_dtype], args.ckpt.save_hf))
+            require_space(root, expected_bytes(root, parameters, size, args.ckpt.save_hf, trained))
         except OSError as error:
             self._failed("", error)
             return False

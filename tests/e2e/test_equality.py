@@ -31,6 +31,7 @@ COMMON = (
 )
 SMALL_BATCHES = "--micro_train_batch_size 4"
 DYNAMIC = "--use_dynamic_batch --train_max_tokens_per_gpu 128"
+LORA = "--ds.lora.rank 8"
 TENSOR_PARALLEL = "--zero_stage 1 --param_dtype bf16 " + SMALL_BATCHES
 
 
@@ -89,6 +90,15 @@ def difference(weights, others, root):
 def test_equal_to_one_rank_with_zero_2(update, root, ranks, words):
     losses, weights = update(1, f"--zero_stage 2 {SMALL_BATCHES}")
     other_losses, other_weights = update(ranks, words)
+    assert other_losses == pytest.approx(losses, rel=LOSS, abs=LOSS)
+    assert difference(weights, other_weights, root) < UPDATE
+
+
+@RARELY
+def test_merged_weights_of_adapters(update, root):
+    """On two ranks ZeRO-3 has W, A and B in parts."""
+    losses, weights = update(1, f"--zero_stage 2 {SMALL_BATCHES} {LORA}")
+    other_losses, other_weights = update(2, f"--zero_stage 3 {SMALL_BATCHES} {LORA}")
     assert other_losses == pytest.approx(losses, rel=LOSS, abs=LOSS)
     assert difference(weights, other_weights, root) < UPDATE
 

@@ -3,6 +3,8 @@ log-probabilities from the update itself."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +12,12 @@ import ray
 import torch
 from openrlhf.trainer.ray import ppo_actor as host
 from openrlhf.utils.loss_utils import get_loss_batch_info
+from peft import PeftModel
 
 from openrlhf_ktae.faults.nonfinite import SKIPPED, skip_nonfinite_updates
 from openrlhf_ktae.faults.weight_sending import EveryEngine, GuardedGroup, Sending
 from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.trainer.lora import MergedModule
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
 from openrlhf_ktae.trainer.ppo_utils.token_gspo import with_token_credit
 from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
@@ -26,6 +30,7 @@ _HostPolicyModelActor: Any = undecorated(host.PolicyModelActor)
 class KTAEActorPPOTrainer(host.ActorPPOTrainer):
     """The host's update loop with a normaliser that is never 0, and a constant one on request; engines may die."""
 
+    actor: Any
     vllm_engines: Any
     _model_update_group: Any = None
     """Rank 0 and the engines; None with CUDA IPC."""
@@ -101,14 +106,28 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
     def _send_weights(self) -> None:
         """Send all parameters; every rank takes part in gathering its shards."""
         if self._sending is None:
-            super().broadcast_to_vllm()
+            with self._as_engines_know_it():
+                super().broadcast_to_vllm()
             return
         engines, group = self.vllm_engines, self._model_update_group
         self.vllm_engines, self._model_update_group = [EveryEngine(self._sending)], GuardedGroup(self._sending, group)
         try:
-            super().broadcast_to_vllm()
+            with self._as_engines_know_it():
+                super().broadcast_to_vllm()
         finally:
             self.vllm_engines, self._model_update_group = engines, group
+
+    @contextmanager
+    def _as_engines_know_it(self) -> Iterator[None]:
+        """Let the host's loop find merged weights where the model has adapters."""
+        actor = self.actor
+        if isinstance(actor.model.module, PeftModel):
+            merged = SimpleNamespace(module=MergedModule(actor.model.module))
+            self.actor = SimpleNamespace(model=merged, is_vlm=getattr(actor, "is_vlm", False))
+        try:
+            yield
+        finally:
+            self.actor = actor
 
     def _leave_group(self) -> None:
         """Abort the group: a broadcast to an engine that died never ends by itself, nor does the stream it is on."""

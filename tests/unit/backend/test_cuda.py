@@ -252,4 +252,4 @@ except ImportError:
 
 def test_the_host_classes_are_extended(host):
     names = {name for _, name in CudaBackend().host_classes()}
-    assert names == {"PolicyModelActor", "CriticModelActor", "RolloutRayActor"}
+    assert names == {"PolicyModelActor", "CriticModelActor", "RolloutRayActor", "DeepspeedStrategy"}

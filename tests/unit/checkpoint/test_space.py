@@ -67,5 +67,6 @@ def test_the_size_is_that_of_the_last_or_counted(tmp_path):
     assert expected_bytes(tmp_path, 1000, 4, export=False) == 1000 * (ADAM_BYTES + 4)
     assert expected_bytes(tmp_path, 1000, 4, export=True) == 1000 * (ADAM_BYTES + 8)
     assert expected_bytes(tmp_path, None, 4, export=False) == 0
+    assert expected_bytes(tmp_path, 1000, 4, export=True, trained=10) == 10 * ADAM_BYTES + 1000 * 8
     size = write(tmp_path, 2, export=True).manifest.bytes
     assert size <= expected_bytes(tmp_path, 1000, 4, export=False) <= 1.1 * size

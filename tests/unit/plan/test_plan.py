@@ -81,6 +81,34 @@ def test_every_recipe_fits_its_machine(name):
     assert [row for row, _ in made.rows] == ROWS
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["lm_head", "down_proj"]])
+def test_adapters_are_counted_as_peft_makes_them(targets):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    known = KNOWN["Qwen/Qwen2.5-Math-7B"]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**known))
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=16, target_modules=targets))
+    trained, _ = adapted.get_nb_trainable_parameters()
+    assert shape_of(known).adapter_parameters(16, targets) == trained
+
+
+def test_with_adapters_only_they_have_gradients_and_states():
+    """7.6 billion parameters in bf16 on one device of 80 GB, which full training does not fit by far."""
+    one = "--actor.num_gpus_per_node 1 --vllm.num_engines 1 --train.max_tokens_per_gpu 4096".split()
+    assert any("training: needs" in problem for problem in plan(PAPER_7B, *one).problems)
+    args = options(PAPER_7B, *one, "--ds.lora.rank", "16")
+    shape = model_shape(args.actor.model_name_or_path)
+    states = memory.training(args, shape, cuda=True).parts["parameters, gradients, optimizer"]
+    trained = memory.trained_parameters(args, shape)
+    assert states == 2 * shape.parameters + 18 * trained + 4 * shape.largest_layer
+    made = make_plan(args, "h100-80g", GPUS["h100-80g"])
+    assert not made.problems
+    assert "40.37 million are trained" in dict(made.rows)["model"]
+
+
 PAPER_7B = "grpo/qwen2.5-math-7b"
 IMPOSSIBLE = [
     ("--vllm.tensor_parallel_size 8 --vllm.num_engines 1", "28 heads and 4 key-value heads", "use 4"),
@@ -295,3 +323,17 @@ def test_planned_memory_is_within_15_percent_of_the_peak(row, peaks):
     assert memory.training(args, shape, cuda=row["bucket"] == "BUCKET").parts[part] == states
     planned = plan.total - plan.parts[part] + states
     assert planned == pytest.approx(row["peak"], rel=0.15)
+
+
+LORA_PEAKS = {
+    **{("28M", 3): 666116096, ("28M", 2): 554196992, ("80M", 3): 1218695168, ("80M", 2): 953257984},
+    ("135M", 3): 1808871424,
+}
+
+
+@pytest.mark.parametrize(("model", "stage"), LORA_PEAKS)
+def test_planned_memory_of_adapters_is_within_15_percent_of_the_peak(model, stage, peaks):
+    """Measured as those above, one rank, with `--ds.lora.rank 16` (2026-11-28)."""
+    args = parse_command_line([*peaks.options(model, stage, 1), "--ds.lora.rank", "16"])
+    planned = memory.training(args, shape_of(peaks.config(model)), cuda=False).total
+    assert planned == pytest.approx(LORA_PEAKS[model, stage], rel=0.15)

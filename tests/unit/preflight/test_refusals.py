@@ -86,6 +86,7 @@ BAD_FOLDERS = {
     ),
     "few": ({"a.jsonl": ROW, "b.jsonl": ROW}, "has 2 prompts", "--train.batch_size"),
 }
+LORA = {"lora_rank": "8"}
 BAD = [
     ({"zzqqzz": "1"}, "--zzqqzz", "--help"),
     ({"algo.ktae.wieght": "1"}, "--algo.ktae.wieght", "--algo.ktae.weight"),
@@ -319,7 +320,21 @@ BAD = [
     ({"ds.use_liger_kernel": "true"}, "--ds.use_liger_kernel true", "needs a GPU"),
     ({"ds.deepcompile": "true"}, "--ds.deepcompile true", "needs a GPU"),
     *(({f"ktae.{name}": "-1"}, f"--ktae.{name} -1", "0 or more") for name in RECORD),
+    # Adapters: what excludes them, and modules that cannot have one.
+    ({**LORA, "zero_stage": "2", "ds_tensor_parallel_size": "2"}, "--ds.tensor_parallel_size 2", "--ds.zero_stage 3"),
+    ({**LORA, "enable_ema": "true"}, "--train.enable_ema true", "leave it out"),
+    ({**LORA, "use_ds_universal_ckpt": "true"}, "--ds.use_universal_ckpt true", "leave it out"),
+    ({**LORA, "advantage_estimator": "gae"}, "--advantage_estimator gae", "another estimator"),
+    ({**LORA, "actor.freeze_visual_encoder": "true"}, "--actor.freeze_visual_encoder true", "leave it out"),
+    ({**LORA, "target_modules": "q_porj"}, "--ds.lora.target_modules q_porj", "such as q_proj v_proj"),
+    ({**LORA, "target_modules": "input_layernorm"}, "input_layernorm is no linear layer", "such as q_proj"),
+    ({**LORA, "target_modules": ("q_proj", "vproj")}, "has no module vproj", "such as q_proj"),
+    ({**LORA, "target_modules": ("q_proj", "embed_tokens")}, "q_proj embed_tokens", "tie_word_embeddings"),
+    ({**LORA, "lora_alpha": "0"}, "--ds.lora.alpha 0", "above 0"),
+    ({**LORA, "lora_dropout": "1"}, "--ds.lora.dropout 1", "at least 0"),
     # Options that would do nothing.
+    ({"lora_alpha": "32"}, "--ds.lora.alpha 32", "--ds.lora.rank"),
+    ({"target_modules": "q_proj"}, "--ds.lora.target_modules q_proj", "--ds.lora.rank"),
     *(
         (
             {f"algo.ktae.{name}": value, "advantage_estimator": "group_norm"},

@@ -1,0 +1,22 @@
+"""The verifier's agent, which writes down the sum of the engine's weights before it generates."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from openrlhf_ktae.verifier.agent import AgentExecutor as VerifierAgent
+
+VARIABLE = "KTAE_TEST_CHECKSUMS"
+
+
+class AgentExecutor(VerifierAgent):
+    """One line a response: float64, in the order of the responses."""
+
+    async def execute(self, prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=None):
+        """Generate and grade as the verifier's agent does."""
+        with Path(os.environ[VARIABLE]).open("a") as file:
+            file.write(f"{await llm_engine.weight_checksum()!r}\n")
+        return await super().execute(
+            prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=images
+        )
