@@ -257,10 +257,11 @@ def find_function(module: ModuleType, path: str) -> Callable[..., Any]:
     Raises:
         ValueError: there is none, or several could be meant.
     """
+    names = vars(module)
     for name in (MODULE_NAME, "compute_score"):
-        if callable(function := getattr(module, name, None)):
+        if callable(function := names.get(name)):
             return function
-    own = [one for one in vars(module).values() if inspect.isfunction(one) and one.__module__ == module.__name__]
+    own = [one for one in names.values() if inspect.isfunction(one) and one.__module__ == module.__name__]
     found = [one for one in own if kind_of(one) == "trl"]
     if len(found) == 1:
         return found[0]

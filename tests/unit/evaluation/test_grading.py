@@ -61,7 +61,7 @@ def test_a_benchmark_of_the_hub_with_other_rows_is_refused(monkeypatch):
 
 
 def test_the_tags_of_the_r1_template_decide_about_the_format(tmp_path, root, monkeypatch):
-    """The prompt has opened `<think>`; the second response never closes it."""
+    """The prompt has opened `<think>`; the second response never closes it, and has no answer therefore."""
     texts = ["so </think> <answer> 2 </answer>", "so <answer> 2 </answer>"]
 
     class Engine(SimpleNamespace):
@@ -84,7 +84,7 @@ def test_the_tags_of_the_r1_template_decide_about_the_format(tmp_path, root, mon
     words += ["--template", "r1", "--backend", "cpu", "--max_new_tokens", "9", "--max_model_len", "9999"]
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
     pooled = json.loads((tmp_path / "out" / "summary.json").read_text())["pooled"]
-    assert (pooled["accuracy"], pooled["format_rate"]) == (1, 0.5)
+    assert (pooled["accuracy"], pooled["format_rate"]) == (0.5, 0.5)
 
 
 def test_the_hash_of_the_grader_is_that_of_its_code_and_libraries(tmp_path, monkeypatch):

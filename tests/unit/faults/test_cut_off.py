@@ -97,7 +97,7 @@ def rollouts(host, monkeypatch, root):
     monkeypatch.setattr(in_engine, "DEATH_SECONDS", 0.01)
     monkeypatch.setenv(in_engine.RETRIES_VARIABLE, "1")
 
-    async def init(self, agent, core):
+    async def init(self, agent, core, **_):
         self.executor, self.llm, self._mm_pad_token_ids = agent, core, None
 
     monkeypatch.setattr(vllm_engine._HostRolloutActor, "__init__", init)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from openrlhf_ktae.checkpoint.files import files_below
 from openrlhf_ktae.checkpoint.folder import listed
 from openrlhf_ktae.checkpoint.write import staging
 from openrlhf_ktae.cli.options import parse_command_line
@@ -32,6 +33,10 @@ class Ranks:
     def async_run_method(self, method_name, tag=None, client_states=None, **_):
         if method_name == "get_checkpoint_states":
             return [self._ray.put(self.states)]
+        if method_name == "files_seen":
+            folder = staging(self._args.ckpt.path, tag)
+            files = {str(path.relative_to(folder)): path.stat().st_size for path in files_below(folder)}
+            return [self._ray.put(("this-node", files))]
         assert method_name == "save_checkpoint"
         folder = staging(self._args.ckpt.path, tag) / "_actor"
         folder.mkdir(parents=True)

@@ -19,6 +19,7 @@ def args(tmp_path):
         run=SimpleNamespace(dir=str(tmp_path), plan=False, restarts=0, resume_step=0),
         ckpt=SimpleNamespace(path=str(tmp_path / "none"), output_dir=str(tmp_path / "model")),
         logger=SimpleNamespace(tensorboard_dir=None),
+        verifier=SimpleNamespace(config={}),
         backend="cpu",
     )
 
@@ -47,7 +48,8 @@ def test_exit_code(args, steps, resumed, code, monkeypatch, capsys):
         "check_host": lambda: None,
         "parse_command_line": lambda _: args,
         "resolve": lambda _: backend,
-        "preflight": lambda *_: None,
+        "preflight": lambda *_: [],
+        "log_keys": lambda _: (),
         "choose_checkpoint": lambda *_: [],
         "_train_watched": train,
     }.items():

@@ -325,7 +325,7 @@ def test_this_machine_is_described_without_names():
         ("--keep .", "--keep .: is not empty; give a new folder"),
         ("--output no/such/folder.json", "--output no/such/folder.json: there is no folder no/such; make it first"),
         ("--backend rocm", "--backend: invalid choice"),
-        ("--backend cuda", "--backend cuda: no NVIDIA GPU answers"),
+        ("--backend cuda", "--backend cuda: the CPU build of vLLM is installed"),
     ],
 )
 def test_what_is_refused_is_refused_before_anything_runs(words, refusal, root, monkeypatch, capsys):
