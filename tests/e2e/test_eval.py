@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from marks import RARELY
 
 from openrlhf_ktae.trials.deaths import kill_all
 
@@ -66,6 +67,7 @@ def test_a_killed_evaluation_generates_the_rest_alone(greedy):
     assert len({row["id"] for row in rows}) == 200
 
 
+@RARELY
 def test_two_engines_through_ray_with_four_samples(root, environment, tmp_path):
     words = ["--engines", "2", "--samples", "4", "--temperature", "1", "--limit", "50"]
     summary, _ = evaluate(root, environment, tmp_path, *words)

@@ -192,7 +192,8 @@ def fill_during_a_write(run, disk, checkpoints, seconds=120):
 SAVES = "--ckpt.save_steps 2 --ckpt.max_num 1 --run.eval_edges false --data.max_samples 3200"
 
 
-@pytest.mark.parametrize("freed", [True, pytest.param(False, marks=RARELY)])
+@RARELY
+@pytest.mark.parametrize("freed", [True, False])
 def test_a_disk_that_fills_under_everything(start, disk, freed):
     """The run directory with all that is in it, as where nothing else is asked for."""
     checkpoints = disk / "checkpoints"

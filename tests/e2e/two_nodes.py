@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -25,9 +27,10 @@ class TwoNodes:
     """A head and a second node. Below `shared` both see the same, below `private` each its own."""
 
     def __init__(self, base: Path, environment: dict[str, str]) -> None:
-        self.shared, self.private, self._ray = base / "shared", base / "private", base / "ray"
-        for folder in (self.shared, self.private, self._ray):
+        self.shared, self.private = base / "shared", base / "private"
+        for folder in (self.shared, self.private):
             folder.mkdir()
+        self._ray = Path(tempfile.mkdtemp(prefix="ray-"))  # a path of sockets has at most 107 bytes
         self.mark = f"two-nodes-{uuid.uuid4().hex[:8]}"
         self.environment = {**environment, MARK: self.mark}
         unshare = ["unshare", "--net", "--mount", "--uts", "sleep", HOLD_SECONDS]
@@ -110,6 +113,7 @@ class TwoNodes:
         for holder in self._holders:
             holder.wait()
         wait_until_none(self.mark, 20)
+        shutil.rmtree(self._ray, ignore_errors=True)
 
 
 def _network(pid: int) -> str:

@@ -117,6 +117,7 @@ def script(name, variables, *words):
         nothing_is_left(variables)
 
 
+@RARELY
 def test_a_job_that_fails_gives_the_script_its_exit_code(variables, tmp_path):
     """`ray job submit` makes every failure a 1; an option that does not exist is exit code 2."""
     with script("slurm.sh", variables, QUICKSTART, "--no.such.option", "1") as run:
