@@ -131,14 +131,14 @@ def test_a_node_that_comes_back_is_trained_on(nodes, train):
 def test_a_job_that_is_submitted_from_another_folder(nodes, root, tmp_path):
     directory = nodes.shared / "job"
     places = {
-        "--config": "configs/grpo_ktae/quickstart.yaml",
         "--eval.dataset": "examples/quickstart/data/heldout.jsonl",
         "--data.prompt_dataset": "examples/quickstart/data/train.jsonl",
         "--actor.model_name_or_path": "examples/quickstart/model",
     }
     absolute = [word for flag, place in places.items() for word in (flag, f"{root}/{place}")]
     submit = [str(RAY), "job", "submit", "--address", f"http://127.0.0.1:{DASHBOARD_PORT}", "--"]
-    run = nodes.run(*submit, *COMMAND, *WORDS, "8", *absolute, "--run.dir", str(directory), cwd=tmp_path)
+    words = [f"{root}/{word}" if word.startswith("configs/") else word for word in WORDS]
+    run = nodes.run(*submit, *COMMAND, *words, "8", *absolute, "--run.dir", str(directory), cwd=tmp_path)
     output, _ = run.communicate(timeout=300)
     assert run.returncode == 0, output
     assert [row["step"] for row in steps(directory)] == [1, 2]
