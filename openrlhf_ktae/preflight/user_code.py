@@ -32,9 +32,9 @@ LOADED, CALLED = "the reward function is there", "the reward function returned "
 # Runs in a process of its own, as in an engine; what it says at its end cannot be said by a file that exits.
 PROBE = f"""
 import json, sys
-from openrlhf_ktae.verifier.user_reward import Call, _load, called, find_function, kind_of, read_result
+from openrlhf_ktae.verifier.user_reward import Call, called, kind_of, read_result, reward_function
 path, row, prompt, label = json.loads(sys.argv[1])
-function = find_function(_load(path), path)
+function = reward_function(path)
 if kind_of(function) == "openrlhf":
     import inspect
     try:

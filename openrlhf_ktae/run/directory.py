@@ -19,7 +19,6 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +27,7 @@ import yaml
 
 from openrlhf_ktae.checkpoint.folder import BEST, own, read_manifest
 from openrlhf_ktae.checkpoint.write import go_on_from, start_anew
+from openrlhf_ktae.host import installed
 from openrlhf_ktae.run.record import METRICS_FILE, RunRecord, rewind
 from openrlhf_ktae.safety.secrets import masked, masked_words, secrets_of
 
@@ -161,16 +161,10 @@ def _plain(value: Any) -> Any:
 
 def versions(backend: str, secrets: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a reader needs to repeat the run elsewhere, without `secrets`."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return {
         "backend": backend,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "command": masked_words(sys.argv, secrets),
-        "packages": found,
+        "packages": {name: found for name in PACKAGES if (found := installed(name))},
     }

