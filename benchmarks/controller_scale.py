@@ -258,7 +258,7 @@ def made_trainer(prompts: int, folder: Path, options: argparse.Namespace, phases
     """Return the trainer with stand-ins for its engines and ranks; its parts are watched."""
     from openrlhf.trainer.ray.launcher import RayActorGroup
 
-    from openrlhf_ktae.run.record import RunRecord
+    from openrlhf_ktae.record.metrics import RunRecord
     from openrlhf_ktae.trainer.ppo_trainer import KTAEPPOTrainer
     from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
     from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker

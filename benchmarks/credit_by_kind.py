@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from openrlhf_ktae.evaluation.rescoring import Arm, key_token_values, tensors
 from openrlhf_ktae.ktae.config import KTAEConfig
-from openrlhf_ktae.run.rollout_record import find, read_groups
+from openrlhf_ktae.record.rollouts import find, read_groups
+from openrlhf_ktae.report.rescoring import Arm, key_token_values, tensors
 
 ARMS = [
     Arm("paper", KTAEConfig(variant="paper")),

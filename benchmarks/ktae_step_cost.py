@@ -53,7 +53,7 @@ def train(words: list[str]) -> None:
     """Train with `AlternatingTrainer`, in this process and in Ray's workers."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
     from openrlhf_ktae.cli import train_ppo_ray
-    from openrlhf_ktae.run import launch
+    from openrlhf_ktae.launch import launch
 
     install = launch.install_classes
 

@@ -1,6 +1,6 @@
 """The planner's memory of an update against measured peaks: four models, ZeRO-1/2/3, one and two ranks, fp32 on CPUs.
 
-    python benchmarks/memory_peaks.py tests/unit/plan/measured_peaks.json [MODEL ...]      # of SHAPES; all by default
+    python benchmarks/memory_peaks.py tests/unit/checks/measured_peaks.json [MODEL ...]      # of SHAPES; all by default
 
 A test compares the planner with the peaks in that file, which also has those of before, with DeepSpeed's own buckets
 (`BUCKET`): the planner counts on them for fp32 on GPUs. `docs/planner.md` has the table.
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.run.free_port import free_port
+from openrlhf_ktae.base.free_port import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 # hidden, layers, feed-forward, heads, key-value heads, vocabulary; the last is SmolLM2-135M's
@@ -78,8 +78,8 @@ def measured_here(row: dict[str, Any], names: list[str]) -> bool:
 def main(out: Path, names: list[str]) -> None:
     """Measure and write one row each; a table goes to standard output."""
     from openrlhf_ktae.cli.options import parse_command_line
-    from openrlhf_ktae.plan import memory
-    from openrlhf_ktae.plan.shape import shape_of
+    from openrlhf_ktae.memory import phases as memory
+    from openrlhf_ktae.memory.model_shape import shape_of
 
     rows = [row for row in json.loads(out.read_text()) if not measured_here(row, names)] if out.exists() else []
     with tempfile.TemporaryDirectory() as folder:

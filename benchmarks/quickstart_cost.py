@@ -20,8 +20,8 @@ from typing import Any
 
 from soak import memory
 
-from openrlhf_ktae.faults.processes import VARIABLE, marked
-from openrlhf_ktae.run.record import read_record
+from openrlhf_ktae.processes.marks import VARIABLE, marked
+from openrlhf_ktae.record.metrics import read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/grpo_ktae/quickstart.yaml"

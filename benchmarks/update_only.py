@@ -73,7 +73,7 @@ def main(spec: dict[str, Any], rank: int, world: int, port: str) -> None:
     from openrlhf.utils import deepspeed as host_deepspeed
     from openrlhf.utils.utils import get_strategy
 
-    from openrlhf_ktae.backend.cpu_actors import CpuDeepspeedStrategy, CpuPolicyModelActor
+    from openrlhf_ktae.trainer.ray.cpu_actors import CpuDeepspeedStrategy, CpuPolicyModelActor
 
     host_deepspeed.DeepspeedStrategy = CpuDeepspeedStrategy
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))

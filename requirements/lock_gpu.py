@@ -107,7 +107,7 @@ def _own() -> list[str]:
 
 
 def _host_version() -> str:
-    text = (HERE.parent / "openrlhf_ktae/host.py").read_text(encoding="utf-8")
+    text = (HERE.parent / "openrlhf_ktae/base/host.py").read_text(encoding="utf-8")
     return re.search(r'^HOST_VERSION = "(.+)"', text, re.MULTILINE)[1]
 
 

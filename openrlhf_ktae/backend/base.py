@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from openrlhf_ktae.run.batches import models, world
+from openrlhf_ktae.base.batches import models, world
 
 BACKENDS = ("auto", "cuda", "cpu")
 
@@ -41,10 +41,6 @@ class Backend:
     def worker_setup_hook(self) -> str | None:
         """Import path of the function that Ray calls at the start of each worker process."""
         return None
-
-    def host_classes(self) -> dict[tuple[str, str], Any]:
-        """`(module, attribute)` of the host -> the class to put there in the driver."""
-        return {}
 
 
 def devices_needed(args: SimpleNamespace) -> int:

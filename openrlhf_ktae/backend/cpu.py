@@ -12,10 +12,10 @@ from typing import Any
 
 from openrlhf_ktae.backend.base import Backend, devices_needed
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
-from openrlhf_ktae.host import installed
-from openrlhf_ktae.plan.memory import BYTES
-from openrlhf_ktae.plan.shape import model_shape
-from openrlhf_ktae.preflight.model_folder import config_of, head_size
+from openrlhf_ktae.base.host import installed
+from openrlhf_ktae.base.model_config import config_of, head_size
+from openrlhf_ktae.memory.model_shape import model_shape
+from openrlhf_ktae.memory.phases import BYTES
 
 # What vLLM 0.29's CPU attention takes; a contract test compares it with vLLM's own list.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -111,21 +111,6 @@ class CpuBackend(Backend):
     def worker_setup_hook(self) -> str:
         """Ray's supported hook for code at the start of each worker."""
         return "openrlhf_ktae.backend.cpu_patches.activate"
-
-    def host_classes(self) -> dict[tuple[str, str], Any]:
-        """Strategy, engine and policy actors for a CPU."""
-        import ray
-
-        from openrlhf_ktae.backend.cpu_actors import CpuDeepspeedStrategy, CpuPolicyModelActor
-        from openrlhf_ktae.backend.cpu_engine import CpuRolloutActor
-        from openrlhf_ktae.trainer.ray.ppo_critic import KTAECriticModelActor
-
-        return {
-            ("openrlhf.utils.deepspeed", "DeepspeedStrategy"): CpuDeepspeedStrategy,
-            ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor"): ray.remote(CpuRolloutActor),
-            ("openrlhf.cli.train_ppo_ray", "PolicyModelActor"): ray.remote(num_gpus=1)(CpuPolicyModelActor),
-            ("openrlhf.cli.train_ppo_ray", "CriticModelActor"): ray.remote(num_gpus=1)(KTAECriticModelActor),
-        }
 
 
 def vllm_build() -> str:

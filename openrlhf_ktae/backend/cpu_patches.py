@@ -18,7 +18,7 @@ import psutil
 from wrapt import register_post_import_hook
 
 from openrlhf_ktae.backend import flash_attn_stub
-from openrlhf_ktae.run.process_setup import below_the_driver, end_with_the_parent
+from openrlhf_ktae.processes.setup import below_the_driver, end_with_the_parent
 
 CPU = "cpu"
 # Set by the CPU backend for its engines: JSON of engine arguments. Its presence tells the two kinds of engine apart.

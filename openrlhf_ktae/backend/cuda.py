@@ -73,22 +73,6 @@ class CudaBackend(Backend):
         """A cluster of its own, with a token, even where Ray's file names one that runs here; RAY_ADDRESS joins it."""
         return {"address": "local", **super().ray_init_options(args)}
 
-    def host_classes(self) -> dict[tuple[str, str], Any]:
-        """Model actors whose checkpoints are whole, an engine that knows seeds, and a strategy that knows adapters."""
-        import ray
-
-        from openrlhf_ktae.trainer.lora import KTAEDeepspeedStrategy
-        from openrlhf_ktae.trainer.ray.ppo_actor import KTAEPolicyModelActor
-        from openrlhf_ktae.trainer.ray.ppo_critic import KTAECriticModelActor
-        from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
-
-        return {
-            ("openrlhf.utils.deepspeed", "DeepspeedStrategy"): KTAEDeepspeedStrategy,
-            ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor"): ray.remote(KTAERolloutActor),
-            ("openrlhf.cli.train_ppo_ray", "PolicyModelActor"): ray.remote(num_gpus=1)(KTAEPolicyModelActor),
-            ("openrlhf.cli.train_ppo_ray", "CriticModelActor"): ray.remote(num_gpus=1)(KTAECriticModelActor),
-        }
-
 
 def gpus_here() -> int:
     """Return how many GPUs this machine has. The driver is asked, not torch, which would make a CUDA context."""

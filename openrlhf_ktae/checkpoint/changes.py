@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.checkpoint.files import digest, files_below
-from openrlhf_ktae.run.data_names import entries
+from openrlhf_ktae.data.names import entries
 
 FREE_GROUPS = ("ckpt", "eval", "faults", "ktae", "logger", "run")
 """Where and what is written, held-out evaluations, when a run stops: they change nothing that is trained."""

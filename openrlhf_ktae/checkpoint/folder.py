@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.checkpoint.files import digests, files_below, read_text
-from openrlhf_ktae.run.plain_json import parse_json
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer.pt"

@@ -9,9 +9,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
-
-EXIT_INTERRUPTED = 130
+from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 
 
 class CommandParser(argparse.ArgumentParser):

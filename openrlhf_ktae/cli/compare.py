@@ -7,15 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from openrlhf_ktae.base.errors import BadInput, BadOption
+from openrlhf_ktae.base.exit_codes import EXIT_FAILED
 from openrlhf_ktae.cli.command import CommandParser, run_command
-from openrlhf_ktae.cli.host_parser import BadOption
+from openrlhf_ktae.compare.run_outcomes import BadRun, Run
+from openrlhf_ktae.compare.runs import ArmRun, OtherArms
 from openrlhf_ktae.evaluation.results import refuse_no_folder
-from openrlhf_ktae.evaluation.run_outcomes import BadRun, Run
-from openrlhf_ktae.evaluation.stored import BadInput
-from openrlhf_ktae.run.arms import ArmRun, OtherArms
 
 BASELINE = "grpo"
-EXIT_FAILED_RUNS = 1
 EXAMPLES = """
 examples:
   configs/compare/*.yaml --seeds 10 --output runs/compare
@@ -31,12 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 where runs failed, 2 for refused input, 130 after Ctrl-C."""
     failed: list[ArmRun] = []
     code = run_command(lambda words: failed.extend(run(words)), argv, (BadRun, OtherArms, BadInput))
-    return code or (EXIT_FAILED_RUNS if failed else 0)
+    return code or (EXIT_FAILED if failed else 0)
 
 
 def run(argv: Sequence[str]) -> list[ArmRun]:
     """Train what is missing, write tables and page; return the runs that failed."""
-    from openrlhf_ktae.run.arms import execute_all, plan
+    from openrlhf_ktae.compare.runs import execute_all, plan
 
     words = list(argv)
     split = words.index("--") if "--" in words else len(words)
@@ -86,8 +85,8 @@ def write(
     runs: Sequence[ArmRun], output: Path, baseline: str, threshold: float, pairs: Sequence[tuple[str, str]] = ()
 ) -> None:
     """Write `comparison.json`, `comparison.md` and `comparison.html` of the runs that ended well."""
-    from openrlhf_ktae.evaluation.comparison import arm_table, compare_arms, markdown, notes, test_table
-    from openrlhf_ktae.evaluation.run_outcomes import read_run
+    from openrlhf_ktae.compare.comparison import arm_table, compare_arms, markdown, notes, test_table
+    from openrlhf_ktae.compare.run_outcomes import read_run
     from openrlhf_ktae.report.curves import NoPlotly
     from openrlhf_ktae.report.run_page import Table, write_run_page
 

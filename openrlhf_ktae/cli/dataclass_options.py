@@ -15,7 +15,7 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from openrlhf_ktae.cli.host_parser import BadOption
+from openrlhf_ktae.base.errors import BadOption
 
 
 def boolean(text: str) -> bool:

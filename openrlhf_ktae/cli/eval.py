@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.backend import BACKENDS, BackendUnavailable, resolve
+from openrlhf_ktae.base.cut_off import CutOff
+from openrlhf_ktae.base.errors import BadInput, BadOption
+from openrlhf_ktae.base.exit_codes import EXIT_STOPPED
 from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
-from openrlhf_ktae.cli.host_parser import BadOption
 from openrlhf_ktae.evaluation.results import refuse_no_folder
-from openrlhf_ktae.evaluation.stored import BadInput
-from openrlhf_ktae.faults.cut_off import CutOff
 from openrlhf_ktae.verifier.config import VerifierConfig
 
-EXIT_STOPPED = 3
 DEFAULT_OUTPUT = "results"
 DEFAULT_TEMPLATE = "qwen-math"
 RAW = "none"  # for --write_prompts: training fills --data.input_template
@@ -70,7 +69,7 @@ def run(argv: Sequence[str]) -> None:
         _write_prompts(options)
         return
     summary = _stored(options, output, config) if options.responses else _model(options, output, config)
-    from openrlhf_ktae.evaluation.summary import markdown
+    from openrlhf_ktae.figures.summary import markdown
 
     print(markdown(summary), end="")
     print(f"\nresults in {output}: responses.jsonl, summary.json, summary.md")
@@ -171,7 +170,7 @@ def _refuse_prompts(options: argparse.Namespace, others: list[str]) -> None:
 
 
 def _chat_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    from openrlhf_ktae.evaluation.templates import chat_arguments
+    from openrlhf_ktae.data.templates import chat_arguments
 
     try:
         return chat_arguments(options.chat_template_args)
@@ -212,9 +211,9 @@ def _stored(options: argparse.Namespace, output: Path, config: VerifierConfig) -
 
 
 def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) -> dict[str, Any]:
+    from openrlhf_ktae.data.templates import template
     from openrlhf_ktae.evaluation.evaluate import describe, evaluate_model, load_problems
     from openrlhf_ktae.evaluation.generation import Engines, Sampling
-    from openrlhf_ktae.evaluation.templates import template
 
     name = options.template or DEFAULT_TEMPLATE
     names = options.benchmarks.split(",")
@@ -250,8 +249,8 @@ def _say(text: str) -> None:
 
 
 def _write_prompts(options: argparse.Namespace) -> None:
+    from openrlhf_ktae.data.templates import template
     from openrlhf_ktae.evaluation.evaluate import load_problems, prompts_for_training
-    from openrlhf_ktae.evaluation.templates import template
 
     problems = load_problems(options.benchmarks.split(","), options.benchmark_dir, options.limit)
     tokenizer = load_tokenizer(options.model, "--model") if options.model else None

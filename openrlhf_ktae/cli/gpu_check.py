@@ -11,14 +11,14 @@ from pathlib import Path
 
 from openrlhf_ktae.backend import BackendUnavailable, resolve
 from openrlhf_ktae.backend.base import BACKENDS
+from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.exit_codes import EXIT_FAILED
+from openrlhf_ktae.base.host import HostMismatch, check_host
 from openrlhf_ktae.cli.command import CommandParser, run_command
-from openrlhf_ktae.cli.host_parser import BadOption
-from openrlhf_ktae.host import HostMismatch, check_host
-from openrlhf_ktae.trials import machine
-from openrlhf_ktae.trials.checking import FAILED, Check, Place, Result, report, run_all, write_report
-from openrlhf_ktae.trials.gpu_checks import CHECKS, CONFIGS
+from openrlhf_ktae.selftest import machine
+from openrlhf_ktae.selftest.checking import FAILED, Check, Place, Result, report, run_all, write_report
+from openrlhf_ktae.selftest.gpu_checks import CHECKS, CONFIGS
 
-EXIT_FAILED = 1
 OUTPUT = Path("gpu-check.json")
 MINUTES = {"one": 10.0, "several": 15.0, "cpu": 40.0}
 EXAMPLES = """

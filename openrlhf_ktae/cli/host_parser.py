@@ -19,13 +19,10 @@ from pathlib import Path
 from types import CodeType, SimpleNamespace
 from typing import Any, NoReturn
 
+from openrlhf_ktae.base.errors import BadOption
+
 HOST_CLI = "openrlhf.cli.train_ppo_ray"
 HIERARCHIZE = "openrlhf.utils.config"
-EXIT_BAD_INPUT = 2
-
-
-class BadOption(ValueError):
-    """An option or a combination of options that is refused; the message names it and the way out."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,17 +16,18 @@ from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.backend import BACKENDS, flash_attn_stub
+from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.faults_config import FaultsConfig
+from openrlhf_ktae.base.secrets import hide
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER
+from openrlhf_ktae.checks.ranges import range_problems
 from openrlhf_ktae.cli.config_file import config_words, split_config_option
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, switch
 from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
-from openrlhf_ktae.cli.host_parser import BadOption, Parser, nearest, parse
+from openrlhf_ktae.cli.host_parser import Parser, nearest, parse
 from openrlhf_ktae.cli.host_rules import GROUPED, host_problems
-from openrlhf_ktae.evaluation.templates import MARK, chat_arguments, has_one_place
-from openrlhf_ktae.faults.config import FaultsConfig
+from openrlhf_ktae.data.templates import MARK, chat_arguments, has_one_place
 from openrlhf_ktae.ktae.config import KTAEConfig
-from openrlhf_ktae.preflight.ranges import range_problems
-from openrlhf_ktae.safety.secrets import hide
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
 

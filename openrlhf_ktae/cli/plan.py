@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from openrlhf_ktae.backend.base import devices_needed
-from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
+from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT
+from openrlhf_ktae.checks.memory_plan import make_plan
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.plan.devices import CPU, GIB, GPUS, memory_of
-from openrlhf_ktae.plan.planner import make_plan
+from openrlhf_ktae.memory.devices import CPU, GIB, GPUS, memory_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

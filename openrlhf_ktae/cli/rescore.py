@@ -10,11 +10,10 @@ from typing import Any
 
 import yaml
 
+from openrlhf_ktae.base.errors import BadInput, BadOption
 from openrlhf_ktae.cli.command import CommandParser, run_command
-from openrlhf_ktae.cli.host_parser import BadOption
 from openrlhf_ktae.evaluation.results import refuse_no_folder
-from openrlhf_ktae.evaluation.stored import BadInput
-from openrlhf_ktae.run.rollout_record import BadRecord
+from openrlhf_ktae.record.rollouts import BadRecord
 
 EXAMPLES = """
 examples:
@@ -36,8 +35,8 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--arm", action="append", default=[], metavar="NAME:OPTION=VALUE,...", help="may be repeated")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write rescore.json and rescore.md there")
     options = parser.parse_args(argv)
-    from openrlhf_ktae.evaluation.rescoring import built_in, markdown, rescore
-    from openrlhf_ktae.run.rollout_record import find, read_groups
+    from openrlhf_ktae.record.rollouts import find, read_groups
+    from openrlhf_ktae.report.rescoring import built_in, markdown, rescore
 
     if options.output:
         refuse_no_folder("--output", options.output)

@@ -9,13 +9,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.exit_codes import EXIT_FAILED
 from openrlhf_ktae.cli.command import CommandParser, run_command
-from openrlhf_ktae.cli.host_parser import BadOption
-from openrlhf_ktae.trials.deaths import EVERYTHING, ROOM, VICTIMS
-from openrlhf_ktae.trials.resume_trial import try_resume
-from openrlhf_ktae.trials.trial import EPISODES, Trial, TrialFailed
+from openrlhf_ktae.selftest.deaths import EVERYTHING, ROOM, VICTIMS
+from openrlhf_ktae.selftest.resume_trial import try_resume
+from openrlhf_ktae.selftest.trial import EPISODES, Trial, TrialFailed
 
-EXIT_DIFFERENT = 1
 ALL = "all"
 STEPS_A_DEATH = 4
 EXAMPLES = """
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = run_command(lambda words: found.extend(run(words)), argv, (TrialFailed,), "nothing was compared")
     for difference in found:
         print(f"DIFFERENT: {difference}")
-    return code or (EXIT_DIFFERENT if found else 0)
+    return code or (EXIT_FAILED if found else 0)
 
 
 def run(argv: Sequence[str]) -> list[str]:

@@ -17,30 +17,31 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from openrlhf_ktae.backend import Backend, BackendUnavailable, resolve
+from openrlhf_ktae.backend.cluster import ClusterAway
+from openrlhf_ktae.base.errors import BadOption, ProcessDied
+from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_STOPPED
+from openrlhf_ktae.base.host import HostMismatch, check_host
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.checkpoint.resume import CannotResume
 from openrlhf_ktae.checkpoint.write import next_sequence
-from openrlhf_ktae.cli.host_parser import EXIT_BAD_INPUT, BadOption
+from openrlhf_ktae.checks.memory_plan import Plan, make_plan
+from openrlhf_ktae.checks.preflight import Refused, preflight
+from openrlhf_ktae.checks.user_code import log_keys
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.faults import stacks
-from openrlhf_ktae.faults.ending import CleanEnd, EndOrder
-from openrlhf_ktae.faults.processes import mark
-from openrlhf_ktae.faults.supervisor import EXIT_FAULT, EXIT_INTERRUPTED, supervise
-from openrlhf_ktae.faults.watchdog import Watchdog
-from openrlhf_ktae.host import HostMismatch, check_host
-from openrlhf_ktae.plan.devices import CPU, host_memory, memory_of
-from openrlhf_ktae.plan.planner import Plan, make_plan
-from openrlhf_ktae.preflight.preflight import Refused, preflight
-from openrlhf_ktae.preflight.user_code import log_keys
-from openrlhf_ktae.run import directory
-from openrlhf_ktae.run.console import Console, deleted_later, summary, untrained
-from openrlhf_ktae.run.launch import ClusterAway, ClusterTooSmall, DataUnreadable, Failed, ProcessDied, train
-from openrlhf_ktae.run.nodes import NodesApart
-from openrlhf_ktae.run.record import RunRecord, UnwrittenStop, stop_reason
-from openrlhf_ktae.run.resuming import choose_checkpoint
+from openrlhf_ktae.launch.console import Console, deleted_later, summary, untrained
+from openrlhf_ktae.launch.launch import ClusterTooSmall, DataUnreadable, Failed, train
+from openrlhf_ktae.launch.nodes import NodesApart
+from openrlhf_ktae.launch.resuming import choose_checkpoint
+from openrlhf_ktae.memory.devices import CPU, host_memory, memory_of
+from openrlhf_ktae.processes import stacks
+from openrlhf_ktae.processes.ending import CleanEnd, EndOrder
+from openrlhf_ktae.processes.marks import mark
+from openrlhf_ktae.processes.supervisor import supervise
+from openrlhf_ktae.processes.watchdog import Watchdog
+from openrlhf_ktae.record import directory
+from openrlhf_ktae.record.metrics import RunRecord, UnwrittenStop, stop_reason
+from openrlhf_ktae.trainer.ray.classes import host_classes
 
-EXIT_DEFECT = 1
-EXIT_STOPPED = 3
 PLAN_FILE = "plan.txt"
 REFUSALS = (
     BadOption,
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except (Failed, ProcessDied) as fault:
         print(f"error: {fault}", file=sys.stderr)
-        return EXIT_FAULT if isinstance(fault, ProcessDied) else EXIT_DEFECT
+        return EXIT_FAULT if isinstance(fault, ProcessDied) else EXIT_FAILED
     except (UnwrittenStop, SavedInPart) as stop:
         reason = str(stop)
     except KeyboardInterrupt as interrupt:
@@ -152,7 +153,7 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
 
     try:
         with Watchdog(args.run.dir, args.run.watchdog_minutes, bark):
-            train(args, backend, console.say)
+            train(args, backend, console.say, host_classes)
     except (Failed, ProcessDied) as fault:
         raise type(fault)(f"{fault}; {directory.newest_checkpoint(args)}") from None
     except KeyboardInterrupt:

@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT
+from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
-from openrlhf_ktae.cli.host_parser import BadOption
-from openrlhf_ktae.run.plain_json import parse_json
 from openrlhf_ktae.verifier.audit import Audit, Graded, Row, audit
 from openrlhf_ktae.verifier.config import VerifierConfig
 from openrlhf_ktae.verifier.graders import HOST, MATH_VERIFY
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_findings(output, result)
     except (BadFile, BadOption, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return EXIT_BAD_INPUT
     print_tables(result, args.second or "", args.show)
     print(f"findings  {output}")
     exceeded = [

@@ -6,15 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
 
 from openrlhf_ktae.backend import Backend, resolve
+from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.cli import train_ppo_ray
-from openrlhf_ktae.host import undecorated
-from openrlhf_ktae.plan import memory
-from openrlhf_ktae.plan.devices import CPU, memory_of
-from openrlhf_ktae.plan.shape import model_shape
-from openrlhf_ktae.trials.watchers import VARIABLE, WatchedActor, WatchedEngine, WatchedUpdates, note
+from openrlhf_ktae.memory import phases as memory
+from openrlhf_ktae.memory.devices import CPU, memory_of
+from openrlhf_ktae.memory.model_shape import model_shape
+from openrlhf_ktae.selftest.watchers import VARIABLE, WatchedActor, WatchedEngine, WatchedUpdates, note
+from openrlhf_ktae.trainer.ray.classes import Places, host_classes
 
 ENGINE = ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor")
 POLICY = ("openrlhf.cli.train_ppo_ray", "PolicyModelActor")
@@ -37,7 +37,7 @@ def planned(args: SimpleNamespace, backend: str) -> dict[str, float]:
 
 
 def watched(backend: Backend) -> Backend:
-    """Return `backend` with engines and policy actors that are watched."""
+    """Return `backend` with processes that know where to write what they measure."""
 
     class WatchedBackend(type(backend)):  # type: ignore[misc]
         """The same machine."""
@@ -49,24 +49,26 @@ def watched(backend: Backend) -> Backend:
                 note("planned", phase=phase, bytes=used)
             return {**super().environment(args), VARIABLE: args.run.dir}
 
-        def host_classes(self) -> dict[tuple[str, str], Any]:
-            """Put the watchers before the backend's own classes."""
-            import ray
-
-            classes = super().host_classes()
-            engine, policy = undecorated(classes[ENGINE]), undecorated(classes[POLICY])
-            updates = type("WatchedUpdateLoop", (WatchedUpdates, policy.update_loop), {})
-            actor = type("WatchedPolicyModelActor", (WatchedActor, policy), {"update_loop": updates})
-            classes[ENGINE] = ray.remote(type("WatchedRolloutActor", (WatchedEngine, engine), {}))
-            classes[POLICY] = ray.remote(num_gpus=1)(actor)
-            return classes
-
     return WatchedBackend()
+
+
+def watched_classes(backend: str) -> Places:
+    """Return the classes of `backend` with watchers before the engine and the policy actor."""
+    import ray
+
+    classes = host_classes(backend)
+    engine, policy = undecorated(classes[ENGINE]), undecorated(classes[POLICY])
+    updates = type("WatchedUpdateLoop", (WatchedUpdates, policy.update_loop), {})
+    actor = type("WatchedPolicyModelActor", (WatchedActor, policy), {"update_loop": updates})
+    classes[ENGINE] = ray.remote(type("WatchedRolloutActor", (WatchedEngine, engine), {}))
+    classes[POLICY] = ray.remote(num_gpus=1)(actor)
+    return classes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the training command; return its exit code."""
     train_ppo_ray.resolve = lambda name: watched(resolve(name))
+    train_ppo_ray.host_classes = watched_classes
     return train_ppo_ray.main(argv)
 
 

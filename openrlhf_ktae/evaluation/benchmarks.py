@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from openrlhf_ktae.evaluation.stored import BadInput, parsed
+from openrlhf_ktae.base.errors import BadInput
+from openrlhf_ktae.evaluation.stored import parsed
 
 REGISTRY = Path(__file__).with_name("benchmarks.yaml")
 PROBLEM_COLUMNS = ("problem", "question", "input", "prompt")

@@ -14,15 +14,15 @@ from typing import Any
 from tqdm import tqdm
 
 from openrlhf_ktae.backend import Backend
+from openrlhf_ktae.base.errors import BadInput
 from openrlhf_ktae.checkpoint.files import digests
+from openrlhf_ktae.data.templates import MARK, Template
 from openrlhf_ktae.evaluation import stored
 from openrlhf_ktae.evaluation.benchmarks import Problem, load, source
 from openrlhf_ktae.evaluation.generation import Completion, Engines, Request, Sampling, generate, open_engine
 from openrlhf_ktae.evaluation.grading import CHUNK, STREAM_CHUNK, Response, graded, grader
 from openrlhf_ktae.evaluation.results import ResultFolder
-from openrlhf_ktae.evaluation.stored import BadInput
-from openrlhf_ktae.evaluation.summary import markdown, summarize
-from openrlhf_ktae.evaluation.templates import MARK, Template
+from openrlhf_ktae.figures.summary import markdown, summarize
 from openrlhf_ktae.verifier import Verifier, VerifierConfig
 from openrlhf_ktae.verifier.formats import opening_of
 

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.cpu import ENGINE_DTYPES, SHARED_BLOCK, kv_cache_bytes
-from openrlhf_ktae.faults.cut_off import CutOff, require_whole
-from openrlhf_ktae.faults.deaths import in_one_line, of_type
+from openrlhf_ktae.base.cut_off import CutOff, require_whole
+from openrlhf_ktae.processes.deaths import in_one_line, of_type
 
 PROMPT_TOKENS = 256  # of a usual prompt, where no limit says how long one may be
 IN_FLIGHT = 512  # requests with each engine: more than vLLM runs at a time, so that it always has a next one
@@ -187,7 +187,14 @@ class RayEngines:
     """The host's vLLM actors, as in training."""
 
     def __init__(self, engines: Engines, sampling: Sampling, backend: Backend, args: SimpleNamespace) -> None:
-        from openrlhf_ktae.run.launch import CLUSTER_VARIABLE, cluster_of_its_own, environment, has_dashboard, start_ray
+        from openrlhf_ktae.backend.cluster import (
+            CLUSTER_VARIABLE,
+            cluster_of_its_own,
+            environment,
+            has_dashboard,
+            start_ray,
+        )
+        from openrlhf_ktae.trainer.ray.classes import host_classes
 
         variables = environment(args, backend)
         for name, value in variables.items():
@@ -197,7 +204,7 @@ class RayEngines:
             os.environ.update(cluster_of_its_own(args.run.verbose, has_dashboard(backend, args)))
         backend.prepare_driver()
         start_ray(args, backend, variables)
-        for (module, attribute), actor_class in backend.host_classes().items():
+        for (module, attribute), actor_class in host_classes(backend.name).items():
             setattr(importlib.import_module(module), attribute, actor_class)
         from openrlhf.trainer.ray.vllm_engine import create_vllm_engines
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import openrlhf_ktae
 from openrlhf_ktae import verifier as verifier_package
-from openrlhf_ktae.host import installed
+from openrlhf_ktae.base.host import installed
 from openrlhf_ktae.verifier import Verifier
 from openrlhf_ktae.verifier.formats import keeps_format
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from openrlhf_ktae.base.errors import BadInput
 from openrlhf_ktae.evaluation.results import RESPONSES, grader_hash, read_rows
-from openrlhf_ktae.evaluation.statistics import holm, mcnemar, paired_bootstrap
-from openrlhf_ktae.evaluation.stored import BadInput, Problems
+from openrlhf_ktae.evaluation.stored import Problems
+from openrlhf_ktae.figures.statistics import holm, mcnemar, paired_bootstrap
 from openrlhf_ktae.verifier import CORRECT
 
 POOLED = "pooled"

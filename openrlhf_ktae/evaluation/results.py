@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.evaluation.stored import MOST_TOKENS, BadInput, parsed
-from openrlhf_ktae.run.plain_json import parse_json
+from openrlhf_ktae.base.errors import BadInput
+from openrlhf_ktae.base.plain_json import parse_json
+from openrlhf_ktae.evaluation.stored import MOST_TOKENS, parsed
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG
 
 RESPONSES, SETTINGS, SUMMARY, TABLE = "responses.jsonl", "settings.json", "summary.json", "summary.md"

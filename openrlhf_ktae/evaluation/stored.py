@@ -16,15 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.run.plain_json import parse_json
+from openrlhf_ktae.base.errors import BadInput
+from openrlhf_ktae.base.plain_json import parse_json
 
 REQUIRED = ("benchmark", "gold", "response")
 SHOWN = 80  # characters of a value in a message
 MOST_TOKENS = 2**53  # of a response; beyond it sums are no longer exact
-
-
-class BadInput(ValueError):
-    """A file cannot be evaluated; the message names it, the line and what to give."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from openrlhf_ktae.evaluation.rescoring import TopTokens
+from openrlhf_ktae.record.rollouts import BadRecord, RecordedGroup
 from openrlhf_ktae.report.credit_data import VARIANTS, group_data, step_settings, values_of
 from openrlhf_ktae.report.credit_parts import parts
 from openrlhf_ktae.report.files import ASSETS, link, page_json, size_of, write_page
-from openrlhf_ktae.run.rollout_record import BadRecord, RecordedGroup
+from openrlhf_ktae.report.rescoring import TopTokens
 
 MAX_BYTES = 3_000_000
 TOP = 10

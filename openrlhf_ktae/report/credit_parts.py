@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from openrlhf_ktae.record.rollouts import BadRecord
 from openrlhf_ktae.report.files import page_json, size_of
-from openrlhf_ktae.run.rollout_record import BadRecord
 
 Data = dict[str, Any]
 

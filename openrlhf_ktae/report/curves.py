@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openrlhf_ktae.evaluation.run_outcomes import BadRun, Run, arm_labels
-from openrlhf_ktae.evaluation.statistics import t_interval
-from openrlhf_ktae.run.record import benchmarks
+from openrlhf_ktae.compare.run_outcomes import BadRun, Run, arm_labels
+from openrlhf_ktae.figures.statistics import t_interval
+from openrlhf_ktae.record.metrics import benchmarks
 
 Floats = NDArray[np.float64]
 

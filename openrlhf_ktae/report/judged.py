@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openrlhf_ktae.evaluation.stored import SHOWN, BadInput
+from openrlhf_ktae.base.errors import BadInput
+from openrlhf_ktae.evaluation.stored import SHOWN
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verifier, VerifierConfig
 
 VERDICTS = {

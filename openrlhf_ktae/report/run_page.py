@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.evaluation.run_outcomes import Run
-from openrlhf_ktae.evaluation.statistics import t_interval
+from openrlhf_ktae.compare.run_outcomes import Run
+from openrlhf_ktae.figures.statistics import t_interval
 from openrlhf_ktae.report.curves import CROWDED, NoPlotly, arm_styles, curves, grouped, plotly
 from openrlhf_ktae.report.files import ASSETS, link, page_json, write_page
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.base.errors import BadInput
 from openrlhf_ktae.evaluation import stored
+from openrlhf_ktae.record.rollouts import RecordedGroup, TokenTexts
 from openrlhf_ktae.report.judged import judge
-from openrlhf_ktae.run.rollout_record import RecordedGroup, TokenTexts
 
 # A word with the space before it, or one sign. What is longer than any word is cut: a page has to hold it.
 WORDS = re.compile(r"\s{0,99}(?:\w{1,100}|[^\w\s])|\s{1,100}")
@@ -29,7 +30,7 @@ def stored_groups(path: Path, tokenizer: Any = None, limit: int | None = None) -
         if key in problems or limit is None or len(problems) < limit:
             problems.setdefault(key, {})[number + 1] = row
     if not problems:
-        raise stored.BadInput(f"{path}: is empty")
+        raise BadInput(f"{path}: is empty")
     scored, judged = judge({number: row for of_one in problems.values() for number, row in of_one.items()}, str(path))
     split = _Words() if tokenizer is None else _Tokens(tokenizer)
     about = {"step": 0, "model": path.name, "estimator": "group_norm", "stored": True, "judged": judged}

@@ -20,17 +20,17 @@ import torch
 from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import RayTaskError
 
+from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.checkpoint.folder import BEST, TRAINER_STATE
 from openrlhf_ktae.checkpoint.model_files import NOT_SAVED
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.space import DiskFull, expected_bytes, in_units, require_space
 from openrlhf_ktae.checkpoint.write import Unseen, abandon, begin, commit, rotate, undeleted
-from openrlhf_ktae.faults.deaths import died
-from openrlhf_ktae.plan.memory import BYTES, trained_parameters
-from openrlhf_ktae.plan.shape import model_shape
-from openrlhf_ktae.run.record import RunRecord
+from openrlhf_ktae.memory.model_shape import model_shape
+from openrlhf_ktae.memory.phases import BYTES, trained_parameters
+from openrlhf_ktae.processes.deaths import died
+from openrlhf_ktae.record.metrics import RunRecord
 from openrlhf_ktae.trainer.ppo_utils.data_position import POSITION, plain_position
-from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 
 logger = init_logger(__name__)
 

@@ -9,17 +9,17 @@ from typing import Any
 
 from openrlhf.trainer import ppo_trainer as host
 
+from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.checkpoint.folder import BEST
-from openrlhf_ktae.faults.engines import EngineKeeper
-from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer, reason_of
-from openrlhf_ktae.host import undecorated
-from openrlhf_ktae.run.data_names import paths_as_they_are
-from openrlhf_ktae.run.directory import resumes
+from openrlhf_ktae.data.names import paths_as_they_are
+from openrlhf_ktae.record.directory import resumes
 from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
+from openrlhf_ktae.trainer.engines import EngineKeeper
+from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer, reason_of
 from openrlhf_ktae.trainer.ppo_utils import prompts
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
-from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 from openrlhf_ktae.trainer.recording import RecordingTrainer, seed_everything
 from openrlhf_ktae.trainer.sampling_state import SamplingTrainer

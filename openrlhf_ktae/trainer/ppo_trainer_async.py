@@ -13,9 +13,15 @@ from openrlhf.trainer import ppo_trainer as host_base
 from openrlhf.trainer import ppo_trainer_async as host
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from openrlhf_ktae.faults.deaths import POLL_SECONDS
-from openrlhf_ktae.faults.ending import EndOrder, GivenUp
-from openrlhf_ktae.faults.engines import (
+from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.base.host import undecorated
+from openrlhf_ktae.data.names import paths_as_they_are
+from openrlhf_ktae.processes.deaths import POLL_SECONDS
+from openrlhf_ktae.processes.ending import EndOrder, GivenUp
+from openrlhf_ktae.record.directory import resumes
+from openrlhf_ktae.record.metrics import RunRecord
+from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
+from openrlhf_ktae.trainer.engines import (
     AnsweringQueue,
     EngineKeeper,
     WeightsWanted,
@@ -24,16 +30,10 @@ from openrlhf_ktae.faults.engines import (
     short,
     wait_for_weights,
 )
-from openrlhf_ktae.faults.guarded_trainer import GuardedTrainer, reason_of
-from openrlhf_ktae.host import undecorated
-from openrlhf_ktae.run.data_names import paths_as_they_are
-from openrlhf_ktae.run.directory import resumes
-from openrlhf_ktae.run.record import RunRecord
-from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
+from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer, reason_of
 from openrlhf_ktae.trainer.ppo_utils import prompts
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
-from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 from openrlhf_ktae.trainer.recording import RecordingTrainer, seed_everything
 from openrlhf_ktae.trainer.sampling_state import SamplingTrainer

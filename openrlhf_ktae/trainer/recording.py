@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from openrlhf.utils.logging_utils import init_logger
 
-from openrlhf_ktae.run.batches import trainable
-from openrlhf_ktae.run.record import RunRecord
-from openrlhf_ktae.run.rollout_record import RolloutRecorder
+from openrlhf_ktae.base.batches import trainable
+from openrlhf_ktae.record.metrics import RunRecord
+from openrlhf_ktae.record.rollouts import RolloutRecorder
 
 logger = init_logger(__name__)
 

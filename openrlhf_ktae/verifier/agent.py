@@ -14,7 +14,7 @@ from typing import Any
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verdict, Verifier, VerifierConfig
 from openrlhf_ktae.verifier.formats import keeps_format, opening_of, response_text
 from openrlhf_ktae.verifier.user_reward import HINT, RewardFile, label_and_row

@@ -18,9 +18,9 @@ from typing import Any
 import aiohttp
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from openrlhf_ktae.faults.config import SERVER_VARIABLE, FaultsConfig
-from openrlhf_ktae.safety.secrets import redacted
-from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.base.faults_config import SERVER_VARIABLE, FaultsConfig
+from openrlhf_ktae.base.secrets import redacted
 
 logger = logging.getLogger(__name__)
 

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "report"))
 from recorded_groups import group, hostile, large, plain  # noqa: E402
 
 from openrlhf_ktae.cli import report  # noqa: E402
-from openrlhf_ktae.evaluation.rescoring import Arm, key_token_values, tensors  # noqa: E402
+from openrlhf_ktae.record.metrics import RunRecord  # noqa: E402
 from openrlhf_ktae.report.credit_data import MEASURES, configs_of, group_data  # noqa: E402
 from openrlhf_ktae.report.credit_page import write_credit_pages  # noqa: E402
-from openrlhf_ktae.run.record import RunRecord  # noqa: E402
+from openrlhf_ktae.report.rescoring import Arm, key_token_values, tensors  # noqa: E402
 
 READY_WITHIN_MS = 2000
 RECORDED = Path(__file__).parent / "data" / "quickstart-step-000010.parquet"  # of a run of the quickstart

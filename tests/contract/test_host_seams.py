@@ -7,12 +7,12 @@ import inspect
 import pytest
 
 from openrlhf_ktae.backend.cpu import HEAD_SIZES
-from openrlhf_ktae.host import HOST_VERSION, HostMismatch, check_host, undecorated
+from openrlhf_ktae.base.host import HOST_VERSION, HostMismatch, check_host, undecorated
 
 
 def test_the_pinned_host_is_installed(monkeypatch):
     check_host()
-    monkeypatch.setattr("openrlhf_ktae.host.version", lambda _: "0.12.0")
+    monkeypatch.setattr("openrlhf_ktae.base.host.version", lambda _: "0.12.0")
     with pytest.raises(HostMismatch, match=HOST_VERSION):
         check_host()
 
@@ -128,7 +128,7 @@ def test_the_host_command_takes_its_classes_as_globals(host):
 
 
 def test_weights_go_to_every_engine_by_calls_and_a_group_that_can_be_stood_in_for(host):
-    """`faults/weight_sending.py` stands for both while the host sends."""
+    """`trainer/ray/weight_sending.py` stands for both while the host sends."""
     from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer
     from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
     from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
@@ -228,20 +228,21 @@ def test_the_mathematics_loads_no_trainer(loaded_by):
 
 def test_an_engine_waits_for_no_trainer_to_be_imported(loaded_by):
     """DeepSpeed, the host's trainer and its data sets take seconds of every start."""
-    code = "from openrlhf_ktae.backend.cpu_patches import activate; activate(); import openrlhf_ktae.backend.cpu_engine"
+    engine = "openrlhf_ktae.trainer.ray.cpu_engine"
+    code = f"from openrlhf_ktae.backend.cpu_patches import activate; activate(); import {engine}"
     assert loaded_by(code, "deepspeed", "openrlhf.trainer.ppo_trainer", "datasets") == []
 
 
 def test_ranks_meet_at_a_port_of_ours(host):
-    """The host's own may be given to another process before they do (`run/free_port.py`)."""
+    """The host's own may be given to another process before they do (`base/free_port.py`)."""
     from openrlhf.cli import train_ppo_ray
     from openrlhf.trainer.ray.launcher import BaseDistributedActor
 
-    from openrlhf_ktae.faults.models import HOST_CLASSES, RestartableModel
-    from openrlhf_ktae.host import undecorated
-    from openrlhf_ktae.run.free_port import free_port
+    from openrlhf_ktae.base.free_port import free_port
+    from openrlhf_ktae.base.host import undecorated
     from openrlhf_ktae.trainer.ray.ppo_actor import KTAEPolicyModelActor
     from openrlhf_ktae.trainer.ray.ppo_critic import KTAECriticModelActor
+    from openrlhf_ktae.trainer.ray.restarting_models import HOST_CLASSES, RestartableModel
 
     assert "self._get_free_port()" in inspect.getsource(BaseDistributedActor.__init__)
     untrained = [type(name, (RestartableModel, undecorated(getattr(train_ppo_ray, name))), {}) for name in HOST_CLASSES]

@@ -11,14 +11,15 @@ import pytest
 from openrlhf_ktae.backend.cpu import CpuBackend
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
 from openrlhf_ktae.backend.cuda import CudaBackend
-from openrlhf_ktae.cli.watched_run import ENGINE, POLICY, watched
-from openrlhf_ktae.host import undecorated
-from openrlhf_ktae.trials.watchers import WatchedActor, WatchedEngine, WatchedUpdates
+from openrlhf_ktae.base.host import undecorated
+from openrlhf_ktae.cli.watched_run import ENGINE, POLICY, watched, watched_classes
+from openrlhf_ktae.selftest.watchers import WatchedActor, WatchedEngine, WatchedUpdates
+from openrlhf_ktae.trainer.ray.classes import host_classes
 
 
 @pytest.mark.parametrize("backend", [CpuBackend(), CudaBackend()])
 def test_watchers_stand_before_the_backends_own_classes(host, backend):
-    own, over = backend.host_classes(), watched(backend).host_classes()
+    own, over = host_classes(backend.name), watched_classes(backend.name)
     assert own.keys() == over.keys()
     assert watched(backend).name == backend.name
     engine, policy = undecorated(over[ENGINE]), undecorated(over[POLICY])

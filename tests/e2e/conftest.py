@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from run_processes import MARK, mark_of, processes_of
 
-from openrlhf_ktae.run.record import read_record
+from openrlhf_ktae.record.metrics import read_record
 
 COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray"]
 SECONDS = 300

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from openrlhf_ktae.run.record import read_record
+from openrlhf_ktae.record.metrics import read_record
 
 MARK = "KTAE_TEST_RUN"
 ASYNCHRONOUS = "--train.colocate_all false --train.async_enable"

@@ -18,7 +18,7 @@ from marks import RARELY
 from run_processes import ASYNCHRONOUS
 from safetensors.torch import load_file
 
-from openrlhf_ktae.run.free_port import free_port
+from openrlhf_ktae.base.free_port import free_port
 
 MODEL = "examples/quickstart/model"
 ROLLOUTS, STEPS = 16, 3

@@ -7,9 +7,9 @@ import torch
 from marks import RARELY
 from safetensors.torch import load_file
 
-from openrlhf_ktae.trials.deaths import EVERYTHING, Death
-from openrlhf_ktae.trials.mortal_run import MortalRun
-from openrlhf_ktae.trials.trial import STRAIGHT, Trial
+from openrlhf_ktae.selftest.deaths import EVERYTHING, Death
+from openrlhf_ktae.selftest.mortal_run import MortalRun
+from openrlhf_ktae.selftest.trial import STRAIGHT, Trial
 
 LORA = "--ds.lora.rank 16 --ds.lora.alpha 32 --actor.adam.lr 1e-3"
 EVERY = 10  # steps from one checkpoint to the next

@@ -19,8 +19,8 @@ def peaks(root):
 
 def test_planned_memory_is_that_of_the_update(peaks, root, tmp_path, monkeypatch):
     from openrlhf_ktae.cli.options import parse_command_line
-    from openrlhf_ktae.plan import memory
-    from openrlhf_ktae.plan.shape import model_shape
+    from openrlhf_ktae.memory import phases as memory
+    from openrlhf_ktae.memory.model_shape import model_shape
 
     monkeypatch.setenv("PYTHONPATH", str(root))
     peaks.make_model("8M", tmp_path / "8M")

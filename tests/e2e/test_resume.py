@@ -7,10 +7,10 @@ import torch
 from marks import RARELY
 
 from openrlhf_ktae.checkpoint.folder import listed
-from openrlhf_ktae.run.record import read_record
-from openrlhf_ktae.trials.deaths import EVERYTHING, Death
-from openrlhf_ktae.trials.mortal_run import MortalRun
-from openrlhf_ktae.trials.trial import AGAIN, STRAIGHT, Trial
+from openrlhf_ktae.record.metrics import read_record
+from openrlhf_ktae.selftest.deaths import EVERYTHING, Death
+from openrlhf_ktae.selftest.mortal_run import MortalRun
+from openrlhf_ktae.selftest.trial import AGAIN, STRAIGHT, Trial
 
 PROMPTS = 40  # of each of two episodes: some are filtered, so that groups are left over and carried on
 

@@ -81,8 +81,8 @@ def test_run_directory_is_complete(quickstart):
 
 
 def test_recorded_rollouts_are_those_of_the_step(quickstart):
-    from openrlhf_ktae.evaluation.rescoring import rescore
-    from openrlhf_ktae.run.rollout_record import find, read_groups
+    from openrlhf_ktae.record.rollouts import find, read_groups
+    from openrlhf_ktae.report.rescoring import rescore
 
     groups = list(read_groups(find([quickstart.directory])))
     assert {group.step for group in groups} == {20, 40}
@@ -99,7 +99,7 @@ def test_recorded_rollouts_are_those_of_the_step(quickstart):
 
 def test_the_resolved_config_parses_to_the_same_options(quickstart, root, monkeypatch):
     from openrlhf_ktae.cli.options import parse_command_line
-    from openrlhf_ktae.run.directory import nested_options
+    from openrlhf_ktae.record.directory import nested_options
 
     monkeypatch.chdir(root)
     path = quickstart.directory / "config.yaml"

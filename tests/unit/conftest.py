@@ -11,7 +11,7 @@ import torch
 
 from openrlhf_ktae.backend import choice
 from openrlhf_ktae.backend.cpu import vllm_build
-from openrlhf_ktae.run.free_port import free_port
+from openrlhf_ktae.base.free_port import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def ray_here(host):
     import ray
 
     from openrlhf_ktae.backend.cpu import CpuBackend
-    from openrlhf_ktae.run.process_setup import BACKEND_VARIABLE, WORKER_HOOK
+    from openrlhf_ktae.processes.setup import BACKEND_VARIABLE, WORKER_HOOK
 
     options = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     workers = {

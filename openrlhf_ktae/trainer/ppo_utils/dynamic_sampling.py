@@ -13,14 +13,10 @@ from typing import Any
 
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_ktae.faults.rollouts import SurvivingGenerator
-from openrlhf_ktae.run.batches import rollout_unit, trainable
-from openrlhf_ktae.trainer.ppo_utils.group_filter import (
-    DynamicFilteringConfig,
-    SamplingTally,
-    TrainingStopped,
-    judge_group,
-)
+from openrlhf_ktae.base.batches import rollout_unit, trainable
+from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
+from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig, SamplingTally, judge_group
 from openrlhf_ktae.trainer.ppo_utils.light_samples import LightSamplesGenerator
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt_key
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores

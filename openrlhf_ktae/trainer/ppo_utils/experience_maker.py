@@ -13,7 +13,6 @@ import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_ktae.faults.nonfinite import refuse_nonfinite
 from openrlhf_ktae.ktae import (
     CreditSums,
     KTAEConfig,
@@ -22,7 +21,8 @@ from openrlhf_ktae.ktae import (
     discounted_returns,
     warm_up,
 )
-from openrlhf_ktae.run.rollout_record import Credit
+from openrlhf_ktae.record.rollouts import Credit
+from openrlhf_ktae.trainer.nonfinite import refuse_nonfinite
 from openrlhf_ktae.trainer.ppo_utils import host_speed
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without, excluded_rollouts

@@ -17,10 +17,6 @@ BINS = ("0", "0-25 %", "25-50 %", "50-75 %", "75-100 %", "1")
 HOST_RANGE = (0.0, 1.0)
 
 
-class TrainingStopped(RuntimeError):
-    """Training cannot go on with these data and options; the message says why and names the way out."""
-
-
 @dataclass(frozen=True)
 class DynamicFilteringConfig:
     """Options beside the host's `--algo.dynamic_filtering_enable` and `--algo.dynamic_filtering_range`."""

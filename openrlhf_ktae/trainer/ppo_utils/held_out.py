@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_ktae.evaluation.statistics import SEED
-from openrlhf_ktae.evaluation.summary import LENGTH, Table, Tally, ends_of
+from openrlhf_ktae.figures.statistics import SEED
+from openrlhf_ktae.figures.summary import LENGTH, Table, Tally, ends_of
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG
 from openrlhf_ktae.verifier.extract import extract_answer

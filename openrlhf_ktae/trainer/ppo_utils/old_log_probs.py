@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from openrlhf_ktae.run.batches import one_update
+from openrlhf_ktae.base.batches import one_update
 
 
 def update_has_them(args: SimpleNamespace, rollouts: int, has_reference: bool) -> bool:

@@ -12,11 +12,11 @@ from typing import Any
 
 from openrlhf.datasets import PromptDataset
 
-from openrlhf_ktae.evaluation.templates import chat_arguments, fill
-from openrlhf_ktae.preflight.prompt_files import TEXT_SUFFIXES, text_rows
-from openrlhf_ktae.preflight.prompt_folders import data_files, of_split
-from openrlhf_ktae.run.plain_json import parse_json
-from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.base.plain_json import parse_json
+from openrlhf_ktae.data.prompt_files import TEXT_SUFFIXES, text_rows
+from openrlhf_ktae.data.prompt_folders import data_files, of_split
+from openrlhf_ktae.data.templates import chat_arguments, fill
 from openrlhf_ktae.verifier.user_reward import LabelledRow
 
 ROW = "openrlhf_ktae_row"  # the one column of a data set read here: the row as JSON

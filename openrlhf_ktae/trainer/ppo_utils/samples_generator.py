@@ -10,7 +10,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.utils.logging_utils import init_logger
 from vllm import SamplingParams
 
-from openrlhf_ktae.run.batches import rollout_unit, trainable
+from openrlhf_ktae.base.batches import rollout_unit, trainable
 from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts
 from openrlhf_ktae.trainer.ppo_utils.dynamic_sampling import DynamicSamplesGenerator
 from openrlhf_ktae.trainer.ppo_utils.held_out import answer_reader, summarize

@@ -9,7 +9,6 @@ import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_ktae.faults.models import RevivingExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import left_out, update_has_them
 from openrlhf_ktae.trainer.ppo_utils.response_lengths import (
     PENALTIES,
@@ -18,6 +17,7 @@ from openrlhf_ktae.trainer.ppo_utils.response_lengths import (
     mask_truncated,
     without,
 )
+from openrlhf_ktae.trainer.ray.restarting_models import RevivingExperienceMaker
 
 
 class ShapedExperienceMaker(RevivingExperienceMaker):

@@ -6,6 +6,7 @@ options of an optimizer and its schedule, which a checkpoint holds too, are thos
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,12 @@ from typing import Any
 
 import torch
 
+from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.checkpoint.files import files_below
 from openrlhf_ktae.checkpoint.folder import RANDOM
 from openrlhf_ktae.checkpoint.model_files import NOT_SAVED, in_part, require_all, weights_whatever_fails
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.write import staging
-from openrlhf_ktae.run.free_port import free_port
-from openrlhf_ktae.run.nodes import node_name
 from openrlhf_ktae.trainer.checkpointing import checkpoints_at
 
 
@@ -141,3 +141,10 @@ def load_shares(model: torch.nn.Module, saved: list[torch.Tensor]) -> None:
 
 def _share(parameter: Any) -> torch.Tensor:
     return getattr(parameter, "ds_tensor", parameter.data)
+
+
+def node_name() -> str:
+    """Return this node's address in the cluster and its host name."""
+    import ray
+
+    return f"{ray.util.get_node_ip_address()} ({socket.gethostname()})"

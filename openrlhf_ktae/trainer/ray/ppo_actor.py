@@ -14,14 +14,14 @@ from openrlhf.trainer.ray import ppo_actor as host
 from openrlhf.utils.loss_utils import get_loss_batch_info
 from peft import PeftModel
 
-from openrlhf_ktae.faults.nonfinite import SKIPPED, skip_nonfinite_updates
-from openrlhf_ktae.faults.weight_sending import EveryEngine, GuardedGroup, Sending
-from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.trainer.lora import MergedModule
+from openrlhf_ktae.trainer.nonfinite import SKIPPED, skip_nonfinite_updates
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
 from openrlhf_ktae.trainer.ppo_utils.token_gspo import with_token_credit
 from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
+from openrlhf_ktae.trainer.ray.weight_sending import EveryEngine, GuardedGroup, Sending
 
 NO_TOKENS = 1e-6  # weight of a micro-batch without action tokens: the host divides by the sum of these
 _HostPolicyModelActor: Any = undecorated(host.PolicyModelActor)

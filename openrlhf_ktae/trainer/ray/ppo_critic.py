@@ -6,8 +6,8 @@ from typing import Any
 
 from openrlhf.trainer.ray import ppo_critic as host
 
-from openrlhf_ktae.faults.nonfinite import CRITIC_SKIPPED, skip_nonfinite_updates
-from openrlhf_ktae.host import undecorated
+from openrlhf_ktae.base.host import undecorated
+from openrlhf_ktae.trainer.nonfinite import CRITIC_SKIPPED, skip_nonfinite_updates
 from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
 
 _HostCriticModelActor: Any = undecorated(host.CriticModelActor)

@@ -11,13 +11,13 @@ from typing import Any
 from openrlhf.trainer.ray import vllm_engine as host
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from openrlhf_ktae.faults.cut_off import only_whole
-from openrlhf_ktae.faults.gpu_memory import own_gpu_memory
-from openrlhf_ktae.faults.in_engine import contained
-from openrlhf_ktae.host import undecorated
-from openrlhf_ktae.run.process_setup import leave_interrupts_to_the_driver
+from openrlhf_ktae.base.cut_off import only_whole
+from openrlhf_ktae.base.host import undecorated
+from openrlhf_ktae.processes.setup import leave_interrupts_to_the_driver
 from openrlhf_ktae.trainer.ppo_utils.messages import packed
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
+from openrlhf_ktae.trainer.ray.gpu_memory import own_gpu_memory
+from openrlhf_ktae.trainer.ray.retrying_rollouts import contained
 from openrlhf_ktae.verifier.http_reward import HttpAgentExecutor
 
 _HostRolloutActor: Any = undecorated(host.RolloutRayActor)

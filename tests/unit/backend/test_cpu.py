@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from openrlhf_ktae.backend import BackendUnavailable, flash_attn_stub, resolve
-from openrlhf_ktae.backend import cpu_weight_sync as sync
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes, vllm_build
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE, interface_of
+from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.run.free_port import free_port
+from openrlhf_ktae.trainer.ray import cpu_weight_sync as sync
 
 
 @pytest.mark.skipif(vllm_build() == "cuda", reason="the builds for GPUs are installed")

@@ -25,7 +25,7 @@ def engine_class(ray_here):
             return True
 
         async def init_process_group(self, address, port, rank, world_size):
-            from openrlhf_ktae.backend.cpu_weight_sync import GlooGroup
+            from openrlhf_ktae.trainer.ray.cpu_weight_sync import GlooGroup
 
             self._group = GlooGroup(address, port, rank, world_size)
 
@@ -33,7 +33,7 @@ def engine_class(ray_here):
             os._exit(1)
 
         async def update_weights_in_bucket(self, bucket):
-            from openrlhf_ktae.backend.cpu_weight_sync import Slot, new_buffer
+            from openrlhf_ktae.trainer.ray.cpu_weight_sync import Slot, new_buffer
 
             work = self._group.broadcast(new_buffer([Slot(*row) for row in bucket]))
             await asyncio.to_thread(work.wait)
@@ -44,9 +44,9 @@ def engine_class(ray_here):
 @pytest.fixture
 def sender(ray_here, engine_class, monkeypatch):
     """Rank 0 of the trainer and two engines, without a model."""
-    from openrlhf_ktae.backend.cpu_actors import CpuActorPPOTrainer
-    from openrlhf_ktae.backend.cpu_weight_sync import GlooGroup
-    from openrlhf_ktae.run.free_port import free_port
+    from openrlhf_ktae.base.free_port import free_port
+    from openrlhf_ktae.trainer.ray.cpu_actors import CpuActorPPOTrainer
+    from openrlhf_ktae.trainer.ray.cpu_weight_sync import GlooGroup
 
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     engines = [engine_class.remote() for _ in range(2)]
@@ -67,9 +67,9 @@ def sender(ray_here, engine_class, monkeypatch):
 @pytest.mark.parametrize("dead", [0, 1])
 def test_the_engines_that_live_do_not_wait_for_one_that_died(ray_here, sender, dead):
     """gloo sends to one after the other and gives up at the first that is gone; the next knew nothing of it."""
-    from openrlhf_ktae.backend.cpu_weight_sync import buckets
-    from openrlhf_ktae.faults.engines import engine_died
-    from openrlhf_ktae.faults.weight_sending import Sending
+    from openrlhf_ktae.trainer.engines import engine_died
+    from openrlhf_ktae.trainer.ray.cpu_weight_sync import buckets
+    from openrlhf_ktae.trainer.ray.weight_sending import Sending
 
     (bucket,) = buckets([("w", torch.float32, (3,))])
     for values in ([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]):
@@ -92,8 +92,8 @@ def test_buckets_of_gradients_stay_on_the_heap(stage):
     from openrlhf_ktae.backend.cpu_patches import activate
 
     activate()
-    from openrlhf_ktae.backend.cpu_actors import CpuDeepspeedStrategy
     from openrlhf_ktae.cli.options import parse_command_line
+    from openrlhf_ktae.trainer.ray.cpu_actors import CpuDeepspeedStrategy
 
     words = (
         f"--pretrain m --prompt_data x.jsonl --label_key l --vllm_num_engines 1 --param_dtype fp32 --zero_stage {stage}"

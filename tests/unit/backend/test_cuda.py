@@ -13,7 +13,8 @@ from openrlhf_ktae.backend import BackendUnavailable, choice, cpu, cuda, flash_a
 from openrlhf_ktae.backend.cuda import CudaBackend
 from openrlhf_ktae.cli import train_ppo_ray as command
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.preflight import hub
+from openrlhf_ktae.data import hub
+from openrlhf_ktae.trainer.ray.classes import host_classes
 
 WORDS = ["--pretrain", "m", "--vllm_num_engines", "1", "--init_kl_coef", "0", "--n_samples_per_prompt", "4"]
 WORDS += ["--actor.num_gpus_per_node", "1", "--remote_rm_url", "http://x", "--colocate_all_models"]
@@ -251,5 +252,5 @@ except ImportError:
 
 
 def test_the_host_classes_are_extended(host):
-    names = {name for _, name in CudaBackend().host_classes()}
+    names = {name for _, name in host_classes("cuda")}
     assert names == {"PolicyModelActor", "CriticModelActor", "RolloutRayActor", "DeepspeedStrategy"}

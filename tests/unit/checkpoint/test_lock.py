@@ -34,7 +34,7 @@ def other_run(tmp_path):
 def test_a_second_run_is_refused_until_the_first_is_dead(other_run, tmp_path):
     from openrlhf_ktae.cli.options import parse_command_line
     from openrlhf_ktae.cli.train_ppo_ray import REFUSALS
-    from openrlhf_ktae.run.resuming import choose_checkpoint
+    from openrlhf_ktae.launch.resuming import choose_checkpoint
 
     checkpoints = tmp_path / "run" / "checkpoints"
     half = staging(checkpoints, "global_step2")

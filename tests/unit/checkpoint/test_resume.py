@@ -243,7 +243,7 @@ def test_which_options_may_differ():
 def test_every_option_that_may_differ_is_an_option():
     from openrlhf_ktae.checkpoint.changes import BY_CONTENT, FREE, FREE_GROUPS, IN_CHECKPOINT, SHARDED, flat
     from openrlhf_ktae.cli.options import parse_command_line
-    from openrlhf_ktae.run.directory import nested_options
+    from openrlhf_ktae.record.directory import nested_options
 
     words = "--pretrain m --prompt_data d --vllm_num_engines 1 --actor.num_gpus_per_node 1 --label_key label"
     options = flat(nested_options(parse_command_line(words.split())))

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from openrlhf_ktae.cli.command import run_command
-from openrlhf_ktae.trials.trial import Trial
+from openrlhf_ktae.selftest.trial import Trial
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

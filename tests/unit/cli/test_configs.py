@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from openrlhf_ktae.backend.cuda import CudaBackend
-from openrlhf_ktae.cli.config_file import load_config
+from openrlhf_ktae.base.config_file import load_config
+from openrlhf_ktae.checks.preflight import Refused, preflight
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.preflight import hub
-from openrlhf_ktae.preflight.preflight import Refused, preflight
+from openrlhf_ktae.data import hub
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 ARMS = ("grpo", "grpo_ktae", "dapo", "dapo_ktae")

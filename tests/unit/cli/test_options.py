@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.cli.flat_names import FLAT_NAMES, FLAT_SWITCHES, translate_flat_names
-from openrlhf_ktae.cli.host_parser import BadOption, _main_block, parse
+from openrlhf_ktae.cli.host_parser import _main_block, parse
 from openrlhf_ktae.cli.options import build_parser, parse_command_line
 from openrlhf_ktae.ktae.config import KTAEConfig
-from openrlhf_ktae.run.directory import nested_options
+from openrlhf_ktae.record.directory import nested_options
 
 MINIMAL = ["--pretrain", "m", "--prompt_data", "d.jsonl", "--vllm_num_engines", "1", "--actor.num_gpus_per_node", "1"]
 KTAE = [*MINIMAL, "--advantage_estimator", "ktae", "--n_samples_per_prompt", "4"]

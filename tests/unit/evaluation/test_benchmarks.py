@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from openrlhf_ktae.cli.eval import main
+from openrlhf_ktae.data.templates import template
 from openrlhf_ktae.evaluation.benchmarks import load, registry
-from openrlhf_ktae.evaluation.templates import template
 from openrlhf_ktae.verifier.formats import opening_of
 
 ROWS = {"aime24": 30, "amc": 83, "math500": 500, "minerva": 272, "olympiadbench": 675}

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from openrlhf_ktae.base.errors import BadInput
 from openrlhf_ktae.cli.eval import main
 from openrlhf_ktae.evaluation import benchmarks, evaluate, grading
 from openrlhf_ktae.evaluation.generation import Completion, Sampling, parameters
 from openrlhf_ktae.evaluation.grading import CHUNK, Response, graded
-from openrlhf_ktae.evaluation.stored import BadInput
 from openrlhf_ktae.verifier import Verifier, VerifierConfig
 
 

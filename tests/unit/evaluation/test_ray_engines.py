@@ -17,14 +17,14 @@ UNTIL_RAY = """
 import os, sys
 from openrlhf_ktae.backend.cuda import CudaBackend
 from openrlhf_ktae.evaluation.generation import Engines, Sampling, open_engine
-from openrlhf_ktae.run import launch
+from openrlhf_ktae.backend import cluster
 
 def start_ray(args, backend, variables):
     assert "ray" not in sys.modules, "Ray reads the environment as it is imported"
     print(os.environ.get("RAY_AUTH_MODE"), len(os.environ.get("RAY_AUTH_TOKEN", "")))
     sys.exit()
 
-launch.start_ray = start_ray
+cluster.start_ray = start_ray
 open_engine(Engines("m", engines=2), Sampling(), CudaBackend(), lambda _: None)
 """
 

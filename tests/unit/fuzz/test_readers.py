@@ -15,20 +15,20 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.cli.config_file import config_words
-from openrlhf_ktae.cli.host_parser import BadOption
 from openrlhf_ktae.cli.options import build_parser
 from openrlhf_ktae.cli.verify import BadFile
 from openrlhf_ktae.cli.verify import read_rows as audited_rows
+from openrlhf_ktae.compare.run_outcomes import BadRun, common_budget, outcomes, read_run
+from openrlhf_ktae.data.prompt_files import UnreadableDataset, look, text_rows
 from openrlhf_ktae.evaluation import benchmarks, results, stored
 from openrlhf_ktae.evaluation.pairing import problem_scores
-from openrlhf_ktae.evaluation.rescoring import rescore
-from openrlhf_ktae.evaluation.run_outcomes import BadRun, common_budget, outcomes, read_run
-from openrlhf_ktae.evaluation.summary import summarize
-from openrlhf_ktae.plan.shape import model_shape
-from openrlhf_ktae.preflight.prompt_files import UnreadableDataset, look, text_rows
-from openrlhf_ktae.run.record import METRICS_FILE
-from openrlhf_ktae.run.rollout_record import COLUMNS, METADATA_KEY, BadRecord, read_groups
+from openrlhf_ktae.figures.summary import summarize
+from openrlhf_ktae.memory.model_shape import model_shape
+from openrlhf_ktae.record.metrics import METRICS_FILE
+from openrlhf_ktae.record.rollouts import COLUMNS, METADATA_KEY, BadRecord, read_groups
+from openrlhf_ktae.report.rescoring import rescore
 
 EXAMPLES = 60
 quick = settings(

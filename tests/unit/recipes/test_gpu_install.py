@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_ktae.host import HOST_VERSION
+from openrlhf_ktae.base.host import HOST_VERSION
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -16,8 +16,8 @@ import yaml
 
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.plan.memory import host, power_of_two
-from openrlhf_ktae.plan.shape import model_shape
+from openrlhf_ktae.memory.model_shape import model_shape
+from openrlhf_ktae.memory.phases import host, power_of_two
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = sorted((ROOT / "examples/scripts").glob("*.sh"))

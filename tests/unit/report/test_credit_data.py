@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from recorded_groups import group
 
-from openrlhf_ktae.evaluation.rescoring import Arm, key_token_values, tensors
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.report.credit_data import MEASURES, VARIANTS, configs_of, group_data
+from openrlhf_ktae.report.rescoring import Arm, key_token_values, tensors
 
 
 def partly_known(about=None):

@@ -13,10 +13,10 @@ from pyarrow import parquet
 from recorded_groups import ABOUT, HOSTILE, group, hostile, large, plain
 
 from openrlhf_ktae.cli.report import main
+from openrlhf_ktae.record.metrics import RunRecord
+from openrlhf_ktae.record.rollouts import METADATA_KEY, _schema
 from openrlhf_ktae.report.credit_data import MEASURES, group_data, step_settings
 from openrlhf_ktae.report.credit_page import MAX_BYTES, write_credit_pages
-from openrlhf_ktae.run.record import RunRecord
-from openrlhf_ktae.run.rollout_record import METADATA_KEY, _schema
 
 
 class Scripts(HTMLParser):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from openrlhf_ktae.cli.report import main
-from openrlhf_ktae.evaluation.run_outcomes import read_run
+from openrlhf_ktae.compare.run_outcomes import read_run
+from openrlhf_ktae.record.metrics import RunRecord
 from openrlhf_ktae.report import curves as drawing
-from openrlhf_ktae.run.record import RunRecord
 
 
 def run_of(path, steps=4, **metrics):

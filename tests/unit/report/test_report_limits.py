@@ -10,8 +10,8 @@ from recorded_groups import group
 from test_credit_page import parsed, steps_of, to_file
 
 from openrlhf_ktae.cli.report import main
+from openrlhf_ktae.record.metrics import RunRecord
 from openrlhf_ktae.report.credit_page import MAX_BYTES, write_credit_pages
-from openrlhf_ktae.run.record import RunRecord
 
 
 def jsonl(path, rows):

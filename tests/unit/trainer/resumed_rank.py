@@ -19,11 +19,11 @@ import openrlhf.utils.deepspeed  # noqa: E402
 import torch  # noqa: E402
 
 from openrlhf_ktae.backend import resolve  # noqa: E402
-from openrlhf_ktae.backend.cpu_actors import CpuDeepspeedStrategy, CpuPolicyModelActor  # noqa: E402
+from openrlhf_ktae.base.free_port import free_port  # noqa: E402
+from openrlhf_ktae.base.host import undecorated  # noqa: E402
 from openrlhf_ktae.checkpoint.write import begin  # noqa: E402
 from openrlhf_ktae.cli.options import parse_command_line  # noqa: E402
-from openrlhf_ktae.host import undecorated  # noqa: E402
-from openrlhf_ktae.run.free_port import free_port  # noqa: E402
+from openrlhf_ktae.trainer.ray.cpu_actors import CpuDeepspeedStrategy, CpuPolicyModelActor  # noqa: E402
 from openrlhf_ktae.trainer.ray.ppo_critic import KTAECriticModelActor  # noqa: E402
 
 openrlhf.utils.deepspeed.DeepspeedStrategy = CpuDeepspeedStrategy

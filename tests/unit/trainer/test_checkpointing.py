@@ -14,7 +14,7 @@ from openrlhf_ktae.checkpoint.files import files_below
 from openrlhf_ktae.checkpoint.folder import listed, verify
 from openrlhf_ktae.checkpoint.write import staging
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.run.record import RunRecord, read_record
+from openrlhf_ktae.record.metrics import RunRecord, read_record
 
 WORDS = (
     "--pretrain examples/quickstart/model --prompt_data d.jsonl --vllm_num_engines 1 --actor.num_gpus_per_node 1 "
@@ -199,7 +199,7 @@ def test_a_rank_that_dies_while_it_saves_ends_the_run_though_the_others_only_los
 
 
 def test_or_the_run_stops(new_trainer):
-    from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+    from openrlhf_ktae.base.errors import TrainingStopped
 
     trainer = new_trainer("--ckpt.on_failure", "stop")
     trainer.actor_model_group.broken = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -288,7 +288,7 @@ def test_a_best_that_could_not_be_written_is_not_the_best(new_trainer):
     ],
 )
 def test_a_checkpoint_without_weights_is_not_written(new_trainer, words, saved, text):
-    from openrlhf_ktae.faults.guarded_trainer import what_is_saved
+    from openrlhf_ktae.trainer.guarded_trainer import what_is_saved
 
     trainer = new_trainer("--eval.dataset", "e.jsonl", *words)
     train(trainer, 2)
@@ -298,7 +298,7 @@ def test_a_checkpoint_without_weights_is_not_written(new_trainer, words, saved, 
 
 
 def test_a_run_that_goes_on_knows_what_it_has(new_trainer):
-    from openrlhf_ktae.faults.guarded_trainer import what_is_saved
+    from openrlhf_ktae.trainer.guarded_trainer import what_is_saved
 
     first = new_trainer()
     train(first, 2)

@@ -70,7 +70,7 @@ def new_run(ray, prompts, *words):
 
 def steps(run, first_episode=0):
     """Yield, for each step, its prompts and the state that a checkpoint after it has: the loop of the host's `fit`."""
-    from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+    from openrlhf_ktae.base.errors import TrainingStopped
 
     loader, generator = run
     for episode in range(first_episode, 3):

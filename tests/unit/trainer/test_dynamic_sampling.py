@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import prompt_key
 
 N = 4  # rollouts of a prompt
@@ -285,7 +285,7 @@ def test_without_the_option_it_is_the_host(ray_here):
 
 @pytest.mark.parametrize("name", ["dynamic_filtering_max_gen_batches", "dynamic_filtering_skip_solved"])
 def test_limits_below_zero_are_refused(name):
-    from openrlhf_ktae.cli.host_parser import BadOption
+    from openrlhf_ktae.base.errors import BadOption
 
     with pytest.raises(BadOption, match=f"--algo.{name} -1: must be at least 0"):
         parse_command_line([*WORDS.split(), f"--algo.{name}", "-1"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.evaluation.summary import summarize as summarize_rows
+from openrlhf_ktae.figures.summary import summarize as summarize_rows
 
 SAMPLES = 4
 ANSWERS = {  # of four samples each; 2 is right

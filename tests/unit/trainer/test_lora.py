@@ -90,8 +90,8 @@ def loaded(group, root, monkeypatch):
     from openrlhf.models import Actor
     from openrlhf.utils import get_tokenizer
 
-    from openrlhf_ktae.backend.cpu_actors import CpuDeepspeedStrategy
     from openrlhf_ktae.cli.options import parse_command_line
+    from openrlhf_ktae.trainer.ray.cpu_actors import CpuDeepspeedStrategy
 
     def load(stage, dtype):
         args = parse_command_line([*WORDS.split(), "--zero_stage", str(stage), "--param_dtype", dtype])

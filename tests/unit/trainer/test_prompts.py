@@ -94,7 +94,7 @@ def test_labels_of_csv_are_texts(make, tmp_path):
 
 
 def test_the_checks_read_what_the_loader_returns(make, tmp_path):
-    from openrlhf_ktae.preflight.prompt_files import text_rows
+    from openrlhf_ktae.data.prompt_files import text_rows
 
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(f'{{"input": "1 :", "label": {written}}}' for written in JSON_LABELS))
@@ -114,7 +114,7 @@ def test_times_of_a_typed_format_are_refused(make, tmp_path):
     import pyarrow as pa
     from pyarrow import parquet
 
-    from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+    from openrlhf_ktae.base.errors import TrainingStopped
 
     path = tmp_path / "rows.parquet"
     parquet.write_table(pa.table({"input": ["1 :"], "label": [datetime(2024, 1, 5)]}), path)
@@ -154,7 +154,7 @@ def test_nothing_is_noted_where_all_fit(make, tmp_path):
 
 
 def test_no_prompt_that_fits_stops_the_run(make, tmp_path):
-    from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+    from openrlhf_ktae.base.errors import TrainingStopped
 
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"input": LONG, "label": "1"}))

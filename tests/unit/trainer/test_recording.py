@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from openrlhf_ktae.run.record import read_record
+from openrlhf_ktae.record.metrics import read_record
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_rollouts_that_find_no_room_are_noted(trainer):
 
 
 def test_a_batch_for_a_post_mortem_that_finds_no_room_is_left_out(host, tmp_path, files_up_to):
-    from openrlhf_ktae.faults.nonfinite import save_batch
+    from openrlhf_ktae.trainer.nonfinite import save_batch
 
     batch = SimpleNamespace(sequences=torch.zeros(1000), prompts=[], labels=[])
     with files_up_to(100):

@@ -34,10 +34,10 @@ def test_engines_have_the_workers_methods_of_their_backend(backend, host, monkey
 
     from vllm.utils.import_utils import resolve_obj_by_qualname
 
-    from openrlhf_ktae.backend.cpu_engine import CpuRolloutActor
     from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
-    from openrlhf_ktae.backend.cpu_weight_sync import CpuWorkerExtension
     from openrlhf_ktae.trainer.ray import vllm_engine
+    from openrlhf_ktae.trainer.ray.cpu_engine import CpuRolloutActor
+    from openrlhf_ktae.trainer.ray.cpu_weight_sync import CpuWorkerExtension
     from openrlhf_ktae.trainer.ray.vllm_worker_wrap import KTAEWorkerWrap
 
     given = {}

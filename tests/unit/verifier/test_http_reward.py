@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from openrlhf_ktae.faults.config import SERVER_VARIABLE
-from openrlhf_ktae.preflight.user_code import _unanswered
-from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.base.faults_config import SERVER_VARIABLE
+from openrlhf_ktae.checks.user_code import _unanswered
 
 GOOD = {"rewards": [0.75]}
 
@@ -237,8 +237,8 @@ def test_options_reach_the_engines():
     from types import SimpleNamespace
 
     from openrlhf_ktae.backend import resolve
-    from openrlhf_ktae.faults.config import FaultsConfig
-    from openrlhf_ktae.run.launch import environment
+    from openrlhf_ktae.backend.cluster import environment
+    from openrlhf_ktae.base.faults_config import FaultsConfig
 
     config = asdict(FaultsConfig(reward_tries=2, reward_timeout_s=7.5))
     args = SimpleNamespace(

@@ -1,0 +1,99 @@
+"""What cannot be trained with adapters (`--ds.lora.*`): options that exclude them, and modules that cannot have one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from openrlhf_ktae.base.model_config import config_of
+
+DEFAULTS = {"alpha": 16, "target_modules": "all-linear", "dropout": 0}
+"""Of the host."""
+MATRIX = 2  # dimensions
+
+
+def lora_problems(args: SimpleNamespace) -> Iterator[str]:
+    """Yield what excludes adapters, and what is wrong with their modules."""
+    found = list(lora_conflicts(args))
+    yield from found or _module_problems(args)
+
+
+def lora_conflicts(args: SimpleNamespace) -> Iterator[str]:
+    """Yield the options that contradict each other; nothing is imported."""
+    lora = args.ds.lora
+    if args.ds.load_in_4bit:
+        yield (
+            "--ds.load_in_4bit true: engines and saved models need whole weights, and 4-bit ones are neither merged "
+            "nor sent; leave it out (--ds.lora.rank trains a few parameters of a 16-bit model)"
+        )
+    if lora.rank == 0:
+        for name, default in DEFAULTS.items():
+            value = getattr(lora, name)
+            if value != default:
+                yield f"--ds.lora.{name} {_text(value)}: does nothing without --ds.lora.rank; give one, or leave it out"
+        return
+    without = f"leave it out, or --ds.lora.rank {lora.rank}"
+    if args.ds.tensor_parallel_size > 1:
+        yield (
+            f"--ds.tensor_parallel_size {args.ds.tensor_parallel_size}: DeepSpeed's tensor parallelism divides layers, "
+            f"not the adapters around them; use --ds.zero_stage 3 with more devices, or {without}"
+        )
+    if args.train.enable_ema:
+        yield (
+            "--train.enable_ema true: the averaged model has no adapters, so the host would average other parameters "
+            f"with each other; {without}"
+        )
+    if args.ds.use_universal_ckpt:
+        yield f"--ds.use_universal_ckpt true: DeepSpeed's conversion knows trained parameters alone; {without}"
+    if args.algo.advantage.estimator == "gae":
+        yield (
+            "--advantage_estimator gae: the critic's new value head would stay frozen below its adapters; give another "
+            f"estimator, or leave out --ds.lora.rank {lora.rank}"
+        )
+    if args.actor.freeze_visual_encoder:
+        yield f"--actor.freeze_visual_encoder true: adapters would be put into it and trained; {without}"
+
+
+def _module_problems(args: SimpleNamespace) -> Iterator[str]:
+    """Yield which named modules are not linear layers of the model; without names PEFT takes those that are."""
+    targets, model = args.ds.lora.target_modules, args.actor.model_name_or_path
+    shapes = _weights(model) if args.ds.lora.rank else {}
+    if isinstance(targets, str) or not shapes:
+        return
+    option = f"--ds.lora.target_modules {_text(targets)}"
+    way_out = "give names of linear layers such as q_proj v_proj, or leave it out for all of them"
+    config = config_of(model)
+    if not targets:
+        yield f"{option.strip()}: names no module; {way_out}"
+    for target in targets:
+        found = {name: shape for name, shape in shapes.items() if f".{name}".endswith(f".{target}.weight")}
+        ends = target.endswith("lm_head") or any(shape[0] == config.get("vocab_size") for shape in found.values())
+        if config.get("tie_word_embeddings") and ends:
+            yield (
+                f"{option}: {model} has one matrix for its embeddings and its last layer (tie_word_embeddings), and an "
+                f"adapter would change one of the two; {way_out}"
+            )
+        elif not found:
+            yield f"{option}: {model} has no module {target}; {way_out}"
+        elif any(len(shape) != MATRIX or ".experts." in name for name, shape in found.items()):
+            yield f"{option}: {target} is no linear layer (transformers has the experts of a model in one); {way_out}"
+
+
+def _weights(model: str) -> dict[str, list[int]]:
+    """Return name -> shape of a model's weights, read from the heads of its files; empty where they are not here."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, list[int]] = {}
+    try:
+        for path in sorted(Path(model).glob("*.safetensors")):
+            with safe_open(path, "np") as file:
+                found |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return {}  # `model_problems` says what is wrong with it
+    return found
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

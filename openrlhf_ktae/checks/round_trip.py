@@ -1,0 +1,114 @@
+"""What a model is saved with must be loadable and savable, and its tokens must have rows: tried before weights load.
+
+Configuration, generation configuration and tokenizer are read as the run will read them, written to a temporary folder
+and read again. transformers is stricter when it writes than when it reads, so a run could train and then not be saved.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from openrlhf_ktae.base.batches import models
+from openrlhf_ktae.base.model_config import config_of
+from openrlhf_ktae.checkpoint.model_files import GENERATION_CONFIG, savable
+from openrlhf_ktae.data.prompt_files import short
+
+SHOWN = 3  # tokens without a row
+
+
+class Broken(ValueError):
+    """The message says what of the model cannot be read or written."""
+
+
+def round_trip(args: SimpleNamespace) -> tuple[list[str], list[str]]:
+    """Return problems, each with the way out, and notes on what is repaired as it is saved."""
+    name, trusted = args.actor.model_name_or_path, args.model.trust_remote_code
+    flag, local = f"--actor.model_name_or_path {name}", Path(name).is_dir()
+    problems, notes = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for what, again in _parts(args, name, trusted, Path(folder)):
+            try:
+                note = again()
+            except Broken as error:
+                problems.append(f"{flag}: its {what} {error}; correct it in a copy of the folder")
+            except Exception as error:  # each library has its own
+                if local:  # else a hub that does not answer
+                    problems.append(f"{flag}: its {what} cannot be loaded ({short(error)}); copy the model again")
+            else:
+                notes += [f"{what} of {name}: {note}"] if note else []
+    if not problems and local:
+        problems += _rows(args, name, trusted)
+    return problems, notes
+
+
+def _parts(args: SimpleNamespace, name: str, trusted: bool, folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    def config() -> str:
+        _saved(AutoConfig.from_pretrained(name, trust_remote_code=trusted), folder)
+        AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        return ""
+
+    def generation() -> str:
+        found = GenerationConfig.from_pretrained(name)
+        repaired = savable(found)
+        _saved(found, folder)
+        return repaired
+
+    def tokenizer() -> str:
+        own = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted, use_fast=_fast(args))
+        _saved(own, folder)
+        if (
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted, use_fast=_fast(args)).get_vocab()
+            != own.get_vocab()
+        ):
+            raise Broken("is another one after it was saved and loaded")
+        return ""
+
+    yield "config.json", config
+    if not Path(name).is_dir() or (Path(name) / GENERATION_CONFIG).is_file():
+        yield GENERATION_CONFIG, generation
+    if "vision_config" not in config_of(name):
+        yield "tokenizer", tokenizer
+
+
+def _fast(args: SimpleNamespace) -> bool:
+    return not args.data.disable_fast_tokenizer
+
+
+def _saved(part: Any, folder: Path) -> None:
+    try:
+        part.save_pretrained(folder)
+    except Exception as error:
+        raise Broken(f"loads and cannot be saved again ({short(error)})") from error
+
+
+def _rows(args: SimpleNamespace, name: str, trusted: bool) -> Iterator[str]:
+    """Yield which tokens of the actor's tokenizer have no row in a model that reads them."""
+    from transformers import AutoTokenizer
+
+    vocabulary = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted, use_fast=_fast(args)).get_vocab()
+    readers = {model: getattr(getattr(args, model), "model_name_or_path", None) or name for model in models(args)}
+    for model, path in {"actor": name, **readers}.items():
+        rows = config_of(path).get("vocab_size")
+        if isinstance(rows, int) and (outside := outside_of(vocabulary, rows)):
+            yield (
+                f"--{model}.model_name_or_path {path}: the tokenizer{'' if path == name else f' of {name}'} has "
+                f"{len(outside)} tokens for which the model has no row ({_shown(outside)}; {rows} rows). Call "
+                "model.resize_token_embeddings(len(tokenizer)) and save the model again, or take the tokens out of the "
+                "tokenizer"
+            )
+
+
+def outside_of(vocabulary: dict[str, int], rows: int) -> list[tuple[str, int]]:
+    """Return the tokens, with their ids, that are not among the first `rows` ids."""
+    return sorted(((token, number) for token, number in vocabulary.items() if number >= rows), key=lambda one: one[1])
+
+
+def _shown(tokens: Sequence[tuple[str, int]]) -> str:
+    text = ", ".join(f"{token!r} is {number}" for token, number in tokens[:SHOWN])
+    return text + (", ..." if len(tokens) > SHOWN else "")

@@ -1,0 +1,193 @@
+"""Files and addresses of the user that judge answers: can the engines use them?"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from http.client import HTTPException
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+from openrlhf_ktae.base.secrets import redacted
+from openrlhf_ktae.data.names import entries
+from openrlhf_ktae.data.prompt_files import TEXT_SUFFIXES, UnreadableDataset, text_rows
+
+SERVER_SECONDS = 3  # to connect, and for an answer
+SAMPLE = {"query": [""], "prompts": [""], "labels": [""]}
+NO_SUCH_PLACE = (401, 403, 404, 405)  # what no waiting changes
+REWARD_FILE_SECONDS = 8  # a file that takes longer to import would also stall every engine
+AGENT = "AgentExecutor"
+LOADED, CALLED = "the reward function is there", "the reward function returned "
+# Runs in a process of its own, as in an engine; what it says at its end cannot be said by a file that exits.
+PROBE = f"""
+import json, sys
+from openrlhf_ktae.verifier.user_reward import Call, called, kind_of, read_result, reward_function
+path, row, prompt, label = json.loads(sys.argv[1])
+function = reward_function(path)
+if kind_of(function) == "openrlhf":
+    import inspect
+    try:
+        inspect.signature(function).bind([], [], [])
+    except TypeError as error:
+        sys.exit(f"it does not take queries, prompts, labels: {{error}}")
+    except ValueError:
+        pass
+print("\\n{LOADED}", flush=True)
+if prompt is not None:
+    response = f"\\\\boxed{{{{{{label}}}}}}"
+    result = called(function, Call(prompt + response, prompt, response, label, row))
+    print("\\n{CALLED}" + json.dumps(sorted(read_result(result, kind_of(function))[2])), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one call of a reward function on the first row came to."""
+
+    problem: str = ""
+    log_keys: tuple[str, ...] = ()
+
+
+def judge_problems(args: SimpleNamespace) -> Iterator[str]:
+    """Yield what is wrong with a reward file, an agent file or the addresses of reward servers."""
+    path, agent = args.verifier.config["reward_file"], args.train.agent_func_path
+    if path:
+        yield from _reward_file(args, path)
+    elif not args.verifier.enable and agent:
+        yield from _agent_file(agent)
+    elif not args.verifier.enable:
+        yield from _addresses(args.reward.remote_url or [])
+
+
+def _addresses(urls: list[str]) -> Iterator[str]:
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            yield f"--reward.remote_url {url}: give a Python file (.py), or addresses that begin with http:// or https://"
+        elif reason := _unanswered(url):
+            yield (
+                f"--reward.remote_url {redacted(url, ())}: {reason}; start the reward server first, or correct "
+                "the address"
+            )
+
+
+def _unanswered(url: str) -> str:
+    """Return why nobody answers queries at an address; empty where a server does, whatever it answers."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((str(parts.hostname), port), SERVER_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return f"nothing answers there ({error})"
+    headers = {"Content-Type": "application/json"}
+    query = urllib.request.Request(url, json.dumps(SAMPLE).encode(), headers, method="POST")
+    try:
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(query, timeout=SERVER_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        return f"answers a query with {error.code} {error.reason}" if error.code in NO_SUCH_PLACE else ""
+    except (OSError, ValueError, HTTPException):  # slow, or it breaks off: a server may do so for a while
+        return ""
+    return ""
+
+
+def _reward_file(args: SimpleNamespace, path: str) -> Iterator[str]:
+    flag = f"--reward.remote_url {path}"
+    if not Path(path).is_file():
+        yield f"{flag}: no such file"
+    elif problem := _tried(path, _first_row(args)).problem:
+        yield f"{flag}: {problem}"
+
+
+def log_keys(args: SimpleNamespace) -> tuple[str, ...]:
+    """Return the keys of `extra_logs` that the user named, or else those that the first call of the function gave."""
+    config = args.verifier.config
+    if config["reward_log_keys"] or not config["reward_file"]:
+        return tuple(config["reward_log_keys"])
+    return _tried(config["reward_file"], _first_row(args)).log_keys
+
+
+def _first_row(args: SimpleNamespace) -> str:
+    """Return row, prompt and label of the first prompt as JSON; nulls where it is not in a text file here."""
+    name = Path(entries(args.data.prompt_dataset or "")[0][0])
+    try:
+        row = next(text_rows(name)) if name.suffix in TEXT_SUFFIXES and name.is_file() else {}
+        prompt, label = row.get(args.data.input_key), row.get(args.data.label_key)
+    except (UnreadableDataset, ValueError, StopIteration, AttributeError):
+        row, prompt, label = {}, None, None
+    return json.dumps([row, prompt if isinstance(prompt, str) else None, label])
+
+
+@cache
+def _tried(path: str, first: str) -> Probe:
+    """Load a reward file and call its function once, in a process of its own."""
+    command = [sys.executable, "-c", PROBE, json.dumps([path, *json.loads(first)])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=REWARD_FILE_SECONDS)
+    except subprocess.TimeoutExpired as late:
+        if LOADED in str(late.stdout or ""):
+            return Probe()  # a function that takes its time
+        return Probe(f"does not import within {REWARD_FILE_SECONDS} s; move slow work into the function")
+    lines = done.stdout.rstrip().splitlines() or [""]
+    if lines[-1].startswith(CALLED):
+        return Probe(log_keys=tuple(json.loads(lines[-1].removeprefix(CALLED))))
+    if done.returncode == 0 and lines[-1] == LOADED:
+        return Probe()
+    said = done.stderr.strip().splitlines() or [f"it ends the process with exit code {done.returncode}"]
+    if LOADED not in lines:
+        return Probe(f"does not import ({said[-1]}); it must define reward_func(queries, prompts, labels)")
+    if not _is_defect(said[-1]):
+        return Probe()  # a server that is not up yet, say: at run time it is an unknown verdict
+    return Probe(f"the function fails on the first prompt ({said[-1]}); repair it")
+
+
+def _is_defect(line: str) -> bool:
+    """Whether the last line of a traceback names an error of Python itself that is not of the machine or network."""
+    kind = getattr(builtins, line.partition(":")[0].strip(), None)
+    return isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, OSError)
+
+
+def _agent_file(path: str) -> Iterator[str]:
+    """Look for the class, and for the modules that the file imports. To import it takes the host, and many seconds."""
+    flag = f"--train.agent_func_path {path}"
+    if not (path.endswith(".py") and Path(path).is_file()):
+        yield f"{flag}: no such Python file"
+        return
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        yield f"{flag}: is not Python ({error}); repair it"
+        return
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name for alias in node.names}
+            yield from (f"{flag}: does not import (no module named {name}); install it" for name in _absent(node))
+        elif not isinstance(node, (ast.Expr, ast.FunctionDef, ast.AsyncFunctionDef, ast.AnnAssign)):
+            names.add("*")  # a condition or the like, in which anything can be defined
+    if not names & {AGENT, "*"}:
+        yield f"{flag}: defines no class {AGENT}; add one (openrlhf.utils.agent has what it inherits from)"
+
+
+def _absent(node: ast.Import | ast.ImportFrom) -> list[str]:
+    """Return the top-level modules of an import that are not installed."""
+    if isinstance(node, ast.ImportFrom):
+        found = [] if node.level or not node.module else [node.module]
+    else:
+        found = [alias.name for alias in node.names]
+    tops = [name.split(".")[0] for name in found]
+    return [top for top in tops if top not in sys.modules and importlib.util.find_spec(top) is None]

@@ -1,0 +1,233 @@
+"""Look into the prompt files of a run before anything loads: columns, number of rows, and rows that cannot be used.
+
+What the loader would stumble over later, in another process and with a traceback of its own, is found here: columns
+that change their type, rows without a prompt, files that end in the middle.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from openrlhf_ktae.base.plain_json import parse_json
+
+TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
+TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
+CHECKED_BYTES = 256 * 2**20  # of a larger text file, the rows behind are counted and not read
+
+
+class UnreadableDataset(ValueError):
+    """The file is missing or is not what its suffix says."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a run needs to know of a prompt file before it starts."""
+
+    rows: int
+    columns: tuple[str, ...]
+    gaps: Mapping[str, str] = field(default_factory=dict)
+    """Column -> its first row without a usable value, in words."""
+    mixed: Mapping[str, str] = field(default_factory=dict)
+    """Column -> the first row whose type is not that of the rows before, in words."""
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Column -> type of its values."""
+
+
+def is_local(name: str) -> bool:
+    """Whether `name` is meant as a file or folder here rather than as a data set of the Hub."""
+    return Path(name).suffix in (*TABLE_SUFFIXES, ".py") or os.path.exists(name) or name.startswith((".", "/", "~"))
+
+
+def look(name: str) -> Table | None:
+    """Return what is in a local file; None for a folder (`prompt_folders` looks into it).
+
+    Raises:
+        UnreadableDataset: no such file, its text is not of the form that its suffix names, or it is a program.
+    """
+    path = Path(name)
+    if path.suffix == ".py" or os.path.isfile(path / f"{path.name}.py"):
+        raise UnreadableDataset("is a loading script, and no code of a data set is run; save its rows as .jsonl")
+    if not os.path.exists(path):
+        raise UnreadableDataset("no such file or folder")
+    if path.is_dir():
+        if not any(one.is_file() for one in path.rglob("*")):
+            raise UnreadableDataset("is an empty folder; give a file with prompts")
+        return None
+    readers = {".json": _json, ".jsonl": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}
+    if path.suffix not in readers:
+        raise UnreadableDataset(f"the suffix is none of {', '.join(TABLE_SUFFIXES)}")
+    state = path.stat()
+    return _read(path, readers[path.suffix], state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _read(path: Path, reader: Callable[[Path], Table], mtime_ns: int, size: int) -> Table:
+    """Read a file once in a process, as long as it stays as it is: the refusals and the plan both ask."""
+    try:
+        return reader(path)
+    except UnreadableDataset:
+        raise
+    except Exception as error:  # each format's library has its own errors; all mean the same here
+        raise UnreadableDataset(f"not a {path.suffix} file ({short(error)})") from None
+
+
+def short(error: BaseException) -> str:
+    """Return the message of an error of another library on one line."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _json(path: Path) -> Table:
+    count = [0]
+    return _table(_json_rows(path, count), count)
+
+
+def _json_rows(path: Path, count: list[int], most: float = CHECKED_BYTES) -> Iterator[tuple[int, Any]]:
+    """Yield number and content of each row; `count` has one number, the rows so far; `most` characters are parsed."""
+    with path.open(encoding="utf-8") as file:
+        start = file.read(1)
+        file.seek(0)
+        if start == "\ufeff":
+            raise UnreadableDataset("begins with a byte order mark; save it as UTF-8 without one")
+        if start == "[":
+            rows = parse_json(file.read(), exact=True)
+            count[0] = len(rows)
+            yield from enumerate(rows, 1)
+        else:
+            yield from _json_lines(file, count, most)
+
+
+def _json_lines(lines: Iterable[str], count: list[int], most: float) -> Iterator[tuple[int, Any]]:
+    read = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        count[0] += 1
+        read += len(line)
+        if read > most:
+            continue
+        try:
+            row = parse_json(line, exact=True)
+        except ValueError as error:
+            raise UnreadableDataset(f"line {number} is not JSON ({short(error)}); repair or remove it") from None
+        yield number, row
+
+
+def _table(rows: Iterable[tuple[int, Any]], count: int | list[int], cells: bool = True) -> Table:
+    """Return what `rows` (number in the file, content) hold; `count` is asked when they are read."""
+    kinds: dict[str, str] = {}
+    gaps: dict[str, str] = {}
+    mixed: dict[str, str] = {}
+    first = 0
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise UnreadableDataset(f"row {number} is no JSON object; write one with a prompt and its right answer")
+        if not first:
+            first = number
+        for name in [*kinds, *(name for name in row if name not in kinds)]:
+            kind = _kind(row.get(name))
+            if kind in ("nothing", "an empty text"):
+                gaps.setdefault(name, f"row {number} has {kind}")
+            if name not in kinds and number > first:
+                gaps.setdefault(name, f"row {first} has nothing")
+            known = kinds.get(name, "nothing")
+            if known == "nothing":
+                kinds[name] = kind
+            elif kind != "nothing" and not _same(known, kind):
+                mixed.setdefault(name, f"row {number} has {kind} where rows before have {known}")
+    return Table(count[0] if isinstance(count, list) else count, tuple(kinds), gaps, mixed, kinds)
+
+
+def _same(one: str, other: str) -> bool:
+    return one.replace("an empty text", "a text") == other.replace("an empty text", "a text")
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, str):
+        return "a text" if value.strip() else "an empty text"
+    names = ((bool, "true or false"), ((int, float), "a number"), (list, "a list"), (dict, "an object"))
+    return next(name for types, name in names if isinstance(value, types))
+
+
+def _csv(path: Path) -> Table:
+    columns: list[str] = []
+    rows = list(_csv_rows(path, columns))
+    table = _table(rows, len(rows))
+    return Table(len(rows), tuple(columns), table.gaps, {}, table.kinds)
+
+
+def _csv_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield number and cells of each row; the names in the first line go to `columns`."""
+    csv.field_size_limit(CHECKED_BYTES)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        columns += next(reader, [])
+        if len(set(columns)) != len(columns):
+            raise UnreadableDataset("two columns have the same name; rename one")
+        for number, cells in enumerate(reader, 2):
+            if not cells:
+                continue
+            if len(cells) != len(columns):
+                raise UnreadableDataset(f"row {number} has {len(cells)} cells and the head has {len(columns)}")
+            yield number, dict(zip(columns, cells, strict=True))
+
+
+def text_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a .json, .jsonl or .csv file, each value as it stands there.
+
+    No type is inferred: a date stays text, an integer keeps all its digits, and every cell of a .csv file is text.
+
+    Raises:
+        UnreadableDataset: the text is not of the form that the suffix names.
+    """
+    rows = _csv_rows(path, []) if path.suffix == ".csv" else _json_rows(path, [0], math.inf)
+    yield from (row for _, row in rows)
+
+
+def _parquet(path: Path) -> Table:
+    from pyarrow import parquet
+
+    return _arrow_table(parquet.read_table(path))
+
+
+def _arrow(path: Path) -> Table:
+    from pyarrow import ipc, memory_map
+
+    with memory_map(str(path)) as source:
+        return _arrow_table(ipc.open_stream(source).read_all())
+
+
+def _arrow_table(table: Any) -> Table:
+    """Return rows and columns; the types of such a file cannot mix."""
+    import pyarrow as pa
+
+    gaps, kinds = {}, {}
+    for name in table.column_names:
+        column = table.column(name)
+        if column.null_count:
+            gaps[name] = f"{column.null_count} rows have nothing"
+        elif (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) and (
+            empty := sum(not (value.as_py() or "").strip() for value in column)
+        ):
+            gaps[name] = f"{empty} rows have an empty text"
+        kinds[name] = _arrow_kind(pa, column.type)
+    return Table(table.num_rows, tuple(table.column_names), gaps, {}, kinds)
+
+
+def _arrow_kind(pa: Any, kind: Any) -> str:
+    types = pa.types
+    if types.is_string(kind) or types.is_large_string(kind):
+        return "a text"
+    if types.is_integer(kind) or types.is_floating(kind):
+        return "a number"
+    if types.is_boolean(kind):
+        return "true or false"
+    return "a list" if types.is_list(kind) or types.is_large_list(kind) else str(kind)

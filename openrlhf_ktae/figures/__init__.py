@@ -1,0 +1,1 @@
+"""Statistics: intervals, paired tests, pass@k."""

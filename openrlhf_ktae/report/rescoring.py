@@ -1,0 +1,274 @@
+"""Recorded rollouts once more: K under other variants and ablations, and how they differ.
+
+Legend: `G` rollouts of a group, `T` tokens of its longest response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openrlhf_ktae.figures.statistics import SEED, interval, resampled_means
+from openrlhf_ktae.ktae.advantages import compute_key_token_values
+from openrlhf_ktae.ktae.config import KTAEConfig
+from openrlhf_ktae.ktae.explain import rollout_share
+from openrlhf_ktae.record.rollouts import BadRecord, RecordedGroup
+
+RECORDED = "recorded"
+VARIANTS: dict[str, dict[str, Any]] = {name: {"variant": name} for name in ("paper", "reference", "calibrated")}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no association": {"h1": 0.0},
+    "no information gain": {"h2": 0.0},
+    "no frequency": {"h3": 0.0},
+    "point Fisher": {"fisher": "point"},
+    "centred": {"centre": True},
+    "by failure": {"by_failure": True},
+}
+SHUFFLED = "shuffled labels"
+METRICS = ("mean_abs_k", "nonzero", "mass_share", "sign_flips", "k_correct", "k_wrong", "correlation")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to compute K."""
+
+    name: str
+    config: KTAEConfig
+    shuffled: bool = False
+    """Labels are permuted within each group first: what K is when it means nothing."""
+
+
+@dataclass(frozen=True)
+class GroupTensors:
+    """A recorded group as the mathematics takes it; everything is padded with zeros."""
+
+    ids_GT: NDArray[np.int64]
+    mask_GT: NDArray[np.bool_]
+    k_GT: NDArray[np.float64]
+    without_k_GT: NDArray[np.float64]
+    scores_G: NDArray[np.float64]
+    special_ids: tuple[int, ...]
+    threshold: float = 0.0
+    """A score above it is correct."""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether scores differ; with one label K is 0."""
+        known = self.scores_G[~np.isnan(self.scores_G)] > self.threshold
+        return bool(known.any() and not known.all())
+
+
+def tensors(group: RecordedGroup) -> GroupTensors:
+    """Return the rows of a group as arrays."""
+    width = max(len(row["token_ids"]) for row in group.rows)
+
+    def table(name: str, kind: Any) -> NDArray[Any]:
+        padded = np.zeros((len(group.rows), width), kind)
+        for row, values in zip(padded, group.rows, strict=True):
+            row[: len(values[name])] = values[name]
+        return padded
+
+    scores = [np.nan if row["score"] is None else row["score"] for row in group.rows]
+    return GroupTensors(
+        ids_GT=table("token_ids", np.int64),
+        mask_GT=table("action", np.bool_),
+        k_GT=table("k", np.float64),
+        without_k_GT=table("advantages_without_k", np.float64),
+        scores_G=np.array(scores, np.float64),
+        special_ids=tuple(group.about.get("special_ids", ())),
+        threshold=float((group.about.get("ktae") or {}).get("correct_threshold", 0.0)),
+    )
+
+
+def key_token_values(group: GroupTensors, arm: Arm, seed: int = SEED) -> NDArray[np.float64]:
+    """Return K (G, T) of one arm."""
+    scores_G = np.random.default_rng(seed).permutation(group.scores_G) if arm.shuffled else group.scores_G
+    ones = np.zeros(len(scores_G), np.int64)
+    values = compute_key_token_values(group.ids_GT, group.mask_GT, scores_G, ones, arm.config, group.special_ids)
+    return values.values_BT.numpy().astype(np.float64)
+
+
+def recorded_config(about: Mapping[str, Any]) -> KTAEConfig:
+    """Return the configuration that a step was recorded with.
+
+    Raises:
+        BadRecord: it is not one that this version knows.
+    """
+    try:
+        return KTAEConfig.from_mapping(about.get("ktae") or {})
+    except (ValueError, TypeError) as error:
+        raise BadRecord(f"the record's options of KTAE are not those of this version ({error})") from None
+
+
+def built_in(ablations: bool) -> list[str]:
+    """Return the names of the arms that `arms_of` always makes, with `ablations` those of the ablations too."""
+    return [RECORDED, *VARIANTS, *((*ABLATIONS, SHUFFLED) if ablations else ())]
+
+
+def arms_of(config: KTAEConfig, ablations: bool, extra: Mapping[str, Mapping[str, Any]]) -> list[Arm]:
+    """Return the recorded configuration, the variants, with `ablations` its ablations and a control, and `extra` ones.
+
+    Raises:
+        ValueError: an option of `extra` is refused.
+    """
+    chosen = [Arm(RECORDED, config)]
+    chosen += [Arm(name, KTAEConfig.from_mapping(options)) for name, options in VARIANTS.items()]
+    if ablations:
+        own = {name: getattr(config, name) for name in KTAEConfig.__dataclass_fields__}
+        chosen += [Arm(name, KTAEConfig.from_mapping({**own, **change})) for name, change in ABLATIONS.items()]
+        chosen.append(Arm(SHUFFLED, config, shuffled=True))
+    return chosen + [Arm(name, KTAEConfig.from_mapping(options)) for name, options in extra.items()]
+
+
+def rescore(groups: Iterable[RecordedGroup], ablations: bool, extra: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Compute every arm on every group and return the figures, with intervals over groups, and the top tokens.
+
+    `reproduced` is the largest difference between recorded and recomputed K: near 0 unless the code has changed.
+
+    Raises:
+        BadRecord: there is no group, a record is not as it must be, or groups were recorded with other options of KTAE
+            than the first.
+        ValueError: an option of `extra` is refused.
+    """
+    arms: list[Arm] = []
+    first: RecordedGroup | None = None
+    rows: dict[str, list[list[float]]] = {}
+    shares: dict[str, list[float]] = {}
+    tokens: dict[str, TopTokens] = {}
+    reproduced, count, mixed, steps = 0.0, 0, 0, set()
+    for group in groups:
+        config = recorded_config(group.about)
+        if first is None:
+            first, arms = group, arms_of(config, ablations, extra)
+        elif config != arms[0].config:
+            raise BadRecord(_other_options(group, config, first, arms[0].config))
+        arrays = tensors(group)
+        count, mixed = count + 1, mixed + arrays.mixed
+        steps.add(group.step)
+        values = {arm.name: key_token_values(arrays, arm, SEED + count) for arm in arms}
+        for name, k_GT in values.items():
+            rows.setdefault(name, []).append(_figures(k_GT, values[RECORDED], arrays))
+            shares.setdefault(name, []).append(rollout_share(k_GT, arrays.mask_GT) if arrays.mixed else np.nan)
+            tokens.setdefault(name, TopTokens()).add(group, k_GT)
+        if group.about.get("ktae_enabled", True) and not group.about.get("shuffled"):
+            difference = float(np.abs(values[RECORDED] - arrays.k_GT).max(initial=0.0))
+            reproduced = float(np.maximum(reproduced, difference))  # NaN stays NaN
+    if not arms:
+        raise BadRecord("there is no recorded group")
+    table = {}
+    for arm in arms:
+        values_IM = np.column_stack([rows[arm.name], shares[arm.name]])
+        means_RM = resampled_means(values_IM)
+        figures = {}
+        for column, metric in enumerate((*METRICS, "rollout_share")):
+            known = values_IM[:, column][~np.isnan(values_IM[:, column])]
+            value = float(known.mean()) if known.size else None
+            figures[metric] = {"value": value, "ci95": list(interval(means_RM[:, column])) if known.size else None}
+        table[arm.name] = {**figures, "highest": tokens[arm.name].top(5), "lowest": tokens[arm.name].top(5, False)}
+    return {"groups": count, "mixed_groups": mixed, "steps": sorted(steps), "reproduced": reproduced, "arms": table}
+
+
+def _other_options(group: RecordedGroup, config: KTAEConfig, first: RecordedGroup, expected: KTAEConfig) -> str:
+    now, before = asdict(config), asdict(expected)
+    changes = [f"{name} {now[name]} instead of {before[name]}" for name in now if now[name] != before[name]]
+    return (
+        f"step {group.step} was recorded with other options of KTAE than step {first.step} ({', '.join(changes)}); "
+        "give runs, or recorded steps, of equal options at a time"
+    )
+
+
+def _figures(k_GT: NDArray[np.float64], first_GT: NDArray[np.float64], group: GroupTensors) -> list[float]:
+    """Return METRICS of one group: NaN where there is nothing to take a mean of."""
+    acted = group.mask_GT
+    k, a, first = k_GT[acted], group.without_k_GT[acted], first_GT[acted]
+    if k.size == 0:
+        return [np.nan] * len(METRICS)
+    mass = float(np.abs(k).sum() + np.abs(a).sum())
+    spread = float(k.std() * first.std())
+    correct_G = group.scores_G > group.threshold
+    sides = [k_GT[acted & rows[:, None]] for rows in (correct_G, (~correct_G & ~np.isnan(group.scores_G)))]
+    return [
+        float(np.abs(k).mean()),
+        float((k != 0).mean()),
+        float(np.abs(k).sum()) / mass if mass else 0.0,
+        float((a * (a + k) < 0).mean()),
+        *(float(side.mean()) if side.size else np.nan for side in sides),
+        float(((k - k.mean()) * (first - first.mean())).mean() / spread) if spread else np.nan,
+    ]
+
+
+class TopTokens:
+    """Mean K of each id over all groups, by its text."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, float] = {}
+        self._counts: dict[int, int] = {}
+        self._texts: dict[int, str] = {}
+
+    def add(self, group: RecordedGroup, k_GT: NDArray[np.float64]) -> None:
+        """Take in one group."""
+        for row, k_T in zip(group.rows, k_GT, strict=True):
+            for token, text, acted, k in zip(row["token_ids"], row["token_texts"], row["action"], k_T, strict=False):
+                if acted:
+                    self._sums[token] = self._sums.get(token, 0.0) + float(k)
+                    self._counts[token] = self._counts.get(token, 0) + 1
+                    self._texts.setdefault(token, text)
+
+    def top(self, n: int, largest: bool = True) -> list[dict[str, Any]]:
+        """Return the `n` ids of highest (or lowest) mean K."""
+        order = sorted(self._sums, key=lambda i: (self._mean(i) * (-1 if largest else 1), i))
+        return [
+            {"id": i, "text": self._texts[i], "k": round(self._mean(i), 4), "count": self._counts[i]} for i in order[:n]
+        ]
+
+    def _mean(self, token: int) -> float:
+        return self._sums[token] / self._counts[token]
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Return the comparison as a Markdown table."""
+    head = [
+        "arm",
+        "mean \\|K\\|",
+        "K ≠ 0",
+        "share of mass",
+        "sign flips",
+        "K right",
+        "K wrong",
+        "with recorded",
+        "level",
+    ]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for name, arm in result["arms"].items():
+        cells = [_cell(arm[metric], metric) for metric in (*METRICS, "rollout_share")]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    lines += ["", *_notes(result)]
+    for name, arm in result["arms"].items():
+        sides = [", ".join(f"{one['text'].strip()!r} {one['k']:+.2f}" for one in arm[s]) for s in ("highest", "lowest")]
+        lines.append(f"- {name}: highest {sides[0]}; lowest {sides[1]}")
+    return "\n".join(lines) + "\n"
+
+
+def _notes(result: Mapping[str, Any]) -> Iterator[str]:
+    steps = result["steps"]
+    yield (
+        f"{result['groups']} groups ({result['mixed_groups']} with both labels) of {len(steps)} steps "
+        f"({steps[0]} to {steps[-1]}); [95 % interval over groups]. With recorded: correlation of K, token by token. "
+        "Level: share of K's sum of squares that is the same for a whole rollout."
+    )
+    yield ""
+    yield f"Recorded K is reproduced to {result['reproduced']:.1e}."
+    yield ""
+
+
+def _cell(figure: Mapping[str, Any], metric: str) -> str:
+    if figure["value"] is None:
+        return "-"
+    if metric in ("nonzero", "mass_share", "sign_flips", "rollout_share"):
+        return f"{100 * figure['value']:.1f} %"
+    low, high = figure["ci95"]
+    return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"

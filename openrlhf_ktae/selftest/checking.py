@@ -1,0 +1,246 @@
+"""Checks one after another, each in a process of its own with a time limit, and the report of them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from openrlhf_ktae.backend.cluster import CLUSTER_VARIABLE
+from openrlhf_ktae.base.secrets import environment_secrets, redacted
+from openrlhf_ktae.checkpoint.files import write_bytes
+from openrlhf_ktae.processes.marks import VARIABLE as RUN_VARIABLE
+from openrlhf_ktae.processes.marks import marked
+
+OK, FAILED, SKIPPED = "ok", "failed", "skipped"
+FORMAT = 1
+VARIABLE = "OPENRLHF_KTAE_CHECK"  # marks every process of a check
+CHILD = f"import sys; from {__name__} import main; sys.exit(main(sys.argv[1:]))"
+LAST_LINES = 15
+LEAST_SECONDS = 30.0  # with less left of the time for all, a check is not begun
+END_SECONDS = 20.0
+CPU_FACTOR = 2.0  # of the limits, which are those of a GPU machine
+
+
+class CheckFailed(AssertionError):
+    """What a check found wrong, with the figures that it has."""
+
+    def __init__(self, reason: str, figures: dict[str, Any] | None = None) -> None:
+        super().__init__(reason)
+        self.figures = figures or {}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where checks run."""
+
+    folder: str
+    """Everything is written below."""
+    backend: str
+    """`cuda` or `cpu`."""
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a check cannot do without; `absent` is the reason why it is skipped."""
+
+    there: Callable[[Place], bool]
+    absent: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check."""
+
+    name: str
+    what: str
+    """In a line."""
+    run: Callable[[Place], dict[str, Any]]
+    """Returns its figures; anything that it raises is a failure."""
+    seconds: float
+    """Its limit on a GPU machine."""
+    needs: tuple[Need, ...] = ()
+
+
+@dataclass
+class Result:
+    """What came of a check."""
+
+    name: str
+    what: str
+    status: str
+    seconds: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    last_lines: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        """Return it for a person who watches."""
+        return f"{self.status:<8}{self.name:<18}{self.seconds:6.1f} s  {self.reason or self.what}"
+
+
+def run_all(
+    checks: Sequence[Check],
+    place: Place,
+    minutes: float,
+    say: Callable[[str], None],
+    write: Callable[[list[Result]], None],
+) -> list[Result]:
+    """Run `checks` in order; a failure does not keep the others from running.
+
+    Args:
+        checks: what is run.
+        place: where.
+        minutes: for all; a check gets what is left, and none is begun with less than `LEAST_SECONDS`.
+        say: gets a line before and after each check.
+        write: gets all results after each check, so that an interrupt leaves a report.
+    """
+    end = time.monotonic() + 60 * minutes
+    results: list[Result] = []
+    for check in checks:
+        left = end - time.monotonic()
+        reason = next((need.absent for need in check.needs if not need.there(place)), "")
+        if not reason and left < LEAST_SECONDS:
+            reason = f"no time left of --minutes {minutes:g}; give more, or --only {check.name}"
+        if reason:
+            result = Result(check.name, check.what, SKIPPED, reason=reason)
+        else:
+            say(f"        {check.name}: {check.what}")
+            limit = check.seconds * (CPU_FACTOR if place.backend == "cpu" else 1)
+            result = run_one(check, place, min(limit, left))
+        results.append(result)
+        say(result.line())
+        write(results)
+    return results
+
+
+def run_one(check: Check, place: Place, limit: float) -> Result:
+    """Run one check in a process of its own; after `limit` seconds it and all that it started are killed."""
+    folder = Path(place.folder) / check.name
+    folder.mkdir(parents=True, exist_ok=True)
+    described, found, log = folder / "place.json", folder / "result.json", folder / "log.txt"
+    described.write_text(json.dumps({**asdict(place), "folder": str(folder)}))
+    mark, started, late = uuid.uuid4().hex, time.monotonic(), False
+    command = [sys.executable, "-c", CHILD, f"{check.run.__module__}:{check.run.__qualname__}", str(described)]
+    try:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**environment_of_its_own(), VARIABLE: mark},
+                start_new_session=True,
+            )
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(limit)
+        late = process.poll() is None
+    finally:
+        left = kill_marked(mark)
+    process.wait()
+    seconds = round(time.monotonic() - started, 1)
+    result = Result(check.name, check.what, FAILED, seconds)
+    with suppress(OSError, ValueError):
+        said = json.loads(found.read_text())
+        result.status, result.figures, result.reason = said["status"], said["figures"], said["reason"]
+    if late:
+        result.status, result.reason = FAILED, f"not over after its limit of {limit:.0f} s; killed"
+    elif not result.reason and result.status == FAILED:
+        result.reason = f"its process ended with exit code {process.returncode}"
+    if left and not late:
+        result.figures["processes_left"] = left
+    if result.status == FAILED:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+        result.last_lines = lines
+    return result
+
+
+def environment_of_its_own() -> dict[str, str]:
+    """Return this process's variables without those that would tie a check to a cluster or a run that is there."""
+    return {name: value for name, value in os.environ.items() if name not in (CLUSTER_VARIABLE, RUN_VARIABLE)}
+
+
+def kill_marked(mark: str) -> int:
+    """Kill the processes of a check, by their mark; return how many were left."""
+    left = 0
+    for _ in range(3):  # one may start another while it is looked for
+        processes = marked(mark, VARIABLE)
+        if not processes:
+            break
+        left += len(processes)
+        for process in processes:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(processes, timeout=END_SECONDS)
+    return left
+
+
+def report(machine: dict[str, Any], place: Place, results: Iterable[Result], seconds: float) -> dict[str, Any]:
+    """Return what is written; paths and secrets of this machine are left out of every text."""
+    results = list(results)
+    counts = {status: sum(result.status == status for result in results) for status in (OK, FAILED, SKIPPED)}
+    whole = {
+        "format": FORMAT,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "backend": place.backend,
+        "seconds": round(seconds, 1),
+        **counts,
+        "machine": machine,
+        "checks": [asdict(result) for result in results],
+    }
+    hidden = {place.folder: "OUT", os.getcwd(): ".", str(Path.home()): "~"}
+    return _without(whole, hidden, environment_secrets())
+
+
+def write_report(path: Path, content: dict[str, Any]) -> None:
+    """Write it, whole or not at all."""
+    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _without(value: Any, paths: dict[str, str], secrets: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _without(one, paths, secrets) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without(one, paths, secrets) for one in value]
+    if isinstance(value, str):
+        for path, short in paths.items():
+            value = value.replace(path, short) if path != "/" else value
+        return redacted(value, secrets)
+    return value
+
+
+def _commit() -> str | None:
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "describe", "--always", "--dirty"]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        return said.stdout.strip() or None
+    return None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one check in this process; its result goes beside the description of its place."""
+    target, described = argv[0], Path(argv[1])
+    module, function = target.split(":")
+    place = Place(**json.loads(described.read_text()))
+    try:
+        status, figures, reason = OK, getattr(importlib.import_module(module), function)(place), ""
+    except Exception as error:  # whatever it is, it is what the check found
+        status, figures = FAILED, getattr(error, "figures", {})
+        reason = " ".join(f"{'' if isinstance(error, CheckFailed) else f'{type(error).__name__}: '}{error}".split())
+        print(f"{reason}", flush=True)
+    (described.parent / "result.json").write_text(json.dumps({"status": status, "figures": figures, "reason": reason}))
+    return int(status != OK)

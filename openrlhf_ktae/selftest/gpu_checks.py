@@ -1,0 +1,516 @@
+"""What `make gpu-check` tries, as data: `CHECKS`. Runs are the quickstart's task with `configs/base/gpu.yaml` on top.
+
+On a CPU the same words are given; the CPU backend turns off what it does not have (sleep, CUDA graphs, NCCL).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from openrlhf_ktae.base.exit_codes import EXIT_FAULT, EXIT_INTERRUPTED
+from openrlhf_ktae.base.free_port import free_port
+from openrlhf_ktae.base.plain_json import parse_json
+from openrlhf_ktae.checkpoint.folder import NotWhole, verify
+from openrlhf_ktae.checkpoint.write import read_latest
+from openrlhf_ktae.processes import stacks
+from openrlhf_ktae.processes.marks import VARIABLE as RUN_VARIABLE
+from openrlhf_ktae.processes.marks import marked
+from openrlhf_ktae.selftest import machine
+from openrlhf_ktae.selftest.checking import VARIABLE, Check, CheckFailed, Need, Place
+from openrlhf_ktae.selftest.deaths import ROOM, kill_all, title
+from openrlhf_ktae.selftest.resume_trial import try_resume
+from openrlhf_ktae.selftest.trial import TRAIN, Trial, TrialFailed
+from openrlhf_ktae.selftest.watchers import ASLEEP, FILE, MOMENTS, ORDER_FILE
+
+WATCHED_COMMAND = "openrlhf_ktae.cli.watched_run"
+CONFIGS = ("configs/grpo_ktae/quickstart.yaml", "configs/base/gpu.yaml")
+BATCH = 8  # prompts of a step of the quickstart
+STEPS = 6
+LOG_PROB_GAP = 0.02  # the mean over tokens of |engine - trainer|; single tokens are further apart in bf16
+RECOVERY_SECONDS = 120.0  # after a death
+STEP_SECONDS = 240.0  # until a run has a step; starting takes most of it where others use the machine
+GRACE_SECONDS = 20
+STOP_WAIT_SECONDS = 2 * GRACE_SECONDS  # of `ray job stop`, which kills after 3 unless it is told
+LEFT_SECONDS = 10.0  # for the processes of a run that is over
+OVER_PLAN = 1.15  # a phase may take so much of what was planned for it
+MANY = 40 * BATCH  # prompts: more than are used
+SAME_STEP = 0.02  # relative: the gradient of one batch, divided in another way, in bf16
+WORDS = (
+    f"--vllm.gpu_memory_utilization 0.5 --algo.advantage.is_correction_level token --actor.recompute_log_probs true "
+    f"--train.max_tokens_per_gpu 4096 --rollout.max_tokens_per_gpu 4096 --train.micro_batch_size 16 "
+    f"--rollout.micro_batch_size 16 --run.eval_edges false --eval.steps -1 "
+    f"--ckpt.max_num 1 --run.grace_seconds {GRACE_SECONDS}"
+).split()
+MODELS = {
+    # hidden, layers, feed-forward, heads, key-value heads, vocabulary, options
+    "cuda": ((896, 24, 4864, 14, 2, 151_936), "--train.max_tokens_per_gpu 1024 --rollout.max_tokens_per_gpu 1024"),
+    "cpu": ((256, 8, 688, 8, 4, 8192), "--ds.param_dtype fp32"),
+}
+"""For the memory of each phase: so large that a process's own allowance does not hide the rest."""
+
+GPU = Need(lambda place: place.gpus >= 1, "needs a GPU, and this machine has none")
+TWO_GPUS = Need(lambda place: place.gpus >= 2, "needs two GPUs on this machine")
+TWO_DEVICES = Need(lambda place: place.backend == "cpu" or place.gpus >= 2, TWO_GPUS.absent)
+FLASH_ATTN = Need(
+    lambda place: importlib.util.find_spec("flash_attn") is not None, "the package flash_attn is not installed"
+)
+
+
+def words(place: Place, *more: str) -> list[str]:
+    """Return the options of every run, then `more`."""
+    configs = [word for path in CONFIGS for word in ("--config", path)]
+    return [*configs, "--backend", place.backend, *WORDS, *(word for text in more for word in text.split())]
+
+
+@dataclass(frozen=True)
+class Watched(Trial):
+    """Runs that are measured from inside (`watchers`)."""
+
+    module: str = WATCHED_COMMAND
+
+    def command(self, name: str, resume: str) -> list[str]:
+        """Return the command of one run."""
+        folder = self.folder / name
+        ours = {
+            "run.dir": folder,
+            "ckpt.output_dir": folder / "model",
+            "ckpt.path": folder / "checkpoints",
+            "ckpt.save_steps": self.save_steps,
+            "data.max_samples": self.prompts,
+            "resume": resume,
+        }
+        given = [f"--{option}={value}" for option, value in ours.items()]
+        return [sys.executable, "-m", self.module, *self.words, *given]
+
+    def seen(self, name: str, kind: str) -> list[dict[str, Any]]:
+        """Return the rows of a kind that the watchers wrote."""
+        path = self.folder / name / FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [row for row in map(parse_json, lines) if row["kind"] == kind]
+
+
+def this_machine(place: Place) -> dict[str, Any]:
+    """Versions, driver and compiler; what keeps a GPU machine from training."""
+    found = machine.describe()
+    if problems := machine.problems(found):
+        raise CheckFailed("; ".join(problems))
+    return {}
+
+
+def attention(place: Place) -> dict[str, Any]:
+    """flash-attn forward and backward against PyTorch's attention."""
+    from openrlhf_ktae.selftest.attention import compare, flash_attn
+
+    figures, wrong = compare(*flash_attn(), device="cuda")
+    if wrong:
+        raise CheckFailed("; ".join(wrong), figures)
+    return figures
+
+
+def six_steps(place: Place) -> dict[str, Any]:
+    """Six steps; after each, engine and trainer have the same weights, and in each the same log-probabilities."""
+    runs = Watched(words(place), Path(place.folder), STEPS * BATCH, save_steps=-1)
+    runs.finish("run")
+    return judged(runs, "run", STEPS)
+
+
+def judged(runs: Watched, name: str, steps: int) -> dict[str, Any]:
+    """Return the figures of a watched run.
+
+    Raises:
+        CheckFailed: a step is missing, weights differ, or log-probabilities are too far apart.
+    """
+    rows, weights, gaps = runs.steps(name), runs.seen(name, "weights"), runs.seen(name, "log_probs")
+    tokens = sum(row["tokens"] for row in gaps)
+    figures: dict[str, Any] = {
+        "steps": len(rows),
+        "synchronisations": len(weights),
+        "with_equal_weights": sum(row["equal"] for row in weights),
+        "log_prob_gap_mean": sum(row["mean"] * row["tokens"] for row in gaps) / tokens if tokens else None,
+        "log_prob_gap_largest": max((row["largest"] for row in gaps), default=None),
+        "tokens": tokens,
+        "seconds_of_a_step": _seconds_of_a_step(rows),
+    }
+    wrong = []
+    if len(rows) < steps:
+        wrong.append(f"{len(rows)} of {steps} steps")
+    if len(weights) < steps:
+        wrong.append(f"weights were compared {len(weights)} times in {steps} steps")
+    if bad := [row for row in weights if not row["equal"]]:
+        wrong.append(f"weights of engine and trainer differ after {len(bad)} synchronisations: {bad[0]['different']}")
+    gap = figures["log_prob_gap_mean"]
+    if gap is None or not gap <= LOG_PROB_GAP:
+        wrong.append(f"log-probabilities of engine and trainer are {gap} apart on average; {LOG_PROB_GAP} is allowed")
+    if wrong:
+        raise CheckFailed("; ".join(wrong), figures)
+    return figures
+
+
+def _seconds_of_a_step(rows: Sequence[dict[str, Any]]) -> float | None:
+    times = [row["time"] for row in rows]
+    return round(statistics.median(b - a for a, b in pairwise(times)), 2) if rows[1:] else None
+
+
+def memory_by_phase(place: Place) -> dict[str, Any]:
+    """What the planner says of each phase against what it took."""
+    folder = Path(place.folder)
+    shape, options = MODELS[place.backend]
+    random_model(folder / "weights", shape)
+    given = words(place, f"--actor.model_name_or_path {folder / 'weights'} {options}")
+    runs = Watched(given, folder, 2 * BATCH, save_steps=-1)
+    runs.finish("run")
+    return judged_memory(runs.seen("run", "planned"), runs.seen("run", "memory"))
+
+
+def judged_memory(planned: list[dict[str, Any]], measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return planned and measured GiB of each phase.
+
+    Raises:
+        CheckFailed: a phase took more than `OVER_PLAN` of its plan, or was not measured.
+    """
+    figures: dict[str, Any] = {}
+    wrong = []
+    for row in planned:
+        peak = max((one["bytes"] for one in measured if one["phase"] == row["phase"]), default=None)
+        if peak is None:
+            wrong.append(f"{row['phase']} was not measured")
+            continue
+        figures[row["phase"]] = {
+            "planned_gib": round(row["bytes"] / machine.GIB, 3),
+            "measured_gib": round(peak / machine.GIB, 3),
+            "ratio": round(peak / row["bytes"], 2),
+        }
+        if peak > OVER_PLAN * row["bytes"]:
+            wrong.append(f"{row['phase']} took {peak / row['bytes']:.2f} of what is planned")
+    if wrong or not planned:
+        raise CheckFailed("; ".join(wrong) or "nothing was planned", figures)
+    return figures
+
+
+def random_model(folder: Path, shape: tuple[int, ...]) -> None:
+    """Save a Qwen2 of random weights in bf16, with the quickstart's tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    names = "hidden_size num_hidden_layers intermediate_size num_attention_heads num_key_value_heads vocab_size".split()
+    sizes = dict(zip(names, shape, strict=True))
+    config = AutoConfig.for_model("qwen2", tie_word_embeddings=True, max_position_embeddings=1024, **sizes)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    for file in Path("examples/quickstart/model").glob("tokenizer*"):
+        shutil.copy(file, folder)
+
+
+def resume(place: Place) -> dict[str, Any]:
+    """The same run twice, and killed and resumed: figures and weights are equal bit by bit."""
+    if place.backend == "cuda":
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"  # else a logit depends on what shares its batch
+    trial = Trial(words(place), Path(place.folder), prompts=2 * BATCH)
+    found = try_resume(trial, kills=1, seed=0, say=lambda text: print(text, flush=True))
+    if found:
+        raise CheckFailed("; ".join(found))
+    return {"runs": 3, "steps": len(trial.steps("straight")), "differences": 0}
+
+
+def core_deaths(place: Place) -> dict[str, Any]:
+    """vLLM's core killed at each moment, and SIGTERM: the run goes on or ends with exit code 4, and leaves nothing."""
+    runs = Watched(words(place), Path(place.folder), MANY, save_steps=1)
+    figures: dict[str, Any] = {}
+    wrong: list[str] = []
+    name, process = "", None
+    for moment in MOMENTS:
+        if moment == ASLEEP and place.backend == "cpu":
+            figures[moment] = "skipped: engines do not sleep on a CPU"
+            continue
+        if process is None:
+            name = f"until-{moment}"
+            process = runs.start(name)
+        try:
+            figures[moment] = outcome_of_death(runs, name, process, moment)
+        except CheckFailed as failure:
+            wrong.append(f"{moment}: {failure}")
+            figures[moment] = str(failure)
+        if moment in figures and process.poll() is not None:
+            process = None
+        print(f"{moment}: {figures[moment]}", flush=True)
+    if process is None:
+        name = "until-sigterm"
+        process = runs.start(name)
+    try:
+        figures["sigterm"] = outcome_of_sigterm(runs, name, process)
+    except CheckFailed as failure:
+        wrong.append(f"SIGTERM: {failure}")
+    if wrong:
+        raise CheckFailed("; ".join(wrong), figures)
+    return figures
+
+
+def outcome_of_death(runs: Watched, name: str, process: subprocess.Popen[bytes], moment: str) -> dict[str, Any]:
+    """Let the core of an engine die at a moment; return what followed, and after how many seconds.
+
+    Raises:
+        CheckFailed: nothing within `RECOVERY_SECONDS`, or an end with another exit code; the run is over then.
+    """
+    at = len(runs.steps(name))
+    wait_for(lambda: len(runs.steps(name)) >= at + ROOM, runs, name, process, STEP_SECONDS)
+    (runs.folder / name / ORDER_FILE).write_text(moment)
+    deaths: list[dict[str, Any]] = []
+
+    def died() -> bool:
+        deaths[:] = [row for row in runs.seen(name, "death") if row["moment"] == moment]
+        return bool(deaths)
+
+    wait_for(died, runs, name, process, STEP_SECONDS)
+    at_death = deaths[-1]["time"]
+    with suppress(subprocess.TimeoutExpired, TrialFailed):
+        wait_for(lambda: len(runs.steps(name, at_death)) >= ROOM, runs, name, process, RECOVERY_SECONDS, may_end=True)
+    seconds = round(time.time() - at_death, 1)
+    code = process.poll()
+    if code is None and len(runs.steps(name, at_death)) >= ROOM:
+        return {"outcome": "repaired", "seconds": seconds}
+    if code == EXIT_FAULT:
+        return {"outcome": f"exit code {EXIT_FAULT}", "seconds": seconds}
+    if code is not None:
+        raise CheckFailed(runs.last_words(name, f"ended with exit code {code}"))
+    raise CheckFailed(_hangs(runs, name, process, f"did nothing for {seconds:.0f} s"))
+
+
+def outcome_of_sigterm(runs: Watched, name: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """Send SIGTERM to a run; return what it left.
+
+    Raises:
+        CheckFailed: it did not end within the grace period with a whole checkpoint of its last step and no process.
+    """
+    at = len(runs.steps(name))
+    wait_for(lambda: len(runs.steps(name)) > at, runs, name, process, STEP_SECONDS)
+    mark = psutil.Process(process.pid).environ()[RUN_VARIABLE]
+    began = time.monotonic()
+    process.terminate()
+    try:
+        code = process.wait(RECOVERY_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise CheckFailed(_hangs(runs, name, process, "did not end")) from None
+    seconds = round(time.monotonic() - began, 1)
+    if code != EXIT_INTERRUPTED:
+        raise CheckFailed(runs.last_words(name, f"ended with exit code {code} instead of {EXIT_INTERRUPTED}"))
+    return {"exit_code": code, "seconds": seconds, **left_behind(runs, name, mark)}
+
+
+def left_behind(runs: Watched, name: str, mark: str) -> dict[str, Any]:
+    """Return the step of the newest checkpoint of a run that is over.
+
+    Raises:
+        CheckFailed: it is not whole or not of the last step, or a process is left.
+    """
+    _, left = psutil.wait_procs(marked(mark), timeout=LEFT_SECONDS)
+    if left:
+        raise CheckFailed(f"{len(left)} processes are left: {[title(process)[:60] for process in left[:5]]}")
+    newest, last = read_latest(runs.folder / name / "checkpoints"), runs.steps(name)[-1]["step"]
+    if newest is None:
+        raise CheckFailed(f"no checkpoint of step {last}")
+    try:
+        verify(newest)
+    except NotWhole as reason:
+        raise CheckFailed(f"{newest.name} is not whole: {reason}") from None
+    if newest.name != f"global_step{last}":
+        raise CheckFailed(f"the newest checkpoint is {newest.name}, the last step {last}")
+    return {"checkpoint_step": last}
+
+
+def wait_for(
+    condition: Callable[[], bool],
+    runs: Watched,
+    name: str,
+    process: subprocess.Popen[bytes],
+    seconds: float,
+    may_end: bool = False,
+) -> None:
+    """Return when the condition holds, or (`may_end`) the run has ended.
+
+    Raises:
+        CheckFailed: it does not hold within `seconds`, or the run ended before; the run is over then.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        code = process.poll()
+        if code is not None:
+            if may_end:
+                return
+            raise CheckFailed(runs.last_words(name, f"ended with exit code {code}"))
+        if time.monotonic() > end:
+            if may_end:
+                return
+            raise CheckFailed(_hangs(runs, name, process, f"did not go on within {seconds:.0f} s"))
+        time.sleep(0.1)
+
+
+def _hangs(runs: Watched, name: str, process: subprocess.Popen[bytes], what: str) -> str:
+    """Kill a run that hangs; its stacks go into its folder."""
+    with suppress(psutil.Error, OSError, KeyError, StopIteration):
+        mark = psutil.Process(process.pid).environ()[RUN_VARIABLE]
+        folder = next(one.environ()[stacks.VARIABLE] for one in marked(mark) if stacks.VARIABLE in one.environ())
+        stacks.dump(folder, mark, runs.folder / name / stacks.FILE)
+    kill_all(process)
+    return runs.last_words(name, f"{what}; killed, its stacks are beside its log")
+
+
+def job_stop(place: Place) -> dict[str, Any]:
+    """`ray job submit`, then `ray job stop`: a checkpoint of the last step, and no process of the run left."""
+    folder = Path(place.folder)
+    runs = Watched(words(place), folder, MANY, save_steps=1, module=TRAIN)
+    with _Cluster(place) as cluster:
+        (folder / "job").mkdir(parents=True, exist_ok=True)
+        cluster.submit(runs.command("job", "never"))
+        end = time.monotonic() + STEP_SECONDS
+        while len(runs.steps("job")) < ROOM:
+            time.sleep(1)
+            if time.monotonic() > end or cluster.status() not in ("PENDING", "RUNNING"):
+                raise CheckFailed(f"the job has no {ROOM} steps, and is {cluster.status()}: {cluster.log()[-600:]}")
+        mark = cluster.mark_of_the_run()
+        began = time.monotonic()
+        cluster.ray("job", "stop", cluster.JOB)
+        seconds, status = round(time.monotonic() - began, 1), cluster.status()
+        if status != "STOPPED":
+            raise CheckFailed(f"the job is {status} after `ray job stop`: {cluster.log()[-600:]}")
+        return {"seconds": seconds, **left_behind(runs, "job", mark)}
+
+
+class _Cluster:
+    """A Ray head of this check."""
+
+    JOB = "gpu-check"
+
+    def __init__(self, place: Place) -> None:
+        self._mark = os.environ.get(VARIABLE, "")
+        self._devices = str(max(1, place.gpus))
+        self._env = {**os.environ, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)}
+        self._before: set[int] = set()
+
+    def __enter__(self) -> _Cluster:
+        self._before = {process.pid for process in marked(self._mark, VARIABLE)}
+        dashboard = free_port()
+        self._address = f"http://127.0.0.1:{dashboard}"
+        ports = f"--port {free_port()} --dashboard-host 127.0.0.1 --dashboard-port {dashboard}"
+        ports += f" --dashboard-agent-listen-port {free_port()}"
+        self.ray(
+            "start", "--head", "--num-gpus", self._devices, "--num-cpus", "8", *ports.split(), "--disable-usage-stats"
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        processes = [process for process in marked(self._mark, VARIABLE) if process.pid not in self._before]
+        for process in processes:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(processes, timeout=10)
+
+    def ray(self, *command: str) -> str:
+        """Run Ray's command line; return what it said."""
+        ray = str(Path(sys.executable).with_name("ray"))
+        address = ["--address", self._address] if command[0] == "job" else []
+        words = [ray, *command[:2], *address, *command[2:]]
+        done = subprocess.run(
+            words, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=150
+        )
+        if done.returncode:
+            raise CheckFailed(f"`ray {' '.join(command[:2])}` ended with {done.returncode}: {done.stdout[-600:]}")
+        return done.stdout
+
+    def mark_of_the_run(self) -> str:
+        """Return what the processes of the run are found by: its driver made it, and its workers have it."""
+        found = set()
+        for process in marked(self._mark, VARIABLE):
+            with suppress(psutil.Error):
+                found.add(process.environ().get(RUN_VARIABLE))
+        (mark,) = found - {None}
+        return str(mark)
+
+    def submit(self, command: Sequence[str]) -> None:
+        """Submit a job; the head's agent may be up after the head."""
+        environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)}})
+        words = ["--submission-id", self.JOB, "--no-wait", "--runtime-env-json", environment, "--", *command]
+        for patience in (True, True, True, True, False):
+            try:
+                self.ray("job", "submit", *words)
+                return
+            except CheckFailed as failure:
+                if not patience or "No available agent" not in str(failure):
+                    raise
+            time.sleep(3)
+
+    def status(self) -> str:
+        """Return the job's status."""
+        return str(self._client().get_job_status(self.JOB).value)
+
+    def log(self) -> str:
+        """Return what the job printed."""
+        return str(self._client().get_job_logs(self.JOB))
+
+    def _client(self) -> Any:
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(self._address)
+
+
+def asynchronous(place: Place) -> dict[str, Any]:
+    """Four steps with trainer and engine on devices of their own, partial rollouts, weights sent between them."""
+    more = "--train.colocate_all false --train.async_enable --train.partial_rollout_enable --vllm.enable_sleep false"
+    runs = Watched(words(place, more, "--ds.enable_sleep false"), Path(place.folder), 4 * BATCH, save_steps=-1)
+    runs.finish("run")
+    return judged(runs, "run", 4)
+
+
+def ring(place: Place) -> dict[str, Any]:
+    """One batch on two GPUs as two data ranks, and as a ring of two: the same gradient."""
+    two = "--actor.num_gpus_per_node 2 --ref.num_gpus_per_node 2 --vllm.num_engines 2"
+    norms: dict[int, float] = {}
+    figures: dict[str, Any] = {}
+    for size in (1, 2):
+        given = words(place, two, f"--train.full_determinism_enable --ds.ring_attn_size {size}")
+        runs = Watched(given, Path(place.folder), BATCH, save_steps=-1)
+        runs.finish(f"ring{size}")
+        figures[f"ring {size}"] = judged(runs, f"ring{size}", 1)
+        norms[size] = runs.steps(f"ring{size}")[0]["actor_grad_norm"]
+    figures["gradient_norms"] = list(norms.values())
+    if not abs(norms[1] - norms[2]) <= SAME_STEP * norms[1]:
+        raise CheckFailed(f"the gradient's norm is {norms[1]:.4g}, and {norms[2]:.4g} with a ring of two", figures)
+    return figures
+
+
+def tensor_parallel(place: Place) -> dict[str, Any]:
+    """Two steps with one engine on two GPUs that the trainer shares."""
+    more = "--actor.num_gpus_per_node 2 --ref.num_gpus_per_node 2 --vllm.num_engines 1 --vllm.tensor_parallel_size 2"
+    runs = Watched(words(place, more), Path(place.folder), 2 * BATCH, save_steps=-1)
+    runs.finish("run")
+    return judged(runs, "run", 2)
+
+
+CHECKS = (
+    Check("machine", "driver, compiler and packages of a GPU machine", this_machine, 60),
+    Check(
+        "attention", "flash-attn forward and backward against PyTorch's attention", attention, 120, (GPU, FLASH_ATTN)
+    ),
+    Check("six-steps", "engine and trainer have the same weights and log-probabilities", six_steps, 300),
+    Check("core-deaths", "a killed engine is repaired or ends the run; SIGTERM", core_deaths, 300),
+    Check("resume", "the same result twice, and killed and resumed", resume, 300),
+    Check("memory", "planned against measured memory of each phase", memory_by_phase, 150),
+    Check("job-stop", "ray job submit and ray job stop", job_stop, 150),
+    Check("asynchronous", "partial rollouts, weights between two devices", asynchronous, 150, (TWO_DEVICES,)),
+    Check("ring", "ring attention of two against one", ring, 240, (TWO_GPUS,)),
+    Check("tensor-parallel", "an engine on two GPUs", tensor_parallel, 150, (TWO_GPUS,)),
+)

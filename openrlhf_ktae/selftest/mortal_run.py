@@ -1,0 +1,338 @@
+"""A run of a trial that dies again and again, and what is found after each death."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import statistics
+import subprocess
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from openrlhf_ktae.base.exit_codes import EXIT_FAULT
+from openrlhf_ktae.checkpoint.folder import MANIFEST, STAGING, NotWhole, listed, verify
+from openrlhf_ktae.processes import stacks
+from openrlhf_ktae.processes.marks import end_all, marked
+from openrlhf_ktae.record.metrics import read_record
+from openrlhf_ktae.selftest.deaths import (
+    DEATH_SECONDS,
+    DRIVER,
+    EVERYTHING,
+    RANK,
+    ROOM,
+    WRITING,
+    Death,
+    family,
+    kill,
+    kill_all,
+    stop,
+    title,
+    victims_among,
+)
+from openrlhf_ktae.selftest.trial import STRAIGHT, Trial, TrialFailed
+
+POLL_SECONDS = 0.05
+WRITE_POLL_SECONDS = 0.001
+WRITE_SECONDS = 0.1  # a write of a small model takes about as long
+LEFT_SECONDS = 30.0  # for the processes of a run whose command has died
+END_SECONDS = 2.0  # for those of a run that ended
+RECOVERY_SECONDS = 600.0  # for a run that goes on by itself, or ends by itself
+
+
+@dataclass
+class Toll:
+    """What the deaths of a run have cost."""
+
+    deaths: Counter[str] = field(default_factory=Counter)
+    at_start: int = 0
+    in_write: int = 0
+    """Of all at once, while a checkpoint was being written."""
+    resumes: int = 0
+    anew: int = 0
+    """Of the resumes, before there was a checkpoint."""
+    lost: int = 0
+    """The most recorded steps that one death cost."""
+    left: int = 0
+    """Processes that did not end by themselves."""
+    checkpoints: int = 0
+    """Verified."""
+    wrong: list[str] = field(default_factory=list)
+    """What must not be: a checkpoint that is not whole, more steps lost than may be, another one resumed from."""
+
+    def summary(self) -> str:
+        """Return one line."""
+        by_victim = ", ".join(f"{victim} {count}" for victim, count in sorted(self.deaths.items()))
+        return (
+            f"{self.deaths.total()} deaths ({by_victim}; {self.at_start} before a first step, {self.in_write} in a "
+            f"write), {self.resumes} resumed ({self.anew} with nothing saved yet), at most {self.lost} recorded steps "
+            f"lost, {self.checkpoints} checkpoints verified, {self.left} processes left, {len(self.wrong)} faults"
+        )
+
+
+class MortalRun:
+    """One run of `trial`: `suffer` lets it die (and starts it where it is dead), `finish` lets it end.
+
+    Args:
+        trial: whose run without a break is there already.
+        name: of the run.
+        start_seconds: from its start to its first step.
+        seed: of the choice among several processes.
+    """
+
+    def __init__(self, trial: Trial, name: str, start_seconds: float, seed: int) -> None:
+        self.trial, self.name, self.toll = trial, name, Toll()
+        self._start_seconds = start_seconds
+        times = [row["time"] for row in trial.steps(STRAIGHT)]
+        self._step_seconds = statistics.median([b - a for a, b in pairwise(times)] or [0.0])
+        self._chance = random.Random(seed)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._mark = ""
+        self._started = self._since = 0.0
+        self._log_starts = 0
+        self._starts = 0
+        self._resumes_from: int | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.trial.folder / self.name / "checkpoints"
+
+    def suffer(self, death: Death) -> str | None:
+        """Let the run die; say what died, when, and what was found; None if it ended before that.
+
+        Raises:
+            TrialFailed: it failed on its own, or did not get over the death as it should.
+        """
+        process = self._process or self._start()
+        try:
+            early = self._moment_of(death, process)
+            what = self._strike(death, process) if process.poll() is None else None
+            if what is None:
+                self._ended_well(process)
+                return None
+        except BaseException:
+            kill_all(process)
+            end_all(self._mark, 0)
+            raise
+        self.toll.deaths[death.victim] += 1
+        self.toll.at_start += early
+        return f"{death.victim}{' before a first step' if early else ''}: {what}"
+
+    def finish(self) -> None:
+        """Let the run end.
+
+        Raises:
+            TrialFailed: it did not end well.
+        """
+        process = self._process or self._start()
+        self.trial.wait(self.name, process)
+        self._check_where_it_resumed()
+        self._count_left(END_SECONDS)
+        self._process = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        log = self.trial.log(self.name)
+        self._log_starts = log.stat().st_size if log.exists() else 0
+        self._mark, self._started = uuid.uuid4().hex, time.time()
+        self._since = self._started
+        self._process = self.trial.start(self.name, "auto", self._mark)
+        self.toll.resumes += self._starts > 0
+        self.toll.anew += self._starts > 0 and self._resumes_from is None
+        self._starts += 1
+        return self._process
+
+    def _moment_of(self, death: Death, process: subprocess.Popen[bytes]) -> bool:
+        """Wait for the moment, or for the end of the run; return whether it is before a first step."""
+        if death.at_start and self._since == self._started:
+            moment = time.time() + death.share * self._start_seconds
+            self._wait(process, lambda: time.time() >= moment or bool(self._steps()))
+            if not self._steps():
+                return True
+        self._wait(process, lambda: any(row["step"] >= death.step for row in self._steps()))
+        if death.victim == WRITING:
+            self._wait(process, self._writes, seconds=WRITE_POLL_SECONDS)
+            time.sleep(death.share * WRITE_SECONDS)
+        else:
+            time.sleep(death.share * self._step_seconds)
+        return False
+
+    def _strike(self, death: Death, process: subprocess.Popen[bytes]) -> str | None:
+        """Let it die; say what was found, None where the run was over by then."""
+        if death.victim in (EVERYTHING, WRITING):
+            members = family(process)
+            stop(members)
+            writing = self._writes()
+            kill([*members, *marked(self._mark)])
+            process.wait()
+            self._count_left(DEATH_SECONDS)
+            self.toll.in_write += writing
+            return f"every process{' while a checkpoint was written' if writing else ''}; {self._dead()}"
+        if death.victim == DRIVER:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            left = self._count_left(LEFT_SECONDS)
+            return f"the command, whose processes {f'stayed ({left})' if left else 'ended'}; {self._dead()}"
+        victim = self._one(death.victim, process)
+        if victim is None:
+            return None
+        shown, moment = title(victim).partition(" ")[0], time.time()
+        named = f"{shown if '::' in shown else 'a worker'} ({victim.pid})"
+        kill([victim])
+        if death.victim == RANK:
+            ended = self._ends_by_itself(process)
+            return ended and f"{named}; {ended}"
+        self._since = moment
+        self._wait(process, lambda: len(self._steps()) >= ROOM, RECOVERY_SECONDS)
+        if process.poll() is not None:
+            self._ended_well(process)
+        newest = self._examine(running=True)
+        steps = self._steps()
+        after = f"went on by itself to step {steps[-1]['step']}" if steps else "ended by itself"
+        return f"{named}; the run {after}; newest checkpoint: {newest or 'none'}"
+
+    def _one(self, victim: str, process: subprocess.Popen[bytes]) -> psutil.Process | None:
+        """Return a process to kill, as soon as there is one; None where the run ends before."""
+        found: list[psutil.Process] = []
+
+        def there() -> bool:
+            found[:] = victims_among(marked(self._mark), victim)
+            return bool(found)
+
+        self._wait(process, there, RECOVERY_SECONDS)
+        return self._chance.choice(found) if found else None
+
+    def _ends_by_itself(self, process: subprocess.Popen[bytes]) -> str | None:
+        """Wait for the end that follows a rank's death; None where the run needed it no more."""
+        try:
+            code = process.wait(RECOVERY_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+            self._write_stacks()
+        if code == 0:
+            return None
+        if code != EXIT_FAULT:
+            raise TrialFailed(
+                self.trial.last_words(
+                    self.name, f"ended with exit code {code} instead of {EXIT_FAULT} after a rank's death"
+                )
+            )
+        left = self._count_left(END_SECONDS)
+        newest, said = self._newest(), self._said()
+        named = f"{newest.path}" if newest else "no checkpoint was written"
+        if named not in said:
+            self.toll.wrong.append(f"after a rank's death the run did not name its checkpoint ({named}): {said[-300:]}")
+        return f"exit code {code}, its checkpoint named, {left} processes left; {self._dead()}"
+
+    def _write_stacks(self) -> None:
+        """Leave the stacks of a run that hangs in its folder."""
+        for process in marked(self._mark):
+            with suppress(psutil.Error, OSError):
+                if folder := process.environ().get(stacks.VARIABLE):
+                    stacks.dump(folder, self._mark, self.trial.folder / self.name / stacks.FILE)
+                    return
+
+    def _dead(self) -> str:
+        """Look at what a dead run has left; the next `suffer` or `finish` starts it again."""
+        self._check_where_it_resumed()
+        self._process = None
+        newest = self._newest()
+        recorded = max((row["step"] for row in self.trial.steps(self.name)), default=0)
+        saved = newest.step if newest else 0
+        lost = max(0, recorded - saved)
+        self.toll.lost = max(self.toll.lost, lost)
+        if lost > self.trial.save_steps:
+            self.toll.wrong.append(f"step {recorded} was recorded and the newest checkpoint is of step {saved}")
+        self._resumes_from = saved or None
+        name = self._examine(running=False)
+        return f"last step {recorded}, newest checkpoint: {name or 'none'}"
+
+    def _examine(self, running: bool) -> str | None:
+        """Verify all checkpoints; return the name of the newest."""
+        found, bad = listed(self.checkpoints)
+        for name, reason in bad.items():
+            if not running and (self.checkpoints / name / MANIFEST).exists():
+                self.toll.wrong.append(f"checkpoint {name}: {reason}")
+        for one in found:
+            try:
+                verify(one.path)
+            except (NotWhole, OSError) as reason:
+                if running and not (one.path / MANIFEST).exists():
+                    continue  # it was deleted meanwhile, to make room for newer ones
+                self.toll.wrong.append(f"checkpoint {one.path.name}: {reason}")
+            self.toll.checkpoints += 1
+        return found[0].path.name if found else None
+
+    def _check_where_it_resumed(self) -> None:
+        rows = [row for row in self._rows() if row["kind"] == "resume" and row["time"] > self._started]
+        if not rows and not self.trial.steps(self.name, self._started):
+            return  # it did not get so far
+        resumed = rows[-1]["step"] if rows else None
+        if resumed != self._resumes_from:
+            self.toll.wrong.append(
+                f"it went on from step {resumed}; the newest checkpoint was of step {self._resumes_from}"
+            )
+
+    def _count_left(self, seconds: float) -> int:
+        """Wait for the processes of the run; kill and count those that do not end."""
+        psutil.wait_procs(marked(self._mark), timeout=seconds)
+        left = marked(self._mark)
+        self.toll.left += len(left)
+        for process in left:
+            self.toll.wrong.append(f"{title(process)[:100]} (process {process.pid}) did not end")
+        kill(left)
+        psutil.wait_procs(left, timeout=LEFT_SECONDS)
+        return len(left)
+
+    def _ended_well(self, process: subprocess.Popen[bytes]) -> None:
+        if process.returncode:
+            raise TrialFailed(self.trial.last_words(self.name, f"ended with exit code {process.returncode} by itself"))
+
+    def _wait(
+        self,
+        process: subprocess.Popen[bytes],
+        condition: Callable[[], bool],
+        limit: float = float("inf"),
+        seconds: float = POLL_SECONDS,
+    ) -> None:
+        """Return when the condition holds, or the run has ended.
+
+        Raises:
+            TrialFailed: neither within `limit` seconds.
+        """
+        end = time.monotonic() + limit
+        while process.poll() is None and not condition():
+            if time.monotonic() > end:
+                self._write_stacks()
+                raise TrialFailed(self.trial.last_words(self.name, f"did nothing for {limit:g} s after a death"))
+            time.sleep(seconds)
+
+    def _writes(self) -> bool:
+        """Whether a checkpoint is being written; what an earlier death left of one does not count."""
+        try:
+            staged = [entry for entry in os.scandir(self.checkpoints) if entry.name.startswith(STAGING)]
+            return any(entry.stat().st_mtime > self._started for entry in staged)
+        except OSError:
+            return False
+
+    def _newest(self) -> Any:
+        found = listed(self.checkpoints)[0]
+        return found[0] if found else None
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return list(read_record(self.trial.folder / self.name))
+
+    def _steps(self) -> list[dict[str, Any]]:
+        return self.trial.steps(self.name, self._since)
+
+    def _said(self) -> str:
+        return self.trial.log(self.name).read_bytes()[self._log_starts :].decode("utf-8", "replace")

@@ -1,0 +1,177 @@
+"""Engines that die: they are started again and get the current weights before they generate.
+
+Ray starts the actor of an engine again; it loads the model that the run began with when the trainer asks for it, and
+generates nothing until it is told that it has the current weights (`RetryingRollouts`). One process sends weights, the
+trainer's: two that called the ranks could do so in different orders, and their collectives would wait for each other.
+Whoever generates in another process asks it to, through the queue that rollouts travel in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import Empty
+from typing import Any
+
+import ray
+from openrlhf.trainer.ppo_trainer import BasePPOTrainer
+from openrlhf.utils.logging_utils import init_logger
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from openrlhf_ktae.base.faults_config import FaultsConfig
+from openrlhf_ktae.processes.deaths import ENGINE_GONE, POLL_SECONDS, answered, causes, in_one_line, of_type
+from openrlhf_ktae.processes.ending import EndOrder, GivenUp
+
+logger = init_logger(__name__)
+
+
+class EnginesLost(RuntimeError):
+    """An engine died once more than it may, or did not come back."""
+
+
+@dataclass(frozen=True)
+class WeightsWanted:
+    """A message to the trainer: an engine died, for the reason `why`."""
+
+    why: str
+
+
+def engine_died(error: BaseException, engines: Sequence[Any] = ()) -> bool:
+    """Whether a process of an engine is gone: Ray's actor, or vLLM's core below it; not where it is given up.
+
+    With `engines`, an actor that is known to be none of them, such as a rank, is no engine.
+    """
+    if of_type(error, (EnginesLost.__name__,)):
+        return False
+    known = {engine._actor_id.hex() for engine in engines}
+    lost = [one.actor_id for one in causes(error) if isinstance(one, RayActorError)]
+    return of_type(error, ENGINE_GONE) or any(not actor or not known or actor in known for actor in lost)
+
+
+def short(error: BaseException) -> str:
+    """Return the first line of an error of Ray."""
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+def have_weights(engines: Sequence[Any]) -> bool:
+    """Return whether every engine has the current weights, when all answer; one that died is started again.
+
+    Those that were started again load their model now: call it where the trainer is not in an update, which takes the
+    memory of GPUs that they share.
+
+    Raises:
+        EnginesLost: one does not come back.
+    """
+    try:
+        if all(ray.get([engine.answer.remote() for engine in engines])):
+            return True
+    except Exception as error:
+        if not engine_died(error):
+            raise
+    with ThreadPoolExecutor(len(engines)) as side_by_side:
+        return all(list(side_by_side.map(_brought_back, engines)))
+
+
+def _brought_back(engine: Any) -> bool:
+    while True:
+        try:
+            return answered(engine.come_back.remote)
+        except (RayActorError, GetTimeoutError) as error:
+            raise EnginesLost(f"an engine does not come back: {short(error)}") from error
+        except Exception as error:
+            if not engine_died(error):
+                raise EnginesLost(f"an engine does not come back: {in_one_line(error)[:400]}") from error
+            ray.kill(engine, no_restart=False)  # its actor lives, its core does not
+
+
+def wait_for_weights(engines: Sequence[Any]) -> None:
+    """Return when every engine has the current weights, whoever sends them."""
+    while True:
+        try:
+            if all(ray.get([engine.answer.remote() for engine in engines])):
+                return
+        except Exception as error:
+            if not engine_died(error):
+                raise
+        time.sleep(POLL_SECONDS)
+
+
+class EngineKeeper(BasePPOTrainer):
+    """The host's base trainer; engines that died are started again before weights are sent, and while they are.
+
+    It stands behind the host's trainer among the bases, so that a lock or a pause around sending holds for all tries.
+    """
+
+    record: Any
+    engine_restarts = 0
+
+    def broadcast_to_vllm(self) -> None:
+        """Send the weights as the host does, to all engines that there should be.
+
+        Raises:
+            EnginesLost: that took more restarts than `--faults.engine_restarts`, or an engine does not come back.
+        """
+        fault: Exception | None = None
+        while True:
+            try:
+                if have_weights(self.vllm_engines) and fault is None:
+                    return super().broadcast_to_vllm()
+                self._count(fault)
+                ray.get(self.actor_model_group.async_run_method("rejoin_engines"))
+                super().broadcast_to_vllm()
+                ray.get([engine.take_weights.remote() for engine in self.vllm_engines])
+                return self.record.note(
+                    f"an engine died and was started again with the current weights ({self.engine_restarts} of "
+                    f"--faults.engine_restarts {self._limit})"
+                )
+            except Exception as error:
+                if not engine_died(error, self.vllm_engines):  # a rank's death ends the run
+                    raise
+                fault = error
+
+    def send_weights(self, why: str) -> None:
+        """Give all engines the current weights, unless they have them; `why` is what somebody has noticed."""
+        logger.warning(f"an engine died ({why}); it is started again")
+        if not have_weights(self.vllm_engines):
+            self.broadcast_to_vllm()
+
+    @property
+    def _limit(self) -> int:
+        return FaultsConfig(**self.args.faults.config).engine_restarts
+
+    def _count(self, fault: Exception | None) -> None:
+        if self.engine_restarts >= self._limit:
+            why = f", {in_one_line(fault)[:200]}" if fault else ""  # which Ray would lose on its way
+            raise EnginesLost(f"--faults.engine_restarts {self._limit}: an engine died once more{why}") from fault
+        self.engine_restarts += 1
+
+
+class AnsweringQueue:
+    """A queue whose `get` answers requests for weights on the way; everything else is the queue's own."""
+
+    def __init__(self, queue: Any, answer: Callable[[str], None], order: EndOrder) -> None:
+        self._queue, self._answer, self._order = queue, answer, order
+
+    def get(self, block: bool = True) -> Any:
+        """Return the next item that is no request.
+
+        Raises:
+            GivenUp: an end was asked for before one came.
+        """
+        while True:
+            try:
+                item = self._queue.get(block=block, timeout=POLL_SECONDS)
+            except Empty:
+                if self._order.asked:
+                    raise GivenUp from None
+                if not block:
+                    raise
+                continue
+            if not isinstance(item, WeightsWanted):
+                return item
+            self._answer(item.why)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)

@@ -1,0 +1,194 @@
+"""In the trainer: rollouts that failed (`in_engine`), and engines that die while they generate.
+
+A dead engine is started again with the current weights (`engines`), and its prompts are generated once more; too many
+failed prompts stop the run. With `--vllm.enable_sleep`, engines are woken and put to sleep here, where one that died
+asleep is noticed as well: the host does both outside of the call that is guarded.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import torch
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+from openrlhf.trainer.ray.vllm_engine import batch_vllm_engine_call
+from openrlhf.utils.logging_utils import init_logger
+
+from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.base.faults_config import FaultsConfig
+from openrlhf_ktae.processes.ending import POLL_SECONDS, EndOrder, GivenUp
+from openrlhf_ktae.trainer.engines import engine_died, short
+from openrlhf_ktae.trainer.ray.retrying_rollouts import FAILURE
+from openrlhf_ktae.verifier.user_reward import HINT
+
+logger = init_logger(__name__)
+FAILED = "faults/failed_rollouts"  # key of `info`; its mean is the share
+WINDOW = 64  # prompts; fewer make no share
+
+
+class SurvivingGenerator(SamplesGenerator):
+    """The host's generator with the above."""
+
+    send_weights: Callable[[str], None] | None = None
+    """Gives all engines the current weights, for a reason; None where nobody would, outside a training loop."""
+    note: Callable[[str], None] = logger.warning
+    """Says what a person should know."""
+    end_order: EndOrder | None = None
+    """Gives up what is under way; None where the weights are another process's, which ends by itself."""
+
+    _awake = False
+    """Whether this generator has woken the engines."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The host's generator alone is told that nothing sleeps: whoever sends weights reads the same options.
+        self.args: Any = copy.copy(self.strategy.args)
+        self.args.vllm = copy.copy(self.args.vllm)
+        self._sleeps, self.args.vllm.enable_sleep = bool(self.args.vllm.enable_sleep), False
+        self.faults = FaultsConfig(**self.args.faults.config)
+        self.engine_restarts = 0
+        self._failures: deque[bool] = deque(maxlen=WINDOW * 4)
+        self._last_failure = ""
+
+    def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
+        """Generate as the host does; engines that were woken for it sleep afterwards, whatever happens."""
+        with self._asleep_afterwards():
+            return super().generate_samples(**generate_kwargs)
+
+    def generate_eval_samples(self, **generate_kwargs: Any) -> list[Experience]:
+        """Generate as the host does; engines that were woken for it sleep afterwards, whatever happens."""
+        with self._asleep_afterwards():
+            return super().generate_eval_samples(**generate_kwargs)
+
+    def _generate_vllm(
+        self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
+    ) -> tuple[list[Experience], int, bool]:
+        """Generate as the host does; all prompts of a call again after an engine died.
+
+        Raises:
+            TrainingStopped: the rollouts of too many prompts failed.
+            GivenUp: `end_order` was given.
+        """
+        source = iter(dataloader_iter)
+        while True:
+            drawn: list[Any] = []
+            try:
+                with given_up_when_asked(self.end_order, self.vllm_engines):
+                    self._wake()
+                    samples, count, exhausted = super()._generate_vllm(
+                        remembered(source, drawn), num_prompts, dynamic_filtering, **generate_kwargs
+                    )
+                break
+            except GivenUp:
+                raise
+            except Exception as error:
+                if not engine_died(error) or self.send_weights is None:
+                    raise
+                self.revive(error)
+                source = itertools.chain(drawn, source)
+        self._settle(samples, generate_kwargs.get("n_samples_per_prompt", self.args.rollout.n_samples_per_prompt))
+        return samples, count, exhausted
+
+    def _process_response_into_experience(self, response: dict[str, Any], **kwargs: Any) -> Experience:
+        """Do as the host does; mark what stands for a failed rollout."""
+        experience = super()._process_response_into_experience(response, **kwargs)
+        failure = response.get(FAILURE, "")
+        if hint := response.get(HINT):
+            self.note(hint)
+        experience.info[FAILED] = torch.tensor([float(bool(failure))])
+        self._last_failure = failure or self._last_failure
+        return experience
+
+    def _settle(self, samples: list[Experience], per_prompt: int) -> None:
+        """Give rollouts that lack log entries, as failed ones do, those of the others; stop where too many failed."""
+        failed = [bool(sample.info[FAILED]) for sample in samples]
+        entries = {name: torch.zeros_like(value) for sample in samples for name, value in sample.info.items()}
+        for sample in samples:
+            if len(sample.info) < len(entries):
+                sample.info = {**entries, **sample.info}
+        self._failures.extend(failed[::per_prompt])
+        share = sum(self._failures) / max(len(self._failures), 1)
+        if len(self._failures) >= WINDOW and share > self.faults.max_failed_share:
+            raise TrainingStopped(
+                f"--faults.max_failed_share {self.faults.max_failed_share:g}: {share:.0%} of the last "
+                f"{len(self._failures)} prompts failed, at last with {self._last_failure}; repair the agent or "
+                "reward, or raise the share"
+            )
+
+    def revive(self, error: Exception) -> None:
+        """Have dead engines started again with the current weights; raise `error` where nobody can, or too often."""
+        self.engine_restarts += 1
+        if self.engine_restarts > self.faults.engine_restarts or self.send_weights is None:
+            raise error
+        self.send_weights(short(error))
+        self._awake = False  # one that was started again has its weights, and no cache yet
+
+    def _wake(self) -> None:
+        """Wake engines that sleep, once for each of the host's calls; waking one that is awake changes nothing."""
+        if self._sleeps and not self._awake:
+            self._awake = True
+            batch_vllm_engine_call(self.vllm_engines, "wake_up")
+
+    @contextmanager
+    def _asleep_afterwards(self) -> Iterator[None]:
+        """Put engines to sleep again; one that is dead takes no memory, and is missed when weights are sent."""
+        try:
+            yield
+        finally:
+            refs = [engine.sleep.remote() for engine in self.vllm_engines] if self._awake else []
+            self._awake = False
+            for ref in refs:
+                try:
+                    ray.get(ref)
+                except Exception as error:
+                    if not engine_died(error):
+                        raise
+
+
+@contextmanager
+def given_up_when_asked(order: EndOrder | None, engines: Sequence[Any]) -> Iterator[None]:
+    """Kill `engines` as soon as the order to end comes: nothing else gets out of a call that waits for them.
+
+    Raises:
+        GivenUp: it came, before or within.
+    """
+    if order is None:
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_SECONDS):
+            if order.asked:
+                for engine in engines:
+                    ray.kill(engine)
+                return
+
+    if order.asked:
+        raise GivenUp
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    except Exception as error:
+        if order.asked:
+            raise GivenUp from error
+        raise
+    finally:
+        over.set()
+        watching.join()
+
+
+def remembered(items: Iterator[Any], seen: list[Any]) -> Iterator[Any]:
+    """Yield `items` and keep them in `seen`."""
+    for item in items:
+        seen.append(item)
+        yield item

@@ -1,0 +1,30 @@
+"""Our classes in the places of the host's, for each backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Places = dict[tuple[str, str], Any]
+"""`(module, attribute)` of the host -> the class to put there in the driver."""
+
+
+def host_classes(backend: str) -> Places:
+    """Return the strategy, engine and model actors of a backend (`cuda` or `cpu`)."""
+    import ray  # these imports take seconds, and only the driver of a run needs them
+
+    from openrlhf_ktae.trainer.ray.ppo_critic import KTAECriticModelActor
+
+    if backend == "cpu":
+        from openrlhf_ktae.trainer.ray.cpu_actors import CpuDeepspeedStrategy as Strategy
+        from openrlhf_ktae.trainer.ray.cpu_actors import CpuPolicyModelActor as Policy
+        from openrlhf_ktae.trainer.ray.cpu_engine import CpuRolloutActor as Engine
+    else:
+        from openrlhf_ktae.trainer.lora import KTAEDeepspeedStrategy as Strategy
+        from openrlhf_ktae.trainer.ray.ppo_actor import KTAEPolicyModelActor as Policy
+        from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor as Engine
+    return {
+        ("openrlhf.utils.deepspeed", "DeepspeedStrategy"): Strategy,
+        ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor"): ray.remote(Engine),
+        ("openrlhf.cli.train_ppo_ray", "PolicyModelActor"): ray.remote(num_gpus=1)(Policy),
+        ("openrlhf.cli.train_ppo_ray", "CriticModelActor"): ray.remote(num_gpus=1)(KTAECriticModelActor),
+    }

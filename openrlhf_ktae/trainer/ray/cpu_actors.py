@@ -1,0 +1,133 @@
+"""The host's policy actor and strategy on a CPU: gloo in place of NCCL, torch's Adam in place of a kernel."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import deepspeed
+import ray
+import torch
+
+from openrlhf_ktae.backend.cpu_linear import use_onednn
+from openrlhf_ktae.base.free_port import free_port
+from openrlhf_ktae.memory.phases import CPU_BUCKET
+from openrlhf_ktae.trainer.lora import KTAEDeepspeedStrategy, model_weights, parts_of
+from openrlhf_ktae.trainer.ray.cpu_weight_sync import GlooGroup, Slot, buckets, new_buffer, view
+from openrlhf_ktae.trainer.ray.ppo_actor import KTAEActorPPOTrainer, KTAEPolicyModelActor
+
+GIVING_UP_SECONDS = 5.0  # for gloo to notice that a peer is gone
+
+
+class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
+    """The host's strategy; DeepSpeed takes torch's AdamW, because its own kernel must be compiled for minutes."""
+
+    def prepare(self, *args: Any) -> Any:
+        """Prepare models as the host does; their linear layers then multiply with oneDNN."""
+        prepared = super().prepare(*args)
+        for entry in args:
+            model = entry[0] if isinstance(entry, tuple) else entry
+            if model is not None:
+                use_onednn(model)
+        return prepared
+
+    def get_ds_train_config(self, optim_dict: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Return the host's DeepSpeed configuration with `torch_adam` and small buckets of gradients."""
+        config = super().get_ds_train_config(optim_dict, **kwargs)
+        config["zero_optimization"]["reduce_bucket_size"] = CPU_BUCKET
+        optimizer = config.get("optimizer")
+        if optimizer and optimizer["type"] == "AdamW":
+            optimizer["params"] = {**optimizer["params"], "torch_adam": True, "fused": True}
+        return config
+
+
+class CpuActorPPOTrainer(KTAEActorPPOTrainer):
+    """The same update loop; only how weights reach the engines differs."""
+
+    _model_update_group: GlooGroup | None = None
+    """Rank 0 and the engines; None where it has lost one, until they meet again."""
+    _broadcast: Any = None
+    """The one under way."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, dataloader_pin_memory=False)
+
+    def _meet_engines(self, backend: str) -> None:
+        """Make the broadcast group of this rank 0 and all engines."""
+        address = ray.util.get_node_ip_address()
+        port = free_port()
+        world_size = len(self.vllm_engines) + 1
+        refs = [
+            engine.init_process_group.remote(address, port, rank, world_size, "openrlhf_ktae", "gloo", False)
+            for rank, engine in enumerate(self.vllm_engines, start=1)
+        ]
+        self._model_update_group = GlooGroup(address, port, 0, world_size)
+        ray.get(refs)
+
+    def _send_weights(self) -> None:
+        """Send all parameters, a bucket a call; every rank takes part in gathering its shards."""
+        parameters = model_weights(self.actor.model.module)
+        if self.args.ds.tensor_parallel_size > 1:
+            self._send_one_by_one(parameters)
+        else:
+            self._send_in_buckets(parameters, sharded=self.args.ds.zero_stage == 3)
+        if self.args.vllm.enable_prefix_caching and self._sending is not None:
+            self._sending.tell("reset_prefix_cache")
+            self._sending.received()
+        torch.distributed.barrier()
+
+    def _send_in_buckets(self, parameters: dict[str, Any], sharded: bool) -> None:
+        sizes = ((name, p.dtype, tuple(p.ds_shape if sharded else p.shape)) for name, p in parameters.items())
+        for bucket in buckets(sizes):
+            members = [parameters[slot.name] for slot in bucket]
+            with deepspeed.zero.GatheredParameters(parts_of(members), enabled=sharded):
+                self._send(bucket, members)
+
+    def _send_one_by_one(self, parameters: dict[str, Any]) -> None:
+        """Tensor parallel shards have their full shape only once they are gathered."""
+        gather = deepspeed.module_inject.layers.GatherReplacedLayerParams
+        for name, parameter in parameters.items():
+            with gather([parameter], self.actor.model.module, enabled=True):
+                (bucket,) = buckets([(name, parameter.dtype, tuple(parameter.shape))])
+                self._send(bucket, [parameter])
+
+    def _send(self, bucket: list[Slot], members: list[Any]) -> None:
+        """Send one bucket from rank 0; nothing more after an engine died."""
+        if self._sending is None:
+            return
+        self._sending.tell("update_weights_in_bucket", bucket)
+        if self._sending.lost is None:
+            buffer = new_buffer(bucket)
+            for slot, parameter in zip(bucket, members, strict=True):
+                view(buffer, slot).copy_(parameter.data)
+            with self._sending.guarded():
+                assert self._model_update_group is not None, "nothing is sent between a loss and the next meeting"
+                self._broadcast = self._model_update_group.broadcast(buffer)
+        self._sending.received()  # first: an engine that failed would let the broadcast wait for ever
+        if self._sending.lost is None:
+            with self._sending.guarded():
+                self._broadcast.wait()
+        self._broadcast = None  # it holds the group
+
+    def _leave_group(self) -> None:
+        """Close the connections.
+
+        gloo gives up at the first peer that is gone, and the engines behind it, which live, would wait for this bucket
+        until the time-out.
+        """
+        if is_over(self._broadcast):
+            self._broadcast = self._model_update_group = None
+
+
+def is_over(sending: Any) -> bool:
+    """Whether a broadcast, if any, ended within seconds, well or not; a group cannot be left before."""
+    end = time.monotonic() + GIVING_UP_SECONDS
+    while sending is not None and not sending.is_completed() and time.monotonic() < end:
+        time.sleep(0.01)
+    return sending is None or bool(sending.is_completed())
+
+
+class CpuPolicyModelActor(KTAEPolicyModelActor):
+    """The policy actor with the update loop above."""
+
+    update_loop = CpuActorPPOTrainer

@@ -1,0 +1,30 @@
+"""The host's engine on a CPU; apart from `cpu_actors`, because DeepSpeed would keep an engine's start waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
+from openrlhf_ktae.trainer.ray.cpu_weight_sync import CpuWorkerExtension, Slot
+from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
+
+
+class CpuRolloutActor(KTAERolloutActor):
+    """A vLLM engine on the CPU: its dtype, cache size and worker extension replace the host's fixed ones."""
+
+    worker_extension = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__qualname__}"
+    gpu_memory = staticmethod(lambda: None)  # one that is there is not this engine's
+
+    async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
+        kwargs.update(json.loads(os.environ[ENGINE_VARIABLE]))
+        await super().__init__(*args, **kwargs)
+
+    async def update_weights_in_bucket(self, bucket: list[Slot]) -> None:
+        """Let every worker of this engine receive one bucket of parameters."""
+        await self.llm.collective_rpc("update_weights_in_bucket", args=(bucket,))
+
+    async def weight_checksum(self) -> float:
+        """Checksum of the weights that the engine generates with."""
+        return (await self.llm.collective_rpc("weight_checksum"))[0]

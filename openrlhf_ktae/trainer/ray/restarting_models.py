@@ -1,0 +1,165 @@
+"""Processes of the reference and the reward model that die: they are started again, lost forward passes are repeated.
+
+Ray starts the process again, without its model. The trainer notices when it wants log-probabilities or rewards, lets
+all ranks of the group begin anew (a group of processes that has lost one cannot take in another), loads the model as
+the host did, and asks once more. Nothing of a model that is not trained is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+from openrlhf.utils.logging_utils import init_logger
+from ray.exceptions import RayError
+
+from openrlhf_ktae.base.faults_config import FaultsConfig
+from openrlhf_ktae.base.free_port import free_port
+from openrlhf_ktae.processes.deaths import POLL_SECONDS, START_MINUTES, answered, died
+
+HOST_CLASSES = ("ReferenceModelActor", "RewardModelActor")  # globals of the host's command
+ANSWER_SECONDS = 5.0  # for the ranks that are not busy, once one of their group is known to be lost
+logger = init_logger(__name__)
+
+
+class ModelLost(RuntimeError):
+    """The process is a new one and has no model."""
+
+
+class RestartableModel:
+    """Mixin before the host's actor of a model that is not trained."""
+
+    _rank: int
+    _master_addr: str
+    _master_port: int
+    _get_free_port = staticmethod(free_port)  # where its ranks meet
+
+    def loaded(self) -> bool:
+        """Return whether the model is there; a process that was started again has none."""
+        return hasattr(self, "model")
+
+    def meet_at(self, address: str, port: int) -> None:
+        """Take the address of a rank 0 that was started again, for the next `init_model_from_pretrained`."""
+        self._master_addr, self._master_port = address, port
+        os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+
+    def execute_batch(self, method_name: str, all_data: Any, start_idx: int, end_idx: int) -> list[Any]:
+        """Do as the host does.
+
+        Raises:
+            ModelLost: the model must be loaded first.
+        """
+        if not self.loaded():
+            raise ModelLost(f"{type(self).__name__} of rank {self._rank} was started again and has no model yet")
+        return super().execute_batch(method_name, all_data, start_idx, end_idx)  # type: ignore[misc]
+
+
+def restartable(host_class: Any, restarts: int) -> Any:
+    """Return the Ray actor class that the host's command takes in place of its own.
+
+    Args:
+        host_class: the plain class behind the host's.
+        restarts: times that the trainer brings a group back. Ray counts more: the ranks that live restart, too.
+    """
+    plain = type(host_class.__name__, (RestartableModel, host_class), {})
+    return ray.remote(num_gpus=1, max_restarts=-1 if restarts else 0)(plain)
+
+
+class RevivingExperienceMaker(RemoteExperienceMaker):
+    """The host's experience maker; `note` gets a sentence for each restart."""
+
+    note: Callable[[str], None] = staticmethod(logger.warning)
+    model_restarts = 0
+
+    @torch.no_grad()
+    def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
+        """Do as the host does, and again where a process died: it changes no sample before every pass is back."""
+        fault: RayError | None = None
+        while True:
+            try:
+                if fault is not None:
+                    self._bring_back(fault)
+                return super().make_experience(samples_list)
+            except RayError as error:
+                if error is fault or not died(error):
+                    raise
+                fault = error
+
+    def _bring_back(self, fault: RayError) -> None:
+        """Load models whose processes are gone; raise `fault` where it has another cause, or there were too many."""
+        groups = {
+            "reference": (self.initial_model_group, self.args.actor.model_name_or_path),
+            "reward": (self.reward_model_group, self.args.reward.model_name_or_path),
+        }
+        used = {name: pair for name, pair in groups.items() if pair[0] is not None and pair[1]}
+        broken = {name: left for name, (group, _) in used.items() if (left := left_over(group)) is not None}
+        limit = FaultsConfig(**self.args.faults.config).model_restarts
+        if not broken or self.model_restarts >= limit:
+            raise fault
+        self.model_restarts += 1
+        for name, left in broken.items():
+            logger.warning(f"a process of the {name} model died; it is started again")
+            group, path = used[name]
+            load_again(group, left, self.strategy, path)
+        self.note(
+            f"a process of the {' and the '.join(broken)} model died and was started again; its forward passes are "
+            f"repeated ({self.model_restarts} of --faults.model_restarts {limit})"
+        )
+
+
+def left_over(group: Any) -> list[Any] | None:
+    """Return the ranks that may still hold their part of a group that has lost one; None where the group is whole.
+
+    A rank that is busy is waited for, unless another is known to be lost: it may wait for that one itself, in vain.
+    """
+    asked = {actor.loaded.remote(): actor for actor in group._actor_handlers}
+    left: list[Any] = []
+    lost = False
+    while asked:
+        ready, _ = ray.wait(list(asked), timeout=ANSWER_SECONDS if lost else 60 * START_MINUTES)
+        if not ready:
+            return [*left, *asked.values()]
+        actor = asked.pop(ready[0])
+        try:
+            has_model = ray.get(ready[0])
+        except RayError:  # dead, or on its way up again
+            has_model = False
+        lost = lost or not has_model
+        left += [actor] if has_model else []
+    return left if lost else None
+
+
+def load_again(group: Any, left: list[Any], strategy: Any, path: str) -> None:
+    """Start the ranks `left` of a group anew, too, and load its model from `path` as the host's command does.
+
+    Raises:
+        RayError: a rank does not come back, or dies again.
+    """
+    for actor in left:
+        ray.kill(actor, no_restart=False)
+    for actor in group._actor_handlers:
+        wait_until_new(actor)
+    first, *others = group._actor_handlers
+    address, port = ray.get(first.get_master_addr_port.remote())
+    ray.get([actor.meet_at.remote(address, port) for actor in others])
+    ray.get(group.async_init_model_from_pretrained(strategy, path))
+
+
+def wait_until_new(actor: Any) -> None:
+    """Return when the process answers that it has no model.
+
+    Raises:
+        RayError: it is gone for good, or does not come.
+        TimeoutError: the old process does not end.
+    """
+    end = time.monotonic() + 60 * START_MINUTES
+    while answered(actor.loaded.remote):
+        if time.monotonic() > end:
+            raise TimeoutError(f"a process that was killed still answers after {START_MINUTES} minutes")
+        time.sleep(POLL_SECONDS)

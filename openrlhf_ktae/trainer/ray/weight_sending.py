@@ -1,0 +1,170 @@
+"""In rank 0 of the trainer: engines that die while the weights are sent to them.
+
+Every rank gathers one parameter after another. If rank 0 raised in the middle, the others would wait for it in the next
+gather or barrier until the collective times out, after 60 minutes with NCCL. So the first error is kept and nothing
+more is sent; all ranks gather to the end, and the error is raised there.
+
+A broadcast to an engine that died can block rank 0, in the call or later on its stream. A thread therefore watches the
+engines: it leaves the group (`ncclCommAbort`), which releases both. Where that does not help, it ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+
+from openrlhf_ktae.trainer.engines import engine_died
+
+POLL_SECONDS = 1.0
+REASON_SECONDS = 5.0  # for Ray to notice that an engine died, where the broadcast fails first
+STUCK_SECONDS = 10.0  # for the other engines to get out of the same broadcast
+LEAVING_SECONDS = 30.0  # without a step forward after an engine died
+BROADCASTS = (
+    "update_weight"  # the host's call that is answered after a broadcast; the others are complete by themselves
+)
+
+
+class Sending:
+    """One sending of weights, or one meeting for it; a context that watches the engines meanwhile.
+
+    Args:
+        engines: the actors.
+        watched: calls of `until_dead`, one for each engine, from the sending before; they are renewed in place.
+        leave: leaves the group of rank 0 and the engines, from any thread.
+        end: ends this process.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Any],
+        watched: dict[Any, Any],
+        leave: Callable[[], None] = lambda: None,
+        end: Callable[[int], Any] = os._exit,
+    ) -> None:
+        self._engines, self._watched, self._leave, self._end = list(engines), watched, leave, end
+        self.lost: Exception | None = None
+        """The first error; nothing is sent after it."""
+        self._refs: list[Any] = []
+        self._moved = time.monotonic()
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, name=Sending.__name__, daemon=True)
+
+    def __enter__(self) -> Sending:
+        for engine in self._engines:
+            ref = self._watched.get(engine._actor_id)
+            if ref is None or ray.wait([ref], timeout=0)[0]:
+                self._watched[engine._actor_id] = engine.until_dead.remote()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:  # from now on the thread changes nothing; it ends within `POLL_SECONDS`
+            self._over.set()
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Keep an error that is raised within, and leave the group."""
+        self._moved = time.monotonic()
+        try:
+            yield
+        except Exception as error:  # Ray's, gloo's or NCCL's, whichever notices first
+            self._lose(self._reason(error))
+        self._moved = time.monotonic()
+
+    def tell(self, method: str, *args: Any, **kwargs: Any) -> None:
+        """Call a method of every engine, unless one is lost."""
+        with self.guarded():
+            self._refs = [] if self.lost else [getattr(one, method).remote(*args, **kwargs) for one in self._engines]
+
+    def received(self) -> None:
+        """Wait until every engine has answered; one that does not, after another died, is started again."""
+        if self.lost is None:
+            with self.guarded():
+                ray.get(self._refs)
+        if self.lost is not None and self._refs:
+            _, stuck = ray.wait(self._refs, num_returns=len(self._refs), timeout=STUCK_SECONDS)
+            for ref in stuck:
+                ray.kill(self._engines[self._refs.index(ref)], no_restart=False)
+        self._refs = []
+
+    def _lose(self, error: Exception) -> None:
+        with self._lock:
+            if self.lost is not None or self._over.is_set():
+                return
+            self.lost = error
+        self._leave()
+
+    def _reason(self, error: Exception) -> Exception:
+        """Return why an engine is gone, where that is why a broadcast failed."""
+        if self.lost is None and not engine_died(error):
+            return self._death(REASON_SECONDS) or error
+        return error
+
+    def _death(self, seconds: float) -> Exception | None:
+        ready, _ = ray.wait(list(self._watched.values()), timeout=seconds)
+        try:
+            ray.get(ready)
+        except Exception as error:  # whatever ended it
+            return error
+        return None
+
+    def _watch(self) -> None:
+        while self.lost is None and not self._over.is_set():
+            death = self._death(POLL_SECONDS)
+            if death is not None:
+                self._moved = time.monotonic()
+                self._lose(death)
+        while not self._over.wait(POLL_SECONDS):
+            if time.monotonic() - self._moved > LEAVING_SECONDS:
+                print(
+                    f"rank 0 does not get out of sending weights {LEAVING_SECONDS:.0f} s after an engine died "
+                    f"({self.lost}); it ends, and with it the run",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                self._end(1)
+                return
+
+
+class EveryEngine:
+    """Stands for all engines in the host's loop; its calls return at once, or when all engines have answered."""
+
+    def __init__(self, sending: Sending) -> None:
+        self._sending, self._nothing = sending, ray.put(None)
+
+    def __getattr__(self, method: str) -> Any:
+        def remote(*args: Any, **kwargs: Any) -> Any:
+            self._sending.tell(method, *args, **kwargs)
+            if method != BROADCASTS:
+                self._sending.received()
+            return self._nothing
+
+        return SimpleNamespace(remote=remote)
+
+
+class GuardedGroup:
+    """Stands for the group of rank 0 and the engines in the host's loop."""
+
+    def __init__(self, sending: Sending, group: Any) -> None:
+        self._sending, self._group = sending, group
+
+    def broadcast(self, tensor: Any, **where: Any) -> None:
+        """Send as the host does, and wait for the engines; nothing where one is lost."""
+        if self._sending.lost is None:
+            with self._sending.guarded():
+                self._group.broadcast(tensor, **where)
+        self._sending.received()
+
+    def destroy(self) -> None:
+        """Leave it; there is none with CUDA IPC."""
+        if self._group is not None:
+            self._group.destroy()

@@ -1,0 +1,247 @@
+"""Arms over seeds: outcomes of records made by hand, tests, tables and pages."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+
+from openrlhf_ktae.cli.compare import main
+from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.compare import runs as arm_runs
+from openrlhf_ktae.compare.comparison import compare_arms, rival
+from openrlhf_ktae.compare.run_outcomes import Budget, common_budget, outcomes, read_run
+from openrlhf_ktae.compare.runs import DONE, LOG, STARTED, OtherArms, execute, plan
+from openrlhf_ktae.record.metrics import RunRecord
+
+STEPS = 10
+
+
+def recorded(directory, gain=0.05, noise=0.0, steps=STEPS, length=20.0):
+    """A run whose reward and held-out accuracy rise by `gain` a step from 0.2."""
+    record = RunRecord(directory)
+    record.evaluation("before", 0, {"eval_accuracy": 0.2, "eval_response_length_mean": length})
+    for step in range(1, steps + 1):
+        reward = 0.2 + gain * step + noise
+        metrics = {"rollout/reward_mean": reward, "rollout/num_samples": 64, "rollout/response_length_mean": length}
+        record.step(step, metrics, {})
+    accuracy = 0.2 + gain * steps + noise
+    record.evaluation("after", steps, {"eval_accuracy": accuracy, "eval_response_length_mean": length})
+    return read_run(directory)
+
+
+def test_outcomes_of_one_run(tmp_path):
+    run = recorded(tmp_path)
+    found = outcomes(run, threshold=0.4, budget=Budget(10, 64 * 20 * 10))
+    assert found["final_accuracy"] == pytest.approx(0.7)
+    assert found["auc_accuracy"] == pytest.approx(0.45)
+    assert found["auc_reward"] == pytest.approx(0.2 + 0.05 * 5.5)
+    assert found["response_length"] == 20
+    assert found["steps_to_threshold"] == 6, "mean of steps 2 to 6 is 0.4"
+    assert outcomes(run, 0.9, Budget(10, 1))["steps_to_threshold"] == 11, "never: steps plus one"
+
+
+def test_runs_are_compared_at_the_steps_and_tokens_that_all_have(tmp_path):
+    short, long = recorded(tmp_path / "a"), recorded(tmp_path / "b", steps=20, length=40.0)
+    budget = common_budget([short, long])
+    assert budget == Budget(10, 64 * 20 * 10)
+    found = outcomes(long, 0.4, budget)
+    assert found["final_accuracy"] == pytest.approx(0.7), "interpolated at step 10"
+    assert found["accuracy_at_tokens"] == pytest.approx(0.45), "step 5 has used the tokens"
+    assert found["auc_reward_tokens"] == pytest.approx(0.2 + 0.05 * 3)
+
+
+def test_a_run_without_evaluations_has_no_accuracy(tmp_path):
+    record = RunRecord(tmp_path)
+    record.step(1, {"rollout/reward_mean": 0.5}, {})
+    found = outcomes(read_run(tmp_path), 0.7, Budget(1, 0))
+    assert math.isnan(found["final_accuracy"])
+    assert found["auc_reward"] == 0.5
+
+
+def test_groups_that_dynamic_sampling_threw_away_count_as_tokens(tmp_path):
+    record = RunRecord(tmp_path)
+    kept = {"rollout/num_samples": 64, "rollout/response_length_mean": 20.0}
+    for step, drawn in enumerate((8.0, 12.0), start=1):
+        record.step(step, {**kept, "dynamic_sampling/prompts_drawn": drawn}, {})
+    assert read_run(tmp_path).tokens().tolist() == [64 * 20, 2 * 64 * 20], "without options nobody knows"
+    (tmp_path / "config.yaml").write_text("rollout: {n_samples_per_prompt: 8}\n")
+    assert read_run(tmp_path).tokens().tolist() == [64 * 20, (64 + 96) * 20]
+
+
+def test_each_arm_is_compared_with_the_one_it_extends():
+    arms = ["dapo", "dapo_ktae", "grpo", "grpo_ktae", "grpo_ktae_paper"]
+    assert {arm: rival(arm, arms, "grpo") for arm in arms} == {
+        "dapo": "grpo",
+        "dapo_ktae": "dapo",
+        "grpo": None,
+        "grpo_ktae": "grpo",
+        "grpo_ktae_paper": "grpo_ktae",
+    }
+
+
+def test_pairing_over_seeds_sees_a_small_gain(tmp_path):
+    """Seeds differ by 10 points, arms by 2: only the paired test can tell."""
+    spread = np.random.default_rng(0).normal(0, 0.1, size=8)
+    arms = {
+        arm: {seed: recorded(tmp_path / arm / f"seed-{seed}", noise=noise + gain) for seed, noise in enumerate(spread)}
+        for arm, gain in (("grpo", 0.0), ("grpo_x", 0.02), ("grpo_y", 0.0))
+    }
+    result = compare_arms(arms, "grpo", 0.7)
+    tests = {(test["outcome"], test["arm"]): test for test in result["tests"]}
+    better = tests["final_accuracy", "grpo_x"]
+    assert better["difference"] == pytest.approx(0.02)
+    assert better["p"] == pytest.approx(2 / 2**8)
+    assert better["p_holm"] == pytest.approx(4 / 2**8), "two pairs of this outcome"
+    assert tests["final_accuracy", "grpo_y"]["p"] == 1
+    intervals = [result["arms"][arm]["final_accuracy"]["ci95"] for arm in arms]
+    assert intervals[0][1] > intervals[1][0], "the unpaired intervals overlap"
+
+
+def comparison_of(tmp_path, root, seeds=2):
+    """An output folder as a finished comparison leaves it."""
+    configs = []
+    for arm, gain in (("grpo", 0.04), ("grpo_k", 0.05)):
+        path = tmp_path / f"{arm}.yaml"
+        path.write_text(f"include: {root}/configs/compare/base/quickstart.yaml\nactor: {{adam: {{lr: {gain}}}}}\n")
+        configs.append(path)
+    for run in plan(configs, range(1, seeds + 1), tmp_path / "out", ["--x"]):
+        recorded(run.directory, gain=0.04 if run.arm == "grpo" else 0.05, noise=run.seed / 100)
+        (run.directory / "arm.json").write_text(json.dumps(run.settings))
+        (run.directory / "done.json").write_text("{}")
+    return [*map(str, configs), "--seeds", str(seeds), "--output", str(tmp_path / "out")]
+
+
+def test_a_finished_comparison_trains_nothing_and_writes_its_tables(tmp_path, root, capsys):
+    words = comparison_of(tmp_path, root)
+    assert main([*words, "--", "--x"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("done before") == 4
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert result["arms"]["grpo_k"]["final_accuracy"]["mean"] == pytest.approx(0.7 + 0.015)
+    assert (tmp_path / "out" / "comparison.md").read_text() in shown
+    html = (tmp_path / "out" / "comparison.html").read_text()
+    assert "Paired tests" in html
+    assert "grpo_k (2 seeds)" in html
+    assert {(test["arm"], test["against"]) for test in result["tests"]} == {("grpo_k", "grpo")}
+    assert main([*words, "--pair", "grpo:grpo_k", "--", "--x"]) == 0
+    tests = json.loads((tmp_path / "out" / "comparison.json").read_text())["tests"]
+    difference = {(test["arm"], test["against"]): test["difference"] for test in tests[:2]}
+    assert difference["grpo", "grpo_k"] == pytest.approx(-difference["grpo_k", "grpo"]) != 0
+
+
+def test_runs_of_other_settings_are_not_mixed(tmp_path, root, capsys):
+    words = comparison_of(tmp_path, root)
+    assert main([*words, "--", "--y"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    config = tmp_path / "grpo.yaml"
+    config.write_text(config.read_text().replace("0.04", "0.03"))
+    assert main([*words, "--", "--x"]) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{tmp}/none.yaml"], "no such file"),
+        (["{tmp}/grpo.yaml", "--seeds", "0"], "--seeds 0"),
+        (["{tmp}/grpo.yaml", "--baseline", "dapo"], "--baseline dapo"),
+        (["{tmp}/grpo.yaml", "--pair", "grpo:dapo"], "--pair grpo:dapo"),
+        (["{tmp}/grpo.yaml", "--pair", "grpo"], "--pair grpo"),
+        (["{tmp}/grpo.yaml", "{tmp}/../{name}/grpo.yaml"], "two configurations are called grpo.yaml"),
+        (["{tmp}/grpo.yaml", "--output", "{tmp}/new", "--report_only"], "no run of the baseline grpo"),
+    ],
+)
+def test_refused(words, message, tmp_path, root, capsys):
+    comparison_of(tmp_path, root)
+    argv = [word.replace("{tmp}", str(tmp_path)).replace("{name}", tmp_path.name) for word in words]
+    assert main([*argv, *([] if "--output" in argv else ["--output", str(tmp_path / "out2")])]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert not (tmp_path / "out2").exists()
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("folder", "least", "evaluated"), [("compare", 9, 10), ("compare/llm", 3, 4)])
+def test_every_shipped_arm_parses(folder, least, evaluated, root, monkeypatch):
+    monkeypatch.chdir(root)
+    arms = sorted((root / "configs" / folder).glob("*.yaml"))
+    assert len(arms) >= least
+    for path in arms:
+        args = parse_command_line(["--config", str(path), "--run.dir", "x"])
+        assert args.eval.steps == evaluated
+        assert args.algo.ktae.enable == ("ktae" in path.stem)
+        assert args.algo.ktae.shuffle_labels == ("shuffled" in path.stem)
+        assert args.algo.dynamic_filtering_enable == path.stem.startswith("dapo")
+
+
+@pytest.fixture
+def one(tmp_path):
+    """One run that is planned and not begun."""
+    (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
+    return plan_one(tmp_path)
+
+
+def plan_one(tmp_path):
+    return plan([tmp_path / "grpo.yaml"], [1], tmp_path / "out", [])[0]
+
+
+def training(monkeypatch, code):
+    """In place of the training command a program that ends with `code`."""
+    program = f"import sys; print('error: option'); sys.exit({code})"
+    if code < 0:
+        program = f"import os; os.kill(os.getpid(), {-code})"
+    monkeypatch.setattr(arm_runs, "TRAIN", [sys.executable, "-c", program])
+
+
+def test_what_an_interrupted_attempt_left_is_gone(one, monkeypatch):
+    training(monkeypatch, 0)
+    (one.directory / "rollouts").mkdir(parents=True)
+    (one.directory / "metrics.jsonl").write_text("{}\n")
+    (one.directory / DONE).write_text("{}")
+    assert execute(one) == 0
+    assert sorted(path.name for path in one.directory.iterdir()) == sorted([STARTED, DONE, LOG])
+
+
+@pytest.mark.parametrize("moment", ["made", "half written", "written", "cleaned"])
+def test_a_kill_at_any_moment_does_not_block_the_next_attempt(moment, one, tmp_path, monkeypatch):
+    if moment == "cleaned":  # a later attempt was killed while it removed what the first one had left
+        training(monkeypatch, 1)
+        execute(one)
+        (one.directory / "rollouts").mkdir()
+        monkeypatch.setattr(arm_runs.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            execute(one)
+        monkeypatch.undo()
+    else:
+        one.directory.mkdir(parents=True)
+        if moment == "half written":
+            (one.directory / f".{STARTED}.part").write_text('{"opt')
+        if moment == "written":
+            (one.directory / STARTED).write_text(json.dumps(one.settings))
+    training(monkeypatch, 0)
+    assert execute(plan_one(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("content", [b'{"options": {', b"\xff\xfe\x00", b"", b"[" * 100_000])
+def test_a_torn_or_binary_arm_json_is_refused_in_one_line(content, one, tmp_path):
+    one.directory.mkdir(parents=True)
+    (one.directory / STARTED).write_bytes(content)
+    with pytest.raises(OtherArms, match=r"arm.json: cannot be read; delete .*seed-1, and it is run again"):
+        plan_one(tmp_path)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(1, 1), (3, 1), (130, 130), (-15, 130), (2, 2)])
+def test_the_exit_code_tells_failed_interrupted_and_refused_runs(code, expected, tmp_path, root, monkeypatch, capsys):
+    """Three arms are done, the last is not: it fails, is interrupted or refused."""
+    words = comparison_of(tmp_path, root)
+    (tmp_path / "out" / "grpo_k" / "seed-2" / DONE).unlink()
+    training(monkeypatch, code)
+    assert main([*words, "--", "--x"]) == expected
+    shown = capsys.readouterr()
+    assert ("FAILED with exit code" in shown.out) == (expected == 1)
+    assert ("interrupted" in shown.err) == (expected == 130)
+    assert not (tmp_path / "out" / "grpo_k" / "seed-2" / DONE).exists()

@@ -1,0 +1,208 @@
+"""What a run asks of the Ray cluster that it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from openrlhf_ktae.backend.cluster import (
+    EVENTS_VARIABLE,
+    LOG_FILES_VARIABLE,
+    TASKS_VARIABLE,
+    ClusterAway,
+    check_address,
+    cluster_of_its_own,
+    start_own,
+)
+from openrlhf_ktae.base.errors import ProcessDied
+from openrlhf_ktae.cli import train_ppo_ray
+from openrlhf_ktae.launch import launch
+from openrlhf_ktae.launch.launch import quiet
+from openrlhf_ktae.processes import marks as processes
+from openrlhf_ktae.processes import stacks
+from openrlhf_ktae.record.metrics import UnwrittenStop
+
+DEATHS = """
+import json, time
+import psutil, ray
+
+ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+
+@ray.remote(num_cpus=0)
+class Talker:
+    def talk(self):
+        print("a line", flush=True)
+
+    def listen(self):
+        pass
+
+@ray.remote
+def short_work():
+    time.sleep(0.5)
+
+def descriptors():
+    monitors = [p for p in psutil.Process().children() if any("log_monitor.py" in word for word in p.cmdline())]
+    time.sleep(3)  # it looks at its files ten times a second, one after the other
+    return sum(monitor.num_fds() for monitor in monitors)
+
+ray.get([short_work.remote() for _ in range(2)])
+counts = []
+for deaths in (1, 3):
+    for _ in range(deaths):
+        actor = Talker.remote()
+        ray.get(actor.talk.remote())
+        ray.kill(actor)
+    counts.append(descriptors())
+idle = [p for p in psutil.Process().children(recursive=True) if any("ray::IDLE" in word for word in p.cmdline())]
+
+
+(server,) = [p for p in psutil.Process().children() if "gcs_server" in p.cmdline()[0]]
+actor = Talker.remote()
+
+def memory_after(calls):
+    for _ in range(calls // 50):
+        ray.get([actor.listen.remote() for _ in range(50)])
+    time.sleep(1.5)  # it is told once a second
+    return server.memory_full_info().uss
+
+grown = -memory_after(500) + memory_after(5000)
+print(json.dumps([*counts, len(idle), grown]))
+"""
+
+
+@pytest.fixture(scope="module")
+def after_deaths():
+    environment = {**os.environ, **cluster_of_its_own(verbose=False, dashboard=False)}
+    done = subprocess.run([sys.executable, "-c", DEATHS], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_log_monitor_keeps_no_file_of_a_process_that_died(after_deaths):
+    before, after, *_ = after_deaths
+    assert before > 0
+    assert after <= before + 1  # the one that it reads
+
+
+def test_no_worker_without_work_is_kept(after_deaths):
+    assert after_deaths[2] == 0
+
+
+def test_the_server_does_not_grow_with_the_number_of_tasks(after_deaths):
+    """It did, by some 140 bytes for each: 6 % of its memory over 24 minutes of steps."""
+    assert after_deaths[3] < 2 * 2**20
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_the_user_has_set_wins_and_a_verbose_run_reads_all_logs(monkeypatch, verbose):
+    monkeypatch.setenv(TASKS_VARIABLE, "7")
+    monkeypatch.delenv(LOG_FILES_VARIABLE, raising=False)
+    chosen = cluster_of_its_own(verbose, dashboard=True)
+    assert chosen[TASKS_VARIABLE] == "7"
+    assert (LOG_FILES_VARIABLE in chosen) is not verbose
+    assert EVENTS_VARIABLE not in chosen, "the dashboard shows them"
+
+
+def test_a_cluster_that_is_not_there_is_refused_at_once():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ClusterAway, match=f"RAY_ADDRESS={address}: no Ray cluster answers there .*unset"):
+            check_address(address)
+        taken.listen()
+        check_address(address)
+    for named in ("auto", "local", "ray://head:10001"):
+        check_address(named)
+
+
+OWN = """
+import os
+from types import SimpleNamespace
+from openrlhf_ktae.backend.cuda import CudaBackend
+from openrlhf_ktae.backend import cluster
+
+args = SimpleNamespace(run=SimpleNamespace(dashboard_host="127.0.0.1", verbose=False))
+os.environ.update(cluster.cluster_of_its_own(verbose=False, dashboard=True))
+cluster.start_ray(args, CudaBackend(), {})
+import ray
+print(len(ray.nodes()), os.environ["RAY_AUTH_MODE"])
+"""
+
+
+def test_on_a_gpu_a_cluster_of_its_own_is_started_beside_one_that_rays_file_names():
+    """Ray joins the one that the file names, if it is asked for none; its token is not this run's."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # the names of sockets have 107 bytes at most
+        folder = Path(short) / "ray"
+        folder.mkdir()
+        done = _own_beside(folder)
+    assert done.stdout.split() == ["1", "token"], done.stderr
+
+
+def _own_beside(folder):
+    (folder / "ray_current_cluster").write_text("127.0.0.1:1")
+    variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, "-c", OWN],
+        env={**variables, "RAY_TMPDIR": str(folder.parent)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+
+
+def test_a_log_without_room_ends_nothing(files_up_to, tmp_path):
+    args = SimpleNamespace(run=SimpleNamespace(dir=tmp_path, verbose=False))
+    with quiet(args):
+        print("one")
+        with files_up_to(4):
+            for _ in range(3):
+                print("two", flush=True)
+        print("three")
+    assert (tmp_path / "driver.log").read_text() == "one\nthree\n"
+
+
+def test_a_stop_without_room_for_its_reason_is_a_stop(host, monkeypatch, capsys):
+    """The trainer's error comes through Ray, which makes it one of its own."""
+    from ray.exceptions import RayTaskError
+
+    def stops(*_):
+        raise RayTaskError("fit", "", UnwrittenStop("all groups were filtered")).as_instanceof_cause()
+
+    args = SimpleNamespace(run=SimpleNamespace(verbose=False))
+    monkeypatch.setenv(stacks.VARIABLE, "")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    replaced = "environment in_every_process mark start_ray has_dashboard cluster_of_its_own devices_needed"
+    for name in replaced.split():
+        monkeypatch.setattr(launch, name, lambda *_: {})
+    monkeypatch.setattr(launch, "_train", stops)
+    backend = SimpleNamespace(prepare_driver=lambda: None, name="cpu")
+    monkeypatch.setattr(train_ppo_ray, "run", lambda words: launch.train(args, backend, lambda text: None))
+    assert train_ppo_ray.main([]) == 3
+    assert capsys.readouterr().err == "stopped early: all groups were filtered\n"
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_ray_is_started_once_more_where_it_fails(failures, monkeypatch):
+    monkeypatch.setenv(processes.VARIABLE, "a start that fails")
+    calls = []
+
+    def start():
+        calls.append(1)
+        if len(calls) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    if failures == 2:
+        with pytest.raises(ProcessDied, match=r"did not start, twice .*timed out"):
+            start_own(start)
+    else:
+        start_own(start)
+    assert len(calls) == min(failures, 1) + 1

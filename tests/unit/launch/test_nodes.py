@@ -1,0 +1,151 @@
+"""A cluster of several nodes: what each must see, local paths in workers, and a node that is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from openrlhf_ktae.base.errors import ProcessDied
+from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.launch import nodes
+from openrlhf_ktae.launch.launch import ClusterTooSmall, check_cluster
+from openrlhf_ktae.launch.nodes import NodeWatch, check_nodes, content, look, places, with_absolute_places
+
+WORDS = (
+    "--pretrain examples/quickstart/model --prompt_data examples/quickstart/data/train.jsonl@train,Hub/name "
+    "--vllm_num_engines 2 --actor.num_gpus_per_node 2 --label_key label --advantage_estimator ktae "
+    "--n_samples_per_prompt 4 --train.colocate_all"
+)
+
+
+@pytest.fixture
+def args(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    return parse_command_line([*WORDS.split(), "--run.dir", os.path.relpath(tmp_path / "run")])
+
+
+@pytest.fixture(scope="module")
+def two_raylets():
+    """A head and a second node of one machine, which share its files."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    second = cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=80 * 2**20)
+    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+    yield second
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_local_paths_are_absolute_and_names_on_a_hub_stay(args, root, tmp_path):
+    placed = with_absolute_places(args)
+    assert placed.actor.model_name_or_path == f"{root}/examples/quickstart/model"
+    assert placed.data.prompt_dataset == f"{root}/examples/quickstart/data/train.jsonl@train,Hub/name"
+    assert placed.ckpt.path == f"{tmp_path}/run/checkpoints"
+    assert placed.ckpt.output_dir == f"{tmp_path}/run/model"
+    assert args.actor.model_name_or_path == "examples/quickstart/model", "what was asked for stays in the record"
+
+
+def test_a_reward_file_is_a_place_too(root, monkeypatch):
+    monkeypatch.chdir(root)
+    words = ["--reward.remote_url", "tests/marks.py"]
+    placed = with_absolute_places(parse_command_line([*WORDS.split(), *words]))
+    assert placed.verifier.config["reward_file"] == f"{root}/tests/marks.py"
+    assert f"--reward.remote_url {root}/tests/marks.py" in places(placed, nodes.INPUTS)
+
+
+@pytest.mark.parametrize("cpus_of_the_driver", [1, nodes.TRAINER_CPUS])
+def test_nodes_that_see_everything_can_train(two_raylets, args, monkeypatch, cpus_of_the_driver):
+    monkeypatch.setattr(nodes, "TRAINER_CPUS", cpus_of_the_driver)
+    (args_dir := nodes.Path(args.run.dir)).mkdir()
+    check_nodes(with_absolute_places(args))
+    assert not list(args_dir.glob(".*")), "nothing is left of the look"
+
+
+def test_a_node_that_sees_less_is_refused_with_each_option(two_raylets, args, tmp_path, monkeypatch):
+    """The file system is shared here, so the driver is shown what the second node will not find."""
+    real_content, real_nearest = nodes.content, nodes.nearest
+    ghost = tmp_path / "only-here"
+    ghost.mkdir()
+    monkeypatch.setattr(nodes, "nearest", lambda path: ghost if "checkpoints" in path else real_nearest(path))
+    monkeypatch.setattr(nodes, "content", lambda path: {**real_content(path), "more.safetensors": 7})
+    touch = nodes.Path.touch
+    monkeypatch.setattr(nodes.Path, "touch", lambda path: None if path.parent == ghost else touch(path))
+    nodes.Path(args.run.dir).mkdir()
+    with pytest.raises(nodes.NodesApart) as refusal:
+        check_nodes(with_absolute_places(args))
+    text = str(refusal.value)
+    address = two_raylets.node_ip_address
+    assert f"--ckpt.path {tmp_path}/run/checkpoints: node {address} (" in text
+    assert "does not see this folder, where its ranks must write. Give a folder on a file system" in text
+    assert "has other files there: more.safetensors. Put it on a file system that all nodes share" in text
+    assert "--ckpt.output_dir" not in text
+    assert not list(nodes.Path(args.run.dir).glob(".*"))
+
+
+def test_a_node_whose_writing_is_not_seen_here_is_refused(two_raylets, args, tmp_path, monkeypatch):
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(nodes, "look", lambda *_: [])
+    monkeypatch.setattr(nodes, "SEEN_SECONDS", 0.1)
+    nodes.Path(args.run.dir).mkdir()
+    with pytest.raises(
+        nodes.NodesApart, match=rf"--ckpt.path {tmp_path}/run/checkpoints: what node .* is not seen here"
+    ):
+        check_nodes(with_absolute_places(args))
+
+
+def test_what_a_node_finds_missing_or_changed(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_bytes(b"123")
+    (model / ".cache").mkdir()
+    (model / ".cache" / "lock").write_bytes(b"1")
+    (model / "README.md").write_bytes(b"1")
+    (model / "link").symlink_to(model / "weights")
+    assert content(str(model)) == {"weights": 3, "link": 3}
+    assert look("t", "n", {}, {"--m": (str(model), content(str(model)))}) == []
+    ((flag, what),) = look("t", "n", {}, {"--m": (str(model), {"weights": 4, "link": 3})})
+    assert (flag, what.startswith("has other files there: weights. ")) == ("--m", True)
+    ((_, what),) = look("t", "n", {}, {"--m": (str(tmp_path / "no"), {})})
+    assert what.startswith("does not have it, and its ranks and engines read it. ")
+
+
+def test_a_node_that_is_lost_ends_the_run_and_may_come_back(two_raylets, args):
+    """Last: it kills the second node."""
+    import psutil
+    import ray
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    never = ray.remote(num_cpus=0)(lambda: time.sleep(1000)).options(scheduling_strategy=here).remote()
+    check_cluster(args, print)
+    too_many = parse_command_line([*WORDS.split(), "--actor.num_gpus_per_node", "3", "--vllm_num_engines", "3"])
+    with pytest.raises(ClusterTooSmall, match="has 2 devices and this run needs 3"):
+        check_cluster(too_many, print)
+    before = signal.getsignal(nodes.LOST_SIGNAL)
+    said = []
+    with NodeWatch(needed=1, patience=0), NodeWatch(needed=2, patience=1.0) as watch:
+        (raylet,) = [one for one in psutil.Process().children(recursive=True) if one.pid == _raylet(two_raylets)]
+        raylet.kill()
+        with pytest.raises(KeyboardInterrupt):
+            ray.get(never, timeout=150)
+    assert f"node {two_raylets.node_ip_address} is gone; 1 devices are left, and the run needs 2" == watch.lost
+    assert signal.getsignal(nodes.LOST_SIGNAL) == before
+    with pytest.raises(ProcessDied, match=r"1 devices are left, and this run needs 2; none has come in 1 s"):
+        check_cluster(args, said.append, patience=1.0)
+    assert said == [
+        "a node of the cluster died; 1 devices are left, and this run needs 2; waiting up to 1 s for it, or another"
+    ]
+
+
+def _raylet(node):
+    (process,) = node.all_processes["raylet"]
+    return process.process.pid

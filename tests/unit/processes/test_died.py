@@ -1,0 +1,208 @@
+"""Errors that mean that a process of the run is gone."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def low_on_memory():
+    from ray.exceptions import OutOfMemoryError, RayTaskError
+
+    cause = OutOfMemoryError(
+        "1 worker(s) were killed due to the node running low on memory. Memory was 22.40GB / 23.54GB"
+    )
+    return RayTaskError("init_model", f"a stack\nOutOfMemoryError: {cause}", cause).as_instanceof_cause()
+
+
+def a_shape():
+    from ray.exceptions import RayTaskError
+
+    cause = ValueError("shapes do not match")
+    return RayTaskError("fit", f"a stack\nValueError: {cause}", cause).as_instanceof_cause()
+
+
+def wrapped(cause):
+    """What Ray raises in a process that called one in which `cause` was raised."""
+    from ray.exceptions import RayTaskError
+
+    return RayTaskError("fit", f"a stack\n{type(cause).__name__}: {cause}", cause).as_instanceof_cause()
+
+
+def a_quotation():
+    return wrapped(ValueError("the engine said EngineDeadError, ActorDiedError and Connection closed by peer"))
+
+
+def a_dead_core():
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    return wrapped(EngineDeadError())
+
+
+def a_dead_actor_of_another_process():
+    from ray.exceptions import ActorDiedError
+
+    return wrapped(ActorDiedError())
+
+
+def gloo():
+    return wrapped(RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1234"))
+
+
+def a_store_that_waits():
+    from torch.distributed import DistStoreError
+
+    return wrapped(DistStoreError("Timed out after 601 seconds waiting for clients. 1/2 clients joined."))
+
+
+def a_server_of_rewards():
+    return wrapped(ConnectionResetError("Connection reset by peer"))
+
+
+def lost_engines():
+    from openrlhf_ktae.trainer.engines import EnginesLost
+
+    return wrapped(EnginesLost("an engine does not come back"))
+
+
+def of_a_dead_core():
+    try:
+        raise ValueError("no output") from a_dead_core()
+    except ValueError as error:
+        return error
+
+
+CUDA_ADVICE = (
+    "\nSearch for `cuda%s' in https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html for more "
+    "information.\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below "
+    "might be incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1\nCompile with `TORCH_USE_CUDA_DSA` to "
+    "enable device-side assertions.\n"
+)
+NCCL = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3699, {}, NCCL version 2.29.3\n{}"
+    "\nLast error:\n{}"
+)
+# The words of CUDAException.cpp, ProcessGroupNCCL.cpp and NCCLUtils.cpp of torch 2.13, of cudaGetErrorString and
+# ncclGetErrorString, and of vLLM's pynccl_wrapper.py.
+OF_GPUS = [
+    (
+        "AcceleratorError",
+        "CUDA error: an illegal memory access was encountered" + CUDA_ADVICE % "ErrorIllegalAddress",
+        1,
+    ),
+    ("AcceleratorError", "CUDA error: unspecified launch failure" + CUDA_ADVICE % "ErrorLaunchFailure", 1),
+    ("AcceleratorError", "CUDA error: device-side assert triggered" + CUDA_ADVICE % "ErrorAssert", 1),
+    ("AcceleratorError", "CUDA error: uncorrectable ECC error encountered" + CUDA_ADVICE % "ErrorECCUncorrectable", 1),
+    ("AcceleratorError", "CUDA error: something that a later CUDA says", 1),
+    ("AcceleratorError", "CUDA error: out of memory" + CUDA_ADVICE % "ErrorMemoryAllocation", 0),
+    ("AcceleratorError", "CUDA error: no kernel image is available for execution on the device", 0),
+    ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB", 0),
+    ("RuntimeError", "Triton Error [CUDA]: an illegal memory access was encountered", 1),
+    ("RuntimeError", "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb)`", 1),
+    ("RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", 0),
+    ("RuntimeError", "Expected all tensors to be on the same device, but found at least two devices", 0),
+    ("DistBackendError", "NCCL communicator was aborted on rank 1.  Original reason for failure was: x", 1),
+    (
+        "DistBackendError",
+        "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12, OpType=_ALLGATHER_BASE, NumelIn=1, "
+        "NumelOut=2, Timeout(ms)=3600000) ran for 3600027 milliseconds before timing out.",
+        1,
+    ),
+    (
+        "DistBackendError",
+        NCCL.format(
+            "unhandled system error (run with NCCL_DEBUG=INFO for details)",
+            "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error. ",
+            "socketPollConnect: connect returned Connection refused",
+        ),
+        1,
+    ),
+    (
+        "DistBackendError",
+        NCCL.format(
+            "unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
+            "ncclUnhandledCudaError: Call to CUDA function failed.",
+            "Cuda failure 719 'unspecified launch failure'",
+        ),
+        1,
+    ),
+    (
+        "DistBackendError",
+        NCCL.format(
+            "unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
+            "ncclUnhandledCudaError: Call to CUDA function failed.",
+            "Cuda failure 2 'out of memory'",
+        ),
+        0,
+    ),
+    (
+        "DistBackendError",
+        NCCL.format(
+            "remote process exited or there was a network error",
+            "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+            "socketProgress: Connection closed by remote peer",
+        ),
+        1,
+    ),
+    (
+        "DistBackendError",
+        NCCL.format(
+            "invalid usage (run with NCCL_DEBUG=WARN for details)",
+            "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.",
+            "Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 1a000",
+        ),
+        0,
+    ),
+    ("RuntimeError", "NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)", 1),
+    ("RuntimeError", "NCCL error: invalid usage (run with NCCL_DEBUG=WARN for details)", 0),
+    ("DistNetworkError", "Connection was likely closed. Did the remote server shutdown or crash?", 1),
+    ("DistStoreError", "wait timeout after 300000ms, keys: /broadcast_from/0/0", 1),
+    ("ValueError", "CUDA error: an illegal memory access was encountered", 0),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "expected"), OF_GPUS, ids=[f"{k}-{t[:40]}" for k, t, _ in OF_GPUS])
+def test_gpus_and_peers_that_are_lost(kind, text, expected, host):
+    """Raised in a process of the run, by torch's own class of that name."""
+    import builtins
+
+    import torch
+
+    from openrlhf_ktae.processes.deaths import died
+    from openrlhf_ktae.trainer.engines import engine_died
+
+    made = getattr(torch, kind, None) or getattr(torch.distributed, kind, None) or getattr(builtins, kind)
+    for error in (made(text), wrapped(made(text)), wrapped(wrapped(made(text)))):
+        assert died(error) == bool(expected)
+        assert not engine_died(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (low_on_memory, (True, False)),
+        (a_shape, (False, False)),
+        (a_quotation, (False, False)),
+        (a_dead_core, (True, True)),
+        (a_dead_actor_of_another_process, (True, True)),
+        (gloo, (True, False)),
+        (a_store_that_waits, (True, False)),
+        (a_server_of_rewards, (False, False)),
+        (lost_engines, (True, False)),
+        (of_a_dead_core, (True, True)),
+    ],
+)
+def test_types_of_errors_tell_what_died(error, expected, host):
+    """The call that fails may be another process's, so that the error is a task's and not an actor's."""
+    from openrlhf_ktae.processes.deaths import died
+    from openrlhf_ktae.trainer.engines import engine_died
+
+    assert (died(error()), engine_died(error())) == expected
+
+
+def test_a_death_is_told_without_the_stacks_of_those_who_waited(host):
+    from openrlhf_ktae.processes.deaths import in_one_line
+    from openrlhf_ktae.trainer.engines import EnginesLost
+
+    assert in_one_line(wrapped(wrapped(EnginesLost("an engine\n is lost")))) == "an engine is lost"
+    assert in_one_line(a_dead_actor_of_another_process()).startswith("The actor died")
+    assert in_one_line(of_a_dead_core()) == "no output"

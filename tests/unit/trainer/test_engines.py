@@ -1,0 +1,360 @@
+"""Engines that are started again: real actors, of which some die; who sends weights, and when an engine generates."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+
+from openrlhf_ktae.base.faults_config import FaultsConfig
+
+
+@pytest.fixture(scope="module")
+def engine_class(ray_here):
+    """An engine without a model: it knows which weights it was sent, and forgets them when its process dies."""
+    from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
+
+    class EngineDeadError(RuntimeError):
+        """By name, vLLM's."""
+
+    class Core:
+        def __init__(self):
+            self.errored, self.dead_error = False, EngineDeadError("the core is gone")
+
+    class Engine:
+        async def __init__(self):
+            self.llm, self.weights, self.group = Core(), 0, 0
+
+        def gpu_memory(self):
+            return None
+
+        async def generate_responses(self, **call):
+            if self.llm.errored:
+                raise self.llm.dead_error
+            return [self.weights] * call["num_samples"]
+
+        async def receive(self, weights, group):
+            if group != self.group:
+                raise RuntimeError("not in the group")
+            if self.llm.errored:
+                raise self.llm.dead_error
+            self.weights = weights
+
+        async def join(self, group):
+            self.group = group
+
+        async def break_core(self):
+            self.llm.errored = True
+
+        async def pid(self):
+            return os.getpid()
+
+    made = type("Guarded", (RetryingRollouts, Engine), {})
+    return ray_here.remote(max_restarts=-1, num_cpus=0)(made)
+
+
+@pytest.fixture(scope="module")
+def both(ray_here, engine_class):
+    return [engine_class.remote() for _ in range(2)]
+
+
+@pytest.fixture
+def engines(ray_here, both):
+    """Both, as they begin a run: it takes seconds to start one."""
+    from openrlhf_ktae.trainer.engines import have_weights
+
+    have_weights(both)
+    ray_here.get([call for engine in both for call in (engine.join.remote(0), engine.take_weights.remote())])
+    return both
+
+
+@pytest.fixture
+def trainer(ray_here, engines, monkeypatch):
+    """The host's base trainer, whose ranks send a number for weights; `during` is called as it sends."""
+    from openrlhf.trainer.ppo_trainer import BasePPOTrainer
+
+    from openrlhf_ktae.trainer.engines import EngineKeeper
+
+    class Trainer(EngineKeeper):
+        def __init__(self):
+            faults = SimpleNamespace(config=asdict(FaultsConfig(engine_restarts=2)))
+            self.args = SimpleNamespace(faults=faults)
+            self.vllm_engines, self.actor_model_group = engines, self
+            self.notes, self.group, self.version, self.during = [], 0, 0, []
+            self.record = SimpleNamespace(note=self.notes.append)
+
+        def async_run_method(self, method_name):
+            assert method_name == "rejoin_engines"
+            self.group += 1
+            return [engine.join.remote(self.group) for engine in engines]
+
+    def send(self):
+        for act in self.during[:1]:
+            self.during = self.during[1:]
+            act()
+        ray_here.get([engine.receive.remote(self.version, self.group) for engine in self.vllm_engines])
+
+    monkeypatch.setattr(BasePPOTrainer, "broadcast_to_vllm", send)
+    return Trainer()
+
+
+def die(ray_here, engine):
+    from ray.exceptions import RayActorError
+
+    os.kill(ray_here.get(engine.pid.remote()), signal.SIGKILL)
+    while True:  # Ray knows of it
+        try:
+            return ray_here.get(engine.pid.remote())
+        except RayActorError:
+            continue
+
+
+def generated(ray_here, engine):
+    return ray_here.get(engine.generate_responses.remote(prompt="p", num_samples=1))[0]
+
+
+def test_an_engine_that_was_started_again_generates_with_current_weights_or_not_at_all(ray_here, engines, trainer):
+    from openrlhf_ktae.trainer.engines import engine_died, wait_for_weights
+
+    trainer.version = 1
+    trainer.broadcast_to_vllm()
+    assert [generated(ray_here, engine) for engine in engines] == [1, 1]
+    die(ray_here, engines[1])
+    with pytest.raises(Exception, match="waits for the current weights") as refusal:
+        generated(ray_here, engines[1])
+    assert engine_died(refusal.value)
+    assert not any("started again" in note for note in trainer.notes)
+    trainer.send_weights("somebody noticed")
+    wait_for_weights(engines)
+    assert [generated(ray_here, engine) for engine in engines] == [1, 1]
+    assert "1 of --faults.engine_restarts 2" in trainer.notes[0]
+    trainer.send_weights("somebody else noticed, later")
+    assert len(trainer.notes) == trainer.group == 1, "all engines had them"
+
+
+def test_engines_that_die_before_and_while_weights_are_sent(ray_here, engines, trainer):
+    trainer.version = 5
+    ray_here.get(engines[0].break_core.remote())
+    trainer.during = [lambda: ray_here.get(engines[1].break_core.remote())]
+    trainer.broadcast_to_vllm()
+    assert [generated(ray_here, engine) for engine in engines] == [5, 5]
+    assert trainer.engine_restarts == 2
+    assert len(trainer.notes) == 1, "one sending, which took two tries"
+
+
+def test_engines_that_die_too_often_end_the_run(ray_here, engines, trainer):
+    from openrlhf_ktae.processes.deaths import died
+    from openrlhf_ktae.trainer.engines import EnginesLost
+
+    trainer.engine_restarts = 2
+    ray_here.get(engines[0].break_core.remote())
+    with pytest.raises(EnginesLost, match=r"--faults.engine_restarts 2: an engine died once more") as end:
+        trainer.broadcast_to_vllm()
+    assert died(end.value)
+
+
+@pytest.mark.timeout(60)
+def test_engines_that_are_given_up_are_not_waited_for_again(ray_here, engines, trainer):
+    """Whoever repeats a sending while engines come back, as the asynchronous trainer does, would never end."""
+    from openrlhf_ktae.trainer.engines import EnginesLost, engine_died
+
+    trainer.engine_restarts = 2
+    trainer.during = [lambda: ray_here.get(engines[1].break_core.remote())]
+    with pytest.raises(EnginesLost) as end:
+        trainer.broadcast_to_vllm()
+    assert engine_died(end.value.__cause__)
+    assert not engine_died(end.value)
+
+
+@pytest.mark.timeout(60)
+def test_a_rank_that_dies_while_it_sends_is_no_engine(ray_here, engines, trainer):
+    """The run ends at once, and no engine is started again for it."""
+
+    class Rank:
+        def send(self):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    rank = ray_here.remote(num_cpus=0)(Rank).remote()
+    trainer.during = [lambda: ray_here.get(rank.send.remote())]
+    with pytest.raises(ray_here.exceptions.RayActorError):
+        trainer.broadcast_to_vllm()
+    assert (trainer.engine_restarts, trainer.group, trainer.notes) == (0, 0, [])
+
+
+def test_other_errors_of_sending_are_not_repeated(engines, trainer):
+    def fail():
+        raise ValueError("a parameter has another dtype")
+
+    trainer.during = [fail]
+    with pytest.raises(ValueError, match="dtype"):
+        trainer.broadcast_to_vllm()
+
+
+def test_an_engine_that_is_gone_for_good_ends_the_run(ray_here):
+    """Ray starts this one again no more."""
+    from openrlhf_ktae.trainer.engines import EnginesLost, have_weights
+
+    class Engine:
+        async def answer(self):
+            return True
+
+        async def come_back(self):
+            return True
+
+    engine = ray_here.remote(num_cpus=0)(Engine).remote()
+    assert have_weights([engine])
+    ray_here.kill(engine)
+    with pytest.raises(ray_here.exceptions.RayActorError):
+        while True:  # it dies some time after the order
+            ray_here.get(engine.answer.remote())
+    with pytest.raises(EnginesLost, match="does not come back"):
+        have_weights([engine])
+
+
+def test_a_queue_answers_requests_on_the_way_and_gives_up_when_an_end_is_asked_for(host, tmp_path, monkeypatch):
+    from queue import Queue
+
+    from openrlhf_ktae.processes.ending import EndOrder, GivenUp
+    from openrlhf_ktae.trainer import engines
+    from openrlhf_ktae.trainer.engines import AnsweringQueue, WeightsWanted
+
+    queue, answered = Queue(maxsize=4), []
+    for item in (WeightsWanted("first"), WeightsWanted("second"), "rollouts", "done"):
+        queue.put(item)
+    order = EndOrder(tmp_path)
+    answering = AnsweringQueue(queue, answered.append, order)
+    assert answering.get(block=True) == "rollouts"
+    assert answered == ["first", "second"]
+    assert answering.qsize() == 1
+    assert answering.get(block=True) == "done"
+    monkeypatch.setattr(engines, "POLL_SECONDS", 0.05)
+    threading.Timer(0.3, queue.put, ["late"]).start()
+    assert answering.get(block=True) == "late"
+    threading.Timer(0.3, order.ask).start()
+    with pytest.raises(GivenUp):
+        answering.get(block=True)
+
+
+@pytest.fixture
+def generator(ray_here, root):
+    """A generator of rollouts with one engine, which never answers."""
+    from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
+
+    class Waits:
+        async def get_num_unfinished_requests(self):
+            return 0
+
+        async def generate_responses(self, **_):
+            await asyncio.Event().wait()
+
+    engine = ray_here.remote(max_restarts=-1, num_cpus=0)(Waits).remote()
+    args = SimpleNamespace(
+        faults=SimpleNamespace(config=asdict(FaultsConfig())),
+        rollout=SimpleNamespace(n_samples_per_prompt=2),
+        vllm=SimpleNamespace(enable_sleep=False),
+        algo=SimpleNamespace(advantage=SimpleNamespace(is_correction_level="off")),
+    )
+    made = SurvivingGenerator(SimpleNamespace(args=args), [], [], None, [engine])
+    revived = []
+    made.send_weights = revived.append
+    yield made
+    assert not revived
+    ray_here.kill(engine)
+
+
+def test_an_order_to_end_gets_out_of_a_generation_that_takes_long(generator, tmp_path):
+    from openrlhf_ktae.processes.ending import EndOrder, GivenUp
+
+    order = generator.end_order = EndOrder(tmp_path)
+    threading.Timer(1.0, order.ask).start()
+    started = time.monotonic()
+    for _ in range(2):  # the second does not begin
+        with pytest.raises(GivenUp):
+            generator._generate_vllm(iter([(["d"], ["p"], ["l"], [None])]), 1, False)
+        assert 0.5 < time.monotonic() - started < 30
+
+
+class Recorder:
+    """Stands for an actor of an asynchronous run; its methods are noted, and do what they are given."""
+
+    def __init__(self, ray, log, **methods):
+        self._ray, self._log, self._methods = ray, log, methods
+
+    def __getattr__(self, name):
+        def remote(*args):
+            self._log.append((name, *args))
+            return self._methods.get(name, lambda *_: self._ray.put(None))(*args)
+
+        return SimpleNamespace(remote=remote)
+
+
+@pytest.fixture
+def asynchronous(ray_here, tmp_path, monkeypatch):
+    """A run of three actors, of which the two others are noted; the loop takes no time."""
+    from openrlhf_ktae.trainer import ppo_trainer_async as ours
+
+    log = []
+    monkeypatch.setattr(ours._HostTrainer, "fit", lambda self: log.append(("training",)))
+    made = ours.KTAEPPOTrainerAsync.__new__(ours.KTAEPPOTrainerAsync)
+    made.args = SimpleNamespace(
+        run=SimpleNamespace(dir=str(tmp_path), eval_edges=True, resume_from=None),
+        faults=SimpleNamespace(config={"engine_restarts": 0}),
+    )
+
+    def with_evaluation(*outcomes):
+        ways = iter(outcomes)
+        made.generator_actor = Recorder(
+            ray_here,
+            log,
+            number_of_prompts=lambda: ray_here.put(8),
+            why_it_stopped=lambda: ray_here.put(""),
+            evaluate_edge=lambda: next(ways)(),
+        )
+        made.trainer_actor = Recorder(ray_here, log)
+        made.fit()
+        return log
+
+    return with_evaluation
+
+
+def raised(ray_here, error):
+    @ray_here.remote(num_cpus=0)
+    def work():
+        raise error
+
+    return work.remote
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_too_many_failed_rollouts_in_an_evaluation_stop_an_asynchronous_run(when, ray_here, asynchronous):
+    from openrlhf_ktae.base.errors import TrainingStopped
+
+    stops = raised(ray_here, TrainingStopped("too many failed"))
+    log = asynchronous(stops) if when == "before" else asynchronous(lambda: ray_here.put({"eval": 1.0}), stops)
+    assert ("record_stop", "too many failed") in log
+    assert (("training",) in log) == (when == "after")
+    assert log[-1] == ("close_trackers",), "it ends as ever, and the model is saved"
+
+
+def test_an_order_in_the_last_evaluation_of_an_asynchronous_run_gives_it_up(ray_here, asynchronous, tmp_path):
+    from openrlhf_ktae.processes.ending import EndOrder
+
+    @ray_here.remote(num_cpus=0)
+    def long():
+        time.sleep(60)
+
+    def asked():
+        EndOrder(tmp_path).ask()
+        return long.remote()
+
+    started = time.monotonic()
+    log = asynchronous(lambda: ray_here.put({"eval": 1.0}), asked)
+    assert time.monotonic() - started < 30
+    assert ("give_up_the_evaluation",) in log
+    assert [entry[0] for entry in log].count("record_edge") == 1

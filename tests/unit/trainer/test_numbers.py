@@ -1,0 +1,142 @@
+"""Numbers that are not finite do not reach the weights; a policy that collapses is noticed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_engines import initialized, weights
+
+from openrlhf_ktae.base.faults_config import FaultsConfig
+
+
+def engine(stage, dtype):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1))
+    return initialized(model, stage, bf16={"enabled": dtype == torch.bfloat16}, gradient_clipping=1.0)
+
+
+def update(made, factor, dtype):
+    loss = made(torch.ones(1, 4, dtype=dtype)).sum() * factor
+    made.backward(loss)
+    made.step()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_update_that_is_not_finite_is_skipped(stage, dtype, bad, group):
+    from openrlhf_ktae.trainer.nonfinite import skip_nonfinite_updates
+
+    made = engine(stage, dtype)
+    skip_nonfinite_updates(made.optimizer)
+    before = weights(made)
+    update(made, bad, dtype)
+    assert made.skipped_steps == 1
+    assert torch.equal(weights(made), before)
+    update(made, 1.0, dtype)
+    assert made.skipped_steps == 1
+    after = weights(made)
+    assert after.isfinite().all()
+    assert not torch.equal(after, before), "the next update is made as ever"
+
+
+def test_without_the_check_the_weights_are_lost(group):
+    """The counterfactual: what DeepSpeed does by itself with ZeRO-3 in fp32."""
+    made = engine(3, torch.float32)
+    update(made, float("nan"), torch.float32)
+    assert made.skipped_steps == 0
+    assert weights(made).isnan().any()
+
+
+def experience(**changes):
+    values = {
+        "scores": torch.tensor([1.0, float("nan")]),
+        "action_mask": torch.tensor([[0, 1, 1], [0, 0, 1]]),
+        "advantages": torch.tensor([[float("nan"), 0.5, 0.1], [0.0, 0.0, -0.5]]),
+        "action_log_probs": torch.zeros(2, 3),
+        "base_action_log_probs": None,
+        "prompts": ["a", "b"],
+        "labels": ["1", "2"],
+        "sequences": torch.arange(8).reshape(2, 4),
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"scores": torch.tensor([1.0, float("inf")])}, "a score is infinite"),
+        ({"advantages": torch.full((2, 3), float("nan"))}, "advantages"),
+        ({"advantages": torch.tensor([[0.0, float("nan"), 0.0], [0.0, 0.0, 0.0]])}, "advantages"),
+        ({"action_log_probs": torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -float("inf")]])}, "action log probs"),
+    ],
+)
+def test_a_batch_that_is_not_finite_is_refused_and_can_be_looked_at(changes, what, host, tmp_path):
+    from openrlhf_ktae.trainer.nonfinite import MOST_BATCHES, NonFiniteBatch, refuse_nonfinite, save_batch
+
+    refuse_nonfinite([experience(action_log_probs=torch.full((2, 3), float("nan")))])  # left out on purpose
+    good = experience()
+    refuse_nonfinite([good])  # unknown verdicts and prompt positions may be NaN
+    with pytest.raises(NonFiniteBatch, match=what) as refusal:
+        refuse_nonfinite([good, experience(**changes)])
+    path = save_batch(tmp_path, 7, str(refusal.value), refusal.value.experiences)
+    saved = torch.load(path, weights_only=True)
+    assert (saved["step"], saved["what"]) == (7, str(refusal.value))
+    assert len(saved["micro_batches"]) == 2
+    assert saved["micro_batches"][0]["prompts"] == ["a", "b"]
+    for step in range(8, 30):
+        save_batch(tmp_path, step, "", [good])
+    assert len(list((tmp_path / "postmortem").iterdir())) == MOST_BATCHES
+
+
+RULES = {
+    "min_entropy": ("entropy_loss", 0.1, 0.2, 0.05),
+    "max_length": ("rollout/response_length_mean", 100.0, 90.0, 101.0),
+    "max_repetition": ("faults/repetition", 0.5, 0.1, 0.6),
+    "max_kl": ("kl", 1.0, 0.5, 2.0),
+    "min_mixed_share": ("ktae/mixed_group_share", 0.2, 0.5, 0.1),
+}
+
+
+@pytest.mark.parametrize("option", RULES)
+def test_a_collapse_is_noticed_after_its_patience(option, host):
+    from openrlhf_ktae.trainer.collapse import RULES as ALL
+    from openrlhf_ktae.trainer.collapse import CollapseWatch
+
+    assert set(RULES) == {rule.option for rule in ALL}
+    name, limit, right, wrong = RULES[option]
+    watch = CollapseWatch(FaultsConfig(**{option: limit}, collapse_patience=2))
+    values = [wrong, right, wrong, None, wrong, wrong, right]
+    found = [len(watch.breaches({} if value is None else {name: value})) for value in values]
+    assert found == [0, 0, 0, 0, 1, 0, 0], "two steps in a row; a step without the figure does not count"
+    watch.breaches({name: wrong})
+    (sentence,) = watch.breaches({name: wrong})
+    assert f"--faults.{option} {limit:g}" in sentence
+    assert name in sentence
+
+
+def test_without_rules_nothing_is_noticed(host):
+    from openrlhf_ktae.trainer.collapse import CollapseWatch
+
+    assert CollapseWatch(FaultsConfig()).breaches({"entropy_loss": 0.0, "kl": 1e9}) == []
+
+
+def test_repetition_counts_ngrams_that_were_there_before(host):
+    from openrlhf_ktae.trainer.collapse import repetition
+
+    assert repetition([torch.arange(20)]) == 0
+    assert repetition([torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 4)  # 4 four-grams, one distinct
+    assert repetition([torch.arange(3)]) == 0
+    assert repetition([torch.arange(7), torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 8)
+
+
+def test_steps_that_teach_nothing_are_noted_once(host):
+    from openrlhf_ktae.trainer.collapse import IdleWatch
+
+    watch = IdleWatch()
+    spread = [0.3, 0.0, 0.0, 0.0, 0.2, 0.0, None, 0.0]
+    notes = [watch.note({"group_reward_std": value}) for value in spread]
+    assert [note is not None for note in notes] == [False, False, True, False, False, False, False, True]
+    assert "rewards of no group differ" in notes[2]

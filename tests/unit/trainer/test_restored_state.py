@@ -1,0 +1,159 @@
+"""What a checkpoint holds beside the model comes back: random states, windows, shares, the ledger of pass rates."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture
+def new_generator(host):
+    """Our generator of rollouts with its own state and no engine."""
+    from openrlhf_ktae.base.faults_config import FaultsConfig
+    from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import WINDOW
+    from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
+
+    def make(**state):
+        made = KTAESamplesGenerator.__new__(KTAESamplesGenerator)
+        made.faults, made._last_failure = FaultsConfig(max_failed_share=0.5), "the last"
+        made._failures = deque(maxlen=WINDOW * 4)
+        made._carried, made._sample_buffer, made._dataloader_iter = [], [], iter([])
+        made._expected_share, made._batches_of_episode, made.prompts_sent = float("nan"), 0, 0
+        made.prompts_dataloader = [1, 2]
+        made.__dict__.update(state)
+        return made
+
+    return make
+
+
+def stored(position, tmp_path):
+    """Return a position as a checkpoint gives it back."""
+    from openrlhf_ktae.trainer.ppo_utils.data_position import plain_position
+
+    torch.save(plain_position(position), tmp_path / "position.pt")
+    return torch.load(tmp_path / "position.pt", weights_only=True)
+
+
+def test_a_generator_goes_on_with_its_shares_and_its_failures(new_generator, tmp_path):
+    from openrlhf_ktae.base.errors import TrainingStopped
+    from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import FAILED, WINDOW
+
+    first = new_generator(_expected_share=0.25, _batches_of_episode=3, prompts_sent=40, dropped_rollouts=2)
+    first._failures.extend([True] * (WINDOW - 1))
+    second = new_generator()
+    second.load_position(stored(first.position(), tmp_path))
+    assert second.position() == first.position()
+    assert (second._expected_share, second._batches_of_episode, second.prompts_sent) == (0.25, 3, 40)
+    with pytest.raises(TrainingStopped, match="max_failed_share"):
+        second._settle([SimpleNamespace(info={FAILED: torch.tensor([1.0])})], 1)
+
+
+class Host:
+    """What the host's actor does is not looked at."""
+
+    def init_model_from_pretrained(self, strategy, *args):
+        self.strategy = strategy
+
+    def save_checkpoint(self, tag):
+        pass
+
+
+@pytest.fixture
+def new_rank(host, tmp_path):
+    from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
+
+    class Rank(CheckpointedActor, Host):
+        role = "actor"
+
+    def make(rank, resume_from=None, averaged=0):
+        args = SimpleNamespace(ckpt=SimpleNamespace(path=str(tmp_path)), run=SimpleNamespace(resume_from=resume_from))
+        made = Rank()
+        made._rank = rank
+        made.ema_model = torch.nn.Linear(2, 1)
+        ema = {"ema": averaged}
+        strategy = SimpleNamespace(args=args, load_ckpt=None, save_model=None, time_steps=ema)
+        made.init_model_from_pretrained(strategy)
+        return made
+
+    return make
+
+
+def draws():
+    return [random.random(), float(np.random.rand()), float(torch.rand(1))]
+
+
+def test_every_rank_goes_on_with_its_own_random_states_and_average(new_rank):
+    from openrlhf_ktae.checkpoint.write import staging
+
+    expected, averages = {}, {}
+    for rank in range(2):
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(rank)
+        made = new_rank(rank, averaged=rank + 5)
+        averages[rank] = made.ema_model.weight.clone()
+        made.save_checkpoint("global_step1")
+        expected[rank] = draws()
+    assert expected[0] != expected[1]
+    folder = str(staging(made.strategy.args.ckpt.path, "global_step1"))
+    for rank in range(2):
+        made = new_rank(rank, resume_from=folder)
+        assert draws() == expected[rank]
+        assert torch.equal(made.ema_model.weight, averages[rank])
+        assert made.strategy.time_steps["ema"] == rank + 5
+
+
+def test_the_ledger_is_in_a_checkpoint(host, tmp_path):
+    from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged
+    from openrlhf_ktae.trainer.sampling_state import SamplingTrainer
+
+    class Trainer(SamplingTrainer, Kept):
+        pass
+
+    first, second = Trainer(), Trainer()
+    assert "sampling" not in first.training_state(), "a run without dynamic sampling has none"
+    first.pass_rates.add(Judged(7, 4, 4))
+    first.pass_rates.add(Judged(7, 4, 4))
+    first._prompts_seen = 24
+    torch.save(first.training_state(), tmp_path / "state.pt")
+    second.load_training_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert second.pass_rates.solved_in_a_row(7) == 2
+    assert second.sampling_state["prompts_seen"] == 24
+    assert second.training_state()["sampling"]["prompts_seen"] == 24, "a checkpoint before the next step has it, too"
+
+
+class Kept:
+    """The mixins behind have no state here."""
+
+    def training_state(self):
+        return {}
+
+    def load_training_state(self, state):
+        pass
+
+
+def test_the_ledger_is_handed_to_the_generator(host, monkeypatch):
+    from openrlhf_ktae.trainer import ppo_trainer, ppo_trainer_async
+    from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
+
+    state = {"pass_rates": {"keys": torch.tensor([7])}, "prompts_seen": 24}
+    taken = []
+    monkeypatch.setattr(CheckpointingTrainer, "init_checkpoint_states", lambda self: {"global_step": 3})
+    generator = SimpleNamespace(load_sampling_state=lambda **given: taken.append(given))
+    trainer = ppo_trainer.KTAEPPOTrainer.__new__(ppo_trainer.KTAEPPOTrainer)
+    trainer.samples_generator = generator
+    trainer.init_checkpoint_states()
+    assert taken == [], "nothing in a new run"
+    trainer.sampling_state = state
+    trainer.init_checkpoint_states()
+    other = ppo_trainer_async.KTAEGenerateSamplesActor.__new__(ppo_trainer_async.KTAEGenerateSamplesActor)
+    other.samples_generator = generator
+    other.load_sampling_state(state)
+    training = ppo_trainer_async.KTAETrainingActor.__new__(ppo_trainer_async.KTAETrainingActor)
+    training.sampling_state = state
+    assert taken == [state, state]
+    assert training.saved_sampling_state() == state

@@ -1,0 +1,273 @@
+"""Weights on their way from two ranks (the classes of the `cuda` backend, over gloo) to two engines that may die."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+
+from openrlhf_ktae.base.faults_config import FaultsConfig
+from openrlhf_ktae.base.free_port import free_port
+
+SECONDS = 180  # on a busy machine; the collectives would wait for an hour
+NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+class StoreCommunicator:
+    """Has the interface of vLLM's PyNcclCommunicator; it waits for a peer that is gone until it is destroyed."""
+
+    def __init__(self, address, port, rank, world_size, deaf=False):
+        import torch
+
+        self.store = torch.distributed.TCPStore(address, port, world_size, is_master=rank == 0)
+        self.rank, self.others, self.count, self.destroyed, self.deaf = rank, world_size - 1, 0, False, deaf
+
+    def broadcast(self, tensor, src, stream=None):
+        import torch
+
+        self.count += 1
+        if self.rank == src:
+            self.store.set(f"data{self.count}", torch.clone(tensor).contiguous().view(torch.uint8).numpy().tobytes())
+        else:
+            tensor.view(torch.uint8).copy_(
+                torch.frombuffer(self.store.get(f"data{self.count}"), dtype=torch.uint8).view_as(
+                    tensor.view(torch.uint8)
+                )
+            )
+        self.store.add(f"took{self.count}", 1)
+        while self.rank == src and self.store.add(f"took{self.count}", 0) <= self.others and not self.destroyed:
+            time.sleep(0.02)
+
+    def destroy(self):
+        self.destroyed = not self.deaf
+
+
+@pytest.fixture(scope="module")
+def engine_class(ray_here):
+    """An engine without a model, which sleeps as vLLM's does, and dies as it receives the parameter that it is told."""
+    from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
+
+    ray_here.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find tests
+
+    class Engine:
+        async def __init__(self, number, enable_sleep_mode=False):
+            self.llm = SimpleNamespace(errored=False, dead_error=None)
+            self.number, self.weights, self.asleep, self.dies_at, self.group = number, {}, set(), None, None
+
+        def gpu_memory(self):
+            return None
+
+        async def generate_responses(self, **call):
+            assert not self.asleep, "a part of the engine sleeps"
+            return [dict(self.weights)]
+
+        async def get_num_unfinished_requests(self):
+            return 0 * len(self.weights)
+
+        async def sleep(self, level=1):
+            self.asleep = self.asleep or {"weights", "kv_cache"}
+
+        async def wake_up(self, tags=("weights", "kv_cache")):
+            self.asleep -= set(tags)
+
+        async def sleeping(self):
+            return sorted(self.asleep)
+
+        async def die_at(self, name):
+            self.dies_at = name
+
+        async def hang_at(self, name):
+            self.dies_at, self.hangs = name, True
+
+        async def init_process_group(self, address, port, rank, world_size, name, backend, use_ray):
+            self.group = await asyncio.to_thread(StoreCommunicator, address, port, rank, world_size)
+
+        async def reset_prefix_cache(self):
+            pass
+
+        async def update_weight(self, name, dtype, shape, empty_cache):
+            import torch
+
+            await self.take(name)
+            weight = torch.empty(shape, dtype=dtype)
+            await asyncio.to_thread(self.group.broadcast, weight, 0)
+            self.weights[name] = weight
+
+        async def update_weight_cuda_ipc(self, name, dtype, shape, ipc_handles, empty_cache):
+            await self.take(name)
+            rebuild, arguments = ipc_handles[self.number]
+            self.weights[name] = rebuild(*arguments).clone()
+
+        async def take(self, name):
+            assert "weights" not in self.asleep, "its weights sleep"
+            if name == self.dies_at and getattr(self, "hangs", False):
+                await asyncio.Event().wait()
+            if name == self.dies_at:
+                os._exit(1)
+
+    return ray_here.remote(max_restarts=-1, num_cpus=0)(type("GuardedEngine", (RetryingRollouts, Engine), {}))
+
+
+@pytest.fixture(scope="module")
+def rank_class(ray_here):
+    from openrlhf_ktae.trainer.ray.ppo_actor import KTAEPolicyModelActor
+
+    class Rank(KTAEPolicyModelActor):
+        """A policy actor of the `cuda` backend, whose model is two layers."""
+
+        def __init__(self, rank, port, engines, stage=3):
+            import deepspeed
+            import torch
+            from openrlhf.trainer.ray import ppo_actor as host
+
+            from openrlhf_ktae.trainer.ray import weight_sending
+            from openrlhf_ktae.trainer.ray.ppo_actor import KTAEActorPPOTrainer
+
+            weight_sending.LEAVING_SECONDS = 15.0
+            names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": 0}
+            os.environ.update({name: str(value) for name, value in names.items()})
+            deepspeed.init_distributed("gloo")
+            torch.manual_seed(0)
+            layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1))
+            config = {
+                "train_batch_size": 2,
+                "zero_optimization": {"stage": stage},
+                "zero_allow_untested_optimizer": True,
+            }
+            optimizer = torch.optim.AdamW(layers.parameters(), lr=0.1)
+            model, *_ = deepspeed.initialize(model=layers, config=config, optimizer=optimizer)
+            host.get_physical_gpu_id = lambda: rank
+            host.stateless_init_process_group = lambda address, port, rank, world_size, device: StoreCommunicator(
+                address, port, rank, world_size, self.deaf
+            )
+            made = self.trainer = KTAEActorPPOTrainer.__new__(KTAEActorPPOTrainer)
+            made.args = SimpleNamespace(
+                ds=SimpleNamespace(zero_stage=stage, tensor_parallel_size=1),
+                vllm=SimpleNamespace(
+                    enable_prefix_caching=True, num_engines=2, tensor_parallel_size=1, sync_backend="nccl"
+                ),
+            )
+            self.strategy = made.strategy = SimpleNamespace(args=made.args)
+            made.actor, made.vllm_engines, made.use_cuda_ipc = SimpleNamespace(model=model), engines, True
+            made._watched = {}
+
+        def ready(self):
+            return True
+
+        def use_group(self, deaf):
+            self.trainer.use_cuda_ipc, self.deaf = False, deaf
+            self.rejoin_engines()
+
+        def train(self):
+            """Change all weights; return them."""
+            import deepspeed
+
+            parameters = dict(self.trainer.actor.model.module.named_parameters())
+            with deepspeed.zero.GatheredParameters(list(parameters.values()), modifier_rank=0):
+                for parameter in parameters.values():
+                    parameter.data += 1.0
+            with deepspeed.zero.GatheredParameters(list(parameters.values())):
+                return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    return ray_here.remote(num_cpus=0)(Rank)
+
+
+@pytest.fixture
+def trainer(ray_here, engine_class, rank_class):
+    """The host's base trainer with two ranks and two engines, which sleep between the steps."""
+    from openrlhf_ktae.trainer.engines import EngineKeeper
+
+    class Trainer(EngineKeeper):
+        def __init__(self, ranks, engines):
+            vllm, faults = SimpleNamespace(enable_sleep=True), SimpleNamespace(config=asdict(FaultsConfig()))
+            self.args = SimpleNamespace(vllm=vllm, faults=faults)
+            self.vllm_engines, self.actor_model_group, self.ranks, self.notes = engines, self, ranks, []
+            self.record = SimpleNamespace(note=self.notes.append)
+
+        def async_run_method(self, method_name):
+            return [getattr(rank, method_name).remote() for rank in self.ranks]
+
+        def train(self):
+            return ray_here.get(self.async_run_method("train"))[0]
+
+        def engines_have(self, weights):
+            got = ray_here.get([engine.generate_responses.remote() for engine in self.vllm_engines])
+            assert [sorted(one[0]) for one in got] == [sorted(NAMES)] * 2
+            return all((one[0][name] == weights[name]).all() for one in got for name in NAMES)
+
+    started = []
+
+    def start():
+        engines = [engine_class.remote(number, enable_sleep_mode=True) for number in range(2)]
+        port = free_port()
+        ranks = [rank_class.remote(rank, port, engines) for rank in range(2)]
+        started.extend([*engines, *ranks])
+        ray_here.get([rank.ready.remote() for rank in ranks])
+        return Trainer(ranks, engines)
+
+    yield start
+    for actor in started:
+        ray_here.kill(actor)
+
+
+@pytest.mark.timeout(600)
+def test_an_engine_that_dies_in_the_middle_of_its_weights_gets_them_all_the_same(ray_here, trainer):
+    """By CUDA IPC and in the group. Rank 1 never waits for rank 0, and the engine that lives is not left behind.
+
+    At last with a communicator that takes no abort: rank 0 ends soon, and the run with exit code 4.
+    """
+    from openrlhf_ktae.processes.deaths import died
+
+    run = trainer()
+
+    def all_engines(method, *args):
+        return ray_here.get([getattr(engine, method).remote(*args) for engine in run.vllm_engines])
+
+    for way, dying, name in (
+        ("IPC", 1, "1.weight"),
+        ("group", 1, "0.bias"),
+        ("group", 0, "0.weight"),
+        ("deaf", 1, "0.bias"),
+    ):
+        if way != "IPC":
+            ray_here.get([rank.use_group.remote(way == "deaf") for rank in run.ranks])
+        for death in (False, True):
+            all_engines("sleep")
+            weights, restarts, began = run.train(), run.engine_restarts, time.monotonic()
+            if death:
+                ray_here.get(run.vllm_engines[dying].die_at.remote(name))
+            if death and way == "deaf":
+                with pytest.raises(ray_here.exceptions.RayActorError) as end:
+                    run.broadcast_to_vllm()
+                assert died(end.value)
+            else:
+                run.broadcast_to_vllm()
+                assert all_engines("sleeping") == [["kv_cache"]] * 2, "a new one as the others"
+                all_engines("wake_up")
+                assert run.engines_have(weights), way
+            assert time.monotonic() - began < SECONDS
+            assert run.engine_restarts == restarts + (death and way != "deaf")
+            print(way, death, time.monotonic() - began)
+    assert len(run.notes) == 3
+
+
+@pytest.mark.timeout(120)
+def test_an_engine_that_is_stuck_after_the_death_of_another_is_started_again(ray_here, engine_class, monkeypatch):
+    from openrlhf_ktae.trainer.engines import engine_died, have_weights
+    from openrlhf_ktae.trainer.ray import weight_sending
+
+    monkeypatch.setattr(weight_sending, "STUCK_SECONDS", 2.0)
+    engines = [engine_class.remote(number) for number in range(2)]
+    ray_here.get([engines[0].hang_at.remote("w"), engines[1].die_at.remote("w")])
+    with weight_sending.Sending(engines, {}) as sending:
+        sending.tell("update_weight", "w", None, None, False)
+        sending.received()
+    assert engine_died(sending.lost, engines)
+    assert not have_weights(engines), "both are new"
+    for engine in engines:
+        ray_here.kill(engine)
