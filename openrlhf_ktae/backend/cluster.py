@@ -18,7 +18,6 @@ from openrlhf_ktae.base.faults_config import RETRIES_VARIABLE, SERVER_VARIABLE
 from openrlhf_ktae.processes import marks, remote_code, stacks
 from openrlhf_ktae.processes.marks import mark, swept
 from openrlhf_ktae.processes.setup import BACKEND_VARIABLE, WORKER_HOOK
-from openrlhf_ktae.verifier.config import VerifierConfig
 
 # The host passes these to its workers; when Ray is up already, it leaves that to whoever started it.
 HOST_ENVIRONMENT = {
@@ -46,12 +45,11 @@ def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
     defaults = {**HOST_ENVIRONMENT, **backend.environment(args)}
     chosen = {name: os.environ.get(name, value) for name, value in defaults.items()}
     if args.verifier.enable:
-        chosen |= VerifierConfig(**args.verifier.config).to_env()
+        chosen |= args.verifier.config.to_env()
     hook = backend.worker_setup_hook()
     faults = args.faults.config
-    chosen[RETRIES_VARIABLE] = str(faults["rollout_retries"])
-    if "reward_tries" in faults:  # a run's, not an evaluation's
-        chosen[SERVER_VARIABLE] = f"{faults['reward_timeout_s']} {faults['reward_tries']}"
+    chosen[RETRIES_VARIABLE] = str(faults.rollout_retries)
+    chosen[SERVER_VARIABLE] = f"{faults.reward_timeout_s} {faults.reward_tries}"
     chosen |= {name: os.environ[name] for name in (marks.VARIABLE, stacks.VARIABLE) if name in os.environ}
     return chosen | remote_code.environment(args.model.trust_remote_code) | ({BACKEND_VARIABLE: hook} if hook else {})
 

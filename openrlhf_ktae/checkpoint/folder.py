@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.base.plain_json import parse_json
+from openrlhf_ktae.base.text import short
 from openrlhf_ktae.checkpoint.files import digests, files_below, read_text
 
 MANIFEST = "manifest.json"
@@ -100,7 +101,7 @@ def read_manifest(path: Path) -> Manifest:
     except KeyError as error:
         raise NotWhole(f"{MANIFEST} cannot be read (it has no {error})") from None
     except (ValueError, OSError) as error:
-        raise NotWhole(f"{MANIFEST} cannot be read ({_short(error)})") from None
+        raise NotWhole(f"{MANIFEST} cannot be read ({type(error).__name__}: {short(error)})") from None
     if not files:
         raise NotWhole(f"{MANIFEST} names no file")
     return manifest
@@ -139,10 +140,6 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-
-
 def verify(path: Path) -> Checkpoint:
     """Return the checkpoint at `path` after looking at each of its files.
 
@@ -163,7 +160,7 @@ def verify(path: Path) -> Checkpoint:
                 raise NotWhole(f"{name} has {size} bytes instead of {entry['bytes']}")
         found = digests(present[name] for name in manifest.files)
     except OSError as error:
-        raise NotWhole(f"cannot be read ({_short(error)})") from None
+        raise NotWhole(f"cannot be read ({type(error).__name__}: {short(error)})") from None
     for name, entry in manifest.files.items():
         if found[present[name]] != entry["digest"]:
             raise NotWhole(f"{name} has other content than was written")

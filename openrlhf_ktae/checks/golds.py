@@ -24,7 +24,7 @@ class GoldCheck:
 def check_golds(args: SimpleNamespace, first: int = FIRST) -> GoldCheck | None:
     """Read the first golds as the verifier does; None where it does not judge, or the data are not in a local file."""
     name = entries(args.data.prompt_dataset or "")[0][0]
-    judged = args.verifier.enable and not args.verifier.config["reward_file"]
+    judged = args.verifier.enable and not args.verifier.config.reward_file
     if not judged or not args.data.label_key or not is_local(name) or not Path(name).is_file():
         return None
     from openrlhf_ktae.verifier.golds import gold_forms

@@ -11,7 +11,7 @@ from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.base.batches import data_ranks, rollout_unit
 from openrlhf_ktae.checks.golds import check_golds
 from openrlhf_ktae.checks.lora import lora_conflicts
-from openrlhf_ktae.checks.preflight import batch_problems, parallel_problems
+from openrlhf_ktae.checks.sizes import batch_problems, parallel_problems
 from openrlhf_ktae.data.names import entries
 from openrlhf_ktae.data.prompt_files import UnreadableDataset, is_local, look
 from openrlhf_ktae.memory import phases as memory

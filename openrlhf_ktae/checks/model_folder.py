@@ -10,9 +10,9 @@ from typing import Any
 
 from openrlhf_ktae.base.model_config import read_config, text_part
 from openrlhf_ktae.base.plain_json import parse_json
+from openrlhf_ktae.base.text import short
 from openrlhf_ktae.checks.model_kinds import kind_problems
 from openrlhf_ktae.data import hub
-from openrlhf_ktae.data.prompt_files import short
 from openrlhf_ktae.processes.remote_code import OPTION
 
 WEIGHTS = ("*.safetensors", "*.bin")

@@ -14,8 +14,8 @@ from typing import Any
 
 from openrlhf_ktae.base.batches import models
 from openrlhf_ktae.base.model_config import config_of
+from openrlhf_ktae.base.text import short
 from openrlhf_ktae.checkpoint.model_files import GENERATION_CONFIG, savable
-from openrlhf_ktae.data.prompt_files import short
 
 SHOWN = 3  # tokens without a row
 

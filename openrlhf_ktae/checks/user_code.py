@@ -61,7 +61,7 @@ class Probe:
 
 def judge_problems(args: SimpleNamespace) -> Iterator[str]:
     """Yield what is wrong with a reward file, an agent file or the addresses of reward servers."""
-    path, agent = args.verifier.config["reward_file"], args.train.agent_func_path
+    path, agent = args.verifier.config.reward_file, args.train.agent_func_path
     if path:
         yield from _reward_file(args, path)
     elif not args.verifier.enable and agent:
@@ -112,9 +112,9 @@ def _reward_file(args: SimpleNamespace, path: str) -> Iterator[str]:
 def log_keys(args: SimpleNamespace) -> tuple[str, ...]:
     """Return the keys of `extra_logs` that the user named, or else those that the first call of the function gave."""
     config = args.verifier.config
-    if config["reward_log_keys"] or not config["reward_file"]:
-        return tuple(config["reward_log_keys"])
-    return _tried(config["reward_file"], _first_row(args)).log_keys
+    if config.reward_log_keys or not config.reward_file:
+        return tuple(config.reward_log_keys)
+    return _tried(config.reward_file, _first_row(args)).log_keys
 
 
 def _first_row(args: SimpleNamespace) -> str:

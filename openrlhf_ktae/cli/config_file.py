@@ -12,8 +12,8 @@ from typing import Any
 
 from openrlhf_ktae.base.config_file import INCLUDE, load_config
 from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.text import nearest
 from openrlhf_ktae.cli.flat_names import flat_words
-from openrlhf_ktae.cli.host_parser import nearest
 
 
 def split_config_option(argv: Sequence[str]) -> tuple[list[Path], list[str]]:

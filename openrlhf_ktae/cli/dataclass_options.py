@@ -32,16 +32,31 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
-def add_dataclass_options(group: argparse._ArgumentGroup, cls: type, prefix: str, skip: tuple[str, ...] = ()) -> None:
-    """Declare `--PREFIX.FIELD` for each field of `cls` but those in `skip`; left out, an option is None."""
+def add_dataclass_options(
+    group: argparse._ArgumentGroup, cls: type, prefix: str, skip: tuple[str, ...] = (), defaults: bool = False
+) -> None:
+    """Declare `--PREFIX.FIELD` for each field of `cls` but those in `skip`.
+
+    Left out, an option is None, or with `defaults` the default of its field.
+    """
     hints, texts = get_type_hints(cls), field_docstrings(cls)
     for field in fields(cls):
         if field.name in skip:
             continue
         settings = _settings(hints[field.name])
-        default = "the variant's own" if field.default is None else field.default
-        text = f"{' '.join(texts.get(field.name, '').split())} (default: {default})".replace("%", "%%")
-        group.add_argument(f"--{prefix}.{field.name}", default=None, help=text, **settings)
+        text = " ".join(texts.get(field.name, "").split())
+        if not (defaults and field.default is None):
+            text += f" (default: {_written(field.default)})"
+        default = field.default if defaults else None
+        group.add_argument(f"--{prefix}.{field.name}", default=default, help=text.replace("%", "%%"), **settings)
+
+
+def _written(default: Any) -> str:
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return "the variant's own" if default is None else str(default)
 
 
 def build(cls: type, options: dict[str, Any], prefix: str) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import difflib
 import importlib.util
 import io
 import sys
@@ -20,6 +19,7 @@ from types import CodeType, SimpleNamespace
 from typing import Any, NoReturn
 
 from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.text import nearest
 
 HOST_CLI = "openrlhf.cli.train_ppo_ray"
 HIERARCHIZE = "openrlhf.utils.config"
@@ -73,14 +73,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse with the message alone: the usage of 190 options hides it."""
         raise BadOption(message.removeprefix("argument "))
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return `"; did you mean X?"` for the closest of `known`, or the way to the list of all."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    tail = [name for name in known if name.rsplit(".", 1)[-1].lstrip("-") == word.rsplit(".", 1)[-1].lstrip("-")]
-    best = (tail or close)[:1]
-    return f"; did you mean {best[0]}?" if best else "; --help lists all options"
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> SimpleNamespace:

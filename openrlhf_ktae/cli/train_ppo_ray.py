@@ -13,6 +13,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,7 +107,7 @@ def run(argv: Sequence[str]) -> str | None:
     backend = resolve(args.backend)
     changes = backend.adapt(args)
     notes = preflight(args, backend)
-    args.verifier.config["reward_log_keys"] = log_keys(args)
+    args.verifier.config = replace(args.verifier.config, reward_log_keys=log_keys(args))
     plan = plan_of(args, backend.name) if args.run.plan else None
     if args.run.restarts:
         raise Supervised(args.run.restarts, Path(args.ckpt.path))

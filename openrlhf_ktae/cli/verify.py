@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT
 from openrlhf_ktae.base.plain_json import parse_json
+from openrlhf_ktae.base.text import short_repr
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
 from openrlhf_ktae.verifier.audit import Audit, Graded, Row, audit
 from openrlhf_ktae.verifier.config import VerifierConfig
@@ -113,7 +114,7 @@ def read_rows(args: argparse.Namespace) -> Iterator[Row]:
         if not args.golds_only:
             response = _value(record, args.response_key, "--response_key", path, line)
             if not isinstance(response, str):
-                raise BadFile(f"{path}, line {line}: {args.response_key} is {_short(response)}, not a text")
+                raise BadFile(f"{path}, line {line}: {args.response_key} is {short_repr(response, SHOWN)}, not a text")
         yield Row(
             line,
             _value(record, args.gold_key, "--gold_key", path, line),
@@ -195,7 +196,7 @@ def _reward(record: dict[str, Any], args: argparse.Namespace, path: Path, line: 
     try:
         reward = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise BadFile(f"{path}, line {line}: {args.reward_key} is {_short(value)}, not a number") from None
+        raise BadFile(f"{path}, line {line}: {args.reward_key} is {short_repr(value, SHOWN)}, not a number") from None
     return None if math.isnan(reward) else reward
 
 
@@ -258,12 +259,12 @@ def print_tables(result: Audit, second: str, shown: int) -> None:
         f"{len(result.gold_faults) - failing} can only be compared as text"
     )
     for fault in result.gold_faults[:shown]:
-        print(f"  line {fault.row.line}: {_short(fault.row.gold)}: {fault.reason}")
+        print(f"  line {fault.row.line}: {short_repr(fault.row.gold, SHOWN)}: {fault.reason}")
     found = [graded for graded in result.graded if finding(graded)]
     for graded in found[:shown]:
         print(
             f"  line {graded.row.line}: {finding(graded)}: {graded.verdict.status} ({graded.verdict.reason}), "
-            f"gold {_short(graded.row.gold)}, answer {_short(graded.verdict.extracted)}"
+            f"gold {short_repr(graded.row.gold, SHOWN)}, answer {short_repr(graded.verdict.extracted, SHOWN)}"
         )
     if len(found) > shown:
         print(f"  ... and {len(found) - shown} more in the file")
@@ -285,11 +286,6 @@ def _print_columns(table: list[list[str]]) -> None:
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
         print("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 if __name__ == "__main__":

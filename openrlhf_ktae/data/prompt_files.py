@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.base.plain_json import parse_json
+from openrlhf_ktae.base.text import short
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
 TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
@@ -76,11 +77,6 @@ def _read(path: Path, reader: Callable[[Path], Table], mtime_ns: int, size: int)
         raise
     except Exception as error:  # each format's library has its own errors; all mean the same here
         raise UnreadableDataset(f"not a {path.suffix} file ({short(error)})") from None
-
-
-def short(error: BaseException) -> str:
-    """Return the message of an error of another library on one line."""
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _json(path: Path) -> Table:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.cpu import ENGINE_DTYPES, SHARED_BLOCK, kv_cache_bytes
 from openrlhf_ktae.base.cut_off import CutOff, require_whole
+from openrlhf_ktae.base.faults_config import FaultsConfig
 from openrlhf_ktae.processes.deaths import in_one_line, of_type
 
 PROMPT_TOKENS = 256  # of a usual prompt, where no limit says how long one may be
@@ -280,7 +281,7 @@ def _host_arguments(engines: Engines) -> SimpleNamespace:
         ds=SimpleNamespace(param_dtype=engines.dtype),
         vllm=SimpleNamespace(num_engines=engines.engines, tensor_parallel_size=engines.tensor_parallel_size),
         verifier=SimpleNamespace(enable=False),
-        faults=SimpleNamespace(config={"rollout_retries": 0}),
+        faults=SimpleNamespace(config=FaultsConfig(rollout_retries=0)),
         model=SimpleNamespace(trust_remote_code=False),
         run=SimpleNamespace(verbose=False, dashboard_host="127.0.0.1"),
     )

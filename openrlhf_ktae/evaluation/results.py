@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.base.errors import BadInput
+from openrlhf_ktae.base.places import unusable
 from openrlhf_ktae.base.plain_json import parse_json
+from openrlhf_ktae.base.text import short_repr
 from openrlhf_ktae.evaluation.stored import MOST_TOKENS, parsed
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG
 
@@ -85,10 +87,9 @@ class ResultFolder:
 
 
 def refuse_no_folder(flag: str, path: Path) -> None:
-    """Raise `BadInput` where no folder can be at `path`, because it, or what it is below, is a file."""
-    first = next(one for one in (path, *path.absolute().parents) if one.exists())
-    if not first.is_dir():
-        raise BadInput(f"{flag} {path}: {'is' if first == path else f'{first} is'} a file; give a folder")
+    """Raise `BadInput` where no folder can be at `path`, or none can be written to."""
+    if reason := unusable(path):
+        raise BadInput(f"{flag} {path}: {reason}")
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -138,7 +139,7 @@ def _settings_of(path: Path) -> dict[str, Any]:
 
 def _refuse_other(directory: Path, found: dict[str, Any], asked: Mapping[str, Any]) -> None:
     changes = [
-        f"{name} {_short(found[name])} instead of {_short(asked.get(name))}"
+        f"{name} {short_repr(found[name], SHOWN_CHARACTERS)} instead of {short_repr(asked.get(name), SHOWN_CHARACTERS)}"
         if name in found
         else f"{name} is not recorded there"  # an earlier version wrote it, or another kind of evaluation
         for name in {**found, **asked}
@@ -148,11 +149,6 @@ def _refuse_other(directory: Path, found: dict[str, Any], asked: Mapping[str, An
         raise BadInput(
             f"--output {directory}: has results of other settings ({', '.join(changes)}); give --overwrite or another"
         )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -210,11 +210,11 @@ def install_classes(args: SimpleNamespace, classes: Places) -> None:
         setattr(importlib.import_module(module), attribute, actor_class)
     engines: Any = importlib.import_module(ENGINE_MODULE)
     guarded = type("GuardedEngine", (RetryingRollouts, undecorated(engines.RolloutRayActor)), {})
-    engines.RolloutRayActor = ray.remote(max_restarts=args.faults.config["engine_restarts"])(guarded)
+    engines.RolloutRayActor = ray.remote(max_restarts=args.faults.config.engine_restarts)(guarded)
     host_cli: Any = importlib.import_module(HOST_CLI)
     for name in HOST_CLASSES:
         plain = undecorated(getattr(host_cli, name))
-        setattr(host_cli, name, restartable(plain, args.faults.config["model_restarts"]))
+        setattr(host_cli, name, restartable(plain, args.faults.config.model_restarts))
     # The trainer writes the run record; on this node the driver can read it and print a line a step.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     if args.train.async_enable:

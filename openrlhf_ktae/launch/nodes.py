@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -69,19 +70,19 @@ def value_of(args: SimpleNamespace, name: str) -> str | None:
     """Return the value of an option that holds a path; None where it is not set."""
     node: Any = args
     for part in name.split("."):
-        node = node.get(part) if isinstance(node, dict) else getattr(node, part, None)
+        node = getattr(node, part, None)
     return node or None
 
 
 def _set(args: SimpleNamespace, name: str, value: str) -> None:
     *groups, leaf = name.split(".")
-    node: Any = args
+    above, node = None, args
     for group in groups:
-        node = getattr(node, group)
-        if isinstance(node, dict):
-            node[leaf] = value
-            return
-    setattr(node, leaf, value)
+        above, node = node, getattr(node, group)
+    if is_dataclass(node):
+        setattr(above, groups[-1], replace(node, **{leaf: value}))
+    else:
+        setattr(node, leaf, value)
 
 
 def check_nodes(args: SimpleNamespace) -> None:

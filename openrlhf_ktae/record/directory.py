@@ -141,7 +141,7 @@ def nested_options(args: SimpleNamespace) -> dict[str, Any]:
         tree["algo"]["advantage"]["estimator"] = "ktae"
     if args.verifier.enable:
         tree["train"]["agent_func_path"] = None
-        tree["reward"]["remote_url"] = args.verifier.config["reward_file"] or None
+        tree["reward"]["remote_url"] = args.verifier.config.reward_file or None
     elif args.reward.remote_url:
         tree["reward"]["remote_url"] = ",".join(tree["reward"]["remote_url"])
     return tree

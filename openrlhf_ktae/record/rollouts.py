@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from openrlhf_ktae.base.plain_json import parse_json
-from openrlhf_ktae.data.prompt_files import short
+from openrlhf_ktae.base.text import short
 from openrlhf_ktae.verifier.formats import response_text
 
 DIRECTORY = "rollouts"

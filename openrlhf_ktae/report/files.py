@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from openrlhf_ktae.base.places import unusable
 from openrlhf_ktae.checkpoint.files import write_text
 
 ASSETS = Path(__file__).with_name("assets")
@@ -24,13 +25,10 @@ def refuse_unusable(folder: Path) -> None:
     """Check that pages can be written to `folder`, which need not exist, before anything is computed.
 
     Raises:
-        BadOutput: it is a file, stands below one, or may not be written to.
+        BadOutput: it is a file, is below one, or cannot be written to.
     """
-    there = next((one for one in (folder, *folder.absolute().parents) if os.path.lexists(one)), Path("/"))
-    if not there.is_dir():
-        raise BadOutput(f"{folder}: pages cannot go there, {there} is no folder; give --output another one")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise BadOutput(f"{folder}: pages cannot go there, {there} may not be written to; give --output another one")
+    if reason := unusable(folder):
+        raise BadOutput(f"--output {folder}: {reason}")
 
 
 def write_page(path: Path, html: str) -> Path:

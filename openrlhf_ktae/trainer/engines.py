@@ -20,8 +20,7 @@ from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from openrlhf_ktae.base.faults_config import FaultsConfig
-from openrlhf_ktae.processes.deaths import ENGINE_GONE, POLL_SECONDS, answered, causes, in_one_line, of_type
+from openrlhf_ktae.processes.deaths import ENGINE_GONE, POLL_SECONDS, answered, causes, in_one_line, innermost, of_type
 from openrlhf_ktae.processes.ending import EndOrder, GivenUp
 
 logger = init_logger(__name__)
@@ -50,11 +49,6 @@ def engine_died(error: BaseException, engines: Sequence[Any] = ()) -> bool:
     return of_type(error, ENGINE_GONE) or any(not actor or not known or actor in known for actor in lost)
 
 
-def short(error: BaseException) -> str:
-    """Return the first line of an error of Ray."""
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-
-
 def have_weights(engines: Sequence[Any]) -> bool:
     """Return whether every engine has the current weights, when all answer; one that died is started again.
 
@@ -79,7 +73,7 @@ def _brought_back(engine: Any) -> bool:
         try:
             return answered(engine.come_back.remote)
         except (RayActorError, GetTimeoutError) as error:
-            raise EnginesLost(f"an engine does not come back: {short(error)}") from error
+            raise EnginesLost(f"an engine does not come back: {innermost(error)}") from error
         except Exception as error:
             if not engine_died(error):
                 raise EnginesLost(f"an engine does not come back: {in_one_line(error)[:400]}") from error
@@ -139,7 +133,7 @@ class EngineKeeper(BasePPOTrainer):
 
     @property
     def _limit(self) -> int:
-        return FaultsConfig(**self.args.faults.config).engine_restarts
+        return int(self.args.faults.config.engine_restarts)
 
     def _count(self, fault: Exception | None) -> None:
         if self.engine_restarts >= self._limit:

@@ -50,7 +50,8 @@ class GuardedTrainer:
     @property
     def faults(self) -> FaultsConfig:
         """The options."""
-        return FaultsConfig(**self.args.faults.config)
+        config: FaultsConfig = self.args.faults.config
+        return config
 
     @property
     def end_order(self) -> EndOrder:

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.data.names import paths_as_they_are
-from openrlhf_ktae.processes.deaths import POLL_SECONDS
+from openrlhf_ktae.processes.deaths import POLL_SECONDS, innermost
 from openrlhf_ktae.processes.ending import EndOrder, GivenUp
 from openrlhf_ktae.record.directory import resumes
 from openrlhf_ktae.record.metrics import RunRecord
@@ -27,7 +27,6 @@ from openrlhf_ktae.trainer.engines import (
     WeightsWanted,
     engine_died,
     have_weights,
-    short,
     wait_for_weights,
 )
 from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer, reason_of
@@ -218,7 +217,7 @@ class KTAEPPOTrainerAsync(_HostTrainer):
 
     def _edge_logs(self) -> dict[str, float]:
         """Evaluate while no loop runs; the trainer, which is idle then, brings engines back that die."""
-        left = self.args.faults.config["engine_restarts"]
+        left = self.args.faults.config.engine_restarts
         order = EndOrder(self.args.run.dir)
         while True:
             try:
@@ -233,4 +232,4 @@ class KTAEPPOTrainerAsync(_HostTrainer):
                 if not left or not engine_died(error):
                     raise
                 left -= 1
-                ray.get(self.trainer_actor.send_weights.remote(short(error)))
+                ray.get(self.trainer_actor.send_weights.remote(innermost(error)))

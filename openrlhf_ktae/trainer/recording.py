@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class RecordingTrainer:
             about = {
                 "model": args.actor.model_name_or_path,
                 "estimator": args.algo.advantage.estimator,
-                "ktae": args.algo.ktae.config,
+                "ktae": asdict(args.algo.ktae.config),
                 "ktae_enabled": bool(args.algo.ktae.enable),
                 "shadow": bool(args.algo.ktae.shadow),
                 "shuffled": bool(args.algo.ktae.shuffle_labels),

@@ -117,7 +117,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         verdict = judge_group(
             [float(raw_scores(rollout)[0]) for rollout in group],
             [bool(rollout.response_length) for rollout in group],
-            self.args.algo.ktae.config["correct_threshold"],
+            self.args.algo.ktae.config.correct_threshold,
             self.args.algo.dynamic_filtering_range,
         )
         self._tally.verdicts.append(verdict)

@@ -23,9 +23,9 @@ from openrlhf.trainer.ray.vllm_engine import batch_vllm_engine_call
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_ktae.base.errors import TrainingStopped
-from openrlhf_ktae.base.faults_config import FaultsConfig
+from openrlhf_ktae.processes.deaths import innermost
 from openrlhf_ktae.processes.ending import POLL_SECONDS, EndOrder, GivenUp
-from openrlhf_ktae.trainer.engines import engine_died, short
+from openrlhf_ktae.trainer.engines import engine_died
 from openrlhf_ktae.trainer.ray.retrying_rollouts import FAILURE
 from openrlhf_ktae.verifier.user_reward import HINT
 
@@ -53,7 +53,7 @@ class SurvivingGenerator(SamplesGenerator):
         self.args: Any = copy.copy(self.strategy.args)
         self.args.vllm = copy.copy(self.args.vllm)
         self._sleeps, self.args.vllm.enable_sleep = bool(self.args.vllm.enable_sleep), False
-        self.faults = FaultsConfig(**self.args.faults.config)
+        self.faults = self.args.faults.config
         self.engine_restarts = 0
         self._failures: deque[bool] = deque(maxlen=WINDOW * 4)
         self._last_failure = ""
@@ -128,7 +128,7 @@ class SurvivingGenerator(SamplesGenerator):
         self.engine_restarts += 1
         if self.engine_restarts > self.faults.engine_restarts or self.send_weights is None:
             raise error
-        self.send_weights(short(error))
+        self.send_weights(innermost(error))
         self._awake = False  # one that was started again has its weights, and no cache yet
 
     def _wake(self) -> None:

@@ -30,14 +30,14 @@ Answer = tuple[str | None, bool]
 def answer_reader(args: SimpleNamespace, tokenizer: Any) -> Callable[[Experience], Answer] | None:
     """Return what reads a rollout's answer as the verifier does; None where something else judges."""
     config = args.verifier.config
-    if not args.verifier.enable or config["reward_file"]:
+    if not args.verifier.enable or config.reward_file:
         return None
 
     def read(sample: Experience) -> Answer:
         acted = sample.action_mask[0].bool()
         response = opening_of(sample.prompts[0]) + response_text(tokenizer, sample.sequences[0, 1:][acted].tolist())
-        answer = extract_answer(response, config["answer_format"], sample.labels[0]).answer
-        return answer, keeps_format(response, config["require_tags"], require_single_answer=True)
+        answer = extract_answer(response, config.answer_format, sample.labels[0]).answer
+        return answer, keeps_format(response, config.require_tags, require_single_answer=True)
 
     return read
 

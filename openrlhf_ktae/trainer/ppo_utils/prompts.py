@@ -81,7 +81,7 @@ class KTAEPromptDataset(PromptDataset):
         data = strategy.args.data
         chat = chat_arguments(data.chat_template_args)
         rows = (_prepared(row, data.input_key, data.label_key, input_template) for row in _whole(dataset))
-        if strategy.args.verifier.config["reward_file"]:
+        if strategy.args.verifier.config.reward_file:
             rows = (_with_columns(row, data.label_key) for row in rows)
         templated = SimpleNamespace(apply_chat_template=partial(tokenizer.apply_chat_template, **chat))
         super().__init__(rows, templated, strategy)

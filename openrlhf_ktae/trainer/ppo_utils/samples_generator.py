@@ -88,7 +88,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
             self._eval_dataloader_iter = iter(items)
             parts[name] = super().generate_eval_samples(**generate_kwargs)
         self.evaluation_ends()
-        threshold = self.args.algo.ktae.config["correct_threshold"]
+        threshold = self.args.algo.ktae.config.correct_threshold
         read = answer_reader(self.args, self.tokenizer)
         self.last_eval = summarize(parts, generate_kwargs["n_samples_per_prompt"], threshold, read)
         return [sample for samples in parts.values() for sample in samples]

@@ -19,7 +19,6 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import RayError
 
-from openrlhf_ktae.base.faults_config import FaultsConfig
 from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.processes.deaths import POLL_SECONDS, START_MINUTES, answered, died
 
@@ -99,7 +98,7 @@ class RevivingExperienceMaker(RemoteExperienceMaker):
         }
         used = {name: pair for name, pair in groups.items() if pair[0] is not None and pair[1]}
         broken = {name: left for name, (group, _) in used.items() if (left := left_over(group)) is not None}
-        limit = FaultsConfig(**self.args.faults.config).model_restarts
+        limit = self.args.faults.config.model_restarts
         if not broken or self.model_restarts >= limit:
             raise fault
         self.model_restarts += 1

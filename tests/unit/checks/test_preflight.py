@@ -13,9 +13,10 @@ import pytest
 
 from openrlhf_ktae.base.batches import data_ranks, models, trainable
 from openrlhf_ktae.checks.data_columns import data_problems
-from openrlhf_ktae.checks.preflight import batch_problems, parallel_problems
+from openrlhf_ktae.checks.sizes import batch_problems, parallel_problems
 from openrlhf_ktae.checks.user_code import _tried, judge_problems, log_keys
 from openrlhf_ktae.data import hub
+from openrlhf_ktae.verifier.config import VerifierConfig
 
 ROW = '{"input": "1 + 1 :", "label": "2"}\n'
 
@@ -170,7 +171,7 @@ def test_a_judge_of_the_user_is_accepted(name, tmp_path):
     path.write_text((JUDGES | AGENTS)[name])
     reward_file, agent = (str(path), None) if name in JUDGES else ("", str(path))
     args = SimpleNamespace(
-        verifier=SimpleNamespace(config={"reward_file": reward_file}, enable=name in JUDGES),
+        verifier=SimpleNamespace(config=VerifierConfig(reward_file=reward_file), enable=name in JUDGES),
         train=SimpleNamespace(agent_func_path=agent),
         reward=SimpleNamespace(remote_url=None),
         data=SimpleNamespace(prompt_dataset=None, input_key="input", label_key="label"),
@@ -188,7 +189,7 @@ def test_the_first_call_of_a_reward_function_gives_the_names_of_its_figures(tmp_
     def keys(**config):
         return log_keys(
             SimpleNamespace(
-                verifier=SimpleNamespace(config={"reward_file": str(tmp_path / "reward.py"), **config}),
+                verifier=SimpleNamespace(config=VerifierConfig(reward_file=str(tmp_path / "reward.py"), **config)),
                 data=SimpleNamespace(prompt_dataset=str(tmp_path / "rows.jsonl"), input_key="input", label_key="label"),
             )
         )

@@ -131,7 +131,7 @@ def test_the_paper_value_by_value(name, credit):
         assert (list(value) if isinstance(value, (list, tuple)) else value) == expected, key
     if credit:
         config = args.algo.ktae.config
-        assert config["variant"] == "paper"
+        assert config.variant == "paper"
         assert all(config[name] is None for name in ("h1", "h2", "h3")), "the paper's 1, 2, 1"
 
 

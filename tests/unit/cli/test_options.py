@@ -181,7 +181,7 @@ def test_each_ktae_option_arrives(name):
     words = [str(part) for part in value] if isinstance(value, tuple) else [str(value).lower()]
     variant = ["--algo.ktae.variant", "calibrated"] if name in NEEDS_CALIBRATED else []
     args = parse_command_line([*KTAE, *variant, f"--algo.ktae.{name}", *words])
-    assert args.algo.ktae.config[name] == value
+    assert getattr(args.algo.ktae.config, name) == value
 
 
 def write(path, tree):

@@ -57,7 +57,7 @@ def test_a_reward_file_is_a_place_too(root, monkeypatch):
     monkeypatch.chdir(root)
     words = ["--reward.remote_url", "tests/marks.py"]
     placed = with_absolute_places(parse_command_line([*WORDS.split(), *words]))
-    assert placed.verifier.config["reward_file"] == f"{root}/tests/marks.py"
+    assert placed.verifier.config.reward_file == f"{root}/tests/marks.py"
     assert f"--reward.remote_url {root}/tests/marks.py" in places(placed, nodes.INPUTS)
 
 

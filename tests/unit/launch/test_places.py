@@ -78,7 +78,7 @@ def test_a_reward_file_may_have_a_comma(tmp_path, root, monkeypatch):
     path.parent.mkdir()
     path.write_text("def reward_func(queries, prompts, labels):\n    return {'rewards': [1.0]}\n")
     args = parsed(root, monkeypatch, "--reward.remote_url", str(path))
-    assert args.verifier.config["reward_file"] == str(path)
+    assert args.verifier.config.reward_file == str(path)
 
 
 def test_home_is_written_out_in_yaml_too(tmp_path, root, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from openrlhf_ktae.cli import train_ppo_ray as command
 from openrlhf_ktae.launch.console import summary
 from openrlhf_ktae.record.metrics import RunRecord
+from openrlhf_ktae.verifier.config import VerifierConfig
 
 MESSAGE = "NO STEP WAS TRAINED: the data ran out or every group was filtered"
 
@@ -19,7 +20,7 @@ def args(tmp_path):
         run=SimpleNamespace(dir=str(tmp_path), plan=False, restarts=0, resume_step=0),
         ckpt=SimpleNamespace(path=str(tmp_path / "none"), output_dir=str(tmp_path / "model")),
         logger=SimpleNamespace(tensorboard_dir=None),
-        verifier=SimpleNamespace(config={}),
+        verifier=SimpleNamespace(config=VerifierConfig()),
         backend="cpu",
     )
 

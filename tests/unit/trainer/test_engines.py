@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -83,7 +82,7 @@ def trainer(ray_here, engines, monkeypatch):
 
     class Trainer(EngineKeeper):
         def __init__(self):
-            faults = SimpleNamespace(config=asdict(FaultsConfig(engine_restarts=2)))
+            faults = SimpleNamespace(config=FaultsConfig(engine_restarts=2))
             self.args = SimpleNamespace(faults=faults)
             self.vllm_engines, self.actor_model_group = engines, self
             self.notes, self.group, self.version, self.during = [], 0, 0, []
@@ -255,7 +254,7 @@ def generator(ray_here, root):
 
     engine = ray_here.remote(max_restarts=-1, num_cpus=0)(Waits).remote()
     args = SimpleNamespace(
-        faults=SimpleNamespace(config=asdict(FaultsConfig())),
+        faults=SimpleNamespace(config=FaultsConfig()),
         rollout=SimpleNamespace(n_samples_per_prompt=2),
         vllm=SimpleNamespace(enable_sleep=False),
         algo=SimpleNamespace(advantage=SimpleNamespace(is_correction_level="off")),
@@ -304,7 +303,7 @@ def asynchronous(ray_here, tmp_path, monkeypatch):
     made = ours.KTAEPPOTrainerAsync.__new__(ours.KTAEPPOTrainerAsync)
     made.args = SimpleNamespace(
         run=SimpleNamespace(dir=str(tmp_path), eval_edges=True, resume_from=None),
-        faults=SimpleNamespace(config={"engine_restarts": 0}),
+        faults=SimpleNamespace(config=FaultsConfig(engine_restarts=0)),
     )
 
     def with_evaluation(*outcomes):

@@ -77,7 +77,7 @@ def maker(ray_here, args):
     from openrlhf_ktae.trainer.ray.restarting_models import RevivingExperienceMaker, restartable
 
     strategy = get_strategy(args)
-    actor_class = restartable(undecorated(RewardModelActor), args.faults.config["model_restarts"])
+    actor_class = restartable(undecorated(RewardModelActor), args.faults.config.model_restarts)
     group = RayActorGroup(1, RANKS, actor_class)
     ray_here.get(group.async_init_model_from_pretrained(strategy, args.reward.model_name_or_path))
     return RevivingExperienceMaker(Policy(ray_here), None, group, None, None, strategy, None)

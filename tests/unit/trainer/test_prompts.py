@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoTokenizer
 
+from openrlhf_ktae.verifier.config import VerifierConfig
+
 ROOT_MODEL = "examples/quickstart/model"
 BIG = 2**100 + 12345
 # What stands in the file as label -> what must reach the verifier.
@@ -63,7 +65,7 @@ def make(prompts, tokenizer, monkeypatch):
         args = SimpleNamespace(
             data=SimpleNamespace(**data),
             rollout=SimpleNamespace(max_new_tokens=32),
-            verifier=SimpleNamespace(config={"reward_file": data.pop("reward_file", "")}),
+            verifier=SimpleNamespace(config=VerifierConfig(reward_file=data.pop("reward_file", ""))),
         )
         strategy = SimpleNamespace(args=args, is_rank_0=lambda: False, print=lambda *_: None)
         rows = utils.blending_datasets(str(source), None, strategy, 1, dataset_split=split)

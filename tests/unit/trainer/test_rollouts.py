@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -187,7 +186,7 @@ def test_every_call_of_the_core_fails_when_it_dies(host_engine):
 def generator(host, tokenizer):
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
 
-    faults = SimpleNamespace(config=asdict(FaultsConfig(max_failed_share=0.25)))
+    faults = SimpleNamespace(config=FaultsConfig(max_failed_share=0.25))
     args = SimpleNamespace(faults=faults, vllm=SimpleNamespace(enable_sleep=False))
     return SurvivingGenerator(SimpleNamespace(args=args), [], [], tokenizer, [])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -80,7 +79,7 @@ def run(ray_here, both):
     have_weights(engines)
     ray_here.get([engine.as_at_the_start.remote() for engine in engines])
     args = SimpleNamespace(
-        faults=SimpleNamespace(config=asdict(FaultsConfig(engine_restarts=2))),
+        faults=SimpleNamespace(config=FaultsConfig(engine_restarts=2)),
         vllm=SimpleNamespace(enable_sleep=True),
         rollout=SimpleNamespace(batch_size=4, n_samples_per_prompt=2, vllm_generate_batch_size=None),
         algo=SimpleNamespace(dynamic_filtering_enable=False, advantage=SimpleNamespace(is_correction_level="off")),

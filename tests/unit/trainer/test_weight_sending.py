@@ -6,7 +6,6 @@ import asyncio
 import os
 import sys
 import time
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -184,7 +183,7 @@ def trainer(ray_here, engine_class, rank_class):
 
     class Trainer(EngineKeeper):
         def __init__(self, ranks, engines):
-            vllm, faults = SimpleNamespace(enable_sleep=True), SimpleNamespace(config=asdict(FaultsConfig()))
+            vllm, faults = SimpleNamespace(enable_sleep=True), SimpleNamespace(config=FaultsConfig())
             self.args = SimpleNamespace(vllm=vllm, faults=faults)
             self.vllm_engines, self.actor_model_group, self.ranks, self.notes = engines, self, ranks, []
             self.record = SimpleNamespace(note=self.notes.append)

@@ -426,9 +426,9 @@ def test_correct_means_the_same_in_the_agent_and_in_ktae(
     words = ["--config", "configs/grpo_ktae/quickstart.yaml", "--reward.remote_url", str(file)]
     words += [] if threshold is None else ["--algo.ktae.correct_threshold", str(threshold)]
     args = parse_command_line(words)
-    monkeypatch.setenv(CONFIG_VARIABLE, VerifierConfig(**args.verifier.config).to_env()[CONFIG_VARIABLE])
+    monkeypatch.setenv(CONFIG_VARIABLE, args.verifier.config.to_env()[CONFIG_VARIABLE])
     (output,) = rollouts(AgentExecutor(), tokenizer, ("7", "anything"))
     assert output["scores"] == score
     ids, mask, config = np.ones((1, 2), np.int64), np.ones((1, 2), bool), args.algo.ktae.config
-    batch = plain_batch(ids, mask, np.array([score]), np.zeros(1, np.int64), config["correct_threshold"])
+    batch = plain_batch(ids, mask, np.array([score]), np.zeros(1, np.int64), config.correct_threshold)
     assert bool(output["extra_logs"]["verifier_correct"]) == (batch.side_B[0] == IN_KTAE) == (score > (threshold or 0))

@@ -233,14 +233,13 @@ def test_a_url_keeps_its_password_to_itself(serve, agent):
 
 
 def test_options_reach_the_engines():
-    from dataclasses import asdict
     from types import SimpleNamespace
 
     from openrlhf_ktae.backend import resolve
     from openrlhf_ktae.backend.cluster import environment
     from openrlhf_ktae.base.faults_config import FaultsConfig
 
-    config = asdict(FaultsConfig(reward_tries=2, reward_timeout_s=7.5))
+    config = FaultsConfig(reward_tries=2, reward_timeout_s=7.5)
     args = SimpleNamespace(
         verifier=SimpleNamespace(enable=False),
         faults=SimpleNamespace(config=config),

@@ -1,0 +1,101 @@
+"""Options that contradict each other or name nothing, seen before the host validates its own.
+
+The options are flat here (`algo.ktae.base`), as they were given: nothing is translated for the host yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from openrlhf_ktae.base.options import CreditOptions
+from openrlhf_ktae.base.text import nearest
+from openrlhf_ktae.checkpoint.resume import AUTO, NEVER
+from openrlhf_ktae.data.templates import MARK, chat_arguments, has_one_place
+from openrlhf_ktae.ktae.config import KTAEConfig
+
+KTAE = "ktae"
+MACRO_ACCURACY = "eval_macro_accuracy"
+
+
+def option_problems(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each contradiction: option, value, way out."""
+    yield from _templates(options)
+    yield from _estimator(options)
+    yield from _record(options)
+    yield from _asynchronous(options)
+    yield from _resume(options)
+
+
+def _templates(options: Mapping[str, Any]) -> Iterator[str]:
+    template, arguments = options["data.input_template"], options["data.chat_template_args"]
+    if template and not has_one_place(template):
+        yield (
+            f"--data.input_template {template!r}: must hold {MARK} once, where the prompt goes (or {{}}, which is text "
+            "after a command: \\boxed{})"
+        )
+    try:
+        chat_arguments(arguments)
+    except ValueError as error:
+        yield f"--data.chat_template_args {error}"
+    if arguments and not options["data.apply_chat_template"]:
+        yield f"--data.chat_template_args {' '.join(arguments)}: only with --data.apply_chat_template"
+
+
+def _estimator(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield options of KTAE without KTAE, groups of one, and filtering options without filtering."""
+    if options["algo.ktae.top_tokens"] < 0:
+        yield f"--algo.ktae.top_tokens {options['algo.ktae.top_tokens']}: give 0 (none), or a higher number"
+    samples, skipped = options["rollout.n_samples_per_prompt"], options["algo.dynamic_filtering_skip_solved"]
+    if options["algo.advantage.estimator"] == KTAE and samples < 2:
+        yield (
+            f"--rollout.n_samples_per_prompt {samples}: KTAE compares the rollouts of one prompt; give at least 2 "
+            "(the paper uses 16)"
+        )
+    if options["algo.advantage.estimator"] != KTAE:
+        # A run writes the defaults down too, and what it has written can be read again.
+        for field in (*fields(CreditOptions), *fields(KTAEConfig)):
+            name = f"algo.ktae.{field.name}"
+            value = tuple(options[name]) if isinstance(options[name], list) else options[name]
+            if value not in (None, field.default):
+                written = str(value).lower() if isinstance(value, bool) else value
+                yield f"--{name} {written}: does nothing without --advantage_estimator ktae; give that, or leave it out"
+    if skipped and not options["algo.dynamic_filtering_enable"]:
+        yield f"--algo.dynamic_filtering_skip_solved {skipped}: only with --algo.dynamic_filtering_enable"
+
+
+def _record(options: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("ktae.record_rollouts", "ktae.record_max_mb", "ktae.record_groups"):
+        if options[name] < 0:
+            yield f"--{name} {options[name]}: give 0 or more"
+    best = options["ckpt.best_metric_key"]
+    if best and best != "none" and not best.startswith("eval_"):
+        yield (
+            f"--ckpt.best_metric_key {best}: not a metric of an evaluation; give {MACRO_ACCURACY}, eval_accuracy or "
+            "another that begins with eval_, or none"
+        )
+
+
+def _asynchronous(options: Mapping[str, Any]) -> Iterator[str]:
+    if not options["train.async_enable"]:
+        return
+    for flag in ("vllm.enable_sleep", "ds.enable_sleep"):
+        if options[flag]:
+            yield (
+                f"--{flag} true: contradicts --train.async_enable true, whose engines and trainer work at the same "
+                f"time; give --{flag} false, or --train.async_enable false"
+            )
+    if options["train.full_determinism_enable"]:
+        yield (
+            "--train.full_determinism_enable true: with --train.async_enable the weights of a rollout depend on who is "
+            "faster; give --train.async_enable false"
+        )
+
+
+def _resume(options: Mapping[str, Any]) -> Iterator[str]:
+    if options["resume"] == NEVER and options["ckpt.load_enable"]:
+        yield f"--ckpt.load_enable true: contradicts --resume {NEVER}; it means --resume {AUTO}"
+    for name in options["run.accept_changes"]:
+        if name.removeprefix("--") not in options:
+            yield f"--run.accept_changes {name}: no such option{nearest(name, list(options))}"
