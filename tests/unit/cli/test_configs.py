@@ -132,7 +132,7 @@ def test_the_paper_value_by_value(name, credit):
     if credit:
         config = args.algo.ktae.config
         assert config.variant == "paper"
-        assert all(config[name] is None for name in ("h1", "h2", "h3")), "the paper's 1, 2, 1"
+        assert all(getattr(config, name) is None for name in ("h1", "h2", "h3")), "the paper's 1, 2, 1"
 
 
 def test_the_template_asks_for_a_box_and_takes_the_problem():
