@@ -1,4 +1,4 @@
-"""Signs that a policy collapses, from the figures of a step."""
+"""Signs that a policy collapses, from the figures of a step, and what a run does about them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.base.faults_config import FaultsConfig
 from openrlhf_ktae.ktae import repeated_grams
+from openrlhf_ktae.trainer.checkpointing import saving_every
+from openrlhf_ktae.trainer.nonfinite import FAULTS_STATE
+from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import FAILED
 
 REPETITION = "faults/repetition"
 SPREAD = "group_reward_std"  # the host's figure: standard deviation of the rewards of a group, mean over groups
@@ -98,6 +102,64 @@ class IdleWatch:
             f"nothing was learned in the last {IDLE_STEPS} steps: the rewards of no group differ. Look at the reward, "
             "or at how hard the problems are (--algo.dynamic_filtering_enable trains on groups that differ or stops)"
         )
+
+
+class CollapseTrainer:
+    """Mixin that watches each step for a collapse: it notes it, saves a checkpoint or stops, as the options say."""
+
+    args: Any
+    record: Any
+
+    @property
+    def collapse(self) -> CollapseWatch:
+        """The rules and their counts."""
+        if not hasattr(self, "_collapse"):
+            self._collapse = CollapseWatch(self.args.faults.config)
+        return self._collapse
+
+    @property
+    def idle(self) -> IdleWatch:
+        """Steps in a row that taught nothing."""
+        if not hasattr(self, "_idle"):
+            self._idle = IdleWatch()
+        return self._idle
+
+    def training_state(self) -> dict[str, Any]:
+        """Add the counts to what a checkpoint holds."""
+        state = super().training_state()  # type: ignore[misc]
+        return {**state, FAULTS_STATE: {**state.get(FAULTS_STATE, {}), "collapse": self.collapse.state()}}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from `training_state`."""
+        super().load_training_state(state)  # type: ignore[misc]
+        self.collapse.load_state(state.get(FAULTS_STATE, {}).get("collapse", {}))
+
+    def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
+        """Train as the host does; add the shares of failed rollouts and of repetition to the metrics."""
+        status, step = super().train_step(rollout_samples, global_step)  # type: ignore[misc]
+        failed = [float(sample.info.get(FAILED, 0.0)) for sample in rollout_samples]
+        status[FAILED] = sum(failed) / max(len(failed), 1)
+        ids = [sample.sequences[0, 1:] for sample in rollout_samples]
+        status[REPETITION] = repetition(ids, masks=[sample.action_mask[0] for sample in rollout_samples])
+        return status, step
+
+    def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
+        """Log and save as the host does, with a checkpoint out of turn where a rule wants one.
+
+        Raises:
+            TrainingStopped: a collapse stops the run.
+        """
+        breaches = self.collapse.breaches(logs_dict or {})
+        action = self.args.faults.config.collapse_action if breaches else "warn"
+        try:
+            with saving_every(self.args, 1 if action != "warn" else self.args.ckpt.save_steps):
+                super().save_logs_and_checkpoints(global_step, logs_dict, client_states)  # type: ignore[misc]
+        finally:
+            for text in (self.idle.note(logs_dict or {}), *breaches):
+                if text:
+                    self.record.note(text)
+        if action == "stop":
+            raise TrainingStopped("; ".join(breaches))
 
 
 def repetition(rows: Sequence[torch.Tensor], n: int = NGRAM, masks: Sequence[torch.Tensor] | None = None) -> float:

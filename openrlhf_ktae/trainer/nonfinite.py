@@ -9,6 +9,7 @@ switched on for every dtype. A loss that is not finite has such gradients, so it
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +18,12 @@ from typing import Any
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
+from openrlhf_ktae.base.errors import TrainingStopped
+
 logger = logging.getLogger(__name__)
 
 POSTMORTEM = "postmortem"
+FAULTS_STATE = "faults"  # our key in the trainer's part of a checkpoint
 SKIPPED = "faults/skipped_updates"
 CRITIC_SKIPPED = "faults/skipped_critic_updates"
 CHECKED = ("advantages", "action_log_probs", "base_action_log_probs")
@@ -105,3 +109,65 @@ def _write_batch(path: Path, step: int, what: str, experiences: Sequence[Experie
         batch: dict[str, Any] = {name: t.cpu() for name, t in tensors.items() if isinstance(t, torch.Tensor)}
         batches.append({**batch, "prompts": list(e.prompts), "labels": [str(label) for label in e.labels]})
     torch.save({"step": step, "what": what, "micro_batches": batches}, path)
+
+
+class SkippingTrainer:
+    """Mixin that skips an update whose numbers are not finite; the step counts either way."""
+
+    args: Any
+    record: Any
+    kl_ctl: Any
+    _skipped_in_a_row = 0
+
+    def training_state(self) -> dict[str, Any]:
+        """Add the number of updates skipped in a row to what a checkpoint holds."""
+        state = super().training_state()  # type: ignore[misc]
+        return {**state, FAULTS_STATE: {**state.get(FAULTS_STATE, {}), "skipped": self._skipped_in_a_row}}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from `training_state`."""
+        super().load_training_state(state)  # type: ignore[misc]
+        self._skipped_in_a_row = state.get(FAULTS_STATE, {}).get("skipped", 0)
+
+    def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
+        """Train as the host does, unless the batch cannot be trained on."""
+        coefficient = getattr(self.kl_ctl, "value", None)
+        what = ""
+        try:
+            status, step = super().train_step(rollout_samples, global_step)  # type: ignore[misc]
+        except NonFiniteBatch as fault:
+            what, step = str(fault), global_step + 1
+            status = {**self._compute_rollout_stats(fault.experiences), SKIPPED: 1.0}  # type: ignore[attr-defined]
+            experiences = fault.experiences
+        else:
+            experiences = rollout_samples
+            who = [name for name, key in (("the policy", SKIPPED), ("the critic", CRITIC_SKIPPED)) if status.get(key)]
+            if who:
+                what = f"a loss or gradient of {' and '.join(who)} is not finite"
+        if what:
+            self._skipped(step, what, experiences, coefficient)
+        else:
+            self._skipped_in_a_row = 0
+        return status, step
+
+    def _skipped(self, step: int, what: str, experiences: list[Any], coefficient: float | None) -> None:
+        self._skipped_in_a_row += 1
+        path = save_batch(self.args.run.dir, step, what, experiences)
+        if coefficient is not None and not math.isfinite(self.kl_ctl.value):
+            self.kl_ctl.value = coefficient
+        self.record.note(f"step {step}: the update is skipped, {what}" + (f"; the batch is in {path}" if path else ""))
+
+    def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
+        """Log and save as the host does.
+
+        Raises:
+            TrainingStopped: too many updates in a row were skipped.
+        """
+        super().save_logs_and_checkpoints(global_step, logs_dict, client_states)  # type: ignore[misc]
+        limit = self.args.faults.config.max_skipped_updates
+        if 0 < limit <= self._skipped_in_a_row:
+            raise TrainingStopped(
+                f"--faults.max_skipped_updates {limit}: {limit} updates in a row were skipped because a loss, "
+                f"gradient, score or advantage is not finite; look at {self.args.run.dir}/postmortem, and try a lower "
+                "--actor.adam.lr"
+            )

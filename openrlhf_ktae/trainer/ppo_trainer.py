@@ -14,22 +14,19 @@ from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.checkpoint.folder import BEST
 from openrlhf_ktae.data.names import paths_as_they_are
 from openrlhf_ktae.record.directory import resumes
-from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
+from openrlhf_ktae.trainer.ending import reason_of
 from openrlhf_ktae.trainer.engines import EngineKeeper
-from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer, reason_of
+from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer
 from openrlhf_ktae.trainer.ppo_utils import prompts
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
-from openrlhf_ktae.trainer.recording import RecordingTrainer, seed_everything
-from openrlhf_ktae.trainer.sampling_state import SamplingTrainer
+from openrlhf_ktae.trainer.recording import seed_everything
 
 _HostTrainer: Any = undecorated(host.PPOTrainer)
 
 
-class KTAEPPOTrainer(
-    GuardedTrainer, SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _HostTrainer, EngineKeeper
-):
+class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
     """Single controller of a synchronous run."""
 
     _evaluated: tuple[int, dict[str, float]] = (-1, {})

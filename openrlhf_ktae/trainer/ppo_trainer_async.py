@@ -20,7 +20,7 @@ from openrlhf_ktae.processes.deaths import POLL_SECONDS, innermost
 from openrlhf_ktae.processes.ending import EndOrder, GivenUp
 from openrlhf_ktae.record.directory import resumes
 from openrlhf_ktae.record.metrics import RunRecord
-from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
+from openrlhf_ktae.trainer.ending import reason_of
 from openrlhf_ktae.trainer.engines import (
     AnsweringQueue,
     EngineKeeper,
@@ -29,13 +29,12 @@ from openrlhf_ktae.trainer.engines import (
     have_weights,
     wait_for_weights,
 )
-from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer, reason_of
+from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer
 from openrlhf_ktae.trainer.ppo_utils import prompts
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
-from openrlhf_ktae.trainer.recording import RecordingTrainer, seed_everything
-from openrlhf_ktae.trainer.sampling_state import SamplingTrainer
+from openrlhf_ktae.trainer.recording import seed_everything
 
 _HostGenerator: Any = undecorated(host.GenerateSamplesActor)
 _HostTrainingActor: Any = undecorated(host.TrainingActor)
@@ -112,9 +111,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         return self._run_eval() if self.eval_dataloader is not None else {}
 
 
-class KTAETrainingActor(
-    GuardedTrainer, SamplingTrainer, CheckpointingTrainer, RecordingTrainer, _HostTrainingActor, EngineKeeper
-):
+class KTAETrainingActor(GuardedTrainer, _HostTrainingActor, EngineKeeper):
     """Turns rollouts into updates."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:

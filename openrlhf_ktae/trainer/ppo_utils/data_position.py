@@ -7,9 +7,29 @@ from dataclasses import fields
 from typing import Any
 
 from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
 POSITION = "position"
 BUFFERS = ("buffer", "carried")
+
+
+class PositionedGenerator(SamplesGenerator):
+    """The host's generator with a position; each class below it adds what it must remember."""
+
+    prompts_dataloader: Any
+    _sample_buffer: Any = None
+    _dataloader_iter: Any = None
+
+    def position(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold of this generator; rollouts in it are not copied."""
+        buffer, drained = list(self._sample_buffer or []), self._dataloader_iter is None
+        return {"ended": drained and not buffer, "drained": drained, "buffer": buffer}
+
+    def load_position(self, position: Mapping[str, Any]) -> None:
+        """Go on from what `position` returned; the loader of prompts has its state already."""
+        self._sample_buffer = rollouts(position["buffer"])
+        # The host begins an episode where there is neither; one that is under way must go on.
+        self._dataloader_iter = None if position["drained"] else iter(self.prompts_dataloader)
 
 
 class PositionedLoader:

@@ -8,15 +8,16 @@ the data run dry. Groups beyond a batch stay in the host's buffer for the next s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.base.batches import rollout_unit, trainable
 from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts
 from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
-from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig, SamplingTally, judge_group
+from openrlhf_ktae.trainer.ppo_utils.group_filter import SamplingTally, judge_group
 from openrlhf_ktae.trainer.ppo_utils.light_samples import LightSamplesGenerator
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt_key
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
@@ -31,7 +32,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.filtering = DynamicFilteringConfig(**self.args.algo.dynamic_filtering_config)
+        self.filtering = self.args.algo.dynamic_filtering_config
         self.group_size: int = self.args.rollout.n_samples_per_prompt
         self.pass_rates = PassRates()
         self.prompts_seen = 0
@@ -71,6 +72,22 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         share = self._tally.kept_share
         batch = self._batch(samples[:kept], seen_before)
         return batch, 100 * share if share == share else None, drawn, exhausted
+
+    def position(self) -> dict[str, Any]:
+        """Add the groups that wait for the next episode, and how full the episode is."""
+        return {
+            **super().position(),
+            "carried": list(self._carried),
+            "expected_share": self._expected_share,
+            "batches_of_episode": self._batches_of_episode,
+        }
+
+    def load_position(self, position: Mapping[str, Any]) -> None:
+        """Go on from `position`."""
+        super().load_position(position)
+        self._carried = rollouts(position["carried"])
+        self._expected_share = position["expected_share"]
+        self._batches_of_episode = position["batches_of_episode"]
 
     def load_sampling_state(self, pass_rates: dict[str, Any], prompts_seen: int) -> None:
         """Go on from a checkpoint: the ledger's `state_dict` and the prompts drawn and skipped so far."""

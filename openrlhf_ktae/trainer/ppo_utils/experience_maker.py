@@ -49,7 +49,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         super().__init__(*args, **kwargs)
         host_speed.install()
         self.ktae = self.args.algo.ktae
-        self.config = KTAEConfig(**self.ktae.config)
+        self.config: KTAEConfig = self.ktae.config
         if self.ktae.enable:
             warm_up()  # while the models load, not in the first step
         if ray.is_initialized():

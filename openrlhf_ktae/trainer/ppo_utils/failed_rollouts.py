@@ -1,4 +1,4 @@
-"""In the trainer: rollouts that failed (`in_engine`), and engines that die while they generate.
+"""In the trainer: rollouts that failed (`retrying_rollouts`), and engines that die while they generate.
 
 A dead engine is started again with the current weights (`engines`), and its prompts are generated once more; too many
 failed prompts stop the run. With `--vllm.enable_sleep`, engines are woken and put to sleep here, where one that died
@@ -11,14 +11,13 @@ import copy
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
-from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 from openrlhf.trainer.ray.vllm_engine import batch_vllm_engine_call
 from openrlhf.utils.logging_utils import init_logger
 
@@ -26,6 +25,7 @@ from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.processes.deaths import innermost
 from openrlhf_ktae.processes.ending import POLL_SECONDS, EndOrder, GivenUp
 from openrlhf_ktae.trainer.engines import engine_died
+from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedGenerator
 from openrlhf_ktae.trainer.ray.retrying_rollouts import FAILURE
 from openrlhf_ktae.verifier.user_reward import HINT
 
@@ -34,7 +34,7 @@ FAILED = "faults/failed_rollouts"  # key of `info`; its mean is the share
 WINDOW = 64  # prompts; fewer make no share
 
 
-class SurvivingGenerator(SamplesGenerator):
+class SurvivingGenerator(PositionedGenerator):
     """The host's generator with the above."""
 
     send_weights: Callable[[str], None] | None = None
@@ -67,6 +67,15 @@ class SurvivingGenerator(SamplesGenerator):
         """Generate as the host does; engines that were woken for it sleep afterwards, whatever happens."""
         with self._asleep_afterwards():
             return super().generate_eval_samples(**generate_kwargs)
+
+    def position(self) -> dict[str, Any]:
+        """Add which of the last prompts failed."""
+        return {**super().position(), "failures": list(self._failures)}
+
+    def load_position(self, position: Mapping[str, Any]) -> None:
+        """Go on from `position`."""
+        super().load_position(position)
+        self._failures.extend(position.get("failures", ()))
 
     def _generate_vllm(
         self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any

@@ -11,7 +11,6 @@ from openrlhf.utils.logging_utils import init_logger
 from vllm import SamplingParams
 
 from openrlhf_ktae.base.batches import rollout_unit, trainable
-from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts
 from openrlhf_ktae.trainer.ppo_utils.dynamic_sampling import DynamicSamplesGenerator
 from openrlhf_ktae.trainer.ppo_utils.held_out import answer_reader, summarize
 
@@ -30,7 +29,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
 
     def _parameters(self, **given: Any) -> SamplingParams:
         """Return the host's parameters with stop texts; in training, log-probabilities are asked for too."""
-        if self._evaluated is None:
+        if not self.evaluating:
             given["logprobs"] = 1
         if self.args.rollout.stop:
             given |= {"stop": list(self.args.rollout.stop), "include_stop_str_in_output": True}
@@ -50,32 +49,13 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
         return samples[:kept], pass_rate, consumed, exhausted
 
     def position(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold of this generator; rollouts in it are not copied."""
-        buffer = list(getattr(self, "_sample_buffer", None) or [])
-        drained = getattr(self, "_dataloader_iter", None) is None
-        return {
-            "ended": drained and not buffer,
-            "drained": drained,
-            "buffer": buffer,
-            "carried": list(self._carried),
-            "expected_share": self._expected_share,
-            "batches_of_episode": self._batches_of_episode,
-            "dropped_rollouts": self.dropped_rollouts,
-            "prompts_sent": self.prompts_sent,
-            "failures": list(self._failures),
-        }
+        """Add the rollouts that were left out."""
+        return {**super().position(), "dropped_rollouts": self.dropped_rollouts}
 
     def load_position(self, position: Mapping[str, Any]) -> None:
-        """Go on from what `position` returned; the loader of prompts has its state already."""
-        self._sample_buffer = rollouts(position["buffer"])
-        self._carried = rollouts(position["carried"])
-        self._expected_share = position["expected_share"]
-        self._batches_of_episode = position["batches_of_episode"]
+        """Go on from `position`."""
+        super().load_position(position)
         self.dropped_rollouts = position["dropped_rollouts"]
-        self.prompts_sent = position["prompts_sent"]
-        self._failures.extend(position.get("failures", ()))
-        # The host begins an episode where there is neither; one that is under way must go on.
-        self._dataloader_iter = None if position["drained"] else iter(self.prompts_dataloader)
 
     def generate_eval_samples(self, **generate_kwargs: Any) -> list[Experience]:
         """Generate as the host does, benchmark by benchmark, and keep figures with 95 % intervals over problems.

@@ -9,12 +9,14 @@ share a batch; and groups are put back into the order of their prompts.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import ray
 from openrlhf.trainer.ppo_utils.experience import Experience
-from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedGenerator
 
 SEED_KEY = "sampling_seed"
 """In an engine's answer: the seed of the prompt that it answers."""
@@ -41,7 +43,7 @@ class SeededEngine:
         self.generate_responses = SimpleNamespace(remote=send)
 
 
-class SeededSamplesGenerator(SamplesGenerator):
+class SeededSamplesGenerator(PositionedGenerator):
     """The host's generator with the above; without `--train.full_determinism_enable` it is the host's."""
 
     args: Any
@@ -59,6 +61,20 @@ class SeededSamplesGenerator(SamplesGenerator):
         """Evaluate as the host does; every evaluation asks the same questions with the same seeds."""
         self._evaluated = self._evaluated or 0
         return super().generate_eval_samples(**generate_kwargs)
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether an evaluation is under way."""
+        return self._evaluated is not None
+
+    def position(self) -> dict[str, Any]:
+        """Add the prompts sent so far, from which the next seeds follow."""
+        return {**super().position(), "prompts_sent": self.prompts_sent}
+
+    def load_position(self, position: Mapping[str, Any]) -> None:
+        """Go on from `position`."""
+        super().load_position(position)
+        self.prompts_sent = position["prompts_sent"]
 
     def evaluation_ends(self) -> None:
         """Let the next evaluation begin with its first seed."""

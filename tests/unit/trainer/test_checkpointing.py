@@ -288,7 +288,7 @@ def test_a_best_that_could_not_be_written_is_not_the_best(new_trainer):
     ],
 )
 def test_a_checkpoint_without_weights_is_not_written(new_trainer, words, saved, text):
-    from openrlhf_ktae.trainer.guarded_trainer import what_is_saved
+    from openrlhf_ktae.trainer.ending import what_is_saved
 
     trainer = new_trainer("--eval.dataset", "e.jsonl", *words)
     train(trainer, 2)
@@ -298,7 +298,7 @@ def test_a_checkpoint_without_weights_is_not_written(new_trainer, words, saved, 
 
 
 def test_a_run_that_goes_on_knows_what_it_has(new_trainer):
-    from openrlhf_ktae.trainer.guarded_trainer import what_is_saved
+    from openrlhf_ktae.trainer.ending import what_is_saved
 
     first = new_trainer()
     train(first, 2)

@@ -80,13 +80,13 @@ def new_run(ray_here, tmp_path, monkeypatch, root):
     """A synchronous run whose steps have the outcomes that they are given: a status, or an error."""
     from openrlhf.trainer import ppo_trainer as host
 
-    from openrlhf_ktae.trainer import guarded_trainer
+    from openrlhf_ktae.trainer import ending
     from openrlhf_ktae.trainer.engines import EngineKeeper
     from openrlhf_ktae.trainer.ppo_trainer import KTAEPPOTrainer
 
     monkeypatch.chdir(root)
     waited = []
-    monkeypatch.setattr(guarded_trainer, "wait_for_the_driver", waited.append)
+    monkeypatch.setattr(ending, "wait_for_the_driver", waited.append)
     monkeypatch.setattr(host, "compute_eval_metrics", lambda *_: {})
 
     def host_step(self, rollout_samples, global_step):

@@ -1,0 +1,153 @@
+"""How training ends early: an order of the driver, or a reason to stop; what is saved is whole either way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.checkpoint.model_files import SavedInPart
+from openrlhf_ktae.checkpoint.random_state import random_state
+from openrlhf_ktae.processes.deaths import in_one_line, of_type
+from openrlhf_ktae.processes.ending import EndOrder, GivenUp, Interrupted, wait_for_the_driver
+from openrlhf_ktae.record.metrics import UnwrittenStop
+from openrlhf_ktae.trainer.checkpointing import CheckpointFailed, saves_weights, saving_every
+
+
+def reason_of(stop: TrainingStopped) -> str:
+    """Return its message, without the stack that Ray adds to one of another process."""
+    return str(getattr(stop, "cause", stop))
+
+
+class EndingTrainer:
+    """Mixin that ends training when the driver asks for it, after the step under way and its checkpoint."""
+
+    args: Any
+    record: Any
+    actor_model_group: Any
+    critic_model_group: Any
+    saved_step = 0
+    """The newest step with a whole checkpoint; whoever writes one sets it."""
+    _last: tuple[int, Any, Any] | None = None
+    """The last step of this process, the host's states after it and the random states."""
+    _has_stopped = False
+
+    @property
+    def end_order(self) -> EndOrder:
+        """The driver's order to end."""
+        if not hasattr(self, "_end_order"):
+            self._end_order = EndOrder(self.args.run.dir)
+        return self._end_order
+
+    def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
+        """Train as the host does.
+
+        Raises:
+            Interrupted: an end was asked for while the rollouts were generated; they are given up.
+        """
+        if self.end_order.asked:
+            self._end()
+        return super().train_step(rollout_samples, global_step)  # type: ignore[misc]
+
+    def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
+        """Log and save as the host does, with a checkpoint out of turn where an end was asked for.
+
+        Raises:
+            Interrupted: an end was asked for.
+        """
+        asked = self.end_order.asked
+        try:
+            self._save_and_log(asked, global_step, logs_dict, client_states)
+        finally:  # a step that stops training is a step all the same
+            self._last = (global_step, dict(client_states or {}), random_state())
+        if asked:
+            self._answer(global_step)
+
+    def _save_and_log(self, now: bool, step: int, logs: Any, states: Any) -> None:
+        with saving_every(self.args, 1 if now else self.args.ckpt.save_steps):
+            super().save_logs_and_checkpoints(step, logs, states)  # type: ignore[misc]
+
+    def record_stop(self, reason: str) -> None:
+        """Write why training ended early; a second reason, of the evaluation after it, is a note.
+
+        Raises:
+            UnwrittenStop: the disk has no room for it; the model is saved where it can be.
+        """
+        if self._has_stopped:
+            self.record.note(reason)
+            return
+        self._has_stopped = True
+        try:
+            self.record.stopped(reason)
+        except UnwrittenStop:
+            with suppress(Exception):  # the host would save it after a stop that it does not hear of
+                self._save_model()
+            raise
+
+    @contextmanager
+    def until_asked(self, end: Callable[[], None] | None = None) -> Iterator[None]:
+        """Go on until the driver asks for an end; then save what there is (`end`), and wait to be ended."""
+        try:
+            yield
+        except Interrupted:
+            pass
+        except (GivenUp, RayActorError):  # the second where the host asks engines that are dead for something more
+            if not self.end_order.asked:
+                raise
+            with suppress(Interrupted):
+                (end or self._end)()
+        else:
+            return
+        wait_for_the_driver(self.end_order)
+
+    def end_with_the_model(self) -> None:
+        """Save the model, too, as the host's command would: the order came after the last step.
+
+        Raises:
+            Interrupted: always.
+        """
+        self._save_last()
+        self._save_model()
+        self._answer(self.record.last_step, f"the final model is in {self.args.ckpt.output_dir}; ")
+
+    def _save_model(self) -> None:
+        groups = [self.actor_model_group]
+        groups += [self.critic_model_group] if self.args.critic.save_value_network else []
+        for group in groups:
+            try:
+                ray.get(group.async_save_model() if group is not None else [])
+            except Exception as error:
+                if not of_type(error, (SavedInPart.__name__,)):
+                    raise
+                self.record.note(in_one_line(error))
+
+    def _end(self) -> None:
+        self._save_last()
+        self._answer(self.record.last_step)
+
+    def _save_last(self) -> None:
+        """Save what the last whole step left, unless that is done; rollouts since then change nothing of it."""
+        if self._last is None or self.saved_step == self._last[0]:
+            return
+        step, states, self._resumed_random = self._last
+        with suppress(CheckpointFailed):  # it is in the record, and the run ends anyway
+            self._save_and_log(True, step, None, states)
+
+    def _answer(self, step: int, also: str = "") -> None:
+        text = also + what_is_saved(self.args, self.saved_step)
+        self.record.note(f"interrupted after step {step}: {text}")
+        self.end_order.answer(text)
+        raise Interrupted(text)
+
+
+def what_is_saved(args: Any, step: int) -> str:
+    """Say what a run that ends early leaves to go on from; `step` is that of its newest checkpoint, 0 for none."""
+    if not saves_weights(args):
+        return "no weights were saved (--ckpt.disable_ds without --ckpt.save_hf)"
+    if step:
+        return f"{'export' if args.ckpt.disable_ds else 'checkpoint'} of step {step} in {args.ckpt.path}"
+    return f"nothing new to save after {args.run.resume_from}" if args.run.resume_from else "nothing to save"
