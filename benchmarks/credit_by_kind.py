@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from openrlhf_ktae.ktae.config import KTAEConfig
-from openrlhf_ktae.record.rollouts import find, read_groups
+from openrlhf_ktae.record.recorded import find, read_groups
 from openrlhf_ktae.report.rescoring import Arm, key_token_values, tensors
 
 ARMS = [

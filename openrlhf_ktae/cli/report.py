@@ -9,7 +9,7 @@ from pathlib import Path
 from openrlhf_ktae.base.errors import BadInput, BadOption
 from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
 from openrlhf_ktae.compare.run_outcomes import BadRun
-from openrlhf_ktae.record.rollouts import BadRecord
+from openrlhf_ktae.record.recorded import BadRecord
 from openrlhf_ktae.report.files import BadOutput, refuse_unusable
 
 GROUPS = 16
@@ -67,7 +67,8 @@ def _responses(path: Path, name: str | None, folder: Path, groups: int | None) -
 def _runs(paths: Sequence[Path], folder: Path, groups: int) -> None:
     """Write the token-credit pages, then the curves: the first need no plotly and no finished step."""
     from openrlhf_ktae.compare.run_outcomes import Run, arm_labels, arm_of, read_run
-    from openrlhf_ktae.record.rollouts import DIRECTORY, find, read_groups
+    from openrlhf_ktae.record.recorded import find, read_groups
+    from openrlhf_ktae.record.rollouts import DIRECTORY
     from openrlhf_ktae.report.credit_page import write_credit_pages
     from openrlhf_ktae.report.run_page import write_run_page
 

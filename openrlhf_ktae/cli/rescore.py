@@ -13,7 +13,7 @@ import yaml
 from openrlhf_ktae.base.errors import BadInput, BadOption
 from openrlhf_ktae.cli.command import CommandParser, run_command
 from openrlhf_ktae.evaluation.results import refuse_no_folder
-from openrlhf_ktae.record.rollouts import BadRecord
+from openrlhf_ktae.record.recorded import BadRecord
 
 EXAMPLES = """
 examples:
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--arm", action="append", default=[], metavar="NAME:OPTION=VALUE,...", help="may be repeated")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write rescore.json and rescore.md there")
     options = parser.parse_args(argv)
-    from openrlhf_ktae.record.rollouts import find, read_groups
+    from openrlhf_ktae.record.recorded import find, read_groups
     from openrlhf_ktae.report.rescoring import built_in, markdown, rescore
 
     if options.output:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import GroupExplanation, explain_group
 from openrlhf_ktae.ktae.literal import bm25
-from openrlhf_ktae.record.rollouts import BadRecord, RecordedGroup
+from openrlhf_ktae.record.recorded import BadRecord, RecordedGroup
 from openrlhf_ktae.report.rescoring import Arm, GroupTensors, key_token_values, recorded_config, tensors
 
 VARIANTS = ("paper", "reference", "calibrated")

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from openrlhf_ktae.record.rollouts import BadRecord, RecordedGroup
+from openrlhf_ktae.record.recorded import BadRecord, RecordedGroup
 from openrlhf_ktae.report.credit_data import VARIANTS, group_data, step_settings, values_of
 from openrlhf_ktae.report.credit_parts import parts
 from openrlhf_ktae.report.files import ASSETS, link, page_json, size_of, write_page

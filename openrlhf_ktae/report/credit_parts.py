@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from openrlhf_ktae.record.rollouts import BadRecord
+from openrlhf_ktae.record.recorded import BadRecord
 from openrlhf_ktae.report.files import page_json, size_of
 
 Data = dict[str, Any]

@@ -16,7 +16,7 @@ from openrlhf_ktae.figures.statistics import SEED, interval, resampled_means
 from openrlhf_ktae.ktae.advantages import compute_key_token_values
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import rollout_share
-from openrlhf_ktae.record.rollouts import BadRecord, RecordedGroup
+from openrlhf_ktae.record.recorded import BadRecord, RecordedGroup
 
 RECORDED = "recorded"
 VARIANTS: dict[str, dict[str, Any]] = {name: {"variant": name} for name in ("paper", "reference", "calibrated")}

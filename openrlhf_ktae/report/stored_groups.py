@@ -9,7 +9,8 @@ from typing import Any
 
 from openrlhf_ktae.base.errors import BadInput
 from openrlhf_ktae.evaluation import stored
-from openrlhf_ktae.record.rollouts import RecordedGroup, TokenTexts
+from openrlhf_ktae.record.recorded import RecordedGroup
+from openrlhf_ktae.record.rollouts import TokenTexts
 from openrlhf_ktae.report.judged import judge
 
 # A word with the space before it, or one sign. What is longer than any word is cut: a page has to hold it.

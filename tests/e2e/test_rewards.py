@@ -10,7 +10,7 @@ import math
 
 from marks import RARELY
 
-from openrlhf_ktae.record.rollouts import find, read_groups
+from openrlhf_ktae.record.recorded import find, read_groups
 
 REWARDS = """
 import hashlib

@@ -81,7 +81,7 @@ def test_run_directory_is_complete(quickstart):
 
 
 def test_recorded_rollouts_are_those_of_the_step(quickstart):
-    from openrlhf_ktae.record.rollouts import find, read_groups
+    from openrlhf_ktae.record.recorded import find, read_groups
     from openrlhf_ktae.report.rescoring import rescore
 
     groups = list(read_groups(find([quickstart.directory])))

@@ -27,7 +27,8 @@ from openrlhf_ktae.evaluation.pairing import problem_scores
 from openrlhf_ktae.figures.summary import summarize
 from openrlhf_ktae.memory.model_shape import model_shape
 from openrlhf_ktae.record.metrics import METRICS_FILE
-from openrlhf_ktae.record.rollouts import COLUMNS, METADATA_KEY, BadRecord, read_groups
+from openrlhf_ktae.record.recorded import BadRecord, read_groups
+from openrlhf_ktae.record.rollouts import COLUMNS, METADATA_KEY
 from openrlhf_ktae.report.rescoring import rescore
 
 EXAMPLES = 60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from openrlhf_ktae.record.rollouts import RecordedGroup
+from openrlhf_ktae.record.recorded import RecordedGroup
 
 ABOUT = {"step": 3, "model": "a/model", "estimator": "group_norm", "special_ids": [1], "ktae": {"variant": "paper"}}
 WORDS = [" so", " we", " have", " 3", " +", " 4", " maybe", " gives", " 7", "\n", " then", " the", " answer", " is"]

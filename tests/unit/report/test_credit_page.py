@@ -14,7 +14,7 @@ from recorded_groups import ABOUT, HOSTILE, group, hostile, large, plain
 
 from openrlhf_ktae.cli.report import main
 from openrlhf_ktae.record.metrics import RunRecord
-from openrlhf_ktae.record.rollouts import METADATA_KEY, _schema
+from openrlhf_ktae.record.rollouts import METADATA_KEY, schema_of
 from openrlhf_ktae.report.credit_data import MEASURES, group_data, step_settings
 from openrlhf_ktae.report.credit_page import MAX_BYTES, write_credit_pages
 
@@ -148,7 +148,7 @@ def test_stored_responses_become_groups(tmp_path):
 
 def to_file(one, folder):
     folder.mkdir(parents=True)
-    schema = _schema(pa).with_metadata({METADATA_KEY: json.dumps(one.about).encode()})
+    schema = schema_of(pa).with_metadata({METADATA_KEY: json.dumps(one.about).encode()})
     parquet.write_table(pa.Table.from_pylist(one.rows, schema=schema), folder / f"step-{one.step:06d}.parquet")
 
 

@@ -12,7 +12,8 @@ from pyarrow import parquet
 from rollout_batches import N, batched, maker, rollouts
 
 from openrlhf_ktae.cli.rescore import main
-from openrlhf_ktae.record.rollouts import METADATA_KEY, RolloutRecorder, TokenTexts, find, read_groups
+from openrlhf_ktae.record.recorded import find, read_groups
+from openrlhf_ktae.record.rollouts import METADATA_KEY, RolloutRecorder, TokenTexts
 from openrlhf_ktae.report.rescoring import SHUFFLED, Arm, key_token_values, recorded_config, tensors
 
 

@@ -1,0 +1,140 @@
+"""Recorded rollouts read back (`rollouts` writes them): every value is checked, whoever wrote the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openrlhf_ktae.base.plain_json import parse_json
+from openrlhf_ktae.base.text import short
+from openrlhf_ktae.record.rollouts import COLUMNS, DIRECTORY, METADATA_KEY, schema_of
+
+MAYBE_NULL = ("label", "score", "reward")
+DELETE = "delete the file, or give the other steps alone"
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+ABOUT: dict[str, Callable[[Any], bool]] = {  # metadata, as far as anything computes with it
+    "step": _is_id,
+    "special_ids": lambda value: isinstance(value, list) and all(map(_is_id, value)),
+    "ktae": lambda value: value is None or isinstance(value, dict),
+}
+
+
+class BadRecord(ValueError):
+    """Recorded rollouts are missing or not as they must be; the message names the file and the way out."""
+
+
+@dataclass(frozen=True)
+class RecordedGroup:
+    """The rollouts of one prompt in one step."""
+
+    step: int
+    group: int
+    rows: list[dict[str, Any]]
+    about: dict[str, Any]
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that all of them answer."""
+        return self.rows[0]["prompt"]
+
+
+def find(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the parquet files of run directories, folders and files, in order of step, each once.
+
+    Raises:
+        BadRecord: a path does not exist or holds no recorded step.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_file():
+            found.append(path)
+            continue
+        if not path.is_dir():
+            raise BadRecord(f"{path}: no such file or folder")
+        files = sorted(path.glob("*.parquet")) or sorted((path / DIRECTORY).glob("*.parquet"))
+        if not files:
+            raise BadRecord(f"{path}: holds no recorded rollouts; train with --ktae.record_rollouts N (every N steps)")
+        found += files
+    return list({path.resolve(): path for path in found}.values())  # the same group twice would narrow intervals
+
+
+def read_groups(paths: Iterable[Path]) -> Iterator[RecordedGroup]:
+    """Yield the groups of recorded steps, one file in memory at a time.
+
+    Raises:
+        BadRecord: a file is cut off, is no record, lacks a column, or was made with another tokenizer than the first.
+    """
+    tokenizer = first = None
+    for path in paths:
+        rows, about = _read(path)
+        if tokenizer is None:
+            tokenizer, first = about.get("tokenizer"), path
+        elif about.get("tokenizer") != tokenizer:
+            raise BadRecord(f"{path}: was recorded with another tokenizer than {first}; give them one at a time")
+        groups: dict[int, list[dict[str, Any]]] = {}
+        for row in rows:
+            groups.setdefault(row["group"], []).append(row)
+        for group, members in groups.items():
+            yield RecordedGroup(about.get("step", members[0]["step"]), group, members, about)
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    import pyarrow as pa
+    from pyarrow import ArrowException, parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise BadRecord(f"{path}: is no whole parquet file ({short(error)}); delete it or record it again") from None
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise BadRecord(f"{path}: has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    about = None
+    with suppress(KeyError, ValueError):
+        about = parse_json((table.schema.metadata or {})[METADATA_KEY])
+    if not isinstance(about, dict):
+        raise BadRecord(f"{path}: has no metadata openrlhf_ktae; it was not written by --ktae.record_rollouts")
+    for name, fits in ABOUT.items():
+        if name in about and not fits(about[name]):
+            raise BadRecord(f"{path}: metadata: {name} is {short(about[name])}; {DELETE}")
+    try:
+        table = table.select(list(COLUMNS)).cast(schema_of(pa))
+        rows = table.to_pylist()
+    except (ArrowException, ValueError) as error:
+        raise BadRecord(f"{path}: a column has another type than it is written with ({short(error)})") from None
+    if not rows:
+        raise BadRecord(f"{path}: holds no rollout")
+    for name, kind in COLUMNS.items():
+        wrong = _wrong_values(table[name], name, kind)
+        if wrong:
+            raise BadRecord(f"{path}: {name} holds {wrong}; {DELETE}")
+    for row in rows:
+        lengths = {name: len(row[name]) for name, kind in COLUMNS.items() if kind.startswith("list")}
+        del lengths["prompt_ids"]
+        if len(set(lengths.values())) > 1:
+            raise BadRecord(f"{path}: group {row['group']}, rollout {row['rollout']}: lengths differ ({lengths})")
+    return rows, about
+
+
+def _wrong_values(column: Any, name: str, kind: str) -> str:
+    """Return what no recorder writes into this column, for a message; "" where there is nothing of that."""
+    from pyarrow import compute
+
+    flat = compute.list_flatten(column) if kind.startswith("list") else column
+    if name not in MAYBE_NULL and (column.null_count or flat.null_count):
+        return "a null"
+    if name == "score":  # NaN is an unknown verdict
+        return "an infinite number" if compute.any(compute.is_inf(flat)).as_py() else ""
+    if kind == "list<float>" and not compute.all(compute.is_finite(flat), min_count=0).as_py():
+        return "a number that is not finite"
+    if kind == "list<int32>" and compute.any(compute.less(flat, 0)).as_py():
+        return "an id below 0"
+    return ""
