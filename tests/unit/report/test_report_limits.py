@@ -132,10 +132,10 @@ def test_words_for_numbers(row, tmp_path, capsys):
 @pytest.mark.parametrize("where", ["file", "file/below", "file/below/it"])
 def test_output_that_is_a_file(where, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    refused([str(steps_of(tmp_path / "run")), "--output", str(tmp_path / where)], "is no folder", capsys)
+    refused([str(steps_of(tmp_path / "run")), "--output", str(tmp_path / where)], "is a file; give a folder", capsys)
     row = {"benchmark": "a", "gold": "7", "response": "7", "score": 1}
     words = ["--responses", str(jsonl(tmp_path / "in.jsonl", [row])), "--output", str(tmp_path / where)]
-    refused(words, "is no folder", capsys)
+    refused(words, "is a file; give a folder", capsys)
 
 
 def test_output_where_a_page_is_a_folder(tmp_path, capsys):
