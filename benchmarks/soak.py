@@ -37,7 +37,7 @@ from soak_agent import INFINITE, RAISES
 from openrlhf_ktae.checkpoint.folder import listed, verify
 from openrlhf_ktae.processes.marks import SHARED_MEMORY, VARIABLE, marked
 from openrlhf_ktae.record.metrics import METRICS_FILE, read_record
-from openrlhf_ktae.selftest.deaths import ENGINE, VERIFIER, kill, title, victims_among
+from openrlhf_ktae.selftest.killing import ENGINE, VERIFIER, kill, title, victims_among
 
 ROOT = Path(__file__).resolve().parents[1]
 AGENT = ROOT / "benchmarks/soak_agent.py"

@@ -204,7 +204,7 @@ def _compare(folders: Sequence[Path], output: str | None) -> str:
 
 
 def _stored(options: argparse.Namespace, output: Path, config: VerifierConfig) -> dict[str, Any]:
-    from openrlhf_ktae.evaluation.evaluate import grade_stored
+    from openrlhf_ktae.evaluation.pipeline import grade_stored
 
     tokenizer = load_tokenizer(options.tokenizer, "--tokenizer") if options.tokenizer else None
     return grade_stored(options.responses, output, config, tokenizer, options.overwrite)
@@ -212,8 +212,8 @@ def _stored(options: argparse.Namespace, output: Path, config: VerifierConfig) -
 
 def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) -> dict[str, Any]:
     from openrlhf_ktae.data.templates import template
-    from openrlhf_ktae.evaluation.evaluate import describe, evaluate_model, load_problems
     from openrlhf_ktae.evaluation.generation import Engines, Sampling
+    from openrlhf_ktae.evaluation.pipeline import describe, evaluate_model, load_problems
 
     name = options.template or DEFAULT_TEMPLATE
     names = options.benchmarks.split(",")
@@ -250,7 +250,7 @@ def _say(text: str) -> None:
 
 def _write_prompts(options: argparse.Namespace) -> None:
     from openrlhf_ktae.data.templates import template
-    from openrlhf_ktae.evaluation.evaluate import load_problems, prompts_for_training
+    from openrlhf_ktae.evaluation.pipeline import load_problems, prompts_for_training
 
     problems = load_problems(options.benchmarks.split(","), options.benchmark_dir, options.limit)
     tokenizer = load_tokenizer(options.model, "--model") if options.model else None

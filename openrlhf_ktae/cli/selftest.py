@@ -12,7 +12,7 @@ from pathlib import Path
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_FAILED
 from openrlhf_ktae.cli.command import CommandParser, run_command
-from openrlhf_ktae.selftest.deaths import EVERYTHING, ROOM, VICTIMS
+from openrlhf_ktae.selftest.killing import EVERYTHING, ROOM, VICTIMS
 from openrlhf_ktae.selftest.resume_trial import try_resume
 from openrlhf_ktae.selftest.trial import EPISODES, Trial, TrialFailed
 

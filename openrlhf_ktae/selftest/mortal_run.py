@@ -24,7 +24,7 @@ from openrlhf_ktae.checkpoint.folder import MANIFEST, STAGING, NotWhole, listed,
 from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.processes.marks import end_all, marked
 from openrlhf_ktae.record.metrics import read_record
-from openrlhf_ktae.selftest.deaths import (
+from openrlhf_ktae.selftest.killing import (
     DEATH_SECONDS,
     DRIVER,
     EVERYTHING,

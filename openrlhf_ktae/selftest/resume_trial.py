@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from openrlhf_ktae.selftest.deaths import EVERYTHING, planned
+from openrlhf_ktae.selftest.killing import EVERYTHING, planned
 from openrlhf_ktae.selftest.mortal_run import MortalRun
 from openrlhf_ktae.selftest.trial import AGAIN, KILLED, STRAIGHT, Trial
 

@@ -14,7 +14,7 @@ from typing import Any
 from openrlhf_ktae.processes.deaths import START_MINUTES
 from openrlhf_ktae.processes.marks import VARIABLE
 from openrlhf_ktae.record.metrics import read_record
-from openrlhf_ktae.selftest.deaths import kill_all
+from openrlhf_ktae.selftest.killing import kill_all
 from openrlhf_ktae.selftest.same import first_difference, first_different_weight
 
 TRAIN = "openrlhf_ktae.cli.train_ppo_ray"

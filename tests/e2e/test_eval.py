@@ -10,7 +10,7 @@ import time
 import pytest
 from marks import RARELY
 
-from openrlhf_ktae.selftest.deaths import kill_all
+from openrlhf_ktae.selftest.killing import kill_all
 
 HELD_OUT = "examples/quickstart/data/heldout.jsonl"
 COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.eval", "--model", "examples/quickstart/model", "--template", "none"]

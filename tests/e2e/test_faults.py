@@ -19,7 +19,7 @@ from run_processes import ASYNCHRONOUS, mark_of, processes_of, steps, wait_for
 from openrlhf_ktae.checkpoint.folder import STAGING, listed, verify
 from openrlhf_ktae.checkpoint.write import read_latest
 from openrlhf_ktae.record.metrics import read_record, stop_reason
-from openrlhf_ktae.selftest.deaths import title
+from openrlhf_ktae.selftest.killing import title
 
 OTHERS_SECONDS = 120  # a run beside this one may have a semaphore of an engine that died, and sweeps it at its own end
 

@@ -7,7 +7,7 @@ import torch
 from marks import RARELY
 from safetensors.torch import load_file
 
-from openrlhf_ktae.selftest.deaths import EVERYTHING, Death
+from openrlhf_ktae.selftest.killing import EVERYTHING, Death
 from openrlhf_ktae.selftest.mortal_run import MortalRun
 from openrlhf_ktae.selftest.trial import STRAIGHT, Trial
 

@@ -8,7 +8,7 @@ from marks import RARELY
 
 from openrlhf_ktae.checkpoint.folder import listed
 from openrlhf_ktae.record.metrics import read_record
-from openrlhf_ktae.selftest.deaths import EVERYTHING, Death
+from openrlhf_ktae.selftest.killing import EVERYTHING, Death
 from openrlhf_ktae.selftest.mortal_run import MortalRun
 from openrlhf_ktae.selftest.trial import AGAIN, STRAIGHT, Trial
 

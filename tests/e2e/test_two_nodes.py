@@ -14,7 +14,7 @@ from two_nodes import ADDRESSES, DASHBOARD_PORT, RAY, made
 from openrlhf_ktae.checkpoint.folder import verify
 from openrlhf_ktae.checkpoint.write import read_latest
 from openrlhf_ktae.record.metrics import read_record
-from openrlhf_ktae.selftest.deaths import title
+from openrlhf_ktae.selftest.killing import title
 
 COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray"]
 # Paths of this configuration are relative: the command knows from where, Ray's nodes were started elsewhere.

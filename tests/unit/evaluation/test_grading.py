@@ -9,7 +9,8 @@ import pytest
 
 from openrlhf_ktae.base.errors import BadInput
 from openrlhf_ktae.cli.eval import main
-from openrlhf_ktae.evaluation import benchmarks, evaluate, grading
+from openrlhf_ktae.evaluation import benchmarks, grading
+from openrlhf_ktae.evaluation import pipeline as evaluate
 from openrlhf_ktae.evaluation.generation import Completion, Sampling, parameters
 from openrlhf_ktae.evaluation.grading import CHUNK, Response, graded
 from openrlhf_ktae.verifier import Verifier, VerifierConfig

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from openrlhf_ktae.cli.eval import main
-from openrlhf_ktae.evaluation import evaluate
+from openrlhf_ktae.evaluation import pipeline as evaluate
 from openrlhf_ktae.evaluation.generation import Completion
 
 PROBLEMS = [{"problem": "1 + 1", "answer": "2"}, {"problem": "1 + 2", "answer": "3"}]

@@ -11,7 +11,7 @@ import pytest
 
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.cli.selftest import main
-from openrlhf_ktae.selftest.deaths import kill_all
+from openrlhf_ktae.selftest.killing import kill_all
 from openrlhf_ktae.selftest.trial import AGAIN, STRAIGHT, Trial, TrialFailed
 
 CONFIG = "configs/grpo_ktae/quickstart.yaml"

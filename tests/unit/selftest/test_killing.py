@@ -17,7 +17,7 @@ from openrlhf_ktae.cli.selftest import victims_of
 from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.processes.marks import VARIABLE, marked
 from openrlhf_ktae.selftest import mortal_run
-from openrlhf_ktae.selftest.deaths import (
+from openrlhf_ktae.selftest.killing import (
     AT_ANY_TIME,
     DRIVER,
     ENGINE,
