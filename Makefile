@@ -13,7 +13,7 @@ LLM_ARGS ?=
 TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --durations 15
 
-.PHONY: setup setup-gpu lock-gpu check-lock-gpu gpu-contract quickstart quickstart-llm test check unit e2e browser format clean
+.PHONY: setup setup-gpu lock-gpu check-lock-gpu gpu-contract quickstart quickstart-llm test check unit e2e browser images format clean
 
 setup: $(STAMP)
 
@@ -73,6 +73,13 @@ e2e: $(DEV_STAMP)
 browser: $(DEV_STAMP)
 	$(PIP) install --quiet --no-deps -r requirements/browser.txt
 	$(BIN)/python -m pytest tests/browser
+
+# The pictures of the README, from a run of the quickstart. Needs chromium.
+images: $(DEV_STAMP)
+	$(TRAIN) --config configs/grpo_ktae/quickstart.yaml --run.dir runs/images/quickstart --ktae.record_rollouts 10 --eval_steps 10
+	$(BIN)/python -m openrlhf_ktae.cli.report runs/images/quickstart
+	for page in tokens runs; do chromium --headless=new --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,690 \
+		--virtual-time-budget=4000 --screenshot=docs/images/$$page.png "file://$(CURDIR)/runs/images/quickstart/report/$$page.html"; done
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff format .

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
     changed = {name: value for name, value in asdict(recorded).items() if value != plain[name]}
     computed = bool(about.get("ktae_enabled", True))
     return {
-        "model": str(about.get("model", "")),
+        "model": "/".join(Path(str(about.get("model", ""))).parts[-2:]),  # a page is meant to be shared: no home folder
         "estimator": str(about.get("estimator", "")),
         "enabled": computed and not about.get("shadow", False),
         "shadow": bool(about.get("shadow", False)),
