@@ -20,7 +20,8 @@ class FaultsConfig:
     the run stops; 0 never stops it."""
 
     rollout_retries: int = 1
-    """Times that the rollouts of a prompt are generated again when an agent, reward or verifier raises."""
+    """Times that the rollouts of a prompt are generated again when the agent raises. An error of a reward file is an
+    unknown verdict instead (--verifier.max_unknown_share)."""
 
     max_failed_share: float = 0.1
     """Share of prompts whose rollouts failed for good, over the last 64 or more, above which the run stops."""
