@@ -5,11 +5,9 @@ Ray ends its own workers, but not what they started (an engine's core), and not 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,11 +16,11 @@ from pathlib import Path
 
 import psutil
 
+from openrlhf_ktae.base.parent_death import signal_on_parent_death
+
 VARIABLE = "OPENRLHF_KTAE_RUN"
 SHARED_MEMORY = "/dev/shm/"
 PATIENCE_SECONDS = 10.0  # for processes that are on their way out
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def mark() -> str:
@@ -88,8 +86,7 @@ def swept(value: str) -> Iterator[None]:
 
 def end_with_parent() -> None:
     """Ask the kernel for SIGTERM to this process when its parent dies; for `preexec_fn`."""
-    if sys.platform == "linux":
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    signal_on_parent_death(signal.SIGTERM)
 
 
 def end_all(value: str, patience: float = PATIENCE_SECONDS) -> int:

@@ -16,11 +16,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from openrlhf_ktae.base.parent_death import signal_on_parent_death
+
 from .graders import GoldReader, Grader
 from .protocol import HEADER, encode
 from .verdict import CPU_LIMIT, DEPTH_LIMIT, FAILURES, INTERNAL_ERROR, MEMORY_LIMIT, UNKNOWN, WRONG, Status, Verdict
 
-PR_SET_PDEATHSIG = 1
 MAX_RECURSION = 3000  # Python frames; deeper parses end in RecursionError instead of a broken stack
 HARD_CPU_MARGIN_S = 0.3  # after the soft limit has been ignored for this long the kernel ends the process
 
@@ -31,10 +32,7 @@ class CpuLimitError(BaseException):
 
 def die_with_parent(parent_pid: int) -> None:
     """Ask the kernel to kill this process when its parent goes, and leave at once if that has happened already."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal_on_parent_death(signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(0)
 
