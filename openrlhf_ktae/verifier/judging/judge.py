@@ -12,15 +12,15 @@ from ..reading.clean import clean
 from ..reading.lexer import ReadError, has_comma_groups
 from ..reading.parser import read, read_clock
 from ..reading.values import Name, Relation, Scalar, Text, Value
-from ..verdict import CORRECT, UNKNOWN, WRONG, Verdict
+from ..verdict import CORRECT, UNKNOWN, WRONG, Reason, Verdict
 from .choices import same_choice
 from .compare import same
 from .exact import NoValueError
 
 PROSE_WORDS = 8  # a gold of more words is prose: other wordings of it cannot be judged
-SAME_VALUE, DIFFERENT_VALUE = Verdict(CORRECT, "same value"), Verdict(WRONG, "different value")
-SAME_CHOICE, DIFFERENT_CHOICE = Verdict(CORRECT, "same choice"), Verdict(WRONG, "different choice")
-UNREADABLE = Verdict(WRONG, "answer unreadable")
+SAME_VALUE, DIFFERENT_VALUE = Verdict(CORRECT, Reason.SAME_VALUE), Verdict(WRONG, Reason.DIFFERENT_VALUE)
+SAME_CHOICE, DIFFERENT_CHOICE = Verdict(CORRECT, Reason.SAME_CHOICE), Verdict(WRONG, Reason.DIFFERENT_CHOICE)
+UNREADABLE, GOLD_READ = Verdict(WRONG, Reason.ANSWER_UNREADABLE), Verdict(WRONG, Reason.GOLD_READ)
 _LABELLED_POINT = re.compile(r"[A-Z]'?(?:_\{?\w\}?)?\s*(\(([^()=]*),([^()=]*)\))")  # P(1, -2)
 _STYLED = re.compile(r"\\(?:text|textbf|mathrm|texttt|mbox)\{([^{}]*)\}")
 _UPRIGHT = re.compile(r"\\(?:text|mathrm|ce)(?![a-zA-Z])|[{}_\s]")
@@ -38,16 +38,16 @@ def warm_up() -> None:
 
 def read_golds(golds: Sequence[str]) -> Verdict:
     """Unknown where no gold can be read, with the reason; wrong, what any answer is until it agrees, where one can."""
-    unread = [_unread(clean(gold)) for gold in golds]
-    return Verdict(WRONG, "gold read") if "" in unread else Verdict(UNKNOWN, unread[0])
+    reasons = [reason for gold in golds if (reason := _unread(clean(gold)))]
+    return GOLD_READ if len(reasons) < len(golds) else Verdict(UNKNOWN, reasons[0])
 
 
 @functools.lru_cache(maxsize=4096)
-def _unread(gold: str) -> str:
-    """Why a gold is not read; empty where it is. Prose about a formula is read as its own text."""
+def _unread(gold: str) -> Reason | None:
+    """Why a gold is not read; None where it is. Prose about a formula is read as its own text."""
     if _is_prose(gold):
-        return "" if re.search(r"[\\$=^]", gold) else "gold is prose"
-    return "" if readings(gold) else "gold unreadable"
+        return None if re.search(r"[\\$=^]", gold) else Reason.GOLD_IS_PROSE
+    return None if readings(gold) else Reason.GOLD_UNREADABLE
 
 
 def judge(golds: Sequence[str], answer: str) -> Verdict:
@@ -75,7 +75,7 @@ def judge_one(gold: str, answer: str) -> Verdict:
     if unread:
         return Verdict(UNKNOWN, unread)
     if _is_prose(gold):
-        return Verdict(WRONG, "different text")
+        return Verdict(WRONG, Reason.DIFFERENT_TEXT)
     answers = readings(answer)
     if not answers:
         return UNREADABLE
