@@ -94,11 +94,13 @@ class Evaluator:
         raise NoValueError(node[0])
 
     def _literal(self, value: Fraction) -> Any:
-        if bits(value) > MAX_BITS:
+        size = bits(value)
+        if size > MAX_BITS:
             raise TooLargeError
-        if bits(value) > self.bits // 2:
-            self.literal = max(self.literal, 2 * bits(value))
-        return mpmath.mpf(value.numerator) / value.denominator
+        if size > self.bits // 2:
+            self.literal = max(self.literal, 2 * size)
+        above = mpmath.mpf(value.numerator)
+        return above if value.denominator == 1 else above / value.denominator
 
     def _added(self, left: Any, right: Any) -> Any:
         for term in (left, right):
@@ -112,7 +114,8 @@ class Evaluator:
             if mpmath.re(exponent) <= 0:
                 raise NoValueError
             return mpmath.mpf(0)
-        if abs(exponent) * (abs(mpmath.log(abs(base), 2)) + 1) > MAX_LOG2:
+        size = mpmath.mag(base)
+        if abs(exponent) * max(size, 1 - size) > MAX_LOG2:
             raise TooLargeError
         self._lose(exponent)
         return base**exponent

@@ -7,6 +7,7 @@ An applied letter, `f(x+1)`, takes an unrelated value for each value of its argu
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Iterable, Iterator
@@ -194,12 +195,19 @@ def _odd(generator: random.Random, scale: float = 1) -> Any:
 
 def _real_points(names: list[str]) -> Iterator[Point]:
     """Positive points first, then points of either sign; the same ones in every run and process."""
-    generator = random.Random(len(names))
+    return (dict(zip(names, values, strict=True)) for values in _real_values(len(names)))
+
+
+@functools.lru_cache(maxsize=64)
+def _real_values(count: int) -> list[list[Any]]:
+    generator = random.Random(count)
+    values = []
     for index in range(POSITIVE_POINTS + SIGNED_POINTS):
-        signs = [1 if index < POSITIVE_POINTS else generator.choice((-1, 1)) for _ in names]
-        if index >= POSITIVE_POINTS and names and all(sign > 0 for sign in signs):
-            signs[generator.randrange(len(signs))] = -1
-        yield {name: sign * _odd(generator) for name, sign in zip(names, signs, strict=True)}
+        signs = [1 if index < POSITIVE_POINTS else generator.choice((-1, 1)) for _ in range(count)]
+        if index >= POSITIVE_POINTS and count and all(sign > 0 for sign in signs):
+            signs[generator.randrange(count)] = -1
+        values.append([sign * _odd(generator) for sign in signs])
+    return values
 
 
 def _further_points(names: list[str], nodes: list[Node]) -> Iterator[Point]:

@@ -92,7 +92,7 @@ def readings(text: str) -> tuple[Value, ...]:
         name, pairs = Name(text[: point.start(1)].strip()), readings(point[1])
         named = tuple(Relation((Text(name.base), pair), ("=",), (name, None)) for pair in pairs)
         return named + (readings(f"\\binom{{{point[2]}}}{{{point[3]}}}") if text[0] == "C" else ())
-    clock = read_clock(text)
+    clock = read_clock(text) if ":" in text else None
     if clock is not None:
         found.append(clock)
         hours, minutes = divmod(clock.seconds // 60, 60)

@@ -6,6 +6,7 @@ and fractions of other scripts become ASCII. What a number or a list is, is deci
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 
@@ -85,6 +86,7 @@ def restore_escapes(text: str) -> str:
     return _EATEN.sub(lambda eaten: _ESCAPES[eaten.group()], text)
 
 
+@functools.lru_cache(maxsize=1024)
 def clean(text: str) -> str:
     r"""One spelling for look-alikes: `½` -> `\frac{1}{2}`, `−` -> `-`, `７` -> `7`, `\left(` -> `(`."""
     text = _INTRODUCTION.sub("", restore_escapes(text))

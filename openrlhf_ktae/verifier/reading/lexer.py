@@ -100,14 +100,15 @@ def tokenise(text: str, join_commas: bool) -> list[Token]:
         raise ReadError(r"\rational")
     text = _TIMES_TEN.sub(r" \\times 10^", text).replace("**", "^")
     text = _CHOOSE.sub(_binomial, text)
-    text = _MODULO.sub(r"\\mod ", text)
-    text = _UNIT_FRACTION.sub(r"\1/\2", text)
-    text = _MICRO.sub(r"\\text{ u\1}", text)
-    text = _OHM.sub(r"\\text{ ohm}", text)
     text = _ORDINAL.sub(" ", text)
     text = _DEGREE.sub("\\\\degrees ", text)
-    text = _MINUTES.sub(_sexagesimal, text)
-    text = _PRIMES.sub(lambda m: "'" * (m.group().count("prime")), text)
+    if "\\" in text:
+        text = _MODULO.sub(r"\\mod ", text)
+        text = _UNIT_FRACTION.sub(r"\1/\2", text)
+        text = _MICRO.sub(r"\\text{ u\1}", text)
+        text = _OHM.sub(r"\\text{ ohm}", text)
+        text = _MINUTES.sub(_sexagesimal, text)
+        text = _PRIMES.sub(lambda m: "'" * (m.group().count("prime")), text)
     text = _BASE.sub(lambda m: f"_{{{NUMBER_WORDS.get(m[1], m[1])}}}", text)
     text = _BASE_WORD.sub(lambda m: f"_{{{NUMBER_WORDS[m[1]]}}}" if m[1] in NUMBER_WORDS else m.group(), text)
     text = _ARC.sub(lambda m: r"\text{ arcsec }" if len(m[1]) == 2 else r"\text{ arcmin }", text)
@@ -115,9 +116,10 @@ def tokenise(text: str, join_commas: bool) -> list[Token]:
     if join_commas:
         text = _COMMA_GROUPS.sub(_joined, text)
     text = _DECIMAL_COMMA.sub(".", text)
-    text = _DOTTED_PERIOD.sub(r"\\overline{\1\2\3}", text)
-    text = _REPEATING.sub(lambda m: _rational(m[1], m[2], m[3] or m[4] or m[5]), text)
-    text = _DOTS.sub(_dots, text)
+    if "." in text:
+        text = _DOTTED_PERIOD.sub(r"\\overline{\1\2\3}", text)
+        text = _REPEATING.sub(lambda m: _rational(m[1], m[2], m[3] or m[4] or m[5]), text)
+        text = _DOTS.sub(_dots, text)
     tokens: list[Token] = []
     _scan(text, tokens)
     return tokens

@@ -69,6 +69,7 @@ MAX_ARGUMENT_TOKENS = 40  # of the bracket behind a letter
 APPLIED = frozenset({"f", "F", "zeta", "Gamma"})  # letters that are never a factor before a bracket
 PROBABILITIES = frozenset({"P", "Pr", "E"})
 EVENT_MARKS = RELATIONS | {"|", "cap", "cup"}
+END: Token = ("end", "")
 ZERO: Node = ("num", Fraction(0), "")
 MINUS_ONE: Node = ("neg", ("num", Fraction(1), "1"))
 LISTS = ("()", "[]", "{}", "")
@@ -226,8 +227,9 @@ class Parser:
         while True:
             start = self.position
             sides.append(self.side())
-            names.append(read_name(self.tokens[start : self.position], sides[-1]))
-            operator = self.accept(*RELATIONS)
+            end, operator = self.position, self.accept(*RELATIONS)
+            if operator or operators:
+                names.append(read_name(self.tokens[start:end], sides[-1]))
             if operator is None:
                 break
             operators.append(operator)
@@ -856,8 +858,10 @@ class Parser:
 
     def peek(self, offset: int = 0) -> Token:
         """The token at an offset from the position, without taking it."""
-        index = self.position + offset
-        return self.tokens[index] if index < len(self.tokens) else ("end", "")
+        try:
+            return self.tokens[self.position + offset]
+        except IndexError:
+            return END
 
     def take(self) -> Token:
         """The next token."""
