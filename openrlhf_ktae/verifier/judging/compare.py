@@ -25,6 +25,7 @@ from .signs import has_free_signs, plain
 QUANTITIES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "abs", "max", "min", "gcd", "lcm"})
 EQUALITIES = frozenset({"=", "=mod"})
 MAX_ITEMS = 300
+TURNED = str.maketrans("<>", "><")
 ORDERED = frozenset({"()", "<>"})
 
 
@@ -61,7 +62,9 @@ def same_clock(gold: Value, answer: Value) -> bool:
     if not isinstance(gold, Clock) or not isinstance(answer, Clock):
         return False
     halves = {gold.half, answer.half}
-    return gold.seconds == answer.seconds and (len(halves) == 1 or halves in ({"", "a"}, {"", "p"}, {"p", "24"}))
+    return gold.seconds == answer.seconds and (
+        len(halves) == 1 or halves in ({"", "a"}, {"", "p"}, {"p", "24"}, {"a", "0"})
+    )
 
 
 def remainder(value: Value) -> Value:
@@ -212,6 +215,9 @@ def _same_equations(gold: Relation, answer: Relation, positive: bool) -> bool:
 
 
 def _same_inequalities(gold: Relation, answer: Relation) -> bool:
+    if {gold.operators[0][0], answer.operators[0][0]} == {"<", ">"}:
+        turned = tuple(operator.translate(TURNED) for operator in answer.operators[::-1])
+        answer = Relation(answer.sides[::-1], turned, answer.names[::-1])
     if any(conflict(g, a) for g, a in zip(gold.names, answer.names, strict=False) if g and a):
         return False
     verdict = same_set(gold, answer)
@@ -221,10 +227,8 @@ def _same_inequalities(gold: Relation, answer: Relation) -> bool:
         if gold.operators == answer.operators:
             return all(same(g, a) for g, a in zip(gold.sides, answer.sides, strict=True))
         return False
-    if gold.operators[0].replace(">", "<") != answer.operators[0].replace(">", "<"):
-        return False
     if gold.operators != answer.operators:
-        answer = Relation(answer.sides[::-1], gold.operators, answer.names[::-1])
+        return False
     return _same_equations(gold, answer, positive=gold.operators != ("!=",))
 
 

@@ -24,6 +24,7 @@ MAX_ANGLE = 1e30  # of a sine: it costs as many digits
 MAX_TERMS = 2000  # of a sum or product
 TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 EXPONENTIAL = frozenset({"exp", "sinh", "cosh", "tanh", "coth"})
+RELATIVE = frozenset({"exp", "sqrt", "root", "abs", "factorial", "ratio"})  # as precise as what they are applied to
 LOGARITHMIC = frozenset({"ln", "log", "lg", "logbase"})
 
 
@@ -35,6 +36,7 @@ class Evaluator:
         self.symbols = dict(symbols or {})
         self.steps = STEPS
         self.largest, self.smallest = 0, 0  # binary exponents of the terms of sums
+        self.cancelled = -math.inf  # that of the largest value whose digits may have cancelled: a term, 1 in a sine
         self.lost = 0  # bits that large angles and exponents cost
         self.literal = 0  # bits of the longest number that is written out
 
@@ -107,6 +109,7 @@ class Evaluator:
             if term != 0:
                 size = mpmath.mag(term)
                 self.largest, self.smallest = max(self.largest, size), min(self.smallest, size)
+                self.cancelled = max(self.cancelled, size)
         return left + right
 
     def _power(self, base: Any, exponent: Any) -> Any:
@@ -157,6 +160,8 @@ class Evaluator:
         return value
 
     def _function(self, name: str, values: list[Any]) -> Any:
+        if name not in RELATIVE:
+            self.cancelled = max(self.cancelled, 1)
         if name in TRIGONOMETRIC | EXPONENTIAL:
             limit = MAX_ANGLE if name in TRIGONOMETRIC else MAX_LOG2
             if abs(values[0]) > limit or abs(mpmath.im(values[0])) > MAX_LOG2:

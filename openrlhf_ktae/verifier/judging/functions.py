@@ -39,25 +39,33 @@ Point = dict[str, Any]
 ZERO: Node = ("num", Fraction(0), "")
 
 
-def vanishes(gold: Node, answer: Node, point: Point, bits: int = BITS, complex_wanted: bool = True) -> bool:
-    """Whether the two agree at a point to the last bits. Raises NoValueError where one has no (real) value."""
+def vanishes(gold: Node, answer: Node, point: Point, bits: int = BITS, real: bool = False, last: float = 0) -> bool:
+    """Whether the two agree at a point to the last bits. Raises NoValueError where one has no (real) value.
+
+    Values no larger than rounding errors are looked at in more bits: zeros shrink with the errors. `last` is their
+    binary exponent in fewer bits.
+    """
+    if bits > MAX_BITS:
+        raise TooLargeError
     values, evaluators = [], []
     for node in (gold, answer):
         evaluators.append(Evaluator(bits, point))
         values.append(evaluators[-1](node))
-    if not complex_wanted and any(mpmath.im(value) != 0 for value in values):
+    if real and any(mpmath.im(value) != 0 for value in values):
         raise NoValueError
     needed = max(evaluator.needed for evaluator in evaluators) + SPARE_BITS
     if needed > bits:
-        if needed > MAX_BITS:
-            raise TooLargeError
-        return vanishes(gold, answer, point, needed, complex_wanted)
+        return vanishes(gold, answer, point, needed, real)
     with mpmath.workprec(bits):
         difference = abs(values[0] - values[1])
-        size = max([mpmath.mag(value) for value in values if value != 0], default=0)
-        lost = max(evaluator.lost for evaluator in evaluators)
-        largest = max(size, *(evaluator.largest for evaluator in evaluators))
-        return bool(difference == 0 or mpmath.mag(difference) <= largest - bits + MARGIN_BITS + lost)
+        if difference == 0:
+            return True
+        size = max(mpmath.mag(value) for value in values if value != 0)
+        error = max(evaluator.lost for evaluator in evaluators) + MARGIN_BITS - bits
+        noise = max(evaluator.cancelled for evaluator in evaluators) + error
+        if size > noise:
+            return bool(mpmath.mag(difference) <= max(noise, size + error))
+    return size < last - SPARE_BITS / 2 or vanishes(gold, answer, point, bits + noise - size + SPARE_BITS, real, size)
 
 
 def same_function(gold: Node, answer: Node) -> bool:
@@ -98,10 +106,12 @@ def _renames(gold: Node, answer: Node) -> list[dict[str, str]]:
     """Other names that the same thing may have in the answer: an arbitrary constant, a parameter, a subscript."""
     gold_symbols, answer_symbols = free_symbols(gold), free_symbols(answer)
     missing, extra = sorted(gold_symbols - answer_symbols), sorted(answer_symbols - gold_symbols)
+    own = _arbitrary(gold)
+    given = {*extra, *(own & answer_symbols)}
+    if set(extra) <= ARBITRARY and set(missing) <= own and 0 < len(given) == len(own) <= 4:
+        return [dict(zip(order, sorted(own), strict=True)) for order in itertools.permutations(sorted(given))]
     if not extra or len(missing) != len(extra) or len(extra) > 4:
         return []
-    if set(extra) <= ARBITRARY and all(name in _arbitrary(gold) for name in missing):
-        return [dict(zip(order, missing, strict=True)) for order in itertools.permutations(extra)]
     if len(extra) == 1 and extra[0] in PARAMETERS and missing[0] in PARAMETERS and _is_period(gold, missing[0]):
         return [{extra[0]: missing[0]}]
     stripped = {name: _without_label(name) for name in extra}
@@ -174,11 +184,11 @@ def _agree(gold: Node, answer: Node) -> bool:
 
 def _compared(gold: Node, answer: Node, points: Iterable[Point], least: int = MIN_POINTS) -> bool | None:
     """False at the first point that tells the two apart, None where too few points are in both domains."""
-    complex_wanted = any(part == ("const", "i") for node in (gold, answer) for part in walk(node))
+    real = all(part != ("const", "i") for node in (gold, answer) for part in walk(node))
     count = 0
     for point in points:
         try:
-            if not vanishes(gold, answer, point, complex_wanted=complex_wanted):
+            if not vanishes(gold, answer, point, real=real):
                 return False
         except TooLargeError:
             return False
@@ -238,8 +248,9 @@ def _around_breaks(names: list[str], inner: Node) -> Iterator[Point]:
         slope = at[1] - at[0]
         if slope == 0 or abs(at[2] - at[1] - slope) > abs(slope) * mpmath.mpf(10) ** -30:
             continue
-        for step in (-40.4, -2.6, -1.3, -0.4, -0.01, 0.01, 0.4, 1.3, 2.6, 40.4):
-            yield {**base, name: (step - at[0]) / slope}
+        for step in (-40.4, -2.6, -1.3, -0.4, -0.01, 0, 0.01, 0.4, 1.3, 2.6, 40.4):
+            with mpmath.workprec(BITS):
+                yield {**base, name: (step - at[0]) / slope}
 
 
 def _integer_points(names: list[str], nodes: list[Node]) -> Iterator[Point]:

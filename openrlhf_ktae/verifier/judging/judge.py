@@ -39,7 +39,18 @@ def warm_up() -> None:
 def read_golds(golds: Sequence[str]) -> Verdict:
     """Unknown where no gold can be read, with the reason; wrong, what any answer is until it agrees, where one can."""
     reasons = [reason for gold in golds if (reason := _unread(clean(gold)))]
+    _fullest(tuple(map(clean, golds)))
     return GOLD_READ if len(reasons) < len(golds) else Verdict(UNKNOWN, reasons[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def _fullest(golds: tuple[str, ...]) -> tuple[str, ...]:
+    """Cleaned golds, without a number or formula that another of them states with its unit or name: these hold then."""
+    if len(golds) == 1:
+        return golds
+    bare = {gold for gold in golds if all(isinstance(value, Scalar) and not value.unit for value in readings(gold))}
+    full = [gold for gold in golds if gold not in bare]
+    return tuple(g for g in golds if g not in bare or not any(judge_one(f, g).status == CORRECT for f in full))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -54,8 +65,8 @@ def judge(golds: Sequence[str], answer: str) -> Verdict:
     """The verdict on one answer against alternative golds: one that agrees is enough."""
     verdicts: list[Verdict] = []
     answer = clean(answer)
-    for gold in golds:
-        verdicts.append(judge_one(clean(gold), answer))
+    for gold in _fullest(tuple(map(clean, golds))):
+        verdicts.append(judge_one(gold, answer))
         if verdicts[-1].status == CORRECT:
             return verdicts[-1]
     return next((verdict for verdict in verdicts if verdict.status == WRONG), verdicts[0])

@@ -76,7 +76,8 @@ _EATEN = re.compile(
 )
 _ESCAPES = {"\x0c": r"\f", "\x08": r"\b", "\t": r"\t", "\r": r"\r"}
 _INTRODUCTION = re.compile(
-    r"^(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is\s*:?|\s*[:=])\s*(?=\S)",
+    r"^(\\text\s*\{\s*)?(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?"
+    r"answer(?:\s+is\s*:?|\s*[:=])\s*(?(1)\}\s*)(?=\S)",
     re.IGNORECASE,
 )
 

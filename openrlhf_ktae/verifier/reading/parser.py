@@ -88,10 +88,9 @@ def read_clock(text: str) -> Clock | None:
     match = _CLOCK.fullmatch(re.sub(r"^[A-Za-z ]{1,40} (?:is|at) +", "", plain))
     if match is None or int(match[1]) > 24:
         return None
-    hour, half = int(match[1]), (match[4] or "").lower()
-    if half or hour > 12:
-        hour, half = hour % 12, half or "24"
-    return Clock(3600 * hour + 60 * int(match[2]) + int(match[3] or 0), half)
+    hour = int(match[1]) % 24
+    half = (match[4] or "").lower() or ("24" if hour > 12 else "" if hour else "0")
+    return Clock(3600 * (hour % 12 or 12) + 60 * int(match[2]) + int(match[3] or 0), half)
 
 
 def read(text: str, join_commas: bool = True, tight_division: bool = False) -> Value:

@@ -309,6 +309,11 @@ DIFFERENT = {
         ("C", "4"),
         ("E", "e^2"),
     ],
+    "several golds": [
+        ("['15000 \\text{ kcal}', '15000']", r"15000 \text{ km}"),
+        ("['6.43e16', '6.43e16 \\text{ cm}^{-3}']", r"6.43e16 \text{ cm}^{-2}"),
+        ("['x = e^t + 1', 'e^t + 1']", "q = e^t + 1"),
+    ],
     "units": [
         (r"3.5 \text{ hours}", r"3.5 \text{ minutes}"),
         (r"3.5 \text{ hours}", r"3.5 \text{ days}"),
