@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -39,7 +40,9 @@ Point = dict[str, Any]
 ZERO: Node = ("num", Fraction(0), "")
 
 
-def vanishes(gold: Node, answer: Node, point: Point, bits: int = BITS, real: bool = False, last: float = 0) -> bool:
+def vanishes(
+    gold: Node, answer: Node, point: Point, bits: int = BITS, real: bool = False, last: float = -math.inf
+) -> bool:
     """Whether the two agree at a point to the last bits. Raises NoValueError where one has no (real) value.
 
     Values no larger than rounding errors are looked at in more bits: zeros shrink with the errors. `last` is their
@@ -152,7 +155,7 @@ def _is_period(gold: Node, name: str) -> bool:
     r"""True for the integer k of `\frac{\pi}{6} + 2\pi k`: it stands only beside a multiple of pi, at the top."""
     own = [term for term in _terms(gold) if name in free_symbols(term)]
     outside = {part[0] for term in own for part in walk(term)} <= {"mul", "div", "add", "neg", "num", "sym", "const"}
-    return len(own) == 1 and outside and any(part == ("const", "pi") for part in walk(own[0]))
+    return len(own) == 1 and outside and ("const", "pi") in walk(own[0]) and free_symbols(own[0]) == {name}
 
 
 def _without_label(name: str) -> str:

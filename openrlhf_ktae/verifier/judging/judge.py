@@ -107,7 +107,7 @@ def readings(text: str) -> tuple[Value, ...]:
     if clock is not None:
         found.append(clock)
         hours, minutes = divmod(clock.seconds // 60, 60)
-        if clock.half or math.gcd(hours, minutes) > 1:  # else it may be a ratio in lowest terms
+        if clock.half or minutes < 10 or math.gcd(hours, minutes) > 1:  # else it may be a ratio in lowest terms
             return (clock,)
     limit = _LIMIT.fullmatch(text)
     if limit is not None:

@@ -90,7 +90,7 @@ def _same_expression(gold: Node, answer: Node, scale: Fraction) -> bool:
 
 def _same_special(gold: Node, answer: Node) -> bool | None:
     """Infinity, numerals with a base, letters that are constants; None for ordinary expressions."""
-    runs = [spelled(node) for node in (gold, answer)]
+    runs = [spelled(node).removeprefix("angle") for node in (gold, answer)]
     if all(len(run) > 2 and run.isalpha() and run.isupper() for run in runs):
         return runs[0] == runs[1]  # ABC is a name; its letters keep their order
     infinite = [_infinity(node) for node in (gold, answer)]
