@@ -9,6 +9,7 @@ from ..reading.units import DEGREE, PERCENT, RADIAN_FACTOR, same_label
 from ..reading.values import Node, Scalar, Unit
 from .constants import same_constant
 from .functions import same_function
+from .sets import INFINITY
 
 
 def same_scalar(gold: Scalar, answer: Scalar) -> bool:
@@ -93,7 +94,7 @@ def _same_special(gold: Node, answer: Node) -> bool | None:
     runs = [spelled(node).removeprefix("angle") for node in (gold, answer)]
     if all(len(run) > 2 and run.isalpha() and run.isupper() for run in runs):
         return runs[0] == runs[1]  # ABC is a name; its letters keep their order
-    infinite = [_infinity(node) for node in (gold, answer)]
+    infinite = [(node == INFINITY) - (node == ("neg", INFINITY)) for node in (gold, answer)]
     if any(infinite):
         return infinite[0] == infinite[1]
     if gold[0] == "based":
@@ -103,12 +104,3 @@ def _same_special(gold: Node, answer: Node) -> bool | None:
             return None
         return answer[0] == "num" and answer[2].lstrip("0") == gold[1].lstrip("0")
     return None
-
-
-def _infinity(node: Node) -> int:
-    """1 and -1 for the infinities, 0 for everything else."""
-    if node == ("const", "inf"):
-        return 1
-    if node[0] == "neg":
-        return -_infinity(node[1])
-    return 0

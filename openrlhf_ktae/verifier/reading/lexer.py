@@ -53,6 +53,7 @@ _CHOOSE = re.compile(
     r"|(?<![\w\\])(?:C|\\(?:mathrm|text)\{C\})\s*_\{?(\d{1,5})\}?\s*\^\{?(\d{1,5})\}?"
 )
 _DOTS = re.compile(r"(\d*)\.(\d{2,40})\s*(?:\.\.\.|\\(?:ldots|dots|cdots|dotsc)(?![a-zA-Z]))")
+_WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 _TOKEN = re.compile(
     r"(?P<space>\s+)"
     r"|(?P<num>\d+\.?\d*(?:[eE][-+]?\d+(?![\d.a-zA-Z]))?|\.\d+(?:[eE][-+]?\d+(?![\d.a-zA-Z]))?)"
@@ -141,9 +142,15 @@ def _joined(match: re.Match[str]) -> str:
     return match.group().replace(",", "") if apart else match.group()
 
 
-def _scan(text: str, tokens: list[Token]) -> None:
+def _scan(text: str, tokens: list[Token], words: bool = False) -> None:
+    """Add the tokens of a text; with `words`, letters are words and not products of variables."""
     position = 0
     while position < len(text):
+        word = _WORD.match(text, position) if words else None
+        if word is not None:
+            tokens.append(("word", word.group()))
+            position = word.end()
+            continue
         match = _TOKEN.match(text, position)
         assert match is not None
         position = match.end()
@@ -237,31 +244,8 @@ def _text_argument(text: str, position: int, command: str, tokens: list[Token]) 
     if letter in FUNCTION_NAMES and not (after_number and letter in UNITS):
         tokens.append(("cmd", FUNCTION_NAMES[letter]))
         return end
-    _scan_words(content, tokens)
+    _scan(content, tokens, words=True)
     return end
-
-
-_WORD_TOKEN = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
-
-
-def _scan_words(content: str, tokens: list[Token]) -> None:
-    """Like `_scan`, but letters are words."""
-    position = 0
-    while position < len(content):
-        word = _WORD_TOKEN.match(content, position)
-        if word is not None:
-            tokens.append(("word", word.group()))
-            position = word.end()
-            continue
-        match = _TOKEN.match(content, position)
-        assert match is not None
-        position = match.end()
-        if match.lastgroup == "textcmd":
-            position = _text_argument(content, position, match["textcmd"], tokens)
-        elif match.lastgroup != "space":
-            tokens.extend(_convert(match.lastgroup or "", match, tokens))
-        if len(tokens) > MAX_TOKENS:
-            raise ReadError("too many tokens")
 
 
 def _binomial(match: re.Match[str]) -> str:

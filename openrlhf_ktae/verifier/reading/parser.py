@@ -471,17 +471,13 @@ class Parser:
 
     def unary(self) -> Any:
         """A factor with its signs."""
-        if self.accept("-"):
-            self.deeper()
-            value: Any = ("neg", operand(self.unary()))
-            self.depth -= 1
-            return value
-        if self.accept("+"):
-            self.deeper()
-            value = self.unary()
-            self.depth -= 1
-            return value
-        return self.power()
+        sign = self.accept("-", "+")
+        if sign is None:
+            return self.power()
+        self.deeper()
+        value = self.unary()
+        self.depth -= 1
+        return ("neg", operand(value)) if sign == "-" else value
 
     def power(self) -> Any:
         """An atom with its exponent; the transpose of a structure."""

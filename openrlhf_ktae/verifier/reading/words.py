@@ -121,11 +121,6 @@ def phrase(text: str) -> str:
 
 # --- units: (dimension exponents, factor to the base unit as text) -------------------------------------------------
 
-_BASE = {
-    "m": ({"m": 1}, "1"),
-    "s": ({"s": 1}, "1"),
-    "g": ({"g": 1}, "1"),
-}
 _UNIT_LINES = """
 m:1: m meter meters metre metres 米
 m:0.000001: micron microns
@@ -170,8 +165,6 @@ data:8: B byte bytes
 s:3155760000: century centuries
 s:315576000: decade decades
 m:201.168: furlong furlongs
-"""
-_COMPOUND_LINES = """
 m=3: 0.001: L l liter liters litre litres 升
 m=3: 0.000001: ml mL milliliter milliliters cc
 m=3: 0.003785411784: gal gallon gallons
@@ -205,11 +198,8 @@ g=1,m=2,s=-3,A=-2: 1000: ohm ohms
 def _units() -> dict[str, tuple[dict[str, int], str]]:
     table: dict[str, tuple[dict[str, int], str]] = {}
     for line in _UNIT_LINES.strip().splitlines():
-        dimension, factor, names = line.split(":")
-        table.update({name: ({dimension: 1}, factor) for name in names.split()})
-    for line in _COMPOUND_LINES.strip().splitlines():
         dimensions, factor, names = line.split(":")
-        powers = {name: int(power) for name, power in (part.split("=") for part in dimensions.split(","))}
+        powers = {name: int(power or 1) for name, _, power in (part.partition("=") for part in dimensions.split(","))}
         table.update({name: (powers, factor.strip()) for name in names.split()})
     return table
 
