@@ -67,6 +67,10 @@ MAX_TERMS = 400  # of one sum or product: the tree is as deep as they are many
 OPENING = frozenset({"(", "[", "{", "\\{"})
 MAX_ARGUMENT_TOKENS = 40  # of the bracket behind a letter
 APPLIED = frozenset({"f", "F", "zeta", "Gamma"})  # letters that are never a factor before a bracket
+OFTEN_APPLIED = frozenset({"g", "h", "G", "H", "phi", "psi", "Phi", "Psi"})  # neither where a variable is shifted
+_ATOM = r"(?:[1axn]|\([+-]*[1axn]\))"
+_ARGUMENTS = re.compile(rf"\({_ATOM}(,[+-]*{_ATOM})*\)")
+_OF_VARIABLE = re.compile(r"\([1+*/-]*[xn][1+*/-]*\)")
 PROBABILITIES = frozenset({"P", "Pr", "E"})
 EVENT_MARKS = RELATIONS | {"|", "cap", "cup"}
 END: Token = ("end", "")
@@ -488,7 +492,7 @@ class Parser:
             return self._transposed(value)
         self.deeper()
         exponent = self.exponent()
-        inverse = value[0] == "sym" and value[1] in APPLIED | {"g", "h"} and exponent == MINUS_ONE
+        inverse = value[0] == "sym" and value[1] in APPLIED | OFTEN_APPLIED and exponent == MINUS_ONE
         applied = self.application(("sym", f"{value[1]}^-1")) if inverse else None
         value = self.postfix(applied or ("pow", value, exponent))
         self.depth -= 1
@@ -549,7 +553,7 @@ class Parser:
         event = self._event() if function[1] in PROBABILITIES else None
         if event is not None:
             return ("app", function[1], event)
-        if self.peek() != ("op", "(") or not (function[1] in APPLIED or self._simple_arguments()):
+        if self.peek() != ("op", "(") or not (function[1] in APPLIED or self._is_applied(function[1])):
             return None
         self.position += 1
         arguments = [operand(self.sum())]
@@ -565,32 +569,19 @@ class Parser:
         if closer is None or closer not in values:
             return None
         inside = values[1 : values.index(closer)]
-        if not any(value in EVENT_MARKS or (value.isalpha() and len(value) > 2) for value in inside):
+        random = inside[:1] in (["X"], ["Y"], ["Z"])
+        if not random and not any(value in EVENT_MARKS or (value.isalpha() and len(value) > 2) for value in inside):
             return None
         self.position += len(inside) + 2
         return ("sym", " ".join(inside))
 
-    def _simple_arguments(self) -> bool:
-        """True if the bracket ahead holds single letters or numbers, the latter perhaps in brackets with a sign."""
-        wanted, depth, offset, several = True, 0, 0, False
-        while offset < MAX_ARGUMENT_TOKENS:
-            kind, value = self.peek(offset)
-            offset += 1
-            if value == "(" and wanted:
-                depth += 1
-            elif value == ")" and not wanted:
-                depth -= 1
-                if depth == 0:
-                    return True
-            elif value in ("-", "+") and wanted and (depth > 1 or several):
-                continue
-            elif kind == "op" and value == "," and not wanted:
-                wanted = several = True
-            elif wanted and (kind in ("num", "sym") or (kind == "cmd" and value in SYMBOLS)):
-                wanted = False
-            else:
-                return False
-        return False
+    def _is_applied(self, letter: str) -> bool:
+        """True if the bracket ahead holds arguments: letters or numbers, for letters such as `g` also `2x - 1`."""
+        ahead = ""
+        for kind, value in self.tokens[self.position : self.position + MAX_ARGUMENT_TOKENS]:
+            named = kind == "sym" or (kind == "cmd" and value in SYMBOLS)
+            ahead += value if value in ("x", "n") or kind == "op" else "1" if kind == "num" else "a" if named else "?"
+        return bool(_ARGUMENTS.match(ahead) or (letter in OFTEN_APPLIED and _OF_VARIABLE.match(ahead)))
 
     def atom(self) -> Any:
         """A number, a letter, a command, a bracket, an absolute value."""
