@@ -320,6 +320,9 @@ EQUIVALENT = {
         ("C_1 e^x + C_2 e^{-x}", "C_2 e^x + C_1 e^{-x}"),
         (r"12:45 \text{ PM}", "12:45"),
         (r"12:45 \text{ AM}", "0:45"),
+        ("g(x-1)", "g(-1+x)"),
+        (r"g(\sin\theta - \mu)", r"g\sin\theta - \mu g"),
+        ("E[X^2] - E[X]^2", "-E[X]^2 + E[X^2]"),
         (r"\text{The answer is } a + b", "b + a"),
     ],
     "units": [
