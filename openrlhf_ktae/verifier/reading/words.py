@@ -46,7 +46,7 @@ CHANGING = frozenset(
     mod modulo base from through until up but only either neither nor any all infinitely many undefined infinite
     infinity squared cubed k squared-off other others both is are was were wrong incorrect false someone
     halves halved half quarter quarters thirds score scores gross myriad lakh lakhs crore crores doubled tripled
-    factorial reciprocal inverse root roots am pm""".split()
+    factorial reciprocal inverse root roots am pm rejected extraneous invalid""".split()
 )
 
 _PARTS = re.compile(
