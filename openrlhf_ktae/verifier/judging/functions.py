@@ -20,7 +20,7 @@ import mpmath
 from ..reading.nodes import free_symbols, renamed, replaced, walk
 from ..reading.values import Node
 from .evaluate import Evaluator
-from .exact import NoValueError, TooLargeError
+from .exact import NoValueError, TooLargeError, exact
 
 BITS = 280  # of a first evaluation; 200 of them beyond the largest and the smallest term of any sum
 SPARE_BITS = 200
@@ -291,7 +291,8 @@ def _positive_letters(formula: Node) -> frozenset[str]:
     """
     found: set[str] = set()
     for node in walk(formula):
-        if node[:2] == ("fn", "sqrt") and not any(part[0] in ("add", "fn", "app") for part in walk(node[2])):
+        even_root = node[:2] == ("fn", "sqrt") or (node[:2] == ("fn", "root") and (exact(node[3]) or 1) % 2 == 0)
+        if even_root and not any(part[0] in ("add", "fn", "app") for part in walk(node[2])):
             names = free_symbols(node[2])
             even = {p[1][1] for p in walk(node[2]) if p[0] == "pow" and p[1][0] == "sym" and p[2][:1] == ("num",)}
             if names - even:
@@ -316,7 +317,8 @@ def same_equation(gold: Node, answer: Node, positive: bool = False) -> bool:
 def _are_multiples(gold: Node, answer: Node, positive: bool) -> bool:
     """Whether answer / gold is the same number at the test points as at the first of them."""
     names = sorted(free_symbols(gold))
-    unknowns = _unknown_functions(frozenset(names))
+    derivatives = {name for name in names if "'" in name}
+    unknowns = derivatives | ({name.split("'")[0] for name in derivatives} & set(names))  # these, and of what they are
     nodes = [*walk(gold), *walk(answer)]
     points = _real_points(names)
     if any(node[0] == "fn" and node[1] in PIECES for node in nodes):
@@ -344,9 +346,3 @@ def _are_multiples(gold: Node, answer: Node, positive: bool) -> bool:
             continue
         count += 1
     return count >= MIN_POINTS
-
-
-def _unknown_functions(names: frozenset[str]) -> frozenset[str]:
-    """Derivatives among the symbols (`y'`, `partial u/partial t`) and what they are derivatives of."""
-    derivatives = {name for name in names if "'" in name}
-    return frozenset(derivatives | ({name.split("'")[0] for name in derivatives} & names))

@@ -24,7 +24,8 @@ UNREADABLE, GOLD_READ = Verdict(WRONG, Reason.ANSWER_UNREADABLE), Verdict(WRONG,
 _LABELLED_POINT = re.compile(r"[A-Z]'?(?:_\{?\w\}?)?\s*(\(([^()=]*),([^()=]*)\))")  # P(1, -2)
 _STYLED = re.compile(r"\\(?:text|textbf|mathrm|texttt|mbox)\{([^{}]*)\}")
 _UPRIGHT = re.compile(r"\\(?:text|mathrm|ce)(?![a-zA-Z])|[{}_\s]")
-_SUBSTANCE = re.compile(r"(?=[^0-9]*[A-Z][a-z]?\d)(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*)+[+-]?")  # CH4, Ca(OH)2
+# CH4, Ca(OH)2, Fe^3+
+_SUBSTANCE = re.compile(r"(?=[^0-9]*[A-Z][a-z]?\)?\^?\d)(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*)+(?:\^?\d?[+-])?")
 _OR = re.compile(r"\\text\s*\{\s*or\s*\}|\sor\s")
 _LIMIT = re.compile(
     r"\\(?:lim|sup|inf|int|iint|oint|max|min|limsup|liminf)(?![a-zA-Z])[^=]*(?:\{[^{}]*=[^{}]*\}[^=]*)?=([^=]*)"
@@ -58,7 +59,8 @@ def _unread(gold: str) -> Reason | None:
     """Why a gold is not read; None where it is. Prose about a formula is read as its own text."""
     if _is_prose(gold):
         return None if re.search(r"[\\$=^]", gold) else Reason.GOLD_IS_PROSE
-    return None if readings(gold) else Reason.GOLD_UNREADABLE
+    named = _SUBSTANCE.fullmatch(_UPRIGHT.sub("", gold)) or same_choice(gold, gold)
+    return None if named or readings(gold) else Reason.GOLD_UNREADABLE
 
 
 def judge(golds: Sequence[str], answer: str) -> Verdict:
@@ -77,7 +79,7 @@ def judge_one(gold: str, answer: str) -> Verdict:
     if _bare(gold) == _bare(answer):
         return SAME_TEXT
     substances = [_UPRIGHT.sub("", text) for text in (gold, answer)]
-    if all(map(_SUBSTANCE.fullmatch, substances)) and substances != [gold, answer]:
+    if substances != [gold, answer] and (all(map(_SUBSTANCE.fullmatch, substances)) or "\\ce" in gold + answer):
         return SAME_TEXT if substances[0] == substances[1] else DIFFERENT_VALUE
     choice = same_choice(gold, answer)
     if choice is not None:

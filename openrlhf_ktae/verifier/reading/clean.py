@@ -69,8 +69,6 @@ _ONLY = re.compile(r"\\text\s*\{\s*(?:is the )?only(?: (?:solution|answer|value|
 _NULL_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _COLOUR = re.compile(r"\\(?:text)?color(?:box)?\s*(?:\[[^\]]{0,20}\])?\s{0,9}\{[^{}]{0,40}\}")
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],;!%])")
-
-
 _EATEN = re.compile(
     "\x0c(?=rac)|\x08(?=oxed|inom|ar|eta|egin)|\t(?=ext|imes|heta|an(?![a-z])|frac|riangle|au)|\r(?=ight|angle|ho)"
 )
@@ -128,15 +126,9 @@ def _ascii(text: str) -> str:
     text = _VULGAR.sub(_vulgar_fraction, text)
     text = text.translate(_TRANSLATION)
     text = unicodedata.normalize("NFKC", text).translate(_TRANSLATION)
-    return "".join(c if c.isascii() else _digit(c) for c in text)
+    return "".join(c if c.isascii() else str(unicodedata.decimal(c, c)) for c in text)  # digits of any script
 
 
 def _vulgar_fraction(match: re.Match[str]) -> str:
     above, below = unicodedata.normalize("NFKC", match.group()).split("⁄")
     return f"\\frac{{{above}}}{{{below}}}"
-
-
-def _digit(character: str) -> str:
-    """The ASCII digit of a decimal digit of any script; other characters as they are."""
-    value = unicodedata.decimal(character, None)
-    return character if value is None else str(value)

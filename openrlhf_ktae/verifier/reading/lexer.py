@@ -74,7 +74,7 @@ _RELATION_COMMANDS = {
         ("approx approxeq simeq thickapprox doteq", "~="), ("lt", "<"), ("gt", ">"), ("cdot times ast", "*"),
         ("div", "/"), ("vert lvert rvert mid Vert lVert rVert", "|"), ("lbrace", "\\{"), ("rbrace", "\\}"),
         ("lparen", "("), ("rparen", ")"), ("lbrack", "["), ("rbrack", "]"), ("in", "in"), ("equiv", "=mod"),
-        ("colon", ":"),
+        ("colon", ":"), ("pm", "+-"), ("mp", "-+"),
     )
     for command in commands.split()
 }  # fmt: skip

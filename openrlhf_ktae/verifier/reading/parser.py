@@ -379,7 +379,7 @@ class Parser:
     def sum(self) -> Any:
         """Terms with `+`, `-`, `\\pm`, `\\mp` between them."""
         self.deeper()
-        sign = self._plus_minus()
+        sign = self.accept("+-", "-+")
         value = ("pm", ZERO, operand(self.product()), sign) if sign else self.product()
         terms = 1
         while isinstance(value, tuple) and terms < MAX_TERMS:
@@ -387,19 +387,12 @@ class Parser:
             if operator := self.accept("+", "-"):
                 right = operand(self.product())
                 value = ("add", value, right if operator == "+" else ("neg", right))
-            elif sign := self._plus_minus():
+            elif sign := self.accept("+-", "-+"):
                 value = ("pm", value, operand(self.product()), sign)
             else:
                 break
         self.depth -= 1
         return value
-
-    def _plus_minus(self) -> str | None:
-        kind, value = self.peek()
-        if kind == "cmd" and value in ("pm", "mp"):
-            self.position += 1
-            return "+-" if value == "pm" else "-+"
-        return None
 
     def product(self) -> Any:
         """Factors with `*`, `/`, `:` between them, or side by side."""
@@ -781,8 +774,9 @@ class Parser:
             raise ReadError("matrix is not closed")
         if len({len(row) for row in rows}) != 1:
             raise ReadError("ragged matrix")
-        if kind == "cases":
-            return Group("cases", tuple(Group("()", tuple(row)) for row in rows))
+        if kind == "cases":  # with one column a system of equations
+            values = (Group("()", tuple(row)) if len(row) > 1 else row[0] for row in rows)
+            return Group("cases" if len(rows[0]) > 1 else "", tuple(values))
         return Matrix(tuple(tuple(row) for row in rows))
 
     def accent(self, name: str) -> Node:

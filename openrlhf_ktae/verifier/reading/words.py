@@ -123,6 +123,7 @@ def phrase(text: str) -> str:
 
 _UNIT_LINES = """
 m:1: m meter meters metre metres 米
+m:1000: 公里
 m:0.000001: micron microns
 m:0.0000000001: angstrom angstroms
 m:0.0254: in inch inches
