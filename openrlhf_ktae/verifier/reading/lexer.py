@@ -100,7 +100,7 @@ def tokenise(text: str, join_commas: bool) -> list[Token]:
     if r"\rational" in text:  # a command of our own
         raise ReadError(r"\rational")
     text = _TIMES_TEN.sub(r" \\times 10^", text).replace("**", "^")
-    text = _CHOOSE.sub(_binomial, text)
+    text = _CHOOSE.sub(_binomial, text) if "C" in text else text
     text = _ORDINAL.sub(" ", text)
     text = _DEGREE.sub("\\\\degrees ", text)
     if "\\" in text:
@@ -110,13 +110,14 @@ def tokenise(text: str, join_commas: bool) -> list[Token]:
         text = _OHM.sub(r"\\text{ ohm}", text)
         text = _MINUTES.sub(_sexagesimal, text)
         text = _PRIMES.sub(lambda m: "'" * (m.group().count("prime")), text)
-    text = _BASE.sub(lambda m: f"_{{{NUMBER_WORDS.get(m[1], m[1])}}}", text)
-    text = _BASE_WORD.sub(lambda m: f"_{{{NUMBER_WORDS[m[1]]}}}" if m[1] in NUMBER_WORDS else m.group(), text)
-    text = _ARC.sub(lambda m: r"\text{ arcsec }" if len(m[1]) == 2 else r"\text{ arcmin }", text)
-    text = _SPACED_GROUPS.sub(lambda m: m.group().replace(" ", ""), text)
+        text = _BASE_WORD.sub(lambda m: f"_{{{NUMBER_WORDS[m[1]]}}}" if m[1] in NUMBER_WORDS else m.group(), text)
+    text = _BASE.sub(lambda m: f"_{{{NUMBER_WORDS.get(m[1], m[1])}}}", text) if "base" in text else text
+    if "'" in text:
+        text = _ARC.sub(lambda m: r"\text{ arcsec }" if len(m[1]) == 2 else r"\text{ arcmin }", text)
+    text = _SPACED_GROUPS.sub(lambda m: m.group().replace(" ", ""), text) if " " in text else text
     if join_commas:
         text = _COMMA_GROUPS.sub(_joined, text)
-    text = _DECIMAL_COMMA.sub(".", text)
+    text = _DECIMAL_COMMA.sub(".", text) if "," in text else text
     if "." in text:
         text = _DOTTED_PERIOD.sub(r"\\overline{\1\2\3}", text)
         text = _REPEATING.sub(lambda m: _rational(m[1], m[2], m[3] or m[4] or m[5]), text)

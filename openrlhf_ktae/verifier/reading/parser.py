@@ -512,7 +512,7 @@ class Parser:
     def postfix(self, value: Any) -> Any:
         """Factorials, percent, degrees, subscripts, primes and arguments behind an atom."""
         for _ in range(MAX_TERMS):
-            if not isinstance(value, tuple):
+            if not isinstance(value, tuple) or self.peek()[0] not in ("op", "cmd"):
                 break
             if self.accept("!"):
                 value = ("fn", "factorial", value)
