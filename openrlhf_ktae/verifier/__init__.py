@@ -4,7 +4,7 @@ Importing this package loads the standard library alone: mpmath lives in worker 
 """
 
 from .config import VerifierConfig
-from .verdict import CORRECT, UNKNOWN, WRONG, Status, Verdict
+from .verdict import CORRECT, UNKNOWN, WRONG, Reason, Status, Verdict
 from .verifier import Verifier
 
-__all__ = ["CORRECT", "UNKNOWN", "WRONG", "Status", "Verdict", "Verifier", "VerifierConfig"]
+__all__ = ["CORRECT", "UNKNOWN", "WRONG", "Reason", "Status", "Verdict", "Verifier", "VerifierConfig"]

@@ -18,7 +18,7 @@ from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verdict, Verifier, VerifierConfig
 from openrlhf_ktae.verifier.formats import keeps_format, opening_of, response_text
 from openrlhf_ktae.verifier.user_reward import HINT, RewardFile, label_and_row
-from openrlhf_ktae.verifier.verdict import CPU_LIMIT, FAILURES, INTERNAL_ERROR, WALL_LIMIT
+from openrlhf_ktae.verifier.verdict import FAILURES, Reason
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
         except Exception:
             detail = traceback.format_exc()
             logger.error("the verifier failed on the label %r:\n%s", label, detail)
-            return Verdict(UNKNOWN, INTERNAL_ERROR, gold=repr(label), detail=detail)
+            return Verdict(UNKNOWN, Reason.INTERNAL_ERROR, gold=repr(label), detail=detail)
 
     def reward_fields(
         self, verdict: Verdict, reward: float, score: float, response: str, logs: dict[str, float]
@@ -102,7 +102,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
             "verifier_correct": float(verdict.status == CORRECT),
             "verifier_wrong": float(verdict.status == WRONG),
             "verifier_unknown": float(verdict.status == UNKNOWN),
-            "verifier_timeout": float(verdict.reason in (CPU_LIMIT, WALL_LIMIT)),
+            "verifier_timeout": float(verdict.reason in (Reason.CPU_LIMIT, Reason.WALL_LIMIT)),
             "verifier_failed": float(verdict.reason in FAILURES),
             "verifier_no_answer": float(verdict.status != UNKNOWN and verdict.extracted is None),
             "verifier_format": float(kept),
@@ -130,5 +130,5 @@ class AgentExecutor(SingleTurnAgentExecutor):
 def _verdict_of(failure: str, score: float, label: Any, threshold: float) -> Verdict:
     """The verdict that a user's score amounts to."""
     if failure:
-        return Verdict(UNKNOWN, "reward_func failed", gold=str(label), detail=failure)
-    return Verdict(CORRECT if score > threshold else WRONG, "reward_func", extracted="", gold=str(label))
+        return Verdict(UNKNOWN, Reason.REWARD_FUNC_FAILED, gold=str(label), detail=failure)
+    return Verdict(CORRECT if score > threshold else WRONG, Reason.REWARD_FUNC, extracted="", gold=str(label))

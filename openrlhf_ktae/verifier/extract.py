@@ -10,7 +10,9 @@ import re
 from dataclasses import dataclass
 
 from .reading.clean import restore_escapes
+from .verdict import Reason
 
+MAX_NESTED_BOXES = 4
 MAX_BOX = 65536  # characters; a box that does not close within them is taken as malformed
 PHRASE = "final answer is"
 HASHES = "####"
@@ -30,7 +32,7 @@ class Extraction:
     """The answer found, or the reason why there is none."""
 
     answer: str | None
-    reason: str = ""
+    reason: Reason = Reason.ANSWER_FOUND
 
 
 def extract_answer(response: str, answer_format: str = "auto", gold: object = "") -> Extraction:
@@ -40,47 +42,66 @@ def extract_answer(response: str, answer_format: str = "auto", gold: object = ""
     """
     response = response.replace("\x08oxed", "\\boxed")  # a JSON reader took backslash and b for a control character
     if answer_format == "tags":
-        return tagged(response) or Extraction(None, "no answer tag")
+        return tagged(response) or Extraction(None, Reason.NO_TAG)
     if response.rfind("<think>") > response.rfind("</think>"):
-        return Extraction(None, "thinking never ended")
-    last_box = max(response.rfind("\\boxed"), response.rfind("\\fbox"))
+        return Extraction(None, Reason.OPEN_THINKING)
+    last_box = _last_box(response, len(response))
     if answer_format == "box" or last_box >= 0:
-        later = tagged(response[last_box:]) if answer_format == "auto" and last_box >= 0 else None
-        return later or boxed(response)
+        found = boxed(response)
+        inside = answer_format == "box" or _OPEN_TAG in (found.answer or "")
+        return found if inside else tagged(response[last_box:]) or found
     hashed = HASHES in gold and _hashed(response) if isinstance(gold, str) else None
-    return tagged(response) or hashed or stated(response) or Extraction(None, "no boxed answer")
+    return tagged(response) or hashed or stated(response) or Extraction(None, Reason.NO_BOX)
 
 
 def _hashed(response: str) -> Extraction | None:
     """What follows the last `####` on its line, or None if there is none."""
     _, hashes, rest = response.rpartition(HASHES)
-    return _found(rest.strip().partition("\n")[0][:MAX_PHRASE_ANSWER], "empty answer") if hashes else None
+    return _found(rest.strip().partition("\n")[0][:MAX_PHRASE_ANSWER], Reason.EMPTY_ANSWER) if hashes else None
 
 
 def boxed(response: str) -> Extraction:
-    r"""The content of the last `\boxed{...}`, braces matched."""
-    start = max(response.rfind("\\boxed"), response.rfind("\\fbox"))
+    r"""The content of the last `\boxed{...}`, braces matched; of the outer one where it stands inside another."""
+    start = _last_box(response, len(response))
     if start < 0:
-        return Extraction(None, "no boxed answer")
+        return Extraction(None, Reason.NO_BOX)
     opening = _BOX_START.match(response, start)
     if opening is None:
         bare = _BARE_BOX.match(response, start)
-        return Extraction(bare[1]) if bare else Extraction(None, "malformed box")
+        return Extraction(bare[1]) if bare else Extraction(None, Reason.MALFORMED_BOX)
+    begin, end = opening.end(), _closing(response, opening.end())
+    if end < 0:
+        return Extraction(None, Reason.OPEN_BOX)
+    content = response[begin:end]
+    for _ in range(MAX_NESTED_BOXES):
+        outer = _last_box(response, start)
+        opening = _BOX_START.match(response, outer) if outer >= 0 else None
+        if opening is None:
+            break
+        outer_end = _closing(response, opening.end())
+        if outer_end < 0 and "\n" not in response[outer:start]:
+            return Extraction(None, Reason.OPEN_BOX)
+        if outer_end < end:
+            break
+        if response[opening.end() : outer_end].strip() != response[start : end + 1]:
+            content = response[opening.end() : outer_end]  # both are said
+        start, end = outer, outer_end
+    return _found(content, Reason.EMPTY_BOX)
+
+
+def _last_box(response: str, before: int) -> int:
+    """Where the last box before a position begins; -1 if there is none."""
+    return max(response.rfind("\\boxed", 0, before), response.rfind("\\fbox", 0, before))
+
+
+def _closing(response: str, begin: int) -> int:
+    """Where the brace that was opened just before `begin` is closed; -1 if that is nowhere near."""
     depth = 1
-    for brace in _BRACE.finditer(response, opening.end(), opening.end() + MAX_BOX):
-        token = brace.group()
-        depth += (token == "{") - (token == "}")
+    for brace in _BRACE.finditer(response, begin, begin + MAX_BOX):
+        depth += (brace.group() == "{") - (brace.group() == "}")
         if depth == 0:
-            outer = max(response.rfind("\\boxed{", 0, start), response.rfind("\\fbox{", 0, start))
-            if (
-                outer >= 0
-                and response.count("{", outer, brace.end()) - response.count("}", outer, brace.end()) == 1
-                and ("\n" not in response[outer:start])
-                and "}" not in response[brace.end() : brace.end() + MAX_BOX]
-            ):
-                return Extraction(None, "box never closed")
-            return _found(response[opening.end() : brace.start()], "empty box")
-    return Extraction(None, "box never closed")
+            return brace.start()
+    return -1
 
 
 def tagged(response: str) -> Extraction | None:
@@ -89,11 +110,11 @@ def tagged(response: str) -> Extraction | None:
     if opened < 0:
         return None
     if closed < opened:
-        return Extraction(None, "answer tag never closed")
+        return Extraction(None, Reason.OPEN_TAG)
     content = response[opened + len(_OPEN_TAG) : closed]
     if "\\boxed" in content or "\\fbox" in content:
         return boxed(content)
-    return _found(content[:MAX_BOX], "empty answer tag")
+    return _found(content[:MAX_BOX], Reason.EMPTY_TAG)
 
 
 def stated(response: str) -> Extraction | None:
@@ -105,10 +126,12 @@ def stated(response: str) -> Extraction | None:
     rest = tail[at + len(PHRASE) :].lstrip(" :*\n")[: 2 * MAX_PHRASE_ANSWER]
     maths = _MATHS.match(rest)
     if maths is not None and not _MORE.match(rest, maths.end()):
-        return _found(next(group for group in maths.groups() if group is not None), "empty answer")
-    return _found(_SENTENCE_END.split(rest, maxsplit=1)[0][:MAX_PHRASE_ANSWER].strip("* "), "empty answer")
+        return _found(next(group for group in maths.groups() if group is not None), Reason.EMPTY_ANSWER)
+    return _found(_SENTENCE_END.split(rest, maxsplit=1)[0][:MAX_PHRASE_ANSWER].strip("* "), Reason.EMPTY_ANSWER)
 
 
-def _found(content: str, otherwise: str) -> Extraction:
+def _found(content: str, otherwise: Reason) -> Extraction:
     answer = restore_escapes(content).strip()
+    if answer.startswith(_OPEN_TAG) and answer.endswith(_CLOSE_TAG):
+        answer = answer[len(_OPEN_TAG) : -len(_CLOSE_TAG)].strip()
     return Extraction(answer) if answer else Extraction(None, otherwise)

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .verdict import CORRECT, WRONG, Verdict
+from .verdict import CORRECT, WRONG, Reason, Verdict
 
 OWN, HOST, MATH_VERIFY = "own", "host", "math-verify"
 GRADERS = (OWN, HOST, MATH_VERIFY)
@@ -75,4 +75,4 @@ def _math_verify() -> Grader:
 
 
 def _named(accepted: bool) -> Verdict:
-    return Verdict(CORRECT, "accepted") if accepted else Verdict(WRONG, "rejected")
+    return Verdict(CORRECT, Reason.ACCEPTED) if accepted else Verdict(WRONG, Reason.REJECTED)

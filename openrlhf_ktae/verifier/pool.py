@@ -25,7 +25,7 @@ from typing import Any
 
 from .graders import OWN
 from .protocol import decode_from, encode
-from .verdict import CPU_LIMIT, DEPTH_LIMIT, MEMORY_LIMIT, UNKNOWN, WALL_LIMIT, WORKER_DIED, Status, Verdict
+from .verdict import UNKNOWN, Reason, Status, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,8 @@ MAX_DISPATCHES = 8  # of one check, where workers are killed before they begin i
 MAX_START_FAILURES = 3  # in a row; then waiting checks are answered `unknown` with the worker's traceback
 START_BACKOFF_S = 5.0  # pause after that many failures before workers are started again
 REAP_INTERVAL_S = 0.05  # how often a killed process is asked whether it is gone
-RECYCLE_REASONS = frozenset({MEMORY_LIMIT, CPU_LIMIT, DEPTH_LIMIT})
+RECYCLE_REASONS = frozenset({Reason.MEMORY_LIMIT, Reason.CPU_LIMIT, Reason.DEPTH_LIMIT})
 OWN_FAULT = frozenset({signal.SIGPROF, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
-CLOSED = "verifier closed"
-NO_WORKER = "no worker could start"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -57,7 +55,7 @@ class Job:
     dispatches: int = 0
     dispatched_at: float = 0.0
 
-    def resolve(self, status: Status, reason: str, detail: str = "") -> None:
+    def resolve(self, status: Status, reason: Reason, detail: str = "") -> None:
         """Hand the verdict over, unless the caller has gone."""
         seconds = time.monotonic() - self.dispatched_at if self.dispatches else 0.0
         with contextlib.suppress(Exception):
@@ -177,7 +175,7 @@ class WorkerPool:
             if not self._closing:
                 self._inbox.append(job)
         if self._closing:
-            job.resolve(UNKNOWN, CLOSED)
+            job.resolve(UNKNOWN, Reason.CLOSED)
             return job.future
         self.start()
         self._wake()
@@ -280,7 +278,7 @@ class WorkerPool:
     def _assign(self) -> None:
         if not self._workers and self.start_failure:
             while self._waiting:
-                self._waiting.popleft().resolve(UNKNOWN, NO_WORKER, self.start_failure)
+                self._waiting.popleft().resolve(UNKNOWN, Reason.NO_WORKER, self.start_failure)
         idle = [worker for worker in self._workers if worker.idle]
         busy = sum(worker.job is not None for worker in self._workers)
         while self._waiting and idle and busy < self._workers_wanted:
@@ -325,9 +323,9 @@ class WorkerPool:
         if "ready" in message:
             self._started(worker, message)
             return
-        job, worker.job = worker.job, None
-        if job is not None and message.get("id") == worker.checks:
-            job.resolve(Status(message["status"]), message["reason"], message["detail"])
+        if worker.job is not None and message.get("id") == worker.checks:
+            worker.job.resolve(Status(message["status"]), Reason(message["reason"]), message["detail"])
+        worker.job = None
         if worker.checks >= self._recycle_after or message.get("reason") in RECYCLE_REASONS:
             self.counts["recycled"] += 1
             self._remove(worker)
@@ -351,11 +349,11 @@ class WorkerPool:
         if job is None:
             self._start_failed("a worker was not ready in time")
         elif used > job.cpu_s / 2:
-            job.resolve(job.otherwise, WALL_LIMIT)
+            job.resolve(job.otherwise, Reason.WALL_LIMIT)
         else:
-            self._again(job, WALL_LIMIT)
+            self._again(job, Reason.WALL_LIMIT)
 
-    def _again(self, job: Job, reason: str, detail: str = "") -> None:
+    def _again(self, job: Job, reason: Reason, detail: str = "") -> None:
         """One more worker for a check that one has been lost in through no fault of the answer."""
         job.deaths += 1
         if job.deaths < MAX_DEATHS and job.dispatches < MAX_DISPATCHES:
@@ -376,10 +374,11 @@ class WorkerPool:
                 self._start_failed(f"a worker ended with code {code} while starting")
             return
         if code is not None and -code in OWN_FAULT and (began or code == -signal.SIGPROF):
-            job.resolve(job.otherwise, CPU_LIMIT if code == -signal.SIGPROF else WORKER_DIED, f"signal {-code}")
+            reason = Reason.CPU_LIMIT if code == -signal.SIGPROF else Reason.WORKER_DIED
+            job.resolve(job.otherwise, reason, f"signal {-code}")
             return
         job.deaths -= not began
-        self._again(job, WORKER_DIED, f"{job.dispatches} times, the last time with code {code}")
+        self._again(job, Reason.WORKER_DIED, f"{job.dispatches} times, the last time with code {code}")
 
     def _remove(self, worker: _Worker) -> None:
         """Kill and forget one worker; the process is reaped in a later step."""
@@ -396,7 +395,7 @@ class WorkerPool:
     def _shut_down(self, wake_read: int) -> None:
         for worker in list(self._workers):
             if worker.job is not None:
-                worker.job.resolve(UNKNOWN, CLOSED)
+                worker.job.resolve(UNKNOWN, Reason.CLOSED)
             self._remove(worker)
         for process in self._dying:
             process.wait()
@@ -404,4 +403,4 @@ class WorkerPool:
         os.close(wake_read)
         os.close(self._wake_write)
         for job in [*self._waiting, *self._inbox]:
-            job.resolve(UNKNOWN, CLOSED)
+            job.resolve(UNKNOWN, Reason.CLOSED)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 from .reading.clean import clean
-from .verdict import CORRECT, WRONG, Verdict
+from .verdict import CORRECT, WRONG, Reason, Verdict
 
 MAX_CHARACTERS = 4000  # longer texts are compared as they are
 MAX_NUMBER = 400
-SAME_TEXT, SAME_NUMBER = Verdict(CORRECT, "same text"), Verdict(CORRECT, "same number")
-DIFFERENT_NUMBER = Verdict(WRONG, "different number")
+SAME_TEXT, SAME_NUMBER = Verdict(CORRECT, Reason.SAME_TEXT), Verdict(CORRECT, Reason.SAME_NUMBER)
+DIFFERENT_NUMBER = Verdict(WRONG, Reason.DIFFERENT_NUMBER)
 _NUMBER = re.compile(r"([-+]?)(\d+|\d{1,3}(?:,\d{3})+)(?:\.0*)?", re.ASCII)
 _SPACE = re.compile(r"\s+")
 _INNER_SPACE = re.compile(r"(?<=[0-9A-Za-z])\s+(?=[0-9A-Za-z])")

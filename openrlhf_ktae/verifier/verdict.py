@@ -17,10 +17,69 @@ class Status(StrEnum):
 
 CORRECT, WRONG, UNKNOWN = Status.CORRECT, Status.WRONG, Status.UNKNOWN
 
-# What ends a check instead of a comparison. Where the gold has been read the answer is wrong by it.
-CPU_LIMIT, MEMORY_LIMIT, DEPTH_LIMIT = "cpu time limit", "memory limit", "nested too deeply"
-WALL_LIMIT, WORKER_DIED, INTERNAL_ERROR = "wall time limit", "worker died", "internal error"
-FAILURES = frozenset({CPU_LIMIT, MEMORY_LIMIT, DEPTH_LIMIT, WALL_LIMIT, WORKER_DIED, INTERNAL_ERROR})
+
+class Reason(StrEnum):
+    """What settled a check. All reasons there are; free text goes into `Verdict.detail`."""
+
+    # The answer was compared.
+    SAME_TEXT = "same text"
+    SAME_NUMBER = "same number"
+    SAME_VALUE = "same value"
+    SAME_CHOICE = "same choice"
+    DIFFERENT_TEXT = "different text"
+    DIFFERENT_NUMBER = "different number"
+    DIFFERENT_VALUE = "different value"
+    DIFFERENT_CHOICE = "different choice"
+
+    # The response has an answer, has none, or one that cannot be compared.
+    ANSWER_FOUND = "answer found"
+    NO_BOX = "no boxed answer"
+    OPEN_BOX = "box never closed"
+    EMPTY_BOX = "empty box"
+    MALFORMED_BOX = "malformed box"
+    NO_TAG = "no answer tag"
+    OPEN_TAG = "answer tag never closed"
+    EMPTY_TAG = "empty answer tag"
+    EMPTY_ANSWER = "empty answer"
+    OPEN_THINKING = "thinking never ended"
+    ANSWER_TOO_LONG = "answer too long"
+    ANSWER_UNREADABLE = "answer unreadable"
+
+    # The gold can be read, or why not.
+    GOLD_READ = "gold read"
+    NO_GOLD = "no gold"
+    GOLD_IS_PROSE = "gold is prose"
+    GOLD_UNREADABLE = "gold unreadable"
+
+    # A limit or an error ended the check. Where the gold has been read the answer is wrong by it.
+    CPU_LIMIT = "cpu time limit"
+    MEMORY_LIMIT = "memory limit"
+    DEPTH_LIMIT = "nested too deeply"
+    WALL_LIMIT = "wall time limit"
+    WORKER_DIED = "worker died"
+    INTERNAL_ERROR = "internal error"
+
+    # Nobody was there to check.
+    CLOSED = "verifier closed"
+    NO_WORKER = "no worker could start"
+
+    # Another grader, or a user's reward function, decided.
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    REWARD_FUNC = "reward_func"
+    REWARD_FUNC_FAILED = "reward_func failed"
+
+
+FAILURES = frozenset(
+    {
+        Reason.CPU_LIMIT,
+        Reason.MEMORY_LIMIT,
+        Reason.DEPTH_LIMIT,
+        Reason.WALL_LIMIT,
+        Reason.WORKER_DIED,
+        Reason.INTERNAL_ERROR,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -28,8 +87,7 @@ class Verdict:
     """Status of one response against its gold answer, and how it came about."""
 
     status: Status
-    reason: str
-    """What settled it, in a few words: `same text`, `different number`, `cpu time limit`, ..."""
+    reason: Reason
     extracted: str | None = None
     """The answer found in the response, as written; None where there is none."""
     gold: str | None = None
@@ -37,7 +95,7 @@ class Verdict:
     seconds: float = 0.0
     """Wall time of the check, from the moment a worker gets it; waiting for a free worker is not counted."""
     detail: str = ""
-    """A traceback or other text that helps to look into an unknown verdict."""
+    """A traceback, a signal or other text that helps to look into a failure."""
 
     @property
     def known(self) -> bool:

@@ -18,7 +18,7 @@ from .extract import Extraction, extract_answer
 from .golds import gold_forms
 from .pool import Job, WorkerPool
 from .quick import quick_verdict
-from .verdict import CORRECT, FAILURES, UNKNOWN, WRONG, Verdict
+from .verdict import CORRECT, FAILURES, UNKNOWN, WRONG, Reason, Verdict
 
 Gold = str | int | float | Sequence
 Key = tuple[tuple[str, ...], str]
@@ -94,7 +94,7 @@ class Verifier:
     def _settle(golds: tuple[str, ...], found: Extraction) -> Verdict | None:
         """What needs no worker: no gold, no answer, equal texts, plain numbers, an answer of absurd length."""
         if not golds:
-            return Verdict(UNKNOWN, "no gold")
+            return Verdict(UNKNOWN, Reason.NO_GOLD)
         if found.answer is None:
             return Verdict(WRONG, found.reason)
         verdicts = [quick_verdict(gold, found.answer) for gold in golds]
@@ -104,7 +104,7 @@ class Verifier:
         if all(verdict is not None for verdict in verdicts):
             return verdicts[0]
         if len(found.answer) > max(MAX_ANSWER, GOLD_FACTOR * max(map(len, golds))):
-            return Verdict(WRONG, "answer too long")
+            return Verdict(WRONG, Reason.ANSWER_TOO_LONG)
         return None
 
     def _reset(self) -> None:

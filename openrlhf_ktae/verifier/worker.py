@@ -20,7 +20,7 @@ from openrlhf_ktae.base.parent_death import signal_on_parent_death
 
 from .graders import GoldReader, Grader
 from .protocol import HEADER, encode
-from .verdict import CPU_LIMIT, DEPTH_LIMIT, FAILURES, INTERNAL_ERROR, MEMORY_LIMIT, UNKNOWN, WRONG, Status, Verdict
+from .verdict import FAILURES, UNKNOWN, WRONG, Reason, Status, Verdict
 
 MAX_RECURSION = 3000  # Python frames; deeper parses end in RecursionError instead of a broken stack
 HARD_CPU_MARGIN_S = 0.3  # after the soft limit has been ignored for this long the kernel ends the process
@@ -67,13 +67,13 @@ def limited(cpu_s: float, function: Callable[..., Verdict], *arguments: Any, oth
         finally:
             set_cpu_timers(0)
     except CpuLimitError:
-        return Verdict(otherwise, CPU_LIMIT)
+        return Verdict(otherwise, Reason.CPU_LIMIT)
     except MemoryError:
-        return Verdict(otherwise, MEMORY_LIMIT)
+        return Verdict(otherwise, Reason.MEMORY_LIMIT)
     except RecursionError:
-        return Verdict(otherwise, DEPTH_LIMIT)
+        return Verdict(otherwise, Reason.DEPTH_LIMIT)
     except Exception:
-        return Verdict(otherwise, INTERNAL_ERROR, detail=traceback.format_exc(limit=8))
+        return Verdict(otherwise, Reason.INTERNAL_ERROR, detail=traceback.format_exc(limit=8))
 
 
 def serve(

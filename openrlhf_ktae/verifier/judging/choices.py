@@ -17,10 +17,12 @@ _STYLE = re.compile(
 
 def same_choice(gold: str, answer: str) -> bool | None:
     r"""Whether `(C)`, `C.`, `\text{(C)} 12` picks the gold's letter; None if gold or answer is no choice."""
-    plain, picks = _STYLE.sub("", gold), _STYLE.sub("", answer)
-    letters = _GOLD.fullmatch(plain)
+    plain = _STYLE.sub("", gold)
+    letters, described = _GOLD.fullmatch(plain), _GOLD_WITH_TEXT.fullmatch(plain)
+    if letters is None and described is None:
+        return None
+    picks = _STYLE.sub("", answer)
     if letters is None:
-        described = _GOLD_WITH_TEXT.fullmatch(plain)
         own = _GOLD_WITH_TEXT.fullmatch(picks) or _GOLD.fullmatch(picks)
         if described is None or own is None or own[1] is None:
             return None

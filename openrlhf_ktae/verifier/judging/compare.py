@@ -6,7 +6,7 @@ Lists are multisets, parentheses are ordered, brackets matter; `x = 5` states 5,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import mpmath
@@ -25,6 +25,7 @@ from .signs import has_free_signs, plain
 QUANTITIES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "abs", "max", "min", "gcd", "lcm"})
 EQUALITIES = frozenset({"=", "=mod"})
 MAX_ITEMS = 300
+TURNED = str.maketrans("<>", "><")
 ORDERED = frozenset({"()", "<>"})
 
 
@@ -61,7 +62,9 @@ def same_clock(gold: Value, answer: Value) -> bool:
     if not isinstance(gold, Clock) or not isinstance(answer, Clock):
         return False
     halves = {gold.half, answer.half}
-    return gold.seconds == answer.seconds and (len(halves) == 1 or halves in ({"", "a"}, {"", "p"}, {"p", "24"}))
+    return gold.seconds == answer.seconds and (
+        len(halves) == 1 or halves in ({"", "a"}, {"", "p"}, {"p", "24"}, {"a", "0"})
+    )
 
 
 def remainder(value: Value) -> Value:
@@ -202,29 +205,25 @@ def _same_relations(gold: Relation, answer: Relation) -> bool:
 
 
 def _same_equations(gold: Relation, answer: Relation, positive: bool) -> bool:
-    sides = [*gold.sides, *answer.sides]
-    if not all(isinstance(side, Scalar) for side in sides):
+    if not all(isinstance(side, Scalar) for side in (*gold.sides, *answer.sides)):
         return False
     g, a = (("add", r.sides[0].node, ("neg", r.sides[1].node)) for r in (gold, answer))
-    if not free_symbols(g) or not free_symbols(a):
-        return False
-    return same_equation(g, a, positive)
+    return bool(free_symbols(g) and free_symbols(a)) and same_equation(g, a, positive)
 
 
 def _same_inequalities(gold: Relation, answer: Relation) -> bool:
+    if {gold.operators[0][0], answer.operators[0][0]} == {"<", ">"}:
+        turned = tuple(operator.translate(TURNED) for operator in answer.operators[::-1])
+        answer = Relation(answer.sides[::-1], turned, answer.names[::-1])
     if any(conflict(g, a) for g, a in zip(gold.names, answer.names, strict=False) if g and a):
         return False
     verdict = same_set(gold, answer)
     if verdict is not None:
         return verdict
-    if len(gold.operators) != 1 or len(answer.operators) != 1:
-        if gold.operators == answer.operators:
-            return all(same(g, a) for g, a in zip(gold.sides, answer.sides, strict=True))
-        return False
-    if gold.operators[0].replace(">", "<") != answer.operators[0].replace(">", "<"):
-        return False
     if gold.operators != answer.operators:
-        answer = Relation(answer.sides[::-1], gold.operators, answer.names[::-1])
+        return False
+    if len(gold.operators) > 1:
+        return all(map(same, gold.sides, answer.sides))
     return _same_equations(gold, answer, positive=gold.operators != ("!=",))
 
 
@@ -245,16 +244,14 @@ def same_groups(gold: Value, answer: Value) -> bool:
         return _same_ratio(gold, answer)
     if kinds == {"mod"}:
         return _same_residue(gold, answer)
-    if kinds == {"cases"}:
-        return match(gold.items, answer.items, lambda g, a: same(g, a))
     if len(_bound_names(answer)) > len(_bound_names(gold)) > 0:
         return False  # f(x) beside f(z): the gold has one name for the argument
     if kinds <= {"", "()"} and len(kinds) == 2:
         gold, answer = (_in_order(value) if value.brackets == "" else value for value in (gold, answer))
     if kinds == {""} and _named_apart(gold) and not any(isinstance(item, Relation) for item in answer.items):
-        return all(same(g, a) for g, a in zip(gold.items, answer.items, strict=True))
-    if kinds <= {"", "{}"} or (kinds <= {"", "and", "or"} and kinds != {"and", "or"}):
-        return match(gold.items, answer.items, lambda g, a: same(g, a))
+        return all(map(same, gold.items, answer.items))
+    if kinds == {"cases"} or kinds <= {"", "{}"} or (kinds <= {"", "and", "or"} and kinds != {"and", "or"}):
+        return match(gold.items, answer.items)
     if kinds in ({"()"}, {"", "()"}, {"[]"}) or (len(kinds) == 1 and gold.brackets == answer.brackets):
         return all(same(g, a) for g, a in zip(gold.items, answer.items, strict=True))
     return False
@@ -298,11 +295,11 @@ def _kind(group: Group) -> str:
     return group.brackets
 
 
-def match(gold: Sequence[Value], answer: Sequence[Value], equal: Callable[[Value, Value], bool]) -> bool:
+def match(gold: Sequence[Value], answer: Sequence[Value]) -> bool:
     """Equality as multisets: equality is transitive, so taking the first partner for each item is enough."""
     left = list(answer)
     for item in gold:
-        partner = next((index for index, candidate in enumerate(left) if equal(item, candidate)), None)
+        partner = next((index for index, candidate in enumerate(left) if same(item, candidate)), None)
         if partner is None:
             return False
         del left[partner]
@@ -339,8 +336,7 @@ def same_matrices(gold: Value, answer: Value) -> bool:
     gold_rows, answer_rows = rows(gold), rows(answer)
     if gold_rows is None or answer_rows is None or [len(r) for r in gold_rows] != [len(r) for r in answer_rows]:
         return False
-    pairs = zip(itertools.chain(*gold_rows), itertools.chain(*answer_rows), strict=True)
-    return all(same(g, a) for g, a in pairs)
+    return all(map(same, itertools.chain(*gold_rows), itertools.chain(*answer_rows)))
 
 
 def rows(value: Value) -> list[tuple[Value, ...]] | None:

@@ -24,6 +24,7 @@ MAX_ANGLE = 1e30  # of a sine: it costs as many digits
 MAX_TERMS = 2000  # of a sum or product
 TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 EXPONENTIAL = frozenset({"exp", "sinh", "cosh", "tanh", "coth"})
+RELATIVE = frozenset({"exp", "sqrt", "root", "abs", "factorial", "ratio"})  # as precise as what they are applied to
 LOGARITHMIC = frozenset({"ln", "log", "lg", "logbase"})
 
 
@@ -35,6 +36,7 @@ class Evaluator:
         self.symbols = dict(symbols or {})
         self.steps = STEPS
         self.largest, self.smallest = 0, 0  # binary exponents of the terms of sums
+        self.cancelled = -math.inf  # that of the largest value whose digits may have cancelled: a term, 1 in a sine
         self.lost = 0  # bits that large angles and exponents cost
         self.literal = 0  # bits of the longest number that is written out
 
@@ -94,17 +96,20 @@ class Evaluator:
         raise NoValueError(node[0])
 
     def _literal(self, value: Fraction) -> Any:
-        if bits(value) > MAX_BITS:
+        size = bits(value)
+        if size > MAX_BITS:
             raise TooLargeError
-        if bits(value) > self.bits // 2:
-            self.literal = max(self.literal, 2 * bits(value))
-        return mpmath.mpf(value.numerator) / value.denominator
+        if size > self.bits // 2:
+            self.literal = max(self.literal, 2 * size)
+        above = mpmath.mpf(value.numerator)
+        return above if value.denominator == 1 else above / value.denominator
 
     def _added(self, left: Any, right: Any) -> Any:
         for term in (left, right):
             if term != 0:
                 size = mpmath.mag(term)
                 self.largest, self.smallest = max(self.largest, size), min(self.smallest, size)
+                self.cancelled = max(self.cancelled, size)
         return left + right
 
     def _power(self, base: Any, exponent: Any) -> Any:
@@ -112,7 +117,8 @@ class Evaluator:
             if mpmath.re(exponent) <= 0:
                 raise NoValueError
             return mpmath.mpf(0)
-        if abs(exponent) * (abs(mpmath.log(abs(base), 2)) + 1) > MAX_LOG2:
+        size = mpmath.mag(base)
+        if abs(exponent) * max(size, 1 - size) > MAX_LOG2:
             raise TooLargeError
         self._lose(exponent)
         return base**exponent
@@ -154,6 +160,8 @@ class Evaluator:
         return value
 
     def _function(self, name: str, values: list[Any]) -> Any:
+        if name not in RELATIVE:
+            self.cancelled = max(self.cancelled, 1)
         if name in TRIGONOMETRIC | EXPONENTIAL:
             limit = MAX_ANGLE if name in TRIGONOMETRIC else MAX_LOG2
             if abs(values[0]) > limit or abs(mpmath.im(values[0])) > MAX_LOG2:

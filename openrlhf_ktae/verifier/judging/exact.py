@@ -108,11 +108,9 @@ def _exact_function(name: str, values: list[Any]) -> Fraction | None:
     if name == "sqrt":
         return _exact_root(values[0], Fraction(1, 2)) if values[0] >= 0 else None
     if name == "abs":
-        return abs(values[0])
-    if name == "floor":
-        return Fraction(math.floor(values[0]))
-    if name == "ceil":
-        return Fraction(math.ceil(values[0]))
+        return Fraction(abs(values[0]))
+    if name in ("floor", "ceil"):
+        return Fraction((math.floor if name == "floor" else math.ceil)(values[0]))
     if name in ("max", "min"):
         return (max if name == "max" else min)(values)
     whole = all(value.denominator == 1 for value in values)

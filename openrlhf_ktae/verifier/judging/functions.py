@@ -7,7 +7,9 @@ An applied letter, `f(x+1)`, takes an unrelated value for each value of its argu
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 import random
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -18,7 +20,7 @@ import mpmath
 from ..reading.nodes import free_symbols, renamed, replaced, walk
 from ..reading.values import Node
 from .evaluate import Evaluator
-from .exact import NoValueError, TooLargeError
+from .exact import NoValueError, TooLargeError, exact
 
 BITS = 280  # of a first evaluation; 200 of them beyond the largest and the smallest term of any sum
 SPARE_BITS = 200
@@ -38,25 +40,35 @@ Point = dict[str, Any]
 ZERO: Node = ("num", Fraction(0), "")
 
 
-def vanishes(gold: Node, answer: Node, point: Point, bits: int = BITS, complex_wanted: bool = True) -> bool:
-    """Whether the two agree at a point to the last bits. Raises NoValueError where one has no (real) value."""
+def vanishes(
+    gold: Node, answer: Node, point: Point, bits: int = BITS, real: bool = False, last: float = -math.inf
+) -> bool:
+    """Whether the two agree at a point to the last bits. Raises NoValueError where one has no (real) value.
+
+    Values no larger than rounding errors are looked at in more bits: zeros shrink with the errors. `last` is their
+    binary exponent in fewer bits.
+    """
+    if bits > MAX_BITS:
+        raise TooLargeError
     values, evaluators = [], []
     for node in (gold, answer):
         evaluators.append(Evaluator(bits, point))
         values.append(evaluators[-1](node))
-    if not complex_wanted and any(mpmath.im(value) != 0 for value in values):
+    if real and any(mpmath.im(value) != 0 for value in values):
         raise NoValueError
     needed = max(evaluator.needed for evaluator in evaluators) + SPARE_BITS
     if needed > bits:
-        if needed > MAX_BITS:
-            raise TooLargeError
-        return vanishes(gold, answer, point, needed, complex_wanted)
+        return vanishes(gold, answer, point, needed, real)
     with mpmath.workprec(bits):
         difference = abs(values[0] - values[1])
-        size = max([mpmath.mag(value) for value in values if value != 0], default=0)
-        lost = max(evaluator.lost for evaluator in evaluators)
-        largest = max(size, *(evaluator.largest for evaluator in evaluators))
-        return bool(difference == 0 or mpmath.mag(difference) <= largest - bits + MARGIN_BITS + lost)
+        if difference == 0:
+            return True
+        size = max(mpmath.mag(value) for value in values if value != 0)
+        error = max(evaluator.lost for evaluator in evaluators) + MARGIN_BITS - bits
+        noise = max(evaluator.cancelled for evaluator in evaluators) + error
+        if size > noise:
+            return bool(mpmath.mag(difference) <= max(noise, size + error))
+    return size < last - SPARE_BITS / 2 or vanishes(gold, answer, point, bits + noise - size + SPARE_BITS, real, size)
 
 
 def same_function(gold: Node, answer: Node) -> bool:
@@ -97,10 +109,12 @@ def _renames(gold: Node, answer: Node) -> list[dict[str, str]]:
     """Other names that the same thing may have in the answer: an arbitrary constant, a parameter, a subscript."""
     gold_symbols, answer_symbols = free_symbols(gold), free_symbols(answer)
     missing, extra = sorted(gold_symbols - answer_symbols), sorted(answer_symbols - gold_symbols)
+    own = _arbitrary(gold)
+    given = {*extra, *(own & answer_symbols)}
+    if set(extra) <= ARBITRARY and set(missing) <= own and 0 < len(given) == len(own) <= 4:
+        return [dict(zip(order, sorted(own), strict=True)) for order in itertools.permutations(sorted(given))]
     if not extra or len(missing) != len(extra) or len(extra) > 4:
         return []
-    if set(extra) <= ARBITRARY and all(name in _arbitrary(gold) for name in missing):
-        return [dict(zip(order, missing, strict=True)) for order in itertools.permutations(extra)]
     if len(extra) == 1 and extra[0] in PARAMETERS and missing[0] in PARAMETERS and _is_period(gold, missing[0]):
         return [{extra[0]: missing[0]}]
     stripped = {name: _without_label(name) for name in extra}
@@ -141,7 +155,7 @@ def _is_period(gold: Node, name: str) -> bool:
     r"""True for the integer k of `\frac{\pi}{6} + 2\pi k`: it stands only beside a multiple of pi, at the top."""
     own = [term for term in _terms(gold) if name in free_symbols(term)]
     outside = {part[0] for term in own for part in walk(term)} <= {"mul", "div", "add", "neg", "num", "sym", "const"}
-    return len(own) == 1 and outside and any(part == ("const", "pi") for part in walk(own[0]))
+    return len(own) == 1 and outside and ("const", "pi") in walk(own[0]) and free_symbols(own[0]) == {name}
 
 
 def _without_label(name: str) -> str:
@@ -173,11 +187,11 @@ def _agree(gold: Node, answer: Node) -> bool:
 
 def _compared(gold: Node, answer: Node, points: Iterable[Point], least: int = MIN_POINTS) -> bool | None:
     """False at the first point that tells the two apart, None where too few points are in both domains."""
-    complex_wanted = any(part == ("const", "i") for node in (gold, answer) for part in walk(node))
+    real = all(part != ("const", "i") for node in (gold, answer) for part in walk(node))
     count = 0
     for point in points:
         try:
-            if not vanishes(gold, answer, point, complex_wanted=complex_wanted):
+            if not vanishes(gold, answer, point, real=real):
                 return False
         except TooLargeError:
             return False
@@ -194,12 +208,19 @@ def _odd(generator: random.Random, scale: float = 1) -> Any:
 
 def _real_points(names: list[str]) -> Iterator[Point]:
     """Positive points first, then points of either sign; the same ones in every run and process."""
-    generator = random.Random(len(names))
+    return (dict(zip(names, values, strict=True)) for values in _real_values(len(names)))
+
+
+@functools.lru_cache(maxsize=64)
+def _real_values(count: int) -> list[list[Any]]:
+    generator = random.Random(count)
+    values = []
     for index in range(POSITIVE_POINTS + SIGNED_POINTS):
-        signs = [1 if index < POSITIVE_POINTS else generator.choice((-1, 1)) for _ in names]
-        if index >= POSITIVE_POINTS and names and all(sign > 0 for sign in signs):
-            signs[generator.randrange(len(signs))] = -1
-        yield {name: sign * _odd(generator) for name, sign in zip(names, signs, strict=True)}
+        signs = [1 if index < POSITIVE_POINTS else generator.choice((-1, 1)) for _ in range(count)]
+        if index >= POSITIVE_POINTS and count and all(sign > 0 for sign in signs):
+            signs[generator.randrange(count)] = -1
+        values.append([sign * _odd(generator) for sign in signs])
+    return values
 
 
 def _further_points(names: list[str], nodes: list[Node]) -> Iterator[Point]:
@@ -230,8 +251,9 @@ def _around_breaks(names: list[str], inner: Node) -> Iterator[Point]:
         slope = at[1] - at[0]
         if slope == 0 or abs(at[2] - at[1] - slope) > abs(slope) * mpmath.mpf(10) ** -30:
             continue
-        for step in (-40.4, -2.6, -1.3, -0.4, -0.01, 0.01, 0.4, 1.3, 2.6, 40.4):
-            yield {**base, name: (step - at[0]) / slope}
+        for step in (-40.4, -2.6, -1.3, -0.4, -0.01, 0, 0.01, 0.4, 1.3, 2.6, 40.4):
+            with mpmath.workprec(BITS):
+                yield {**base, name: (step - at[0]) / slope}
 
 
 def _integer_points(names: list[str], nodes: list[Node]) -> Iterator[Point]:
@@ -269,7 +291,8 @@ def _positive_letters(formula: Node) -> frozenset[str]:
     """
     found: set[str] = set()
     for node in walk(formula):
-        if node[:2] == ("fn", "sqrt") and not any(part[0] in ("add", "fn", "app") for part in walk(node[2])):
+        even_root = node[:2] == ("fn", "sqrt") or (node[:2] == ("fn", "root") and (exact(node[3]) or 1) % 2 == 0)
+        if even_root and not any(part[0] in ("add", "fn", "app") for part in walk(node[2])):
             names = free_symbols(node[2])
             even = {p[1][1] for p in walk(node[2]) if p[0] == "pow" and p[1][0] == "sym" and p[2][:1] == ("num",)}
             if names - even:
@@ -294,7 +317,8 @@ def same_equation(gold: Node, answer: Node, positive: bool = False) -> bool:
 def _are_multiples(gold: Node, answer: Node, positive: bool) -> bool:
     """Whether answer / gold is the same number at the test points as at the first of them."""
     names = sorted(free_symbols(gold))
-    unknowns = _unknown_functions(frozenset(names))
+    derivatives = {name for name in names if "'" in name}
+    unknowns = derivatives | ({name.split("'")[0] for name in derivatives} & set(names))  # these, and of what they are
     nodes = [*walk(gold), *walk(answer)]
     points = _real_points(names)
     if any(node[0] == "fn" and node[1] in PIECES for node in nodes):
@@ -322,9 +346,3 @@ def _are_multiples(gold: Node, answer: Node, positive: bool) -> bool:
             continue
         count += 1
     return count >= MIN_POINTS
-
-
-def _unknown_functions(names: frozenset[str]) -> frozenset[str]:
-    """Derivatives among the symbols (`y'`, `partial u/partial t`) and what they are derivatives of."""
-    derivatives = {name for name in names if "'" in name}
-    return frozenset(derivatives | ({name.split("'")[0] for name in derivatives} & names))

@@ -12,19 +12,20 @@ from ..reading.clean import clean
 from ..reading.lexer import ReadError, has_comma_groups
 from ..reading.parser import read, read_clock
 from ..reading.values import Name, Relation, Scalar, Text, Value
-from ..verdict import CORRECT, UNKNOWN, WRONG, Verdict
+from ..verdict import CORRECT, UNKNOWN, WRONG, Reason, Verdict
 from .choices import same_choice
 from .compare import same
 from .exact import NoValueError
 
 PROSE_WORDS = 8  # a gold of more words is prose: other wordings of it cannot be judged
-SAME_VALUE, DIFFERENT_VALUE = Verdict(CORRECT, "same value"), Verdict(WRONG, "different value")
-SAME_CHOICE, DIFFERENT_CHOICE = Verdict(CORRECT, "same choice"), Verdict(WRONG, "different choice")
-UNREADABLE = Verdict(WRONG, "answer unreadable")
+SAME_VALUE, DIFFERENT_VALUE = Verdict(CORRECT, Reason.SAME_VALUE), Verdict(WRONG, Reason.DIFFERENT_VALUE)
+SAME_CHOICE, DIFFERENT_CHOICE = Verdict(CORRECT, Reason.SAME_CHOICE), Verdict(WRONG, Reason.DIFFERENT_CHOICE)
+UNREADABLE, GOLD_READ = Verdict(WRONG, Reason.ANSWER_UNREADABLE), Verdict(WRONG, Reason.GOLD_READ)
 _LABELLED_POINT = re.compile(r"[A-Z]'?(?:_\{?\w\}?)?\s*(\(([^()=]*),([^()=]*)\))")  # P(1, -2)
 _STYLED = re.compile(r"\\(?:text|textbf|mathrm|texttt|mbox)\{([^{}]*)\}")
 _UPRIGHT = re.compile(r"\\(?:text|mathrm|ce)(?![a-zA-Z])|[{}_\s]")
-_SUBSTANCE = re.compile(r"(?=[^0-9]*[A-Z][a-z]?\d)(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*)+[+-]?")  # CH4, Ca(OH)2
+# CH4, Ca(OH)2, Fe^3+
+_SUBSTANCE = re.compile(r"(?=[^0-9]*[A-Z][a-z]?\)?\^?\d)(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*)+(?:\^?\d?[+-])?")
 _OR = re.compile(r"\\text\s*\{\s*or\s*\}|\sor\s")
 _LIMIT = re.compile(
     r"\\(?:lim|sup|inf|int|iint|oint|max|min|limsup|liminf)(?![a-zA-Z])[^=]*(?:\{[^{}]*=[^{}]*\}[^=]*)?=([^=]*)"
@@ -38,24 +39,36 @@ def warm_up() -> None:
 
 def read_golds(golds: Sequence[str]) -> Verdict:
     """Unknown where no gold can be read, with the reason; wrong, what any answer is until it agrees, where one can."""
-    unread = [_unread(clean(gold)) for gold in golds]
-    return Verdict(WRONG, "gold read") if "" in unread else Verdict(UNKNOWN, unread[0])
+    reasons = [reason for gold in golds if (reason := _unread(clean(gold)))]
+    _fullest(tuple(map(clean, golds)))
+    return GOLD_READ if len(reasons) < len(golds) else Verdict(UNKNOWN, reasons[0])
 
 
 @functools.lru_cache(maxsize=4096)
-def _unread(gold: str) -> str:
-    """Why a gold is not read; empty where it is. Prose about a formula is read as its own text."""
+def _fullest(golds: tuple[str, ...]) -> tuple[str, ...]:
+    """Cleaned golds, without a number or formula that another of them states with its unit or name: these hold then."""
+    if len(golds) == 1:
+        return golds
+    bare = {gold for gold in golds if all(isinstance(value, Scalar) and not value.unit for value in readings(gold))}
+    full = [gold for gold in golds if gold not in bare]
+    return tuple(g for g in golds if g not in bare or not any(judge_one(f, g).status == CORRECT for f in full))
+
+
+@functools.lru_cache(maxsize=4096)
+def _unread(gold: str) -> Reason | None:
+    """Why a gold is not read; None where it is. Prose about a formula is read as its own text."""
     if _is_prose(gold):
-        return "" if re.search(r"[\\$=^]", gold) else "gold is prose"
-    return "" if readings(gold) else "gold unreadable"
+        return None if re.search(r"[\\$=^]", gold) else Reason.GOLD_IS_PROSE
+    named = _SUBSTANCE.fullmatch(_UPRIGHT.sub("", gold)) or same_choice(gold, gold)
+    return None if named or readings(gold) else Reason.GOLD_UNREADABLE
 
 
 def judge(golds: Sequence[str], answer: str) -> Verdict:
     """The verdict on one answer against alternative golds: one that agrees is enough."""
     verdicts: list[Verdict] = []
     answer = clean(answer)
-    for gold in golds:
-        verdicts.append(judge_one(clean(gold), answer))
+    for gold in _fullest(tuple(map(clean, golds))):
+        verdicts.append(judge_one(gold, answer))
         if verdicts[-1].status == CORRECT:
             return verdicts[-1]
     return next((verdict for verdict in verdicts if verdict.status == WRONG), verdicts[0])
@@ -66,7 +79,7 @@ def judge_one(gold: str, answer: str) -> Verdict:
     if _bare(gold) == _bare(answer):
         return SAME_TEXT
     substances = [_UPRIGHT.sub("", text) for text in (gold, answer)]
-    if all(map(_SUBSTANCE.fullmatch, substances)) and substances != [gold, answer]:
+    if substances != [gold, answer] and (all(map(_SUBSTANCE.fullmatch, substances)) or "\\ce" in gold + answer):
         return SAME_TEXT if substances[0] == substances[1] else DIFFERENT_VALUE
     choice = same_choice(gold, answer)
     if choice is not None:
@@ -75,7 +88,7 @@ def judge_one(gold: str, answer: str) -> Verdict:
     if unread:
         return Verdict(UNKNOWN, unread)
     if _is_prose(gold):
-        return Verdict(WRONG, "different text")
+        return Verdict(WRONG, Reason.DIFFERENT_TEXT)
     answers = readings(answer)
     if not answers:
         return UNREADABLE
@@ -92,11 +105,11 @@ def readings(text: str) -> tuple[Value, ...]:
         name, pairs = Name(text[: point.start(1)].strip()), readings(point[1])
         named = tuple(Relation((Text(name.base), pair), ("=",), (name, None)) for pair in pairs)
         return named + (readings(f"\\binom{{{point[2]}}}{{{point[3]}}}") if text[0] == "C" else ())
-    clock = read_clock(text)
+    clock = read_clock(text) if ":" in text else None
     if clock is not None:
         found.append(clock)
         hours, minutes = divmod(clock.seconds // 60, 60)
-        if clock.half or math.gcd(hours, minutes) > 1:  # else it may be a ratio in lowest terms
+        if clock.half or minutes < 10 or math.gcd(hours, minutes) > 1:  # else it may be a ratio in lowest terms
             return (clock,)
     limit = _LIMIT.fullmatch(text)
     if limit is not None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 from ..reading.nodes import common_logarithms, free_symbols, spelled, walk
-from ..reading.units import DEGREE, PERCENT, RADIAN_FACTOR, same_label
+from ..reading.units import DEGREE, PERCENT, RADIAN_FACTOR, read_unit, same_label
 from ..reading.values import Node, Scalar, Unit
 from .constants import same_constant
 from .functions import same_function
+from .sets import INFINITY
+
+ONE: Node = ("num", Fraction(1), "1")
 
 
 def same_scalar(gold: Scalar, answer: Scalar) -> bool:
@@ -18,11 +22,28 @@ def same_scalar(gold: Scalar, answer: Scalar) -> bool:
 
 
 def _letter_as_unit(value: Scalar, other: Unit | None) -> Scalar:
-    """`20m`, `3mg` where the other side says `20 \\text{ m}`, `3 \\text{ mg}`."""
-    node, letters = value.node, "" if other is None else other.label
-    while letters and value.unit is None and node[0] == "mul" and node[2] == ("sym", letters[-1]):
-        node, letters = node[1], letters[:-1]
-    return Scalar(node, other) if other is not None and not letters and other.label else value
+    """`20m`, `3mg`, `5 m/s` where the other side has a unit of that kind: `20 \\text{ meters}`."""
+    if other is None or value.unit is not None or not other.label:
+        return value
+    amount, letters = _letters_behind(value.node)
+    parts = re.findall(r"[^\W\d]+|\d+|[/^-]", letters)
+    unit = read_unit([("word" if part.isalpha() else "op", part) for part in parts])
+    alike = unit and (
+        unit.label == other.label or (unit.dimensions, unit.factor) == (other.dimensions, other.factor or 0)
+    )
+    return Scalar(amount, unit) if alike else value
+
+
+def _letters_behind(node: Node) -> tuple[Node, str]:
+    """A number, and what letters multiply and divide it: `m/s^2`."""
+    if node[0] == "sym":
+        return ONE, node[1]
+    if node[0] == "pow" and node[1][0] == "sym" and node[2][0] == "num":
+        return ONE, f"{node[1][1]}^{node[2][1]}"
+    if node[0] in ("mul", "div"):
+        (amount, above), (one, below) = map(_letters_behind, node[1:])
+        return (amount, above + "/" * (node[0] == "div") + below) if one == ONE and below else (node, "")
+    return node, ""
 
 
 def _scales(gold: Scalar, answer: Scalar) -> list[Node | Fraction]:
@@ -90,10 +111,10 @@ def _same_expression(gold: Node, answer: Node, scale: Fraction) -> bool:
 
 def _same_special(gold: Node, answer: Node) -> bool | None:
     """Infinity, numerals with a base, letters that are constants; None for ordinary expressions."""
-    runs = [spelled(node) for node in (gold, answer)]
+    runs = [spelled(node).removeprefix("angle") for node in (gold, answer)]
     if all(len(run) > 2 and run.isalpha() and run.isupper() for run in runs):
         return runs[0] == runs[1]  # ABC is a name; its letters keep their order
-    infinite = [_infinity(node) for node in (gold, answer)]
+    infinite = [(node == INFINITY) - (node == ("neg", INFINITY)) for node in (gold, answer)]
     if any(infinite):
         return infinite[0] == infinite[1]
     if gold[0] == "based":
@@ -103,12 +124,3 @@ def _same_special(gold: Node, answer: Node) -> bool | None:
             return None
         return answer[0] == "num" and answer[2].lstrip("0") == gold[1].lstrip("0")
     return None
-
-
-def _infinity(node: Node) -> int:
-    """1 and -1 for the infinities, 0 for everything else."""
-    if node == ("const", "inf"):
-        return 1
-    if node[0] == "neg":
-        return -_infinity(node[1])
-    return 0

@@ -52,7 +52,8 @@ def plain(value: Value, free: bool = False) -> Value:
             alone = isinstance(item, Group) and item.brackets == "{}" and among_sets  # `(0,1), \\{3\\}`
             spread = item if alone else plain(item)
             items.extend(spread.items if isinstance(spread, Group) and spread.brackets in ("", "and") else [spread])
-        return items[0] if len(items) == 1 and not _is_set(items[0]) else Group(value.brackets, tuple(items))
+        sets = [isinstance(i, (NumberSet, SetOperation)) or getattr(i, "brackets", "") == "{}" for i in items]
+        return items[0] if sets == [False] else Group(value.brackets, tuple(items))
     if isinstance(value, Group) and 0 < sum(bool(_signs(item)) for item in value.items) <= MAX_SIGNS:
         choices = [_values(item, False) if _signs(item) else (item,) for item in value.items]  # `(\\pm 3, \\pm 2)`
         return Group("", tuple(Group(value.brackets, items) for items in itertools.product(*choices)))
@@ -75,8 +76,3 @@ def _in_order(value: Relation, last: Value) -> Relation:
     name = Name(",".join(sorted(names)))
     items = Group(last.brackets, tuple(last.items[at] for at in order))
     return Relation((*value.sides[:-1], items), value.operators, (name, *value.names[1:]))
-
-
-def _is_set(value: Value) -> bool:
-    """True for what is something else than the set that holds it."""
-    return isinstance(value, (NumberSet, SetOperation)) or (isinstance(value, Group) and value.brackets == "{}")

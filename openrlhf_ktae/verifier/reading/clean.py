@@ -6,6 +6,7 @@ and fractions of other scripts become ASCII. What a number or a list is, is deci
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 
@@ -68,14 +69,13 @@ _ONLY = re.compile(r"\\text\s*\{\s*(?:is the )?only(?: (?:solution|answer|value|
 _NULL_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _COLOUR = re.compile(r"\\(?:text)?color(?:box)?\s*(?:\[[^\]]{0,20}\])?\s{0,9}\{[^{}]{0,40}\}")
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],;!%])")
-
-
 _EATEN = re.compile(
     "\x0c(?=rac)|\x08(?=oxed|inom|ar|eta|egin)|\t(?=ext|imes|heta|an(?![a-z])|frac|riangle|au)|\r(?=ight|angle|ho)"
 )
 _ESCAPES = {"\x0c": r"\f", "\x08": r"\b", "\t": r"\t", "\r": r"\r"}
 _INTRODUCTION = re.compile(
-    r"^(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is\s*:?|\s*[:=])\s*(?=\S)",
+    r"^(\\text\s*\{\s*)?(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?"
+    r"answer(?:\s+is\s*:?|\s*[:=])\s*(?(1)\}\s*)(?=\S)",
     re.IGNORECASE,
 )
 
@@ -85,6 +85,7 @@ def restore_escapes(text: str) -> str:
     return _EATEN.sub(lambda eaten: _ESCAPES[eaten.group()], text)
 
 
+@functools.lru_cache(maxsize=1024)
 def clean(text: str) -> str:
     r"""One spelling for look-alikes: `½` -> `\frac{1}{2}`, `−` -> `-`, `７` -> `7`, `\left(` -> `(`."""
     text = _INTRODUCTION.sub("", restore_escapes(text))
@@ -125,15 +126,9 @@ def _ascii(text: str) -> str:
     text = _VULGAR.sub(_vulgar_fraction, text)
     text = text.translate(_TRANSLATION)
     text = unicodedata.normalize("NFKC", text).translate(_TRANSLATION)
-    return "".join(c if c.isascii() else _digit(c) for c in text)
+    return "".join(c if c.isascii() else str(unicodedata.decimal(c, c)) for c in text)  # digits of any script
 
 
 def _vulgar_fraction(match: re.Match[str]) -> str:
     above, below = unicodedata.normalize("NFKC", match.group()).split("⁄")
     return f"\\frac{{{above}}}{{{below}}}"
-
-
-def _digit(character: str) -> str:
-    """The ASCII digit of a decimal digit of any script; other characters as they are."""
-    value = unicodedata.decimal(character, None)
-    return character if value is None else str(value)

@@ -53,6 +53,7 @@ _CHOOSE = re.compile(
     r"|(?<![\w\\])(?:C|\\(?:mathrm|text)\{C\})\s*_\{?(\d{1,5})\}?\s*\^\{?(\d{1,5})\}?"
 )
 _DOTS = re.compile(r"(\d*)\.(\d{2,40})\s*(?:\.\.\.|\\(?:ldots|dots|cdots|dotsc)(?![a-zA-Z]))")
+_WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 _TOKEN = re.compile(
     r"(?P<space>\s+)"
     r"|(?P<num>\d+\.?\d*(?:[eE][-+]?\d+(?![\d.a-zA-Z]))?|\.\d+(?:[eE][-+]?\d+(?![\d.a-zA-Z]))?)"
@@ -73,7 +74,7 @@ _RELATION_COMMANDS = {
         ("approx approxeq simeq thickapprox doteq", "~="), ("lt", "<"), ("gt", ">"), ("cdot times ast", "*"),
         ("div", "/"), ("vert lvert rvert mid Vert lVert rVert", "|"), ("lbrace", "\\{"), ("rbrace", "\\}"),
         ("lparen", "("), ("rparen", ")"), ("lbrack", "["), ("rbrack", "]"), ("in", "in"), ("equiv", "=mod"),
-        ("colon", ":"),
+        ("colon", ":"), ("pm", "+-"), ("mp", "-+"),
     )
     for command in commands.split()
 }  # fmt: skip
@@ -99,25 +100,28 @@ def tokenise(text: str, join_commas: bool) -> list[Token]:
     if r"\rational" in text:  # a command of our own
         raise ReadError(r"\rational")
     text = _TIMES_TEN.sub(r" \\times 10^", text).replace("**", "^")
-    text = _CHOOSE.sub(_binomial, text)
-    text = _MODULO.sub(r"\\mod ", text)
-    text = _UNIT_FRACTION.sub(r"\1/\2", text)
-    text = _MICRO.sub(r"\\text{ u\1}", text)
-    text = _OHM.sub(r"\\text{ ohm}", text)
+    text = _CHOOSE.sub(_binomial, text) if "C" in text else text
     text = _ORDINAL.sub(" ", text)
     text = _DEGREE.sub("\\\\degrees ", text)
-    text = _MINUTES.sub(_sexagesimal, text)
-    text = _PRIMES.sub(lambda m: "'" * (m.group().count("prime")), text)
-    text = _BASE.sub(lambda m: f"_{{{NUMBER_WORDS.get(m[1], m[1])}}}", text)
-    text = _BASE_WORD.sub(lambda m: f"_{{{NUMBER_WORDS[m[1]]}}}" if m[1] in NUMBER_WORDS else m.group(), text)
-    text = _ARC.sub(lambda m: r"\text{ arcsec }" if len(m[1]) == 2 else r"\text{ arcmin }", text)
-    text = _SPACED_GROUPS.sub(lambda m: m.group().replace(" ", ""), text)
+    if "\\" in text:
+        text = _MODULO.sub(r"\\mod ", text)
+        text = _UNIT_FRACTION.sub(r"\1/\2", text)
+        text = _MICRO.sub(r"\\text{ u\1}", text)
+        text = _OHM.sub(r"\\text{ ohm}", text)
+        text = _MINUTES.sub(_sexagesimal, text)
+        text = _PRIMES.sub(lambda m: "'" * (m.group().count("prime")), text)
+        text = _BASE_WORD.sub(lambda m: f"_{{{NUMBER_WORDS[m[1]]}}}" if m[1] in NUMBER_WORDS else m.group(), text)
+    text = _BASE.sub(lambda m: f"_{{{NUMBER_WORDS.get(m[1], m[1])}}}", text) if "base" in text else text
+    if "'" in text:
+        text = _ARC.sub(lambda m: r"\text{ arcsec }" if len(m[1]) == 2 else r"\text{ arcmin }", text)
+    text = _SPACED_GROUPS.sub(lambda m: m.group().replace(" ", ""), text) if " " in text else text
     if join_commas:
         text = _COMMA_GROUPS.sub(_joined, text)
-    text = _DECIMAL_COMMA.sub(".", text)
-    text = _DOTTED_PERIOD.sub(r"\\overline{\1\2\3}", text)
-    text = _REPEATING.sub(lambda m: _rational(m[1], m[2], m[3] or m[4] or m[5]), text)
-    text = _DOTS.sub(_dots, text)
+    text = _DECIMAL_COMMA.sub(".", text) if "," in text else text
+    if "." in text:
+        text = _DOTTED_PERIOD.sub(r"\\overline{\1\2\3}", text)
+        text = _REPEATING.sub(lambda m: _rational(m[1], m[2], m[3] or m[4] or m[5]), text)
+        text = _DOTS.sub(_dots, text)
     tokens: list[Token] = []
     _scan(text, tokens)
     return tokens
@@ -139,9 +143,15 @@ def _joined(match: re.Match[str]) -> str:
     return match.group().replace(",", "") if apart else match.group()
 
 
-def _scan(text: str, tokens: list[Token]) -> None:
+def _scan(text: str, tokens: list[Token], words: bool = False) -> None:
+    """Add the tokens of a text; with `words`, letters are words and not products of variables."""
     position = 0
     while position < len(text):
+        word = _WORD.match(text, position) if words else None
+        if word is not None:
+            tokens.append(("word", word.group()))
+            position = word.end()
+            continue
         match = _TOKEN.match(text, position)
         assert match is not None
         position = match.end()
@@ -235,31 +245,8 @@ def _text_argument(text: str, position: int, command: str, tokens: list[Token]) 
     if letter in FUNCTION_NAMES and not (after_number and letter in UNITS):
         tokens.append(("cmd", FUNCTION_NAMES[letter]))
         return end
-    _scan_words(content, tokens)
+    _scan(content, tokens, words=True)
     return end
-
-
-_WORD_TOKEN = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
-
-
-def _scan_words(content: str, tokens: list[Token]) -> None:
-    """Like `_scan`, but letters are words."""
-    position = 0
-    while position < len(content):
-        word = _WORD_TOKEN.match(content, position)
-        if word is not None:
-            tokens.append(("word", word.group()))
-            position = word.end()
-            continue
-        match = _TOKEN.match(content, position)
-        assert match is not None
-        position = match.end()
-        if match.lastgroup == "textcmd":
-            position = _text_argument(content, position, match["textcmd"], tokens)
-        elif match.lastgroup != "space":
-            tokens.extend(_convert(match.lastgroup or "", match, tokens))
-        if len(tokens) > MAX_TOKENS:
-            raise ReadError("too many tokens")
 
 
 def _binomial(match: re.Match[str]) -> str:

@@ -23,6 +23,6 @@ PUNCTUATION = frozenset({"(", ")", ".", "!", "?", "'", ":", "{", "}"})
 
 # Commands that cannot begin a factor: they end one.
 CLOSING_COMMANDS = frozenset(
-    "cup cap setminus pm mp mod pmod bmod rfloor rceil rangle end degrees quad to rightarrow implies equiv sim subset "
+    "cup cap setminus mod pmod bmod rfloor rceil rangle end degrees quad to rightarrow implies equiv sim subset "
     "over notin Rightarrow iff choose".split()
 )

@@ -67,8 +67,13 @@ MAX_TERMS = 400  # of one sum or product: the tree is as deep as they are many
 OPENING = frozenset({"(", "[", "{", "\\{"})
 MAX_ARGUMENT_TOKENS = 40  # of the bracket behind a letter
 APPLIED = frozenset({"f", "F", "zeta", "Gamma"})  # letters that are never a factor before a bracket
+OFTEN_APPLIED = frozenset({"g", "h", "G", "H", "phi", "psi", "Phi", "Psi"})  # neither where a variable is shifted
+_ATOM = r"(?:[1axn]|\([+-]*[1axn]\))"
+_ARGUMENTS = re.compile(rf"\({_ATOM}(,[+-]*{_ATOM})*\)")
+_OF_VARIABLE = re.compile(r"\([1+*/-]*[xn][1+*/-]*\)")
 PROBABILITIES = frozenset({"P", "Pr", "E"})
 EVENT_MARKS = RELATIONS | {"|", "cap", "cup"}
+END: Token = ("end", "")
 ZERO: Node = ("num", Fraction(0), "")
 MINUS_ONE: Node = ("neg", ("num", Fraction(1), "1"))
 LISTS = ("()", "[]", "{}", "")
@@ -87,10 +92,9 @@ def read_clock(text: str) -> Clock | None:
     match = _CLOCK.fullmatch(re.sub(r"^[A-Za-z ]{1,40} (?:is|at) +", "", plain))
     if match is None or int(match[1]) > 24:
         return None
-    hour, half = int(match[1]), (match[4] or "").lower()
-    if half or hour > 12:
-        hour, half = hour % 12, half or "24"
-    return Clock(3600 * hour + 60 * int(match[2]) + int(match[3] or 0), half)
+    hour = int(match[1]) % 24
+    half = (match[4] or "").lower() or ("24" if hour > 12 else "" if hour else "0")
+    return Clock(3600 * (hour % 12 or 12) + 60 * int(match[2]) + int(match[3] or 0), half)
 
 
 def read(text: str, join_commas: bool = True, tight_division: bool = False) -> Value:
@@ -226,8 +230,9 @@ class Parser:
         while True:
             start = self.position
             sides.append(self.side())
-            names.append(read_name(self.tokens[start : self.position], sides[-1]))
-            operator = self.accept(*RELATIONS)
+            end, operator = self.position, self.accept(*RELATIONS)
+            if operator or operators:
+                names.append(read_name(self.tokens[start:end], sides[-1]))
             if operator is None:
                 break
             operators.append(operator)
@@ -374,7 +379,7 @@ class Parser:
     def sum(self) -> Any:
         """Terms with `+`, `-`, `\\pm`, `\\mp` between them."""
         self.deeper()
-        sign = self._plus_minus()
+        sign = self.accept("+-", "-+")
         value = ("pm", ZERO, operand(self.product()), sign) if sign else self.product()
         terms = 1
         while isinstance(value, tuple) and terms < MAX_TERMS:
@@ -382,19 +387,12 @@ class Parser:
             if operator := self.accept("+", "-"):
                 right = operand(self.product())
                 value = ("add", value, right if operator == "+" else ("neg", right))
-            elif sign := self._plus_minus():
+            elif sign := self.accept("+-", "-+"):
                 value = ("pm", value, operand(self.product()), sign)
             else:
                 break
         self.depth -= 1
         return value
-
-    def _plus_minus(self) -> str | None:
-        kind, value = self.peek()
-        if kind == "cmd" and value in ("pm", "mp"):
-            self.position += 1
-            return "+-" if value == "pm" else "-+"
-        return None
 
     def product(self) -> Any:
         """Factors with `*`, `/`, `:` between them, or side by side."""
@@ -470,17 +468,13 @@ class Parser:
 
     def unary(self) -> Any:
         """A factor with its signs."""
-        if self.accept("-"):
-            self.deeper()
-            value: Any = ("neg", operand(self.unary()))
-            self.depth -= 1
-            return value
-        if self.accept("+"):
-            self.deeper()
-            value = self.unary()
-            self.depth -= 1
-            return value
-        return self.power()
+        sign = self.accept("-", "+")
+        if sign is None:
+            return self.power()
+        self.deeper()
+        value = self.unary()
+        self.depth -= 1
+        return ("neg", operand(value)) if sign == "-" else value
 
     def power(self) -> Any:
         """An atom with its exponent; the transpose of a structure."""
@@ -491,7 +485,7 @@ class Parser:
             return self._transposed(value)
         self.deeper()
         exponent = self.exponent()
-        inverse = value[0] == "sym" and value[1] in APPLIED | {"g", "h"} and exponent == MINUS_ONE
+        inverse = value[0] == "sym" and value[1] in APPLIED | OFTEN_APPLIED and exponent == MINUS_ONE
         applied = self.application(("sym", f"{value[1]}^-1")) if inverse else None
         value = self.postfix(applied or ("pow", value, exponent))
         self.depth -= 1
@@ -518,7 +512,7 @@ class Parser:
     def postfix(self, value: Any) -> Any:
         """Factorials, percent, degrees, subscripts, primes and arguments behind an atom."""
         for _ in range(MAX_TERMS):
-            if not isinstance(value, tuple):
+            if not isinstance(value, tuple) or self.peek()[0] not in ("op", "cmd"):
                 break
             if self.accept("!"):
                 value = ("fn", "factorial", value)
@@ -552,7 +546,7 @@ class Parser:
         event = self._event() if function[1] in PROBABILITIES else None
         if event is not None:
             return ("app", function[1], event)
-        if self.peek() != ("op", "(") or not (function[1] in APPLIED or self._simple_arguments()):
+        if self.peek() != ("op", "(") or not (function[1] in APPLIED or self._is_applied(function[1])):
             return None
         self.position += 1
         arguments = [operand(self.sum())]
@@ -568,32 +562,19 @@ class Parser:
         if closer is None or closer not in values:
             return None
         inside = values[1 : values.index(closer)]
-        if not any(value in EVENT_MARKS or (value.isalpha() and len(value) > 2) for value in inside):
+        random = inside[:1] in (["X"], ["Y"], ["Z"])
+        if not random and not any(value in EVENT_MARKS or (value.isalpha() and len(value) > 2) for value in inside):
             return None
         self.position += len(inside) + 2
         return ("sym", " ".join(inside))
 
-    def _simple_arguments(self) -> bool:
-        """True if the bracket ahead holds single letters or numbers, the latter perhaps in brackets with a sign."""
-        wanted, depth, offset, several = True, 0, 0, False
-        while offset < MAX_ARGUMENT_TOKENS:
-            kind, value = self.peek(offset)
-            offset += 1
-            if value == "(" and wanted:
-                depth += 1
-            elif value == ")" and not wanted:
-                depth -= 1
-                if depth == 0:
-                    return True
-            elif value in ("-", "+") and wanted and (depth > 1 or several):
-                continue
-            elif kind == "op" and value == "," and not wanted:
-                wanted = several = True
-            elif wanted and (kind in ("num", "sym") or (kind == "cmd" and value in SYMBOLS)):
-                wanted = False
-            else:
-                return False
-        return False
+    def _is_applied(self, letter: str) -> bool:
+        """True if the bracket ahead holds arguments: letters or numbers, for letters such as `g` also `2x - 1`."""
+        ahead = ""
+        for kind, value in self.tokens[self.position : self.position + MAX_ARGUMENT_TOKENS]:
+            named = kind == "sym" or (kind == "cmd" and value in SYMBOLS)
+            ahead += value if value in ("x", "n") or kind == "op" else "1" if kind == "num" else "a" if named else "?"
+        return bool(_ARGUMENTS.match(ahead) or (letter in OFTEN_APPLIED and _OF_VARIABLE.match(ahead)))
 
     def atom(self) -> Any:
         """A number, a letter, a command, a bracket, an absolute value."""
@@ -793,8 +774,9 @@ class Parser:
             raise ReadError("matrix is not closed")
         if len({len(row) for row in rows}) != 1:
             raise ReadError("ragged matrix")
-        if kind == "cases":
-            return Group("cases", tuple(Group("()", tuple(row)) for row in rows))
+        if kind == "cases":  # with one column a system of equations
+            values = (Group("()", tuple(row)) if len(row) > 1 else row[0] for row in rows)
+            return Group("cases" if len(rows[0]) > 1 else "", tuple(values))
         return Matrix(tuple(tuple(row) for row in rows))
 
     def accent(self, name: str) -> Node:
@@ -856,8 +838,10 @@ class Parser:
 
     def peek(self, offset: int = 0) -> Token:
         """The token at an offset from the position, without taking it."""
-        index = self.position + offset
-        return self.tokens[index] if index < len(self.tokens) else ("end", "")
+        try:
+            return self.tokens[self.position + offset]
+        except IndexError:
+            return END
 
     def take(self) -> Token:
         """The next token."""

@@ -57,7 +57,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Clock:
-    """A time of day in seconds since midnight, or since noon where `half` says so: "p", or "24" for 15:45."""
+    """A time on a dial of twelve hours, in seconds; `half` is "a", "p", "24" for 15:45, "0" for 0:45, else empty."""
 
     seconds: int
     half: str = ""

@@ -46,7 +46,7 @@ CHANGING = frozenset(
     mod modulo base from through until up but only either neither nor any all infinitely many undefined infinite
     infinity squared cubed k squared-off other others both is are was were wrong incorrect false someone
     halves halved half quarter quarters thirds score scores gross myriad lakh lakhs crore crores doubled tripled
-    factorial reciprocal inverse root roots am pm""".split()
+    factorial reciprocal inverse root roots am pm rejected extraneous invalid""".split()
 )
 
 _PARTS = re.compile(
@@ -121,13 +121,9 @@ def phrase(text: str) -> str:
 
 # --- units: (dimension exponents, factor to the base unit as text) -------------------------------------------------
 
-_BASE = {
-    "m": ({"m": 1}, "1"),
-    "s": ({"s": 1}, "1"),
-    "g": ({"g": 1}, "1"),
-}
 _UNIT_LINES = """
 m:1: m meter meters metre metres 米
+m:1000: 公里
 m:0.000001: micron microns
 m:0.0000000001: angstrom angstroms
 m:0.0254: in inch inches
@@ -170,8 +166,6 @@ data:8: B byte bytes
 s:3155760000: century centuries
 s:315576000: decade decades
 m:201.168: furlong furlongs
-"""
-_COMPOUND_LINES = """
 m=3: 0.001: L l liter liters litre litres 升
 m=3: 0.000001: ml mL milliliter milliliters cc
 m=3: 0.003785411784: gal gallon gallons
@@ -205,11 +199,8 @@ g=1,m=2,s=-3,A=-2: 1000: ohm ohms
 def _units() -> dict[str, tuple[dict[str, int], str]]:
     table: dict[str, tuple[dict[str, int], str]] = {}
     for line in _UNIT_LINES.strip().splitlines():
-        dimension, factor, names = line.split(":")
-        table.update({name: ({dimension: 1}, factor) for name in names.split()})
-    for line in _COMPOUND_LINES.strip().splitlines():
         dimensions, factor, names = line.split(":")
-        powers = {name: int(power) for name, power in (part.split("=") for part in dimensions.split(","))}
+        powers = {name: int(power or 1) for name, _, power in (part.partition("=") for part in dimensions.split(","))}
         table.update({name: (powers, factor.strip()) for name in names.split()})
     return table
 

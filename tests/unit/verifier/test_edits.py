@@ -6,6 +6,8 @@ import pytest
 from different_cases import DIFFERENT
 from edits import CHANGING, KEEPING, edited
 from equivalent_cases import EQUIVALENT
+from marks import RARELY
+from test_real_data import BENCHMARKS, DATA, rows
 
 from openrlhf_ktae.verifier import CORRECT, WRONG
 from openrlhf_ktae.verifier.golds import gold_forms
@@ -16,13 +18,30 @@ GOLDS = sorted({str(gold) for table in (EQUIVALENT, DIFFERENT) for pairs in tabl
 
 @pytest.mark.parametrize(("edits", "expected", "allowed"), [(CHANGING, WRONG, 1 / 2000), (KEEPING, CORRECT, 1 / 500)])
 def test_edited_golds(verifier, edits, expected, allowed):
-    cases = [(gold, name, new) for gold in GOLDS for name, new in edited(gold_forms(gold)[0], edits)]
-    verdicts = verifier.verify_many((gold, rf"\boxed{{{new}}}") for gold, _, new in cases)
-    mistakes = [
-        (*case, verdict.status) for case, verdict in zip(cases, verdicts, strict=True) if verdict.status != expected
-    ]
+    cases, mistakes = judged(verifier, GOLDS, edits, expected)
     assert len(cases) > 5000
     assert len(mistakes) <= allowed * len(cases), mistakes
+
+
+@RARELY
+@pytest.mark.parametrize(("edits", "expected", "allowed"), [(CHANGING, WRONG, 1 / 2000), (KEEPING, CORRECT, 1 / 500)])
+def test_edited_golds_of_the_benchmarks(verifier, edits, expected, allowed):
+    golds = [row["answer"] for name in BENCHMARKS for row in rows(DATA / "eval_suite" / f"{name}.jsonl")]
+    cases, mistakes = judged(verifier, golds, edits, expected)
+    print(f"{len(mistakes)} of {len(cases)}: {mistakes}")
+    assert len(cases) > 15000
+    assert len(mistakes) <= allowed * len(cases), mistakes
+
+
+def judged(verifier, golds, edits, expected):
+    """(gold, edit, answer) of all edits of all forms of the golds, and those whose verdict is another one."""
+    forms = [(gold, form) for gold in golds for form in gold_forms(gold)]
+    cases = [(gold, name, new) for gold, form in forms for name, new in edited(form, edits)]
+    cases = [case for case in cases if expected == CORRECT or case[2] not in gold_forms(case[0])]
+    verdicts = verifier.verify_many((gold, rf"\boxed{{{new}}}") for gold, _, new in cases)
+    return cases, [
+        (*case, verdict.status) for case, verdict in zip(cases, verdicts, strict=True) if verdict.status != expected
+    ]
 
 
 def test_every_edit_is_met_by_some_gold():

@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from openrlhf_ktae.verifier import UNKNOWN, Verifier
-from openrlhf_ktae.verifier.verdict import INTERNAL_ERROR
+from openrlhf_ktae.verifier import UNKNOWN, Reason, Verifier
 
 GOLDS = [
     "5", "-3/2", "0.25", "28.71", "4.5e33", r"\pi", "x^2+1", "(1,2)", "[1,3)", r"\{1,2\}", "x = 5", r"x \neq \pm 1",
@@ -73,4 +72,4 @@ def test_no_answer_makes_a_verdict_unknown(checked):
 
 
 def test_none_is_an_error_of_ours(checked):
-    assert [(case, v.detail) for case, v in checked if v.reason == INTERNAL_ERROR] == []
+    assert [(case, v.detail) for case, v in checked if v.reason == Reason.INTERNAL_ERROR] == []

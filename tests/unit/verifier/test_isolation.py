@@ -183,7 +183,7 @@ worker.limit_process(1024)
 sent = []
 for reader in (lambda g: Verdict(UNKNOWN, "gold unreadable"), lambda g: Verdict(WRONG, "gold read"), None, {alone}):
     worker.serve({check}, reader, dict(id=1, gold="", answer="", cpu_s=0.2), sent.append)
-print([(str(answer["status"]), answer["reason"]) for answer in sent[1::2]])
+print([(str(answer["status"]), str(answer["reason"])) for answer in sent[1::2]])
 """
     done = run_python(code)
     statuses = [

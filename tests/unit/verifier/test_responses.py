@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from response_cases import STATES_SOMETHING_ELSE, STATES_THE_GOLD
 
-from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verifier
+from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Reason, Verifier
 from openrlhf_ktae.verifier.extract import extract_answer
 from openrlhf_ktae.verifier.golds import gold_forms
 
@@ -25,6 +27,14 @@ from openrlhf_ktae.verifier.golds import gold_forms
         ("\x08oxed{5}", "5"),
         ("\\boxed{\x0crac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{ \boxed{\fbox{5}} }", "5"),
+        (r"\boxed{5 or \boxed{6}}", r"5 or \boxed{6}"),
+        (r"\boxed{\boxed{5} or 6}", r"\boxed{5} or 6"),
+        (r"\boxed{\frac{\boxed{1}}{2}}", r"\frac{\boxed{1}}{2}"),
+        (r"\boxed{7} \boxed{5 or \boxed{6}}", r"5 or \boxed{6}"),
+        ("\\boxed{5 \n no, \\boxed{6}", "6"),
+        (r"\boxed{<answer>5</answer>}", "5"),
+        (r"\boxed{<answer>5</answer> or 6}", "<answer>5</answer> or 6"),
         (r"\boxed{5}} and garbage {", "5"),
         ("<think>6</think><answer>5</answer>", "5"),
         (r"<answer>The answer is \boxed{5}</answer>", "5"),
@@ -192,3 +202,18 @@ def test_options_in_the_constructor():
         Verifier(memory_mb=1)
     with pytest.raises(TypeError, match="wokers"):
         Verifier(wokers=1)
+
+
+@pytest.mark.parametrize(
+    ("gold", "response", "reason"),
+    [
+        ("5", r"\boxed{5}", Reason.SAME_TEXT),  # settled by the caller
+        ("5", "", Reason.NO_BOX),  # where the answer is looked for
+        (r"\sqrt{2}", r"\boxed{2^{1/2}}", Reason.SAME_VALUE),  # by a worker
+        (r"\oint \oint", r"\boxed{1}", Reason.GOLD_UNREADABLE),
+    ],
+)
+def test_reasons_are_of_one_enumeration_and_are_written_as_text(verifier, gold, response, reason):
+    given = verifier.verify(gold, response).reason
+    assert given is reason
+    assert json.dumps(given) == f'"{reason.value}"'
