@@ -28,6 +28,7 @@ from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.preflight.ranges import range_problems
 from openrlhf_ktae.safety.secrets import hide
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
+from openrlhf_ktae.trainer.staleness import staleness_problem
 from openrlhf_ktae.verifier.config import VerifierConfig
 
 KTAE = "ktae"
@@ -74,6 +75,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     """Declare this package's options."""
     _declare_run(parser.add_argument_group("Run"))
     _declare_prompts(parser.add_argument_group("Prompts and responses, beside the host's options"))
+    _declare_training(parser.add_argument_group("Training, beside the host's options"))
     _declare_ktae(parser.add_argument_group("KTAE (with --algo.advantage.estimator ktae)"))
     _declare_record(parser.add_argument_group("Record of rollouts (token ids, scores, advantages with and without K)"))
     _declare_dapo(parser.add_argument_group("DAPO and Dr. GRPO, beside the host's options"))
@@ -170,6 +172,16 @@ def _declare_prompts(prompts: Any) -> None:
     )
     prompts.add_argument(
         "--rollout.stop", nargs="*", default=[], metavar="TEXT", help="texts that end a response; it keeps them"
+    )
+
+
+def _declare_training(training: Any) -> None:
+    training.add_argument(
+        "--train.max_staleness",
+        type=int,
+        metavar="N",
+        help="with --train.async_enable: train on no rollout whose weights are more than N steps old (default: what "
+        "--train.async_queue_size and dynamic sampling make of it)",
     )
 
 
@@ -294,6 +306,8 @@ def finish(parsed: argparse.Namespace) -> None:
                     f"--{flag} true: contradicts --train.async_enable true, whose engines and trainer work at the same "
                     f"time; give --{flag} false, or --train.async_enable false"
                 )
+    if problem := staleness_problem(options):
+        raise BadOption(problem)
     if options["train.full_determinism_enable"] and options["train.async_enable"]:
         raise BadOption(
             "--train.full_determinism_enable true: with --train.async_enable the weights of a rollout depend on who is "

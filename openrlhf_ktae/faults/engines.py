@@ -106,6 +106,8 @@ class EngineKeeper(BasePPOTrainer):
 
     record: Any
     engine_restarts = 0
+    weights_step = 0
+    """Steps that the weights were trained which are sent next; an asynchronous trainer sets it."""
 
     def broadcast_to_vllm(self) -> None:
         """Send the weights as the host does, to all engines that there should be.
@@ -117,11 +119,12 @@ class EngineKeeper(BasePPOTrainer):
         while True:
             try:
                 if have_weights(self.vllm_engines) and fault is None:
-                    return super().broadcast_to_vllm()
+                    super().broadcast_to_vllm()
+                    return self._sent()
                 self._count(fault)
                 ray.get(self.actor_model_group.async_run_method("rejoin_engines"))
                 super().broadcast_to_vllm()
-                ray.get([engine.take_weights.remote() for engine in self.vllm_engines])
+                self._sent()
                 return self.record.note(
                     f"an engine died and was started again with the current weights ({self.engine_restarts} of "
                     f"--faults.engine_restarts {self._limit})"
@@ -130,6 +133,9 @@ class EngineKeeper(BasePPOTrainer):
                 if not engine_died(error, self.vllm_engines):  # a rank's death ends the run
                     raise
                 fault = error
+
+    def _sent(self) -> None:
+        ray.get([engine.take_weights.remote(self.weights_step) for engine in self.vllm_engines])
 
     def send_weights(self, why: str) -> None:
         """Give all engines the current weights, unless they have them; `why` is what somebody has noticed."""

@@ -27,6 +27,7 @@ from openrlhf_ktae.faults.ending import POLL_SECONDS, EndOrder, GivenUp
 from openrlhf_ktae.faults.engines import engine_died, short
 from openrlhf_ktae.faults.in_engine import FAILURE
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
+from openrlhf_ktae.trainer.staleness import WEIGHTS_STEP
 from openrlhf_ktae.verifier.user_reward import HINT
 
 logger = init_logger(__name__)
@@ -104,6 +105,8 @@ class SurvivingGenerator(SamplesGenerator):
         if hint := response.get(HINT):
             self.note(hint)
         experience.info[FAILED] = torch.tensor([float(bool(failure))])
+        if self.args.train.async_enable:
+            experience.info[WEIGHTS_STEP] = torch.tensor([response[WEIGHTS_STEP]])
         self._last_failure = failure or self._last_failure
         return experience
 

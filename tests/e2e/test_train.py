@@ -137,7 +137,7 @@ def test_saved_weights_differ_from_the_start(quickstart, root):
 
 def test_asynchronous_with_partial_rollouts_and_an_engine_that_dies(train, tmp_path):
     words = f"{ASYNCHRONOUS} --train.partial_rollout_enable --data.max_samples 160"
-    correction = "--algo.advantage.is_correction_level token"
+    correction = "--algo.advantage.is_correction_level token --train.async_queue_size 3 --train.max_staleness 2"
     mark = f"asynchronous-{os.getpid()}"
 
     def is_in_the_middle():
@@ -151,6 +151,8 @@ def test_asynchronous_with_partial_rollouts_and_an_engine_that_dies(train, tmp_p
     assert "an engine died and was started again with the current weights (1 of" in run.output
     assert len(run.steps) == 20
     assert all("ktae/mean_abs_k" in step for step in run.steps)
+    assert 1 <= max(step["staleness/max"] for step in run.steps) <= 2
+    assert "2 instead of 3 batches" in run.output
     assert run.evaluations["after"]["eval_accuracy"] > run.evaluations["before"]["eval_accuracy"]
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert_trackers_have(run, tmp_path)

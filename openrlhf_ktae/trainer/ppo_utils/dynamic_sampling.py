@@ -26,6 +26,7 @@ from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SeededSamplesGenerator
+from openrlhf_ktae.trainer.staleness import TOO_OLD, young_enough
 
 
 class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightSamplesGenerator):
@@ -39,6 +40,8 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         self.group_size: int = self.args.rollout.n_samples_per_prompt
         self.pass_rates = PassRates()
         self.prompts_seen = 0
+        self.batches = 0  # that were given out, one for each step of the run
+        self._too_old = 0
         self._tally = SamplingTally()
         self._judged: list[Judged] = []
         self._carried: list[Experience] = []  # groups that wait for the next episode
@@ -59,6 +62,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         if not self.args.algo.dynamic_filtering_enable:
             return super().generate_samples(**generate_kwargs)
         self._tally, seen_before = SamplingTally(), self.prompts_seen
+        self._drop_what_is_too_old()
         samples, _, drawn, exhausted = super().generate_samples(**generate_kwargs)
         kept = trainable(len(samples), self.args)
         if exhausted:
@@ -76,6 +80,15 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         batch = self._batch(samples[:kept], seen_before)
         return batch, 100 * share if share == share else None, drawn, exhausted
 
+    def _drop_what_is_too_old(self) -> None:
+        """Leave out groups sampled for an earlier step whose weights are older than `--train.max_staleness` now."""
+        for name in ("_sample_buffer", "_carried"):
+            kept = getattr(self, name, None)
+            if kept:
+                young = young_enough(kept, self.batches, self.args.train.max_staleness)
+                self._too_old += len(kept) - len(young)
+                setattr(self, name, young)
+
     def load_sampling_state(self, pass_rates: dict[str, Any], prompts_seen: int) -> None:
         """Go on from a checkpoint: the ledger's `state_dict` and the prompts drawn and skipped so far."""
         self.pass_rates.load_state_dict(pass_rates)
@@ -87,6 +100,9 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         if not samples:
             return RolloutBatch()
         metrics = self._tally.metrics() | {"dynamic_sampling/surplus_groups": float(self._surplus())}
+        if self.args.train.max_staleness is not None:
+            metrics[TOO_OLD] = float(self._too_old)
+            self._too_old = 0
         judged, self._judged = self._judged, []
         total = len(self.prompts_dataloader) * self.args.train.num_episodes
         return RolloutBatch(samples, metrics, judged, self.prompts_seen, seen_before / max(total, 1))

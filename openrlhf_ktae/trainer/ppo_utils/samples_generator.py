@@ -40,6 +40,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
         """Generate as the host does; leave out rollouts of the last, short batch that no step can divide."""
         samples, pass_rate, consumed, exhausted = super().generate_samples(**generate_kwargs)
         kept = trainable(len(samples), self.args)
+        self.batches += kept > 0
         if kept == len(samples):
             return samples, pass_rate, consumed, exhausted
         self.dropped_rollouts += len(samples) - kept
@@ -62,6 +63,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
             "batches_of_episode": self._batches_of_episode,
             "dropped_rollouts": self.dropped_rollouts,
             "prompts_sent": self.prompts_sent,
+            "batches": self.batches,
             "failures": list(self._failures),
         }
 
@@ -73,6 +75,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
         self._batches_of_episode = position["batches_of_episode"]
         self.dropped_rollouts = position["dropped_rollouts"]
         self.prompts_sent = position["prompts_sent"]
+        self.batches = position.get("batches", 0)
         self._failures.extend(position.get("failures", ()))
         # The host begins an episode where there is neither; one that is under way must go on.
         self._dataloader_iter = None if position["drained"] else iter(self.prompts_dataloader)
