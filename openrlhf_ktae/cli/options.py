@@ -26,13 +26,14 @@ from openrlhf_ktae.evaluation.templates import MARK, chat_arguments, has_one_pla
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.preflight.ranges import range_problems
+from openrlhf_ktae.preflight.replay import engine_wanted
 from openrlhf_ktae.safety.secrets import hide
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.trainer.staleness import staleness_problem
 from openrlhf_ktae.verifier.config import VerifierConfig
 
 KTAE = "ktae"
-PLACES = ("path", "dir", "dataset", "url", "resume")  # ends of names of options that may be paths
+PLACES = ("path", "dir", "dataset", "url", "resume", "replay")  # ends of names of options that may be paths
 VERIFIER_AGENT = "verifier"
 MACRO_ACCURACY = "eval_macro_accuracy"
 LOOPBACK = "127.0.0.1"
@@ -50,6 +51,8 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
     """
     files, words = split_config_option(translate_flat_names(argv))
     args = parse(build_parser(files), words)
+    if args.train.replay:
+        args.vllm.num_engines = 0  # the host's rules, which are behind us, want one
     args.algo.ktae.config = asdict(build(KTAEConfig, vars(args.algo.ktae), "algo.ktae"))
     args.faults.config = asdict(build(FaultsConfig, vars(args.faults), "faults"))
     args.algo.dynamic_filtering_config = asdict(build(DynamicFilteringConfig, vars(args.algo), "algo"))
@@ -183,6 +186,11 @@ def _declare_training(training: Any) -> None:
         help="with --train.async_enable: train on no rollout whose weights are more than N steps old (default: what "
         "--train.async_queue_size and dynamic sampling make of it)",
     )
+    training.add_argument(
+        "--train.replay",
+        metavar="RUN",
+        help="train on the rollouts that a run recorded (--ktae.record_rollouts), in that order, without an engine",
+    )
 
 
 def _declare_ktae(ktae: Any) -> None:
@@ -271,6 +279,7 @@ def finish(parsed: argparse.Namespace) -> None:
     options.update({name: at_home(value) for name, value in options.items() if name.endswith(PLACES)})
     if problems := list(range_problems(options)):
         raise BadOption("\nerror: ".join(problems))
+    _choose_replay(options)
     template = options["data.input_template"]
     if template and not has_one_place(template):
         raise BadOption(
@@ -356,6 +365,16 @@ def _choose_estimator(options: dict[str, Any]) -> None:
             "(the paper takes 16)"
         )
     options["algo.advantage.estimator"] = options["algo.ktae.base"]
+
+
+def _choose_replay(options: dict[str, Any]) -> None:
+    """Take scores from the record, and let the host's rules see the engine that they want."""
+    if not options["train.replay"]:
+        return
+    if problems := list(engine_wanted(options)):
+        raise BadOption("\nerror: ".join(problems))
+    options["vllm.num_engines"] = 1
+    options["reward.remote_url"] = options["train.agent_func_path"] = None
 
 
 def _ktae_defaults() -> dict[str, Any]:

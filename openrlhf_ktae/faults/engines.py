@@ -115,6 +115,8 @@ class EngineKeeper(BasePPOTrainer):
         Raises:
             EnginesLost: that took more restarts than `--faults.engine_restarts`, or an engine does not come back.
         """
+        if self.vllm_engines is None:  # nothing is sampled
+            return
         fault: Exception | None = None
         while True:
             try:

@@ -12,6 +12,7 @@ from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.preflight.data_columns import data_problems
 from openrlhf_ktae.preflight.lora import lora_problems
 from openrlhf_ktae.preflight.model_folder import config_of, model_problems
+from openrlhf_ktae.preflight.replay import replay_problems
 from openrlhf_ktae.preflight.round_trip import round_trip
 from openrlhf_ktae.preflight.user_code import judge_problems
 from openrlhf_ktae.run.batches import data_ranks, models, one_update, world
@@ -36,8 +37,7 @@ def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:
         *lora_problems(args),
         *_texts(args),
         *_places(args),
-        *data_problems(args),
-        *judge_problems(args),
+        *(replay_problems(args) if args.train.replay else (*data_problems(args), *judge_problems(args))),
         *backend.problems(args),
     ]
     notes: list[str] = []
@@ -60,7 +60,8 @@ def parallel_problems(args: SimpleNamespace) -> Iterator[str]:
                 f"--{model}.num_gpus_per_node ({devices}); use {_next_multiple(devices, ring * tensor)} devices, or "
                 "smaller parts"
             )
-    if args.train.colocate_all and not args.train.async_enable and world(args) != engines * tensor_parallel:
+    together = args.train.colocate_all and not args.train.async_enable and engines
+    if together and world(args) != engines * tensor_parallel:
         yield (
             f"--vllm.num_engines {engines}: with --train.colocate_all, engines x --vllm.tensor_parallel_size "
             f"({tensor_parallel}) must equal --actor.num_nodes x --actor.num_gpus_per_node ({world(args)})"

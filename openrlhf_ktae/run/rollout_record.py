@@ -42,8 +42,12 @@ COLUMNS = {
     "k": "list<float>",
     "advantages_without_k": "list<float>",
     "advantages": "list<float>",
+    "log_probs": "list<float>",
+    "truncated": "bool",
 }
-MAYBE_NULL = ("label", "score", "reward")
+ADDED = ("log_probs", "truncated")
+"""Of the sampler, where it gave them; whether the limit cut the response off. Records of earlier versions lack both."""
+MAYBE_NULL = ("label", "score", "reward", *ADDED)
 DELETE = "delete the file, or give the other steps alone"
 MEGABYTE = 2**20
 
@@ -73,6 +77,8 @@ class Credit:
     micro_batches: Sequence[Any]
     """The host's experiences, with their advantages."""
     scores_B: torch.Tensor
+    rewards_B: torch.Tensor
+    """Before anything shaped them."""
     groups_B: torch.Tensor
     values: Sequence[torch.Tensor]
     """Weighted K of each micro-batch (b, T); 0 where KTAE is off."""
@@ -166,7 +172,9 @@ def rows_of(step: int, credit: Credit, text: TokenTexts, max_groups: int = 0) ->
     """Yield the rows of a step, group after group; with `max_groups`, of the first groups alone."""
     places = [(m, row) for m, batch in enumerate(credit.micro_batches) for row in range(len(batch.sequences))]
     numbers: dict[int, int] = {}
-    groups_B, scores_B = credit.groups_B.tolist(), credit.scores_B.tolist()
+    groups_B, scores_B, rewards_B = (
+        part.tolist() for part in (credit.groups_B, credit.scores_B, credit.rewards_B.float())
+    )
     last = sorted(set(groups_B))[: max_groups or None][-1:]
     for i in sorted(range(len(places)), key=groups_B.__getitem__):
         group = groups_B[i]
@@ -174,7 +182,8 @@ def rows_of(step: int, credit: Credit, text: TokenTexts, max_groups: int = 0) ->
             return
         rollout = numbers[group] = numbers.get(group, -1) + 1
         row = _row(credit, *places[i], text)
-        yield {"step": step, "group": group, "rollout": rollout, "score": scores_B[i], **row}
+        place = {"step": step, "group": group, "rollout": rollout}
+        yield {**place, "score": scores_B[i], "reward": rewards_B[i], **row}
 
 
 def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, Any]:
@@ -191,11 +200,11 @@ def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, A
         return table.expand_as(acted)[start:end] if table.dim() == 0 else table[row, start:end].float()
 
     advantages, added = part(batch.advantages), part(credit.added[number])
+    log_probs = batch.rollout_log_probs
     return {
         "prompt": batch.prompts[row],
         "label": str(batch.labels[row]),
         "response": response_text(text.tokenizer, ids),
-        "reward": float(batch.info["reward"].flatten()[row]),
         "prompt_ids": before[seen].tolist(),
         "token_ids": ids,
         "token_texts": text.of(ids),
@@ -203,6 +212,8 @@ def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, A
         "k": part(credit.values[number]).tolist(),
         "advantages_without_k": (advantages - added).tolist(),
         "advantages": advantages.tolist(),
+        "log_probs": None if log_probs is None else part(log_probs).tolist(),
+        "truncated": bool(batch.truncated.flatten()[row]),
     }
 
 
@@ -280,6 +291,13 @@ def read_groups(paths: Iterable[Path]) -> Iterator[RecordedGroup]:
             yield RecordedGroup(about.get("step", members[0]["step"]), group, members, about)
 
 
+def number_of_rollouts(path: Path) -> int:
+    """Return the rows of a file that `read_groups` has read before."""
+    from pyarrow import parquet
+
+    return parquet.read_metadata(path).num_rows
+
+
 def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     import pyarrow as pa
     from pyarrow import ArrowException, parquet
@@ -288,6 +306,9 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:
         raise BadRecord(f"{path}: is no whole parquet file ({short(error)}); delete it or record it again") from None
+    for name in ADDED:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), _arrow_type(pa, COLUMNS[name])))
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise BadRecord(f"{path}: has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
@@ -311,7 +332,8 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         if wrong:
             raise BadRecord(f"{path}: {name} holds {wrong}; {DELETE}")
     for row in rows:
-        lengths = {name: len(row[name]) for name, kind in COLUMNS.items() if kind.startswith("list")}
+        lists = [name for name, kind in COLUMNS.items() if kind.startswith("list") and row[name] is not None]
+        lengths = {name: len(row[name]) for name in lists}
         del lengths["prompt_ids"]
         if len(set(lengths.values())) > 1:
             raise BadRecord(f"{path}: group {row['group']}, rollout {row['rollout']}: lengths differ ({lengths})")

@@ -3,7 +3,7 @@
 An age is counted in steps: those trained between the first token of a rollout and its own step. The host's generator
 waits for a slot before it begins a batch, and the trainer gives one back for each batch that it takes, so that with
 S slots a batch is at most S steps old. What is sampled beyond a batch waits for later steps: a fixed number of them
-where `--rollout.vllm_generate_batch_size` says how much, any number with dynamic sampling, which drops what got too old.
+where `--rollout.vllm_generate_batch_size` says how much, any number with dynamic sampling, which drops what is too old.
 """
 
 from __future__ import annotations
