@@ -26,10 +26,8 @@ def engine_wanted(options: Mapping[str, Any]) -> Iterator[str]:
     for name in NEED_AN_ENGINE if options["train.replay"] else ():
         if value := options[name]:
             written = str(value).lower() if isinstance(value, bool) else value
-            yield (
-                f"--{name} {written}: with --train.replay nothing is sampled or judged, and no engine starts; leave it "
-                "out"
-            )
+            out = 'leave it out, or give ""' if isinstance(value, str) else "leave it out"
+            yield f"--{name} {written}: with --train.replay nothing is sampled or judged, and no engine starts; {out}"
 
 
 def replay_problems(args: SimpleNamespace) -> Iterator[str]:
