@@ -181,9 +181,9 @@ def _chat_arguments(options: argparse.Namespace) -> dict[str, Any]:
     from openrlhf_ktae.evaluation.templates import chat_arguments
 
     try:
-        return chat_arguments(options.chat_template_args)
+        return chat_arguments(options.chat_template_args, "--chat_template_args")
     except ValueError as error:
-        raise BadOption(f"--chat_template_args {error}") from None
+        raise BadOption(str(error)) from None
 
 
 def _positive(text: str) -> int:

@@ -289,7 +289,7 @@ def finish(parsed: argparse.Namespace) -> None:
     try:
         chat_arguments(options["data.chat_template_args"])
     except ValueError as error:
-        raise BadOption(f"--data.chat_template_args {error}") from None
+        raise BadOption(str(error)) from None
     if options["data.chat_template_args"] and not options["data.apply_chat_template"]:
         raise BadOption(
             f"--data.chat_template_args {' '.join(options['data.chat_template_args'])}: only with "
