@@ -9,9 +9,11 @@ import re
 import pytest
 import torch
 import yaml
+from marks import RARELY
 from run_processes import ASYNCHRONOUS, killed_when, steps
 
 from openrlhf_ktae.checkpoint.folder import verify
+from openrlhf_ktae.run.rollout_record import find, read_groups
 
 WANDB_KEY = "5ec2e7" * 6 + "abcd"
 
@@ -133,6 +135,21 @@ def test_saved_weights_differ_from_the_start(quickstart, root):
     end = load_file(quickstart.directory / "model/model.safetensors")
     changed = [name for name in start if not torch.equal(start[name].float(), end[name].float())]
     assert len(changed) == len(start)
+
+
+@RARELY
+def test_recorded_rollouts_are_trained_on_again_without_an_engine(quickstart, train, tmp_path):
+    """The unit tests go through the host's loader and advantages; here through its whole command."""
+    words = ["--train.replay", str(quickstart.directory), "--eval.dataset", "", "--ktae.record_rollouts", "1"]
+    run = train(tmp_path, *words)
+    assert run.code == 0, run.output
+    first, again = (
+        [row for group in read_groups(find([one.directory])) for row in group.rows] for one in (quickstart, run)
+    )
+    assert len(run.steps) == 2
+    for name in ("prompt_ids", "token_ids", "action", "score", "reward", "truncated", "log_probs", "k", "advantages"):
+        assert [row[name] for row in again] == [row[name] for row in first], name
+    assert all(step["timing/broadcast"] < 0.01 for step in run.steps)
 
 
 def test_asynchronous_with_partial_rollouts_and_an_engine_that_dies(train, tmp_path):
