@@ -1,14 +1,19 @@
 """KTAE in verl: `algorithm.adv_estimator=ktae`. Tested with verl 0.9.1, torch 2.13.0.
 
 Import this module in the process of the trainer, from a module of your own that sets `special_token_ids` and, if you
-like, `options`, and that `VERL_USE_EXTERNAL_MODULES` names. verl hands its estimators no token
-ids, so `compute_advantage` is wrapped to keep the batch at hand. verl's trainers that leave out the responses when they
-compute advantages (`verl.trainer.ppo.v1`) are refused.
+like, `options`, and that `VERL_USE_EXTERNAL_MODULES` names. The estimator is registered as verl's users register
+theirs. verl hands it no token ids, so two functions are wrapped to keep them at hand: `_compute_advantage` of verl's
+trainers (`verl.trainer.ppo.v1`), which get their fields from TransferQueue, and `compute_advantage`, for the old
+trainer (`trainer.use_v1=False`). A trainer class of our own, registered under another name, would not do: verl compares
+`trainer.v1.trainer_mode` with its own names, to choose a replay buffer among others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,7 @@ from verl.trainer.ppo import core_algos, ray_trainer
 
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
 
+NAME = "ktae"
 options = KTAEConfig()
 special_token_ids: tuple[int, ...] | None = None
 """Ids that never get a value: the tokenizer's `all_special_ids`. Must be set: the end of a response, which responses
@@ -25,23 +31,31 @@ _batch: ContextVar[Any] = ContextVar("batch whose advantages are being computed"
 _host = ray_trainer.compute_advantage
 
 
-def compute_advantage(data: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compute advantages as verl does, with the batch within reach of the estimator."""
-    token = _batch.set(data)
+@contextmanager
+def _within_reach(batch: Any) -> Iterator[None]:
+    token = _batch.set(batch)
     try:
-        return _host(data, *args, **kwargs)
+        yield
     finally:
         _batch.reset(token)
 
 
-@core_algos.register_adv_est("ktae")
+def compute_advantage(data: Any, *args: Any, **kwargs: Any) -> Any:
+    """Compute advantages as verl does, with the batch within reach of the estimator."""
+    if "responses" not in data.batch:  # a trainer below v1 has put them within reach, or nobody has
+        return _host(data, *args, **kwargs)
+    with _within_reach(data):
+        return _host(data, *args, **kwargs)
+
+
+@core_algos.register_adv_est(NAME)
 def ktae_advantages(
     token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: Any, config: Any = None, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GRPO's advantages plus K of each response token, (B, T), twice; correct is an `acc`, else a score, above 0."""
     data = _batch.get(None)
     if data is None or "responses" not in data.batch or "token_level_scores" not in data.batch:
-        raise RuntimeError("ktae needs responses and token_level_scores in the batch: use RayPPOTrainer")
+        raise RuntimeError("ktae needs responses and token_level_scores in the batch: use one of verl's own trainers")
     if special_token_ids is None:
         raise RuntimeError(
             "set openrlhf_ktae.adapters.verl.special_token_ids = tuple(tokenizer.all_special_ids) in the module that "
@@ -61,3 +75,34 @@ def ktae_advantages(
 
 
 ray_trainer.compute_advantage = compute_advantage
+
+
+def keep_responses_of_v1() -> None:
+    """Let verl's trainers fetch responses and verdicts, too, before they compute advantages."""
+    import transfer_queue
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    host = PPOTrainer._compute_advantage
+
+    def with_responses(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
+        if self.config.algorithm.adv_estimator != NAME:
+            return host(self, batch, metrics)
+        fields = ["responses", "rm_scores", "extra_fields"]
+        found = transfer_queue.kv_batch_get(batch.keys, batch.partition_id, select_fields=fields)
+        verdicts = [_verdict(extra) for extra in found.pop("extra_fields").tolist()]
+        padded = found.to_padded_tensor()
+        others = {} if None in verdicts else {"acc": np.array(verdicts, dtype=np.float64)}
+        tensors = {"responses": padded["responses"], "token_level_scores": padded["rm_scores"]}
+        with _within_reach(SimpleNamespace(batch=tensors, non_tensor_batch=others)):
+            return host(self, batch, metrics)
+
+    PPOTrainer._compute_advantage = with_responses
+
+
+def _verdict(extra: Any) -> float | None:
+    """Return `acc` of what a reward function returned beside its score, where it did."""
+    said = extra.get("reward_extra_info") if isinstance(extra, dict) else None
+    return said.get("acc") if said else None
+
+
+keep_responses_of_v1()

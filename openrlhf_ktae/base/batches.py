@@ -6,6 +6,7 @@ other for ever (openrlhf/trainer/ray/launcher.py, `async_run_method_batch`).
 
 from __future__ import annotations
 
+import math
 from math import lcm
 from types import SimpleNamespace
 
@@ -53,3 +54,13 @@ def one_update(args: SimpleNamespace, rollouts: int) -> bool:
 def trainable(rollouts: int, args: SimpleNamespace) -> int:
     """Return how many of `rollouts` a step can train on without ranks waiting for each other."""
     return rollouts - rollouts % rollout_unit(args)
+
+
+def steps_in_buffer(batch: int, generated: int | None, filtering: bool) -> int:
+    """Return the most steps that a prompt sampled beyond a batch waits; 0 with dynamic sampling, which drops those.
+
+    Batches of b prompts are taken from calls that sample g; before a call fewer than b are left, in multiples of the
+    greatest common divisor of the two.
+    """
+    generated = generated or batch
+    return 0 if filtering else -(-(generated - math.gcd(batch, generated)) // batch)

@@ -59,6 +59,18 @@ class PromptOptions:
 
 
 @dataclass(frozen=True)
+class TrainOptions:
+    """`--train.*` beside the host's."""
+
+    max_staleness: int | None = None
+    """With --train.async_enable: never train on rollouts whose weights are more than this many steps old. Default:
+    what --train.async_queue_size and dynamic sampling lead to"""
+
+    replay: str | None = None
+    """Train on the rollouts that a run recorded (--ktae.record_rollouts), in the same order, without an engine."""
+
+
+@dataclass(frozen=True)
 class CreditOptions:
     """`--algo.ktae.*` beside the estimator's own (`KTAEConfig`)."""
 

@@ -20,6 +20,7 @@ FREE = {
     "model.trust_remote_code": "",
     "train.num_episodes": "a longer run; a learning-rate schedule that follows the data follows the new length",
     "train.full_determinism_enable": "can be asked for at any time",
+    "train.max_staleness": "can be asked for at any time",
     "algo.ktae.top_tokens": "is only logged",
     "verifier.workers": "",
     "verifier.memory_mb": "",

@@ -17,10 +17,7 @@ def host_problems(options: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each combination that OpenRLHF 0.11.2 cannot take."""
     yield from _batches(options)
     yield from _modes(options)
-    threshold = options["algo.advantage.is_correction_threshold"]
-    if len(threshold) not in (1, 2):
-        written = " ".join(f"{value:g}" for value in threshold)
-        yield f"--algo.advantage.is_correction_threshold {written}: give HIGH, or LOW HIGH"
+    yield from _correction(options)
     if options["use_ms"] and importlib.util.find_spec("modelscope") is None:
         yield "--use_ms true: the package modelscope is not installed; install it, or leave the option out"
 
@@ -49,6 +46,27 @@ def _batches(options: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"--rollout.vllm_generate_batch_size {generated}: above --rollout.batch_size "
             f"{options['rollout.batch_size']} only with --train.async_enable true; leave it out"
+        )
+
+
+def _correction(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the host's loss refuses only once the models are loaded."""
+    level, mode, gating, threshold = (
+        options[f"algo.advantage.is_correction_{name}"] for name in ("level", "mode", "gating", "threshold")
+    )
+    written = " ".join(f"{value:g}" for value in threshold)
+    if len(threshold) not in (1, 2):
+        yield f"--algo.advantage.is_correction_threshold {written}: give HIGH, or LOW HIGH"
+    if mode == "clip" and (level == "seq" or gating != "ratio"):
+        yield (
+            f"--algo.advantage.is_correction_mode clip: bounds the ratio of a token, and not --algo.advantage."
+            f"is_correction_level {level} with --algo.advantage.is_correction_gating {gating}; give mask, or token and "
+            "ratio"
+        )
+    if level != "off" and gating != "ratio" and len(threshold) == 2 and threshold[0] > 0:
+        yield (
+            f"--algo.advantage.is_correction_threshold {written}: with --algo.advantage.is_correction_gating {gating} "
+            "there is an upper bound only; give one number, such as 0.05"
         )
 
 

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+from openrlhf_ktae.base.batches import steps_in_buffer
 from openrlhf_ktae.base.options import CreditOptions
 from openrlhf_ktae.base.text import nearest
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER
+from openrlhf_ktae.checks.replay import engine_wanted
 from openrlhf_ktae.data.templates import MARK, chat_arguments, has_one_place
 from openrlhf_ktae.ktae.config import KTAEConfig
 
@@ -25,6 +27,8 @@ def option_problems(options: Mapping[str, Any]) -> Iterator[str]:
     yield from _estimator(options)
     yield from _record(options)
     yield from _asynchronous(options)
+    yield from engine_wanted(options)
+    yield from _staleness(options)
     yield from _resume(options)
 
 
@@ -99,3 +103,24 @@ def _resume(options: Mapping[str, Any]) -> Iterator[str]:
     for name in options["run.accept_changes"]:
         if name.removeprefix("--") not in options:
             yield f"--run.accept_changes {name}: no such option{nearest(name, list(options))}"
+
+
+def _staleness(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why `--train.max_staleness` cannot be kept."""
+    limit = options["train.max_staleness"]
+    if limit is None:
+        return
+    if not options["train.async_enable"]:
+        yield (
+            f"--train.max_staleness {limit}: only with --train.async_enable true; without it every rollout is sampled "
+            "with the current weights"
+        )
+        return
+    batch, generated = options["rollout.batch_size"], options["rollout.vllm_generate_batch_size"]
+    waits = steps_in_buffer(batch, generated, options["algo.dynamic_filtering_enable"])
+    if limit <= waits:
+        yield (
+            f"--train.max_staleness {limit}: with --rollout.vllm_generate_batch_size {generated} and "
+            f"--rollout.batch_size {batch} a prompt waits up to {waits} steps to be trained on, and one more while it "
+            f"is sampled; give at least {waits + 1}, or leave --rollout.vllm_generate_batch_size out"
+        )

@@ -10,6 +10,7 @@ from openrlhf_ktae.checks.lora import lora_problems
 from openrlhf_ktae.checks.losses import loss_problems
 from openrlhf_ktae.checks.models import models_problems, name_problems
 from openrlhf_ktae.checks.places import place_problems
+from openrlhf_ktae.checks.replay import replay_problems
 from openrlhf_ktae.checks.round_trip import round_trip
 from openrlhf_ktae.checks.sizes import batch_problems, length_problems, parallel_problems
 from openrlhf_ktae.checks.user_code import judge_problems
@@ -30,8 +31,7 @@ def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:
         *lora_problems(args),
         *name_problems(args),
         *place_problems(args),
-        *data_problems(args),
-        *judge_problems(args),
+        *(replay_problems(args) if args.train.replay else (*data_problems(args), *judge_problems(args))),
         *backend.problems(args),
     ]
     notes: list[str] = []

@@ -42,6 +42,7 @@ RANGES: dict[str, Range] = {
             *(f"{group}.num_nodes" for group in GROUPS),
             *(f"{group}.num_gpus_per_node" for group in GROUPS),
             "ds.tensor_parallel_size ds.ring_attn_size ds.zpg vllm.tensor_parallel_size train.async_queue_size",
+            "train.max_staleness",
             "train.num_episodes train.max_epochs train.batch_size train.micro_batch_size train.max_tokens_per_gpu",
             "rollout.batch_size rollout.micro_batch_size rollout.n_samples_per_prompt rollout.max_new_tokens",
             "rollout.vllm_generate_batch_size rollout.max_tokens_per_gpu data.max_len data.max_samples ckpt.max_num",

@@ -37,7 +37,9 @@ def round_trip(args: SimpleNamespace) -> tuple[list[str], list[str]]:
                 problems.append(f"{flag}: its {what} {error}; correct it in a copy of the folder")
             except Exception as error:  # each library has its own
                 if local:  # else a hub that does not answer
-                    problems.append(f"{flag}: its {what} cannot be loaded ({short(error)}); copy the model again")
+                    problems.append(
+                        f"{flag}: its {what} cannot be loaded ({short(error)}); correct it, or copy the model again"
+                    )
             else:
                 notes += [f"{what} of {name}: {note}"] if note else []
     if not problems and local:

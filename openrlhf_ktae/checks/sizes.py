@@ -22,7 +22,8 @@ def parallel_problems(args: SimpleNamespace) -> Iterator[str]:
                 f"--{model}.num_gpus_per_node ({devices}); use {_next_multiple(devices, ring * tensor)} devices, or "
                 "smaller parts"
             )
-    if args.train.colocate_all and not args.train.async_enable and world(args) != engines * tensor_parallel:
+    together = args.train.colocate_all and not args.train.async_enable and engines
+    if together and world(args) != engines * tensor_parallel:
         yield (
             f"--vllm.num_engines {engines}: with --train.colocate_all, engines x --vllm.tensor_parallel_size "
             f"({tensor_parallel}) must equal --actor.num_nodes x --actor.num_gpus_per_node ({world(args)})"

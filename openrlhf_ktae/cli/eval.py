@@ -121,6 +121,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     engines.add_argument("--backend", choices=BACKENDS, default="auto", help="(default: auto)")
     engines.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of a CPU engine (default: bf16)")
     engines.add_argument("--max_model_len", type=_positive, metavar="N", help="prompt and response (default: model's)")
+    engines.add_argument(
+        "--long_prompts",
+        choices=("drop", "cut"),
+        default="drop",
+        help="prompts that leave no room for --max_new_tokens: drop leaves them out and counts them, cut keeps their "
+        "ends (default: drop)",
+    )
     engines.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="(default: 0.9)")
     engines.add_argument("--tokenizer", metavar="NAME", help="with --responses: lengths in its tokens")
     add_dataclass_options(parser.add_argument_group("verifier"), VerifierConfig, "verifier", skip=NOT_HERE)
@@ -173,9 +180,9 @@ def _chat_arguments(options: argparse.Namespace) -> dict[str, Any]:
     from openrlhf_ktae.data.templates import chat_arguments
 
     try:
-        return chat_arguments(options.chat_template_args)
+        return chat_arguments(options.chat_template_args, "--chat_template_args")
     except ValueError as error:
-        raise BadOption(f"--chat_template_args {error}") from None
+        raise BadOption(str(error)) from None
 
 
 def _positive(text: str) -> int:
@@ -239,9 +246,8 @@ def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) ->
         "limit": options.limit,
     }
     filled = template(name, tokenizer, _chat_arguments(options))
-    return evaluate_model(
-        problems, about, output, tokenizer, filled, engines, sampling, backend, config, _say, options.overwrite
-    )
+    settings = (filled, engines, sampling, backend, config, _say, options.overwrite, options.long_prompts)
+    return evaluate_model(problems, about, output, tokenizer, *settings)
 
 
 def _say(text: str) -> None:

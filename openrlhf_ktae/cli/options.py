@@ -17,7 +17,14 @@ from typing import Any
 from openrlhf_ktae.backend import BACKENDS, flash_attn_stub
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.faults_config import FaultsConfig
-from openrlhf_ktae.base.options import CreditOptions, LossOptions, PromptOptions, RecordOptions, RunOptions
+from openrlhf_ktae.base.options import (
+    CreditOptions,
+    LossOptions,
+    PromptOptions,
+    RecordOptions,
+    RunOptions,
+    TrainOptions,
+)
 from openrlhf_ktae.base.secrets import hide
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER
 from openrlhf_ktae.checks.host_rules import host_problems
@@ -31,7 +38,7 @@ from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
 
-PLACES = ("path", "dir", "dataset", "url", "resume")  # ends of names of options that may be paths
+PLACES = ("path", "dir", "dataset", "url", "resume", "replay")  # ends of names of options that may be paths
 VERIFIER_AGENT = "verifier"
 ALL_LINEAR = "all-linear"
 PARAM_DTYPES = ("bf16", "fp16", "fp32")
@@ -47,6 +54,8 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
     """
     files, words = split_config_option(translate_flat_names(argv))
     args = parse(build_parser(files), words)
+    if args.train.replay:
+        args.vllm.num_engines = 0  # the host's rules, which are behind us, want one
     args.algo.ktae.config = build(KTAEConfig, vars(args.algo.ktae), "algo.ktae")
     args.faults.config = build(FaultsConfig, vars(args.faults), "faults")
     args.algo.dynamic_filtering_config = build(DynamicFilteringConfig, vars(args.algo), "algo")
@@ -76,6 +85,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument(
         "--rollout.stop", nargs="*", default=[], metavar="TEXT", help="texts that end a response; it keeps them"
     )
+    training = parser.add_argument_group("Training, beside the host's options")
+    add_dataclass_options(training, TrainOptions, "train", defaults=True)
     ktae = parser.add_argument_group("KTAE (with --algo.advantage.estimator ktae)")
     add_dataclass_options(ktae, CreditOptions, "algo.ktae", defaults=True)
     add_dataclass_options(ktae, KTAEConfig, "algo.ktae")
@@ -147,6 +158,9 @@ def finish(parsed: argparse.Namespace) -> None:
     options.update({name: at_home(value) for name, value in options.items() if name.endswith(PLACES)})
     _refuse(range_problems(options))
     _refuse(option_problems(options))
+    if options["train.replay"]:  # scores come from the record; the host's rules want an engine
+        options["vllm.num_engines"] = 1
+        options["reward.remote_url"] = options["train.agent_func_path"] = None
     if options["ds.attn_implementation"] is None:
         packed = ("ds.packing_samples", "train.dynamic_batch_enable")
         flash = flash_attn_stub.is_installed() or any(map(options.get, packed)) or options["ds.ring_attn_size"] > 1

@@ -145,8 +145,8 @@ def _same(one: str, other: str) -> bool:
 
 
 def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing"
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "nothing"  # NaN is how pandas writes an empty cell
     if isinstance(value, str):
         return "a text" if value.strip() else "an empty text"
     names = ((bool, "true or false"), ((int, float), "a number"), (list, "a list"), (dict, "an object"))
@@ -208,14 +208,22 @@ def _arrow_table(table: Any) -> Table:
     gaps, kinds = {}, {}
     for name in table.column_names:
         column = table.column(name)
-        if column.null_count:
-            gaps[name] = f"{column.null_count} rows have nothing"
+        if empty := column.null_count + _not_finite(pa, column):
+            gaps[name] = f"{empty} rows have nothing"
         elif (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) and (
             empty := sum(not (value.as_py() or "").strip() for value in column)
         ):
             gaps[name] = f"{empty} rows have an empty text"
         kinds[name] = _arrow_kind(pa, column.type)
     return Table(table.num_rows, tuple(table.column_names), gaps, {}, kinds)
+
+
+def _not_finite(pa: Any, column: Any) -> int:
+    from pyarrow import compute
+
+    return (
+        compute.sum(compute.invert(compute.is_finite(column))).as_py() or 0 if pa.types.is_floating(column.type) else 0
+    )
 
 
 def _arrow_kind(pa: Any, kind: Any) -> str:

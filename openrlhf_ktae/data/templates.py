@@ -26,6 +26,7 @@ R1 = (
 )
 
 # A command with an empty argument (`\boxed{}`) is text; `{{` and `}}` are single braces.
+PYTHONS = {"True": True, "False": False, "None": None}  # texts would all be true in a template
 _PLACES = re.compile(r"\\[A-Za-z]+\{\}|\{\{|\}\}|\{\}")
 
 
@@ -37,19 +38,21 @@ def fill(text: str, problem: str) -> str:
     return _PLACES.sub(lambda place: values.get(place[0], place[0]), text)
 
 
-def chat_arguments(words: Sequence[str]) -> dict[str, Any]:
+def chat_arguments(words: Sequence[str], flag: str = "--data.chat_template_args") -> dict[str, Any]:
     """Return the arguments of a chat template from words such as `enable_thinking=false`; a value is JSON, or text.
 
+    Python's True, False and None are taken for JSON's.
+
     Raises:
-        ValueError: a word without `=`.
+        ValueError: a word without `=`; the message begins with the flag.
     """
     arguments: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"{word}: give NAME=VALUE, such as enable_thinking=false")
+            raise ValueError(f"{flag} {word}: give NAME=VALUE, such as enable_thinking=false")
         try:
-            arguments[name] = parse_json(value)
+            arguments[name] = PYTHONS[value] if value in PYTHONS else parse_json(value)
         except ValueError:
             arguments[name] = value
     return arguments

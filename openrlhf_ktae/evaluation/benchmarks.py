@@ -27,6 +27,11 @@ class Problem:
     problem: str
     gold: Any
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from others."""
+        return self.benchmark, self.id
+
 
 @lru_cache(maxsize=1)
 def registry() -> dict[str, dict[str, Any]]:

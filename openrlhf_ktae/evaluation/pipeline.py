@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,7 @@ from openrlhf_ktae.verifier.formats import opening_of
 Summary = dict[str, Any]
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHT_FILES = (".safetensors", ".bin", ".model")
+DONE = {"drop": "left out (--long_prompts cut keeps their ends)", "cut": "cut: their beginnings are not seen"}
 
 
 def grade_stored(
@@ -80,7 +82,7 @@ def _tokens(row: dict[str, Any], tokenizer: Any) -> int | None:
 def load_problems(names: Iterable[str], folder: Path | None, limit: int | None) -> list[Problem]:
     """Return the problems of all benchmarks, the first `limit` of each."""
     problems = [problem for name in names for problem in load(name, folder)[:limit]]
-    keys = {(problem.benchmark, problem.id) for problem in problems}
+    keys = {problem.key for problem in problems}
     if len(keys) != len(problems):
         raise BadInput("--benchmarks: two of them have the same name; rename a file or leave one out")
     return problems
@@ -98,13 +100,30 @@ def evaluate_model(
     config: VerifierConfig,
     say: Callable[[str], None],
     overwrite: bool = False,
+    long_prompts: str = "drop",
 ) -> Summary:
     """Generate, grade and summarize; what `output` holds already is not generated again.
 
+    Prompts that leave no room for a response are left out (`long_prompts` drop) or keep their ends (cut), and counted.
+
     Raises:
-        BadInput: a prompt is too long, or `output` holds results of other settings, or of a model, problems or a
+        BadInput: every prompt is too long, or `output` holds results of other settings, or of a model, problems or a
             template with another content.
     """
+    encoded = {
+        problem.key: tokenizer.encode(template.fill(problem.problem), add_special_tokens=False, verbose=False)
+        for problem in problems
+    }
+    if long := _too_long(encoded, engines, sampling, long_prompts):
+        about = {
+            **about,
+            "long_prompts": {"choice": long_prompts, "prompts": Counter(name for name, _ in sorted(long))},
+        }
+        say(f"{len(long)} of {len(problems)} prompts leave no room for a response and are {DONE[long_prompts]}")
+        limit = (engines.max_model_len or 0) - sampling.max_new_tokens
+        encoded |= {key: encoded[key][-limit:] for key in long}
+        if long_prompts == "drop":
+            problems = [problem for problem in problems if problem.key not in long]
     about = {
         **about,
         "dtype": engines.dtype if backend.name == "cpu" else None,
@@ -117,17 +136,12 @@ def evaluate_model(
     folder = ResultFolder(output, about, overwrite)
     done = {(row["benchmark"], row["id"], row["sample"]) for row in folder.rows()}
     total = len(problems) * sampling.samples
-    by_key = {(problem.benchmark, problem.id): problem for problem in problems}
-
-    def encoded(problem: Problem) -> list[int]:
-        return tokenizer.encode(template.fill(problem.problem), add_special_tokens=False, verbose=False)
+    by_key = {problem.key: problem for problem in problems}
 
     def requests() -> Iterator[Request]:
         for problem in problems:
-            wanted = [(problem.benchmark, problem.id, sample) for sample in range(sampling.samples)]
-            wanted = [key for key in wanted if key not in done]
-            ids = encoded(problem) if wanted else []
-            yield from (Request(key, ids) for key in wanted)
+            wanted = [(*problem.key, sample) for sample in range(sampling.samples)]
+            yield from (Request(key, encoded[problem.key]) for key in wanted if key not in done)
 
     def response(completion: Completion) -> Response:
         benchmark, identity, sample = completion.key
@@ -146,7 +160,6 @@ def evaluate_model(
 
     if len(done) == total:
         return _grade(folder, iter(()), config, about, total, total)
-    _refuse_too_long((encoded(problem) for problem in problems), engines, sampling)
     engine = open_engine(engines, sampling, backend, say)
     try:
         responses = (response(completion) for completion in generate(engine, requests()))
@@ -175,18 +188,30 @@ def _digest(content: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _refuse_too_long(prompts: Iterable[list[int]], engines: Engines, sampling: Sampling) -> None:
-    longest = max(len(prompt) for prompt in prompts)
-    if engines.max_model_len is not None and longest >= engines.max_model_len:
+def _too_long(
+    encoded: Mapping[tuple[str, str], list[int]], engines: Engines, sampling: Sampling, choice: str
+) -> set[tuple[str, str]]:
+    """Return the problems whose prompts leave no room for a response.
+
+    Raises:
+        BadInput: there would be nothing to generate.
+    """
+    if engines.max_model_len is None:
+        return set()
+    limit = engines.max_model_len - sampling.max_new_tokens
+    long = {key for key, ids in encoded.items() if len(ids) > limit}
+    shortest = min(map(len, encoded.values()))
+    if shortest >= engines.max_model_len:
         raise BadInput(
-            f"--max_model_len {engines.max_model_len}: the longest prompt has {longest} tokens; leave out its "
-            "benchmark, or take a model with a longer context"
+            f"--max_model_len {engines.max_model_len}: the shortest prompt has {shortest} tokens; take a model with a "
+            "longer context"
         )
-    if engines.max_model_len is not None and longest + sampling.max_new_tokens > engines.max_model_len:
+    if limit < 1 or (choice == "drop" and len(long) == len(encoded)):
         raise BadInput(
-            f"--max_new_tokens {sampling.max_new_tokens}: with the longest prompt ({longest} tokens) above the model's "
-            f"{engines.max_model_len}; give at most {engines.max_model_len - longest}"
+            f"--max_new_tokens {sampling.max_new_tokens}: with the shortest prompt ({shortest} tokens) above the "
+            f"model's {engines.max_model_len}; give at most {engines.max_model_len - shortest}"
         )
+    return long
 
 
 def _grade(

@@ -30,7 +30,7 @@ RATES = {
     "unknown_rate": "unknown",
 }
 NOT_KNOWN = -1
-SHOWN = ("model", "template", "sampling", "sources", "limit", "responses", "tokenizer")
+SHOWN = ("model", "template", "sampling", "sources", "limit", "long_prompts", "responses", "tokenizer")
 
 
 class Tally:

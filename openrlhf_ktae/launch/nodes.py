@@ -16,6 +16,7 @@ from types import FrameType, SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.checkpoint.changes import is_content
+from openrlhf_ktae.data.names import entries
 
 ANSWER_SECONDS = 180.0  # for a node to start a worker, on a machine that is busy
 SEEN_SECONDS = 5.0  # for a network file system to show a new file on another node
@@ -34,9 +35,9 @@ INPUTS = (
 )
 """What ranks and engines read."""
 TRAINER_OUTPUTS = ("run.dir", "logger.tensorboard_dir")
-TRAINER_INPUTS = ("data.prompt_dataset", "eval.dataset")
+TRAINER_INPUTS = ("data.prompt_dataset", "eval.dataset", "train.replay")
 LISTS = ("data.prompt_dataset", "eval.dataset", "verifier.config.reward_file")
-"""Comma-separated; a part may end in `@` and the name of a split."""
+"""Comma-separated; a part may end in `@` and the name of a folder below it."""
 NO_FLAG = {"run.resume_from": "resume", "verifier.config.reward_file": "reward.remote_url"}
 TRAINER_CPUS = 3  # of the processes that write the run's record, at most
 
@@ -56,14 +57,17 @@ def with_absolute_places(args: SimpleNamespace) -> SimpleNamespace:
             _set(args, name, os.path.abspath(place))
     for name in (*INPUTS, *TRAINER_INPUTS):
         if value := value_of(args, name):
-            parts = value.split(",") if name in LISTS else [value]
-            _set(args, name, ",".join(map(_absolute, parts)))
+            parts = entries(value) if name in LISTS else [(value, "")]
+            _set(
+                args,
+                name,
+                ",".join(f"{_absolute(path)}@{below}" if below else _absolute(path) for path, below in parts),
+            )
     return args
 
 
-def _absolute(part: str) -> str:
-    path, at, split = part.strip().partition("@")
-    return f"{os.path.abspath(path)}{at}{split}" if path and os.path.exists(path) else part
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if path and os.path.exists(path) else path
 
 
 def value_of(args: SimpleNamespace, name: str) -> str | None:
@@ -111,7 +115,7 @@ def places(args: SimpleNamespace, names: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for name in names:
         value = value_of(args, name) or ""
-        parts = [part.strip().partition("@")[0] for part in value.split(",")] if name in LISTS else [value]
+        parts = [path for path, _ in entries(value)] if name in LISTS else [value]
         for part in parts:
             if part and (name in OUTPUTS + TRAINER_OUTPUTS or os.path.exists(part)):
                 found[f"--{NO_FLAG.get(name, name)} {part}"] = part

@@ -70,10 +70,16 @@ DEFECTS = (
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it comes from: what Ray wraps, whose own type is another one, and `raise ... from`."""
+    """Yield an error and what it comes from: what Ray wraps, whose own type is another one, and `raise ... from`.
+
+    Of several errors of tasks that ran at the same time, it is the first.
+    """
     while error is not None:
         yield error
-        error = getattr(error, "cause", None) if _is_task_error(error) else error.__cause__
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        else:
+            error = getattr(error, "cause", None) if _is_task_error(error) else error.__cause__
 
 
 def of_type(error: BaseException, names: Container[str]) -> bool:

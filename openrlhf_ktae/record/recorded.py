@@ -10,9 +10,9 @@ from typing import Any
 
 from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.base.text import short
-from openrlhf_ktae.record.rollouts import COLUMNS, DIRECTORY, METADATA_KEY, schema_of
+from openrlhf_ktae.record.rollouts import ADDED, COLUMNS, DIRECTORY, METADATA_KEY, arrow_type, schema_of
 
-MAYBE_NULL = ("label", "score", "reward")
+MAYBE_NULL = ("label", "score", "reward", *ADDED)
 DELETE = "delete the file, or give the other steps alone"
 
 
@@ -86,6 +86,13 @@ def read_groups(paths: Iterable[Path]) -> Iterator[RecordedGroup]:
             yield RecordedGroup(about.get("step", members[0]["step"]), group, members, about)
 
 
+def number_of_rollouts(path: Path) -> int:
+    """Return the rows of a file that `read_groups` has read before."""
+    from pyarrow import parquet
+
+    return parquet.read_metadata(path).num_rows
+
+
 def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     import pyarrow as pa
     from pyarrow import ArrowException, parquet
@@ -94,6 +101,9 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:
         raise BadRecord(f"{path}: is no whole parquet file ({short(error)}); delete it or record it again") from None
+    for name in ADDED:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), arrow_type(pa, COLUMNS[name])))
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise BadRecord(f"{path}: has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
@@ -117,7 +127,8 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         if wrong:
             raise BadRecord(f"{path}: {name} holds {wrong}; {DELETE}")
     for row in rows:
-        lengths = {name: len(row[name]) for name, kind in COLUMNS.items() if kind.startswith("list")}
+        lists = [name for name, kind in COLUMNS.items() if kind.startswith("list") and row[name] is not None]
+        lengths = {name: len(row[name]) for name in lists}
         del lengths["prompt_ids"]
         if len(set(lengths.values())) > 1:
             raise BadRecord(f"{path}: group {row['group']}, rollout {row['rollout']}: lengths differ ({lengths})")

@@ -39,7 +39,11 @@ COLUMNS = {
     "k": "list<float>",
     "advantages_without_k": "list<float>",
     "advantages": "list<float>",
+    "log_probs": "list<float>",
+    "truncated": "bool",
 }
+ADDED = ("log_probs", "truncated")
+"""Of the sampler, where it gave them; whether the limit cut the response off. Records of earlier versions lack both."""
 MEGABYTE = 2**20
 
 
@@ -53,6 +57,8 @@ class Credit:
     micro_batches: Sequence[Any]
     """The host's experiences, with their advantages."""
     scores_B: torch.Tensor
+    rewards_B: torch.Tensor
+    """Before anything shaped them."""
     groups_B: torch.Tensor
     values: Sequence[torch.Tensor]
     """Weighted K of each micro-batch (b, T); 0 where KTAE is off."""
@@ -118,10 +124,11 @@ def rewind_rollouts(directory: str | Path, step: int) -> None:
 
 def schema_of(pa: Any) -> Any:
     """Return the columns of a record as pyarrow's schema."""
-    return pa.schema([(name, _arrow_type(pa, kind)) for name, kind in COLUMNS.items()])
+    return pa.schema([(name, arrow_type(pa, kind)) for name, kind in COLUMNS.items()])
 
 
-def _arrow_type(pa: Any, kind: str) -> Any:
+def arrow_type(pa: Any, kind: str) -> Any:
+    """Return pyarrow's type for a kind of `COLUMNS`."""
     plain = {"int32": pa.int32(), "string": pa.string(), "float": pa.float32(), "bool": pa.bool_()}
     if kind.startswith("list<"):
         return pa.list_(plain[kind[5:-1]])
@@ -132,7 +139,9 @@ def rows_of(step: int, credit: Credit, text: TokenTexts, max_groups: int = 0) ->
     """Yield the rows of a step, group after group; with `max_groups`, of the first groups alone."""
     places = [(m, row) for m, batch in enumerate(credit.micro_batches) for row in range(len(batch.sequences))]
     numbers: dict[int, int] = {}
-    groups_B, scores_B = credit.groups_B.tolist(), credit.scores_B.tolist()
+    groups_B, scores_B, rewards_B = (
+        part.tolist() for part in (credit.groups_B, credit.scores_B, credit.rewards_B.float())
+    )
     last = sorted(set(groups_B))[: max_groups or None][-1:]
     for i in sorted(range(len(places)), key=groups_B.__getitem__):
         group = groups_B[i]
@@ -140,7 +149,8 @@ def rows_of(step: int, credit: Credit, text: TokenTexts, max_groups: int = 0) ->
             return
         rollout = numbers[group] = numbers.get(group, -1) + 1
         row = _row(credit, *places[i], text)
-        yield {"step": step, "group": group, "rollout": rollout, "score": scores_B[i], **row}
+        place = {"step": step, "group": group, "rollout": rollout}
+        yield {**place, "score": scores_B[i], "reward": rewards_B[i], **row}
 
 
 def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, Any]:
@@ -157,11 +167,11 @@ def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, A
         return table.expand_as(acted)[start:end] if table.dim() == 0 else table[row, start:end].float()
 
     advantages, added = part(batch.advantages), part(credit.added[number])
+    log_probs = batch.rollout_log_probs
     return {
         "prompt": batch.prompts[row],
         "label": str(batch.labels[row]),
         "response": response_text(text.tokenizer, ids),
-        "reward": float(batch.info["reward"].flatten()[row]),
         "prompt_ids": before[seen].tolist(),
         "token_ids": ids,
         "token_texts": text.of(ids),
@@ -169,6 +179,8 @@ def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, A
         "k": part(credit.values[number]).tolist(),
         "advantages_without_k": (advantages - added).tolist(),
         "advantages": advantages.tolist(),
+        "log_probs": None if log_probs is None else part(log_probs).tolist(),
+        "truncated": bool(batch.truncated.flatten()[row]),
     }
 
 

@@ -29,6 +29,7 @@ STEP_CURVES = {
     "kl": "KL to the reference",
     "mismatch/mean": "log-probability gap between trainer and sampler (mean)",
     "mismatch/p99": "log-probability gap between trainer and sampler (99th percentile)",
+    "staleness/mean": "age of the rollouts' weights (steps)",
     "ktae/mixed_group_share": "share of mixed groups",
     "ktae/mean_abs_k": "mean |K|",
     "dynamic_filtering_pass_rate": "pass rate of filtering (%)",

@@ -100,6 +100,8 @@ class EngineKeeper(BasePPOTrainer):
 
     record: Any
     engine_restarts = 0
+    weights_step = 0
+    """Steps that the weights were trained which are sent next; an asynchronous trainer sets it."""
 
     def broadcast_to_vllm(self) -> None:
         """Send the weights as the host does, to all engines that there should be.
@@ -107,15 +109,18 @@ class EngineKeeper(BasePPOTrainer):
         Raises:
             EnginesLost: that took more restarts than `--faults.engine_restarts`, or an engine does not come back.
         """
+        if self.vllm_engines is None:  # nothing is sampled
+            return
         fault: Exception | None = None
         while True:
             try:
                 if have_weights(self.vllm_engines) and fault is None:
-                    return super().broadcast_to_vllm()
+                    super().broadcast_to_vllm()
+                    return self._sent()
                 self._count(fault)
                 ray.get(self.actor_model_group.async_run_method("rejoin_engines"))
                 super().broadcast_to_vllm()
-                ray.get([engine.take_weights.remote() for engine in self.vllm_engines])
+                self._sent()
                 return self.record.note(
                     f"an engine died and was started again with the current weights ({self.engine_restarts} of "
                     f"--faults.engine_restarts {self._limit})"
@@ -124,6 +129,9 @@ class EngineKeeper(BasePPOTrainer):
                 if not engine_died(error, self.vllm_engines):  # a rank's death ends the run
                     raise
                 fault = error
+
+    def _sent(self) -> None:
+        ray.get([engine.take_weights.remote(self.weights_step) for engine in self.vllm_engines])
 
     def send_weights(self, why: str) -> None:
         """Give all engines the current weights, unless they have them; `why` is what somebody has noticed."""

@@ -20,6 +20,7 @@ from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer
 from openrlhf_ktae.trainer.ppo_utils import prompts
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
+from openrlhf_ktae.trainer.ppo_utils.replay import ReplayGenerator, recorded_data
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 from openrlhf_ktae.trainer.recording import seed_everything
 
@@ -34,9 +35,11 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
         seed_everything(strategy.args.train.seed)
-        # The host resolves both names as globals of its module when it builds the trainer.
+        # The host resolves these names as globals of its module when it builds the trainer.
         host.RemoteExperienceMaker = KTAEExperienceMaker
         host.SamplesGenerator = KTAESamplesGenerator
+        if strategy.args.train.replay:
+            host.SamplesGenerator, host.prepare_datasets = ReplayGenerator, recorded_data
         prompts.use_in_this_process()
         host.blending_datasets = paths_as_they_are(host.blending_datasets)
         super().__init__(pretrain, strategy, *args, **kwargs)

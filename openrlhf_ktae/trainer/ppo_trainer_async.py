@@ -35,6 +35,7 @@ from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 from openrlhf_ktae.trainer.recording import seed_everything
+from openrlhf_ktae.trainer.staleness import ages, slots
 
 _HostGenerator: Any = undecorated(host.GenerateSamplesActor)
 _HostTrainingActor: Any = undecorated(host.TrainingActor)
@@ -128,6 +129,19 @@ class KTAETrainingActor(GuardedTrainer, _HostTrainingActor, EngineKeeper):
         with self.until_asked():
             super().fit(global_step)
 
+    def init_checkpoint_states(self) -> dict[str, Any]:
+        """Return the host's states; the weights that go to the engines next are those of the checkpoint."""
+        states = super().init_checkpoint_states()
+        self.weights_step = states["global_step"]
+        return states
+
+    def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
+        """Train as the host does; log how old the weights are that the rollouts were sampled with."""
+        self.weights_step = global_step + 1
+        old = ages(rollout_samples, global_step)
+        status, step = super().train_step(rollout_samples, global_step)
+        return status | old, step
+
     def broadcast_to_vllm(self) -> None:
         """Do as the host does, which pauses engines that generate meanwhile, and lets them go on.
 
@@ -168,6 +182,7 @@ class KTAEPPOTrainerAsync(_HostTrainer):
         host.GenerateSamplesActor = ray.remote(KTAEGenerateSamplesActor).options(scheduling_strategy=here)
         host.TrainingActor = ray.remote(KTAETrainingActor).options(scheduling_strategy=here)
         self.args = strategy.args
+        self._queue_size, self.args.train.async_queue_size = self.args.train.async_queue_size, slots(self.args)
         super().__init__(pretrain, strategy, *args, **kwargs)
 
     def fit(self) -> None:
@@ -180,6 +195,12 @@ class KTAEPPOTrainerAsync(_HostTrainer):
         number = ray.get(self.generator_actor.number_of_prompts.remote())
         ray.get(self.trainer_actor.record_plan.remote(number))
         ray.get(self.trainer_actor.note_all.remote(ray.get(self.generator_actor.prompt_notes.remote())))
+        if self.args.train.async_queue_size < self._queue_size:
+            note = (
+                f"--train.max_staleness {self.args.train.max_staleness}: {self.args.train.async_queue_size} instead of "
+                f"{self._queue_size} batches (--train.async_queue_size) are on their way at a time"
+            )
+            ray.get(self.trainer_actor.note_all.remote([note]))
         if not resumes(self.args) and not self._evaluate_edge("before"):
             return
         state = ray.get(self.trainer_actor.saved_sampling_state.remote())

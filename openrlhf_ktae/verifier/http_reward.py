@@ -21,6 +21,7 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor
 from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.base.faults_config import SERVER_VARIABLE, FaultsConfig
 from openrlhf_ktae.base.secrets import redacted
+from openrlhf_ktae.verifier.user_reward import finite_number, read_result
 
 logger = logging.getLogger(__name__)
 
@@ -114,32 +115,14 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
 
 
 def read(answer: Any) -> dict[str, Any]:
-    """Return `reward`, `scores` and `extra_logs` of one rollout from a server's answer.
+    """Return `reward`, `scores` and `extra_logs` of one rollout from a server's answer, by a reward function's rules.
 
     Raises:
         BadAnswer: it has not exactly one finite reward.
     """
-    if not isinstance(answer, Mapping) or "rewards" not in answer:
-        raise BadAnswer(f"has no 'rewards': {str(answer)[:100]!r}")
-    reward = _one("rewards", answer["rewards"])
-    scores = answer.get("scores")
-    logs = answer.get("extra_logs")
-    logs = logs if isinstance(logs, Mapping) else {}
-    return {
-        "reward": reward,
-        "scores": reward if scores is None else _one("scores", scores),
-        "extra_logs": {str(name): value for name, given in logs.items() if (value := _number(given)) is not None},
-    }
-
-
-def _one(name: str, given: Any) -> float:
-    value = _number(given)
-    if value is None or not math.isfinite(value):
-        raise BadAnswer(f"'{name}' must be one finite number, not {str(given)[:100]}")
-    return value
-
-
-def _number(given: Any) -> float | None:
-    while isinstance(given, (list, tuple)) and len(given) == 1:
-        given = given[0]
-    return float(given) if isinstance(given, (int, float)) else None
+    try:
+        reward, score, logs = read_result(answer, "openrlhf")
+    except (TypeError, ValueError) as error:
+        raise BadAnswer(str(error)) from None
+    figures = {str(name): figure for name, given in logs.items() if (figure := finite_number(given)) is not None}
+    return {"reward": reward, "scores": score, "extra_logs": figures}

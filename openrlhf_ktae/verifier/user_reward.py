@@ -133,8 +133,9 @@ class RewardFile:
             )
         logs = {}
         for key in self._log_keys:
-            logs[key], known = _number(extra.get(key, 0.0))
-            if not known:
+            found = finite_number(extra.get(key, 0.0))
+            logs[key] = found or 0.0
+            if found is None:
                 hints.append(f"extra_logs[{key!r}] of the reward function is {extra[key]!r}; it counts as 0")
         return UserReward(reward, score, logs, hint=self._once("\n".join(hints)))
 
@@ -189,49 +190,53 @@ def _taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str,
 
 
 def read_result(result: Any, kind: str) -> tuple[float, float, Mapping[str, Any]]:
-    """Return reward, score and `extra_logs` of one rollout from what a reward function of a kind returned.
+    """Return reward, score and `extra_logs` of one rollout from what a reward function of a kind, or a server, gave.
 
     Raises:
         TypeError: it is not of the form that the kind returns.
-        ValueError: reward or score are not finite.
+        ValueError: reward or score are not one finite number.
     """
     extra: Mapping[str, Any] = {}
     if kind == "openrlhf":
         if not isinstance(result, Mapping) or "rewards" not in result:
-            raise TypeError(f"reward_func must return a dict with the key 'rewards', not {str(result)[:200]!r}")
-        reward, given, extra = result["rewards"], result.get("scores"), result.get("extra_logs") or {}
+            raise TypeError(f"must return a dict with the key 'rewards', not {str(result)[:200]!r}")
+        reward, given = result["rewards"], result.get("scores")
+        extra = logs if isinstance(logs := result.get("extra_logs"), Mapping) else {}
     elif kind == "verl" and isinstance(result, Mapping):
         if "score" not in result:
             raise TypeError(f"compute_score must return a number or a dict with 'score', not {str(result)[:200]!r}")
         reward, given = result["score"], None
-        extra = {name: value for name, value in result.items() if name != "score" and _number(value)[1]}
+        extra = {name: value for name, value in result.items() if name != "score" and finite_number(value) is not None}
     else:
         reward, given = result, None
-    if isinstance(reward, (Mapping, str)) or reward is None:
-        raise TypeError(f"the reward must be a number, not {str(reward)[:200]!r}")
-    reward = as_float(reward)
-    score = reward if given is None else as_float(given)
-    if not math.isfinite(reward) or not math.isfinite(score):
-        raise ValueError(f"the reward function returned the reward {reward} and the score {score}")
-    return reward, score, extra
+    found = _needed("reward", reward)
+    return found, found if given is None else _needed("score", given), extra
 
 
-def _number(value: Any) -> tuple[float, bool]:
-    """Return a figure for the metrics, and whether `value` is one; else 0."""
+def _needed(name: str, given: Any) -> float:
+    found = finite_number(given)
+    if found is None:
+        raise ValueError(f"returned the {name} {str(given)[:200]}; it must be one finite number")
+    return found
+
+
+def finite_number(value: Any) -> float | None:
+    """Return a finite number as a float, also where it is a list, array or tensor of one; None for anything else."""
+    while True:
+        if hasattr(value, "tolist"):
+            value = value.tolist()
+        if not isinstance(value, (list, tuple)):
+            break
+        if len(value) != 1:
+            return None
+        (value,) = value
+    if isinstance(value, (str, bytes)):
+        return None
     try:
-        number = as_float(value)
-    except (TypeError, ValueError):
-        return 0.0, False
-    return (number, True) if math.isfinite(number) else (0.0, False)
-
-
-def as_float(value: Any) -> float:
-    """A number, a list of one, or a tensor of one element as a float."""
-    if hasattr(value, "flatten") and hasattr(value, "item"):
-        value = value.flatten()[0].item()
-    while isinstance(value, (list, tuple)) and value:
-        value = value[0]
-    return float(value)
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
 
 
 def reward_function(path: str) -> Callable[..., Any]:
@@ -261,7 +266,7 @@ def _load(path: str) -> ModuleType:
 
 
 def _find_function(module: ModuleType, path: str) -> Callable[..., Any]:
-    """Return the reward function of a file: `reward_func`, `compute_score`, or its one function of TRL's kind.
+    """Return a file's `reward_func` or `compute_score`, or its one function of TRL's or verl's kind.
 
     Raises:
         ValueError: there is none, or several could be meant.
@@ -271,7 +276,7 @@ def _find_function(module: ModuleType, path: str) -> Callable[..., Any]:
         if callable(function := names.get(name)):
             return function
     own = [one for one in names.values() if inspect.isfunction(one) and one.__module__ == module.__name__]
-    found = [one for one in own if kind_of(one) == "trl"]
+    found = [one for one in own if kind_of(one) != "openrlhf"]
     if len(found) == 1:
         return found[0]
     raise ValueError(

@@ -9,9 +9,11 @@ import re
 import pytest
 import torch
 import yaml
+from marks import RARELY
 from run_processes import ASYNCHRONOUS, killed_when, steps
 
 from openrlhf_ktae.checkpoint.folder import verify
+from openrlhf_ktae.record.recorded import find, read_groups
 
 WANDB_KEY = "5ec2e7" * 6 + "abcd"
 
@@ -135,9 +137,24 @@ def test_saved_weights_differ_from_the_start(quickstart, root):
     assert len(changed) == len(start)
 
 
+@RARELY
+def test_recorded_rollouts_are_trained_on_again_without_an_engine(quickstart, train, tmp_path):
+    """The unit tests go through the host's loader and advantages; here through its whole command."""
+    words = ["--train.replay", str(quickstart.directory), "--eval.dataset", "", "--ktae.record_rollouts", "1"]
+    run = train(tmp_path, *words)
+    assert run.code == 0, run.output
+    first, again = (
+        [row for group in read_groups(find([one.directory])) for row in group.rows] for one in (quickstart, run)
+    )
+    assert len(run.steps) == 2
+    for name in ("prompt_ids", "token_ids", "action", "score", "reward", "truncated", "log_probs", "k", "advantages"):
+        assert [row[name] for row in again] == [row[name] for row in first], name
+    assert all(step["timing/broadcast"] < 0.01 for step in run.steps)
+
+
 def test_asynchronous_with_partial_rollouts_and_an_engine_that_dies(train, tmp_path):
     words = f"{ASYNCHRONOUS} --train.partial_rollout_enable --data.max_samples 160"
-    correction = "--algo.advantage.is_correction_level token"
+    correction = "--algo.advantage.is_correction_level token --train.async_queue_size 3 --train.max_staleness 2"
     mark = f"asynchronous-{os.getpid()}"
 
     def is_in_the_middle():
@@ -151,6 +168,8 @@ def test_asynchronous_with_partial_rollouts_and_an_engine_that_dies(train, tmp_p
     assert "an engine died and was started again with the current weights (1 of" in run.output
     assert len(run.steps) == 20
     assert all("ktae/mean_abs_k" in step for step in run.steps)
+    assert 1 <= max(step["staleness/max"] for step in run.steps) <= 2
+    assert "2 instead of 3 batches" in run.output
     assert run.evaluations["after"]["eval_accuracy"] > run.evaluations["before"]["eval_accuracy"]
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert_trackers_have(run, tmp_path)

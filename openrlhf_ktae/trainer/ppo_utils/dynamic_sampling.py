@@ -23,6 +23,7 @@ from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SeededSamplesGenerator
+from openrlhf_ktae.trainer.staleness import TOO_OLD, young_enough
 
 
 class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightSamplesGenerator):
@@ -36,6 +37,8 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         self.group_size: int = self.args.rollout.n_samples_per_prompt
         self.pass_rates = PassRates()
         self.prompts_seen = 0
+        self.batches = 0  # that were given out, one for each step of the run
+        self._too_old = 0
         self._tally = SamplingTally()
         self._judged: list[Judged] = []
         self._carried: list[Experience] = []  # groups that wait for the next episode
@@ -56,6 +59,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         if not self.args.algo.dynamic_filtering_enable:
             return super().generate_samples(**generate_kwargs)
         self._tally, seen_before = SamplingTally(), self.prompts_seen
+        self._drop_what_is_too_old()
         samples, _, drawn, exhausted = super().generate_samples(**generate_kwargs)
         kept = trainable(len(samples), self.args)
         if exhausted:
@@ -80,6 +84,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
             "carried": list(self._carried),
             "expected_share": self._expected_share,
             "batches_of_episode": self._batches_of_episode,
+            "batches": self.batches,
         }
 
     def load_position(self, position: Mapping[str, Any]) -> None:
@@ -88,6 +93,16 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         self._carried = rollouts(position["carried"])
         self._expected_share = position["expected_share"]
         self._batches_of_episode = position["batches_of_episode"]
+        self.batches = position.get("batches", 0)
+
+    def _drop_what_is_too_old(self) -> None:
+        """Leave out groups sampled for an earlier step whose weights are older than `--train.max_staleness` now."""
+        for name in ("_sample_buffer", "_carried"):
+            kept = getattr(self, name, None)
+            if kept:
+                young = young_enough(kept, self.batches, self.args.train.max_staleness)
+                self._too_old += len(kept) - len(young)
+                setattr(self, name, young)
 
     def load_sampling_state(self, pass_rates: dict[str, Any], prompts_seen: int) -> None:
         """Go on from a checkpoint: the ledger's `state_dict` and the prompts drawn and skipped so far."""
@@ -100,6 +115,9 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         if not samples:
             return RolloutBatch()
         metrics = self._tally.metrics() | {"dynamic_sampling/surplus_groups": float(self._surplus())}
+        if self.args.train.max_staleness is not None:
+            metrics[TOO_OLD] = float(self._too_old)
+            self._too_old = 0
         judged, self._judged = self._judged, []
         total = len(self.prompts_dataloader) * self.args.train.num_episodes
         return RolloutBatch(samples, metrics, judged, self.prompts_seen, seen_before / max(total, 1))

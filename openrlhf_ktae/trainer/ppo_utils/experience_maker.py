@@ -79,6 +79,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         """
         scores_B = torch.cat([credited_scores(experience) for experience in experiences])
         excluded_B = excluded_rollouts(experiences)
+        rewards_B = torch.cat([experience.rewards.flatten() for experience in experiences])
         host = super().compute_advantages_and_returns
         if excluded_B.any():
             experiences = advantages_without(excluded_B, experiences, self.args, host)
@@ -86,7 +87,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             experiences = host(experiences)
         self.credit = None
         if not self.ktae.enable:
-            self._keep(experiences, scores_B, None)
+            self._keep(experiences, scores_B, rewards_B, None)
             return experiences
         started = time.perf_counter()
         group_ids_B = group_ids(experiences, self.args.rollout.n_samples_per_prompt)
@@ -102,7 +103,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         del ids_N, mask_N, base_N, batch
         if self.config.weight != 0 and not self.ktae.shadow:
             add_in_place(experiences, values.values_BT)
-        self._keep(experiences, scores_B, values.values_BT)
+        self._keep(experiences, scores_B, rewards_B, values.values_BT)
         self.metrics = credit_metrics(values, sums)
         self.key_tokens = self._named(sums)
         self.metrics["ktae/seconds"] = time.perf_counter() - started
@@ -132,7 +133,13 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         """Set what `random_state` returned."""
         self._random.set_state(state)
 
-    def _keep(self, experiences: list[Experience], scores_B: torch.Tensor, values_N: torch.Tensor | None) -> None:
+    def _keep(
+        self,
+        experiences: list[Experience],
+        scores_B: torch.Tensor,
+        rewards_B: torch.Tensor,
+        values_N: torch.Tensor | None,
+    ) -> None:
         """Keep what the record of rollouts needs, if this batch is to be recorded."""
         if not self.keep_credit:
             return
@@ -144,6 +151,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         self.credit = Credit(
             micro_batches=experiences,
             scores_B=scores_B,
+            rewards_B=rewards_B,
             groups_B=group_ids(experiences, self.args.rollout.n_samples_per_prompt),
             values=back_to_tables(values_N, tables),
             added=[none] * len(tables) if silent else back_to_tables(values_N, tables),

@@ -27,6 +27,7 @@ from openrlhf_ktae.processes.ending import POLL_SECONDS, EndOrder, GivenUp
 from openrlhf_ktae.trainer.engines import engine_died
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedGenerator
 from openrlhf_ktae.trainer.ray.retrying_rollouts import FAILURE
+from openrlhf_ktae.trainer.staleness import WEIGHTS_STEP
 from openrlhf_ktae.verifier.user_reward import HINT
 
 logger = init_logger(__name__)
@@ -113,6 +114,8 @@ class SurvivingGenerator(PositionedGenerator):
         if hint := response.get(HINT):
             self.note(hint)
         experience.info[FAILED] = torch.tensor([float(bool(failure))])
+        if self.args.train.async_enable:
+            experience.info[WEIGHTS_STEP] = torch.tensor([response[WEIGHTS_STEP]])
         self._last_failure = failure or self._last_failure
         return experience
 

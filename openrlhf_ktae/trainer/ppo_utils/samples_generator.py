@@ -39,6 +39,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
         """Generate as the host does; leave out rollouts of the last, short batch that no step can divide."""
         samples, pass_rate, consumed, exhausted = super().generate_samples(**generate_kwargs)
         kept = trainable(len(samples), self.args)
+        self.batches += kept > 0
         if kept == len(samples):
             return samples, pass_rate, consumed, exhausted
         self.dropped_rollouts += len(samples) - kept

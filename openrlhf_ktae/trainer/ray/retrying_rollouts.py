@@ -21,6 +21,7 @@ from openrlhf_ktae.base.faults_config import RETRIES_VARIABLE
 from openrlhf_ktae.processes.deaths import ENGINE_GONE, of_type
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
 from openrlhf_ktae.trainer.ray.gpu_memory import until_free
+from openrlhf_ktae.trainer.staleness import WEIGHTS_STEP
 from openrlhf_ktae.verifier.user_reward import label_and_row
 
 DEATH_POLL_SECONDS = 1.0
@@ -82,6 +83,7 @@ class RetryingRollouts:
     """Free and total bytes of the engine's GPU, where that can be told."""
     _load: Callable[[], Awaitable[None]] | None = None
     _got_weights = False
+    _weights_step = 0
     _sleeps = False
     _share: float | None = None
 
@@ -122,11 +124,17 @@ class RetryingRollouts:
     async def generate_responses(self, **call: Any) -> list[dict[str, Any]]:
         """Generate as the host does; again where something raises; then empty rollouts that say why.
 
+        An answer is marked with the step of the weights that its first token was sampled with.
+
         Raises:
             OutdatedEngine: this process was started again and has the weights that the run began with.
         """
         if not self._current:
             raise OutdatedEngine("an engine that was started again waits for the current weights")
+        step = self._weights_step
+        return [{**answer, WEIGHTS_STEP: step} for answer in await self._answers(call)]
+
+    async def _answers(self, call: dict[str, Any]) -> list[dict[str, Any]]:
         error: Exception | None = None
         for _ in range(1 + int(os.environ.get(RETRIES_VARIABLE, "0"))):
             try:
@@ -156,9 +164,9 @@ class RetryingRollouts:
             raise self.llm.dead_error
         return self._current
 
-    async def take_weights(self) -> None:
-        """Know that the current weights have come."""
-        self._got_weights = True
+    async def take_weights(self, step: int) -> None:
+        """Know that the current weights have come, those after `step` steps."""
+        self._got_weights, self._weights_step = True, step
 
     @cached_property
     def _coming_back(self) -> asyncio.Lock:

@@ -107,6 +107,66 @@ def test_verl_imports_it_when_told_by_its_environment_variable():
     assert run.stdout.splitlines()[-1:] == ["ktae_advantages"], run.stderr
 
 
+@pytest.fixture(scope="module")
+def queue():
+    """verl's TransferQueue, with Ray."""
+    import ray
+    import transfer_queue
+
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, address="local")
+    transfer_queue.init()
+    yield transfer_queue
+    transfer_queue.close()
+    ray.shutdown()
+
+
+def put(queue, data, name):
+    """Put a batch into the queue as verl's agent loops do: rows without padding."""
+    from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+    lengths = data.batch["response_mask"].sum(-1).tolist()
+    verdicts = data.non_tensor_batch.get("acc")
+    rows = []
+    for i, length in enumerate(lengths):
+        said = {} if verdicts is None else {"acc": float(verdicts[i])}
+        rows.append(
+            {
+                "uid": data.non_tensor_batch["uid"][i],
+                "responses": data.batch["responses"][i, :length],
+                "response_mask": data.batch["response_mask"][i, :length],
+                "rm_scores": data.batch["token_level_scores"][i, :length],
+                "extra_fields": {"reward_extra_info": said},
+            }
+        )
+    keys = [f"{i}_{row['uid']}_0_0" for i, row in enumerate(rows)]
+    return queue.kv_batch_put(keys, name, fields=list_of_dict_to_tensordict(rows))
+
+
+@pytest.mark.parametrize("acc", [None, True])
+@pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
+def test_verls_trainers_give_grpo_plus_k(queue, mode, acc):
+    """The step of verl's trainer between rewards and update, from its queue and back; what it trains on is compared."""
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    data = batch(acc=acc, penalty=2.0)
+    found = {}
+    for estimator in ("grpo", "ktae"):
+        trainer = object.__new__(get_trainer_cls(mode))
+        algorithm = {"adv_estimator": estimator, "gamma": 1.0, "lam": 1.0, "use_kl_in_reward": False}
+        rollout = {"actor_rollout_ref": {"rollout": {"n": N}}}
+        trainer.config = OmegaConf.create({"algorithm": algorithm, **rollout})
+        partition = f"{mode} {acc} {estimator}"
+        meta = trainer._compute_advantage(put(queue, data, partition), {})
+        fetched = queue.kv_batch_get(meta.keys, partition, select_fields=["advantages"])
+        found[estimator] = fetched["advantages"].to_padded_tensor(0.0)
+    scores = data.batch["token_level_scores"].sum(-1) if acc is None else data.non_tensor_batch["acc"]
+    k = expected_k(data, scores)
+    width = found["ktae"].size(1)
+    assert k.any() == bool(acc), "without a verdict, no answer with a penalty of 2 is correct"
+    assert torch.equal(found["ktae"], found["grpo"] + k[:, :width] * data.batch["response_mask"][:, :width])
+
+
 def test_special_ids_must_be_named(monkeypatch):
     monkeypatch.setattr(adapter, "special_token_ids", None)
     with pytest.raises(RuntimeError, match="special_token_ids"):

@@ -269,6 +269,16 @@ BAD = [
         "LOW HIGH",
     ),
     (
+        {"algo.advantage.is_correction_level": "seq", "algo.advantage.is_correction_mode": "clip"},
+        "--algo.advantage.is_correction_mode clip",
+        "give mask, or token and ratio",
+    ),
+    (
+        {"algo.advantage.is_correction_level": "token", "algo.advantage.is_correction_gating": "tv"},
+        "--algo.advantage.is_correction_threshold 0.5 5",
+        "give one number, such as 0.05",
+    ),
+    (
         {"reward.model_name_or_path": "examples/quickstart/model", "eval_dataset": "{tmp}/good.jsonl"},
         "--eval.dataset {tmp}/good.jsonl",
         "leave one of them out",

@@ -189,7 +189,7 @@ REFUSED = {
     "{model} --template {tmp}/few.jsonl": "must have {problem} once",
     "{model} --template chat": "no chat template",
     "{model} --template none --max_new_tokens 99999": "give at most",
-    "{model} --template none --max_model_len 2": "--max_model_len 2: the longest prompt has",
+    "{model} --template none --max_model_len 2": "--max_model_len 2: the shortest prompt has",
     "--compare {tmp} {tmp}": "has no responses.jsonl",
     "--responses {tmp}/few.jsonl --verifier.workers 0": "--verifier.",
     "--no_such_option": "--no_such_option",

@@ -88,6 +88,54 @@ def test_the_tags_of_the_r1_template_decide_about_the_format(tmp_path, root, mon
     assert (pooled["accuracy"], pooled["format_rate"]) == (0.5, 0.5)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """The requests of an evaluation, each answered with its problem's number."""
+    seen = []
+
+    class Engine(SimpleNamespace):
+        capacity = 4
+
+        def submit(self, request):
+            seen.append(request)
+            self.waiting.append(request.key)
+
+        def finished(self):
+            done, self.waiting = self.waiting, []
+            return [Completion(key, "\\boxed{2}", 1, False) for key in done]
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(evaluate, "open_engine", lambda *_: Engine(waiting=[]))
+    return seen
+
+
+@pytest.mark.parametrize("choice", ["drop", "cut"])
+def test_prompts_without_room_for_a_response_are_left_out_or_cut_and_counted(choice, tmp_path, root, asked, capsys):
+    """Room for 8 tokens of a prompt; the second of three has more."""
+    texts = ["1 + 1", " ".join(["1 + 1 +"] * 8), "1 + 1"]
+    rows = [json.dumps({"problem": text, "answer": "2"}) + "\n" for text in texts]
+    (tmp_path / "three.jsonl").write_text("".join(rows))
+    words = ["--model", str(root / "examples/quickstart/model"), "--benchmarks", str(tmp_path / "three.jsonl")]
+    words += ["--template", "none", "--backend", "cpu", "--max_new_tokens", "12", "--max_model_len", "20"]
+    words += ["--output", str(tmp_path / "out"), "--long_prompts", choice]
+    assert main(words) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    kept = 2 if choice == "drop" else 3
+    assert summary["long_prompts"] == {"choice": choice, "prompts": {"three": 1}}
+    assert (len(asked), summary["pooled"]["problems"]) == (kept, kept)
+    assert max(len(request.prompt_ids) for request in asked) == (8 if choice == "cut" else 3)
+    said = capsys.readouterr()
+    assert "1 of 3 prompts leave no room for a response" in said.err
+    assert f"long_prompts: {{'choice': '{choice}'" in said.out
+    assert main(words) == 0  # and a second time nothing is asked for
+    assert len(asked) == kept
+    other = {"drop": "cut", "cut": "drop"}[choice]
+    assert main([*words[:-1], other]) == 2
+    assert f"'choice': '{choice}'" in capsys.readouterr().err
+
+
 def test_the_hash_of_the_grader_is_that_of_its_code_and_libraries(tmp_path, monkeypatch):
     def hash_now():
         grading.grader.cache_clear()

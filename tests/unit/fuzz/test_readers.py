@@ -225,7 +225,9 @@ def recorded(rows_of_file):
     return table.replace_schema_metadata(about)
 
 
-GOOD_ROW = {name: {"string": "a", "float": 1.0, "int32": 1}.get(kind, [1]) for name, kind in COLUMNS.items()}
+GOOD_ROW = {
+    name: {"string": "a", "float": 1.0, "int32": 1, "bool": True}.get(kind, [1]) for name, kind in COLUMNS.items()
+}
 
 
 @pytest.fixture(scope="module")

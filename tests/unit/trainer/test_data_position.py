@@ -43,6 +43,7 @@ def response(prompt, label, score, seed=1):
         "rollout_log_probs": None,
         "extra_logs": {"verifier_correct": score},
         "sampling_seed": seed,
+        "weights_step": 0,
     }
 
 

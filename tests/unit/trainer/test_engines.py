@@ -69,7 +69,7 @@ def engines(ray_here, both):
     from openrlhf_ktae.trainer.engines import have_weights
 
     have_weights(both)
-    ray_here.get([call for engine in both for call in (engine.join.remote(0), engine.take_weights.remote())])
+    ray_here.get([call for engine in both for call in (engine.join.remote(0), engine.take_weights.remote(0))])
     return both
 
 

@@ -36,7 +36,7 @@ def engine(host, monkeypatch):
             self.calls += 1
             if self.errors:
                 raise self.errors.pop(0)
-            return ["answer"] * call["num_samples"]
+            return [{"answer": self.calls}] * call["num_samples"]
 
     monkeypatch.setenv(RETRIES_VARIABLE, "1")
     retrying = type("Retrying", (RetryingRollouts, Engine), {})
@@ -57,8 +57,9 @@ def call(tokenizer, prompt="compute 3 + 4 :", logprobs=None):
 
 def test_one_more_try(engine, tokenizer):
     made = engine(ValueError("once"))
-    assert asyncio.run(made.generate_responses(**call(tokenizer))) == ["answer", "answer"]
-    assert made.calls == 2
+    asyncio.run(made.take_weights(7))
+    answers = asyncio.run(made.generate_responses(**call(tokenizer)))
+    assert answers == [{"answer": 2, "weights_step": 7}] * 2  # of the weights that it began with
 
 
 def test_then_empty_rollouts_that_say_why(engine, tokenizer):
@@ -187,7 +188,8 @@ def generator(host, tokenizer):
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
 
     faults = SimpleNamespace(config=FaultsConfig(max_failed_share=0.25))
-    args = SimpleNamespace(faults=faults, vllm=SimpleNamespace(enable_sleep=False))
+    plain = {"vllm": SimpleNamespace(enable_sleep=False), "train": SimpleNamespace(async_enable=False)}
+    args = SimpleNamespace(faults=faults, **plain)
     return SurvivingGenerator(SimpleNamespace(args=args), [], [], tokenizer, [])
 
 

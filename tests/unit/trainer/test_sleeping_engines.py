@@ -46,7 +46,7 @@ def engine_class(ray_here):
 
         async def as_at_the_start(self):
             self.asleep, self.version, self.dies = {"weights", "kv_cache"}, 0, None
-            await self.take_weights()
+            await self.take_weights(0)
 
         async def receive(self, version):
             assert "weights" not in self.asleep, "its weights sleep"
@@ -81,6 +81,7 @@ def run(ray_here, both):
     args = SimpleNamespace(
         faults=SimpleNamespace(config=FaultsConfig(engine_restarts=2)),
         vllm=SimpleNamespace(enable_sleep=True),
+        train=SimpleNamespace(async_enable=False),
         rollout=SimpleNamespace(batch_size=4, n_samples_per_prompt=2, vllm_generate_batch_size=None),
         algo=SimpleNamespace(dynamic_filtering_enable=False, advantage=SimpleNamespace(is_correction_level="off")),
     )

@@ -21,14 +21,14 @@ CORRECTIONS = [
 RUNS = list(itertools.product(["ppo", "gspo"], ["token-mean", "seq-mean-token-mean"], [None, 3.0], CORRECTIONS))
 
 
-def loss_of(kind, aggregation, dual_clip, correction, ktae=True, clip=0.2):
+def loss_of(kind, aggregation, dual_clip, correction, ktae=True, clip=0.2, threshold=None):
     from openrlhf.models.loss import PolicyLoss
 
     from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
     from openrlhf_ktae.trainer.ppo_utils.token_gspo import with_token_credit
 
     level, mode, gating = correction
-    threshold = [0.1, 10.0] if gating == "ratio" else [0.0, 10.0]
+    threshold = threshold or ([0.1, 10.0] if gating == "ratio" else [0.0, 10.0])
     host = PolicyLoss(clip, clip, dual_clip, aggregation == "token-mean", kind, level, mode, gating, threshold)
     args = SimpleNamespace(algo=SimpleNamespace(ktae=SimpleNamespace(enable=ktae)))
     return UpdateLogProbs(with_token_credit(host, args))
@@ -44,8 +44,8 @@ def batch(rows=3, tokens=5):
     return log_probs, old, rollout, mask
 
 
-def gradient(loss, advantages, old=None):
-    log_probs, before, rollout, mask = batch()
+def gradient(loss, advantages, old=None, made=batch):
+    log_probs, before, rollout, mask = made()
     log_probs.requires_grad_()
     normaliser = {"batch_num_tokens": mask.sum(), "global_batch_size": torch.tensor(float(len(mask)))}
     value, *_ = loss(
@@ -76,6 +76,35 @@ def test_k_moves_the_gradient_of_its_own_token_and_of_no_other(kind, aggregation
             assert moved[row, token]
             assert moved.sum() == 1
             assert after[row, token] / before[row, token] == pytest.approx(1.5, rel=1e-4)
+
+
+def one_apart():
+    """Trainer and sampler agree about all tokens but one, which the trainer gives three times the probability."""
+    log_probs, old, _, mask = batch()
+    rollout = old.clone()
+    rollout[0, 1] -= 1.0986
+    return log_probs, old, rollout, mask
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS[1:])
+def test_k_counts_as_much_as_the_correction_lets_its_token(correction, host):
+    """Not at all where the gate drops the token (token, mask) or its response (seq), 1.2 times where it is bound."""
+    level, mode, gating = correction
+    loss = loss_of("ppo", "token-mean", None, correction, threshold=[0.9, 1.2] if gating == "ratio" else [0.0, 0.02])
+    even = torch.ones(3, 5)
+    _, before = gradient(loss, even, made=one_apart)
+    _, plain = gradient(loss_of("ppo", "token-mean", None, CORRECTIONS[0]), even)
+    weight = torch.ones(3, 5)
+    if mode == "clip":
+        weight[0, 1] = 1.2
+    else:
+        weight[0, 1 if level == "token" else slice(None)] = 0.0
+    assert torch.allclose(before, weight * plain, atol=1e-6)
+    for row, token in ((0, 0), (0, 1), (1, 1)):
+        credit = even.clone()
+        credit[row, token] = 1.5
+        moved = gradient(loss, credit, made=one_apart)[1] - before
+        assert moved[row, token] == pytest.approx(float(0.5 * weight[row, token] * plain[row, token]), abs=1e-6)
 
 
 def test_with_the_hosts_gspo_it_would_be_lost(host):

@@ -239,7 +239,7 @@ def test_a_users_reward_file_keeps_working(agent, tokenizer, reward_file):
     [
         ("raise", "a defect of the user's"),
         ("nothing", "must return a dict with the key 'rewards'"),
-        ("nan", "returned the reward nan"),
+        ("nan", "returned the reward tensor([nan]); it must be one finite number"),
         ("slow", "took longer than 0.3 s"),
         ("exit", "SystemExit"),
     ],

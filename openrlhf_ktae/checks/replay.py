@@ -1,0 +1,75 @@
+"""Can the rollouts that an earlier run recorded be trained on with these options?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from openrlhf_ktae.base.batches import rollout_unit
+from openrlhf_ktae.record.recorded import BadRecord, find, read_groups
+from openrlhf_ktae.record.rollouts import tokenizer_hash
+
+NEED_AN_ENGINE = (
+    "train.async_enable",
+    "train.partial_rollout_enable",
+    "algo.dynamic_filtering_enable",
+    "eval.dataset",
+    "data.max_images_per_prompt",
+    "reward.model_name_or_path",
+)
+"""Options whose effect would be missing: nothing is sampled, evaluated or judged."""
+
+
+def engine_wanted(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each option (flat names) that needs an engine or a judge in a run without them."""
+    for name in NEED_AN_ENGINE if options["train.replay"] else ():
+        if value := options[name]:
+            written = str(value).lower() if isinstance(value, bool) else value
+            out = 'leave it out, or give ""' if isinstance(value, str) else "leave it out"
+            yield f"--{name} {written}: with --train.replay nothing is sampled or judged, and no engine starts; {out}"
+
+
+def replay_problems(args: SimpleNamespace) -> Iterator[str]:
+    """Yield why the record of `--train.replay` cannot be trained on; every group of it is read."""
+    flag, samples = f"--train.replay {args.train.replay}", args.rollout.n_samples_per_prompt
+    own = Path(args.run.dir).resolve()
+    if own in (Path(args.train.replay).resolve(), *Path(args.train.replay).resolve().parents):
+        yield f"{flag}: is this run's own directory, whose earlier record is set aside; give another --run.dir"
+        return
+    count, tokenizers = 0, set()
+    try:
+        for group in read_groups(find([args.train.replay])):
+            count += 1
+            tokenizers.add(group.about.get("tokenizer"))
+            if len(group.rows) != samples:
+                yield (
+                    f"{flag}: group {group.group} of step {group.step} has {len(group.rows)} rollouts; "
+                    f"give --rollout.n_samples_per_prompt {len(group.rows)} instead of {samples}"
+                )
+                return
+            if args.algo.advantage.is_correction_level != "off" and any(row["log_probs"] is None for row in group.rows):
+                yield (
+                    f"{flag}: step {group.step} was recorded without the sampler's log-probabilities, which "
+                    f"--algo.advantage.is_correction_level {args.algo.advantage.is_correction_level} needs; give off"
+                )
+                return
+    except BadRecord as error:
+        yield f"{flag}: {error}"
+        return
+    if count < (needed := rollout_unit(args) // samples):
+        yield f"{flag}: has {count} groups and the smallest step takes {needed}; lower --train.batch_size"
+    model = args.actor.model_name_or_path
+    if Path(model or "").is_dir() and tokenizers != {_hash(args, model)}:
+        yield (
+            f"{flag}: was recorded with another tokenizer than that of --actor.model_name_or_path {model}, and its "
+            "token ids mean something else here; give a model with the same vocabulary"
+        )
+
+
+def _hash(args: SimpleNamespace, model: str) -> str:
+    from transformers import AutoTokenizer
+
+    trusted, fast = args.model.trust_remote_code, not args.data.disable_fast_tokenizer
+    return tokenizer_hash(AutoTokenizer.from_pretrained(model, trust_remote_code=trusted, use_fast=fast))
