@@ -10,7 +10,7 @@ from .config import VerifierConfig
 from .golds import gold_forms
 from .graders import verdict_of
 from .pool import Job, WorkerPool
-from .verdict import CORRECT, UNKNOWN, Verdict
+from .verdict import CORRECT, UNKNOWN, Reason, Verdict
 from .verifier import Verifier
 
 PROBE = r"\boxed{-98765432123456789/7}"  # an answer that no gold has: unknown means that the gold cannot be read
@@ -39,6 +39,8 @@ class GoldFault:
     @property
     def reason(self) -> str:
         """The fault in words."""
+        if self.verdict.reason == Reason.NO_GOLD:
+            return f"there is {self.verdict.reason}"
         what = f"against itself {self.verdict.status}" if self.fails_itself else "only its own text is correct"
         return f"{what}: {self.verdict.reason}"
 

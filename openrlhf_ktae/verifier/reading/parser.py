@@ -100,7 +100,7 @@ def read_clock(text: str) -> Clock | None:
 def read(text: str, join_commas: bool = True, tight_division: bool = False) -> Value:
     """The value of a cleaned answer. Raises ReadError when it cannot be read, whole, as one."""
     words = re.split("[ -]", text)
-    if len(words) > 1 and _PLAIN_WORDS.fullmatch(text) and any(is_word(word) for word in words):
+    if len(words) > 1 and _PLAIN_WORDS.fullmatch(text) and any(len(word) > 1 and is_word(word) for word in words):
         text = f"\\text{{{text}}}"
     if _OUTWARD_INTERVAL.search(text):
         text = _outward_intervals(text)
