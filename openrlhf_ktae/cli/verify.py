@@ -24,7 +24,7 @@ from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
 from openrlhf_ktae.verifier.audit import Audit, Graded, Row, audit
 from openrlhf_ktae.verifier.config import VerifierConfig
 from openrlhf_ktae.verifier.graders import HOST, MATH_VERIFY
-from openrlhf_ktae.verifier.verdict import UNKNOWN
+from openrlhf_ktae.verifier.verdict import UNKNOWN, Status, Verdict
 
 TRAINING_ONLY = (
     "reward_file",
@@ -218,9 +218,9 @@ def write_findings(output: Path, result: Audit) -> None:
             "extracted": graded.verdict.extracted,
             "status": graded.verdict.status,
             "reason": graded.verdict.reason,
-            "stored": graded.stored,
-            "second": graded.second,
-            "second_reason": graded.second_reason,
+            "stored": _accepted(graded.stored),
+            "second": _accepted(graded.second),
+            "second_reason": graded.second.reason if graded.second else "",
         }
         for graded in result.graded
         if finding(graded)
@@ -231,11 +231,16 @@ def write_findings(output: Path, result: Audit) -> None:
         raise BadFile(f"{output}: cannot be written: {error}. Use --output") from None
 
 
+def _accepted(verdict: Verdict | None) -> bool | None:
+    return verdict.status == Status.CORRECT if verdict is not None and verdict.known else None
+
+
 def finding(graded: Graded) -> str:
     """What is remarkable about a verdict; empty if nothing is."""
     if graded.verdict.status == UNKNOWN:
         return "unknown"
-    against = [name for name, is_second in (("stored", False), ("second", True)) if graded.disagrees(is_second)]
+    others = {"stored": graded.stored, "second": graded.second}
+    against = [name for name, other in others.items() if graded.disagrees(other)]
     return " ".join(["disagrees with", *against]) if against else ""
 
 
@@ -272,13 +277,13 @@ def print_tables(result: Audit, second: str, shown: int) -> None:
 
 def _counts(members: list[Graded], stored: bool, second: bool) -> list[str]:
     total = len(members)
-    statuses = [str(graded.verdict.status) for graded in members]
-    cells = [str(total), *(str(statuses.count(s)) for s in ("correct", "wrong", "unknown"))]
-    cells.append(f"{statuses.count('correct') / total:.1%}")
-    if stored:
-        cells += [f"{sum(bool(g.stored) for g in members) / total:.1%}", str(sum(g.disagrees(False) for g in members))]
-    if second:
-        cells += [f"{sum(bool(g.second) for g in members) / total:.1%}", str(sum(g.disagrees(True) for g in members))]
+    statuses = [graded.verdict.status for graded in members]
+    cells = [str(total), *(str(statuses.count(status)) for status in Status)]
+    cells.append(f"{statuses.count(Status.CORRECT) / total:.1%}")
+    for shown, others in ((stored, [g.stored for g in members]), (second, [g.second for g in members])):
+        if shown:
+            cells.append(f"{sum(bool(_accepted(other)) for other in others) / total:.1%}")
+            cells.append(str(sum(map(Graded.disagrees, members, others))))
     return cells
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from .config import VerifierConfig
 from .golds import gold_forms
+from .graders import verdict_of
 from .pool import Job, WorkerPool
-from .verdict import CORRECT, UNKNOWN, Verdict
+from .verdict import CORRECT, UNKNOWN, Reason, Verdict
 from .verifier import Verifier
 
 PROBE = r"\boxed{-98765432123456789/7}"  # an answer that no gold has: unknown means that the gold cannot be read
@@ -32,29 +33,30 @@ class GoldFault:
     """A gold that does not verify against itself, or whose value cannot be read."""
 
     row: Row
-    reason: str
+    verdict: Verdict
     fails_itself: bool
+
+    @property
+    def reason(self) -> str:
+        """The fault in words."""
+        if self.verdict.reason == Reason.NO_GOLD:
+            return f"there is {self.verdict.reason}"
+        what = f"against itself {self.verdict.status}" if self.fails_itself else "only its own text is correct"
+        return f"{what}: {self.verdict.reason}"
 
 
 @dataclass(frozen=True)
 class Graded:
-    """A row with our verdict and what the others said: True, False, or None for no verdict."""
+    """A row with our verdict, that of the stored reward and that of another grader; None where there is none."""
 
     row: Row
     verdict: Verdict
-    stored: bool | None
-    second: bool | None
-    second_reason: str = ""
+    stored: Verdict | None
+    second: Verdict | None
 
-    @property
-    def accepted(self) -> bool:
-        """Our verdict is correct."""
-        return self.verdict.status == CORRECT
-
-    def disagrees(self, with_second: bool) -> bool:
-        """We say something else than the stored reward (or than the second grader), unknown included."""
-        other = self.second if with_second else self.stored
-        return other is not None and (self.verdict.status == UNKNOWN or other != self.accepted)
+    def disagrees(self, other: Verdict | None) -> bool:
+        """We say something else than another verdict, unknown included."""
+        return other is not None and other.known and other.status != self.verdict.status
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Audit:
     @property
     def disagreement_share(self) -> float:
         """Share of responses on which the stored reward or the second grader disagrees."""
-        return self.share(lambda g: g.disagrees(False) or g.disagrees(True))
+        return self.share(lambda g: g.disagrees(g.stored) or g.disagrees(g.second))
 
     @property
     def gold_failure_share(self) -> float:
@@ -91,12 +93,9 @@ def audit(rows: Sequence[Row], config: VerifierConfig, reward_threshold: float =
     with Verifier(config) as verifier:
         verdicts = verifier.verify_many((row.gold, row.response or "") for row in answered)
         faults, golds = check_golds(rows, verifier)
-    others = second_opinions(answered, config, second) if second else [(None, "")] * len(answered)
-    graded = [
-        Graded(row, verdict, None if row.reward is None else row.reward > reward_threshold, accepted, reason)
-        for row, verdict, (accepted, reason) in zip(answered, verdicts, others, strict=True)
-    ]
-    return Audit(graded, faults, golds)
+    others = second_opinions(answered, config, second) if second else [None] * len(answered)
+    stored = [None if row.reward is None else verdict_of(row.reward > reward_threshold) for row in answered]
+    return Audit(list(map(Graded, answered, verdicts, stored, others)), faults, golds)
 
 
 def check_golds(rows: Iterable[Row], verifier: Verifier) -> tuple[list[GoldFault], int]:
@@ -108,28 +107,25 @@ def check_golds(rows: Iterable[Row], verifier: Verifier) -> tuple[list[GoldFault
     )
     of_probe = verifier.verify_many((row.gold, PROBE) for row in firsts)
     faults = []
-    for row, own, itself, probe in zip(firsts, forms, of_itself, of_probe, strict=True):
-        if not own:
-            faults.append(GoldFault(row, "there is no gold", fails_itself=True))
-        elif itself.status != CORRECT:
-            faults.append(GoldFault(row, f"against itself {itself.status}: {itself.reason}", fails_itself=True))
+    for row, itself, probe in zip(firsts, of_itself, of_probe, strict=True):
+        if itself.status != CORRECT:
+            faults.append(GoldFault(row, itself, fails_itself=True))
         elif probe.status == UNKNOWN:
-            faults.append(GoldFault(row, f"only its own text is correct: {probe.reason}", fails_itself=False))
+            faults.append(GoldFault(row, probe, fails_itself=False))
     return faults, len(firsts)
 
 
-def second_opinions(rows: Sequence[Row], config: VerifierConfig, grader: str) -> list[tuple[bool | None, str]]:
-    """What another grader accepts, in processes of its own; None with the reason where it gives no verdict."""
+def second_opinions(rows: Sequence[Row], config: VerifierConfig, grader: str) -> list[Verdict]:
+    """The verdicts of another grader, in processes of its own; unknown where it gives none."""
     pool = WorkerPool(config.workers, config.memory_mb, config.recycle_after, grader)
     try:
         pool.start()
         if not pool.wait_ready():
             raise RuntimeError(f"the grader {grader!r} does not start:\n{pool.start_failure}")
         jobs = [Job(list(gold_forms(row.gold)), row.response or "", *_looser(config)) for row in rows]
-        verdicts = [future.result() for future in [pool.submit(job) for job in jobs]]
+        return [future.result() for future in [pool.submit(job) for job in jobs]]
     finally:
         pool.close()
-    return [(None if v.status == UNKNOWN else v.status == CORRECT, v.reason) for v in verdicts]
 
 
 def _looser(config: VerifierConfig) -> tuple[float, float]:

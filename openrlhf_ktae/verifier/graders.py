@@ -55,7 +55,7 @@ def _host() -> Grader:
 
     def grade(golds: Sequence[str], response: str) -> Verdict:
         answer = module.extract_boxed_answer(response)
-        return _named(any(module.grade_answer(answer, gold) for gold in golds))
+        return verdict_of(any(module.grade_answer(answer, gold) for gold in golds))
 
     return grade
 
@@ -69,10 +69,11 @@ def _math_verify() -> Grader:
     def grade(golds: Sequence[str], response: str) -> Verdict:
         given = math_verify.parse(response, parsing_timeout=None)
         read = [math_verify.parse(f"\\boxed{{{gold}}}", parsing_timeout=None) for gold in golds]
-        return _named(any(math_verify.verify(gold, given, timeout_seconds=None) for gold in read))
+        return verdict_of(any(math_verify.verify(gold, given, timeout_seconds=None) for gold in read))
 
     return grade
 
 
-def _named(accepted: bool) -> Verdict:
+def verdict_of(accepted: bool) -> Verdict:
+    """The verdict of a grader that only accepts or rejects."""
     return Verdict(CORRECT, Reason.ACCEPTED) if accepted else Verdict(WRONG, Reason.REJECTED)

@@ -19,7 +19,7 @@ import time
 import weakref
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ MAX_DISPATCHES = 8  # of one check, where workers are killed before they begin i
 MAX_START_FAILURES = 3  # in a row; then waiting checks are answered `unknown` with the worker's traceback
 START_BACKOFF_S = 5.0  # pause after that many failures before workers are started again
 REAP_INTERVAL_S = 0.05  # how often a killed process is asked whether it is gone
+CLOSED = Verdict(UNKNOWN, Reason.CLOSED)
 RECYCLE_REASONS = frozenset({Reason.MEMORY_LIMIT, Reason.CPU_LIMIT, Reason.DEPTH_LIMIT})
 OWN_FAULT = frozenset({signal.SIGPROF, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -55,11 +56,11 @@ class Job:
     dispatches: int = 0
     dispatched_at: float = 0.0
 
-    def resolve(self, status: Status, reason: Reason, detail: str = "") -> None:
-        """Hand the verdict over, unless the caller has gone."""
+    def resolve(self, verdict: Verdict) -> None:
+        """Hand the verdict over with its time, unless the caller has gone."""
         seconds = time.monotonic() - self.dispatched_at if self.dispatches else 0.0
         with contextlib.suppress(Exception):
-            self.future.set_result(Verdict(status, reason, seconds=seconds, detail=detail))
+            self.future.set_result(replace(verdict, seconds=seconds))
 
 
 @dataclass(eq=False)
@@ -175,7 +176,7 @@ class WorkerPool:
             if not self._closing:
                 self._inbox.append(job)
         if self._closing:
-            job.resolve(UNKNOWN, Reason.CLOSED)
+            job.resolve(CLOSED)
             return job.future
         self.start()
         self._wake()
@@ -278,7 +279,7 @@ class WorkerPool:
     def _assign(self) -> None:
         if not self._workers and self.start_failure:
             while self._waiting:
-                self._waiting.popleft().resolve(UNKNOWN, Reason.NO_WORKER, self.start_failure)
+                self._waiting.popleft().resolve(Verdict(UNKNOWN, Reason.NO_WORKER, detail=self.start_failure))
         idle = [worker for worker in self._workers if worker.idle]
         busy = sum(worker.job is not None for worker in self._workers)
         while self._waiting and idle and busy < self._workers_wanted:
@@ -323,10 +324,11 @@ class WorkerPool:
         if "ready" in message:
             self._started(worker, message)
             return
-        if worker.job is not None and message.get("id") == worker.checks:
-            worker.job.resolve(Status(message["status"]), Reason(message["reason"]), message["detail"])
+        verdict = Verdict(Status(message["status"]), Reason(message["reason"]), detail=message["detail"])
+        if worker.job is not None and message["id"] == worker.checks:
+            worker.job.resolve(verdict)
         worker.job = None
-        if worker.checks >= self._recycle_after or message.get("reason") in RECYCLE_REASONS:
+        if worker.checks >= self._recycle_after or verdict.reason in RECYCLE_REASONS:
             self.counts["recycled"] += 1
             self._remove(worker)
 
@@ -349,17 +351,17 @@ class WorkerPool:
         if job is None:
             self._start_failed("a worker was not ready in time")
         elif used > job.cpu_s / 2:
-            job.resolve(job.otherwise, Reason.WALL_LIMIT)
+            job.resolve(Verdict(job.otherwise, Reason.WALL_LIMIT))
         else:
-            self._again(job, Reason.WALL_LIMIT)
+            self._again(job, Verdict(UNKNOWN, Reason.WALL_LIMIT))
 
-    def _again(self, job: Job, reason: Reason, detail: str = "") -> None:
+    def _again(self, job: Job, otherwise: Verdict) -> None:
         """One more worker for a check that one has been lost in through no fault of the answer."""
         job.deaths += 1
         if job.deaths < MAX_DEATHS and job.dispatches < MAX_DISPATCHES:
             self._waiting.appendleft(job)
         else:
-            job.resolve(UNKNOWN, reason, detail)
+            job.resolve(otherwise)
 
     def _lost(self, worker: _Worker) -> None:
         """The worker has gone without being told to: by its own limits, or by a kill from outside."""
@@ -375,10 +377,11 @@ class WorkerPool:
             return
         if code is not None and -code in OWN_FAULT and (began or code == -signal.SIGPROF):
             reason = Reason.CPU_LIMIT if code == -signal.SIGPROF else Reason.WORKER_DIED
-            job.resolve(job.otherwise, reason, f"signal {-code}")
+            job.resolve(Verdict(job.otherwise, reason, detail=f"signal {-code}"))
             return
         job.deaths -= not began
-        self._again(job, Reason.WORKER_DIED, f"{job.dispatches} times, the last time with code {code}")
+        detail = f"{job.dispatches} times, the last time with code {code}"
+        self._again(job, Verdict(UNKNOWN, Reason.WORKER_DIED, detail=detail))
 
     def _remove(self, worker: _Worker) -> None:
         """Kill and forget one worker; the process is reaped in a later step."""
@@ -395,7 +398,7 @@ class WorkerPool:
     def _shut_down(self, wake_read: int) -> None:
         for worker in list(self._workers):
             if worker.job is not None:
-                worker.job.resolve(UNKNOWN, Reason.CLOSED)
+                worker.job.resolve(CLOSED)
             self._remove(worker)
         for process in self._dying:
             process.wait()
@@ -403,4 +406,4 @@ class WorkerPool:
         os.close(wake_read)
         os.close(self._wake_write)
         for job in [*self._waiting, *self._inbox]:
-            job.resolve(UNKNOWN, Reason.CLOSED)
+            job.resolve(CLOSED)

@@ -13,7 +13,7 @@ import mpmath
 
 from ..reading.names import argument_renames, conflict
 from ..reading.nodes import free_symbols, renamed, replaced, spelled, walk
-from ..reading.values import Clock, Group, Matrix, NumberSet, Relation, Scalar, SetOperation, Text, Value
+from ..reading.values import Clock, Group, Matrix, Relation, Scalar, SetOperation, Text, Value
 from .constants import decimal_literal
 from .evaluate import Evaluator
 from .exact import exact
@@ -369,9 +369,6 @@ def same_sets(gold: Value, answer: Value) -> bool:
         return crossed and gold.operator != "setminus"
     if isinstance(gold, Group) and isinstance(answer, Group) and gold.brackets == answer.brackets:
         return same_groups(gold, answer)
-    empty = (NumberSet("0"), Text("no solution"))
-    if gold in empty or answer in empty:
-        return gold in empty and answer in empty
     return False
 
 

@@ -7,7 +7,7 @@ all gaps between neighbouring ends and beyond the outermost ones.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,20 +42,24 @@ class RealSet:
 
 def is_set(value: Value) -> bool:
     """True for what can only be a set of numbers: unions, half-open intervals, the reals, an inequality."""
-    if isinstance(value, (SetOperation, NumberSet)):
+    if isinstance(value, (SetOperation, NumberSet)) or value in (Text("all reals"), Text("no solution")):
         return True
     if isinstance(value, Group):
         listed = value.brackets in ("", "and", "or")
         return value.brackets in ("(]", "[)") or (listed and all(is_set(item) for item in value.items))
-    if isinstance(value, Relation):
-        return bool(set(value.operators) & {"<", ">", "<=", ">=", "!=", "in"})
-    return value == Text("all reals")
+    return isinstance(value, Relation) and bool(set(value.operators) & {"<", ">", "<=", ">=", "!=", "in"})
+
+
+def _is_empty(value: Value, found: RealSet, brackets: Collection[str] = INTERVALS) -> bool:
+    """`(3, 1)`, `(5, 5]`: no set in a list; as a gold only against a named empty set, and with round brackets never."""
+    return isinstance(value, Group) and value.brackets in brackets and not any(map(found.contains, _probes(found.ends)))
 
 
 def same_set(gold: Value, answer: Value) -> bool | None:
     """True or False for sets with numeric ends, None where one of them is something else."""
     gold_set, answer_set = real_set(gold), real_set(answer)
-    if gold_set is None or answer_set is None:
+    points = {"()"} if isinstance(answer, (NumberSet, Text)) else INTERVALS
+    if gold_set is None or answer_set is None or _is_empty(gold, gold_set, points):
         return None
     letters = [_letters(value) for value in (gold, answer)]
     if all(letters) and letters[0] != letters[1]:
@@ -146,9 +150,7 @@ def _group(value: Group) -> RealSet | None:
         closed_at_infinity = (value.brackets[0] == "[" and low == -mpmath.inf) or (
             value.brackets[1] == "]" and high == mpmath.inf
         )
-        if closed_at_infinity or not (low < high or (low == high and value.brackets == "[]")):
-            return None  # a point, or a slip
-        return _interval(low, high, value.brackets[0] == "[", value.brackets[1] == "]")
+        return None if closed_at_infinity else _interval(low, high, value.brackets[0] == "[", value.brackets[1] == "]")
     if value.brackets == "{}" and all(isinstance(item, Scalar) for item in value.items):
         points = tuple(_end(item) for item in value.items)
         if not all(mpmath.isfinite(point) for point in points):
@@ -166,7 +168,7 @@ def _joined(value: Group) -> RealSet | None:
     """
     parts = [_read(item) for item in value.items]
     letters = _letters(value)
-    known = [part for part in parts if part is not None]
+    known = [part for item, part in zip(value.items, parts, strict=True) if part and not _is_empty(item, part)]
     if len(known) < len(parts) or len(letters) > 1:
         return None
     ends = tuple(end for part in known for end in part.ends)

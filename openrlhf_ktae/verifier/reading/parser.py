@@ -67,10 +67,10 @@ MAX_TERMS = 400  # of one sum or product: the tree is as deep as they are many
 OPENING = frozenset({"(", "[", "{", "\\{"})
 MAX_ARGUMENT_TOKENS = 40  # of the bracket behind a letter
 APPLIED = frozenset({"f", "F", "zeta", "Gamma"})  # letters that are never a factor before a bracket
-OFTEN_APPLIED = frozenset({"g", "h", "G", "H", "phi", "psi", "Phi", "Psi"})  # neither where a variable is shifted
-_ATOM = r"(?:[1axn]|\([+-]*[1axn]\))"
+OFTEN_APPLIED = dict.fromkeys(("g", "h", "G", "H", "phi", "psi", "Phi", "Psi"), "xn") | {"T": "n", "S": "n", "u": "t"}
+_ATOM = r"(?:[1axnt]|\([+-]*[1axnt]\))"
 _ARGUMENTS = re.compile(rf"\({_ATOM}(,[+-]*{_ATOM})*\)")
-_OF_VARIABLE = re.compile(r"\([1+*/-]*[xn][1+*/-]*\)")
+_OF_VARIABLE = re.compile(r"\([1+*/-]*([xnt])[1+*/-]*\)")  # these are applied to a variable that is shifted or scaled
 PROBABILITIES = frozenset({"P", "Pr", "E"})
 EVENT_MARKS = RELATIONS | {"|", "cap", "cup"}
 END: Token = ("end", "")
@@ -100,7 +100,7 @@ def read_clock(text: str) -> Clock | None:
 def read(text: str, join_commas: bool = True, tight_division: bool = False) -> Value:
     """The value of a cleaned answer. Raises ReadError when it cannot be read, whole, as one."""
     words = re.split("[ -]", text)
-    if len(words) > 1 and _PLAIN_WORDS.fullmatch(text) and any(is_word(word) for word in words):
+    if len(words) > 1 and _PLAIN_WORDS.fullmatch(text) and any(len(word) > 1 and is_word(word) for word in words):
         text = f"\\text{{{text}}}"
     if _OUTWARD_INTERVAL.search(text):
         text = _outward_intervals(text)
@@ -485,7 +485,7 @@ class Parser:
             return self._transposed(value)
         self.deeper()
         exponent = self.exponent()
-        inverse = value[0] == "sym" and value[1] in APPLIED | OFTEN_APPLIED and exponent == MINUS_ONE
+        inverse = value[0] == "sym" and value[1] in {*APPLIED, *OFTEN_APPLIED} and exponent == MINUS_ONE
         applied = self.application(("sym", f"{value[1]}^-1")) if inverse else None
         value = self.postfix(applied or ("pow", value, exponent))
         self.depth -= 1
@@ -569,12 +569,13 @@ class Parser:
         return ("sym", " ".join(inside))
 
     def _is_applied(self, letter: str) -> bool:
-        """True if the bracket ahead holds arguments: letters or numbers, for letters such as `g` also `2x - 1`."""
+        """True if the bracket ahead holds arguments: letters or numbers, for `g` also `2x - 1`, for `T` `n - 1`."""
         ahead = ""
         for kind, value in self.tokens[self.position : self.position + MAX_ARGUMENT_TOKENS]:
             named = kind == "sym" or (kind == "cmd" and value in SYMBOLS)
-            ahead += value if value in ("x", "n") or kind == "op" else "1" if kind == "num" else "a" if named else "?"
-        return bool(_ARGUMENTS.match(ahead) or (letter in OFTEN_APPLIED and _OF_VARIABLE.match(ahead)))
+            ahead += value if kind == "op" or value in [*"xnt"] else "1" if kind == "num" else "a" if named else "?"
+        shifted = _OF_VARIABLE.match(ahead)
+        return bool(_ARGUMENTS.match(ahead) or (shifted and shifted[1] in OFTEN_APPLIED.get(letter, "")))
 
     def atom(self) -> Any:
         """A number, a letter, a command, a bracket, an absolute value."""
