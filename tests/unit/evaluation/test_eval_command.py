@@ -186,7 +186,7 @@ REFUSED = {
     "--model m --benchmarks {tmp}/nocolumn.jsonl": "has none of answer, final_answer",
     "--model {tmp}/none --benchmarks {tmp}/few.jsonl": "no tokenizer there",
     "{model} --template {tmp}/none.txt": "choose one of qwen-math",
-    "{model} --template {tmp}/few.jsonl": "must have {problem} once",
+    "{model} --template {tmp}/few.jsonl": "write it where the problem goes",
     "{model} --template chat": "no chat template",
     "{model} --template none --max_new_tokens 99999": "give at most",
     "{model} --template none --max_model_len 2": "--max_model_len 2: the longest prompt has",
