@@ -120,7 +120,7 @@ def test_a_run_that_goes_on_from_elsewhere_leaves_what_is_here_alone(parsed, tmp
     assert go_on(parsed, "--resume", str(checkpoint.path)) == 10
     args = parsed("--resume", str(checkpoint.path))
     choose_checkpoint(args, "cpu")
-    assert directory.newest_checkpoint(args).endswith(f"the same --resume goes on from {checkpoint.path}")
+    assert directory.newest_checkpoint(args).endswith(f"the same --resume starts again from {checkpoint.path}")
     args = parsed("--resume", "auto")
     assert "skipped global_step30: a later run started from scratch here" in choose_checkpoint(args, "cpu")[0]
     assert args.run.resume_from is None

@@ -169,11 +169,11 @@ def shorter_k(table):
 
 DAMAGE = {
     "missing column": (lambda path: rewritten(path, lambda t: t.drop_columns(["score", "k"])), "no column score, k"),
-    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "no whole parquet file"),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a complete parquet file"),
     "foreign": (lambda path: rewritten(path, lambda t: t.replace_schema_metadata({})), "no metadata openrlhf_ktae"),
-    "empty": (lambda path: rewritten(path, lambda t: t.slice(0, 0)), "holds no rollout"),
+    "empty": (lambda path: rewritten(path, lambda t: t.slice(0, 0)), "contains no rollouts"),
     "lengths": (lambda path: rewritten(path, shorter_k), "lengths differ"),
-    "mixed tokenizers": (lambda path: rewritten(path, other_tokenizer), "another tokenizer than"),
+    "mixed tokenizers": (lambda path: rewritten(path, other_tokenizer), "a different tokenizer"),
     "null in a list": (value("k", None), "k holds a null"),
     "null in the texts": (value("token_texts", None), "token_texts holds a null"),
     "no response": (value("response", None), "response holds a null"),
