@@ -1,4 +1,4 @@
-"""An evaluation from its settings to its result folder: of stored responses, or of a model."""
+"""Run an evaluation, of stored responses or of a model, and write its result folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def grade_stored(
     """Grade the responses of a file into `output`; with a tokenizer, lengths are in tokens.
 
     Raises:
-        BadInput: the file or the folder is not as it must be.
+        BadInput: the file or the folder is invalid.
     """
     found = stored.scan(path)
     about = {
@@ -78,7 +78,7 @@ def _tokens(row: dict[str, Any], tokenizer: Any) -> int | None:
 
 
 def load_problems(names: Iterable[str], folder: Path | None, limit: int | None) -> list[Problem]:
-    """Return the problems of all benchmarks, the first `limit` of each."""
+    """Return the problems of all benchmarks, at most `limit` of each."""
     problems = [problem for name in names for problem in load(name, folder)[:limit]]
     keys = {(problem.benchmark, problem.id) for problem in problems}
     if len(keys) != len(problems):
@@ -99,11 +99,11 @@ def evaluate_model(
     say: Callable[[str], None],
     overwrite: bool = False,
 ) -> Summary:
-    """Generate, grade and summarize; what `output` holds already is not generated again.
+    """Generate, grade and summarize; responses already in `output` are not generated again.
 
     Raises:
-        BadInput: a prompt is too long, or `output` holds results of other settings, or of a model, problems or a
-            template with another content.
+        BadInput: a prompt is too long, or `output` has results with other settings, or from a model, problems or a
+            template whose content has changed.
     """
     about = {
         **about,
@@ -156,7 +156,7 @@ def evaluate_model(
 
 
 def model_digest(name: str) -> str | None:
-    """Return a digest of the configuration, tokenizer and weights in a model's folder; None for a name on the Hub."""
+    """Return a digest of a model folder's configuration, tokenizer and weights; None for a Hub name."""
     folder = Path(name)
     if not folder.is_dir():
         return None
@@ -166,7 +166,7 @@ def model_digest(name: str) -> str | None:
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:
-    """Return a digest of the problems and their right answers."""
+    """Return a digest of the problems and their gold answers."""
     return _digest([asdict(problem) for problem in problems])
 
 
@@ -180,12 +180,12 @@ def _refuse_too_long(prompts: Iterable[list[int]], engines: Engines, sampling: S
     if engines.max_model_len is not None and longest >= engines.max_model_len:
         raise BadInput(
             f"--max_model_len {engines.max_model_len}: the longest prompt has {longest} tokens; leave out its "
-            "benchmark, or take a model with a longer context"
+            "benchmark, or use a model with a longer context"
         )
     if engines.max_model_len is not None and longest + sampling.max_new_tokens > engines.max_model_len:
         raise BadInput(
-            f"--max_new_tokens {sampling.max_new_tokens}: with the longest prompt ({longest} tokens) above the model's "
-            f"{engines.max_model_len}; give at most {engines.max_model_len - longest}"
+            f"--max_new_tokens {sampling.max_new_tokens}: with the longest prompt ({longest} tokens) this exceeds the "
+            f"model's {engines.max_model_len}; give at most {engines.max_model_len - longest}"
         )
 
 
@@ -199,7 +199,7 @@ def _grade(
     require_tags: tuple[str, ...] = (),
     chunk: int = CHUNK,
 ) -> Summary:
-    """Grade and write `responses` with a progress bar, then the summary of all rows of the folder."""
+    """Grade and write `responses` with a progress bar, then summarize all rows of the folder."""
     tags = config.require_tags or require_tags
     tokens = 0
     if done < total:
@@ -216,11 +216,11 @@ def _grade(
 
 
 def prompts_for_training(problems: Iterable[Problem], template: Template) -> Iterator[dict[str, Any]]:
-    """Yield rows for `--eval.dataset`: `input`, `label`, and the benchmark's id as `datasource`."""
+    """Yield rows for `--eval.dataset`: `input`, `label`, and the benchmark's name as `datasource`."""
     for problem in problems:
         yield {"input": template.fill(problem.problem), "label": problem.gold, "datasource": problem.benchmark}
 
 
 def describe(names: Iterable[str], folder: Path | None) -> dict[str, str]:
-    """Return benchmark -> where its problems come from."""
+    """Return benchmark -> source of its problems."""
     return {Path(name).stem if name.endswith(".jsonl") else name: source(name, folder) for name in names}

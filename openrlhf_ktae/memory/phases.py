@@ -83,10 +83,7 @@ def engine_process(args: SimpleNamespace, shape: ModelShape) -> float:
 
 
 def shards(args: SimpleNamespace) -> int:
-    """Return the number of ranks that ZeRO shards over: all except tensor-parallel ones.
-
-    Ring attention splits tokens, not states.
-    """
+    """Return the number of ranks that ZeRO shards over, which includes ring-attention but not tensor-parallel ones."""
     return max(1, args.actor.num_nodes * args.actor.num_gpus_per_node // args.ds.tensor_parallel_size)
 
 

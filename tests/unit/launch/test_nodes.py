@@ -142,7 +142,8 @@ def test_a_node_that_is_lost_ends_the_run_and_may_come_back(two_raylets, args):
     with pytest.raises(ProcessDied, match=r"1 devices are left, and this run needs 2; none joined within 1 s"):
         check_cluster(args, said.append, patience=1.0)
     assert said == [
-        "a node of the cluster died; 1 devices are left, and this run needs 2; waiting up to 1 s for it or a replacement"
+        "a node of the cluster died; 1 devices are left, and this run needs 2; "
+        "waiting up to 1 s for it or a replacement"
     ]
 
 

@@ -238,7 +238,7 @@ def test_records_of_other_options_are_not_rescored_as_one(module, tokenizer, tmp
     capsys.readouterr()
     assert main([str(tmp_path / name) for name in "abc"]) == 2
     error = capsys.readouterr().err
-    assert "step 30 was recorded with other options of KTAE than step 10" in error
+    assert "step 30 was recorded with different KTAE options from step 10" in error
     assert "variant reference instead of paper" in error
     assert "h3 0.5 instead of" in error
     assert error.count("\n") == 1
