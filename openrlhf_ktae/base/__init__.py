@@ -1,1 +1,1 @@
-"""What every other package may use: files, ports, batch arithmetic, secrets, shared errors, exit codes."""
+"""Shared by every other package: files, ports, batch arithmetic, secrets, shared errors, exit codes."""

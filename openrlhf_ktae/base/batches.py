@@ -1,7 +1,7 @@
-"""How the rollouts of a step divide: into whole groups, micro-batches, ranks and optimiser steps.
+"""How the rollouts of a step divide into whole groups, micro-batches, ranks and optimiser steps.
 
-The host gives ranks chunks of unequal size when a batch does not divide; under ZeRO-3 the ranks then wait for each
-other for ever (openrlhf/trainer/ray/launcher.py, `async_run_method_batch`).
+The host gives ranks chunks of unequal size when a batch does not divide evenly. Under ZeRO-3 the ranks then deadlock
+(openrlhf/trainer/ray/launcher.py, `async_run_method_batch`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 
 def models(args: SimpleNamespace) -> list[str]:
-    """Return the groups of options of the models that have ranks in this run; the first is `actor`."""
+    """Return the option groups of the models that run in this job; `actor` comes first."""
     used = {
         "actor": True,
         "ref": args.algo.kl.init_coef > 0,
         "critic": bool(args.critic.model_name_or_path),
-        "reward": not args.reward.remote_url,  # which the host sets for an agent, too
+        "reward": not args.reward.remote_url,  # the host sets it for an agent, too
     }
     return [name for name, is_used in used.items() if is_used]
 
@@ -29,15 +29,15 @@ def world(args: SimpleNamespace, model: str = "actor") -> int:
 
 
 def data_ranks(args: SimpleNamespace, model: str = "actor") -> int:
-    """Number of ranks of a model that see different data."""
+    """Return the number of data-parallel ranks of a model."""
     return max(1, world(args, model) // args.ds.ring_attn_size // args.ds.tensor_parallel_size)
 
 
 def rollout_unit(args: SimpleNamespace) -> int:
     """Return the number of rollouts that every training step must be a multiple of.
 
-    Whole groups, whole optimiser steps, and the same number of micro-batches of experience on each rank of each model.
-    A dynamic batch levels its micro-batches itself.
+    It gives whole groups, whole optimiser steps, and equally many experience micro-batches on each rank of each model.
+    Dynamic batching balances its micro-batches itself.
     """
     unit = lcm(args.rollout.n_samples_per_prompt, args.train.batch_size)
     ranks = lcm(*(data_ranks(args, model) for model in models(args)))
@@ -47,12 +47,12 @@ def rollout_unit(args: SimpleNamespace) -> int:
 
 
 def one_update(args: SimpleNamespace, rollouts: int) -> bool:
-    """Whether a batch of `rollouts` is trained on once, in one optimiser step."""
+    """Return whether a batch of `rollouts` is trained on once, in a single optimiser step."""
     return args.train.max_epochs == 1 and rollouts <= args.train.batch_size
 
 
 def trainable(rollouts: int, args: SimpleNamespace) -> int:
-    """Return how many of `rollouts` a step can train on without ranks waiting for each other."""
+    """Return how many of `rollouts` a step can train on: the largest multiple of `rollout_unit`."""
     return rollouts - rollouts % rollout_unit(args)
 
 

@@ -1,4 +1,4 @@
-"""YAML files of options: nested keys that are the names of options, and `include`."""
+"""YAML option files: nested keys spell option names; `include` merges other files."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ INCLUDE = "include"
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML without double keys, and without aliases.
+    """YAML without duplicate keys or aliases.
 
-    A few aliases make a file of a line as large as memory, or a mapping that holds itself.
+    A few aliases on one line can expand to fill memory, or make a mapping contain itself.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse `*name`."""
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write it out, or use include")
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported; write it out, or use include")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that is there twice: the first would be dropped with all that is below it."""
+        """Refuse a duplicate key: YAML would silently drop the first one and everything below it."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise yaml.MarkedYAMLError(problem=f"{twice} is there twice; write it once", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"{twice} appears twice; write it once", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -39,7 +39,7 @@ def load_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return `path` as a flat mapping of dotted option names; the file's own keys win over those it includes.
 
     Raises:
-        BadOption: no such file, no YAML mapping, or files that include each other.
+        BadOption: the file is missing or not a YAML mapping, or files include each other.
     """
     if "\0" in str(path):
         raise BadOption(f"--config {str(path)!r}: no such file")

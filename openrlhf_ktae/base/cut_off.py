@@ -1,7 +1,7 @@
-"""Responses that neither ended nor reached their limit: vLLM's `finish_reason` is seen here, once for everybody.
+"""Responses that neither ended nor reached their limit. Only this module reads vLLM's `finish_reason`.
 
-vLLM hands out what it has when a request is aborted or its engine shuts down (`abort`, `error`, `repetition`, or none).
-Such text is not an answer: judged, it would be wrong, and trained on.
+vLLM returns partial text when a request is aborted or its engine shuts down (`abort`, `error`, `repetition`, or none).
+Partial text is not an answer: the verifier would call it wrong, and the run would train on that.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
-WHOLE = ("stop", "length")  # the only reasons after which a response is what the model would have said
+WHOLE = ("stop", "length")  # with any other reason, the model did not get to finish
 
 
 class CutOff(RuntimeError):
-    """A response was cut off before its end and its limit."""
+    """A response was cut off before it ended or reached its limit."""
 
 
 seen_in_rollout: ContextVar[list[CutOff] | None] = ContextVar("seen_in_rollout", default=None)
-"""Cut-off responses of the rollout under way, in all tasks that its agent starts; None outside one."""
+"""Cut-off responses of the current rollout, including all tasks its agent starts; None outside a rollout."""
 
 
 def require_whole(output: Any) -> Any:
-    """Return `output`, vLLM's RequestOutput, whose responses all have ended or reached their limit.
+    """Return `output`, vLLM's RequestOutput, if all its responses ended or reached their limit.
 
     Raises:
-        CutOff: one has not.
+        CutOff: one did not.
     """
     responses = output.outputs if output is not None and output.finished else []
     cut = [one for one in responses if one.finish_reason not in WHOLE]
     if cut or not responses:
         tokens, reason = (len(cut[0].token_ids), cut[0].finish_reason) if cut else (0, "no finish reason")
-        raise CutOff(f"vLLM ended a response after {tokens} tokens ({reason}); it is not used")
+        raise CutOff(f"vLLM cut off a response after {tokens} tokens ({reason}); it is not used")
     return output
 
 
 def only_whole(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-    """Return `generate`, the method of vLLM's asynchronous engine, which raises `CutOff` in place of half an answer.
+    """Wrap `generate` of vLLM's asynchronous engine: it raises `CutOff` instead of returning a partial answer.
 
-    An agent that swallows the error has seen it: `seen_in_rollout` keeps it.
+    `seen_in_rollout` keeps the error, so an agent that swallows it cannot hide it.
     """
 
     @wraps(generate)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 
 class BadOption(ValueError):
-    """An option or a combination of options that is refused; the message names it and the way out."""
+    """An option or combination of options is refused; the message names it and the way out."""
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on with these data and options; the message says why and names the way out."""
+    """Training cannot continue with these data and options; the message gives the reason and the way out."""
 
 
 class ProcessDied(RuntimeError):
-    """A process that the run cannot do without is gone."""
+    """A process that the run needs died."""
 
 
 class BadInput(ValueError):
-    """A file cannot be evaluated; the message names it, the line and what to give."""
+    """A file cannot be evaluated; the message names the file, the line and the expected input."""

@@ -1,7 +1,7 @@
-"""A port for processes that meet.
+"""Find a free port for processes to meet on.
 
-The usual way, to bind port 0 and let go, returns one that the kernel may give to any connection of any process until
-the caller listens: a run then ends with `EADDRINUSE`. Ports beside the kernel's range are given to nobody.
+Binding port 0 and closing it is racy: the kernel may give that port to another connection before the caller listens,
+and the run fails with `EADDRINUSE`. The kernel never hands out ports outside its ephemeral range.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ FIRST = 20_000  # workers of `ray start` take 10,002 to 19,999
 KERNEL = (32_768, 60_999)  # Linux's own default
 ENOUGH = 1000
 RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_chance = random.SystemRandom()  # the seeds of a run are not touched
+_chance = random.SystemRandom()  # leaves the run's seeds alone
 
 
 def ports_of_nobody() -> range:
-    """Return the ports between Ray's and those that this kernel gives to connections, or above these.
+    """Return the ports between Ray's range and this kernel's ephemeral range, or the ports above the latter.
 
-    Where it gives nearly all of them away, there are none of nobody: it returns those of the usual kernel.
+    If the ephemeral range covers nearly everything, no unreserved ports remain; fall back to Linux's default range.
     """
     try:
         first, last = map(int, RANGE.read_text().split())
@@ -33,10 +33,10 @@ def ports_of_nobody() -> range:
 
 
 def free_port() -> int:
-    """Return one on which nothing listens now, on any address of this machine.
+    """Return a port that is free now on all addresses of this machine.
 
     Raises:
-        OSError: a hundred drawn at random were all taken.
+        OSError: a hundred ports drawn at random were all taken.
     """
     ports = ports_of_nobody()
     for _ in range(100):

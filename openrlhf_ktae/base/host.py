@@ -9,11 +9,11 @@ HOST_VERSION = "0.11.2"
 
 
 class HostMismatch(RuntimeError):
-    """OpenRLHF is missing or is another release than the one that this package extends."""
+    """OpenRLHF is missing, or its release is not the one that this package extends."""
 
 
 def installed(package: str) -> str:
-    """Return the version of an installed package; empty where there is none."""
+    """Return the version of an installed package; empty if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -23,13 +23,13 @@ def installed(package: str) -> str:
 def check_host() -> None:
     """Raise `HostMismatch` unless OpenRLHF is installed at `HOST_VERSION`.
 
-    The overrides name methods and attributes of that release; a contract test holds each of them.
+    The overrides name methods and attributes of that release; a contract test checks each of them.
     """
     found = installed("openrlhf")
     if not found:
         raise HostMismatch(
-            f"OpenRLHF is not installed (openrlhf=={HOST_VERSION}). A CPU machine: `make setup`. A GPU machine: "
-            "`make setup-gpu`, or by hand as docs/gpu.md says."
+            f"OpenRLHF is not installed (openrlhf=={HOST_VERSION}). On a CPU machine run `make setup`; on a GPU "
+            "machine run `make setup-gpu`, or follow docs/gpu.md by hand."
         )
     if found != HOST_VERSION:
         raise HostMismatch(

@@ -1,4 +1,4 @@
-"""What `config.json` of a model says, read without loading anything."""
+"""Read `config.json` of a model without loading the model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from openrlhf_ktae.base.plain_json import parse_json
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """Return `config.json` of a model folder, or of a hub name in the local cache; empty where there is none.
+    """Return `config.json` of a model folder or of a cached Hub model; empty if there is none.
 
     Raises:
-        ValueError: the file is no JSON object.
+        ValueError: the file is not a JSON object.
     """
     path: Any = Path(name) / "config.json"
     if not path.is_file():
@@ -21,32 +21,32 @@ def read_config(name: str) -> dict[str, Any]:
 
         try:
             path = try_to_load_from_cache(name, "config.json")
-        except ValueError:  # no name that the hub could have
+        except ValueError:  # not a valid Hub name
             return {}
         if not isinstance(path, str):
             return {}
     found = parse_json(Path(path).read_text(encoding="utf-8"))
     if not isinstance(found, dict):
-        raise ValueError("is no JSON object")
+        raise ValueError("is not a JSON object")
     return found
 
 
 def config_of(model: str | None) -> dict[str, Any]:
-    """Return what `config.json` of a model says of its language part; empty where there is none to read."""
+    """Return the language-model part of a model's `config.json`; empty if it cannot be read."""
     try:
         return text_part(read_config(model)) if model else {}
     except (ValueError, OSError):
-        return {}  # `model_problems` says what is wrong with it
+        return {}  # `model_problems` reports the error
 
 
 def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part that describes the language model: of one that sees images, it has a mapping of its own."""
+    """Return the part that describes the language model; vision-language models nest it in `text_config`."""
     inner = config.get("text_config")
     return dict(inner if isinstance(inner, Mapping) else config)
 
 
 def head_size(config: Mapping[str, Any]) -> int | None:
-    """Return the size of an attention head; GPT-2 and its kin have other names for it."""
+    """Return the size of an attention head; models such as GPT-2 use other key names."""
     hidden = config.get("hidden_size") or config.get("n_embd")
     heads = config.get("num_attention_heads") or config.get("n_head")
     size = config.get("head_dim")

@@ -1,7 +1,7 @@
-"""This package's own options of a run, beside those that stand with the code they configure.
+"""This package's run options, except for those defined next to the code they configure.
 
-KTAE's are in `ktae/config.py`, the verifier's in `verifier/config.py`, those of faults in `base/faults_config.py`,
-those of dynamic sampling in `trainer/ppo_utils/group_filter.py`. The text below a field is its help.
+KTAE's are in `ktae/config.py`, the verifier's in `verifier/config.py`, the fault options in `base/faults_config.py`,
+dynamic sampling's in `trainer/ppo_utils/group_filter.py`. The text below a field is its help.
 """
 
 from __future__ import annotations
@@ -14,48 +14,48 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """`--run.*`: where a run writes, and when it ends or starts again."""
+    """`--run.*`: where a run writes, and when it stops or restarts."""
 
     dir: str | None = None
-    """metrics.jsonl, config.yaml and versions.json go here; model, checkpoints and TensorBoard files too unless
-    --ckpt.output_dir, --ckpt.path or --logger.tensorboard_dir say otherwise. Default: the value of --ckpt.output_dir"""
+    """Write metrics.jsonl, config.yaml and versions.json here; model, checkpoints and TensorBoard files too, unless
+    --ckpt.output_dir, --ckpt.path or --logger.tensorboard_dir are set. Default: the value of --ckpt.output_dir"""
 
     accept_changes: tuple[str, ...] = ()
-    """Options that may differ from the checkpoint's when a run resumes."""
+    """Options that may differ from the checkpoint's when resuming."""
 
     eval_edges: bool = True
     """Evaluate before the first step and after the last."""
 
     plan: bool = True
-    """Refuse what cannot fit into memory, and write plan.txt (see cli.plan)."""
+    """Refuse a run that cannot fit into memory, and write plan.txt (see cli.plan)."""
 
     verbose: bool = False
-    """Show what all processes print."""
+    """Show the output of all processes."""
 
     grace_seconds: float = 60
-    """After SIGINT or SIGTERM, wait this long for the step to end and its checkpoint to be written."""
+    """After SIGINT or SIGTERM, wait this long for the step to finish and its checkpoint to be written."""
 
     watchdog_minutes: float = 0
-    """Stop, with the stacks of all processes, when no step or evaluation has ended for this long; 0 is off. The start
-    may take 30 minutes, or this value if it is longer."""
+    """Stop and dump the stacks of all processes when no step or evaluation finishes for this long; 0 is off. Startup
+    may take 30 minutes, or this value if longer."""
 
     restarts: int = 0
     """Restart from the last checkpoint when a process of the run dies, at most this many times."""
 
     dashboard_host: str = LOOPBACK
-    """Address of Ray's dashboard and job port if this command starts Ray. Whoever reaches them can run code here."""
+    """Address of Ray's dashboard and job port if this command starts Ray. Anyone who can reach it can run code here."""
 
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """`--data.*` beside the host's."""
+    """`--data.*` in addition to the host's."""
 
     long_prompts: Literal["drop", "cut"] = "drop"
-    """Prompts that leave no room for a response (--data.max_len minus --rollout.max_new_tokens): drop leaves them out
-    and reports how many, cut keeps their ends."""
+    """Prompts that leave no room for a response (--data.max_len minus --rollout.max_new_tokens): drop removes them and
+    reports how many; cut keeps the end of each."""
 
     chat_template_args: tuple[str, ...] = ()
-    """Arguments of the chat template as NAME=VALUE, such as enable_thinking=false."""
+    """Chat template arguments as NAME=VALUE, such as enable_thinking=false."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,19 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class CreditOptions:
-    """`--algo.ktae.*` beside the estimator's own (`KTAEConfig`)."""
+    """`--algo.ktae.*` in addition to the estimator's (`KTAEConfig`)."""
 
     base: Literal["group_norm", "dr_grpo", "rloo", "reinforce_baseline"] = "group_norm"
-    """Rollout-level advantage to which K is added."""
+    """The rollout-level advantage to add K to."""
 
     shadow: bool = False
-    """Train with the rollout-level advantage only, and log what KTAE would have given."""
+    """Train on the rollout-level advantage only, and log what KTAE would have computed."""
 
     shuffle_labels: bool = False
     """Control experiment: compute K from labels shuffled within each group."""
 
     top_tokens: int = 5
-    """Key tokens logged each step."""
+    """How many key tokens to log each step."""
 
 
 @dataclass(frozen=True)
@@ -92,25 +92,25 @@ class RecordOptions:
     """`--ktae.*`: the record of rollouts (token ids, scores, advantages with and without K)."""
 
     record_rollouts: int = 0
-    """Record every N steps, to rollouts/ of the run; 0 is off."""
+    """Record every N steps, to rollouts/ in the run folder; 0 is off."""
 
     record_max_mb: int = 512
     """Stop recording at this size, in MB."""
 
     record_groups: int = 0
-    """Record the first N groups of a step; 0 records all."""
+    """Record only the first N groups of a step; 0 records all."""
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """`--actor.*` beside the host's."""
+    """`--actor.*` in addition to the host's."""
 
     mask_truncated: bool = False
-    """Leave responses that were cut off at the length limit out of the loss; their group's statistics keep them."""
+    """Exclude responses truncated at the length limit from the loss; they still count in their group's statistics."""
 
     dr_grpo_norm: bool = False
     """Divide the loss summed over tokens by --train.batch_size x --rollout.max_new_tokens instead of the number of
     tokens (Dr. GRPO, arXiv 2503.20783)."""
 
     recompute_log_probs: bool = False
-    """Compute old log-probabilities in a pass of their own even where a batch is one update and the update's serve."""
+    """Compute old log-probabilities in a separate pass, even if a batch is one update and could reuse the update's."""

@@ -1,4 +1,4 @@
-"""Can a folder be at a place?"""
+"""Check whether a folder can be created at a path."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ NAME_BYTES = 255  # of one part of a path, in all usual file systems
 
 
 def unusable(place: str | Path) -> str:
-    """Return why no folder can be at `place`, in words; empty where one can. A folder is made on trial, and removed."""
+    """Return why no folder can be created at `place`; empty if one can. Creates and removes a temporary folder."""
     place = os.fspath(place)
     if "\0" in place or any(len(os.fsencode(part)) > NAME_BYTES for part in Path(place).parts):
-        return f"no path: a part of it has more than {NAME_BYTES} bytes, or none at all; give a shorter one"
+        return f"not a valid path: a part has more than {NAME_BYTES} bytes, or there is a null byte; give a shorter one"
     path = Path(place).absolute()
     nearest = next(one for one in (path, *path.parents) if os.path.lexists(one))
     if not nearest.is_dir():
@@ -21,5 +21,5 @@ def unusable(place: str | Path) -> str:
     try:
         os.rmdir(tempfile.mkdtemp(dir=nearest))
     except OSError:
-        return f"nothing can be written in {nearest}; give another folder"
+        return f"{nearest} is not writable; give another folder"
     return ""

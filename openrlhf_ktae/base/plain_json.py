@@ -1,4 +1,4 @@
-"""JSON from outside: whatever is wrong with a text, it is a ValueError."""
+"""Parse untrusted JSON: every error is a ValueError."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def parse_json(text: str | bytes, exact: bool = False) -> Any:
-    """Return the value that `text` says; with `exact`, a number that no float can hold stays the text it was.
+    """Return the value of `text`; with `exact`, a number that a float cannot represent stays text.
 
     Raises:
-        ValueError: it is no JSON, is nested too deeply, or holds a number of thousands of digits.
+        ValueError: it is not JSON, is nested too deeply, or holds a number of thousands of digits.
     """
     try:
         return json.loads(text, parse_float=_exact_float if exact else None)

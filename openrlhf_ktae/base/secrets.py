@@ -1,8 +1,8 @@
-"""Keys and passwords: used by who needs them, never written.
+"""Keep keys and passwords out of everything that a run writes.
 
-`hide` replaces them in the options by a text whose `repr` is masked. Everything that prints options, the host's own
-`strategy.print(args)` and the configuration it gives to W&B among it, goes through `repr`; what writes them as data
-(`config.yaml`, `versions.json`) asks `masked` and `redacted`.
+`hide` replaces secrets in the options with strings whose `repr` is masked. Everything that prints options goes through
+`repr`, including the host's `strategy.print(args)` and the configuration it sends to W&B. Code that writes options as
+data (`config.yaml`, `versions.json`) calls `masked` and `redacted`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MASK = "***"
 KEYS = ("logger.wandb.key", "use_wandb")  # options whose value is a key
 SECRET_FLAG = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 SECRET_NAME = re.compile(rf"{SECRET_FLAG.pattern}|_(KEY|PAT|PWD|PASS|AUTH|ACCESS_KEY_ID)$", re.IGNORECASE)
-LEAST_LENGTH = 8  # a shorter value of such a variable ("1", "true") would mask ordinary words
+LEAST_LENGTH = 8  # shorter values ("1", "true") would mask ordinary words
 USER_IN_URL = re.compile(r"(?<=://)[^/\s,]+(?=@)")
 SLASH_IN_PASSWORD = re.compile(r"(?<=://)[^\s,@/:]*:(?!\d+/)[^\s,@]*/[^\s,@]*(?=@)")  # after digits it is a path
 SECRET_IN_QUERY = re.compile(
@@ -26,12 +26,12 @@ SECRET_IN_QUERY = re.compile(
 
 
 class Hidden(str):
-    """A text with a secret in it; it is itself wherever it is used, and `shown` wherever it is printed."""
+    """A string that contains a secret: code that uses it gets the value, its `repr` is that of `shown`."""
 
     shown: str
 
     def __new__(cls, value: str, shown: str = MASK) -> Hidden:
-        """Return the text; `shown` is what its `repr` gives away."""
+        """Return the string; `shown` is the text that its `repr` reveals."""
         made = super().__new__(cls, value)
         made.shown = shown
         return made
@@ -44,7 +44,7 @@ class Hidden(str):
 
 
 def hide(args: SimpleNamespace, values: Iterable[str] | None = None) -> None:
-    """Replace, in place, every option that is a key, has a password in a URL, or holds a secret of the environment."""
+    """Mask, in place, every option that is a key, has a password in a URL, or contains a secret of the environment."""
     secrets = list(environment_secrets() if values is None else values)
     _hide_below(args, "", secrets)
 
@@ -61,20 +61,20 @@ def _hide_below(node: SimpleNamespace, prefix: str, secrets: list[str]) -> None:
 
 
 def hidden(value: str, secrets: Iterable[str], whole: bool = False) -> str:
-    """Return `value`, as `Hidden` if there is a secret in it; with `whole` it is one."""
+    """Return `value`, as `Hidden` if it contains a secret; with `whole`, all of it is secret."""
     shown = MASK if whole and value else redacted(value, secrets)
     return value if shown == value else Hidden(value, shown)
 
 
 def masked(value: Any) -> Any:
-    """Return what may be written of an option's value; None of one that is nothing but a secret."""
+    """Return an option's value with its secrets masked; None if all of it is secret."""
     if isinstance(value, Hidden):
         return None if value.shown == MASK else value.shown
     return value
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:
-    """Return `text` without `secrets`, without user and password of a URL, and without keys in its query."""
+    """Return `text` with `secrets`, user and password of URLs, and keys in URL queries masked."""
     for secret in secrets:
         text = text.replace(secret, MASK)
     text = SLASH_IN_PASSWORD.sub(MASK, USER_IN_URL.sub(MASK, text))
@@ -82,7 +82,7 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
 
 
 def masked_words(words: Iterable[str], secrets: Iterable[str]) -> list[str]:
-    """Return a command line without keys: values of options that are one, and what `redacted` hides."""
+    """Return a command line with secrets masked: the values of key options, and whatever `redacted` masks."""
     secrets, shown, is_value = list(secrets), [], False
     for word in words:
         name, equals, _ = word.partition("=")
@@ -96,7 +96,7 @@ def masked_words(words: Iterable[str], secrets: Iterable[str]) -> list[str]:
 
 
 def masked_tree(tree: Any, secrets: Iterable[str]) -> Any:
-    """Return options as data without keys, as `masked_words` does for words."""
+    """Return options (nested data) with secrets masked, as `masked_words` does for a command line."""
     secrets = list(secrets)
     if isinstance(tree, dict):
         return {
@@ -112,7 +112,7 @@ def _is_key(name: str) -> bool:
 
 
 def without_lines(error: Exception) -> str:
-    """Return what is wrong with a file, and where, without the line of it that YAML's own message quotes."""
+    """Return a YAML error's problem and position without the line of the file that its message quotes."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if problem is None:
         return " ".join(str(error).split())
@@ -126,7 +126,7 @@ def environment_secrets() -> list[str]:
 
 
 def secrets_of(args: SimpleNamespace) -> list[str]:
-    """Return every value in the options that `hide` hid, and the secrets of the environment."""
+    """Return every fully masked value in the options, and the secrets of the environment."""
     return [*_hidden_in(args), *environment_secrets()]
 
 

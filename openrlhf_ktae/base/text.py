@@ -1,4 +1,4 @@
-"""Words of messages: errors of other libraries on one line, values cut to a length, the nearest known name."""
+"""Helpers for messages: one-line errors of other libraries, truncated values, the closest known name."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ SHOWN = 120  # characters
 
 
 def short(error: BaseException | str) -> str:
-    """Return the message of an error on one line; its type where it has none."""
+    """Return the message of an error on one line, or its type if it has none."""
     return " ".join(str(error).split())[:SHOWN] or type(error).__name__
 
 
 def short_repr(value: Any, shown: int = SHOWN) -> str:
-    """Return a value as Python writes it, cut to `shown` characters."""
+    """Return the `repr` of a value, truncated to `shown` characters."""
     text = repr(value)
     return text if len(text) <= shown else f"{text[:shown]}..."
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Return `"; did you mean X?"` for the closest of `known`, or the way to the list of all."""
+    """Return `"; did you mean X?"` for the closest of `known`, or a pointer to --help."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     tail = [name for name in known if name.rsplit(".", 1)[-1].lstrip("-") == word.rsplit(".", 1)[-1].lstrip("-")]
     best = (tail or close)[:1]

@@ -1,4 +1,4 @@
-"""Which options may differ when a run goes on from a checkpoint, and which would make it another run."""
+"""Which options may differ when a run resumes from a checkpoint, and which would make it a different run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from openrlhf_ktae.checkpoint.files import digest, files_below
 from openrlhf_ktae.data.names import entries
 
 FREE_GROUPS = ("ckpt", "eval", "faults", "ktae", "logger", "run")
-"""Where and what is written, held-out evaluations, when a run stops: they change nothing that is trained."""
+"""Output, held-out evaluation and stop criteria: they do not affect training."""
 FREE = {
-    "backend": "the two compute the same",
+    "backend": "both backends compute the same",
     "config": "files are resolved before they are compared",
     "use_ms": "where models are loaded from",
     "local_rank": "",
     "model.trust_remote_code": "",
-    "train.num_episodes": "a longer run; a learning-rate schedule that follows the data follows the new length",
-    "train.full_determinism_enable": "can be asked for at any time",
-    "train.max_staleness": "can be asked for at any time",
+    "train.num_episodes": "a longer run; a learning-rate schedule tied to the data follows the new length",
+    "train.full_determinism_enable": "can be turned on at any time",
+    "train.max_staleness": "can be turned on at any time",
     "algo.ktae.top_tokens": "is only logged",
     "verifier.workers": "",
     "verifier.memory_mb": "",
@@ -42,7 +42,7 @@ FREE = {
     "train.colocate_actor_ref": "",
     "train.colocate_critic_reward": "",
 }
-"""Options that may differ, with the reason where it is not plain."""
+"""Options that may differ, with the reason where it is not obvious."""
 BY_CONTENT = (
     "data.prompt_dataset",
     "actor.model_name_or_path",
@@ -51,8 +51,8 @@ BY_CONTENT = (
     "reward.remote_url",
     "train.agent_func_path",
 )
-"""Paths: another one with the same content is the same. Of a Python file its own text, not what it imports."""
-NO_CONTENT = (".md", ".png", ".jpg", ".svg", ".gif", ".pdf", ".log")  # suffixes of what nobody trains on
+"""Paths, compared by content. For a Python file only its own text counts, not its imports."""
+NO_CONTENT = (".md", ".png", ".jpg", ".svg", ".gif", ".pdf", ".log")  # suffixes of files that do not affect training
 NO_CONTENT_NAMES = ("LICENSE", "NOTICE")
 SHARDED = (
     "actor.num_nodes",
@@ -65,19 +65,19 @@ UNIVERSAL = "ds.use_universal_ckpt"
 TRAINED = ("actor.model_name_or_path", "critic.model_name_or_path")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 IN_CHECKPOINT = {
-    "train.seed": "random states and the order of prompts are the checkpoint's",
+    "train.seed": "random states and the prompt order come from the checkpoint",
     "actor.optim": "the checkpoint holds the other optimizer's moments",
     "critic.optim": "the checkpoint holds the other optimizer's moments",
-    "ds.param_dtype": "DeepSpeed would leave the checkpoint's optimizer out",
-    "ds.load_in_4bit": "the checkpoint's parameters are of the other kind",
+    "ds.param_dtype": "DeepSpeed would ignore the checkpoint's optimizer state",
+    "ds.load_in_4bit": "the checkpoint's parameters use the other format",
     "ds.lora.rank": "the checkpoint's adapter has the other rank",
-    "ds.lora.target_modules": "the checkpoint's adapter is of other layers",
+    "ds.lora.target_modules": "the checkpoint's adapter covers other layers",
 }
-"""Options whose change cannot be applied to what a checkpoint holds, accepted or not, with the reason."""
+"""Options whose change cannot be applied to a checkpoint, even if accepted, with the reason."""
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested options by their dotted names."""
+    """Flatten nested options to dotted names."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -90,13 +90,13 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], data_before: Mapping[str, str], data_now: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the options that make the run another one, each with `before -> now`, or with what else has changed.
+    """Return the options that make this a different run, each with `before -> now` or another description.
 
     Args:
         before: options of the checkpoint, nested.
         now: options of this run, nested.
-        data_before: digests of the files that options of `BY_CONTENT` name, by option (see `content_of`).
-        data_now: the same, of this run.
+        data_before: option of `BY_CONTENT` -> digests of its files in the checkpoint's run (see `content_of`).
+        data_now: the same for this run.
     """
     old, new = flat(before), flat(now)
     found = {}
@@ -119,20 +119,20 @@ def cannot_be_applied(
     data_before: Mapping[str, str],
     data_now: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return those of `names`, options that differ, whose new value would do nothing or break, each with the reason."""
+    """Return the changed options among `names` whose new value would have no effect or fail, with the reason."""
     old, new = flat(before), flat(now)
     reasons = {}
     for name in names:
         if name in IN_CHECKPOINT:
             reasons[name] = IN_CHECKPOINT[name]
         elif name in SHARDED:
-            reasons[name] = f"the checkpoint is in parts of the other number or kind; give --{UNIVERSAL}"
+            reasons[name] = f"the checkpoint is sharded differently; give --{UNIVERSAL}"
         elif name == "train.enable_ema" and new[name]:
             reasons[name] = "the checkpoint holds no averaged weights"
         elif name == "rollout.n_samples_per_prompt" and _carries_rollouts(old):
-            reasons[name] = "the checkpoint carries rollouts in groups of the other size"
+            reasons[name] = "the checkpoint has buffered rollouts in groups of the other size"
         elif name in TRAINED and _weights(data_before.get(name, "")) != _weights(data_now.get(name, "")):
-            reasons[name] = "the checkpoint's weights would take the place of its weights"
+            reasons[name] = "the checkpoint's weights would replace its weights"
     return reasons
 
 
@@ -152,7 +152,7 @@ def _text(value: Any) -> str:
 
 
 def content_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return a digest for each option of `BY_CONTENT` that names local files."""
+    """Return content digests for each option of `BY_CONTENT` that names local files."""
     options, found = flat(config), {}
     for name in BY_CONTENT:
         if not options.get(name):
@@ -171,6 +171,6 @@ def _digest_of(path: Path) -> str:
 
 
 def is_content(name: Path) -> bool:
-    """Whether a file of a folder counts, by its path below it."""
+    """Return whether a file counts as content; `name` is its path relative to the folder."""
     hidden = any(part.startswith(".") for part in name.parts)
     return not hidden and name.suffix not in NO_CONTENT and not name.name.startswith(NO_CONTENT_NAMES)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and digests that tell whether they are."""
+"""Atomic file writes, and digests to detect damage."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 BLOCK = 2**20
-WHOLE = 64 * BLOCK  # larger files are read in as many blocks, spread evenly: a checkpoint has hundreds of gigabytes
+WHOLE = 64 * BLOCK  # of larger files 64 evenly spaced blocks are read: checkpoints have hundreds of gigabytes
 DIGEST_BYTES = 16
 THREADS = 8
 MOST_TEXT = 64 * BLOCK  # a manifest names every file of a checkpoint
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder, in the order of its path."""
+    """Yield every file below a folder, sorted by path."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
             yield path
 
 
 def digest(path: Path) -> str:
-    """Return a digest of a file's size and content; of a file above 64 MiB, of 64 blocks from its start to its end."""
+    """Return a digest of a file's size and content; above 64 MiB, of 64 evenly spaced blocks."""
     size = path.stat().st_size
     total = hashlib.blake2b(str(size).encode(), digest_size=DIGEST_BYTES)
     with path.open("rb") as file:
@@ -42,14 +42,14 @@ def _starts(size: int) -> Iterable[int]:
 
 
 def digests(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return the digest of each file; hashing leaves Python's lock, so that threads share the work."""
+    """Return the digest of each file; hashing releases the GIL, so threads run in parallel."""
     paths = list(paths)
     with ThreadPoolExecutor(THREADS) as threads:
         return dict(zip(paths, threads.map(digest, paths), strict=True))
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Flush a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -58,7 +58,7 @@ def sync(path: Path) -> None:
 
 
 def sync_below(folder: Path) -> None:
-    """Wait until everything below a folder is on the disk, the folder last."""
+    """Flush everything below a folder to disk, the folder last."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if not path.is_symlink():
             sync(path)
@@ -66,10 +66,10 @@ def sync_below(folder: Path) -> None:
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:
-    """Return a small text; a pipe or a device is not waited for.
+    """Read a small text file; never blocks on a pipe or device.
 
     Raises:
-        OSError: it is not there, cannot be read, is no regular file, or is larger than `most` bytes.
+        OSError: it is missing, unreadable, not a regular file, or larger than `most` bytes.
         UnicodeDecodeError: it is not UTF-8.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -83,12 +83,12 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text whole, see `write_bytes`."""
+    """Write a small text file atomically, see `write_bytes`."""
     write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file whole: a reader finds the old content or the new."""
+    """Write a small file atomically: readers see either the old content or the new."""
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
         file.write(data)

@@ -1,4 +1,4 @@
-"""One checkpoint on the disk: its manifest, and whether it is whole."""
+"""A checkpoint on disk: its manifest, and verification that it is complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer.pt"
 RANDOM = "random"
 LATEST = "latest"
-ANEW = "anew"  # which numbers are of runs that were left for another, see `left_behind`
+ANEW = "anew"  # sequence numbers that were superseded, see `left_behind`
 ACTOR = "_actor"
 ROLES = ("actor", "critic")  # models that are trained
 BEST = "best_"
@@ -27,7 +27,7 @@ ASIDE = ".replaced-"
 GOING = ".deleting-"
 VERSION = 1
 MOST_NESTED = 32  # options are nested three deep
-LARGEST = 10**15  # a step, a number of a checkpoint, bytes of a file
+LARGEST = 10**15  # for a step, a sequence number, or a file size in bytes
 
 
 class NotWhole(ValueError):
@@ -36,20 +36,20 @@ class NotWhole(ValueError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is and what it must hold."""
+    """A checkpoint's identity and the files it must contain."""
 
     tag: str
     step: int
     sequence: int
-    """Checkpoints of a folder are numbered as they are written: clocks and steps may go back."""
+    """Order in which the checkpoints of a folder were written; clocks and steps may go backwards."""
     files: dict[str, dict[str, Any]]
     """Path below the checkpoint -> `bytes` and `digest`."""
     about: dict[str, Any] = field(default_factory=dict)
-    """`config`, `data`, `versions` of the run, and `written`, the time."""
+    """`config`, `data` and `versions` of the run, and `written`, the time it was written."""
 
     @property
     def bytes(self) -> int:
-        """Size of the checkpoint."""
+        """Size of the checkpoint, in bytes."""
         return sum(entry["bytes"] for entry in self.files.values())
 
     def to_json(self) -> str:
@@ -59,24 +59,24 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint with its manifest; of one that plain OpenRLHF wrote, the manifest has no files."""
+    """A checkpoint with its manifest; the manifest of a plain OpenRLHF checkpoint lists no files."""
 
     path: Path
     manifest: Manifest
 
     @property
     def step(self) -> int:
-        """The last step that it contains."""
+        """The last training step it includes."""
         return self.manifest.step
 
     @property
     def is_best(self) -> bool:
-        """Whether it was written because its evaluation was the best so far."""
+        """Whether it was written for the best evaluation so far."""
         return self.path.name.startswith(BEST)
 
     @property
     def verified(self) -> bool:
-        """Whether there is a manifest to verify it by."""
+        """Whether it has a manifest to verify it against."""
         return bool(self.manifest.files)
 
 
@@ -84,12 +84,12 @@ def read_manifest(path: Path) -> Manifest:
     """Return the manifest of the checkpoint at `path`.
 
     Raises:
-        NotWhole: there is none, or it is not one.
+        NotWhole: it is missing or invalid.
     """
     try:
-        tree = _mapping(parse_json(read_text(path / MANIFEST)), "all of it")
+        tree = _mapping(parse_json(read_text(path / MANIFEST)), "the manifest")
         if tree["version"] != VERSION:
-            raise ValueError(f"version {str(tree['version'])[:20]}, this release reads {VERSION}")
+            raise ValueError(f"version {str(tree['version'])[:20]}; this release reads version {VERSION}")
         files = {name: _mapping(entry, "files") for name, entry in _mapping(tree["files"], "files").items()}
         for entry in files.values():
             _number(entry["bytes"], "bytes")
@@ -97,13 +97,13 @@ def read_manifest(path: Path) -> Manifest:
         step, sequence = _number(tree["step"], "step"), _number(tree["sequence"], "sequence")
         manifest = Manifest(_text(tree["tag"], "tag"), step, sequence, files, _about(tree["about"]))
     except FileNotFoundError:
-        raise NotWhole(f"has no {MANIFEST}: it was not finished") from None
+        raise NotWhole(f"has no {MANIFEST}: it was never finished") from None
     except KeyError as error:
-        raise NotWhole(f"{MANIFEST} cannot be read (it has no {error})") from None
+        raise NotWhole(f"{MANIFEST} cannot be read ({error} is missing)") from None
     except (ValueError, OSError) as error:
         raise NotWhole(f"{MANIFEST} cannot be read ({type(error).__name__}: {short(error)})") from None
     if not files:
-        raise NotWhole(f"{MANIFEST} names no file")
+        raise NotWhole(f"{MANIFEST} lists no files")
     return manifest
 
 
@@ -124,28 +124,28 @@ def _is_shallow(value: Any, depth: int) -> bool:
 
 def _mapping(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{name} is no mapping")
+        raise ValueError(f"{name} is not a mapping")
     return value
 
 
 def _number(value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST:
-        raise ValueError(f"{name} is no number that it could be")
+        raise ValueError(f"{name} is not a valid number")
     return value
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name} is no text")
+        raise ValueError(f"{name} is not text")
     return value
 
 
 def verify(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path` after looking at each of its files.
+    """Return the checkpoint at `path` after checking each of its files.
 
     Raises:
-        NotWhole: a file is missing, has another size or another content, or cannot be read; or the part of a rank is
-            missing, as releases wrote it that did not ask whether nodes share a file system.
+        NotWhole: a file is missing, unreadable, or differs in size or content; or a rank's part is missing. Older
+            releases, which did not check for a shared file system, could lose such parts.
     """
     manifest = read_manifest(path)
     if missing := _missing_ranks(manifest):
@@ -163,12 +163,12 @@ def verify(path: Path) -> Checkpoint:
         raise NotWhole(f"cannot be read ({type(error).__name__}: {short(error)})") from None
     for name, entry in manifest.files.items():
         if found[present[name]] != entry["digest"]:
-            raise NotWhole(f"{name} has other content than was written")
+            raise NotWhole(f"{name} changed after it was written")
     return Checkpoint(path, manifest)
 
 
 def _missing_ranks(manifest: Manifest) -> str:
-    """Return how many ranks have left their part, where it is not all of them; empty where that is not known."""
+    """Describe a role with missing rank parts; empty if none are missing or the number of ranks is unknown."""
     for role in ROLES:
         options = manifest.about.get("config", {}).get(role)
         there = sum(name.startswith(f"{RANDOM}/{role}_rank") for name in manifest.files)
@@ -176,21 +176,21 @@ def _missing_ranks(manifest: Manifest) -> str:
             numbers = [options.get(name) for name in ("num_nodes", "num_gpus_per_node")]
             ranks = math.prod(number for number in numbers if isinstance(number, int))
             if there < ranks:
-                return f"has the parts of {there} of {ranks} ranks of the {role}: their nodes shared no file system"
+                return f"has the parts of only {there} of {ranks} {role} ranks: their nodes did not share a file system"
     return ""
 
 
 def folders(root: Path) -> list[Path]:
-    """Return the folders below `--ckpt.path` that have the name of a finished checkpoint."""
+    """Return the folders below `--ckpt.path` that are named like a finished checkpoint."""
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
 
 
 def listed(root: Path) -> tuple[list[Checkpoint], dict[str, str]]:
-    """Return checkpoints, the one written last first, and the reason for each folder that has no good manifest.
+    """Return checkpoints, newest first, and folder name -> reason for each folder without a valid manifest.
 
-    Files are not looked at: see `verify`.
+    Their files are not checked; see `verify`.
     """
     found, bad = [], {}
     for path in folders(root):
@@ -203,9 +203,9 @@ def listed(root: Path) -> tuple[list[Checkpoint], dict[str, str]]:
 
 
 def left_behind(root: Path) -> list[tuple[int, int]]:
-    """Return pairs of numbers; what was written between them (without them) is of a run that was left for another.
+    """Return pairs of sequence numbers; checkpoints strictly between the two are superseded.
 
-    A run that began anew left all before it, one that went back what came after the checkpoint that it went back to.
+    A run that starts from scratch supersedes all earlier ones. A rollback supersedes those after its checkpoint.
     """
     try:
         lines = [[int(word) for word in line.split()] for line in read_text(root / ANEW).splitlines()]
@@ -215,18 +215,18 @@ def left_behind(root: Path) -> list[tuple[int, int]]:
 
 
 def is_left(checkpoint: Checkpoint, left: list[tuple[int, int]]) -> bool:
-    """Whether a checkpoint is of a run that was left for another; `left` comes from `left_behind`."""
+    """Return whether a checkpoint is superseded; `left` comes from `left_behind`."""
     return any(after < checkpoint.manifest.sequence < before for after, before in left)
 
 
 def own(root: Path) -> list[Checkpoint]:
-    """Return the checkpoints of the run that is or was here last, the one written last first."""
+    """Return the checkpoints of the current or last run here, newest first."""
     left = left_behind(root)
     return [one for one in listed(root)[0] if not is_left(one, left)]
 
 
 def unfinished(root: Path) -> list[str]:
-    """Return the names of checkpoints that were being written when a run ended."""
+    """Return the names of checkpoints left unfinished when a run ended."""
     if not root.is_dir():
         return []
     return sorted(path.name.removeprefix(STAGING) for path in root.glob(f"{STAGING}*"))

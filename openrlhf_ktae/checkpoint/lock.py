@@ -1,4 +1,4 @@
-"""One run at a time writes below `--ckpt.path`: a second would delete what the first is writing."""
+"""Only one run at a time may write below `--ckpt.path`: a second would delete the first one's unfinished files."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from openrlhf_ktae.checkpoint.resume import CannotResume
 
 LOCK = ".lock"
 HELD_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EACCES)
-_held: dict[str, int] = {}  # path -> descriptor; the kernel lets go of it when this process ends, however it does
+_held: dict[str, int] = {}  # path -> descriptor; the kernel releases the lock when this process ends
 
 
 class InUse(CannotResume):
-    """Another run writes its checkpoints there; the message says which and the way out."""
+    """Another run writes its checkpoints there; the message names it and the way out."""
 
 
 def hold(root: str | Path) -> None:
-    """Hold the folder of all checkpoints as long as this process lives; a second call does nothing.
+    """Lock the folder of all checkpoints until this process ends; a second call does nothing.
 
-    A file system without locks (some network disks), or a folder that cannot be made, is left alone.
+    Does nothing if the file system has no locks (some network disks) or the folder cannot be created.
 
     Raises:
-        InUse: another process holds it.
+        InUse: another process holds the lock.
     """
     root = Path(root).absolute()
     if str(root) in _held:
@@ -43,12 +43,12 @@ def hold(root: str | Path) -> None:
         if error.errno not in HELD_BY_ANOTHER:
             return
         raise InUse(
-            f"--ckpt.path {root}: another run ({holder or 'unknown'}) writes its checkpoints there; end it first, or "
+            f"--ckpt.path {root}: another run ({holder or 'unknown'}) writes its checkpoints there; stop it first, or "
             "give another --ckpt.path (or --run.dir)"
         ) from None
     _held[str(root)] = descriptor
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    except OSError:  # a full disk; who holds it is for people
+    except OSError:  # a full disk; the holder's name is only informative
         pass

@@ -1,4 +1,4 @@
-"""A trained model in the format of transformers: its weights are on the disk whatever fails beside them."""
+"""Save a trained model in transformers format; the weights are written even if the other files fail."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 GENERATION_CONFIG = "generation_config.json"
-NOT_SAVED = "not_saved.txt"  # in a checkpoint whose export lacks something, which it names
+NOT_SAVED = "not_saved.txt"  # in a checkpoint, names what its export lacks
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class SavedInPart(RuntimeError):
-    """The weights of a model are on the disk, and something else of it is not."""
+    """The weights of a model were saved, but some of its other files were not."""
 
 
 def savable(generation: Any) -> str:
-    """Repair a GenerationConfig of transformers that could not be written, in place; return what was done.
+    """Repair, in place, a GenerationConfig that transformers refuses to save; return what was changed.
 
-    Reading one only warns about sampling options beside greedy decoding, and writing it raises. It has no effect on
-    training, whose sampling is the run's.
+    With sampling options next to greedy decoding, loading only warns but saving raises. Training is unaffected: it
+    samples with the run's options.
     """
     reason = _strictly(generation)
     if not reason:
@@ -29,12 +29,12 @@ def savable(generation: Any) -> str:
     if generation.do_sample is not True:
         before, generation.do_sample = generation.do_sample, True
         if not _strictly(generation):
-            return f"saved with do_sample true, because transformers refuses to write it as it is ({reason})"
+            return f"saved with do_sample true, because transformers refuses to save it unchanged ({reason})"
         generation.do_sample = before
     kept = {name: getattr(generation, name, None) for name in TOKEN_IDS}
     generation.__dict__.clear()
     type(generation).__init__(generation, **kept)
-    return f"saved with its token ids only, because transformers refuses to write it as it is ({reason})"
+    return f"saved with its token ids only, because transformers refuses to save it unchanged ({reason})"
 
 
 def _strictly(generation: Any) -> str:
@@ -47,9 +47,9 @@ def _strictly(generation: Any) -> str:
 
 @contextmanager
 def weights_whatever_fails(strategy: Any) -> Iterator[list[str]]:
-    """Let `strategy`, the host's, save models for a while; yield a list of what could not be saved beside the weights.
+    """Patch the host's `strategy.save_model` to always save the weights; yield a list of what else failed.
 
-    The host writes in one process and lets the others wait, so nothing may be raised before they go on.
+    The host writes in one process while the others wait, so nothing may be raised before they continue.
     """
     host_save, failed = strategy.save_model, list[str]()
 
@@ -94,21 +94,21 @@ def _what(what: str, error: Exception) -> str:
 
 
 def write_weights(state: dict[str, Any], folder: str | Path) -> None:
-    """Write tensors as transformers names and splits them."""
+    """Write tensors with the file names and shards of transformers."""
     from huggingface_hub import save_torch_state_dict
 
     save_torch_state_dict(state, folder, metadata={"format": "pt"})
 
 
 def require_all(failed: list[str], folder: str | Path) -> None:
-    """Raise `SavedInPart` where something of the model in `folder` could not be saved."""
+    """Raise `SavedInPart` if part of the model in `folder` could not be saved."""
     if failed:
         raise SavedInPart(in_part(failed, folder))
 
 
 def in_part(failed: list[str], folder: str | Path) -> str:
-    """Say where the weights are and what is missing."""
+    """Return a message that says where the weights are and what is missing."""
     return (
-        f"the weights are in {Path(folder).absolute()}; not saved with them: {'; '.join(failed)}. Copy what is missing "
-        "from the model that the run began with"
+        f"the weights are in {Path(folder).absolute()}; not saved with them: {'; '.join(failed)}. Copy the missing "
+        "files from the model that the run started with"
     )

@@ -1,4 +1,4 @@
-"""The random states of one process, as plain containers and tensors: reading them back executes no code."""
+"""The random states of one process, as plain containers and tensors: loading them executes no code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Return the states of Python's, numpy's and torch's generators, and of the CUDA device that this process uses.
+    """Return the states of Python's, numpy's and torch's generators, and of this process's CUDA device.
 
-    One that has used none has none to save, whatever it can see: asking would start CUDA on every device of the node,
-    and a node with fewer could not go on.
+    A process that has not used CUDA saves no CUDA state. Reading it would initialise CUDA on every device of the node,
+    and a node with fewer devices could not resume.
     """
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
@@ -27,10 +27,10 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set what `random_state` returned, here or on another node.
+    """Restore the states that `random_state` returned, here or on another node.
 
-    Earlier releases saved a state for each device that the process could see: that of this process's own is taken, the
-    first one's where this node numbers its devices otherwise.
+    Earlier releases saved a state for each visible device. This process takes its own device's, or the first one if
+    there is none with that number.
     """
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))

@@ -1,4 +1,4 @@
-"""What a run goes on from: `--resume auto`, `never`, or a path; decided, and refused, before any model loads."""
+"""Select the checkpoint for `--resume auto`, `never` or a path, and refuse bad ones, before any model loads."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ AUTO, NEVER = "auto", "never"
 
 
 class CannotResume(ValueError):
-    """There is nothing whole to go on from, or the options have changed; the message says what and the way out."""
+    """No complete checkpoint to resume from, or the options changed; the message gives details and the way out."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to go on from, and one line for a person for each thing that was considered."""
+    """The checkpoint to resume from, and one line to print for each candidate considered."""
 
     checkpoint: Checkpoint | None
     lines: list[str] = field(default_factory=list)
 
 
 def decide(choice: str, root: Path) -> Decision:
-    """Return the checkpoint that `--resume choice` means, with the reasons.
+    """Return the checkpoint that `--resume choice` selects, with the reasons.
 
     Args:
         choice: `auto`, `never`, a checkpoint, or a folder of checkpoints.
         root: the folder of this run's checkpoints (`--ckpt.path`).
 
     Raises:
-        CannotResume: none is whole where one must be.
+        CannotResume: a checkpoint is required, but none is complete.
     """
     if choice == NEVER:
         return Decision(None)
@@ -59,28 +59,28 @@ def decide(choice: str, root: Path) -> Decision:
     if (path / MANIFEST).exists():
         if not (path / ACTOR).is_dir():
             raise CannotResume(
-                f"{flag}: has no {ACTOR}, only an export or less (--ckpt.disable_ds); train from the export with "
+                f"{flag}: has no {ACTOR}, at most an export (--ckpt.disable_ds); train from the export with "
                 "--actor.model_name_or_path, or give another checkpoint"
             )
         try:
             return Decision(verify(path), [f"resuming from {path}"])
         except NotWhole as reason:
-            raise CannotResume(f"{flag}: {reason}; --resume {AUTO} takes the newest whole one") from None
+            raise CannotResume(f"{flag}: {reason}; --resume {AUTO} takes the newest complete one") from None
     for folder in (path, path / "checkpoints"):
         decision = newest(folder, flag, any_run=True)
         if decision.checkpoint:
             return decision
-    raise CannotResume(f"{flag}: holds no checkpoint ({MANIFEST}); give one, {AUTO} or {NEVER}")
+    raise CannotResume(f"{flag}: contains no checkpoint ({MANIFEST}); give one, {AUTO} or {NEVER}")
 
 
 def newest(root: Path, flag: str, any_run: bool = False) -> Decision:
-    """Return the checkpoint that was written last among those that are whole; None where there are none at all.
+    """Return the newest complete checkpoint; None if there are no checkpoints at all.
 
-    Those of a run that was left for another (it began anew, or went back) do not count, or, with `any_run`, come last.
-    One that was set aside by a run that died while it replaced it is put back.
+    Skips checkpoints superseded by a restart or rollback; with `any_run` they come last instead. Restores a checkpoint
+    whose replacement never finished.
 
     Raises:
-        CannotResume: there are some, and none is whole.
+        CannotResume: there are checkpoints, but none is complete.
     """
     put_back(root)
     (listed_here, bad), left = listed(root), left_behind(root)
@@ -100,30 +100,30 @@ def newest(root: Path, flag: str, any_run: bool = False) -> Decision:
         except (NotWhole, OSError) as reason:
             lines.append(f"skipped {candidate.path.name}: {reason}")
             continue
-        why = "written last" if len(found) + len(bad) > 1 else "the only one"
+        why = "the newest" if len(found) + len(bad) > 1 else "the only one"
         return Decision(whole, [*lines, f"resuming from {whole.path} (step {whole.step}, {why})"])
     host = of_host(root, flag)
     if host:
-        return Decision(host, [*lines, f"resuming from {host.path}, written by OpenRLHF itself: it cannot be verified"])
+        return Decision(host, [*lines, f"resuming from {host.path}, written by plain OpenRLHF; it cannot be verified"])
     if found or bad:
         reasons = "; ".join(line.removeprefix("skipped ") for line in lines)
         raise CannotResume(
-            f"{flag}: no checkpoint in {root} is whole ({reasons}). --resume {NEVER} starts anew, --resume PATH takes "
-            "another"
+            f"{flag}: no checkpoint in {root} is complete ({reasons}). --resume {NEVER} starts from scratch, --resume "
+            "PATH takes another"
         )
-    return Decision(None, [*lines, f"no checkpoint in {root}: starting anew"])
+    return Decision(None, [*lines, f"no checkpoint in {root}: starting from scratch"])
 
 
 def _why_left(checkpoint: Checkpoint, left: list[tuple[int, int]]) -> str:
     began = any(after == 0 and is_left(checkpoint, [(after, before)]) for after, before in left)
-    return "a later run began anew here" if began else "a later run went back to one before it"
+    return "a later run started from scratch here" if began else "a later run went back to an earlier checkpoint"
 
 
 def of_host(path: Path, flag: str) -> Checkpoint | None:
-    """Return what plain OpenRLHF saved at `path`, if it did: `_actor/TAG` named by `_actor/latest`.
+    """Return the checkpoint that plain OpenRLHF saved at `path`, if any: `_actor/TAG` named by `_actor/latest`.
 
     Raises:
-        CannotResume: `latest` is missing, or names what is not there; the host would fail, or start anew, late.
+        CannotResume: `latest` is missing or names a missing folder; the host would fail or start from scratch, late.
     """
     folder = path / ACTOR
     latest = folder / LATEST
@@ -141,7 +141,7 @@ def of_host(path: Path, flag: str) -> Checkpoint | None:
         what = f"names {name!r}, which is not there" if name else "is missing or cannot be read"
         raise CannotResume(
             f"{flag}: {latest} {what}. Write one of these names into it: "
-            f"{', '.join(tags) or 'there are none; --resume never starts anew'}"
+            f"{', '.join(tags) or 'there are none; --resume never starts from scratch'}"
         )
     digits = name.rpartition("global_step")[2]
     return Checkpoint(path, Manifest(name, int(digits) if digits.isdigit() else 0, 0, {}))
@@ -150,10 +150,10 @@ def of_host(path: Path, flag: str) -> Checkpoint | None:
 def check_options(
     checkpoint: Checkpoint, config: Mapping[str, Any], data: Mapping[str, str], accepted: Iterable[str]
 ) -> list[str]:
-    """Refuse options that would make the run another one than the checkpoint's; return accepted ones that differ.
+    """Refuse options that would make this a different run from the checkpoint's; return accepted ones that differ.
 
     Raises:
-        CannotResume: with every difference and the ways out; or an accepted one cannot be applied.
+        CannotResume: names every difference and the ways out, or an accepted difference that cannot be applied.
     """
     about = checkpoint.manifest.about
     if not about:
@@ -166,20 +166,20 @@ def check_options(
         lines = "; ".join(f"--{name}: {text}" for name, text in refused.items())
         raise CannotResume(
             f"--resume: {checkpoint.path} was written with other options: {lines}. Set them back, accept them with "
-            f"--run.accept_changes {' '.join(refused)}, or start anew with --resume {NEVER}"
+            f"--run.accept_changes {' '.join(refused)}, or start from scratch with --resume {NEVER}"
         )
     reasons = cannot_be_applied(found, before[0], config, before[1], data)
     if reasons:
         lines = "; ".join(f"--{name}: {found[name]}: {reason}" for name, reason in reasons.items())
         raise CannotResume(
             f"--run.accept_changes {' '.join(reasons)}: cannot be applied to {checkpoint.path}: {lines}. Set them "
-            f"back, or start anew with --resume {NEVER} (--actor.model_name_or_path takes an export)"
+            f"back, or start from scratch with --resume {NEVER} (--actor.model_name_or_path takes an export)"
         )
     return list(found)
 
 
 def other_versions(checkpoint: Checkpoint, versions: Mapping[str, Any]) -> list[str]:
-    """Return one line if packages have changed since: the same options may then give other numbers."""
+    """Return one line if package versions have changed: the same options may then give different numbers."""
     before = checkpoint.manifest.about.get("versions", {}).get("packages", {})
     now = versions.get("packages", {})
     other = [f"{name} {before[name]} -> {now.get(name, 'none')}" for name in before if before[name] != now.get(name)]

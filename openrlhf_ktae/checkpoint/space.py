@@ -1,4 +1,4 @@
-"""Is there room for one more checkpoint? Asked before it is written."""
+"""Check that the disk has space for another checkpoint before writing it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ GIB = 2**30
 
 
 class DiskFull(OSError):
-    """There is not enough room for a checkpoint; the message says how much there is and what helps."""
+    """Not enough disk space for a checkpoint; the message says how much is free and the way out."""
 
 
 def expected_bytes(
     root: Path, parameters: int | None, parameter_bytes: int, export: bool, trained: int | None = None
 ) -> int:
-    """Return the size of the next checkpoint: that of the last one, else counted from the model's parameters.
+    """Estimate the size of the next checkpoint from the last one, or from the model's parameters if there is none.
 
     Args:
         root: the folder of all checkpoints.
-        parameters: of the model; None where unknown, which expects nothing.
-        parameter_bytes: of one parameter.
-        export: the model is saved for transformers as well.
-        trained: parameters with states of Adam; None where all have.
+        parameters: number of the model's parameters; None if unknown, which gives 0 bytes.
+        parameter_bytes: bytes per parameter.
+        export: whether the model is also saved for transformers.
+        trained: number of parameters with Adam states; None for all.
     """
     found = listed(root)[0]
     if found:
@@ -36,15 +36,15 @@ def expected_bytes(
 
 
 def require_space(root: Path, needed: int) -> None:
-    """Raise `DiskFull` if the disk of `root` has not `needed` bytes left."""
+    """Raise `DiskFull` if the disk of `root` has less than `needed` bytes left."""
     free = shutil.disk_usage(root).free
     if free < needed:
         raise DiskFull(
             f"--ckpt.path {root}: a checkpoint takes {in_units(needed)} and the disk has {in_units(free)} left. Free "
-            "some, lower --ckpt.max_num, or set --ckpt.max_mem (GiB); the new one is whole before an old one goes"
+            "some, lower --ckpt.max_num, or set --ckpt.max_mem (GiB); old ones are deleted after the new one is written"
         )
 
 
 def in_units(count: float) -> str:
-    """Return bytes as GiB, or MiB below one."""
+    """Format bytes in GiB, or in MiB below 1 GiB."""
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"

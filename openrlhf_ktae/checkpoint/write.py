@@ -1,4 +1,4 @@
-"""Writing a checkpoint: into a staging folder, onto the disk, renamed, and only then named by `latest`."""
+"""Write a checkpoint: stage it, flush it to disk, rename it, and only then point `latest` at it."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from openrlhf_ktae.checkpoint.folder import (
     listed,
 )
 
-SEEN_SECONDS = 30.0  # for a network file system to show what another node wrote
+SEEN_SECONDS = 30.0  # for a network file system to show another node's files
 POLL_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 
 
 class Unseen(OSError):
-    """What ranks wrote is not there for the process that commits; the message says whose it is."""
+    """The committing process does not see files that ranks wrote; the message names their nodes."""
 
 
 def staging(root: str | Path, tag: str) -> Path:
-    """Return the folder into which the parts of the checkpoint `tag` are written."""
+    """Return the staging folder of the checkpoint `tag`."""
     return Path(root) / f"{STAGING}{tag}"
 
 
 def begin(root: str | Path, tag: str) -> Path:
-    """Return an empty staging folder; what an earlier run left behind is put right first."""
+    """Return an empty staging folder, after cleaning up what an earlier run left behind."""
     recover(Path(root))
     folder = staging(root, tag)
     folder.mkdir(parents=True)
@@ -51,14 +51,14 @@ def begin(root: str | Path, tag: str) -> Path:
 
 
 def recover(root: Path) -> None:
-    """Put right what a run left that died while it wrote or deleted: a replaced checkpoint comes back, pieces go."""
+    """Clean up after a run that died while writing or deleting: restore a replaced checkpoint, delete leftovers."""
     put_back(root)
     for path in (*root.glob(f"{ASIDE}*"), *root.glob(f"{STAGING}*"), *root.glob(f"{GOING}*")):
         put_away(path)
 
 
 def put_back(root: Path) -> None:
-    """Give a checkpoint its name again that was set aside for another of the same step, which did not get so far."""
+    """Restore a checkpoint whose replacement never finished."""
     for path in root.glob(f"{ASIDE}*"):
         name = root / path.name.removeprefix(ASIDE)
         if not os.path.lexists(name):
@@ -73,19 +73,19 @@ def commit(
     about: Mapping[str, Any],
     seen: Iterable[tuple[str, Mapping[str, int]]] = (),
 ) -> Checkpoint:
-    """Make the staged parts of `tag` a checkpoint, and let `latest` name it.
+    """Turn the staged parts of `tag` into a checkpoint, and point `latest` at it.
 
     Args:
         root: the folder of all checkpoints (`--ckpt.path`).
         tag: its name.
-        step: the last step that it contains.
+        step: the last training step it includes.
         about: `config`, `data` and `versions` of the run.
-        seen: of each rank its node, and path -> bytes of the files that it sees among the staged parts.
+        seen: for each rank its node, and path -> bytes of the staged files it sees.
 
     Raises:
-        Unseen: ranks have written files that this process does not see.
+        Unseen: ranks wrote files that this process does not see.
 
-    A process that dies here, at any moment, leaves the checkpoints before it whole, and `latest` at one of them.
+    A crash at any point leaves earlier checkpoints intact, and `latest` pointing at one of them.
     """
     root = Path(root)
     folder, target = staging(root, tag), root / tag
@@ -100,7 +100,7 @@ def commit(
     write_text(folder / MANIFEST, manifest.to_json())
     sync_below(folder)
     aside = root / f"{ASIDE}{tag}"
-    if os.path.lexists(target):  # the run went back to an earlier step and has come here again
+    if os.path.lexists(target):  # the run went back to an earlier step and reached this one again
         os.rename(target, aside)
     os.rename(folder, target)
     sync(root)
@@ -111,12 +111,12 @@ def commit(
 
 
 def require_seen(folder: Path, seen: Iterable[tuple[str, Mapping[str, int]]]) -> None:
-    """Return when every file that a rank sees below `folder` is there with its size for this process, too.
+    """Wait until this process sees every file below `folder` that a rank sees, at its full size.
 
-    Who wrote a file knows its size; others may know an older, smaller one for a while. The largest counts.
+    The rank that wrote a file knows its size. Others may see an older, smaller size for a while, so the largest counts.
 
     Raises:
-        Unseen: after some time some are not; nodes that share no file system each have their own folder.
+        Unseen: files are still missing after `SEEN_SECONDS`; nodes without a shared file system have separate folders.
     """
     sizes: dict[str, int] = {}
     nodes: dict[str, set[str]] = {}
@@ -129,14 +129,14 @@ def require_seen(folder: Path, seen: Iterable[tuple[str, Mapping[str, int]]]) ->
         if time.monotonic() > end:
             of_nodes = ", ".join(sorted(set().union(*(nodes[name] for name in missing))))
             raise Unseen(
-                f"{len(missing)} of {len(sizes)} files are missing for the trainer, which ranks on {of_nodes} see, "
+                f"the trainer does not see {len(missing)} of {len(sizes)} files that ranks on {of_nodes} see, "
                 f"such as {missing[0]}; --ckpt.path {folder.parent} must be on a file system that all nodes share"
             )
         time.sleep(POLL_SECONDS)
 
 
 def _size(path: Path) -> int:
-    """Return the bytes of a file, -1 where it is not there."""
+    """Return the size of a file in bytes; -1 if it is missing."""
     try:
         return path.stat().st_size
     except OSError:
@@ -144,19 +144,19 @@ def _size(path: Path) -> int:
 
 
 def next_sequence(root: Path) -> int:
-    """Return a number above that of every checkpoint there."""
+    """Return a sequence number above that of every checkpoint in `root`."""
     return 1 + max((one.manifest.sequence for one in listed(root)[0]), default=0)
 
 
 def start_anew(root: str | Path) -> None:
-    """Note that the checkpoints there are of an earlier run, which this one, when it dies, must not go on from."""
+    """Mark all checkpoints in `root` as an earlier run's, so that a restart of this run does not resume from them."""
     root = Path(root)
     if folders(root):
         write_text(root / ANEW, str(next_sequence(root)))
 
 
 def go_on_from(root: str | Path, sequence: int) -> None:
-    """Note that a run goes on from the checkpoint with that number: what was written after it counts no more."""
+    """Mark the checkpoints written after number `sequence` as superseded; the run resumes from that one."""
     root = Path(root)
     end = next_sequence(root)
     left = [span for span in left_behind(root) if span[1] <= sequence]
@@ -167,18 +167,18 @@ def go_on_from(root: str | Path, sequence: int) -> None:
 
 
 def abandon(root: str | Path, tag: str) -> None:
-    """Remove what was staged for `tag`."""
+    """Delete the staging folder of `tag`."""
     folder = staging(root, tag)
     if folder.exists():
         put_away(folder)
 
 
 def rotate(root: str | Path, keep: int, max_bytes: float) -> list[str]:
-    """Delete the oldest checkpoints until at most `keep`, and `max_bytes`, are there; return their names.
+    """Delete the oldest checkpoints until at most `keep`, and at most `max_bytes`, remain; return their names.
 
-    Never the newest, never the best, never the one that `latest` names. Those of the best evaluation do not count
-    towards `keep`; of several, the newest is the best. Those that a run left behind for another go first, but for
-    their best. Exports below a checkpoint go with it. One that cannot be deleted gives up its name and stays.
+    Never deletes the newest, the best, or the one that `latest` names. Best checkpoints do not count towards `keep`;
+    only the newest of them is kept. Superseded checkpoints are deleted first, except best ones. An export is deleted
+    with its checkpoint. A checkpoint that cannot be deleted stays, under another name.
     """
     root = Path(root)
     found, left = listed(root)[0], left_behind(root)
@@ -200,7 +200,7 @@ def rotate(root: str | Path, keep: int, max_bytes: float) -> list[str]:
 
 
 def read_latest(root: Path) -> Path | None:
-    """Return the checkpoint that `latest` names, if both are there."""
+    """Return the checkpoint that `latest` names, if both exist."""
     try:
         name = read_text(root / LATEST).strip()
     except (OSError, UnicodeDecodeError):
@@ -209,9 +209,9 @@ def read_latest(root: Path) -> Path | None:
 
 
 def delete(path: Path) -> bool:
-    """Delete a checkpoint; it gives up its name first, so that `recover` knows what is left of it if this dies.
+    """Delete a checkpoint after renaming it, so that `recover` finds the leftovers of a crash.
 
-    Returns whether it did: nothing is done to one that cannot be renamed.
+    Returns whether it was renamed; if not, nothing is deleted.
     """
     going = _going(path)
     try:
@@ -224,12 +224,12 @@ def delete(path: Path) -> bool:
 
 
 def undeleted(root: Path) -> list[Path]:
-    """Return what should be gone and could not be deleted."""
+    """Return checkpoints that should have been deleted but could not be."""
     return sorted(root.glob(f"{GOING}*"))
 
 
 def put_away(path: Path) -> None:
-    """Delete a folder, or, where that fails, leave it under a name that is in nobody's way."""
+    """Delete a folder; if that fails, rename it out of the way."""
     try:
         remove(path)
     except OSError as error:
@@ -246,10 +246,10 @@ def _going(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Delete a folder; its manifest first, so that half a folder is never taken for a checkpoint. Of a link, the link.
+    """Delete a folder, its manifest first, so that a leftover is never mistaken for a checkpoint. A link is unlinked.
 
     Raises:
-        OSError: something of it is still there.
+        OSError: part of it could not be deleted.
     """
     if path.is_symlink():
         path.unlink()

@@ -1,1 +1,1 @@
-"""Several runs beside each other: arms x seeds, what each reached, paired tests."""
+"""Compare runs: arms x seeds, outcomes of each run, paired tests."""

@@ -1,6 +1,6 @@
-"""Arms over seeds: figures with intervals, and paired tests of each arm against the one that it extends.
+"""Arms over seeds: outcomes with intervals, and paired tests of each arm against the one it extends.
 
-An arm is compared with the arm whose name begins its own (`grpo_ktae_paper` with `grpo`), else with the baseline.
+An arm is compared with the arm whose name is its prefix (`grpo_ktae_paper` with `grpo`), else with the baseline.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Arms = Mapping[str, Mapping[int, Run]]
 
 
 def rival(arm: str, arms: Sequence[str], baseline: str) -> str | None:
-    """Return the arm that `arm` is compared with; None for the baseline itself."""
+    """Return the arm to compare `arm` with; None for the baseline itself."""
     begins = [other for other in arms if other != arm and arm.startswith(f"{other}_")]
     if begins:
         return max(begins, key=len)
@@ -27,11 +27,10 @@ def rival(arm: str, arms: Sequence[str], baseline: str) -> str | None:
 def compare_arms(
     arms: Arms, baseline: str, threshold: float, more_pairs: Sequence[tuple[str, str]] = ()
 ) -> dict[str, Any]:
-    """Return `arms` (figures with 95 % t-intervals over seeds) and `tests` (differences on the same seeds).
+    """Return `arms` (outcomes with 95 % t-intervals over seeds) and `tests` (differences on the same seeds).
 
-    The test flips signs of the paired differences (exact up to 14 seeds); `p_holm` is corrected for the number of
-    pairs, those of `more_pairs` among them, outcome by outcome. Runs are compared at equal steps, and at the tokens
-    that all of them generated.
+    The test flips signs of the paired differences (exact up to 14 seeds). `p_holm` is corrected, per outcome, for the
+    number of pairs including `more_pairs`. Runs are compared at the steps and tokens that all of them reached.
     """
     budget = common_budget([run for runs in arms.values() for run in runs.values()])
     found = {
@@ -76,7 +75,7 @@ def _test(outcome: str, arm: str, other: str, found: Mapping[str, Mapping[int, M
 
 
 def arm_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of the figures of all arms."""
+    """Return header and rows of the table of all arms."""
     head = ["arm", "seeds", *OUTCOMES.values()]
     rows = []
     for arm, figures in result["arms"].items():
@@ -86,7 +85,7 @@ def arm_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def test_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of the tests."""
+    """Return header and rows of the table of tests."""
     head = ["outcome", "arm", "against", "seeds", "difference [95 %]", "p", "p (Holm)"]
     rows = []
     for test in result["tests"]:
@@ -99,11 +98,11 @@ def test_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know about the tables."""
+    """Return notes that explain the tables."""
     return [
         "Accuracies and rewards in percent; [95 % t-interval over seeds]. Tests: sign flips of paired differences on "
         "the same seeds, two-sided, Holm-corrected over the pairs of each outcome.",
-        f"Threshold: mean training reward of 5 steps of {result['threshold']:g}; a run that never gets there counts "
+        f"Threshold: mean training reward of 5 steps of {result['threshold']:g}; a run that never reaches it counts "
         f"the steps plus one. Equal steps: {result['steps']:.0f}; equal tokens: the {result['tokens']:.0f} response "
         "tokens that every run generated.",
     ]

@@ -1,4 +1,4 @@
-"""What a training run came to, from its record: curves over steps and tokens, and single figures to compare.
+"""Outcomes of a training run, from its record: curves over steps and tokens, and scalars to compare.
 
 Legend: `N` steps, `E` evaluations.
 """
@@ -22,10 +22,10 @@ Floats = NDArray[np.float64]
 
 SEED_FOLDER = re.compile(r"seed-?\d+")
 OPTIONS = "config.yaml"
-LARGEST = 1e300  # beyond it a figure is no measurement, and sums overflow
+LARGEST = 1e300  # larger values are not measurements, and their sums overflow
 SAMPLES, LENGTH = "rollout/num_samples", "rollout/response_length_mean"
 DRAWN = "dynamic_sampling/prompts_drawn"
-SMOOTHED = 5  # steps: the reward of one step is the mean of few rollouts
+SMOOTHED = 5  # steps: one step's reward is the mean of few rollouts, so it is noisy
 OUTCOMES = {
     "final_accuracy": "held-out accuracy at equal steps",
     "accuracy_at_tokens": "held-out accuracy at equal tokens",
@@ -38,7 +38,7 @@ OUTCOMES = {
 
 
 class BadRun(ValueError):
-    """A run directory has no record to read; the message names it."""
+    """A run directory has no readable record; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,23 @@ class Run:
     path: Path
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
-    """In order of step; of several at one step, the last."""
+    """In step order; only the last of several at one step."""
     samples_per_prompt: int = 0
-    """0 where the run's options are not there."""
+    """0 if the run's options are missing."""
 
     @property
     def arm(self) -> Path:
-        """The arm that this run is a seed of."""
+        """The arm that this run belongs to."""
         return arm_of(self.path)
 
     def series(self, metric: str) -> tuple[Floats, Floats]:
-        """Return steps and values (N,) of a metric, where it was recorded."""
+        """Return steps and values (N,) of a metric, for the steps that recorded it."""
         known = [(row["step"], row[metric]) for row in self.steps if _is_number(row.get(metric))]
         table = np.array(known, dtype=np.float64).reshape(-1, 2)
         return table[:, 0], table[:, 1]
 
     def held_out(self, metric: str = "eval_accuracy") -> tuple[Floats, Floats]:
-        """Return steps and values (E,) of an evaluation's metric."""
+        """Return steps and values (E,) of an evaluation metric."""
         known = [(row["step"], row[metric]) for row in self.evaluations if _is_number(row.get(metric))]
         table = np.array(known, dtype=np.float64).reshape(-1, 2)
         return table[:, 0], table[:, 1]
@@ -72,7 +72,7 @@ class Run:
     def tokens(self) -> Floats:
         """Return the response tokens generated up to each step (N,).
 
-        Groups that dynamic sampling threw away count, as if they were as long as those of the step.
+        Groups discarded by dynamic sampling count with the step's mean length.
         """
         return np.cumsum([self._rollouts(row) * _number(row, LENGTH) for row in self.steps])
 
@@ -92,20 +92,20 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Budget:
-    """Where runs are compared."""
+    """The steps and response tokens at which runs are compared."""
 
     steps: float
     tokens: float
 
 
 def arm_of(path: Path) -> Path:
-    """Return the folder above a directory called `seed-N`, or the run's own directory where it is called otherwise."""
+    """Return the parent of a directory called `seed-N`, or the directory itself if it is called otherwise."""
     path = path.resolve()
     return path.parent if SEED_FOLDER.fullmatch(path.name) else path
 
 
 def arm_labels(arms: Iterable[Path]) -> dict[Path, Path]:
-    """Return the name of each arm: its folder's, with as many folders above it as tell it from the others."""
+    """Return the label of each arm: its folder's name, with enough parent folders to be unique."""
     ends = {arm: [Path(*arm.parts[-n:]) for n in range(1, len(arm.parts) + 1)] for arm in arms}
     counts = Counter(end for of_arm in ends.values() for end in of_arm)
     return {arm: next(end for end in of_arm if counts[end] == 1) for arm, of_arm in ends.items()}
@@ -115,15 +115,15 @@ def read_run(path: Path) -> Run:
     """Return the run of a directory.
 
     Raises:
-        BadRun: it is no run directory, its record is damaged, or no step was recorded.
+        BadRun: it is not a run directory, its record is damaged, or no step was recorded.
     """
     if not (path / METRICS_FILE).is_file():
-        raise BadRun(f"{path}: no run directory (it has no {METRICS_FILE})")
+        raise BadRun(f"{path}: not a run directory (it has no {METRICS_FILE})")
     try:
         damaged: list[bytes] = []
         rows = list(read_record(path, damaged))
         if damaged:
-            raise ValueError(f"{len(damaged)} lines cannot be read; remove them, or go on with --resume auto")
+            raise ValueError(f"{len(damaged)} lines cannot be read; remove them, or resume with --resume auto")
         steps = sorted((row for row in rows if row["kind"] == "step"), key=lambda row: row["step"])
         evaluations = {row["step"]: row for row in rows if row["kind"] == "eval"}
         for row in (*steps, *evaluations.values()):
@@ -132,7 +132,7 @@ def read_run(path: Path) -> Run:
     except (ValueError, KeyError, TypeError) as error:
         raise BadRun(f"{path / METRICS_FILE}: damaged ({error})") from None
     if not steps:
-        raise BadRun(f"{path}: a run directory without steps; nothing was trained there yet")
+        raise BadRun(f"{path}: a run directory without steps; nothing was trained yet")
     return Run(path, steps, [evaluations[step] for step in sorted(evaluations)], _samples_per_prompt(path))
 
 
@@ -145,13 +145,13 @@ def _samples_per_prompt(path: Path) -> int:
 
 
 def outcomes(run: Run, threshold: float, budget: Budget) -> dict[str, float]:
-    """Return OUTCOMES of one run; NaN where the run did not record what one needs.
+    """Return OUTCOMES of one run; NaN if the run did not record the data for one.
 
-    Between two evaluations accuracy and length are interpolated.
+    Accuracy and length are interpolated between evaluations.
 
     Args:
         run: the run.
-        threshold: training reward that counts as learnt; a run that never reaches it counts the steps plus one.
+        threshold: training reward that counts as learnt; a run that never reaches it gets the steps plus one.
         budget: steps and response tokens at which runs are compared.
     """
     steps, reward = run.series("rollout/reward_mean")
@@ -185,14 +185,14 @@ def curve_until(x: Floats, y: Floats, end: float) -> tuple[Floats, Floats]:
 
 
 def mean_height(x: Floats, y: Floats) -> float:
-    """Return the area under (x, y) by trapezoids over the width of x."""
+    """Return the mean height of a curve: its trapezoidal area divided by its width."""
     if x.size < 2 or x[-1] == x[0]:
         return float("nan")
     return float(np.trapezoid(y, x) / (x[-1] - x[0]))
 
 
 def first_at_least(values: Floats, threshold: float) -> int | None:
-    """Return where the mean of the last SMOOTHED values first reaches `threshold`."""
+    """Return the first index at which the mean of the last SMOOTHED values reaches `threshold`."""
     for i in range(SMOOTHED - 1, values.size):
         if values[i + 1 - SMOOTHED : i + 1].mean() >= threshold:
             return i
@@ -200,6 +200,6 @@ def first_at_least(values: Floats, threshold: float) -> int | None:
 
 
 def common_budget(runs: Sequence[Run]) -> Budget:
-    """Return the steps and response tokens that every run has at least."""
+    """Return the steps and response tokens that every run reached."""
     steps = min(run.steps[-1]["step"] for run in runs)
     return Budget(float(steps), float(min(run.tokens()[-1] for run in runs)))

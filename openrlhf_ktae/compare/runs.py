@@ -1,6 +1,6 @@
-"""Run arms x seeds one after the other, each through the training command in a process of its own; resumable.
+"""Run arms x seeds one after the other, each through the training command in its own process; resumable.
 
-OUT/ARM/seed-S is the run directory; `arm.json` in it says what it was started with, `done.json` that it ended well.
+OUT/ARM/seed-S is the run directory. In it, `arm.json` has the run's settings, and `done.json` marks success.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LAST_LINES = 3
 
 
 class OtherArms(ValueError):
-    """The output folder holds runs of other settings."""
+    """The output folder contains runs with other settings."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class ArmRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the run: every option of its files, and the words of the command line; without keys."""
+        """The settings that determine the run: all options of its files and the command line, secrets masked."""
         options = json.loads(json.dumps(load_config(self.config)))
         return _without_keys({"options": options, "seed": self.seed, "words": list(self.words)})
 
     @property
     def done(self) -> bool:
-        """Whether it ended well."""
+        """Whether it finished successfully."""
         return (self.directory / DONE).is_file()
 
     def command(self) -> list[str]:
@@ -62,10 +62,10 @@ def _without_keys(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Sequence[str]) -> list[ArmRun]:
-    """Return every run, seed by seed, so that all arms have the same seeds at any time.
+    """Return every run, ordered by seed, so that all arms have the same seeds at any time.
 
     Raises:
-        OtherArms: two configurations have one name, or `output` holds runs of other settings, or of nobody knows which.
+        OtherArms: two configurations have one name, or `output` has runs with other settings or of unknown origin.
     """
     names = [path.stem for path in configs]
     for name in names:
@@ -77,7 +77,7 @@ def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Seq
         for path in configs
     ]
     for run in runs:
-        settings = run.settings  # reads the files: what is wrong is said before a run
+        settings = run.settings  # reads the files, so errors appear before any run
         if not begun(run.directory):
             continue
         if _started_with(run.directory / STARTED) != settings:
@@ -86,24 +86,24 @@ def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Seq
 
 
 def begun(directory: Path) -> bool:
-    """Return whether a run has written more there than an empty folder, or a first file that a kill cut off."""
+    """Return whether a run wrote anything here, apart from an unfinished `arm.json`."""
     return directory.exists() and any(path.name != f".{STARTED}.part" for path in directory.iterdir())
 
 
 def _started_with(path: Path) -> Any:
     if not path.is_file():
-        raise OtherArms(f"{path.parent}: is no run of a comparison; give another --output")
+        raise OtherArms(f"{path.parent}: is not a run of a comparison; give another --output")
     try:
         found = parse_json(path.read_bytes())
-        return _without_keys(found)  # an earlier release wrote them
+        return _without_keys(found)  # earlier releases wrote keys
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise OtherArms(f"{path}: cannot be read; delete {path.parent}, and it is run again") from None
+        raise OtherArms(f"{path}: cannot be read; delete {path.parent} to run it again") from None
 
 
 def execute(run: ArmRun) -> int:
-    """Train from the start; return the exit code. What an interrupted attempt left is removed.
+    """Train from the start, after deleting an interrupted attempt's files; return the exit code.
 
-    `arm.json` is written first, whole, and stays: after a kill at any moment the folder is known as this run's.
+    `arm.json` is written first, atomically, and kept: after a kill at any point it identifies the folder.
     """
     run.directory.mkdir(parents=True, exist_ok=True)
     write_text(run.directory / STARTED, json.dumps(run.settings, indent=2) + "\n")
@@ -120,16 +120,16 @@ def execute(run: ArmRun) -> int:
 
 
 def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None]) -> list[ArmRun]:
-    """Run what is not done; return the runs that failed.
+    """Run everything that is not done; return the failed runs.
 
     Raises:
-        OtherArms: a run refuses its options, as every further run of the arm would.
+        OtherArms: a run refuses its options; every other run of the arm would, too.
     """
     failed = []
     for number, run in enumerate(runs, start=1):
         name = f"[{number}/{len(runs)}] {run.arm} seed {run.seed}"
         if run.done:
-            say(f"{name}: done before")
+            say(f"{name}: already done")
             continue
         started = time.time()
         code = execute(run)

@@ -1,1 +1,1 @@
-"""Prompt files: which files an option names, and what stands in their rows."""
+"""Prompt files: which files an option names, and what their rows contain."""

@@ -1,4 +1,4 @@
-"""Is there such a model or data set on the Hugging Face Hub, or in its local cache? Asked within seconds."""
+"""Check, within seconds, whether a model or data set is on the Hugging Face Hub or in its local cache."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import threading
 from functools import cache
 from pathlib import Path
 
-SECONDS = 3  # for all questions together: a hub that does not answer is not asked again
+SECONDS = 3  # for all queries together: after one timeout the Hub is not queried again
 KINDS = {"model": "model", "dataset": "data set"}
 _silent = threading.Event()
 
 
 def missing(name: str, kind: str = "model") -> str:
-    """Return why `name` cannot be loaded, in words; empty where it can, as far as one can know."""
+    """Return why `name` cannot be loaded; empty if it can, as far as is known."""
     if any(os.path.isdir(folder) for folder in cached_folders(name, kind)):
         return ""
     answer = _there(name, kind)
     if answer is None:
-        return f"not in the local cache, and the Hugging Face Hub does not answer within {SECONDS} s"
+        return f"not in the local cache, and the Hugging Face Hub did not answer within {SECONDS} s"
     return "" if answer else f"no such {KINDS[kind]} on the Hugging Face Hub or in its local cache"
 
 
 def cached_folders(name: str, kind: str) -> list[Path]:
-    """Return where the cache keeps `name`: as it was fetched, and prepared by `datasets`."""
+    """Return the cache folders of `name`: the Hub download, and the one prepared by `datasets`."""
     from huggingface_hub import constants
 
     folders = [Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"]
@@ -34,7 +34,7 @@ def cached_folders(name: str, kind: str) -> list[Path]:
 
 @cache
 def _there(name: str, kind: str) -> bool | None:
-    """Ask the hub; None where it does not answer. In a thread, for no timeout holds for the look-up of its address."""
+    """Query the Hub; None if it does not answer. Runs in a thread because DNS lookup ignores timeouts."""
     if _silent.is_set():
         return None
     answers: list[bool] = []

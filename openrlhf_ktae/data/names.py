@@ -1,6 +1,6 @@
-"""Lists of data sets, as in `--data.prompt_dataset A,B@FOLDER`: paths that exist may hold commas and @ themselves.
+"""Lists of data sets, as in `--data.prompt_dataset A,B@FOLDER`; existing paths may contain commas and @.
 
-The host splits at every comma and @. It gets links without them (`paths_as_they_are`).
+The host splits at every comma and @. Such paths are passed to it as symlinks without them (`paths_as_they_are`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def entries(names: str) -> list[tuple[str, str]]:
-    """Return the path or name of each data set of a list, and the folder below it that is meant (empty: all)."""
+    """Return the path or name of each data set in a list, and the subfolder it selects (empty: all of it)."""
     parts, found = names.split(","), []
     while parts:
         counts = range(len(parts), 1, -1)
@@ -27,7 +27,7 @@ def entries(names: str) -> list[tuple[str, str]]:
 
 
 def _below(entry: str) -> tuple[str, str]:
-    """Split at the last @ behind something that exists; a missing file of a folder that exists is whole."""
+    """Split at the last @ that follows an existing path. A missing file in an existing folder is not split."""
     if "@" not in entry or os.path.exists(entry):
         return entry, ""
     at = entry.rfind("@")
@@ -42,7 +42,7 @@ def _below(entry: str) -> tuple[str, str]:
 
 
 def paths_as_they_are(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `load`, the host's reader of a list of data sets, for paths with commas and @ as well."""
+    """Wrap `load`, the host's reader of a list of data sets, to accept paths with commas and @."""
     if getattr(load, "takes_paths_as_they_are", False):
         return load
 
@@ -56,7 +56,7 @@ def paths_as_they_are(load: Callable[..., Any]) -> Callable[..., Any]:
 
 def _linked(name: str, below: str) -> str:
     if ("," in name or "@" in name) and os.path.exists(name):
-        folder = tempfile.mkdtemp(prefix="data-")  # read again by whoever maps it, as long as this process lives
+        folder = tempfile.mkdtemp(prefix="data-")  # the data is mapped from here until this process exits
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         link = Path(folder) / f"data{Path(name).suffix}"
         link.symlink_to(os.path.abspath(name))

@@ -1,7 +1,7 @@
-"""Look into the prompt files of a run before anything loads: columns, number of rows, and rows that cannot be used.
+"""Inspect the prompt files of a run before anything loads: columns, row count and unusable rows.
 
-What the loader would stumble over later, in another process and with a traceback of its own, is found here: columns
-that change their type, rows without a prompt, files that end in the middle.
+This finds errors that the loader would hit later, in another process with an unhelpful traceback: columns that change
+their type, rows without a prompt, truncated files.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from openrlhf_ktae.base.text import short
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
 TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
-CHECKED_BYTES = 256 * 2**20  # of a larger text file, the rows behind are counted and not read
+CHECKED_BYTES = 256 * 2**20  # in a larger text file, rows past this are counted but not parsed
 
 
 class UnreadableDataset(ValueError):
-    """The file is missing or is not what its suffix says."""
+    """The file is missing, or its content does not match its suffix."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a run needs to know of a prompt file before it starts."""
+    """Properties of a prompt file that are checked before a run starts."""
 
     rows: int
     columns: tuple[str, ...]
     gaps: Mapping[str, str] = field(default_factory=dict)
-    """Column -> its first row without a usable value, in words."""
+    """Column -> description of its first row without a usable value."""
     mixed: Mapping[str, str] = field(default_factory=dict)
-    """Column -> the first row whose type is not that of the rows before, in words."""
+    """Column -> description of the first row whose type differs from the rows before it."""
     kinds: Mapping[str, str] = field(default_factory=dict)
     """Column -> type of its values."""
 
 
 def is_local(name: str) -> bool:
-    """Whether `name` is meant as a file or folder here rather than as a data set of the Hub."""
+    """Return whether `name` refers to a local file or folder rather than a data set on the Hub."""
     return Path(name).suffix in (*TABLE_SUFFIXES, ".py") or os.path.exists(name) or name.startswith((".", "/", "~"))
 
 
 def look(name: str) -> Table | None:
-    """Return what is in a local file; None for a folder (`prompt_folders` looks into it).
+    """Return the properties of a local file; None for a folder (`prompt_folders` inspects those).
 
     Raises:
-        UnreadableDataset: no such file, its text is not of the form that its suffix names, or it is a program.
+        UnreadableDataset: the file is missing, does not match its suffix, or is a loading script.
     """
     path = Path(name)
     if path.suffix == ".py" or os.path.isfile(path / f"{path.name}.py"):
-        raise UnreadableDataset("is a loading script, and no code of a data set is run; save its rows as .jsonl")
+        raise UnreadableDataset("is a loading script; data set code is never run; save its rows as .jsonl")
     if not os.path.exists(path):
         raise UnreadableDataset("no such file or folder")
     if path.is_dir():
@@ -63,19 +63,19 @@ def look(name: str) -> Table | None:
         return None
     readers = {".json": _json, ".jsonl": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}
     if path.suffix not in readers:
-        raise UnreadableDataset(f"the suffix is none of {', '.join(TABLE_SUFFIXES)}")
+        raise UnreadableDataset(f"unknown suffix; use one of {', '.join(TABLE_SUFFIXES)}")
     state = path.stat()
     return _read(path, readers[path.suffix], state.st_mtime_ns, state.st_size)
 
 
 @cache
 def _read(path: Path, reader: Callable[[Path], Table], mtime_ns: int, size: int) -> Table:
-    """Read a file once in a process, as long as it stays as it is: the refusals and the plan both ask."""
+    """Read an unchanged file only once per process: the checks and the memory plan both need it."""
     try:
         return reader(path)
     except UnreadableDataset:
         raise
-    except Exception as error:  # each format's library has its own errors; all mean the same here
+    except Exception as error:  # each format's library raises its own error types
         raise UnreadableDataset(f"not a {path.suffix} file ({short(error)})") from None
 
 
@@ -85,7 +85,7 @@ def _json(path: Path) -> Table:
 
 
 def _json_rows(path: Path, count: list[int], most: float = CHECKED_BYTES) -> Iterator[tuple[int, Any]]:
-    """Yield number and content of each row; `count` has one number, the rows so far; `most` characters are parsed."""
+    """Yield number and content of each row. `count[0]` counts all rows; only the first `most` characters are parsed."""
     with path.open(encoding="utf-8") as file:
         start = file.read(1)
         file.seek(0)
@@ -116,14 +116,14 @@ def _json_lines(lines: Iterable[str], count: list[int], most: float) -> Iterator
 
 
 def _table(rows: Iterable[tuple[int, Any]], count: int | list[int], cells: bool = True) -> Table:
-    """Return what `rows` (number in the file, content) hold; `count` is asked when they are read."""
+    """Summarise `rows` (number in the file, content); `count` is read after the last row."""
     kinds: dict[str, str] = {}
     gaps: dict[str, str] = {}
     mixed: dict[str, str] = {}
     first = 0
     for number, row in rows:
         if not isinstance(row, dict):
-            raise UnreadableDataset(f"row {number} is no JSON object; write one with a prompt and its right answer")
+            raise UnreadableDataset(f"row {number} is not a JSON object; write one with a prompt and its right answer")
         if not first:
             first = number
         for name in [*kinds, *(name for name in row if name not in kinds)]:
@@ -172,17 +172,17 @@ def _csv_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, s
             if not cells:
                 continue
             if len(cells) != len(columns):
-                raise UnreadableDataset(f"row {number} has {len(cells)} cells and the head has {len(columns)}")
+                raise UnreadableDataset(f"row {number} has {len(cells)} cells but the header has {len(columns)}")
             yield number, dict(zip(columns, cells, strict=True))
 
 
 def text_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .json, .jsonl or .csv file, each value as it stands there.
+    """Yield the rows of a .json, .jsonl or .csv file without type inference.
 
-    No type is inferred: a date stays text, an integer keeps all its digits, and every cell of a .csv file is text.
+    A date stays text, an integer keeps all its digits, and every cell of a .csv file is text.
 
     Raises:
-        UnreadableDataset: the text is not of the form that the suffix names.
+        UnreadableDataset: the content does not match the suffix.
     """
     rows = _csv_rows(path, []) if path.suffix == ".csv" else _json_rows(path, [0], math.inf)
     yield from (row for _, row in rows)
@@ -202,7 +202,7 @@ def _arrow(path: Path) -> Table:
 
 
 def _arrow_table(table: Any) -> Table:
-    """Return rows and columns; the types of such a file cannot mix."""
+    """Summarise an Arrow table; its columns cannot mix types."""
     import pyarrow as pa
 
     gaps, kinds = {}, {}

@@ -1,4 +1,4 @@
-"""The files of a folder with prompts, and what is known of a data set of the Hub that the local cache has."""
+"""Prompt files in a folder, and columns of Hub data sets in the local cache."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from openrlhf_ktae.data import hub
 from openrlhf_ktae.data.prompt_files import CHECKED_BYTES, TABLE_SUFFIXES, Table, UnreadableDataset, look
 
-PACKED = (".gz", ".zip", ".zst", ".xz", ".bz2", ".lz4", ".txt", ".tar", ".7z")  # `datasets` reads them; here is no look
-# What `datasets` and the Hub keep beside the rows.
+PACKED = (".gz", ".zip", ".zst", ".xz", ".bz2", ".lz4", ".txt", ".tar", ".7z")  # only `datasets` reads these
+# Metadata files of `datasets` and the Hub.
 NOTES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 UNCOUNTED = sys.maxsize
 MANY_FILES = 200
 
 
 def look_into(folder: Path, split: str) -> list[tuple[str, Table]]:
-    """Return name and content of each file with prompts; none where only packed files are there.
+    """Return name and properties of each prompt file; empty if the folder has only packed files.
 
     Raises:
-        UnreadableDataset: no file with rows is there, or one of them cannot be read.
+        UnreadableDataset: there is no file with rows, or one cannot be read.
     """
     files = data_files(folder)
     if not files:
@@ -34,7 +34,7 @@ def look_into(folder: Path, split: str) -> list[tuple[str, Table]]:
     for path in of_split(folder, files, split):
         read += path.stat().st_size
         table = look(str(path)) if read <= CHECKED_BYTES or not found else None
-        if table is None:  # as large as that, the rest is believed
+        if table is None:  # too large to check; assume that the rest is like the first
             found.append((str(path), Table(UNCOUNTED, found[0][1].columns, kinds=found[0][1].kinds)))
             break
         found.append((str(path), table))
@@ -42,7 +42,7 @@ def look_into(folder: Path, split: str) -> list[tuple[str, Table]]:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """Return the files that `datasets` would read: of the kind that most are of, without notes and hidden ones."""
+    """Return the files that `datasets` would read: those of the most common type, without metadata and hidden files."""
     files = [
         path
         for path in sorted(folder.rglob("*"))
@@ -61,19 +61,19 @@ def _hidden(folder: Path, path: Path) -> bool:
 
 
 def of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
-    """Return the files whose path names the split; all where none does."""
+    """Return the files whose path contains the split's name; all if none does."""
     return [path for path in files if split in str(path.relative_to(folder)).lower()] or files
 
 
 def cached_columns(name: str) -> set[str]:
-    """Return all columns of a data set of the Hub in the local cache; none where they are not known."""
+    """Return all columns of a Hub data set in the local cache; empty if they are unknown."""
     columns: set[str] = set()
     for folder in hub.cached_folders(name, "dataset"):
         files = data_files(folder) if folder.is_dir() else []
         for path in files[:MANY_FILES]:
             try:
                 columns.update(_heads(path))
-            except Exception:  # not as it should be: let the host's loader fetch it again
+            except Exception:  # damaged: let the host's loader download it again
                 return set()
         if len(files) > MANY_FILES:
             return set()
@@ -81,7 +81,7 @@ def cached_columns(name: str) -> set[str]:
 
 
 def _heads(path: Path) -> Iterator[str]:
-    """Yield the columns of one file, from its head alone."""
+    """Yield the columns of one file, reading only its header."""
     if path.suffix == ".parquet":
         from pyarrow import parquet
 

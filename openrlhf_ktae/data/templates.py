@@ -1,4 +1,4 @@
-"""Problem -> prompt: the templates that published results on mathematics were made with."""
+"""Prompt templates used by published results on mathematics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ASK = "Please reason step by step, and put your final answer within \\boxed{}."
 
 # https://huggingface.co/Qwen/Qwen2.5-Math-7B-Instruct, section Quick Start: the system message of its examples.
 QWEN_MATH = f"<|im_start|>system\n{ASK}<|im_end|>\n<|im_start|>user\n{MARK}<|im_end|>\n<|im_start|>assistant\n"
-# DeepSeek-R1, https://arxiv.org/abs/2501.12948, table 1: reasoning and answer in tags of their own.
+# DeepSeek-R1, https://arxiv.org/abs/2501.12948, table 1: reasoning and answer in separate tags.
 R1 = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
     "first thinks about the reasoning process in the mind and then provides the user with the answer. The reasoning "
@@ -25,8 +25,8 @@ R1 = (
     f"reasoning process here </think> <answer> answer here </answer>.\nUser: {MARK}\nAssistant: <think>"
 )
 
-# A command with an empty argument (`\boxed{}`) is text; `{{` and `}}` are single braces.
-PYTHONS = {"True": True, "False": False, "None": None}  # texts would all be true in a template
+PYTHONS = {"True": True, "False": False, "None": None}  # as texts, all of them would be true in a template
+# A LaTeX command with an empty argument (`\boxed{}`) is text; `{{` and `}}` are escaped braces.
 _PLACES = re.compile(r"\\[A-Za-z]+\{\}|\{\{|\}\}|\{\}")
 
 
@@ -39,12 +39,12 @@ def fill(text: str, problem: str) -> str:
 
 
 def chat_arguments(words: Sequence[str], flag: str = "--data.chat_template_args") -> dict[str, Any]:
-    """Return the arguments of a chat template from words such as `enable_thinking=false`; a value is JSON, or text.
+    """Parse chat template arguments such as `enable_thinking=false`; a value that is not JSON is text.
 
     Python's True, False and None are taken for JSON's.
 
     Raises:
-        ValueError: a word without `=`; the message begins with the flag.
+        ValueError: a word is not NAME=VALUE; the message begins with the flag.
     """
     arguments: dict[str, Any] = {}
     for word in words:
@@ -59,13 +59,13 @@ def chat_arguments(words: Sequence[str], flag: str = "--data.chat_template_args"
 
 
 def has_one_place(text: str) -> bool:
-    """Return whether a template says exactly once where the problem goes."""
+    """Return whether a template has exactly one place for the problem."""
     return text.count(MARK) == 1 or (MARK not in text and _PLACES.findall(text).count("{}") == 1)
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a prompt is made of a problem, and the format that it asks for."""
+    """How to build a prompt from a problem, and the response format it asks for."""
 
     name: str
     fill: Callable[[str], str]
@@ -73,12 +73,12 @@ class Template:
 
 
 def template(name: str, tokenizer: Any, chat_arguments: Mapping[str, Any] | None = None) -> Template:
-    """Return the template called `name`, or made of the text file `name` with `{problem}` (or `{}`) in it.
+    """Return the built-in template `name`, or read a text file `name` that contains `{problem}` (or `{}`).
 
-    `chat_arguments` go to the tokenizer's chat template, for example `{"enable_thinking": False}`.
+    `chat_arguments` are passed to the tokenizer's chat template, for example `{"enable_thinking": False}`.
 
     Raises:
-        BadInput: no such template or file, no mark in it, or a tokenizer without a chat template.
+        BadInput: no such template or file, a file without exactly one mark, or a tokenizer without a chat template.
     """
     if name == "qwen-math":
         return Template(name, lambda problem: QWEN_MATH.replace(MARK, problem))
@@ -109,5 +109,5 @@ def _from_file(name: str) -> Template:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"--template {name}: cannot be read ({error}); give a text file with {MARK} in it") from None
     if not has_one_place(text):
-        raise BadInput(f"--template {name}: the file must have {MARK} once; write it where the problem goes")
+        raise BadInput(f"--template {name}: the file must contain {MARK} exactly once; write it where the problem goes")
     return Template(name, lambda problem: fill(text, problem))

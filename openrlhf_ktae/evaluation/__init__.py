@@ -1,1 +1,1 @@
-"""Accuracies that say how sure they are."""
+"""Evaluate models and stored responses: accuracies with intervals, and paired comparisons."""

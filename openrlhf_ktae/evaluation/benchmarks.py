@@ -1,4 +1,4 @@
-"""Problems of a benchmark: from the Hub at a pinned revision (`benchmarks.yaml`), a local folder, or a file."""
+"""Load the problems of a benchmark: from the Hub at a pinned revision (`benchmarks.yaml`), a folder, or a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANSWER_COLUMNS = ("answer", "final_answer", "gold", "label")
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of a benchmark with its right answer."""
+    """One problem of a benchmark with its gold answer."""
 
     benchmark: str
     id: str
@@ -40,10 +40,10 @@ def registry() -> dict[str, dict[str, Any]]:
 
 
 def load(name: str, folder: Path | None = None) -> list[Problem]:
-    """Return the problems of `name`: a benchmark of the registry, one of `folder`, or a JSONL file.
+    """Return the problems of `name`: a benchmark in the registry or in `folder`, or a JSONL file.
 
     Raises:
-        BadInput: there is no such benchmark, or its rows are not as they must be.
+        BadInput: there is no such benchmark, or a row is invalid.
     """
     path = Path(name)
     if path.suffix == ".jsonl":
@@ -61,7 +61,7 @@ def load(name: str, folder: Path | None = None) -> list[Problem]:
 
 
 def source(name: str, folder: Path | None) -> str:
-    """Return where the problems come from, as the settings say it."""
+    """Return where the problems come from, in the form that the settings record."""
     if Path(name).suffix == ".jsonl":
         return name
     if folder is not None:
@@ -72,7 +72,7 @@ def source(name: str, folder: Path | None) -> str:
 
 def _of_file(benchmark: str, path: Path) -> list[Problem]:
     if not path.is_file():
-        raise BadInput(f"--benchmarks {benchmark}: no such file as {path}")
+        raise BadInput(f"--benchmarks {benchmark}: {path}: no such file")
     return _problems(benchmark, _json_rows(path), str(path), None, None)
 
 
@@ -86,17 +86,17 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         except BadInput:
             raise
         except ValueError as error:
-            raise BadInput(f"{path}: line {line} is no JSON object, or the one after it no text ({error})") from None
+            raise BadInput(f"{path}: line {line} is not a JSON object, or the next is not text ({error})") from None
 
 
 def _of_hub(name: str) -> list[Problem]:
-    """Load a pinned data set; its cache makes the second time work offline."""
+    """Load a pinned data set; it is cached, so the next time works offline."""
     from datasets import load_dataset
 
     entry = registry()[name]
     try:
         rows = load_dataset(entry["hub"], revision=entry["revision"], split=entry["split"])
-    except Exception as error:  # each layer of the Hub's client has its own
+    except Exception as error:  # each layer of the Hub's client raises its own error types
         raise BadInput(
             f"--benchmarks {name}: {entry['hub']} cannot be loaded from the Hugging Face Hub "
             f"({type(error).__name__}: {' '.join(str(error).split())[:120]}); give --benchmark_dir for local files"
@@ -113,7 +113,7 @@ def _problems(
     found: list[Problem] = []
     for where, row in rows:
         if not isinstance(row, dict):
-            raise BadInput(f"{origin}: {where} is no JSON object")
+            raise BadInput(f"{origin}: {where} is not a JSON object")
         problem = problem or _column(row, PROBLEM_COLUMNS, f"{origin}: {where}")
         answer = answer or _column(row, ANSWER_COLUMNS, f"{origin}: {where}")
         for column in (problem, answer):

@@ -1,7 +1,7 @@
-"""Prompts -> completions with vLLM: one engine in this process, several as the host's Ray actors.
+"""Generate completions with vLLM: one engine runs in this process, several as the host's Ray actors.
 
-Requests are kept in flight and handed out as they finish, so that engines never drain between batches and a killed
-evaluation loses only what was in flight. Each request has its own seed: results do not depend on order or engines.
+Requests stay in flight and completions return as they finish, so engines never drain between batches, and a killed
+evaluation only loses requests in flight. Each request has its own seed: results do not depend on order or engines.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from openrlhf_ktae.base.cut_off import CutOff, require_whole
 from openrlhf_ktae.base.faults_config import FaultsConfig
 from openrlhf_ktae.processes.deaths import in_one_line, of_type
 
-PROMPT_TOKENS = 256  # of a usual prompt, where no limit says how long one may be
-IN_FLIGHT = 512  # requests with each engine: more than vLLM runs at a time, so that it always has a next one
-CUT_OFF_TRIES = 3  # of one request, before the evaluation ends
+PROMPT_TOKENS = 256  # length of a typical prompt, if --max_model_len is not set
+IN_FLIGHT = 512  # requests queued per engine: more than vLLM runs at a time, so it never starves
+CUT_OFF_TRIES = 3  # of one request, before the evaluation stops
 Key = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn."""
+    """How completions are sampled."""
 
     samples: int = 1
     temperature: float = 0.0
@@ -42,7 +42,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Engines:
-    """Which model, on how many engines."""
+    """The model to load, and the engines to run it on."""
 
     model: str
     engines: int = 1
@@ -54,7 +54,7 @@ class Engines:
 
 @dataclass(frozen=True)
 class Request:
-    """One completion that is wanted: (benchmark, id, sample) and the prompt's token ids."""
+    """A request for one completion: key (benchmark, id, sample) and the prompt's token ids."""
 
     key: Key
     prompt_ids: list[int]
@@ -62,7 +62,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What came back for one request; `cut_off` says why it is no answer, if it is none."""
+    """The completion of one request; `cut_off` is the reason if it was cut off and is not an answer."""
 
     key: Key
     text: str
@@ -72,7 +72,7 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Takes requests and hands out completions in any order."""
+    """Takes requests and returns completions in any order."""
 
     capacity: int
 
@@ -80,14 +80,14 @@ class Engine(Protocol):
         """Start one request."""
 
     def finished(self) -> list[Completion]:
-        """Wait for a moment's work and return what is done."""
+        """Wait for some progress and return the finished completions."""
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Release the engine's resources."""
 
 
 def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion]:
-    """Yield a completion for each request, keeping the engine full; one that was cut off is asked for again.
+    """Yield a completion for each request, keeping the engine full; cut-off requests are retried.
 
     Raises:
         CutOff: a request was cut off `CUT_OFF_TRIES` times.
@@ -112,7 +112,7 @@ def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion
 
 
 def open_engine(engines: Engines, sampling: Sampling, backend: Backend, say: Callable[[str], None]) -> Engine:
-    """Load the model; returns when the engines answer."""
+    """Load the model; returns when the engines are ready."""
     args = _host_arguments(engines)
     for name, value in backend.environment(args).items():
         os.environ.setdefault(name, value)
@@ -123,7 +123,7 @@ def open_engine(engines: Engines, sampling: Sampling, backend: Backend, say: Cal
 
 
 def parameters(sampling: Sampling, key: Key) -> Any:
-    """Return vLLM's sampling parameters of one request."""
+    """Return vLLM's sampling parameters for one request."""
     from vllm import SamplingParams
 
     digest = hashlib.sha256(repr((sampling.seed, *key)).encode()).digest()
@@ -133,7 +133,7 @@ def parameters(sampling: Sampling, key: Key) -> Any:
         max_tokens=sampling.max_new_tokens,
         seed=int.from_bytes(digest[:4], "big") if sampling.temperature > 0 else None,
         stop=list(sampling.stop) or None,
-        skip_special_tokens=False,  # as in training: `</answer>` may be one; vLLM leaves the end token out itself
+        skip_special_tokens=False,  # as in training: `</answer>` may be special; vLLM removes the end token itself
     )
 
 
@@ -175,12 +175,12 @@ class LocalEngine:
         self._engine.add_request(name, request.prompt_ids, parameters(self._sampling, request.key))
 
     def finished(self) -> list[Completion]:
-        """Run one step of the engine and return the requests that it ended."""
+        """Run one step of the engine and return the requests that finished."""
         done = [output for output in self._engine.step() if output.finished]
         return [_completion(self._keys[output.request_id], output) for output in done]
 
     def close(self) -> None:
-        """End the engine and the processes that it may have."""
+        """Shut down the engine and its processes, if any."""
         self._engine.engine_core.shutdown()
 
 
@@ -201,7 +201,7 @@ class RayEngines:
         for name, value in variables.items():
             os.environ.setdefault(name, value)
         if CLUSTER_VARIABLE not in os.environ:
-            # before anything imports Ray, which reads it
+            # before Ray is imported, which reads it
             os.environ.update(cluster_of_its_own(args.run.verbose, has_dashboard(backend, args)))
         backend.prepare_driver()
         start_ray(args, backend, variables)
@@ -226,14 +226,14 @@ class RayEngines:
         self._loads = [0] * engines.engines
 
     def submit(self, request: Request) -> None:
-        """Start one request on the engine with the fewest."""
+        """Start one request on the least loaded engine."""
         engine = self._loads.index(min(self._loads))
         self._loads[engine] += 1
         ref = self._engines[engine].generate.remote(request.prompt_ids, parameters(self._sampling, request.key))
         self._running[ref] = (request.key, engine)
 
     def finished(self) -> list[Completion]:
-        """Wait for one request to end and return all that have ended."""
+        """Wait for a request to finish and return all that have finished."""
         import ray
 
         refs = list(self._running)
@@ -252,7 +252,7 @@ class RayEngines:
         return completions
 
     def close(self) -> None:
-        """End the engines and the cluster that was started for them."""
+        """Shut down the engines and the cluster that was started for them."""
         import ray
 
         ray.shutdown()
@@ -267,7 +267,7 @@ def _completion(key: Key, output: Any) -> Completion:
 
 
 def _host_arguments(engines: Engines) -> SimpleNamespace:
-    """Return what backend and launch read of the host's arguments: engines alone, no trainer."""
+    """Return the host's arguments that backend and cluster read, for a run with engines but no trainer."""
     none = SimpleNamespace(num_nodes=0, num_gpus_per_node=0, model_name_or_path=None)
     return SimpleNamespace(
         actor=none,

@@ -1,4 +1,4 @@
-"""Responses -> graded rows, a chunk at a time: memory does not grow with their number."""
+"""Grade responses in chunks, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from openrlhf_ktae.base.host import installed
 from openrlhf_ktae.verifier import Verifier
 from openrlhf_ktae.verifier.formats import keeps_format
 
-CHUNK = 256  # responses with the verifier at a time; its workers share them
-STREAM_CHUNK = 16  # while they are being generated: progress is seen, and little is lost by a kill
+CHUNK = 256  # responses per call of the verifier; its workers share them
+STREAM_CHUNK = 16  # during generation: progress is visible, and a kill loses little
 GRADER_PACKAGES = ("mpmath",)
 
 
 @dataclass(frozen=True)
 class Response:
-    """One response to one problem, before it is graded."""
+    """One response to one problem, before grading."""
 
     benchmark: str
     id: str
@@ -34,7 +34,7 @@ class Response:
     tokens: int | None = None
     truncated: bool | None = None
     opening: str = ""
-    """What the prompt has written of the response already (`opening_of`); it is judged with the response."""
+    """The start of the response that is part of the prompt (`opening_of`); it is judged with the response."""
 
 
 def graded(
@@ -63,7 +63,7 @@ def graded(
 
 @lru_cache(maxsize=1)
 def grader() -> dict[str, str]:
-    """Version and hash of the grader: results with the same hash were judged by the same code."""
+    """Return version and hash of the grader: results with the same hash were judged by the same code."""
     digest = hashlib.sha256()
     root = Path(next(iter(verifier_package.__path__)))
     for path in sorted(root.rglob("*.py")):

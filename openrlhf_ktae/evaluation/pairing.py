@@ -1,4 +1,4 @@
-"""Two evaluations of the same problems: is one better than the other?"""
+"""Compare two evaluations of the same problems: is one better than the other?"""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Scores = dict[Key, list[float]]
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """Return, for each benchmark and pooled, second minus first over the problems that both have.
 
-    Intervals are those of the paired bootstrap over problems. The test is McNemar's exact one where both have one
-    sample of each problem, else sign flips of the differences of a problem's mean over its samples. p-values of the
-    benchmarks are also given corrected for their number (Holm).
+    Intervals come from a paired bootstrap over problems. The test is the exact McNemar test if both have one sample per
+    problem; otherwise it flips signs of the differences between problem means. p-values of the benchmarks are also
+    given with Holm correction.
 
     Raises:
-        BadInput: a folder has no results, the two have no problem in common, or an id stands for two problems.
+        BadInput: a folder has no results, there are no common problems, or an id is used for two problems.
     """
     problems = Problems()
     sides = [problem_scores(folder, problems) for folder in (first, second)]
     shared = [key for key in sides[0] if key in sides[1]]
     if not shared:
-        raise BadInput(f"--compare {first} {second}: have no problem in common (same benchmark and id)")
+        raise BadInput(f"--compare {first} {second}: no problems in common (same benchmark and id)")
     groups: dict[str, list[Key]] = {}
     for key in shared:
         groups.setdefault(key[0], []).append(key)
@@ -55,7 +55,7 @@ def problem_scores(folder: Path, problems: Problems) -> Scores:
     """Return (benchmark, id) -> whether each sample is correct, from a result folder or its `responses.jsonl`.
 
     Raises:
-        BadInput: there is none, or an id has another problem or gold than it has in `problems`.
+        BadInput: there are no results, or the problem or gold of an id differs from `problems`.
     """
     path = folder / RESPONSES if folder.is_dir() else folder
     scores: Scores = {}
@@ -63,12 +63,12 @@ def problem_scores(folder: Path, problems: Problems) -> Scores:
         key = row["benchmark"], row["id"]
         if other := problems.add(key, row):
             raise BadInput(
-                f"--compare {folder}: benchmark {key[0]!r}, id {key[1]!r} has had another {other} before; problems are "
-                "paired by benchmark and id: give results of the same problems"
+                f"--compare {folder}: benchmark {key[0]!r}, id {key[1]!r}: its {other} differs from before; problems "
+                "are paired by benchmark and id: give results of the same problems"
             )
         scores.setdefault(key, []).append(float(row["verdict"] == CORRECT))
     if not scores:
-        raise BadInput(f"--compare {folder}: has no {RESPONSES} with results; give a folder written by --output")
+        raise BadInput(f"--compare {folder}: has no results ({RESPONSES}); give a folder written by --output")
     return scores
 
 
@@ -111,7 +111,7 @@ def markdown(comparison: dict[str, Any]) -> str:
     graders = comparison["graders"]
     if graders[0] != graders[1]:
         lines.append(
-            f"- WARNING: judged by different graders (hash {graders[0]} and {graders[1]}): a difference may be theirs; "
-            "grade both anew with --responses DIR/responses.jsonl"
+            f"- WARNING: judged by different graders (hash {graders[0]} and {graders[1]}): a difference may come from "
+            "them; regrade both with --responses DIR/responses.jsonl"
         )
     return "\n".join(lines) + "\n"

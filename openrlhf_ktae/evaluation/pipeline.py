@@ -1,4 +1,4 @@
-"""An evaluation from its settings to its result folder: of stored responses, or of a model."""
+"""Run an evaluation, of stored responses or of a model, and write its result folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def grade_stored(
     """Grade the responses of a file into `output`; with a tokenizer, lengths are in tokens.
 
     Raises:
-        BadInput: the file or the folder is not as it must be.
+        BadInput: the file or the folder is invalid.
     """
     found = stored.scan(path)
     about = {
@@ -80,7 +80,7 @@ def _tokens(row: dict[str, Any], tokenizer: Any) -> int | None:
 
 
 def load_problems(names: Iterable[str], folder: Path | None, limit: int | None) -> list[Problem]:
-    """Return the problems of all benchmarks, the first `limit` of each."""
+    """Return the problems of all benchmarks, at most `limit` of each."""
     problems = [problem for name in names for problem in load(name, folder)[:limit]]
     keys = {problem.key for problem in problems}
     if len(keys) != len(problems):
@@ -102,13 +102,13 @@ def evaluate_model(
     overwrite: bool = False,
     long_prompts: str = "drop",
 ) -> Summary:
-    """Generate, grade and summarize; what `output` holds already is not generated again.
+    """Generate, grade and summarize; responses already in `output` are not generated again.
 
     Prompts that leave no room for a response are left out (`long_prompts` drop) or keep their ends (cut), and counted.
 
     Raises:
-        BadInput: every prompt is too long, or `output` holds results of other settings, or of a model, problems or a
-            template with another content.
+        BadInput: every prompt is too long, or `output` has results with other settings, or from a model, problems or a
+            template whose content has changed.
     """
     encoded = {
         problem.key: tokenizer.encode(template.fill(problem.problem), add_special_tokens=False, verbose=False)
@@ -169,7 +169,7 @@ def evaluate_model(
 
 
 def model_digest(name: str) -> str | None:
-    """Return a digest of the configuration, tokenizer and weights in a model's folder; None for a name on the Hub."""
+    """Return a digest of a model folder's configuration, tokenizer and weights; None for a Hub name."""
     folder = Path(name)
     if not folder.is_dir():
         return None
@@ -179,7 +179,7 @@ def model_digest(name: str) -> str | None:
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:
-    """Return a digest of the problems and their right answers."""
+    """Return a digest of the problems and their gold answers."""
     return _digest([asdict(problem) for problem in problems])
 
 
@@ -203,12 +203,12 @@ def _too_long(
     shortest = min(map(len, encoded.values()))
     if shortest >= engines.max_model_len:
         raise BadInput(
-            f"--max_model_len {engines.max_model_len}: the shortest prompt has {shortest} tokens; take a model with a "
+            f"--max_model_len {engines.max_model_len}: the shortest prompt has {shortest} tokens; use a model with a "
             "longer context"
         )
     if limit < 1 or (choice == "drop" and len(long) == len(encoded)):
         raise BadInput(
-            f"--max_new_tokens {sampling.max_new_tokens}: with the shortest prompt ({shortest} tokens) above the "
+            f"--max_new_tokens {sampling.max_new_tokens}: with the shortest prompt ({shortest} tokens) this exceeds the "
             f"model's {engines.max_model_len}; give at most {engines.max_model_len - shortest}"
         )
     return long
@@ -224,7 +224,7 @@ def _grade(
     require_tags: tuple[str, ...] = (),
     chunk: int = CHUNK,
 ) -> Summary:
-    """Grade and write `responses` with a progress bar, then the summary of all rows of the folder."""
+    """Grade and write `responses` with a progress bar, then summarize all rows of the folder."""
     tags = config.require_tags or require_tags
     tokens = 0
     if done < total:
@@ -241,11 +241,11 @@ def _grade(
 
 
 def prompts_for_training(problems: Iterable[Problem], template: Template) -> Iterator[dict[str, Any]]:
-    """Yield rows for `--eval.dataset`: `input`, `label`, and the benchmark's id as `datasource`."""
+    """Yield rows for `--eval.dataset`: `input`, `label`, and the benchmark's name as `datasource`."""
     for problem in problems:
         yield {"input": template.fill(problem.problem), "label": problem.gold, "datasource": problem.benchmark}
 
 
 def describe(names: Iterable[str], folder: Path | None) -> dict[str, str]:
-    """Return benchmark -> where its problems come from."""
+    """Return benchmark -> source of its problems."""
     return {Path(name).stem if name.endswith(".jsonl") else name: source(name, folder) for name in names}

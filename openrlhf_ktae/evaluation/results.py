@@ -1,8 +1,8 @@
-"""The output folder of an evaluation; one that was killed goes on where it stopped.
+"""The output folder of an evaluation; a killed evaluation resumes where it stopped.
 
-responses.jsonl   a line a response, in the order of grading
-settings.json     what was asked, with digests of model and problems; a folder of other settings is refused
-summary.json      figures with 95 % intervals, model, template, sampling, grader
+responses.jsonl   one line per response, in the order of grading
+settings.json     settings, with digests of model and problems; a folder with other settings is refused
+summary.json      metrics with 95 % intervals, model, template, sampling, grader
 summary.md        the same as a table
 """
 
@@ -32,7 +32,7 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= MOST_TOKENS
 
 
-FIELDS: dict[str, Callable[[Any], bool]] = {  # of a row, as far as anything reads it
+FIELDS: dict[str, Callable[[Any], bool]] = {  # checks for the fields of a row that are used
     "benchmark": _is_text,
     "id": _is_text,
     "sample": _is_count,
@@ -46,13 +46,13 @@ FIELDS: dict[str, Callable[[Any], bool]] = {  # of a row, as far as anything rea
 
 
 class ResultFolder:
-    """Where one evaluation writes."""
+    """The output folder of one evaluation."""
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
-        """Open `directory`; rows that are there already stay, unless `overwrite`.
+        """Open `directory`; existing rows are kept unless `overwrite`.
 
         Raises:
-            BadInput: the folder holds results of other settings.
+            BadInput: the folder has results with other settings.
         """
         self.directory = directory
         self.responses = directory / RESPONSES
@@ -68,7 +68,7 @@ class ResultFolder:
         _cut_torn_line(self.responses)
 
     def append(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Write each row and pass it on; a line is whole or, after a kill, the last and cut off at the next start."""
+        """Write and yield each row. A kill can only truncate the last line, which the next start removes."""
         with self.responses.open("a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -80,23 +80,23 @@ class ResultFolder:
         return read_rows(self.responses)
 
     def finish(self, summary: Mapping[str, Any], table: str) -> None:
-        """Write the summary in both forms."""
+        """Write the summary as JSON and as a table."""
         text = json.dumps(summary, indent=2, ensure_ascii=False)
         (self.directory / SUMMARY).write_text(text + "\n", encoding="utf-8")
         (self.directory / TABLE).write_text(table, encoding="utf-8")
 
 
 def refuse_no_folder(flag: str, path: Path) -> None:
-    """Raise `BadInput` where no folder can be at `path`, or none can be written to."""
+    """Raise `BadInput` if no writable folder can be created at `path`."""
     if reason := unusable(path):
         raise BadInput(f"{flag} {path}: {reason}")
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a `responses.jsonl`; nothing where there is none.
+    """Yield the rows of a `responses.jsonl`; nothing if it is missing.
 
     Raises:
-        BadInput: a line is no graded row.
+        BadInput: a line is not a graded row.
     """
     if not path.is_file():
         return
@@ -106,23 +106,23 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = parsed(line.decode(), where)
             except ValueError:
-                raise BadInput(f"{where} is no graded response; give another --output") from None
+                raise BadInput(f"{where} is not a graded response; give another --output") from None
             wrong = _wrong_field(row)
             if wrong:
-                raise BadInput(f"{where} is no graded response ({wrong}); give another --output")
+                raise BadInput(f"{where} is not a graded response ({wrong}); give another --output")
             yield row
 
 
 def _wrong_field(row: Any) -> str:
-    """Return what is wrong with a graded row; "" for nothing."""
+    """Return what is wrong with a graded row; empty if nothing is."""
     if not isinstance(row, dict):
-        return "no JSON object"
+        return "not a JSON object"
     wrong = (name for name, fits in FIELDS.items() if not fits(row.get(name)))
     return next((f"{name} is {ascii(row.get(name))[:SHOWN_CHARACTERS]}" for name in wrong), "")
 
 
 def grader_hash(folder: Path) -> str | None:
-    """Return the hash of the grader that judged the results of a folder (or of the folder of their file)."""
+    """Return the hash of the grader that judged the results of a folder (or of a file in it)."""
     try:
         found = _settings_of((folder if folder.is_dir() else folder.parent) / SETTINGS)["grader"]["hash"]
     except (BadInput, KeyError, TypeError):
@@ -134,20 +134,20 @@ def _settings_of(path: Path) -> dict[str, Any]:
     try:
         return dict(parse_json(path.read_text(encoding="utf-8")).items())
     except (OSError, ValueError, AttributeError):
-        raise BadInput(f"{path}: missing or unreadable beside results; give --overwrite or another --output") from None
+        raise BadInput(f"{path}: missing or unreadable next to results; give --overwrite or another --output") from None
 
 
 def _refuse_other(directory: Path, found: dict[str, Any], asked: Mapping[str, Any]) -> None:
     changes = [
         f"{name} {short_repr(found[name], SHOWN_CHARACTERS)} instead of {short_repr(asked.get(name), SHOWN_CHARACTERS)}"
         if name in found
-        else f"{name} is not recorded there"  # an earlier version wrote it, or another kind of evaluation
+        else f"{name} is not recorded there"  # written by an earlier version, or by another kind of evaluation
         for name in {**found, **asked}
         if found.get(name) != asked.get(name)
     ]
     if changes:
         raise BadInput(
-            f"--output {directory}: has results of other settings ({', '.join(changes)}); give --overwrite or another"
+            f"--output {directory}: has results with other settings ({', '.join(changes)}); give --overwrite or another"
         )
 
 

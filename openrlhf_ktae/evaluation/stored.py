@@ -1,8 +1,8 @@
-"""Responses that exist already: JSONL, also gzipped, one object a line, read as a stream.
+"""Stored responses: JSONL, optionally gzipped, one object per line, read as a stream.
 
-`{"benchmark": "amc", "gold": "142", "response": "...", "id": 7, "problem": "..."}`; `id` and `problem` may be missing.
-Rows of one benchmark with the same id (else the same problem text) are samples of one problem, and must have its
-problem and gold.
+`{"benchmark": "amc", "gold": "142", "response": "...", "id": 7, "problem": "..."}`; `id` and `problem` are optional.
+Rows of one benchmark with the same id (without ids, the same problem text) are samples of one problem. Their problem
+and gold must agree.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from openrlhf_ktae.base.plain_json import parse_json
 
 REQUIRED = ("benchmark", "gold", "response")
 SHOWN = 80  # characters of a value in a message
-MOST_TOKENS = 2**53  # of a response; beyond it sums are no longer exact
+MOST_TOKENS = 2**53  # of a response; above it sums are not exact
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a file finds."""
+    """Result of one pass over a file."""
 
     rows: int
     sha256: str
@@ -36,7 +36,7 @@ def scan(path: Path) -> Scan:
     """Read the whole file once, in constant memory.
 
     Raises:
-        BadInput: the file is missing, empty or cut off, or a row is not as it must be.
+        BadInput: the file is missing, empty or truncated, or a row is invalid.
     """
     digest, rows, problems = hashlib.sha256(), 0, Problems()
     for row in read(path):
@@ -44,12 +44,12 @@ def scan(path: Path) -> Scan:
         if other := problems.add(key, row):
             raise BadInput(
                 f"{path}: benchmark {key[0]!r}, id {key[1]!r}: two rows have different {other}s; rows with one id are "
-                "samples of one problem: give each problem an id of its own"
+                "samples of one problem: give each problem its own id"
             )
         digest.update(json.dumps(row, sort_keys=True).encode())
         rows += 1
     if rows == 0:
-        raise BadInput(f"{path}: is empty; give one JSON object a line with {', '.join(REQUIRED)}")
+        raise BadInput(f"{path}: is empty; give one JSON object per line with {', '.join(REQUIRED)}")
     return Scan(rows, digest.hexdigest())
 
 
@@ -65,31 +65,31 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 if text.strip():
                     yield _checked(parsed(text, f"{path}: line {line}"), f"{path}: line {line}")
     except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
-        raise BadInput(f"{path}: cannot be read after line {line} ({error}); the file may be cut off") from None
+        raise BadInput(f"{path}: cannot be read after line {line} ({error}); the file may be truncated") from None
 
 
 def parsed(text: str, where: str) -> Any:
     r"""Return the value of one line.
 
     Raises:
-        BadInput: it is no JSON, or a text in it has half a character (`\ud800` alone), which no file can hold.
+        BadInput: it is not JSON, or contains an unpaired surrogate (a lone `\ud800`), which UTF-8 cannot encode.
     """
     try:
         value = parse_json(text)
     except ValueError as error:
-        raise BadInput(f"{where} is no JSON object ({error}); the file may be cut off") from None
+        raise BadInput(f"{where} is not a JSON object ({error}); the file may be truncated") from None
     if "\\u" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start]
-            raise BadInput(f"{where} has half a character ({half!a}), which is no text; delete it there") from None
+            raise BadInput(f"{where} has an unpaired surrogate ({half!a}), which is not text; delete it") from None
     return value
 
 
 def _checked(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise BadInput(f"{where} is no JSON object but {str(row)[:SHOWN]!r}; give {', '.join(REQUIRED)}")
+        raise BadInput(f"{where} is {str(row)[:SHOWN]!r}, not a JSON object; give {', '.join(REQUIRED)}")
     missing = [name for name in REQUIRED if name not in row]
     if missing:
         raise BadInput(f"{where} has no {', '.join(missing)}; it has {', '.join(row) or 'nothing'}")
@@ -105,7 +105,7 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
 
 
 def problem_key(row: Mapping[str, Any], number: int) -> str:
-    """Return what samples of one problem share: the id, else a hash of the problem text, else the row's number."""
+    """Return the key that samples of a problem share: the id, else a hash of the problem text, else the row number."""
     if row.get("id") is not None:
         return str(row["id"])
     if row.get("problem"):
@@ -114,13 +114,13 @@ def problem_key(row: Mapping[str, Any], number: int) -> str:
 
 
 class Problems:
-    """What the problems seen so far are, a few bytes each: is a row with the id of one of them a sample of it?"""
+    """Digests of the problems seen so far, to check that rows with the same id are samples of the same problem."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], list[bytes | None]] = {}
 
     def add(self, key: tuple[str, str], row: Mapping[str, Any]) -> str:
-        """Take in a row; return `problem` or `gold` where an earlier one of the same key has another, else ""."""
+        """Add a row; return `problem` or `gold` if it differs from an earlier row with the same key, else ""."""
         found = self.of(row)
         known = self._known.setdefault(key, found)
         for name, other, own in zip(("problem", "gold"), known, found, strict=True):
@@ -131,7 +131,7 @@ class Problems:
 
     @staticmethod
     def of(row: Mapping[str, Any]) -> list[bytes | None]:
-        """Return digests of problem and gold; None where there is none."""
+        """Return digests of problem and gold, each None if missing."""
         problem, gold = row.get("problem"), row.get("gold")
         golds = gold if isinstance(gold, list) else [gold]
         texts = [

@@ -1,7 +1,7 @@
 """Intervals over problems, estimators over samples, and paired tests.
 
-Legend: `I` problems (items), `M` metrics, `R` resamples, `S` seeds. Everything random is seeded: the same results
-give the same figures.
+Legend: `I` problems (items), `M` metrics, `R` resamples, `S` seeds. All randomness is seeded: equal inputs give equal
+figures.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-RESAMPLES = 2000  # the ends of a 95 % interval of 200 problems move by less than 0.3 points beyond this
+RESAMPLES = 2000  # with more, the ends of a 95 % interval over 200 problems move by less than 0.3 points
 SEED = 20250526
-DRAWS_AT_ONCE = 4_000_000  # 32 MB: memory does not grow with problems x resamples
-EXACT_SIGNS = 14  # differences up to which all 2^n sign patterns are counted
-SIGN_DRAWS = 20_000  # sign patterns that are drawn beyond
+DRAWS_AT_ONCE = 4_000_000  # 32 MB: bounds memory for any problems x resamples
+EXACT_SIGNS = 14  # up to this many differences, all 2^n sign patterns are enumerated
+SIGN_DRAWS = 20_000  # sign patterns drawn at random for more
 Bounds = tuple[float, float]
 SHARE: Bounds = (0.0, 1.0)
 DIFFERENCE: Bounds = (-1.0, 1.0)
-NODES = 64  # of the integral over ties: exact up to 128 of them, to 5e-5 up to 5,000
-NEGLIGIBLE = 1e-15  # a chance that no figure shows
-DEVIATIONS = 16  # of a sum of independent counts: further out there is nothing (chance below 1e-50)
+NODES = 64  # of the integral over ties: exact up to 128 ties, within 5e-5 up to 5,000
+NEGLIGIBLE = 1e-15  # a probability too small to change any figure
+DEVIATIONS = 16  # standard deviations of a sum of independent counts; beyond, the probability is below 1e-50
 
 
 def resampled_means(values_IM: ArrayLike, seed: int = SEED, bounds_M: Sequence[Bounds | None] | None = None) -> Floats:
-    """Return means (R, M) over problems drawn with replacement; NaN takes no part in a metric's mean.
+    """Return means (R, M) over problems drawn with replacement; a metric's mean ignores NaN.
 
-    Resampling equal values says that nothing else is possible. Where a metric has bounds (a share: 0 and 1) and all its
-    values are equal, the means are those of `unseen_means` instead.
+    Resampling equal values would give an interval of zero width. For a metric with bounds (a share: 0 and 1) and equal
+    values, the means come from `unseen_means` instead.
 
     Raises:
         ValueError: no problems.
@@ -57,22 +57,22 @@ def resampled_means(values_IM: ArrayLike, seed: int = SEED, bounds_M: Sequence[B
 
 
 def unseen_means(value: float, items: int, bounds: Bounds, seed: int = SEED) -> Floats:
-    """Return means (R,) that fit `items` problems which all have the same `value`.
+    """Return means (R,) consistent with `items` problems that all have the same `value`.
 
-    A share e of other problems goes unseen with chance (1 - e)^n. Half of the means have them at the lower bound, half
-    at the upper one, and a mean further out than e has chance (1 - e)^n on either side. Where `value` is a bound the
-    95 % interval is that of Clopper and Pearson 1934: 0 to 1 - 0.025^(1/n) where all n are wrong.
+    A share e of different problems goes unseen with probability (1 - e)^n. Half of the means put them at the lower
+    bound, half at the upper one; on either side, a share above e has probability (1 - e)^n. If `value` is a bound, the
+    95 % interval is that of Clopper and Pearson 1934: 0 to 1 - 0.025^(1/n) if all n are wrong.
     """
     random = np.random.default_rng(seed)
     pairs = RESAMPLES // 2
-    even = np.arange(pairs) / (RESAMPLES - 1)  # so that the ends of `interval` fall on the exact ones
+    even = np.arange(pairs) / (RESAMPLES - 1)  # makes the ends of `interval` exact
     unseen = 1.0 - even ** (1.0 / items)
     means = [value + unseen * (end - value) for end in bounds]
     return random.permutation(np.concatenate(means))
 
 
 def _draw_counts(items: int, seed: int) -> Iterator[Floats]:
-    """Yield (r, I) blocks: how often each problem is in each resample."""
+    """Yield (r, I) blocks: the count of each problem in each resample."""
     random = np.random.default_rng(seed)
     block = max(1, min(RESAMPLES, DRAWS_AT_ONCE // items))
     for start in range(0, RESAMPLES, block):
@@ -92,8 +92,8 @@ def mean_with_interval(
 ) -> tuple[float, float, float]:
     """Return mean, low and high end of the item bootstrap interval (percentiles of resampled means).
 
-    Problems are drawn with replacement, so rollouts of one problem stay together: pass one value a problem. With
-    `bounds`, equal values get the interval of `unseen_means`.
+    Problems are drawn with replacement. Pass one value per problem, so that its rollouts stay together. With `bounds`,
+    equal values get the interval of `unseen_means`.
 
     Raises:
         ValueError: no values.
@@ -104,7 +104,7 @@ def mean_with_interval(
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of `k` samples is correct: 1 - C(n - c, k) / C(n, k).
+    """Return an unbiased estimate of the chance that any of `k` samples is correct: 1 - C(n - c, k) / C(n, k).
 
     Chen et al. 2021, https://arxiv.org/abs/2107.03374, eq. 1.
     """
@@ -120,15 +120,15 @@ def pass_at_every_k(samples: int, correct: int, most: int) -> Floats:
 
 
 def majority_at_k(answers: Sequence[int], correct: Sequence[bool], k: int) -> float:
-    """Chance that the most frequent answer among `k` samples is correct; ties are broken evenly.
+    """Return the chance that the most frequent answer among `k` samples is correct; ties are broken evenly.
 
-    All subsets of k samples are alike. The chance depends on how many samples have each answer alone and is summed, not
-    drawn (`_chance_to_win`).
+    All subsets of k samples are equally likely. The chance depends only on the number of samples per answer. It is
+    computed exactly, not by sampling (`_chance_to_win`).
 
     Args:
-        answers: class of each sample's answer; a negative one is no answer and does not vote.
+        answers: class of each sample's answer; negative means no answer, which does not vote.
         correct: whether each sample is correct.
-        k: votes.
+        k: number of votes.
     """
     if k == 1:
         return sum(correct) / len(correct)
@@ -143,21 +143,21 @@ def majority_at_k(answers: Sequence[int], correct: Sequence[bool], k: int) -> fl
     return chance
 
 
-@lru_cache(maxsize=4096)  # few samples of many problems have few compositions
+@lru_cache(maxsize=4096)  # with few samples, many problems share a composition
 def _chance_to_win(votes: int, others: tuple[tuple[int, int], ...], silent: int, k: int) -> float:
-    """Chance that an answer of `votes` samples wins among `k` samples drawn without replacement.
+    """Return the chance that an answer of `votes` samples wins among `k` samples drawn without replacement.
 
-    Each sample is taken on its own with chance k / n; given that k are taken, that is the same. Then the votes of
-    answers are independent, and for each number m of votes for ours, the others have at most m and k - m together: the
-    coefficient of z^(k - m) in a product of polynomials, one for each answer, read from their values on a circle. With
-    t others that have m too ours wins with chance 1 / (1 + t), the integral of y^t from 0 to 1, so that a factor y
-    counts ties.
+    Take each sample independently with probability k / n; conditioned on k taken, this is equivalent. The vote counts
+    of answers are then independent. If ours has m votes, each other answer needs at most m, and all others k - m in
+    total: the coefficient of z^(k - m) in a product of one polynomial per answer, computed from values on a circle. If
+    t others tie at m, ours wins with probability 1 / (1 + t), the integral of y^t from 0 to 1, so a factor y counts
+    ties.
 
     Args:
-        votes: samples with our answer.
-        others: (samples, number of answers that have so many).
-        silent: samples without an answer.
-        k: votes that are drawn.
+        votes: number of samples with our answer.
+        others: (samples, number of answers with that many samples).
+        silent: number of samples without an answer.
+        k: number of votes drawn.
     """
     n = votes + silent + sum(count * number for count, number in others)
     if k == n:
@@ -188,7 +188,7 @@ def _chance_to_win(votes: int, others: tuple[tuple[int, int], ...], silent: int,
 
 
 def _binomial(n: int, p: float) -> Floats:
-    """Chances of 0 to n successes in n trials, 0 < p < 1."""
+    """Return the probabilities of 0 to n successes in n trials, 0 < p < 1."""
     i = np.arange(n)
     steps = np.log((n - i) / (i + 1)) + math.log(p / (1 - p))
     return np.exp(n * math.log1p(-p) + np.concatenate([[0.0], np.cumsum(steps)]))
@@ -196,7 +196,7 @@ def _binomial(n: int, p: float) -> Floats:
 
 @lru_cache(maxsize=NODES)
 def _gauss(nodes: int) -> tuple[Floats, Floats]:
-    """Nodes and weights of the integral from 0 to 1."""
+    """Return Gauss-Legendre nodes and weights on [0, 1]."""
     x, weights = np.polynomial.legendre.leggauss(nodes)
     return (x + 1) / 2, weights / 2
 
@@ -206,7 +206,7 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
 
     McNemar 1947; the exact form is a sign test on the discordant pairs.
     """
-    from scipy import stats  # on first use: the trainer needs the bootstrap alone
+    from scipy import stats  # lazy: the trainer only needs the bootstrap
 
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
@@ -222,14 +222,14 @@ class Difference:
     low: float
     high: float
     p: float
-    """Two-sided, of sign flips."""
+    """Two-sided, from sign flips."""
 
 
 def paired_bootstrap(first: ArrayLike, second: ArrayLike) -> Difference:
     """Return the mean difference over the same problems with its interval (resampling pairs) and p (sign flips).
 
-    p counts problems that differ alone (see `sign_flip_test`); it is 1 where none does. Resamples would give far too
-    small a p where few differ: hardly any resample is without them.
+    p uses only problems that differ (see `sign_flip_test`); it is 1 if none differs. A bootstrap p would be far too
+    small if few differ, because hardly any resample misses all of them.
     """
     difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     low, high = interval(resampled_means(difference[:, None], bounds_M=[DIFFERENCE])[:, 0])
@@ -239,10 +239,10 @@ def paired_bootstrap(first: ArrayLike, second: ArrayLike) -> Difference:
 
 
 def sign_flip_test(differences: ArrayLike) -> float:
-    """Two-sided p that paired differences (n,) have mean 0: share of sign patterns with as large a mean.
+    """Return the two-sided p that paired differences (n,) have mean 0: share of sign patterns with as large a mean.
 
-    All 2^n patterns up to n = 14 (no p is below 2 / 2^n), 20,000 drawn ones beyond (none is below 1 / 20,000). NaN
-    takes no part; NaN for no differences.
+    Up to n = 14 all 2^n patterns are enumerated (minimum p 2 / 2^n); beyond, 20,000 are drawn (minimum p 1 / 20,000).
+    NaN is ignored; without differences, p is NaN.
     """
     values = np.asarray(differences, dtype=np.float64)
     values = values[~np.isnan(values)]
@@ -254,7 +254,7 @@ def sign_flip_test(differences: ArrayLike) -> float:
 
 
 def _sign_patterns(size: int) -> Iterator[Floats]:
-    """Yield (r, size) blocks of signs, the pattern observed first: it belongs to the set, so p is above 0."""
+    """Yield (r, size) blocks of signs. The first is the observed pattern, so p is above 0."""
     if size <= EXACT_SIGNS:
         yield np.array(list(product((1.0, -1.0), repeat=size)))
         return
@@ -268,7 +268,7 @@ def _sign_patterns(size: int) -> Iterator[Floats]:
 
 
 def t_interval(values: ArrayLike) -> tuple[float, float, float]:
-    """Mean and 95 % interval over seeds (Student's t); the ends are NaN with fewer than two values."""
+    """Return mean and 95 % interval over seeds (Student's t); the ends are NaN with fewer than two values."""
     from scipy import stats
 
     known = np.asarray(values, dtype=np.float64)
@@ -283,7 +283,7 @@ def t_interval(values: ArrayLike) -> tuple[float, float, float]:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm 1979); NaN stays NaN and does not count."""
+    """Return p-values corrected for multiple tests (Holm 1979); NaN stays NaN and is not counted."""
     known = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
     corrected = [float("nan")] * len(ps)
     largest = 0.0

@@ -1,6 +1,6 @@
-"""Graded rows -> figures with 95 % intervals, read as a stream.
+"""Summarise a stream of graded rows into metrics with 95 % intervals.
 
-Legend: `I` problems, `M` metrics. A few numbers are kept for each response, its text never.
+Legend: `I` problems, `M` metrics. Keeps a few numbers per response, never its text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from openrlhf_ktae.verifier.reading.clean import clean
 Table = NDArray[np.float64]
 
 LENGTH = "response_length_mean"
-METRICS_AT_ONCE = 256  # 4 MB of resamples: memory does not grow with samples x resamples
+METRICS_AT_ONCE = 256  # 4 MB of resamples: bounds memory for any samples x resamples
 RIGHT_ANSWER, NO_ANSWER = 0, -1
 RATES = {
     "truncated_rate": "truncated",
@@ -34,7 +34,7 @@ SHOWN = ("model", "template", "sampling", "sources", "limit", "long_prompts", "r
 
 
 class Tally:
-    """Numbers of one benchmark, 40 bytes a response."""
+    """Statistics of one benchmark, 40 bytes per response."""
 
     def __init__(self) -> None:
         self.items: dict[str, int] = {}
@@ -43,7 +43,7 @@ class Tally:
         self.flags = {name: array("b") for name in ("correct", *RATES.values())}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take in one graded row."""
+        """Add one graded row."""
         self.item.append(self.items.setdefault(row["id"], len(self.items)))
         self.answer.append(answer_class(row))
         self.tokens.append(float("nan") if row.get("tokens") is None else row["tokens"])
@@ -65,12 +65,12 @@ class Tally:
 
     @property
     def samples(self) -> int:
-        """Samples that every problem has at least."""
+        """The smallest number of samples of any problem."""
         return int(np.bincount(self.item).min())
 
     def table(self, in_tokens: bool) -> tuple[list[str], Table]:
-        """Return the names of the metrics and their value for each problem, (I, M)."""
-        sorted_items = np.argsort(np.array(list(self.items)))  # the order of arrival must not move an interval
+        """Return metric names, and their values for each problem (I, M)."""
+        sorted_items = np.argsort(np.array(list(self.items)))  # the order of arrival must not change an interval
         rank = np.empty_like(sorted_items)
         rank[sorted_items] = np.arange(len(sorted_items))
         ranked = rank[np.asarray(self.item)]
@@ -105,9 +105,9 @@ def votes(samples: int) -> list[int]:
 
 
 def ends_of(tables: Sequence[tuple[int, Table]], names: Sequence[str]) -> Table:
-    """Return the ends (M, 2) of the 95 % interval of the mean over `tables` (seed, (I, M)), resampled each by itself.
+    """Return 95 % interval ends (M, 2) of the mean over `tables` (seed, (I, M)), each resampled separately.
 
-    NaN for a metric that no problem has. Equal shares get the interval of `unseen_means`.
+    NaN for a metric without values. Equal shares get the interval of `unseen_means`.
     """
     ends = np.full((len(names), 2), np.nan)
     for start in range(0, len(names), METRICS_AT_ONCE):
@@ -122,7 +122,7 @@ def ends_of(tables: Sequence[tuple[int, Table]], names: Sequence[str]) -> Table:
 
 
 def answer_class(row: Mapping[str, Any]) -> int:
-    """Return equal numbers for equal answers: right ones are equal, wrong ones where their tidied text is."""
+    """Return equal numbers for equal answers: all right ones are equal, wrong ones if their normalised text is."""
     if row["verdict"] == CORRECT:
         return RIGHT_ANSWER
     if row["extracted"] is None:
@@ -135,8 +135,8 @@ def summarize(rows: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> di
     """Return the summary: `about`, then `benchmarks`, `macro` and `pooled`.
 
     `accuracy` is avg@n over the `samples` of each problem; `n` counts responses. Intervals are 95 % percentiles over
-    resampled problems, for `macro` with problems drawn within each benchmark. An unknown verdict counts as not correct
-    and is counted.
+    resampled problems; for `macro`, problems are drawn within each benchmark. An unknown verdict counts as not correct,
+    and `unknown_rate` reports it.
 
     Raises:
         ValueError: no rows.
@@ -145,7 +145,7 @@ def summarize(rows: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> di
     for row in rows:
         tallies.setdefault(row["benchmark"], Tally()).add(row)
     if not tallies:
-        raise ValueError("there is no graded response to summarize")
+        raise ValueError("no graded responses to summarize")
     in_tokens = all(tally.in_tokens for tally in tallies.values())
     tables = {name: tally.table(in_tokens) for name, tally in tallies.items()}
     in_all = set[str].intersection(*({*names} for names, _ in tables.values()))
@@ -168,7 +168,7 @@ def summarize(rows: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> di
 
 
 def _figures(tally: Tally | list[Tally], names: list[str], values_M: Table, ends_M2: Table) -> dict[str, Any]:
-    """Return one group's figures as the summary file has them."""
+    """Return one group's metrics in the format of the summary file."""
     tallies = tally if isinstance(tally, list) else [tally]
     figures: dict[str, Any] = {"pass_at_k": {}, "maj_at_k": {}}
     for column, name in enumerate(names):

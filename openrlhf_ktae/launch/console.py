@@ -1,4 +1,4 @@
-"""What a person sees during a run: one line a step, read from the run record, and a summary at the end."""
+"""Console output of a run: one line per step, read from the run record, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Console:
     def __init__(self, directory: str | Path) -> None:
         self._directory = Path(directory)
         self._started = time.time()
-        self._stream = sys.stdout  # the driver redirects what the host prints, but not this
-        self._rows = sum(1 for _ in read_record(directory))  # a resumed run does not repeat itself
+        self._stream = sys.stdout  # the driver redirects the host's prints, but not this
+        self._rows = sum(1 for _ in read_record(directory))  # a resumed run does not print old rows again
         self._planned = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -40,7 +40,7 @@ class Console:
         self._print_new()
 
     def say(self, text: str) -> None:
-        """Print one line with the seconds since the start."""
+        """Print one line, prefixed with the seconds since the start."""
         line = f"[{time.time() - self._started:5.1f} s] {text}"
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         print(line.encode(encoding, "replace").decode(encoding), file=self._stream, flush=True)
@@ -60,14 +60,14 @@ class Console:
             if row["kind"] == "plan":
                 self._planned = row["steps"]
             elif row["kind"] in ("note", "stop"):
-                self.say(str(row.get("text", "training stops")))
+                self.say(str(row.get("text", "training stopped")))
             elif row["kind"] in ("step", "eval"):
                 self.say(step_line(row, self._planned) if row["kind"] == "step" else evaluation_line(row))
         self._rows = len(rows)
 
 
 def step_line(row: Mapping[str, Any], planned: int) -> str:
-    """Return the line of one training step."""
+    """Return the console line of one training step."""
     total = f"/{planned}" if planned >= row["step"] else ""
     parts = [
         f"step {row['step']:>4}{total}",
@@ -87,7 +87,7 @@ def step_line(row: Mapping[str, Any], planned: int) -> str:
 
 
 def evaluation_line(row: Mapping[str, Any]) -> str:
-    """Return the line of one evaluation."""
+    """Return the console line of one evaluation."""
     accuracy, length = interval(row, "eval_accuracy", 100), interval(row, "eval_response_length_mean", 1)
     line = f"held-out {row['when']:>6}  accuracy {accuracy} %  length {length}"
     if len(benchmarks(row)) < 2:
@@ -97,7 +97,7 @@ def evaluation_line(row: Mapping[str, Any]) -> str:
 
 
 def interval(row: Mapping[str, Any], name: str, scale: float) -> str:
-    """Return `mean [low, high]` of one evaluated figure."""
+    """Return `mean [low, high]` of one evaluation metric."""
     values = [figure(row, name + end) for end in ("", "_low", "_high")]
     if any(value is None for value in values):
         return "unknown"
@@ -106,7 +106,7 @@ def interval(row: Mapping[str, Any], name: str, scale: float) -> str:
 
 
 def figure(row: Mapping[str, Any], name: str) -> float | None:
-    """Return a figure of a row; None where it is missing or no number."""
+    """Return a number of a row; None if it is missing or not a number."""
     value = row.get(name)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return float(value) if is_number and value is not None else None
@@ -123,7 +123,7 @@ def _percent(row: Mapping[str, Any], name: str) -> str:
 
 
 def summary(args: SimpleNamespace) -> str:
-    """Return the closing lines: held-out figures before and after, and where everything is."""
+    """Return the closing lines: held-out metrics before and after, and where the outputs are."""
     rows = list(read_record(args.run.dir))
     lines = [*_comparison(rows), *_places(args)]
     if reason := untrained(args.run.dir):
@@ -132,7 +132,7 @@ def summary(args: SimpleNamespace) -> str:
 
 
 def untrained(directory: str | Path) -> str | None:
-    """Return why a run that ended has trained no step; None if it has."""
+    """Return why a finished run trained no step; None if it trained any."""
     trained = any(row["kind"] == "step" for row in read_record(directory))
     return None if trained else "the data ran out or every group was filtered"
 
@@ -171,10 +171,10 @@ def _places(args: SimpleNamespace) -> list[str]:
 
 
 def deleted_later(args: SimpleNamespace) -> list[str]:
-    """Say which outputs lie where Ray unpacks the working directory of a submitted job, which it deletes some day."""
+    """Return warnings for outputs inside a submitted job's working directory, which Ray deletes later."""
     outputs = {"--run.dir": args.run.dir, "--ckpt.output_dir": args.ckpt.output_dir, "--ckpt.path": args.ckpt.path}
     return [
-        f"{flag} {place}: is {Path(place).absolute()}, which Ray deletes later; give an absolute path that stays"
+        f"{flag} {place}: is {Path(place).absolute()}, which Ray deletes later; give an absolute path outside it"
         for flag, place in outputs.items()
         if place and RAY_UNPACKED in str(Path(place).absolute())
     ]

@@ -1,4 +1,4 @@
-"""Start Ray, put this package's classes where the host looks for its own, and let the host train."""
+"""Start Ray, replace the host's classes with this package's, and run the host's training."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ HOST_CLI = "openrlhf.cli.train_ppo_ray"
 ENGINE_MODULE = "openrlhf.trainer.ray.vllm_engine"
 TRACEBACK_FILE = "error.txt"
 SHOWN = 400  # characters of a reason
-ENGINE_LOG = "root cause"  # vLLM's core says only in its log why it could not start
+ENGINE_LOG = "root cause"  # vLLM's core reports startup errors only in its log
 CORE_ERROR = re.compile(r"^.*\(EngineCore[^)]*\).*?\b([A-Z]\w*(?:Error|Exception): (?!Engine core).+)$", re.M)
 DATA = re.compile(r"prepare_datasets|blending_datasets|PromptDataset|/site-packages/datasets/")
-DIED_UNEXPECTEDLY = 2  # Ray's NodeDeathInfo.Reason; one that was taken out of the cluster has another
-RETURN_SECONDS = 120.0  # for a node to come back, or for another to take its place
+DIED_UNEXPECTEDLY = 2  # Ray's NodeDeathInfo.Reason; a node removed on purpose has another
+RETURN_SECONDS = 120.0  # for a node to come back or be replaced
 
 
 class Failed(RuntimeError):
-    """A process of the run raised an error of Python; the message begins with it."""
+    """A process of the run raised a Python error; the message begins with it."""
 
 
 class DataUnreadable(ValueError):
-    """The data could not be loaded where the run needs them."""
+    """The data could not be loaded in the process that needs them."""
 
 
 class ClusterTooSmall(ValueError):
-    """The Ray cluster that was joined cannot place the run."""
+    """The joined Ray cluster has too few devices for the run."""
 
 
 def train(
@@ -56,23 +56,23 @@ def train(
     say: Callable[[str], None],
     classes: Callable[[str], Places] = host_classes,
 ) -> None:
-    """Run the whole training; returns when the model is saved.
+    """Train from start to end; returns when the model is saved.
 
     Args:
         args: the validated options.
-        backend: what this machine has.
-        say: gets a line for each stage of the start.
-        classes: from the name of a backend to what replaces classes of the host.
+        backend: the backend for this machine.
+        say: called with a line for each stage of the startup.
+        classes: maps a backend's name to the replacements of the host's classes.
 
     Raises:
-        ClusterTooSmall: a cluster was joined that has too few devices.
-        NodesApart: a node of it does not see what the run reads or writes.
+        ClusterTooSmall: the joined cluster has too few devices.
+        NodesApart: a node of it does not see files that the run reads or writes.
         ClusterAway: there is no cluster to join.
-        ProcessDied: Ray does not start, or a process of the run is gone for good.
-        UnwrittenStop: training ended early, and the disk has no room for the reason.
+        ProcessDied: Ray does not start, or a process of the run died and was not restarted.
+        UnwrittenStop: training stopped early, and the reason could not be written (disk full).
         DataUnreadable: the data cannot be loaded.
-        Failed: another error of Python.
-        SavedInPart: the weights are saved, and something else of the model is not.
+        Failed: another Python error.
+        SavedInPart: the weights were saved, but other files of the model were not.
     """
     args = with_absolute_places(args)
     mark()
@@ -85,8 +85,8 @@ def train(
     import ray  # reads the environment as it is imported
 
     backend.prepare_driver()
-    # Not while another thread imports: Ray runs Python code in its forked children before they exec, and one that is
-    # forked while an import holds a lock hangs for good, and with it this process.
+    # Not while another thread imports: Ray runs Python code in forked children before exec. A child forked while an
+    # import lock is held deadlocks, and this process with it.
     start_ray(args, backend, variables)
     node = ray._private.worker.global_worker.node
     logs = Path(node.get_logs_dir_path() if node else "")
@@ -107,13 +107,13 @@ def train(
             where.write_text(without_colours(str(error)) + "\n", encoding="utf-8")
         if DATA.search(str(error)) and failed_to_start(error):
             raise DataUnreadable(
-                f"--data.prompt_dataset or --eval.dataset: cannot be loaded: {reason[:SHOWN]}; {where} says where"
+                f"--data.prompt_dataset or --eval.dataset: cannot be loaded: {reason[:SHOWN]}; traceback in {where}"
             ) from None
-        raise Failed(f"{reason[:SHOWN]}; {where} says where") from None
+        raise Failed(f"{reason[:SHOWN]}; traceback in {where}") from None
 
 
 def cause_in_logs(logs: Path) -> str:
-    """Return the last error that vLLM's cores wrote to Ray's logs of workers; empty where there is none."""
+    """Return the last error of vLLM's cores in Ray's worker logs; empty if there is none."""
     found: list[str] = []
     for path in sorted(logs.glob("worker-*"), key=lambda path: path.stat().st_mtime):
         with suppress(OSError):
@@ -122,7 +122,7 @@ def cause_in_logs(logs: Path) -> str:
 
 
 def without_colours(text: str) -> str:
-    """Return `text` without the codes with which Ray colours tracebacks."""
+    """Return `text` without the colour codes of Ray's tracebacks."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
@@ -148,13 +148,13 @@ def _train(args: SimpleNamespace, classes: Places, say: Callable[[str], None]) -
 
 
 class FullDiskLog(io.TextIOWrapper):
-    """A log that loses what finds no room: no print of the host ends a run for want of it."""
+    """Drops writes on a full disk, so host prints cannot crash the run."""
 
     def __init__(self, file: Any, encoding: str) -> None:
         super().__init__(file, encoding, write_through=True)
 
     def write(self, text: str) -> int:
-        """Write `text` at once, or lose it."""
+        """Write `text` at once, or drop it."""
         with suppress(OSError):
             super().write(text)
         return len(text)
@@ -162,7 +162,7 @@ class FullDiskLog(io.TextIOWrapper):
 
 @contextmanager
 def quiet(args: SimpleNamespace) -> Iterator[None]:
-    """Send what the host prints in this process to `driver.log` of the run, unless the run is verbose."""
+    """Redirect the host's prints in this process to `driver.log` of the run, unless the run is verbose."""
     if args.run.verbose:
         yield
         return
@@ -171,22 +171,22 @@ def quiet(args: SimpleNamespace) -> Iterator[None]:
 
 
 def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: float = RETURN_SECONDS) -> None:
-    """Raise where Ray would wait for devices for ever. Where a node has died, it or another may come for a while.
+    """Raise if Ray would wait forever for devices. If a node died, first wait for it or a replacement.
 
     Raises:
         ClusterTooSmall: the cluster has too few devices.
-        ProcessDied: a node died, and none has come in `patience` seconds.
+        ProcessDied: a node died, and was not replaced within `patience` seconds.
     """
     import ray
 
     needed, present = devices_needed(args), devices(ray.nodes())
     if present < needed and any(node["DeathReason"] == DIED_UNEXPECTEDLY for node in ray.nodes()):
         state = f"a node of the cluster died; {present} devices are left, and this run needs {needed}"
-        say(f"{state}; waiting up to {patience:g} s for it, or another")
+        say(f"{state}; waiting up to {patience:g} s for it or a replacement")
         end = time.monotonic() + patience
         while (present := devices(ray.nodes())) < needed:
             if time.monotonic() > end:
-                raise ProcessDied(f"{state}; none has come in {patience:g} s")
+                raise ProcessDied(f"{state}; none joined within {patience:g} s")
             time.sleep(POLL_SECONDS)
     if present < needed:
         raise ClusterTooSmall(
@@ -199,7 +199,7 @@ def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: f
 
 
 def install_classes(args: SimpleNamespace, classes: Places) -> None:
-    """Set the classes that the host's `train` looks up as globals, in this process alone."""
+    """Replace the classes that the host's `train` looks up as globals, only in this process."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -215,7 +215,7 @@ def install_classes(args: SimpleNamespace, classes: Places) -> None:
     for name in HOST_CLASSES:
         plain = undecorated(getattr(host_cli, name))
         setattr(host_cli, name, restartable(plain, args.faults.config.model_restarts))
-    # The trainer writes the run record; on this node the driver can read it and print a line a step.
+    # The trainer writes the run record. On this node, the driver can read it and print a line per step.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     if args.train.async_enable:
         from openrlhf.trainer import ppo_trainer_async

@@ -1,4 +1,4 @@
-"""Put into the options what the run goes on from, and what its checkpoints will say of it."""
+"""Set the options for the checkpoint to resume from, and the run's description for its new checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openrlhf_ktae.record.directory import nested_options, versions
 
 
 def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
-    """Set `run.resume_from`, `resume_step`, `about`, `accepted_changes`, `ckpt.load_enable`; return lines for a person.
+    """Set `run.resume_from`, `resume_step`, `about`, `accepted_changes`, `ckpt.load_enable`; return lines to print.
 
     Raises:
         CannotResume: see `checkpoint.resume`; or another run writes below `--ckpt.path`, see `checkpoint.lock`.
@@ -36,7 +36,7 @@ def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
         accepted = check_options(chosen, about["config"], about["data"], args.run.accept_changes)
         args.run.accepted_changes = accepted
         if accepted:
-            lines.append(f"other than in the checkpoint, from now on: {', '.join(f'--{name}' for name in accepted)}")
+            lines.append(f"changed from the checkpoint's value: {', '.join(f'--{name}' for name in accepted)}")
         lines += other_versions(chosen, about["versions"])
     hold(args.ckpt.path)
     return lines

@@ -1,1 +1,1 @@
-"""How much memory a model takes in each phase of a step, and how much a device has."""
+"""Memory a model needs in each phase of a step, and memory a device has."""

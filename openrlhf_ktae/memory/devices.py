@@ -1,4 +1,4 @@
-"""Devices that a plan can be made for, and what this machine has."""
+"""Memory of known devices and of this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 GIB = 2**30
-# Memory that the driver reports, which is less than the name says.
+# As reported by the driver, which is less than the nominal size.
 GPUS = {
     "a10-24g": 22.0 * GIB,
     "l40s-48g": 44.4 * GIB,
@@ -24,8 +24,8 @@ def memory_of(name: str, ranks_here: int) -> float | None:
     """Return the bytes of one device; on a CPU, its share of the machine's memory. None for `auto` without a GPU.
 
     Args:
-        name: of `GPUS`, `cpu`, or `auto` for the first GPU of this machine.
-        ranks_here: devices of a run on this machine, which share its memory on a CPU.
+        name: a name in `GPUS`, `cpu`, or `auto` for the first GPU of this machine.
+        ranks_here: number of the run's devices on this machine; on a CPU they share its memory.
     """
     if name == CPU:
         return _physical() / max(1, ranks_here)
@@ -35,12 +35,12 @@ def memory_of(name: str, ranks_here: int) -> float | None:
 
 
 def host_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """Return the bytes of this machine's memory that this process may use: a container or a Slurm job has a limit."""
+    """Return the bytes of host memory that this process may use, within limits of a container or Slurm job."""
     limits = [_physical()]
     with suppress(OSError, IndexError):
         inside = root / own.read_text().split("0::", 1)[1].split("\n", 1)[0].lstrip("/")
         for folder in (inside, *inside.parents):
-            with suppress(OSError, ValueError):  # the root has no such file, and `max` is no limit
+            with suppress(OSError, ValueError):  # the root has no such file; `max` means no limit
                 limits.append(float(int((folder / "memory.max").read_text())))
     return min(limits)
 
@@ -50,11 +50,11 @@ def _physical() -> float:
 
 
 def _first_gpu() -> float | None:
-    """Ask the driver, not torch, so that no CUDA context is made in this process."""
+    """Ask the driver instead of torch, which would create a CUDA context in this process."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).total)
-    except Exception:  # no driver, no library: the ways to have no GPU differ by machine
+    except Exception:  # no driver, no library: the errors differ by machine
         return None

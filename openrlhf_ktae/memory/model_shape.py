@@ -1,4 +1,4 @@
-"""The shape of a decoder model from its `config.json`, and its number of parameters."""
+"""The shape of a decoder model, read from its `config.json`, and its parameter counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from openrlhf_ktae.base.model_config import read_config
 
-# config.json of the models in configs/, for planning where the hub cannot be reached.
+# config.json of the models in configs/, for planning without access to the Hub.
 _QWEN = {"model_type": "qwen2"}
 KNOWN: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-Math-1.5B": {
@@ -57,7 +57,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a dense decoder with a gated feed-forward part (Qwen2, Llama)."""
+    """Sizes of a dense decoder with a gated MLP (Qwen2, Llama)."""
 
     hidden: int
     layers: int
@@ -68,7 +68,7 @@ class ModelShape:
     vocabulary: int
     tied: bool
     biased: bool
-    """Whether queries, keys and values have a bias, as in Qwen2."""
+    """Whether the query, key and value projections have a bias, as in Qwen2."""
 
     @property
     def of_layer(self) -> int:
@@ -89,7 +89,7 @@ class ModelShape:
         return max(self.vocabulary * self.hidden, self.of_layer)
 
     def adapted(self, targets: str | Collection[str]) -> list[tuple[int, int]]:
-        """Return inputs and outputs of each matrix that has an adapter; `all-linear` leaves out embeddings and head."""
+        """Return (inputs, outputs) of each matrix with an adapter; `all-linear` excludes embeddings and head."""
         heads, kv = self.heads * self.head_size, self.kv_heads * self.head_size
         of_layer = {
             "q_proj": (self.hidden, heads),
@@ -106,12 +106,12 @@ class ModelShape:
         return self.layers * layers + [ends[name] for name in named if name in ends]
 
     def adapter_parameters(self, rank: int, targets: str | Collection[str]) -> int:
-        """Parameters of the LoRA adapters: `rank` rows and columns beside each matrix (arXiv 2106.09685)."""
+        """Return the number of LoRA adapter parameters, `rank` x (inputs + outputs) per matrix (arXiv 2106.09685)."""
         return sum(rank * (inputs + outputs) for inputs, outputs in self.adapted(targets))
 
     @property
     def tensors(self) -> tuple[tuple[int, int], ...]:
-        """Large tensors of an engine as (how many, numbers in each): vLLM joins q, k, v, and gate and up."""
+        """Large tensors of an engine as (count, elements in each): vLLM fuses q, k, v, and gate and up."""
         qkv, out = (self.heads + 2 * self.kv_heads) * self.head_size, self.heads * self.head_size
         of_layer = (qkv * self.hidden, out * self.hidden, 2 * self.intermediate * self.hidden)
         return (
@@ -121,18 +121,18 @@ class ModelShape:
 
     @property
     def kv_of_token(self) -> int:
-        """Numbers in keys and values of one token, all layers."""
+        """Elements in keys and values of one token, over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_size
 
 
 def model_shape(name: str | None) -> ModelShape | None:
-    """Return the shape of a model folder, of a model in the local hub cache, or of a known one; None otherwise."""
+    """Return the shape of a model folder, of a model in the local Hub cache, or of one in `KNOWN`; None otherwise."""
     config = _config(name or "")
     return None if config is None else shape_of(config)
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
-    """Return the shape that a `config.json` describes; None for another architecture (experts, no gated part)."""
+    """Return the shape described by a `config.json`; None for other architectures (experts, missing sizes)."""
     try:
         heads = int(config["num_attention_heads"])
         if config.get("num_experts") or config.get("num_local_experts"):
@@ -148,7 +148,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
             tied=bool(config.get("tie_word_embeddings", False)),
             biased=config.get("model_type") == "qwen2" or bool(config.get("attention_bias")),
         )
-    except (KeyError, ValueError, TypeError, ZeroDivisionError):  # another architecture, or no sizes at all
+    except (KeyError, ValueError, TypeError, ZeroDivisionError):  # another architecture, or sizes are missing
         return None
 
 

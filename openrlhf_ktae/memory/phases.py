@@ -1,6 +1,6 @@
-"""Bytes on one device in each phase of a step, from the options and the shape of the model.
+"""Bytes on one device in each phase of a step, computed from the options and the shape of the model.
 
-States follow DeepSpeed's own estimators for 16-bit training (a test compares them); activations are counted tensor by
+Model states follow DeepSpeed's estimators for 16-bit training (a test compares them). Activations are counted tensor by
 tensor for a gated decoder with fused attention. P parameters, N ranks that shard them, T tokens of a micro-batch.
 """
 
@@ -15,38 +15,38 @@ from openrlhf_ktae.memory.model_shape import ModelShape
 
 GIB = 2**30
 CUDA_CONTEXT = 0.7 * GIB
-"""CUDA's context, loaded kernels and their workspaces, of one process on a GPU: an allowance, not measured here."""
+"""CUDA context, loaded kernels and workspaces of one process on a GPU: an allowance, not measured here."""
 NCCL_COMMUNICATOR = 32 * 2 * 4 * 2**20
-"""Channels x (send, receive) x NCCL_BUFFSIZE, whose default is 4 MiB (NCCL's page of environment variables); fewer
-channels are used where links are few."""
+"""Channels x (send, receive) x NCCL_BUFFSIZE, 4 MiB by default (NCCL's page of environment variables). With few links
+NCCL uses fewer channels."""
 CUDA_GRAPH_SIZES = 3 + 31 + 17
 """Batch sizes that vLLM captures by default: 1, 2, 4; 8 to 248 by 8; 256 to 512 by 16 (`VllmConfig`)."""
 CUDA_GRAPH_OF_LAYER = 0.35 * 2**20
-"""Of one size in one layer: an allowance (0.5 GiB for 28 layers), not measured here."""
+"""One batch size in one layer: an allowance (0.5 GiB for 28 layers), not measured here."""
 CPU_PROCESS = 160 * 2**20
-"""Threads, code loaded or made on first use (oneDNN's) and small buffers of a training process on a CPU: an allowance,
-set on models of 8 and 28 million parameters (`docs/planner.md`)."""
+"""Threads, code loaded or compiled on first use (oneDNN) and small buffers of a training process on a CPU: an allowance
+calibrated on models of 8 and 28 million parameters (`docs/planner.md`)."""
 GATHER_BUFFERS = 100 * 2**20
-"""Of ZeRO-3 (measured on CPUs with models of 8, 28 and 80 million parameters)."""
+"""ZeRO-3's buffers for gathering (measured on CPUs with models of 8, 28 and 80 million parameters)."""
 BUCKET = 500_000_000
-"""DeepSpeed's `reduce_bucket_size`: gradients that are averaged at once."""
+"""DeepSpeed's `reduce_bucket_size`: number of gradient elements reduced at once."""
 CPU_BUCKET = 4 * 2**20
-"""The same on the CPU backend. Buckets of DeepSpeed's size lie in several copies of the whole model, made anew for each
-micro-batch; these stay under what glibc keeps on its heap (32 MiB), so that the kernel need not clear their pages. A
-parameter that is larger than a bucket is averaged by itself."""
+"""The same on the CPU backend. Default-size buckets cost several model-sized copies per micro-batch. These stay below
+glibc's heap limit (32 MiB), so the kernel need not clear their pages. A parameter larger than a bucket is reduced by
+itself."""
 UNDIVIDED: dict[int, dict[int, tuple[float, float]]] = {
     BUCKET: {0: (10, 12), 1: (10, 12), 2: (10, 12), 3: (14, 17)},
     CPU_BUCKET: {0: (8.5, 7), 1: (8.5, 7), 2: (5.5, 5), 3: (7.5, 10)},
 }
-"""fp32: bytes a parameter besides those that ZeRO divides, by bucket and stage, for one rank and for more; set on
+"""fp32: bytes per parameter that ZeRO does not shard, by bucket and stage, for (one rank, several ranks); calibrated on
 measured peaks (`docs/planner.md`)."""
 ENGINE_BYTES = 2
-"""The host loads its engines in bf16 whatever the trainer's type is."""
+"""The host always loads its engines in bf16, whatever the trainer's dtype."""
 FROZEN_GATHERED = 3
-"""fp32 with ZeRO-3: bytes of a parameter that LoRA does not train, besides its share; of four, set on measured peaks
-(`docs/lora.md`)."""
+"""fp32 with ZeRO-3: bytes kept gathered, out of 4, per parameter frozen by LoRA, besides its shard; calibrated on
+measured peaks (`docs/lora.md`)."""
 LORA_PROCESS = 40 * 2**20
-"""On a CPU: adapters' modules and what autograd notes for them; set on the same peaks."""
+"""Adapter modules and their autograd state; calibrated on the same peaks on a CPU."""
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -59,31 +59,31 @@ class PhaseMemory:
 
     @property
     def total(self) -> float:
-        """All parts."""
+        """Sum of all parts."""
         return sum(self.parts.values())
 
 
 def share_devices(args: SimpleNamespace) -> bool:
-    """Whether engines and trainer take turns on the same devices."""
+    """Return whether engines and trainer take turns on the same devices."""
     return bool(args.train.colocate_all and not args.train.async_enable)
 
 
 def trainer_process(args: SimpleNamespace) -> float:
-    """Return what a rank takes on a GPU besides tensors: context, and NCCL's buffers of each group that it is in."""
+    """Return a rank's bytes on a GPU besides tensors: CUDA context, and NCCL buffers for each of its groups."""
     ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
     groups = (ranks, args.ds.ring_attn_size, args.ds.tensor_parallel_size, 1 if share_devices(args) else 2)
     return CUDA_CONTEXT + NCCL_COMMUNICATOR * sum(size > 1 for size in groups)
 
 
 def engine_process(args: SimpleNamespace, shape: ModelShape) -> float:
-    """Return what an engine takes on one of its GPUs besides weights and keys and values; it keeps it asleep."""
+    """Return an engine's bytes on one GPU besides weights and KV cache; sleeping does not free them."""
     groups = (args.vllm.tensor_parallel_size, 1 if share_devices(args) else 2)
     graphs = 0.0 if args.vllm.enforce_eager else CUDA_GRAPH_SIZES * shape.layers * CUDA_GRAPH_OF_LAYER
     return CUDA_CONTEXT + NCCL_COMMUNICATOR * sum(size > 1 for size in groups) + graphs
 
 
 def shards(args: SimpleNamespace) -> int:
-    """Ranks among which ZeRO divides: all but tensor-parallel ones (ring attention divides tokens, not states)."""
+    """Return the number of ranks that ZeRO shards over, which includes ring-attention but not tensor-parallel ones."""
     return max(1, args.actor.num_nodes * args.actor.num_gpus_per_node // args.ds.tensor_parallel_size)
 
 
@@ -93,16 +93,16 @@ def model_states(
     """Return bytes of parameters, gradients and Adam's states on one rank.
 
     Args:
-        parameters: of the model, divided by tensor parallelism.
+        parameters: number of the model's parameters, divided by tensor parallelism.
         largest: parameters of the largest module that ZeRO-3 gathers.
         stage: ZeRO stage, 0 to 3.
-        ranks: that share the states.
+        ranks: number of ranks that shard the states.
         size: bytes of a parameter, 2 or 4.
-        offload: Adam's states and the 32-bit parameters are in the host's memory.
-        bucket: `BUCKET` or `CPU_BUCKET`; counts in fp32 alone.
+        offload: Adam's states and the 32-bit parameters are in host memory.
+        bucket: `BUCKET` or `CPU_BUCKET`; only matters in fp32.
 
-    With 2 bytes these are DeepSpeed 0.19.6's `estimate_zero{2,3}_model_states_mem_needs`: of 18 bytes a parameter 2 are
-    the parameter, 4 its gradients, 4 the 32-bit parameter, 8 Adam's. With 4 bytes see `fp32_states`.
+    With 2 bytes these are DeepSpeed 0.19.6's `estimate_zero{2,3}_model_states_mem_needs`. Of 18 bytes per parameter, 2
+    are the parameter, 4 gradients, 4 the 32-bit parameter and 8 Adam's states. For 4 bytes see `fp32_states`.
     """
     if size == 4:
         return fp32_states(parameters, stage, ranks, offload, bucket)
@@ -115,11 +115,11 @@ def model_states(
 
 
 def fp32_states(parameters: int, stage: int, ranks: int, offload: bool = False, bucket: int = BUCKET) -> float:
-    """Return the same in fp32, where DeepSpeed has no estimator: set on peaks measured on CPUs (`docs/planner.md`).
+    """Return the same in fp32. DeepSpeed has no estimator for it; calibrated on CPU peaks (`docs/planner.md`).
 
-    Of each parameter, ZeRO divides 20 bytes: a copy that is updated (4), Adam's states (8) and two gradients (8). Each
-    rank has more of it for a while (`UNDIVIDED`): parameters that are gathered, gradients that are not yet divided, and
-    copies of buckets. In ZeRO-3 it is taken to be no more than a model of `BUCKET` parameters has; measured to 135M.
+    ZeRO shards 20 bytes per parameter: the updated copy (4), Adam's states (8) and two gradients (8). Each rank briefly
+    holds more (`UNDIVIDED`): gathered parameters, gradients before reduction, and bucket copies. In ZeRO-3 this extra
+    is assumed not to grow beyond a model of `BUCKET` parameters; measured up to 135M.
     """
     divided = (8 if offload else 20) * parameters / (ranks if stage else 1)
     whole = UNDIVIDED[bucket][stage][ranks > 1]
@@ -129,13 +129,13 @@ def fp32_states(parameters: int, stage: int, ranks: int, offload: bool = False, 
 
 
 def trained_parameters(args: SimpleNamespace, shape: ModelShape) -> int:
-    """Return the parameters that have gradients and Adam's states: all, or those of LoRA's adapters."""
+    """Return the number of parameters with gradients and Adam states: all, or only those of LoRA adapters."""
     lora = args.ds.lora
     return shape.adapter_parameters(lora.rank, lora.target_modules) if lora.rank else shape.parameters
 
 
 def _states_of(args: SimpleNamespace, shape: ModelShape, largest: int, cuda: bool) -> float:
-    """Return `model_states` with the options of a run; what LoRA does not train is parameters alone."""
+    """Return `model_states` for a run's options; parameters frozen by LoRA have no gradients or Adam states."""
     size, bucket = BYTES[args.ds.param_dtype], BUCKET if cuda else CPU_BUCKET
     stage, ranks = args.ds.zero_stage, shards(args)
     trained = trained_parameters(args, shape) // args.ds.tensor_parallel_size
@@ -146,16 +146,16 @@ def _states_of(args: SimpleNamespace, shape: ModelShape, largest: int, cuda: boo
 
 
 def frozen(parameters: int, stage: int, ranks: int, size: int) -> float:
-    """Return bytes of parameters that are not trained: ZeRO-3 divides them, and in fp32 has most gathered besides."""
+    """Return bytes of frozen parameters. ZeRO-3 shards them, and in fp32 also keeps most of them gathered."""
     divided = parameters * size / (ranks if stage == 3 else 1)
     return divided + (FROZEN_GATHERED * min(parameters, BUCKET) if stage == 3 and size == BYTES["fp32"] else 0)
 
 
 def activations(shape: ModelShape, tokens: int, size: int, checkpointing: bool) -> float:
-    """Return bytes that a forward pass over `tokens` keeps for the backward pass, without the logits.
+    """Return bytes that a forward pass over `tokens` saves for the backward pass, without the logits.
 
-    Of each layer, in numbers a token: two norms keep input and normalised input in 32 bits (4 h x 2 at 2 bytes);
-    queries, keys and values before and after rotation; the attention's output; and four of the gated part.
+    Per layer and token: two norms save their input and normalised input in 32 bits (4 h x 2 at 2 bytes); queries, keys
+    and values before and after rotation; the attention output; and four tensors of the gated MLP.
     """
     hidden, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     norms = 4 * shape.hidden * 4
@@ -167,13 +167,13 @@ def activations(shape: ModelShape, tokens: int, size: int, checkpointing: bool) 
 
 
 def logits(shape: ModelShape, tokens: int, size: int) -> float:
-    """Return bytes around the vocabulary: logits, their 32-bit copy where they have 16, and gradients of both."""
+    """Return bytes of the logits, their 32-bit copy if they are 16-bit, and the gradients of both."""
     copies = 2 * 4 + (2 * size if size == 2 else 0)
     return tokens * shape.vocabulary * copies
 
 
 def tokens_of_micro_batch(args: SimpleNamespace) -> int:
-    """Return the tokens that one device holds at once in training, at most."""
+    """Return the maximum number of tokens that one device holds at once in training."""
     ring = args.ds.ring_attn_size
     longest = -(-args.data.max_len // ring)
     if args.train.dynamic_batch_enable:
@@ -200,7 +200,7 @@ def training(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemor
 
 
 def reference_model(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> float:
-    """Return what the reference model keeps on a device that it shares."""
+    """Return the bytes of the reference model on a device that it shares with the trainer."""
     if args.algo.kl.init_coef <= 0 or not args.train.colocate_all:
         return 0.0
     weights = shape.parameters * BYTES[args.ds.param_dtype] / (shards(args) if args.ds.zero_stage == 3 else 1)
@@ -208,7 +208,7 @@ def reference_model(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> flo
 
 
 def resident_trainer(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> float:
-    """Return what the trainer (and the reference model) keep on a device that engines share, while they generate."""
+    """Return the bytes that trainer and reference model keep on a device shared with engines during generation."""
     if not share_devices(args):
         return 0.0
     size, ranks = BYTES[args.ds.param_dtype], shards(args)
@@ -220,21 +220,21 @@ def resident_trainer(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> fl
 
 
 def engine_weights(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> float:
-    """Return the bytes of an engine's weights on one of its devices; on a CPU plain and packed (`PackedLinear`)."""
+    """Return the bytes of an engine's weights on one device; on a CPU there is also a packed copy (`PackedLinear`)."""
     copies = 1 if cuda else 2
     return copies * shape.parameters * BYTES[args.ds.param_dtype] / args.vllm.tensor_parallel_size
 
 
 def kv_of_sequence(args: SimpleNamespace, shape: ModelShape) -> float:
-    """Return the bytes of keys and values of one sequence of `--data.max_len` on one device."""
+    """Return the KV cache bytes of one sequence of `--data.max_len` on one device."""
     divided = min(args.vllm.tensor_parallel_size, shape.kv_heads)
     return shape.kv_of_token * BYTES[args.ds.param_dtype] * args.data.max_len / divided
 
 
 def synchronisation(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemory:
-    """Return the memory while weights go to the engines: one whole parameter and its copy travel at a time.
+    """Return the memory while weights are sent to the engines: one full parameter and its copy at a time.
 
-    With LoRA, W, B A, scale * B A and the sum are there at once.
+    With LoRA, W, B A, scale * B A and their sum exist at once.
     """
     size = BYTES[args.ds.param_dtype]
     largest = shape.vocabulary * shape.hidden
@@ -250,18 +250,18 @@ def synchronisation(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> Pha
 
 
 def host(args: SimpleNamespace, shape: ModelShape, pinned: Callable[[float], float] = float) -> PhaseMemory:
-    """Return the bytes in the host's memory of a node on GPUs that sleep, offloading and exports take.
+    """Return the host memory of a GPU node used by sleep, offloading and exports, in bytes.
 
-    vLLM's `sleep(level=1)`, which the host calls, copies weights to the host and drops keys and values
+    vLLM's `sleep(level=1)`, which OpenRLHF calls, copies weights to host memory and drops the KV cache
     (vllm/device_allocator/cumem.py). `--ds.enable_sleep` moves the 32-bit parameters (4 bytes), Adam's states (8) and
-    the gradients to the host and keeps their places there (DeepSpeed's `offload_states`; the list of states is in
-    openrlhf/utils/deepspeed/deepspeed_utils.py); `--ds.adam_offload` has 16 bytes a parameter there (DeepSpeed's
+    the gradients to host memory and keeps those buffers (DeepSpeed's `offload_states`; the list of states is in
+    openrlhf/utils/deepspeed/deepspeed_utils.py). `--ds.adam_offload` uses 16 bytes per parameter (DeepSpeed's
     estimators, without their factor of 1.5 for buffers). An export gathers the whole model on rank 0.
 
     Args:
-        args: of the run.
-        shape: of the model.
-        pinned: bytes -> bytes that a block of pinned memory takes (`power_of_two`).
+        args: options of the run.
+        shape: shape of the model.
+        pinned: maps a size in bytes to the bytes that pinned memory uses for it (`power_of_two`).
     """
     size, ranks_here = BYTES[args.ds.param_dtype], args.actor.num_gpus_per_node
     of_rank = shape.parameters / args.ds.tensor_parallel_size / shards(args)
@@ -285,5 +285,5 @@ def host(args: SimpleNamespace, shape: ModelShape, pinned: Callable[[float], flo
 
 
 def power_of_two(size: float) -> float:
-    """Return what PyTorch's allocator of pinned memory takes for `size` bytes (ATen/core/CachingHostAllocator.h)."""
+    """Return the bytes that PyTorch's pinned allocator uses for `size` bytes (ATen/core/CachingHostAllocator.h)."""
     return float(1 << (math.ceil(size) - 1).bit_length()) if size > 1 else size

@@ -1,1 +1,1 @@
-"""The processes of a run: how they start, are found, watched, stopped and die."""
+"""The processes of a run: setup, discovery, watching, stopping, and recognising their deaths."""

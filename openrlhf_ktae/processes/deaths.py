@@ -1,4 +1,4 @@
-"""Processes that are gone: the errors that mean it, rather than that code raised, and waiting for the next one."""
+"""Dead processes: tell their errors from exceptions raised by code, and wait for a replacement."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
-START_MINUTES = 20  # for a process to come back, where its node may have gone
+START_MINUTES = 20  # for a process to come back, perhaps on another node
 POLL_SECONDS = 1.0
-DEAD_FOR_GOOD = 3  # answers in a row; a call that was under way as the actor died fails in the same way, once
+DEAD_FOR_GOOD = 3  # consecutive errors; a call in flight when the actor dies fails the same way once
 
-# By the names of their classes: vLLM's, of a core that died, and this package's, some of which are defined above this
-# module. The text of an error proves nothing: an agent's may quote anything.
+# Class names, because some of this package's are defined in higher layers. The first is vLLM's error for a dead core.
+# The text of an error proves nothing: an agent's error may quote anything.
 ENGINE_GONE = ("EngineDeadError", "OutdatedEngine")
 GONE = (*ENGINE_GONE, "EnginesLost", "ModelLost")
 CREATION = "because of an error raised in its creation task"
@@ -21,10 +21,10 @@ ERROR_LINE = re.compile(
 )
 PROCESS_ENDED = re.compile(r"worker process has died\. Worker exit type: (?P<how>\w+ Worker exit detail: .*)", re.S)
 ACTOR_CLASS = re.compile(r"class_name: (?:.*\.)?(?P<name>\w+)$", re.M)
-# By the types of torch: a GPU that no process can use any more, and a store or a peer that does not answer.
+# Error types of torch: a GPU in an unusable state, and a store or peer that does not answer.
 GPU_ERROR = "AcceleratorError"
 NETWORK_ERRORS = ("DistNetworkError", "DistStoreError")
-# Lost peers and broken GPUs that have a general type of torch's, and only a text: gloo's, NCCL's and CUDA's own.
+# Lost peers and broken GPUs that torch raises as a general type, known only by the text of gloo, NCCL or CUDA.
 # ProcessGroupNCCL.cpp and NCCLUtils.cpp of torch 2.13, `ncclGetErrorString`, `cudaGetErrorString` of CUDA 13.
 SIGNED_ERRORS = ("RuntimeError", "DistBackendError")
 SIGNS = (
@@ -59,7 +59,7 @@ SIGNS = (
     "CUBLAS_STATUS_EXECUTION_FAILED",
     "CUDNN_STATUS_EXECUTION_FAILED",
 )
-# A new process would meet the same: a lack of memory, a wrong call, a build for other GPUs.
+# A new process would fail the same way: out of memory, a wrong call, a build for other GPUs.
 DEFECTS = (
     "out of memory",
     "invalid argument",
@@ -70,9 +70,9 @@ DEFECTS = (
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it comes from: what Ray wraps, whose own type is another one, and `raise ... from`.
+    """Yield an error and its causes: errors that Ray wrapped in another type, and those of `raise ... from`.
 
-    Of several errors of tasks that ran at the same time, it is the first.
+    Of several errors of concurrent tasks, the first is followed.
     """
     while error is not None:
         yield error
@@ -83,19 +83,19 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def of_type(error: BaseException, names: Container[str]) -> bool:
-    """Whether an error, or what it comes from, is of a class with one of the names."""
+    """Return whether an error or one of its causes is of a class with one of the names."""
     return any(kind.__name__ in names for one in causes(error) for kind in type(one).__mro__)
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return what an error says, without the stacks that Ray puts before it on its way through processes."""
+    """Return the message of an error, without the tracebacks that Ray prepends."""
     return " ".join(str(next((one for one in causes(error) if not _is_task_error(one)), error)).split())
 
 
 def innermost(error: BaseException) -> str:
-    """Return what began it, on one line: the type and text of the innermost error, or how a process of an actor ended.
+    """Return the root cause on one line: type and text of the innermost error, or how an actor's process ended.
 
-    Ray keeps no more than the text of an error in the making of an actor, at the end of a traceback.
+    For an error in an actor's constructor, Ray keeps only the text, at the end of a traceback.
     """
     last = list(causes(error))[-1]
     text, kind = str(last), type(last).__name__
@@ -111,13 +111,13 @@ def innermost(error: BaseException) -> str:
 
 
 def failed_to_start(error: BaseException) -> bool:
-    """Whether an actor raised an error of Python while it was made, which nothing that died has caused."""
+    """Return whether an actor's constructor raised a Python error that was not caused by a death."""
     text = str(list(causes(error))[-1])
     return CREATION in text and not PROCESS_ENDED.search(text) and not any(name in text for name in GONE)
 
 
 def died(error: BaseException) -> bool:
-    """Whether an error, of Ray or of a process of the run, comes from a process that is gone."""
+    """Return whether an error, from Ray or from a process of the run, was caused by a dead process."""
     from ray import exceptions
 
     gone = (
@@ -125,7 +125,7 @@ def died(error: BaseException) -> bool:
         exceptions.WorkerCrashedError,
         exceptions.ObjectLostError,
         exceptions.NodeDiedError,
-        exceptions.OutOfMemoryError,  # Ray ended a process; the call that failed may be another one's
+        exceptions.OutOfMemoryError,  # Ray killed a process; the failed call may belong to another
     )
     return of_type(error, GONE) or any(isinstance(one, gone) or _lost_peer_or_gpu(one) for one in causes(error))
 
@@ -143,11 +143,11 @@ def _is_task_error(error: BaseException) -> bool:
 
 
 def answered(call: Callable[[], Any], minutes: float = START_MINUTES) -> Any:
-    """Return what a remote method of an actor returns; where Ray is starting the actor again, once it is there.
+    """Return the result of a remote method; if Ray is restarting the actor, wait and call it again.
 
     Raises:
-        RayActorError: the actor is gone for good, or that takes longer than `minutes`.
-        GetTimeoutError: it does not answer in that time.
+        RayActorError: the actor is dead and not restarted, or its restart takes longer than `minutes`.
+        GetTimeoutError: it does not answer within `minutes`.
     """
     import ray
     from ray.exceptions import ActorDiedError, RayActorError

@@ -1,7 +1,7 @@
-"""The order to end, from the driver to the trainer: SIGINT (Ctrl-C) and SIGTERM (a cluster's notice of eviction).
+"""Graceful shutdown of the trainer by the driver, on SIGINT (Ctrl-C) or SIGTERM (a cluster's eviction notice).
 
-Ray cannot interrupt a method of an actor, so the two speak through small files in the run directory, which both can
-see: the trainer says that it trains, the driver asks it to end, the trainer answers with what it has saved.
+Ray cannot interrupt an actor method, so the two communicate through small files in the run directory: the trainer
+reports that it trains, the driver asks it to stop, and the trainer answers with what it saved.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ FOLDER = ".end"
 TRAINING, ASKED, ANSWER = "training", "asked", "answer"
 POLL_SECONDS = 0.1
 SAME_ORDER_SECONDS = 1.0
-"""Signals this close together are one order: `ray job stop` signals a command and its children, and a supervisor
-(`--run.restarts`) passes its own on."""
+"""SIGTERMs this close together count as one: `ray job stop` signals a command and its children, and a supervisor
+(`--run.restarts`) forwards its own."""
 
 
 class Interrupted(RuntimeError):
-    """The trainer ends because it was asked to; the message says what is saved."""
+    """The trainer stopped on request; the message says what was saved."""
 
 
 class GivenUp(RuntimeError):
-    """An end was asked for while rollouts were under way, of a step or of an evaluation."""
+    """A stop was requested while rollouts of a step or an evaluation were running."""
 
 
 class EndOrder:
-    """The files; every method may be called from any process."""
+    """The files of the shutdown protocol; every method may be called from any process."""
 
     def __init__(self, run_directory: str | Path) -> None:
         self.folder = Path(run_directory).absolute() / FOLDER
 
     def clear(self) -> None:
-        """Forget the order of an earlier run."""
+        """Remove the files of an earlier run."""
         for name in (TRAINING, ASKED, ANSWER):
             for path in (self.folder / name, self._part(name)):
                 path.unlink(missing_ok=True)
@@ -46,35 +46,35 @@ class EndOrder:
             self.folder.rmdir()
 
     def training(self) -> None:
-        """Say that steps are being made, so that it is worth waiting for one."""
+        """Report that training steps have started, so that waiting for one makes sense."""
         self._write(TRAINING, "")
 
     def ask(self) -> None:
-        """Ask for an end at the next moment at which the weights are those of a step.
+        """Request a stop at the next step boundary.
 
         Raises:
-            OSError: the disk has no room for a file's name.
+            OSError: the disk is too full to create a file.
         """
         self._write(ASKED, "")
 
     def answer(self, text: str) -> None:
-        """Say what was saved; what finds no room is not said, and the driver waits no longer than it may."""
+        """Report what was saved. If that cannot be written, the driver waits until its grace period ends."""
         with suppress(OSError):
             self._write(ANSWER, text)
 
     @property
     def is_training(self) -> bool:
-        """Whether steps are being made."""
+        """Whether training steps have started."""
         return (self.folder / TRAINING).exists()
 
     @property
     def asked(self) -> bool:
-        """Whether an end is wanted."""
+        """Whether a stop was requested."""
         return (self.folder / ASKED).exists()
 
     @property
     def answered(self) -> str | None:
-        """What was saved; None until then."""
+        """What was saved; None until the trainer answers."""
         path = self.folder / ANSWER
         return path.read_text(encoding="utf-8") if path.exists() else None
 
@@ -82,7 +82,7 @@ class EndOrder:
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self._part(name)
         part.touch()
-        with suppress(OSError):  # a full disk has room for names: that there is an answer counts more than its words
+        with suppress(OSError):  # a full disk may still create files: an empty answer is better than none
             part.write_text(text, encoding="utf-8")
         os.replace(part, self.folder / name)
 
@@ -91,43 +91,43 @@ class EndOrder:
 
 
 def wait_for_the_driver(order: EndOrder) -> None:
-    """Do nothing more until the driver ends this process; it waits no longer than its user allows."""
+    """Wait until the driver ends this process, at most the user's grace period."""
     while order.asked:
         time.sleep(POLL_SECONDS)
 
 
 class CleanEnd:
-    """The driver's part: on a signal, ask the trainer, wait at most `grace_seconds`, then raise KeyboardInterrupt.
+    """The driver's side: on a signal, ask the trainer, wait at most `grace_seconds`, then raise KeyboardInterrupt.
 
-    A second signal, or one before the first step, ends at once.
+    A second signal, or one before training has started, stops the run at once.
     """
 
     def __init__(self, order: EndOrder, grace_seconds: float, say: Callable[[str], None]) -> None:
         self.order, self._grace, self._say = order, grace_seconds, say
         self.reason = ""
-        """Why the run ends, where it was not a signal from outside (a watchdog)."""
+        """Why the run stops, if not because of a signal from outside (a watchdog)."""
         self._waiting: threading.Thread | None = None
         self._asked_at = float("-inf")
         self._over = threading.Event()
 
     def install(self) -> None:
-        """Take both signals from now on."""
+        """Handle both signals from now on."""
         self.order.clear()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
     def stop_now(self, reason: str) -> None:
-        """End without waiting, from any thread."""
+        """Stop without waiting; may be called from any thread."""
         self.reason = reason
         self._interrupt()
 
     def outcome(self, newest: str) -> str:
-        """Say what became of the order, for the last line of the run; `newest` names the newest checkpoint."""
+        """Return the outcome of the request, for the last line of the run; `newest` names the newest checkpoint."""
         answer = self.order.answered
         if answer is not None:
             return answer or newest
         trained = self._waiting or self.order.is_training
-        return f"no checkpoint was written on the way out; {newest}" if trained else "nothing was trained yet"
+        return f"no checkpoint was written during shutdown; {newest}" if trained else "nothing was trained yet"
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         before, self._asked_at = self._asked_at, time.monotonic()
@@ -138,21 +138,21 @@ class CleanEnd:
             raise KeyboardInterrupt
         try:
             self.order.ask()
-        except OSError:  # nobody would hear of it
+        except OSError:  # the trainer would not see the request
             self._over.set()
             raise KeyboardInterrupt from None
         self._waiting = threading.Thread(target=self._wait, args=(signal.Signals(number).name,), daemon=True)
         self._waiting.start()
 
     def _wait(self, name: str) -> None:
-        self._say(f"{name}: a checkpoint of the last step, at most {self._grace:g} s; once more ends at once")
+        self._say(f"{name}: saving a checkpoint of the last step, at most {self._grace:g} s; signal again to stop now")
         end = time.monotonic() + self._grace
         while time.monotonic() < end and self.order.answered is None:
             if self._over.wait(POLL_SECONDS) or not self.order.asked:
-                return  # somebody was less patient, or the run has ended by itself
+                return  # a second signal came, or the run ended by itself
         self._interrupt()
 
     @staticmethod
     def _interrupt() -> None:
-        """Let the main thread's handler raise: it may sit in a call that only a signal gets it out of."""
+        """Make the main thread's handler raise: it may be in a call that only a signal can interrupt."""
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,6 +1,6 @@
-"""The processes of one run on this machine: found by a mark in their environment, whatever their parents.
+"""Find the processes of one run on this machine by a mark in their environment, whatever their parents.
 
-Ray ends its own workers, but not what they started (an engine's core), and not after a crash of its own.
+Ray ends its own workers, but not their children (an engine's core), and none after a crash of Ray itself.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from openrlhf_ktae.base.parent_death import signal_on_parent_death
 
 VARIABLE = "OPENRLHF_KTAE_RUN"
 SHARED_MEMORY = "/dev/shm/"
-PATIENCE_SECONDS = 10.0  # for processes that are on their way out
+PATIENCE_SECONDS = 10.0  # for processes that are already exiting
 
 
 def mark() -> str:
-    """Return the mark of this run; it is made once, and a supervisor's is kept."""
+    """Return the mark of this run, created on first use or inherited from a supervisor."""
     return os.environ.setdefault(VARIABLE, uuid.uuid4().hex)
 
 
 def marked(value: str, variable: str = VARIABLE) -> list[psutil.Process]:
-    """Return the living processes with the mark, without this one and those that it descends from."""
+    """Return the running processes with the mark, except this one and its ancestors."""
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
@@ -43,21 +43,21 @@ def marked(value: str, variable: str = VARIABLE) -> list[psutil.Process]:
 
 
 def shared_memory(process: psutil.Process) -> set[str]:
-    """Return the files in shared memory that the process maps or has open."""
+    """Return the shared-memory files that the process has mapped or open."""
     folder, maps, links = Path(f"/proc/{process.pid}"), "", []
-    with suppress(OSError):  # it is gone, or another user's
+    with suppress(OSError):  # it is gone or belongs to another user
         maps = (folder / "maps").read_text(errors="replace")
     with suppress(OSError):
         for link in list((folder / "fd").iterdir()):
-            with suppress(OSError):  # closed since the folder was read
+            with suppress(OSError):  # closed in the meantime
                 links.append(os.readlink(link))
     return {path for path in (*re.findall(r"/dev/shm/\S+", maps), *links) if path.startswith(SHARED_MEMORY)}
 
 
 def dead_semaphores(since: float, used: set[str]) -> set[str]:
-    """Return semaphores of multiprocessing that were made `since` (time.time) and that no process has open any more.
+    """Return multiprocessing semaphores created after `since` (time.time) that no process has open any more.
 
-    A process that was killed, or whose helper was, leaves its own behind.
+    A process leaves them behind if it or its resource tracker is killed.
     """
     found = set()
     for path in Path(SHARED_MEMORY).glob("sem.mp-*"):
@@ -72,7 +72,7 @@ def dead_semaphores(since: float, used: set[str]) -> set[str]:
 
 @contextmanager
 def swept(value: str) -> Iterator[None]:
-    """Afterwards, no marked process is left (those that do not end by themselves are killed) and no shared memory."""
+    """On exit, wait for all marked processes, kill those that remain, and delete their unused shared memory."""
     processes = marked(value)
     files = set().union(*map(shared_memory, processes), shared_memory(psutil.Process()))
     try:
@@ -85,12 +85,12 @@ def swept(value: str) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Ask the kernel for SIGTERM to this process when its parent dies; for `preexec_fn`."""
+    """Make the kernel send SIGTERM to this process when its parent dies; for `preexec_fn`."""
     signal_on_parent_death(signal.SIGTERM)
 
 
 def end_all(value: str, patience: float = PATIENCE_SECONDS) -> int:
-    """Wait for the marked processes, then kill them; return how many had to be."""
+    """Wait for the marked processes, then kill the remaining ones; return how many were killed."""
     psutil.wait_procs(marked(value), timeout=patience)
     stubborn = marked(value)
     for process in stubborn:

@@ -1,9 +1,9 @@
-"""Code that a model folder or repository brings along (`auto_map`) does not run unless `--model.trust_remote_code`.
+"""Refuse to run code shipped with a model (`auto_map`) unless `--model.trust_remote_code` is set.
 
 The host passes `trust_remote_code=True` in nine places (docs/reliability.md lists them) and has no option for it. All
-of them, and vLLM's own, end in one module of transformers, so the refusal is there, in every process of a run: the
-driver, Ray's workers (through the worker setup hook) and vLLM's processes (through its plugins). A variable of the
-environment says that the run refuses; without it nothing is changed: vLLM loads its plugins for other programs too.
+of them, and vLLM's, go through one transformers module. That module is patched in every process of a run: the driver,
+Ray's workers (through the worker setup hook) and vLLM's processes (through its plugins). An environment variable turns
+the refusal on; without it nothing changes, because vLLM loads its plugins for other programs too.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _closed = False
 
 
 class RemoteCodeRefused(ValueError):
-    """Something wanted to import Python code from a model folder."""
+    """Something tried to import Python code from a model folder."""
 
 
 def environment(trusted: bool) -> dict[str, str]:
-    """Return the variables that close the seam in processes to come."""
+    """Return the environment variables that make child processes refuse remote code."""
     return {} if trusted else {VARIABLE: REFUSED}
 
 
 def close_if_refused() -> None:
-    """Close the seam in this process where the environment says so; a second call does nothing."""
+    """Patch transformers in this process if the environment says so; a second call does nothing."""
     global _closed
     if _closed or os.environ.get(VARIABLE) != REFUSED:
         return
@@ -40,10 +40,10 @@ def close_if_refused() -> None:
 
 
 def refuse(module: Any) -> None:
-    """Answer every question whether to trust with no, and import nothing if somebody does not ask.
+    """Make transformers never trust remote code, and refuse imports that do not check for trust.
 
-    A model whose class transformers has itself loads without its own code. Modules that were loaded before, as in
-    vLLM's processes, hold the functions under their own names.
+    A model whose class is part of transformers still loads, without its own code. Modules imported earlier, as in
+    vLLM's processes, have their own references to the functions, so these are replaced too.
     """
     resolve, load = module.resolve_trust_remote_code, module.get_class_in_module
 

@@ -1,6 +1,6 @@
-"""What every process of a run does first: the driver, Ray's workers, vLLM's processes.
+"""Setup that every process of a run does first: the driver, Ray's workers, vLLM's processes.
 
-Ray takes one hook and vLLM one plugin, so all that must reach every process is called here. What a run wants is in the
+Ray takes one hook and vLLM one plugin, so all setup of processes is called from here. The run's settings are in the
 environment, which its processes inherit.
 """
 
@@ -22,23 +22,23 @@ BACKEND_VARIABLE = "OPENRLHF_KTAE_BACKEND_HOOK"
 
 
 def in_every_process() -> None:
-    """Do what no process may miss."""
+    """Do the setup that all processes need."""
     close_if_refused()
     register()
 
 
 def below_the_driver() -> None:
-    """Set up a process that is not the driver: a terminal's Ctrl-C reaches it too, and only the driver decides."""
+    """Set up a process other than the driver; it ignores a terminal's Ctrl-C, which the driver handles."""
     in_every_process()
     leave_interrupts_to_the_driver()
 
 
 def leave_interrupts_to_the_driver() -> None:
-    """Block SIGINT in this thread, and in the threads and processes that it starts from now on; ignore it elsewhere.
+    """Block SIGINT in this thread and the threads and processes it starts from now on; ignore it elsewhere.
 
-    vLLM's core puts its own handler in the place of an ignored signal, and shuts down; a blocked one never arrives.
-    Python's resource tracker starts with the first process that multiprocessing spawns, and unblocks SIGINT in the
-    thread that spawns, so it is started before.
+    vLLM's core replaces an ignored signal by its own handler and shuts down; a blocked signal never arrives.
+    Python's resource tracker starts with the first multiprocessing spawn and unblocks SIGINT in the spawning thread,
+    so it is started before blocking.
     """
     if processes.VARIABLE not in os.environ:
         return
@@ -49,9 +49,9 @@ def leave_interrupts_to_the_driver() -> None:
 
 
 def end_with_the_parent() -> None:
-    """Die when the process dies that started this one by multiprocessing; elsewhere do nothing.
+    """Exit when the multiprocessing parent of this process dies; without one, do nothing.
 
-    vLLM's core outlives an actor that is killed, and holds its memory (on a GPU, what the next engine needs).
+    vLLM's core would outlive a killed actor and keep its memory (on a GPU, memory that the next engine needs).
     """
     parent = multiprocessing.parent_process()
     if parent is None or processes.VARIABLE not in os.environ:
@@ -65,7 +65,7 @@ def end_with_the_parent() -> None:
 
 
 def in_worker() -> None:
-    """Set up a worker of Ray: the above, and what the backend wants (`Backend.worker_setup_hook`)."""
+    """Set up a Ray worker: the above, and the backend's hook (`Backend.worker_setup_hook`)."""
     below_the_driver()
     hook = os.environ.get(BACKEND_VARIABLE)
     if hook:

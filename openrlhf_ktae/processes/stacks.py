@@ -1,6 +1,6 @@
-"""Stacks of all processes of a run, on demand: each writes its own when it gets a signal (`faulthandler`).
+"""Dump the stacks of all processes of a run: each writes its own when it gets a signal (`faulthandler`).
 
-That works where Python does not: in a thread that waits in C, under the interpreter's lock, for a rank that is gone.
+This works even if Python code cannot run: in a thread that waits in C, holding the GIL, for a dead rank.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _files: list[Any] = []  # open as long as the process lives
 
 
 def new_folder() -> str:
-    """Make a folder for the stacks of one run."""
+    """Create a folder for the stacks of one run."""
     return tempfile.mkdtemp(prefix="openrlhf_ktae-stacks-")
 
 
 def register() -> None:
-    """Let this process write its stacks on `SIGNAL`; a second call does nothing.
+    """Make this process write its stacks on `SIGNAL`; a second call does nothing.
 
-    Where that fails (no room, a folder of another user), the process does its work without.
+    If that fails (full disk, another user's folder), the process runs without it.
     """
     folder = os.environ.get(VARIABLE)
     if not folder or _files:
@@ -46,27 +46,27 @@ def register() -> None:
         file = path.open("w")
         faulthandler.register(SIGNAL, file=file, all_threads=True)
     except Exception as error:
-        print(f"no stacks of this process: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"this process cannot dump its stacks: {type(error).__name__}: {error}", file=sys.stderr)
         with suppress(OSError):
-            path.unlink()  # `dump` signals those that have one: the signal kills a process that does not take it
+            path.unlink()  # `dump` signals only processes with a file: the signal kills one without a handler
         return
     _files.append(file)
 
 
 def dump(folder: str, run_mark: str, target: Path) -> int:
-    """Collect the stacks of this process and of all marked ones in `target`; return of how many."""
+    """Write the stacks of this process and of all marked ones to `target`; return their number."""
     processes = [psutil.Process(), *marked(run_mark)]
     ready = [process for process in processes if (Path(folder) / f"{process.pid}.txt").exists()]
     for process in ready:
         try:
-            process.send_signal(SIGNAL)  # kills a process that has not registered, so only those that have
+            process.send_signal(SIGNAL)  # would kill a process that has not registered
         except psutil.Error:
             continue
     end = time.monotonic() + WRITE_SECONDS
     files = [Path(folder) / f"{process.pid}.txt" for process in ready]
     while time.monotonic() < end and not all(file.stat().st_size for file in files):
         time.sleep(0.1)
-    time.sleep(0.3)  # the last one may be in the middle of it
+    time.sleep(0.3)  # the last one may still be writing
     parts, secrets = [], environment_secrets()
     for process in processes:
         try:

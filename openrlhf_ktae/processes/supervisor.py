@@ -1,4 +1,4 @@
-"""`--run.restarts N`: the command runs in a child process, and again from its last checkpoint when a fault ends it."""
+"""`--run.restarts N`: run the command in a child process, and restart it from its last checkpoint after a fault."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def supervise(
     say: Callable[[str], None],
     command: Sequence[str] = COMMAND,
 ) -> int:
-    """Run the command until it ends by itself or has been restarted `restarts` times; return its exit code.
+    """Run the command until it ends without a fault or used up its `restarts`; return its exit code.
 
-    A run that was told to end (SIGINT, SIGTERM, which are passed on) is not started again, however it ends.
+    SIGINT and SIGTERM are forwarded; after one of them the run is not restarted, however it ends.
 
     Args:
-        argv: the user's words.
-        resume: called before a restart; words that let it go on, which come last and win.
-        restarts: how often it may be started again.
-        say: gets a line for each restart.
-        command: what runs.
+        argv: the user's arguments.
+        resume: called before a restart; returns arguments to resume with. They come last and win.
+        restarts: maximum number of restarts.
+        say: called with a line for each restart.
+        command: the command to run.
     """
-    run_mark = mark()  # inherited, so that what a killed child leaves behind is found
+    run_mark = mark()  # inherited, to find what a killed child leaves behind
     with _Signals() as signals:
         for attempt in range(restarts + 1):
             code = signals.run([*command, *argv, "--run.restarts", "0", *(resume() if attempt else ())])
@@ -47,11 +47,11 @@ def supervise(
             ended = f"by signal {-code}" if code < 0 else "after a fault"
             left = restarts - attempt
             say(
-                f"the run ended {ended}; {killed} processes were left and killed; "
+                f"the run ended {ended}; {killed} leftover processes were killed; "
                 + (
                     f"restart {attempt + 1} of {restarts}, from the last checkpoint"
                     if left
-                    else "no restart is left (--run.restarts)"
+                    else "no restarts are left (--run.restarts)"
                 )
             )
             if left:
@@ -62,9 +62,9 @@ def supervise(
 
 
 class _Signals:
-    """Pass SIGINT and SIGTERM on to the child, once each, and remember that there was one.
+    """Forward SIGINT and SIGTERM to the child, and remember that one arrived.
 
-    The child has a session of its own: a terminal's Ctrl-C reaches this process alone, and not both.
+    The child runs in a new session, so a terminal's Ctrl-C reaches only this process.
     """
 
     def __init__(self) -> None:

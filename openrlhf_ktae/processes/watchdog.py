@@ -1,4 +1,4 @@
-"""Nothing was recorded for too long: write all stacks and stop the run."""
+"""Watchdog: call back when nothing has been recorded for too long."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 from openrlhf_ktae.record.metrics import METRICS_FILE
 
-CHECKS = 20  # within the limit
-START_MINUTES = 30  # until the first line of the record, when models are loaded; or the limit, where that is longer
+CHECKS = 20  # per limit
+START_MINUTES = 30  # until the first line of the record, once models are loaded; or the limit, if longer
 
 
 class Watchdog:
-    """Context manager around a run; `bark` is called once, in a thread, with the reason."""
+    """Context manager around a run; `on_stall` is called once, in a thread, with the reason."""
 
-    def __init__(self, run_directory: str | Path, minutes: float, bark: Callable[[str], None]) -> None:
+    def __init__(self, run_directory: str | Path, minutes: float, on_stall: Callable[[str], None]) -> None:
         self._record = Path(run_directory) / METRICS_FILE
-        self._limit, self._bark = 60 * minutes, bark
+        self._limit, self._on_stall = 60 * minutes, on_stall
         self._minutes = minutes
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=Watchdog.__name__, daemon=True)
@@ -40,13 +40,13 @@ class Watchdog:
             if size != last:
                 last, since, limit = size, time.monotonic(), self._limit
             elif time.monotonic() - since > limit:
-                self._bark(f"--run.watchdog_minutes {self._minutes:g}: no step or evaluation ended within that time")
+                self._on_stall(f"--run.watchdog_minutes {self._minutes:g}: no step or evaluation finished in that time")
                 return
 
     def _size(self) -> tuple[int, int]:
-        """Return the record's size, and its time: on a full disk it cannot grow, and is touched instead."""
+        """Return the record's size and mtime: on a full disk it cannot grow and is touched instead."""
         try:
             state = self._record.stat()
-        except OSError:  # not there yet
+        except OSError:  # does not exist yet
             return 0, 0
         return state.st_size, state.st_mtime_ns

@@ -1,1 +1,1 @@
-"""What a run writes of itself: metrics.jsonl, recorded rollouts, the run directory."""
+"""The record of a run: metrics.jsonl, recorded rollouts, the run directory."""

@@ -1,11 +1,11 @@
-"""The run directory: what was asked, with what versions, and where the results are.
+"""The run directory: options, versions and results.
 
-metrics.jsonl   one line a step and an evaluation (see `record`)
-config.yaml     every option but --resume, after defaults, files, command line; `--config config.yaml` repeats the run
+metrics.jsonl   one line per step and evaluation (see `metrics`)
+config.yaml     all resolved options except --resume; `--config config.yaml` repeats the run
 versions.json   Python, packages, machine, command
-model/          the trained model in the format of transformers (--ckpt.output_dir)
-rollouts/       recorded rollouts (--ktae.record_rollouts; see `rollout_record`)
-plan.txt        what the run was expected to need (--run.plan)
+model/          the trained model in transformers format (--ckpt.output_dir)
+rollouts/       recorded rollouts (--ktae.record_rollouts; see `rollouts`)
+plan.txt        the run's expected memory use (--run.plan)
 checkpoints/    DeepSpeed states to resume from (--ckpt.path)
 tensorboard/    the same scalars (--logger.tensorboard_dir)
 """
@@ -45,7 +45,7 @@ PACKAGES = (
     "numpy",
 )
 NOT_WRITTEN = (
-    "resume",  # a repeated run starts where it is told to
+    "resume",  # a repeated run chooses its own start
     "ckpt.load_enable",
     "algo.ktae.config",
     "algo.ktae.enable",
@@ -63,24 +63,24 @@ NOT_WRITTEN = (
 
 
 def resumes(args: SimpleNamespace) -> bool:
-    """Whether the run goes on from a checkpoint."""
+    """Return whether the run resumes from a checkpoint."""
     return bool(args.run.resume_from)
 
 
 def newest_checkpoint(args: SimpleNamespace) -> str:
-    """Say where a run goes on from; what another run left here is not this one's."""
+    """Return a message that names the checkpoint to resume from; other runs' checkpoints do not count."""
     found = own(Path(args.ckpt.path))
     if not found and resumes(args):
-        return f"no new checkpoint was written; the same --resume goes on from {args.run.resume_from}"
+        return f"no new checkpoint was written; the same --resume starts again from {args.run.resume_from}"
     if not found:
         return "no checkpoint was written (--ckpt.save_steps)"
-    return f"the newest checkpoint is {found[0].path}; go on with --resume auto"
+    return f"the newest checkpoint is {found[0].path}; resume with --resume auto"
 
 
 def prepare(args: SimpleNamespace, backend: str) -> Path:
-    """Make the directory and write `config.yaml` and `versions.json`.
+    """Create the directory and write `config.yaml` and `versions.json`.
 
-    Metrics and recorded rollouts of an earlier run are set aside; of one that goes on, those after the checkpoint.
+    Sets aside metrics and recorded rollouts of an earlier run; when resuming, only those after the checkpoint.
     """
     directory = Path(args.run.dir)
     directory.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def prepare(args: SimpleNamespace, backend: str) -> Path:
 
 
 def _set_aside(directory: Path) -> None:
-    """Rename metrics and recorded rollouts of an earlier run after the time at which it ended."""
+    """Rename metrics and recorded rollouts of an earlier run, adding the time at which it ended."""
     from openrlhf_ktae.record.rollouts import DIRECTORY
 
     earlier = [path for path in (directory / METRICS_FILE, directory / DIRECTORY) if path.exists()]
@@ -111,13 +111,13 @@ def _set_aside(directory: Path) -> None:
 
 
 def _go_on(args: SimpleNamespace, directory: Path) -> None:
-    """Let the record go on where the checkpoint is. A synchronous run makes up for an evaluation that was due then."""
+    """Continue the record at the checkpoint. A synchronous run redoes an evaluation that was due at that step."""
     from openrlhf_ktae.record.rollouts import rewind_rollouts
 
     checkpoint, root = Path(args.run.resume_from), Path(args.ckpt.path)
     step = args.run.resume_step
     if checkpoint.resolve().parent != root.resolve():
-        if checkpoint.resolve() != root.resolve():  # what plain OpenRLHF saved has no number
+        if checkpoint.resolve() != root.resolve():  # a plain OpenRLHF checkpoint has no sequence number
             start_anew(root)
     else:
         go_on_from(root, read_manifest(checkpoint).sequence)
@@ -127,7 +127,7 @@ def _go_on(args: SimpleNamespace, directory: Path) -> None:
 
 
 def nested_options(args: SimpleNamespace) -> dict[str, Any]:
-    """Return the options as `--config` reads them, without keys, --resume, and what was derived from other options."""
+    """Return the options in `--config` format, without secrets, --resume and derived options."""
     tree = _plain(args)
     for name in NOT_WRITTEN:
         *groups, leaf = name.split(".")
@@ -136,7 +136,7 @@ def nested_options(args: SimpleNamespace) -> dict[str, Any]:
             node = node.get(group, {})
         node.pop(leaf, None)
     if args.run.dir == args.ckpt.output_dir:
-        tree["run"]["dir"] = None  # as it was, or may have been: given, it would place the outputs anew
+        tree["run"]["dir"] = None  # back to its default; if set, it would move the outputs
     if args.algo.ktae.enable:
         tree["algo"]["advantage"]["estimator"] = "ktae"
     if args.verifier.enable:
@@ -148,7 +148,7 @@ def nested_options(args: SimpleNamespace) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return namespaces as mappings, tuples as lists, no secret; an infinite default is left to the default."""
+    """Turn namespaces into mappings and tuples into lists, without secrets; non-finite floats become None (default)."""
     value = masked(value)
     if isinstance(value, SimpleNamespace):
         return {name: _plain(item) for name, item in vars(value).items()}
@@ -160,7 +160,7 @@ def _plain(value: Any) -> Any:
 
 
 def versions(backend: str, secrets: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what a reader needs to repeat the run elsewhere, without `secrets`."""
+    """Return the versions needed to reproduce the run elsewhere, without `secrets`."""
     return {
         "backend": backend,
         "python": platform.python_version(),

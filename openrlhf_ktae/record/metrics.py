@@ -1,10 +1,10 @@
-"""The record of a run: `metrics.jsonl`, one JSON object a line, written as the run goes.
+"""The record of a run: `metrics.jsonl`, one JSON object per line, written during the run.
 
 `{"kind": "plan", "steps": 200, ...}`
 `{"kind": "step", "step": 3, "time": ..., "rollout/reward_mean": 0.4, ..., "key_tokens": {...}}`
-`{"kind": "note", "text": "..."}` what a person should know
-`{"kind": "resume", "step": 20, "checkpoint": "..."}` where the run went on after it had ended; later rows are set aside
-`{"kind": "stop", "reason": "..."}` where training ended before the data did
+`{"kind": "note", "text": "..."}` a message for the user
+`{"kind": "resume", "step": 20, "checkpoint": "..."}` the run resumed here; rows of later steps were set aside
+`{"kind": "stop", "reason": "..."}` training stopped early
 `{"kind": "eval", "when": "before" | "during" | "after", "step": 0, "eval_accuracy": 0.2, ...}`
 """
 
@@ -28,18 +28,18 @@ METRICS_FILE = "metrics.jsonl"
 ABANDONED_FILE = "metrics.abandoned.jsonl"
 DAMAGED_FILE = "metrics.damaged"
 NEEDED: dict[str, dict[str, type]] = {"step": {"step": int}, "eval": {"step": int, "when": str}, "plan": {"steps": int}}
-"""What a row of a kind must have for a run to go on from it; other kinds need nothing."""
+"""Required fields of a row, by kind, for a run to resume from it; other kinds have none."""
 logger = logging.getLogger(__name__)
 
 
 class UnwrittenStop(OSError):
-    """Why training ended early, which the record has no room for."""
+    """The stop reason could not be written (disk full)."""
 
 
 class RunRecord:
-    """Append-only; each line is written whole, so that a killed run leaves whole lines.
+    """Append-only; lines are written atomically, so a killed run leaves only complete lines.
 
-    A full disk does not end a run: rows wait in memory and are written, with a note, as soon as there is room.
+    A full disk does not stop the run: rows wait in memory and are written, with a note, once there is space.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -50,7 +50,7 @@ class RunRecord:
         self._reason = ""
 
     def plan(self, steps: int) -> None:
-        """Write how many steps the run will have at most."""
+        """Write the maximum number of steps of the run."""
         self._write({"kind": "plan", "steps": steps})
 
     def step(self, step: int, metrics: Mapping[str, Any], key_tokens: Mapping[str, Any]) -> None:
@@ -63,27 +63,27 @@ class RunRecord:
         self._write({"kind": "eval", "when": when, "step": step, **plain(metrics)})
 
     def note(self, text: str) -> None:
-        """Write what a person should know."""
+        """Write a message for the user."""
         self._write({"kind": "note", "text": text})
 
     def stopped(self, reason: str) -> None:
-        """Write why training ended early.
+        """Write why training stopped early.
 
         Raises:
-            UnwrittenStop: it cannot be written; nobody would learn that the run did not end well.
+            UnwrittenStop: the reason could not be written; without this error the run would look successful.
         """
         self._write({"kind": "stop", "reason": reason})
         if self._waiting:
             raise UnwrittenStop(f"{reason} ({self.path} cannot be written: {self._reason})")
 
     def resumed(self, step: int, checkpoint: str) -> None:
-        """Write that the run goes on after `step`."""
+        """Write that the run resumes after `step`."""
         self._write({"kind": "resume", "step": step, "checkpoint": checkpoint})
 
     def sync(self) -> None:
-        """Wait until the rows are on the disk: a checkpoint must not know more steps than the record.
+        """Flush the rows to disk: a checkpoint must not include more steps than the record.
 
-        Rows that find no room go on waiting: a checkpoint on another disk is worth more than they are.
+        Rows that do not fit keep waiting: a checkpoint on another disk matters more.
         """
         self._flush(len(self._waiting))
         if self.path.exists():
@@ -99,7 +99,7 @@ class RunRecord:
         if not rows:
             return
         if late:
-            text = f"{late} rows of {METRICS_FILE} are written late: {self._reason}"
+            text = f"{late} rows of {METRICS_FILE} were written late: {self._reason}"
             rows.append(_line({"kind": "note", "text": text, "time": round(time.time(), 3)}))
         try:
             append(self.path, b"".join(rows))
@@ -108,7 +108,7 @@ class RunRecord:
                 logger.warning(f"{self.path} cannot be written, its rows wait in memory: {error}")
             self._reason = str(error)
             with suppress(OSError):
-                os.utime(self.path)  # a sign of life for the watchdog
+                os.utime(self.path)  # keeps the watchdog from firing
             return
         self._waiting, self._reason = [], ""
 
@@ -131,22 +131,22 @@ def append(path: Path, data: bytes) -> None:
 
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the numbers among `metrics`; those that are not finite become None, which JSON can hold."""
+    """Return the numeric entries of `metrics`; non-finite values become None, because JSON has no NaN."""
     numeric = {name: float(v) for name, v in metrics.items() if isinstance(v, numbers.Real)}
     return {name: value if math.isfinite(value) else None for name, value in numeric.items()}
 
 
 def benchmarks(row: Mapping[str, Any]) -> list[str]:
-    """Return the benchmarks that an evaluation's row has an accuracy of."""
+    """Return the benchmarks for which an evaluation row has an accuracy."""
     whole = ("eval_accuracy", "eval_macro_accuracy")
     names = (name for name in row if name.startswith("eval_") and name.endswith("_accuracy") and name not in whole)
     return [name.removeprefix("eval_").removesuffix("_accuracy") for name in names]
 
 
 def read_record(directory: str | Path, damaged: list[bytes] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a run; a last line that is still being written is left out.
+    """Yield the rows of a run, without a last line that is still being written.
 
-    Lines that are no rows, as a crash of the machine can leave them, are left out too and added to `damaged`.
+    Malformed lines, which a machine crash can leave, are skipped and appended to `damaged`.
     """
     path = Path(directory) / METRICS_FILE
     if not path.is_file():
@@ -175,7 +175,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def stop_reason(directory: str | Path) -> str | None:
-    """Return why the run ended early, from the last such row since its plan; None if it did not."""
+    """Return why the run stopped early, from the last stop row since the last plan row; None if it did not."""
     reason = None
     for row in read_record(directory):
         reason = {"plan": None, "stop": row.get("reason")}.get(row["kind"], reason)
@@ -183,10 +183,10 @@ def stop_reason(directory: str | Path) -> str | None:
 
 
 def rewind(directory: str | Path, step: int, evaluated: bool) -> int:
-    """Set aside the rows of what a run did after `step`, whose checkpoint it goes on from; return how many.
+    """Set aside the rows written after `step`, the step of the checkpoint to resume from; return how many.
 
-    They go to `metrics.abandoned.jsonl`, and lines that are no rows to `metrics.damaged`, with a note. With
-    `evaluated`, an evaluation after this very step is in the checkpoint.
+    They go to `metrics.abandoned.jsonl`. Malformed lines go to `metrics.damaged`, with a note. With `evaluated`, the
+    checkpoint includes the evaluation after this step.
     """
     path = Path(directory) / METRICS_FILE
     kept: list[dict[str, Any]] = []
@@ -213,5 +213,5 @@ def _is_later(row: Mapping[str, Any], step: int, evaluated: bool) -> bool:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    """Return the line of a row; half a surrogate pair, which UTF-8 cannot hold, becomes a question mark."""
+    """Encode a row as a line; an unpaired surrogate, which UTF-8 cannot encode, becomes a question mark."""
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"

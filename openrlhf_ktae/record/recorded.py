@@ -1,4 +1,4 @@
-"""Recorded rollouts read back (`rollouts` writes them): every value is checked, whoever wrote the file."""
+"""Read recorded rollouts (written by `rollouts`); every value is validated."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from openrlhf_ktae.base.text import short
 from openrlhf_ktae.record.rollouts import ADDED, COLUMNS, DIRECTORY, METADATA_KEY, arrow_type, schema_of
 
 MAYBE_NULL = ("label", "score", "reward", *ADDED)
-DELETE = "delete the file, or give the other steps alone"
+DELETE = "delete the file, or give only the other steps"
 
 
 def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
-ABOUT: dict[str, Callable[[Any], bool]] = {  # metadata, as far as anything computes with it
+ABOUT: dict[str, Callable[[Any], bool]] = {  # checks for the metadata that computations use
     "step": _is_id,
     "special_ids": lambda value: isinstance(value, list) and all(map(_is_id, value)),
     "ktae": lambda value: value is None or isinstance(value, dict),
@@ -28,7 +28,7 @@ ABOUT: dict[str, Callable[[Any], bool]] = {  # metadata, as far as anything comp
 
 
 class BadRecord(ValueError):
-    """Recorded rollouts are missing or not as they must be; the message names the file and the way out."""
+    """Recorded rollouts are missing or invalid; the message names the file and the way out."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class RecordedGroup:
 
     @property
     def prompt(self) -> str:
-        """The prompt that all of them answer."""
+        """The prompt that all rollouts of the group answer."""
         return self.rows[0]["prompt"]
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the parquet files of run directories, folders and files, in order of step, each once.
+    """Return the parquet files of run directories, folders and files, in step order, without duplicates.
 
     Raises:
-        BadRecord: a path does not exist or holds no recorded step.
+        BadRecord: a path does not exist or contains no recorded step.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -61,16 +61,16 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
             raise BadRecord(f"{path}: no such file or folder")
         files = sorted(path.glob("*.parquet")) or sorted((path / DIRECTORY).glob("*.parquet"))
         if not files:
-            raise BadRecord(f"{path}: holds no recorded rollouts; train with --ktae.record_rollouts N (every N steps)")
+            raise BadRecord(f"{path}: has no recorded rollouts; train with --ktae.record_rollouts N (every N steps)")
         found += files
-    return list({path.resolve(): path for path in found}.values())  # the same group twice would narrow intervals
+    return list({path.resolve(): path for path in found}.values())  # duplicates would narrow confidence intervals
 
 
 def read_groups(paths: Iterable[Path]) -> Iterator[RecordedGroup]:
     """Yield the groups of recorded steps, one file in memory at a time.
 
     Raises:
-        BadRecord: a file is cut off, is no record, lacks a column, or was made with another tokenizer than the first.
+        BadRecord: a file is truncated, not a record, lacks a column, or used a different tokenizer from the first file.
     """
     tokenizer = first = None
     for path in paths:
@@ -78,7 +78,7 @@ def read_groups(paths: Iterable[Path]) -> Iterator[RecordedGroup]:
         if tokenizer is None:
             tokenizer, first = about.get("tokenizer"), path
         elif about.get("tokenizer") != tokenizer:
-            raise BadRecord(f"{path}: was recorded with another tokenizer than {first}; give them one at a time")
+            raise BadRecord(f"{path}: was recorded with a different tokenizer from {first}; give them one at a time")
         groups: dict[int, list[dict[str, Any]]] = {}
         for row in rows:
             groups.setdefault(row["group"], []).append(row)
@@ -100,7 +100,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     try:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:
-        raise BadRecord(f"{path}: is no whole parquet file ({short(error)}); delete it or record it again") from None
+        raise BadRecord(f"{path}: not a complete parquet file ({short(error)}); delete it or record it again") from None
     for name in ADDED:
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(len(table), arrow_type(pa, COLUMNS[name])))
@@ -119,9 +119,9 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         table = table.select(list(COLUMNS)).cast(schema_of(pa))
         rows = table.to_pylist()
     except (ArrowException, ValueError) as error:
-        raise BadRecord(f"{path}: a column has another type than it is written with ({short(error)})") from None
+        raise BadRecord(f"{path}: a column has the wrong type ({short(error)})") from None
     if not rows:
-        raise BadRecord(f"{path}: holds no rollout")
+        raise BadRecord(f"{path}: contains no rollouts")
     for name, kind in COLUMNS.items():
         wrong = _wrong_values(table[name], name, kind)
         if wrong:
@@ -136,7 +136,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def _wrong_values(column: Any, name: str, kind: str) -> str:
-    """Return what no recorder writes into this column, for a message; "" where there is nothing of that."""
+    """Describe a value that the recorder never writes into this column; empty if there is none."""
     from pyarrow import compute
 
     flat = compute.list_flatten(column) if kind.startswith("list") else column

@@ -1,8 +1,8 @@
 """The rollouts of recorded steps: `rollouts/step-000010.parquet` in the run directory, readable without the model.
 
-A row is a rollout; rows of a group stand together. Lists have one entry for each token of the response, which begins
-at the first action token; tokens of an environment in between have `action` false. Metadata of the file
-(`openrlhf_ktae`, JSON): step, options of KTAE, special ids, model, and a hash of the tokenizer.
+A row is a rollout; rows of a group are consecutive. Lists have one entry per response token. The response begins at the
+first action token; environment tokens in between have `action` false. File metadata (`openrlhf_ktae`, JSON): step, KTAE
+options, special ids, model, and a hash of the tokenizer.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ MEGABYTE = 2**20
 
 @dataclass(frozen=True)
 class Credit:
-    """Rollouts of one batch with their advantages, as the experience maker has them: micro-batches of b rollouts.
+    """Rollouts of one batch with their advantages, in the experience maker's micro-batches of b rollouts.
 
-    Position t of a row of b x T is its token t + 1, as in the host's action mask.
+    Position t of a row of a (b, T) tensor is token t + 1, as in the host's action mask.
     """
 
     micro_batches: Sequence[Any]
@@ -63,11 +63,11 @@ class Credit:
     values: Sequence[torch.Tensor]
     """Weighted K of each micro-batch (b, T); 0 where KTAE is off."""
     added: Sequence[torch.Tensor]
-    """What of it was added to the advantages."""
+    """The part of `values` that was added to the advantages."""
 
 
 class RolloutRecorder:
-    """Writes every `every`-th step until `max_mb` are used."""
+    """Writes every `every`-th step until the files reach `max_mb` MB."""
 
     def __init__(
         self, directory: str | Path, every: int, max_mb: int, max_groups: int, about: Mapping[str, Any]
@@ -75,16 +75,16 @@ class RolloutRecorder:
         self.directory = Path(directory) / DIRECTORY
         self._every, self._limit, self._max_groups = every, max_mb * MEGABYTE, max_groups
         self._about = dict(about)
-        self._texts: TokenTexts | None = None  # both take a second for a large vocabulary
+        self._texts: TokenTexts | None = None  # created once: both take a second for a large vocabulary
         self._hash = ""
         self.full = False
 
     def wants(self, step: int) -> bool:
-        """Whether this step is to be recorded."""
+        """Return whether to record this step."""
         return self._every > 0 and not self.full and step % self._every == 0
 
     def write(self, step: int, credit: Credit, tokenizer: Any) -> Path | None:
-        """Write one step; None where it would exceed the limit, and from then on nothing is recorded."""
+        """Write one step; returns None and stops recording if the size limit would be exceeded."""
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -113,7 +113,7 @@ class RolloutRecorder:
 
 
 def rewind_rollouts(directory: str | Path, step: int) -> None:
-    """Move recorded steps after `step`, whose checkpoint a run goes on from, to `rollouts.abandoned`."""
+    """Move recorded steps after `step`, the step of the checkpoint to resume from, to `rollouts.abandoned`."""
     aside = Path(directory) / f"{DIRECTORY}.abandoned"
     for path in (Path(directory) / DIRECTORY).glob(f"{PREFIX}*.parquet"):
         number = path.stem.removeprefix(PREFIX)
@@ -123,7 +123,7 @@ def rewind_rollouts(directory: str | Path, step: int) -> None:
 
 
 def schema_of(pa: Any) -> Any:
-    """Return the columns of a record as pyarrow's schema."""
+    """Return the columns of a record as a pyarrow schema."""
     return pa.schema([(name, arrow_type(pa, kind)) for name, kind in COLUMNS.items()])
 
 
@@ -136,7 +136,7 @@ def arrow_type(pa: Any, kind: str) -> Any:
 
 
 def rows_of(step: int, credit: Credit, text: TokenTexts, max_groups: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a step, group after group; with `max_groups`, of the first groups alone."""
+    """Yield the rows of a step, group by group; with `max_groups`, only of the first groups."""
     places = [(m, row) for m, batch in enumerate(credit.micro_batches) for row in range(len(batch.sequences))]
     numbers: dict[int, int] = {}
     groups_B, scores_B, rewards_B = (
@@ -185,14 +185,14 @@ def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, A
 
 
 class TokenTexts:
-    """Text of each token as it stands within a text: with its leading space, whatever the tokenizer."""
+    """Text of each token as it appears inside a text, with its leading space, for any tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._known: dict[int, str] = {}
 
     def of(self, ids: Sequence[int]) -> list[str]:
-        """Return one text for each id. A character of several tokens stands at its first; the others are empty."""
+        """Return one text per id. If a character spans several tokens, the first gets it and the others are empty."""
         texts = [self._one(i) for i in ids]
         start = 0
         while start < len(texts):
@@ -206,7 +206,7 @@ class TokenTexts:
 
     def _one(self, token: int) -> str:
         if token not in self._known:
-            # After another token, because tokenizers of the SentencePiece kind drop a leading space.
+            # Decoded after another token, because SentencePiece tokenizers drop a leading space.
             alone, doubled = self.tokenizer.decode([token]), self.tokenizer.decode([token, token])
             self._known[token] = doubled[len(alone) :] if doubled.startswith(alone) else alone
         return self._known[token]

@@ -1,1 +1,1 @@
-"""Pages for people: which tokens got credit, how runs went. Nothing here is read by the trainer."""
+"""HTML pages: token credit and training curves. The trainer uses nothing from here."""

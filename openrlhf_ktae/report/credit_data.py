@@ -1,6 +1,6 @@
-"""A recorded group as the token-credit page reads it: every token's table and K under each variant.
+"""Data of a recorded group for the token-credit page: each token's counts, and K under each variant.
 
-Legend: `G` rollouts of a group, `T` tokens of its longest response. Texts of models go in as data and are never markup.
+Legend: `G` rollouts of a group, `T` tokens of its longest response. Model texts are embedded as data, never as markup.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ EXPLAINED = ("fisher", "association", "information_gain", "strength", "presence"
 # `value` is K before weight and centring, None for ids that never get K (special tokens).
 MEASURES = (*EXPLAINED, "tf_correct", "tf_wrong", "frequency", "value")
 DIGITS = 4
-PROMPT_SHOWN = 100_000  # characters; a page has to hold it beside its tokens
+PROMPT_SHOWN = 100_000  # characters; a page must also fit the tokens
 LABEL_SHOWN = 10_000
-TRAINED = "the score that training used"  # who judged recorded rollouts
+TRAINED = "the score that training used"  # how recorded rollouts were judged
 
 
 def configs_of(about: Mapping[str, Any]) -> dict[str, KTAEConfig]:
-    """Return variant -> configuration: the recorded one for its own variant, own values for the others."""
+    """Return variant -> configuration: as recorded for the recorded variant, defaults for the others."""
     recorded = recorded_config(about)
     return {
         name: recorded if name == recorded.variant else KTAEConfig.from_mapping({"variant": name}) for name in VARIANTS
@@ -40,7 +40,7 @@ def configs_of(about: Mapping[str, Any]) -> dict[str, KTAEConfig]:
 
 
 def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page says of the run: model, estimator, variant, and options that are not the default."""
+    """Return the run's description for the page: model, estimator, variant, and non-default options."""
     recorded = recorded_config(about)
     variants = configs_of(about).items()
     plain = asdict(KTAEConfig.from_mapping({"variant": recorded.variant}))
@@ -62,7 +62,7 @@ def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def values_of(group: RecordedGroup) -> dict[str, NDArray[np.float64]]:
-    """Return variant -> K (G, T) as training would give it.
+    """Return variant -> K (G, T) as training would compute it.
 
     Raises:
         BadRecord: a score or an advantage is not finite.
@@ -76,14 +76,14 @@ def values_of(group: RecordedGroup) -> dict[str, NDArray[np.float64]]:
 def _refuse_not_finite(row: Mapping[str, Any], group: RecordedGroup) -> None:
     where = f"step {group.step}, group {group.group}, rollout {row.get('rollout', '?')}"
     if row["score"] is not None and math.isinf(row["score"]):
-        raise BadRecord(f"{where}: the score is {row['score']}; a score is finite, or absent where nothing is known")
+        raise BadRecord(f"{where}: the score is {row['score']}; a score must be finite, or absent if unknown")
     for advantage in row["advantages_without_k"]:
         if advantage is None or not math.isfinite(advantage):
             raise BadRecord(f"{where}: an advantage is {advantage}; delete the file of this step, or record it again")
 
 
 def group_data(group: RecordedGroup, values: Mapping[str, NDArray[np.float64]] | None = None) -> dict[str, Any]:
-    """Return one group as plain lists; `values` are those of `values_of`."""
+    """Return one group as plain lists; `values` come from `values_of`."""
     values = values or values_of(group)
     arrays = tensors(group)
     place: dict[int, int] = {}
@@ -150,7 +150,7 @@ def _means(k_A: NDArray[np.float64]) -> list[float]:
 
 
 def _sides(arrays: GroupTensors) -> dict[str, list[int]]:
-    """Return rollouts and tokens of correct and of wrong rollouts."""
+    """Return the number of correct and wrong rollouts, and the tokens of each side."""
     known_G = ~np.isnan(arrays.scores_G)
     correct_G = known_G & (arrays.scores_G > arrays.threshold)
     sides = (correct_G, known_G & ~correct_G)
@@ -165,7 +165,7 @@ def _by_place(
     config: KTAEConfig,
     excluded: set[int],
 ) -> tuple[list[Any], list[Any]]:
-    """Return counts and measures for each distinct id, in the order of `place`; None for ids without a label."""
+    """Return counts and measures for each distinct id, in the order of `place`; None for ids not in `explanation`."""
     counts: list[Any] = [None] * len(place)
     measures: list[Any] = [None] * len(place)
     for row, token in enumerate(explanation.token_id.tolist()):
@@ -182,12 +182,12 @@ def _by_place(
 
 
 def term_frequencies(uses: Sequence[int], sides: Mapping[str, Sequence[int]], config: KTAEConfig) -> list[float]:
-    """Return BM25's TF of an id in correct and in wrong rollouts, as the formula of K takes them; 0 with one label.
+    """Return BM25's TF of an id in correct and wrong rollouts, as used in the formula of K; 0 with only one label.
 
     Args:
-        uses: occurrences on both sides.
-        sides: `rollouts` and `tokens` of both sides.
-        config: options of KTAE.
+        uses: occurrences in correct and wrong rollouts.
+        sides: `rollouts` and `tokens` of correct and wrong rollouts.
+        config: KTAE options.
     """
     rollouts, tokens = sides["rollouts"], sides["tokens"]
     if not all(rollouts):
@@ -207,7 +207,7 @@ def _shifts(
     rollouts: list[dict[str, Any]],
     weight: float,
 ) -> list[float]:
-    """Return for each rollout what centring subtracted: the same from all of its tokens that may have K."""
+    """Return the value that centring subtracted from each rollout: the same for all of its tokens with K."""
     shifts = []
     for row, rollout in enumerate(rollouts):
         acted = (i for i in range(len(rollout["refs"])) if arrays.mask_GT[row, i])

@@ -1,4 +1,4 @@
-"""The token-credit page: self-contained HTML files of at most 3 MB; a group that is larger is cut."""
+"""The token-credit page: self-contained HTML files of at most 3 MB; larger groups are split."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from openrlhf_ktae.report.rescoring import TopTokens
 
 MAX_BYTES = 3_000_000
 TOP = 10
-TOP_TEXT = 40  # characters of a top token: its line shows fewer
-# What those of one step take at most: a character is escaped with 6 bytes, the figures of a token are below 100.
+TOP_TEXT = 40  # characters of a top token; the page shows fewer
+# Upper bound for the top tokens of one step: an escaped character takes 6 bytes, a token's figures less than 100.
 TOPS_BYTES = 2 * len(VARIANTS) * (TOP * (6 * TOP_TEXT + 100) + 50)
-FILES_BYTES = 50_000  # for the names of all files, which are in each
+FILES_BYTES = 50_000  # for the names of all files, which each file links
 TAG_BYTES = 100  # brackets and commas around groups and tops
 
 
@@ -34,18 +34,18 @@ def write_credit_pages(
     max_groups: int | None = None,
     taken: Collection[str] = (),
 ) -> list[Path]:
-    """Write `tokens.html`, and `tokens-2.html` and so on where one file would be too large; return the paths.
+    """Write `tokens.html`, and `tokens-2.html` and so on if one file would be too large; return the paths.
 
     Args:
         groups: recorded groups of one run, in order.
-        folder: where the files go.
-        title: shown by the browser.
-        name: stem of the files.
-        max_groups: show the first ones of each step only; its top tokens are those of all its groups.
-        taken: names of files in `folder` that are left alone.
+        folder: output folder.
+        title: page title.
+        name: stem of the file names.
+        max_groups: show only the first groups of each step; top tokens still cover all of its groups.
+        taken: file names in `folder` that must not be overwritten.
 
     Raises:
-        BadRecord: there is no group, a figure in one is not finite, or a single token does not fit.
+        BadRecord: there is no group, a group has a non-finite number, or a single token does not fit.
         BadOutput: the pages cannot be written there.
     """
     tops: dict[int, dict[str, TopTokens]] = {}
@@ -58,7 +58,7 @@ def write_credit_pages(
             settings = step_settings(group.about)
             room = MAX_BYTES - size_of(_document(settings, [], [], [], 0, title)) - FILES_BYTES - TAG_BYTES
             if room <= TOPS_BYTES:
-                raise BadRecord("the settings of the run alone take more than a page can hold")
+                raise BadRecord("the run's settings do not fit on a page")
         values = values_of(group)
         for variant, of_step in tops.setdefault(group.step, {one: TopTokens() for one in VARIANTS}).items():
             of_step.add(group, values[variant])
@@ -66,14 +66,14 @@ def write_credit_pages(
         if max_groups is None or seen[group.step] <= max_groups:
             made += [(group.step, part) for part in parts(group_data(group, values), room - TOPS_BYTES)]
     if settings is None:
-        raise BadRecord("there is no recorded group to show")
+        raise BadRecord("there are no recorded groups to show")
     shown = {step: f'"{step}":{page_json(_tops(of_step))}' for step, of_step in tops.items()}
     packed = _packed(made, shown, room)
     names = (f"{name}.html" if number == 1 else f"{name}-{number}.html" for number in itertools.count(1))
     files = list(itertools.islice((one for one in names if one not in taken), len(packed)))
     links = [link(file) for file in files]
     if size_of(page_json(links)) > FILES_BYTES:
-        raise BadRecord(f"that makes {len(files)} pages of {MAX_BYTES:,} bytes; show fewer groups with --groups N")
+        raise BadRecord(f"this would make {len(files)} pages of {MAX_BYTES:,} bytes; show fewer groups with --groups N")
     for i, of_file in enumerate(packed):
         steps = dict.fromkeys(step for step, _ in of_file)
         parts_of_file = [part for _, part in of_file]
@@ -83,7 +83,7 @@ def write_credit_pages(
 
 
 def _tops(of_step: Mapping[str, TopTokens]) -> dict[str, Any]:
-    """Return for each variant the tokens of highest K above 0 and of lowest K below 0."""
+    """Return, for each variant, the tokens with the highest K above 0 and the lowest K below 0."""
     return {
         variant: {
             "highest": [_short(token) for token in one.top(TOP) if token["k"] > 0],
@@ -99,7 +99,7 @@ def _short(token: dict[str, Any]) -> dict[str, Any]:
 
 
 def _packed(made: Iterable[tuple[int, str]], tops: Mapping[int, str], room: int) -> list[list[tuple[int, str]]]:
-    """Return (step, part) in files of at most `room` bytes, the tops of their steps with them."""
+    """Pack (step, part) into files of at most `room` bytes, including the top tokens of their steps."""
     files: list[list[tuple[int, str]]] = []
     steps: set[int] = set()
     used = 0
@@ -118,7 +118,7 @@ def _packed(made: Iterable[tuple[int, str]], tops: Mapping[int, str], room: int)
 def _document(
     settings: Mapping[str, Any], groups: list[str], tops: list[str], files: list[str], file: int, title: str
 ) -> str:
-    """Return the HTML of one file; `groups` and `tops` are JSON already."""
+    """Return the HTML of one file; `groups` and `tops` are already JSON."""
     data = (
         f'{{"settings":{page_json(settings)},"groups":[{",".join(groups)}],"tops":{{{",".join(tops)}}},'
         f'"files":{page_json(files)},"file":{file}}}'
@@ -127,7 +127,7 @@ def _document(
 
 
 def _page(data: str, title: str) -> str:
-    """Return a page; the browser runs its own script alone (Content-Security-Policy)."""
+    """Return a page; its Content-Security-Policy only allows its own script."""
     style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("credit.css", "credit.js"))
     return Template((ASSETS / "credit.html").read_text(encoding="utf-8")).substitute(
         title=_text(title),

@@ -1,4 +1,4 @@
-"""A group cut into parts that fit: between its rollouts, and within one that is too long by itself."""
+"""Split a group into parts that fit: between rollouts, or within a rollout that is too long by itself."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Data = dict[str, Any]
 
 
 def parts(data: Data, room: int) -> Iterator[str]:
-    """Yield the JSON of a group (see `credit_data.group_data`), in as many parts as `room` bytes each ask for.
+    """Yield the JSON of a group (see `credit_data.group_data`), in parts of at most `room` bytes.
 
-    A part keeps the texts and figures of its own tokens alone.
+    A part keeps only the texts and numbers of its own tokens.
 
     Raises:
-        BadRecord: one token by itself is larger.
+        BadRecord: a single token does not fit.
     """
     text = page_json(data)
     if size_of(text) <= room:
@@ -33,7 +33,7 @@ def parts(data: Data, room: int) -> Iterator[str]:
     else:
         raise BadRecord(
             f"step {data['step']}, group {data['group']}: the problem and one token of rollout "
-            f"{rollouts[0]['number']} take more than a page can hold; shorten them"
+            f"{rollouts[0]['number']} do not fit on a page; shorten them"
         )
     for half in halves:
         yield from parts(_without_unused({**half, "cut": True}), room)
@@ -48,7 +48,7 @@ def _of_rollouts(data: Data, rows: slice) -> Data:
 
 
 def _cut(rollout: Data, middle: int) -> list[Data]:
-    """Return the tokens before and from `middle` on as two rollouts."""
+    """Split a rollout into two at token `middle`."""
     ends = [(0, middle), (middle, len(rollout["refs"]))]
     return [
         {

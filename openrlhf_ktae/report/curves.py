@@ -1,4 +1,4 @@
-"""Training curves as plotly figures and as words: one line a run, or a mean with its 95 % interval over seeds."""
+"""Training curves as plotly figures and as text: one line per run, or a mean with its 95 % interval over seeds."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from openrlhf_ktae.record.metrics import benchmarks
 
 Floats = NDArray[np.float64]
 
-# After Okabe and Ito: people with any kind of colour vision tell them apart; each has a contrast of 3 or more on the
-# light and on the dark page. Dashes and marks differ too: arm 9 has the colour of the first, and not its dashes.
+# After Okabe and Ito: distinguishable with any kind of colour vision; each has a contrast of at least 3 on the light
+# and the dark page. Dashes and markers differ too: arm 9 repeats the colour of the first, but not its dashes.
 COLOURS = ("#2b8cd6", "#c97b00", "#00976f", "#c4679b", "#d55e00", "#8d6fd1", "#8a8f00", "#7b8794")
 DASHES = {
     "solid": "", "dash": "8 5", "dot": "2 4", "dashdot": "8 4 2 4", "longdash": "14 5", "longdashdot": "14 4 2 4",
@@ -43,9 +43,9 @@ PHASES = {
     "timing/ppo_train": "update",
     "timing/broadcast": "weights",
 }
-HEIGHT = 320  # pixels of a figure, all of them its own: the legend of the arms stands above all figures
-PLAIN_BELOW = 1e-6  # a spread smaller than this share of the values is rounding, and no scale to draw at
-CROWDED = 4  # arms; intervals of more hide each other, so that the page shows them where they are asked for
+HEIGHT = 320  # pixels of a figure without its legend: the legend of the arms is above all figures
+PLAIN_BELOW = 1e-6  # a spread below this share of the values is rounding error, too small to set the scale
+CROWDED = 4  # arms; with more, intervals hide each other, so the page shows them only on request
 
 
 class NoPlotly(ImportError):
@@ -61,33 +61,33 @@ def plotly() -> Any:
     try:
         from plotly import graph_objects
     except ImportError:
-        raise NoPlotly("curves are drawn by plotly, which is not installed: pip install '.[report]'") from None
+        raise NoPlotly("curves need plotly, which is not installed: pip install '.[report]'") from None
     return graph_objects
 
 
 @dataclass(frozen=True)
 class Line:
-    """One arm's line of a figure."""
+    """One arm's line in a figure."""
 
     label: str
     place: int
-    """Its colour and dashes."""
+    """Index of its colour and dashes."""
     seeds: int
     steps: Floats
     values: Floats
     lows: Floats
     highs: Floats
-    """NaN where there is no interval."""
+    """NaN if there is no interval."""
 
     @property
     def name(self) -> str:
-        """What hovering shows."""
+        """The hover label."""
         return arm_name(self.label, self.seeds)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure, and what it shows in words: first, last and mean value of each line."""
+    """A figure, and its content as text: first, last and mean value of each line."""
 
     title: str
     figure: Any
@@ -98,17 +98,17 @@ class Curve:
 
     @property
     def spoken(self) -> str:
-        """What stands for the figure where it cannot be seen."""
+        """Alternative text for screen readers."""
         return f"{self.title} over steps: " + "; ".join(f"{row[0]} from {row[2]} to {row[3]}" for row in self.rows)
 
 
 def arm_name(label: str, seeds: int) -> str:
-    """Return the label of an arm, with the number of seeds where it has several."""
+    """Return the label of an arm, with the number of seeds if there are several."""
     return f"{label} ({seeds} seeds)" if seeds > 1 else label
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the label of each arm -> its runs, which are seeds."""
+    """Group runs by arm: label -> runs, one per seed."""
     labels = arm_labels(run.arm for run in runs)
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -117,10 +117,10 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def refuse_words(runs: Iterable[Run]) -> None:
-    """Check that what is drawn are numbers, or null where a step has none.
+    """Check that all plotted values are numbers or null.
 
     Raises:
-        BadRun: a figure is something else; the message says where.
+        BadRun: a value is something else; the message says where.
     """
     for run in runs:
         for row in (*run.steps, *run.evaluations):
@@ -128,16 +128,16 @@ def refuse_words(runs: Iterable[Run]) -> None:
                 drawn = name in STEP_CURVES or name.startswith(("timing/", "eval_"))
                 if drawn and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
                     raise BadRun(
-                        f"{run.path}: {name} of step {row['step']:g} is {str(value)[:40]!r} and no number; "
+                        f"{run.path}: {name} of step {row['step']:g} is {str(value)[:40]!r}, not a number; "
                         "the record is damaged"
                     )
 
 
 def curves(runs: Sequence[Run]) -> list[Curve]:
-    """Return every curve that some run recorded.
+    """Return every curve that any run recorded.
 
     Raises:
-        BadRun: a figure of a record is no number.
+        BadRun: a recorded value is not a number.
     """
     refuse_words(runs)
     groups = grouped(runs)
@@ -154,7 +154,7 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
 
 
 def arm_styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return name, colour and SVG dashes of each arm, for the legend of the page."""
+    """Return name, colour and SVG dashes of each arm, for the page's legend."""
     dashes = list(DASHES.values())
     return [
         {
@@ -169,7 +169,7 @@ def arm_styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _over_steps(title: str, groups: dict[str, list[Run]], metric: str) -> Curve:
     lines = _lines(groups, lambda run: run.series(metric))
-    # Never recorded, or 0 throughout: a KL term that is off.
+    # Skip lines that are all 0, such as a KL term that is off.
     return _curve(title, [line for line in lines if line.values.any()], "lines")
 
 
@@ -180,7 +180,7 @@ def _evaluated(title: str, groups: dict[str, list[Run]], metric: str) -> Curve:
 
 
 def _lines(groups: dict[str, list[Run]], series_of: Callable[[Run], tuple[Floats, Floats]]) -> list[Line]:
-    """Return the line of each arm: the mean over its seeds at the steps that all of them have."""
+    """Return the line of each arm: the mean over its seeds at their common steps."""
     lines = []
     for place, (label, runs) in enumerate(groups.items()):
         series = [one for one in map(series_of, runs) if one[0].size]
@@ -194,14 +194,14 @@ def _lines(groups: dict[str, list[Run]], series_of: Callable[[Run], tuple[Floats
 
 
 def at_common_steps(series: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
-    """Return the steps (N,) that all of S series have, and their values (S, N) there."""
+    """Return the steps (N,) common to all S series, and their values (S, N) there."""
     maps = [dict(zip(steps.tolist(), values.tolist(), strict=True)) for steps, values in series]
     common = sorted(set.intersection(*map(set, maps)))
     return np.array(common), np.array([[one[step] for step in common] for one in maps]).reshape(len(series), -1)
 
 
 def _over_problems(line: Line, runs: Sequence[Run], metric: str) -> Line:
-    """Return the line of one run with the intervals that its evaluations recorded."""
+    """Return the line of one run with the intervals recorded by its evaluations."""
     rows = {row["step"]: row for run in runs for row in run.evaluations}
     ends = [
         np.array([float("nan") if (v := rows[step].get(f"{metric}_{end}")) is None else v for step in line.steps])
@@ -225,11 +225,11 @@ def _curve(title: str, lines: Sequence[Line], mode: str) -> Curve:
 
 
 def axis_range(lines: Sequence[Line], share: bool) -> tuple[float, float]:
-    """Return the ends of the axis of values.
+    """Return the range of the value axis.
 
-    Lines are seen whole. Intervals are cut one height of the lines beyond them (of two seeds they are 13 standard
-    errors wide, and all else would be flat), and where a share ends. Values that are the same but for rounding get an
-    axis as high as a fifth of them.
+    Lines fit completely. Intervals are clipped one line height above and below the lines (with two seeds they are 13
+    standard errors wide, and the lines would look flat), and at the bounds of a share. If the values are equal up to
+    rounding, the axis spans a fifth of their size.
     """
     values = np.concatenate([line.values for line in lines])
     ends = np.concatenate([values, *(end for line in lines for end in (line.lows, line.highs))])
@@ -309,7 +309,7 @@ def shown(value: float, low: float, high: float, share: bool = False) -> str:
 
 
 def _stacked_phases(runs: Sequence[Run]) -> Curve:
-    """Draw the phases of one arm on top of each other, each the mean over its seeds."""
+    """Stack the phases of one arm, each the mean over its seeds."""
     figure = plotly().Figure()
     rows = []
     for number, (metric, title) in enumerate(PHASES.items()):

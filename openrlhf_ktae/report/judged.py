@@ -1,4 +1,4 @@
-"""Was a stored response right? What its row says, in this order, and the project's verifier where it says nothing."""
+"""Score stored responses from the judgements in their rows, or with this project's verifier if there is none."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ VERDICTS = {
 }  # fmt: skip
 VERDICT, SCORE = "verdict", "score"
 FLAGS = ("accuracy", "correct")
-REWARDS = ("published_reward", "reward")  # shaped ones say nothing of correctness: they count where they are 0 or 1
-LARGEST_SCORE = 1e15  # beyond it a score is no judgement, and sums overflow
+REWARDS = ("published_reward", "reward")  # shaped rewards do not tell correctness, so only 0 and 1 count
+LARGEST_SCORE = 1e15  # larger values are not judgements, and their sums overflow
 VERIFIER = "this project's verifier"
 
 
 def judge(rows: Mapping[int, Mapping[str, Any]], source: str) -> tuple[dict[int, float | None], str]:
-    """Return the raw score of each row, None where nobody knows, and who judged how many.
+    """Return the raw score of each row (None if unknown), and a text that counts rows by source of judgement.
 
-    A row's `verdict` counts, else its `score`, else `accuracy` or `correct` where it is 0 or 1, else
-    `published_reward` or `reward` where all rows have 0 or 1 there, else the verifier's verdict. Correct is above 0.
+    The first of these is used: the row's `verdict`; its `score`; `accuracy` or `correct`, if 0 or 1;
+    `published_reward` or `reward`, if 0 or 1 in all rows that have it; the verifier's verdict. Correct is above 0.
 
     Args:
-        rows: number in the file, from 1, -> row as `evaluation.stored.read` yields it.
-        source: names the file in messages.
+        rows: row number in the file, from 1, -> row from `evaluation.stored.read`.
+        source: name of the file, for messages.
 
     Raises:
         BadInput: a verdict or a score cannot be read.

@@ -1,4 +1,4 @@
-"""Recorded rollouts once more: K under other variants and ablations, and how they differ.
+"""Rescore recorded rollouts: K under other variants and ablations, and how they differ.
 
 Legend: `G` rollouts of a group, `T` tokens of its longest response.
 """
@@ -39,12 +39,12 @@ class Arm:
     name: str
     config: KTAEConfig
     shuffled: bool = False
-    """Labels are permuted within each group first: what K is when it means nothing."""
+    """Permute labels within each group first: a control in which K carries no information."""
 
 
 @dataclass(frozen=True)
 class GroupTensors:
-    """A recorded group as the mathematics takes it; everything is padded with zeros."""
+    """A recorded group as arrays, padded with zeros."""
 
     ids_GT: NDArray[np.int64]
     mask_GT: NDArray[np.bool_]
@@ -57,7 +57,7 @@ class GroupTensors:
 
     @property
     def mixed(self) -> bool:
-        """Whether scores differ; with one label K is 0."""
+        """Whether there are correct and wrong rollouts; with only one label K is 0."""
         known = self.scores_G[~np.isnan(self.scores_G)] > self.threshold
         return bool(known.any() and not known.all())
 
@@ -96,21 +96,21 @@ def recorded_config(about: Mapping[str, Any]) -> KTAEConfig:
     """Return the configuration that a step was recorded with.
 
     Raises:
-        BadRecord: it is not one that this version knows.
+        BadRecord: this version does not support it.
     """
     try:
         return KTAEConfig.from_mapping(about.get("ktae") or {})
     except (ValueError, TypeError) as error:
-        raise BadRecord(f"the record's options of KTAE are not those of this version ({error})") from None
+        raise BadRecord(f"the record's KTAE options are not supported by this version ({error})") from None
 
 
 def built_in(ablations: bool) -> list[str]:
-    """Return the names of the arms that `arms_of` always makes, with `ablations` those of the ablations too."""
+    """Return the names of the arms that `arms_of` always creates; with `ablations`, of the ablations too."""
     return [RECORDED, *VARIANTS, *((*ABLATIONS, SHUFFLED) if ablations else ())]
 
 
 def arms_of(config: KTAEConfig, ablations: bool, extra: Mapping[str, Mapping[str, Any]]) -> list[Arm]:
-    """Return the recorded configuration, the variants, with `ablations` its ablations and a control, and `extra` ones.
+    """Return arms: the recorded configuration, the variants, optionally ablations and a control, and `extra` ones.
 
     Raises:
         ValueError: an option of `extra` is refused.
@@ -125,13 +125,12 @@ def arms_of(config: KTAEConfig, ablations: bool, extra: Mapping[str, Mapping[str
 
 
 def rescore(groups: Iterable[RecordedGroup], ablations: bool, extra: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Compute every arm on every group and return the figures, with intervals over groups, and the top tokens.
+    """Compute every arm on every group; return metrics with intervals over groups, and top tokens.
 
     `reproduced` is the largest difference between recorded and recomputed K: near 0 unless the code has changed.
 
     Raises:
-        BadRecord: there is no group, a record is not as it must be, or groups were recorded with other options of KTAE
-            than the first.
+        BadRecord: there is no group, a record is invalid, or the KTAE options of a group differ from the first's.
         ValueError: an option of `extra` is refused.
     """
     arms: list[Arm] = []
@@ -158,7 +157,7 @@ def rescore(groups: Iterable[RecordedGroup], ablations: bool, extra: Mapping[str
             difference = float(np.abs(values[RECORDED] - arrays.k_GT).max(initial=0.0))
             reproduced = float(np.maximum(reproduced, difference))  # NaN stays NaN
     if not arms:
-        raise BadRecord("there is no recorded group")
+        raise BadRecord("there are no recorded groups")
     table = {}
     for arm in arms:
         values_IM = np.column_stack([rows[arm.name], shares[arm.name]])
@@ -176,13 +175,13 @@ def _other_options(group: RecordedGroup, config: KTAEConfig, first: RecordedGrou
     now, before = asdict(config), asdict(expected)
     changes = [f"{name} {now[name]} instead of {before[name]}" for name in now if now[name] != before[name]]
     return (
-        f"step {group.step} was recorded with other options of KTAE than step {first.step} ({', '.join(changes)}); "
-        "give runs, or recorded steps, of equal options at a time"
+        f"step {group.step} was recorded with different KTAE options from step {first.step} ({', '.join(changes)}); "
+        "give runs, or recorded steps, with equal options at a time"
     )
 
 
 def _figures(k_GT: NDArray[np.float64], first_GT: NDArray[np.float64], group: GroupTensors) -> list[float]:
-    """Return METRICS of one group: NaN where there is nothing to take a mean of."""
+    """Return METRICS of one group; NaN for the mean of an empty set."""
     acted = group.mask_GT
     k, a, first = k_GT[acted], group.without_k_GT[acted], first_GT[acted]
     if k.size == 0:
@@ -210,7 +209,7 @@ class TopTokens:
         self._texts: dict[int, str] = {}
 
     def add(self, group: RecordedGroup, k_GT: NDArray[np.float64]) -> None:
-        """Take in one group."""
+        """Add one group."""
         for row, k_T in zip(group.rows, k_GT, strict=True):
             for token, text, acted, k in zip(row["token_ids"], row["token_texts"], row["action"], k_T, strict=False):
                 if acted:
@@ -219,7 +218,7 @@ class TopTokens:
                     self._texts.setdefault(token, text)
 
     def top(self, n: int, largest: bool = True) -> list[dict[str, Any]]:
-        """Return the `n` ids of highest (or lowest) mean K."""
+        """Return the `n` ids with the highest (or lowest) mean K."""
         order = sorted(self._sums, key=lambda i: (self._mean(i) * (-1 if largest else 1), i))
         return [
             {"id": i, "text": self._texts[i], "k": round(self._mean(i), 4), "count": self._counts[i]} for i in order[:n]

@@ -1,4 +1,4 @@
-"""Run pages: a table and training curves in one self-contained HTML file (plotly's script is inside)."""
+"""Run pages: a table and training curves in one self-contained HTML file (includes plotly's script)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openrlhf_ktae.figures.statistics import t_interval
 from openrlhf_ktae.report.curves import CROWDED, NoPlotly, arm_styles, curves, grouped, plotly
 from openrlhf_ktae.report.files import ASSETS, link, page_json, write_page
 
-WORD_COLUMNS = ("run", "arm", "against", "outcome")  # aligned to the left; the others hold figures
+WORD_COLUMNS = ("run", "arm", "against", "outcome")  # left-aligned; the others contain numbers
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class Table:
 def write_run_page(
     runs: Sequence[Run], path: Path, title: str, tables: Sequence[Table] = (), links: Sequence[str] = ()
 ) -> Path:
-    """Write the page of one or several runs; `tables` stand above the curves.
+    """Write the page of one or several runs, with `tables` above the curves.
 
     Raises:
         NoPlotly: plotly or jinja2 is not installed.
-        BadRun: a figure of a record is no number.
-        BadOutput: the page cannot be written there.
+        BadRun: a recorded value is not a number.
+        BadOutput: the page cannot be written.
     """
     plotly()
     try:
         from jinja2 import Environment
     except ImportError:
-        raise NoPlotly("pages are made with jinja2, which is not installed: pip install '.[report]'") from None
+        raise NoPlotly("pages need jinja2, which is not installed: pip install '.[report]'") from None
     from plotly.offline import get_plotlyjs
 
     drawn = curves(runs)
@@ -82,8 +82,8 @@ def summary_table(runs: Sequence[Run]) -> Table:
             cells += [_edge(group, metric, which, scale) for which in (0, -1)]
         seconds = [sum(row.get("timing/step_total") or 0.0 for row in run.steps) for run in group]
         rows.append([*cells, f"{sum(seconds) / len(seconds) / 60:.1f}"])
-    over = "seeds where an arm has several, else over problems"
-    return Table("Runs", head, rows, [f"[95 % interval over {over}]; minutes are those of the steps alone."])
+    over = "seeds if an arm has several, else over problems"
+    return Table("Runs", head, rows, [f"[95 % interval over {over}]; minutes count only the steps."])
 
 
 def _edge(group: Sequence[Run], metric: str, which: int, scale: float) -> str:

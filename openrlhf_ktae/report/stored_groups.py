@@ -1,4 +1,4 @@
-"""Stored responses as groups for the token-credit page: responses of one problem are its rollouts."""
+"""Stored responses as groups for the token-credit page: responses to one problem form a group."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from openrlhf_ktae.record.recorded import RecordedGroup
 from openrlhf_ktae.record.rollouts import TokenTexts
 from openrlhf_ktae.report.judged import judge
 
-# A word with the space before it, or one sign. What is longer than any word is cut: a page has to hold it.
+# A word with the space before it, or one symbol. Longer runs are split so that they fit on a page.
 WORDS = re.compile(r"\s{0,99}(?:\w{1,100}|[^\w\s])|\s{1,100}")
 
 
 def stored_groups(path: Path, tokenizer: Any = None, limit: int | None = None) -> Iterator[RecordedGroup]:
-    """Yield one group for each problem of `path` (see `evaluation.stored`), the first `limit` problems.
+    """Yield one group for each problem of `path` (see `evaluation.stored`), up to `limit` problems.
 
-    Whether a row is correct: `report.judged`. Without a tokenizer, tokens are words and signs.
+    `report.judged` decides whether a row is correct. Without a tokenizer, tokens are words and symbols.
 
     Raises:
-        BadInput: the file is not as it must be.
+        BadInput: the file is invalid.
     """
     problems: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for number, row in enumerate(stored.read(path)):
@@ -74,7 +74,7 @@ def _row(
 
 
 class _Words:
-    """Words and signs, numbered as they come."""
+    """Words and symbols, numbered in order of appearance."""
 
     def __init__(self) -> None:
         self._ids: dict[str, int] = {}

@@ -35,5 +35,5 @@ def test_an_arm_is_trained_once(root, environment, tmp_path):
     assert (tmp_path / "out" / "comparison.html").is_file()
     again = compare(root, environment, tmp_path / "out")
     assert again.returncode == 0, again.stderr
-    assert "done before" in again.stdout
+    assert "already done" in again.stdout
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == result

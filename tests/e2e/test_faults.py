@@ -224,7 +224,7 @@ def test_a_disk_that_fills_under_everything(start, disk, freed):
         return
     assert not kept.exists(), "it has made room for the newer one"
     assert [step["step"] for step in steps(disk)] == list(range(1, last + 1)), "no row is lost"
-    assert "rows of metrics.jsonl are written late" in notes(disk)
+    assert "rows of metrics.jsonl were written late" in notes(disk)
     assert "the last whole one stays" in notes(disk)
     assert NO_ROOM in notes(disk)
     assert "a checkpoint takes" in notes(disk), "as long as there is no room, none is begun"

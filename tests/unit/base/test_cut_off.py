@@ -217,7 +217,7 @@ def test_the_command_ends_with_3_and_says_how_to_go_on(monkeypatch, capsys):
     from openrlhf_ktae.cli import eval as command
 
     def run(argv):
-        raise CutOff("vLLM ended a response after 2 tokens (abort)")
+        raise CutOff("vLLM cut off a response after 2 tokens (abort)")
 
     monkeypatch.setattr(command, "run", run)
     assert command.main([]) == 3

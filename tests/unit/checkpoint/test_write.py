@@ -52,7 +52,7 @@ def test_a_checkpoint_without_what_a_rank_wrote_is_none(tmp_path, monkeypatch):
     with pytest.raises(Unseen) as error:
         commit(tmp_path, "global_step2", 2, {}, seen)
     text = str(error.value)
-    assert text.startswith("2 of 3 files are missing for the trainer, which ranks on 10.0.0.2 (two), 10.0.0.3 see")
+    assert text.startswith("the trainer does not see 2 of 3 files that ranks on 10.0.0.2 (two), 10.0.0.3 see")
     assert f"such as rank1; --ckpt.path {tmp_path} must be on a file system that all nodes share" in text
     assert not listed(tmp_path)[0]
     assert not (tmp_path / "latest").exists()
@@ -138,7 +138,7 @@ def test_what_is_damaged_is_named(tmp_path):
     whole = model.read_text()
     for damage, message in (
         (lambda: model.write_text(whole[:-1]), f"{name} has 8 bytes instead of 9"),
-        (lambda: model.write_text(whole[::-1]), f"{name} has other content"),
+        (lambda: model.write_text(whole[::-1]), f"{name} changed"),
         (model.unlink, f"{name} is missing"),
     ):
         damage()

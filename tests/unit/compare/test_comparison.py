@@ -119,7 +119,7 @@ def test_a_finished_comparison_trains_nothing_and_writes_its_tables(tmp_path, ro
     words = comparison_of(tmp_path, root)
     assert main([*words, "--", "--x"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("done before") == 4
+    assert shown.count("already done") == 4
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert result["arms"]["grpo_k"]["final_accuracy"]["mean"] == pytest.approx(0.7 + 0.015)
     assert (tmp_path / "out" / "comparison.md").read_text() in shown
@@ -230,7 +230,7 @@ def test_a_kill_at_any_moment_does_not_block_the_next_attempt(moment, one, tmp_p
 def test_a_torn_or_binary_arm_json_is_refused_in_one_line(content, one, tmp_path):
     one.directory.mkdir(parents=True)
     (one.directory / STARTED).write_bytes(content)
-    with pytest.raises(OtherArms, match=r"arm.json: cannot be read; delete .*seed-1, and it is run again"):
+    with pytest.raises(OtherArms, match=r"arm.json: cannot be read; delete .*seed-1"):
         plan_one(tmp_path)
 
 

@@ -122,15 +122,15 @@ def test_an_evaluation_can_be_graded_again(tmp_path):
 MALFORMED = {
     "missing column": ('{"benchmark": "a", "gold": "1"}\n', "line 1 has no response; it has benchmark, gold"),
     "later line": (json.dumps(ROWS[0]) + '\n{"gold": "1"}\n', "line 2 has no benchmark, response"),
-    "cut off": (json.dumps(ROWS[0]) + '\n{"benchmark": "a", "go', "line 2 is no JSON object"),
-    "not an object": ("[1]\n", "line 1 is no JSON object but '[1]'"),
+    "cut off": (json.dumps(ROWS[0]) + '\n{"benchmark": "a", "go', "line 2 is not a JSON object"),
+    "not an object": ("[1]\n", "line 1 is '[1]', not a JSON object"),
     "no text": ('{"benchmark": "a", "gold": "1", "response": null}\n', "response is 'None'; give a text"),
     "no gold": ('{"benchmark": "a", "gold": null, "response": "1"}\n', "gold is 'None'"),
     "empty": ("", "is empty"),
-    "binary": ("\x00\x01", "line 1 is no JSON object"),
-    "half a character in a response": (json.dumps({**ROWS[0], "response": "\ud800"}), r"half a character ('\ud800')"),
-    "half a character in an id": (json.dumps({**ROWS[0], "id": "\ud800"}), "line 1 has half a character"),
-    "half a character in a name": (json.dumps({**ROWS[0], "benchmark": "\ud800"}), "line 1 has half a character"),
+    "binary": ("\x00\x01", "line 1 is not a JSON object"),
+    "lone surrogate in a response": (json.dumps({**ROWS[0], "response": "\ud800"}), r"unpaired surrogate ('\ud800')"),
+    "lone surrogate in an id": (json.dumps({**ROWS[0], "id": "\ud800"}), "line 1 has an unpaired surrogate"),
+    "lone surrogate in a name": (json.dumps({**ROWS[0], "benchmark": "\ud800"}), "line 1 has an unpaired surrogate"),
     "too many tokens": (json.dumps({**ROWS[0], "tokens": 10**400}), "tokens is 1000"),
     "fewer than no tokens": (json.dumps({**ROWS[0], "tokens": -1}), "tokens is -1"),
     "another gold": (
@@ -169,7 +169,7 @@ def test_a_truncated_gzip_gives_one_message(tmp_path, capsys):
     path = tmp_path / "in.jsonl.gz"
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS * 50).encode())[:-20])
     assert main(["--responses", str(path), "--output", str(tmp_path / "out")]) == 2
-    assert "may be cut off" in capsys.readouterr().err
+    assert "may be truncated" in capsys.readouterr().err
 
 
 REFUSED = {
@@ -186,11 +186,11 @@ REFUSED = {
     "--model m --benchmarks {tmp}/nocolumn.jsonl": "has none of answer, final_answer",
     "--model {tmp}/none --benchmarks {tmp}/few.jsonl": "no tokenizer there",
     "{model} --template {tmp}/none.txt": "choose one of qwen-math",
-    "{model} --template {tmp}/few.jsonl": "must have {problem} once",
+    "{model} --template {tmp}/few.jsonl": "write it where the problem goes",
     "{model} --template chat": "no chat template",
     "{model} --template none --max_new_tokens 99999": "give at most",
     "{model} --template none --max_model_len 2": "--max_model_len 2: the shortest prompt has",
-    "--compare {tmp} {tmp}": "has no responses.jsonl",
+    "--compare {tmp} {tmp}": "give a folder written by --output",
     "--responses {tmp}/few.jsonl --verifier.workers 0": "--verifier.",
     "--no_such_option": "--no_such_option",
     "--responses {tmp}/few.jsonl --benchmarks a": "--benchmarks a: has no effect with --responses; leave it out",
@@ -203,16 +203,16 @@ REFUSED = {
     "--compare a b --limit 4": "--limit 4: has no effect with --compare",
     "--compare a b --verifier.workers 1": "--verifier.workers 1: has no effect with --compare",
     "--write_prompts {tmp}/p --benchmarks a --top_p 1": "--top_p 1.0: has no effect with --write_prompts",
-    "--responses {tmp}/one.jsonl --output {tmp}/few.jsonl": "few.jsonl: is a file; give a folder",
+    "--responses {tmp}/one.jsonl --output {tmp}/few.jsonl": "few.jsonl is a file; give a folder",
     "--responses {tmp}/one.jsonl --output {tmp}/few.jsonl/a/b": "few.jsonl is a file; give a folder",
     "--compare {tmp}/right {tmp}/right --output {tmp}/few.jsonl/a": "few.jsonl is a file; give a folder",
-    "--write_prompts {tmp}/few.jsonl/p --benchmarks {tmp}/few.jsonl": "few.jsonl: is a file; give a folder",
+    "--write_prompts {tmp}/few.jsonl/p --benchmarks {tmp}/few.jsonl": "few.jsonl is a file; give a folder",
     "--write_prompts {tmp} --benchmarks {tmp}/few.jsonl": "Is a directory",
     "{model} --template {tmp}/binary.txt": "binary.txt: cannot be read",
     "--model {tmp}/no_config --benchmarks {tmp}/few.jsonl": "no_config: no model there",
-    "--compare {tmp}/right {tmp}/list": "line 1 is no graded response (id is [1])",
-    "--compare {tmp}/right {tmp}/other_gold": "benchmark 'a', id '1' has had another gold before",
-    "--compare {tmp}/right {tmp}/other_problem": "benchmark 'a', id '1' has had another problem before",
+    "--compare {tmp}/right {tmp}/list": "line 1 is not a graded response (id is [1])",
+    "--compare {tmp}/right {tmp}/other_gold": "benchmark 'a', id '1': its gold differs",
+    "--compare {tmp}/right {tmp}/other_problem": "benchmark 'a', id '1': its problem differs",
 }
 
 

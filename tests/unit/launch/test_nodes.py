@@ -139,10 +139,11 @@ def test_a_node_that_is_lost_ends_the_run_and_may_come_back(two_raylets, args):
             ray.get(never, timeout=150)
     assert f"node {two_raylets.node_ip_address} is gone; 1 devices are left, and the run needs 2" == watch.lost
     assert signal.getsignal(nodes.LOST_SIGNAL) == before
-    with pytest.raises(ProcessDied, match=r"1 devices are left, and this run needs 2; none has come in 1 s"):
+    with pytest.raises(ProcessDied, match=r"1 devices are left, and this run needs 2; none joined within 1 s"):
         check_cluster(args, said.append, patience=1.0)
     assert said == [
-        "a node of the cluster died; 1 devices are left, and this run needs 2; waiting up to 1 s for it, or another"
+        "a node of the cluster died; 1 devices are left, and this run needs 2; "
+        "waiting up to 1 s for it or a replacement"
     ]
 
 

@@ -68,7 +68,7 @@ def test_a_run_that_begins_anew_leaves_those_of_another_alone(parsed):
     choose_checkpoint(args, "cpu")
     directory.prepare(args, "cpu")
     args = parsed("--resume", "auto")
-    assert "a later run began anew" in choose_checkpoint(args, "cpu")[0]
+    assert "a later run started from scratch" in choose_checkpoint(args, "cpu")[0]
     assert args.run.resume_from is None
     new = save(parsed(), 2)
     args = parsed("--resume", "auto")
@@ -92,7 +92,7 @@ def test_a_run_that_went_back_does_not_go_on_from_what_it_left(parsed):
     assert go_on(parsed, "--resume", str(first.path)) == 10
     assert go_on(parsed, "--resume", "auto") == 10, "it died before its first checkpoint"
     text = "\n".join(choose_checkpoint(parsed("--resume", "auto"), "cpu"))
-    assert "skipped global_step30: a later run went back to one before it; --resume " in text
+    assert "skipped global_step30: a later run went back to an earlier checkpoint; --resume " in text
     args = parsed()
     assert "the newest checkpoint is" in directory.newest_checkpoint(args)
     assert "global_step10" in directory.newest_checkpoint(args)
@@ -120,9 +120,9 @@ def test_a_run_that_goes_on_from_elsewhere_leaves_what_is_here_alone(parsed, tmp
     assert go_on(parsed, "--resume", str(checkpoint.path)) == 10
     args = parsed("--resume", str(checkpoint.path))
     choose_checkpoint(args, "cpu")
-    assert directory.newest_checkpoint(args).endswith(f"the same --resume goes on from {checkpoint.path}")
+    assert directory.newest_checkpoint(args).endswith(f"the same --resume starts again from {checkpoint.path}")
     args = parsed("--resume", "auto")
-    assert "skipped global_step30: a later run began anew here" in choose_checkpoint(args, "cpu")[0]
+    assert "skipped global_step30: a later run started from scratch here" in choose_checkpoint(args, "cpu")[0]
     assert args.run.resume_from is None
 
 
@@ -134,7 +134,7 @@ def test_a_run_that_began_anew_names_no_checkpoint_of_another(parsed):
 
 def test_the_first_start_of_a_command_that_resumes(parsed):
     args = parsed("--resume", "auto")
-    assert "starting anew" in choose_checkpoint(args, "cpu")[0]
+    assert "starting from scratch" in choose_checkpoint(args, "cpu")[0]
     assert args.ckpt.load_enable is False
 
 

@@ -108,7 +108,7 @@ def test_a_process_starts_where_no_stacks_can_be_written(tmp_path, monkeypatch, 
     monkeypatch.setenv(stacks.VARIABLE, str(tmp_path))
     monkeypatch.setattr(stacks.faulthandler, "register", lambda *_, **__: 1 / 0)
     stacks.register()
-    assert capsys.readouterr().err.count("no stacks of this process") == 2
+    assert capsys.readouterr().err.count("cannot dump its stacks") == 2
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert not stacks._files
 
@@ -173,17 +173,17 @@ def test_semaphores_that_nobody_has_open_any_more_are_found(tmp_path):
             path.unlink()
 
 
-def test_the_watchdog_barks_once_and_only_when_nothing_is_recorded(tmp_path):
-    record, barks = RunRecord(tmp_path), []
-    with Watchdog(tmp_path, 1.0 / 60, barks.append):
+def test_the_watchdog_fires_once_and_only_when_nothing_is_recorded(tmp_path):
+    record, reasons = RunRecord(tmp_path), []
+    with Watchdog(tmp_path, 1.0 / 60, reasons.append):
         for step in range(1, 16):
             record.step(step, {}, {})
             time.sleep(0.1)
-        assert barks == []
+        assert reasons == []
         time.sleep(1.6)
-    assert len(barks) == 1
-    assert "--run.watchdog_minutes" in barks[0]
-    with Watchdog(tmp_path, 0, barks.append):
+    assert len(reasons) == 1
+    assert "--run.watchdog_minutes" in reasons[0]
+    with Watchdog(tmp_path, 0, reasons.append):
         assert not any(thread.name == Watchdog.__name__ for thread in threading.enumerate()), "0 is off"
 
 
@@ -241,7 +241,7 @@ def test_a_supervisor_ends_what_a_dead_run_has_left(tmp_path, monkeypatch):
     monkeypatch.setattr(processes.end_all, "__defaults__", (0.2,))
     assert supervise([], tuple, 0, said.append, (sys.executable, "-c", LEAVES_ONE)) == 4
     assert processes.marked(value) == []
-    assert "1 processes were left and killed" in said[0]
+    assert "1 leftover processes were killed" in said[0]
 
 
 HOLDS = "import sys; file = open(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
@@ -434,7 +434,7 @@ def test_a_signal_waits_for_the_checkpoint(signals, tmp_path):
 def test_it_waits_no_longer_than_it_may(signals, tmp_path):
     seconds, outcome, _ = ended_by(tmp_path, 0.5)
     assert 0.5 <= seconds < 5
-    assert outcome == "no checkpoint was written on the way out; the newest checkpoint is older"
+    assert outcome == "no checkpoint was written during shutdown; the newest checkpoint is older"
 
 
 def test_an_answer_that_finds_no_room_is_an_answer(files_up_to, tmp_path):
@@ -460,7 +460,7 @@ def test_an_order_that_finds_no_room_ends_the_run_at_once(signals, monkeypatch, 
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert not order.asked
-    assert end.outcome("the newest is x") == "no checkpoint was written on the way out; the newest is x"
+    assert end.outcome("the newest is x") == "no checkpoint was written during shutdown; the newest is x"
 
 
 def no_room(*_, **__):

@@ -27,7 +27,7 @@ def test_rows_that_find_no_room_wait_and_are_written_with_a_note(tmp_path, files
         assert record.path.read_bytes().endswith(b"\n"), "half a row is no row, and another process writes here, too"
     record.step(4, {}, {})
     assert [name for name, _ in shown(tmp_path)] == ["step", "step", "step", "step", "note"]
-    assert "2 rows of metrics.jsonl are written late: [Errno 27]" in shown(tmp_path)[-1][1]
+    assert "2 rows of metrics.jsonl were written late: [Errno 27]" in shown(tmp_path)[-1][1]
     record.step(5, {}, {})
     assert shown(tmp_path)[-1] == ("step", 5)
     assert len(shown(tmp_path)) == 6

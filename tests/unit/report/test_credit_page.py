@@ -231,10 +231,10 @@ def torn_rollouts(tmp_path):
 
 
 BAD_RUNS = {
-    "no such": (lambda tmp: None, "no run directory"),
+    "no such": (lambda tmp: None, "not a run directory"),
     "no steps": (empty_run, "a run directory without steps"),
     "torn record": (torn_run, "damaged"),
-    "torn rollouts": (torn_rollouts, "no whole parquet file"),
+    "torn rollouts": (torn_rollouts, "not a complete parquet file"),
 }
 
 

@@ -126,7 +126,7 @@ WORDS = {
 def test_words_for_numbers(row, tmp_path, capsys):
     with (steps_of(tmp_path / "run") / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
-    refused([str(tmp_path / "run")], "no number", capsys)
+    refused([str(tmp_path / "run")], "not a number", capsys)
 
 
 @pytest.mark.parametrize("where", ["file", "file/below", "file/below/it"])

@@ -186,7 +186,7 @@ def test_what_another_node_wrote_for_itself_makes_no_checkpoint(new_trainer, mon
     train(trainer, 4)
     assert names(trainer) == ["global_step2"]
     (note,) = notes(trainer)
-    assert "no checkpoint global_step4: 1 of 4 files are missing for the trainer, which ranks on node-two see" in note
+    assert "no checkpoint global_step4: the trainer does not see 1 of 4 files that ranks on node-two see" in note
     assert "the disk had" not in note
     assert not list(Path(trainer.args.ckpt.path).glob(".writing*"))
 

@@ -169,11 +169,11 @@ def shorter_k(table):
 
 DAMAGE = {
     "missing column": (lambda path: rewritten(path, lambda t: t.drop_columns(["score", "k"])), "no column score, k"),
-    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "no whole parquet file"),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a complete parquet file"),
     "foreign": (lambda path: rewritten(path, lambda t: t.replace_schema_metadata({})), "no metadata openrlhf_ktae"),
-    "empty": (lambda path: rewritten(path, lambda t: t.slice(0, 0)), "holds no rollout"),
+    "empty": (lambda path: rewritten(path, lambda t: t.slice(0, 0)), "contains no rollouts"),
     "lengths": (lambda path: rewritten(path, shorter_k), "lengths differ"),
-    "mixed tokenizers": (lambda path: rewritten(path, other_tokenizer), "another tokenizer than"),
+    "mixed tokenizers": (lambda path: rewritten(path, other_tokenizer), "a different tokenizer"),
     "null in a list": (value("k", None), "k holds a null"),
     "null in the texts": (value("token_texts", None), "token_texts holds a null"),
     "no response": (value("response", None), "response holds a null"),
@@ -238,7 +238,7 @@ def test_records_of_other_options_are_not_rescored_as_one(module, tokenizer, tmp
     capsys.readouterr()
     assert main([str(tmp_path / name) for name in "abc"]) == 2
     error = capsys.readouterr().err
-    assert "step 30 was recorded with other options of KTAE than step 10" in error
+    assert "step 30 was recorded with different KTAE options from step 10" in error
     assert "variant reference instead of paper" in error
     assert "h3 0.5 instead of" in error
     assert error.count("\n") == 1
