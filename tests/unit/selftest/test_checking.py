@@ -146,7 +146,7 @@ def test_limits_are_longer_on_a_cpu(tmp_path):
 def test_no_check_is_begun_without_time(place):
     results, _ = run([check(passes)], place, minutes=0.1)
     assert results[0].status == SKIPPED
-    assert results[0].reason == "--minutes 0.1; give more, or --only passes"
+    assert results[0].reason == "--minutes 0.1 are used up; give more, or --only passes"
 
 
 def test_the_report_names_neither_folders_nor_secrets(place, tmp_path, monkeypatch):

@@ -153,7 +153,7 @@ def test_a_good_run_has_its_figures(runs):
         ({"weights": 5}, "weights were compared 5 times in 6 steps"),
         ({"equal": False}, "differ after 1 synchronisations: ['model.norm.weight']"),
         ({"gap": 0.1}, "0.025 on average; 0.02 is allowed"),
-        ({"gap": float("nan")}, "nan apart on average"),
+        ({"gap": float("nan")}, "nan on average"),
     ],
 )
 def test_what_is_wrong_with_a_run_is_said_with_the_figures(runs, change, reason):
@@ -172,7 +172,7 @@ def test_memory_above_the_plan_is_found_phase_by_phase():
         "training": {"planned_gib": 2.0, "measured_gib": 2.2, "ratio": 1.1},
         "generation": {"planned_gib": 1.0, "measured_gib": 0.5, "ratio": 0.5},
     }
-    with pytest.raises(CheckFailed, match=r"training took 1\.20 times its planned memory"):
+    with pytest.raises(CheckFailed, match=r"training used 1\.20 times its planned memory"):
         judged_memory(planned, [{"phase": "training", "bytes": 2.4 * 2**30}, measured[2]])
     with pytest.raises(CheckFailed, match="generation was not measured"):
         judged_memory(planned, measured[:2])

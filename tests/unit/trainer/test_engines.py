@@ -153,7 +153,7 @@ def test_engines_that_die_too_often_end_the_run(ray_here, engines, trainer):
 
     trainer.engine_restarts = 2
     ray_here.get(engines[0].break_core.remote())
-    with pytest.raises(EnginesLost, match=r"--faults.engine_restarts 2: an engine died once more") as end:
+    with pytest.raises(EnginesLost, match=r"--faults.engine_restarts 2: an engine died again") as end:
         trainer.broadcast_to_vllm()
     assert died(end.value)
 
