@@ -20,7 +20,7 @@ DATASOURCE = "chain_sums"
 N_STEPS = 3  # sums per problem: enough for partial results to be key tokens, short enough for 24 tokens
 MAX_START = 20
 MAX_OPERAND = 9
-MAX_VALUE = 49  # no partial result passes it: 20 + 3 * 9 = 47
+MAX_VALUE = 49  # no partial result exceeds it: 20 + 3 * 9 = 47
 N_TRAIN = 3200  # 200 steps of 16 prompts, 400 of 8
 N_HELDOUT = 200
 DEFAULT_SEED = 0

@@ -1,8 +1,8 @@
 """Departure from the host: no forward pass for old log-probabilities that the update computes anyway.
 
-The importance ratio of a token is pi / pi_old. If a batch is one optimizer step, old log-probabilities would come from
-the weights of the update itself, however the batch is split into micro-batches: the ratio is 1 and its gradient is that of
-log pi. The host runs an extra pass over the whole batch for this, a third of the update's arithmetic.
+The importance ratio of a token is pi / pi_old. If a batch is one optimizer step, old log-probabilities use the same weights
+as the update, however the batch is split into micro-batches: the ratio is 1, and its gradient is that of log pi.
+The host runs an extra pass over the whole batch to compute them, a third of the update's arithmetic.
 """
 
 from __future__ import annotations

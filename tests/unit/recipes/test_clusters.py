@@ -132,7 +132,7 @@ def test_a_job_that_fails_gives_the_script_its_exit_code(variables, tmp_path):
 
 @RARELY
 @pytest.mark.parametrize(
-    ("absent", "seconds", "reason"), [("dies", "90", "has ended"), ("waits", "30", "30 s are over (JOIN_SECONDS)")]
+    ("absent", "seconds", "reason"), [("dies", "90", "has ended"), ("waits", "30", "30 s have passed (JOIN_SECONDS)")]
 )
 def test_a_node_that_never_joins_ends_the_script(absent, seconds, reason, variables):
     variables |= {"ABSENT": absent, "JOIN_SECONDS": seconds}
