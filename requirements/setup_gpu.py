@@ -110,7 +110,7 @@ def plan(venv: Path, given: Mapping[str, str], version: tuple[int, int] = sys.ve
     beside = [*pip, "--no-deps", "--no-build-isolation"]
     steps = [
         Step("an environment", [sys.executable, "-m", "venv", str(venv)], "remove it and start over"),
-        Step("torch and what builds beside it", [*pip, "-c", str(LOCK), *FIRST]),
+        Step("torch and build dependencies", [*pip, "-c", str(LOCK), *FIRST]),
         Step(f"everything else of requirements/{LOCK.name}", [*beside, "-r", str(LOCK)]),
         Step("this package", [*beside, "-e", str(ROOT)]),
         Step("compiled loops", [python, "-c", "from openrlhf_ktae.ktae import warm_up; warm_up()"]),

@@ -1,6 +1,6 @@
 """The quickstart's tiny model: a word-level tokenizer and a two-layer Qwen2 taught by a careless teacher.
 
-    python examples/quickstart/make_model.py                    # writes model/ beside this file
+    python examples/quickstart/make_model.py                    # writes model/ next to this file
     python examples/quickstart/make_model.py --output /tmp/model --seed 1 --steps 600
 
 The teacher solves chains of sums aloud, with filler words, forgotten carries and abandoned attempts:

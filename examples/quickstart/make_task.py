@@ -1,6 +1,6 @@
 """The quickstart's task: chains of additions and subtractions, written as two JSONL files.
 
-    python examples/quickstart/make_task.py                     # writes data/ beside this file
+    python examples/quickstart/make_task.py                     # writes data/ next to this file
     python examples/quickstart/make_task.py --output /tmp/task --seed 1
 
 A problem reads `compute 12 + 7 - 5 + 2 :` and its label is `16`. Numbers and signs are separated by

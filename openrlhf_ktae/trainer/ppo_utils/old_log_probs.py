@@ -1,7 +1,7 @@
 """Departure from the host: no forward pass for old log-probabilities that the update computes anyway.
 
-The importance ratio of a token is pi / pi_old. If a batch is one optimizer step, old log-probabilities use the same weights
-as the update, however the batch is split into micro-batches: the ratio is 1, and its gradient is that of log pi.
+The importance ratio of a token is pi / pi_old. If a batch is one optimizer step, pi_old is computed by the same weights
+as pi, however the batch is split into micro-batches: the ratio is 1, and its gradient is that of log pi.
 The host runs an extra pass over the whole batch to compute them, a third of the update's arithmetic.
 """
 

@@ -187,7 +187,7 @@ def test_one_machine_twice_and_on_a_cluster_that_was_there(variables):
             timeout=240,
         )
         assert done.returncode == 2, done.stderr
-        assert "which was here before and stays" in done.stderr
+        assert "using the existing Ray cluster" in done.stderr
         assert first.poll() is None
         wait_until(lambda: (Path(variables["STANDINS"]) / "run/metrics.jsonl").exists(), 240)
         os.killpg(first.pid, signal.SIGINT)  # as a terminal's Ctrl-C
