@@ -40,7 +40,7 @@ def test_everything_is_pinned_and_nothing_is_resolved_but_torch():
     steps = planned()
     assert [step.name.split(",")[0] for step in steps] == [
         "an environment",
-        "torch and what builds beside it",
+        "torch and build dependencies",
         "everything else of requirements/gpu.txt",
         "this package",
         "compiled loops",
