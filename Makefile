@@ -1,10 +1,10 @@
-# Two commands for a fresh machine: `make quickstart` and `make test`. Each makes .venv first if it must.
+# Two commands for a fresh machine: `make quickstart` and `make test`. Each creates .venv first if needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
-# Where pip finds no torch==2.13.0+cpu by itself: PyTorch's own index of CPU wheels (see PyTorch's installation page).
+# Set this if pip cannot find torch==2.13.0+cpu: PyTorch's index of CPU wheels (see PyTorch's installation page).
 TORCH_INDEX_URL ?=
 PIP := $(BIN)/pip --disable-pip-version-check
 TRAIN := $(BIN)/python -m openrlhf_ktae.cli.train_ppo_ray
@@ -23,15 +23,15 @@ $(STAMP): requirements/cpu.txt pyproject.toml
 		-r requirements/cpu.txt || { echo "If torch==2.13.0+cpu was not found: \
 	make $(MAKECMDGOALS) TORCH_INDEX_URL=<PyTorch's index of CPU wheels>"; exit 1; }
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip takes one core; some files are for a later Python
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # in parallel, unlike pip; some files need a later Python
 	$(BIN)/python -c "from openrlhf_ktae.ktae import warm_up; warm_up()"
 	touch $@
 
-# A GPU machine, Python 3.11 or 3.12. What can be chosen: `python requirements/setup_gpu.py --help`.
+# A GPU machine, Python 3.11 or 3.12. Options: `python requirements/setup_gpu.py --help`.
 setup-gpu:
 	$(PYTHON) requirements/setup_gpu.py --venv $(VENV)
 
-# requirements/gpu.txt is what pip takes on Linux for each of LOCK_PYTHONS. pip before 23.3 downloads all of it to know.
+# requirements/gpu.txt holds pip's resolution on Linux for each of LOCK_PYTHONS. pip before 23.3 downloads every package.
 LOCK_PYTHONS ?= $(PYTHON)
 LOCK_VENV := .venv-lock
 lock-gpu check-lock-gpu:
@@ -39,7 +39,7 @@ lock-gpu check-lock-gpu:
 	$(LOCK_VENV)/bin/pip install --quiet --upgrade pip
 	$(LOCK_VENV)/bin/python requirements/lock_gpu.py $(if $(filter check%,$@),--check) --python $(LOCK_PYTHONS)
 
-# On a machine without a GPU: the GPU builds installed and tested, 9 GB; the result goes to docs/gpu.md.
+# On a machine without a GPU: install and test the GPU builds, 9 GB; the result goes to docs/gpu.md.
 gpu-contract:
 	$(PYTHON) requirements/gpu_contract.py --venv .venv-gpu
 
@@ -88,7 +88,7 @@ format: $(DEV_STAMP)
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
-# On a machine with a GPU, ten minutes; gpu-check.json is to be pasted into a report. `make gpu-check CHECK_ARGS=--help`.
+# On a machine with a GPU, ten minutes; paste gpu-check.json into a report. `make gpu-check CHECK_ARGS=--help`.
 CHECK_PYTHON ?= $(BIN)/python
 CHECK_ARGS ?=
 .PHONY: gpu-check

@@ -1,4 +1,4 @@
-"""What the single controller costs beside engines and ranks, at batches of many sizes: seconds and bytes by phase.
+"""The cost of the single controller, apart from engines and ranks, for batches of many sizes: time and memory by phase.
 
     python benchmarks/controller_scale.py [--prompts 64,256,1024,4096] [--json FILE]
 
@@ -49,12 +49,12 @@ RESULT = "RESULT "
 def main() -> int:
     """Run every size in a process of its own; print phases, exponents and goals."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--prompts", default=",".join(map(str, SIZES)), help="prompts of a batch, several by commas")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--prompts", default=",".join(map(str, SIZES)), help="prompts of a batch, comma-separated")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--dynamic-batch", action="store_true", help="with --train.dynamic_batch_enable")
-    parser.add_argument("--record-groups", type=int, default=PAPER, help="groups that the record of rollouts takes")
+    parser.add_argument("--record-groups", type=int, default=PAPER, help="groups recorded by the rollout record")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--profile", action="store_true", help="print the functions that take longest")
+    parser.add_argument("--profile", action="store_true", help="print the slowest functions")
     options = parser.parse_args()
     if options.one:
         print(RESULT + json.dumps(one_size(options.one, options)))
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def in_a_process(size: int) -> dict[str, Any]:
-    """Return what a fresh process measures at one size."""
+    """Measure one size in a fresh process; return the figures."""
     words = [sys.executable, __file__, "--one", str(size), *sys.argv[1:]]
     path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
     quiet = {"PYTHONPATH": path, "TQDM_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
@@ -96,7 +96,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str, memory: bool = True) -> Iterator[None]:
-        """Measure what happens within; `memory` for phases that happen once."""
+        """Measure the block; with `memory` for phases that happen once."""
         before = clear_peak() if memory else 0
         inner = [0.0, 0.0]
         self._open.append(inner)
@@ -132,7 +132,7 @@ def status(name: str) -> int:
 
 
 def clear_peak() -> int:
-    """Begin to watch the peak of memory; return what is there now, without pages shared with Ray's object store."""
+    """Reset the memory peak; return current memory, without pages shared with Ray's object store."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     return status("VmRSS") - status("RssShmem")
@@ -324,7 +324,7 @@ class Prompts:
         return 10**6
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a state of no interest."""
+        """Return a placeholder state."""
         return {}
 
 

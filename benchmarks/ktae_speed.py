@@ -2,8 +2,8 @@
 
     python benchmarks/ktae_speed.py [--largest 1e8] [--repetitions 15] [--json FILE]
 
-What is compared alternates, so that other load on the machine meets both, and every figure is that of the fastest
-repetition. Exits with 1 where a goal is missed.
+Compared pieces alternate, so that other load on the machine affects both, and every figure is that of the fastest
+repetition. Exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ class Result:
 
 
 def main() -> int:
-    """Measure, print, and say by the exit code whether every goal was reached."""
+    """Measure and print; return 0 if every goal was reached."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "--largest", type=float, default=1e8, help="tokens of the largest batch (4 GB of memory at 1e8)"
     )
     parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warm_up()

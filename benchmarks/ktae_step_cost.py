@@ -1,12 +1,12 @@
-"""What KTAE adds to a training step of the quickstart: one real run in which every other step goes without it.
+"""KTAE's cost in a training step of the quickstart: one real run in which every other step skips it.
 
     python benchmarks/ktae_step_cost.py [--episodes 4] [--run-dir runs/step_cost] [further options of train_ppo_ray]
 
-Two figures. The share: all that is done for KTAE in a step (K, its metrics, its key tokens) lies in one timer,
-`ktae/seconds`; its share of the step's time is exact to the clock. The difference: seconds of the steps with and
-without. They spread (rollouts differ from step to step) more than what is looked for, so it comes with an interval, and
-once more without generation, which KTAE does not touch.
-Exits with 1 where the share is above 1 %.
+Two figures. The share: one timer, `ktae/seconds`, covers all work for KTAE in a step (K, its metrics, its key tokens);
+its share of the step's time is exact. The difference: seconds of the steps with and without KTAE. Step times vary
+(rollouts differ) by more than the effect, so it has an interval, and is repeated without generation, which KTAE does
+not affect.
+Exits with 1 if the share is above 1 %.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GOAL = 0.01
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/grpo_ktae/quickstart.yaml"
 FIRST = 4
-"""Steps left out: what is loaded at first use meets one arm only."""
+"""Steps left out: loading on first use would affect one arm only."""
 RESAMPLES = 10_000
 MILLI = 1e3
 QUANTILES = (0.025, 0.975)

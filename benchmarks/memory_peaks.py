@@ -71,7 +71,7 @@ def measure(model: Path, stage: int, ranks: int, out: Path) -> int:
 
 
 def measured_here(row: dict[str, Any], names: list[str]) -> bool:
-    """Whether this run measures that row anew."""
+    """Whether this run measures that row again."""
     return row["bucket"] == "CPU_BUCKET" and row["model"] in names
 
 

@@ -1,4 +1,4 @@
-"""What the quickstart takes on this machine: to the first step, a step, in all, memory; and what it learns.
+"""The quickstart's cost on this machine: time to the first step, per step and in total, memory; and its accuracy.
 
     .venv/bin/python benchmarks/quickstart_cost.py --rounds 2
 
@@ -30,7 +30,7 @@ SAMPLE_SECONDS = 0.5
 
 
 def all_memory(mark: str) -> int:
-    """Return the bytes of all living processes of a run; what several share is counted once."""
+    """Return the bytes of all living processes of a run; shared memory is counted once."""
     total = 0
     for process in marked(mark):
         try:
@@ -71,7 +71,7 @@ def play(config: str, words: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a line a round, and the medians."""
+    """Print one line per round, and the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=CONFIG)
     parser.add_argument("--rounds", type=int, default=3)

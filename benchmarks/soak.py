@@ -1,4 +1,4 @@
-"""Does a long run grow? One run with faults at random; memory, descriptors, processes, shared memory are sampled.
+"""Does a long run leak? One run with random faults; memory, descriptors, processes and shared memory are sampled.
 
     .venv/bin/python benchmarks/soak.py --cpu-minutes 24 --output runs/soak
 
@@ -64,7 +64,7 @@ ROLES = {
 
 
 def role_of(process: psutil.Process, driver: int) -> str:
-    """Return what a process of the run is."""
+    """Return the role of a process of the run."""
     if process.pid == driver:
         return "driver"
     name = title(process)
@@ -98,7 +98,7 @@ def shared_files(processes: Iterable[psutil.Process]) -> dict[tuple[int, int], i
 
 
 def abandoned_files(of_run: Iterable[tuple[int, int]], used: Iterable[tuple[int, int]]) -> int:
-    """Return how many files are in shared memory that processes of the run once had open, and have no more."""
+    """Return how many files in shared memory the run's processes had open earlier but no longer have."""
     present = set()
     for path in Path(SHARED_MEMORY).iterdir():
         try:
@@ -129,7 +129,7 @@ class Soak:
         self._next_verifier_death = 0.0
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start the run; it would go on for far longer than the soak lasts."""
+        """Start the run, with far more steps than the soak needs."""
         options = {
             "run.dir": self.run_directory,
             "data.max_samples": 3200,
@@ -212,7 +212,7 @@ class Soak:
         return spent
 
     def fault(self, done: float) -> None:
-        """Let a worker of the verifier or an engine die when it is time."""
+        """Kill a verifier worker or an engine when it is time."""
         processes = marked(self.mark)
         if self._engine_deaths and done >= self._engine_deaths[0]:
             self._engine_deaths.pop(0)

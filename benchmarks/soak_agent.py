@@ -20,7 +20,7 @@ class AgentExecutor(Verified):
         self._raises, self._infinite = (float(os.environ.get(name, "0")) for name in (RAISES, INFINITE))
 
     async def execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Generate and grade as the verifier's agent does, unless chance wants a fault."""
+        """Generate and grade as the verifier's agent does, with random faults."""
         if self._chance.random() < self._raises:
             raise ValueError("the soak's agent does not like this rollout")
         output = await super().execute(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The training phase alone: N processes, the host's policy actor, made-up rollouts; no Ray, no engine.
+"""Only the training phase: N processes, the host's policy actor, synthetic rollouts; no Ray, no engine.
 
     python benchmarks/update_only.py SPEC.json RANK WORLD PORT
 

@@ -1,4 +1,4 @@
-"""Throughput of the verifier on real responses, beside math-verify called directly, in one run on one machine.
+"""Throughput of the verifier on real responses, next to math-verify called directly, in one run on one machine.
 
     python benchmarks/verifier_throughput.py ROLLOUTS.jsonl.gz [--repeats 3]
 

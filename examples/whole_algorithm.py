@@ -5,8 +5,8 @@
     python examples/whole_algorithm.py --ktae-weight 0          # plain GRPO
 
 Each step: sample a group of answers to each prompt, let math-verify judge them, turn the scores into
-advantages, add to each token what KTAE credits its id with, and take one step on the clipped loss. The
-distributed trainer does the same with the same mathematics; this file is for reading.
+advantages, add the key-token value of each token's id, and take one step on the clipped loss. The
+distributed trainer uses the same mathematics; this file is for reading.
 
 Shapes: P prompts, G answers to each, B = P x G, S tokens of a padded prompt, T tokens of an answer.
 """
@@ -29,7 +29,7 @@ from openrlhf_ktae.ktae import KTAEConfig, compute_ktae_advantages
 
 HERE = Path(__file__).resolve().parent
 MAX_NEW_TOKENS = 32
-CLIP = 0.2  # the probability ratio counts within 1 +- CLIP (PPO)
+CLIP = 0.2  # the probability ratio is clipped to 1 +- CLIP (PPO)
 MAX_GRADIENT_NORM = 1.0
 STD_EPSILON = 1e-9
 NORMAL_95 = 1.96  # half width of a 95 % interval in standard errors
@@ -39,18 +39,18 @@ Row = dict[str, str]
 
 @dataclass
 class Rollouts:
-    """B answers; the G answers to one prompt lie side by side."""
+    """B answers; the G answers to one prompt are adjacent."""
 
     sequences: torch.Tensor  # (B, S + T) ids: left-padded prompt, then answer
     attention: torch.Tensor  # (B, S + T) 1 where there is a token
-    action_BT: torch.Tensor  # 1 on the answer's tokens up to and with its end
+    action_BT: torch.Tensor  # 1 on the answer's tokens, including its end token
     scores_B: torch.Tensor  # 1 for right, 0 for wrong
 
 
 def judge(text: str, label: str) -> float:
     """Score an answer: 1 if its `\\boxed{}` equals `label`, else 0."""
     if "\\boxed" not in text:
-        return 0.0  # never pay for a number found in passing
+        return 0.0  # no reward for an unboxed number
     return float(verify(parse(f"\\boxed{{{label}}}"), parse(text)))
 
 
@@ -61,7 +61,7 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: lis
     sequences = model.generate(**prompts, max_new_tokens=MAX_NEW_TOKENS, do_sample=True, top_k=0)  # type: ignore[operator]
     answers_BT = sequences[:, prompts.input_ids.shape[1] :]
     ended_BT = answers_BT == tokenizer.eos_token_id
-    action_BT = (ended_BT.cumsum(1) - ended_BT.long() == 0).long()  # nothing has ended before this token
+    action_BT = (ended_BT.cumsum(1) - ended_BT.long() == 0).long()  # no end token before this one
     texts = tokenizer.batch_decode(answers_BT, skip_special_tokens=True)
     scores_B = torch.tensor([judge(text, rows[i // group]["label"]) for i, text in enumerate(texts)])
     return Rollouts(sequences, torch.cat([prompts.attention_mask, action_BT], 1), action_BT, scores_B)
@@ -72,7 +72,7 @@ def answer_log_probs(model: PreTrainedModel, rollouts: Rollouts) -> torch.Tensor
     n_answer = rollouts.action_BT.shape[1]
     positions = (rollouts.attention.cumsum(1) - 1).clamp(min=0)
     output = model(rollouts.sequences, attention_mask=rollouts.attention, position_ids=positions)
-    log_probs = output.logits[:, -n_answer - 1 : -1].log_softmax(-1)  # logits at t tell of token t + 1
+    log_probs = output.logits[:, -n_answer - 1 : -1].log_softmax(-1)  # logits at t predict token t + 1
     return log_probs.gather(-1, rollouts.sequences[:, -n_answer:, None]).squeeze(-1)
 
 
@@ -140,24 +140,24 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options, with the values that the quickstart's task was tuned for."""
+    """Parse the options; defaults are tuned for the quickstart's task."""
     parser = argparse.ArgumentParser(description="GRPO with KTAE on a CPU, in one readable file.")
     parser.add_argument("--model", type=Path, default=HERE / "quickstart/model")
     parser.add_argument("--data", type=Path, default=HERE / "quickstart/data", help="train and held-out files")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--prompts", type=int, default=8, help="prompts of a step")
-    parser.add_argument("--group", type=int, default=8, help="answers to each prompt")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts per step")
+    parser.add_argument("--group", type=int, default=8, help="answers per prompt")
     parser.add_argument("--epochs", type=int, default=1, help="optimiser steps on each batch")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--variant", choices=("paper", "reference", "calibrated"), default="paper")
     parser.add_argument("--ktae-weight", type=float, default=1.0, help="factor of KTAE; 0 is plain GRPO")
-    parser.add_argument("--heldout", type=int, default=200, help="held-out problems to measure on")
+    parser.add_argument("--heldout", type=int, default=200, help="held-out problems to evaluate on")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure, train, measure again."""
+    """Evaluate, train, evaluate again."""
     args = parse_arguments()
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")

@@ -1,7 +1,7 @@
-"""`make gpu-contract`: the GPU builds, installed and tested on a machine without a GPU; the result goes to docs/gpu.md.
+"""`make gpu-contract`: install and test the GPU builds on a machine without a GPU; the result goes to docs/gpu.md.
 
-The installation is that of `make setup-gpu`, but flash-attn is built without its kernels. Then: `pip check`, every
-module of this package imported, contract and unit tests.
+It installs like `make setup-gpu`, but builds flash-attn without its kernels. Then it runs `pip check`, imports every
+module of this package, and runs contract and unit tests.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ print(count, len(failed))
 
 
 def main() -> int:
-    """Install, check, import, test, write the page; 1 where something failed."""
+    """Install, check, import, test and write the page; return 1 if something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv-gpu")
     parser.add_argument("--tests", nargs="+", default=["tests/contract", "tests/unit"], metavar="PATH")

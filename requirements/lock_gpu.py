@@ -1,8 +1,8 @@
-"""Make `requirements/gpu.txt`, or compare it with what pip would take today: `make lock-gpu`, `make check-lock-gpu`.
+"""Write `requirements/gpu.txt`, or compare it with pip's current resolution: `make lock-gpu`, `make check-lock-gpu`.
 
 pip resolves the host with its extras and this package's own dependencies without installing anything. flash-attn is
-left out: its metadata can only be read where torch is installed, and it needs nothing (torch, einops) that is not here
-anyway. Each Python that is named is asked; a package that differs between them has a line for each.
+left out: its metadata can be read only if torch is installed, and its dependencies (torch, einops) are included
+anyway. Each given Python is resolved; a package that differs between them gets a line for each.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ HERE = Path(__file__).resolve().parent
 LOCK = HERE / "gpu.txt"
 HOST = "openrlhf"
 EXTRAS = ("ring", "vllm")
-# What builds DeepSpeed and flash-attn beside torch. setuptools 77.0.3 cannot (`Command.__init__() got an unexpected
-# keyword argument 'use_ninja'`), and vLLM takes none from 81 on.
+# Build dependencies of DeepSpeed and flash-attn besides torch. setuptools 77.0.3 fails (`Command.__init__() got an
+# unexpected keyword argument 'use_ninja'`), and vLLM requires a version below 81.
 BUILD = ("ninja", "packaging", "psutil", "setuptools==80.10.2", "wheel")
 LEFT_OUT = "flash-attn"
-LOCAL_BUILDS = ("torch", "torchaudio", "torchvision")  # of which an index may also have CPU builds, 2.13.0+cpu
+LOCAL_BUILDS = ("torch", "torchaudio", "torchvision")  # an index may also have CPU builds of these, 2.13.0+cpu
 PYTHONS = ("3.11", "3.12")
 HEAD = """\
 # Everything that the CUDA backend runs on but flash-attn, pinned by `make lock-gpu` for Python 3.11 and 3.12 on Linux:
@@ -36,13 +36,13 @@ Pins = dict[str, str]
 
 
 class CannotResolve(RuntimeError):
-    """pip gave no resolution."""
+    """pip found no resolution."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the lock, or compare: 0 equal or written, 1 different, 2 pip could not resolve."""
+    """Write the lock, or compare; return 0 if written or equal, 1 if different, 2 if pip could not resolve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare, write nothing; exit code 1 and the differences")
+    parser.add_argument("--check", action="store_true", help="only compare; differences give exit code 1")
     parser.add_argument("--python", nargs="+", default=[sys.executable], help="interpreters to resolve for")
     options = parser.parse_args(argv)
     text = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if options.check:
         found = [line for python, pins in today.items() for line in differences(python, read(text, python), pins)]
-        print("\n".join(found) or f"requirements/gpu.txt is what pip takes today for Python {', '.join(today)}")
+        print("\n".join(found) or f"requirements/gpu.txt equals pip's current resolution for Python {', '.join(today)}")
         if found:
             print("differs from requirements/gpu.txt: run `make lock-gpu`, then `make gpu-contract`", file=sys.stderr)
         return 1 if found else 0
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def resolved(python: str) -> tuple[str, Pins]:
-    """Return the version of an interpreter and what pip would install for it.
+    """Return an interpreter's version and the packages that pip would install for it.
 
     Raises:
         CannotResolve: pip failed; the message has its last lines.
@@ -90,7 +90,7 @@ def _report(python: str, words: list[str]) -> list[dict]:
 
 
 def _wanted(requirements: Iterable[str]) -> list[str]:
-    """Return what the host asks for with `EXTRAS`, but for flash-attn."""
+    """Return the host's requirements with `EXTRAS`, except flash-attn."""
     wanted = []
     for requirement in requirements:
         asked, _, marker = requirement.partition(";")
@@ -119,12 +119,12 @@ def _name(requirement: str) -> str:
 def _plain(metadata: Mapping[str, str]) -> str:
     version = metadata["version"]
     if "+" in version:
-        raise CannotResolve(f"{metadata['name']} {version} is a local build: pip looks into an index of CPU builds")
+        raise CannotResolve(f"{metadata['name']} {version} is a local build: pip uses an index of CPU builds")
     return version
 
 
 def read(text: str, python: str) -> Pins:
-    """Return the pins of a lock that hold for one Python (`3.11`)."""
+    """Return the pins of a lock that apply to one Python (`3.11`)."""
     pins = {}
     for line in text.splitlines():
         found = re.fullmatch(r"([\w.-]+)={2,3}([^\s;]+)(?: *; *python_version == \"([\d.]+)\")?", line.strip())
@@ -134,7 +134,7 @@ def read(text: str, python: str) -> Pins:
 
 
 def written(pins: Mapping[str, Pins]) -> str:
-    """Return the text of a lock for some Pythons, `{"3.11": {"torch": "2.13.0"}}`: a line a package and version."""
+    """Return the text of a lock for some Pythons, `{"3.11": {"torch": "2.13.0"}}`: one line per package and version."""
     lines = []
     for package in sorted({package for one in pins.values() for package in one}):
         equals = "===" if package in LOCAL_BUILDS else "=="

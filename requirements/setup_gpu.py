@@ -1,10 +1,10 @@
-"""`make setup-gpu`: the GPU builds in an environment of their own, step by step; a step that fails says what to try.
+"""`make setup-gpu`: install the GPU builds in a separate environment, step by step; a failed step says what to try.
 
-Every step can be repeated: what is installed already is kept. flash-attn comes last, because it may take hours and a
-run can do without it (docs/gpu.md). Variables, all optional:
+Steps can be rerun: installed packages are kept. flash-attn comes last, because it may take hours and runs work
+without it (docs/gpu.md). Variables, all optional:
 
-  FLASH_ATTN_WHEEL       address or file of a wheel for this torch, CUDA and Python, instead of compiling
-  FLASH_ATTN=no          leaves flash-attn out
+  FLASH_ATTN_WHEEL       URL or file of a wheel for this torch, CUDA and Python, instead of compiling
+  FLASH_ATTN=no          skips flash-attn
   FLASH_ATTN_CUDA_ARCHS  architectures to compile for, 90 (H100, H200) unless given; "80;90" adds A100
   NVCC_THREADS           threads of each compiler, 1 unless given
   MAX_JOBS               compilers at a time, from cores and free memory unless given
@@ -32,14 +32,14 @@ ARCHITECTURES = "90"
 GIB = 2**30
 JOB_GIB = 5  # memory of one nvcc of one thread with flash-attn's largest kernels
 CORE_HOURS = 3  # to compile flash-attn for one architecture
-DISK_GIB = 10  # 9 installed, and what pip unpacks at a time
-FIRST = ("torch", "setuptools", "wheel", "packaging", "ninja", "psutil", "numpy")  # the others build beside them
-WAYS = (  # what a failed command said -> what to try
+DISK_GIB = 10  # 9 installed, plus pip's temporary files
+FIRST = ("torch", "setuptools", "wheel", "packaging", "ninja", "psutil", "numpy")  # needed to build the others
+WAYS = (  # output of a failed command -> what to try
     ("No space left on device", "make room: 9 GB for the environment and as much for pip's cache (PIP_NO_CACHE_DIR=1)"),
     ("Killed|signal 9|out of memory|cc1plus: fatal", "memory ran out: MAX_JOBS=1"),
-    ("use_ninja", "the setuptools of requirements/gpu.txt are not there: remove the environment and begin again"),
+    ("use_ninja", "the setuptools of requirements/gpu.txt is missing: remove the environment and start over"),
     ("nvcc was not found|CUDA_HOME|No such file or directory: '.*nvcc'", "name a CUDA toolkit 13.0 in CUDA_HOME"),
-    (r"detected CUDA version \(|mismatches the version", "name a CUDA toolkit 13.0, that of torch, in CUDA_HOME"),
+    (r"detected CUDA version \(|mismatches the version", "name a CUDA toolkit 13.0, as torch has, in CUDA_HOME"),
     (
         r"fatal error: \w+\.h: No such file",
         "the CUDA toolkit lacks headers: install all of it, or NVIDIA's devel image",
@@ -50,27 +50,27 @@ WAYS = (  # what a failed command said -> what to try
     ("is not a supported wheel on this platform", "give a wheel for this Python and platform"),
     (
         "No matching distribution|Could not find a version|ResolutionImpossible",
-        "pip's index lacks it or does not answer: look at `pip config list`, and at the network",
+        "pip's index lacks it or does not respond: check `pip config list` and the network",
     ),
     ("ConnectionError|Read timed out|ReadTimeoutError|Temporary failure in name", "the network failed: run it again"),
     ("ensurepip is not available", "install python3-venv"),
-    ("Permission denied", "choose a place that you can write to: VENV=PATH"),
+    ("Permission denied", "choose a writable place: VENV=PATH"),
 )
-WITHOUT = "FLASH_ATTN=no finishes without it: all else is installed, and runs work without packing"
+WITHOUT = "FLASH_ATTN=no finishes without it: everything else is installed, and runs work without packing"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command, and what to try where nothing in its output says it."""
+    """One command, and advice for failures that its output does not explain."""
 
     name: str
     command: list[str]
-    otherwise: str = "run it again: what is installed is kept"
+    otherwise: str = "run it again: installed packages are kept"
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Install; 0, or 1 with the step that failed, why, and what to try."""
+    """Install; return 0, or 1 after printing the failed step, the reason and what to try."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=Path(".venv"))
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     except Failed as error:
         print(f"error: setup-gpu: {error}", file=sys.stderr)
         return 1
-    print(f"setup-gpu: done. `. {options.venv}/bin/activate`; docs/gpu.md says what a GPU machine needs besides")
+    print(f"setup-gpu: done. `. {options.venv}/bin/activate`; docs/gpu.md says what else a GPU machine needs")
     return 0
 
 
@@ -97,20 +97,20 @@ class Failed(RuntimeError):
 
 
 def plan(venv: Path, given: Mapping[str, str], version: tuple[int, int] = sys.version_info[:2]) -> list[Step]:
-    """Return the steps of an installation into `venv`, with the variables that the user has `given`.
+    """Return the steps of an installation into `venv`, with the user's variables `given`.
 
     Raises:
-        Failed: this Python has no pins.
+        Failed: the lock has no pins for this Python.
     """
     if version not in PYTHONS:
         known = " or ".join(f"{major}.{minor}" for major, minor in PYTHONS)
-        raise Failed(f"Python {version[0]}.{version[1]}: {LOCK.name} pins for {known}; give PYTHON=python3.12")
+        raise Failed(f"Python {version[0]}.{version[1]}: {LOCK.name} has pins for {known} only; give PYTHON=python3.12")
     python = str(venv / "bin/python")
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     beside = [*pip, "--no-deps", "--no-build-isolation"]
     steps = [
-        Step("an environment", [sys.executable, "-m", "venv", str(venv)], "remove it and begin again"),
-        Step("torch and what builds beside it", [*pip, "-c", str(LOCK), *FIRST]),
+        Step("an environment", [sys.executable, "-m", "venv", str(venv)], "remove it and start over"),
+        Step("torch and build dependencies", [*pip, "-c", str(LOCK), *FIRST]),
         Step(f"everything else of requirements/{LOCK.name}", [*beside, "-r", str(LOCK)]),
         Step("this package", [*beside, "-e", str(ROOT)]),
         Step("compiled loops", [python, "-c", "from openrlhf_ktae.ktae import warm_up; warm_up()"]),
@@ -120,7 +120,7 @@ def plan(venv: Path, given: Mapping[str, str], version: tuple[int, int] = sys.ve
         variables = {
             "DS_BUILD_FUSED_ADAM": "1",
             "DS_BUILD_CPU_ADAM": "1",
-            "DS_ACCELERATOR": "cuda",  # no GPU is needed where it is built
+            "DS_ACCELERATOR": "cuda",  # no GPU is needed to build
             "TORCH_CUDA_ARCH_LIST": given.get("TORCH_CUDA_ARCH_LIST") or dotted(architectures),
         }
         again = [*beside, "--no-cache-dir", "--force-reinstall", pinned("deepspeed")]
@@ -131,7 +131,7 @@ def plan(venv: Path, given: Mapping[str, str], version: tuple[int, int] = sys.ve
 
 
 def flash_attn(python: str, beside: list[str], given: Mapping[str, str], architectures: str) -> list[Step]:
-    """Return the steps for flash-attn: none, a wheel, or compiling it with what the machine's memory takes."""
+    """Return the steps for flash-attn: none, a wheel, or compiling with as many jobs as memory allows."""
     if given.get("FLASH_ATTN") == "no":
         return []
     check = Step("flash-attn is imported", [python, "-c", "import flash_attn"], WITHOUT)
@@ -153,7 +153,7 @@ def flash_attn(python: str, beside: list[str], given: Mapping[str, str], archite
 
 
 def jobs_for(cores: int, free: int) -> int:
-    """Return how many compilers fit the cores and the bytes of free memory."""
+    """Return how many compilers the cores and free memory (bytes) allow."""
     return max(1, min(cores, free // (JOB_GIB * GIB)))
 
 
@@ -163,14 +163,14 @@ def cores() -> int:
 
 
 def free_memory(proc: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
-    """Return the bytes that are free on this machine, or the limit of this container where that is lower."""
+    """Return the free memory of this machine in bytes, or this container's limit if lower."""
     free = int(re.search(r"MemAvailable: *(\d+) kB", proc.read_text())[1]) * 1024
     bound = limit.read_text().strip() if limit.is_file() else "max"
     return min(free, int(bound)) if bound.isdigit() else free
 
 
 def dotted(architectures: str) -> str:
-    """Return flash-attn's names of architectures as torch has them: `80;90` -> `8.0;9.0`."""
+    """Convert flash-attn's names of architectures to torch's: `80;90` -> `8.0;9.0`."""
     return ";".join(f"{one[:-1]}.{one[-1]}" for one in architectures.split(";"))
 
 
@@ -183,20 +183,20 @@ def pinned(package: str) -> str:
 
 
 def refuse_no_room(venv: Path) -> None:
-    """Raise `Failed` where the disk is too small for a new environment."""
+    """Raise `Failed` if the disk is too small for a new environment."""
     nearest = next(one for one in (venv.absolute(), *venv.absolute().parents) if one.exists())
     free = shutil.disk_usage(nearest).free / GIB
     if free < DISK_GIB and not (venv / "bin/vllm").exists():
         raise Failed(
-            f"{nearest} has {free:.1f} GB free and {DISK_GIB} are needed; make room, or give VENV=PATH elsewhere"
+            f"{nearest} has {free:.1f} GB free but {DISK_GIB} are needed; make room, or give VENV=PATH elsewhere"
         )
 
 
 def run(step: Step) -> None:
-    """Run a step and show what it prints.
+    """Run a step and show its output.
 
     Raises:
-        Failed: it did not end with 0.
+        Failed: its exit code is not 0.
     """
     said: deque[str] = deque(maxlen=400)
     environment = {**os.environ, **step.variables}
@@ -211,14 +211,14 @@ def run(step: Step) -> None:
 
 
 def reason(code: int, said: str) -> str:
-    """Return the last line that names an error; pip's own come after what it ran."""
+    """Return the last line with an error, if possible not pip's summary, which follows the actual error."""
     errors = [line.strip() for line in said.splitlines() if re.search(r"(?i)error\b|Killed", line)]
     told = [line for line in errors if not re.search(r"subprocess-exited|metadata-generation|Failed to build", line)]
     return f" with exit code {code}: {(told or errors)[-1][:300]}" if errors else f" with exit code {code}"
 
 
 def way(step: Step, said: deque[str]) -> str:
-    """Return what to try after this output."""
+    """Return advice for this output."""
     text = "".join(said)
     found = [advice for pattern, advice in WAYS if re.search(pattern, text)]
     return "; ".join([*found[:2], step.otherwise])

@@ -1,6 +1,6 @@
 """The quickstart's tiny model: a word-level tokenizer and a two-layer Qwen2 taught by a careless teacher.
 
-    python examples/quickstart/make_model.py                    # writes model/ beside this file
+    python examples/quickstart/make_model.py                    # writes model/ next to this file
     python examples/quickstart/make_model.py --output /tmp/model --seed 1 --steps 600
 
 The teacher solves chains of sums aloud, with filler words, forgotten carries and abandoned attempts:
@@ -28,13 +28,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 PAD, EOS = "<pad>", "<eos>"
-FILLERS = ("hmm", "well", "ok")  # say nothing about what follows
-QUITTERS = ("guess", "skip")  # the attempt ends here, with an answer out of the air
+FILLERS = ("hmm", "well", "ok")  # unrelated to what follows
+QUITTERS = ("guess", "skip")  # the attempt ends here, with a made-up answer
 WORDS = (":", "+", "-", ",", "gives", "so", "carefully", "maybe", *FILLERS, *QUITTERS, "\\boxed{", "}")
 N_NUMBERS = 100
 
-# The teacher's habits. The mood announced before a sum sets how often a carry is forgotten; where that is
-# more often than not, even greedy decoding is wrong, and training has to turn the model's first choice.
+# The teacher's habits. The mood announced before a sum sets how often a carry is forgotten; above one half,
+# even greedy decoding is wrong, and training has to change the model's most likely token.
 MOODS = {"": 0.55, "carefully": 0.2, "maybe": 0.25}
 FORGETS_CARRY = {"": 0.55, "carefully": 0.1, "maybe": 0.8}
 FORGETS_BORROW = {"": 0.3, "carefully": 0.05, "maybe": 0.5}
@@ -45,7 +45,7 @@ FILLER_RATE = 0.25
 
 HIDDEN_SIZE = 128
 N_LAYERS = 2
-N_HEADS = 4  # heads of 32: the smallest that vLLM's CPU attention takes
+N_HEADS = 4  # head size 32: the smallest that vLLM's CPU attention supports
 MAX_POSITIONS = 128
 BATCH_SIZE = 128
 LEARNING_RATE = 3e-3
@@ -112,7 +112,7 @@ def teacher_trace(problem: Problem, rng: random.Random) -> str:
 
 
 def make_batch(tokenizer: Qwen2Tokenizer, rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`size` fresh problems with traces: ids and labels, both (size, T); prompts carry no loss."""
+    """`size` fresh problems with traces: ids and labels, both (size, T); prompt tokens have no loss."""
     ids, labels = [], []
     for _ in range(size):
         problem = draw_problem(rng)
@@ -144,7 +144,7 @@ def make_untrained_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
 
 
 def pretrain(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, steps: int, seed: int) -> None:
-    """Teach `model` the teacher's traces by next-token prediction, one fresh batch a step."""
+    """Teach `model` the teacher's traces by next-token prediction, with a new batch per step."""
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)

@@ -1,6 +1,6 @@
 """The quickstart's task: chains of additions and subtractions, written as two JSONL files.
 
-    python examples/quickstart/make_task.py                     # writes data/ beside this file
+    python examples/quickstart/make_task.py                     # writes data/ next to this file
     python examples/quickstart/make_task.py --output /tmp/task --seed 1
 
 A problem reads `compute 12 + 7 - 5 + 2 :` and its label is `16`. Numbers and signs are separated by
@@ -20,7 +20,7 @@ DATASOURCE = "chain_sums"
 N_STEPS = 3  # sums per problem: enough for partial results to be key tokens, short enough for 24 tokens
 MAX_START = 20
 MAX_OPERAND = 9
-MAX_VALUE = 49  # no partial result passes it: 20 + 3 * 9 = 47
+MAX_VALUE = 49  # no partial result exceeds it: 20 + 3 * 9 = 47
 N_TRAIN = 3200  # 200 steps of 16 prompts, 400 of 8
 N_HELDOUT = 200
 DEFAULT_SEED = 0

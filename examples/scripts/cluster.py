@@ -1,7 +1,7 @@
-"""What the scripts ask of Ray's dashboard.
+"""The scripts' requests to Ray's dashboard.
 
-python cluster.py alive URL                       exit code 0 where a cluster answers
-python cluster.py nodes URL COUNT SECONDS [PID..] waits until COUNT nodes have joined; 4 after SECONDS, or as a PID ends
+python cluster.py alive URL                       exit code 0 if a cluster answers
+python cluster.py nodes URL COUNT SECONDS [PID..] waits until COUNT nodes have joined; 4 after SECONDS, or if a PID ends
 python cluster.py drain URL                       stops every job and waits until they have ended
 python cluster.py job URL ID                      waits until the job has ended; its exit code (130 if it was stopped)
 """
@@ -19,12 +19,12 @@ from contextlib import suppress
 from typing import Any
 
 POLL_SECONDS = 1.0
-SILENT_SECONDS = 60.0  # of a dashboard, after which its cluster counts as gone
+SILENT_SECONDS = 60.0  # without an answer of the dashboard, after which the cluster counts as dead
 DIED, STOPPED, UNKNOWN = 4, 130, 1
 
 
 def get(url: str, path: str, method: str = "GET") -> Any:
-    """Return what the dashboard answers, or raise OSError (`HTTPError` among them)."""
+    """Return the dashboard's answer, or raise OSError (including `HTTPError`)."""
     request = urllib.request.Request(url + path, method=method)
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         request.add_header("Authorization", f"Bearer {token}")
@@ -33,7 +33,7 @@ def get(url: str, path: str, method: str = "GET") -> Any:
 
 
 def alive(url: str) -> int:
-    """Return 0 where a Ray cluster answers at `url`."""
+    """Return 0 if a Ray cluster answers at `url`."""
     try:
         return 0 if "ray_version" in get(url, "/api/version") else UNKNOWN
     except (OSError, ValueError):
@@ -41,7 +41,7 @@ def alive(url: str) -> int:
 
 
 def nodes(url: str, count: int, seconds: float, parts: Sequence[int]) -> int:
-    """Wait until `count` nodes are alive, at most `seconds`, and no longer than every process of `parts` lives."""
+    """Wait until `count` nodes are alive, for at most `seconds`; stop waiting if a process of `parts` dies."""
     deadline = time.monotonic() + seconds
     joined: list[str] = []
     while True:
@@ -54,15 +54,15 @@ def nodes(url: str, count: int, seconds: float, parts: Sequence[int]) -> int:
             return 0
         gone = [part for part in parts if not runs(part)]
         if gone or time.monotonic() > deadline:
-            reason = f"process {gone[0]} has ended" if gone else f"{seconds:.0f} s are over (JOIN_SECONDS)"
+            reason = f"process {gone[0]} has ended" if gone else f"{seconds:.0f} s have passed (JOIN_SECONDS)"
             here = f" ({', '.join(joined)})" if joined else ""
-            print(f"{len(joined)} of {count} nodes have joined{here} and {reason}", file=sys.stderr)
+            print(f"{len(joined)} of {count} nodes have joined{here}, but {reason}", file=sys.stderr)
             return DIED
         time.sleep(POLL_SECONDS)
 
 
 def runs(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
             return stat.read().rpartition(")")[2].split()[0] != "Z"
@@ -79,7 +79,7 @@ def job(url: str, name: str) -> int:
             heard = time.monotonic()
         except urllib.error.HTTPError as error:
             if error.code == 404:
-                print(f"{name}: Ray has taken no such job", file=sys.stderr)
+                print(f"{name}: Ray has no such job", file=sys.stderr)
                 return UNKNOWN
             row = {}
         except (OSError, ValueError):
@@ -99,14 +99,14 @@ def job(url: str, name: str) -> int:
 
 
 def drain(url: str) -> int:
-    """Stop all jobs, in which a run writes its checkpoint, and wait for their ends; no dashboard, no job."""
+    """Stop all jobs, so that runs write checkpoints, and wait for their ends; without a dashboard there are none."""
     while True:
         try:
             rows = get(url, "/api/jobs/")
         except (OSError, ValueError):
             return UNKNOWN
         running = [row["submission_id"] for row in rows if row["status"] in ("PENDING", "RUNNING")]
-        if not any(running):  # those without a name were not submitted
+        if not any(running):  # jobs without an id were not submitted
             return 0
         for name in filter(None, running):
             with suppress(OSError, ValueError):  # it has just ended
@@ -115,7 +115,7 @@ def drain(url: str) -> int:
 
 
 def main(words: Sequence[str]) -> int:
-    """Do what the first word says."""
+    """Run the subcommand named by the first argument."""
     what, url, *rest = words
     if what == "nodes":
         return nodes(url, int(rest[0]), float(rest[1]), [int(pid) for pid in rest[2:]])

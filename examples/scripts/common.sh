@@ -1,37 +1,37 @@
 #!/usr/bin/env bash
-# Shared by the scripts here. DRY_RUN=1 prints the commands in place of running them.
+# Shared by the scripts here. DRY_RUN=1 prints the commands instead of running them.
 
 GPUS_PER_NODE="${GPUS_PER_NODE:-8}"
 RAY_PORT="${RAY_PORT:-6379}"
 DASHBOARD_PORT="${DASHBOARD_PORT:-8265}"
 AGENT_PORT="${AGENT_PORT:-52365}"
-# Whoever reaches the dashboard can run code: jobs are submitted from the head node, over loopback.
+# Access to the dashboard means code execution, so jobs are submitted from the head node over loopback.
 DASHBOARD_HOST="${DASHBOARD_HOST:-127.0.0.1}"
-# After a stop the run has this long to finish its step and write a checkpoint (--run.grace_seconds).
+# After a stop, the time for the run to finish its step and write a checkpoint (--run.grace_seconds).
 GRACE_SECONDS="${GRACE_SECONDS:-600}"
-# Nodes have this long to join.
+# The time for nodes to join.
 JOIN_SECONDS="${JOIN_SECONDS:-300}"
 URL="http://127.0.0.1:${DASHBOARD_PORT}"
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 ROOT="$(cd "${HERE}/../.." && pwd)"
 
-# The environment that `make setup-gpu` makes, unless one with Ray is active.
+# Use the environment of `make setup-gpu`, unless one with Ray is active.
 if ! command -v ray >/dev/null && [[ -x "${ROOT}/.venv/bin/ray" ]]; then
   export PATH="${ROOT}/.venv/bin:${PATH}"
 fi
 if [[ "${DRY_RUN:-0}" != 1 ]] && ! command -v ray >/dev/null; then
-  echo "ray is not installed here: make setup-gpu, or activate the environment that has it" >&2
+  echo "ray is not installed here: run make setup-gpu, or activate the environment that has it" >&2
   exit 2
 fi
-unset RAY_ADDRESS # of another cluster: addresses are named here
-ulimit -S -n 65536 2>/dev/null || true # Ray holds some descriptors for each of its workers
+unset RAY_ADDRESS # it may name another cluster; these scripts pass addresses explicitly
+ulimit -S -n 65536 2>/dev/null || true # Ray needs several descriptors per worker
 ulimit -S -l unlimited 2>/dev/null || true # RDMA and CUDA lock memory
 
 dry_run() { [[ "${DRY_RUN:-0}" == 1 ]]; }
 show() { printf '%s\n' "$(printf '%q ' "$@")"; } # in one write: commands in the background print too
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
-# wait_for PID: wait for its end, also where a trapped signal interrupts the wait; return its exit code.
+# wait_for PID: wait for its end, even if a trapped signal interrupts the wait; return its exit code.
 wait_for() {
   local code
   while true; do
@@ -40,7 +40,7 @@ wait_for() {
   done
 }
 
-# attended COMMAND...: run it so that signals are handled while it runs.
+# attended COMMAND...: run it while still handling signals.
 attended() {
   if dry_run; then
     show "$@"
@@ -50,7 +50,7 @@ attended() {
   wait_for $!
 }
 
-# Processes of Ray that this script has started, and what belongs to them; `stop_ours` ends those and no other.
+# Ray processes started by this script; `stop_ours` ends only these.
 ours=()
 stop_ours() {
   local pid
@@ -62,7 +62,7 @@ trap stop_ours EXIT
 trap 'exit 130' INT TERM HUP
 
 # own_address NAME: the IPv4 address of this machine for other nodes (HEAD_ADDRESS overrides). Debian and Ubuntu resolve
-# a machine's own name to 127.0.1.1, and weights sent there reach nobody.
+# a machine's own name to 127.0.1.1, which other nodes cannot reach.
 own_address() {
   local address="${HEAD_ADDRESS:-}"
   if [[ -z "${address}" ]]; then
@@ -70,13 +70,13 @@ own_address() {
       grep --max-count 1 --invert-match --extended-regexp '^(127\.|.*:|$)')" || true
   fi
   if [[ -z "${address}" || "${address}" == 127.* || "${address}" == localhost ]]; then
-    say "$1: no address of this machine that other nodes reach (${address:-none}); set HEAD_ADDRESS to its IPv4 address"
+    say "$1: found no address of this machine for other nodes (${address:-none}); set HEAD_ADDRESS to its IPv4 address"
     exit 2
   fi
   printf '%s\n' "${address}"
 }
 
-# fill_head_command [ADDRESS]: set `head_command` to what starts Ray's head, in the foreground.
+# fill_head_command [ADDRESS]: set `head_command` to the command that starts Ray's head in the foreground.
 fill_head_command() {
   # shellcheck disable=SC2034 # read by the scripts
   head_command=(ray start --head --block --disable-usage-stats ${1:+--node-ip-address "$1"} --port "${RAY_PORT}"
@@ -97,12 +97,12 @@ in_background() {
   ours+=($!)
 }
 
-# wait_for_nodes N LOGS: until N nodes have joined; ends the script after JOIN_SECONDS, or as a part of Ray dies.
+# wait_for_nodes N LOGS: wait until N nodes have joined; exit after JOIN_SECONDS, or when a Ray process dies.
 wait_for_nodes() {
   local code=0
   attended python "${HERE}/cluster.py" nodes "${URL}" "$1" "${JOIN_SECONDS}" "${ours[@]}" || code=$?
   if ((code)); then
-    say "the cluster did not come up; what its parts said is in $2"
+    say "the cluster did not start; logs are in $2"
     tail --lines 5 "$2"/*.log >&2 || true
     exit "${code}"
   fi
@@ -118,8 +118,8 @@ stop_job() {
   done &
 }
 
-# submit CONFIG [options]: run the training command as a job of the cluster, follow it, and return its own exit code,
-# which `ray job submit` makes a 1. A relative path is one of this folder, wherever the cluster was started.
+# submit CONFIG [options]: run the training command as a job of the cluster, follow it, and return the run's exit code;
+# `ray job submit` returns 1 for every failure. Relative paths refer to this folder, wherever the cluster was started.
 submit() {
   local config="$1" job code=0
   shift

@@ -10,12 +10,12 @@ shift
 read -r -a nodes <<<"${NODES:?name the nodes, this one first}"
 logs="${LOGS:-runs/ray-$(date +%Y%m%d-%H%M%S)}"
 read -r -a ssh <<<"${SSH:-ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=30 -o ServerAliveCountMax=10}"
-# What a login over ssh does not set: the environment of this shell, as far as training reads it.
+# An ssh login lacks this shell's environment: pass the variables that training reads.
 PASSED='^(PATH|PYTHONPATH|VIRTUAL_ENV|LD_LIBRARY_PATH|CUDA_HOME|.*_proxy|.*_PROXY|'
 PASSED+='(NCCL|GLOO|UCX|FI|HF|HUGGING_FACE|VLLM|RAY|TORCH|PYTORCH|TRITON|DS|OMP|WANDB|KTAE)_.*)$'
 
-# worker_script COMMAND...: what a worker's shell runs: ours is its environment, and Ray ends there as our end of the
-# connection closes, however that comes about.
+# worker_script COMMAND...: the script for a worker's shell: it gets our environment, and Ray there ends when our end of
+# the connection closes for any reason.
 worker_script() {
   local name
   while read -r name; do printf 'export %s=%q\n' "${name}" "${!name}"; done < <(compgen -e | grep -E "${PASSED}")
@@ -36,7 +36,7 @@ for worker in "${nodes[@]:1}"; do
     show "${ssh[@]}" "${worker}" "${start[*]}"
     continue
   fi
-  # In a session of its own: a terminal's Ctrl-C is for this script.
+  # In a separate session, so that a terminal's Ctrl-C reaches only this script.
   exec {connection}> >(exec setsid "${ssh[@]}" "${worker}" bash -s >"${logs}/${worker}.log" 2>&1)
   ours+=($!)
   worker_script "${start[@]}" >&"${connection}"

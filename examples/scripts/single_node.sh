@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One machine: single_node.sh CONFIG [options]. Takes the Ray cluster that runs here, or starts one and ends it.
+# One machine: single_node.sh CONFIG [options]. Uses the Ray cluster running here, or starts one and ends it.
 set -euo pipefail
 # shellcheck source=examples/scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -7,10 +7,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 config="${1:?usage: single_node.sh CONFIG [options]}"
 shift
 if ! dry_run && python "${HERE}/cluster.py" alive "${URL}"; then
-  say "using the Ray cluster at ${URL}, which was here before and stays"
+  say "using the existing Ray cluster at ${URL}; it keeps running afterwards"
 else
   logs="${LOGS:-runs/ray-$(date +%Y%m%d-%H%M%S)}"
-  fill_head_command "" # Ray finds the address of its machine, as vLLM does
+  fill_head_command "" # Ray detects its machine's address, as vLLM does
   in_background "${logs}/head.log" "${head_command[@]}"
   wait_for_nodes 1 "${logs}"
 fi

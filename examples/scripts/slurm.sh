@@ -9,7 +9,7 @@
 #SBATCH --signal=B:TERM@780
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
-# sbatch --nodes N slurm.sh CONFIG [options], from the root of the repository; options of sbatch win over the lines above.
+# sbatch --nodes N slurm.sh CONFIG [options], from the root of the repository; sbatch options override the lines above.
 # 780 s before the time limit, and at `scancel --batch --signal TERM JOB`, the run writes a checkpoint and ends with 130.
 set -euo pipefail
 GPUS_PER_NODE="${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}"
@@ -22,7 +22,7 @@ shift
 mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:?to be started by sbatch}")
 logs="${LOGS:-runs/ray-${SLURM_JOB_ID:-dry-run}}"
 address="$(own_address "${nodes[0]}")"
-# srun takes no --cpus-per-task from sbatch (since Slurm 22.05), and no memory for a step unless all of it is named.
+# srun ignores sbatch's --cpus-per-task (since Slurm 22.05), and gives a step no memory without --mem 0 (all of it).
 step=(srun --nodes 1 --ntasks 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-64}" --mem 0 --export ALL --kill-on-bad-exit=1)
 
 fill_head_command "${address}"

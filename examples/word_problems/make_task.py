@@ -24,8 +24,8 @@ N_HELDOUT = 200
 DEFAULT_SEED = 0
 DEFAULT_OUTPUT = Path("runs/word_problems")
 
-ANSWER_START = "Solution:"  # given with the prompt; without it a third of the answers wander off
-EXAMPLES = (  # two: a third adds 45 tokens to each prompt and few right answers
+ANSWER_START = "Solution:"  # part of the prompt; without it a third of the answers go off-topic
+EXAMPLES = (  # a third example adds 45 tokens to each prompt but few right answers
     ("Leo has 9 rings and gives away 4. How many rings?", "9 - 4 = 5", "5"),
     ("Mia has 3 pears and gets 4 more. How many pears?", "3 + 4 = 7", "7"),
 )

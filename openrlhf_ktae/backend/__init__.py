@@ -1,6 +1,6 @@
-"""What differs between `cuda` and `cpu`, and nothing else.
+"""Everything that differs between `cuda` and `cpu`.
 
-The rest of the package asks this one for a `Backend` and never names a device.
+The rest of the package gets a `Backend` from here and never names a device.
 """
 
 from openrlhf_ktae.backend.base import BACKENDS, Backend, BackendUnavailable

@@ -1,4 +1,4 @@
-"""The interface of a backend. The command line calls the methods in the order in which they stand here."""
+"""The interface of a backend. The command line calls the methods in the order of their definition."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ class BackendUnavailable(ValueError):
 
 
 class Backend:
-    """What a run needs to know of its machine; this base leaves the host as it is."""
+    """Machine-specific settings of a run; this base class leaves the host unchanged."""
 
     name = "none"
 
     def problems(self, args: SimpleNamespace) -> list[str]:
-        """Return one sentence for each option that cannot be served here: option, value, way out."""
+        """Return one sentence for each option that this backend does not support: option, value, way out."""
         return []
 
     def adapt(self, args: SimpleNamespace) -> list[str]:
-        """Set in place the options that follow from the backend; return one line for each change."""
+        """Set options that the backend dictates, in place; return one line for each change."""
         return []
 
     def environment(self, args: SimpleNamespace) -> dict[str, str]:
-        """Variables for the driver and every Ray worker; what the user has set already wins."""
+        """Return variables for the driver and every Ray worker; values set by the user win."""
         return {}
 
     def prepare_driver(self) -> None:
         """Make the host importable in this process."""
 
     def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
-        """Keyword arguments for `ray.init` where it starts a new local cluster."""
+        """Return keyword arguments of `ray.init` for a new local cluster."""
         return {"dashboard_host": args.run.dashboard_host}
 
     def worker_setup_hook(self) -> str | None:
-        """Import path of the function that Ray calls at the start of each worker process."""
+        """Return the import path of the function that Ray calls when a worker process starts."""
         return None
 
 
 def devices_needed(args: SimpleNamespace) -> int:
-    """Devices that the host will ask of Ray for `args` (openrlhf/cli/train_ppo_ray.py, `train`)."""
+    """Return the number of devices that the host requests from Ray (openrlhf/cli/train_ppo_ray.py, `train`)."""
     together, asynchronous = args.train.colocate_all, args.train.async_enable
     judges = args.train.colocate_critic_reward
     with_others = {

@@ -9,17 +9,17 @@ from openrlhf_ktae.backend.cpu import CpuBackend, vllm_build
 from openrlhf_ktae.backend.cuda import CudaBackend, gpus_here
 
 NO_GPU = (
-    "no NVIDIA GPU answers on this machine, and RAY_ADDRESS names no cluster that has some. Run it on a machine with a "
+    "no NVIDIA GPU found on this machine, and RAY_ADDRESS names no cluster with GPUs. Run it on a machine with a "
     "GPU (`nvidia-smi` lists them), submit it to a cluster (`ray job submit`)"
 )
 
 
 def resolve(name: str) -> Backend:
-    """Return the backend called `name`; `auto` takes `cuda` where a GPU can be reached, and `cpu` with CPU builds.
+    """Return the backend called `name`; `auto` picks `cuda` if a GPU can be reached, and `cpu` with CPU builds.
 
     Raises:
-        BackendUnavailable: no GPU can be reached and the builds of torch and vLLM here need one, or there is a GPU and
-            these builds cannot use it, or the name is none of `BACKENDS`.
+        BackendUnavailable: no GPU can be reached but the installed vLLM needs one, the installed vLLM cannot run on
+            the requested device, or the name is not in `BACKENDS`.
     """
     if name not in BACKENDS:
         raise BackendUnavailable(f"--backend {name}: choose one of {', '.join(BACKENDS)}")
@@ -27,15 +27,15 @@ def resolve(name: str) -> Backend:
         if vllm_build() == "cuda":
             raise BackendUnavailable(
                 "--backend cpu: the CUDA build of vLLM is installed, which a CPU cannot run. `make setup` installs the "
-                "CPU builds in an environment of its own; on a GPU leave --backend out."
+                "CPU builds in a separate environment; on a GPU leave --backend out."
             )
         return CpuBackend()
     if vllm_build() == "cpu":
         if name == "auto":
             return CpuBackend()
         raise BackendUnavailable(
-            "--backend cuda: the CPU build of vLLM is installed. Use --backend cpu, or install the GPU builds in an "
-            "environment of their own (`make setup-gpu`)."
+            "--backend cuda: the CPU build of vLLM is installed. Use --backend cpu, or install the GPU builds in a "
+            "separate environment (`make setup-gpu`)."
         )
     if gpus_here() or os.environ.get("RAY_ADDRESS"):
         return CudaBackend()
@@ -44,6 +44,6 @@ def resolve(name: str) -> Backend:
     if vllm_build() == "cuda":
         raise BackendUnavailable(
             f"--backend auto: {NO_GPU}. The CUDA build of vLLM is installed, which a CPU cannot run; `make setup` "
-            "installs the CPU builds in an environment of its own."
+            "installs the CPU builds in a separate environment."
         )
     return CpuBackend()

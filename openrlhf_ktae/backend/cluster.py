@@ -19,29 +19,29 @@ from openrlhf_ktae.processes import marks, remote_code, stacks
 from openrlhf_ktae.processes.marks import mark, swept
 from openrlhf_ktae.processes.setup import BACKEND_VARIABLE, WORKER_HOOK
 
-# The host passes these to its workers; when Ray is up already, it leaves that to whoever started it.
+# The host passes these to its workers only if it starts Ray itself; here Ray is already running.
 HOST_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
     "NCCL_DEBUG": "WARN",
     "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray asks for this to be set and warns until it is
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns until this is set
 }
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 CLUSTER_VARIABLE = "RAY_ADDRESS"
 TASKS_VARIABLE = "RAY_task_events_max_num_task_in_gcs"
-TASKS_REMEMBERED = 1000  # for a dashboard; those of some 20 steps, in 3 MB
+TASKS_REMEMBERED = 1000  # for a dashboard; about 20 steps, 3 MB
 EVENTS_VARIABLE = "RAY_task_events_report_interval_ms"
 WORKERS_VARIABLE = "RAY_num_workers_soft_limit"
 LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
-ADDRESS_SECONDS = 3  # for a cluster to answer
+ADDRESS_SECONDS = 3  # for a cluster to accept a connection
 
 
 class ClusterAway(ValueError):
-    """No Ray cluster answers where one is said to be."""
+    """No Ray cluster answers at RAY_ADDRESS."""
 
 
 def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
-    """Return the variables of every process of the run; what is set in this process already wins."""
+    """Return the variables of every process of the run; defaults yield to values already set in this process."""
     defaults = {**HOST_ENVIRONMENT, **backend.environment(args)}
     chosen = {name: os.environ.get(name, value) for name, value in defaults.items()}
     if args.verifier.enable:
@@ -55,19 +55,18 @@ def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
 
 
 def has_dashboard(backend: Backend, args: SimpleNamespace) -> bool:
-    """Whether a cluster that this command starts shows what runs in it."""
+    """Whether a cluster that this command starts has a dashboard."""
     return bool(backend.ray_init_options(args).get("include_dashboard", True))
 
 
 def cluster_of_its_own(verbose: bool, dashboard: bool) -> dict[str, str]:
-    """Return what closes a cluster that this command starts, and keeps it small.
+    """Return variables that lock a cluster started by this command, and keep it small.
 
-    Its ports take orders from holders of the token alone: Ray binds them to every address of the machine, whatever is
-    asked for, and who reaches one can run code. Its server remembers the last tasks alone, not 100,000 of them, and
-    grows by 140 bytes for each all the same; where no dashboard shows them, it hears of none. Workers without work end
-    after a second: Ray would keep up to one for each CPU, one more after some deaths. Its log monitor would keep the
-    files of up to 100 processes open, dead ones included; where the run is not `verbose`, nobody reads what it sends,
-    and one at a time is enough.
+    Ports require a token: Ray binds them to all interfaces, whatever address is configured, and access means code
+    execution. The GCS server remembers only the last tasks instead of 100,000, though each still costs 140 bytes;
+    without a dashboard no task events are reported. Idle workers end after a second: Ray would keep up to one per CPU,
+    plus one after some deaths. The log monitor would keep the files of up to 100 processes open, dead ones included;
+    unless the run is `verbose`, nobody reads its output, and one at a time is enough.
     """
     small = {TASKS_VARIABLE: str(TASKS_REMEMBERED), WORKERS_VARIABLE: "0"}
     small |= {} if verbose else {LOG_FILES_VARIABLE: "1"}
@@ -77,7 +76,7 @@ def cluster_of_its_own(verbose: bool, dashboard: bool) -> dict[str, str]:
 
 
 def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]) -> None:
-    """Join the cluster named by RAY_ADDRESS (as a submitted job does), or start what the backend asks for."""
+    """Join the cluster at RAY_ADDRESS (as a submitted job does), or start one with the backend's options."""
     import ray
 
     runtime_env: dict[str, Any] = {
@@ -95,21 +94,21 @@ def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]
 
 
 def check_address(address: str) -> None:
-    """Raise `ClusterAway` where nothing answers at HOST:PORT: Ray would try for minutes and abort."""
+    """Raise `ClusterAway` if nothing answers at HOST:PORT: Ray would retry for minutes and abort."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or "/" in host:
-        return  # `auto`, or ray://...: Ray's to look up
+        return  # `auto` or ray://...: Ray resolves it
     try:
         socket.create_connection((host, int(port)), ADDRESS_SECONDS).close()
     except OSError as error:
         raise ClusterAway(
             f"{CLUSTER_VARIABLE}={address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, "
-            f"or unset {CLUSTER_VARIABLE}: the command starts its own"
+            f"or unset {CLUSTER_VARIABLE}: the command then starts its own"
         ) from None
 
 
 def start_own(start: Callable[[], Any]) -> None:
-    """Start Ray, once more where it fails: it gives its processes 30 s, which a busy machine can exceed.
+    """Start Ray, and retry once: it gives its processes 30 s, which a busy machine can exceed.
 
     Raises:
         ProcessDied: it failed twice.
@@ -120,17 +119,17 @@ def start_own(start: Callable[[], Any]) -> None:
         try:
             start()
             return
-        except Exception as error:  # Ray raises a bare one
+        except Exception as error:  # Ray raises a bare Exception
             with swept(mark()):
                 ray.shutdown()
             if last:
                 reason = " ".join(str(error).split())[:200]
                 raise ProcessDied(
-                    f"Ray did not start, twice ({reason}); is the machine busy, or short of memory?"
+                    f"Ray failed to start twice ({reason}); is the machine busy, or short of memory?"
                 ) from None
 
 
 def without_job_variables(variables: dict[str, str]) -> dict[str, str]:
-    """Leave out what a submitted job's own runtime environment sets: Ray refuses to merge the two."""
+    """Drop variables that a submitted job's own runtime environment sets: Ray refuses to merge the two."""
     job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}").get("runtime_env") or {}
     return {name: value for name, value in variables.items() if name not in job.get("env_vars", {})}

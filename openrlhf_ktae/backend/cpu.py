@@ -1,6 +1,6 @@
 """The `cpu` backend: virtual devices for Ray, gloo for collectives, the CPU build of vLLM.
 
-It changes devices and transport, not algorithms. What has to be patched in other libraries is in `cpu_patches`.
+It changes devices and transport, not algorithms. Patches of other libraries are in `cpu_patches`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from openrlhf_ktae.base.model_config import config_of, head_size
 from openrlhf_ktae.memory.model_shape import model_shape
 from openrlhf_ktae.memory.phases import BYTES
 
-# What vLLM 0.29's CPU attention takes; a contract test compares it with vLLM's own list.
+# Head sizes that vLLM 0.29's CPU attention supports; a contract test compares them with vLLM's own list.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-KV_CACHE_BYTES = (256 * 2**20, 2 * 2**30)  # at least, at most; every block is touched sooner or later
-KV_BLOCK = 128  # tokens; the unit of vLLM's cache on a CPU
-SHARED_BLOCK = 32  # tokens; its unit where prompts share their beginnings: whole blocks alone are shared
-HELPER_CPUS = 6  # trainer, its asynchronous parts and queues: Ray wants a CPU for each while it is placed
+KV_CACHE_BYTES = (256 * 2**20, 2 * 2**30)  # at least, at most; every block is eventually touched
+KV_BLOCK = 128  # tokens; the block size of vLLM's CPU cache
+SHARED_BLOCK = 32  # tokens; the block size with prefix caching: only full blocks are shared
+HELPER_CPUS = 6  # trainer, its asynchronous parts and queues: Ray reserves a CPU for each while placing it
 OBJECT_STORE_BYTES = 512 * 2**20
 
 
 class CpuBackend(Backend):
-    """Any machine without a GPU; one virtual device for each rank and engine."""
+    """Any machine without a GPU; each rank and engine gets one virtual device."""
 
     name = "cpu"
 
     def problems(self, args: SimpleNamespace) -> list[str]:
-        """Options that need a GPU, and head sizes that vLLM's CPU attention refuses late."""
+        """Return options that need a GPU, and head sizes that vLLM's CPU attention would reject late."""
         found = []
         needs_gpu = {
             "--ds.load_in_4bit": args.ds.load_in_4bit,
@@ -45,7 +45,7 @@ class CpuBackend(Backend):
             found.append(f"--ds.ring_attn_size {args.ds.ring_attn_size}: ring attention needs a GPU; use 1 here.")
         if args.vllm.tensor_parallel_size > 1:
             found.append(
-                f"--vllm.tensor_parallel_size {args.vllm.tensor_parallel_size}: an engine has one process on a "
+                f"--vllm.tensor_parallel_size {args.vllm.tensor_parallel_size}: an engine is one process on a "
                 "CPU; use 1, and --vllm.num_engines for more engines."
             )
         if args.ds.param_dtype not in ENGINE_DTYPES:
@@ -53,7 +53,7 @@ class CpuBackend(Backend):
         return found + _head_size_problem(args.actor.model_name_or_path)
 
     def adapt(self, args: SimpleNamespace) -> list[str]:
-        """Transport, attention and engine mode have one value each on a CPU."""
+        """Set transport, attention and engine mode to the only values that work on a CPU."""
         changes = []
 
         def change(group: SimpleNamespace, flag: str, value: Any) -> None:
@@ -71,7 +71,7 @@ class CpuBackend(Backend):
         return changes
 
     def environment(self, args: SimpleNamespace) -> dict[str, str]:
-        """Threads, DeepSpeed's accelerator, where compiled operators are kept, and the engine's settings."""
+        """Return settings of threads, DeepSpeed's accelerator, Ray and vLLM."""
         busy = max(args.actor.num_nodes * args.actor.num_gpus_per_node, args.vllm.num_engines or 1)
         threads = str(max(1, len(os.sched_getaffinity(0)) // busy))
         cache = kv_cache_bytes(args.actor.model_name_or_path, args.ds.param_dtype, *_rollouts_at_once(args))
@@ -81,10 +81,10 @@ class CpuBackend(Backend):
         return {
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": threads,
-            # Ray's workers run at niceness 15, behind everything else on a laptop; the driver already waits for them.
+            # Ray runs workers at niceness 15, behind everything else on a laptop, though the driver waits for them.
             "RAY_worker_niceness": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # For evaluation: model and engine in one process. Training's asynchronous engine always takes a second one.
+            # For evaluation: model and engine in one process. Training's asynchronous engine always uses a second one.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
@@ -92,16 +92,16 @@ class CpuBackend(Backend):
         }
 
     def prepare_driver(self) -> None:
-        """Patch this process as every worker is patched."""
+        """Apply the workers' patches to this process."""
         from openrlhf_ktae.backend.cpu_patches import activate
 
         activate()
 
     def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
-        """A small local cluster on loopback with one virtual device for each that the host asks for."""
+        """Return options of a small local cluster on loopback, with one virtual device for each requested one."""
         devices = devices_needed(args)
         return {
-            "address": "local",  # never a cluster that happens to run here; RAY_ADDRESS names one to join
+            "address": "local",  # never join a cluster that happens to run here; RAY_ADDRESS names one to join
             "num_gpus": devices,
             "num_cpus": devices + HELPER_CPUS,
             "include_dashboard": False,
@@ -109,32 +109,32 @@ class CpuBackend(Backend):
         }
 
     def worker_setup_hook(self) -> str:
-        """Ray's supported hook for code at the start of each worker."""
+        """Return the path for Ray's hook that runs code when a worker starts."""
         return "openrlhf_ktae.backend.cpu_patches.activate"
 
 
 def vllm_build() -> str:
-    """Return `cpu`, `cuda` or, without vLLM, nothing: the machines that the installed engine is for."""
+    """Return the device of the installed vLLM build: `cpu`, `cuda`, or empty without vLLM."""
     if installed("vllm-cpu") or "cpu" in installed("vllm"):  # its own name, or 0.29.0+cpu as built from source
         return "cpu"
     return "cuda" if installed("vllm") else ""
 
 
 def _head_size_problem(model: str | None) -> list[str]:
-    """Return one sentence where vLLM's CPU attention cannot take the heads of a model whose config.json is here."""
+    """Return one sentence if vLLM's CPU attention does not support the head size of a local model."""
     size = head_size(config_of(model))
     if size is None or size in HEAD_SIZES:
         return []
     return [
-        f"--actor.model_name_or_path {model}: its attention heads have size {size}, and vLLM's CPU attention takes "
+        f"--actor.model_name_or_path {model}: its attention heads have size {size}, but vLLM's CPU attention supports "
         f"only {', '.join(map(str, HEAD_SIZES))}. Use a model with such heads, or a GPU."
     ]
 
 
 def kv_cache_bytes(model: str | None, dtype: str, sequences: int, length: int) -> int:
-    """Return room for the keys and values of `sequences` of `length` tokens, within `KV_CACHE_BYTES`.
+    """Return the bytes for keys and values of `sequences` of `length` tokens, within `KV_CACHE_BYTES`.
 
-    With less room an engine answers fewer requests at a time, and reads all of its weights for each token of those few.
+    A smaller cache means smaller decode batches, and every decode step reads all weights.
     """
     least, most = KV_CACHE_BYTES
     shape = model_shape(model)
@@ -145,7 +145,7 @@ def kv_cache_bytes(model: str | None, dtype: str, sequences: int, length: int) -
 
 
 def _rollouts_at_once(args: SimpleNamespace) -> tuple[int, int]:
-    """Return the rollouts of one engine in one call, and the tokens of the longest."""
+    """Return the rollouts of one engine in one call, and the tokens of the longest possible one."""
     if not hasattr(args, "rollout"):
         return 0, 0
     prompts = args.rollout.vllm_generate_batch_size or args.rollout.batch_size

@@ -1,7 +1,7 @@
-"""Cross-entropy of tokens without flash-attn, with one tensor as large as the logits for their gradient and no other.
+"""Cross-entropy without flash-attn that allocates only one tensor of the logits' size: their gradient.
 
-Logits are the largest tensors of an update by far (rollouts x positions x vocabulary), and the kernel clears the pages
-of each new one. The host's plain path makes six or seven a micro-batch, which took three times as long (`docs/log.md`).
+Logits are by far the largest tensors of an update (rollouts x positions x vocabulary), and the kernel zeroes the pages
+of each new one. The host's plain path makes six or seven per micro-batch and is three times slower (`docs/log.md`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-CHUNK = 2**20  # logits at a time: what is computed from them on the way stays in the processor's cache
-GPU_CHUNK = 2**27  # the same on a GPU, which wants large kernels: half a GiB in fp32
+CHUNK = 2**20  # logits at a time: intermediate results stay in the processor's cache
+GPU_CHUNK = 2**27  # the same on a GPU, which needs large kernels: half a GiB in fp32
 
 
 class CrossEntropy(torch.autograd.Function):
-    """-log softmax(logits)[label] of each row; values and gradients are those of torch's own functions."""
+    """-log softmax(logits)[label] of each row; values and gradients equal those of torch's own functions."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

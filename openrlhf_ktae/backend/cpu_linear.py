@@ -1,8 +1,7 @@
-"""Linear layers of a model in training on the CPU: oneDNN's product forward and backward, in place of torch's.
+"""Linear layers for training on the CPU: oneDNN matrix products, forward and backward, instead of torch's.
 
-torch multiplies fp32 matrices with MKL. oneDNN, in the same build of torch, is up to three times as fast on one of
-AMD's processors and a few per cent faster on another (`docs/log.md`). Parameters, their names and what is saved do not
-change.
+torch multiplies fp32 matrices with MKL. oneDNN, in the same build of torch, is up to three times as fast on one AMD
+processor and a few per cent faster on another (`docs/log.md`). Parameters, their names and saved files do not change.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from typing import Any
 
 import torch
 
-# From this many outputs an input on, rows without a gradient are left out: the layer is the last one, over the
-# vocabulary, and the logits of prompts and padding have none. Elsewhere looking for them would cost more than it saves.
+# At this many outputs per input, rows without a gradient are skipped: this is the last layer, over the vocabulary, and
+# logits of prompts and padding have no gradient. Elsewhere the search would cost more than it saves.
 WIDE = 16
 
 
 class OneDnnLinear(torch.nn.Linear):
-    """`torch.nn.Linear`, its three products by oneDNN."""
+    """`torch.nn.Linear` with its three products computed by oneDNN."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return `input` (..., in_features) times the weight, plus the bias."""
@@ -30,7 +29,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        # The parameter itself is saved: ZeRO-3 frees and gathers its data under it, before forward and backward alike.
+        # Save the parameter itself: ZeRO-3 frees and gathers its data in place, before both forward and backward.
         ctx.save_for_backward(x, w)
         return multiply(x, w)
 
@@ -57,22 +56,22 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def _rows_with_gradient(g: torch.Tensor) -> torch.Tensor | None:
-    """Return the rows of g (N, K) that are not zero; None where all are."""
+    """Return the nonzero rows of g (N, K); None if all rows are nonzero."""
     used = g.any(dim=-1)
     return None if used.all() else used.nonzero().squeeze(1)
 
 
 def multiply(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Return x (..., K) times w.T of w (N, K); both may be views."""
-    if not x.numel():  # oneDNN refuses a product without rows, or over nothing
+    if not x.numel():  # oneDNN refuses empty operands
         return x.matmul(w.t())
     return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
 
 
 def use_onednn(model: torch.nn.Module) -> int:
-    """Let the fp32 linear layers of `model` multiply with oneDNN; returns how many do.
+    """Make the fp32 linear layers of `model` multiply with oneDNN; return how many do.
 
-    Layers of other classes (tensor-parallel shards, adapters around a layer) and other dtypes keep their own product.
+    Layers of other classes (tensor-parallel shards, adapters around a layer) and other dtypes are left unchanged.
     """
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return 0

@@ -1,6 +1,6 @@
-"""Linear layers of an engine on the CPU: oneDNN's packed copy of each matrix, made again after new weights.
+"""Linear layers of an engine on the CPU: oneDNN's packed copy of each matrix, repacked after weight updates.
 
-oneDNN's product is some three times as fast as torch's in fp32 where MKL has no kernel for the processor (AMD's with
+oneDNN's product is about three times as fast as torch's in fp32 if MKL has no kernel for the processor (AMD with
 AVX-512), and packing costs less than one token of a batch. Imported by vLLM's engine process.
 """
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-PRIMITIVES = 32  # shapes that a layer keeps code for, as vLLM has it
+PRIMITIVES = 32  # shapes that a layer caches code for, as in vLLM
 
 
 class PackedLinear:
-    """What vLLM calls as `layer.cpu_linear(x, weight, bias)`: x @ weight.T + bias.
+    """The function vLLM calls as `layer.cpu_linear(x, weight, bias)`: x @ weight.T + bias.
 
-    The plain weight stays in the layer, where new values are loaded into it; `stale` says that the packed copy is of
-    older ones.
+    The plain weight stays in the layer, where new values are loaded into it; `stale` means that the packed copy is
+    outdated.
     """
 
     def __init__(self, ops: Any) -> None:
@@ -36,7 +36,7 @@ class PackedLinear:
         return self._ops.onednn_mm(self._packed, x, bias)
 
     def _pack(self, weight: torch.Tensor) -> Any:
-        """Return oneDNN's handle; None for what it does not take."""
+        """Return oneDNN's handle; None if it does not support the weight."""
         if weight.ndim != 2 or not self._ops._supports_onednn:
             return None
         try:
@@ -46,7 +46,7 @@ class PackedLinear:
 
 
 def forget_packed(model: torch.nn.Module) -> None:
-    """Let every layer of `model` pack its weight again before it is used."""
+    """Make every layer of `model` repack its weight before the next use."""
     for layer in model.modules():
         linear = getattr(layer, "cpu_linear", None)
         if isinstance(linear, PackedLinear):

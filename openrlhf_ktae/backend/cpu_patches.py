@@ -1,7 +1,7 @@
 """Every patch of another library that the CPU backend needs: one function each.
 
-Each names its symptom, where it lies in the library, and when it can go. They take effect when the module is
-imported, or at once if it is loaded already, so that a process which never needs torch never imports it.
+Each names its symptom, its place in the library, and when to remove it. They take effect when the module is
+imported, or at once if it is already loaded, so that a process that never needs torch never imports it.
 `activate` runs in the driver and, through Ray's `worker_process_setup_hook`, in every Ray worker. `activate_in_vllm`
 is an entry point of the group `vllm.general_plugins`, which vLLM calls in each process of an engine.
 """
@@ -28,7 +28,7 @@ _active = False
 
 
 class PatchDoesNotApply(RuntimeError):
-    """The library no longer has what the patch replaces."""
+    """The library no longer has the attributes that the patch replaces."""
 
 
 def activate() -> None:
@@ -50,7 +50,7 @@ def activate() -> None:
 
 
 def activate_in_vllm() -> None:
-    """Set up a process of an engine; apply the patches, if the engine was started by the CPU backend."""
+    """Set up an engine process; apply the patches if the CPU backend started the engine."""
     below_the_driver()
     end_with_the_parent()
     if ENGINE_VARIABLE in os.environ:
@@ -58,10 +58,10 @@ def activate_in_vllm() -> None:
 
 
 def meet_on_the_cluster() -> None:
-    """Symptom: processes on several nodes cannot connect: gloo listens where the host name points, often loopback.
+    """Symptom: processes on several nodes cannot connect: gloo listens on the host name's address, often loopback.
 
-    Upstream: torch 2.13.0, `ProcessGroupGloo::createDefaultDevice`. Remove when gloo takes the address of the store.
-    What the user has set wins. On one node nothing is set: loopback serves there and outlives a change of network.
+    Upstream: torch 2.13.0, `ProcessGroupGloo::createDefaultDevice`. Remove when gloo uses the address of the store.
+    The user's setting wins. On one node nothing is set: loopback works and survives network changes.
     """
     import ray
 
@@ -74,15 +74,15 @@ def meet_on_the_cluster() -> None:
 
 
 def interface_of(address: str) -> str | None:
-    """Return the name of this machine's network interface with the IP `address`; None where there is none."""
+    """Return the name of this machine's network interface with the IP `address`; None if there is none."""
     found = psutil.net_if_addrs().items()
     return next((name for name, addresses in found if any(one.address == address for one in addresses)), None)
 
 
 def provide_flash_attn() -> None:
-    """Symptom: `openrlhf.models.ring_attn_utils` imports `flash_attn` at its top; no CPU build exists.
+    """Symptom: `openrlhf.models.ring_attn_utils` imports `flash_attn` at module level; no CPU build exists.
 
-    It also takes a cross-entropy from there; without, it makes six or seven tensors as large as the logits, not one.
+    The host also uses flash_attn's cross-entropy; without it, it makes six or seven tensors of the logits' size.
     Upstream: OpenRLHF 0.11.2, models/ring_attn_utils.py, models/utils.py, `log_probs_from_logits`. Remove when the host
     imports it only where it is used, and has a cross-entropy for CPUs.
     """
@@ -98,7 +98,7 @@ def answer_for_cuda(torch: Any) -> None:
     _require(torch.cuda, "current_device", "current_stream", "empty_cache", "set_device", "synchronize")
 
     def no_operation() -> Any:
-        # One function object for each name: torch._dynamo keeps them in a table and refuses doubles.
+        # One function object per name: torch._dynamo keeps them in a table and refuses duplicates.
         return lambda *_, **__: None
 
     torch.cuda.current_device = lambda: CPU
@@ -117,9 +117,9 @@ def skip_compiled_collectives(module: Any) -> None:
 
 
 def wait_for_every_gather(module: Any) -> None:
-    """Symptom: with two ranks and ZeRO-3, now and then a small parameter is garbage or NaN after an update.
+    """Symptom: with two ranks and ZeRO-3, a small parameter is occasionally garbage or NaN after an update.
 
-    Several gathers are started and only the last is waited for: a GPU's stream ends in order, gloo's threads do not.
+    Several gathers are started, only the last is awaited: a GPU stream completes in order, gloo's threads do not.
     Upstream: DeepSpeed 0.19.6, runtime/zero/partition_parameters.py, `Init._allgather_params_coalesced`. Remove when
     it waits for every handle.
     """
@@ -181,7 +181,7 @@ def replay_buffer_on_cpu(module: Any) -> None:
 def accept_fp32(module: Any) -> None:
     """Symptom: `--ds.param_dtype fp32` is unknown; bf16 is slow on CPUs without AVX-512.
 
-    Upstream: OpenRLHF 0.11.2, utils/utils.py, `convert_to_torch_dtype`. Remove when the host knows fp32.
+    Upstream: OpenRLHF 0.11.2, utils/utils.py, `convert_to_torch_dtype`. Remove when the host supports fp32.
     """
     _require(module, "convert_to_torch_dtype")
     original = module.convert_to_torch_dtype
@@ -196,9 +196,9 @@ def keep_weights_writable(module: Any) -> None:
     """Symptom: new weights do not reach the engine, or `'Parameter' object has no attribute 'weight_loader'`.
 
     After loading, vLLM's CPU layers keep a packed copy of each matrix and drop or ignore the parameter. Here the
-    parameter stays, and `cpu_packed_linear` packs it again after it was written to.
+    parameter stays, and `cpu_packed_linear` repacks it after each write.
     Upstream: vLLM 0.29.0, model_executor/layers/utils.py, `dispatch_cpu_unquantized_gemm`. Remove when loading
-    weights into a running CPU engine packs them again.
+    weights into a running CPU engine repacks them.
     """
     from openrlhf_ktae.backend.cpu_packed_linear import PackedLinear
 
@@ -213,7 +213,7 @@ def keep_weights_writable(module: Any) -> None:
 
 @contextmanager
 def _numbered_device(torch: Any) -> Iterator[None]:
-    """Let `torch.cuda.current_device` answer with a number for a moment."""
+    """Make `torch.cuda.current_device` return a number temporarily."""
     named = torch.cuda.current_device
     torch.cuda.current_device = lambda: 0
     try:

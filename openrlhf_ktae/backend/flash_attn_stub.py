@@ -1,10 +1,10 @@
-"""Plain torch in place of five functions that the host takes from `flash_attn`, where that is not installed.
+"""Plain torch versions of five functions that the host imports from `flash_attn`, for machines without it.
 
-A sixth refuses. The host's `models/ring_attn_utils.py` imports five of them at its top and calls them only for packed
-samples and ring attention. The modules are put in place without their parent `flash_attn`, so that whoever asks whether
-flash-attention is there (transformers, vLLM, torch) still finds that it is not.
+A sixth raises. The host's `models/ring_attn_utils.py` imports five of them at module level and calls them only for
+packed samples and ring attention. The modules are installed without their parent `flash_attn`, so that libraries that
+check for flash-attention (transformers, vLLM, torch) still find it missing.
 
-Shapes: `B` rows, `T` positions, `N` positions that are no padding, `...` further dimensions.
+Shapes: `B` rows, `T` positions, `N` positions that are not padding, `...` further dimensions.
 Semantics follow the documentation of `flash_attn.bert_padding` and `flash_attn.ops.triton.cross_entropy`, for the
 arguments that the host gives.
 """
@@ -22,12 +22,12 @@ DISTRIBUTED = "flash_attn.utils.distributed"
 
 
 def is_installed() -> bool:
-    """Whether flash-attention 2 is here with its kernels: without them `import flash_attn` fails."""
+    """Whether flash-attention 2 is installed with its kernels: without them `import flash_attn` fails."""
     return all(importlib.util.find_spec(name) is not None for name in ("flash_attn", "flash_attn_2_cuda"))
 
 
 def provide() -> None:
-    """Put the stub in place unless the real package is here: the first thing in each process of a run."""
+    """Install the stub unless the real package is installed; runs first in each process of a run."""
     if not is_installed():
         install()
 
@@ -52,7 +52,7 @@ def unpad_input(hidden_states: Any, attention_mask: Any) -> tuple[Any, Any, Any,
 
 
 def pad_input(values: Any, indices: Any, batch: int, seqlen: int) -> Any:
-    """Undo `unpad_input`: (N, ...) -> (B, T, ...), zero where there was padding."""
+    """Undo `unpad_input`: (N, ...) -> (B, T, ...), with zeros for padding."""
     padded = values.new_zeros((batch * seqlen, *values.shape[1:]))
     padded[indices] = values
     return padded.reshape(batch, seqlen, *values.shape[1:])
@@ -66,7 +66,7 @@ def rearrange(tensor: Any, pattern: str, **sizes: int) -> Any:
 
 
 def cross_entropy_loss(logits: Any, labels: Any) -> tuple[Any, Any]:
-    """Return cross-entropies (N,) of `logits` (N, V) and `labels` (N,), and zeros: a term that nobody asks for."""
+    """Return cross-entropies (N,) of `logits` (N, V) and `labels` (N,), and zeros for an unused second term."""
     from openrlhf_ktae.backend.cpu_cross_entropy import CrossEntropy
 
     losses = CrossEntropy.apply(logits, labels)
@@ -74,12 +74,12 @@ def cross_entropy_loss(logits: Any, labels: Any) -> tuple[Any, Any]:
 
 
 def all_gather(*_: Any, **__: Any) -> Any:
-    """Refuse: the host gathers only under ring attention, which both backends refuse before a run starts."""
+    """Raise: the host gathers only under ring attention, which both backends refuse before a run starts."""
     raise RuntimeError("ring attention needs flash_attn, which is not installed; use --ds.ring_attn_size 1")
 
 
 def install() -> None:
-    """Put the stub where the host's imports find it."""
+    """Register the stub modules so that the host's imports find them."""
     functions: dict[str, dict[str, Any]] = {
         PADDING: {
             "index_first_axis": index_first_axis,

@@ -1,4 +1,4 @@
-"""Do the data sets have the columns that a run reads, with values in all rows, of types that go together?"""
+"""Do the data sets have the columns that a run reads, with a value in every row, of compatible types?"""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from openrlhf_ktae.data.prompt_folders import UNCOUNTED, cached_columns, look_in
 
 
 def data_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield what is wrong with the prompts and the held-out problems of a run."""
+    """Yield the problems of a run's prompts and held-out data."""
     if args.verifier.enable and not args.data.label_key:
-        yield "--data.label_key: answers are checked against it; name the column with the right answers"
+        yield "--data.label_key: answers are checked against this column; name the column with the right answers"
     names = args.data.prompt_dataset
     if not names:
         yield "--data.prompt_dataset (--prompt_data): give a file, a folder or a name on the Hugging Face Hub"
@@ -28,7 +28,7 @@ def data_problems(args: SimpleNamespace) -> Iterator[str]:
         count = min(sum(rows), args.data.max_samples)
         if rows and 0 < count < needed:
             yield (
-                f"--data.prompt_dataset {names}: has {count} prompts and the smallest step takes "
+                f"--data.prompt_dataset {names}: has {count} prompts, but the smallest step takes "
                 f"{needed}; lower --train.batch_size ({args.train.batch_size})"
             )
     if args.eval.dataset:
@@ -36,27 +36,27 @@ def data_problems(args: SimpleNamespace) -> Iterator[str]:
 
 
 def _shares(probabilities: str | None, names: str) -> Iterator[str]:
-    """Yield what is wrong with the shares of several data sets."""
+    """Yield the problems of the sampling shares of several data sets."""
     if probabilities is None:
         return
     flag, count = f"--data.prompt_probs {probabilities}", len(entries(names))
     try:
         values = [float(text) for text in probabilities.split(",")]
     except ValueError:
-        yield f"{flag}: give numbers with commas between them, one for each data set"
+        yield f"{flag}: give comma-separated numbers, one for each data set"
         return
     if len(values) != count:
-        yield f"{flag}: has {len(values)} numbers and --data.prompt_dataset has {count} data sets; give one for each"
+        yield f"{flag}: has {len(values)} numbers, but --data.prompt_dataset has {count} data sets; give one for each"
     elif not all(0 <= value <= 1 for value in values) or abs(sum(values) - 1) > 1e-6:
         yield f"{flag}: give shares from 0 to 1 whose sum is 1"
 
 
 def _columns(args: SimpleNamespace, flag: str, names: str, split: str, rows: list[int]) -> Iterator[str]:
-    """Check each data set of a comma-separated list; how many rows each has goes to `rows`."""
+    """Check each data set of a comma-separated list; append its number of rows to `rows`."""
     first: dict[str, tuple[str, str]] = {}
     for name, below in entries(names):
         if not name:
-            yield f"{flag} {names}: there is nothing between two commas; remove one"
+            yield f"{flag} {names}: nothing between two commas; remove one"
         elif not is_local(name):
             rows.append(UNCOUNTED)
             yield from _on_hub(args, flag, name)
@@ -79,7 +79,7 @@ def _columns(args: SimpleNamespace, flag: str, names: str, split: str, rows: lis
 
 
 def _tables(name: str, below: str, split: str) -> list[tuple[str, Table]]:
-    """Return the files of a data set here; `below` is the folder in it that NAME@FOLDER names."""
+    """Return the files of a local data set; `below` is the subfolder from NAME@FOLDER."""
     table = look(name)
     if table is not None:
         return [(name, table)]
@@ -88,7 +88,7 @@ def _tables(name: str, below: str, split: str) -> list[tuple[str, Table]]:
 
 
 def _on_hub(args: SimpleNamespace, flag: str, name: str) -> Iterator[str]:
-    """Columns of what is not here yet are not known: to know them is to fetch it."""
+    """Check a data set on the Hub; its columns are known only once it is in the local cache."""
     if reason := hub.missing(name, "dataset"):
         yield f"{flag} {name}: no such file, and {reason}"
         return
@@ -99,18 +99,18 @@ def _on_hub(args: SimpleNamespace, flag: str, name: str) -> Iterator[str]:
 
 
 def _one_type(flag: str, file: str, table: Table, first: dict[str, tuple[str, str]]) -> Iterator[str]:
-    """Yield the columns whose type is another one than in the files before, which `first` remembers."""
+    """Yield columns whose type differs from earlier files; `first` remembers the first type of each."""
     for column, kind in table.kinds.items():
         if kind == "nothing":
             continue
         kind = kind.replace("an empty text", "a text")
         other, known = first.setdefault(column, (file, kind))
         if known != kind:
-            yield f"{flag} {file}: column {column} is {kind} and in {other} it is {known}; write both as one"
+            yield f"{flag} {file}: column {column} is {kind}, but in {other} it is {known}; write both as one"
 
 
 def _values(args: SimpleNamespace, flag: str, name: str, table: Table) -> Iterator[str]:
-    """Yield which columns are missing, have rows without a value, or cannot be what they are used for."""
+    """Yield columns that are missing, have rows without a value, or have the wrong type for their use."""
     prompt_kinds = ("a text", "a list") if args.data.apply_chat_template else ("a text",)
     options = (
         ("--data.input_key", args.data.input_key, prompt_kinds),
@@ -126,4 +126,4 @@ def _values(args: SimpleNamespace, flag: str, name: str, table: Table) -> Iterat
         elif table.kinds.get(column) not in kinds:
             yield f"{option} {column}: in {name} it is {table.kinds.get(column)}; it must be {' or '.join(kinds)}"
     for column, what in table.mixed.items():
-        yield f"{flag} {name}: column {column}: {what}, and a column has one type; write all as one"
+        yield f"{flag} {name}: column {column}: {what}, but a column has one type; write all as one"

@@ -1,4 +1,4 @@
-"""Options of the loss and of what is watched in it that contradict each other."""
+"""Contradictory options of the loss and of its monitored limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from openrlhf_ktae.base.batches import one_update
 
 
 def loss_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield what contradicts itself among length shaping and the normaliser of the loss."""
+    """Yield contradictions in length shaping, monitored limits and the normaliser of the loss."""
     buffer, limit = args.reward.overlong_buffer_len, args.rollout.max_new_tokens or args.data.max_len
     if buffer is not None and not 0 < buffer <= limit:
         yield (
@@ -19,8 +19,8 @@ def loss_problems(args: SimpleNamespace) -> Iterator[str]:
     rollouts = args.rollout.batch_size * args.rollout.n_samples_per_prompt
     if args.faults.max_kl is not None and args.algo.kl.init_coef == 0 and one_update(args, rollouts):
         yield (
-            f"--faults.max_kl {args.faults.max_kl:g}: there is nothing to measure without a reference model where "
-            "a batch is one update; give --algo.kl.init_coef above 0, or leave it out"
+            f"--faults.max_kl {args.faults.max_kl:g}: KL cannot be measured without a reference model when a batch "
+            "is one update; give --algo.kl.init_coef above 0, or leave it out"
         )
     counted = args.algo.ktae.enable or args.algo.dynamic_filtering_enable
     if args.faults.min_mixed_share is not None and not counted:
@@ -38,8 +38,8 @@ def loss_problems(args: SimpleNamespace) -> Iterator[str]:
         yield "--actor.dr_grpo_norm true: divides by --rollout.max_new_tokens, which is not set; give it"
     if args.actor.dr_grpo_norm and args.actor.policy_loss_type == "gspo":
         yield (
-            "--actor.dr_grpo_norm true: with --actor.policy_loss_type gspo the loss is a mean over responses, whose "
-            "tokens are not counted; leave one of them out"
+            "--actor.dr_grpo_norm true: the gspo loss of --actor.policy_loss_type is a mean over responses and does "
+            "not count tokens; leave one of them out"
         )
     if args.actor.dr_grpo_norm and args.actor.loss_agg_mode != "token-mean":
         yield (

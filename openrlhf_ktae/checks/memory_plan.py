@@ -1,4 +1,4 @@
-"""Put the plan of a run together: a table of what it will need, and what makes it impossible."""
+"""The plan of a run: a table of what it needs, and the reasons why it cannot work."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from openrlhf_ktae.memory.devices import CPU, GIB
 from openrlhf_ktae.memory.model_shape import ModelShape, model_shape
 
 SHARED = 0.6
-"""`--vllm.gpu_memory_utilization` that the recipes have where engines and trainer share devices."""
+"""`--vllm.gpu_memory_utilization` of the recipes when engines and trainer share devices."""
 HOST_SHARE = 0.95
-"""The host's default of it."""
+"""The host's default for it."""
 NOTED = 0.9
-"""From this share on, a plan on shared devices has a note."""
+"""At or above this share, a plan on shared devices gets a note."""
 
 
 @dataclass
 class Plan:
-    """Rows of the table, one sentence for each reason why the run cannot work, and for what is risky."""
+    """Rows of the table, a sentence for each risk (`notes`) and for each reason why it cannot work (`problems`)."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """Return the one figure that is most often wrong: the memory of an update."""
+        """Return the figure that most often fails: the memory of an update."""
         return next((f"training {value.split(':')[0]}" for name, value in self.rows if name == "training"), "no memory")
 
     def table(self) -> str:
@@ -52,10 +52,10 @@ def make_plan(
     per_node: int | None = None,
     host_memory: float | None = None,
 ) -> Plan:
-    """Return the plan of `args` on devices with `device_memory` bytes each (None: memory is not judged).
+    """Return the plan of `args` on devices with `device_memory` bytes each (None: memory is not checked).
 
-    `host_memory` is what a node with GPUs has besides them (None: not judged).
-    `nodes` and `per_node` are what the cluster has; left out, it is taken to have what the options ask for.
+    `host_memory` is the CPU memory of a GPU node in bytes (None: not checked). `nodes` and `per_node` describe
+    the cluster; without them it is assumed to have what the options ask for.
     """
     plan = Plan()
     plan.problems += [*parallel_problems(args), *batch_problems(args), *lora_conflicts(args)]
@@ -63,7 +63,7 @@ def make_plan(
     _batch_rows(plan, args)
     shape = model_shape(args.actor.model_name_or_path)
     if shape is None:
-        plan.rows.append(("memory", "not planned: the model's config.json is not here, or it is no dense decoder"))
+        plan.rows.append(("memory", "not planned: no local config.json, or not a dense decoder"))
     else:
         plan.problems += _heads(args, shape)
         _memory_rows(plan, args, shape, device, device_memory, host_memory)
@@ -78,7 +78,7 @@ def _devices(args: SimpleNamespace, nodes: int | None, per_node: int | None) -> 
     if needed > nodes * per_node:
         yield (
             f"--actor.num_nodes {args.actor.num_nodes} --actor.num_gpus_per_node {args.actor.num_gpus_per_node}: the "
-            f"run needs {needed} devices, --nodes {nodes} x --gpus-per-node {per_node} are {nodes * per_node}; use "
+            f"run needs {needed} devices, but --nodes {nodes} x --gpus-per-node {per_node} = {nodes * per_node}; use "
             f"--nodes {-(-needed // per_node)}"
         )
     if args.actor.num_gpus_per_node > per_node:
@@ -94,7 +94,7 @@ def _devices(args: SimpleNamespace, nodes: int | None, per_node: int | None) -> 
 
 
 def _heads(args: SimpleNamespace, shape: ModelShape) -> Iterator[str]:
-    """Heads and key-value heads must divide among what is parallel over them."""
+    """Yield parallel sizes that do not divide the heads or key-value heads."""
     for flag, parts in (
         ("--vllm.tensor_parallel_size", args.vllm.tensor_parallel_size),
         ("--ds.tensor_parallel_size", args.ds.tensor_parallel_size),
@@ -103,8 +103,8 @@ def _heads(args: SimpleNamespace, shape: ModelShape) -> Iterator[str]:
         if shape.heads % parts or not shared:
             fits = max(n for n in range(1, parts) if shape.heads % n == 0 and shape.kv_heads % n == 0)
             yield (
-                f"{flag} {parts}: the model has {shape.heads} heads and {shape.kv_heads} key-value heads, which do not "
-                f"divide; use {fits}"
+                f"{flag} {parts}: the model has {shape.heads} heads and {shape.kv_heads} key-value heads, and must "
+                f"divide both; use {fits}"
             )
     stride = args.ds.ring_attn_head_stride
     if args.ds.ring_attn_size > 1 and shape.kv_heads % stride:
@@ -147,7 +147,7 @@ def _batch_rows(plan: Plan, args: SimpleNamespace) -> None:
 
 
 def _prompts(args: SimpleNamespace) -> int | None:
-    """Return the prompts of an episode; None where a data set is not a local file."""
+    """Return the number of prompts in an episode; None if a data set is not a local file."""
     count = 0
     for name, _ in entries(args.data.prompt_dataset or ""):
         try:
@@ -185,7 +185,7 @@ def _memory_rows(
 
 
 def _host_rows(plan: Plan, args: SimpleNamespace, shape: ModelShape, total: float | None) -> None:
-    """Memory of a node beside its GPUs: refused where it is less than what is certain."""
+    """Plan a node's CPU memory; less than the certain need is a problem."""
     needed, rounded = memory.host(args, shape), memory.host(args, shape, memory.power_of_two)
     of = f" of {total / GIB:.1f}" if total else ""
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needed.parts.items())
@@ -199,13 +199,13 @@ def _host_rows(plan: Plan, args: SimpleNamespace, shape: ModelShape, total: floa
     )
     if total is not None and needed.total > total:
         plan.problems.append(
-            f"host memory: needs {needed.total / GIB:.1f} GiB a node and there are {total / GIB:.1f}; "
+            f"host memory: needs {needed.total / GIB:.1f} GiB a node, but there are {total / GIB:.1f}; "
             + _smaller_host(args, shape, total)
         )
 
 
 def _smaller_host(args: SimpleNamespace, shape: ModelShape, total: float) -> str:
-    """Name the first change after which a node's memory is enough."""
+    """Name the first change that makes a node's memory sufficient."""
     for name, change in _changes(args, cuda=True):
         alone = copy.deepcopy(args)
         change(alone)
@@ -215,14 +215,14 @@ def _smaller_host(args: SimpleNamespace, shape: ModelShape, total: float) -> str
 
 
 def needs_training(args: SimpleNamespace, shape: ModelShape, cuda: bool, total: float) -> float:
-    """Return the bytes of an update on one device, with an engine that stays awake beside it."""
+    """Return the bytes of an update on one device, including a colocated engine that does not sleep."""
     awake = cuda and memory.share_devices(args) and not args.vllm.enable_sleep
-    engine = args.vllm.gpu_memory_utilization * total if awake else 0.0  # with its context and graphs
+    engine = args.vllm.gpu_memory_utilization * total if awake else 0.0  # includes its context and graphs
     return memory.training(args, shape, cuda).total + engine
 
 
 def needs_synchronisation(args: SimpleNamespace, shape: ModelShape, cuda: bool, total: float) -> float:
-    """Return the bytes on one device while weights travel."""
+    """Return the bytes on one device during weight synchronisation."""
     return memory.synchronisation(args, shape, cuda).total
 
 
@@ -233,7 +233,7 @@ def _line(used: float, total: float | None, parts: dict[str, float]) -> str:
 
 def _generation(args: SimpleNamespace, shape: ModelShape, total: float | None) -> str:
     weights, one = memory.engine_weights(args, shape, cuda=True), memory.kv_of_sequence(args, shape)
-    text = f"weights {weights / GIB:.2f} GiB a device, {one / GIB:.3f} for a sequence of {args.data.max_len:,} tokens"
+    text = f"weights {weights / GIB:.2f} GiB a device, {one / GIB:.3f} GiB per sequence of {args.data.max_len:,} tokens"
     if total is None:
         return text
     cache = args.vllm.gpu_memory_utilization * total - weights - memory.engine_process(args, shape)
@@ -248,7 +248,7 @@ def _engine_problems(args: SimpleNamespace, shape: ModelShape, total: float) -> 
     if needed > share * total:
         if needed + resident <= 0.97 * total:
             yield (
-                f"--vllm.gpu_memory_utilization {share}: the engine's weights and one sequence take {needed / GIB:.1f} "
+                f"--vllm.gpu_memory_utilization {share}: the engine's weights and one sequence need {needed / GIB:.1f} "
                 f"GiB of {total / GIB:.1f}; use {needed / total + 0.03:.2f}"
             )
         else:
@@ -263,7 +263,7 @@ def _engine_problems(args: SimpleNamespace, shape: ModelShape, total: float) -> 
 
 
 def _share_notes(args: SimpleNamespace, shape: ModelShape, total: float | None) -> Iterator[str]:
-    """Say where engines leave the trainer little, as they do by the host's default."""
+    """Yield a note if engines leave the trainer little memory, as they do by the host's default."""
     share = args.vllm.gpu_memory_utilization
     if not memory.share_devices(args) or share < NOTED:
         return
@@ -272,7 +272,7 @@ def _share_notes(args: SimpleNamespace, shape: ModelShape, total: float | None) 
     kept = memory.resident_trainer(args, shape, cuda=True) / GIB
     yield (
         f"--vllm.gpu_memory_utilization {share}{default}: leaves {left} to a trainer that keeps {kept:.1f} GiB on "
-        f"the same device, and an engine that has died starts again only where its whole share is free; use {SHARED}"
+        f"the same device, and a dead engine can restart only if its whole share is free; use {SHARED}"
     )
 
 
@@ -286,7 +286,7 @@ def _needs_generation(args: SimpleNamespace, shape: ModelShape, cuda: bool, tota
 
 
 def _changes(args: SimpleNamespace, cuda: bool) -> Iterator[tuple[str, Callable[[SimpleNamespace], None]]]:
-    """Yield changes from the one that costs least to the one that costs most."""
+    """Yield changes, cheapest first."""
 
     def setting(group: str, name: str, value: object) -> Callable[[SimpleNamespace], None]:
         return lambda changed: setattr(getattr(changed, group), name, value)
@@ -338,9 +338,9 @@ def _too_large(
     cuda: bool,
     total: float,
 ) -> str:
-    """Say how much is missing, with the smallest change that makes it fit: one alone, else several in order."""
+    """Say what is needed, and the smallest change that makes it fit: a single one, else several in order."""
     used = needs(args, shape, cuda, total)
-    text = f"{phase}: needs {used / GIB:.1f} GiB a device and there are {total / GIB:.1f}"
+    text = f"{phase}: needs {used / GIB:.1f} GiB a device, but there are {total / GIB:.1f}"
     together, named = copy.deepcopy(args), {}
     for name, change in _changes(args, cuda):
         alone = copy.deepcopy(args)

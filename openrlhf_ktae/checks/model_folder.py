@@ -1,4 +1,4 @@
-"""Is a model there, whole, and of a kind that can do what it is given for? Read from its files; nothing is loaded."""
+"""Does a model exist, complete, and of a kind that can do its job? Read from its files; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 INDEX = "model.safetensors.index.json"
 HEADER_BYTES = 8  # a safetensors file begins with the length of its header
-# Sizes that everything divides by or indexes with; a list has one for each layer.
+# Sizes that are divided by or indexed with; a list has one entry per layer.
 SIZES = tuple(
     "hidden_size num_attention_heads num_key_value_heads num_hidden_layers head_dim vocab_size "
     "max_position_embeddings n_embd n_head n_layer n_positions".split()
@@ -27,12 +27,12 @@ SIZES = tuple(
 
 
 def model_problems(option: str, name: str, trusted: bool, generates: bool) -> Iterator[str]:
-    """Yield what is wrong with the model `name`, given with `option`; one that `generates` needs a tokenizer too."""
+    """Yield the problems of the model `name`, the value of `option`; one that `generates` also needs a tokenizer."""
     flag = f"{option} {name}"
     if os.path.isdir(name):
         yield from _folder(option, Path(name), trusted, generates)
     elif name.startswith((".", "/", "~")) or name.count("/") != 1:
-        yield f"{flag}: no such folder, and no name that a model of the Hugging Face Hub has (OWNER/NAME)"
+        yield f"{flag}: no such folder, and not a model name on the Hugging Face Hub (OWNER/NAME)"
     elif missing := hub.missing(name):
         yield f"{flag}: no such folder, and {missing}"
     elif not trusted:
@@ -40,7 +40,7 @@ def model_problems(option: str, name: str, trusted: bool, generates: bool) -> It
 
 
 def code_problems(flag: str, name: str) -> Iterator[str]:
-    """Yield why the model `name`, given with the option `flag`, cannot load without its own code."""
+    """Yield why the model `name`, the value of the option `flag`, cannot load without its own code."""
     config = read_config(name)
     if "auto_map" not in config:
         return
@@ -56,7 +56,7 @@ def code_problems(flag: str, name: str) -> Iterator[str]:
 def _folder(option: str, folder: Path, trusted: bool, generates: bool) -> Iterator[str]:
     flag = f"{option} {folder}"
     if not (folder / "config.json").is_file():
-        yield f"{flag}: the folder has no config.json, so it is no model of transformers"
+        yield f"{flag}: the folder has no config.json, so it is not a transformers model"
         return
     try:
         config = read_config(str(folder))
@@ -66,7 +66,7 @@ def _folder(option: str, folder: Path, trusted: bool, generates: bool) -> Iterat
     for part in (config, text_part(config)) if "text_config" in config else (config,):
         for name, value in part.items():
             if name in SIZES and value is not None and not _is_size(value):
-                yield f"{flag}: its config.json has {name} {json.dumps(value)}, which is no size; copy the model again"
+                yield f"{flag}: its config.json has {name} {json.dumps(value)}, not a valid size; copy the model again"
     if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         yield f"{flag}: the folder has no weights ({', '.join(WEIGHTS)}); copy them too"
     for file, reason in _torn_files(folder):
@@ -83,10 +83,10 @@ def _is_size(value: Any) -> bool:
 
 
 def _torn_files(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield name and fault of each file that is not what it should be."""
+    """Yield name and defect of each damaged or missing file."""
     for path in sorted(folder.glob("*.safetensors")):
         if not _is_whole(path):
-            yield path.name, "is not whole"
+            yield path.name, "is incomplete"
     for path in sorted(folder.glob("*.bin")):
         if path.stat().st_size == 0:
             yield path.name, "is empty"
@@ -102,11 +102,11 @@ def _torn_files(folder: Path) -> Iterator[tuple[str, str]]:
         shards = content.get("weight_map", {}) if name == INDEX and isinstance(content, dict) else {}
         for shard in sorted({str(shard) for shard in shards.values()}):
             if not (folder / shard).is_file():
-                yield shard, f"is named by {INDEX} and is not there"
+                yield shard, f"is named by {INDEX} but missing"
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its own header says."""
+    """Whether a safetensors file is as long as its header says."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(HEADER_BYTES), "little")

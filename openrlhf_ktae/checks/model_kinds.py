@@ -1,6 +1,6 @@
-"""Which kinds of model transformers knows, and which of them generate text: read in its source, without importing it.
+"""Which model types transformers supports, and which generate text: read from its source, without importing it.
 
-The import takes seconds, which a refusal should not; the tables of its automatic classes are literals.
+The import takes seconds, too long for a refusal; the tables of its auto classes are literals.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ SOURCES = ("auto_mappings.py", "configuration_auto.py", "modeling_auto.py")
 
 
 def kind_problems(flag: str, config: Mapping[str, Any], generates: bool) -> Iterator[str]:
-    """Yield why transformers has no class for the model of `config`, or none that generates text."""
+    """Yield why transformers has no class, or no text-generating class, for the model of `config`."""
     kind, named = config.get("model_type"), config.get("architectures")
     if not kind:
-        yield f"{flag}: its config.json names no model_type; copy the model again"
+        yield f"{flag}: its config.json has no model_type; copy the model again"
         return
     if not is_known(str(kind)):
         yield f"{flag}: the installed transformers does not know its model type {kind}; give another model"
@@ -42,7 +42,7 @@ def is_known(kind: str) -> bool:
 
 @cache
 def generators() -> dict[str, tuple[str, ...]]:
-    """Return model type -> names of its classes that generate text."""
+    """Return model type -> names of its text-generating classes."""
     found: dict[str, tuple[str, ...]] = {}
     for node in ast.parse(_sources().get(SOURCES[-1], "")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in GENERATORS:

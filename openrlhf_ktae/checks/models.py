@@ -1,4 +1,4 @@
-"""The models of a run, and names that only another library knows."""
+"""The models of a run, and names defined by other libraries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_at
 
 
 def models_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield what is wrong with the models that the run loads."""
+    """Yield the problems of the models that the run loads."""
     actor, critic, reward = (part.model_name_or_path for part in (args.actor, args.critic, args.reward))
     trusted = args.model.trust_remote_code
     if not actor:
@@ -28,7 +28,7 @@ def models_problems(args: SimpleNamespace) -> Iterator[str]:
 
 
 def name_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield what is wrong with names that only another library knows, and with the template of prompts."""
+    """Yield unknown names of schedules and attention implementations, and a missing chat template."""
     schedule = args.actor.lr_scheduler
     if schedule not in SCHEDULES and schedule not in _all_schedules():
         yield f"--actor.lr_scheduler {schedule}: give one of {', '.join(SCHEDULES)}"
@@ -44,7 +44,7 @@ def name_problems(args: SimpleNamespace) -> Iterator[str]:
 
 
 def _all_schedules() -> list[str]:
-    from transformers import SchedulerType  # takes seconds, so the usual ones are not looked up
+    from transformers import SchedulerType  # the import takes seconds; the usual names skip it
 
     return [one.value for one in SchedulerType]
 

@@ -1,6 +1,6 @@
-"""Options that contradict each other or name nothing, seen before the host validates its own.
+"""Contradictory or unknown options, refused before the host validates its own.
 
-The options are flat here (`algo.ktae.base`), as they were given: nothing is translated for the host yet.
+The options are flat here (`algo.ktae.base`), as given; they are not yet translated for the host.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def _templates(options: Mapping[str, Any]) -> Iterator[str]:
     template, arguments = options["data.input_template"], options["data.chat_template_args"]
     if template and not has_one_place(template):
         yield (
-            f"--data.input_template {template!r}: must hold {MARK} once, where the prompt goes (or {{}}, which is text "
-            "after a command: \\boxed{})"
+            f"--data.input_template {template!r}: must contain {MARK} once, where the prompt goes (or {{}}, which is "
+            "literal after a command: \\boxed{})"
         )
     try:
         chat_arguments(arguments)
@@ -48,7 +48,7 @@ def _templates(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _estimator(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield options of KTAE without KTAE, groups of one, and filtering options without filtering."""
+    """Yield KTAE options without KTAE, groups of one, and filtering options without filtering."""
     if options["algo.ktae.top_tokens"] < 0:
         yield f"--algo.ktae.top_tokens {options['algo.ktae.top_tokens']}: give 0 (none), or a higher number"
     samples, skipped = options["rollout.n_samples_per_prompt"], options["algo.dynamic_filtering_skip_solved"]
@@ -58,7 +58,7 @@ def _estimator(options: Mapping[str, Any]) -> Iterator[str]:
             "(the paper uses 16)"
         )
     if options["algo.advantage.estimator"] != KTAE:
-        # A run writes the defaults down too, and what it has written can be read again.
+        # A run's config.yaml contains the defaults too, and must be accepted as --config.
         for field in (*fields(CreditOptions), *fields(KTAEConfig)):
             name = f"algo.ktae.{field.name}"
             value = tuple(options[name]) if isinstance(options[name], list) else options[name]
@@ -76,7 +76,7 @@ def _record(options: Mapping[str, Any]) -> Iterator[str]:
     best = options["ckpt.best_metric_key"]
     if best and best != "none" and not best.startswith("eval_"):
         yield (
-            f"--ckpt.best_metric_key {best}: not a metric of an evaluation; give {MACRO_ACCURACY}, eval_accuracy or "
+            f"--ckpt.best_metric_key {best}: not an evaluation metric; give {MACRO_ACCURACY}, eval_accuracy or "
             "another that begins with eval_, or none"
         )
 
@@ -87,13 +87,13 @@ def _asynchronous(options: Mapping[str, Any]) -> Iterator[str]:
     for flag in ("vllm.enable_sleep", "ds.enable_sleep"):
         if options[flag]:
             yield (
-                f"--{flag} true: contradicts --train.async_enable true, whose engines and trainer work at the same "
+                f"--{flag} true: contradicts --train.async_enable true, whose engines and trainer run at the same "
                 f"time; give --{flag} false, or --train.async_enable false"
             )
     if options["train.full_determinism_enable"]:
         yield (
-            "--train.full_determinism_enable true: with --train.async_enable the weights of a rollout depend on who is "
-            "faster; give --train.async_enable false"
+            "--train.full_determinism_enable true: with --train.async_enable the weights of a rollout depend on "
+            "timing; give --train.async_enable false"
         )
 
 

@@ -9,7 +9,7 @@ from openrlhf_ktae.base.places import unusable
 
 
 def place_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield which outputs cannot be written."""
+    """Yield the outputs that cannot be written."""
     places = {
         "--run.dir": args.run.dir,
         "--ckpt.output_dir": args.ckpt.output_dir,

@@ -1,4 +1,4 @@
-"""What is refused before any model loads: one sentence each, with the option, its value and the way out."""
+"""Problems refused before any model loads: one sentence each, with the option, its value and the way out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from openrlhf_ktae.checks.user_code import judge_problems
 
 
 class Refused(ValueError):
-    """The run cannot work as asked; the message has one line for each reason."""
+    """The run cannot work as configured; the message has one line for each reason."""
 
 
 def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:
-    """Raise `Refused` with every reason found; return notes on what will be repaired."""
+    """Raise `Refused` with every reason found; return notes on automatic repairs."""
     problems = [
         *parallel_problems(args),
         *batch_problems(args),
@@ -35,7 +35,7 @@ def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:
         *backend.problems(args),
     ]
     notes: list[str] = []
-    if not problems:  # only then: it loads transformers, which takes seconds
+    if not problems:  # last, since it imports transformers, which takes seconds
         problems, notes = round_trip(args)
     if problems:
         raise Refused("\nerror: ".join(problems))

@@ -1,7 +1,7 @@
-"""The range of each number among the options, so that a wrong one is refused before anything divides by it.
+"""The range of each numeric option, so that a bad value is refused before it is used.
 
-The host declares types alone: `--rollout.micro_batch_size 0` ends in a ZeroDivisionError, `--ckpt.save_steps 0` after
-the first step, a negative learning rate never. `nan` is in no range.
+The host checks only types: `--rollout.micro_batch_size 0` ends in a ZeroDivisionError, `--ckpt.save_steps 0` does so
+after the first step, a negative learning rate is never caught. `nan` is outside every range.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included unless `open_low`; a value of `also` is right as well."""
+    """Numbers from `low` to `high`, both included (`low` excluded with `open_low`), plus the values of `also`."""
 
     low: float
     high: float = math.inf
@@ -33,7 +33,7 @@ class Range:
 
 
 COUNT, SIZE, SHARE = Range(1), Range(0, open_low=True), Range(0, 1)
-EVERY = Range(1, also=(-1,))  # steps; -1 is never
+EVERY = Range(1, also=(-1,))  # steps; -1 means never
 NOT_NEGATIVE = Range(0)
 GROUPS = ("actor", "critic", "ref", "reward")
 RANGES: dict[str, Range] = {
@@ -55,7 +55,7 @@ RANGES: dict[str, Range] = {
     "ckpt.max_mem": SIZE,
     "train.seed": Range(0, 2**32 - 1),
     "train.ema_beta": SHARE,
-    "ds.zero_stage": Range(1, 3),  # without ZeRO there is no check for gradients that are not finite
+    "ds.zero_stage": Range(1, 3),  # without ZeRO non-finite gradients go unchecked
     "ds.lora.rank": NOT_NEGATIVE,
     "ds.lora.alpha": SIZE,
     "ds.lora.dropout": Range(0, 1 - 1e-9),
@@ -97,7 +97,7 @@ INCREASING = ("algo.dynamic_filtering_range", "reward.clip_range", "algo.advanta
 
 
 def range_problems(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each number of `options` (flat names) that is outside its range."""
+    """Yield a sentence for each number in `options` (flat names) outside its range."""
     for name, limits in RANGES.items():
         value = options.get(name)
         if isinstance(value, (int, float)) and value not in limits:

@@ -1,7 +1,7 @@
-"""What a model is saved with must be loadable and savable, and its tokens must have rows: tried before weights load.
+"""Can the model's config, generation config and tokenizer be loaded and saved, and do all tokens have embeddings?
 
-Configuration, generation configuration and tokenizer are read as the run will read them, written to a temporary folder
-and read again. transformers is stricter when it writes than when it reads, so a run could train and then not be saved.
+They are read as the run will read them, written to a temporary folder and read again, before weights load. transformers
+is stricter when it writes than when it reads, so a run could train and then fail to save.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from openrlhf_ktae.base.model_config import config_of
 from openrlhf_ktae.base.text import short
 from openrlhf_ktae.checkpoint.model_files import GENERATION_CONFIG, savable
 
-SHOWN = 3  # tokens without a row
+SHOWN = 3  # tokens without an embedding row
 
 
 class Broken(ValueError):
-    """The message says what of the model cannot be read or written."""
+    """A part of the model cannot be read or written; the message says why."""
 
 
 def round_trip(args: SimpleNamespace) -> tuple[list[str], list[str]]:
-    """Return problems, each with the way out, and notes on what is repaired as it is saved."""
+    """Return problems, each with the way out, and notes on repairs made on saving."""
     name, trusted = args.actor.model_name_or_path, args.model.trust_remote_code
     flag, local = f"--actor.model_name_or_path {name}", Path(name).is_dir()
     problems, notes = [], []
@@ -35,8 +35,8 @@ def round_trip(args: SimpleNamespace) -> tuple[list[str], list[str]]:
                 note = again()
             except Broken as error:
                 problems.append(f"{flag}: its {what} {error}; correct it in a copy of the folder")
-            except Exception as error:  # each library has its own
-                if local:  # else a hub that does not answer
+            except Exception as error:  # each library raises its own types
+                if local:  # otherwise the Hub may not respond
                     problems.append(
                         f"{flag}: its {what} cannot be loaded ({short(error)}); correct it, or copy the model again"
                     )
@@ -68,7 +68,7 @@ def _parts(args: SimpleNamespace, name: str, trusted: bool, folder: Path) -> Ite
             AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted, use_fast=_fast(args)).get_vocab()
             != own.get_vocab()
         ):
-            raise Broken("is another one after it was saved and loaded")
+            raise Broken("changes when it is saved and loaded")
         return ""
 
     yield "config.json", config
@@ -86,11 +86,11 @@ def _saved(part: Any, folder: Path) -> None:
     try:
         part.save_pretrained(folder)
     except Exception as error:
-        raise Broken(f"loads and cannot be saved again ({short(error)})") from error
+        raise Broken(f"loads but cannot be saved ({short(error)})") from error
 
 
 def _rows(args: SimpleNamespace, name: str, trusted: bool) -> Iterator[str]:
-    """Yield which tokens of the actor's tokenizer have no row in a model that reads them."""
+    """Yield models without an embedding row for some tokens of the actor's tokenizer."""
     from transformers import AutoTokenizer
 
     vocabulary = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted, use_fast=_fast(args)).get_vocab()
@@ -100,14 +100,14 @@ def _rows(args: SimpleNamespace, name: str, trusted: bool) -> Iterator[str]:
         if isinstance(rows, int) and (outside := outside_of(vocabulary, rows)):
             yield (
                 f"--{model}.model_name_or_path {path}: the tokenizer{'' if path == name else f' of {name}'} has "
-                f"{len(outside)} tokens for which the model has no row ({_shown(outside)}; {rows} rows). Call "
+                f"{len(outside)} tokens without an embedding row in the model ({_shown(outside)}; {rows} rows). Call "
                 "model.resize_token_embeddings(len(tokenizer)) and save the model again, or take the tokens out of the "
                 "tokenizer"
             )
 
 
 def outside_of(vocabulary: dict[str, int], rows: int) -> list[tuple[str, int]]:
-    """Return the tokens, with their ids, that are not among the first `rows` ids."""
+    """Return tokens and ids with an id of `rows` or more, in order of id."""
     return sorted(((token, number) for token, number in vocabulary.items() if number >= rows), key=lambda one: one[1])
 
 

@@ -1,4 +1,4 @@
-"""Numbers of devices, batch sizes and lengths that do not go together."""
+"""Incompatible device counts, batch sizes and lengths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openrlhf_ktae.base.model_config import config_of
 
 
 def parallel_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield what is wrong with the numbers of engines, ranks and parts."""
+    """Yield the problems of the numbers of engines, ranks and parallel parts."""
     engines, tensor_parallel = args.vllm.num_engines, args.vllm.tensor_parallel_size
     ring, tensor = args.ds.ring_attn_size, args.ds.tensor_parallel_size
     for model in models(args):
@@ -37,7 +37,7 @@ def parallel_problems(args: SimpleNamespace) -> Iterator[str]:
 
 
 def _colocated_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield what does not fit the devices that several models are put on."""
+    """Yield the problems of models that share devices."""
     numbers = {model: _numbers(args, model) for model in models(args)}
     colocated = args.train.colocate_actor_ref or args.train.colocate_all
     if "ref" in numbers and colocated and numbers["ref"] != numbers["actor"]:
@@ -47,7 +47,7 @@ def _colocated_problems(args: SimpleNamespace) -> Iterator[str]:
         )
     judges = [model for model in numbers if model in ("critic", "reward")]
     if args.train.colocate_critic_reward and "critic" in numbers:
-        if numbers["critic"] != _numbers(args, "reward"):  # the host asks for it without a reward model, too
+        if numbers["critic"] != _numbers(args, "reward"):  # the host requires it even without a reward model
             yield (
                 f"{_written(args, 'critic')}: with --train.colocate_critic_reward the reward model needs the same "
                 f"numbers ({_written(args, 'reward')}); set them equal"
@@ -72,7 +72,7 @@ def _written(args: SimpleNamespace, model: str) -> str:
 
 
 def batch_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield batch sizes that do not divide, so that ranks would wait for each other: `batches` says why."""
+    """Yield batch sizes that do not divide, so that ranks would wait for each other (see `base.batches`)."""
     rollouts = args.rollout.batch_size * args.rollout.n_samples_per_prompt
     shape = (
         f"--rollout.batch_size {args.rollout.batch_size} x --rollout.n_samples_per_prompt "
@@ -90,9 +90,9 @@ def batch_problems(args: SimpleNamespace) -> Iterator[str]:
         if args.train.dynamic_batch_enable and data_ranks(args) % ranks:
             yield (
                 f"{_written(args, model)}: {ranks} {of_model} do not divide the actor's {data_ranks(args)}, among "
-                "which --train.dynamic_batch_enable levels its micro-batches; give it the actor's numbers"
+                "which --train.dynamic_batch_enable balances its micro-batches; give it the actor's numbers"
             )
-        micro = args.train.micro_batch_size * ranks  # DeepSpeed wants it whole, though a dynamic batch levels itself
+        micro = args.train.micro_batch_size * ranks  # DeepSpeed requires it even for dynamic batches
         if model in ("actor", "critic") and args.train.batch_size % micro:
             yield (
                 f"--train.batch_size {args.train.batch_size}: does not divide into --train.micro_batch_size "
@@ -104,13 +104,13 @@ def batch_problems(args: SimpleNamespace) -> Iterator[str]:
     if args.train.dynamic_batch_enable and args.ds.zero_stage < 3:
         yield (
             f"--ds.zero_stage {args.ds.zero_stage}: with --train.dynamic_batch_enable DeepSpeed 0.19.6 keeps the "
-            "gradient of the last micro-batch alone; use --ds.zero_stage 3"
+            "gradient of the last micro-batch only; use --ds.zero_stage 3"
         )
     generated = args.rollout.vllm_generate_batch_size
     if generated and generated < args.rollout.batch_size:
         yield (
             f"--rollout.vllm_generate_batch_size {generated}: below --rollout.batch_size {args.rollout.batch_size}, "
-            "every step would silently be smaller, or have nothing to train on; leave it out or make it equal"
+            "every step would silently be smaller, or empty; leave it out or make it equal"
         )
 
 
@@ -119,7 +119,7 @@ def _next_multiple(number: int, unit: int) -> int:
 
 
 def length_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield a response longer than prompt and response together, and more positions than the model has."""
+    """Yield a response limit that leaves no room for a prompt, and lengths beyond the model's positions."""
     if args.rollout.max_new_tokens is not None and args.rollout.max_new_tokens >= args.data.max_len:
         yield (
             f"--rollout.max_new_tokens {args.rollout.max_new_tokens}: must be below --data.max_len "
@@ -134,7 +134,7 @@ def length_problems(args: SimpleNamespace) -> Iterator[str]:
 
 
 def _positions(model: str | None) -> int | None:
-    """Return the positions of a local model; None where a scaled rotary embedding or another file decides."""
+    """Return the positions of a local model; None if unknown or extended by a scaled rotary embedding."""
     config = config_of(model)
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     scaled = not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default"

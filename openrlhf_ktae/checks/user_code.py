@@ -1,4 +1,4 @@
-"""Files and addresses of the user that judge answers: can the engines use them?"""
+"""The user's reward files, agents and reward servers: can the engines use them?"""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from openrlhf_ktae.base.secrets import redacted
 from openrlhf_ktae.data.names import entries
 from openrlhf_ktae.data.prompt_files import TEXT_SUFFIXES, UnreadableDataset, text_rows
 
-SERVER_SECONDS = 3  # to connect, and for an answer
+SERVER_SECONDS = 3  # to connect, and for a response
 SAMPLE = {"query": [""], "prompts": [""], "labels": [""]}
-NO_SUCH_PLACE = (401, 403, 404, 405)  # what no waiting changes
-REWARD_FILE_SECONDS = 8  # a file that takes longer to import would also stall every engine
+NO_SUCH_PLACE = (401, 403, 404, 405)  # waiting does not help
+REWARD_FILE_SECONDS = 8  # a slower import would also stall every engine
 AGENT = "AgentExecutor"
 LOADED, CALLED = "the reward function is there", "the reward function returned "
-# Runs in a process of its own, as in an engine; what it says at its end cannot be said by a file that exits.
+# Runs in its own process, as in an engine; its last line proves that the file did not exit early.
 PROBE = f"""
 import json, sys
 from openrlhf_ktae.verifier.user_reward import Call, called, kind_of, read_result, reward_function
@@ -53,14 +53,14 @@ if prompt is not None:
 
 @dataclass(frozen=True)
 class Probe:
-    """What one call of a reward function on the first row came to."""
+    """The outcome of calling a reward function on the first row."""
 
     problem: str = ""
     log_keys: tuple[str, ...] = ()
 
 
 def judge_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield what is wrong with a reward file, an agent file or the addresses of reward servers."""
+    """Yield the problems of a reward file, an agent file or the addresses of reward servers."""
     path, agent = args.verifier.config.reward_file, args.train.agent_func_path
     if path:
         yield from _reward_file(args, path)
@@ -83,7 +83,7 @@ def _addresses(urls: list[str]) -> Iterator[str]:
 
 
 def _unanswered(url: str) -> str:
-    """Return why nobody answers queries at an address; empty where a server does, whatever it answers."""
+    """Return why no server answers queries at an address; empty if one does, whatever it answers."""
     parts = urlsplit(url)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -96,7 +96,7 @@ def _unanswered(url: str) -> str:
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(query, timeout=SERVER_SECONDS).close()
     except urllib.error.HTTPError as error:
         return f"answers a query with {error.code} {error.reason}" if error.code in NO_SUCH_PLACE else ""
-    except (OSError, ValueError, HTTPException):  # slow, or it breaks off: a server may do so for a while
+    except (OSError, ValueError, HTTPException):  # slow or dropping connections: may be temporary
         return ""
     return ""
 
@@ -110,7 +110,7 @@ def _reward_file(args: SimpleNamespace, path: str) -> Iterator[str]:
 
 
 def log_keys(args: SimpleNamespace) -> tuple[str, ...]:
-    """Return the keys of `extra_logs` that the user named, or else those that the first call of the function gave."""
+    """Return the `extra_logs` keys that the user named, or else those that the function's first call returned."""
     config = args.verifier.config
     if config.reward_log_keys or not config.reward_file:
         return tuple(config.reward_log_keys)
@@ -118,7 +118,7 @@ def log_keys(args: SimpleNamespace) -> tuple[str, ...]:
 
 
 def _first_row(args: SimpleNamespace) -> str:
-    """Return row, prompt and label of the first prompt as JSON; nulls where it is not in a text file here."""
+    """Return row, prompt and label of the first prompt as JSON; nulls unless it is in a local text file."""
     name = Path(entries(args.data.prompt_dataset or "")[0][0])
     try:
         row = next(text_rows(name)) if name.suffix in TEXT_SUFFIXES and name.is_file() else {}
@@ -130,13 +130,13 @@ def _first_row(args: SimpleNamespace) -> str:
 
 @cache
 def _tried(path: str, first: str) -> Probe:
-    """Load a reward file and call its function once, in a process of its own."""
+    """Load a reward file and call its function once, in a separate process."""
     command = [sys.executable, "-c", PROBE, json.dumps([path, *json.loads(first)])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=REWARD_FILE_SECONDS)
     except subprocess.TimeoutExpired as late:
         if LOADED in str(late.stdout or ""):
-            return Probe()  # a function that takes its time
+            return Probe()  # the function is slow, not the import
         return Probe(f"does not import within {REWARD_FILE_SECONDS} s; move slow work into the function")
     lines = done.stdout.rstrip().splitlines() or [""]
     if lines[-1].startswith(CALLED):
@@ -147,18 +147,18 @@ def _tried(path: str, first: str) -> Probe:
     if LOADED not in lines:
         return Probe(f"does not import ({said[-1]}); it must define reward_func(queries, prompts, labels)")
     if not _is_defect(said[-1]):
-        return Probe()  # a server that is not up yet, say: at run time it is an unknown verdict
+        return Probe()  # for example a server that is not up yet; at run time this is an unknown verdict
     return Probe(f"the function fails on the first prompt ({said[-1]}); repair it")
 
 
 def _is_defect(line: str) -> bool:
-    """Whether the last line of a traceback names an error of Python itself that is not of the machine or network."""
+    """Whether the last line of a traceback names a built-in exception other than an `OSError` (machine, network)."""
     kind = getattr(builtins, line.partition(":")[0].strip(), None)
     return isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, OSError)
 
 
 def _agent_file(path: str) -> Iterator[str]:
-    """Look for the class, and for the modules that the file imports. To import it takes the host, and many seconds."""
+    """Check the class and imported modules without importing the file: that needs the host and many seconds."""
     flag = f"--train.agent_func_path {path}"
     if not (path.endswith(".py") and Path(path).is_file()):
         yield f"{flag}: no such Python file"
@@ -178,9 +178,9 @@ def _agent_file(path: str) -> Iterator[str]:
             names |= {alias.asname or alias.name for alias in node.names}
             yield from (f"{flag}: does not import (no module named {name}); install it" for name in _absent(node))
         elif not isinstance(node, (ast.Expr, ast.FunctionDef, ast.AsyncFunctionDef, ast.AnnAssign)):
-            names.add("*")  # a condition or the like, in which anything can be defined
+            names.add("*")  # a condition or similar, which can define anything
     if not names & {AGENT, "*"}:
-        yield f"{flag}: defines no class {AGENT}; add one (openrlhf.utils.agent has what it inherits from)"
+        yield f"{flag}: defines no class {AGENT}; add one (its base class is in openrlhf.utils.agent)"
 
 
 def _absent(node: ast.Import | ast.ImportFrom) -> list[str]:

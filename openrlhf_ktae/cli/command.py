@@ -1,4 +1,4 @@
-"""What all commands share: messages for refused input, and exit codes."""
+"""Shared by all commands: messages for refused input, and exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser of one command: no abbreviations; a refusal is one line."""
+    """The parser of one command: no abbreviated options, errors on one line."""
 
     def __init__(self, module: str, description: str, epilog: str = "") -> None:
         super().__init__(
@@ -26,7 +26,7 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Refuse with the message alone."""
+        """Refuse with the message only, without the usage text."""
         raise BadOption(f"{message.removeprefix('argument ')}; --help lists all options")
 
 
@@ -34,11 +34,11 @@ def run_command(
     run: Callable[[Sequence[str]], None],
     argv: Sequence[str] | None,
     refusals: tuple[type[Exception], ...] = (),
-    then: str = "what was written is whole; the same command goes on from there",
+    then: str = "output files are complete; run the same command again to resume",
 ) -> int:
-    """Run a command; return 0, 2 with one message for refused input or a file that cannot be had, 130 after Ctrl-C.
+    """Run a command; return 0, 2 for refused input or a file error (with one message), 130 after Ctrl-C.
 
-    A scheduler's SIGTERM is Ctrl-C, so that runs that the command has started end with it; `then` is said after it.
+    SIGTERM from a scheduler counts as Ctrl-C, so runs started by the command end with it; `then` ends its message.
     """
     refused: tuple[type[Exception], ...] = (BadOption, *refusals)
     here = threading.current_thread() is threading.main_thread()
@@ -48,7 +48,7 @@ def run_command(
     except refused as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except OSError as error:  # no such folder, no permission, no space: the system's own words say which
+    except OSError as error:  # no such folder, no permission, no space: the system's message says which
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
@@ -61,14 +61,14 @@ def run_command(
 
 
 def load_tokenizer(name: str, flag: str) -> Any:
-    """Return the tokenizer of `name`, given with the option `flag`.
+    """Return the tokenizer of `name`, the value of the option `flag`.
 
     Raises:
-        BadOption: there is none.
+        BadOption: no tokenizer can be loaded from it.
     """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # left open, it asks
-    except Exception as error:  # each layer has its own; all mean that there is no such tokenizer
-        raise BadOption(f"{flag} {name}: no tokenizer there ({' '.join(str(error).split())[:120]})") from None
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # unset, it prompts
+    except Exception as error:  # each layer raises its own types; all mean that no tokenizer loads
+        raise BadOption(f"{flag} {name}: no tokenizer found there ({' '.join(str(error).split())[:120]})") from None

@@ -1,4 +1,4 @@
-"""`python -m openrlhf_ktae.cli.compare ARM.yaml... --seeds N`: arms x seeds through the real trainer, and one table."""
+"""`python -m openrlhf_ktae.cli.compare ARM.yaml... --seeds N`: train each arm with N seeds, compare in one table."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ examples:
   configs/compare/*.yaml --seeds 10 --report_only --pair grpo_ktae_paper:grpo_ktae_shuffled
   configs/compare/grpo.yaml configs/compare/grpo_ktae_paper.yaml --seeds 2 -- --data.max_samples 80
 
-Each arm is a file of options as for --config, and is named after it. Words after -- go to every run. A killed
-comparison goes on with the same command.
+Each arm is a --config file and takes its name. Arguments after -- go to every run. To resume a killed comparison, run
+the same command again.
 """
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str]) -> list[ArmRun]:
-    """Train what is missing, write tables and page; return the runs that failed."""
+    """Train the missing runs, write the tables and the page; return the runs that failed."""
     from openrlhf_ktae.compare.runs import execute_all, plan
 
     words = list(argv)
@@ -52,12 +52,12 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
         action="append",
         default=[],
         metavar="ARM:OTHER",
-        help="test these two as well, as a control (may be repeated)",
+        help="also test this pair, as a control (may be repeated)",
     )
     parser.add_argument(
-        "--threshold", type=float, default=0.7, help="training reward that counts as learnt (default: 0.7)"
+        "--threshold", type=float, default=0.7, help="training reward that counts as learned (default: 0.7)"
     )
-    parser.add_argument("--report_only", action="store_true", help="train nothing; compare what is there")
+    parser.add_argument("--report_only", action="store_true", help="train nothing; compare the finished runs")
     options = parser.parse_args(words[:split])
     if options.seeds < 1:
         raise BadOption(f"--seeds {options.seeds}: give at least 1; intervals need 2, small p-values 6 or more")
@@ -84,7 +84,7 @@ def _pair(text: str, names: Sequence[str]) -> tuple[str, str]:
 def write(
     runs: Sequence[ArmRun], output: Path, baseline: str, threshold: float, pairs: Sequence[tuple[str, str]] = ()
 ) -> None:
-    """Write `comparison.json`, `comparison.md` and `comparison.html` of the runs that ended well."""
+    """Write `comparison.json`, `comparison.md` and `comparison.html` of the successful runs."""
     from openrlhf_ktae.compare.comparison import arm_table, compare_arms, markdown, notes, test_table
     from openrlhf_ktae.compare.run_outcomes import read_run
     from openrlhf_ktae.report.curves import NoPlotly
@@ -95,7 +95,7 @@ def write(
         if one.done:
             arms.setdefault(one.arm, {})[one.seed] = read_run(one.directory)
     if baseline not in arms:
-        raise BadRun(f"{output}: no run of the baseline {baseline} has ended well; its train.log says why")
+        raise BadRun(f"{output}: no run of the baseline {baseline} succeeded; see its train.log")
     result = compare_arms(arms, baseline, threshold, [pair for pair in pairs if {*pair} <= set(arms)])
     table = markdown(result)
     (output / "comparison.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

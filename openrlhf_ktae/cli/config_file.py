@@ -1,6 +1,6 @@
-"""`--config FILE.yaml`: nested keys that are the option names, turned into words of a command line.
+"""`--config FILE.yaml`: nested keys named after the options, turned into command-line arguments.
 
-Being words, they pass the same parser, types and choices; they come first, so the command line wins.
+They go through the same parser, types and choices, before the user's own arguments, so the command line wins.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from openrlhf_ktae.cli.flat_names import flat_words
 
 
 def split_config_option(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Return the files named by `--config` (several are allowed, later ones win) and the other words."""
+    """Return the files given with `--config` (may be repeated; later files win) and the other arguments."""
     files, rest = [], []
     words = iter(argv)
     for word in words:
@@ -34,12 +34,12 @@ def split_config_option(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def config_words(paths: Sequence[Path], actions: Mapping[str, Action]) -> list[str]:
-    """Return the words of a command line that say what `paths` say together; of one key, the last file's value holds.
+    """Return the command-line arguments for all `paths`; where files set the same key, the last one wins.
 
-    `null`, or the default itself, leaves an option at its default.
+    `null` leaves an option at its default.
 
     Raises:
-        BadOption: a key is no option; the message names the nearest one.
+        BadOption: a key is not an option; the message names the nearest one.
     """
     options: dict[str, Any] = {}
     for path in paths:
@@ -48,9 +48,9 @@ def config_words(paths: Sequence[Path], actions: Mapping[str, Action]) -> list[s
             if f"--{name}" not in actions:
                 raise BadOption(f"--config {path}: {name}: no such option{_right_name(name, actions)}")
             if isinstance(value, Mapping):
-                raise BadOption(f"--config {path}: {name}: has an empty mapping; give a value, or leave it out")
+                raise BadOption(f"--config {path}: {name}: is an empty mapping; give a value, or leave it out")
             if name == "config" and value is not None:
-                raise BadOption(f"--config {path}: config: a file cannot give it; write `{INCLUDE}: {value}`")
+                raise BadOption(f"--config {path}: config: not allowed inside a file; write `{INCLUDE}: {value}`")
         options.update(of_file)
     words: list[str] = []
     for name, value in options.items():
@@ -59,13 +59,13 @@ def config_words(paths: Sequence[Path], actions: Mapping[str, Action]) -> list[s
             continue
         values = value if isinstance(value, list) else [value]
         texts = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
-        # `--flag=value` for one value, so that a negative number or a leading dash stays a value.
+        # One value is written `--flag=value`, so that a leading dash is not parsed as an option.
         words += [f"{flag}={texts[0]}"] if len(texts) == 1 else [flag, *texts]
     return words
 
 
 def _right_name(name: str, actions: Mapping[str, Action]) -> str:
-    """Say what the writer of an unknown key may have meant; the names of older releases stand for options of today."""
+    """Suggest the option an unknown key may mean; names from older releases map to the current ones."""
     if words := flat_words(name):
-        return f"; it is {words} today"
+        return f"; it is now {words}"
     return nearest(name, [known.removeprefix("--") for known in actions if known.startswith("--")])

@@ -1,6 +1,6 @@
-"""Options of a command line from the fields of a dataclass, so that a setting is written down once.
+"""Command-line options from the fields of a dataclass, so that each setting is declared once.
 
-The text after a field (its docstring) is the help; `None` in its type means "the default of the class".
+A field's docstring is its help text; `None` in its type means "the default of the class".
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def boolean(text: str) -> bool:
 def add_dataclass_options(
     group: argparse._ArgumentGroup, cls: type, prefix: str, skip: tuple[str, ...] = (), defaults: bool = False
 ) -> None:
-    """Declare `--PREFIX.FIELD` for each field of `cls` but those in `skip`.
+    """Declare `--PREFIX.FIELD` for each field of `cls` except those in `skip`.
 
-    Left out, an option is None, or with `defaults` the default of its field.
+    An option that is not given is None, or with `defaults` the default of its field.
     """
     hints, texts = get_type_hints(cls), field_docstrings(cls)
     for field in fields(cls):
@@ -60,10 +60,10 @@ def _written(default: Any) -> str:
 
 
 def build(cls: type, options: dict[str, Any], prefix: str) -> Any:
-    """Return `cls` from the options that were given.
+    """Build `cls` from the given options.
 
     Raises:
-        BadOption: the class refuses a value; the message names the option.
+        BadOption: the class rejects a value; the message names the option.
     """
     names = {field.name for field in fields(cls)}
     given = {name: value for name, value in options.items() if name in names and value is not None}
@@ -74,7 +74,7 @@ def build(cls: type, options: dict[str, Any], prefix: str) -> Any:
 
 
 def field_docstrings(cls: type) -> dict[str, str]:
-    """Return field name -> the string that stands below the field in the source of `cls`."""
+    """Return field name -> the string below the field in the source of `cls`."""
     (body,) = (node for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body)
     statements = body.body if isinstance(body, ast.ClassDef) else []
     texts = {}
@@ -86,7 +86,7 @@ def field_docstrings(cls: type) -> dict[str, str]:
 
 
 def _settings(hint: Any) -> dict[str, Any]:
-    """Return argparse settings for a type: bool, int, float, str, Literal, tuple of one type, or any or None."""
+    """Return argparse settings for a type: bool, int, float, str, Literal, tuple of one type; each may be optional."""
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = (kind for kind in get_args(hint) if kind is not type(None))
     if get_origin(hint) is Literal:

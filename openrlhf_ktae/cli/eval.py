@@ -22,7 +22,7 @@ from openrlhf_ktae.verifier.config import VerifierConfig
 
 DEFAULT_OUTPUT = "results"
 DEFAULT_TEMPLATE = "qwen-math"
-RAW = "none"  # for --write_prompts: training fills --data.input_template
+RAW = "none"  # for --write_prompts: training applies --data.input_template
 REWARDS = (
     "reward_file",
     "correct_threshold",
@@ -34,7 +34,7 @@ REWARDS = (
 )
 NOT_HERE = (*REWARDS, "max_unknown_share", "unknown_window", "after_retry")
 GRADING = ("output", "overwrite", "verifier")
-READ_BY = {  # what each kind of evaluation has a use for; `verifier` stands for all of --verifier.*
+READ_BY = {  # options that each kind of evaluation reads; `verifier` means all of --verifier.*
     "write_prompts": ("model", "benchmarks", "benchmark_dir", "limit", "template", "output"),
     "responses": ("tokenizer", *GRADING),
     "compare": ("output",),
@@ -47,18 +47,18 @@ EXAMPLES = """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 2 for refused input, 3 for an engine that cuts answers off, 130."""
+    """Run the command; return 0, 2 for refused input, 3 if the engine cuts responses off, 130 after Ctrl-C."""
     try:
         return run_command(run, argv, (BadInput, BackendUnavailable))
     except CutOff as error:
         print(
-            f"stopped early: {error}; what was written is whole, the same command goes on from there", file=sys.stderr
+            f"stopped early: {error}; output files are complete; run the same command again to resume", file=sys.stderr
         )
         return EXIT_STOPPED
 
 
 def run(argv: Sequence[str]) -> None:
-    """Do what `argv` asks and print the resulting table."""
+    """Run the evaluation or comparison that `argv` asks for and print its table."""
     options = parse(argv)
     if options.compare:
         print(_compare(options.compare, options.output), end="")
@@ -76,23 +76,23 @@ def run(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options; raises `BadOption` for those that cannot go together."""
+    """Return the options; raises `BadOption` for options that cannot be combined."""
     parser = CommandParser("eval", __doc__ or "", f"examples:{EXAMPLES}")
-    what = parser.add_argument_group("what (one of)")
+    what = parser.add_argument_group("mode (one of)")
     what.add_argument("--model", metavar="NAME", help="model folder or name on the Hub, with --benchmarks")
     what.add_argument("--responses", type=Path, metavar="FILE", help="grade the responses of a JSONL file (.gz too)")
     what.add_argument("--compare", nargs=2, type=Path, metavar="DIR", help="paired tests between two results")
     out = parser.add_argument_group("output")
     out.add_argument("--output", metavar="DIR", help=f"result folder (default: {DEFAULT_OUTPUT})")
-    out.add_argument("--overwrite", action="store_true", help="begin anew where the folder holds results already")
+    out.add_argument("--overwrite", action="store_true", help="start over if the folder already has results")
     where = parser.add_argument_group("benchmarks")
     where.add_argument("--benchmarks", metavar="A,B", help="names, or .jsonl files with a problem and an answer column")
-    where.add_argument("--benchmark_dir", type=Path, metavar="DIR", help="take NAME.jsonl from here, not from the Hub")
+    where.add_argument("--benchmark_dir", type=Path, metavar="DIR", help="read NAME.jsonl from here instead of the Hub")
     where.add_argument("--limit", type=_positive, metavar="N", help="only the first N problems of each")
     where.add_argument(
         "--template",
-        help="qwen-math, r1, chat, none or a text file with {problem} in it (default: qwen-math; with "
-        "--write_prompts none)",
+        help="qwen-math, r1, chat, none or a text file with {problem} in it (default: qwen-math; none with "
+        "--write_prompts)",
     )
     where.add_argument(
         "--chat_template_args",
@@ -105,22 +105,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--write_prompts",
         type=Path,
         metavar="FILE",
-        help="write the problems for --eval.dataset, no more; training puts them into --data.input_template. With "
-        "--template they are filled already: train without --data.input_template then",
+        help="only write the problems, for --eval.dataset; training applies --data.input_template to them. If you "
+        "give --template, it is applied here: train without --data.input_template",
     )
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--samples", type=_positive, default=1, metavar="K", help="samples a problem (default: 1)")
+    sampling.add_argument("--samples", type=_positive, default=1, metavar="K", help="samples per problem (default: 1)")
     sampling.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     sampling.add_argument("--top_p", type=float, default=1.0, help="(default: 1)")
     sampling.add_argument("--max_new_tokens", type=_positive, default=3072, metavar="N", help="(default: 3072)")
     sampling.add_argument("--stop", nargs="*", default=[], metavar="TEXT", help="texts that end a response")
     sampling.add_argument("--seed", type=int, default=0, help="(default: 0)")
     engines = parser.add_argument_group("engines")
-    engines.add_argument("--engines", type=_positive, default=1, metavar="N", help="more than 1: through Ray")
-    engines.add_argument("--tensor_parallel_size", type=_positive, default=1, metavar="N", help="devices an engine")
+    engines.add_argument("--engines", type=_positive, default=1, metavar="N", help="more than 1 run through Ray")
+    engines.add_argument("--tensor_parallel_size", type=_positive, default=1, metavar="N", help="devices per engine")
     engines.add_argument("--backend", choices=BACKENDS, default="auto", help="(default: auto)")
-    engines.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of a CPU engine (default: bf16)")
-    engines.add_argument("--max_model_len", type=_positive, metavar="N", help="prompt and response (default: model's)")
+    engines.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="for CPU engines (default: bf16)")
+    engines.add_argument("--max_model_len", type=_positive, metavar="N", help="prompt plus response (default: model's)")
     engines.add_argument(
         "--long_prompts",
         choices=("drop", "cut"),
@@ -129,7 +129,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "ends (default: drop)",
     )
     engines.add_argument("--gpu_memory_utilization", type=float, default=0.9, help="(default: 0.9)")
-    engines.add_argument("--tokenizer", metavar="NAME", help="with --responses: lengths in its tokens")
+    engines.add_argument("--tokenizer", metavar="NAME", help="with --responses: count lengths in its tokens")
     add_dataclass_options(parser.add_argument_group("verifier"), VerifierConfig, "verifier", skip=NOT_HERE)
     options = parser.parse_args(argv)
     _refuse(options)
@@ -155,7 +155,7 @@ def _refuse(options: argparse.Namespace) -> None:
 
 
 def _refuse_idle(options: argparse.Namespace, words: Container[str]) -> None:
-    """Refuse an option that was given and that nothing would read."""
+    """Refuse a given option that nothing would read."""
     kind = next((name for name in READ_BY if getattr(options, name)), None)
     for name, value in vars(options).items():
         used = kind is None or name.split(".")[0] in (kind, *READ_BY[kind])
@@ -169,11 +169,11 @@ def _shown(value: Any) -> str:
 
 def _refuse_prompts(options: argparse.Namespace, others: list[str]) -> None:
     if others:
-        raise BadOption(f"--write_prompts {options.write_prompts}: leave out --{others[0]}; prompts are written alone")
+        raise BadOption(f"--write_prompts {options.write_prompts}: leave out --{others[0]}; only prompts are written")
     if not options.benchmarks:
         raise BadOption(f"--write_prompts {options.write_prompts}: give --benchmarks too, such as --benchmarks math500")
     if options.template == "chat" and not options.model:
-        raise BadOption("--template chat: give --model too, whose chat template the prompts carry")
+        raise BadOption("--template chat: give --model too, whose chat template is applied")
 
 
 def _chat_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -273,8 +273,8 @@ def _model_length(name: str) -> int | None:
 
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # each layer has its own; all mean that no engine could load it
-        raise BadOption(f"--model {name}: no model there ({' '.join(str(error).split())[:120]})") from None
+    except Exception as error:  # each layer raises its own types; all mean that no engine could load it
+        raise BadOption(f"--model {name}: no model found there ({' '.join(str(error).split())[:120]})") from None
     return getattr(config, "max_position_embeddings", None)
 
 
@@ -282,4 +282,4 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # engines are closed by now; at a normal exit Triton's bindings print a screen of what they leak
+    os._exit(code)  # engines are closed; on a normal exit Triton's bindings print a screenful of leak warnings

@@ -147,7 +147,7 @@ FLAT_SWITCHES = {
 def translate_flat_names(argv: Sequence[str]) -> list[str]:
     """Return `argv` with flat names replaced: `--pretrain X` -> `--actor.model_name_or_path X`.
 
-    Both `--name value` and `--name=value` are understood; anything else is passed on as it is.
+    Both `--name value` and `--name=value` work; anything else passes through unchanged.
     """
     translated: list[str] = []
     for word in argv:
@@ -163,7 +163,7 @@ def translate_flat_names(argv: Sequence[str]) -> list[str]:
 
 
 def flat_words(name: str) -> str:
-    """Return what the flat `name` stands for, as a configuration file writes it; empty for any other name."""
+    """Return the current option for the flat `name`, as in a configuration file; empty for any other name."""
     if name in FLAT_SWITCHES:
         option, value = FLAT_SWITCHES[name]
         return f"{option.removeprefix('--')}: {value}"
@@ -174,4 +174,4 @@ def flat_names_help() -> str:
     """Return the table of flat names for the end of `--help`."""
     rows = [f"  --{flat:<32}--{name}" for flat, name in sorted(FLAT_NAMES.items())]
     rows += [f"  --{flat:<32}{' '.join(words)}" for flat, words in sorted(FLAT_SWITCHES.items())]
-    return "Names of older OpenRLHF releases that are accepted too:\n" + "\n".join(rows)
+    return "Names from older OpenRLHF releases that are also accepted:\n" + "\n".join(rows)

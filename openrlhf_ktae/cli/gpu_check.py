@@ -1,4 +1,4 @@
-"""`python -m openrlhf_ktae.cli.gpu_check`: does this project work on this machine? Writes gpu-check.json to paste."""
+"""`python -m openrlhf_ktae.cli.gpu_check`: does this project work on this machine? Writes gpu-check.json to share."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ OUTPUT = Path("gpu-check.json")
 MINUTES = {"one": 10.0, "several": 15.0, "cpu": 40.0}
 EXAMPLES = """
 examples:
-  gpu_check                                    everything that this machine can do, within ten minutes
+  gpu_check                                    all checks this machine can run, within ten minutes
   gpu_check --only six-steps,memory --keep DIR
-  gpu_check --backend cpu --only six-steps     what has an equivalent on a CPU
+  gpu_check --backend cpu --only six-steps     a check that also runs on a CPU
 
-Each check runs in a process of its own with a time limit; one that fails does not keep the others from running. The
-GPUs should be idle. What is skipped says why. gpu-check.json has no names of hosts, users or folders: it can be posted.
+Each check runs in its own process with a time limit; a failure does not stop the others. The GPUs should be idle.
+Skipped checks say why. gpu-check.json has no host, user or folder names: it can be posted.
 Exit code: 0 when nothing failed, 1 when something did, 2 for refused input, 130 after Ctrl-C.
 """
 
@@ -37,19 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     results: list[Result] = []
     refusals = (BackendUnavailable, HostMismatch)
-    code = run_command(lambda words: run(words, results), argv, refusals, "the report has what was checked before")
+    code = run_command(lambda words: run(words, results), argv, refusals, "the report has the checks that finished")
     return code or (EXIT_FAILED if any(result.status == FAILED for result in results) else 0)
 
 
 def run(argv: Sequence[str], results: list[Result]) -> None:
-    """Run the checks; put what came of them into `results`."""
+    """Run the checks; put their outcomes into `results`."""
     parser = CommandParser("gpu_check", __doc__ or "", EXAMPLES)
     names = ", ".join(check.name for check in CHECKS)
-    parser.add_argument("--only", metavar="LIST", help=f"some of {names}, with commas between (default: all)")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="auto: cuda where a GPU answers")
+    parser.add_argument("--only", metavar="LIST", help=f"comma-separated, from {names} (default: all)")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="auto: cuda if a GPU responds")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE", help=f"the report (default: {OUTPUT})")
     parser.add_argument(
-        "--minutes", type=float, metavar="M", help="for all checks (default: 10, with several GPUs 15, on a CPU 40)"
+        "--minutes", type=float, metavar="M", help="limit for all checks (default: 10; several GPUs: 15; CPU: 40)"
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep runs and logs here (default: deleted)")
     options = parser.parse_args(list(argv))
@@ -59,9 +59,9 @@ def run(argv: Sequence[str], results: list[Result]) -> None:
     if options.keep and options.keep.exists() and any(options.keep.iterdir()):
         raise BadOption(f"--keep {options.keep}: is not empty; give a new folder")
     if not options.output.absolute().parent.is_dir():
-        raise BadOption(f"--output {options.output}: there is no folder {options.output.parent}; make it first")
+        raise BadOption(f"--output {options.output}: folder {options.output.parent} does not exist; make it first")
     if missing := [path for path in (*CONFIGS, "examples/quickstart/model") if not Path(path).exists()]:
-        raise BadOption(f"no {missing[0]} here: run this in the folder of a clone, as `make gpu-check` does")
+        raise BadOption(f"{missing[0]} not found: run this in the folder of a clone, as `make gpu-check` does")
     check_host()
     backend = resolve(options.backend).name
     found = machine.describe()
@@ -88,14 +88,14 @@ def chosen(text: str | None) -> list[Check]:
     """Return the checks that `--only` names, in their usual order.
 
     Raises:
-        BadOption: a name is none of them.
+        BadOption: a name is not a check.
     """
     if text is None:
         return list(CHECKS)
     names = text.split(",")
     known = [check.name for check in CHECKS]
     if unknown := [name for name in names if name not in known]:
-        raise BadOption(f"--only {text}: {unknown[0]!r} is none of {', '.join(known)}")
+        raise BadOption(f"--only {text}: {unknown[0]!r} is not one of {', '.join(known)}")
     return [check for check in CHECKS if check.name in names]
 
 

@@ -1,8 +1,8 @@
-"""The host's own command line, run as it is, with this package's options in front.
+"""The host's own command line, run unchanged, with this package's options in front.
 
 OpenRLHF builds and validates its parser under `if __name__ == "__main__"`. That block is executed here, from the
-installed file, with two names exchanged: `argparse.ArgumentParser` (a subclass that knows our options too) and
-`train` (which only keeps the validated arguments). No host module that needs a GPU is imported on the way.
+installed file, with two names replaced: `argparse.ArgumentParser` (by a subclass that also declares our options) and
+`train` (by a function that keeps the validated arguments). No host module that needs a GPU is imported.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ HIERARCHIZE = "openrlhf.utils.config"
 
 
 class Parser(argparse.ArgumentParser):
-    """The host's parser, with its options in a group of their own below ours.
+    """The host's parser, with the host's options in a separate group below ours.
 
-    `declare` adds our options, `amend` may change a host option as it is declared, `finish` sees the parsed
-    namespace before the host validates it. `defaults` turns all options into words that come before the user's.
+    `declare` adds our options, `amend` may change a host option as it is declared, `finish` gets the parsed
+    namespace before the host validates it. `defaults` returns arguments that are parsed before the user's.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Parser(argparse.ArgumentParser):
         self._host_group = self.add_argument_group("OpenRLHF 0.11.2")
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        """Declare an option; those of the host (declared last) go to their own group."""
+        """Declare an option; the host's options, declared last, go to their own group."""
         if getattr(self, "_host_group", None) is None:
             return super().add_argument(*names, **settings)
         self._amend(names, settings)
         return self._host_group.add_argument(*names, **settings)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, refuse what nobody declared, and translate ours into what the host understands."""
+        """Parse, refuse undeclared options, and translate ours for the host."""
         words = sys.argv[1:] if args is None else list(args)
         parsed, unknown = self.parse_known_args([*self._first_words(self._option_string_actions), *words], namespace)
         for word in unknown:
@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Refuse with the message alone: the usage of 190 options hides it."""
+        """Refuse with the message only: a usage text of 190 options would hide it."""
         raise BadOption(message.removeprefix("argument "))
 
 
@@ -79,7 +79,7 @@ def parse(parser: Parser, argv: Sequence[str]) -> SimpleNamespace:
     """Parse and validate `argv` with the host's own code; return its nested arguments.
 
     Raises:
-        BadOption: what the parser or the host's validation refuses.
+        BadOption: the parser or the host's validation rejects the arguments.
     """
     kept: list[SimpleNamespace] = []
     names = {
@@ -110,7 +110,7 @@ def _datetime() -> type:
 
 
 def _provide_hierarchize() -> None:
-    """Load the one function that the block imports by itself: its package imports transformers, which takes seconds."""
+    """Load the one module that the block imports without its package, which imports transformers (seconds)."""
     spec = importlib.util.find_spec("openrlhf")
     if HIERARCHIZE in sys.modules or spec is None or spec.origin is None:
         return

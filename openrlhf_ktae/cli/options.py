@@ -1,7 +1,7 @@
-"""The options of `train_ppo_ray`: this package's own, and what becomes of them before the host sees the arguments.
+"""The options of `train_ppo_ray`: this package's own, and how they are translated before the host sees the arguments.
 
-User-facing, KTAE is an estimator: `--advantage_estimator ktae`. Inside, the host sees the rollout-level baseline
-(`group_norm` unless `--algo.ktae.base` says otherwise) and the settings of KTAE travel in `args.algo.ktae`.
+To the user, KTAE is an estimator: `--advantage_estimator ktae`. The host gets the rollout-level baseline (`group_norm`
+unless `--algo.ktae.base` says otherwise); the settings of KTAE are passed in `args.algo.ktae`.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
 
-PLACES = ("path", "dir", "dataset", "url", "resume", "replay")  # ends of names of options that may be paths
+PLACES = ("path", "dir", "dataset", "url", "resume", "replay")  # suffixes of options that may be paths
 VERIFIER_AGENT = "verifier"
 ALL_LINEAR = "all-linear"
 PARAM_DTYPES = ("bf16", "fp16", "fp32")
 
 
 def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
-    """Return the host's validated, nested arguments with ours in `algo.ktae`, `verifier`, `run` and `backend`.
+    """Return the host's validated, nested arguments, with ours in `algo.ktae`, `verifier`, `run` and `backend`.
 
     `algo.ktae.config`, `algo.dynamic_filtering_config`, `faults.config` and `verifier.config` are frozen dataclasses.
 
     Raises:
-        BadOption: anything that is refused, by us or by the host.
+        BadOption: this package or the host refuses an option.
     """
     files, words = split_config_option(translate_flat_names(argv))
     args = parse(build_parser(files), words)
@@ -68,7 +68,7 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
 def build_parser(files: Sequence[Path] = ()) -> Parser:
     """Return the parser with our options; the host adds its own when its main block runs.
 
-    What `files` say comes before the command line, which therefore wins.
+    Options from `files` are parsed before the command line, so the command line wins.
     """
 
     def from_files(actions: Mapping[str, argparse.Action]) -> list[str]:
@@ -80,19 +80,19 @@ def build_parser(files: Sequence[Path] = ()) -> Parser:
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare this package's options."""
     _declare_run(parser.add_argument_group("Run"))
-    prompts = parser.add_argument_group("Prompts and responses, beside the host's options")
+    prompts = parser.add_argument_group("Prompts and responses, in addition to the host's options")
     add_dataclass_options(prompts, PromptOptions, "data", defaults=True)
     prompts.add_argument(
-        "--rollout.stop", nargs="*", default=[], metavar="TEXT", help="texts that end a response; it keeps them"
+        "--rollout.stop", nargs="*", default=[], metavar="TEXT", help="stop strings; the response keeps them"
     )
-    training = parser.add_argument_group("Training, beside the host's options")
+    training = parser.add_argument_group("Training, in addition to the host's options")
     add_dataclass_options(training, TrainOptions, "train", defaults=True)
     ktae = parser.add_argument_group("KTAE (with --algo.advantage.estimator ktae)")
     add_dataclass_options(ktae, CreditOptions, "algo.ktae", defaults=True)
     add_dataclass_options(ktae, KTAEConfig, "algo.ktae")
     recorded = parser.add_argument_group("Record of rollouts (token ids, scores, advantages with and without K)")
     add_dataclass_options(recorded, RecordOptions, "ktae", defaults=True)
-    dapo = parser.add_argument_group("DAPO and Dr. GRPO, beside the host's options")
+    dapo = parser.add_argument_group("DAPO and Dr. GRPO, in addition to the host's options")
     add_dataclass_options(dapo, DynamicFilteringConfig, "algo")
     add_dataclass_options(dapo, LossOptions, "actor", defaults=True)
     add_dataclass_options(parser.add_argument_group("Faults"), FaultsConfig, "faults")
@@ -103,31 +103,31 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def _declare_run(run: Any) -> None:
     run.add_argument("--config", metavar="FILE.yaml", help="options as nested YAML keys; the command line wins")
     run.add_argument(
-        "--backend", choices=BACKENDS, default="auto", help="auto takes cuda where there is a GPU (default: auto)"
+        "--backend", choices=BACKENDS, default="auto", help="auto uses cuda if there is a GPU (default: auto)"
     )
     run.add_argument(
         "--resume",
         metavar="auto|never|PATH",
-        help="auto resumes from the newest whole checkpoint below --ckpt.path, if there is one; PATH is a checkpoint "
-        "or a run (default: never)",
+        help="auto resumes from the newest complete checkpoint in --ckpt.path, if any; PATH is a checkpoint or a run "
+        "directory (default: never)",
     )
     run.add_argument(
         "--ckpt.on_failure",
         choices=("continue", "stop"),
         default="continue",
-        help="what to do when a checkpoint cannot be written, as on a full disk; the last whole one stays (default: "
-        "continue)",
+        help="what to do when a checkpoint cannot be written, for example on a full disk; the last complete one is "
+        "kept (default: continue)",
     )
     run.add_argument(
         "--model.trust_remote_code",
         **switch(False),
-        help="run Python code that comes with a model or tokenizer (default: false)",
+        help="run Python code shipped with a model or tokenizer (default: false)",
     )
     add_dataclass_options(run, RunOptions, "run", defaults=True)
 
 
 def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
-    """Change a host option as it is declared: one more estimator, one more dtype, switches that can be turned off."""
+    """Change a host option as it is declared: the ktae estimator, the fp32 dtype, switches that can be turned off."""
     if "--algo.advantage.estimator" in names:
         settings["choices"] = [*settings["choices"], KTAE]
     if "--ds.param_dtype" in names:
@@ -135,15 +135,15 @@ def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
     if "--ds.attn_implementation" in names:
         settings["default"] = None
         settings["help"] = (
-            f"{settings['help']} (default: flash_attention_2 where flash-attn is installed, else sdpa unless "
-            "samples are packed)"
+            f"{settings['help']} (default: flash_attention_2 if flash-attn is installed or samples are packed, "
+            "else sdpa)"
         )
     if "--ckpt.load_enable" in names:
         settings["help"] = "the same as --resume auto"
     if "--ckpt.best_metric_key" in names:
         settings["default"] = MACRO_ACCURACY
         settings["help"] = (
-            "figure of an evaluation that selects the best checkpoint: eval_macro_accuracy (mean over benchmarks), "
+            "evaluation metric that selects the best checkpoint: eval_macro_accuracy (mean over benchmarks), "
             "eval_NAME_accuracy, ...; none saves no best checkpoint"
         )
     if settings.get("action") == "store_true":
@@ -153,7 +153,7 @@ def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
 
 
 def finish(parsed: argparse.Namespace) -> None:
-    """Refuse what contradicts itself, then translate for the host's own validation, which comes next."""
+    """Refuse contradictory options, then translate the rest for the host's validation, which runs next."""
     options = vars(parsed)
     options.update({name: at_home(value) for name, value in options.items() if name.endswith(PLACES)})
     _refuse(range_problems(options))
@@ -165,7 +165,7 @@ def finish(parsed: argparse.Namespace) -> None:
         packed = ("ds.packing_samples", "train.dynamic_batch_enable")
         flash = flash_attn_stub.is_installed() or any(map(options.get, packed)) or options["ds.ring_attn_size"] > 1
         options["ds.attn_implementation"] = "flash_attention_2" if flash else "sdpa"
-    if options["ds.lora.target_modules"] == [ALL_LINEAR]:  # a word for PEFT, not the name of a module
+    if options["ds.lora.target_modules"] == [ALL_LINEAR]:  # a keyword of PEFT, not a module name
         options["ds.lora.target_modules"] = ALL_LINEAR
     options["algo.ktae.enable"] = options["algo.advantage.estimator"] == KTAE
     if options["algo.ktae.enable"]:
@@ -182,20 +182,20 @@ def _refuse(problems: Iterable[str]) -> None:
 
 
 def at_home(value: Any) -> Any:
-    """Return a text with `~/` for a home folder written out, as a shell does only for some words and YAML never."""
+    """Expand `~` in a text, in each part of a comma-separated list; shells do so for some arguments, YAML never."""
     home = os.path.expanduser("~")
     return re.sub(r"(^|,)~(?=/|,|$)", lambda found: found[1] + home, value) if isinstance(value, str) else value
 
 
 def _choose_resume(options: dict[str, Any]) -> None:
-    """Take the host's switch for `--resume auto`; what is found there is decided later."""
+    """Treat the host's switch as `--resume auto`; the checkpoint is chosen later."""
     options["resume"] = options["resume"] or (AUTO if options["ckpt.load_enable"] else NEVER)
     options["run.resume_from"], options["run.resume_step"], options["run.about"] = None, 0, {}
     options["run.accepted_changes"] = []
 
 
 def _place_run(options: dict[str, Any]) -> None:
-    """Put the host's outputs below `--run.dir` where the user has not placed them."""
+    """Put the host's outputs into `--run.dir` unless the user gave other paths."""
     directory = options["run.dir"]
     if directory is None:
         options["run.dir"] = options["ckpt.output_dir"]
@@ -208,9 +208,9 @@ def _place_run(options: dict[str, Any]) -> None:
 
 
 def _choose_judge(options: dict[str, Any]) -> None:
-    """Take the verifier where nothing else judges; a user's reward file runs inside it."""
+    """Use the verifier unless something else judges; a user's reward file runs inside it."""
     url = options["reward.remote_url"]
-    whole = bool(url) and url.endswith(".py") and os.path.isfile(url)  # its name may have a comma
+    whole = bool(url) and url.endswith(".py") and os.path.isfile(url)  # its name may contain a comma
     reward_file = url if url and (whole or url.split(",")[0].endswith(".py")) else ""
     options["verifier.reward_file"] = reward_file
     other = options["train.agent_func_path"] or options["reward.model_name_or_path"] or (url and not reward_file)

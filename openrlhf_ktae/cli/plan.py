@@ -1,4 +1,4 @@
-"""`python -m openrlhf_ktae.cli.plan --config ... --nodes N --gpus-per-node M --gpu h100-80g`: a run before it is."""
+"""`python -m openrlhf_ktae.cli.plan --config ... --nodes N --gpus-per-node M --gpu h100-80g`: plan a run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from openrlhf_ktae.memory.devices import CPU, GIB, GPUS, memory_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; return 0 for a plan that can work, 2 for one that cannot."""
+    """Print the table; return 0 if the run fits, 2 if it cannot work."""
     parser = argparse.ArgumentParser(
         prog="python -m openrlhf_ktae.cli.plan",
         description="Plan a run: batches, memory of each phase, golds. Other options are those of training.",
         allow_abbrev=False,
     )
     parser.add_argument("--nodes", type=int, help="nodes of the cluster (default: as many as the run needs)")
-    parser.add_argument("--gpus-per-node", type=int, help="devices of each (default: --actor.num_gpus_per_node)")
-    parser.add_argument("--gpu", choices=(*GPUS, CPU, "auto"), default="auto", help="auto: the first GPU here")
-    parser.add_argument("--host-memory", type=float, metavar="GIB", help="memory of a node beside its GPUs")
+    parser.add_argument("--gpus-per-node", type=int, help="devices per node (default: --actor.num_gpus_per_node)")
+    parser.add_argument("--gpu", choices=(*GPUS, CPU, "auto"), default="auto", help="auto: the first local GPU")
+    parser.add_argument("--host-memory", type=float, metavar="GIB", help="CPU memory of a node")
     own, words = parser.parse_known_args(argv)
     try:
         args = parse_command_line(words)

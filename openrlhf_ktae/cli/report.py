@@ -1,4 +1,4 @@
-"""`python -m openrlhf_ktae.cli.report RUN_DIR...`: token-credit pages of recorded rollouts, and curves of runs."""
+"""`python -m openrlhf_ktae.cli.report RUN_DIR...`: token-credit pages of recorded rollouts, and training curves."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Write the pages and print where they are."""
+    """Write the pages and print their paths."""
     parser = CommandParser("report", __doc__ or "", EXAMPLES)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_DIR", help="run directories")
-    parser.add_argument("--responses", type=Path, metavar="FILE", help="token credit of stored responses instead")
-    parser.add_argument("--tokenizer", metavar="NAME", help="with --responses: its tokens instead of words")
+    parser.add_argument("--responses", type=Path, metavar="FILE", help="show the token credit of stored responses")
+    parser.add_argument("--tokenizer", metavar="NAME", help="with --responses: split into its tokens, not words")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: report/ in the first run directory")
     parser.add_argument(
         "--groups",
         type=int,
         metavar="N",
-        help=f"token credit of the first N groups of each step (default: {GROUPS}), or N problems of FILE (all)",
+        help=f"show the first N groups of each step (default: {GROUPS}), or N problems of FILE (default: all)",
     )
     options = parser.parse_args(argv)
     if bool(options.runs) == bool(options.responses):
@@ -65,14 +65,14 @@ def _responses(path: Path, name: str | None, folder: Path, groups: int | None) -
 
 
 def _runs(paths: Sequence[Path], folder: Path, groups: int) -> None:
-    """Write the token-credit pages, then the curves: the first need no plotly and no finished step."""
+    """Write the token-credit pages, then the curves; token credit needs neither plotly nor a finished step."""
     from openrlhf_ktae.compare.run_outcomes import Run, arm_labels, arm_of, read_run
     from openrlhf_ktae.record.recorded import find, read_groups
     from openrlhf_ktae.record.rollouts import DIRECTORY
     from openrlhf_ktae.report.credit_page import write_credit_pages
     from openrlhf_ktae.report.run_page import write_run_page
 
-    paths = list({path.resolve(): path for path in paths}.values())  # each once: a run is no seed of itself
+    paths = list({path.resolve(): path for path in paths}.values())  # drop duplicates: one run is one seed
     labels = arm_labels(map(arm_of, paths))
     runs: list[Run] = []
     pages: list[Path] = []

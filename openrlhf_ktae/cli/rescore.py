@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Rescore, print the table and write it where asked."""
+    """Rescore, print the table and write it to `--output` if given."""
     parser = CommandParser("rescore", __doc__ or "", EXAMPLES)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run directories, folders or parquet files")
-    parser.add_argument("--ablations", action="store_true", help="leave out each ingredient, and shuffle labels")
+    parser.add_argument("--ablations", action="store_true", help="add arms that drop an ingredient or shuffle labels")
     parser.add_argument("--arm", action="append", default=[], metavar="NAME:OPTION=VALUE,...", help="may be repeated")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write rescore.json and rescore.md there")
     options = parser.parse_args(argv)
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
     for text in options.arm:
         name, chosen = arm(text)
         if name in (*built_in(options.ablations), *extra):
-            raise BadOption(f"--arm {text}: an arm has this name already; give another name before the colon")
+            raise BadOption(f"--arm {text}: this arm name is taken; give another name before the colon")
         extra[name] = chosen
     result = rescore(read_groups(find(options.paths)), options.ablations, extra)
     table = markdown(result)
@@ -59,7 +59,7 @@ def arm(text: str) -> tuple[str, dict[str, Any]]:
     """Parse `name:option=value,option=value`.
 
     Raises:
-        BadOption: another form, or an option that KTAE refuses.
+        BadOption: the text has another form, or KTAE rejects an option.
     """
     from openrlhf_ktae.ktae.config import KTAEConfig
 
@@ -78,7 +78,7 @@ def arm(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _value(text: str) -> Any:
-    """Return a number, a switch or a word; raises `ValueError` for what YAML cannot read or makes something else of."""
+    """Return a number, boolean, word or list; raises `ValueError` if YAML cannot parse it or yields another type."""
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""`python -m openrlhf_ktae.cli.selftest resume --config FILE`: does this configuration survive a death, to the bit?"""
+"""`python -m openrlhf_ktae.cli.selftest resume --config FILE`: does a killed run resume to bit-identical results?"""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ examples:
   resume --config configs/grpo_ktae/quickstart.yaml --kills 6 --victims all
   resume --config my.yaml --steps 6 --kills 3 -- --actor.num_gpus_per_node 2 --vllm.num_engines 2
 
-The configuration is trained on a few steps with --train.full_determinism_enable: once, once more, and once with deaths
-(kill -9) at random moments. --victims says of what: everything, the driver (the command alone), a rank of the trainer,
-an engine (its actor, or vLLM's core), a worker of the verifier, or everything while a checkpoint is being written. The
-run is resumed unless it goes on by itself. After each death its checkpoints are verified, and at most --save-steps
-steps may be lost; in the end steps, figures and final weights must be those of the run without a break. The first
-difference is printed. Words after -- go to every run. Nothing outside --output is written; without it, a folder for
-temporary files is used, which stays where something is not as it should be.
+The configuration trains for a few steps with --train.full_determinism_enable: twice without faults, and once with
+processes killed (kill -9) at random moments. --victims chooses them: everything, the driver (the command only), a rank
+of the trainer, an engine (its actor, or vLLM's core), a verifier worker, or everything while a checkpoint is being
+written. The run is resumed unless it recovers by itself. After each kill its checkpoints are verified, and at most
+--save-steps steps may be lost. In the end its steps, metrics and final weights must equal those of the uninterrupted
+run. The first difference is printed. Arguments after -- go to every run. Nothing is written outside --output; without
+it, the runs go to a temporary folder, which is kept only if something fails or differs.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0 for equal runs, 1 for a difference, 2 for refused input, 130 after Ctrl-C."""
+    """Run the command; return 0 if the runs are equal, 1 if they differ, 2 for refused input, 130 after Ctrl-C."""
     found: list[str] = []
     code = run_command(lambda words: found.extend(run(words)), argv, (TrialFailed,), "nothing was compared")
     for difference in found:
@@ -44,30 +44,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str]) -> list[str]:
-    """Make the runs; return the differences."""
+    """Run the trial; return the differences."""
     from openrlhf_ktae.cli.options import parse_command_line
 
     words = list(argv)
     split = words.index("--") if "--" in words else len(words)
     parser = CommandParser("selftest", __doc__ or "", EXAMPLES)
-    parser.add_argument("what", choices=("resume",), help="what is tested")
-    parser.add_argument("--config", action="append", default=[], metavar="FILE.yaml", help="options, as for training")
+    parser.add_argument("what", choices=("resume",), help="the test to run")
+    parser.add_argument("--config", action="append", default=[], metavar="FILE.yaml", help="options of training")
     parser.add_argument(
-        "--steps", type=int, metavar="N", help=f"steps of each run, even (default: {STEPS_A_DEATH} for each death)"
+        "--steps", type=int, metavar="N", help=f"steps of each run, an even number (default: {STEPS_A_DEATH} per kill)"
     )
-    parser.add_argument("--kills", type=int, default=1, metavar="N", help="deaths of the killed run (default: 1)")
+    parser.add_argument("--kills", type=int, default=1, metavar="N", help="kills in the interrupted run (default: 1)")
     parser.add_argument(
         "--victims",
         default=EVERYTHING,
         metavar="LIST",
-        help=f"who dies, in turns and random order: {ALL}, or some of {','.join(VICTIMS)} (default: {EVERYTHING})",
+        help=f"killed in turn, in random order: {ALL}, or some of {','.join(VICTIMS)} (default: {EVERYTHING})",
     )
+    parser.add_argument("--save-steps", type=int, default=1, metavar="N", help="steps between checkpoints (default: 1)")
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of the kill times (default: from the clock)")
     parser.add_argument(
-        "--save-steps", type=int, default=1, metavar="N", help="steps from checkpoint to checkpoint (default: 1)"
-    )
-    parser.add_argument("--seed", type=int, metavar="S", help="of the moments (default: by the clock)")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="keep the runs here (default: deleted, unless one fails)"
+        "--output", type=Path, metavar="DIR", help="keep the runs here (default: deleted unless one fails)"
     )
     options = parser.parse_args(words[:split])
     if options.kills < 1:
@@ -77,9 +75,9 @@ def run(argv: Sequence[str]) -> list[str]:
     victims = victims_of(options.victims)
     steps = STEPS_A_DEATH * options.kills if options.steps is None else options.steps
     if steps < EPISODES or steps % EPISODES:
-        raise BadOption(f"--steps {steps}: two episodes are played; give an even number")
+        raise BadOption(f"--steps {steps}: each run has two episodes; give an even number")
     if steps <= ROOM:
-        raise BadOption(f"--steps {steps}: the last death leaves {ROOM} steps; give more")
+        raise BadOption(f"--steps {steps}: the last kill must leave {ROOM} steps; give more")
     if options.output and options.output.exists() and any(options.output.iterdir()):
         raise BadOption(f"--output {options.output}: is not empty; give a new folder")
     given = [word for file in options.config for word in ("--config", file)] + words[split + 1 :]
@@ -99,12 +97,12 @@ def run(argv: Sequence[str]) -> list[str]:
         keep = keep or bool(found)
     except (TrialFailed, OSError) as failure:
         keep = True
-        raise TrialFailed(f"{failure}\n(--seed {seed}; what is in {folder} is kept)") from None
+        raise TrialFailed(f"{failure}\n(--seed {seed}; the runs are kept in {folder})") from None
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
     if not found:
-        say(f"equal: steps, figures and final weights (--seed {seed})")
+        say(f"equal: steps, metrics and final weights (--seed {seed})")
     return found
 
 
@@ -113,7 +111,7 @@ def victims_of(text: str) -> tuple[str, ...]:
     names = VICTIMS if text == ALL else tuple(dict.fromkeys(text.split(",")))
     unknown = [name for name in names if name not in VICTIMS]
     if unknown:
-        raise BadOption(f"--victims {text}: {unknown[0]!r} is none of {ALL}, {', '.join(VICTIMS)}")
+        raise BadOption(f"--victims {text}: {unknown[0]!r} is not one of {ALL}, {', '.join(VICTIMS)}")
     return names
 
 

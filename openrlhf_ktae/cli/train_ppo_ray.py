@@ -8,8 +8,8 @@ import signal
 import sys
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # What is imported below takes seconds, and an interrupt in there would be a traceback.
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted: nothing was started yet\n"), os._exit(130)))
+    # The imports below take seconds, and an interrupt during them would print a traceback.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted: nothing had started yet\n"), os._exit(130)))
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -59,7 +59,7 @@ NOTHING = "nothing was trained yet"
 
 
 class Supervised(Exception):
-    """The options are right, and the run wants a supervisor."""
+    """The options are valid, and the run needs a supervisor."""
 
     def __init__(self, restarts: int, checkpoints: Path) -> None:
         super().__init__(restarts)
@@ -67,16 +67,16 @@ class Supervised(Exception):
         self._first = next_sequence(checkpoints)
 
     def resume_words(self) -> Sequence[str]:
-        """Go on from the newest checkpoint once this run has written one; until then, from where the user said."""
+        """Resume from the newest checkpoint once this run has written one; until then, as the user asked."""
         return ("--resume", "auto") if next_sequence(self._checkpoints) > self._first else ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code.
 
-    0, 1 (an error of Python), 2 (refused), 3 (stopped early), 4 (a process died), 130 (a signal).
+    0, 1 (a Python error), 2 (refused), 3 (stopped early), 4 (a process died), 130 (a signal).
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's SIGTERM is Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM from a scheduler counts as Ctrl-C
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     words = sys.argv[1:] if argv is None else argv
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UnwrittenStop, SavedInPart) as stop:
         reason = str(stop)
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted: Ray is stopped, saved checkpoints are whole; {interrupt or NOTHING}", file=sys.stderr)
+        print(f"interrupted: Ray is stopped, saved checkpoints are complete; {interrupt or NOTHING}", file=sys.stderr)
         return EXIT_INTERRUPTED
     if reason:
         print(f"stopped early: {reason}", file=sys.stderr)
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str]) -> str | None:
-    """Parse, refuse what cannot work, train, and say what came of it; return why training ended early, if it did."""
+    """Parse, refuse what cannot work, train and print a summary; return why training ended early, or None."""
     check_host()
     args = parse_command_line(argv)
     backend = resolve(args.backend)
@@ -130,11 +130,11 @@ def run(argv: Sequence[str]) -> str | None:
 
 
 def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) -> str | None:
-    """Train; end cleanly on a signal, and with all stacks when nothing happens any more; return why, in that case.
+    """Train; end cleanly on a signal, and with all stacks dumped on a hang; return why it ended early, or None.
 
     Raises:
-        ProcessDied: a process is gone; the message names the checkpoint to go on from.
-        KeyboardInterrupt: a signal ended the run; the message says what is saved.
+        ProcessDied: a process died; the message names the checkpoint to resume from.
+        KeyboardInterrupt: a signal ended the run; the message says what was saved.
     """
     end = CleanEnd(EndOrder(args.run.dir), args.run.grace_seconds, console.say)
     end.install()
@@ -144,10 +144,10 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
         try:
             count = stacks.dump(os.environ[stacks.VARIABLE], mark(), path)
             reason = f"{reason}; the stacks of {count} processes are in {path}"
-        except Exception as error:  # a full disk, say: the run stops all the same
+        except Exception as error:  # for example a full disk: the run must stop anyway
             reason = f"{reason}; no stacks, {type(error).__name__}: {error}"
         try:
-            with suppress(UnwrittenStop):  # the last line of the command says it
+            with suppress(UnwrittenStop):  # the command's last line prints the reason
                 RunRecord(args.run.dir).stopped(reason)
         finally:
             end.stop_now(reason)
@@ -172,7 +172,7 @@ def plan_of(args: SimpleNamespace, backend: str) -> Plan:
     """Return the plan of a run on this machine.
 
     Raises:
-        Refused: the run cannot work; each reason has the smallest change that would make it possible.
+        Refused: the run cannot work; each reason names the smallest change that makes it fit.
     """
     device = CPU if backend == CPU else "auto"
     memory = memory_of(device, args.actor.num_gpus_per_node)

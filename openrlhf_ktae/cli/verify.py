@@ -1,7 +1,7 @@
 """Audit answers: `python -m openrlhf_ktae.cli.verify FILE`.
 
 Grades a JSONL (also .gz) or parquet file of responses, checks each gold against itself and compares with a stored
-reward or a second grader. Exit code: 0, 1 if a share is above its threshold, 2 if the audit cannot be made.
+reward or a second grader. Exit code: 0, 1 if a share is above its threshold, 2 if the audit cannot run.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ TRAINING_ONLY = (
 )
 SHOWN = 60  # characters of a gold or an answer in the table
 MOST_LINE = 64 * 2**20  # characters; a response has some thousands
-MOST_UNPACKED = 256 * 2**20  # characters of a .gz that are read whatever its size
-MOST_RATIO = 200  # beyond them; responses shrink to a third, much repeated ones to a fiftieth
+MOST_UNPACKED = 256 * 2**20  # characters read from a .gz of any size
+MOST_RATIO = 200  # characters per compressed byte above that; responses reach 3, very repetitive ones 50
 
 
 class BadFile(Exception):
-    """A file that cannot be audited; the message says why and what to do."""
+    """The file cannot be audited; the message says why and what to do."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(prog="python -m openrlhf_ktae.cli.verify", description=__doc__, allow_abbrev=False)
-    made.add_argument("file", type=Path, help="JSONL, JSONL.gz or parquet, one response a row")
+    made.add_argument("file", type=Path, help="JSONL, JSONL.gz or parquet, one response per row")
     columns = made.add_argument_group("Columns (a.b reaches into nested objects)")
     columns.add_argument("--gold_key", default="gold", help="(default: gold)")
     columns.add_argument("--response_key", default="response", help="(default: response)")
     columns.add_argument("--reward_key", help="stored reward to compare with")
-    columns.add_argument("--reward_threshold", type=float, default=0.5, help="above it: correct (default: 0.5)")
-    columns.add_argument("--group_key", help="a line of the table for each value, for example the benchmark")
-    what = made.add_argument_group("What is done")
-    what.add_argument("--golds_only", action="store_true", help="check the golds; the file has no responses")
+    columns.add_argument("--reward_threshold", type=float, default=0.5, help="correct if above (default: 0.5)")
+    columns.add_argument("--group_key", help="one table row per value, for example the benchmark")
+    what = made.add_argument_group("Audit")
+    what.add_argument("--golds_only", action="store_true", help="check the golds only; the file needs no responses")
     what.add_argument(
         "--second",
         choices=(HOST, MATH_VERIFY),
-        help="compare with the host's own grader or with math-verify alone; they evaluate text, in limited processes",
+        help="compare with the host's grader or with plain math-verify; they evaluate text, in limited processes",
     )
     what.add_argument("--output", type=Path, help="all findings as JSONL (default: NAME.audit.jsonl)")
     what.add_argument("--show", type=int, default=20, help="findings to print (default: 20)")
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """Rows of the file. Raises BadFile with the line and the way out."""
+    """Yield the rows of the file; raises `BadFile` with the line and the way out."""
     path: Path = args.file
     if not path.is_file():
         raise BadFile(f"{path}: no such file")
@@ -145,7 +145,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
-    """Yield the lines of a file; a small one that unpacks to fill the memory is refused before it does."""
+    """Yield the lines of a file; a decompression bomb is refused before it fills memory."""
     most = max(MOST_UNPACKED, MOST_RATIO * path.stat().st_size) if path.suffix == ".gz" else math.inf
     line, total = 0, 0
     while text := file.readline(MOST_LINE + 1):
@@ -171,7 +171,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except (OSError, pyarrow.ArrowException) as error:
         raise BadFile(f"{path}: not a parquet file: {error}") from None
     except (ValueError, OverflowError) as error:
-        raise BadFile(f"{path}: a column has values that are no text, or no date ({error}); write it again") from None
+        raise BadFile(f"{path}: a column has invalid text or dates ({error}); write it again") from None
 
 
 def _value(record: dict[str, Any], key: str, option: str, path: Path, line: int) -> Any:
@@ -180,7 +180,7 @@ def _value(record: dict[str, Any], key: str, option: str, path: Path, line: int)
     value: Any = record
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise BadFile(f"{path}, line {line}: no column {key!r}; there are {', '.join(record)}. Use {option}")
+            raise BadFile(f"{path}, line {line}: no column {key!r}; columns are {', '.join(record)}. Use {option}")
         value = value[part]
     return value
 
@@ -204,7 +204,7 @@ def _reward(record: dict[str, Any], args: argparse.Namespace, path: Path, line: 
 
 
 def write_findings(output: Path, result: Audit) -> None:
-    """One JSON object for each gold fault, unknown verdict and disagreement."""
+    """Write one JSON object for each faulty gold, unknown verdict and disagreement."""
     records: list[dict[str, Any]] = [
         {"finding": "gold", "line": fault.row.line, "gold": fault.row.gold, "reason": fault.reason}
         for fault in result.gold_faults
@@ -236,7 +236,7 @@ def _accepted(verdict: Verdict | None) -> bool | None:
 
 
 def finding(graded: Graded) -> str:
-    """What is remarkable about a verdict; empty if nothing is."""
+    """Return what is notable about a verdict; empty if nothing is."""
     if graded.verdict.status == UNKNOWN:
         return "unknown"
     others = {"stored": graded.stored, "second": graded.second}
@@ -245,7 +245,7 @@ def finding(graded: Graded) -> str:
 
 
 def print_tables(result: Audit, second: str, shown: int) -> None:
-    """A line for each group, then the golds and the first findings."""
+    """Print a row for each group, then the golds and the first findings."""
     groups: dict[str, list[Graded]] = {}
     for graded in result.graded:
         groups.setdefault(graded.row.group, []).append(graded)

@@ -1,4 +1,4 @@
-"""`python -m openrlhf_ktae.cli.watched_run WORDS`: the training command, measured from inside (`watchers`)."""
+"""`python -m openrlhf_ktae.cli.watched_run ARGS`: the training command, instrumented from inside (`watchers`)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ POLICY = ("openrlhf.cli.train_ppo_ray", "PolicyModelActor")
 
 
 def planned(args: SimpleNamespace, backend: str) -> dict[str, float]:
-    """Return the bytes on one device that each measured phase should take; nothing for a model of unknown shape."""
+    """Return the expected bytes per device of each measured phase; empty for a model of unknown shape."""
     shape = model_shape(args.actor.model_name_or_path)
     if shape is None:
         return {}
-    if backend == CPU:  # what an update has freed stays resident: the phases after it cannot be measured
+    if backend == CPU:  # memory freed by an update stays resident, so later phases cannot be measured
         return {"training": memory.training(args, shape, cuda=False).total}
     phases = {
         one.name: one.total for one in (memory.training(args, shape, True), memory.synchronisation(args, shape, True))
@@ -37,13 +37,13 @@ def planned(args: SimpleNamespace, backend: str) -> dict[str, float]:
 
 
 def watched(backend: Backend) -> Backend:
-    """Return `backend` with processes that know where to write what they measure."""
+    """Return `backend` with processes that know where to write their measurements."""
 
     class WatchedBackend(type(backend)):  # type: ignore[misc]
-        """The same machine."""
+        """The same backend, with the variable of the watchers set."""
 
         def environment(self, args: SimpleNamespace) -> dict[str, str]:
-            """Tell every process the folder of the run; note what is planned for it."""
+            """Pass the run folder to every process; note the planned memory."""
             os.environ[VARIABLE] = args.run.dir
             for phase, used in planned(args, backend.name).items():
                 note("planned", phase=phase, bytes=used)
@@ -53,7 +53,7 @@ def watched(backend: Backend) -> Backend:
 
 
 def watched_classes(backend: str) -> Places:
-    """Return the classes of `backend` with watchers before the engine and the policy actor."""
+    """Return the classes of `backend` with watchers around the engine and the policy actor."""
     import ray
 
     classes = host_classes(backend)

@@ -208,8 +208,8 @@ def _too_long(
         )
     if limit < 1 or (choice == "drop" and len(long) == len(encoded)):
         raise BadInput(
-            f"--max_new_tokens {sampling.max_new_tokens}: with the shortest prompt ({shortest} tokens) this exceeds the "
-            f"model's {engines.max_model_len}; give at most {engines.max_model_len - shortest}"
+            f"--max_new_tokens {sampling.max_new_tokens}: with the shortest prompt ({shortest} tokens) this exceeds "
+            f"the model's {engines.max_model_len}; give at most {engines.max_model_len - shortest}"
         )
     return long
 

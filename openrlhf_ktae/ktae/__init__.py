@@ -1,4 +1,4 @@
-"""Key-token advantage estimation: the mathematics alone, for any trainer."""
+"""Key-token advantage estimation: the mathematics, independent of any trainer."""
 
 from openrlhf_ktae.ktae.advantages import (
     KeyTokenValues,

@@ -21,16 +21,16 @@ from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.statistics import split_tables
 
 POSITIONS_PER_THREAD = 200_000
-"""Below this (about a millisecond of work) a further thread costs more than it saves."""
+"""Below this (about a millisecond of work) another thread costs more than it saves."""
 CHUNKS_PER_THREAD = 4
 """Chunks of groups handed to each thread, so that uneven groups even out."""
 KEPT_FORMULAS = 64
-"""Configurations whose plain numbers are kept: reading them takes as long as a group's tokens."""
+"""Configurations whose plain numbers are cached: reading them takes as long as processing a group's tokens."""
 
 
 @dataclass(frozen=True)
 class KeyTokenValues:
-    """K of a batch and what there was to compute it from."""
+    """K of a batch, and statistics of the groups and rollouts behind it."""
 
     values_BT: torch.Tensor
     """float32 in the shape and on the device of the token ids: weighted K on action tokens, 0 elsewhere."""
@@ -38,7 +38,7 @@ class KeyTokenValues:
     mixed_groups: int
     """Groups with both correct and wrong rollouts; K is 0 in the others."""
     unknown_rollouts: int
-    """Rollouts whose score is NaN: they take no part in the tables and get K = 0."""
+    """Rollouts whose score is NaN: they are left out of the tables and get K = 0."""
     correct_B: torch.Tensor
     known_B: torch.Tensor
 
@@ -61,15 +61,15 @@ def compute_ktae_advantages(
         scores: (B,) raw verifier scores; NaN is "unknown".
         group_ids: (B,) integers; equal for rollouts of one prompt, in any order.
         rollout_advantages: (B,) floats.
-        config: options; those of the paper when left out.
+        config: options; default: those of the paper.
         special_token_ids: ids that never get a value (end, padding, ...).
-        num_threads: threads over groups, at least 1; as many as useful when left out. Same bits either way.
+        num_threads: threads over groups, at least 1; default: chosen by size. The result is bit-identical.
 
     Returns:
         float32 (B, T) on the device of `token_ids`; 0 outside the mask.
 
     Raises:
-        ValueError: an argument does not fit; the message names it, its value and what to give.
+        ValueError: an argument is invalid; the message names it, its value and what to give.
     """
     config = config or KTAEConfig()
     batch = plain_batch(token_ids, action_mask, scores, group_ids, config.correct_threshold)
@@ -87,10 +87,10 @@ def compute_key_token_values(
     num_threads: int | None = None,
     row_edges: Any = None,
 ) -> KeyTokenValues:
-    """Weighted K of each action token and counts of what it was computed from; arguments as above.
+    """Weighted K of each action token, with counts of groups and rollouts; arguments as above.
 
-    With `row_edges` (B + 1,), ids and mask are rows of unequal length end to end (N,), and so are the values: no
-    padding, to the same bits.
+    With `row_edges` (B + 1,), ids, mask and values are rows of unequal length end to end (N,): no padding,
+    bit-identical results.
     """
     config = config or KTAEConfig()
     batch = plain_batch(token_ids, action_mask, scores, group_ids, config.correct_threshold, row_edges)
@@ -119,7 +119,7 @@ def _filled(
         base_N = np.repeat(base_B.astype(np.float32), np.diff(batch.edges_B))
         base_N[batch.mask_N == 0] = 0.0
         return torch.from_numpy(base_N).to(batch.device)
-    out_N = np.empty(batch.ids_N.shape, dtype=np.float32)  # numpy asks for huge pages, torch does not
+    out_N = np.empty(batch.ids_N.shape, dtype=np.float32)  # numpy requests huge pages, torch does not
     _run_groups(batch, base_B, config, excluded, out_N, threads)
     return torch.from_numpy(out_N).to(batch.device)
 
@@ -132,7 +132,7 @@ def _run_groups(
     out_N: NDArray[np.float32],
     threads: int,
 ) -> None:
-    from openrlhf_ktae.ktae import compiled  # on first use: importing the package stays cheap
+    from openrlhf_ktae.ktae import compiled  # imported on first use, so that importing the package stays cheap
 
     places_Q, tables = _packed_tables(batch, config)
     formula = formula_of(config)
@@ -154,16 +154,16 @@ def _run_groups(
 
 
 def refuse_odd_ids(beyond: list[int]) -> None:
-    """Raise if a compiled count met bits beyond 32 in an id."""
+    """Raise if a compiled count found an id that does not fit 32 bits."""
     if any(beyond):
         raise ValueError(
             "token_ids holds an id below 0 or above 4294967295 under action_mask: "
-            "give vocabulary ids there, and mask out positions that hold something else"
+            "give vocabulary ids there, and mask out all other positions"
         )
 
 
 def _packed_tables(batch: Batch, config: KTAEConfig) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The tables of every split in the batch end to end, and where those of each group start: (Q,)."""
+    """Return the start of each group's tables (Q,), and the tables of every split in the batch, end to end."""
     splits = [(correct, wrong) for correct, wrong in batch.sizes_Q2.tolist()]
     places: dict[tuple[int, int], int] = {}
     parts: list[NDArray[np.float64]] = []
@@ -178,7 +178,7 @@ def _packed_tables(batch: Batch, config: KTAEConfig) -> tuple[NDArray[np.int64],
 
 @lru_cache(maxsize=KEPT_FORMULAS)
 def formula_of(config: KTAEConfig) -> Any:
-    """The options that the compiled loops need, as plain numbers."""
+    """Return the options of the compiled loops as plain numbers."""
     from openrlhf_ktae.ktae.compiled import Formula
 
     return Formula(
@@ -199,6 +199,6 @@ def formula_of(config: KTAEConfig) -> Any:
 
 def _threads(asked: int | None, positions: int) -> int:
     if asked is not None and asked < 1:
-        raise ValueError(f"num_threads={asked} must be at least 1: leave it out to choose by size")
+        raise ValueError(f"num_threads={asked} must be at least 1; leave it out to choose by size")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return asked or max(1, min(cores, positions // POSITIONS_PER_THREAD))

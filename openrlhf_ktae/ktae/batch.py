@@ -1,4 +1,4 @@
-"""What callers pass, checked and made plain: numpy arrays on the CPU, rows labelled and sorted by group.
+"""The caller's arguments, validated and converted: numpy arrays on the CPU, rows labelled and sorted by group.
 
 Legend: `B` rollouts, `T` positions of one, `N` of all end to end, `Q` groups.
 """
@@ -27,7 +27,7 @@ class Batch:
     """Where each rollout starts among the N positions, and the end of the last: shape (B + 1,)."""
     side_B: NDArray[np.int8]
     rows_B: NDArray[np.int64]
-    """Row numbers, group after group; within a group in the order given."""
+    """Row numbers, group after group; within a group in the given order."""
     starts_Q: NDArray[np.int64]
     """Where each group starts in `rows_B`, and the end of the last: shape (Q + 1,)."""
     sizes_Q2: NDArray[np.int64]
@@ -50,12 +50,12 @@ def plain_batch(
     correct_threshold: float,
     row_edges: Any = None,
 ) -> Batch:
-    """Check shapes and kinds, move what is on an accelerator once, label rows and sort them by group.
+    """Check shapes and dtypes, copy accelerator tensors to the CPU once, label rows and sort them by group.
 
     `token_ids` and `action_mask` are tables (B, T), or with `row_edges` (B + 1,) rows of any length end to end (N,).
 
     Raises:
-        ValueError: naming the argument that does not fit, and what to give.
+        ValueError: an argument is invalid; the message names it and what to give.
     """
     device = token_ids.device if isinstance(token_ids, torch.Tensor) else torch.device("cpu")
     ids = _integers("token_ids", token_ids, ndim=2 if row_edges is None else 1)
@@ -86,7 +86,7 @@ def plain_batch(
 
 
 def floats_B(name: str, values: Any, rows: int) -> NDArray[np.float64]:
-    """One float64 for each row; any float or integer kind, tensor, array or list."""
+    """Return one float64 per row, from a tensor, array or list of floats or integers."""
     if isinstance(values, torch.Tensor):
         values = values.detach().to(device="cpu", dtype=torch.float64).numpy()
     array = np.asarray(values, dtype=np.float64)
@@ -96,7 +96,7 @@ def floats_B(name: str, values: Any, rows: int) -> NDArray[np.float64]:
 
 
 def plain_ids(name: str, ids: Iterable[Any]) -> NDArray[np.int64]:
-    """Distinct ids, sorted."""
+    """Return the distinct ids, sorted."""
     given = list(ids)
     try:
         plain = [int(one) for one in given]
@@ -104,7 +104,7 @@ def plain_ids(name: str, ids: Iterable[Any]) -> NDArray[np.int64]:
     except (TypeError, ValueError):
         whole = False
     if not whole:
-        raise ValueError(f"{name}={given!r} must hold integers only: leave out what the tokenizer does not define")
+        raise ValueError(f"{name}={given!r} must hold integers only; leave out ids that the tokenizer does not define")
     return np.array(sorted(set(plain)), dtype=np.int64)
 
 
@@ -116,10 +116,10 @@ def _array(values: Any) -> NDArray[Any]:
 
 
 def _integers(name: str, values: Any, ndim: int) -> NDArray[Any]:
-    """int32 or int64, contiguous, without a copy where it is so already."""
+    """Return int32 or int64, contiguous; no copy if it already is."""
     array = _array(values)
     if array.size == 0 and array.ndim == ndim:
-        array = array.astype(np.int64)  # an empty list has no kind
+        array = array.astype(np.int64)  # an empty list has no integer dtype
     if array.ndim != ndim or array.dtype.kind not in "iu":
         wanted = "a (B, T) table of integers" if ndim == 2 else "one integer for each row"
         wanted = "integers (N,), the rows that row_edges marks" if (name, ndim) == ("token_ids", 1) else wanted

@@ -3,8 +3,8 @@
 Legend: `T` correct and `F` wrong rollouts, `a` and `b` of them contain an id, `n = a + b`; arrays `*_TF` have
 shape (T + 1, F + 1), indexed by (a, b). Sizes of K are shares of `value_range`. The derivation:
 
-1. Evidence. Null hypothesis: the label has nothing to do with the id. Then, given n, the table follows the
-   hypergeometric distribution, and Fisher's p says how surprising it is. Presence is all that is tested: an
+1. Evidence. Null hypothesis: the label is independent of the id. Then, given n, the table follows the
+   hypergeometric distribution, and Fisher's p says how surprising it is. Only presence is tested: an
    id that every rollout contains has p = 1 and K = 0, however often each uses it.
 2. Open curve m1 = tanh(S / (2 * scale)), S = (h1 F + h2 IG*) / (h1 + h2) * max(0, 1 - p / p_max), with
    F = exp(-2 p). Alone, F is 0.14 at p = 1 and IG is above 0 for any imbalance: both reward noise, so the last
@@ -13,26 +13,26 @@ shape (T + 1, F + 1), indexed by (a, b). Sizes of K are shares of `value_range`.
    p, and so does m1.
 3. Narrow curve m0 = max(0, 1 - (p / p0)^2), p0 = 1.5 * noise_budget. A p-value is at most x with
    probability at most x, so under the null E[m0] <= integral of m0 over p = 2/3 p0 = noise_budget, whatever n:
-   this much every id of every group may always spend.
+   every id of every group may always spend this much.
 4. Noise budget. Permuting labels changes neither n nor the uses w of any id. With P(a | n) exact,
    e_i(n) = sum_a P(a | n) m_i(a, n - a) and E_i = sum_u w_u e_i(n_u) / sum_u w_u bound the mean |K| per token
    over all permutations of the group's labels. Where E_1 <= noise_budget the size of K is m1. Elsewhere it is
-   (1 - x) m0 + x m1 with the x that makes (1 - x) E_0 + x E_1 = noise_budget (x = 0 and m0 shrunk, should even
-   E_0 be larger: only with `point`, whose probabilities are not p-values). The mix does not change under
-   permutation and expectations add up, so the bound holds for every group, every text and all dependence
-   between ids. It falls with p as m0 and m1 do: nothing outranks a more significant table of its group,
+   (1 - x) m0 + x m1 with the x that makes (1 - x) E_0 + x E_1 = noise_budget (x = 0 and m0 scaled down if even
+   E_0 is larger: only with `point`, whose probabilities are not p-values). The mix does not change under
+   permutation, and expectations add up, so the bound holds for every group and text and for any dependence
+   between ids. It falls with p as m0 and m1 do: no table outranks a more significant one of its group,
    and an id seen once (p = 1 at 8 : 8) has K = 0.
-5. Direction = sign(a/T - b/F) * v. The size of the effect is in m already (asin differences and IG both
-   measure it), so presence gives the sign only. Frequencies, which are not tested, may not add evidence; they
-   may take it away: v = min(1, TF_own / TF_other)^h3, TF_own on the side that presence favours. TF is BM25 of
+5. Direction = sign(a/T - b/F) * v. The size of the effect is already in m (asin differences and IG both
+   measure it), so presence gives only the sign. Frequencies are not tested, so they may not add evidence; they
+   may remove it: v = min(1, TF_own / TF_other)^h3, TF_own on the side that presence favours. TF is BM25 of
    uses per rollout with half a count added on each side (Jeffreys) and with the mean length of a side's
    rollouts; unlike totals per side these do not depend on how many rollouts a side has.
 6. Flipping all labels swaps a with b and T with F: p, IG, E_0, E_1 stay, the direction changes sign.
 
-Centring is off by default: at the noise bound K adds to no rollout by chance, and what it adds beyond is evidence.
+Centring is off by default: the noise bound keeps K from adding to rollouts by chance; the rest is evidence.
 
-What follows for small groups: the smallest p is 1/3 at 2 : 2 and 1/8 at 1 : 7, so K is 0 there with the
-default p_max = 0.1. Such groups hold no evidence about single ids.
+Consequence for small groups: the smallest p is 1/3 at 2 : 2 and 1/8 at 1 : 7, so K is 0 there with the
+default p_max = 0.1. Such groups contain no evidence about single ids.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def narrow_curve(fisher_TF: Array, config: KTAEConfig) -> Array:
 
 
 def best_gain_up_to(fisher_TF: Array, gain_TF: Array) -> Array:
-    """For each table the largest gain among those whose p is no smaller; equal p, equal gain."""
+    """Return for each table the largest gain among tables whose p is at least as large; equal p gives equal gain."""
     with np.errstate(divide="ignore"):
         rank_TF = np.round(-np.log(fisher_TF), RANK_DIGITS)
     order = np.argsort(rank_TF, axis=None, kind="stable")

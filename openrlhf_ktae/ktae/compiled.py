@@ -1,16 +1,16 @@
-"""Compiled loops: from the rollouts of a batch to counts per group and id, to values, to the batch again.
+"""Compiled loops: from the rollouts of a batch to counts per group and id, to values, and back to the batch.
 
 Legend: `B` rollouts, `N` positions of all rollouts end to end (rollout b from `edges_B[b]` to `edges_B[b + 1]`), `T`
-those of one, `G` rollouts of a group, `Q` groups, `U` distinct ids of a group (numbered from 1 in order of
+positions of one, `G` rollouts of a group, `Q` groups, `U` distinct ids of a group (numbered from 1 in order of
 appearance), `W` fields of an id's record. One pass over the tokens of a group
 numbers its ids with a small hash table and counts them, a second goes over the ids, a third writes the
-values back. The cost of a token does not depend on the vocabulary, and no group sees another: any way of
-cutting the batch between groups gives the same bits.
+values back. The cost per token does not depend on the vocabulary, and groups are independent: any way of
+splitting the batch between groups gives the same bits.
 
-The first pass takes the same path for a new id and a known one, because a mispredicted branch costs more
-than all the rest of the work on a token. Indices are unsigned: a signed one is tested for being negative on
-every access. Everything compiled is in this one file: the disk cache notices a change of the file, not of
-what it imports.
+The first pass takes the same path for new and known ids, because a mispredicted branch costs more
+than all other work on a token. Indices are unsigned: signed ones are checked for negative values on
+every access. Everything compiled is in this one file: numba's disk cache detects changes of this file, but not of
+its imports.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ GOLDEN = U64(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio: multiplicative hashing spreads neighbouring ids."""
 SMALLEST_BITS, USUAL_BITS = 8, 15
 """Hash slots, as powers of two: a small group starts small; 2^15 slots (256 KB) stay in the L2 cache and keep
-collisions rare in a group of 16 x 1,000 tokens. The table doubles whenever it might become half full."""
+collisions rare in a group of 16 x 1,000 tokens. The table doubles before it could become half full."""
 MEMO = 4
-"""Counts below this share K with every id of equal counts; most distinct ids of a text are that rare."""
+"""Ids with counts below this share K with all ids of equal counts; most distinct ids of a text are that rare."""
 HALF = 0.5
 """Jeffreys prior: half a count on each side keeps the ratio of frequencies finite and near 1 for rare ids."""
 
 WRONG_WORD, CORRECT_WORD, LAST_ROW = U64(0), U64(1), U64(2)
 RECORD_WIDTH = 3
 EXCLUDED = -1
-"""In place of the last row: the id gets no value."""
+"""Stored instead of the last row: the id gets no value."""
 
 
 class Formula(NamedTuple):
-    """The options that the loops need, as plain numbers."""
+    """The options of the loops as plain numbers."""
 
     calibrated: bool
     relative: bool
@@ -63,7 +63,7 @@ class Formula(NamedTuple):
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with the disk cache, or without it where no cache folder can be written."""
+    """Compile with the disk cache, or without it if no cache folder is writable."""
     try:
         return njit(nogil=True, cache=True)(function)
     except RuntimeError:
@@ -72,7 +72,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @compiled
 def slot_of(key: Any, slots: Slots, bits: int) -> Any:
-    """The slot that holds `key`, or the empty one where it belongs."""
+    """Return the slot of `key`, or the empty slot for it."""
     slot = (key * GOLDEN) >> U64(64 - bits)
     entry = slots[slot]
     while (entry != U64(0)) & ((entry >> HIGH) != key):
@@ -89,7 +89,7 @@ def new_tables(bits: int) -> Any:
 
 @compiled
 def room(bits: int, ids: int, more: int, slots: Slots, records_UW: Records) -> Any:
-    """Tables that stay at most half full with `more` further ids: the given ones, or larger copies."""
+    """Return tables that stay at most half full with `more` additional ids: the given ones, or larger copies."""
     wanted = bits
     while 2 * (ids + more) > 1 << wanted:
         wanted += 1
@@ -105,7 +105,7 @@ def room(bits: int, ids: int, more: int, slots: Slots, records_UW: Records) -> A
 
 @compiled
 def ones(mask_T: Row, start: int, end: int) -> int:
-    """Masked-in positions from `start` to `end`; compiles to a vector sum."""
+    """Count the masked-in positions from `start` to `end`; compiles to a vector sum."""
     total = 0
     for t in range(U64(start), U64(end)):
         total += mask_T[t]
@@ -114,7 +114,7 @@ def ones(mask_T: Row, start: int, end: int) -> int:
 
 @compiled
 def next_run(mask_T: Row, start: int, left: int) -> Any:
-    """Next run of masked-in positions from `start` on, of which `left` (at least one) are left in the row."""
+    """Return the next run of masked-in positions from `start`; the row has `left` (at least one) of them left."""
     while not mask_T[start]:
         start += 1
     end = start + left
@@ -158,7 +158,7 @@ def count_row(
 
 @compiled
 def positions_of(rows_G: Row, edges_B: Row) -> int:
-    """Positions of some rollouts together, masked out or not."""
+    """Return the total positions of some rollouts, masked out or not."""
     total = 0
     for row in rows_G:
         total += edges_B[row + 1] - edges_B[row]
@@ -172,7 +172,7 @@ def count_group(
     """Count the labelled rows of one group into `records_UW`, which must hold zeros.
 
     Returns distinct ids, (correct, wrong) tokens, bits of ids beyond 32, bits of the hash table in use, and
-    the hash table and records: larger ones where these had to grow.
+    the hash table and records, which may have grown.
     """
     ids, tokens, on_correct, overflow = 0, 0, 0, U64(0)
     bits = SMALLEST_BITS
@@ -206,7 +206,7 @@ def count_group(
 
 @compiled
 def bm25(frequency: float, relative_length: float, k1: float, b: float) -> float:
-    """Saturated frequency of one side; 0 where the id is absent."""
+    """Saturated frequency of one side; 0 if the id is absent."""
     if frequency == 0.0:
         return 0.0
     return (k1 + 1.0) * frequency / (k1 * (1.0 - b + b * relative_length) + frequency)
@@ -216,8 +216,8 @@ def bm25(frequency: float, relative_length: float, k1: float, b: float) -> float
 def frequency_part(presence: float, uses: Any, sizes: Any, lengths: Any, formula: Formula) -> float:
     """Frequency part of the direction. `uses`, `sizes` (rollouts), `lengths` (tokens) are (correct, wrong).
 
-    In `paper` and `reference` a term: h3 times the difference of the ratio of frequencies and its inverse. In
-    `calibrated` a factor: 1, or less where uses per rollout contradict the sign of `presence`.
+    In `paper` and `reference` it is a term: h3 times the difference of the ratio of frequencies and its inverse. In
+    `calibrated` it is a factor: 1, or less if uses per rollout contradict the sign of `presence`.
     """
     correct, wrong = float(uses[0]), float(uses[1])
     length_correct, length_wrong = float(lengths[0]), float(lengths[1])
@@ -285,7 +285,7 @@ def split_parts(block: Row, correct: int, wrong: int, calibrated: bool) -> Any:
 
 @compiled
 def tokens_by_presence(ids: int, records_UW: Records, rollouts: int) -> Any:
-    """Occurrences of the ids that n rollouts contain, for each n; integers, so in any order of rows the same."""
+    """Occurrences of the ids that n rollouts contain, for each n; integers, so the order of rows does not matter."""
     tokens_n = np.zeros(rollouts + 1, np.int64)
     for u in range(U64(1), U64(ids + 1)):
         both = records_UW[u, CORRECT_WORD] + records_UW[u, WRONG_WORD]
@@ -312,7 +312,7 @@ def noise_mix(tokens_n: Row, open_null_n: Row, narrow_null_n: Row, noise: float)
 
 @compiled
 def exclude(excluded: Row, slots: Slots, bits: int, records_UW: Records, values_U: Row) -> None:
-    """Take their value from the excluded ids that the group contains."""
+    """Clear the values of the excluded ids that the group contains."""
     for key in excluded:
         u = slots[slot_of(U64(key), slots, bits)] & LOW
         if u != U64(0):
@@ -322,7 +322,7 @@ def exclude(excluded: Row, slots: Slots, bits: int, records_UW: Records, values_
 
 @compiled
 def row_mean(tokens: int, token_u: Row, place: int, records_UW: Records, values_U: Row) -> float:
-    """Mean value over the tokens of one row that may have one."""
+    """Mean value over the tokens of one row whose id is not excluded."""
     total = 0.0
     valued = 0
     for token in range(U64(place), U64(place + tokens)):
@@ -374,7 +374,7 @@ def fill_groups(
     ids_N: Row, mask_N: Row, edges_B: Row, rows_B: Row, starts_Q: Row, sizes_Q2: Row, side_B: Row, base_B: Row,
     places_Q: Row, tables: Row, excluded: Row, formula: Formula, first: int, last: int, out_N: Row,
 ) -> Any:  # fmt: skip
-    """base + weight * K of groups `first` to `last` (exclusive) into `out_N`; returns bits of ids beyond 32.
+    """Write base + weight * K of groups `first` to `last` (exclusive) into `out_N`; return bits of ids beyond 32.
 
     `rows_B` lists the rows group after group from `starts_Q` on; `side_B` is 1 (correct), 0 (wrong) or
     -1 (unknown); `places_Q` says where in `tables` the packed tables of a group's split start.
@@ -432,10 +432,10 @@ def fill_groups(
 
 @compiled
 def credit_sums(ids_N: Row, mask_N: Row, values_N: Row, base_N: Row, edges_B: Row, known: int) -> Any:
-    """What a step logs of K, in one pass over action tokens.
+    """Compute a step's logged figures of K in one pass over action tokens.
 
     Returns (sum |K|, sum |A|, sign flips), the sum of K and the tokens of each rollout, the sum of K and the uses of
-    each id, and the bits of ids beyond the `known` ones, whose sums are left out.
+    each id below `known`, and the bits of larger ids, which are left out of the last two.
     """
     rows = edges_B.size - 1
     sums_B, tokens_B = np.zeros(rows), np.zeros(rows, np.int64)
@@ -473,10 +473,10 @@ def returns(rewards_BT: Row, gamma: Any, out_BT: Row) -> None:
 
 @compiled
 def repeated_grams(ids_N: Row, mask_N: Row, edges_B: Row, n: int) -> Any:
-    """(n-grams of action tokens that were there before in the same rollout, n-grams)."""
+    """Return (n-grams of action tokens that occurred earlier in the same rollout, all n-grams)."""
     slots, tokens = np.zeros(1 << SMALLEST_BITS, np.uint32), np.empty(0, ids_N.dtype)
     repeated, total = 0, 0
-    oldest = U64(1)  # what the first of n tokens is multiplied by in the hash, a polynomial
+    oldest = U64(1)  # factor of the first of n tokens in the polynomial hash
     for _ in range(n - 1):
         oldest *= GOLDEN
     for row in range(edges_B.size - 1):

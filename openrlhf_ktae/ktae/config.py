@@ -1,4 +1,4 @@
-"""Options of KTAE: where each comes from, what it may be, and what a variant takes when one is unset."""
+"""Options of KTAE: origin and range of each, and the variant's value for unset ones."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ PAPER_B = 0.5
 PUBLISHED_EPSILON = 1e-5
 """Keeps the published ratio of frequencies finite when an id is absent from one side."""
 CALIBRATED_P_MAX = 0.1
-"""With 4 correct and 4 wrong only perfect separators (p = 0.029) pass; with 8 and 8 also 7/8 against 1/8."""
+"""With 4 correct and 4 wrong, only perfect separators (p = 0.029) pass; with 8 and 8, also 7/8 against 1/8."""
 CALIBRATED_NOISE_BUDGET = 0.01
 """Expected |K| per token when labels are unrelated to tokens, as a share of the range."""
 CALIBRATED_SCALE = 0.25
-"""tanh(1 / (2 * 0.25)) = 0.96: a perfect separator of a large group comes close to the whole range."""
+"""tanh(1 / (2 * 0.25)) = 0.96: a perfect separator of a large group nearly reaches the full range."""
 
 KEPT_RESOLVED = 64
-"""Configurations whose values in force are kept."""
+"""Resolved configurations kept in the cache."""
 
 
 @dataclass(frozen=True)
 class KTAEConfig:
-    """Every option of KTAE. `None` means the variant's own value; `resolved()` fills these in.
+    """Every option of KTAE. `None` means the variant's own value; `resolved()` fills it in.
 
-    Raises `ValueError` (naming the option, its value and the way out) when an option is out of range or
+    Raises `ValueError` (naming the option, its value and the way out) if an option is out of range or
     has no effect with the chosen variant.
     """
 
@@ -49,8 +49,8 @@ class KTAEConfig:
     """Weight of the information gain, >= 0. Own value: 2 (paper), 1 (reference, calibrated)."""
 
     h3: float | None = None
-    """Weight of the frequency part of the direction, >= 0. Own value: 1. In `calibrated` it is the power of
-    the veto that contrary frequencies have."""
+    """Weight of the frequency part of the direction, >= 0. Own value: 1. In `calibrated` it is the exponent
+    of the veto by contrary frequencies."""
 
     k1: float = PAPER_K1
     """BM25 saturation, >= 0."""
@@ -59,25 +59,25 @@ class KTAEConfig:
     """BM25 length normalisation, 0 to 1."""
 
     fisher: FisherKind = "two_sided"
-    """`two_sided`: p-value of the table or one as extreme (text of the paper). `point`: probability of the
-    table alone (its Eq. 4)."""
+    """`two_sided`: p-value of this table or any as extreme (text of the paper). `point`: probability of
+    exactly this table (its Eq. 4)."""
 
     term_frequency: TermFrequency | None = None
-    """What BM25 sees in `paper` and `reference`: the `relative` share of a side's tokens (published code)
+    """Input of BM25 in `paper` and `reference`: the `relative` share of a side's tokens (published code)
     or the `count` (textbook BM25). Own value: `relative`. `calibrated` uses smoothed counts per rollout."""
 
     ratio_epsilon: float | None = None
     """Added to both denominators of the frequency ratio in `paper` and `reference`, > 0. Own value: 1e-5."""
 
     p_max: float | None = None
-    """`calibrated`: Fisher p from which on K is 0, in (0, 1]. Own value: 0.1."""
+    """`calibrated`: K is 0 if Fisher's p is this or larger, in (0, 1]. Own value: 0.1."""
 
     noise_budget: float | None = None
     """`calibrated`: largest expected |K| per token under random labels, as a share of `value_range`, in
     (0, 1]. Own value: 0.01."""
 
     correct_threshold: float = 0.0
-    """A rollout is correct when its score is above this. NaN scores are unknown whatever the threshold."""
+    """A rollout is correct if its score is above this. NaN scores are always unknown."""
 
     scale: float | None = None
     """K = value_range * tanh(x / (2 * scale)), > 0. Own value: 1 (paper: sigmoid(x) - 0.5), h1 + h2
@@ -87,21 +87,21 @@ class KTAEConfig:
     """Largest |K| before `weight`, > 0. Own value: 0.5 (paper), 1 (reference, calibrated)."""
 
     weight: float = 1.0
-    """Factor on K in the sum, >= 0. With 0 the advantages are those of the rollouts, bit for bit."""
+    """Factor on K in the sum, >= 0. With 0 the advantages equal the rollout advantages, bit for bit."""
 
     centre: bool = False
     """Subtract from K its mean over the rollout's action tokens, so that K moves credit between tokens and
     never adds to the rollout. |K| may then reach twice `value_range`."""
 
     by_failure: bool = False
-    """Multiply K of a group by twice its share of wrong rollouts: a right answer to a hard problem teaches most. With
-    as many right as wrong ones nothing changes."""
+    """Multiply K of a group by twice its share of wrong rollouts, since right answers to hard problems teach most.
+    The factor is 1 with equally many right and wrong rollouts."""
 
     excluded_ids: tuple[int, ...] = ()
-    """Ids that never get a value, beside the special ids given with the call."""
+    """Ids that never get a value, in addition to the special ids given with the call."""
 
     def __post_init__(self) -> None:
-        """Check every option; no model or data is touched."""
+        """Validate every option, without touching a model or data."""
         object.__setattr__(self, "excluded_ids", _integer_tuple(self.excluded_ids))
         for option, kinds in (("variant", Variant), ("fisher", FisherKind)):
             _refuse_unknown_choice(option, getattr(self, option), get_args(kinds))
@@ -135,15 +135,15 @@ class KTAEConfig:
             )
 
     def resolved(self) -> KTAEConfig:
-        """This configuration with the variant's own value in place of every `None`."""
+        """Return this configuration with every `None` replaced by the variant's own value."""
         return _resolved(self)
 
     def number(self, option: str) -> float:
-        """The value in force of a numeric option, else the variant's own; 0 where it has none."""
+        """Return the value of a numeric option, or the variant's own if unset; 0 if the variant has none."""
         return float(getattr(self.resolved(), option) or 0.0)
 
     def group_weight(self, correct: int, wrong: int) -> float:
-        """Return the factor on K of a group with so many correct and wrong rollouts."""
+        """Return the factor on K of a group with these numbers of correct and wrong rollouts."""
         return self.weight * (2.0 * wrong / max(correct + wrong, 1)) if self.by_failure else self.weight
 
     @classmethod

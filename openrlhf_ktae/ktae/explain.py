@@ -22,7 +22,7 @@ Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 VOCABULARY = 1 << 20
-"""Ids up to here are counted in a table; a batch with larger ones is sorted, which is ten times slower."""
+"""Ids up to this are counted in a table; a batch with larger ids is sorted, ten times slower."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class GroupExplanation:
     """Occurrences in all correct rollouts."""
     uses_wrong: Counts
     fisher: Floats
-    """p of the chosen kind; 1 in a one-sided group, where every further column is 0."""
+    """p of the chosen kind; 1 in a one-sided group, where all following columns are 0."""
     association: Floats
     information_gain: Floats
     """Bits."""
     strength: Floats
-    """What multiplies the direction: h1 F + h2 IG, in `calibrated` the mix of its two curves."""
+    """Factor of the direction: h1 F + h2 IG; in `calibrated` the mix of its two curves."""
     presence: Floats
     """Presence part of the direction; its sign in `calibrated`."""
     frequency: Floats
@@ -56,7 +56,7 @@ class GroupExplanation:
     """K before `weight` and centring; 0 for excluded ids."""
 
     def to_pandas(self) -> Any:
-        """The same as a pandas DataFrame, one row for each id (needs pandas)."""
+        """Return a pandas DataFrame with one row per id (needs pandas)."""
         import pandas
 
         return pandas.DataFrame({field.name: getattr(self, field.name) for field in fields(self)})
@@ -69,10 +69,10 @@ def explain_group(
     config: KTAEConfig | None = None,
     special_token_ids: Iterable[int] = (),
 ) -> GroupExplanation:
-    """Every ingredient of K for one group: (G, T) ids and mask, (G,) scores; NaN scores take no part.
+    """Every ingredient of K for one group: (G, T) ids and mask, (G,) scores; rollouts with NaN scores are left out.
 
     Raises:
-        ValueError: an argument does not fit; the message names it and what to give.
+        ValueError: an argument is invalid; the message names it and what to give.
     """
     config = config or KTAEConfig()
     batch = plain_batch(token_ids, action_mask, scores, np.zeros(len(token_ids), np.int64), config.correct_threshold)
@@ -92,7 +92,7 @@ def explain_group(
 
 def _counted(batch: Batch) -> tuple[Counts, Counts, tuple[int, int]]:
     """Ids of the labelled rows, their records, and (correct, wrong) tokens."""
-    from openrlhf_ktae.ktae import compiled  # on first use: importing the package stays cheap
+    from openrlhf_ktae.ktae import compiled  # imported on first use, so that importing the package stays cheap
 
     slots, records_UW = compiled.new_tables(compiled.USUAL_BITS)
     token_u = np.empty(batch.ids_N.size, np.uint32)
@@ -152,11 +152,11 @@ def top_key_tokens(
 
 
 def largest_means(ids_V: Counts, sums_V: Floats, uses_V: Counts, n: int, largest: bool) -> list[tuple[int, float, int]]:
-    """The `n` of V ids with the highest (or lowest) mean: (id, sum / uses, uses); one without uses has none."""
+    """The `n` of V ids with the highest (or lowest) mean: (id, sum / uses, uses); unused ids are left out."""
     used = np.flatnonzero(uses_V)
     means = sums_V[used] / uses_V[used]
     keys = -means if largest else means
-    if 0 < n < len(used):  # sort only what can be among the first
+    if 0 < n < len(used):  # sort only candidates for the first n
         first = np.flatnonzero(keys <= np.partition(keys, n - 1)[n - 1])
         used, means, keys = used[first], means[first], keys[first]
     order = np.lexsort((ids_V[used], keys))[:n]
@@ -164,9 +164,9 @@ def largest_means(ids_V: Counts, sums_V: Floats, uses_V: Counts, n: int, largest
 
 
 def rollout_share(values_BT: Any, action_mask: Any) -> float:
-    """Share of K's sum of squares that its mean over each rollout explains; 0 without any K.
+    """Share of K's sum of squares that its mean over each rollout explains; 0 if K is 0 everywhere.
 
-    At 1, K only adds to whole rollouts what their advantages say already; at 0 (as when centred), it only
+    At 1, K is constant within each rollout and only repeats its advantage; at 0 (as when centred), it only
     moves credit between tokens.
     """
     mask_BT = torch.as_tensor(action_mask).detach().cpu().bool()

@@ -1,7 +1,7 @@
-"""KTAE in plain loops, for reading and for checking the fast version; it shares nothing but the options.
+"""KTAE in plain loops, for reading and for checking the fast version; the two share only the options.
 
-Follow `literal_advantages` downwards: a group's rollouts are lists of ids, each id gets one contingency
-table, and every formula stands where it is used. Exact fractions for probabilities, floats for the rest.
+Start at `literal_advantages`: a group's rollouts are lists of ids, each id gets one contingency
+table, and every formula is written where it is used. Probabilities are exact fractions, the rest floats.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def literal_advantages(
     config: KTAEConfig | None = None,
     special_token_ids: Iterable[int] = (),
 ) -> list[list[float]]:
-    """What `compute_ktae_advantages` returns, as nested lists of Python floats."""
+    """Return the result of `compute_ktae_advantages` as nested lists of Python floats."""
     config = (config or KTAEConfig()).resolved()
     without_value = {*special_token_ids, *config.excluded_ids}
     advantages = [[0.0] * len(row) for row in token_ids]
@@ -156,7 +156,7 @@ def noise_mix(right: list[Rollout], wrong: list[Rollout], config: KTAEConfig) ->
 
 @cache
 def fisher(a: int, b: int, n_right: int, n_wrong: int, kind: str) -> Fraction:
-    """Probability of the table given its margins; two-sided: of all tables that are no more probable."""
+    """Probability of the table given its margins; two-sided: of all tables at most as probable."""
     present = a + b
     weight = math.comb(n_right, a) * math.comb(n_wrong, b)
     weights = [math.comb(n_right, x) * math.comb(n_wrong, present - x) for x in range(present + 1)]
@@ -174,6 +174,6 @@ def information_gain(a: int, b: int, n_right: int, n_wrong: int) -> float:
 
 
 def entropy(yes: int, no: int) -> float:
-    """Entropy in bits of a label that `yes` and `no` rollouts carry."""
+    """Entropy in bits of a label with `yes` and `no` rollouts."""
     shares = [count / (yes + no) for count in (yes, no) if count]
     return -sum(share * math.log2(share) for share in shares)

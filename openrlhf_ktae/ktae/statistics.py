@@ -1,4 +1,4 @@
-"""Statistics of one id in one group, as tables over how many rollouts of each side contain it.
+"""Statistics of one id in one group, tabulated by how many rollouts of each side contain it.
 
 Legend: `T` correct and `F` wrong rollouts of a group; `a` of the correct and `b` of the wrong ones contain
 the id; `n = a + b`. Arrays `*_TF` have shape (T + 1, F + 1) and are indexed by (a, b). A group has few
@@ -20,26 +20,26 @@ from openrlhf_ktae.ktae.config import KTAEConfig
 Array = NDArray[np.float64]
 
 EXACT_GROUP = 66
-"""Up to here every binomial coefficient of a group fits a signed 64-bit integer, so p-values are exact."""
+"""Up to this size all binomial coefficients of a group fit a signed 64-bit integer, so p-values are exact."""
 TIE_TOLERANCE = 1e-9
-"""Beyond, tables whose probabilities differ by less (relatively) count as equally probable."""
+"""In larger groups, tables whose probabilities differ by less (relatively) count as equally probable."""
 KEPT_TABLES = 1024
 """Splits (T, F) kept in memory: every split of the usual group sizes."""
 KEPT_GROUP = 256
-"""Rollouts beyond which a split's tables (0.5 MB each there) are computed anew."""
+"""Tables of larger groups (over 0.5 MB each) are not cached."""
 LARGEST_GROUP = 4096
-"""Labelled rollouts of a group: its tables then take 200 MB and 3 s."""
+"""Most labelled rollouts of a group: its tables then take 200 MB and 3 s."""
 
 
 @dataclass(frozen=True)
 class SplitTables:
-    """What K needs of every table (a, b) of one split (T, F), beside the frequencies."""
+    """All inputs of K except the frequencies, for every table (a, b) of one split (T, F)."""
 
     fisher_TF: Array
     association_TF: Array
     gain_TF: Array
     strength_TF: Array
-    """What multiplies the direction: h1 F + h2 IG, in `calibrated` its open curve."""
+    """Factor of the direction: h1 F + h2 IG; in `calibrated` its open curve."""
     presence_TF: Array
     """Presence part of the direction, in `calibrated` its sign."""
     narrow_TF: Array
@@ -50,7 +50,7 @@ class SplitTables:
     """The same on the narrow curve."""
 
     def packed(self) -> Array:
-        """What the compiled loops need, end to end."""
+        """Return the arrays of the compiled loops, end to end."""
         parts = (self.strength_TF, self.presence_TF, self.narrow_TF, self.open_null_n, self.narrow_null_n)
         return np.concatenate([part.ravel() for part in parts])
 
@@ -87,7 +87,7 @@ _kept_tables = lru_cache(maxsize=KEPT_TABLES)(_new_tables)
 
 
 def fisher_tables(correct: int, wrong: int) -> tuple[Array, Array]:
-    """Probability of each table given its margins, and the two-sided Fisher p: tables no likelier, summed.
+    """Probability of each table given its margins, and the two-sided Fisher p: the sum over tables at most as likely.
 
     Equals `scipy.stats.fisher_exact`; exact integers up to `EXACT_GROUP` rollouts.
     """

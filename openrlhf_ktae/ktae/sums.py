@@ -1,4 +1,4 @@
-"""Sums over the action tokens of a batch, in one pass: what a step logs of K.
+"""Sums over the action tokens of a batch, in one pass: the figures of K that a step logs.
 
 Legend: `B` rollouts, `N` positions of all rollouts end to end, `V` ids.
 """
@@ -50,7 +50,7 @@ def credit_sums(
 ) -> CreditSums:
     """Return the sums of K (`values_N`) and A (`base_N`), both floats, over the tokens of `mask_N`.
 
-    `row_edges` (B + 1,) says where rollouts start, and where the last ends.
+    `row_edges` (B + 1,) holds the start of each rollout and the end of the last.
     """
     from openrlhf_ktae.ktae import compiled
 
@@ -59,7 +59,7 @@ def credit_sums(
     known = min(max(int(ids.max(initial=-1)), -1), VOCABULARY) + 1
     names: NDArray[np.int64] = np.arange(known)
     totals, sums_B, tokens_B, sums_V, uses_V, beyond = compiled.credit_sums(ids, *rest, known)
-    if beyond:  # ten times slower: the ids that there are get numbers
+    if beyond:  # ten times slower: the ids in use are renumbered
         names, numbers = np.unique(ids[mask], return_inverse=True)
         numbered = np.zeros_like(ids)
         numbered[mask] = numbers
@@ -69,9 +69,9 @@ def credit_sums(
 
 
 def discounted_returns(rewards_BT: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Return the discounted sum of rewards from each position to the last, (B, T) float32 as given.
+    """Return the discounted sum of rewards from each position to the last, (B, T) float32.
 
-    Equal to a loop over positions in float32 from the last to the first, to the bit.
+    Bit-identical to a float32 loop over positions from the last to the first.
     """
     from openrlhf_ktae.ktae import compiled
 
@@ -81,7 +81,7 @@ def discounted_returns(rewards_BT: torch.Tensor, gamma: float) -> torch.Tensor:
 
 
 def repeated_grams(ids_N: torch.Tensor, mask_N: torch.Tensor, row_edges: Any, n: int) -> tuple[int, int]:
-    """Return how many n-grams of action tokens were there before in the same rollout, and how many there are."""
+    """Return how many n-grams of action tokens occurred earlier in the same rollout, and how many there are."""
     from openrlhf_ktae.ktae import compiled
 
     edges_B = np.asarray(row_edges, np.int64)
@@ -89,7 +89,7 @@ def repeated_grams(ids_N: torch.Tensor, mask_N: torch.Tensor, row_edges: Any, n:
 
 
 def warm_up() -> None:
-    """Load the compiled loops ahead of the first call; compile them (seconds) where the cache is cold."""
+    """Load the compiled loops before the first call; compile them (seconds) if the cache is cold."""
     compute_ktae_advantages(np.zeros((2, 1), np.int64), np.ones((2, 1)), [0.0, 1.0], [0, 0], [0.0, 0.0])
     ids_N, mask_N, floats_N = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool), torch.zeros(2)
     credit_sums(ids_N, mask_N, floats_N, floats_N, [0, 1, 2])

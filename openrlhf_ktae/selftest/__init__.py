@@ -1,1 +1,1 @@
-"""Does this machine hold a run: killed and resumed runs, and the check of a GPU machine."""
+"""Can this machine sustain a run? Killed and resumed runs, and the check of a GPU machine."""

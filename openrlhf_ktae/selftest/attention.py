@@ -1,9 +1,9 @@
-"""flash-attn against PyTorch's own attention: outputs and gradients in bf16, dense and packed; its cross-entropy.
+"""flash-attn against PyTorch's attention: outputs and gradients in bf16, dense and packed; and its cross-entropy.
 
-Shapes: `B` rows, `T` positions, `H` heads, `D` numbers of a head, `N` positions of all packed rows.
+Shapes: `B` rows, `T` positions, `H` heads, `D` dimensions of a head, `N` positions of all packed rows.
 
-Both are compared with attention in fp32. A kernel may be off by `FACTOR` times what PyTorch's bf16 attention is off by
-(rounding of bf16 inputs and outputs), as flash-attn's own tests judge it.
+Both are compared with attention in fp32. As in flash-attn's own tests, a kernel's error may be up to `FACTOR` times
+that of PyTorch's bf16 attention (rounding of bf16 inputs and outputs).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 FACTOR = 3.0
-LEAST = 1e-3  # absolute; where bf16 happens to be exact
+LEAST = 1e-3  # absolute tolerance, in case bf16 happens to be exact
 SHAPES = ((2, 128, 4, 32), (2, 257, 4, 64), (1, 512, 2, 128))  # B, T, H, D; 32 is the quickstart's head
 LENGTHS = (7, 64, 1, 129)  # of packed rows
 VOCABULARY = 1000
@@ -23,7 +23,7 @@ VOCABULARY = 1000
 Dense = Callable[[Any, Any, Any], Any]
 """Causal attention: q, k, v (B, T, H, D) -> (B, T, H, D)."""
 Packed = Callable[[Any, Any, Any, Any, int], Any]
-"""The same of packed rows: q, k, v (N, H, D), cumulated lengths (B + 1), the longest -> (N, H, D)."""
+"""The same for packed rows: q, k, v (N, H, D), cumulative lengths (B + 1), longest length -> (N, H, D)."""
 CrossEntropy = Callable[[Any, Any], Any]
 """logits (N, V) in fp32 and labels (N) -> losses (N)."""
 
@@ -43,14 +43,14 @@ def flash_attn() -> tuple[Dense, Packed, CrossEntropy]:
 
 
 def compare(dense: Dense, packed: Packed, cross_entropy: CrossEntropy, device: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the largest error of output and gradients of each case with that of PyTorch's, and which are too large."""
+    """Return the largest errors (kernel, PyTorch) of each case's output and gradients, and those that are too large."""
     figures: dict[str, Any] = {}
     wrong = []
     for name, kernel, ours, shape in _cases(dense, packed, device):
         errors = _errors(kernel, ours, shape, device)
         figures[name] = errors
         for what, (error, usual) in errors.items():
-            if not error <= max(FACTOR * usual, LEAST):  # a NaN is wrong, too
+            if not error <= max(FACTOR * usual, LEAST):  # NaN also fails
                 wrong.append(f"{name}: {what} is off by {error:.2g}, PyTorch's attention by {usual:.2g}")
     error = _cross_entropy_error(cross_entropy, device)
     figures["cross-entropy"] = error
@@ -85,7 +85,7 @@ def _cases(dense: Dense, packed: Packed, device: str) -> Iterator[tuple[str, Den
 
 
 def _errors(kernel: Dense, ours: Dense, shape: tuple[int, ...], device: str) -> dict[str, tuple[float, float]]:
-    """Return the largest errors of (kernel, PyTorch's) against fp32, for the output and the three gradients."""
+    """Return the largest errors (kernel, PyTorch) against fp32, for the output and the three gradients."""
     generator = torch.Generator().manual_seed(0)
     exact, upstream = (torch.randn(n, *shape, generator=generator).to(device, torch.bfloat16) for n in (3, 1))
 

@@ -1,4 +1,4 @@
-"""Checks one after another, each in a process of its own with a time limit, and the report of them."""
+"""Run checks one after another, each in its own process with a time limit, and report the results."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ FORMAT = 1
 VARIABLE = "OPENRLHF_KTAE_CHECK"  # marks every process of a check
 CHILD = f"import sys; from {__name__} import main; sys.exit(main(sys.argv[1:]))"
 LAST_LINES = 15
-LEAST_SECONDS = 30.0  # with less left of the time for all, a check is not begun
+LEAST_SECONDS = 30.0  # no check starts with less time left
 END_SECONDS = 20.0
-CPU_FACTOR = 2.0  # of the limits, which are those of a GPU machine
+CPU_FACTOR = 2.0  # on the limits, which are set for a GPU machine
 
 
 class CheckFailed(AssertionError):
-    """What a check found wrong, with the figures that it has."""
+    """A check failed; `figures` holds its measurements."""
 
     def __init__(self, reason: str, figures: dict[str, Any] | None = None) -> None:
         super().__init__(reason)
@@ -47,7 +47,7 @@ class Place:
     """Where checks run."""
 
     folder: str
-    """Everything is written below."""
+    """All files are written here."""
     backend: str
     """`cuda` or `cpu`."""
     gpus: int
@@ -55,7 +55,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Need:
-    """What a check cannot do without; `absent` is the reason why it is skipped."""
+    """A requirement of a check; `absent` is the reason given if the check is skipped."""
 
     there: Callable[[Place], bool]
     absent: str
@@ -67,17 +67,17 @@ class Check:
 
     name: str
     what: str
-    """In a line."""
+    """One-line description."""
     run: Callable[[Place], dict[str, Any]]
-    """Returns its figures; anything that it raises is a failure."""
+    """Returns figures; any exception is a failure."""
     seconds: float
-    """Its limit on a GPU machine."""
+    """Time limit on a GPU machine."""
     needs: tuple[Need, ...] = ()
 
 
 @dataclass
 class Result:
-    """What came of a check."""
+    """The outcome of a check."""
 
     name: str
     what: str
@@ -88,7 +88,7 @@ class Result:
     last_lines: list[str] = field(default_factory=list)
 
     def line(self) -> str:
-        """Return it for a person who watches."""
+        """Return the result as a line for the terminal."""
         return f"{self.status:<8}{self.name:<18}{self.seconds:6.1f} s  {self.reason or self.what}"
 
 
@@ -99,14 +99,14 @@ def run_all(
     say: Callable[[str], None],
     write: Callable[[list[Result]], None],
 ) -> list[Result]:
-    """Run `checks` in order; a failure does not keep the others from running.
+    """Run `checks` in order; a failure does not stop the others.
 
     Args:
-        checks: what is run.
-        place: where.
-        minutes: for all; a check gets what is left, and none is begun with less than `LEAST_SECONDS`.
-        say: gets a line before and after each check.
-        write: gets all results after each check, so that an interrupt leaves a report.
+        checks: the checks to run.
+        place: where to run them.
+        minutes: limit for all checks; each gets the remaining time, none starts with less than `LEAST_SECONDS`.
+        say: receives a line before and after each check.
+        write: receives all results after each check, so that an interrupt leaves a report.
     """
     end = time.monotonic() + 60 * minutes
     results: list[Result] = []
@@ -114,7 +114,7 @@ def run_all(
         left = end - time.monotonic()
         reason = next((need.absent for need in check.needs if not need.there(place)), "")
         if not reason and left < LEAST_SECONDS:
-            reason = f"no time left of --minutes {minutes:g}; give more, or --only {check.name}"
+            reason = f"--minutes {minutes:g} are used up; give more, or --only {check.name}"
         if reason:
             result = Result(check.name, check.what, SKIPPED, reason=reason)
         else:
@@ -128,7 +128,7 @@ def run_all(
 
 
 def run_one(check: Check, place: Place, limit: float) -> Result:
-    """Run one check in a process of its own; after `limit` seconds it and all that it started are killed."""
+    """Run one check in its own process; after `limit` seconds kill it and everything it started."""
     folder = Path(place.folder) / check.name
     folder.mkdir(parents=True, exist_ok=True)
     described, found, log = folder / "place.json", folder / "result.json", folder / "log.txt"
@@ -157,7 +157,7 @@ def run_one(check: Check, place: Place, limit: float) -> Result:
         said = json.loads(found.read_text())
         result.status, result.figures, result.reason = said["status"], said["figures"], said["reason"]
     if late:
-        result.status, result.reason = FAILED, f"not over after its limit of {limit:.0f} s; killed"
+        result.status, result.reason = FAILED, f"exceeded its limit of {limit:.0f} s; killed"
     elif not result.reason and result.status == FAILED:
         result.reason = f"its process ended with exit code {process.returncode}"
     if left and not late:
@@ -169,14 +169,14 @@ def run_one(check: Check, place: Place, limit: float) -> Result:
 
 
 def environment_of_its_own() -> dict[str, str]:
-    """Return this process's variables without those that would tie a check to a cluster or a run that is there."""
+    """Return this process's variables without those that would tie a check to an existing cluster or run."""
     return {name: value for name, value in os.environ.items() if name not in (CLUSTER_VARIABLE, RUN_VARIABLE)}
 
 
 def kill_marked(mark: str) -> int:
-    """Kill the processes of a check, by their mark; return how many were left."""
+    """Kill all processes with the mark of a check; return how many there were."""
     left = 0
-    for _ in range(3):  # one may start another while it is looked for
+    for _ in range(3):  # one may start another during the search
         processes = marked(mark, VARIABLE)
         if not processes:
             break
@@ -189,7 +189,7 @@ def kill_marked(mark: str) -> int:
 
 
 def report(machine: dict[str, Any], place: Place, results: Iterable[Result], seconds: float) -> dict[str, Any]:
-    """Return what is written; paths and secrets of this machine are left out of every text."""
+    """Return the content of the report, with paths and secrets of this machine removed from every text."""
     results = list(results)
     counts = {status: sum(result.status == status for result in results) for status in (OK, FAILED, SKIPPED)}
     whole = {
@@ -207,7 +207,7 @@ def report(machine: dict[str, Any], place: Place, results: Iterable[Result], sec
 
 
 def write_report(path: Path, content: dict[str, Any]) -> None:
-    """Write it, whole or not at all."""
+    """Write the report atomically."""
     write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -232,13 +232,13 @@ def _commit() -> str | None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one check in this process; its result goes beside the description of its place."""
+    """Run one check in this process; its result is written next to the description of its place."""
     target, described = argv[0], Path(argv[1])
     module, function = target.split(":")
     place = Place(**json.loads(described.read_text()))
     try:
         status, figures, reason = OK, getattr(importlib.import_module(module), function)(place), ""
-    except Exception as error:  # whatever it is, it is what the check found
+    except Exception as error:  # any exception is a finding of the check
         status, figures = FAILED, getattr(error, "figures", {})
         reason = " ".join(f"{'' if isinstance(error, CheckFailed) else f'{type(error).__name__}: '}{error}".split())
         print(f"{reason}", flush=True)

@@ -1,6 +1,6 @@
-"""What `make gpu-check` tries, as data: `CHECKS`. Runs are the quickstart's task with `configs/base/gpu.yaml` on top.
+"""The checks of `make gpu-check`: `CHECKS`. They run the quickstart's task with `configs/base/gpu.yaml` on top.
 
-On a CPU the same words are given; the CPU backend turns off what it does not have (sleep, CUDA graphs, NCCL).
+A CPU run gets the same options; the CPU backend turns off unsupported ones (sleep, CUDA graphs, NCCL).
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ WATCHED_COMMAND = "openrlhf_ktae.cli.watched_run"
 CONFIGS = ("configs/grpo_ktae/quickstart.yaml", "configs/base/gpu.yaml")
 BATCH = 8  # prompts of a step of the quickstart
 STEPS = 6
-LOG_PROB_GAP = 0.02  # the mean over tokens of |engine - trainer|; single tokens are further apart in bf16
+LOG_PROB_GAP = 0.02  # mean over tokens of |engine - trainer|; single tokens differ more in bf16
 RECOVERY_SECONDS = 120.0  # after a death
-STEP_SECONDS = 240.0  # until a run has a step; starting takes most of it where others use the machine
+STEP_SECONDS = 240.0  # until a run has a step; on a busy machine most of it is startup
 GRACE_SECONDS = 20
-STOP_WAIT_SECONDS = 2 * GRACE_SECONDS  # of `ray job stop`, which kills after 3 unless it is told
-LEFT_SECONDS = 10.0  # for the processes of a run that is over
-OVER_PLAN = 1.15  # a phase may take so much of what was planned for it
+STOP_WAIT_SECONDS = 2 * GRACE_SECONDS  # of `ray job stop`, whose default is to kill after 3
+LEFT_SECONDS = 10.0  # for the processes of a finished run
+OVER_PLAN = 1.15  # largest allowed ratio of measured to planned memory
 MANY = 40 * BATCH  # prompts: more than are used
-SAME_STEP = 0.02  # relative: the gradient of one batch, divided in another way, in bf16
+SAME_STEP = 0.02  # relative: the gradient of one batch, split differently, in bf16
 WORDS = (
     f"--vllm.gpu_memory_utilization 0.5 --algo.advantage.is_correction_level token --actor.recompute_log_probs true "
     f"--train.max_tokens_per_gpu 4096 --rollout.max_tokens_per_gpu 4096 --train.micro_batch_size 16 "
@@ -61,9 +61,9 @@ MODELS = {
     "cuda": ((896, 24, 4864, 14, 2, 151_936), "--train.max_tokens_per_gpu 1024 --rollout.max_tokens_per_gpu 1024"),
     "cpu": ((256, 8, 688, 8, 4, 8192), "--ds.param_dtype fp32"),
 }
-"""For the memory of each phase: so large that a process's own allowance does not hide the rest."""
+"""For the memory of each phase: large enough that a process's fixed overhead does not dominate."""
 
-GPU = Need(lambda place: place.gpus >= 1, "needs a GPU, and this machine has none")
+GPU = Need(lambda place: place.gpus >= 1, "needs a GPU, but this machine has none")
 TWO_GPUS = Need(lambda place: place.gpus >= 2, "needs two GPUs on this machine")
 TWO_DEVICES = Need(lambda place: place.backend == "cpu" or place.gpus >= 2, TWO_GPUS.absent)
 FLASH_ATTN = Need(
@@ -79,7 +79,7 @@ def words(place: Place, *more: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Watched(Trial):
-    """Runs that are measured from inside (`watchers`)."""
+    """Runs instrumented from inside (`watchers`)."""
 
     module: str = WATCHED_COMMAND
 
@@ -98,14 +98,14 @@ class Watched(Trial):
         return [sys.executable, "-m", self.module, *self.words, *given]
 
     def seen(self, name: str, kind: str) -> list[dict[str, Any]]:
-        """Return the rows of a kind that the watchers wrote."""
+        """Return the rows of one kind written by the watchers."""
         path = self.folder / name / FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [row for row in map(parse_json, lines) if row["kind"] == kind]
 
 
 def this_machine(place: Place) -> dict[str, Any]:
-    """Versions, driver and compiler; what keeps a GPU machine from training."""
+    """Check versions, driver and compiler for problems that prevent training on a GPU machine."""
     found = machine.describe()
     if problems := machine.problems(found):
         raise CheckFailed("; ".join(problems))
@@ -113,7 +113,7 @@ def this_machine(place: Place) -> dict[str, Any]:
 
 
 def attention(place: Place) -> dict[str, Any]:
-    """flash-attn forward and backward against PyTorch's attention."""
+    """Compare flash-attn, forward and backward, with PyTorch's attention."""
     from openrlhf_ktae.selftest.attention import compare, flash_attn
 
     figures, wrong = compare(*flash_attn(), device="cuda")
@@ -123,7 +123,7 @@ def attention(place: Place) -> dict[str, Any]:
 
 
 def six_steps(place: Place) -> dict[str, Any]:
-    """Six steps; after each, engine and trainer have the same weights, and in each the same log-probabilities."""
+    """Run six steps; engine and trainer must agree on weights after each, and on log-probabilities in each."""
     runs = Watched(words(place), Path(place.folder), STEPS * BATCH, save_steps=-1)
     runs.finish("run")
     return judged(runs, "run", STEPS)
@@ -155,7 +155,7 @@ def judged(runs: Watched, name: str, steps: int) -> dict[str, Any]:
         wrong.append(f"weights of engine and trainer differ after {len(bad)} synchronisations: {bad[0]['different']}")
     gap = figures["log_prob_gap_mean"]
     if gap is None or not gap <= LOG_PROB_GAP:
-        wrong.append(f"log-probabilities of engine and trainer are {gap} apart on average; {LOG_PROB_GAP} is allowed")
+        wrong.append(f"log-probabilities of engine and trainer differ by {gap} on average; {LOG_PROB_GAP} is allowed")
     if wrong:
         raise CheckFailed("; ".join(wrong), figures)
     return figures
@@ -167,7 +167,7 @@ def _seconds_of_a_step(rows: Sequence[dict[str, Any]]) -> float | None:
 
 
 def memory_by_phase(place: Place) -> dict[str, Any]:
-    """What the planner says of each phase against what it took."""
+    """Compare the planned memory of each phase with the measured memory."""
     folder = Path(place.folder)
     shape, options = MODELS[place.backend]
     random_model(folder / "weights", shape)
@@ -181,7 +181,7 @@ def judged_memory(planned: list[dict[str, Any]], measured: list[dict[str, Any]])
     """Return planned and measured GiB of each phase.
 
     Raises:
-        CheckFailed: a phase took more than `OVER_PLAN` of its plan, or was not measured.
+        CheckFailed: a phase used more than `OVER_PLAN` times its plan, or was not measured.
     """
     figures: dict[str, Any] = {}
     wrong = []
@@ -196,14 +196,14 @@ def judged_memory(planned: list[dict[str, Any]], measured: list[dict[str, Any]])
             "ratio": round(peak / row["bytes"], 2),
         }
         if peak > OVER_PLAN * row["bytes"]:
-            wrong.append(f"{row['phase']} took {peak / row['bytes']:.2f} of what is planned")
+            wrong.append(f"{row['phase']} used {peak / row['bytes']:.2f} times its planned memory")
     if wrong or not planned:
         raise CheckFailed("; ".join(wrong) or "nothing was planned", figures)
     return figures
 
 
 def random_model(folder: Path, shape: tuple[int, ...]) -> None:
-    """Save a Qwen2 of random weights in bf16, with the quickstart's tokenizer."""
+    """Save a Qwen2 with random weights in bf16 and the quickstart's tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -217,9 +217,9 @@ def random_model(folder: Path, shape: tuple[int, ...]) -> None:
 
 
 def resume(place: Place) -> dict[str, Any]:
-    """The same run twice, and killed and resumed: figures and weights are equal bit by bit."""
+    """Run twice, and killed and resumed: metrics and weights must be bit-identical."""
     if place.backend == "cuda":
-        os.environ["VLLM_BATCH_INVARIANT"] = "1"  # else a logit depends on what shares its batch
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"  # otherwise logits depend on the other requests in the batch
     trial = Trial(words(place), Path(place.folder), prompts=2 * BATCH)
     found = try_resume(trial, kills=1, seed=0, say=lambda text: print(text, flush=True))
     if found:
@@ -228,7 +228,7 @@ def resume(place: Place) -> dict[str, Any]:
 
 
 def core_deaths(place: Place) -> dict[str, Any]:
-    """vLLM's core killed at each moment, and SIGTERM: the run goes on or ends with exit code 4, and leaves nothing."""
+    """Kill vLLM's core in each phase, and send SIGTERM: the run recovers or exits with 4, and leaves nothing."""
     runs = Watched(words(place), Path(place.folder), MANY, save_steps=1)
     figures: dict[str, Any] = {}
     wrong: list[str] = []
@@ -261,10 +261,10 @@ def core_deaths(place: Place) -> dict[str, Any]:
 
 
 def outcome_of_death(runs: Watched, name: str, process: subprocess.Popen[bytes], moment: str) -> dict[str, Any]:
-    """Let the core of an engine die at a moment; return what followed, and after how many seconds.
+    """Kill the core of an engine in one phase; return the outcome, and after how many seconds it came.
 
     Raises:
-        CheckFailed: nothing within `RECOVERY_SECONDS`, or an end with another exit code; the run is over then.
+        CheckFailed: no outcome within `RECOVERY_SECONDS`, or another exit code; the run is then over.
     """
     at = len(runs.steps(name))
     wait_for(lambda: len(runs.steps(name)) >= at + ROOM, runs, name, process, STEP_SECONDS)
@@ -287,14 +287,14 @@ def outcome_of_death(runs: Watched, name: str, process: subprocess.Popen[bytes],
         return {"outcome": f"exit code {EXIT_FAULT}", "seconds": seconds}
     if code is not None:
         raise CheckFailed(runs.last_words(name, f"ended with exit code {code}"))
-    raise CheckFailed(_hangs(runs, name, process, f"did nothing for {seconds:.0f} s"))
+    raise CheckFailed(_hangs(runs, name, process, f"made no progress for {seconds:.0f} s"))
 
 
 def outcome_of_sigterm(runs: Watched, name: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """Send SIGTERM to a run; return what it left.
+    """Send SIGTERM to a run; return its exit code, seconds and last checkpoint.
 
     Raises:
-        CheckFailed: it did not end within the grace period with a whole checkpoint of its last step and no process.
+        CheckFailed: it did not end in time, with a complete checkpoint of its last step and no process left.
     """
     at = len(runs.steps(name))
     wait_for(lambda: len(runs.steps(name)) > at, runs, name, process, STEP_SECONDS)
@@ -312,10 +312,10 @@ def outcome_of_sigterm(runs: Watched, name: str, process: subprocess.Popen[bytes
 
 
 def left_behind(runs: Watched, name: str, mark: str) -> dict[str, Any]:
-    """Return the step of the newest checkpoint of a run that is over.
+    """Return the step of the newest checkpoint of a finished run.
 
     Raises:
-        CheckFailed: it is not whole or not of the last step, or a process is left.
+        CheckFailed: it is incomplete or not of the last step, or a process is left.
     """
     _, left = psutil.wait_procs(marked(mark), timeout=LEFT_SECONDS)
     if left:
@@ -326,7 +326,7 @@ def left_behind(runs: Watched, name: str, mark: str) -> dict[str, Any]:
     try:
         verify(newest)
     except NotWhole as reason:
-        raise CheckFailed(f"{newest.name} is not whole: {reason}") from None
+        raise CheckFailed(f"{newest.name} is incomplete: {reason}") from None
     if newest.name != f"global_step{last}":
         raise CheckFailed(f"the newest checkpoint is {newest.name}, the last step {last}")
     return {"checkpoint_step": last}
@@ -340,10 +340,10 @@ def wait_for(
     seconds: float,
     may_end: bool = False,
 ) -> None:
-    """Return when the condition holds, or (`may_end`) the run has ended.
+    """Return when the condition holds, or (`may_end`) the run has ended or time is up.
 
     Raises:
-        CheckFailed: it does not hold within `seconds`, or the run ended before; the run is over then.
+        CheckFailed: it does not hold within `seconds`, or the run ended first; the run is then over.
     """
     end = time.monotonic() + seconds
     while not condition():
@@ -355,22 +355,22 @@ def wait_for(
         if time.monotonic() > end:
             if may_end:
                 return
-            raise CheckFailed(_hangs(runs, name, process, f"did not go on within {seconds:.0f} s"))
+            raise CheckFailed(_hangs(runs, name, process, f"made no progress within {seconds:.0f} s"))
         time.sleep(0.1)
 
 
 def _hangs(runs: Watched, name: str, process: subprocess.Popen[bytes], what: str) -> str:
-    """Kill a run that hangs; its stacks go into its folder."""
+    """Kill a hanging run, with its stacks written to its folder; return the message."""
     with suppress(psutil.Error, OSError, KeyError, StopIteration):
         mark = psutil.Process(process.pid).environ()[RUN_VARIABLE]
         folder = next(one.environ()[stacks.VARIABLE] for one in marked(mark) if stacks.VARIABLE in one.environ())
         stacks.dump(folder, mark, runs.folder / name / stacks.FILE)
     kill_all(process)
-    return runs.last_words(name, f"{what}; killed, its stacks are beside its log")
+    return runs.last_words(name, f"{what}; killed, its stacks are next to its log")
 
 
 def job_stop(place: Place) -> dict[str, Any]:
-    """`ray job submit`, then `ray job stop`: a checkpoint of the last step, and no process of the run left."""
+    """`ray job submit`, then `ray job stop`: the last step must have a checkpoint, and no process may be left."""
     folder = Path(place.folder)
     runs = Watched(words(place), folder, MANY, save_steps=1, module=TRAIN)
     with _Cluster(place) as cluster:
@@ -380,7 +380,7 @@ def job_stop(place: Place) -> dict[str, Any]:
         while len(runs.steps("job")) < ROOM:
             time.sleep(1)
             if time.monotonic() > end or cluster.status() not in ("PENDING", "RUNNING"):
-                raise CheckFailed(f"the job has no {ROOM} steps, and is {cluster.status()}: {cluster.log()[-600:]}")
+                raise CheckFailed(f"the job has under {ROOM} steps and is {cluster.status()}: {cluster.log()[-600:]}")
         mark = cluster.mark_of_the_run()
         began = time.monotonic()
         cluster.ray("job", "stop", cluster.JOB)
@@ -391,7 +391,7 @@ def job_stop(place: Place) -> dict[str, Any]:
 
 
 class _Cluster:
-    """A Ray head of this check."""
+    """A Ray head node for this check."""
 
     JOB = "gpu-check"
 
@@ -420,7 +420,7 @@ class _Cluster:
         psutil.wait_procs(processes, timeout=10)
 
     def ray(self, *command: str) -> str:
-        """Run Ray's command line; return what it said."""
+        """Run Ray's command line; return its output."""
         ray = str(Path(sys.executable).with_name("ray"))
         address = ["--address", self._address] if command[0] == "job" else []
         words = [ray, *command[:2], *address, *command[2:]]
@@ -432,7 +432,7 @@ class _Cluster:
         return done.stdout
 
     def mark_of_the_run(self) -> str:
-        """Return what the processes of the run are found by: its driver made it, and its workers have it."""
+        """Return the mark that identifies the run's processes: the driver sets it and its workers inherit it."""
         found = set()
         for process in marked(self._mark, VARIABLE):
             with suppress(psutil.Error):
@@ -441,7 +441,7 @@ class _Cluster:
         return str(mark)
 
     def submit(self, command: Sequence[str]) -> None:
-        """Submit a job; the head's agent may be up after the head."""
+        """Submit a job; retry, since the head's agent may start after the head."""
         environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)}})
         words = ["--submission-id", self.JOB, "--no-wait", "--runtime-env-json", environment, "--", *command]
         for patience in (True, True, True, True, False):
@@ -458,7 +458,7 @@ class _Cluster:
         return str(self._client().get_job_status(self.JOB).value)
 
     def log(self) -> str:
-        """Return what the job printed."""
+        """Return the job's output."""
         return str(self._client().get_job_logs(self.JOB))
 
     def _client(self) -> Any:
@@ -468,7 +468,7 @@ class _Cluster:
 
 
 def asynchronous(place: Place) -> dict[str, Any]:
-    """Four steps with trainer and engine on devices of their own, partial rollouts, weights sent between them."""
+    """Run four steps with trainer and engine on separate devices and partial rollouts; compare weights as above."""
     more = "--train.colocate_all false --train.async_enable --train.partial_rollout_enable --vllm.enable_sleep false"
     runs = Watched(words(place, more, "--ds.enable_sleep false"), Path(place.folder), 4 * BATCH, save_steps=-1)
     runs.finish("run")
@@ -476,7 +476,7 @@ def asynchronous(place: Place) -> dict[str, Any]:
 
 
 def ring(place: Place) -> dict[str, Any]:
-    """One batch on two GPUs as two data ranks, and as a ring of two: the same gradient."""
+    """Train one batch on two GPUs as two data ranks, and as a ring of two: the gradients must agree."""
     two = "--actor.num_gpus_per_node 2 --ref.num_gpus_per_node 2 --vllm.num_engines 2"
     norms: dict[int, float] = {}
     figures: dict[str, Any] = {}
@@ -488,12 +488,12 @@ def ring(place: Place) -> dict[str, Any]:
         norms[size] = runs.steps(f"ring{size}")[0]["actor_grad_norm"]
     figures["gradient_norms"] = list(norms.values())
     if not abs(norms[1] - norms[2]) <= SAME_STEP * norms[1]:
-        raise CheckFailed(f"the gradient's norm is {norms[1]:.4g}, and {norms[2]:.4g} with a ring of two", figures)
+        raise CheckFailed(f"the gradient norm is {norms[1]:.4g}, but {norms[2]:.4g} with a ring of two", figures)
     return figures
 
 
 def tensor_parallel(place: Place) -> dict[str, Any]:
-    """Two steps with one engine on two GPUs that the trainer shares."""
+    """Run two steps with one engine on two GPUs shared with the trainer."""
     more = "--actor.num_gpus_per_node 2 --ref.num_gpus_per_node 2 --vllm.num_engines 1 --vllm.tensor_parallel_size 2"
     runs = Watched(words(place, more), Path(place.folder), 2 * BATCH, save_steps=-1)
     runs.finish("run")
@@ -506,11 +506,11 @@ CHECKS = (
         "attention", "flash-attn forward and backward against PyTorch's attention", attention, 120, (GPU, FLASH_ATTN)
     ),
     Check("six-steps", "engine and trainer have the same weights and log-probabilities", six_steps, 300),
-    Check("core-deaths", "a killed engine is repaired or ends the run; SIGTERM", core_deaths, 300),
-    Check("resume", "the same result twice, and killed and resumed", resume, 300),
+    Check("core-deaths", "a killed engine restarts or ends the run; SIGTERM", core_deaths, 300),
+    Check("resume", "the same result twice, and when killed and resumed", resume, 300),
     Check("memory", "planned against measured memory of each phase", memory_by_phase, 150),
     Check("job-stop", "ray job submit and ray job stop", job_stop, 150),
     Check("asynchronous", "partial rollouts, weights between two devices", asynchronous, 150, (TWO_DEVICES,)),
-    Check("ring", "ring attention of two against one", ring, 240, (TWO_GPUS,)),
+    Check("ring", "a ring of two against two data ranks", ring, 240, (TWO_GPUS,)),
     Check("tensor-parallel", "an engine on two GPUs", tensor_parallel, 150, (TWO_GPUS,)),
 )

@@ -1,4 +1,4 @@
-"""Deaths of a run: which of its processes dies, when, and how the processes are found and killed (`kill -9`)."""
+"""Process deaths in a run: which process dies, when, and how processes are found and killed (`kill -9`)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ EVERYTHING, DRIVER, RANK, ENGINE, VERIFIER, WRITING = (
 )
 VICTIMS = (EVERYTHING, DRIVER, RANK, ENGINE, VERIFIER, WRITING)
 AT_ANY_TIME = (EVERYTHING, DRIVER, RANK)
-"""These may die before the first step, too; the others are not there yet."""
+"""These may also die before the first step; the others do not exist yet."""
 TITLES = {
-    # Of processes: Ray's actors have the name of their class, with the method that runs; vLLM's core has its own.
+    # Process titles: Ray's actors show their class and the running method; vLLM's core has its own title.
     RANK: re.compile(r"ray::\w*PolicyModelActor\b"),
     ENGINE: re.compile(r"VLLM::EngineCor|ray::\w*(GuardedEngine|RolloutActor|RolloutRayActor)\b"),
     VERIFIER: re.compile(r".*\bopenrlhf_ktae\.verifier\.worker\b"),
 }
-DEATH_SECONDS = 10.0  # until the system has taken back what a killed process held
-START_SHARE = 1 / 6  # of the deaths, those before the first step
-ROOM = 2  # steps after the last death, for a run that goes on by itself to show it
+DEATH_SECONDS = 10.0  # until the system has reclaimed a killed process's resources
+START_SHARE = 1 / 6  # share of the deaths before the first step
+ROOM = 2  # steps after the last death, so that a run that recovers by itself can show it
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Death:
 
     victim: str
     step: int
-    """It happens after this step is recorded, or the first step of a run that went on behind it."""
+    """The death happens once this step, or a later one, is recorded."""
     share: float
-    """How far into the following step, or into the start; for `writing`, of the time that a write may take."""
+    """How far into the next step, or into startup; for `writing`, into the time of a write."""
     at_start: bool = False
-    """It happens before the first step of the process that dies."""
+    """The death happens before the first step of the process."""
 
 
 def planned(kills: int, victims: Sequence[str], steps: int, seed: int) -> list[Death]:
-    """Return deaths in the order of their moments, spread over a run of `steps` steps.
+    """Return deaths in chronological order, spread over a run of `steps` steps.
 
-    Victims take turns in random order, so that of `kills` deaths every one has its share.
+    Victims take turns in random order, so that each gets its share of the `kills` deaths.
     """
     chance = random.Random(seed)
     order: list[str] = []
@@ -64,7 +64,7 @@ def planned(kills: int, victims: Sequence[str], steps: int, seed: int) -> list[D
 
 
 def title(process: psutil.Process) -> str:
-    """Return the name that a process shows: its command line, or what it has put in its place."""
+    """Return the title of a process: its command line, or the title it has set."""
     try:
         return " ".join(process.cmdline()).strip()
     except psutil.Error:
@@ -72,12 +72,12 @@ def title(process: psutil.Process) -> str:
 
 
 def victims_among(processes: Iterable[psutil.Process], victim: str) -> list[psutil.Process]:
-    """Return those that are a rank, an engine (its actor, or vLLM's core), or a worker of the verifier."""
+    """Return the processes that are a rank, an engine (its actor, or vLLM's core), or a verifier worker."""
     return [process for process in processes if TITLES[victim].match(title(process))]
 
 
 def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Return a run's command and everything that it started and is its child, or a child's child, still."""
+    """Return a run's command and its living descendants."""
     try:
         root = psutil.Process(process.pid)
         return [root, *root.children(recursive=True)]
@@ -86,7 +86,7 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """Kill a run and everything that it started, as losing a machine would."""
+    """Kill a run and everything it started, as if the machine were lost."""
     members = family(process)
     stop(members)
     kill(members)
@@ -95,7 +95,7 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def stop(processes: Iterable[psutil.Process]) -> None:
-    """Stop processes, so that none can react to the death of another."""
+    """Suspend processes, so that none can react to the death of another."""
     for process in processes:
         try:
             process.suspend()
@@ -104,7 +104,7 @@ def stop(processes: Iterable[psutil.Process]) -> None:
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
-    """Kill processes, with no chance to react."""
+    """Kill processes without giving them a chance to react."""
     for process in processes:
         try:
             process.kill()

@@ -1,4 +1,4 @@
-"""A run of a trial that dies again and again, and what is found after each death."""
+"""A run of a trial that is killed repeatedly, with checks after each death."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ from openrlhf_ktae.selftest.trial import STRAIGHT, Trial, TrialFailed
 
 POLL_SECONDS = 0.05
 WRITE_POLL_SECONDS = 0.001
-WRITE_SECONDS = 0.1  # a write of a small model takes about as long
-LEFT_SECONDS = 30.0  # for the processes of a run whose command has died
-END_SECONDS = 2.0  # for those of a run that ended
-RECOVERY_SECONDS = 600.0  # for a run that goes on by itself, or ends by itself
+WRITE_SECONDS = 0.1  # about the time to write a small model
+LEFT_SECONDS = 30.0  # for the processes of a run whose command died
+END_SECONDS = 2.0  # for the processes of a run that ended
+RECOVERY_SECONDS = 600.0  # for a run to recover or end by itself
 
 
 @dataclass
 class Toll:
-    """What the deaths of a run have cost."""
+    """The costs of a run's deaths."""
 
     deaths: Counter[str] = field(default_factory=Counter)
     at_start: int = 0
     in_write: int = 0
-    """Of all at once, while a checkpoint was being written."""
+    """Deaths of all processes while a checkpoint was being written."""
     resumes: int = 0
     anew: int = 0
-    """Of the resumes, before there was a checkpoint."""
+    """Resumes without a checkpoint."""
     lost: int = 0
-    """The most recorded steps that one death cost."""
+    """The most recorded steps lost in one death."""
     left: int = 0
     """Processes that did not end by themselves."""
     checkpoints: int = 0
     """Verified."""
     wrong: list[str] = field(default_factory=list)
-    """What must not be: a checkpoint that is not whole, more steps lost than may be, another one resumed from."""
+    """Faults: an incomplete checkpoint, too many lost steps, a resume from the wrong checkpoint."""
 
     def summary(self) -> str:
         """Return one line."""
@@ -80,13 +80,13 @@ class Toll:
 
 
 class MortalRun:
-    """One run of `trial`: `suffer` lets it die (and starts it where it is dead), `finish` lets it end.
+    """One run of `trial`: `suffer` kills it (and starts it first if it is dead), `finish` lets it end.
 
     Args:
-        trial: whose run without a break is there already.
-        name: of the run.
-        start_seconds: from its start to its first step.
-        seed: of the choice among several processes.
+        trial: its uninterrupted run must exist.
+        name: name of the run.
+        start_seconds: time from its start to its first step.
+        seed: for the choice among several processes.
     """
 
     def __init__(self, trial: Trial, name: str, start_seconds: float, seed: int) -> None:
@@ -104,14 +104,14 @@ class MortalRun:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of its checkpoints."""
+        """The checkpoint folder of the run."""
         return self.trial.folder / self.name / "checkpoints"
 
     def suffer(self, death: Death) -> str | None:
-        """Let the run die; say what died, when, and what was found; None if it ended before that.
+        """Kill the run; return what died, when, and the findings; None if the run ended before that.
 
         Raises:
-            TrialFailed: it failed on its own, or did not get over the death as it should.
+            TrialFailed: the run failed by itself, or did not recover from the death.
         """
         process = self._process or self._start()
         try:
@@ -132,7 +132,7 @@ class MortalRun:
         """Let the run end.
 
         Raises:
-            TrialFailed: it did not end well.
+            TrialFailed: it failed.
         """
         process = self._process or self._start()
         self.trial.wait(self.name, process)
@@ -152,7 +152,7 @@ class MortalRun:
         return self._process
 
     def _moment_of(self, death: Death, process: subprocess.Popen[bytes]) -> bool:
-        """Wait for the moment, or for the end of the run; return whether it is before a first step."""
+        """Wait for the time of death, or the end of the run; return whether it is before the first step."""
         if death.at_start and self._since == self._started:
             moment = time.time() + death.share * self._start_seconds
             self._wait(process, lambda: time.time() >= moment or bool(self._steps()))
@@ -167,7 +167,7 @@ class MortalRun:
         return False
 
     def _strike(self, death: Death, process: subprocess.Popen[bytes]) -> str | None:
-        """Let it die; say what was found, None where the run was over by then."""
+        """Kill the victim; return the findings, None if the run was already over."""
         if death.victim in (EVERYTHING, WRITING):
             members = family(process)
             stop(members)
@@ -197,11 +197,11 @@ class MortalRun:
             self._ended_well(process)
         newest = self._examine(running=True)
         steps = self._steps()
-        after = f"went on by itself to step {steps[-1]['step']}" if steps else "ended by itself"
+        after = f"continued by itself to step {steps[-1]['step']}" if steps else "ended by itself"
         return f"{named}; the run {after}; newest checkpoint: {newest or 'none'}"
 
     def _one(self, victim: str, process: subprocess.Popen[bytes]) -> psutil.Process | None:
-        """Return a process to kill, as soon as there is one; None where the run ends before."""
+        """Return a process to kill as soon as there is one; None if the run ends first."""
         found: list[psutil.Process] = []
 
         def there() -> bool:
@@ -212,7 +212,7 @@ class MortalRun:
         return self._chance.choice(found) if found else None
 
     def _ends_by_itself(self, process: subprocess.Popen[bytes]) -> str | None:
-        """Wait for the end that follows a rank's death; None where the run needed it no more."""
+        """Wait for the end of the run after a rank's death; None if the run no longer needed the rank."""
         try:
             code = process.wait(RECOVERY_SECONDS)
         except subprocess.TimeoutExpired:
@@ -234,7 +234,7 @@ class MortalRun:
         return f"exit code {code}, its checkpoint named, {left} processes left; {self._dead()}"
 
     def _write_stacks(self) -> None:
-        """Leave the stacks of a run that hangs in its folder."""
+        """Write the stacks of a hanging run to its folder."""
         for process in marked(self._mark):
             with suppress(psutil.Error, OSError):
                 if folder := process.environ().get(stacks.VARIABLE):
@@ -242,7 +242,7 @@ class MortalRun:
                     return
 
     def _dead(self) -> str:
-        """Look at what a dead run has left; the next `suffer` or `finish` starts it again."""
+        """Check the files of a dead run; the next `suffer` or `finish` restarts it."""
         self._check_where_it_resumed()
         self._process = None
         newest = self._newest()
@@ -251,7 +251,7 @@ class MortalRun:
         lost = max(0, recorded - saved)
         self.toll.lost = max(self.toll.lost, lost)
         if lost > self.trial.save_steps:
-            self.toll.wrong.append(f"step {recorded} was recorded and the newest checkpoint is of step {saved}")
+            self.toll.wrong.append(f"step {recorded} was recorded, but the newest checkpoint is of step {saved}")
         self._resumes_from = saved or None
         name = self._examine(running=False)
         return f"last step {recorded}, newest checkpoint: {name or 'none'}"
@@ -267,7 +267,7 @@ class MortalRun:
                 verify(one.path)
             except (NotWhole, OSError) as reason:
                 if running and not (one.path / MANIFEST).exists():
-                    continue  # it was deleted meanwhile, to make room for newer ones
+                    continue  # it was rotated out meanwhile
                 self.toll.wrong.append(f"checkpoint {one.path.name}: {reason}")
             self.toll.checkpoints += 1
         return found[0].path.name if found else None
@@ -275,11 +275,11 @@ class MortalRun:
     def _check_where_it_resumed(self) -> None:
         rows = [row for row in self._rows() if row["kind"] == "resume" and row["time"] > self._started]
         if not rows and not self.trial.steps(self.name, self._started):
-            return  # it did not get so far
+            return  # it did not get that far
         resumed = rows[-1]["step"] if rows else None
         if resumed != self._resumes_from:
             self.toll.wrong.append(
-                f"it went on from step {resumed}; the newest checkpoint was of step {self._resumes_from}"
+                f"it resumed from step {resumed}; the newest checkpoint was of step {self._resumes_from}"
             )
 
     def _count_left(self, seconds: float) -> int:
@@ -304,20 +304,20 @@ class MortalRun:
         limit: float = float("inf"),
         seconds: float = POLL_SECONDS,
     ) -> None:
-        """Return when the condition holds, or the run has ended.
+        """Return when the condition holds or the run has ended.
 
         Raises:
-            TrialFailed: neither within `limit` seconds.
+            TrialFailed: neither happens within `limit` seconds.
         """
         end = time.monotonic() + limit
         while process.poll() is None and not condition():
             if time.monotonic() > end:
                 self._write_stacks()
-                raise TrialFailed(self.trial.last_words(self.name, f"did nothing for {limit:g} s after a death"))
+                raise TrialFailed(self.trial.last_words(self.name, f"made no progress for {limit:g} s after a death"))
             time.sleep(seconds)
 
     def _writes(self) -> bool:
-        """Whether a checkpoint is being written; what an earlier death left of one does not count."""
+        """Whether a checkpoint is being written; leftovers of an earlier death do not count."""
         try:
             staged = [entry for entry in os.scandir(self.checkpoints) if entry.name.startswith(STAGING)]
             return any(entry.stat().st_mtime > self._started for entry in staged)

@@ -1,4 +1,4 @@
-"""Does a configuration give the same result twice, and the same after deaths? Tried on a few of its steps."""
+"""Does a configuration give the same result twice, and after deaths? Tested on a few of its steps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from openrlhf_ktae.selftest.trial import AGAIN, KILLED, STRAIGHT, Trial
 def try_resume(
     trial: Trial, kills: int, seed: int, say: Callable[[str], None], victims: Sequence[str] = (EVERYTHING,)
 ) -> list[str]:
-    """Run straight, run again, and run with `kills` deaths at random moments; return what is not as it should be.
+    """Run twice without faults, and once with `kills` deaths at random moments; return faults and differences.
 
     Raises:
-        TrialFailed: a run failed on its own.
+        TrialFailed: a run failed by itself.
     """
-    say("one run without a break")
+    say("one uninterrupted run")
     started = time.time()
     trial.finish(STRAIGHT)
     start_seconds = trial.steps(STRAIGHT)[0]["time"] - started

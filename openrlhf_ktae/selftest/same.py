@@ -1,4 +1,4 @@
-"""Did two runs do the same? Their records row by row, timings aside, and their models weight by weight."""
+"""Are two runs equal? Compares their records row by row, except timings, and their models weight by weight."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMPARED = ("step", "eval")
 
 
 def is_timing(name: str) -> bool:
-    """Whether a figure of the record says how long something took."""
+    """Whether a figure of the record is a duration or a time."""
     return name.startswith(TIMINGS) or name.endswith(TIMING_ENDS)
 
 
@@ -27,7 +27,7 @@ def figures(directory: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def first_difference(one: str | Path, other: str | Path) -> str | None:
-    """Return where the records of two runs differ first, with both values; None if they are equal."""
+    """Return the first difference between the records of two runs, with both values; None if they are equal."""
     for left, right in zip_longest(figures(one), figures(other)):
         if left is None or right is None:
             row, missing = (left or right), (one if left is None else other)

@@ -1,4 +1,4 @@
-"""The runs of a trial: a configuration on a few of its steps, in a folder of their own, and what differs."""
+"""The runs of a trial: a configuration on a few of its steps, in a separate folder, and their differences."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from openrlhf_ktae.selftest.same import first_difference, first_different_weight
 
 TRAIN = "openrlhf_ktae.cli.train_ppo_ray"
 LOG = "train.log"
-EPISODES = 2  # so that the end of one is among the steps
-ENGINE_RESTARTS = 100  # as many as there are deaths
+EPISODES = 2  # so that the steps include the end of an episode
+ENGINE_RESTARTS = 100  # more than there are deaths
 STRAIGHT, AGAIN, KILLED = "straight", "again", "killed"
 
 
 class TrialFailed(RuntimeError):
-    """A run of the trial ended on its own where it should not have; the message has its last words."""
+    """A run of the trial ended unexpectedly; the message has its last output."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The runs of one trial: below `folder`, with the user's `words`, over `prompts` prompts in two episodes."""
+    """The runs of one trial: in `folder`, with the user's arguments `words`, over `prompts` prompts in two episodes."""
 
     words: Sequence[str]
     folder: Path
@@ -38,7 +38,7 @@ class Trial:
     save_steps: int = 1
 
     def command(self, name: str, resume: str) -> list[str]:
-        """Return the command of one run; the user's words come first, so that ours win."""
+        """Return the command of one run; the user's arguments come first, so that ours win."""
         ours = {
             "run.dir": str(self.folder / name),
             "ckpt.output_dir": str(self.folder / name / "model"),
@@ -59,7 +59,7 @@ class Trial:
         return [sys.executable, "-m", TRAIN, *self.words, *(f"--{option}={value}" for option, value in ours.items())]
 
     def start(self, name: str, resume: str = "never", mark: str = "") -> subprocess.Popen[bytes]:
-        """Start one run in a session of its own; every process of it carries `mark` in its environment."""
+        """Start one run in its own session; all its processes have `mark` in their environment."""
         directory = self.folder / name
         directory.mkdir(parents=True, exist_ok=True)
         with self.log(name).open("ab") as log:
@@ -75,15 +75,15 @@ class Trial:
         """Run to the end.
 
         Raises:
-            TrialFailed: it did not end well.
+            TrialFailed: the run failed.
         """
         self.wait(name, self.start(name, resume))
 
     def wait(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        """Wait for the end of a run that was started.
+        """Wait for the end of a started run.
 
         Raises:
-            TrialFailed: it did not end well.
+            TrialFailed: the run failed.
         """
         try:
             code = process.wait()
@@ -94,21 +94,21 @@ class Trial:
             raise TrialFailed(self.last_words(name, f"ended with exit code {code}"))
 
     def steps(self, name: str, since: float = 0.0) -> list[dict[str, Any]]:
-        """Return the steps in the record of a run, of those that were made after a moment."""
+        """Return the steps in the record of a run that were recorded after the time `since`."""
         rows = read_record(self.folder / name)
         return [row for row in rows if row["kind"] == "step" and row["time"] > since]
 
     def log(self, name: str) -> Path:
-        """Return the file of what a run printed."""
+        """Return the log file of a run."""
         return self.folder / name / LOG
 
     def last_words(self, name: str, what: str) -> str:
-        """Return what a run printed last."""
+        """Return a message with the last lines that a run printed."""
         log = self.log(name)
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
         return "\n".join([f"the run {name} {what}; {log}:", *lines])
 
     def difference(self, name: str) -> str | None:
-        """Return where a run differs from the straight one first, in its record or in its final weights."""
+        """Return a run's first difference from the uninterrupted run, in its record or its final weights."""
         straight, other = self.folder / STRAIGHT, self.folder / name
         return first_difference(straight, other) or first_different_weight(straight / "model", other / "model")

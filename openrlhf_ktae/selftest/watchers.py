@@ -1,13 +1,13 @@
-"""Classes that measure a run from inside, and engines that die on order: `watched_run` puts them over a backend's own.
+"""Classes that instrument a run, and engines that die on demand: `watched_run` wraps a backend's own classes.
 
 They append rows to `watched.jsonl` of the run:
 
 `{"kind": "weights", "equal": true, "parameters": 26, "different": []}`: engine and trainer after a synchronisation
 `{"kind": "log_probs", "mean": 0.004, "largest": 0.1, "tokens": 900}`: |engine - trainer| in a micro-batch
-`{"kind": "memory", "phase": "training", "bytes": ...}`: on one device at its peak; on a CPU, of rank 0's process
-`{"kind": "death", "moment": "generating", "time": ...}`: an engine's core was killed, as the file `die` asked for
+`{"kind": "memory", "phase": "training", "bytes": ...}`: peak on one device; on a CPU, of rank 0's process
+`{"kind": "death", "moment": "generating", "time": ...}`: an engine's core was killed, as requested by the file `die`
 
-Imported by vLLM's processes, too, so heavy imports stay inside functions.
+vLLM's processes import this too, so heavy imports stay inside functions.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ GENERATING, ASLEEP, SYNCHRONISING = "generating", "asleep", "synchronising"
 MOMENTS = (GENERATING, ASLEEP, SYNCHRONISING)
 CORE = "VLLM::EngineCor"
 GENERATING_SECONDS = 0.05  # into a generation; 64 rollouts of a tiny model take 0.2 s on a CPU
-MIDDLE_CALL = 3  # of a synchronisation that sends a parameter a call
+MIDDLE_CALL = 3  # of a synchronisation that sends one parameter per call
 MERGED = ((re.compile(r"\.[qkv]_proj\."), ".qkv_proj."), (re.compile(r"\.(gate|up)_proj\."), ".gate_up_proj."))
-"""Parameters of a dense decoder that vLLM keeps in one."""
-SAME = 1e-9  # relative: the same numbers summed in another order, in float64
+"""Parameters of a dense decoder that vLLM fuses."""
+SAME = 1e-9  # relative: the same numbers summed in a different order, in float64
 
 Sums = dict[str, tuple[float, float]]
-"""Of each parameter, by the engine's name: the sum of its values, and of their absolute values."""
+"""For each parameter, by the engine's name: the sum of its values, and of their absolute values."""
 
 
 def note(kind: str, **figures: Any) -> None:
-    """Append one row to the record of what was watched."""
+    """Append one row to `watched.jsonl`."""
     with (Path(os.environ[VARIABLE]) / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"kind": kind, **figures}) + "\n")
 
@@ -70,7 +70,7 @@ def _add(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, f
 
 
 def worker_sums(worker: Any) -> dict[str, tuple[float, float, bool]]:
-    """Return sums of each parameter of one of vLLM's workers, and whether tensor parallelism divides it."""
+    """Return sums of each parameter of a vLLM worker, and whether tensor parallelism shards it."""
     found = {}
     for name, parameter in worker.model_runner.model.named_parameters():
         axes = (getattr(parameter, "output_dim", None), getattr(parameter, "input_dim", None))
@@ -79,7 +79,7 @@ def worker_sums(worker: Any) -> dict[str, tuple[float, float, bool]]:
 
 
 def engine_sums(workers: Sequence[Mapping[str, Sequence[Any]]]) -> Sums:
-    """Return the sums of an engine from those of its workers: divided parameters are added, others taken once."""
+    """Combine the sums of an engine's workers: sharded parameters are added, others taken once."""
     first, *others = workers
     sums: Sums = {}
     for name, (total, absolute, divided) in first.items():
@@ -103,7 +103,7 @@ def trainer_sums(model: Any, sharded: bool, rank: int) -> Sums:
 
 
 def different(trainer: Sums, engine: Sums) -> list[str]:
-    """Return the names of parameters whose sums differ, or that one of the two does not have."""
+    """Return the names of parameters whose sums differ, or that only one side has."""
 
     def differs(name: str) -> bool:
         if name not in trainer or name not in engine:
@@ -115,13 +115,13 @@ def different(trainer: Sums, engine: Sums) -> list[str]:
 
 
 def resident(name: str) -> int:
-    """Return bytes of `VmRSS` or `VmHWM` of this process."""
+    """Return `VmRSS` or `VmHWM` of this process, in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
 
 def device_used(worker: Any) -> int:
-    """Return the bytes that all processes use on the device of one of vLLM's workers."""
+    """Return the bytes that all processes together use on the device of a vLLM worker."""
     import torch
 
     free, total = torch.cuda.mem_get_info()
@@ -129,23 +129,23 @@ def device_used(worker: Any) -> int:
 
 
 class Memory:
-    """Peaks of the phases of this process."""
+    """Peak memory of the phases of this process."""
 
-    before = 0  # on a CPU: what was resident before the model was loaded
+    before = 0  # on a CPU: resident bytes before the model was loaded
 
     @classmethod
     @contextmanager
     def of(cls, phase: str) -> Iterator[None]:
-        """Note the peak of what runs inside.
+        """Note the peak memory of the block.
 
-        On a GPU that is what all processes use on the device, with the most that torch has reserved in this one.
+        On a GPU this is the usage of all processes on the device, with torch's peak reservation in this process.
         """
         import torch
 
         if on_cpu():
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current resident size
         else:
-            torch.cuda.empty_cache()  # what the phase before has left
+            torch.cuda.empty_cache()  # left over from the previous phase
             torch.cuda.reset_peak_memory_stats()
         yield
         if on_cpu():
@@ -157,7 +157,7 @@ class Memory:
 
 
 class WatchedUpdates:
-    """Mixin before an update loop."""
+    """Mixin for an update loop, placed before it."""
 
     def ppo_train(self, *args: Any, **kwargs: Any) -> Any:
         """Update; note the memory."""
@@ -165,7 +165,7 @@ class WatchedUpdates:
             return super().ppo_train(*args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, experience: Any, *args: Any, **kwargs: Any) -> Any:
-        """Take a micro-batch; note how far the engine's log-probabilities are from the trainer's."""
+        """Train on a micro-batch; note how much the engine's log-probabilities differ from the trainer's."""
         if experience.rollout_log_probs is not None:
             gaps = (experience.rollout_log_probs - experience.action_log_probs).float().abs()
             gaps = gaps[experience.action_mask.bool()]
@@ -190,34 +190,34 @@ class WatchedUpdates:
 
 
 class WatchedActor:
-    """Mixin before a policy actor."""
+    """Mixin for a policy actor, placed before it."""
 
     def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Load; what is resident before does not count."""
+        """Load the model; memory resident before does not count."""
         if on_cpu():
             Memory.before = resident("VmRSS")
         super().init_model_from_pretrained(*args, **kwargs)  # type: ignore[misc]
 
 
 class WatchedEngine:
-    """Mixin before an engine."""
+    """Mixin for an engine, placed before it."""
 
     llm: Any
     _sent = 0  # calls since the last generation
 
     async def weight_sums(self) -> Sums:
-        """Return the sums of the weights that the engine generates with."""
+        """Return the sums of the engine's current weights."""
         return engine_sums(await self.llm.collective_rpc(worker_sums))
 
     async def generate_responses(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate; die on the way if that is asked for."""
+        """Generate; die midway if requested."""
         self._sent = 0
         if self._ordered(GENERATING):
             asyncio.get_running_loop().call_later(GENERATING_SECONDS, self._die, GENERATING)
         return await super().generate_responses(*args, **kwargs)  # type: ignore[misc]
 
     async def sleep(self, *args: Any, **kwargs: Any) -> None:
-        """Sleep; note the memory before, and die afterwards if that is asked for."""
+        """Sleep; note the memory before, and die afterwards if requested."""
         used = await self.llm.collective_rpc(device_used)
         note("memory", phase="generation", bytes=max(used))
         await super().sleep(*args, **kwargs)  # type: ignore[misc]
@@ -235,7 +235,7 @@ class WatchedEngine:
         return await super().update_weight_cuda_ipc(*args, **kwargs)  # type: ignore[misc]
 
     async def update_weights_in_bucket(self, *args: Any, **kwargs: Any) -> Any:
-        """Receive a bucket of parameters on a CPU; a tiny model is one."""
+        """Receive a bucket of parameters on a CPU; a tiny model fits in one."""
         self._receive(1)
         return await super().update_weights_in_bucket(*args, **kwargs)  # type: ignore[misc]
 
@@ -245,9 +245,9 @@ class WatchedEngine:
             self._die(SYNCHRONISING)
 
     def _ordered(self, moment: str) -> bool:
-        """Whether a death is asked for at this moment; it is answered once."""
+        """Whether a death is requested in this phase; each request is used once."""
         order = Path(os.environ[VARIABLE]) / ORDER_FILE
-        with suppress(OSError):  # there is none, or another engine took it
+        with suppress(OSError):  # no request, or another engine took it
             if order.read_text() == moment:
                 order.rename(f"{order}.{moment}")
                 return True

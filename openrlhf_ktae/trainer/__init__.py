@@ -1,1 +1,1 @@
-"""Overrides of the host's trainer, laid out as `openrlhf.trainer` is: one override a file, `super()` for the rest."""
+"""Overrides of the host's trainer, laid out like `openrlhf.trainer`: one override per file, `super()` for the rest."""

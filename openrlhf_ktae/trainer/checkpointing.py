@@ -1,7 +1,7 @@
-"""Departure from the host: a checkpoint is one folder, whole or not there, with all that the next step depends on.
+"""Departure from the host: a checkpoint is one folder, written atomically, with everything the next step depends on.
 
-The host's own saving writes its part through `super()`; it is led into a staging folder, to which the trainer adds
-what the host forgets, and which is renamed when everything is on the disk (`openrlhf_ktae.checkpoint`).
+The host saves its part through `super()`, redirected into a staging folder. The trainer adds the state that the host
+does not save. The folder is renamed once everything is on disk (`openrlhf_ktae.checkpoint`).
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ logger = init_logger(__name__)
 
 GIB = 2**30
 NO_METRIC = "none"
-# In errors of torch and safetensors that mean that a write failed, unlike a model that transformers refuses to save.
+# Texts in errors of torch and safetensors for a failed write, unlike a model that transformers refuses to save.
 WRITING = re.compile(r"No space|I/O error|PytorchStreamWriter|inline_container|iostream error", re.IGNORECASE)
 LOADER = "data_loader_state_dict"  # the host's key for its position in the data
 
 
 class CheckpointFailed(TrainingStopped):
-    """A checkpoint could not be written and `--ckpt.on_failure stop` was asked for."""
+    """A checkpoint could not be written, and `--ckpt.on_failure stop` is set."""
 
 
 @contextmanager
 def saving_every(args: SimpleNamespace, steps: float) -> Iterator[None]:
-    """Let the host save every so many steps for a while, infinity for never."""
+    """Make the host save every `steps` steps temporarily; infinity means never."""
     before = args.ckpt.save_steps
     args.ckpt.save_steps = steps
     try:
@@ -58,7 +58,7 @@ def saving_every(args: SimpleNamespace, steps: float) -> Iterator[None]:
 
 @contextmanager
 def checkpoints_at(args: SimpleNamespace, path: str | Path | None) -> Iterator[None]:
-    """Let the host read or write its checkpoints at `path` for a while; None leaves it where it is."""
+    """Make the host read or write its checkpoints at `path` temporarily; None changes nothing."""
     before = args.ckpt.path
     args.ckpt.path = str(path) if path else before
     try:
@@ -68,12 +68,12 @@ def checkpoints_at(args: SimpleNamespace, path: str | Path | None) -> Iterator[N
 
 
 def saves_weights(args: SimpleNamespace) -> bool:
-    """Whether a checkpoint would hold the model, to go on from or as an export; without it none is written."""
+    """Whether a checkpoint would contain the model, to resume from or as an export; otherwise none is written."""
     return bool(args.ckpt.save_hf or not args.ckpt.disable_ds)
 
 
 class CheckpointingTrainer:
-    """Mixin before a host trainer class, and before the mixins whose `training_state` it saves."""
+    """Mixin for a trainer; saves the `training_state` that the mixins before it extend."""
 
     args: Any
     kl_ctl: Any
@@ -87,10 +87,10 @@ class CheckpointingTrainer:
     _undeleted: frozenset[str] = frozenset()
     _resumed_random: dict[str, Any] | None = None
     resumed_states: dict[str, Any] | None = None
-    """The host's states of the checkpoint that the run goes on from, as they were saved."""
+    """The host's states from the checkpoint that the run resumes from, as saved."""
 
     def training_state(self) -> dict[str, Any]:
-        """Return what the next step depends on in this process, as plain containers and tensors."""
+        """Return this process's state that the next step depends on, as plain containers and tensors."""
         return {
             "kl_coefficient": float(self.kl_ctl.value),
             "shuffle": self.experience_maker.random_state(),
@@ -98,10 +98,10 @@ class CheckpointingTrainer:
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Go on from `training_state`; random states are set when the first step begins, not to be used up before.
+        """Restore `training_state`; random states are set when the first step begins, so that nothing draws before.
 
-        The KL coefficient is what an adaptive controller has come to, unless another start was asked for; a fixed one
-        has the option's value.
+        An adaptive KL controller resumes with its saved coefficient, unless a changed initial value was accepted; a
+        fixed one uses the option's value.
         """
         options, anew = self.args.algo.kl, "algo.kl.init_coef" in self.args.run.accepted_changes
         self.kl_ctl.value = state["kl_coefficient"] if options.target and not anew else options.init_coef
@@ -109,7 +109,7 @@ class CheckpointingTrainer:
         self._resumed_random = state["random"]
 
     def init_checkpoint_states(self) -> dict[str, Any]:
-        """Return the host's states of the checkpoint that the command chose; load the rest of it."""
+        """Return the host's states of the checkpoint chosen by the command; load the rest of it."""
         source = self.args.run.resume_from
         with checkpoints_at(self.args, source):
             states = super().init_checkpoint_states()  # type: ignore[misc]
@@ -127,25 +127,25 @@ class CheckpointingTrainer:
         states[LOADER] = {"loader": states[LOADER], POSITION: position}
         self.resumed_states = dict(states)
         if position["ended"]:
-            states["episode"] += 1  # it was written after the last step of an episode, which is not played again
+            states["episode"] += 1  # saved after the last step of an episode, which must not be repeated
         return states
 
     def restore_best_checkpoint_state(self, checkpoint_states: dict[str, Any]) -> None:
-        """Go on from the best evaluation as the host does, unless `--ckpt.best_metric_key` now names another figure."""
+        """Restore the best evaluation as the host does, unless `--ckpt.best_metric_key` now names another metric."""
         key = self.args.ckpt.best_metric_key
         if key and checkpoint_states and checkpoint_states.get("best_eval_metric_key") not in (None, "", key):
             checkpoint_states = {name: value for name, value in checkpoint_states.items() if "eval_metric" not in name}
         super().restore_best_checkpoint_state(checkpoint_states)  # type: ignore[misc]
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
-        """Train as the host does; in the first step after a checkpoint, with its random states."""
+        """Train as the host does; the first step after a resume starts with the checkpoint's random states."""
         state, self._resumed_random = self._resumed_random, None
         if state:
             restore_random_state(state)
         return super().train_step(rollout_samples, global_step)  # type: ignore[misc]
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
-        """Log and save as the host does, into one folder that appears when it is whole."""
+        """Log and save as the host does, into one folder that appears once it is complete."""
         save = super().save_logs_and_checkpoints  # type: ignore[misc]
         if global_step % self.args.ckpt.save_steps:
             save(global_step, logs_dict, client_states)
@@ -170,15 +170,15 @@ class CheckpointingTrainer:
         before = self.best_eval_metric_value
         tag = f"{BEST}global_step{global_step}"
         if not self._save(tag, client_states, lambda states: save(eval_metrics, global_step, states)):
-            self.best_eval_metric_value = before  # the best is one that is there
+            self.best_eval_metric_value = before  # the best one must exist
 
     def _improves(self, eval_metrics: Any) -> bool:
-        """Whether the host is about to save; asking for the key settles it, as the host does itself."""
+        """Whether the host is about to save; detecting the metric key also sets it, as in the host."""
         key = self._detect_eval_metric_key(eval_metrics) if eval_metrics else None  # type: ignore[attr-defined]
         return key is not None and eval_metrics[key] > self.best_eval_metric_value
 
     def _save(self, tag: str, client_states: Any, save: Callable[[dict[str, Any]], None]) -> bool:
-        """Let `save` write below a staging folder, add this process's state; return whether it became a checkpoint."""
+        """Let `save` write into a staging folder, add this process's state; return whether it was committed."""
         root = self.args.ckpt.path
         states = dict(client_states or {})
         position = states.get(LOADER) or {}
@@ -194,7 +194,7 @@ class CheckpointingTrainer:
             self.record.sync()
             commit(root, tag, states.get("global_step", 0), self.args.run.about, self._files_seen(tag))
         except (OSError, RuntimeError, RayTaskError) as error:
-            if died(error):  # of a rank that is gone the others say that a connection is closed
+            if died(error):  # after a rank dies, the others report a closed connection
                 raise
             self._failed(tag, error)
             return False
@@ -207,7 +207,7 @@ class CheckpointingTrainer:
         return ray.get([ref for group in groups for ref in group.async_run_method("files_seen", tag)])
 
     def _rotate(self, root: Path) -> None:
-        """Delete old checkpoints; what cannot be deleted is noted once, and in no later one's way."""
+        """Delete old checkpoints; one that cannot be deleted is noted once and does not block later ones."""
         try:
             for name in rotate(root, self.args.ckpt.max_num, self.args.ckpt.max_mem * GIB):
                 logger.info(f"deleted checkpoint {name}")
@@ -217,7 +217,7 @@ class CheckpointingTrainer:
             return
         if left:
             self._undeleted = self._undeleted | left
-            self.record.note(f"--ckpt.path {root}: {', '.join(sorted(left))} cannot be deleted; do so by hand")
+            self.record.note(f"--ckpt.path {root}: {', '.join(sorted(left))} cannot be deleted; delete them by hand")
 
     def _only_log(self, save: Callable[..., None], *what: Any) -> None:
         with saving_every(self.args, math.inf):
@@ -237,7 +237,7 @@ class CheckpointingTrainer:
         return True
 
     def _failed(self, tag: str, error: Exception) -> None:
-        """Say that there is no new checkpoint, and go on or stop as `--ckpt.on_failure` says.
+        """Note that there is no new checkpoint, and continue or stop as `--ckpt.on_failure` says.
 
         Raises:
             CheckpointFailed: with `stop`.
@@ -246,13 +246,13 @@ class CheckpointingTrainer:
         explained = isinstance(cause, (DiskFull, Unseen))
         what = str(cause) if explained else f"{type(cause).__name__}: {cause}"
         if tag and not explained:
-            with suppress(OSError):  # torch's own message does not tell that a disk is full
+            with suppress(OSError):  # torch's own message does not mention a full disk
                 if isinstance(cause, OSError) or WRITING.search(str(cause)):
                     left = in_units(shutil.disk_usage(self.args.ckpt.path).free)
-                    what = f"the disk had {left} left when writing failed, {what}"
+                    what = f"the disk had {left} free when the write failed, {what}"
         if tag:
             abandon(self.args.ckpt.path, tag)
-        text = f"no checkpoint {tag}".rstrip() + f": {' '.join(what.split())[:400]}; the last whole one stays"
+        text = f"no checkpoint {tag}".rstrip() + f": {' '.join(what.split())[:400]}; the last complete one is kept"
         self.record.note(text)
         if self.args.ckpt.on_failure == "stop":
             raise CheckpointFailed(f"{text} (--ckpt.on_failure stop)") from error

@@ -1,4 +1,4 @@
-"""Signs that a policy collapses, from the figures of a step, and what a run does about them."""
+"""Signs of policy collapse in a step's metrics, and the run's response to them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from openrlhf_ktae.trainer.nonfinite import FAULTS_STATE
 from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import FAILED
 
 REPETITION = "faults/repetition"
-SPREAD = "group_reward_std"  # the host's figure: standard deviation of the rewards of a group, mean over groups
+SPREAD = "group_reward_std"  # the host's metric: standard deviation of the rewards in a group, mean over groups
 IDLE_STEPS = 2
-ROWS_AT_ONCE = 64  # rollouts whose tokens are copied together; the next ones take the same memory, in the cache
-NGRAM = 4  # tokens; a shorter one repeats in ordinary text
+ROWS_AT_ONCE = 64  # rollouts copied at a time; the buffer is reused and stays in the cache
+NGRAM = 4  # tokens; shorter n-grams repeat in ordinary text
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One figure of a step and its limit."""
+    """One metric of a step and its limit."""
 
     option: str
     metrics: tuple[str, ...]
-    """Names of the figure; the first that a step has counts."""
+    """Names of the metric; the first one that a step has is used."""
     beyond: Callable[[float, float], bool]
     word: str
 
@@ -52,7 +52,7 @@ RULES = (
 
 
 class CollapseWatch:
-    """Counts, for each rule, the steps in a row beyond its limit."""
+    """Counts, for each rule, the consecutive steps beyond its limit."""
 
     def __init__(self, config: FaultsConfig) -> None:
         self._config = config
@@ -64,11 +64,11 @@ class CollapseWatch:
         return dict(self._beyond)
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on from `state`; rules that are new since then count from 0."""
+        """Restore `state`; rules added since then count from 0."""
         self._beyond.update({option: count for option, count in state.items() if option in self._beyond})
 
     def breaches(self, metrics: Mapping[str, Any]) -> list[str]:
-        """Return a sentence for each rule whose patience ends with this step; it counts from 0 again then."""
+        """Return a sentence for each rule whose patience runs out in this step; its count restarts at 0."""
         found = []
         for rule in self._rules:
             name = next((name for name in rule.metrics if metrics.get(name) is not None), None)
@@ -86,26 +86,26 @@ class CollapseWatch:
 
 
 class IdleWatch:
-    """Counts steps in a row in which the rewards of no group differ: every advantage is 0, nothing is learned."""
+    """Counts consecutive steps in which every group has equal rewards: all advantages are 0, nothing is learned."""
 
     def __init__(self) -> None:
         self._idle = 0
 
     def note(self, metrics: Mapping[str, Any]) -> str | None:
-        """Return a sentence after the second such step, once until a step is another."""
+        """Return a sentence after the second such step, only once per streak."""
         if metrics.get(SPREAD) is None:
             return None
         self._idle = self._idle + 1 if float(metrics[SPREAD]) == 0 else 0
         if self._idle != IDLE_STEPS:
             return None
         return (
-            f"nothing was learned in the last {IDLE_STEPS} steps: the rewards of no group differ. Look at the reward, "
-            "or at how hard the problems are (--algo.dynamic_filtering_enable trains on groups that differ or stops)"
+            f"nothing was learned in the last {IDLE_STEPS} steps: rewards are equal in every group. Check the reward, "
+            "or how hard the problems are (--algo.dynamic_filtering_enable trains on groups that differ or stops)"
         )
 
 
 class CollapseTrainer:
-    """Mixin that watches each step for a collapse: it notes it, saves a checkpoint or stops, as the options say."""
+    """Mixin that checks each step for a collapse; it notes it, saves a checkpoint or stops, as the options say."""
 
     args: Any
     record: Any
@@ -119,18 +119,18 @@ class CollapseTrainer:
 
     @property
     def idle(self) -> IdleWatch:
-        """Steps in a row that taught nothing."""
+        """Consecutive steps without learning."""
         if not hasattr(self, "_idle"):
             self._idle = IdleWatch()
         return self._idle
 
     def training_state(self) -> dict[str, Any]:
-        """Add the counts to what a checkpoint holds."""
+        """Add the counts to the checkpoint's state."""
         state = super().training_state()  # type: ignore[misc]
         return {**state, FAULTS_STATE: {**state.get(FAULTS_STATE, {}), "collapse": self.collapse.state()}}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Go on from `training_state`."""
+        """Restore `training_state`."""
         super().load_training_state(state)  # type: ignore[misc]
         self.collapse.load_state(state.get(FAULTS_STATE, {}).get("collapse", {}))
 
@@ -144,7 +144,7 @@ class CollapseTrainer:
         return status, step
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
-        """Log and save as the host does, with a checkpoint out of turn where a rule wants one.
+        """Log and save as the host does, with an extra checkpoint if a rule requires one.
 
         Raises:
             TrainingStopped: a collapse stops the run.
@@ -163,12 +163,12 @@ class CollapseTrainer:
 
 
 def repetition(rows: Sequence[torch.Tensor], n: int = NGRAM, masks: Sequence[torch.Tensor] | None = None) -> float:
-    """Return the share of n-grams that were there before in the same response, over all responses.
+    """Return the share of n-grams that occurred earlier in the same response, over all responses.
 
     Args:
         rows: response token ids (T) of each rollout.
-        n: tokens of an n-gram.
-        masks: which of them are the policy's own, (T) each; left out, all.
+        n: tokens per n-gram.
+        masks: true on the policy's own tokens, (T) each; default: all tokens.
     """
     edges_B = np.concatenate([[0], np.cumsum([ids.numel() for ids in rows])]).astype(np.int64)
     blocks = [slice(i, min(i + ROWS_AT_ONCE, len(rows))) for i in range(0, len(rows), ROWS_AT_ONCE)]

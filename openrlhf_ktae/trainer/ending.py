@@ -1,4 +1,4 @@
-"""How training ends early: an order of the driver, or a reason to stop; what is saved is whole either way."""
+"""How training ends early: on the driver's order, or for a reason to stop; saved files are complete either way."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from openrlhf_ktae.trainer.checkpointing import CheckpointFailed, saves_weights,
 
 
 def reason_of(stop: TrainingStopped) -> str:
-    """Return its message, without the stack that Ray adds to one of another process."""
+    """Return the message of `stop`, without the stack that Ray adds to errors of other processes."""
     return str(getattr(stop, "cause", stop))
 
 
 class EndingTrainer:
-    """Mixin that ends training when the driver asks for it, after the step under way and its checkpoint."""
+    """Mixin that ends training when the driver asks for it, after the current step and its checkpoint."""
 
     args: Any
     record: Any
     actor_model_group: Any
     critic_model_group: Any
     saved_step = 0
-    """The newest step with a whole checkpoint; whoever writes one sets it."""
+    """The newest step with a complete checkpoint; set by the code that writes it."""
     _last: tuple[int, Any, Any] | None = None
-    """The last step of this process, the host's states after it and the random states."""
+    """The last step of this process, and the host's states and random states after it."""
     _has_stopped = False
 
     @property
@@ -47,22 +47,22 @@ class EndingTrainer:
         """Train as the host does.
 
         Raises:
-            Interrupted: an end was asked for while the rollouts were generated; they are given up.
+            Interrupted: an end was requested while the rollouts were generated; they are discarded.
         """
         if self.end_order.asked:
             self._end()
         return super().train_step(rollout_samples, global_step)  # type: ignore[misc]
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
-        """Log and save as the host does, with a checkpoint out of turn where an end was asked for.
+        """Log and save as the host does, with an extra checkpoint if an end was requested.
 
         Raises:
-            Interrupted: an end was asked for.
+            Interrupted: an end was requested.
         """
         asked = self.end_order.asked
         try:
             self._save_and_log(asked, global_step, logs_dict, client_states)
-        finally:  # a step that stops training is a step all the same
+        finally:  # a step that stops training still counts
             self._last = (global_step, dict(client_states or {}), random_state())
         if asked:
             self._answer(global_step)
@@ -72,10 +72,10 @@ class EndingTrainer:
             super().save_logs_and_checkpoints(step, logs, states)  # type: ignore[misc]
 
     def record_stop(self, reason: str) -> None:
-        """Write why training ended early; a second reason, of the evaluation after it, is a note.
+        """Record why training ended early; a second reason, from the evaluation afterwards, becomes a note.
 
         Raises:
-            UnwrittenStop: the disk has no room for it; the model is saved where it can be.
+            UnwrittenStop: the stop reason could not be written (disk full); the model is saved if possible.
         """
         if self._has_stopped:
             self.record.note(reason)
@@ -84,18 +84,18 @@ class EndingTrainer:
         try:
             self.record.stopped(reason)
         except UnwrittenStop:
-            with suppress(Exception):  # the host would save it after a stop that it does not hear of
+            with suppress(Exception):  # the host would have saved it, but this error ends the run first
                 self._save_model()
             raise
 
     @contextmanager
     def until_asked(self, end: Callable[[], None] | None = None) -> Iterator[None]:
-        """Go on until the driver asks for an end; then save what there is (`end`), and wait to be ended."""
+        """Run the block until the driver asks for an end; then save (`end`), and wait for the driver."""
         try:
             yield
         except Interrupted:
             pass
-        except (GivenUp, RayActorError):  # the second where the host asks engines that are dead for something more
+        except (GivenUp, RayActorError):  # RayActorError if the host still calls engines that are dead
             if not self.end_order.asked:
                 raise
             with suppress(Interrupted):
@@ -105,7 +105,7 @@ class EndingTrainer:
         wait_for_the_driver(self.end_order)
 
     def end_with_the_model(self) -> None:
-        """Save the model, too, as the host's command would: the order came after the last step.
+        """Also save the model, as the host's command would: the order came after the last step.
 
         Raises:
             Interrupted: always.
@@ -130,7 +130,7 @@ class EndingTrainer:
         self._answer(self.record.last_step)
 
     def _save_last(self) -> None:
-        """Save what the last whole step left, unless that is done; rollouts since then change nothing of it."""
+        """Save the state after the last complete step, if not yet saved; rollouts since then do not change it."""
         if self._last is None or self.saved_step == self._last[0]:
             return
         step, states, self._resumed_random = self._last
@@ -145,7 +145,7 @@ class EndingTrainer:
 
 
 def what_is_saved(args: Any, step: int) -> str:
-    """Say what a run that ends early leaves to go on from; `step` is that of its newest checkpoint, 0 for none."""
+    """Say what a run that ends early can be resumed from; `step` is its newest checkpoint's, 0 for none."""
     if not saves_weights(args):
         return "no weights were saved (--ckpt.disable_ds without --ckpt.save_hf)"
     if step:

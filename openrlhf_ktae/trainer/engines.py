@@ -1,9 +1,9 @@
-"""Engines that die: they are started again and get the current weights before they generate.
+"""Engines that die: they are restarted and receive the current weights before they generate.
 
-Ray starts the actor of an engine again; it loads the model that the run began with when the trainer asks for it, and
-generates nothing until it is told that it has the current weights (`RetryingRollouts`). One process sends weights, the
-trainer's: two that called the ranks could do so in different orders, and their collectives would wait for each other.
-Whoever generates in another process asks it to, through the queue that rollouts travel in.
+Ray restarts the actor of an engine. It loads the run's initial model when the trainer asks for it, and generates
+nothing until the trainer confirms that it has the current weights (`RetryingRollouts`). Only the trainer process sends
+weights: two processes could call the ranks in different orders, and their collectives would deadlock. A generator in
+another process requests weights through the rollout queue.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = init_logger(__name__)
 
 
 class EnginesLost(RuntimeError):
-    """An engine died once more than it may, or did not come back."""
+    """Engines died more often than allowed, or one did not come back."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class WeightsWanted:
 
 
 def engine_died(error: BaseException, engines: Sequence[Any] = ()) -> bool:
-    """Whether a process of an engine is gone: Ray's actor, or vLLM's core below it; not where it is given up.
+    """Whether a process of an engine died: Ray's actor, or vLLM's core below it; false once engines are given up.
 
-    With `engines`, an actor that is known to be none of them, such as a rank, is no engine.
+    With `engines`, the death of any other known actor, such as a rank, does not count.
     """
     if of_type(error, (EnginesLost.__name__,)):
         return False
@@ -50,13 +50,12 @@ def engine_died(error: BaseException, engines: Sequence[Any] = ()) -> bool:
 
 
 def have_weights(engines: Sequence[Any]) -> bool:
-    """Return whether every engine has the current weights, when all answer; one that died is started again.
+    """Wait until all engines answer, restarting dead ones; return whether all have the current weights.
 
-    Those that were started again load their model now: call it where the trainer is not in an update, which takes the
-    memory of GPUs that they share.
+    Restarted engines load their model now: do not call this during an update, which uses the memory of shared GPUs.
 
     Raises:
-        EnginesLost: one does not come back.
+        EnginesLost: an engine does not come back.
     """
     try:
         if all(ray.get([engine.answer.remote() for engine in engines])):
@@ -77,11 +76,11 @@ def _brought_back(engine: Any) -> bool:
         except Exception as error:
             if not engine_died(error):
                 raise EnginesLost(f"an engine does not come back: {in_one_line(error)[:400]}") from error
-            ray.kill(engine, no_restart=False)  # its actor lives, its core does not
+            ray.kill(engine, no_restart=False)  # the actor is alive, its core is dead
 
 
 def wait_for_weights(engines: Sequence[Any]) -> None:
-    """Return when every engine has the current weights, whoever sends them."""
+    """Return when every engine has the current weights; another process sends them."""
     while True:
         try:
             if all(ray.get([engine.answer.remote() for engine in engines])):
@@ -93,9 +92,9 @@ def wait_for_weights(engines: Sequence[Any]) -> None:
 
 
 class EngineKeeper(BasePPOTrainer):
-    """The host's base trainer; engines that died are started again before weights are sent, and while they are.
+    """The host's base trainer; dead engines are restarted before and during weight synchronisation.
 
-    It stands behind the host's trainer among the bases, so that a lock or a pause around sending holds for all tries.
+    It follows the host's trainer in the MRO, so that a lock or pause around sending covers all attempts.
     """
 
     record: Any
@@ -104,10 +103,10 @@ class EngineKeeper(BasePPOTrainer):
     """Steps that the weights were trained which are sent next; an asynchronous trainer sets it."""
 
     def broadcast_to_vllm(self) -> None:
-        """Send the weights as the host does, to all engines that there should be.
+        """Send the weights as the host does, to all engines, restarting dead ones.
 
         Raises:
-            EnginesLost: that took more restarts than `--faults.engine_restarts`, or an engine does not come back.
+            EnginesLost: more restarts than `--faults.engine_restarts` are needed, or an engine does not come back.
         """
         if self.vllm_engines is None:  # nothing is sampled
             return
@@ -122,7 +121,7 @@ class EngineKeeper(BasePPOTrainer):
                 super().broadcast_to_vllm()
                 self._sent()
                 return self.record.note(
-                    f"an engine died and was started again with the current weights ({self.engine_restarts} of "
+                    f"an engine died and was restarted with the current weights ({self.engine_restarts} of "
                     f"--faults.engine_restarts {self._limit})"
                 )
             except Exception as error:
@@ -134,8 +133,8 @@ class EngineKeeper(BasePPOTrainer):
         ray.get([engine.take_weights.remote(self.weights_step) for engine in self.vllm_engines])
 
     def send_weights(self, why: str) -> None:
-        """Give all engines the current weights, unless they have them; `why` is what somebody has noticed."""
-        logger.warning(f"an engine died ({why}); it is started again")
+        """Send all engines the current weights, unless they have them; `why` is the observed error."""
+        logger.warning(f"an engine died ({why}); restarting it")
         if not have_weights(self.vllm_engines):
             self.broadcast_to_vllm()
 
@@ -145,22 +144,22 @@ class EngineKeeper(BasePPOTrainer):
 
     def _count(self, fault: Exception | None) -> None:
         if self.engine_restarts >= self._limit:
-            why = f", {in_one_line(fault)[:200]}" if fault else ""  # which Ray would lose on its way
-            raise EnginesLost(f"--faults.engine_restarts {self._limit}: an engine died once more{why}") from fault
+            why = f", {in_one_line(fault)[:200]}" if fault else ""  # Ray drops the cause of an exception
+            raise EnginesLost(f"--faults.engine_restarts {self._limit}: an engine died again{why}") from fault
         self.engine_restarts += 1
 
 
 class AnsweringQueue:
-    """A queue whose `get` answers requests for weights on the way; everything else is the queue's own."""
+    """A queue whose `get` also serves requests for weights; everything else is forwarded to the queue."""
 
     def __init__(self, queue: Any, answer: Callable[[str], None], order: EndOrder) -> None:
         self._queue, self._answer, self._order = queue, answer, order
 
     def get(self, block: bool = True) -> Any:
-        """Return the next item that is no request.
+        """Return the next item that is not a request.
 
         Raises:
-            GivenUp: an end was asked for before one came.
+            GivenUp: an end was requested before an item came.
         """
         while True:
             try:

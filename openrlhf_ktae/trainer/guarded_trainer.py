@@ -1,4 +1,4 @@
-"""The mixins of both trainers in their order: a call goes from the first to the last, then to the host."""
+"""The mixins of both trainers, in order: a call passes from the first to the last, then to the host."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Departure from the host: with LoRA, engines and saved models get merged weights; the base stays as it was loaded.
+"""Departure from the host: with LoRA, engines and saved models get merged weights; the base weights never change.
 
-The host sends what the trained module calls its parameters: with LoRA those are PEFT's names, which no engine knows.
-W + scale * B A is computed by PEFT's own layer, a weight at a time, while its parts are gathered: what
-`merge_and_unload` would make of the saved adapter. LoRA: arXiv 2106.09685.
+The host sends parameters under the trained module's names: with LoRA those are PEFT's names, unknown to engines.
+PEFT's own layer computes W + scale * B A, one weight at a time, while its parts are gathered: the same result as
+`merge_and_unload` on the saved adapter. LoRA: arXiv 2106.09685.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from peft import PeftModel
 from peft.tuners.lora import Embedding, Linear, LoraLayer
 
 ADAPTER = "adapter"
-"""The adapter lies in this folder below the merged model. Beside it, transformers would load the base in its place."""
+"""Subfolder of the merged model for the adapter. In the same folder, transformers would load the base instead."""
 _BASE = "base_layer."
 
 
 class MergedWeight(torch.Tensor):
-    """The weight of a layer and its adapter; `data` is their sum, computed whenever it is asked for.
+    """The weight of a layer plus its adapter; `data` computes the sum on each access.
 
-    DeepSpeed and the host take it for a parameter: where ZeRO-3 has divided it, gathering it gathers its `parts`.
+    DeepSpeed and the host treat it as a parameter: if ZeRO-3 has sharded it, gathering it gathers its `parts`.
     """
 
     parts: list[torch.nn.Parameter]
@@ -36,7 +36,7 @@ class MergedWeight(torch.Tensor):
     def of(cls, layer: Any) -> MergedWeight:
         """Return the weight of one of PEFT's layers."""
         weight: torch.nn.Parameter = layer.get_base_layer().weight
-        # Of models that see images the host sends what is trained: the sum is, though the base is not.
+        # For vision-language models the host sends only trainable parameters: mark the sum as one.
         one: MergedWeight = torch.Tensor._make_subclass(cls, weight.detach(), True)
         one._layer = layer
         one.parts = [weight, *(p for name, p in layer.named_parameters() if not name.startswith(_BASE))]
@@ -47,7 +47,7 @@ class MergedWeight(torch.Tensor):
 
     @property
     def data(self) -> torch.Tensor:  # type: ignore[override]
-        """Return W + scale * B A, of W's shape and dtype; all `parts` must be whole."""
+        """Return W + scale * B A, of W's shape and dtype; all `parts` must be gathered."""
         with torch.no_grad():
             base: torch.Tensor = self.parts[0].data
             weight = base
@@ -56,26 +56,26 @@ class MergedWeight(torch.Tensor):
             return weight
 
     def all_gather(self, param_list: Iterable[Any], **how: Any) -> Any:
-        """Gather the parts of all, as `deepspeed.zero.GatheredParameters` asks its first parameter to."""
+        """Gather the parts of all weights; `deepspeed.zero.GatheredParameters` calls this on its first parameter."""
         parts: list[Any] = parts_of(param_list)
         return parts[0].all_gather(param_list=parts, **how)
 
     def partition(self, param_list: Iterable[Any], **how: Any) -> Any:
-        """Divide the parts again."""
+        """Shard the parts again."""
         parts: list[Any] = parts_of(param_list)
         return parts[0].partition(param_list=parts, **how)
 
 
 def parts_of(weights: Iterable[Any]) -> list[Any]:
-    """Return the parameters that must be whole for `weights` to be read."""
+    """Return the parameters that must be gathered before `weights` can be read."""
     return [part for weight in weights for part in getattr(weight, "parts", [weight])]
 
 
 def model_weights(module: torch.nn.Module) -> dict[str, Any]:
-    """Return the weights of a model by the names that it has without adapters: parameters, or `MergedWeight`s.
+    """Return the weights of a model under their names without adapters: parameters, or `MergedWeight`s.
 
     Raises:
-        NotImplementedError: an adapter is on something else than a linear layer or an embedding, such as all experts.
+        NotImplementedError: an adapter is not on a linear layer or an embedding, but for example on fused experts.
     """
     if not isinstance(module, PeftModel):
         return dict(module.named_parameters())
@@ -95,7 +95,7 @@ def model_weights(module: torch.nn.Module) -> dict[str, Any]:
 
 
 class MergedModule:
-    """A model with adapters, seen as the plain model that it stands for: its weights' names and how it is saved."""
+    """A model with adapters, presented as the plain merged model: names of weights, and saving."""
 
     def __init__(self, module: PeftModel) -> None:
         self._model: Any = module.get_base_model()
@@ -103,17 +103,17 @@ class MergedModule:
         self.config = self._model.config
 
     def named_parameters(self) -> Iterator[tuple[str, Any]]:
-        """Yield what is sent to engines."""
+        """Yield the weights that are sent to engines."""
         yield from self._weights.items()
 
     def saved(self) -> Iterator[tuple[str, Any]]:
-        """Yield what is saved: parameters, and buffers that transformers saves."""
+        """Yield the tensors to save: parameters, and the buffers that transformers saves."""
         yield from self._weights.items()
         names = self._model.state_dict().keys()
         yield from ((name, one) for name, one in self._model.named_buffers() if name in names)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return merged weights and buffers; with ZeRO-3 the host reads the names, and the weights are elsewhere."""
+        """Return merged weights and buffers; with ZeRO-3 the host only reads the names, since weights are sharded."""
         return {name: one if hasattr(one, "ds_id") else one.data for name, one in self.saved()}
 
     def save_pretrained(self, folder: str, **how: Any) -> None:
@@ -122,7 +122,7 @@ class MergedModule:
 
 
 class MergedEngine:
-    """What the host's saving takes for a model in DeepSpeed: `MergedModule`, and its weights gathered on rank 0."""
+    """Stands in for the DeepSpeed engine when the host saves: `MergedModule`, with its weights gathered on rank 0."""
 
     def __init__(self, engine: Any) -> None:
         self.module = MergedModule(engine.module)
@@ -132,7 +132,7 @@ class MergedEngine:
 
 
 class KTAEDeepspeedStrategy(DeepspeedStrategy):
-    """The host's strategy; a model with adapters is saved merged, and its adapter below it."""
+    """The host's strategy; a model with adapters is saved merged, with its adapter in a subfolder."""
 
     def save_model(self, model: Any, tokenizer: Any, output_dir: str, **kwargs: Any) -> None:
         """Save as the host does; every rank takes part in gathering its shards."""
@@ -148,7 +148,7 @@ class KTAEDeepspeedStrategy(DeepspeedStrategy):
 
 
 def gathered(weights: Iterable[tuple[str, Any]]) -> dict[str, torch.Tensor] | None:
-    """Return `weights` whole, in the memory of the host machine; None on ranks above 0, which take part."""
+    """Return the gathered `weights` in CPU memory; None on ranks above 0, which must take part."""
     found = {}
     first = torch.distributed.get_rank() == 0
     for name, weight in weights:

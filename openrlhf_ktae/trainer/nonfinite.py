@@ -1,9 +1,9 @@
-"""Numbers that are not finite must not reach the weights.
+"""Non-finite numbers must not reach the weights.
 
-Two places: scores and advantages in the trainer, before anything is sent to the ranks; losses and gradients on the
+Two checks: scores and advantages in the trainer, before anything is sent to the ranks; losses and gradients on the
 ranks, at the optimizer step. DeepSpeed has the second one built in for fp16 (ZeRO-3) and for fp16 and bf16 (ZeRO-1 and
-2): ranks agree by a reduction, the step is skipped, gradients are dropped and the schedule waits. Here it is
-switched on for every dtype. A loss that is not finite has such gradients, so it needs no check of its own.
+2): ranks agree by a reduction, the step is skipped, gradients are dropped and the schedule does not advance. Here it is
+enabled for every dtype. A non-finite loss has non-finite gradients, so it needs no separate check.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SAVED = (
     *("sequences", "attention_mask", "action_mask", "advantages", "returns", "rewards", "scores"),
     *("action_log_probs", "base_action_log_probs", "rollout_log_probs"),
 )
-MOST_BATCHES = 10  # of a run that skips on and on, the first ones are kept
+MOST_BATCHES = 10  # if a run keeps skipping, only the first ones are kept
 
 
 class NonFiniteBatch(RuntimeError):
@@ -43,9 +43,9 @@ class NonFiniteBatch(RuntimeError):
 
 
 def refuse_nonfinite(experiences: Sequence[Experience]) -> None:
-    """Raise `NonFiniteBatch` where a value of an action token is NaN or infinite.
+    """Raise `NonFiniteBatch` if a value of an action token is NaN or infinite.
 
-    A NaN score is an unknown verdict: its rollout has left the statistics of its group and has advantage 0.
+    A NaN score is allowed, as an unknown verdict: its rollout is excluded from group statistics and has advantage 0.
     """
     for e in experiences:
         if e.scores is not None and e.scores.isinf().any():
@@ -53,19 +53,19 @@ def refuse_nonfinite(experiences: Sequence[Experience]) -> None:
         acted = e.action_mask.bool()
         for name in CHECKED:
             values = getattr(e, name, None)
-            if values is None or values.sum().isfinite():  # the usual batch; a sum is the quickest to look at all
+            if values is None or values.sum().isfinite():  # the usual case; a sum is the fastest check
                 continue
             if name == "action_log_probs" and values.isnan().all():
-                continue  # left out, see `old_log_probs`; gradients tell of a model that makes only NaN
+                continue  # skipped, see `old_log_probs`; a model that only yields NaN shows in the gradients
             if values.shape == acted.shape and not values[acted].isfinite().all():
                 raise NonFiniteBatch(f"{name.replace('_', ' ')} of an action token are not finite", experiences)
 
 
 def skip_nonfinite_updates(optimizer: Any) -> None:
-    """Let a ZeRO optimizer of DeepSpeed look at its gradients before each step, whatever their dtype.
+    """Make a DeepSpeed ZeRO optimizer check its gradients before each step, for every dtype.
 
     Raises:
-        AttributeError: it has no such check, another release of DeepSpeed.
+        AttributeError: the optimizer has no such check (another DeepSpeed release).
     """
     check = optimizer.check_overflow
     if hasattr(optimizer, "check_grad_overflow"):  # ZeRO-1 and 2
@@ -83,9 +83,9 @@ def skip_nonfinite_updates(optimizer: Any) -> None:
 
 
 def save_batch(directory: str | Path, step: int, what: str, experiences: Sequence[Experience]) -> Path | None:
-    """Write the batch for a post-mortem; plain tensors and texts, so that `torch.load(weights_only=True)` reads it.
+    """Save the batch for a post-mortem, as plain tensors and texts that `torch.load(weights_only=True)` can read.
 
-    Returns its path; None where there are enough of them, or no room.
+    Returns its path; None if enough batches are saved, or the write fails.
     """
     folder = Path(directory) / POSTMORTEM
     path = folder / f"step-{step:06d}.pt"
@@ -94,8 +94,8 @@ def save_batch(directory: str | Path, step: int, what: str, experiences: Sequenc
         if len(list(folder.iterdir())) >= MOST_BATCHES:
             return None
         _write_batch(path, step, what, experiences)
-    except (OSError, RuntimeError) as error:  # torch's own error tells of a full disk, too
-        logger.warning(f"the batch of step {step} is not in {path}: {error}")
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        logger.warning(f"the batch of step {step} could not be saved to {path}: {error}")
         with suppress(OSError):
             path.unlink(missing_ok=True)
         return None
@@ -112,7 +112,7 @@ def _write_batch(path: Path, step: int, what: str, experiences: Sequence[Experie
 
 
 class SkippingTrainer:
-    """Mixin that skips an update whose numbers are not finite; the step counts either way."""
+    """Mixin that skips updates with non-finite numbers; the step still counts."""
 
     args: Any
     record: Any
@@ -120,12 +120,12 @@ class SkippingTrainer:
     _skipped_in_a_row = 0
 
     def training_state(self) -> dict[str, Any]:
-        """Add the number of updates skipped in a row to what a checkpoint holds."""
+        """Add the number of consecutive skipped updates to the checkpoint's state."""
         state = super().training_state()  # type: ignore[misc]
         return {**state, FAULTS_STATE: {**state.get(FAULTS_STATE, {}), "skipped": self._skipped_in_a_row}}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Go on from `training_state`."""
+        """Restore `training_state`."""
         super().load_training_state(state)  # type: ignore[misc]
         self._skipped_in_a_row = state.get(FAULTS_STATE, {}).get("skipped", 0)
 
@@ -168,6 +168,6 @@ class SkippingTrainer:
         if 0 < limit <= self._skipped_in_a_row:
             raise TrainingStopped(
                 f"--faults.max_skipped_updates {limit}: {limit} updates in a row were skipped because a loss, "
-                f"gradient, score or advantage is not finite; look at {self.args.run.dir}/postmortem, and try a lower "
+                f"gradient, score or advantage was not finite; look at {self.args.run.dir}/postmortem, and try a lower "
                 "--actor.adam.lr"
             )

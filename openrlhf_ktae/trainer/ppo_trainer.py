@@ -1,4 +1,4 @@
-"""Departure from the host: its synchronous trainer with KTAE's experience maker and evaluations at both ends."""
+"""Departure from the host: its synchronous trainer with KTAE's experience maker, and evaluations before and after."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
     """Single controller of a synchronous run."""
 
     _evaluated: tuple[int, dict[str, float]] = (-1, {})
-    """The step of the last evaluation in this process, and its figures."""
+    """The step of the last evaluation in this process, and its metrics."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
         seed_everything(strategy.args.train.seed)
-        # The host resolves these names as globals of its module when it builds the trainer.
+        # The host looks up these names as module globals when it builds the trainer.
         host.RemoteExperienceMaker = KTAEExperienceMaker
         host.SamplesGenerator = KTAESamplesGenerator
         if strategy.args.train.replay:
@@ -51,7 +51,7 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
         self.experience_maker.note = self.record.note
 
     def fit(self, global_step: int = 0) -> None:
-        """Train as the host does, between two evaluations."""
+        """Train as the host does, with an evaluation before and after."""
         self.hold_trackers()
         self.record_plan(len(self.prompts_dataloader))
         with self._until_stopped(), self.until_asked():
@@ -61,7 +61,7 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
             super().fit(global_step)
         left = self.samples_generator.left_over
         if left:
-            self.record.note(f"{left} rollouts at the end of the data are not trained on: no step can divide so few")
+            self.record.note(f"{left} rollouts at the end of the data are not trained on: too few for a step")
         with self._until_stopped(), self.until_asked(self.end_with_the_model):
             self._evaluate_edge("after", self.record.last_step)
         self.close_trackers()
@@ -71,15 +71,15 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
         try:
             yield
         except TrainingStopped as stop:
-            self.record_stop(reason_of(stop))  # the model as it is gets saved; the command says why and fails
+            self.record_stop(reason_of(stop))  # the current model is saved; the command reports the reason and fails
 
     def broadcast_to_vllm(self) -> None:
-        """Send the weights as the host does; then make up for an evaluation."""
+        """Send the weights as the host does; then catch up on a missed evaluation."""
         super().broadcast_to_vllm()
         self._make_up_for_an_evaluation()
 
     def _make_up_for_an_evaluation(self) -> None:
-        """Evaluate with the weights just sent, where the run ended between a checkpoint and its evaluation."""
+        """Evaluate with the weights just sent if the run ended between a checkpoint and its evaluation."""
         states, self.resumed_states = self.resumed_states, None
         if states is None or self.eval_dataloader is None or Path(self.args.run.resume_from).name.startswith(BEST):
             return
@@ -88,21 +88,21 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
             self.save_best_checkpoint(self.evaluate(step, **self._evaluation_settings()), step, states)
 
     def init_checkpoint_states(self) -> dict[str, Any]:
-        """Return the host's states; dynamic sampling goes on from them."""
+        """Return the host's states; restore dynamic sampling."""
         states = super().init_checkpoint_states()
         if self.sampling_state:
             self.samples_generator.load_sampling_state(**self.sampling_state)
         return states
 
     def evaluate(self, global_step: int, **generate_kwargs: Any) -> dict[str, float]:
-        """Evaluate as the host does; add accuracy and length with their intervals."""
+        """Evaluate as the host does; add accuracy and length with confidence intervals."""
         logs = super().evaluate(global_step, **generate_kwargs)
         self.track_evaluation(global_step, self.samples_generator.last_eval)
         self._evaluated = global_step, {**logs, **self.samples_generator.last_eval}
         return dict(self._evaluated[1])
 
     def _evaluate_edge(self, when: str, global_step: int) -> None:
-        """Evaluate and record it; the last step's own evaluation is not made twice."""
+        """Evaluate and record the result; an evaluation already made at this step is reused."""
         if self.eval_dataloader is None or not self.args.run.eval_edges:
             return
         step, logs = self._evaluated

@@ -1,4 +1,4 @@
-"""What both trainers, synchronous and asynchronous, do beside the host: seeds, KTAE's metrics, the run record."""
+"""Additions to the host shared by the synchronous and asynchronous trainer: seeds, KTAE's metrics, the run record."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ logger = init_logger(__name__)
 
 
 def seed_everything(seed: int) -> None:
-    """Seed this process: the host shuffles prompts here and seeds only the model actors (OpenRLHF#1355)."""
+    """Seed this process: the host shuffles prompts here but seeds only the model actors (OpenRLHF#1355)."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 class Forgiving:
-    """Makes calls of a tracker that give it up at the first error of the disk, with a note."""
+    """Wraps a tracker's methods so that the first disk error disables the tracker, with a note."""
 
     def __init__(self, name: str, note: Callable[[str], None]) -> None:
         self._name, self._note, self._given_up = name, note, False
 
     def __call__(self, call: Callable[..., None]) -> Callable[..., None]:
-        """Return `call`, which does nothing once one of its kind has failed."""
+        """Return `call`, wrapped to do nothing once a call of this tracker has failed."""
 
         def forgiving(*args: Any, **kwargs: Any) -> None:
             if self._given_up:
@@ -42,13 +42,13 @@ class Forgiving:
                 call(*args, **kwargs)
             except OSError as error:
                 self._given_up = True
-                self._note(f"{self._name} gets nothing more of this run: {error}")
+                self._note(f"{self._name} is disabled for the rest of this run: {error}")
 
         return forgiving
 
 
 class RecordingTrainer:
-    """Mixin before a host trainer class: its steps and evaluations go to the run record."""
+    """Mixin for a trainer: its steps and evaluations go to the run record."""
 
     args: Any
     experience_maker: Any
@@ -59,14 +59,14 @@ class RecordingTrainer:
 
     @property
     def record(self) -> RunRecord:
-        """The record of this run, opened when it is first needed."""
+        """The record of this run, opened on first use."""
         if not hasattr(self, "_record"):
             self._record = RunRecord(self.args.run.dir)
         return self._record
 
     @property
     def rollout_recorder(self) -> RolloutRecorder:
-        """The record of rollouts, opened when it is first needed."""
+        """The record of rollouts, opened on first use."""
         if not hasattr(self, "_rollout_recorder"):
             args = self.args
             about = {
@@ -82,18 +82,18 @@ class RecordingTrainer:
         return self._rollout_recorder
 
     def note_all(self, notes: Sequence[str]) -> None:
-        """Write what a person should know."""
+        """Write notes for the user."""
         for note in notes:
             self.record.note(note)
 
     def record_plan(self, prompts: int) -> None:
-        """Write how many steps the data allow, for the progress of the run; filtering can make them fewer."""
+        """Record the number of steps that the data allow, for the progress display; filtering can reduce it."""
         whole, rest = divmod(prompts, self.args.rollout.batch_size)
         last = trainable(rest * self.args.rollout.n_samples_per_prompt, self.args) > 0
         self.record.plan((whole + last) * self.args.train.num_episodes)
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
-        """Add KTAE's metrics to the host's; record the rollouts where this step's are asked for."""
+        """Add KTAE's metrics to the host's; record this step's rollouts if requested."""
         self.experience_maker.keep_credit = self.rollout_recorder.wants(global_step + 1)
         status, step = super().train_step(rollout_samples, global_step)  # type: ignore[misc]
         status.update(self.experience_maker.metrics)
@@ -104,17 +104,17 @@ class RecordingTrainer:
             except OSError as error:
                 self.record.note(f"the rollouts of step {step} are not recorded: {error}")
             if self.rollout_recorder.full:
-                logger.warning("--ktae.record_max_mb is reached: no further rollouts are recorded")
+                logger.warning("--ktae.record_max_mb is reached: no more rollouts are recorded")
         return status, step
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
-        """Log and save as the host does, then write the step; its checkpoint gets its name after that.
+        """Log and save as the host does, then record the step; the checkpoint is committed after that.
 
-        Without `logs_dict` the step is in the record already and its checkpoint comes out of turn.
+        Without `logs_dict` the step is already in the record, and only an extra checkpoint is saved.
         """
         try:
             super().save_logs_and_checkpoints(global_step, logs_dict, client_states)  # type: ignore[misc]
-        finally:  # a step is a step, whatever becomes of its checkpoint
+        finally:  # the step counts even if its checkpoint fails
             if logs_dict is not None:
                 self._record_step(global_step, logs_dict)
 
@@ -127,9 +127,9 @@ class RecordingTrainer:
         self.record.step(global_step, logs_dict or {}, key_tokens)
 
     def hold_trackers(self) -> None:
-        """Keep TensorBoard and W&B open where the host closes them, for the last evaluation comes after.
+        """Keep TensorBoard and W&B open when the host closes them, since the last evaluation comes later.
 
-        A disk that is full for them does not end the run: they are given up, with a note.
+        A full disk does not end the run: it disables the tracker, with a note.
         """
         self._closing = []
         for tracker in (self.wandb_logger, self.tensorboard_logger):
@@ -140,18 +140,18 @@ class RecordingTrainer:
                 tracker.log_train, tracker.log_eval = forgiving(tracker.log_train), forgiving(tracker.log_eval)
 
     def close_trackers(self) -> None:
-        """Close what `hold_trackers` kept open."""
+        """Close the trackers that `hold_trackers` kept open."""
         for close in self._closing:
             close()
         self._closing = []
 
     def track_evaluation(self, global_step: int, logs: dict[str, float]) -> None:
-        """Send an evaluation's figures to TensorBoard and W&B, as the host sends its own."""
+        """Send an evaluation's metrics to TensorBoard and W&B, as the host sends its own."""
         for tracker in (self.wandb_logger, self.tensorboard_logger):
             if tracker:
                 tracker.log_eval(global_step, logs)
 
     def save_best_checkpoint(self, eval_metrics: Any, global_step: int, client_states: Any = None) -> None:
-        """Record an evaluation during training; both trainers pass here after each."""
+        """Record an evaluation during training; both trainers call this after each evaluation."""
         self.record.evaluation("during", global_step, eval_metrics or {})
         super().save_best_checkpoint(eval_metrics, global_step, client_states)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What a trainer does beside the host with dynamic sampling: log what it saw, remember it, keep the schedule."""
+"""A trainer's part of dynamic sampling: log its metrics, save its state, advance the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ SAMPLING_STATE = "sampling"  # our key in the trainer's part of a checkpoint
 
 
 class SamplingTrainer:
-    """Mixin before a host trainer class. Batches that are plain lists (no dynamic sampling) pass through it."""
+    """Mixin for a trainer. Batches that are plain lists (no dynamic sampling) pass through unchanged."""
 
     args: Any
     actor_model_group: Any
     sampling_state: dict[str, Any] | None = None
-    """Read from the checkpoint that the run goes on from; None in a new run."""
+    """State from the checkpoint that the run resumes from; None in a new run."""
 
     @property
     def pass_rates(self) -> PassRates:
-        """The ledger of all prompts judged in this run, in this process."""
+        """This process's ledger of all prompts judged in this run."""
         if not hasattr(self, "_pass_rates"):
             self._pass_rates = PassRates()
             self._prompts_seen = 0
         return self._pass_rates
 
     def training_state(self) -> dict[str, Any]:
-        """Add the ledger to what a checkpoint holds."""
+        """Add the ledger to the checkpoint's state."""
         state = super().training_state()  # type: ignore[misc]
         if len(self.pass_rates):
             state[SAMPLING_STATE] = {"pass_rates": self.pass_rates.state_dict(), "prompts_seen": self._prompts_seen}
         return state
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Go on from `training_state`."""
+        """Restore `training_state`."""
         super().load_training_state(state)  # type: ignore[misc]
         self.sampling_state = state.get(SAMPLING_STATE)
         if self.sampling_state:
@@ -44,7 +44,7 @@ class SamplingTrainer:
             self._prompts_seen = self.sampling_state["prompts_seen"]
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
-        """Train as the host does; add what sampling saw to its metrics."""
+        """Train as the host does; add the metrics of sampling."""
         if not isinstance(rollout_samples, RolloutBatch):
             return super().train_step(rollout_samples, global_step)  # type: ignore[misc]
         for judged in rollout_samples.judged:

@@ -70,7 +70,7 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
 
     (core,) = of_run(run, "VLLM::EngineCor")
     core.kill()
-    wait_for(lambda: "an engine died and was started again" in notes(tmp_path), run)
+    wait_for(lambda: "an engine died and was restarted" in notes(tmp_path), run)
     at = len(steps(tmp_path))
     wait_for(lambda: len(steps(tmp_path)) >= at + 4, run)
     later = steps(tmp_path)[-3:]
@@ -79,7 +79,7 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     divergence = steps(tmp_path)[-1]["kl"]
     (reference,) = of_run(run, "ray::ReferenceModelActor")
     reference.kill()
-    wait_for(lambda: "a process of the reference model died and was started again" in notes(tmp_path), run)
+    wait_for(lambda: "a process of the reference model died and was restarted" in notes(tmp_path), run)
     at = len(steps(tmp_path))
     wait_for(lambda: len(steps(tmp_path)) >= at + 2, run)
     assert steps(tmp_path)[-1]["kl"] == pytest.approx(divergence, abs=0.1), "the same model as before"
@@ -139,7 +139,7 @@ def test_a_run_that_hangs_is_stopped_with_all_stacks(start, root, tmp_path):
 
 DISK_BYTES = 64 * 2**20
 PIECE_BYTES = 2**15  # less than is said of the room that is left
-NO_ROOM = "the disk had 0.0 MiB left when writing failed"
+NO_ROOM = "the disk had 0.0 MiB free when the write failed"
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_a_disk_that_fills_under_everything(start, disk, freed):
     assert not kept.exists(), "it has made room for the newer one"
     assert [step["step"] for step in steps(disk)] == list(range(1, last + 1)), "no row is lost"
     assert "rows of metrics.jsonl were written late" in notes(disk)
-    assert "the last whole one stays" in notes(disk)
+    assert "the last complete one is kept" in notes(disk)
     assert NO_ROOM in notes(disk)
     assert "a checkpoint takes" in notes(disk), "as long as there is no room, none is begun"
 

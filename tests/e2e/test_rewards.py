@@ -58,7 +58,7 @@ def test_constant_rewards_are_noted_after_two_steps(train, root, tmp_path):
     )
     assert run.code == 0, run.output
     assert [step["group_reward_std"] for step in run.steps] == [0, 0, 0]
-    assert run.output.count("the rewards of no group differ") == 1
+    assert run.output.count("rewards are equal in every group") == 1
 
 
 def credited_kinds(directory, kinds):

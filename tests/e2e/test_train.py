@@ -165,7 +165,7 @@ def test_asynchronous_with_partial_rollouts_and_an_engine_that_dies(train, tmp_p
         run = train(tmp_path, *words.split(), KTAE_TEST_RUN=mark, WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
     assert run.code == 0, run.output
     assert len(killed) == 1
-    assert "an engine died and was started again with the current weights (1 of" in run.output
+    assert "an engine died and was restarted with the current weights (1 of" in run.output
     assert len(run.steps) == 20
     assert all("ktae/mean_abs_k" in step for step in run.steps)
     assert 1 <= max(step["staleness/max"] for step in run.steps) <= 2

@@ -1,4 +1,4 @@
-"""What a step logs about token-level credit."""
+"""A step's metrics of token-level credit."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from openrlhf_ktae.ktae import CreditSums, KeyTokenValues
 
 
 def credit_metrics(values: KeyTokenValues, sums: CreditSums) -> dict[str, float]:
-    """Return scalars of one batch; a mean over nothing is left out.
+    """Return scalars of one batch; means over empty sets are left out.
 
     Args:
-        values: what KTAE found, for the labels and the count of groups.
-        sums: of K and of rollout-level advantages before K was added, over action tokens.
+        values: KTAE's result, for labels and group counts.
+        sums: sums over action tokens of K, and of rollout-level advantages before K was added.
 
     `ktae/mixed_group_share`: groups with a correct and a wrong rollout; elsewhere K is 0.
     `ktae/advantage_mass_share`: sum |K| / (sum |K| + sum |A|) over action tokens.

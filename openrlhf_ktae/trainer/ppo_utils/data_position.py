@@ -1,4 +1,4 @@
-"""Where a run stands in its data: the host's loader, and rollouts that were drawn from it and not yet trained on."""
+"""A run's position in its data: the host's loader, and rollouts generated but not yet trained on."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ BUFFERS = ("buffer", "carried")
 
 
 class PositionedGenerator(SamplesGenerator):
-    """The host's generator with a position; each class below it adds what it must remember."""
+    """The host's generator with a position; each subclass adds its own state."""
 
     prompts_dataloader: Any
     _sample_buffer: Any = None
     _dataloader_iter: Any = None
 
     def position(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold of this generator; rollouts in it are not copied."""
+        """Return this generator's state for a checkpoint; rollouts in it are not copied."""
         buffer, drained = list(self._sample_buffer or []), self._dataloader_iter is None
         return {"ended": drained and not buffer, "drained": drained, "buffer": buffer}
 
     def load_position(self, position: Mapping[str, Any]) -> None:
-        """Go on from what `position` returned; the loader of prompts has its state already."""
+        """Restore `position`; the loader of prompts already has its state."""
         self._sample_buffer = rollouts(position["buffer"])
-        # The host begins an episode where there is neither; one that is under way must go on.
+        # The host starts an episode if both are empty; one in progress must continue.
         self._dataloader_iter = None if position["drained"] else iter(self.prompts_dataloader)
 
 
 class PositionedLoader:
-    """The host's loader of prompts; its state holds that of the generator that draws from it.
+    """The host's loader of prompts; its state includes that of the generator that draws from it.
 
-    The host saves and loads the loader's state with every checkpoint, in both trainers, and forgets the generator.
+    Both host trainers save and load the loader's state with every checkpoint, but not the generator's.
     """
 
     def __init__(self, loader: Any, generator: Any) -> None:
@@ -48,11 +48,11 @@ class PositionedLoader:
         return iter(self._loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return both states; rollouts in it are the generator's own until `plain_position` copies them."""
+        """Return both states; rollouts are shared with the generator until `plain_position` copies them."""
         return {"loader": self._loader.state_dict(), POSITION: self._generator.position()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the place of what `state_dict` returned, or of what the host's loader alone did."""
+        """Restore `state_dict`, or a plain state of the host's loader."""
         if POSITION not in state:
             self._loader.load_state_dict(state)
             return
@@ -61,19 +61,19 @@ class PositionedLoader:
 
 
 def plain_position(position: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a generator's position as plain containers and tensors; of none, that of a run at its start."""
+    """Return a generator's position as plain containers and tensors; without one, that of a run at its start."""
     if position is None:
         return {"ended": False}
     return {name: [plain(e) for e in value] if name in BUFFERS else value for name, value in position.items()}
 
 
 def plain(experience: Experience | dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a rollout by name; of one that was just read back, themselves."""
+    """Return the fields of a rollout by name; a dict, as just read back, is returned unchanged."""
     if isinstance(experience, dict):
         return experience
     return {field.name: getattr(experience, field.name) for field in fields(Experience)}
 
 
 def rollouts(stored: list[Any]) -> list[Experience]:
-    """Return rollouts from their fields; those that are rollouts already stay."""
+    """Return rollouts built from their fields; existing rollouts are kept."""
     return [one if isinstance(one, Experience) else Experience(**one) for one in stored]

@@ -1,8 +1,8 @@
-"""Departure from the host: dynamic sampling that fills its batch, says what it saw, and ends.
+"""Departure from the host: dynamic sampling that fills its batch, reports statistics, and terminates.
 
-The host's own loop draws one prompt for each group it drops, without end, and judges by the mean score. Here the
-host generates waves without filtering; groups are judged after each, until the batch is full, the cap is reached or
-the data run dry. Groups beyond a batch stay in the host's buffer for the next step (one update older by then).
+The host's own loop draws one prompt for each dropped group, without limit, and filters by the mean score. Here the
+host generates waves without filtering. After each wave groups are judged, until the batch is full, the cap is reached
+or the data run out. Surplus groups stay in the host's buffer for the next step (then one update older).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from openrlhf_ktae.trainer.staleness import TOO_OLD, young_enough
 
 
 class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightSamplesGenerator):
-    """The host's generator with the above; without `--algo.dynamic_filtering_enable` it is the host's."""
+    """The host's generator with the above; unchanged without `--algo.dynamic_filtering_enable`."""
 
     _sample_buffer: list[Experience]
 
@@ -47,11 +47,11 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
 
     @property
     def left_over(self) -> int:
-        """Rollouts that were sampled and never trained on, because no step can divide so few."""
+        """Rollouts that were sampled but never trained on, because they are too few for a step."""
         return len(self._carried)
 
     def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
-        """Return the rollouts of a step (a `RolloutBatch`), the percentage of groups kept, prompts drawn, data end.
+        """Return a step's rollouts (a `RolloutBatch`), percentage of groups kept, prompts drawn, whether data ended.
 
         Raises:
             TrainingStopped: the cap is reached, or an episode ends, without enough groups for one step.
@@ -78,7 +78,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         return batch, 100 * share if share == share else None, drawn, exhausted
 
     def position(self) -> dict[str, Any]:
-        """Add the groups that wait for the next episode, and how full the episode is."""
+        """Add the groups carried to the next episode, the expected share, and the episode's batch count."""
         return {
             **super().position(),
             "carried": list(self._carried),
@@ -88,7 +88,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         }
 
     def load_position(self, position: Mapping[str, Any]) -> None:
-        """Go on from `position`."""
+        """Restore `position`."""
         super().load_position(position)
         self._carried = rollouts(position["carried"])
         self._expected_share = position["expected_share"]
@@ -105,13 +105,13 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
                 setattr(self, name, young)
 
     def load_sampling_state(self, pass_rates: dict[str, Any], prompts_seen: int) -> None:
-        """Go on from a checkpoint: the ledger's `state_dict` and the prompts drawn and skipped so far."""
+        """Restore the ledger's `state_dict` and the count of prompts drawn and skipped so far."""
         self.pass_rates.load_state_dict(pass_rates)
         self.prompts_seen = prompts_seen
         self._batches_of_episode = 1  # the steps before the checkpoint count
 
     def _batch(self, samples: list[Experience], seen_before: int) -> RolloutBatch:
-        """Return the rollouts with what was judged since the last batch that had any."""
+        """Return the rollouts with the judgements since the last non-empty batch."""
         if not samples:
             return RolloutBatch()
         metrics = self._tally.metrics() | {"dynamic_sampling/surplus_groups": float(self._surplus())}
@@ -125,7 +125,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
     def _generate_vllm(
         self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
     ) -> tuple[list[Experience], int, bool]:
-        """Generate waves until the step has its groups; return kept rollouts, prompts drawn, data end."""
+        """Generate waves until the step has enough groups; return kept rollouts, prompts drawn, whether data ended."""
         if not dynamic_filtering:
             return super()._generate_vllm(dataloader_iter, num_prompts, dynamic_filtering, **generate_kwargs)
         kept, self._carried = self._carried, []
@@ -148,7 +148,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         return len(self._sample_buffer) // self.group_size
 
     def _judge(self, group: list[Experience]) -> list[Experience]:
-        """Return the group if it is trained on, else nothing; either way it is counted."""
+        """Count the group, and return it if it is trained on, else an empty list."""
         verdict = judge_group(
             [float(raw_scores(rollout)[0]) for rollout in group],
             [bool(rollout.response_length) for rollout in group],
@@ -162,7 +162,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         return group if verdict.informative else []
 
     def _not_yet_solved(self, items: Iterator[Any]) -> Iterator[Any]:
-        """Yield the host's items of one prompt but those that were solved often enough."""
+        """Yield the host's single-prompt items, skipping prompts solved often enough."""
         times = self.filtering.dynamic_filtering_skip_solved
         for item in items:
             _, (prompt,), (label,), _ = item
@@ -175,7 +175,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
     def _why_it_stops(self, rollouts: int, exhausted: bool) -> str:
         tally, settings = self._tally, self.filtering
         reason = (
-            "the data ran dry"
+            "the data ran out"
             if exhausted
             else f"--algo.dynamic_filtering_max_gen_batches {settings.dynamic_filtering_max_gen_batches} is reached"
         )

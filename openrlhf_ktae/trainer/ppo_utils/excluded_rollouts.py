@@ -1,9 +1,9 @@
-"""Departure from the host: rollouts that say nothing (unknown verdict, no action token) leave the group statistics.
+"""Departure from the host: rollouts without information (unknown verdict, no action token) leave group statistics.
 
-The host's arithmetic stays the host's: while it runs, an excluded rollout carries the mean reward of the others of its
-group, which leaves their mean as it is, and no action tokens, which keeps it out of sums over the batch. What this
-changes in a standard deviation or in a leave-one-out mean is a known factor, undone afterwards. An excluded rollout
-ends with advantage 0.
+The host's arithmetic is unchanged. While it runs, an excluded rollout has the mean reward of the other rollouts in its
+group, which leaves their mean unchanged, and no action tokens, which keeps it out of sums over the batch. This changes
+standard deviations and leave-one-out means by a known factor, which is undone afterwards. An excluded rollout gets
+advantage 0.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.response_lengths import PENALTIES, apply_length_penalties, levelled, without
 
-LOGGED = ("score", "reward", "kl", "logprobs_diff")  # the last two are the host's means over tokens: 0 / 0 without one
+LOGGED = ("score", "reward", "kl", "logprobs_diff")  # the last two are means over tokens: 0 / 0 without any
 
 
 def excluded_rollouts(experiences: list[Experience]) -> torch.Tensor:
-    """Return True (B,) where the score or the reward is NaN or no token was generated."""
+    """Return a mask (B,), true if the score or reward is NaN or no token was generated."""
     parts = []
     for e in experiences:
         parts.append(raw_scores(e).isnan() | e.rewards.flatten().isnan() | ~e.action_mask.bool().any(dim=1))
@@ -34,12 +34,12 @@ def advantages_without(
     args: SimpleNamespace,
     compute: Callable[[list[Experience]], list[Experience]],
 ) -> list[Experience]:
-    """Let `compute`, the host's method, make the advantages (B, T) as if the excluded rollouts were not there.
+    """Let `compute`, the host's method, compute advantages (B, T) as if the excluded rollouts did not exist.
 
     Args:
         excluded_B: True on rollouts to leave out.
-        experiences: micro-batches, changed in place as the host does; the figures of `LOGGED` in `info` of an
-            excluded rollout become the mean of the others of its group, so that logged means are those of the others.
+        experiences: micro-batches, changed in place as the host does; the `LOGGED` entries in `info` of an excluded
+            rollout become the mean of the other rollouts of its group, so that logged means exclude it.
         args: the run's options; `rollout.n_samples_per_prompt` (G) and `algo.advantage.estimator` are read.
         compute: computes advantages of `experiences` in place and returns them.
     """
@@ -55,7 +55,7 @@ def advantages_without(
     for e, rewards, out in zip(experiences, rewards_B.split(sizes), excluded, strict=True):
         e.rewards = rewards
         e.action_mask = e.action_mask * (~out).unsqueeze(1).to(e.action_mask.dtype)
-    with without(args.reward, *PENALTIES):  # done above; not a second time
+    with without(args.reward, *PENALTIES):  # already applied above
         experiences = compute(experiences)
     kept_B = kept_of_group(excluded_B, group_B)
     index_B = torch.tensor([i for e in experiences for i in e.index])
@@ -74,9 +74,9 @@ def advantages_without(
 def mean_imputed(
     values_B: torch.Tensor, excluded_B: torch.Tensor, group_B: torch.Tensor, estimator: str = ""
 ) -> torch.Tensor:
-    """Return the values with those of excluded rollouts replaced by the mean of the others of their group.
+    """Return the values, with those of excluded rollouts replaced by the mean of the others in their group.
 
-    With `flash_reinforce`, whose baseline is the batch's mean, and in a group without others: the batch's mean, or 0.
+    With `flash_reinforce`, whose baseline is the batch mean, and in fully excluded groups: the batch mean, or 0.
     """
     values_B = values_B.clone()
     kept = ~excluded_B
@@ -90,7 +90,7 @@ def mean_imputed(
 
 
 def kept_of_group(excluded_B: torch.Tensor, group_B: torch.Tensor) -> torch.Tensor:
-    """Return, for each rollout, how many of its group are not excluded (B,)."""
+    """Return, for each rollout, how many rollouts of its group are not excluded (B,)."""
     _, number_B = group_B.unique(return_inverse=True)
     return torch.bincount(number_B, weights=(~excluded_B).float())[number_B].float()
 
@@ -98,10 +98,10 @@ def kept_of_group(excluded_B: torch.Tensor, group_B: torch.Tensor) -> torch.Tens
 def correction(
     rewards_B: torch.Tensor, kept_B: torch.Tensor, group_B: torch.Tensor, samples: int, estimator: str
 ) -> torch.Tensor:
-    """Return what to add (B,) to an advantage among G rollouts with imputed means to have one among the k others.
+    """Return the term (B,) that turns advantages over G rollouts with imputed means into those over the k kept ones.
 
-    With deviations d from the group's mean: group_norm divides by sqrt(sum d^2 / (G - 1)) where k - 1 is right; rloo
-    gives G d / (G - 1) where k d / (k - 1) is right. A single kept rollout deviates by 0, so nothing is added.
+    With deviations d from the group's mean: group_norm divides by sqrt(sum d^2 / (G - 1)) instead of k - 1; rloo
+    gives G d / (G - 1) instead of k d / (k - 1). A single kept rollout has deviation 0, so nothing is added.
     """
     added_B = torch.zeros_like(rewards_B)
     if estimator not in ("group_norm", "rloo") or samples < 2:
@@ -119,7 +119,7 @@ def correction(
 
 
 def std_correction(kept_B: torch.Tensor, samples: int) -> torch.Tensor:
-    """Return the factor (B,) from the logged standard deviation of G rewards to that of the k others."""
+    """Return the factor (B,) from the logged standard deviation of G rewards to that of the k kept ones."""
     return torch.where(kept_B > 1, ((samples - 1) / (kept_B - 1).clamp(min=1)).sqrt(), torch.zeros_like(kept_B))
 
 

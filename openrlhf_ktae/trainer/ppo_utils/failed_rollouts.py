@@ -1,8 +1,8 @@
 """In the trainer: rollouts that failed (`retrying_rollouts`), and engines that die while they generate.
 
-A dead engine is started again with the current weights (`engines`), and its prompts are generated once more; too many
-failed prompts stop the run. With `--vllm.enable_sleep`, engines are woken and put to sleep here, where one that died
-asleep is noticed as well: the host does both outside of the call that is guarded.
+A dead engine is restarted with the current weights (`engines`), and its prompts are generated again; too many failed
+prompts stop the run. With `--vllm.enable_sleep`, engines are woken and put to sleep here, so that an engine that died
+asleep is noticed too: the host does both outside the guarded call.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from openrlhf_ktae.verifier.user_reward import HINT
 
 logger = init_logger(__name__)
 FAILED = "faults/failed_rollouts"  # key of `info`; its mean is the share
-WINDOW = 64  # prompts; fewer make no share
+WINDOW = 64  # prompts; the share is not checked with fewer
 
 
 class SurvivingGenerator(PositionedGenerator):
     """The host's generator with the above."""
 
     send_weights: Callable[[str], None] | None = None
-    """Gives all engines the current weights, for a reason; None where nobody would, outside a training loop."""
+    """Sends all engines the current weights, for the given reason; None outside a training loop."""
     note: Callable[[str], None] = logger.warning
-    """Says what a person should know."""
+    """Notes messages for the user."""
     end_order: EndOrder | None = None
-    """Gives up what is under way; None where the weights are another process's, which ends by itself."""
+    """Aborts the current generation; None if another process holds the weights, since that one ends by itself."""
 
     _awake = False
     """Whether this generator has woken the engines."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The host's generator alone is told that nothing sleeps: whoever sends weights reads the same options.
+        # Copy the options: only the host's generator must see sleep disabled, not the sender of weights.
         self.args: Any = copy.copy(self.strategy.args)
         self.args.vllm = copy.copy(self.args.vllm)
         self._sleeps, self.args.vllm.enable_sleep = bool(self.args.vllm.enable_sleep), False
@@ -70,22 +70,22 @@ class SurvivingGenerator(PositionedGenerator):
             return super().generate_eval_samples(**generate_kwargs)
 
     def position(self) -> dict[str, Any]:
-        """Add which of the last prompts failed."""
+        """Add which of the latest prompts failed."""
         return {**super().position(), "failures": list(self._failures)}
 
     def load_position(self, position: Mapping[str, Any]) -> None:
-        """Go on from `position`."""
+        """Restore `position`."""
         super().load_position(position)
         self._failures.extend(position.get("failures", ()))
 
     def _generate_vllm(
         self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
     ) -> tuple[list[Experience], int, bool]:
-        """Generate as the host does; all prompts of a call again after an engine died.
+        """Generate as the host does; regenerate all prompts of a call after an engine died.
 
         Raises:
             TrainingStopped: the rollouts of too many prompts failed.
-            GivenUp: `end_order` was given.
+            GivenUp: the driver ordered an end.
         """
         source = iter(dataloader_iter)
         while True:
@@ -108,7 +108,7 @@ class SurvivingGenerator(PositionedGenerator):
         return samples, count, exhausted
 
     def _process_response_into_experience(self, response: dict[str, Any], **kwargs: Any) -> Experience:
-        """Do as the host does; mark what stands for a failed rollout."""
+        """Convert as the host does; mark placeholders of failed rollouts."""
         experience = super()._process_response_into_experience(response, **kwargs)
         failure = response.get(FAILURE, "")
         if hint := response.get(HINT):
@@ -120,7 +120,7 @@ class SurvivingGenerator(PositionedGenerator):
         return experience
 
     def _settle(self, samples: list[Experience], per_prompt: int) -> None:
-        """Give rollouts that lack log entries, as failed ones do, those of the others; stop where too many failed."""
+        """Add log entries that failed rollouts lack, as zeros; stop the run if too many prompts failed."""
         failed = [bool(sample.info[FAILED]) for sample in samples]
         entries = {name: torch.zeros_like(value) for sample in samples for name, value in sample.info.items()}
         for sample in samples:
@@ -131,27 +131,27 @@ class SurvivingGenerator(PositionedGenerator):
         if len(self._failures) >= WINDOW and share > self.faults.max_failed_share:
             raise TrainingStopped(
                 f"--faults.max_failed_share {self.faults.max_failed_share:g}: {share:.0%} of the last "
-                f"{len(self._failures)} prompts failed, at last with {self._last_failure}; repair the agent or "
+                f"{len(self._failures)} prompts failed, most recently with {self._last_failure}; repair the agent or "
                 "reward, or raise the share"
             )
 
     def revive(self, error: Exception) -> None:
-        """Have dead engines started again with the current weights; raise `error` where nobody can, or too often."""
+        """Have dead engines restarted with the current weights; raise `error` if that is impossible or too frequent."""
         self.engine_restarts += 1
         if self.engine_restarts > self.faults.engine_restarts or self.send_weights is None:
             raise error
         self.send_weights(innermost(error))
-        self._awake = False  # one that was started again has its weights, and no cache yet
+        self._awake = False  # a restarted engine has its weights but no cache yet
 
     def _wake(self) -> None:
-        """Wake engines that sleep, once for each of the host's calls; waking one that is awake changes nothing."""
+        """Wake sleeping engines, once per host call; waking an awake engine has no effect."""
         if self._sleeps and not self._awake:
             self._awake = True
             batch_vllm_engine_call(self.vllm_engines, "wake_up")
 
     @contextmanager
     def _asleep_afterwards(self) -> Iterator[None]:
-        """Put engines to sleep again; one that is dead takes no memory, and is missed when weights are sent."""
+        """Put engines back to sleep; a dead one uses no memory, and is detected when weights are sent."""
         try:
             yield
         finally:
@@ -167,10 +167,10 @@ class SurvivingGenerator(PositionedGenerator):
 
 @contextmanager
 def given_up_when_asked(order: EndOrder | None, engines: Sequence[Any]) -> Iterator[None]:
-    """Kill `engines` as soon as the order to end comes: nothing else gets out of a call that waits for them.
+    """Kill `engines` as soon as the order to end comes: nothing else interrupts a call that waits for them.
 
     Raises:
-        GivenUp: it came, before or within.
+        GivenUp: the order came before or during the block.
     """
     if order is None:
         yield
@@ -200,7 +200,7 @@ def given_up_when_asked(order: EndOrder | None, engines: Sequence[Any]) -> Itera
 
 
 def remembered(items: Iterator[Any], seen: list[Any]) -> Iterator[Any]:
-    """Yield `items` and keep them in `seen`."""
+    """Yield `items`, appending each to `seen`."""
     for item in items:
         seen.append(item)
         yield item

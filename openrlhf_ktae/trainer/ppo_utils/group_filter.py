@@ -1,7 +1,7 @@
-"""DAPO's dynamic sampling, the judgement: which groups of rollouts can teach anything, and what a step saw.
+"""DAPO's dynamic sampling, the filter: which groups of rollouts are informative, and a step's statistics.
 
 DAPO (arXiv 2503.14476, section 3.2) drops prompts whose rollouts are all right or all wrong, because every
-group-relative advantage is then 0. Here a group is kept when its raw scores differ at all, whatever their scale.
+group-relative advantage is then 0. Here a group is kept if its raw scores differ at all, on any scale.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-EQUAL = 1e-6  # scores nearer than this are one score: float32 sums of a few parts
-LEAST_KEPT_SHARE = 0.25  # a wave is at most four times what is missing, however poor the last groups were
+EQUAL = 1e-6  # scores closer than this are equal: float32 sums of a few parts
+LEAST_KEPT_SHARE = 0.25  # a wave is at most four times the missing groups, even if the last kept share was lower
 BINS = ("0", "0-25 %", "25-50 %", "50-75 %", "75-100 %", "1")
 HOST_RANGE = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class DynamicFilteringConfig:
-    """Options beside the host's `--algo.dynamic_filtering_enable` and `--algo.dynamic_filtering_range`."""
+    """Options in addition to the host's `--algo.dynamic_filtering_enable` and `--algo.dynamic_filtering_range`."""
 
     dynamic_filtering_max_gen_batches: int = 10
-    """Prompts that one step may draw, in units of --rollout.batch_size; 0 draws until the data run dry. When it is
-    reached, the step trains on the groups it has if they divide among ranks, else the run stops with the reason."""
+    """Prompts that one step may draw, in units of --rollout.batch_size; 0 means until the data run out. At the limit
+    the step trains on the groups it has if they divide among ranks, else the run stops with the reason."""
 
     dynamic_filtering_skip_solved: int = 0
-    """Leave out a prompt after all its rollouts were right this many times in a row; 0 never leaves one out."""
+    """Skip a prompt after all its rollouts were right this many times in a row; 0 never skips."""
 
     def __post_init__(self) -> None:
         for name in ("dynamic_filtering_max_gen_batches", "dynamic_filtering_skip_solved"):
@@ -36,18 +36,18 @@ class DynamicFilteringConfig:
 
 @dataclass(frozen=True)
 class GroupVerdict:
-    """What the rollouts of one prompt say about it."""
+    """The outcome of one prompt's rollouts."""
 
     known: int
     """Rollouts with a score and at least one action token."""
     correct: int
-    """Those whose score is above the threshold."""
+    """Known rollouts with a score above the threshold."""
     informative: bool
     """Whether the group is trained on."""
 
     @property
     def pass_rate(self) -> float:
-        """Share of correct rollouts among the known; NaN where none is known."""
+        """Share of correct rollouts among the known; NaN if none is known."""
         return self.correct / self.known if self.known else math.nan
 
     @property
@@ -67,11 +67,11 @@ def judge_group(
     """Judge the G rollouts of one prompt.
 
     Args:
-        scores: raw scores, never shaped rewards; NaN where the verifier does not know.
-        acted: whether a rollout has an action token; one without takes no part.
+        scores: raw scores, never shaped rewards; NaN for an unknown verdict.
+        acted: whether a rollout has an action token; others are ignored.
         threshold: a score above it is correct.
-        mean_range: the mean score must lie strictly between the two. The host's default (0, 1) is taken for "no
-            range": with scores of 0 and 1 it says the same as spread, with others it would drop good groups.
+        mean_range: the mean score must lie strictly between the two. The host's default (0, 1) counts as "no
+            range": for scores of 0 and 1 it is equivalent to differing scores, for others it would drop good groups.
     """
     values = [score for score, active in zip(scores, acted, strict=True) if active and not math.isnan(score)]
     informative = len(values) > 1 and max(values) - min(values) > EQUAL
@@ -82,7 +82,7 @@ def judge_group(
 
 @dataclass
 class SamplingTally:
-    """What one step saw while it filled its batch. `drawn`, `skipped` count prompts, `waves` calls of the engines."""
+    """A step's sampling statistics. `drawn` and `skipped` count prompts, `waves` counts calls of the engines."""
 
     drawn: int = 0
     skipped: int = 0
@@ -96,13 +96,13 @@ class SamplingTally:
 
     @property
     def kept_share(self) -> float:
-        """Share of the judged groups that can be trained on; NaN before any was judged."""
+        """Share of the judged groups that can be trained on; NaN if none was judged yet."""
         return self.kept / len(self.verdicts) if self.verdicts else math.nan
 
     def wave(self, missing: int, expected_share: float) -> int:
         """Return how many prompts to draw so that about `missing` groups are kept.
 
-        `expected_share` is the kept share of earlier steps, for the first wave; NaN asks for exactly `missing`.
+        `expected_share` is the kept share of earlier steps, used for the first wave; if NaN, `missing` are drawn.
         """
         share = self.kept_share if self.verdicts else expected_share
         return math.ceil(missing / max(share, LEAST_KEPT_SHARE)) if share == share else missing
@@ -133,7 +133,7 @@ class SamplingTally:
         return ", ".join(f"{name}: {bins[name]}" for name in (*BINS, "unknown") if bins[name]) or "none judged"
 
     def advice(self) -> str:
-        """Return the way out that fits the groups seen."""
+        """Return advice that fits the groups seen."""
         count = len(self.verdicts)
         if sum(not verdict.known for verdict in self.verdicts) * 2 > count:
             return "Most rollouts have no score: look at --data.label_key and at the reward."

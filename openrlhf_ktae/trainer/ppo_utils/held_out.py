@@ -1,4 +1,4 @@
-"""The figures of an evaluation inside training, by the functions that `cli.eval` computes its own with.
+"""The metrics of an evaluation during training, computed by the same functions as those of `cli.eval`.
 
 Legend: `I` problems, `M` metrics.
 """
@@ -22,13 +22,13 @@ from openrlhf_ktae.verifier.formats import keeps_format, opening_of, response_te
 
 WITH_ENDS = ("accuracy", LENGTH)
 OF_ANSWERS = ("maj@", "format_rate", "answered_rate")
-NOT_SHOWN = ("maj@1", "unknown_rate")  # the accuracy, and a number of its own
+NOT_SHOWN = ("maj@1", "unknown_rate")  # equal to the accuracy, and reported separately
 Answer = tuple[str | None, bool]
 """The answer as written, and whether the response keeps its format."""
 
 
 def answer_reader(args: SimpleNamespace, tokenizer: Any) -> Callable[[Experience], Answer] | None:
-    """Return what reads a rollout's answer as the verifier does; None where something else judges."""
+    """Return a function that reads a rollout's answer as the verifier does; None if something else judges."""
     config = args.verifier.config
     if not args.verifier.enable or config.reward_file:
         return None
@@ -54,10 +54,10 @@ def summarize(
     problem (unbiased); `_truncated_rate`; and where `read` finds answers `_majK`, `_format_rate` and `_answered_rate`.
 
     Args:
-        parts: rollouts of each benchmark, those of one problem side by side.
+        parts: rollouts of each benchmark, grouped by problem.
         per_problem: rollouts of each problem.
-        threshold: a score above it is correct; an unknown score (NaN) counts as not correct, and is counted.
-        read: reads the answer of a rollout; None for other judges than the verifier.
+        threshold: a score above it is correct; an unknown score (NaN) is not correct, and is counted as unknown.
+        read: reads the answer of a rollout; None for judges other than the verifier.
     """
     tallies: dict[str, Tally] = {}
     for name, samples in parts.items():
@@ -87,17 +87,15 @@ def rows_of(
     threshold: float,
     read: Callable[[Experience], Answer] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each rollout as `cli.eval` has one for each response, as far as `Tally` reads it.
+    """Yield a row per rollout, with the fields of `cli.eval`'s rows that `Tally` reads.
 
-    Problems are numbered in the order of their prompts: that in which engines end must not move an interval.
+    Problems are numbered in the order of their prompts, so that the engines' finishing order cannot move an interval.
     """
     groups = [samples[start : start + per_problem] for start in range(0, len(samples), per_problem)]
     for number, group in enumerate(sorted(groups, key=lambda group: (group[0].prompts[0], str(group[0].labels[0])))):
         for sample in group:
             score = float(raw_scores(sample)[0])
-            judged = (sample.info or {}).get(
-                "verifier_unknown"
-            )  # says so where an unknown verdict has a score all the same
+            judged = (sample.info or {}).get("verifier_unknown")  # an unknown verdict may still have a score
             unknown = math.isnan(score) or (judged is not None and bool(judged.flatten()[0] > 0))
             answer, kept = (None, None) if read is None else read(sample)
             yield {

@@ -1,6 +1,6 @@
-"""Functions of the host that the controller calls for every prompt or rollout, with the same results in less time.
+"""Faster equivalents of host functions that the controller calls for every prompt or rollout.
 
-Seconds are those of 1,024 prompts of 16 rollouts. Remove one when the host has something as quick.
+Times are for 1,024 prompts of 16 rollouts. Remove one when the host is as fast.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _hosts_padding = experience.zero_pad_sequences
 _hosts_partitions = experience_maker.get_seqlen_balanced_partitions
 
 TOGETHER = 16
-"""Prompts whose answers are taken at once, where so many are there."""
+"""Prompts whose answers are collected at once, if that many are ready."""
 PATIENCE_SECONDS = 0.25
-"""How long to wait for so many; for the last ones nothing is waited for but themselves."""
+"""How long to wait for that many; only at the end are fewer expected."""
 
 Set = tuple[int, int, list[tuple[int, int]]]
-"""Sum of lengths, their number, and the rollouts as (index, length): compared in that order, as the host does."""
+"""Sum of lengths, their number, and the rollouts as (index, length); compared in this order, as in the host."""
 
 
 def install() -> None:
-    """Put them in the place of the host's, which it finds as globals of its modules."""
+    """Replace the host's functions, which it looks up as module globals."""
     experience.zero_pad_sequences = zero_pad_sequences
     experience_maker.get_seqlen_balanced_partitions = get_seqlen_balanced_partitions
     experience_maker.get_minimum_num_micro_batch_size = get_minimum_num_micro_batch_size
@@ -38,11 +38,11 @@ def install() -> None:
 
 
 class PatientRay:
-    """Ray for the host's loop over answers, which asks for one at a time: each call looks at all that are missing, so
-    that their number grows with the square of the prompts."""
+    """Ray for the host's loop over answers, which waits for one at a time: each call scans all pending answers, so
+    the work grows with the square of the prompts."""
 
     def wait(self, refs: list[Any], *, num_returns: int = 1, timeout: float | None = None) -> Any:
-        """Wait for some answers; return those that are there and the others."""
+        """Wait for some answers; return the ready and the pending ones."""
         wanted = max(num_returns, min(TOGETHER, len(refs)))
         patience = PATIENCE_SECONDS if timeout is None else min(timeout, PATIENCE_SECONDS)
         return ray.wait(refs, num_returns=wanted, timeout=patience)
@@ -54,7 +54,7 @@ class PatientRay:
 def zero_pad_sequences(
     sequences: list[torch.Tensor], side: str = "left", value: int = 0, stack: bool = False
 ) -> torch.Tensor:
-    """Put tensors together, padded to the longest. The host pads each on its own, single numbers too: 1.7 s."""
+    """Concatenate tensors, padded to the longest. The host pads each separately, even single numbers: 1.7 s."""
     widths = [sequence.size(-1) if sequence.dim() else -1 for sequence in sequences]
     if min(widths) == max(widths) >= 0:
         return torch.stack(sequences) if stack else torch.cat(sequences)
@@ -68,7 +68,7 @@ def zero_pad_sequences(
 
 
 class State:
-    """Some rollouts in k sets, of which those that are not empty are kept, in ascending order."""
+    """Some rollouts in k sets; only the non-empty ones are stored, in ascending order."""
 
     __slots__ = ("k", "sets")
 
@@ -77,7 +77,7 @@ class State:
 
     @property
     def spread(self) -> int:
-        """Difference of the largest and the smallest sum."""
+        """Difference between the largest and the smallest sum."""
         return self.sets[-1][0] - (self.sets[0][0] if len(self.sets) == self.k else 0)
 
     def __lt__(self, other: State) -> bool:
@@ -85,10 +85,10 @@ class State:
         return mine > others if mine != others else self.sets[-1] > other.sets[-1]
 
     def merge(self, other: State) -> None:
-        """Join the largest set of one with the smallest of the other, and so on; an empty one is the smallest."""
+        """Join the largest set of one with the smallest of the other, and so on; empty sets are the smallest."""
         mine, theirs = self.sets, other.sets
         both = max(len(mine) + len(theirs) - self.k, 0)
-        # In descending order, i of one meets k - 1 - i of the other: only the smallest `both` of each meet one.
+        # In descending order, i of one pairs with k - 1 - i of the other: only the smallest `both` of each are paired.
         joined = [joint(mine[i], theirs[both - 1 - i]) for i in range(both)]
         if len(theirs) == 1:
             del mine[:both]
@@ -105,7 +105,7 @@ def joint(one: Set, other: Set) -> Set:
 def get_seqlen_balanced_partitions(seqlen_list: list[int], k_partitions: int, equal_size: bool) -> list[list[int]]:
     """Divide rollouts into k parts of about equal sums by the largest differencing method.
 
-    The host keeps k sets for every rollout, empty ones too: 19 s, and seconds and memory grow with the square.
+    The host keeps k sets for every rollout, including empty ones: 19 s, and time and memory grow quadratically.
     """
     if equal_size or min(seqlen_list, default=0) <= 0 or len(seqlen_list) < k_partitions:
         return _hosts_partitions(seqlen_list, k_partitions, equal_size)
@@ -121,7 +121,7 @@ def get_seqlen_balanced_partitions(seqlen_list: list[int], k_partitions: int, eq
 
 @compiled
 def first_fit(lengths: Any, limit: int) -> int:
-    """Batches of at most `limit` tokens that first fit needs; a longer rollout has one of its own."""
+    """Count the batches of at most `limit` tokens that first fit needs; a longer rollout gets its own batch."""
     batches = np.zeros(lengths.size, np.int64)
     used = 0
     for length in lengths:

@@ -1,4 +1,4 @@
-"""Departure from the host: what it costs the controller to ask for samples and to take them."""
+"""Departure from the host: requesting and receiving samples costs the controller less."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
 
 class LightSamplesGenerator(SamplesGenerator):
-    """The host's generator; the tokenizer goes to each engine once, not with every prompt."""
+    """The host's generator; the tokenizer is sent to each engine once, not with every prompt."""
 
     tokenizer: Any
     _sent: tuple[Any, SentOnce] | None = None

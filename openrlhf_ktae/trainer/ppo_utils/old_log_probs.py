@@ -1,8 +1,8 @@
-"""Departure from the host: no forward pass for old log-probabilities that the update is about to compute anyway.
+"""Departure from the host: no forward pass for old log-probabilities that the update computes anyway.
 
-The importance ratio of a token is pi / pi_old. Where a batch is one optimizer step, the weights of the update are those
-that old log-probabilities would be computed with, whatever the split into micro-batches: the ratio is 1 and its
-gradient is that of log pi. The host runs a pass over the whole batch for it, a third of the update's arithmetic.
+The importance ratio of a token is pi / pi_old. If a batch is one optimizer step, pi_old is computed by the same weights
+as pi, however the batch is split into micro-batches: the ratio is 1, and its gradient is that of log pi.
+The host runs an extra pass over the whole batch to compute them, a third of the update's arithmetic.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from openrlhf_ktae.base.batches import one_update
 def update_has_them(args: SimpleNamespace, rollouts: int, has_reference: bool) -> bool:
     """Return whether the log-probabilities of the update serve as the old ones for a batch of `rollouts`.
 
-    That takes one pass over one optimizer step, and no reference model, whose divergence needs the old ones before.
+    This requires a single pass in one optimizer step, and no reference model, whose KL needs the old ones earlier.
     """
     return one_update(args, rollouts) and not has_reference and not args.actor.recompute_log_probs
 
 
 def left_out(action_masks: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return what stands for old log-probabilities, one tensor (rollouts, T) a micro-batch: NaN."""
+    """Return NaN placeholders for old log-probabilities, one tensor (rollouts, T) per micro-batch."""
     return [torch.full(mask.shape, torch.nan) for mask in action_masks]
 
 
 class UpdateLogProbs(torch.nn.Module):
-    """The host's policy loss; where old log-probabilities were left out, those of this pass are the old ones.
+    """The host's policy loss; if old log-probabilities were skipped, those of this pass are used.
 
-    `mismatch` describes the last call: how far the sampler's log-probabilities are from the old ones.
+    `mismatch` describes the last call: how much the sampler's log-probabilities differ from the old ones.
     """
 
     def __init__(self, loss: torch.nn.Module) -> None:
@@ -58,10 +58,10 @@ class UpdateLogProbs(torch.nn.Module):
 
 @torch.no_grad()
 def mismatch(old_BT: torch.Tensor, sampled_BT: torch.Tensor, action_mask_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return |log p of the trainer - log p of the sampler| over action tokens, in nats, as scalars; 0 where none acted.
+    """Return |log p of the trainer - log p of the sampler| over action tokens, in nats, as scalars; 0 without any.
 
     `mismatch/mean`, `mismatch/p99` (99th percentile) and `mismatch/quarter1` to `4`: the mean by position in the
-    response. The first thing to look at when a run collapses: engine and trainer should differ by rounding alone.
+    response. Check these first when a run collapses: engine and trainer should differ only by rounding.
     """
     acted_BT = action_mask_BT.bool()
     gaps_BT = (old_BT - sampled_BT).abs().float().masked_fill(~acted_BT, 0.0)

@@ -1,4 +1,4 @@
-"""How often each prompt was answered right, over the whole run: held in memory, saved with the checkpoint."""
+"""How often each prompt was answered correctly over the whole run: kept in memory, saved with the checkpoint."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Judged(NamedTuple):
 
 
 def prompt_key(prompt: str, label: str) -> int:
-    """Return a number of 63 bits for a prompt and its label, the same in every process and run."""
+    """Return a 63-bit number for a prompt and its label, the same in every process and run."""
     digest = hashlib.blake2b(f"{prompt}\0{label}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 class PassRates:
-    """Ledger of prompts. Each has: rollouts known, rollouts correct, times solved in a row."""
+    """Ledger of prompts, each with: known rollouts, correct rollouts, times solved in a row."""
 
     def __init__(self) -> None:
         self._rows: dict[int, tuple[int, int, int]] = {}
@@ -39,7 +39,7 @@ class PassRates:
         return len(self._rows)
 
     def add(self, judged: Judged) -> None:
-        """Enter one judgement; one without a known rollout says nothing."""
+        """Add one judgement; without known rollouts it is ignored."""
         if not judged.known:
             return
         known, correct, streak = self._rows.get(judged.key, (0, 0, 0))
@@ -47,12 +47,12 @@ class PassRates:
         self._rows[judged.key] = (known + judged.known, correct + judged.correct, streak)
 
     def pass_rate(self, key: int) -> float | None:
-        """Return the share of correct rollouts over the run; None for a prompt that was never judged."""
+        """Return the share of correct rollouts over the run; None if the prompt was never judged."""
         row = self._rows.get(key)
         return row[1] / row[0] if row else None
 
     def solved_in_a_row(self, key: int) -> int:
-        """Return how many of the last judgements found every rollout right."""
+        """Return how many consecutive latest judgements found every rollout correct."""
         return self._rows.get(key, (0, 0, 0))[2]
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,6 +64,6 @@ class PassRates:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the place of what `state_dict` returned."""
+        """Restore `state_dict`."""
         keys, rows = state["keys"].tolist(), state["rows"].tolist()
         self._rows = {key: (row[0], row[1], row[2]) for key, row in zip(keys, rows, strict=True)}

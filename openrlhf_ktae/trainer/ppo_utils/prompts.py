@@ -1,4 +1,4 @@
-"""Departures from the host: golds as the file has them, one rule for templates, and no prompt that does not fit."""
+"""Departures from the host: golds exactly as in the file, one rule for templates, and no prompt that does not fit."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from openrlhf_ktae.data.prompt_folders import data_files, of_split
 from openrlhf_ktae.data.templates import chat_arguments, fill
 from openrlhf_ktae.verifier.user_reward import LabelledRow
 
-ROW = "openrlhf_ktae_row"  # the one column of a data set read here: the row as JSON
+ROW = "openrlhf_ktae_row"  # the only column of a data set read here: the row as JSON
 TOKENIZED_AT_ONCE = 1024  # prompts
 
 
 def use_in_this_process() -> None:
-    """Let the host make its data sets with the classes below: it looks both names up as globals."""
+    """Make the host build its data sets with the classes below: it looks up both names as globals."""
     from openrlhf.datasets import utils
     from openrlhf.trainer import ppo_trainer
 
@@ -34,16 +34,16 @@ def use_in_this_process() -> None:
 
 
 def notes_of(training: Any, evaluation: Any) -> list[str]:
-    """Return what a person should know of the prompts of the host's two data loaders; the second may be None."""
+    """Return notes for the user on the prompts of the host's two data loaders; the second may be None."""
     held_out = evaluation.dataset.notes if evaluation is not None else []
     return [*training.dataset.notes, *(f"held out: {note}" for note in held_out)]
 
 
 def load_rows(load_dataset: Callable[..., Any], name: str, *args: Any, **options: Any) -> Any:
-    """Load what `load_dataset` of the `datasets` library would, without its guesses at the types of a text file.
+    """Load like `load_dataset` of the `datasets` library, without type inference for text files.
 
-    It makes timestamps of texts such as 2024-01-05, floats of large integers, and null of NA. Other formats have types
-    of their own and are left to it.
+    `load_dataset` turns texts such as 2024-01-05 into timestamps, large integers into floats, and NA into null. Other
+    formats define their types and are passed on to it.
     """
     if name in ("json", "csv") and "data_files" in options:
         return _data_set([Path(options["data_files"])])
@@ -55,7 +55,7 @@ def load_rows(load_dataset: Callable[..., Any], name: str, *args: Any, **options
 
 
 class _Splits(dict[str, Any]):
-    """Name of a split -> its rows, read when it is asked for."""
+    """Name of a split -> its rows, read on access."""
 
     def __init__(self, folder: Path, files: list[Path]) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def _data_set(files: Iterable[Path]) -> Any:
 
 
 class KTAEPromptDataset(PromptDataset):
-    """The host's prompts, with the above; `notes` say what was left out or cut."""
+    """The host's prompts, with the above; `notes` say what was dropped or cut."""
 
     def __init__(self, dataset: Any, tokenizer: Any, strategy: Any, input_template: str | None = None) -> None:
         data = strategy.args.data
@@ -90,7 +90,7 @@ class KTAEPromptDataset(PromptDataset):
         self._fit(strategy.args)
 
     def _fit(self, args: SimpleNamespace) -> None:
-        """Leave out prompts without room for a response, or cut their beginnings, as `--data.long_prompts` says.
+        """Drop prompts without room for a response, or cut their beginnings, as `--data.long_prompts` says.
 
         Raises:
             TrainingStopped: none is left.
@@ -126,10 +126,10 @@ def _whole(dataset: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _prepared(row: dict[str, Any], input_key: str, label_key: str | None, template: str | None) -> dict[str, Any]:
-    """Return `row` with the template around its prompt: of a conversation, around its last message.
+    """Return `row` with the template around its prompt; in a conversation, around its last message.
 
     Raises:
-        TrainingStopped: the label is a time; how the file wrote it is not known any more.
+        TrainingStopped: the label is a date or time, whose original text is lost.
     """
     label = row.get(label_key) if label_key else None
     if isinstance(label, (date, time, timedelta)):
@@ -146,7 +146,7 @@ def _prepared(row: dict[str, Any], input_key: str, label_key: str | None, templa
 
 
 def _with_columns(row: dict[str, Any], label_key: str | None) -> dict[str, Any]:
-    """Return `row` with all its columns in the label, for a reward function that takes columns."""
+    """Return `row` with all its columns attached to the label, for reward functions that take columns."""
     return {**row, label_key: LabelledRow(row[label_key], row)} if label_key else row
 
 
@@ -158,7 +158,7 @@ def _token_ids(tokenizer: Any, prompts: list[str]) -> Iterator[list[int]]:
 
 
 def _end_of(tokenizer: Any, ids: list[int], limit: int) -> str:
-    """Return the longest end of a text of `ids` that is again at most `limit` tokens."""
+    """Return the longest end of the text of `ids` that tokenizes to at most `limit` tokens."""
     for length in range(limit, 0, -1):
         text = tokenizer.decode(ids[-length:], skip_special_tokens=False)
         if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= limit:

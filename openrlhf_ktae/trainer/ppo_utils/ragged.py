@@ -1,4 +1,4 @@
-"""Rows of micro-batches end to end: as many positions as the micro-batches have, not rows times the longest of all.
+"""Rows of micro-batches end to end, without padding each row to the longest of the batch.
 
 Shapes: `B` rollouts of the batch, `N` positions of all micro-batches.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 def row_edges(parts: Sequence[torch.Tensor]) -> NDArray[np.int64]:
-    """Return where each row of `parts` starts when they lie end to end, and the end of the last: (B + 1,)."""
+    """Return the start of each row of `parts` laid end to end, and the end of the last: (B + 1,)."""
     widths_B = np.repeat([part.size(1) for part in parts], [part.size(0) for part in parts])
     return np.concatenate([[0], np.cumsum(widths_B, dtype=np.int64)])
 

@@ -1,4 +1,4 @@
-"""The judge's own scores of rollouts, before anything shapes them."""
+"""The judge's scores of rollouts, before reward shaping."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 
 
 def raw_scores(experience: Experience) -> torch.Tensor:
-    """Return the scores (B,) in fp32: the verifier's, or the rewards where a reward model gives no scores.
+    """Return the scores (B,) in fp32: the verifier's, or the rewards if a reward model gives no scores.
 
-    NaN is an unknown verdict; so is one that nobody has given yet.
+    NaN means unknown, which includes rollouts not judged yet.
     """
     raw = experience.rewards if experience.scores is None else experience.scores
     if raw is None:

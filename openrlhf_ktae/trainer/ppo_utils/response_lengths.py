@@ -1,7 +1,7 @@
 """Departures from the host for long responses: DAPO's overlong shaping with the right limit, and masking.
 
-Shapes: `B` rollouts of a micro-batch, `T` positions. A response is its action tokens alone: the host measures from
-the first to the last one, which counts a tool's tokens too, and takes the whole context for the limit when
+Shapes: `B` rollouts of a micro-batch, `T` positions. Only action tokens count as the response: the host measures from
+the first to the last one, which includes a tool's tokens, and uses the whole context as the limit when
 `--rollout.max_new_tokens` is unset, so that its penalty is never reached.
 """
 
@@ -25,13 +25,13 @@ def response_tokens(experience: Experience) -> torch.Tensor:
 
 
 def response_limits(experience: Experience, max_len: int, max_new_tokens: int | None) -> torch.Tensor:
-    """Return how many tokens each response could have had (B,): what prompt and tools leave of `max_len`."""
+    """Return the longest possible length of each response (B,): `max_len` less prompt and tool tokens."""
     room = max_len - (experience.total_length.flatten().long() - response_tokens(experience))
     return room if max_new_tokens is None else room.clamp(max=max_new_tokens)
 
 
 def overlong_penalty(tokens: torch.Tensor, limits: torch.Tensor, buffer: float, factor: float) -> torch.Tensor:
-    """Return what DAPO adds to the rewards (B,), in [-factor, 0] (arXiv 2503.14476, eq. 13).
+    """Return DAPO's penalty on the rewards (B,), in [-factor, 0] (arXiv 2503.14476, eq. 13).
 
     0 up to `limits - buffer` tokens, then falling linearly to `-factor` at the limit.
     """
@@ -40,7 +40,7 @@ def overlong_penalty(tokens: torch.Tensor, limits: torch.Tensor, buffer: float, 
 
 
 def shape_overlong(experiences: Sequence[Experience], args: SimpleNamespace) -> None:
-    """Add the penalty to `rewards` in place, if `--reward.overlong_buffer_len` asks for it; `scores` stay raw."""
+    """Add the penalty to `rewards` in place if `--reward.overlong_buffer_len` is set; `scores` stay raw."""
     buffer = args.reward.overlong_buffer_len
     if buffer is None:
         return
@@ -58,15 +58,15 @@ def apply_length_penalties(experiences: Sequence[Experience], args: SimpleNamesp
 
 
 def levelled(rewards_B: torch.Tensor, index_B: torch.Tensor, samples: int) -> torch.Tensor:
-    """Return the rewards (B,) with those of a group that are all the same, up to rounding, set to 0.
+    """Return the rewards (B,), set to 0 in groups whose rewards are all equal up to rounding.
 
-    Their deviations from the group's mean are 0 then. The host divides a deviation by the standard deviation plus
-    1e-9: the mean of eight times 0.1 in float32 is off by 7e-9, which makes an advantage of 7 where there is nothing
-    to prefer.
+    Their deviations from the group's mean are then 0. The host divides a deviation by the standard deviation plus
+    1e-9: the mean of eight times 0.1 in float32 is off by 7e-9, which yields an advantage of 7 although all rewards
+    are equal.
 
     Args:
         rewards_B: of a batch of whole groups.
-        index_B: place of each rollout in the batch sorted by prompt, as the host numbers them.
+        index_B: the host's index of each rollout: its place in the batch sorted by prompt.
         samples: rollouts of a group.
     """
     sorted_B = torch.empty_like(rewards_B)
@@ -79,9 +79,9 @@ def levelled(rewards_B: torch.Tensor, index_B: torch.Tensor, samples: int) -> to
 
 @contextmanager
 def levelled_rewards(experiences: Sequence[Experience], samples: int) -> Iterator[None]:
-    """Let `rewards` of the micro-batches be `levelled` for a while; what is logged of them is not.
+    """Replace `rewards` of the micro-batches by `levelled` ones temporarily; logged rewards are unaffected.
 
-    The host writes `rewards` over `info["reward"]`, from which it logs: both are put back.
+    The host overwrites `info["reward"]`, which it logs, with `rewards`: both are restored.
     """
     before = [e.rewards for e in experiences]
     logged = [e.info.get("reward") for e in experiences]
@@ -99,9 +99,9 @@ def levelled_rewards(experiences: Sequence[Experience], samples: int) -> Iterato
 
 
 def mask_truncated(experiences: Sequence[Experience]) -> float:
-    """Take rollouts that were cut off out of the loss, in place; return their share.
+    """Remove truncated rollouts from the loss, in place; return their share.
 
-    Their rewards have already entered the statistics of their groups.
+    Their rewards are already part of their groups' statistics.
     """
     cut, count = 0, 0
     for experience in experiences:
@@ -113,7 +113,7 @@ def mask_truncated(experiences: Sequence[Experience]) -> float:
 
 @contextmanager
 def without(options: SimpleNamespace, *names: str) -> Iterator[None]:
-    """Set options to None for a while, so that the host leaves alone what has been done already."""
+    """Set options to None temporarily, so that the host does not repeat what was already applied."""
     before = {name: getattr(options, name) for name in names}
     vars(options).update(dict.fromkeys(names))
     try:

@@ -1,4 +1,4 @@
-"""The rollouts of a step with what was learned while they were sampled; the trainer may live in another process."""
+"""The rollouts of a step with the statistics of their sampling; the trainer may run in another process."""
 
 from __future__ import annotations
 

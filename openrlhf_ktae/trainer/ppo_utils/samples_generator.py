@@ -1,4 +1,4 @@
-"""Departures from the host: no batch that ranks cannot share, and evaluations benchmark by benchmark."""
+"""Departures from the host: batches always divide among ranks, and evaluations run benchmark by benchmark."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ logger = init_logger(__name__)
 
 
 class KTAESamplesGenerator(DynamicSamplesGenerator):
-    """The host's generator, with dynamic sampling of our own; `last_eval` describes its last evaluation."""
+    """The host's generator with our dynamic sampling; `last_eval` has the metrics of its last evaluation."""
 
     last_eval: dict[str, float]
     dropped_rollouts = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        host.SamplingParams = self._parameters  # the host makes those of a request, and looks the class up as a global
+        host.SamplingParams = self._parameters  # the host looks up the class as a global
 
     def _parameters(self, **given: Any) -> SamplingParams:
-        """Return the host's parameters with stop texts; in training, log-probabilities are asked for too."""
+        """Return the host's parameters with stop strings; in training, also request log-probabilities."""
         if not self.evaluating:
             given["logprobs"] = 1
         if self.args.rollout.stop:
@@ -36,7 +36,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
         return SamplingParams(**given)
 
     def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
-        """Generate as the host does; leave out rollouts of the last, short batch that no step can divide."""
+        """Generate as the host does; drop rollouts of the last, short batch that do not divide into a step."""
         samples, pass_rate, consumed, exhausted = super().generate_samples(**generate_kwargs)
         kept = trainable(len(samples), self.args)
         self.batches += kept > 0
@@ -44,25 +44,25 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
             return samples, pass_rate, consumed, exhausted
         self.dropped_rollouts += len(samples) - kept
         logger.warning(
-            f"{len(samples) - kept} of {len(samples)} rollouts are not trained on: a step takes multiples of "
+            f"{len(samples) - kept} of {len(samples)} rollouts are not trained on: a step needs a multiple of "
             f"{rollout_unit(self.args)}, and the data ran out"
         )
         return samples[:kept], pass_rate, consumed, exhausted
 
     def position(self) -> dict[str, Any]:
-        """Add the rollouts that were left out."""
+        """Add the number of dropped rollouts."""
         return {**super().position(), "dropped_rollouts": self.dropped_rollouts}
 
     def load_position(self, position: Mapping[str, Any]) -> None:
-        """Go on from `position`."""
+        """Restore `position`."""
         super().load_position(position)
         self.dropped_rollouts = position["dropped_rollouts"]
 
     def generate_eval_samples(self, **generate_kwargs: Any) -> list[Experience]:
-        """Generate as the host does, benchmark by benchmark, and keep figures with 95 % intervals over problems.
+        """Generate as the host does, benchmark by benchmark, and keep metrics with 95 % intervals over problems.
 
-        A rollout belongs to the benchmark whose row (`datasource`) it was generated from; the host goes by the text of
-        the prompt, and two benchmarks may share a problem.
+        A rollout belongs to the benchmark of its row (`datasource`); the host matches by the text of the prompt, but
+        two benchmarks may share a problem.
         """
         parts: dict[str, list[Experience]] = {}
         for name, items in by_benchmark(self.eval_dataloader).items():

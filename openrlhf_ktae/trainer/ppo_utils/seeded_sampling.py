@@ -1,9 +1,9 @@
-"""Departure from the host: with `--train.full_determinism_enable`, rollouts depend on the seed and the prompt alone.
+"""Departure from the host: with `--train.full_determinism_enable`, rollouts depend only on the seed and the prompt.
 
-The host's engines draw all requests from one generator, in whatever order they arrive, and groups come back as they
-finish. Here each rollout has a seed of its own, made from `--train.seed`, the number of its prompt in the run and its
-number in the group; all requests of a call are scheduled at once, because the last bits of a logit depend on how many
-share a batch; and groups are put back into the order of their prompts.
+The host's engines sample all requests from one generator in order of arrival, and groups return as they finish. Here
+each rollout has its own seed, derived from `--train.seed`, the number of its prompt in the run and its number in the
+group. All requests of a call are scheduled at once, because the last bits of a logit depend on the batch size. Groups
+are sorted back into the order of their prompts.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedGenerator
 
 SEED_KEY = "sampling_seed"
-"""In an engine's answer: the seed of the prompt that it answers."""
+"""Key of the prompt's seed in an engine's answer."""
 TRAIN, EVALUATION = "train", "evaluation"
-SEED_BYTES = 7  # below 2^63, which torch's generators take
+SEED_BYTES = 7  # keeps seeds below 2^63, the limit of torch's generators
 
 
 def derived_seed(*parts: int | str) -> int:
-    """Return a seed of 56 bits for the parts, the same in every process."""
+    """Return a 56-bit seed for the parts, the same in every process."""
     text = "\0".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=SEED_BYTES).digest(), "big")
 
 
 class SeededEngine:
-    """An engine's handle that gives the prompt that is sent through it a seed."""
+    """An engine handle that adds a seed to the prompt sent through it."""
 
     def __init__(self, engine: Any, seed: int) -> None:
         self.get_num_unfinished_requests = engine.get_num_unfinished_requests
@@ -44,7 +44,7 @@ class SeededEngine:
 
 
 class SeededSamplesGenerator(PositionedGenerator):
-    """The host's generator with the above; without `--train.full_determinism_enable` it is the host's."""
+    """The host's generator with the above; unchanged without `--train.full_determinism_enable`."""
 
     args: Any
     vllm_engines: list[Any]
@@ -52,32 +52,32 @@ class SeededSamplesGenerator(PositionedGenerator):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.prompts_sent = 0
-        """Prompts sent to engines for training in this run, those before a resume included."""
-        self._evaluated: int | None = None  # prompts of the evaluation under way
+        """Prompts sent to engines for training in this run, including those before a resume."""
+        self._evaluated: int | None = None  # prompts of the current evaluation
         self._order: dict[int, int] = {}  # seed of a prompt -> its place in the call
         self._place: dict[int, int] = {}  # id of a rollout -> the place of its prompt
 
     def generate_eval_samples(self, **generate_kwargs: Any) -> list[Experience]:
-        """Evaluate as the host does; every evaluation asks the same questions with the same seeds."""
+        """Evaluate as the host does; every evaluation uses the same prompts with the same seeds."""
         self._evaluated = self._evaluated or 0
         return super().generate_eval_samples(**generate_kwargs)
 
     @property
     def evaluating(self) -> bool:
-        """Whether an evaluation is under way."""
+        """Whether an evaluation is running."""
         return self._evaluated is not None
 
     def position(self) -> dict[str, Any]:
-        """Add the prompts sent so far, from which the next seeds follow."""
+        """Add the number of prompts sent so far, which determines the next seeds."""
         return {**super().position(), "prompts_sent": self.prompts_sent}
 
     def load_position(self, position: Mapping[str, Any]) -> None:
-        """Go on from `position`."""
+        """Restore `position`."""
         super().load_position(position)
         self.prompts_sent = position["prompts_sent"]
 
     def evaluation_ends(self) -> None:
-        """Let the next evaluation begin with its first seed."""
+        """Reset, so that the next evaluation starts with the first seed."""
         self._evaluated = None
 
     def _generate_vllm(
@@ -90,7 +90,7 @@ class SeededSamplesGenerator(PositionedGenerator):
                 dataloader_iter, num_prompts, dynamic_filtering, **generate_kwargs
             )
         except Exception:
-            self.prompts_sent, self._evaluated = sent, evaluated  # sent again, they have the seeds that they had
+            self.prompts_sent, self._evaluated = sent, evaluated  # sent again, prompts get the same seeds
             raise
         if self._order:
             samples = sorted(samples, key=lambda rollout: self._place[id(rollout)])

@@ -1,4 +1,4 @@
-"""Departures from the host: shaping of rewards by length, masking of responses that were cut off, passes left out."""
+"""Departures from the host: reward shaping by length, masking of truncated responses, skipped forward passes."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
 
     @torch.no_grad()
     def make_experience_batch(self, rollout_samples: list[Experience]) -> list[Experience]:
-        """Do as the host does, then leave truncated responses out of the loss if `--actor.mask_truncated`."""
+        """As the host, then remove truncated responses from the loss if `--actor.mask_truncated`."""
         experiences = super().make_experience_batch(rollout_samples)
         if self.args.actor.mask_truncated:
             self.metrics = {**self.metrics, "masked_truncated_share": mask_truncated(experiences)}
         return experiences
 
     def _dispatch_forward(self, group: Any, sync_condition: bool, **kwargs: Any) -> Any:
-        """Do as the host does, but for a pass of the policy that the update makes unnecessary (`old_log_probs`)."""
+        """Dispatch as the host does, except a policy pass that the update makes unnecessary (`old_log_probs`)."""
         rollouts = sum(len(sequences) for sequences in kwargs["sequences"])
         has_reference = self.initial_model_group is not None
         if group is self.actor_model_group and update_has_them(self.args, rollouts, has_reference):
@@ -48,12 +48,12 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
-        """Shape rewards by length, then let the host compute its advantages from them; equal rewards give none."""
+        """Shape rewards by length, then let the host compute its advantages; equal rewards give advantage 0."""
         apply_length_penalties(experiences, self.args)
         divides = self.args.algo.advantage.estimator == "group_norm"
         samples = self.args.rollout.n_samples_per_prompt
         with (
-            without(self.args.reward, *PENALTIES),  # done above; not a second time
+            without(self.args.reward, *PENALTIES),  # already applied above
             levelled_rewards(experiences, samples) if divides else nullcontext(),
         ):
             return super().compute_advantages_and_returns(experiences)

@@ -1,12 +1,12 @@
-"""Departure from the host: GSPO that takes an advantage for each token (GSPO-token, arXiv 2507.18071, equation 13).
+"""Departure from the host: GSPO with an advantage for each token (GSPO-token, arXiv 2507.18071, equation 13).
 
-GSPO's ratio is one of the sequence: s = exp(mean over tokens of log pi - log pi_old). Its gradient spreads every
+GSPO's ratio is per sequence: s = exp(mean over tokens of log pi - log pi_old). Its gradient spreads every
 advantage of a response evenly over the tokens, so token-level credit is lost. The token form is
 
     s_t = stop_gradient(s) * pi_t / stop_gradient(pi_t)
 
-which has the value of s and the gradient of its own token. With equal advantages in a response the two have the same
-loss and gradient.
+with the value of s and the gradient of its own token. If all advantages in a response are equal, both forms have the
+same loss and gradient.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from openrlhf.models.loss import PolicyLoss
 
 
 class TokenGspo(torch.nn.Module):
-    """The token form, by the host's PPO loss: its old log-probabilities are chosen so that its ratio is s_t."""
+    """The token form, using the host's PPO loss with old log-probabilities chosen so that its ratio is s_t."""
 
     def __init__(self, loss: PolicyLoss) -> None:
         super().__init__()
-        self.against_rollout = loss.is_correction_level != "off"  # then the host's GSPO takes the engine's as the old
+        self.against_rollout = loss.is_correction_level != "off"  # then the host uses the engine's as old
         self.loss = PolicyLoss(
             loss.clip_eps_low, loss.clip_eps_high, loss.dual_clip, token_level_loss=False, policy_loss_type="ppo"
         )
@@ -50,5 +50,5 @@ class TokenGspo(torch.nn.Module):
 
 
 def with_token_credit(loss: PolicyLoss, args: SimpleNamespace) -> torch.nn.Module:
-    """Return the loss of a run: the host's own unless it would lose KTAE's advantages."""
+    """Return the loss of a run: the host's own unless that would lose KTAE's token-level advantages."""
     return TokenGspo(loss) if args.algo.ktae.enable and loss.policy_loss_type == "gspo" else loss

@@ -1,7 +1,7 @@
-"""Departure from the host: each rank's part of a checkpoint goes to the staging folder, with what the host forgets.
+"""Departure from the host: each rank saves its part to the staging folder, with state that the host does not save.
 
-That is the random states of the rank and, with `--train.enable_ema`, its share of the averaged weights. The
-options of an optimizer and its schedule, which a checkpoint holds too, are those of this run.
+That state is the rank's random states and, with `--train.enable_ema`, its shard of the averaged weights. On a resume,
+the options of optimizer and schedule come from this run, although checkpoints contain them too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from openrlhf_ktae.trainer.checkpointing import checkpoints_at
 
 
 class CheckpointedActor:
-    """Mixin before a host model actor that is trained."""
+    """Mixin for the host's actor of a trained model."""
 
     role = ""
     strategy: Any
@@ -33,7 +33,7 @@ class CheckpointedActor:
     _get_free_port = staticmethod(free_port)  # where its ranks meet
 
     def init_model_from_pretrained(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Load as the host does, from the checkpoint that the command chose."""
+        """Load as the host does, from the checkpoint chosen by the command."""
         source = strategy.args.run.resume_from
         with checkpoints_at(strategy.args, source), options_kept(strategy):
             super().init_model_from_pretrained(strategy, *args, **kwargs)  # type: ignore[misc]
@@ -46,7 +46,7 @@ class CheckpointedActor:
             restore_random_state(state["random"])
 
     def save_checkpoint(self, tag: str, *args: Any, **kwargs: Any) -> None:
-        """Save as the host does, below the staging folder of `tag`."""
+        """Save as the host does, in the staging folder of `tag`."""
         options = self.strategy.args
         folder = staging(options.ckpt.path, tag)
         with checkpoints_at(options, folder), weights_whatever_fails(self.strategy) as failed:
@@ -62,17 +62,17 @@ class CheckpointedActor:
         torch.save(state, folder / RANDOM / self._random_file)
 
     def save_model(self) -> None:
-        """Save as the host does, the weights whatever else fails.
+        """Save as the host does; weights are saved even if other files fail.
 
         Raises:
-            SavedInPart: something beside the weights could not be saved.
+            SavedInPart: a file other than the weights could not be saved.
         """
         with weights_whatever_fails(self.strategy) as failed:
             super().save_model()  # type: ignore[misc]
         require_all(failed, self.strategy.args.ckpt.output_dir)
 
     def files_seen(self, tag: str) -> tuple[str, dict[str, int]]:
-        """Return this rank's node, and path -> bytes of the files that it sees below the staging folder of `tag`."""
+        """Return this rank's node, and path -> bytes of the files that it sees in the staging folder of `tag`."""
         folder = staging(self.strategy.args.ckpt.path, tag)
         files = {str(path.relative_to(folder)): path.stat().st_size for path in files_below(folder)}
         return node_name(), files
@@ -84,7 +84,7 @@ class CheckpointedActor:
 
 @contextmanager
 def options_kept(strategy: Any) -> Iterator[None]:
-    """Let `strategy` load checkpoints for a while without the options of the optimizer and schedule that they hold."""
+    """Make `strategy` temporarily ignore the optimizer and schedule options in the checkpoints that it loads."""
     load = strategy.load_ckpt
 
     def load_state(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -107,12 +107,12 @@ def options_kept(strategy: Any) -> Iterator[None]:
 def set_optimizer_options(
     optimizer: Any, scheduler: Any, groups: list[dict[str, Any]], base_rates: list[float]
 ) -> None:
-    """Give every group of parameters the options of `groups`, and the rate that the schedule has where it stands.
+    """Set the options of `groups` on every parameter group, and the schedule's learning rate at its position.
 
     Args:
         optimizer: with moments, and perhaps options, of a checkpoint.
-        scheduler: at the position of a checkpoint; its shape is this run's.
-        groups: of a new optimizer of this run; without effect on parameters and moments.
+        scheduler: at the position of a checkpoint, with this run's shape.
+        groups: options of a new optimizer of this run; parameters and moments are kept.
         base_rates: the learning rate of each group before the schedule's factor.
     """
     for group, own in zip(optimizer.param_groups, groups, strict=True):
@@ -128,13 +128,13 @@ def set_optimizer_options(
 
 
 def shares(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Return this rank's part of each parameter: what ZeRO-3 left of it, else all."""
+    """Return this rank's part of each parameter: its ZeRO-3 shard, else the whole parameter."""
     return [_share(parameter).detach().cpu().clone() for parameter in model.parameters()]
 
 
 @torch.no_grad()
 def load_shares(model: torch.nn.Module, saved: list[torch.Tensor]) -> None:
-    """Set what `shares` returned."""
+    """Restore the parts that `shares` returned."""
     for parameter, value in zip(model.parameters(), saved, strict=True):
         _share(parameter).copy_(value)
 

@@ -1,11 +1,11 @@
-"""Our classes in the places of the host's, for each backend."""
+"""Our replacements of the host's classes, for each backend."""
 
 from __future__ import annotations
 
 from typing import Any
 
 Places = dict[tuple[str, str], Any]
-"""`(module, attribute)` of the host -> the class to put there in the driver."""
+"""`(module, attribute)` of the host -> its replacement in the driver."""
 
 
 def host_classes(backend: str) -> Places:

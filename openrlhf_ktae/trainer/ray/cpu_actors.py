@@ -1,4 +1,4 @@
-"""The host's policy actor and strategy on a CPU: gloo in place of NCCL, torch's Adam in place of a kernel."""
+"""The host's policy actor and strategy on a CPU: gloo instead of NCCL, torch's Adam instead of DeepSpeed's kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GIVING_UP_SECONDS = 5.0  # for gloo to notice that a peer is gone
 
 
 class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
-    """The host's strategy; DeepSpeed takes torch's AdamW, because its own kernel must be compiled for minutes."""
+    """The host's strategy; DeepSpeed uses torch's AdamW, because its own kernel takes minutes to compile."""
 
     def prepare(self, *args: Any) -> Any:
         """Prepare models as the host does; their linear layers then multiply with oneDNN."""
@@ -42,18 +42,18 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
 
 
 class CpuActorPPOTrainer(KTAEActorPPOTrainer):
-    """The same update loop; only how weights reach the engines differs."""
+    """The same update loop; only the sending of weights differs."""
 
     _model_update_group: GlooGroup | None = None
-    """Rank 0 and the engines; None where it has lost one, until they meet again."""
+    """Rank 0 and the engines; None after losing an engine, until they reconnect."""
     _broadcast: Any = None
-    """The one under way."""
+    """The broadcast in progress."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, dataloader_pin_memory=False)
 
     def _meet_engines(self, backend: str) -> None:
-        """Make the broadcast group of this rank 0 and all engines."""
+        """Create the broadcast group of rank 0 and all engines."""
         address = ray.util.get_node_ip_address()
         port = free_port()
         world_size = len(self.vllm_engines) + 1
@@ -65,7 +65,7 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
         ray.get(refs)
 
     def _send_weights(self) -> None:
-        """Send all parameters, a bucket a call; every rank takes part in gathering its shards."""
+        """Send all parameters, one bucket per call; every rank takes part in gathering shards."""
         parameters = model_weights(self.actor.model.module)
         if self.args.ds.tensor_parallel_size > 1:
             self._send_one_by_one(parameters)
@@ -84,7 +84,7 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
                 self._send(bucket, members)
 
     def _send_one_by_one(self, parameters: dict[str, Any]) -> None:
-        """Tensor parallel shards have their full shape only once they are gathered."""
+        """Send one parameter at a time: tensor-parallel shards have their full shape only once gathered."""
         gather = deepspeed.module_inject.layers.GatherReplacedLayerParams
         for name, parameter in parameters.items():
             with gather([parameter], self.actor.model.module, enabled=True):
@@ -101,26 +101,25 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
             for slot, parameter in zip(bucket, members, strict=True):
                 view(buffer, slot).copy_(parameter.data)
             with self._sending.guarded():
-                assert self._model_update_group is not None, "nothing is sent between a loss and the next meeting"
+                assert self._model_update_group is not None, "nothing is sent between losing an engine and reconnecting"
                 self._broadcast = self._model_update_group.broadcast(buffer)
-        self._sending.received()  # first: an engine that failed would let the broadcast wait for ever
+        self._sending.received()  # first: after an engine's failure the broadcast would never complete
         if self._sending.lost is None:
             with self._sending.guarded():
                 self._broadcast.wait()
-        self._broadcast = None  # it holds the group
+        self._broadcast = None  # it keeps the group alive
 
     def _leave_group(self) -> None:
         """Close the connections.
 
-        gloo gives up at the first peer that is gone, and the engines behind it, which live, would wait for this bucket
-        until the time-out.
+        gloo fails at the first dead peer, and the live engines after it would wait for this bucket until the timeout.
         """
         if is_over(self._broadcast):
             self._broadcast = self._model_update_group = None
 
 
 def is_over(sending: Any) -> bool:
-    """Whether a broadcast, if any, ended within seconds, well or not; a group cannot be left before."""
+    """Whether a broadcast, if any, ends within seconds, successfully or not; the group cannot be left before."""
     end = time.monotonic() + GIVING_UP_SECONDS
     while sending is not None and not sending.is_completed() and time.monotonic() < end:
         time.sleep(0.01)

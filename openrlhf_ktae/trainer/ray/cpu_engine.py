@@ -1,4 +1,4 @@
-"""The host's engine on a CPU; apart from `cpu_actors`, because DeepSpeed would keep an engine's start waiting."""
+"""The host's engine on a CPU; separate from `cpu_actors`, because importing DeepSpeed would slow its start."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class CpuRolloutActor(KTAERolloutActor):
     """A vLLM engine on the CPU: its dtype, cache size and worker extension replace the host's fixed ones."""
 
     worker_extension = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__qualname__}"
-    gpu_memory = staticmethod(lambda: None)  # one that is there is not this engine's
+    gpu_memory = staticmethod(lambda: None)  # if the machine has a GPU, this engine does not use it
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         kwargs.update(json.loads(os.environ[ENGINE_VARIABLE]))
         await super().__init__(*args, **kwargs)
 
     async def update_weights_in_bucket(self, bucket: list[Slot]) -> None:
-        """Let every worker of this engine receive one bucket of parameters."""
+        """Have every worker of this engine receive one bucket of parameters."""
         await self.llm.collective_rpc("update_weights_in_bucket", args=(bucket,))
 
     async def weight_checksum(self) -> float:
-        """Checksum of the weights that the engine generates with."""
+        """Return the checksum of the engine's current weights."""
         return (await self.llm.collective_rpc("weight_checksum"))[0]

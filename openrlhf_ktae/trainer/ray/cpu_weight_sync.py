@@ -1,8 +1,8 @@
-"""Weights from the trainer into the engines over gloo, many tensors in one call.
+"""Weight synchronisation from the trainer to the engines over gloo, many tensors per call.
 
-The host sends one Ray call and one NCCL broadcast for each parameter. On a CPU the calls cost more than the bytes,
-so parameters travel in buckets: a manifest over Ray, the bytes in one broadcast. This module is imported by vLLM's
-engine process and therefore imports torch alone.
+The host sends one Ray call and one NCCL broadcast per parameter. On a CPU the calls cost more than the bytes,
+so parameters are sent in buckets: a manifest over Ray, the bytes in one broadcast. vLLM's engine process imports
+this module, so it imports only torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TIMEOUT = timedelta(minutes=10)
 
 
 class Slot(NamedTuple):
-    """Where one parameter lies in a bucket; offset and size in bytes. Plain values: vLLM sends it by msgpack."""
+    """Position of a parameter in a bucket; offset and size in bytes. Plain values, since vLLM sends it by msgpack."""
 
     name: str
     dtype: str
@@ -32,21 +32,21 @@ class Slot(NamedTuple):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype itself, for `float32` and the like."""
+        """The torch dtype with this name."""
         return getattr(torch, self.dtype)
 
 
 class GlooGroup:
-    """A broadcast group of the training rank 0 and all engine workers, apart from their default groups."""
+    """A broadcast group of training rank 0 and all engine workers, separate from their default groups."""
 
     def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:
         store = dist.TCPStore(host, port, world_size, is_master=rank == 0, timeout=TIMEOUT)
         self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore("weights", store), rank, world_size, TIMEOUT)
 
     def broadcast(self, buffer: torch.Tensor) -> Any:
-        """Start to send the uint8 `buffer` from rank 0 to all; gloo has no bf16, bytes need none.
+        """Start sending the uint8 `buffer` from rank 0 to all; as bytes, since gloo does not support bf16.
 
-        Returns: work, whose `wait()` ends when the buffer may be read or reused.
+        Returns: work whose `wait()` returns when the buffer may be read or reused.
         """
         options = dist.BroadcastOptions()
         options.rootRank = 0
@@ -55,7 +55,7 @@ class GlooGroup:
 
 
 def buckets(sizes: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> Iterator[list[Slot]]:
-    """Lay parameters out in buckets of at most `BUCKET_BYTES`; a larger parameter has one of its own."""
+    """Lay parameters out in buckets of at most `BUCKET_BYTES`; a larger parameter gets its own bucket."""
     bucket: list[Slot] = []
     end = 0
     for name, dtype, shape in sizes:
@@ -75,7 +75,7 @@ def new_buffer(bucket: list[Slot]) -> torch.Tensor:
 
 
 def view(buffer: torch.Tensor, slot: Slot) -> torch.Tensor:
-    """Return the part of `buffer` that `slot` names, as a tensor of its dtype and shape."""
+    """Return the part of `buffer` at `slot`, as a tensor of its dtype and shape."""
     return buffer[slot.offset : slot.offset + slot.nbytes].view(slot.torch_dtype).view(tuple(slot.shape))
 
 
@@ -116,5 +116,5 @@ class CpuWorkerExtension:
         forget_packed(self.model_runner.model)
 
     def weight_checksum(self) -> float:
-        """Sum of absolute values over all parameters of the engine, in float64; tells whether weights arrived."""
+        """Sum of absolute values over all parameters of the engine, in float64; shows whether weights arrived."""
         return sum(float(p.double().abs().sum()) for p in self.model_runner.model.parameters())

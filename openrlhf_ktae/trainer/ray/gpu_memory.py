@@ -1,23 +1,23 @@
-"""Whether a GPU has room for an engine that is started again beside the trainer."""
+"""Whether a GPU has enough free memory to restart an engine next to the trainer."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-FREE_SECONDS = 60.0  # for a dead engine's memory to be given back; the trainer has offloaded before it asks
+FREE_SECONDS = 60.0  # for a dead engine's memory to be freed; the trainer is already offloaded
 POLL_SECONDS = 1.0
 GIB = 2**30
 
 
 class GpuIsFull(RuntimeError):
-    """The memory that an engine takes is not free."""
+    """The GPU lacks free memory for an engine."""
 
 
 def own_gpu_memory() -> tuple[int, int] | None:
-    """Return free and total bytes of this actor's first GPU, from the driver: torch would make a CUDA context.
+    """Return free and total bytes of this actor's first GPU, from the driver, since torch would create a CUDA context.
 
-    Returns: None where Ray has given it no GPU (an engine of several, whose workers have them), or none can be read.
+    Returns: None if Ray assigned it no GPU (in a multi-GPU engine the workers have them), or memory cannot be read.
     """
     import ray
 
@@ -30,7 +30,7 @@ def own_gpu_memory() -> tuple[int, int] | None:
         pynvml.nvmlInit()
         by_number, by_name = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID
         memory = pynvml.nvmlDeviceGetMemoryInfo(by_number(int(number)) if number.isdigit() else by_name(number))
-    except Exception:  # no driver, no library, no GPU, a part of one: vLLM looks for itself
+    except Exception:  # no driver, library or GPU, or a MIG slice: vLLM checks by itself
         return None
     return int(memory.free), int(memory.total)
 
@@ -43,10 +43,10 @@ async def until_free(
     Args:
         share: `--vllm.gpu_memory_utilization`.
         read: returns free and total bytes.
-        seconds: to wait at most.
+        seconds: longest wait.
 
     Raises:
-        GpuIsFull: it does not get free in that time.
+        GpuIsFull: the memory is not free in that time.
     """
     clock = asyncio.get_running_loop()
     end = clock.time() + seconds
@@ -56,8 +56,8 @@ async def until_free(
             return
         if clock.time() >= end:
             raise GpuIsFull(
-                f"--vllm.gpu_memory_utilization {share:g}: an engine that was started again takes "
-                f"{share * total / GIB:.1f} GiB, and beside the trainer {free / GIB:.1f} of {total / GIB:.1f} GiB are "
+                f"--vllm.gpu_memory_utilization {share:g}: a restarted engine needs "
+                f"{share * total / GIB:.1f} GiB, but next to the trainer {free / GIB:.1f} of {total / GIB:.1f} GiB are "
                 f"free. Lower it, or let the other models leave the GPU (--ds.enable_sleep, --ref.offload)"
             )
         await asyncio.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Departures from the host in the update: Dr. GRPO's constant normaliser, a schedule that follows the data, old
+"""Departures from the host in the update: Dr. GRPO's constant normaliser, a schedule that follows the data, and old
 log-probabilities from the update itself."""
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _HostPolicyModelActor: Any = undecorated(host.PolicyModelActor)
 
 
 class KTAEActorPPOTrainer(host.ActorPPOTrainer):
-    """The host's update loop with a normaliser that is never 0, and a constant one on request; engines may die."""
+    """The host's update loop with a normaliser that is never 0, optionally constant; tolerates engine deaths."""
 
     actor: Any
     vllm_engines: Any
     _model_update_group: Any = None
     """Rank 0 and the engines; None with CUDA IPC."""
     _sending: Sending | None = None
-    """Of rank 0, while weights are sent."""
+    """Set on rank 0 while weights are sent."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._watched: dict[Any, Any] = {}
@@ -45,7 +45,7 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
         skip_nonfinite_updates(self.actor.model.optimizer)
 
     def ppo_train(self, kl_ctl: float) -> dict[str, Any]:
-        """Update as the host does; say how many optimizer steps were skipped because they were not finite."""
+        """Update as the host does; add the number of optimizer steps skipped as non-finite."""
         before = self.actor.model.skipped_steps
         status = super().ppo_train(kl_ctl)
         return {**status, SKIPPED: float(self.actor.model.skipped_steps - before)}
@@ -53,7 +53,7 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
     def training_step(
         self, experience: Any, kl_ctl: float, step: int, loss_batch_info: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Take one micro-batch as the host does; its metrics are finite where every response is masked."""
+        """Train on one micro-batch as the host does; metrics stay finite if every response is masked."""
         if loss_batch_info is None:
             loss_batch_info = get_loss_batch_info(
                 self.strategy,
@@ -73,7 +73,7 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
         return status
 
     def _init_vllm_sync_group(self, backend: str) -> None:
-        """Meet all engines in a group, as the host does.
+        """Create the group with all engines, as the host does.
 
         Raises:
             ray.exceptions.RayActorError: an engine failed to start; the group would wait for it for minutes.
@@ -86,10 +86,10 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
         super()._init_vllm_sync_group(backend)
 
     def broadcast_to_vllm(self) -> None:
-        """Send the weights as the host does; where an engine dies, the error is raised when all ranks are through.
+        """Send the weights as the host does; if an engine dies, the error is raised after all ranks have finished.
 
         Raises:
-            Exception: Ray's or vLLM's, of the engine that died; in rank 0.
+            Exception: on rank 0, Ray's or vLLM's error of the dead engine.
         """
         if torch.distributed.get_rank() != 0:
             self._send_weights()
@@ -104,7 +104,7 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
             self._sending = None
 
     def _send_weights(self) -> None:
-        """Send all parameters; every rank takes part in gathering its shards."""
+        """Send all parameters; every rank takes part in gathering shards."""
         if self._sending is None:
             with self._as_engines_know_it():
                 super().broadcast_to_vllm()
@@ -119,7 +119,7 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
 
     @contextmanager
     def _as_engines_know_it(self) -> Iterator[None]:
-        """Let the host's loop find merged weights where the model has adapters."""
+        """Make the host's loop see merged weights if the model has adapters."""
         actor = self.actor
         if isinstance(actor.model.module, PeftModel):
             merged = SimpleNamespace(module=MergedModule(actor.model.module))
@@ -130,18 +130,18 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
             self.actor = actor
 
     def _leave_group(self) -> None:
-        """Abort the group: a broadcast to an engine that died never ends by itself, nor does the stream it is on."""
+        """Abort the group: a broadcast to a dead engine never ends by itself and blocks its stream."""
         if self._model_update_group is not None:
             self._model_update_group.destroy()
 
 
 def normaliser(info: dict[str, Any], args: SimpleNamespace, accumulated: int) -> dict[str, Any]:
-    """Return what the host divides the summed loss of a micro-batch by.
+    """Return the divisors of the summed loss of a micro-batch.
 
-    With `--actor.dr_grpo_norm`, tokens of an optimizer step become `train.batch_size x rollout.max_new_tokens`
-    whatever the responses are (Dr. GRPO, arXiv 2503.20783). Without a dynamic batch the host has divided its own count
-    by the number of accumulated micro-batches, which DeepSpeed divides by again, and so does the constant.
-    A step whose responses are all masked has no tokens; its loss is 0 rather than 0 / 0.
+    With `--actor.dr_grpo_norm`, the token count of an optimizer step becomes `train.batch_size x
+    rollout.max_new_tokens`, independent of the responses (Dr. GRPO, arXiv 2503.20783). Without a dynamic batch the host
+    divides its count by the number of accumulated micro-batches, since DeepSpeed divides the loss by it again; the
+    constant is treated alike. A step whose responses are all masked has no tokens; its loss is 0 instead of 0 / 0.
     """
     parts = 1 if args.train.dynamic_batch_enable else max(int(accumulated), 1)
     least = 1.0 / parts
@@ -152,34 +152,34 @@ def normaliser(info: dict[str, Any], args: SimpleNamespace, accumulated: int) ->
 
 
 class KTAEPolicyModelActor(CheckpointedActor, _HostPolicyModelActor):
-    """The host's policy actor with the update loop above, and checkpoints that are whole."""
+    """The host's policy actor with the update loop above, and complete checkpoints."""
 
     role = "actor"
     update_loop: Any = KTAEActorPPOTrainer
 
     def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Load as the host does; it finds the update loop as a global of its module."""
+        """Load as the host does; it looks up the update loop as a global of its module."""
         host.ActorPPOTrainer = self.update_loop
         send_tensors_plainly()
         super().init_model_from_pretrained(*args, **kwargs)
 
     def rejoin_engines(self) -> None:
-        """Make the group for sending weights anew, after an engine was started again."""
+        """Recreate the group for sending weights after an engine was restarted."""
         if self.trainer.use_cuda_ipc or torch.distributed.get_rank() != 0:
             return
         self.trainer._init_vllm_sync_group(self.strategy.args.vllm.sync_backend)
 
     def follow_schedule(self, progress: float) -> None:
-        """Move the learning-rate schedule forward to `progress`, the share of the run's prompts used before a step.
+        """Advance the learning-rate schedule to `progress`, the share of the run's prompts used before a step.
 
-        The host counts on one update for every `--train.batch_size` rollouts of the data set. When groups are filtered
-        there are fewer, and a schedule that counts them would never end.
+        The host assumes one update per `--train.batch_size` rollouts of the data set. With filtered groups there are
+        fewer updates, and a schedule that counts them would never finish.
         """
         forward_schedule(self.actor_scheduler, round(progress * self.max_steps))
 
 
 def forward_schedule(scheduler: Any, position: int) -> None:
-    """Let the next update take the learning rate of `position`; never backward. Equal positions change nothing."""
+    """Advance the schedule so that the next update uses the learning rate of `position`; it never moves backward."""
     if position > scheduler.last_epoch:
         scheduler.last_epoch = position - 1
         scheduler.step()

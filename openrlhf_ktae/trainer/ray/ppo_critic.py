@@ -1,4 +1,4 @@
-"""Departures from the host: the critic's part of a checkpoint, and updates that are not finite."""
+"""Departures from the host: the critic's part of a checkpoint, and skipping of non-finite updates."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _HostCriticModelActor: Any = undecorated(host.CriticModelActor)
 
 
 class KTAECriticPPOTrainer(host.CriticPPOTrainer):
-    """The host's update loop, which skips updates that are not finite and says how many."""
+    """The host's update loop, but it skips non-finite updates and counts them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         skip_nonfinite_updates(self.critic.optimizer)
 
     def ppo_train(self) -> dict[str, Any]:
-        """Update as the host does; say how many optimizer steps were skipped because they were not finite."""
+        """Update as the host does; add the number of optimizer steps skipped as non-finite."""
         before = self.critic.skipped_steps
         status = super().ppo_train()
         return {**status, CRITIC_SKIPPED: float(self.critic.skipped_steps - before)}
 
 
 class KTAECriticModelActor(CheckpointedActor, _HostCriticModelActor):
-    """The host's critic with the update loop above, and checkpoints that are whole."""
+    """The host's critic with the update loop above, and complete checkpoints."""
 
     role = "critic"
 
     def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Load as the host does; it finds the update loop as a global of its module."""
+        """Load as the host does; it looks up the update loop as a global of its module."""
         host.CriticPPOTrainer = KTAECriticPPOTrainer
         super().init_model_from_pretrained(*args, **kwargs)

@@ -1,8 +1,8 @@
-"""Processes of the reference and the reward model that die: they are started again, lost forward passes are repeated.
+"""Reference and reward model processes that die are restarted, and lost forward passes are repeated.
 
-Ray starts the process again, without its model. The trainer notices when it wants log-probabilities or rewards, lets
-all ranks of the group begin anew (a group of processes that has lost one cannot take in another), loads the model as
-the host did, and asks once more. Nothing of a model that is not trained is lost.
+Ray restarts the process, without its model. The trainer notices when it requests log-probabilities or rewards. It
+restarts all ranks of the group (a process group that lost a member cannot admit a new one), loads the model as
+the host did, and repeats the request. No state is lost, since these models are not trained.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.processes.deaths import POLL_SECONDS, START_MINUTES, answered, died
 
 HOST_CLASSES = ("ReferenceModelActor", "RewardModelActor")  # globals of the host's command
-ANSWER_SECONDS = 5.0  # for the ranks that are not busy, once one of their group is known to be lost
+ANSWER_SECONDS = 5.0  # for idle ranks to answer, once a rank of their group is known to be dead
 logger = init_logger(__name__)
 
 
 class ModelLost(RuntimeError):
-    """The process is a new one and has no model."""
+    """The process was restarted and has no model."""
 
 
 class RestartableModel:
-    """Mixin before the host's actor of a model that is not trained."""
+    """Mixin for the host's actor of a model that is not trained."""
 
     _rank: int
     _master_addr: str
@@ -40,45 +40,45 @@ class RestartableModel:
     _get_free_port = staticmethod(free_port)  # where its ranks meet
 
     def loaded(self) -> bool:
-        """Return whether the model is there; a process that was started again has none."""
+        """Return whether the model is loaded; a restarted process has none."""
         return hasattr(self, "model")
 
     def meet_at(self, address: str, port: int) -> None:
-        """Take the address of a rank 0 that was started again, for the next `init_model_from_pretrained`."""
+        """Set the address of the restarted rank 0 for the next `init_model_from_pretrained`."""
         self._master_addr, self._master_port = address, port
         os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
 
     def execute_batch(self, method_name: str, all_data: Any, start_idx: int, end_idx: int) -> list[Any]:
-        """Do as the host does.
+        """Execute as the host does.
 
         Raises:
             ModelLost: the model must be loaded first.
         """
         if not self.loaded():
-            raise ModelLost(f"{type(self).__name__} of rank {self._rank} was started again and has no model yet")
+            raise ModelLost(f"{type(self).__name__} of rank {self._rank} was restarted and has no model yet")
         return super().execute_batch(method_name, all_data, start_idx, end_idx)  # type: ignore[misc]
 
 
 def restartable(host_class: Any, restarts: int) -> Any:
-    """Return the Ray actor class that the host's command takes in place of its own.
+    """Return the Ray actor class that replaces the host's.
 
     Args:
-        host_class: the plain class behind the host's.
-        restarts: times that the trainer brings a group back. Ray counts more: the ranks that live restart, too.
+        host_class: the undecorated class of the host.
+        restarts: times the trainer may restart a group. Ray's own limit is lifted, as live ranks restart too.
     """
     plain = type(host_class.__name__, (RestartableModel, host_class), {})
     return ray.remote(num_gpus=1, max_restarts=-1 if restarts else 0)(plain)
 
 
 class RevivingExperienceMaker(RemoteExperienceMaker):
-    """The host's experience maker; `note` gets a sentence for each restart."""
+    """The host's experience maker; `note` receives a sentence for each restart."""
 
     note: Callable[[str], None] = staticmethod(logger.warning)
     model_restarts = 0
 
     @torch.no_grad()
     def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
-        """Do as the host does, and again where a process died: it changes no sample before every pass is back."""
+        """Make experience as the host does; retry if a process died: samples change only after all passes return."""
         fault: RayError | None = None
         while True:
             try:
@@ -91,7 +91,7 @@ class RevivingExperienceMaker(RemoteExperienceMaker):
                 fault = error
 
     def _bring_back(self, fault: RayError) -> None:
-        """Load models whose processes are gone; raise `fault` where it has another cause, or there were too many."""
+        """Reload models whose processes died; raise `fault` if it has another cause, or after too many restarts."""
         groups = {
             "reference": (self.initial_model_group, self.args.actor.model_name_or_path),
             "reward": (self.reward_model_group, self.args.reward.model_name_or_path),
@@ -103,19 +103,19 @@ class RevivingExperienceMaker(RemoteExperienceMaker):
             raise fault
         self.model_restarts += 1
         for name, left in broken.items():
-            logger.warning(f"a process of the {name} model died; it is started again")
+            logger.warning(f"a process of the {name} model died; restarting it")
             group, path = used[name]
             load_again(group, left, self.strategy, path)
         self.note(
-            f"a process of the {' and the '.join(broken)} model died and was started again; its forward passes are "
+            f"a process of the {' and the '.join(broken)} model died and was restarted; its forward passes are "
             f"repeated ({self.model_restarts} of --faults.model_restarts {limit})"
         )
 
 
 def left_over(group: Any) -> list[Any] | None:
-    """Return the ranks that may still hold their part of a group that has lost one; None where the group is whole.
+    """Return the ranks that may still be alive in a group that lost one; None if the group is complete.
 
-    A rank that is busy is waited for, unless another is known to be lost: it may wait for that one itself, in vain.
+    Busy ranks are waited for, unless another is known to be dead: a busy rank may itself be waiting for that one.
     """
     asked = {actor.loaded.remote(): actor for actor in group._actor_handlers}
     left: list[Any] = []
@@ -127,7 +127,7 @@ def left_over(group: Any) -> list[Any] | None:
         actor = asked.pop(ready[0])
         try:
             has_model = ray.get(ready[0])
-        except RayError:  # dead, or on its way up again
+        except RayError:  # dead, or restarting
             has_model = False
         lost = lost or not has_model
         left += [actor] if has_model else []
@@ -135,7 +135,7 @@ def left_over(group: Any) -> list[Any] | None:
 
 
 def load_again(group: Any, left: list[Any], strategy: Any, path: str) -> None:
-    """Start the ranks `left` of a group anew, too, and load its model from `path` as the host's command does.
+    """Also restart the ranks `left` of a group, and load its model from `path` as the host's command does.
 
     Raises:
         RayError: a rank does not come back, or dies again.
@@ -154,11 +154,11 @@ def wait_until_new(actor: Any) -> None:
     """Return when the process answers that it has no model.
 
     Raises:
-        RayError: it is gone for good, or does not come.
+        RayError: the process is permanently dead, or does not start.
         TimeoutError: the old process does not end.
     """
     end = time.monotonic() + 60 * START_MINUTES
     while answered(actor.loaded.remote):
         if time.monotonic() > end:
-            raise TimeoutError(f"a process that was killed still answers after {START_MINUTES} minutes")
+            raise TimeoutError(f"a killed process still answers after {START_MINUTES} minutes")
         time.sleep(POLL_SECONDS)

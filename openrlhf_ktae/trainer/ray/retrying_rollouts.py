@@ -1,7 +1,7 @@
-"""In the engine: rollouts that fail, and an engine that was started again.
+"""In the engine: failed rollouts, and restarts of the engine.
 
-An agent, a reward or a verifier that raises costs its prompt another try, then its group, never the run. Every engine
-waits for what is imported here before its model loads: neither the host's trainer nor DeepSpeed is.
+If an agent, reward or verifier raises, its prompt is retried, then its group is given up; the run continues. Imports
+here delay the start of every engine, so neither the host's trainer nor DeepSpeed is imported.
 """
 
 from __future__ import annotations
@@ -25,31 +25,30 @@ from openrlhf_ktae.trainer.staleness import WEIGHTS_STEP
 from openrlhf_ktae.verifier.user_reward import label_and_row
 
 DEATH_POLL_SECONDS = 1.0
-FAILURE = "failure"  # key of a response that stands for one that could not be made
-DEATH_SECONDS = 1.0  # a core that shuts down cuts its responses off first, and is known to be dead after that
+FAILURE = "failure"  # key of a placeholder for a failed response
+DEATH_SECONDS = 1.0  # a core that shuts down first cuts its responses off; its death is known after this time
 
 
 class OutdatedEngine(RuntimeError):
-    """The engine was started again and has not got the current weights yet."""
+    """The engine was restarted and does not have the current weights yet."""
 
 
 class NotLoaded:
-    """In the place of vLLM's engine in a process that was started again and has not loaded it yet."""
+    """Placeholder for vLLM's engine in a restarted process that has not loaded it yet."""
 
     def __getattr__(self, name: str) -> Any:
-        raise OutdatedEngine("an engine that was started again has no model yet")
+        raise OutdatedEngine("a restarted engine has no model yet")
 
 
 class AgentGaveUp(RuntimeError):
-    """An agent wanted to end its process, or its task."""
+    """An agent tried to exit its process or cancel its task."""
 
 
 def contained(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Return `execute`, a method of an agent, whose SystemExit and CancelledError are errors like others.
+    """Return `execute`, a method of an agent, with SystemExit and CancelledError turned into ordinary errors.
 
-    In a task the first would end the engine's event loop, and nobody would hear of the second; one that Ray
-    or vLLM has asked for stays what it is. A response that was cut off fails the rollout, whatever the agent makes
-    of it.
+    In a task, SystemExit would end the engine's event loop, and CancelledError would go unnoticed; a cancellation by
+    Ray or vLLM is passed on. A response that was cut off fails the rollout, even if the agent handles it.
     """
 
     @wraps(execute)
@@ -71,16 +70,16 @@ def contained(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
 
 
 class RetryingRollouts:
-    """Mixin before an engine's actor class.
+    """Mixin for an engine's actor class.
 
-    In a process that Ray has started again the constructor loads nothing: the trainer may be in the middle of an update
-    and fill the GPU. It calls `come_back` when its own memory is offloaded. Engines that sleep between the steps sleep
-    then, as the others do.
+    In a process that Ray has restarted, the constructor loads nothing: the trainer may be in an update that fills the
+    GPU. The trainer calls `come_back` once its own memory is offloaded. With sleep mode, the engine goes to sleep
+    after loading, like the others.
     """
 
     llm: Any
     gpu_memory: Callable[[], tuple[int, int] | None]
-    """Free and total bytes of the engine's GPU, where that can be told."""
+    """Return free and total bytes of the engine's GPU, if known."""
     _load: Callable[[], Awaitable[None]] | None = None
     _got_weights = False
     _weights_step = 0
@@ -96,11 +95,11 @@ class RetryingRollouts:
         self._load = partial(super().__init__, *args, **kwargs)  # type: ignore[assignment]
 
     async def come_back(self) -> bool:
-        """Load the model, unless it is there; return whether the engine has the current weights.
+        """Load the model unless it is loaded; return whether the engine has the current weights.
 
         Raises:
-            GpuIsFull: the GPU's memory does not get free.
-            Exception: vLLM's, where it does not start, or its core is dead.
+            GpuIsFull: the GPU's memory does not become free.
+            Exception: vLLM's, if it does not start or its core is dead.
         """
         async with self._coming_back:
             if self._load is not None:
@@ -112,7 +111,7 @@ class RetryingRollouts:
         return await self.answer()
 
     async def until_dead(self) -> None:
-        """Return never; for whoever must hear at once that this process, or vLLM's core, is gone.
+        """Never return; callers learn at once when this process, or vLLM's core, dies.
 
         Raises:
             Exception: vLLM's, once its core is dead.
@@ -122,15 +121,15 @@ class RetryingRollouts:
         raise self.llm.dead_error
 
     async def generate_responses(self, **call: Any) -> list[dict[str, Any]]:
-        """Generate as the host does; again where something raises; then empty rollouts that say why.
+        """Generate as the host does; retry on errors; finally return empty rollouts with the reason.
 
         An answer is marked with the step of the weights that its first token was sampled with.
 
         Raises:
-            OutdatedEngine: this process was started again and has the weights that the run began with.
+            OutdatedEngine: this process was restarted and does not have the current weights yet.
         """
         if not self._current:
-            raise OutdatedEngine("an engine that was started again waits for the current weights")
+            raise OutdatedEngine("a restarted engine waits for the current weights")
         step = self._weights_step
         return [{**answer, WEIGHTS_STEP: step} for answer in await self._answers(call)]
 
@@ -139,14 +138,14 @@ class RetryingRollouts:
         for _ in range(1 + int(os.environ.get(RETRIES_VARIABLE, "0"))):
             try:
                 return await super().generate_responses(**call)  # type: ignore[misc]
-            except TrainingStopped:  # a verifier means to stop the run
+            except TrainingStopped:  # the verifier stops the run
                 raise
-            except Exception as raised:  # whatever an agent may raise
+            except Exception as raised:  # agents may raise anything
                 if of_type(raised, ENGINE_GONE):
                     raise
                 if of_type(raised, (CutOff.__name__,)):
                     await asyncio.sleep(DEATH_SECONDS)
-                if self.llm.errored:  # whatever the agent has made of it
+                if self.llm.errored:  # even if the agent raised another error
                     raise self.llm.dead_error from raised
                 error = raised
                 logging.getLogger(__name__).exception("a rollout failed on the prompt %.80r", call["prompt"])
@@ -156,7 +155,7 @@ class RetryingRollouts:
         """Return whether the engine has the current weights.
 
         Raises:
-            Exception: vLLM's, where its core is dead.
+            Exception: vLLM's, if its core is dead.
         """
         if self._load is not None:
             return False
@@ -165,7 +164,7 @@ class RetryingRollouts:
         return self._current
 
     async def take_weights(self, step: int) -> None:
-        """Know that the current weights have come, those after `step` steps."""
+        """Confirm that the weights after `step` steps have arrived."""
         self._got_weights, self._weights_step = True, step
 
     @cached_property
@@ -182,7 +181,7 @@ class RetryingRollouts:
 
 
 def empty_response(call: dict[str, Any], failure: str) -> dict[str, Any]:
-    """Return a response without a token: its score is unknown, so it leaves its group's statistics."""
+    """Return a response without tokens: its score is unknown, so group statistics exclude it."""
     tokenizer = call["hf_tokenizer"]
     tokens = tokenizer(text=call["prompt"], add_special_tokens=False)["input_ids"][-call["max_length"] :]
     tokens = list(tokens) or [tokenizer.eos_token_id]
@@ -204,7 +203,7 @@ def empty_response(call: dict[str, Any], failure: str) -> dict[str, Any]:
 
 
 def started_again() -> bool:
-    """Whether Ray has started the actor of this process again; False outside an actor."""
+    """Whether Ray has restarted the actor of this process; False outside an actor."""
     if not ray.is_initialized():
         return False
     context = ray.get_runtime_context()

@@ -1,8 +1,8 @@
-"""Tensors between Ray's processes as plain memory.
+"""Send tensors between Ray processes as plain memory.
 
-Symptom: Ray pickles a CPU tensor as `torch.save` would, 60 us and three copies each; rollouts of a step hold hundreds
-of thousands of small ones. Here a tensor travels as the bytes of its array, out of band where it is large. Ray has the
-same as `RAY_ENABLE_ZERO_COPY_TORCH_TENSORS`, but what arrives cannot be written to. Remove when it can.
+Symptom: Ray pickles a CPU tensor as `torch.save` would, 60 us and three copies each; a step's rollouts contain hundreds
+of thousands of small ones. Here a tensor is sent as the bytes of its array, out of band if large. Ray's
+`RAY_ENABLE_ZERO_COPY_TORCH_TENSORS` does the same, but received tensors are read-only. Remove when they are writable.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import ray
 import torch
 
 SMALL = 1024
-"""Bytes up to which a tensor is a part of the message; a buffer of its own costs more."""
+"""Tensors up to this many bytes are inlined in the message; a separate buffer costs more."""
 DEFAULT = "default"
 
 
 @cache
 def send_tensors_plainly() -> None:
-    """Let this process send tensors so; whoever receives them needs nothing but this module."""
+    """Make this process send tensors this way; receivers need only this module."""
     ray.util.register_serializer(torch.Tensor, serializer=plain, deserializer=whole)
 
 
 def plain(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Return what `whole` makes the tensor of."""
+    """Return the parts from which `whole` rebuilds the tensor."""
     is_plain = tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.requires_grad
     if not is_plain or tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or tensor.is_nested:
         return DEFAULT, tensor.__reduce_ex__(5)
@@ -37,7 +37,7 @@ def plain(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def whole(parts: tuple[Any, ...]) -> torch.Tensor:
-    """Return the tensor, in memory of its own."""
+    """Return the tensor, in its own memory."""
     if parts[0] == DEFAULT:
         return rebuilt(*parts[1])
     dtype, shape, data = parts

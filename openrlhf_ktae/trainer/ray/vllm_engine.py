@@ -21,16 +21,16 @@ from openrlhf_ktae.trainer.ray.retrying_rollouts import contained
 from openrlhf_ktae.verifier.http_reward import HttpAgentExecutor
 
 _HostRolloutActor: Any = undecorated(host.RolloutRayActor)
-ARRIVAL_SECONDS = 2.0  # where none has come for so long, those that are missing have failed; the others go on
+ARRIVAL_SECONDS = 2.0  # after this long without a new request, missing ones have failed; the others run
 POLL_SECONDS = 0.001
 DEATH_POLL_SECONDS = 1.0
 ANSWERED_BY_THE_CORE = "collective_rpc pause_generation resume_generation reset_prefix_cache sleep wake_up".split()
 
 
 def unless_dead(llm: Any, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Return `call`, a method of vLLM's engine, which raises when the core dies before it has answered.
+    """Return `call`, a method of vLLM's engine, wrapped to raise if the core dies before answering.
 
-    vLLM fails requests that generate; what else was asked of a core that died stays without an answer for ever.
+    When a core dies, vLLM fails generation requests; all other calls would hang forever.
     """
 
     @wraps(call)
@@ -47,7 +47,7 @@ def unless_dead(llm: Any, call: Callable[..., Awaitable[Any]]) -> Callable[..., 
 
 
 def with_servers(executor: Any) -> Any:
-    """Return the host's executor; ours in its place where reward servers judge."""
+    """Return the host's executor, or ours if reward servers judge."""
     servers = getattr(executor, "reward_endpoints", [])
     if type(executor) is SingleTurnAgentExecutor and servers and not servers[0].endswith(".py"):
         return HttpAgentExecutor(servers)
@@ -55,15 +55,15 @@ def with_servers(executor: Any) -> Any:
 
 
 class KTAERolloutActor(_HostRolloutActor):
-    """The host's engine; without a seed in the request it is the host's."""
+    """The host's engine with seeded sampling; requests without a seed run as in the host."""
 
     worker_extension = "openrlhf_ktae.trainer.ray.vllm_worker_wrap.KTAEWorkerWrap"
     gpu_memory = staticmethod(own_gpu_memory)
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
-        # Of the distribution that was sampled from, with its temperature: what the trainer computes.
+        # Log-probabilities of the distribution sampled from, after temperature: the trainer computes the same.
         kwargs["logprobs_mode"] = kwargs.get("logprobs_mode") or "processed_logprobs"
-        leave_interrupts_to_the_driver()  # of this thread, which starts vLLM's core
+        leave_interrupts_to_the_driver()  # in this thread, which starts vLLM's core
         kwargs["worker_extension_cls"] = self.worker_extension
         await super().__init__(*args, **kwargs)
         for name in ANSWERED_BY_THE_CORE:
@@ -74,11 +74,11 @@ class KTAERolloutActor(_HostRolloutActor):
         self.executor = executor
 
     async def hold(self) -> None:
-        """Schedule nothing until `release`."""
+        """Stop scheduling until `release`."""
         await self.llm.pause_generation(mode="keep", clear_cache=False)
 
     async def release(self, expected: int) -> None:
-        """Schedule the requests that came since `hold`, once there are as many as `expected`."""
+        """Schedule the requests received since `hold`, once there are `expected` of them."""
         clock = asyncio.get_running_loop()
         came, end = 0, clock.time() + ARRIVAL_SECONDS
         while came < expected and clock.time() < end:
@@ -97,7 +97,7 @@ class KTAERolloutActor(_HostRolloutActor):
         num_samples: int = 1,
         images: Any = None,
     ) -> list[dict[str, Any]]:
-        """Generate as the host does; with a seed, every sample of the prompt has one made from it."""
+        """Generate as the host does; with a seed, each sample of the prompt gets a seed derived from it."""
         generate = super().generate_responses
         if sampling_params.seed is None:
             answers = await generate(prompt, label, sampling_params, max_length, hf_tokenizer, num_samples, images)

@@ -1,4 +1,4 @@
-"""Departure from the host, in vLLM's worker: a group that lost an engine is left before the next one is made."""
+"""Departure from the host, in vLLM's worker: leave a group that lost an engine before joining the next one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class KTAEWorkerWrap(WorkerWrap):
     def init_process_group(self, *args: Any, **kwargs: Any) -> None:
         """Join a group as the host does.
 
-        A broadcast of the last group may still be on the GPU's stream, from a trainer that has left it because another
-        engine died: it would hold up the new group for ever. Aborting the communicator ends it.
+        A broadcast of the last group may still be on the GPU's stream, from a trainer that left the group because
+        another engine died: it would block the new group forever. Aborting the communicator ends it.
         """
         if hasattr(self._model_update_group, "destroy"):
             self._model_update_group.destroy()

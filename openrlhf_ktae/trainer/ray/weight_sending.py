@@ -1,11 +1,11 @@
-"""In rank 0 of the trainer: engines that die while the weights are sent to them.
+"""On rank 0 of the trainer: engines that die while weights are sent to them.
 
 Every rank gathers one parameter after another. If rank 0 raised in the middle, the others would wait for it in the next
 gather or barrier until the collective times out, after 60 minutes with NCCL. So the first error is kept and nothing
 more is sent; all ranks gather to the end, and the error is raised there.
 
-A broadcast to an engine that died can block rank 0, in the call or later on its stream. A thread therefore watches the
-engines: it leaves the group (`ncclCommAbort`), which releases both. Where that does not help, it ends the process.
+A broadcast to a dead engine can block rank 0, in the call or later on its stream. A thread therefore watches the
+engines and aborts the group (`ncclCommAbort`), which unblocks both. If that does not help, it ends the process.
 """
 
 from __future__ import annotations
@@ -24,20 +24,18 @@ import ray
 from openrlhf_ktae.trainer.engines import engine_died
 
 POLL_SECONDS = 1.0
-REASON_SECONDS = 5.0  # for Ray to notice that an engine died, where the broadcast fails first
-STUCK_SECONDS = 10.0  # for the other engines to get out of the same broadcast
-LEAVING_SECONDS = 30.0  # without a step forward after an engine died
-BROADCASTS = (
-    "update_weight"  # the host's call that is answered after a broadcast; the others are complete by themselves
-)
+REASON_SECONDS = 5.0  # for Ray to notice that an engine died, if the broadcast fails first
+STUCK_SECONDS = 10.0  # for the other engines to leave the same broadcast
+LEAVING_SECONDS = 30.0  # without progress after an engine died
+BROADCASTS = "update_weight"  # the host's call that returns after a broadcast; the others complete by themselves
 
 
 class Sending:
-    """One sending of weights, or one meeting for it; a context that watches the engines meanwhile.
+    """One sending of weights, or creation of the group for it; a context that watches the engines meanwhile.
 
     Args:
         engines: the actors.
-        watched: calls of `until_dead`, one for each engine, from the sending before; they are renewed in place.
+        watched: calls of `until_dead`, one for each engine, from the previous sending; renewed in place.
         leave: leaves the group of rank 0 and the engines, from any thread.
         end: ends this process.
     """
@@ -67,12 +65,12 @@ class Sending:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:  # from now on the thread changes nothing; it ends within `POLL_SECONDS`
+        with self._lock:  # from now on the thread has no effect; it ends within `POLL_SECONDS`
             self._over.set()
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Keep an error that is raised within, and leave the group."""
+        """Keep an error raised in the block, and leave the group."""
         self._moved = time.monotonic()
         try:
             yield
@@ -86,7 +84,7 @@ class Sending:
             self._refs = [] if self.lost else [getattr(one, method).remote(*args, **kwargs) for one in self._engines]
 
     def received(self) -> None:
-        """Wait until every engine has answered; one that does not, after another died, is started again."""
+        """Wait until every engine has answered; after a death, engines that do not answer are restarted."""
         if self.lost is None:
             with self.guarded():
                 ray.get(self._refs)
@@ -104,7 +102,7 @@ class Sending:
         self._leave()
 
     def _reason(self, error: Exception) -> Exception:
-        """Return why an engine is gone, where that is why a broadcast failed."""
+        """Return the cause of an engine's death if that made a broadcast fail, else `error`."""
         if self.lost is None and not engine_died(error):
             return self._death(REASON_SECONDS) or error
         return error
@@ -126,8 +124,8 @@ class Sending:
         while not self._over.wait(POLL_SECONDS):
             if time.monotonic() - self._moved > LEAVING_SECONDS:
                 print(
-                    f"rank 0 does not get out of sending weights {LEAVING_SECONDS:.0f} s after an engine died "
-                    f"({self.lost}); it ends, and with it the run",
+                    f"rank 0 is still stuck sending weights {LEAVING_SECONDS:.0f} s after an engine died "
+                    f"({self.lost}); ending it, and with it the run",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -136,7 +134,7 @@ class Sending:
 
 
 class EveryEngine:
-    """Stands for all engines in the host's loop; its calls return at once, or when all engines have answered."""
+    """Proxy for all engines in the host's loop; its calls return at once, or when all engines have answered."""
 
     def __init__(self, sending: Sending) -> None:
         self._sending, self._nothing = sending, ray.put(None)
@@ -152,19 +150,19 @@ class EveryEngine:
 
 
 class GuardedGroup:
-    """Stands for the group of rank 0 and the engines in the host's loop."""
+    """Proxy for the group of rank 0 and the engines in the host's loop."""
 
     def __init__(self, sending: Sending, group: Any) -> None:
         self._sending, self._group = sending, group
 
     def broadcast(self, tensor: Any, **where: Any) -> None:
-        """Send as the host does, and wait for the engines; nothing where one is lost."""
+        """Send as the host does, and wait for the engines; skip if one is lost."""
         if self._sending.lost is None:
             with self._sending.guarded():
                 self._group.broadcast(tensor, **where)
         self._sending.received()
 
     def destroy(self) -> None:
-        """Leave it; there is none with CUDA IPC."""
+        """Leave the group; with CUDA IPC there is none."""
         if self._group is not None:
             self._group.destroy()

@@ -205,9 +205,7 @@ def test_gpu_builds_without_a_gpu_are_refused(name, monkeypatch):
     monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
     monkeypatch.setattr(choice, "gpus_here", lambda: 0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(
-        BackendUnavailable, match=f"--backend {name}: no NVIDIA GPU answers.*ray job submit.*make setup"
-    ):
+    with pytest.raises(BackendUnavailable, match=f"--backend {name}: no NVIDIA GPU found.*ray job submit.*make setup"):
         resolve(name)
 
 

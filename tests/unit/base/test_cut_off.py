@@ -221,7 +221,7 @@ def test_the_command_ends_with_3_and_says_how_to_go_on(monkeypatch, capsys):
 
     monkeypatch.setattr(command, "run", run)
     assert command.main([]) == 3
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
 
 
 def test_only_finished_outputs_are_looked_at(rollouts):

@@ -215,7 +215,7 @@ def test_a_node_with_too_little_memory_is_refused_with_the_way_out():
     args = options(PAPER_7B)
     assert make_plan(args, "h100-80g", GPUS["h100-80g"], host_memory=256 * 2**30).problems == []
     (problem,) = make_plan(args, "h100-80g", GPUS["h100-80g"], host_memory=200 * 2**30).problems
-    assert "host memory: needs 227.0 GiB a node and there are 200.0" in problem
+    assert "host memory: needs 227.0 GiB a node, but there are 200.0" in problem
     way_out = "--vllm.tensor_parallel_size 2 --vllm.num_engines 4"
     assert f"use {way_out}" in problem
     changed = options(PAPER_7B, *way_out.split())
@@ -278,7 +278,7 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path):
         ("--gpus-per-node 8", None),
         ("--gpus-per-node 4", "a node has 4 (--gpus-per-node)"),
         ("--nodes 2", None),
-        ("--nodes 1", "--nodes 1 x --gpus-per-node 8 are 8; use --nodes 2"),
+        ("--nodes 1", "--nodes 1 x --gpus-per-node 8 = 8; use --nodes 2"),
     ],
 )
 def test_a_cluster_that_nobody_described_is_as_large_as_the_options_ask_for(cluster, problem, capsys):

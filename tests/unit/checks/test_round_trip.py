@@ -57,13 +57,17 @@ def test_the_quickstarts_model_is_good(tried):
         ("generation_config.json", lambda c: c.update(num_return_sequences=4), "do not support `num_return_sequences`"),
         ("generation_config.json", lambda c: c.update(cache_implementation="fast"), "Invalid `cache_implementation`"),
         ("tokenizer.json", lambda c: c["model"].update(type="Nonsense"), "tokenizer cannot be loaded"),
-        ("tokenizer.json", added("<tool>"), "1 tokens for which the model has no row ('<tool>' is 384; 384 rows)"),
+        (
+            "tokenizer.json",
+            added("<tool>"),
+            "1 tokens without an embedding row in the model ('<tool>' is 384; 384 rows)",
+        ),
         (
             "tokenizer.json",
             added("<a>", "<b>", "<c>", "<d>"),
-            "4 tokens for which the model has no row ('<a>' is 384, '<b>' is 385, ",
+            "4 tokens without an embedding row in the model ('<a>' is 384, '<b>' is 385, ",
         ),
-        ("config.json", lambda c: c.update(vocab_size=300), "model has no row"),
+        ("config.json", lambda c: c.update(vocab_size=300), "without an embedding row"),
     ],
 )
 def test_it_is_refused_with_what_is_wrong(file, change, problem, tried):

@@ -201,7 +201,7 @@ def test_ray_is_started_once_more_where_it_fails(failures, monkeypatch):
             raise Exception("The current node timed out during startup.")
 
     if failures == 2:
-        with pytest.raises(ProcessDied, match=r"did not start, twice .*timed out"):
+        with pytest.raises(ProcessDied, match=r"failed to start twice .*timed out"):
             start_own(start)
     else:
         start_own(start)

@@ -132,7 +132,7 @@ def test_a_job_that_fails_gives_the_script_its_exit_code(variables, tmp_path):
 
 @RARELY
 @pytest.mark.parametrize(
-    ("absent", "seconds", "reason"), [("dies", "90", "has ended"), ("waits", "30", "30 s are over (JOIN_SECONDS)")]
+    ("absent", "seconds", "reason"), [("dies", "90", "has ended"), ("waits", "30", "30 s have passed (JOIN_SECONDS)")]
 )
 def test_a_node_that_never_joins_ends_the_script(absent, seconds, reason, variables):
     variables |= {"ABSENT": absent, "JOIN_SECONDS": seconds}
@@ -187,7 +187,7 @@ def test_one_machine_twice_and_on_a_cluster_that_was_there(variables):
             timeout=240,
         )
         assert done.returncode == 2, done.stderr
-        assert "which was here before and stays" in done.stderr
+        assert "using the existing Ray cluster" in done.stderr
         assert first.poll() is None
         wait_until(lambda: (Path(variables["STANDINS"]) / "run/metrics.jsonl").exists(), 240)
         os.killpg(first.pid, signal.SIGINT)  # as a terminal's Ctrl-C

@@ -40,7 +40,7 @@ def test_everything_is_pinned_and_nothing_is_resolved_but_torch():
     steps = planned()
     assert [step.name.split(",")[0] for step in steps] == [
         "an environment",
-        "torch and what builds beside it",
+        "torch and build dependencies",
         "everything else of requirements/gpu.txt",
         "this package",
         "compiled loops",
@@ -120,7 +120,7 @@ def test_a_step_that_fails_says_which_why_and_what_to_try(said, told, tried, cap
 
 def test_no_room_is_said_before_gigabytes_are_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(setup.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3 * GIB}))
-    with pytest.raises(setup.Failed, match=r"3\.0 GB free and 10 are needed.*VENV=PATH"):
+    with pytest.raises(setup.Failed, match=r"3\.0 GB free but 10 are needed.*VENV=PATH"):
         setup.refuse_no_room(tmp_path / "venv")
 
 

@@ -116,7 +116,7 @@ def test_a_check_over_its_limit_is_killed_with_all_that_it_started(place):
     began = time.monotonic()
     result = run_one(check(hangs), place, limit=4.0)
     assert time.monotonic() - began < 20
-    assert (result.status, result.reason) == (FAILED, "not over after its limit of 4 s; killed")
+    assert (result.status, result.reason) == (FAILED, "exceeded its limit of 4 s; killed")
     assert gone(int((Path(place.folder) / "hangs" / PIDS).read_text()))
 
 
@@ -146,7 +146,7 @@ def test_limits_are_longer_on_a_cpu(tmp_path):
 def test_no_check_is_begun_without_time(place):
     results, _ = run([check(passes)], place, minutes=0.1)
     assert results[0].status == SKIPPED
-    assert results[0].reason == "no time left of --minutes 0.1; give more, or --only passes"
+    assert results[0].reason == "--minutes 0.1 are used up; give more, or --only passes"
 
 
 def test_the_report_names_neither_folders_nor_secrets(place, tmp_path, monkeypatch):

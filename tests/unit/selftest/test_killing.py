@@ -209,7 +209,7 @@ def test_a_run_that_does_not_go_on_from_its_checkpoint_is_a_fault(small):
     run.suffer(Death(EVERYTHING, step=5, share=0.0))
     assert run.toll.wrong == []
     run.suffer(Death(EVERYTHING, step=3, share=0.0))
-    assert "it went on from step None; the newest checkpoint was of step 4" in run.toll.wrong[0]
+    assert "it resumed from step None; the newest checkpoint was of step 4" in run.toll.wrong[0]
 
 
 def test_what_an_earlier_death_left_of_a_checkpoint_is_no_write(small):

@@ -71,11 +71,11 @@ def test_what_differs_is_found_in_figures_before_weights(tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["resume", "--steps", "3"], "--steps 3: two episodes"),
-        (["resume", "--steps", "2"], "--steps 2: the last death leaves 2 steps"),
+        (["resume", "--steps", "3"], "give an even number"),
+        (["resume", "--steps", "2"], "leave 2 steps; give more"),
         (["resume", "--kills", "0"], "--kills 0: give at least 1"),
         (["resume", "--save-steps", "0"], "--save-steps 0: give at least 1"),
-        (["resume", "--victims", "engine,nobody"], "'nobody' is none of all, everything, driver"),
+        (["resume", "--victims", "engine,nobody"], "'nobody' is not one of all, everything, driver"),
         (["resume", "--config", "none.yaml"], "none.yaml: no such file"),
         (["resume", "--config", CONFIG, "--output", "{tmp}"], "is not empty"),
         (["resume", "--config", CONFIG, "--", "--no_such_option"], "--no_such_option"),

@@ -170,7 +170,7 @@ def test_a_failed_write_leaves_the_last_whole_one_and_the_run_goes_on(new_traine
     train(trainer, 3, 4)
     assert names(trainer) == ["global_step2"]
     assert "no checkpoint global_step4: the disk had " in notes(trainer)[0]
-    assert "left when writing failed, OSError: [Errno 28] No space left on device" in notes(trainer)[0]
+    assert "free when the write failed, OSError: [Errno 28] No space left on device" in notes(trainer)[0]
     assert [row["step"] for row in read_record(trainer.args.run.dir) if row["kind"] == "step"] == [2, 3, 4]
     trainer.actor_model_group.broken = None
     train(trainer, 6)

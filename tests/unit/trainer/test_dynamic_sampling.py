@@ -173,7 +173,7 @@ def test_everything_filtered_stops_at_the_cap(ray_here, kind, advice):
 
 def test_everything_filtered_stops_when_the_data_run_dry(ray_here):
     made, engine = generator(ray_here, table(*[SOLVED] * 20), "--algo.dynamic_filtering_max_gen_batches", "0")
-    with pytest.raises(TrainingStopped, match=r"the data ran dry with 0 groups.*1: 20"):
+    with pytest.raises(TrainingStopped, match=r"the data ran out with 0 groups.*1: 20"):
         made.generate_samples()
     assert len(engine.asked) == 20
 

@@ -116,7 +116,7 @@ def test_a_group_that_lost_a_rank_is_loaded_again_and_repeats_the_pass(ray_here,
     after = [sample.rewards for sample in maker.make_experience(samples())]
     assert torch.equal(torch.cat(before), torch.cat(after))
     assert notes == [
-        "a process of the reward model died and was started again; its forward passes are repeated "
+        "a process of the reward model died and was restarted; its forward passes are repeated "
         "(1 of --faults.model_restarts 1)"
     ]
 

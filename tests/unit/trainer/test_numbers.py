@@ -139,4 +139,4 @@ def test_steps_that_teach_nothing_are_noted_once(host):
     spread = [0.3, 0.0, 0.0, 0.0, 0.2, 0.0, None, 0.0]
     notes = [watch.note({"group_reward_std": value}) for value in spread]
     assert [note is not None for note in notes] == [False, False, True, False, False, False, False, True]
-    assert "rewards of no group differ" in notes[2]
+    assert "rewards are equal in every group" in notes[2]

@@ -51,7 +51,9 @@ def test_a_disk_that_is_full_for_tensorboard_does_not_end_the_run(trainer, files
     rows = list(read_record(trainer.args.run.dir))
     assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4]
     notes = [row["text"] for row in rows if row["kind"] == "note"]
-    assert len([text for text in notes if text.startswith("TensorboardLogger gets nothing more of this run")]) == 1
+    assert (
+        len([text for text in notes if text.startswith("TensorboardLogger is disabled for the rest of this run")]) == 1
+    )
 
 
 def test_rollouts_that_find_no_room_are_noted(trainer):
