@@ -13,7 +13,8 @@ LLM_ARGS ?=
 TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --durations 15
 
-.PHONY: setup setup-gpu lock-gpu check-lock-gpu gpu-contract quickstart quickstart-llm test check unit e2e browser format clean
+.PHONY: setup setup-gpu lock-gpu check-lock-gpu gpu-contract quickstart quickstart-llm test check unit e2e reference browser
+.PHONY: format clean
 
 setup: $(STAMP)
 
@@ -68,6 +69,11 @@ unit: $(DEV_STAMP)
 
 e2e: $(DEV_STAMP)
 	$(PYTEST) tests/e2e
+
+# The figures of ten steps that every commit must give: after a change that is meant to move them, or for this
+# machine's family of processors if it has none. They go to tests/e2e/data/reference_trajectory.json.
+reference: $(DEV_STAMP)
+	$(BIN)/python tests/e2e/reference.py
 
 # Debian: apt install chromium chromium-driver. Screenshots go to runs/screenshots, or to KTAE_SCREENSHOTS.
 browser: $(DEV_STAMP)

