@@ -86,7 +86,7 @@ GOLDS: dict[str, list[object]] = {
         r"\text{isosceles}",
         r"\text{(B)}",
         "C",
-        r"\text{Maria}",
+        r"\text{green}",
         "even",
         r"\text{No solution}",
     ],

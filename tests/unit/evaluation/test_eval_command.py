@@ -42,12 +42,13 @@ def test_accuracies_of_worked_responses_are_those_of_their_labels(tmp_path):
     rows = [{"benchmark": s.topic, "id": o, "gold": s.gold, "response": s.response} for o, s in enumerate(SOLVED)]
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     assert main(["--responses", str(tmp_path / "in.jsonl.gz"), "--output", str(tmp_path / "out")]) == 0
+    graded = [json.loads(line) for line in (tmp_path / "out" / "responses.jsonl").read_text().splitlines()]
+    assert [row["verdict"] == "correct" for row in graded] == [solved.right for solved in SOLVED]
     benchmarks = summary_of(tmp_path / "out")["benchmarks"]
-    labels = {topic: [solved.right for solved in SOLVED if solved.topic == topic] for topic in benchmarks}
-    assert sum(map(len, labels.values())) == len(SOLVED)
-    for topic, right in labels.items():
-        assert benchmarks[topic]["n"] == len(right)
-        assert benchmarks[topic]["accuracy"] == pytest.approx(sum(right) / len(right)), topic
+    assert sum(benchmark["n"] for benchmark in benchmarks.values()) == len(SOLVED)
+    for topic, benchmark in benchmarks.items():
+        right = [solved.right for solved in SOLVED if solved.topic == topic]
+        assert benchmark["accuracy"] == pytest.approx(sum(right) / len(right)), topic
 
 
 def test_the_figures_of_a_small_file(tmp_path, capsys):
