@@ -13,8 +13,7 @@ LLM_ARGS ?=
 TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --durations 15
 
-.PHONY: setup setup-gpu lock-gpu check-lock-gpu gpu-contract quickstart quickstart-llm test check unit e2e reference browser
-.PHONY: format clean
+.PHONY: setup setup-gpu lock-gpu check-lock-gpu gpu-contract quickstart quickstart-llm test check unit e2e browser format clean
 
 setup: $(STAMP)
 
@@ -72,6 +71,7 @@ e2e: $(DEV_STAMP)
 
 # The figures of ten steps that every commit must give: after a change that is meant to move them, or for this
 # machine's family of processors if it has none. They go to tests/e2e/data/reference_trajectory.json.
+.PHONY: reference
 reference: $(DEV_STAMP)
 	$(BIN)/python tests/e2e/reference.py
 
