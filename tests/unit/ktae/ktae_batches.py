@@ -74,7 +74,7 @@ def zipf_group(rng, rollouts, tokens=200, vocabulary=5000, exponent=1.1):
 def worked_solutions(rng, texts, words=3000, phrases=400, signs=80):
     """Ids of texts spread like a model's solutions of different problems: some 900 ids each, 130 of them distinct.
 
-    As in 160 real ones, four in ten ids are in one text only, and a third of the positions hold the same id (the space).
+    As in 160 real ones four in ten ids are in one text only, and a third of the positions hold the same id (the space).
     Half of the positions (there two thirds) hold an id that 15 or 16 of 16 texts have. Texts repeat phrases.
     """
 
