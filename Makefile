@@ -69,6 +69,12 @@ unit: $(DEV_STAMP)
 e2e: $(DEV_STAMP)
 	$(PYTEST) tests/e2e
 
+# The figures of ten steps that every commit must give: after a change that is meant to move them, or for this
+# machine's family of processors if it has none. They go to tests/e2e/data/reference_trajectory.json.
+.PHONY: reference
+reference: $(DEV_STAMP)
+	$(BIN)/python tests/e2e/reference.py
+
 # Debian: apt install chromium chromium-driver. Screenshots go to runs/screenshots, or to KTAE_SCREENSHOTS.
 browser: $(DEV_STAMP)
 	$(PIP) install --quiet --no-deps -r requirements/browser.txt

@@ -39,7 +39,6 @@ LABELLINGS = 300
 LARGE = 0.5
 """Share of the range above which a value counts as large."""
 REAL_GROUP = 16
-DEFAULT_ROLLOUTS = Path(__file__).resolve().parents[2] / "shared/data/rollouts/published_7b_half.jsonl.gz"
 WORDS = re.compile(r"[A-Za-z]+|\d|\s+|[^\sA-Za-z0-9]")
 BEGIN, END = "<!-- variants: begin -->", "<!-- variants: end -->"
 
@@ -49,18 +48,16 @@ Group = tuple[NDArray[np.int64], NDArray[np.bool_]]
 def main() -> None:
     """Print the tables, or put them into a document."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rollouts", type=Path, default=DEFAULT_ROLLOUTS)
+    parser.add_argument("--rollouts", type=Path, help="without it the tables of real rollouts are left out")
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json")
     parser.add_argument("--write", type=Path, help="document to put the tables into")
     options = parser.parse_args()
     parts = [named_tables(), noise_table("Zipf-distributed ids (V = 151,936), labels permuted", zipf_groups)]
-    if options.rollouts.exists():
+    if options.rollouts:
         rollouts, tokens = read_rollouts(options.rollouts, options.tokenizer)
         texts = [ids for _, ids, _ in rollouts]
         title = f"Real rollouts ({len(texts)} responses, {tokens} as tokens), labels permuted"
         parts += [noise_table(title, lambda rng, size: text_group(texts, rng, size)), real_labels(rollouts)]
-    else:
-        print(f"no {options.rollouts}: tables of real rollouts left out")
     text = "\n\n".join(parts)
     print(text)
     if options.write:

@@ -23,7 +23,6 @@ from openrlhf_ktae.verifier import Verifier
 from openrlhf_ktae.verifier.extract import extract_answer
 from openrlhf_ktae.verifier.golds import gold_forms
 
-ROLLOUTS = Path(__file__).parents[2] / "shared" / "data" / "rollouts" / "published_7b_half.jsonl.gz"
 HOSTILE = [
     "9^{9^{9^9}}",
     r"3^{\left(3^{\left(3^{(3^3)}\right)}\right)}",
@@ -129,7 +128,7 @@ def on_one_core(measure: Callable[[], float]) -> float:
 def main() -> int:
     """Measure, print, and say whether the promises hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rollouts", nargs="?", type=Path, default=ROLLOUTS)
+    parser.add_argument("rollouts", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     if not args.rollouts.is_file():

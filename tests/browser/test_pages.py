@@ -5,6 +5,8 @@ Needs Debian's `chromium` and `chromium-driver` and the package `selenium`; skip
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import shutil
 import sys
@@ -35,7 +37,6 @@ from openrlhf_ktae.report.rescoring import Arm, key_token_values, tensors  # noq
 
 READY_WITHIN_MS = 2000
 RECORDED = Path(__file__).parent / "data" / "quickstart-step-000010.parquet"  # of a run of the quickstart
-PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "rollouts" / "published_7b_half.jsonl.gz"
 CONTRAST = """
 const [paper, token] = arguments, canvas = document.createElement("canvas");
 canvas.width = canvas.height = 1;
@@ -273,12 +274,20 @@ def test_a_recorded_step_of_the_quickstart_is_ready_in_two_seconds(driver, tmp_p
     screenshot("credit-quickstart")
 
 
-@pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published rollouts are not beside the repository")
-def test_published_rollouts_are_ready_in_two_seconds(driver, tmp_path, screenshot):
-    assert report.main(["--responses", str(PUBLISHED), "--output", str(tmp_path), "--groups", "40"]) == 0
+def test_stored_responses_are_ready_in_two_seconds(driver, tmp_path, screenshot):
+    rows = [
+        {"benchmark": "sums", "id": problem, "problem": f"Sum {problem}", "gold": "7"}
+        | {"response": f"{row['response']} \\boxed{{{7 + row['rollout'] % 2}}}"}
+        for problem in range(50)
+        for row in large(rollouts=4, tokens=250, seed=problem).rows
+    ]
+    path = tmp_path / "responses.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    assert report.main(["--responses", str(path), "--output", str(tmp_path), "--groups", "40"]) == 0
     assert ready_of_first(driver, tmp_path) < READY_WITHIN_MS
-    assert len(all_of(driver, "#rollouts .t")) > 100
-    screenshot("credit-published")
+    assert len(all_of(driver, ".rollout")) == 4
+    assert len(all_of(driver, "#rollouts .t")) > 4 * 200
+    screenshot("credit-stored")
 
 
 def test_more_tokens_than_that_are_paged(driver, opened):

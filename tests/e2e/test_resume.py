@@ -1,8 +1,12 @@
-"""The same result twice, and the same after `kill -9` of everything, on the real stack with dynamic sampling."""
+"""The same result twice, as stored, and after `kill -9` of everything, on the real stack with dynamic sampling."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+import reference
 import torch
 from marks import RARELY
 
@@ -10,9 +14,7 @@ from openrlhf_ktae.checkpoint.folder import listed
 from openrlhf_ktae.record.metrics import read_record
 from openrlhf_ktae.selftest.killing import EVERYTHING, Death
 from openrlhf_ktae.selftest.mortal_run import MortalRun
-from openrlhf_ktae.selftest.trial import AGAIN, STRAIGHT, Trial
-
-PROMPTS = 40  # of each of two episodes: some are filtered, so that groups are left over and carried on
+from openrlhf_ktae.selftest.trial import AGAIN, STRAIGHT
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +22,39 @@ def trial(root, environment, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.delenv("RAY_ADDRESS", raising=False)
-        one = Trial(["--config", "configs/dapo_ktae/quickstart.yaml"], tmp_path_factory.mktemp("resume"), PROMPTS, 2)
+        for name, value in reference.ENVIRONMENT.items():
+            patch.setenv(name, value)
+        one = reference.trial_of(tmp_path_factory.mktemp("resume"))
         one.finish(STRAIGHT)
         yield one
+
+
+@pytest.fixture
+def stored():
+    return json.loads(reference.STORED.read_text())
+
+
+def test_ten_steps_are_those_of_the_reference(trial, stored):
+    family = reference.processor_family(Path("/proc/cpuinfo").read_text())
+    assert reference.difference(reference.trajectory(trial.steps(STRAIGHT)), stored, family) is None
+
+
+@pytest.mark.parametrize("name", reference.FIGURES)
+def test_another_sixth_digit_of_any_step_is_seen(stored, name):
+    family, one = next(iter(stored.items()))
+    assert reference.difference(one, stored, family) is None
+    moved = {**one, name: [*one[name][:9], one[name][9] * (1 + 1e-5)]}
+    assert f"step 10: {name} is" in reference.difference(moved, stored, family)
+
+
+def test_a_processor_without_a_reference_compares_the_first_step(stored):
+    one = next(iter(stored.values()))
+    near, far = ({name: [values[0] * factor] for name, values in one.items()} for factor in (1.0005, 1.002))
+    family = reference.processor_family("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx2\n")
+    with pytest.warns(UserWarning, match=r"no reference for intel-avx2: the first step"):
+        assert reference.difference(near, stored, family) is None
+    with pytest.warns(UserWarning, match="no reference"):
+        assert "step 1: policy_loss" in reference.difference(far, stored, family)
 
 
 @RARELY  # the next test would find a difference, too

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from solved_problems import GOLDS
 
 from openrlhf_ktae.cli.eval import main
 from openrlhf_ktae.data.templates import template
@@ -26,14 +26,16 @@ def test_every_benchmark_is_pinned():
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_local_suite_loads(name):
-    folder = Path(os.environ.get("OPENRLHF_KTAE_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
-    folder /= "eval_suite"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent: the benchmarks are not part of the project")
-    problems = load(name, folder)
-    assert len(problems) == ROWS[name]
-    assert len({problem.id for problem in problems}) == ROWS[name]
+def test_files_as_large_as_the_benchmarks_load(name, tmp_path):
+    """Columns as the data sets name them, golds of every kind."""
+    golds = itertools.cycle(gold for kind in GOLDS.values() for gold in kind)
+    problem, answer = (registry()[name].get(column, column) for column in ("problem", "answer"))
+    rows = [{problem: f"Problem {o}", answer: next(golds), "difficulty": 2.0} for o in range(ROWS[name])]
+    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems = load(name, tmp_path)
+    assert [found.problem for found in problems] == [row[problem] for row in rows]
+    assert [found.gold for found in problems] == [json.loads(json.dumps(row[answer])) for row in rows]
+    assert len({found.id for found in problems}) == ROWS[name]
 
 
 def test_templates(tmp_path):

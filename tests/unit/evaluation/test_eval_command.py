@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
-from pathlib import Path
 
 import pytest
+from solved_problems import SOLVED
 from transformers import AutoTokenizer
 
 from openrlhf_ktae.cli.command import run_command
@@ -35,32 +34,21 @@ def written(path, rows):
     return path
 
 
-@pytest.fixture
-def published():
-    folder = Path(os.environ.get("OPENRLHF_KTAE_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
-    path = folder / "rollouts" / "published_7b_half.jsonl.gz"
-    if not path.is_file():
-        pytest.skip(f"{path} is absent: the published responses are not part of the project")
-    return path
-
-
 def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_published_accuracies_within_1_5_points(published, tmp_path):
-    assert main(["--responses", str(published), "--output", str(tmp_path)]) == 0
-    rewards = {}
-    with gzip.open(published, "rt") as file:
-        for row in map(json.loads, file):
-            rewards.setdefault(row["benchmark"], []).append(row["published_reward"])
-    benchmarks = summary_of(tmp_path)["benchmarks"]
-    assert set(benchmarks) == set(rewards)
-    for name, values in rewards.items():
-        found, theirs = 100 * benchmarks[name]["accuracy"], 100 * sum(values) / len(values)
-        assert benchmarks[name]["n"] == len(values)
-        low, high = (0, 14) if name == "minerva" else (-1.5, 1.5)
-        assert low <= found - theirs <= high, (name, found, theirs)
+def test_accuracies_of_worked_responses_are_those_of_their_labels(tmp_path):
+    rows = [{"benchmark": s.topic, "id": o, "gold": s.gold, "response": s.response} for o, s in enumerate(SOLVED)]
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    assert main(["--responses", str(tmp_path / "in.jsonl.gz"), "--output", str(tmp_path / "out")]) == 0
+    graded = [json.loads(line) for line in (tmp_path / "out" / "responses.jsonl").read_text().splitlines()]
+    assert [row["verdict"] == "correct" for row in graded] == [solved.right for solved in SOLVED]
+    benchmarks = summary_of(tmp_path / "out")["benchmarks"]
+    assert sum(benchmark["n"] for benchmark in benchmarks.values()) == len(SOLVED)
+    for topic, benchmark in benchmarks.items():
+        right = [solved.right for solved in SOLVED if solved.topic == topic]
+        assert benchmark["accuracy"] == pytest.approx(sum(right) / len(right)), topic
 
 
 def test_the_figures_of_a_small_file(tmp_path, capsys):
