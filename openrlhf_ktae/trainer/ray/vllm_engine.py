@@ -16,7 +16,7 @@ from openrlhf_ktae.faults.gpu_memory import own_gpu_memory
 from openrlhf_ktae.faults.in_engine import contained
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.process_setup import leave_interrupts_to_the_driver
-from openrlhf_ktae.trainer.ppo_utils.messages import packed
+from openrlhf_ktae.trainer.ppo_utils.messages import Answers
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
 from openrlhf_ktae.verifier.http_reward import HttpAgentExecutor
 
@@ -101,11 +101,11 @@ class KTAERolloutActor(_HostRolloutActor):
         generate = super().generate_responses
         if sampling_params.seed is None:
             answers = await generate(prompt, label, sampling_params, max_length, hf_tokenizer, num_samples, images)
-            return [packed(answer) for answer in answers]
+            return Answers(answers)
         samples = []
         for number in range(num_samples):
             params = deepcopy(sampling_params)
             params.seed = derived_seed(sampling_params.seed, number)
             samples.append(generate(prompt, label, params, max_length, hf_tokenizer, 1, images))
         answers_of = await asyncio.gather(*samples)
-        return [{**packed(answer), SEED_KEY: sampling_params.seed} for answers in answers_of for answer in answers]
+        return Answers({**answer, SEED_KEY: sampling_params.seed} for answers in answers_of for answer in answers)
