@@ -80,10 +80,11 @@ def packed(values: list[Any]) -> Any:
 
 def of_one_kind(values: list[Any]) -> bool:
     """Return whether they are plain tensors of one type on the CPU."""
-    kinds = {
-        v.dtype if type(v) is torch.Tensor and v.device.type == "cpu" and not v.requires_grad else None for v in values
-    }
-    return len(kinds) == 1 and None not in kinds
+    return (
+        set(map(type, values)) == {torch.Tensor}
+        and len({(v.dtype, v.is_cpu) for v in values}) == 1
+        and values[0].is_cpu
+    )
 
 
 def unpacked(column: Any) -> list[Any]:
@@ -121,7 +122,7 @@ def micro_batches(
 def joined(values: list[Any], sizes: list[int], memory: Memory, padding: int = 0) -> list[Any]:
     """Return the host's `_merge_item` of each run of values, of `sizes`."""
     if of_one_kind(values):
-        if all(v.shape == (1,) for v in values):
+        if {*map(torch.Tensor.dim, values)} == {*map(torch.Tensor.numel, values)} == {1}:
             return list(torch.cat(values).split(sizes))
         if values[0].dtype != torch.bfloat16 and all(v.dim() == 2 and len(v) == 1 and v.numel() for v in values):
             return tables(values, sizes, memory, padding)

@@ -29,7 +29,7 @@ TOGETHER = 16
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT_BLOCK, KEPT_BYTES = 32 * 2**20, 2**31 - 1
 """Blocks up to this size come from memory that the process keeps, up to that much of it; glibc allows no more."""
-COLLECT_AFTER = 50_000
+COLLECT_AFTER = 50_000, 100, 100
 """New objects after which the garbage collector looks at them; Python's 700 make a thousand passes a step."""
 PATIENCE_SECONDS = 0.25
 """How long to wait for so many; for the last ones nothing is waited for but themselves."""
@@ -55,7 +55,7 @@ def settle_in() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(COLLECT_AFTER)
+    gc.set_threshold(*COLLECT_AFTER)
     atexit.register(gc.unfreeze)  # libraries complain at the end about what is never collected
     with suppress(OSError, AttributeError):  # glibc alone has this
         libc = ctypes.CDLL(None)

@@ -43,7 +43,9 @@ class Answers(list[dict[str, Any]]):
 
     def __reduce__(self) -> tuple[Callable[..., list[Answer]], tuple[Any, ...]]:
         given = {name: [answer.get(name) for answer in self] for name in KINDS}
-        whole = {name: parts for name, parts in given.items() if self and all(part is not None for part in parts)}
+        whole: dict[str, list[Any]] = {
+            name: parts for name, parts in given.items() if self and all(part is not None for part in parts)
+        }
         arrays = {name: np.concatenate([np.asarray(p, KINDS[name][0]) for p in whole[name]]) for name in whole}
         lengths = {name: [len(part) for part in parts] for name, parts in whole.items()}
         return arrived, ([{k: v for k, v in answer.items() if k not in whole} for answer in self], arrays, lengths)
