@@ -23,6 +23,10 @@ class Backend:
         """Return one sentence for each option that cannot be served here: option, value, way out."""
         return []
 
+    def machine_problems(self, args: SimpleNamespace) -> list[str]:
+        """Return what the machine of this process lacks for training; every node of a cluster is asked."""
+        return []
+
     def adapt(self, args: SimpleNamespace) -> list[str]:
         """Set in place the options that follow from the backend; return one line for each change."""
         return []

@@ -18,7 +18,7 @@ import ray
 from openrlhf_ktae.faults.config import RETRIES_VARIABLE
 from openrlhf_ktae.faults.cut_off import CutOff, seen_in_rollout
 from openrlhf_ktae.faults.deaths import ENGINE_GONE, of_type
-from openrlhf_ktae.faults.gpu_memory import until_free
+from openrlhf_ktae.faults.gpu_memory import Memory, until_free
 from openrlhf_ktae.trainer.ppo_utils.group_filter import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
 from openrlhf_ktae.verifier.user_reward import label_and_row
@@ -78,18 +78,20 @@ class RetryingRollouts:
     """
 
     llm: Any
-    gpu_memory: Callable[[], tuple[int, int] | None]
-    """Free and total bytes of the engine's GPU, where that can be told."""
+    gpu_memory: Callable[[list[int] | None], Awaitable[list[Memory]]]
+    """Free and total bytes of each of the engine's GPUs, where that can be told; it gets `bundle_indices`."""
     _load: Callable[[], Awaitable[None]] | None = None
     _got_weights = False
     _sleeps = False
     _share: float | None = None
+    _bundles: list[int] | None = None
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         if not self._started_again:
             await super().__init__(*args, **kwargs)  # type: ignore[misc]
             return
         self._sleeps, self._share = kwargs.get("enable_sleep_mode", False), kwargs.get("gpu_memory_utilization")
+        self._bundles = kwargs.get("bundle_indices")
         self.llm = NotLoaded()
         self._load = partial(super().__init__, *args, **kwargs)  # type: ignore[assignment]
 
@@ -102,7 +104,7 @@ class RetryingRollouts:
         """
         async with self._coming_back:
             if self._load is not None:
-                await until_free(self._share, self.gpu_memory)
+                await until_free(self._share, partial(self.gpu_memory, self._bundles))
                 await self._load()
                 if self._sleeps:
                     await self.sleep()  # type: ignore[attr-defined]

@@ -83,7 +83,7 @@ def train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -
 
     Raises:
         ClusterTooSmall: a cluster was joined that has too few devices.
-        NodesApart: a node of it does not see what the run reads or writes.
+        NodesApart: a node of it does not see what the run reads or writes, or lacks what training needs.
         ClusterAway: there is no cluster to join.
         ProcessDied: Ray does not start, or a process of the run is gone for good.
         UnwrittenStop: training ended early, and the disk has no room for the reason.
@@ -150,7 +150,7 @@ def _train(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) 
     try:
         host_cli = importlib.import_module(HOST_CLI)
         check_cluster(args, say)
-        check_nodes(args)
+        check_nodes(args, backend)
         install_classes(args, backend)
         say("loading the model into trainer and engines")
         with NodeWatch(devices_needed(args)) as watch, quiet(args):

@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from openrlhf_ktae.backend import gpu_machine
 from openrlhf_ktae.checkpoint.folder import NotWhole, verify
 from openrlhf_ktae.checkpoint.write import read_latest
 from openrlhf_ktae.faults import stacks
@@ -106,8 +107,7 @@ class Watched(Trial):
 
 def this_machine(place: Place) -> dict[str, Any]:
     """Versions, driver and compiler; what keeps a GPU machine from training."""
-    found = machine.describe()
-    if problems := machine.problems(found):
+    if problems := machine.problems(gpu_machine.this_machine()):
         raise CheckFailed("; ".join(problems))
     return {}
 

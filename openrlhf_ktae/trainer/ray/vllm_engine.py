@@ -12,7 +12,7 @@ from openrlhf.trainer.ray import vllm_engine as host
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
 from openrlhf_ktae.faults.cut_off import only_whole
-from openrlhf_ktae.faults.gpu_memory import own_gpu_memory
+from openrlhf_ktae.faults.gpu_memory import Memory, engine_memory
 from openrlhf_ktae.faults.in_engine import contained
 from openrlhf_ktae.host import undecorated
 from openrlhf_ktae.run.process_setup import leave_interrupts_to_the_driver
@@ -58,7 +58,6 @@ class KTAERolloutActor(_HostRolloutActor):
     """The host's engine; without a seed in the request it is the host's."""
 
     worker_extension = "openrlhf_ktae.trainer.ray.vllm_worker_wrap.KTAEWorkerWrap"
-    gpu_memory = staticmethod(own_gpu_memory)
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         # Of the distribution that was sampled from, with its temperature: what the trainer computes.
@@ -72,6 +71,11 @@ class KTAERolloutActor(_HostRolloutActor):
         executor: Any = with_servers(self.executor)  # type: ignore[has-type]
         executor.execute = contained(executor.execute)
         self.executor = executor
+
+    @staticmethod
+    async def gpu_memory(bundles: list[int] | None) -> list[Memory]:
+        """Return free and total bytes of each GPU of the engine, which has `bundles` where it has several."""
+        return await engine_memory(bundles)
 
     async def hold(self) -> None:
         """Schedule nothing until `release`."""

@@ -14,6 +14,7 @@ import pytest
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.run.free_port import free_port
 
+MEETING = "as the group of weights is made"
 SECONDS = 180  # on a busy machine; the collectives would wait for an hour
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
 
@@ -59,8 +60,8 @@ def engine_class(ray_here):
             self.llm = SimpleNamespace(errored=False, dead_error=None)
             self.number, self.weights, self.asleep, self.dies_at, self.group = number, {}, set(), None, None
 
-        def gpu_memory(self):
-            return None
+        async def gpu_memory(self, bundles):
+            return []
 
         async def generate_responses(self, **call):
             assert not self.asleep, "a part of the engine sleeps"
@@ -85,6 +86,8 @@ def engine_class(ray_here):
             self.dies_at, self.hangs = name, True
 
         async def init_process_group(self, address, port, rank, world_size, name, backend, use_ray):
+            if self.dies_at == MEETING:
+                os._exit(1)
             self.group = await asyncio.to_thread(StoreCommunicator, address, port, rank, world_size)
 
         async def reset_prefix_cache(self):
@@ -254,6 +257,26 @@ def test_an_engine_that_dies_in_the_middle_of_its_weights_gets_them_all_the_same
             assert run.engine_restarts == restarts + (death and way != "deaf")
             print(way, death, time.monotonic() - began)
     assert len(run.notes) == 3
+
+
+@pytest.mark.timeout(300)
+def test_an_engine_that_dies_as_the_group_is_made_is_repaired_as_others(ray_here, trainer):
+    """The group waits for all of its members: in NCCL for minutes, and rank 0 with it."""
+    from openrlhf_ktae.faults.engines import engine_died
+
+    run = trainer()
+    for dying in (1, 0):
+        ray_here.get(run.vllm_engines[dying].die_at.remote(MEETING))
+        began = time.monotonic()
+        with pytest.raises(ray_here.exceptions.RayError) as death:
+            ray_here.get([rank.use_group.remote(False) for rank in run.ranks])
+        assert engine_died(death.value, run.vllm_engines), "which ends the run with exit code 4, or is repaired"
+        assert time.monotonic() - began < 60
+        weights = run.train()
+        run.broadcast_to_vllm()
+        ray_here.get([engine.wake_up.remote() for engine in run.vllm_engines])
+        assert run.engines_have(weights)
+    assert len(run.notes) == 2
 
 
 @pytest.mark.timeout(120)
