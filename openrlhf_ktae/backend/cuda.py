@@ -12,7 +12,7 @@ from typing import Any
 
 from openrlhf_ktae.backend import flash_attn_stub
 from openrlhf_ktae.backend.base import Backend
-from openrlhf_ktae.backend.gpu_machine import CPU_OPERATOR, GPU_OPERATOR, this_machine
+from openrlhf_ktae.backend.gpu_machine import CPU_OPERATOR, GPU_OPERATOR, gpus, this_machine
 
 FLASH = "flash_attention_2"
 WAY_OUT = (
@@ -41,7 +41,7 @@ class CudaBackend(Backend):
 
     def machine_problems(self, args: SimpleNamespace) -> list[str]:
         """What the machine of this process, one with GPUs, lacks: a driver for torch's CUDA, a compiler."""
-        return this_machine().problems(CPU_OPERATOR if args.ds.adam_offload else GPU_OPERATOR)
+        return this_machine().problems(CPU_OPERATOR if args.ds.adam_offload else GPU_OPERATOR) if gpus() else []
 
     def adapt(self, args: SimpleNamespace) -> list[str]:
         """Change nothing; say it where the run goes without flash-attention."""

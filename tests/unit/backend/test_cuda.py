@@ -36,6 +36,7 @@ def machine(monkeypatch, tmp_path):
         nvmlInit=lambda: None,
         nvmlDeviceGetCount=lambda: 1,
         nvmlDeviceGetHandleByIndex=lambda number: number,
+        nvmlDeviceGetHandleByUUID=lambda _: 1 / 0,
         nvmlDeviceGetName=lambda _: "NVIDIA X",
         nvmlDeviceGetCudaComputeCapability=lambda _: (9, 0),
         nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(total=80 * 2**30, free=79 * 2**30),
@@ -67,16 +68,6 @@ def test_a_machine_that_has_everything_is_not_refused(machine):
     assert CudaBackend().adapt(args) == []
 
 
-@pytest.mark.parametrize(
-    ("release", "present", "named"),
-    [
-        ("12.8", ("nvcc", "ninja", "c++"), ("refuses CUDA 12.8", "toolkit 13.0", "CUDA_HOME", "DS_SKIP_CUDA_CHECK=1")),
-        ("13.0", ("ninja", "c++"), ("no compiler", "toolkit 13.0", "CUDA_HOME", "PREBUILD=1")),
-        ("13.0", ("nvcc", "c++"), ("ninja is not on the PATH", "activate the environment")),
-        ("13.0", ("nvcc", "ninja"), ("c++ is not on the PATH", "install g++")),
-    ],
-    ids=["another release", "no nvcc", "no ninja", "no c++"],
-)
 def test_one_description_of_a_machine_serves_everybody(machine, monkeypatch):
     """The command's refusals, the report of gpu-check, the planner's memory and an engine's."""
     from openrlhf_ktae.plan import devices
@@ -97,6 +88,16 @@ def test_one_description_of_a_machine_serves_everybody(machine, monkeypatch):
     assert trials.problems(gpu_machine.this_machine()) == CudaBackend().problems(options()) != []
 
 
+@pytest.mark.parametrize(
+    ("release", "present", "named"),
+    [
+        ("12.8", ("nvcc", "ninja", "c++"), ("refuses CUDA 12.8", "toolkit 13.0", "CUDA_HOME", "DS_SKIP_CUDA_CHECK=1")),
+        ("13.0", ("ninja", "c++"), ("no compiler", "toolkit 13.0", "CUDA_HOME", "PREBUILD=1")),
+        ("13.0", ("nvcc", "c++"), ("ninja is not on the PATH", "activate the environment")),
+        ("13.0", ("nvcc", "ninja"), ("c++ is not on the PATH", "install g++")),
+    ],
+    ids=["another release", "no nvcc", "no ninja", "no c++"],
+)
 def test_a_compiler_is_asked_for_before_the_optimizer_needs_it(machine, monkeypatch, release, present, named):
     monkeypatch.setenv("CUDA_HOME", str(machine.toolkit))
     for path in (machine.toolkit / "bin").iterdir():

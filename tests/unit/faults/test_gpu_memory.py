@@ -40,7 +40,7 @@ def test_an_engine_on_several_gpus_waits_for_each():
     read = said([small, large], [large, small], [small, small])
     asyncio.run(until_free(0.6, read))
     assert read.times == 3
-    with pytest.raises(GpuIsFull, match="takes 60.0 GiB, and beside the trainer 30.0 of 100.0 GiB"):
+    with pytest.raises(GpuIsFull, match=r"takes 60.0 GiB, and beside the trainer 30.0 of 100.0 GiB"):
         asyncio.run(until_free(0.6, said([small, large]), seconds=0.1))
 
 
@@ -81,6 +81,5 @@ def test_gpus_of_an_engines_workers_are_looked_at_where_they_are(root):
         found = ray.get(engine.look.remote([1, 2]), timeout=120)
         (alone,) = ray.get(engine.look.remote([0]), timeout=60)
         assert sorted(gpu for gpu, _ in [alone, *found]) == [0, 1, 2]
-        assert ray.get(engine.look.remote([99]), timeout=60) == [], "no such bundle: vLLM looks for itself"
     finally:
         ray.shutdown()
