@@ -14,7 +14,7 @@ import pytest
 from openrlhf_ktae.faults.config import FaultsConfig
 from openrlhf_ktae.run.free_port import free_port
 
-MEETING = "as the group of weights is made"
+MEETING = "a group is made"
 SECONDS = 180  # on a busy machine; the collectives would wait for an hour
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
 
@@ -220,11 +220,12 @@ def trainer(ray_here, engine_class, rank_class):
 
 @pytest.mark.timeout(600)
 def test_an_engine_that_dies_in_the_middle_of_its_weights_gets_them_all_the_same(ray_here, trainer):
-    """By CUDA IPC and in the group. Rank 1 never waits for rank 0, and the engine that lives is not left behind.
+    """By CUDA IPC, in the group and as it is made. Rank 1 never waits for rank 0, no living engine is left behind.
 
     At last with a communicator that takes no abort: rank 0 ends soon, and the run with exit code 4.
     """
     from openrlhf_ktae.faults.deaths import died
+    from openrlhf_ktae.faults.engines import engine_died
 
     run = trainer()
 
@@ -235,8 +236,22 @@ def test_an_engine_that_dies_in_the_middle_of_its_weights_gets_them_all_the_same
         ("IPC", 1, "1.weight"),
         ("group", 1, "0.bias"),
         ("group", 0, "0.weight"),
+        ("as it is made", 1, MEETING),
         ("deaf", 1, "0.bias"),
     ):
+        if name == MEETING:  # it waits for all of its members: in NCCL for minutes, and rank 0 with it
+            all_engines("sleep")
+            ray_here.get(run.vllm_engines[dying].die_at.remote(name))
+            began = time.monotonic()
+            with pytest.raises(ray_here.exceptions.RayError) as end:
+                ray_here.get([rank.use_group.remote(False) for rank in run.ranks])
+            assert engine_died(end.value, run.vllm_engines), "it ends the start with exit code 4, and is repaired later"
+            assert time.monotonic() - began < 60
+            weights = run.train()
+            run.broadcast_to_vllm()
+            all_engines("wake_up")
+            assert run.engines_have(weights)
+            continue
         if way != "IPC":
             ray_here.get([rank.use_group.remote(way == "deaf") for rank in run.ranks])
         for death in (False, True):
@@ -256,27 +271,7 @@ def test_an_engine_that_dies_in_the_middle_of_its_weights_gets_them_all_the_same
             assert time.monotonic() - began < SECONDS
             assert run.engine_restarts == restarts + (death and way != "deaf")
             print(way, death, time.monotonic() - began)
-    assert len(run.notes) == 3
-
-
-@pytest.mark.timeout(300)
-def test_an_engine_that_dies_as_the_group_is_made_is_repaired_as_others(ray_here, trainer):
-    """The group waits for all of its members: in NCCL for minutes, and rank 0 with it."""
-    from openrlhf_ktae.faults.engines import engine_died
-
-    run = trainer()
-    for dying in (1, 0):
-        ray_here.get(run.vllm_engines[dying].die_at.remote(MEETING))
-        began = time.monotonic()
-        with pytest.raises(ray_here.exceptions.RayError) as death:
-            ray_here.get([rank.use_group.remote(False) for rank in run.ranks])
-        assert engine_died(death.value, run.vllm_engines), "which ends the run with exit code 4, or is repaired"
-        assert time.monotonic() - began < 60
-        weights = run.train()
-        run.broadcast_to_vllm()
-        ray_here.get([engine.wake_up.remote() for engine in run.vllm_engines])
-        assert run.engines_have(weights)
-    assert len(run.notes) == 2
+    assert len(run.notes) == 4
 
 
 @pytest.mark.timeout(120)
