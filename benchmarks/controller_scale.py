@@ -153,7 +153,7 @@ def one_size(prompts: int, options: argparse.Namespace) -> dict[str, Any]:
     import ray
 
     logging.disable(logging.WARNING)
-    torch.set_num_threads(ACTORS)
+    torch.set_num_threads(1)  # as Ray does in an actor that asks for no cores
     ray.init("local", num_cpus=ACTORS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as folder:
         phases = Phases()
@@ -262,6 +262,7 @@ def made_trainer(prompts: int, folder: Path, options: argparse.Namespace, phases
     from openrlhf_ktae.trainer.ppo_trainer import KTAEPPOTrainer
     from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
     from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
+    from openrlhf_ktae.trainer.ppo_utils.host_speed import settle_in
     from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 
     args = arguments(prompts, folder, options)
@@ -286,6 +287,7 @@ def made_trainer(prompts: int, folder: Path, options: argparse.Namespace, phases
     maker = KTAEExperienceMaker(group, None, None, None, kl, strategy, tokenizer)
     trainer.experience_maker = maker
     watch(trainer, generator, maker, phases)
+    settle_in()
     return trainer
 
 
@@ -351,7 +353,7 @@ def made_standins() -> list[Any]:
     """Return the actors that stand for engines and ranks."""
     import ray
 
-    from openrlhf_ktae.trainer.ppo_utils.messages import packed
+    from openrlhf_ktae.trainer.ppo_utils.messages import Answers
     from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
     @ray.remote(num_cpus=0)
@@ -384,14 +386,14 @@ def made_standins() -> list[Any]:
                         "mm_train_inputs": None,
                         "observation_tokens": np.concatenate([before, ids]),
                         "action_ranges": [(len(before), len(before) + len(ids))],
-                        "rollout_log_probs": None,
+                        "rollout_log_probs": np.concatenate([np.zeros(len(before)), np.full(len(ids), -0.5)]),
                         "truncated": False,
                         "reward": score,
                         "scores": score,
                         "extra_logs": {"verifier_unknown": 0.0, "answer_found": 1.0},
                     }
                 )
-            return [packed(answer) for answer in answers]
+            return Answers(answers)
 
         def _ids(self, count: int) -> Any:
             start = int(self.rng.integers(0, STREAM - count))

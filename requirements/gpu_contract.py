@@ -44,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv-gpu")
     parser.add_argument("--tests", nargs="+", default=["tests/contract", "tests/unit"], metavar="PATH")
+    parser.add_argument("--jobs", default=str(len(os.sched_getaffinity(0))), help="processes that test (all cores)")
     options = parser.parse_args()
     python = str(options.venv.absolute() / "bin/python")
     environment = {**os.environ, "FLASH_ATTENTION_SKIP_CUDA_BUILD": "TRUE", "PATH": _first_on_path(python)}
@@ -62,8 +63,8 @@ def main() -> int:
     if broken:
         print(done.stderr, file=sys.stderr)
     counted = options.venv / "gpu-contract.xml"
-    tests = [python, "-m", "pytest", *options.tests, "--durations", "10", f"--junitxml={counted}"]
-    subprocess.run([*tests, "--continue-on-collection-errors"], env=environment, cwd=ROOT)
+    tests = [python, "-m", "pytest", *options.tests, "-n", options.jobs, "--dist", "loadfile", "--durations", "10"]
+    subprocess.run([*tests, "--continue-on-collection-errors", f"--junitxml={counted}"], env=environment, cwd=ROOT)
     ended = time.monotonic()
     suite = ElementTree.parse(counted).getroot().find("testsuite").attrib
     failed = int(suite["failures"]) + int(suite["errors"])

@@ -6,7 +6,8 @@ import os
 
 from openrlhf_ktae.backend.base import BACKENDS, Backend, BackendUnavailable
 from openrlhf_ktae.backend.cpu import CpuBackend, vllm_build
-from openrlhf_ktae.backend.cuda import CudaBackend, gpus_here
+from openrlhf_ktae.backend.cuda import CudaBackend
+from openrlhf_ktae.base.gpu_machine import gpus
 
 NO_GPU = (
     "no NVIDIA GPU found on this machine, and RAY_ADDRESS names no cluster with GPUs. Run it on a machine with a "
@@ -37,7 +38,7 @@ def resolve(name: str) -> Backend:
             "--backend cuda: the CPU build of vLLM is installed. Use --backend cpu, or install the GPU builds in a "
             "separate environment (`make setup-gpu`)."
         )
-    if gpus_here() or os.environ.get("RAY_ADDRESS"):
+    if gpus() or os.environ.get("RAY_ADDRESS"):
         return CudaBackend()
     if name == "cuda":
         raise BackendUnavailable(f"--backend cuda: {NO_GPU}, or use --backend cpu with the CPU builds (`make setup`).")

@@ -92,7 +92,7 @@ def train(
     logs = Path(node.get_logs_dir_path() if node else "")
     say(f"Ray is up with {devices_needed(args)} {'virtual ' if backend.name == 'cpu' else ''}devices")
     try:
-        _train(args, classes(backend.name), say)
+        _train(args, backend, classes(backend.name), say)
     except ray.exceptions.RayError as error:
         for cause in causes(error):
             if type(cause) in (UnwrittenStop, SavedInPart):
@@ -126,14 +126,14 @@ def without_colours(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-def _train(args: SimpleNamespace, classes: Places, say: Callable[[str], None]) -> None:
+def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callable[[str], None]) -> None:
     import ray
 
     watch = None
     try:
         host_cli = importlib.import_module(HOST_CLI)
         check_cluster(args, say)
-        check_nodes(args)
+        check_nodes(args, backend)
         install_classes(args, classes)
         say("loading the model into trainer and engines")
         with NodeWatch(devices_needed(args)) as watch, quiet(args):

@@ -11,10 +11,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
+from openrlhf_ktae.backend.base import Backend
 from openrlhf_ktae.checkpoint.changes import is_content
 from openrlhf_ktae.data.names import entries
 
@@ -89,8 +91,8 @@ def _set(args: SimpleNamespace, name: str, value: str) -> None:
         setattr(node, leaf, value)
 
 
-def check_nodes(args: SimpleNamespace) -> None:
-    """Let every other node with devices look at what ranks there would read and write.
+def check_nodes(args: SimpleNamespace, backend: Backend) -> None:
+    """Let every other node with devices look at itself, and at what ranks there would read and write.
 
     Raises:
         NodesApart: with every node and option; nothing is loaded yet.
@@ -106,7 +108,7 @@ def check_nodes(args: SimpleNamespace) -> None:
         return
     outputs = places(args, (*OUTPUTS, *(TRAINER_OUTPUTS if away else ())))
     inputs = places(args, (*INPUTS, *(TRAINER_INPUTS if away else ())))
-    if problems := list(_problems(outputs, inputs, others)):
+    if problems := list(_problems(outputs, inputs, others, partial(backend.machine_problems, args))):
         raise NodesApart("\nerror: ".join(problems))
 
 
@@ -122,7 +124,9 @@ def places(args: SimpleNamespace, names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _problems(outputs: dict[str, str], inputs: dict[str, str], nodes: list[dict[str, Any]]) -> Iterator[str]:
+def _problems(
+    outputs: dict[str, str], inputs: dict[str, str], nodes: list[dict[str, Any]], lacks: Callable[[], list[str]]
+) -> Iterator[str]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -137,7 +141,8 @@ def _problems(outputs: dict[str, str], inputs: dict[str, str], nodes: list[dict[
             on_it: Any = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task: Any = ray.remote(look)
             task = task.options(num_cpus=0, max_retries=0, scheduling_strategy=on_it)
-            looked = task.remote(token, node["NodeID"], {flag: str(path) for flag, path in folders.items()}, contents)
+            there = {flag: str(path) for flag, path in folders.items()}
+            looked = task.remote(token, node["NodeID"], there, contents, lacks)
             looking[node["NodeID"]] = (f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']})", looked)
         end = time.monotonic() + ANSWER_SECONDS
         for node_id, (name, ref) in looking.items():
@@ -147,7 +152,7 @@ def _problems(outputs: dict[str, str], inputs: dict[str, str], nodes: list[dict[
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 yield f"node {name} cannot run a task of this run: {type(error).__name__}: {reason}"
             else:
-                yield from (f"{flag}: node {name} {what}" for flag, what in found)
+                yield from (f"{flag}: node {name} {what}" if flag else f"node {name}: {what}" for flag, what in found)
                 wrong = {flag for flag, _ in found}
                 for flag, folder in folders.items():  # of a private layer over a shared folder only this tells
                     if flag not in wrong and not _comes_true((folder / f"{token}-{node_id}").exists):
@@ -160,17 +165,24 @@ def _problems(outputs: dict[str, str], inputs: dict[str, str], nodes: list[dict[
 
 
 def look(
-    token: str, node: str, folders: dict[str, str], contents: dict[str, tuple[str, dict[str, int]]]
+    token: str,
+    node: str,
+    folders: dict[str, str],
+    contents: dict[str, tuple[str, dict[str, int]]],
+    lacks: Callable[[], list[str]] = list,
 ) -> list[tuple[str, str]]:
     """Return (option and value, what is wrong) for each place that is not the driver's; runs on another node.
+
+    What the machine lacks is no option's fault: it stands beside an empty text.
 
     Args:
         token: name of a file that the driver has written into each folder.
         node: names the file that this node adds to it.
         folders: option -> the folder, or the one above it that there was.
         contents: option -> path, and the files that the driver sees there.
+        lacks: returns what the machine that calls it lacks.
     """
-    problems = []
+    problems = [("", what) for what in lacks()]
     for flag, folder in folders.items():
         path = Path(folder, token)
         if not _comes_true(path.exists):

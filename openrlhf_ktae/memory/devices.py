@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from openrlhf_ktae.base.gpu_machine import gpus
+
 GIB = 2**30
 # As reported by the driver, which is less than the nominal size.
 GPUS = {
@@ -30,7 +32,7 @@ def memory_of(name: str, ranks_here: int) -> float | None:
     if name == CPU:
         return _physical() / max(1, ranks_here)
     if name == "auto":
-        return _first_gpu()
+        return next((float(gpu.total) for gpu in gpus() if gpu.total), None)
     return GPUS[name]
 
 
@@ -47,14 +49,3 @@ def host_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/sel
 
 def _physical() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-def _first_gpu() -> float | None:
-    """Ask the driver instead of torch, which would create a CUDA context in this process."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return float(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).total)
-    except Exception:  # no driver, no library: the errors differ by machine
-        return None

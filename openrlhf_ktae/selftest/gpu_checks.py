@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from openrlhf_ktae.base import gpu_machine
 from openrlhf_ktae.base.exit_codes import EXIT_FAULT, EXIT_INTERRUPTED
 from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.base.plain_json import parse_json
@@ -106,8 +107,7 @@ class Watched(Trial):
 
 def this_machine(place: Place) -> dict[str, Any]:
     """Check versions, driver and compiler for problems that prevent training on a GPU machine."""
-    found = machine.describe()
-    if problems := machine.problems(found):
+    if problems := machine.problems(gpu_machine.this_machine()):
         raise CheckFailed("; ".join(problems))
     return {}
 

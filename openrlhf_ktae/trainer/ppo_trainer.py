@@ -20,6 +20,7 @@ from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer
 from openrlhf_ktae.trainer.ppo_utils import prompts
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
+from openrlhf_ktae.trainer.ppo_utils.host_speed import settle_in
 from openrlhf_ktae.trainer.ppo_utils.replay import ReplayGenerator, recorded_data
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 from openrlhf_ktae.trainer.recording import seed_everything
@@ -49,6 +50,7 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
         self.samples_generator.end_order = self.end_order
         self.samples_generator.note = self.record.note
         self.experience_maker.note = self.record.note
+        settle_in()
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, with an evaluation before and after."""

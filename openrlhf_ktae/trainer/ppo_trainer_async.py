@@ -33,6 +33,7 @@ from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer
 from openrlhf_ktae.trainer.ppo_utils import prompts
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
+from openrlhf_ktae.trainer.ppo_utils.host_speed import settle_in
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 from openrlhf_ktae.trainer.recording import seed_everything
 from openrlhf_ktae.trainer.staleness import ages, slots
@@ -56,6 +57,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         self.samples_generator.note = RunRecord(strategy.args.run.dir).note
         self._notes = prompts.notes_of(self.prompts_dataloader, self.eval_dataloader)
         self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
+        settle_in()
 
     def prompt_notes(self) -> list[str]:
         """Return what a person should know of the prompts."""
@@ -122,6 +124,7 @@ class KTAETrainingActor(GuardedTrainer, _HostTrainingActor, EngineKeeper):
         super().__init__(pretrain, strategy, *args, **kwargs)
         self.rollout_queue: Any = AnsweringQueue(self.rollout_queue, self.send_weights, self.end_order)
         self.experience_maker.note = self.record.note
+        settle_in()
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, or until it is asked to end; a stop is told to the process that started this one."""

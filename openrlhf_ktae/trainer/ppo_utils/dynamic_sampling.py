@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.base.batches import rollout_unit, trainable
@@ -150,7 +151,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
     def _judge(self, group: list[Experience]) -> list[Experience]:
         """Count the group, and return it if it is trained on, else an empty list."""
         verdict = judge_group(
-            [float(raw_scores(rollout)[0]) for rollout in group],
+            torch.cat([raw_scores(rollout) for rollout in group]).tolist(),
             [bool(rollout.response_length) for rollout in group],
             self.args.algo.ktae.config.correct_threshold,
             self.args.algo.dynamic_filtering_range,

@@ -24,9 +24,10 @@ from openrlhf_ktae.ktae import (
 from openrlhf_ktae.record.rollouts import Credit
 from openrlhf_ktae.trainer.nonfinite import refuse_nonfinite
 from openrlhf_ktae.trainer.ppo_utils import host_speed
+from openrlhf_ktae.trainer.ppo_utils.columns import Experiences, micro_batches
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without, excluded_rollouts
-from openrlhf_ktae.trainer.ppo_utils.ragged import back_to_tables, end_to_end, row_edges
+from openrlhf_ktae.trainer.ppo_utils.ragged import Memory, back_to_tables, end_to_end, row_edges
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.shaped_experience_maker import ShapedExperienceMaker
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
@@ -54,6 +55,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             warm_up()  # while the models load, not in the first step
         if ray.is_initialized():
             send_tensors_plainly()
+        self._memory = Memory()
         self._random = torch.Generator().manual_seed(self.args.train.seed)
         self.key_tokens: dict[str, list[dict[str, Any]]] = {}
 
@@ -66,7 +68,15 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         """
         experiences = super().make_experience_batch(rollout_samples)
         refuse_nonfinite(experiences)
-        return experiences
+        return Experiences(experiences)
+
+    def split_rollout_samples(self, rollout_samples: list[Experience]) -> list[Experience]:
+        """Return the host's micro-batches: the host divides stand-ins of the rollouts, which it numbers."""
+        standins = [Experience(total_length=rollout.total_length) for rollout in rollout_samples]
+        parts = [part.index for part in super().split_rollout_samples(standins)]
+        for rollout, standin in zip(rollout_samples, standins, strict=True):
+            rollout.index = standin.index
+        return micro_batches(rollout_samples, parts, self.tokenizer.pad_token_id, self._memory)
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
@@ -91,14 +101,14 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             return experiences
         started = time.perf_counter()
         group_ids_B = group_ids(experiences, self.args.rollout.n_samples_per_prompt)
-        ids_N = end_to_end([e.sequences[:, 1:] for e in experiences], torch.int64)
-        mask_N = end_to_end([e.action_mask for e in experiences], torch.bool)
+        ids_N = end_to_end([e.sequences[:, 1:] for e in experiences], torch.int64, self._memory)
+        mask_N = end_to_end([e.action_mask for e in experiences], torch.bool, self._memory)
         edges_B = row_edges([e.action_mask for e in experiences])
         labels_B = self._shuffled(scores_B, group_ids_B) if self.ktae.shuffle_labels else scores_B
         special_ids = tuple(self.tokenizer.all_special_ids)
         batch = (ids_N, mask_N, labels_B, group_ids_B, self.config, special_ids)
         values = compute_key_token_values(*batch, row_edges=edges_B)
-        base_N = end_to_end([e.advantages for e in experiences], torch.float32)
+        base_N = end_to_end([e.advantages for e in experiences], torch.float32, self._memory)
         sums = credit_sums(ids_N, mask_N, values.values_BT, base_N, edges_B)
         del ids_N, mask_N, base_N, batch
         if self.config.weight != 0 and not self.ktae.shadow:

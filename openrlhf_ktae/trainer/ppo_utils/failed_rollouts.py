@@ -121,12 +121,14 @@ class SurvivingGenerator(PositionedGenerator):
 
     def _settle(self, samples: list[Experience], per_prompt: int) -> None:
         """Add log entries that failed rollouts lack, as zeros; stop the run if too many prompts failed."""
-        failed = [bool(sample.info[FAILED]) for sample in samples]
-        entries = {name: torch.zeros_like(value) for sample in samples for name, value in sample.info.items()}
+        entries: dict[str, torch.Tensor] = {}
+        for sample in samples:
+            if not sample.info.keys() <= entries.keys():
+                entries = {**entries, **sample.info}
         for sample in samples:
             if len(sample.info) < len(entries):
-                sample.info = {**entries, **sample.info}
-        self._failures.extend(failed[::per_prompt])
+                sample.info = {name: torch.zeros_like(value) for name, value in entries.items()} | sample.info
+        self._failures.extend(bool(sample.info[FAILED]) for sample in samples[::per_prompt])
         share = sum(self._failures) / max(len(self._failures), 1)
         if len(self._failures) >= WINDOW and share > self.faults.max_failed_share:
             raise TrainingStopped(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from openrlhf_ktae.trainer.ppo_utils.columns import Experiences
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged
 
 
-class RolloutBatch(list[Any]):
+class RolloutBatch(Experiences):
     """A list of rollouts, as the host expects; the attributes travel with it through Ray's queue.
 
     `metrics` are logged with the step, `judged` go to the trainer's ledger, `seen` counts the prompts drawn and
@@ -28,3 +29,13 @@ class RolloutBatch(list[Any]):
         self.judged = list(judged)
         self.seen = seen
         self.progress = progress
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made, arguments = super().__reduce__()
+        return _batch, (made, arguments, vars(self))
+
+
+def _batch(made: Any, arguments: tuple[Any, ...], attributes: dict[str, Any]) -> RolloutBatch:
+    batch = RolloutBatch(made(*arguments))
+    vars(batch).update(attributes)
+    return batch

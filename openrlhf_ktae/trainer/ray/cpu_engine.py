@@ -8,6 +8,7 @@ from typing import Any
 
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
 from openrlhf_ktae.trainer.ray.cpu_weight_sync import CpuWorkerExtension, Slot
+from openrlhf_ktae.trainer.ray.gpu_memory import Memory
 from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
 
 
@@ -15,11 +16,15 @@ class CpuRolloutActor(KTAERolloutActor):
     """A vLLM engine on the CPU: its dtype, cache size and worker extension replace the host's fixed ones."""
 
     worker_extension = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__qualname__}"
-    gpu_memory = staticmethod(lambda: None)  # if the machine has a GPU, this engine does not use it
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         kwargs.update(json.loads(os.environ[ENGINE_VARIABLE]))
         await super().__init__(*args, **kwargs)
+
+    @staticmethod
+    async def gpu_memory(bundles: list[int] | None) -> list[Memory]:
+        """Return nothing: a GPU that is there is not this engine's."""
+        return []
 
     async def update_weights_in_bucket(self, bucket: list[Slot]) -> None:
         """Have every worker of this engine receive one bucket of parameters."""

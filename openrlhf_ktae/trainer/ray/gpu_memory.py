@@ -1,48 +1,67 @@
-"""Whether a GPU has enough free memory to restart an engine next to the trainer."""
+"""Whether GPUs have enough free memory to restart an engine next to the trainer."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+
+from openrlhf_ktae.base.gpu_machine import gpu_memory
 
 FREE_SECONDS = 60.0  # for a dead engine's memory to be freed; the trainer is already offloaded
 POLL_SECONDS = 1.0
+LOOK_SECONDS = 30.0  # for a process of each GPU to look at it
+SLIVER = 0.01  # of a GPU: what a process that only looks at it asks Ray for
 GIB = 2**30
+Memory = tuple[int, int]
+"""Free and total bytes of a GPU."""
 
 
 class GpuIsFull(RuntimeError):
     """The GPU lacks free memory for an engine."""
 
 
-def own_gpu_memory() -> tuple[int, int] | None:
-    """Return free and total bytes of this actor's first GPU, from the driver, since torch would create a CUDA context.
-
-    Returns: None if Ray assigned it no GPU (in a multi-GPU engine the workers have them), or memory cannot be read.
-    """
+def own_gpu_memory() -> Memory | None:
+    """Return free and total bytes of the first GPU that Ray has given this process; None if none can be read."""
     import ray
 
-    if not ray.is_initialized():
-        return None
-    try:
-        import pynvml
+    given = ray.get_gpu_ids() if ray.is_initialized() else []
+    return gpu_memory(str(given[0])) if given else None
 
-        number = str(ray.get_gpu_ids()[0])
-        pynvml.nvmlInit()
-        by_number, by_name = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID
-        memory = pynvml.nvmlDeviceGetMemoryInfo(by_number(int(number)) if number.isdigit() else by_name(number))
-    except Exception:  # no driver, library or GPU, or a MIG slice: vLLM checks by itself
-        return None
-    return int(memory.free), int(memory.total)
+
+async def engine_memory(bundles: Sequence[int] | None) -> list[Memory]:
+    """Return the memory of each of an engine's GPUs that can be read; called in the engine's actor.
+
+    Args:
+        bundles: of the actor's placement group, one for each worker of an engine on several GPUs: the actor itself has
+            no GPU then, and the workers may be on other nodes.
+    """
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = ray.util.get_current_placement_group() if bundles and ray.is_initialized() else None
+    if group is None:
+        own = own_gpu_memory()
+        return [own] if own else []
+    looks = []
+    for bundle in bundles or ():
+        there = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+        look = ray.remote(num_cpus=0, num_gpus=SLIVER, max_retries=0)(own_gpu_memory)
+        looks.append(look.options(scheduling_strategy=there).remote())
+    try:
+        found = await asyncio.wait_for(asyncio.gather(*looks), LOOK_SECONDS)
+    except Exception:  # a node is gone or busy: vLLM looks for itself
+        return []
+    return [memory for memory in found if memory]
 
 
 async def until_free(
-    share: float | None, read: Callable[[], tuple[int, int] | None], seconds: float = FREE_SECONDS
+    share: float | None, read: Callable[[], Awaitable[list[Memory]]], seconds: float = FREE_SECONDS
 ) -> None:
-    """Wait until `share` of a GPU's memory is free: vLLM refuses to start with less.
+    """Wait until `share` of each GPU's memory is free: vLLM refuses to start with less.
 
     Args:
         share: `--vllm.gpu_memory_utilization`.
-        read: returns free and total bytes.
+        read: returns the memory of each GPU.
         seconds: longest wait.
 
     Raises:
@@ -50,8 +69,8 @@ async def until_free(
     """
     clock = asyncio.get_running_loop()
     end = clock.time() + seconds
-    while share and (memory := read()):
-        free, total = memory
+    while share and (memory := await read()):
+        free, total = min(memory, key=lambda one: one[0] - share * one[1])
         if free >= share * total:
             return
         if clock.time() >= end:

@@ -76,11 +76,21 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
         """Create the group with all engines, as the host does.
 
         Raises:
-            ray.exceptions.RayActorError: an engine failed to start; the group would wait for it for minutes.
+            ray.exceptions.RayActorError: an engine failed to start, or died meanwhile; the group would wait for it for
+                minutes.
         """
         ray.get([engine.answer.remote() for engine in self.vllm_engines])
-        with Sending(self.vllm_engines, self._watched):
+        engines = self.vllm_engines
+
+        def join(noted: Any) -> None:
+            self.vllm_engines = noted
             self._meet_engines(backend)
+
+        try:
+            with Sending(engines, self._watched) as sending:
+                sending.meet(join)
+        finally:
+            self.vllm_engines = engines
 
     def _meet_engines(self, backend: str) -> None:
         super()._init_vllm_sync_group(backend)

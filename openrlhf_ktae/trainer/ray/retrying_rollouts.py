@@ -20,7 +20,7 @@ from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.base.faults_config import RETRIES_VARIABLE
 from openrlhf_ktae.processes.deaths import ENGINE_GONE, of_type
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
-from openrlhf_ktae.trainer.ray.gpu_memory import until_free
+from openrlhf_ktae.trainer.ray.gpu_memory import Memory, until_free
 from openrlhf_ktae.trainer.staleness import WEIGHTS_STEP
 from openrlhf_ktae.verifier.user_reward import label_and_row
 
@@ -78,19 +78,21 @@ class RetryingRollouts:
     """
 
     llm: Any
-    gpu_memory: Callable[[], tuple[int, int] | None]
-    """Return free and total bytes of the engine's GPU, if known."""
+    gpu_memory: Callable[[list[int] | None], Awaitable[list[Memory]]]
+    """Return free and total bytes of each of the engine's GPUs, if known; it gets `bundle_indices`."""
     _load: Callable[[], Awaitable[None]] | None = None
     _got_weights = False
     _weights_step = 0
     _sleeps = False
     _share: float | None = None
+    _bundles: list[int] | None = None
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         if not self._started_again:
             await super().__init__(*args, **kwargs)  # type: ignore[misc]
             return
         self._sleeps, self._share = kwargs.get("enable_sleep_mode", False), kwargs.get("gpu_memory_utilization")
+        self._bundles = kwargs.get("bundle_indices")
         self.llm = NotLoaded()
         self._load = partial(super().__init__, *args, **kwargs)  # type: ignore[assignment]
 
@@ -103,7 +105,7 @@ class RetryingRollouts:
         """
         async with self._coming_back:
             if self._load is not None:
-                await until_free(self._share, self.gpu_memory)
+                await until_free(self._share, partial(self.gpu_memory, self._bundles))
                 await self._load()
                 if self._sleeps:
                     await self.sleep()  # type: ignore[attr-defined]
@@ -131,7 +133,10 @@ class RetryingRollouts:
         if not self._current:
             raise OutdatedEngine("a restarted engine waits for the current weights")
         step = self._weights_step
-        return [{**answer, WEIGHTS_STEP: step} for answer in await self._answers(call)]
+        answers = await self._answers(call)
+        for answer in answers:
+            answer[WEIGHTS_STEP] = step
+        return answers
 
     async def _answers(self, call: dict[str, Any]) -> list[dict[str, Any]]:
         error: Exception | None = None

@@ -14,9 +14,9 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor
 from openrlhf_ktae.base.cut_off import only_whole
 from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.processes.setup import leave_interrupts_to_the_driver
-from openrlhf_ktae.trainer.ppo_utils.messages import packed
+from openrlhf_ktae.trainer.ppo_utils.messages import Answers
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
-from openrlhf_ktae.trainer.ray.gpu_memory import own_gpu_memory
+from openrlhf_ktae.trainer.ray.gpu_memory import Memory, engine_memory
 from openrlhf_ktae.trainer.ray.retrying_rollouts import contained
 from openrlhf_ktae.verifier.http_reward import HttpAgentExecutor
 
@@ -58,7 +58,6 @@ class KTAERolloutActor(_HostRolloutActor):
     """The host's engine with seeded sampling; requests without a seed run as in the host."""
 
     worker_extension = "openrlhf_ktae.trainer.ray.vllm_worker_wrap.KTAEWorkerWrap"
-    gpu_memory = staticmethod(own_gpu_memory)
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         # Log-probabilities of the distribution sampled from, after temperature: the trainer computes the same.
@@ -72,6 +71,11 @@ class KTAERolloutActor(_HostRolloutActor):
         executor: Any = with_servers(self.executor)  # type: ignore[has-type]
         executor.execute = contained(executor.execute)
         self.executor = executor
+
+    @staticmethod
+    async def gpu_memory(bundles: list[int] | None) -> list[Memory]:
+        """Return free and total bytes of each GPU of the engine, which has `bundles` where it has several."""
+        return await engine_memory(bundles)
 
     async def hold(self) -> None:
         """Stop scheduling until `release`."""
@@ -101,11 +105,11 @@ class KTAERolloutActor(_HostRolloutActor):
         generate = super().generate_responses
         if sampling_params.seed is None:
             answers = await generate(prompt, label, sampling_params, max_length, hf_tokenizer, num_samples, images)
-            return [packed(answer) for answer in answers]
+            return Answers(answers)
         samples = []
         for number in range(num_samples):
             params = deepcopy(sampling_params)
             params.seed = derived_seed(sampling_params.seed, number)
             samples.append(generate(prompt, label, params, max_length, hf_tokenizer, 1, images))
         answers_of = await asyncio.gather(*samples)
-        return [{**packed(answer), SEED_KEY: sampling_params.seed} for answers in answers_of for answer in answers]
+        return Answers({**answer, SEED_KEY: sampling_params.seed} for answers in answers_of for answer in answers)

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import ray
+import torch
 
 from openrlhf_ktae.trainer.engines import engine_died
 
@@ -94,6 +95,37 @@ class Sending:
                 ray.kill(self._engines[self._refs.index(ref)], no_restart=False)
         self._refs = []
 
+    def meet(self, join: Callable[[Sequence[Any]], None]) -> None:
+        """Let `join` make a group with the engines that it is given, which waits for all of them.
+
+        It runs in a thread, which is left behind where an engine dies: nothing gets it out. Engines that wait like it
+        are started again.
+
+        Raises:
+            Exception: Ray's or vLLM's, of the engine that died, or what `join` raised.
+        """
+        joined, failure = threading.Event(), []
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+        def run() -> None:
+            try:
+                if device is not None:
+                    torch.cuda.set_device(device)  # of this thread, which begins with the first GPU
+                join([NotedCalls(engine, self._refs) for engine in self._engines])
+            except Exception as error:
+                failure.append(error)
+            joined.set()
+
+        threading.Thread(target=run, name="meeting", daemon=True).start()
+        while self.lost is None and not joined.wait(POLL_SECONDS):
+            pass
+        if failure:
+            self._lose(self._reason(failure[0]))
+        if self.lost is not None:
+            self.received()
+            raise self.lost
+        self._refs = []
+
     def _lose(self, error: Exception) -> None:
         with self._lock:
             if self.lost is not None or self._over.is_set():
@@ -131,6 +163,20 @@ class Sending:
                 )
                 self._end(1)
                 return
+
+
+class NotedCalls:
+    """Stands for an engine whose calls are noted in `refs`, in the order of the engines."""
+
+    def __init__(self, engine: Any, refs: list[Any]) -> None:
+        self._engine, self._refs = engine, refs
+
+    def __getattr__(self, method: str) -> Any:
+        def remote(*args: Any, **kwargs: Any) -> Any:
+            self._refs.append(getattr(self._engine, method).remote(*args, **kwargs))
+            return self._refs[-1]
+
+        return SimpleNamespace(remote=remote)
 
 
 class EveryEngine:

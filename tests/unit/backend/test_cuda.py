@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from openrlhf_ktae.backend import BackendUnavailable, choice, cpu, cuda, flash_attn_stub, resolve
+from openrlhf_ktae.backend import BackendUnavailable, choice, cpu, flash_attn_stub, resolve
 from openrlhf_ktae.backend.cuda import CudaBackend
+from openrlhf_ktae.base import gpu_machine
 from openrlhf_ktae.cli import train_ppo_ray as command
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.data import hub
@@ -36,6 +37,11 @@ def machine(monkeypatch, tmp_path):
     driver = SimpleNamespace(
         nvmlInit=lambda: None,
         nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda number: number,
+        nvmlDeviceGetHandleByUUID=lambda _: 1 / 0,
+        nvmlDeviceGetName=lambda _: "NVIDIA X",
+        nvmlDeviceGetCudaComputeCapability=lambda _: (9, 0),
+        nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(total=80 * 2**30, free=79 * 2**30),
         nvmlSystemGetDriverVersion=lambda: "580.95.05",
         nvmlSystemGetCudaDriverVersion_v2=lambda: 13000,
     )
@@ -46,10 +52,10 @@ def machine(monkeypatch, tmp_path):
         path.write_text(f"#!/bin/sh\necho '{says}'\n")
         path.chmod(0o755)
     (toolkit / "include").mkdir()
-    for header in cuda.HEADERS:
+    for header in gpu_machine.HEADERS:
         (toolkit / "include" / header).touch()
     monkeypatch.setitem(sys.modules, "pynvml", driver)
-    monkeypatch.setattr(cuda, "_read_beside", lambda package, _: files[package])
+    monkeypatch.setattr(gpu_machine, "_read_beside", lambda package, _: files[package])
     monkeypatch.setattr(flash_attn_stub, "is_installed", lambda: True)
     monkeypatch.setenv("PATH", str(toolkit / "bin"))
     for name in ("CPATH", "CUDA_HOME", "CUDA_PATH", "CXX", "DS_SKIP_CUDA_CHECK"):
@@ -62,6 +68,26 @@ def test_a_machine_that_has_everything_is_not_refused(machine):
     assert args.ds.attn_implementation == "flash_attention_2"
     assert CudaBackend().problems(args) == []
     assert CudaBackend().adapt(args) == []
+
+
+def test_one_description_of_a_machine_serves_everybody(machine, monkeypatch):
+    """The command's refusals, the report of gpu-check, the planner's memory and an engine's."""
+    from openrlhf_ktae.memory import devices
+    from openrlhf_ktae.selftest import machine as trials
+
+    found = gpu_machine.this_machine()
+    assert (found.driver, found.driver_cuda, found.torch_cuda, found.nvcc) == ("580.95.05", 13, "13.0", "13.0")
+    assert found.gpus == (gpu_machine.Gpu("NVIDIA X", "9.0", 80 * 2**30, 79 * 2**30),)
+    assert trials.problems(found) == CudaBackend().problems(options()) == []
+    (shown,) = trials.describe()["gpus"]
+    assert shown == {"name": "NVIDIA X", "capability": "9.0", "memory_gib": 80.0, "used_gib": 1.0}
+    assert gpu_machine.gpu_memory("0") == (79 * 2**30, 80 * 2**30)
+    assert gpu_machine.gpu_memory("GPU-7") is None, "this driver knows no UUID"
+    assert devices.memory_of("auto", 1) == 80 * 2**30
+    machine.driver.nvmlDeviceGetMemoryInfo = lambda _: 1 / 0
+    assert [gpu.total for gpu in gpu_machine.gpus()] == [0], "a GPU in parts is one all the same"
+    (machine.toolkit / "bin/nvcc").unlink()
+    assert trials.problems(gpu_machine.this_machine()) == CudaBackend().problems(options()) != []
 
 
 @pytest.mark.parametrize(
@@ -194,7 +220,7 @@ def test_a_refusal_ends_the_command_with_code_2(machine, monkeypatch, capsys, tm
 )
 def test_auto_takes_cuda_where_it_can_be_reached(build, gpus, cluster, name, monkeypatch):
     monkeypatch.setattr(choice, "vllm_build", lambda: build)
-    monkeypatch.setattr(choice, "gpus_here", lambda: gpus)
+    monkeypatch.setattr(choice, "gpus", lambda: (None,) * gpus)
     monkeypatch.setenv("RAY_ADDRESS", cluster)
     assert resolve("auto").name == name
 
@@ -203,7 +229,7 @@ def test_auto_takes_cuda_where_it_can_be_reached(build, gpus, cluster, name, mon
 def test_gpu_builds_without_a_gpu_are_refused(name, monkeypatch):
     """A login node: the CPU backend would start and die minutes later, when vLLM looks for its GPU."""
     monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
-    monkeypatch.setattr(choice, "gpus_here", lambda: 0)
+    monkeypatch.setattr(choice, "gpus", lambda: ())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(BackendUnavailable, match=f"--backend {name}: no NVIDIA GPU found.*ray job submit.*make setup"):
         resolve(name)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from openrlhf_ktae.base.host import HOST_VERSION
 
@@ -200,3 +201,15 @@ def test_a_resolution_that_fails_says_so(tmp_path, capsys):
 def test_a_cpu_build_is_not_locked():
     with pytest.raises(lock.CannotResolve, match=r"torch 2\.13\.0\+cpu is a local build"):
         lock._plain({"name": "torch", "version": "2.13.0+cpu"})
+
+
+def test_the_nightly_job_makes_targets_that_there_are():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text())
+    assert workflow[True]["schedule"], "YAML reads `on` as true"
+    (job,) = workflow["jobs"].values()
+    commands = [step["run"].replace("${{ matrix.python }}", "3.12").split() for step in job["steps"] if "run" in step]
+    assert [words[:2] for words in commands] == [["make", "check-lock-gpu"], ["make", "gpu-contract"]]
+    for words in commands:
+        run = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert "python3.12 " in run.stdout

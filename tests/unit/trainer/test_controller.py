@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -142,7 +143,7 @@ def assert_same_experiences(found, expected):
 def assert_same(found, expected, name):
     if isinstance(expected, torch.Tensor):
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape), name
-        assert torch.equal(found, expected), name
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True, msg=name)
     elif isinstance(expected, dict):
         assert found.keys() == expected.keys()
         for key in expected:
@@ -151,28 +152,114 @@ def assert_same(found, expected, name):
         assert found == expected, name
 
 
-def test_a_rollout_from_arrays_is_the_one_from_lists(host):
+def answer(**changes):
+    tokens = changes.get("observation_tokens", [5, 6, 7, 1, 151_643])
+    return {
+        "prompt": "p",
+        "label": "l",
+        "images": None,
+        "mm_train_inputs": None,
+        "observation_tokens": tokens,
+        "action_ranges": [(2, 3), (4, 5)],
+        "rollout_log_probs": [-0.1 * i for i in range(len(tokens))],
+        "reward": 0.5,
+        "scores": 1.0,
+        "truncated": False,
+        "extra_logs": {"accuracy": 1, "found": True, "share": 1 / 3},
+    } | changes
+
+
+GROUPS = {
+    "usual": [answer(), answer(observation_tokens=[3, 4, 5], action_ranges=[(1, 3)], truncated=True, scores=0.0)],
+    "no log-probabilities": [answer(rollout_log_probs=None)] * 2,
+    "some without": [answer(), answer(rollout_log_probs=None)],
+    "failed": [answer(scores=float("nan"), action_ranges=[(5, 5)], extra_logs={}), answer()],
+    "all failed": [answer(scores=float("nan"), action_ranges=[(5, 5)], extra_logs={})] * 2,
+    "without reward": [answer(reward=None, scores=None)] * 2,
+    "with a reward and without": [answer(), answer(reward=None)],
+    "tensors": [
+        answer(reward=torch.tensor(2.0), extra_logs={"a": torch.tensor([[3.5]])}),
+        answer(extra_logs={"a": 1.0}),
+    ],
+    "numbers of two types": [answer(reward=1), answer(reward=1.5)],
+    "numpy's": [answer(reward=np.float64(0.1))] * 2,
+    "logs named as ours": [answer(extra_logs={"reward": 9.0, "response_clip_ratio": 2.0})] * 2,
+    "odd ranges": [answer(action_ranges=r) for r in ([], [(0, 1)], [(-2, 99)], [(4, 2)], [(1, 2), (0, 1)], [(7, 9)])],
+    "a prompt alone": [answer(observation_tokens=[1], action_ranges=[(1, 1)])] * 2,
+    "images": [answer(images=["a.png"], mm_train_inputs={"pixels": 1})] * 2,
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("max_len", [1, 3, 5, 4096])
+@pytest.mark.parametrize("name", GROUPS)
+def test_rollouts_of_a_prompt_are_the_hosts_one_by_one(host, name, max_len):
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
     from openrlhf_ktae.trainer.ppo_utils.light_samples import LightSamplesGenerator
+    from openrlhf_ktae.trainer.ppo_utils.messages import Answers
 
-    response = {
-        "prompt": "p",
-        "label": "l",
-        "observation_tokens": [5, 6, 7, 1, 151_643],
-        "action_ranges": [(2, 3), (4, 5)],
-        "rollout_log_probs": [0.0, 0.0, -0.1, -1e-9, -3.3333333333],
-        "reward": 0.5,
-        "scores": 1.0,
-        "truncated": True,
-    }
-    generators = [kind.__new__(kind) for kind in (SamplesGenerator, LightSamplesGenerator)]
-    for more in ({}, {"rollout_log_probs": None}):
-        for length in (4, 4096):
-            expected, found = (
-                g._process_response_into_experience({**response, **more}, max_len=length) for g in generators
-            )
-            assert_same_experiences([found], [expected])
+    hosts, ours = (kind.__new__(kind) for kind in (SamplesGenerator, LightSamplesGenerator))
+    came = pickle.loads(pickle.dumps(Answers(GROUPS[name]), protocol=5))
+    assert len(came) == len(GROUPS[name])
+    expected = [hosts._process_response_into_experience(one, max_len=max_len) for one in GROUPS[name]]
+    found = [ours._process_response_into_experience(one, max_len=max_len) for one in came]
+    assert_same_experiences(found, expected)
+    assert_same_experiences(
+        [ours._process_response_into_experience(one, max_len=max_len) for one in GROUPS[name]], expected
+    )
+
+
+def test_rollouts_of_a_prompt_share_their_tensors(host):
+    from openrlhf_ktae.trainer.ppo_utils.light_samples import experiences_of
+    from openrlhf_ktae.trainer.ppo_utils.messages import Answers
+
+    came = pickle.loads(pickle.dumps(Answers(GROUPS["usual"])))
+    made = experiences_of(came[0].among, 4096)
+    for name in ("sequences", "action_mask", "rollout_log_probs", "rewards", "total_length"):
+        assert len({getattr(e, name).untyped_storage().data_ptr() for e in made}) == 1, name
+    assert all(e.attention_mask.untyped_storage().nbytes() == 8 for e in made)
+
+
+def test_experiences_travel_by_columns_and_arrive_as_they_were(host):
+    from openrlhf_ktae.trainer.ppo_utils.columns import Experiences
+    from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
+
+    given = rollouts(prompts=3)
+    given[1].info = {"reward": torch.tensor([2.0]), "more": torch.tensor([1])}
+    for sent in (
+        Experiences(batched(rollouts(), 4)),
+        Experiences(given),
+        Experiences(),
+        Experiences(batched(given[2:], 3))[1:],
+    ):
+        came = pickle.loads(pickle.dumps(sent, protocol=5))
+        assert type(sent) is type(came) is Experiences
+        assert_same_experiences(came, sent)
+    assert pickle.dumps(Experiences(rollouts())).count(b"rebuild_tensor") < 40 < 8 * len(rollouts())
+    came[0].sequences[:] = 3
+    came = pickle.loads(pickle.dumps(RolloutBatch(rollouts(), {"a": 1.0}, seen=7, progress=0.5)))
+    assert (type(came), came.metrics, came.judged, came.seen, came.progress) == (RolloutBatch, {"a": 1.0}, [], 7, 0.5)
+    assert_same_experiences(came, rollouts())
+
+
+def test_memory_is_used_again_only_when_no_tensor_is_left_in_it():
+    from openrlhf_ktae.trainer.ppo_utils.ragged import Memory
+
+    memory = Memory()
+    first = memory.empty(1000, torch.int64)
+    view, place = first[10:20].view(2, 5), first.data_ptr()
+    del first
+    second = memory.empty(1000, torch.int64)
+    assert second.data_ptr() != place
+    del view
+    third = memory.empty(500, torch.float32)
+    assert third.data_ptr() == place
+    assert third.dtype == torch.float32
+    del second, third
+    large = memory.empty(100_000, torch.uint8)
+    assert len(large) == 100_000
+    assert len(memory._blocks) == 1, "blocks that are too small are not kept beside it"
 
 
 def test_an_odd_tensor_arrives_as_it_was_and_can_be_written_to(ray):

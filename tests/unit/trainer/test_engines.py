@@ -30,8 +30,8 @@ def engine_class(ray_here):
         async def __init__(self):
             self.llm, self.weights, self.group = Core(), 0, 0
 
-        def gpu_memory(self):
-            return None
+        async def gpu_memory(self, bundles):
+            return []
 
         async def generate_responses(self, **call):
             if self.llm.errored:

@@ -13,6 +13,7 @@ import pytest
 from openrlhf_ktae.base.faults_config import FaultsConfig
 from openrlhf_ktae.base.free_port import free_port
 
+MEETING = "a group is made"
 SECONDS = 180  # on a busy machine; the collectives would wait for an hour
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
 
@@ -58,8 +59,8 @@ def engine_class(ray_here):
             self.llm = SimpleNamespace(errored=False, dead_error=None)
             self.number, self.weights, self.asleep, self.dies_at, self.group = number, {}, set(), None, None
 
-        def gpu_memory(self):
-            return None
+        async def gpu_memory(self, bundles):
+            return []
 
         async def generate_responses(self, **call):
             assert not self.asleep, "a part of the engine sleeps"
@@ -84,6 +85,8 @@ def engine_class(ray_here):
             self.dies_at, self.hangs = name, True
 
         async def init_process_group(self, address, port, rank, world_size, name, backend, use_ray):
+            if self.dies_at == MEETING:
+                os._exit(1)
             self.group = await asyncio.to_thread(StoreCommunicator, address, port, rank, world_size)
 
         async def reset_prefix_cache(self):
@@ -216,11 +219,12 @@ def trainer(ray_here, engine_class, rank_class):
 
 @pytest.mark.timeout(600)
 def test_an_engine_that_dies_in_the_middle_of_its_weights_gets_them_all_the_same(ray_here, trainer):
-    """By CUDA IPC and in the group. Rank 1 never waits for rank 0, and the engine that lives is not left behind.
+    """By CUDA IPC, in the group and as it is made. Rank 1 never waits for rank 0, no living engine is left behind.
 
     At last with a communicator that takes no abort: rank 0 ends soon, and the run with exit code 4.
     """
     from openrlhf_ktae.processes.deaths import died
+    from openrlhf_ktae.trainer.engines import engine_died
 
     run = trainer()
 
@@ -231,8 +235,22 @@ def test_an_engine_that_dies_in_the_middle_of_its_weights_gets_them_all_the_same
         ("IPC", 1, "1.weight"),
         ("group", 1, "0.bias"),
         ("group", 0, "0.weight"),
+        ("as it is made", 1, MEETING),
         ("deaf", 1, "0.bias"),
     ):
+        if name == MEETING:  # it waits for all of its members: in NCCL for minutes, and rank 0 with it
+            all_engines("sleep")
+            ray_here.get(run.vllm_engines[dying].die_at.remote(name))
+            began = time.monotonic()
+            with pytest.raises(ray_here.exceptions.RayError) as end:
+                ray_here.get([rank.use_group.remote(False) for rank in run.ranks])
+            assert engine_died(end.value, run.vllm_engines), "it ends the start with exit code 4, and is repaired later"
+            assert time.monotonic() - began < 60
+            weights = run.train()
+            run.broadcast_to_vllm()
+            all_engines("wake_up")
+            assert run.engines_have(weights)
+            continue
         if way != "IPC":
             ray_here.get([rank.use_group.remote(way == "deaf") for rank in run.ranks])
         for death in (False, True):
@@ -252,7 +270,7 @@ def test_an_engine_that_dies_in_the_middle_of_its_weights_gets_them_all_the_same
             assert time.monotonic() - began < SECONDS
             assert run.engine_restarts == restarts + (death and way != "deaf")
             print(way, death, time.monotonic() - began)
-    assert len(run.notes) == 3
+    assert len(run.notes) == 4
 
 
 @pytest.mark.timeout(120)
