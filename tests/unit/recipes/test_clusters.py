@@ -193,7 +193,7 @@ def test_one_machine_twice_and_on_a_cluster_that_was_there(variables):
         os.killpg(first.pid, signal.SIGINT)  # as a terminal's Ctrl-C
         said, _ = first.communicate(timeout=120)
         assert first.returncode == 130, said
-        assert "interrupted: Ray is stopped, saved checkpoints are whole" in said
+        assert "interrupted: Ray is stopped, saved checkpoints are complete" in said
         nothing_is_left(variables)
 
 
