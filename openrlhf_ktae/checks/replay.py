@@ -8,8 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.base.batches import rollout_unit
-from openrlhf_ktae.record.recorded import BadRecord, find, read_groups
-from openrlhf_ktae.record.rollouts import tokenizer_hash
 
 NEED_AN_ENGINE = (
     "train.async_enable",
@@ -33,6 +31,8 @@ def engine_wanted(options: Mapping[str, Any]) -> Iterator[str]:
 
 def replay_problems(args: SimpleNamespace) -> Iterator[str]:
     """Yield why the record of `--train.replay` cannot be trained on; every group of it is read."""
+    from openrlhf_ktae.record.recorded import BadRecord, find, read_groups  # imports torch, which takes seconds
+
     flag, samples = f"--train.replay {args.train.replay}", args.rollout.n_samples_per_prompt
     own = Path(args.run.dir).resolve()
     if own in (Path(args.train.replay).resolve(), *Path(args.train.replay).resolve().parents):
@@ -70,6 +70,8 @@ def replay_problems(args: SimpleNamespace) -> Iterator[str]:
 
 def _hash(args: SimpleNamespace, model: str) -> str:
     from transformers import AutoTokenizer
+
+    from openrlhf_ktae.record.rollouts import tokenizer_hash
 
     trusted, fast = args.model.trust_remote_code, not args.data.disable_fast_tokenizer
     return tokenizer_hash(AutoTokenizer.from_pretrained(model, trust_remote_code=trusted, use_fast=fast))

@@ -57,7 +57,10 @@ BAD_REWARDS = {
     "nothing": ("", "defines no reward_func"),
     "signature": ("def reward_func(queries): ...", "queries, prompts, labels"),
     "list": ("def reward_func(queries, prompts, labels):\n    return [1.0]", "a dict with the key 'rewards'"),
-    "text": ("def reward_func(prompts, completions, **columns):\n    return ['good']", "could not convert"),
+    "text": (
+        "def reward_func(prompts, completions, **columns):\n    return ['good']",
+        "returned the reward ['good']; it must be one finite number",
+    ),
     "no_column": ("def reward_func(prompts, completions, truth):\n    return [1.0]", "missing 1 required positional"),
     "no_score": ("def compute_score(data_source, solution_str, ground_truth):\n    return {'acc': 1}", "'score'"),
     "defect": ("def reward_func(queries, prompts, labels):\n    return {'rewards': [labels[1]]}", "IndexError"),
