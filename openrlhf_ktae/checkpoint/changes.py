@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.base.options import OLD_CREDIT_NAMES
 from openrlhf_ktae.checkpoint.files import digest, files_below
 from openrlhf_ktae.data.names import entries
 
@@ -20,7 +21,7 @@ FREE = {
     "model.trust_remote_code": "",
     "train.num_episodes": "a longer run; a learning-rate schedule that follows the data follows the new length",
     "train.full_determinism_enable": "can be asked for at any time",
-    "algo.ktae.top_tokens": "is only logged",
+    "algo.credit.top_tokens": "is only logged",
     "verifier.workers": "",
     "verifier.memory_mb": "",
     "verifier.recycle_after": "",
@@ -42,6 +43,8 @@ FREE = {
     "train.colocate_critic_reward": "",
 }
 """Options that may differ, with the reason where it is not plain."""
+RENAMED = {old: f"algo.credit.{name}" for name, old in OLD_CREDIT_NAMES.items()}
+"""What checkpoints of older versions call an option."""
 BY_CONTENT = (
     "data.prompt_dataset",
     "actor.model_name_or_path",
@@ -49,6 +52,7 @@ BY_CONTENT = (
     "reward.model_name_or_path",
     "reward.remote_url",
     "train.agent_func_path",
+    "algo.credit.file",
 )
 """Paths: another one with the same content is the same. Of a Python file its own text, not what it imports."""
 NO_CONTENT = (".md", ".png", ".jpg", ".svg", ".gif", ".pdf", ".log")  # suffixes of what nobody trains on
@@ -98,6 +102,7 @@ def differences(
         data_now: the same, of this run.
     """
     old, new = flat(before), flat(now)
+    old = {RENAMED.get(name, name): value for name, value in old.items()}
     found = {}
     for name in sorted(old.keys() | new.keys()):
         if name in FREE or name.split(".")[0] in FREE_GROUPS or (name in SHARDED and new.get(UNIVERSAL)):

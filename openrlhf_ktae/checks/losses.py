@@ -22,11 +22,11 @@ def loss_problems(args: SimpleNamespace) -> Iterator[str]:
             f"--faults.max_kl {args.faults.max_kl:g}: there is nothing to measure without a reference model where "
             "a batch is one update; give --algo.kl.init_coef above 0, or leave it out"
         )
-    counted = args.algo.ktae.enable or args.algo.dynamic_filtering_enable
+    counted = args.algo.credit.name or args.algo.dynamic_filtering_enable
     if args.faults.min_mixed_share is not None and not counted:
         yield (
-            f"--faults.min_mixed_share {args.faults.min_mixed_share:g}: mixed groups are counted by KTAE and by "
-            "dynamic sampling; give --advantage_estimator ktae (--algo.ktae.shadow true only counts), or "
+            f"--faults.min_mixed_share {args.faults.min_mixed_share:g}: mixed groups are counted by token-level "
+            "credit and by dynamic sampling; give --advantage_estimator ktae (--algo.credit.shadow true only counts), or "
             "--algo.dynamic_filtering_enable"
         )
     if args.faults.min_entropy is not None and args.actor.entropy_coef is None:

@@ -15,7 +15,16 @@ from openrlhf_ktae.credit import (  # noqa: F401  (importing one registers it)
     tempo,
 )
 from openrlhf_ktae.credit.batch import NEEDS, OF_POLICY, CreditBatch, TokenCredit
-from openrlhf_ktae.credit.registry import CUSTOM, Estimator, NoOptions, estimators, load_estimator, register
+from openrlhf_ktae.credit.registry import (
+    CUSTOM,
+    Estimator,
+    NoOptions,
+    chosen_estimator,
+    estimators,
+    load_estimator,
+    register,
+)
+from openrlhf_ktae.credit.sample import sample_batch, wrong_with
 
 __all__ = [
     "CUSTOM",
@@ -25,7 +34,10 @@ __all__ = [
     "Estimator",
     "NoOptions",
     "TokenCredit",
+    "chosen_estimator",
     "estimators",
     "load_estimator",
     "register",
+    "sample_batch",
+    "wrong_with",
 ]

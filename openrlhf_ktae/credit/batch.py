@@ -143,7 +143,9 @@ class CreditBatch:
     @cached_property
     def lengths_B(self) -> Indices:
         """Action tokens of each rollout."""
-        return np.diff(np.searchsorted(self.at_A, self.edges_B))
+        starts_B, widths_B = self.edges_B[:-1], np.diff(self.edges_B)
+        padded_N = np.append(self.mask_N.numpy().view(np.uint8), np.uint8(0))  # a row of no width may end the batch
+        return np.where(widths_B > 0, np.add.reduceat(padded_N, starts_B, dtype=np.int64), 0)
 
     @cached_property
     def at_A(self) -> Indices:

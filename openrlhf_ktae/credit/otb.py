@@ -18,7 +18,6 @@ Cost: sums of squares in the forward pass for old log-probabilities (a pass over
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit
 from openrlhf_ktae.credit.registry import NoOptions, register

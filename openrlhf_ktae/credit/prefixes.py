@@ -19,7 +19,7 @@ ENDED = -1
 
 
 def prefix_tree(batch: CreditBatch) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Return for each token how the mean advantage changes with it, and how many rollouts share the prefix that it ends.
+    """Return for each token what it changes in the mean advantage, and how many rollouts share the prefix that it ends.
 
     Both (N,). The mean is over rollouts with a verdict that share the prefix; before the first token it is that of the
     group. The change is 0, and the number 1, outside the mask and for unknown verdicts.

@@ -44,6 +44,8 @@ class Estimator:
         for name in self.needs:
             batch.needed(name)
         found = self.compute(batch, self.options() if options is None else options)
+        if not isinstance(found, TokenCredit):
+            raise ValueError(f"{self.name} returns {type(found).__name__}: return a TokenCredit")
         for name, values_N in {"added_N": found.added_N, **found.figures}.items():
             if not isinstance(values_N, torch.Tensor) or values_N.shape != batch.mask_N.shape:
                 shape = tuple(getattr(values_N, "shape", ()))
@@ -77,6 +79,13 @@ def register(
 def estimators() -> dict[str, Estimator]:
     """Return all estimators by name."""
     return dict(_known)
+
+
+def chosen_estimator(name: str, file: str | None = None) -> Estimator | None:
+    """Return the estimator of a run: by name, that of `file` for `custom`, none for an empty name."""
+    if name == CUSTOM:
+        return load_estimator(str(file))
+    return _known[name] if name else None
 
 
 def load_estimator(path: str | Path) -> Estimator:

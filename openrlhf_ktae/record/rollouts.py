@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ COLUMNS = {
     "advantages_without_k": "list<float>",
     "advantages": "list<float>",
 }
+NEEDED = {name: "list<float>" for name in ("log_probs", "entropies", "sum_squares")}
+"""Columns that are there when the estimator of the run needed them."""
 MAYBE_NULL = ("label", "score", "reward")
 DELETE = "delete the file, or give the other steps alone"
 MEGABYTE = 2**20
@@ -56,6 +58,7 @@ ABOUT: dict[str, Callable[[Any], bool]] = {  # metadata, as far as anything comp
     "step": _is_id,
     "special_ids": lambda value: isinstance(value, list) and all(map(_is_id, value)),
     "ktae": lambda value: value is None or isinstance(value, dict),
+    "credit": lambda value: value is None or isinstance(value, dict),
 }
 
 
@@ -75,9 +78,11 @@ class Credit:
     scores_B: torch.Tensor
     groups_B: torch.Tensor
     values: Sequence[torch.Tensor]
-    """Weighted K of each micro-batch (b, T); 0 where KTAE is off."""
+    """Weighted K of each micro-batch (b, T), or what another estimator adds; 0 where there is none."""
     added: Sequence[torch.Tensor]
     """What of it was added to the advantages."""
+    figures: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
+    """What else the estimator needed of each token: tables as `values`, by names of `NEEDED`."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class RolloutRecorder:
             "special_ids": sorted(set(tokenizer.all_special_ids)),
             "tokenizer": self._hash,
         }
-        schema = _schema(pa).with_metadata({METADATA_KEY: json.dumps(about).encode()})
+        schema = _schema(pa, credit.figures).with_metadata({METADATA_KEY: json.dumps(about).encode()})
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"{PREFIX}{step:06d}.parquet"
         part = path.with_suffix(".part")
@@ -151,8 +156,9 @@ def rewind_rollouts(directory: str | Path, step: int) -> None:
             path.replace(aside / path.name)
 
 
-def _schema(pa: Any) -> Any:
-    return pa.schema([(name, _arrow_type(pa, kind)) for name, kind in COLUMNS.items()])
+def _schema(pa: Any, more: Iterable[str] = ()) -> Any:
+    columns = {**COLUMNS, **{name: NEEDED[name] for name in more}}
+    return pa.schema([(name, _arrow_type(pa, kind)) for name, kind in columns.items()])
 
 
 def _arrow_type(pa: Any, kind: str) -> Any:
@@ -203,6 +209,7 @@ def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, A
         "k": part(credit.values[number]).tolist(),
         "advantages_without_k": (advantages - added).tolist(),
         "advantages": advantages.tolist(),
+        **{name: part(tables[number]).tolist() for name, tables in credit.figures.items()},
     }
 
 
@@ -300,18 +307,20 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         if name in about and not fits(about[name]):
             raise BadRecord(f"{path}: metadata: {name} is {short(about[name])}; {DELETE}")
     try:
-        table = table.select(list(COLUMNS)).cast(_schema(pa))
+        more = [name for name in NEEDED if name in table.column_names]
+        table = table.select([*COLUMNS, *more]).cast(_schema(pa, more))
         rows = table.to_pylist()
     except (ArrowException, ValueError) as error:
         raise BadRecord(f"{path}: a column has another type than it is written with ({short(error)})") from None
     if not rows:
         raise BadRecord(f"{path}: holds no rollout")
-    for name, kind in COLUMNS.items():
+    for name, kind in {**COLUMNS, **{name: NEEDED[name] for name in more}}.items():
         wrong = _wrong_values(table[name], name, kind)
         if wrong:
             raise BadRecord(f"{path}: {name} holds {wrong}; {DELETE}")
     for row in rows:
-        lengths = {name: len(row[name]) for name, kind in COLUMNS.items() if kind.startswith("list")}
+        lists = [name for name, kind in COLUMNS.items() if kind.startswith("list")]
+        lengths = {name: len(row[name]) for name in (*lists, *more)}
         del lengths["prompt_ids"]
         if len(set(lengths.values())) > 1:
             raise BadRecord(f"{path}: group {row['group']}, rollout {row['rollout']}: lengths differ ({lengths})")

@@ -37,7 +37,7 @@ def rollouts(groups=4, size=6, seed=0, unknown=0.15, threshold=0.0):
 
 
 def batch(made, more=0, splits=1):
-    """Return the batch of `made`, rows padded by `more` positions, and in `splits` micro-batches of their own widths."""
+    """Return the batch of `made`, rows padded by `more` positions, and in `splits` parts of their own widths."""
     parts, widths = [], []
     for chunk in np.array_split(np.arange(len(made)), splits):
         width = PROMPT + max(len(made[i]["ids"]) for i in chunk) + more
@@ -121,15 +121,13 @@ def literal_prob_reweight(rollout, made, alpha=0.2):
 
 def literal_otb(rollout, made):
     def energies(one):
-        return np.cumsum(
-            [max(1 - 2 * math.exp(p) + s, 0) for p, s in zip(acting(one, "log_probs"), acting(one, "sum_squares"))]
-        )
+        return np.cumsum(np.maximum(1 - 2 * np.exp(acting(one, "log_probs")) + acting(one, "sum_squares"), 0))
 
     added = []
     for place in range(int(rollout["mask"].sum())):
         there = [r for r in group_of(rollout, made) if r["mask"].sum() > place]
         weights = [energies(r)[place] for r in there]
-        mean = sum(w * r["base"] for w, r in zip(weights, there)) / sum(weights) if sum(weights) else 0.0
+        mean = sum(w * r["base"] for w, r in zip(weights, there, strict=True)) / sum(weights) if sum(weights) else 0.0
         added.append(-mean if len(there) > 1 else 0.0)
     return added
 

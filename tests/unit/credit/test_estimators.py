@@ -1,4 +1,4 @@
-"""Each estimator against loops over rollouts and tokens, and on examples worked by hand (those of docs/estimators.md)."""
+"""Each estimator against loops over rollouts and tokens, and on examples worked by hand (as docs/estimators.md)."""
 
 from __future__ import annotations
 

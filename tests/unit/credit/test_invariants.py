@@ -119,8 +119,13 @@ def test_it_needs_what_it_says(name):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("entropy_mask", {"share": 1.0}), ("entropy_bonus", {"alpha": 0.0}), ("prob_reweight", {"alpha": 0.0})]
-    + [("gtpo", {"alpha": 0.0}), ("ktae", {"weight": 0.0})],
+    [
+        ("entropy_mask", {"share": 1.0}),
+        ("entropy_bonus", {"alpha": 0.0}),
+        ("prob_reweight", {"alpha": 0.0}),
+        ("gtpo", {"alpha": 0.0}),
+        ("ktae", {"weight": 0.0}),
+    ],
 )
 def test_at_its_neutral_option_it_is_the_base(name, options):
     one = estimators()[name]

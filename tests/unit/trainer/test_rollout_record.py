@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +37,7 @@ def recorded(module, tokenizer, directory, *words, step=10, size=4, **limits):
     one.tokenizer = tokenizer
     one.keep_credit = True
     experiences = one.compute_advantages_and_returns(batched(rollouts(prompts=3), size))
-    about = {"ktae": one.args.algo.ktae.config, "ktae_enabled": True}
+    about = {"ktae": asdict(one.args.algo.ktae.config), "ktae_enabled": True}
     settings = {"every": 5, "max_mb": 10, "max_groups": 0, **limits}
     recorder = RolloutRecorder(directory, about=about, **settings)
     return recorder, recorder.write(step, one.credit, tokenizer), experiences, one
