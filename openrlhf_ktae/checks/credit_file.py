@@ -13,19 +13,20 @@ from types import SimpleNamespace
 
 from openrlhf_ktae.credit import CUSTOM
 
-SECONDS = 60  # to import torch on a busy machine, and to compute a small batch
-DONE = "the estimator works: "
+SECONDS = 120  # to import torch on a busy machine; compiling what an estimator calls may take as long again
+LOADED, DONE = "the estimator is there: ", "the estimator works"
 # Runs in a process of its own: what the file does, and how it ends, stays there.
 PROBE = f"""
 import json, sys
 from openrlhf_ktae.credit import load_estimator, wrong_with
 try:
     one = load_estimator(sys.argv[1])
+    print("\\n{LOADED}" + json.dumps(one.needs), flush=True)
     unmet = "it needs values of continuations, which a run does not sample" if "values" in one.needs else ""
     wrong = unmet or wrong_with(one)
 except Exception as error:
     wrong = f"{{type(error).__name__}}: {{error}}"
-sys.exit(" ".join(wrong.split())) if wrong else print("\\n{DONE}" + json.dumps([one.name, one.needs]), flush=True)
+sys.exit(" ".join(wrong.split())) if wrong else print("{DONE}", flush=True)
 """
 
 
@@ -59,10 +60,16 @@ def _tried(path: str) -> Tried:
     command = [sys.executable, "-c", PROBE, path]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        return Tried(f"does not import and credit a small batch within {SECONDS} s")
-    lines = done.stdout.rstrip().splitlines() or [""]
-    if done.returncode == 0 and lines[-1].startswith(DONE):
-        return Tried(needs=tuple(json.loads(lines[-1].removeprefix(DONE))[1]))
-    said = done.stderr.strip().splitlines() or [f"it ends the process with exit code {done.returncode}"]
-    return Tried(said[-1])
+    except subprocess.TimeoutExpired as late:
+        said = bytes(late.stdout or b"").decode(errors="replace")
+        return Tried(needs=_needs(said)) if LOADED in said else Tried(f"does not import within {SECONDS} s")
+    if done.returncode == 0 and done.stdout.rstrip().endswith(DONE):
+        return Tried(needs=_needs(done.stdout))
+    lines = done.stderr.strip().splitlines() or [f"it ends the process with exit code {done.returncode}"]
+    return Tried(lines[-1])
+
+
+def _needs(output: str) -> tuple[str, ...]:
+    """Return what the estimator said that it needs: the last such line, since its file may print, too."""
+    line = [line for line in output.splitlines() if line.startswith(LOADED)][-1]
+    return tuple(json.loads(line.removeprefix(LOADED)))

@@ -38,7 +38,7 @@ class EntropyMaskOptions:
             raise ValueError(f"share={self.share!r} must be above 0 and at most 1")
 
 
-@register("entropy_mask", options=EntropyMaskOptions, needs=("entropies",))
+@register("entropy_mask", options=EntropyMaskOptions, needs=("entropies",), across_groups=True)
 def entropy_mask(batch: CreditBatch, options: EntropyMaskOptions) -> TokenCredit:
     """Return minus the base where the entropy is below the threshold."""
     entropies_N = batch.needed("entropies")

@@ -34,6 +34,8 @@ class Estimator:
     """Of `NEEDS`: what the batch must have beyond ids, verdicts and rollout-level advantages."""
     by_verdict: bool
     """Whether it reads who is correct; others read the rollouts' advantages."""
+    across_groups: bool = False
+    """Whether the credit of a group depends on the others of the batch."""
 
     def __call__(self, batch: CreditBatch, options: Any = None) -> TokenCredit:
         """Return the credit of a batch.
@@ -57,7 +59,12 @@ _known: dict[str, Estimator] = {}
 
 
 def register(
-    name: str, *, options: type = NoOptions, needs: tuple[str, ...] = (), by_verdict: bool = False
+    name: str,
+    *,
+    options: type = NoOptions,
+    needs: tuple[str, ...] = (),
+    by_verdict: bool = False,
+    across_groups: bool = False,
 ) -> Callable[[Compute], Compute]:
     """Make a function an estimator: `compute(batch, options) -> TokenCredit`.
 
@@ -70,7 +77,7 @@ def register(
     def registered(compute: Compute) -> Compute:
         if name in _known or name == CUSTOM:
             raise ValueError(f"an estimator is called {name!r} already; give it another name")
-        _known[name] = Estimator(name, compute, options, needs, by_verdict)
+        _known[name] = Estimator(name, compute, options, needs, by_verdict, across_groups)
         return compute
 
     return registered

@@ -44,7 +44,7 @@ def test_the_order_of_rollouts_changes_nothing(name, seed):
     assert_same(added(name, [made[i] for i in order]), [expected[i] for i in order], exact=False)
 
 
-@pytest.mark.parametrize("name", [name for name in estimators() if name != "entropy_mask"])
+@pytest.mark.parametrize("name", [name for name, one in estimators().items() if not one.across_groups])
 def test_groups_do_not_see_each_other(name):
     """So credit can be computed group by group; the threshold of `entropy_mask` is that of the batch."""
     made = rollouts(size=8, seed=2)
