@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from fractions import Fraction
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from credit_batches import LITERAL, batch, known, of_rollouts, rollouts
 
-from openrlhf_ktae.credit import CreditBatch, estimators
+from openrlhf_ktae.credit import CreditBatch, estimators, load_estimator, sample_batch, wrong_with
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
 
 CASES = [(name, {}) for name in LITERAL] + [
@@ -132,3 +136,43 @@ def test_a_missing_input_is_named():
         credit("gtpo", table())
     with pytest.raises(ValueError, match=r"scores has shape \(2,\)"):
         CreditBatch.from_tables([[1], [2], [3]], [[1]] * 3, [1.0, 0.0], [0] * 3, [0.0] * 3)
+
+
+DOCS = (Path(__file__).resolve().parents[3] / "docs/estimators.md").read_text()
+
+
+def doc_row(name, after):
+    """The cells of the table row of an estimator in the first table after a text."""
+    text = DOCS[DOCS.index(after) :]
+    (line,) = [line for line in text[: text.index("\n\n", text.index("|---"))].splitlines() if f"| `{name}` |" in line]
+    return [cell.strip() for cell in line.replace("\\|", "").strip("|").split("|")]
+
+
+@pytest.mark.parametrize(("name", "needs", "advantages"), WORKED)
+def test_the_worked_examples_of_the_documentation(name, needs, advantages):
+    for cell, row in zip(doc_row(name, "## A worked example")[2:], advantages, strict=True):
+        assert [float(Fraction(number)) for number in cell.split(", ")] == pytest.approx(row[: cell.count(",") + 1])
+
+
+@pytest.mark.parametrize("name", estimators())
+def test_the_table_of_the_documentation_has_every_estimator_option_and_need(name):
+    _, _, options, needs, sorts = doc_row(name, "# Estimators")
+    one = estimators()[name]
+    written = {"log_probs": "log pi", "entropies": "H", "sum_squares": "sum pi²", "values": "V"}
+    assert needs == ", ".join(written[need] for need in one.needs)
+    assert 0 < float(sorts) < 3
+    if name != "ktae":
+        assert options == ", ".join(
+            f"`{field.name}` {field.default:g}"
+            if isinstance(field.default, float)
+            else f"`{field.name}` {field.default}"
+            for field in fields(one.options)
+        )
+
+
+def test_the_estimator_of_the_documentation_works(tmp_path):
+    block = DOCS[DOCS.index("## Your own") :].split("```python\n")[1].split("```")[0]
+    (tmp_path / "surprise.py").write_text(block)
+    one = load_estimator(tmp_path / "surprise.py")
+    assert wrong_with(one) == ""
+    assert one(sample_batch()).added_N.any()
