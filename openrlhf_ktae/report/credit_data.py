@@ -1,4 +1,5 @@
-"""A recorded group as the token-credit page reads it: every token's table and K under each variant.
+"""A recorded group as the token-credit page reads it: every token's table and K under each variant of KTAE, and, of a
+run with another estimator, the credit of each token by those whose inputs were recorded.
 
 Legend: `G` rollouts of a group, `T` tokens of its longest response. Texts of models go in as data and are never markup.
 """
@@ -13,11 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openrlhf_ktae.credit import OF_POLICY, estimators
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import GroupExplanation, explain_group
 from openrlhf_ktae.ktae.literal import bm25
 from openrlhf_ktae.record.rollouts import BadRecord, RecordedGroup
-from openrlhf_ktae.report.rescoring import Arm, GroupTensors, key_token_values, recorded_config, tensors
+from openrlhf_ktae.report.rescoring import (
+    Arm,
+    GroupTensors,
+    key_token_values,
+    other_arms,
+    recorded_config,
+    tensors,
+)
 
 VARIANTS = ("paper", "reference", "calibrated")
 COUNTS = ("a", "b", "c", "d", "uses_correct", "uses_wrong")
@@ -44,11 +53,14 @@ def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
     variants = configs_of(about).items()
     plain = asdict(KTAEConfig.from_mapping({"variant": recorded.variant}))
     changed = {name: value for name, value in asdict(recorded).items() if value != plain[name]}
-    computed = bool(about.get("ktae_enabled", True))
+    trained = trained_by(about)
+    computed = trained == "ktae"
     return {
+        "trained": trained,
+        "others": other_names(about),
         "model": str(about.get("model", "")),
         "estimator": str(about.get("estimator", "")),
-        "enabled": computed and not about.get("shadow", False),
+        "enabled": bool(trained) and not about.get("shadow", False),
         "shadow": bool(about.get("shadow", False)),
         "shuffled": computed and bool(about.get("shuffled", False)),
         "stored": bool(about.get("stored", False)),
@@ -58,6 +70,39 @@ def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
         "threshold": recorded.correct_threshold,
         "judged": str(about.get("judged", TRAINED)),
     }
+
+
+def trained_by(about: Mapping[str, Any]) -> str:
+    """Return the name of the run's estimator of token credit; empty where there was none."""
+    credit = about.get("credit") or {}
+    return str(credit.get("name", "ktae" if about.get("ktae_enabled", True) else ""))
+
+
+def other_names(about: Mapping[str, Any]) -> list[str]:
+    """Return the estimators that a page of this run shows beside KTAE's variants: none for a run with KTAE.
+
+    They are the run's own, as recorded, and those that a group by itself determines, with their defaults.
+    """
+    trained = trained_by(about)
+    one = estimators().get(trained)
+    if trained in ("", "ktae"):
+        return []
+    figures = OF_POLICY if one is None else one.needs  # a user's file may have needed any: `others_of` sees
+    usable = [arm.name for arm in other_arms(figures) if arm.estimator and not arm.estimator.across_groups]
+    return [trained, *(name for name in usable if name != trained)]
+
+
+def others_of(group: RecordedGroup, arrays: GroupTensors) -> dict[str, NDArray[np.float64]]:
+    """Return name -> credit (G, T) of each of `other_names`; zeros where the record lacks an input."""
+    arms = {arm.name: arm for arm in other_arms(arrays.figures)}
+    trained = trained_by(group.about)
+    found = {}
+    for name in other_names(group.about):
+        if name == trained:
+            found[name] = arrays.k_GT
+        else:
+            found[name] = key_token_values(arrays, arms[name]) if name in arms else np.zeros_like(arrays.k_GT)
+    return found
 
 
 def values_of(group: RecordedGroup) -> dict[str, NDArray[np.float64]]:
@@ -85,6 +130,7 @@ def group_data(group: RecordedGroup, values: Mapping[str, NDArray[np.float64]] |
     """Return one group as plain lists; `values` are those of `values_of`."""
     values = values or values_of(group)
     arrays = tensors(group)
+    others = others_of(group, arrays)
     place: dict[int, int] = {}
     texts: list[str] = []
     rollouts: list[dict[str, Any]] = []
@@ -97,7 +143,9 @@ def group_data(group: RecordedGroup, values: Mapping[str, NDArray[np.float64]] |
             refs.append(place[token])
             if texts[place[token]] != (text or ""):
                 odd[position] = text or ""
-        rollouts.append({"number": len(rollouts) + 1, **_rollout(row, refs, odd, arrays.threshold)})
+        credit = {name: [_rounded(k) for k in k_GT[len(rollouts), : len(refs)]] for name, k_GT in others.items()}
+        made = _rollout(row, refs, odd, arrays.threshold)
+        rollouts.append({"number": len(rollouts) + 1, **made, "credit": credit})
     data: dict[str, Any] = {
         "step": group.step,
         "group": group.group,
