@@ -187,7 +187,7 @@
   function whyNothing(ref, span) {
     const data = group(), rollout = span && data.rollouts[span.rollout];
     if (rollout && isSkipped(rollout, span.position)) return "The policy did not write this token: training gives it no credit.";
-    if (!isVariant() && rollout) return rollout.verdict === "unknown" && isOther() ? "Nobody knows whether this rollout is right: its tokens get no credit." : "";
+    if (isOther() && rollout) return rollout.verdict === "unknown" ? "Nobody knows whether this rollout is right: its tokens get no credit." : "";
     if (!data.counts[ref]) return "Only rollouts without a verdict have it: it takes no part in the tables, and its K is 0.";
     if (rollout?.verdict === "unknown") return "Nobody knows whether this rollout is right: its tokens get no K.";
     if (data.mixed && data.variants[shownVariant()].measures[ref][VALUE] === null) return "A special or excluded token: it never gets K.";
