@@ -184,8 +184,6 @@ def finish(parsed: argparse.Namespace) -> None:
     options["algo.credit.name"] = name if name in CREDIT_NAMES else ""
     if options["algo.credit.name"]:
         options["algo.advantage.estimator"] = options["algo.credit.base"]
-    if options["algo.credit.file"]:
-        options["algo.credit.file"] = os.path.abspath(options["algo.credit.file"])  # workers may stand elsewhere
     _choose_resume(options)
     _place_run(options)
     _choose_judge(options)
