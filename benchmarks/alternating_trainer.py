@@ -12,7 +12,9 @@ class AlternatingTrainer(KTAEPPOTrainer):
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
         """Train one step; only steps with KTAE carry its metrics."""
-        self.experience_maker.ktae.enable = global_step % 2 == 0
+        if not hasattr(self, "_estimator"):
+            self._estimator = self.experience_maker.estimator
+        self.experience_maker.estimator = self._estimator if global_step % 2 == 0 else None
         self.experience_maker.metrics, self.experience_maker.key_tokens = {}, {}
         result: tuple[dict[str, Any], int] = super().train_step(rollout_samples, global_step)
         return result

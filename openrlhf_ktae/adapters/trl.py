@@ -1,4 +1,4 @@
-"""KTAE in TRL: `KTAEGRPOTrainer` in place of `GRPOTrainer`. Tested with trl 1.16.0, transformers 5.23.0, torch 2.13.0.
+"""Token credit in TRL: `KTAEGRPOTrainer`, a `GRPOTrainer`. Tested with trl 1.16.0, transformers 5.23.0, torch 2.13.0.
 
 Shapes: `B` completions of all processes, `T` positions of the longest one.
 """
@@ -10,21 +10,38 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
+from openrlhf_ktae.credit import CreditBatch, estimators
+from openrlhf_ktae.ktae import KTAEConfig
 
 
 class KTAEGRPOTrainer(GRPOTrainer):
-    """`GRPOTrainer` that adds K of each completion token to its advantages, which become (B, T).
+    """`GRPOTrainer` that adds K of each completion token, or another credit, to its advantages, which become (B, T).
 
     Args:
         ktae: options of KTAE; those of the paper when left out.
+        estimator: another one of `credit.estimators()` that needs nothing of the policy: `tempo`, `lambda_grpo`.
+        options: of that estimator; its defaults when left out.
         verifier: which reward function says whether a completion is correct, by its place in `reward_funcs`; what
             the others return (format, length) does not. None from it is "unknown".
     """
 
-    def __init__(self, *args: Any, ktae: KTAEConfig | None = None, verifier: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        ktae: KTAEConfig | None = None,
+        verifier: int = 0,
+        estimator: str = "ktae",
+        options: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if needs := estimators()[estimator].needs:
+            raise ValueError(
+                f"estimator={estimator!r}: needs {', '.join(needs)} of the policy before its update, which TRL does "
+                "not keep; give one that needs nothing (ktae, tempo, lambda_grpo)"
+            )
         super().__init__(*args, **kwargs)
         self.ktae, self.verifier = ktae or KTAEConfig(), verifier
+        self.estimator, self.options = estimators()[estimator], self.ktae if estimator == "ktae" else options
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         self._special_ids = tuple(tokenizer.all_special_ids)
 
@@ -41,8 +58,12 @@ class KTAEGRPOTrainer(GRPOTrainer):
         ids_BT, mask_BT = self.accelerator.gather(everyone)
         mode, samples = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
         groups_B = torch.arange(len(ids_BT)) // samples
-        found = compute_key_token_values(ids_BT, mask_BT, self._scores_B, groups_B, self.ktae, self._special_ids)
+        base_B = self.accelerator.gather(output["advantages"])
+        labels = self._scores_B, groups_B, base_B, self._special_ids, self.ktae.correct_threshold
+        batch = CreditBatch.from_tables(ids_BT, mask_BT, *labels)
+        added_BT = self.estimator(batch, self.options).added_N.view(ids_BT.shape)
         first = self.accelerator.process_index * rows
-        output["advantages"] = output["advantages"][:, None] + found.values_BT[first : first + rows, :positions]
-        self._metrics[mode]["ktae/mixed_group_share"].append(found.mixed_groups / max(found.groups, 1))
+        own_BT = added_BT[first : first + rows, :positions].to(output["advantages"].device)
+        output["advantages"] = output["advantages"][:, None] + own_BT
+        self._metrics[mode]["ktae/mixed_group_share"].append(float(batch.mixed_Q.mean()))
         return output

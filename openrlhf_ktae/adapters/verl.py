@@ -1,4 +1,4 @@
-"""KTAE in verl: `algorithm.adv_estimator=ktae`. Tested with verl 0.9.1, torch 2.13.0.
+"""Token credit in verl: `algorithm.adv_estimator=ktae`, `tempo`, ... Tested with verl 0.9.1, torch 2.13.0.
 
 Import this module in the process of the trainer, from a module of your own that sets `special_token_ids` and, if you
 like, `options`, and that `VERL_USE_EXTERNAL_MODULES` names. The estimator is registered as verl's users register
@@ -10,7 +10,7 @@ trainer (`trainer.use_v1=False`). A trainer class of our own, registered under a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import SimpleNamespace
@@ -20,10 +20,13 @@ import numpy as np
 import torch
 from verl.trainer.ppo import core_algos, ray_trainer
 
-from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
+from openrlhf_ktae.credit import CreditBatch, estimators
+from openrlhf_ktae.ktae import KTAEConfig
 
 NAME = "ktae"
 options = KTAEConfig()
+others: dict[str, Any] = {}
+"""Options of other estimators, by name; their defaults when left out."""
 special_token_ids: tuple[int, ...] | None = None
 """Ids that never get a value: the tokenizer's `all_special_ids`. Must be set: the end of a response, which responses
 that were cut off lack, would become a key token."""
@@ -48,14 +51,24 @@ def compute_advantage(data: Any, *args: Any, **kwargs: Any) -> Any:
         return _host(data, *args, **kwargs)
 
 
-@core_algos.register_adv_est(NAME)
-def ktae_advantages(
-    token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: Any, config: Any = None, **_: Any
+NEEDED = {"log_probs": "old_log_probs", "entropies": "entropys", "sum_squares": "sum_pi_squared"}
+"""What verl calls what estimators need, where its batch has it."""
+
+
+def credited_advantages(
+    name: str,
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: Any,
+    config: Any = None,
+    **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """GRPO's advantages plus K of each response token, (B, T), twice; correct is an `acc`, else a score, above 0."""
-    data = _batch.get(None)
+    """GRPO's advantages plus credit of each token, (B, T), twice; correct is an `acc`, else a score, above 0."""
+    data, one = _batch.get(None), estimators()[name]
     if data is None or "responses" not in data.batch or "token_level_scores" not in data.batch:
-        raise RuntimeError("ktae needs responses and token_level_scores in the batch: use one of verl's own trainers")
+        raise RuntimeError(
+            f"{name} needs responses and token_level_scores in the batch: use one of verl's own trainers"
+        )
     if special_token_ids is None:
         raise RuntimeError(
             "set openrlhf_ktae.adapters.verl.special_token_ids = tuple(tokenizer.all_special_ids) in the module that "
@@ -68,10 +81,30 @@ def ktae_advantages(
     acc_B = data.non_tensor_batch.get("acc")
     scores_B = data.batch["token_level_scores"].sum(-1) if acc_B is None else np.asarray(acc_B, dtype=np.float64)
     groups_B = np.unique(index, return_inverse=True)[1]
-    ids_BT = data.batch["responses"]
-    found = compute_key_token_values(ids_BT, response_mask, scores_B, groups_B, options, special_token_ids)
-    advantages_BT = base_BT + found.values_BT
+    if missing := [need for need in one.needs if NEEDED.get(need) not in data.batch]:
+        raise RuntimeError(f"{name} needs {', '.join(missing)} of each token, which this batch of verl has not")
+    needs: dict[str, Any] = {need: data.batch[NEEDED[need]] for need in one.needs}
+    labels = scores_B, groups_B, base_BT, special_token_ids, options.correct_threshold
+    batch = CreditBatch.from_tables(data.batch["responses"], response_mask, *labels, **needs)
+    own = options if name == "ktae" else others.get(name)
+    advantages_BT = base_BT + one(batch, own).added_N.view(base_BT.shape).to(base_BT.device)
     return advantages_BT, advantages_BT
+
+
+def registered(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Return verl's estimator of this name, registered with it."""
+
+    def advantages(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return credited_advantages(name, *args, **kwargs)
+
+    advantages.__name__ = f"{name}_advantages"
+    core_algos.register_adv_est(name)(advantages)
+    return advantages
+
+
+ktae_advantages = registered("ktae")
+for _other in sorted(set(estimators()) - {"ktae"}):
+    registered(_other)
 
 
 ray_trainer.compute_advantage = compute_advantage

@@ -72,19 +72,32 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class CreditOptions:
-    """`--algo.ktae.*` in addition to the estimator's (`KTAEConfig`)."""
+    """`--algo.credit.*`: token-level credit on rollout-level advantages, whatever the estimator.
+
+    An estimator's own options are `--algo.NAME.*`, beside its code in `credit/` (KTAE's: `ktae/config.py`).
+    """
 
     base: Literal["group_norm", "dr_grpo", "rloo", "reinforce_baseline"] = "group_norm"
-    """The rollout-level advantage to add K to."""
+    """Rollout-level advantage on which token-level credit stands."""
+
+    weight: float = 1.0
+    """Factor on what the estimator adds to the base, at least 0. With 0 the advantages are the base's, bit for bit."""
 
     shadow: bool = False
-    """Train on the rollout-level advantage only, and log what KTAE would have computed."""
+    """Train with the rollout-level advantage only, and log what the estimator would have given."""
 
     shuffle_labels: bool = False
-    """Control experiment: compute K from labels shuffled within each group."""
+    """Control experiment: give the estimator labels shuffled within each group (ktae, gtpo)."""
 
     top_tokens: int = 5
-    """How many key tokens to log each step."""
+    """Ids of highest and lowest mean credit logged each step."""
+
+    file: str | None = None
+    """Python file that registers an estimator of your own, for --advantage_estimator custom (docs/estimators.md)."""
+
+
+OLD_CREDIT_NAMES = {name: f"algo.ktae.{name}" for name in ("base", "shadow", "shuffle_labels", "top_tokens")}
+"""Names of fields of `CreditOptions` from when KTAE was the only estimator; they still work."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.base.options import OLD_CREDIT_NAMES
 from openrlhf_ktae.checkpoint.files import digest, files_below
 from openrlhf_ktae.data.names import entries
 
@@ -21,7 +22,7 @@ FREE = {
     "train.num_episodes": "a longer run; a learning-rate schedule tied to the data follows the new length",
     "train.full_determinism_enable": "can be turned on at any time",
     "train.max_staleness": "can be turned on at any time",
-    "algo.ktae.top_tokens": "is only logged",
+    "algo.credit.top_tokens": "is only logged",
     "verifier.workers": "",
     "verifier.memory_mb": "",
     "verifier.recycle_after": "",
@@ -43,6 +44,8 @@ FREE = {
     "train.colocate_critic_reward": "",
 }
 """Options that may differ, with the reason where it is not obvious."""
+RENAMED = {old: f"algo.credit.{name}" for name, old in OLD_CREDIT_NAMES.items()}
+"""Names of options in checkpoints of older versions."""
 BY_CONTENT = (
     "data.prompt_dataset",
     "actor.model_name_or_path",
@@ -50,6 +53,7 @@ BY_CONTENT = (
     "reward.model_name_or_path",
     "reward.remote_url",
     "train.agent_func_path",
+    "algo.credit.file",
 )
 """Paths, compared by content. For a Python file only its own text counts, not its imports."""
 NO_CONTENT = (".md", ".png", ".jpg", ".svg", ".gif", ".pdf", ".log")  # suffixes of files that do not affect training
@@ -99,6 +103,7 @@ def differences(
         data_now: the same for this run.
     """
     old, new = flat(before), flat(now)
+    old = {RENAMED.get(name, name): value for name, value in old.items()}
     found = {}
     for name in sorted(old.keys() | new.keys()):
         if name in FREE or name.split(".")[0] in FREE_GROUPS or (name in SHARDED and new.get(UNIVERSAL)):

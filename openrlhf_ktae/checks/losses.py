@@ -22,12 +22,12 @@ def loss_problems(args: SimpleNamespace) -> Iterator[str]:
             f"--faults.max_kl {args.faults.max_kl:g}: KL cannot be measured without a reference model when a batch "
             "is one update; give --algo.kl.init_coef above 0, or leave it out"
         )
-    counted = args.algo.ktae.enable or args.algo.dynamic_filtering_enable
+    counted = args.algo.credit.name or args.algo.dynamic_filtering_enable
     if args.faults.min_mixed_share is not None and not counted:
         yield (
-            f"--faults.min_mixed_share {args.faults.min_mixed_share:g}: mixed groups are counted by KTAE and by "
-            "dynamic sampling; give --advantage_estimator ktae (--algo.ktae.shadow true only counts), or "
-            "--algo.dynamic_filtering_enable"
+            f"--faults.min_mixed_share {args.faults.min_mixed_share:g}: mixed groups are counted by token-level "
+            "credit and by dynamic sampling; give --advantage_estimator ktae (--algo.ktae.shadow true only counts), "
+            "or --algo.dynamic_filtering_enable"
         )
     if args.faults.min_entropy is not None and args.actor.entropy_coef is None:
         yield (

@@ -1,23 +1,28 @@
 """Contradictory or unknown options, refused before the host validates its own.
 
-The options are flat here (`algo.ktae.base`), as given; they are not yet translated for the host.
+The options are flat here (`algo.credit.base`), as given; they are not yet translated for the host.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
 from openrlhf_ktae.base.batches import steps_in_buffer
-from openrlhf_ktae.base.options import CreditOptions
+from openrlhf_ktae.base.options import OLD_CREDIT_NAMES, CreditOptions
 from openrlhf_ktae.base.text import nearest
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER
 from openrlhf_ktae.checks.replay import engine_wanted
+from openrlhf_ktae.credit import CUSTOM, NoOptions, estimators
 from openrlhf_ktae.data.templates import MARK, chat_arguments, has_one_place
 from openrlhf_ktae.ktae.config import KTAEConfig
 
-KTAE = "ktae"
+CREDIT_NAMES = (*estimators(), CUSTOM)
+"""Values of --advantage_estimator that give credit to tokens."""
+OWN_OPTIONS = {name: one.options for name, one in estimators().items() if one.options not in (NoOptions, KTAEConfig)}
+"""Options `--algo.NAME.*` of estimators other than KTAE, whose defaults depend on its variant."""
 MACRO_ACCURACY = "eval_macro_accuracy"
 
 
@@ -48,25 +53,65 @@ def _templates(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _estimator(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield KTAE options without KTAE, groups of one, and filtering options without filtering."""
-    if options["algo.ktae.top_tokens"] < 0:
-        yield f"--algo.ktae.top_tokens {options['algo.ktae.top_tokens']}: give 0 (none), or a higher number"
+    """Yield options of an estimator without it, groups of one, and filtering options without filtering."""
+    name, top = options["algo.advantage.estimator"], options["algo.credit.top_tokens"]
+    if top < 0:
+        yield f"--algo.ktae.top_tokens {top} (--algo.credit.top_tokens): give 0 (none), or a higher number"
     samples, skipped = options["rollout.n_samples_per_prompt"], options["algo.dynamic_filtering_skip_solved"]
-    if options["algo.advantage.estimator"] == KTAE and samples < 2:
+    if name in CREDIT_NAMES and samples < 2:
         yield (
-            f"--rollout.n_samples_per_prompt {samples}: KTAE compares the rollouts of one prompt; give at least 2 "
-            "(the paper uses 16)"
+            f"--rollout.n_samples_per_prompt {samples}: {name.upper() if name == 'ktae' else name} compares the "
+            "rollouts of one prompt; give at least 2 (KTAE's paper uses 16)"
         )
-    if options["algo.advantage.estimator"] != KTAE:
-        # A run's config.yaml contains the defaults too, and must be accepted as --config.
-        for field in (*fields(CreditOptions), *fields(KTAEConfig)):
-            name = f"algo.ktae.{field.name}"
-            value = tuple(options[name]) if isinstance(options[name], list) else options[name]
-            if value not in (None, field.default):
-                written = str(value).lower() if isinstance(value, bool) else value
-                yield f"--{name} {written}: does nothing without --advantage_estimator ktae; give that, or leave it out"
+    for cls, prefix, wanted in (
+        (CreditOptions, "algo.credit", CREDIT_NAMES),
+        (KTAEConfig, "algo.ktae", ("ktae",)),
+        *((cls, f"algo.{owner}", (owner,)) for owner, cls in OWN_OPTIONS.items()),
+    ):
+        if name not in wanted:
+            yield from _idle(options, cls, prefix, wanted[0])
+    yield from _credit(options, name)
     if skipped and not options["algo.dynamic_filtering_enable"]:
         yield f"--algo.dynamic_filtering_skip_solved {skipped}: only with --algo.dynamic_filtering_enable"
+
+
+def _idle(options: Mapping[str, Any], cls: type, prefix: str, estimator: str) -> Iterator[str]:
+    """Yield the options of `cls` that are not at their defaults; a run writes those down, and they are read again."""
+    for field in fields(cls):
+        full = f"{prefix}.{field.name}"
+        value = tuple(options[full]) if isinstance(options[full], list) else options[full]
+        counts = full == "algo.ktae.correct_threshold" and options["algo.advantage.estimator"] in CREDIT_NAMES
+        if value in (None, field.default) or counts:
+            continue
+        written = f"--{full} {str(value).lower() if isinstance(value, bool) else value}"
+        if prefix == "algo.credit" and field.name in OLD_CREDIT_NAMES:
+            written = f"{written.replace(full, OLD_CREDIT_NAMES[field.name])} (--{full})"
+        yield f"{written}: does nothing without --advantage_estimator {estimator}; give that, or leave it out"
+
+
+def _credit(options: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Yield contradictions between an estimator of token credit and the options of all of them."""
+    file, weight = options["algo.credit.file"], options["algo.credit.weight"]
+    if not 0 <= weight < math.inf:
+        yield f"--algo.credit.weight {weight:g}: give a number of at least 0"
+    if name == CUSTOM and not file:
+        yield f"--advantage_estimator {CUSTOM}: is that of a file; give --algo.credit.file FILE.py"
+    if file and name != CUSTOM and name in CREDIT_NAMES:
+        yield f"--algo.credit.file {file}: is for --advantage_estimator {CUSTOM}; give that, or leave the file out"
+    one = estimators().get(name)
+    if one is None:
+        return
+    if "values" in one.needs:
+        yield (
+            f"--advantage_estimator {name}: needs values of sampled continuations, which a run does not make; use it "
+            "on recorded rollouts from Python (docs/estimators.md), or give another estimator"
+        )
+    if options["algo.credit.shuffle_labels"] and not one.by_verdict:
+        by_verdict = ", ".join(name for name, one in estimators().items() if one.by_verdict)
+        yield (
+            f"--algo.credit.shuffle_labels true: {name} does not read labels, only advantages; leave it out, or give "
+            f"an estimator that does ({by_verdict})"
+        )
 
 
 def _record(options: Mapping[str, Any]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from openrlhf_ktae.backend import Backend
+from openrlhf_ktae.checks.credit_file import credit_file_problems
 from openrlhf_ktae.checks.data_columns import data_problems
 from openrlhf_ktae.checks.lora import lora_problems
 from openrlhf_ktae.checks.losses import loss_problems
@@ -32,6 +33,7 @@ def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:
         *name_problems(args),
         *place_problems(args),
         *(replay_problems(args) if args.train.replay else (*data_problems(args), *judge_problems(args))),
+        *credit_file_problems(args),
         *backend.problems(args),
     ]
     notes: list[str] = []

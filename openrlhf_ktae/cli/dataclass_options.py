@@ -10,9 +10,10 @@ import ast
 import inspect
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from openrlhf_ktae.base.errors import BadOption
@@ -33,9 +34,14 @@ def boolean(text: str) -> bool:
 
 
 def add_dataclass_options(
-    group: argparse._ArgumentGroup, cls: type, prefix: str, skip: tuple[str, ...] = (), defaults: bool = False
+    group: argparse._ArgumentGroup,
+    cls: type,
+    prefix: str,
+    skip: tuple[str, ...] = (),
+    defaults: bool = False,
+    old_names: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Declare `--PREFIX.FIELD` for each field of `cls` except those in `skip`.
+    """Declare `--PREFIX.FIELD` for each field of `cls` except those in `skip`; `old_names` also work.
 
     An option that is not given is None, or with `defaults` the default of its field.
     """
@@ -47,8 +53,9 @@ def add_dataclass_options(
         text = " ".join(texts.get(field.name, "").split())
         if not (defaults and field.default is None):
             text += f" (default: {_written(field.default)})"
-        default = field.default if defaults else None
-        group.add_argument(f"--{prefix}.{field.name}", default=default, help=text.replace("%", "%%"), **settings)
+        name = f"{prefix}.{field.name}"
+        settings |= {"dest": name, "default": field.default if defaults else None, "help": text.replace("%", "%%")}
+        group.add_argument(f"--{name}", *(f"--{old_names[one]}" for one in old_names if one == field.name), **settings)
 
 
 def _written(default: Any) -> str:

@@ -1,7 +1,7 @@
 """The options of `train_ppo_ray`: this package's own, and how they are translated before the host sees the arguments.
 
-To the user, KTAE is an estimator: `--advantage_estimator ktae`. The host gets the rollout-level baseline (`group_norm`
-unless `--algo.ktae.base` says otherwise); the settings of KTAE are passed in `args.algo.ktae`.
+To the user, KTAE and the others of `credit/` are estimators: `--advantage_estimator ktae`. The host gets the
+rollout-level baseline (`group_norm` unless `--algo.credit.base` says otherwise); ours are passed in `args.algo.credit`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from openrlhf_ktae.backend import BACKENDS, flash_attn_stub
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.faults_config import FaultsConfig
 from openrlhf_ktae.base.options import (
+    OLD_CREDIT_NAMES,
     CreditOptions,
     LossOptions,
     PromptOptions,
@@ -28,26 +29,29 @@ from openrlhf_ktae.base.options import (
 from openrlhf_ktae.base.secrets import hide
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER
 from openrlhf_ktae.checks.host_rules import host_problems
-from openrlhf_ktae.checks.options import KTAE, MACRO_ACCURACY, option_problems
+from openrlhf_ktae.checks.options import CREDIT_NAMES, MACRO_ACCURACY, OWN_OPTIONS, option_problems
 from openrlhf_ktae.checks.ranges import range_problems
 from openrlhf_ktae.cli.config_file import config_words, split_config_option
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, switch
 from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
 from openrlhf_ktae.cli.host_parser import Parser, parse
+from openrlhf_ktae.credit import CUSTOM, estimators
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
 
-PLACES = ("path", "dir", "dataset", "url", "resume", "replay")  # suffixes of options that may be paths
+PLACES = ("path", "dir", "dataset", "url", "resume", "replay", "file")  # suffixes of options that may be paths
 VERIFIER_AGENT = "verifier"
 ALL_LINEAR = "all-linear"
 PARAM_DTYPES = ("bf16", "fp16", "fp32")
 
 
 def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
-    """Return the host's validated, nested arguments, with ours in `algo.ktae`, `verifier`, `run` and `backend`.
+    """Return the host's validated, nested arguments, with ours in `algo.credit`, `verifier`, `run` and `backend`.
 
-    `algo.ktae.config`, `algo.dynamic_filtering_config`, `faults.config` and `verifier.config` are frozen dataclasses.
+    `algo.credit.config` (of the estimator), `algo.ktae.config`, `algo.dynamic_filtering_config`, `faults.config` and
+    `verifier.config` are frozen dataclasses. `algo.credit.name` is empty where there is no token-level credit;
+    `algo.credit.needs` says what its estimator needs of the policy (for `custom`, whose file nobody has read yet, "").
 
     Raises:
         BadOption: this package or the host refuses an option.
@@ -57,12 +61,25 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
     if args.train.replay:
         args.vllm.num_engines = 0  # the host's rules, which are behind us, want one
     args.algo.ktae.config = build(KTAEConfig, vars(args.algo.ktae), "algo.ktae")
+    _configure_credit(args.algo)
     args.faults.config = build(FaultsConfig, vars(args.faults), "faults")
     args.algo.dynamic_filtering_config = build(DynamicFilteringConfig, vars(args.algo), "algo")
     args.verifier.correct_threshold = args.algo.ktae.config.correct_threshold
     args.verifier.config = build(VerifierConfig, vars(args.verifier), "verifier")
     hide(args)
     return args
+
+
+def _configure_credit(algo: SimpleNamespace) -> None:
+    """Build the options of the estimator."""
+    name = algo.credit.name
+    algo.credit.needs = estimators()[name].needs if name in estimators() else ()
+    algo.credit.config = None
+    if name == "ktae":
+        algo.credit.config = algo.ktae.config
+    elif name and name != CUSTOM:
+        given = vars(getattr(algo, name, SimpleNamespace()))
+        algo.credit.config = build(estimators()[name].options, given, f"algo.{name}")
 
 
 def build_parser(files: Sequence[Path] = ()) -> Parser:
@@ -87,9 +104,13 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     training = parser.add_argument_group("Training, in addition to the host's options")
     add_dataclass_options(training, TrainOptions, "train", defaults=True)
+    credit = parser.add_argument_group("Token-level credit (with --algo.advantage.estimator ktae, tempo, ...)")
+    add_dataclass_options(credit, CreditOptions, "algo.credit", defaults=True, old_names=OLD_CREDIT_NAMES)
     ktae = parser.add_argument_group("KTAE (with --algo.advantage.estimator ktae)")
-    add_dataclass_options(ktae, CreditOptions, "algo.ktae", defaults=True)
     add_dataclass_options(ktae, KTAEConfig, "algo.ktae")
+    others = parser.add_argument_group("Other estimators of token-level credit (docs/estimators.md)")
+    for name, options in OWN_OPTIONS.items():
+        add_dataclass_options(others, options, f"algo.{name}", defaults=True)
     recorded = parser.add_argument_group("Record of rollouts (token ids, scores, advantages with and without K)")
     add_dataclass_options(recorded, RecordOptions, "ktae", defaults=True)
     dapo = parser.add_argument_group("DAPO and Dr. GRPO, in addition to the host's options")
@@ -129,7 +150,7 @@ def _declare_run(run: Any) -> None:
 def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
     """Change a host option as it is declared: the ktae estimator, the fp32 dtype, switches that can be turned off."""
     if "--algo.advantage.estimator" in names:
-        settings["choices"] = [*settings["choices"], KTAE]
+        settings["choices"] = [*settings["choices"], *CREDIT_NAMES]
     if "--ds.param_dtype" in names:
         settings["choices"] = list(PARAM_DTYPES)
     if "--ds.attn_implementation" in names:
@@ -167,9 +188,10 @@ def finish(parsed: argparse.Namespace) -> None:
         options["ds.attn_implementation"] = "flash_attention_2" if flash else "sdpa"
     if options["ds.lora.target_modules"] == [ALL_LINEAR]:  # a keyword of PEFT, not a module name
         options["ds.lora.target_modules"] = ALL_LINEAR
-    options["algo.ktae.enable"] = options["algo.advantage.estimator"] == KTAE
-    if options["algo.ktae.enable"]:
-        options["algo.advantage.estimator"] = options["algo.ktae.base"]
+    name = options["algo.advantage.estimator"]
+    options["algo.credit.name"] = name if name in CREDIT_NAMES else ""
+    if options["algo.credit.name"]:
+        options["algo.advantage.estimator"] = options["algo.credit.base"]
     _choose_resume(options)
     _place_run(options)
     _choose_judge(options)

@@ -25,6 +25,7 @@ from openrlhf_ktae.base.host import HostMismatch, check_host
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.checkpoint.resume import CannotResume
 from openrlhf_ktae.checkpoint.write import next_sequence
+from openrlhf_ktae.checks.credit_file import credit_needs
 from openrlhf_ktae.checks.memory_plan import Plan, make_plan
 from openrlhf_ktae.checks.preflight import Refused, preflight
 from openrlhf_ktae.checks.user_code import log_keys
@@ -108,6 +109,7 @@ def run(argv: Sequence[str]) -> str | None:
     changes = backend.adapt(args)
     notes = preflight(args, backend)
     args.verifier.config = replace(args.verifier.config, reward_log_keys=log_keys(args))
+    args.algo.credit.needs = credit_needs(args)
     plan = plan_of(args, backend.name) if args.run.plan else None
     if args.run.restarts:
         raise Supervised(args.run.restarts, Path(args.ckpt.path))

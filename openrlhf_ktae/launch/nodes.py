@@ -37,7 +37,7 @@ INPUTS = (
 )
 """What ranks and engines read."""
 TRAINER_OUTPUTS = ("run.dir", "logger.tensorboard_dir")
-TRAINER_INPUTS = ("data.prompt_dataset", "eval.dataset", "train.replay")
+TRAINER_INPUTS = ("data.prompt_dataset", "eval.dataset", "train.replay", "algo.credit.file")
 LISTS = ("data.prompt_dataset", "eval.dataset", "verifier.config.reward_file")
 """Comma-separated; a part may end in `@` and the name of a folder below it."""
 NO_FLAG = {"run.resume_from": "resume", "verifier.config.reward_file": "reward.remote_url"}

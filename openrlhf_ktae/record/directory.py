@@ -48,7 +48,9 @@ NOT_WRITTEN = (
     "resume",  # a repeated run chooses its own start
     "ckpt.load_enable",
     "algo.ktae.config",
-    "algo.ktae.enable",
+    "algo.credit.config",
+    "algo.credit.name",
+    "algo.credit.needs",
     "algo.dynamic_filtering_config",
     "faults.config",
     "verifier.config",
@@ -137,8 +139,8 @@ def nested_options(args: SimpleNamespace) -> dict[str, Any]:
         node.pop(leaf, None)
     if args.run.dir == args.ckpt.output_dir:
         tree["run"]["dir"] = None  # back to its default; if set, it would move the outputs
-    if args.algo.ktae.enable:
-        tree["algo"]["advantage"]["estimator"] = "ktae"
+    if args.algo.credit.name:
+        tree["algo"]["advantage"]["estimator"] = args.algo.credit.name
     if args.verifier.enable:
         tree["train"]["agent_func_path"] = None
         tree["reward"]["remote_url"] = args.verifier.config.reward_file or None

@@ -10,7 +10,7 @@ from typing import Any
 
 from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.base.text import short
-from openrlhf_ktae.record.rollouts import ADDED, COLUMNS, DIRECTORY, METADATA_KEY, arrow_type, schema_of
+from openrlhf_ktae.record.rollouts import ADDED, COLUMNS, DIRECTORY, METADATA_KEY, NEEDED, arrow_type, schema_of
 
 MAYBE_NULL = ("label", "score", "reward", *ADDED)
 DELETE = "delete the file, or give only the other steps"
@@ -24,6 +24,7 @@ ABOUT: dict[str, Callable[[Any], bool]] = {  # checks for the metadata that comp
     "step": _is_id,
     "special_ids": lambda value: isinstance(value, list) and all(map(_is_id, value)),
     "ktae": lambda value: value is None or isinstance(value, dict),
+    "credit": lambda value: value is None or isinstance(value, dict),
 }
 
 
@@ -116,19 +117,20 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         if name in about and not fits(about[name]):
             raise BadRecord(f"{path}: metadata: {name} is {short(about[name])}; {DELETE}")
     try:
-        table = table.select(list(COLUMNS)).cast(schema_of(pa))
+        more = [name for name in NEEDED if name in table.column_names]
+        table = table.select([*COLUMNS, *more]).cast(schema_of(pa, more))
         rows = table.to_pylist()
     except (ArrowException, ValueError) as error:
         raise BadRecord(f"{path}: a column has the wrong type ({short(error)})") from None
     if not rows:
         raise BadRecord(f"{path}: contains no rollouts")
-    for name, kind in COLUMNS.items():
+    for name, kind in {**COLUMNS, **{name: NEEDED[name] for name in more}}.items():
         wrong = _wrong_values(table[name], name, kind)
         if wrong:
             raise BadRecord(f"{path}: {name} holds {wrong}; {DELETE}")
     for row in rows:
         lists = [name for name, kind in COLUMNS.items() if kind.startswith("list") and row[name] is not None]
-        lengths = {name: len(row[name]) for name in lists}
+        lengths = {name: len(row[name]) for name in (*lists, *more)}
         del lengths["prompt_ids"]
         if len(set(lengths.values())) > 1:
             raise BadRecord(f"{path}: group {row['group']}, rollout {row['rollout']}: lengths differ ({lengths})")

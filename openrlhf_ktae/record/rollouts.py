@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,13 @@ COLUMNS = {
     "k": "list<float>",
     "advantages_without_k": "list<float>",
     "advantages": "list<float>",
-    "log_probs": "list<float>",
+    "rollout_log_probs": "list<float>",
     "truncated": "bool",
 }
-ADDED = ("log_probs", "truncated")
+ADDED = ("rollout_log_probs", "truncated")
 """Of the sampler, where it gave them; whether the limit cut the response off. Records of earlier versions lack both."""
+NEEDED = {name: "list<float>" for name in ("log_probs", "entropies", "sum_squares")}
+"""Columns for the inputs that the estimator of the run needs from the policy."""
 MEGABYTE = 2**20
 
 
@@ -61,9 +63,11 @@ class Credit:
     """Before anything shaped them."""
     groups_B: torch.Tensor
     values: Sequence[torch.Tensor]
-    """Weighted K of each micro-batch (b, T); 0 where KTAE is off."""
+    """Weighted K of each micro-batch (b, T), or what another estimator adds; 0 where there is none."""
     added: Sequence[torch.Tensor]
     """The part of `values` that was added to the advantages."""
+    figures: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
+    """Other inputs of the estimator for each token: tables as `values`, by names of `NEEDED`."""
 
 
 class RolloutRecorder:
@@ -98,7 +102,7 @@ class RolloutRecorder:
             "special_ids": sorted(set(tokenizer.all_special_ids)),
             "tokenizer": self._hash,
         }
-        schema = schema_of(pa).with_metadata({METADATA_KEY: json.dumps(about).encode()})
+        schema = schema_of(pa, credit.figures).with_metadata({METADATA_KEY: json.dumps(about).encode()})
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"{PREFIX}{step:06d}.parquet"
         part = path.with_suffix(".part")
@@ -122,9 +126,10 @@ def rewind_rollouts(directory: str | Path, step: int) -> None:
             path.replace(aside / path.name)
 
 
-def schema_of(pa: Any) -> Any:
-    """Return the columns of a record as a pyarrow schema."""
-    return pa.schema([(name, arrow_type(pa, kind)) for name, kind in COLUMNS.items()])
+def schema_of(pa: Any, more: Iterable[str] = ()) -> Any:
+    """Return the columns of a record, and those of `NEEDED` in `more`, as a pyarrow schema."""
+    columns = {**COLUMNS, **{name: NEEDED[name] for name in more}}
+    return pa.schema([(name, arrow_type(pa, kind)) for name, kind in columns.items()])
 
 
 def arrow_type(pa: Any, kind: str) -> Any:
@@ -179,8 +184,9 @@ def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, A
         "k": part(credit.values[number]).tolist(),
         "advantages_without_k": (advantages - added).tolist(),
         "advantages": advantages.tolist(),
-        "log_probs": None if log_probs is None else part(log_probs).tolist(),
+        "rollout_log_probs": None if log_probs is None else part(log_probs).tolist(),
         "truncated": bool(batch.truncated.flatten()[row]),
+        **{name: part(tables[number]).tolist() for name, tables in credit.figures.items()},
     }
 
 

@@ -1,4 +1,5 @@
-"""Data of a recorded group for the token-credit page: each token's counts, and K under each variant.
+"""Data of a recorded group for the token-credit page: each token's counts, and K under each variant. For a run with
+another estimator, also the credit of each token by those whose inputs were recorded.
 
 Legend: `G` rollouts of a group, `T` tokens of its longest response. Model texts are embedded as data, never as markup.
 """
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openrlhf_ktae.credit import OF_POLICY, estimators
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import GroupExplanation, explain_group
 from openrlhf_ktae.ktae.literal import bm25
 from openrlhf_ktae.record.recorded import BadRecord, RecordedGroup
-from openrlhf_ktae.report.rescoring import Arm, GroupTensors, key_token_values, recorded_config, tensors
+from openrlhf_ktae.report.rescoring import Arm, GroupTensors, key_token_values, other_arms, recorded_config, tensors
 
 VARIANTS = ("paper", "reference", "calibrated")
 COUNTS = ("a", "b", "c", "d", "uses_correct", "uses_wrong")
@@ -45,11 +47,14 @@ def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
     variants = configs_of(about).items()
     plain = asdict(KTAEConfig.from_mapping({"variant": recorded.variant}))
     changed = {name: value for name, value in asdict(recorded).items() if value != plain[name]}
-    computed = bool(about.get("ktae_enabled", True))
+    trained = trained_by(about)
+    computed = trained == "ktae"
     return {
+        "trained": trained,
+        "others": other_names(about),
         "model": "/".join(Path(str(about.get("model", ""))).parts[-2:]),  # a page is meant to be shared: no home folder
         "estimator": str(about.get("estimator", "")),
-        "enabled": computed and not about.get("shadow", False),
+        "enabled": bool(trained) and not about.get("shadow", False),
         "shadow": bool(about.get("shadow", False)),
         "shuffled": computed and bool(about.get("shuffled", False)),
         "stored": bool(about.get("stored", False)),
@@ -59,6 +64,39 @@ def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
         "threshold": recorded.correct_threshold,
         "judged": str(about.get("judged", TRAINED)),
     }
+
+
+def trained_by(about: Mapping[str, Any]) -> str:
+    """Return the name of the run's estimator of token credit; empty where there was none."""
+    credit = about.get("credit") or {}
+    return str(credit.get("name", "ktae" if about.get("ktae_enabled", True) else ""))
+
+
+def other_names(about: Mapping[str, Any]) -> list[str]:
+    """Return the estimators that a page of this run shows beside KTAE's variants: none for a run with KTAE.
+
+    They are the run's own, as recorded, and those that a group by itself determines, with their defaults.
+    """
+    trained = trained_by(about)
+    one = estimators().get(trained)
+    if trained in ("", "ktae"):
+        return []
+    figures = OF_POLICY if one is None else one.needs  # a user's file may have needed any: `others_of` sees
+    usable = [arm.name for arm in other_arms(figures) if arm.estimator and not arm.estimator.across_groups]
+    return [trained, *(name for name in usable if name != trained)]
+
+
+def others_of(group: RecordedGroup, arrays: GroupTensors) -> dict[str, NDArray[np.float64]]:
+    """Return name -> credit (G, T) of each of `other_names`; zeros where the record lacks an input."""
+    arms = {arm.name: arm for arm in other_arms(arrays.figures)}
+    trained = trained_by(group.about)
+    found = {}
+    for name in other_names(group.about):
+        if name == trained:
+            found[name] = arrays.k_GT
+        else:
+            found[name] = key_token_values(arrays, arms[name]) if name in arms else np.zeros_like(arrays.k_GT)
+    return found
 
 
 def values_of(group: RecordedGroup) -> dict[str, NDArray[np.float64]]:
@@ -86,6 +124,7 @@ def group_data(group: RecordedGroup, values: Mapping[str, NDArray[np.float64]] |
     """Return one group as plain lists; `values` come from `values_of`."""
     values = values or values_of(group)
     arrays = tensors(group)
+    others = others_of(group, arrays)
     place: dict[int, int] = {}
     texts: list[str] = []
     rollouts: list[dict[str, Any]] = []
@@ -98,7 +137,9 @@ def group_data(group: RecordedGroup, values: Mapping[str, NDArray[np.float64]] |
             refs.append(place[token])
             if texts[place[token]] != (text or ""):
                 odd[position] = text or ""
-        rollouts.append({"number": len(rollouts) + 1, **_rollout(row, refs, odd, arrays.threshold)})
+        credit = {name: [_rounded(k) for k in k_GT[len(rollouts), : len(refs)]] for name, k_GT in others.items()}
+        made = _rollout(row, refs, odd, arrays.threshold)
+        rollouts.append({"number": len(rollouts) + 1, **made, "credit": credit})
     data: dict[str, Any] = {
         "step": group.step,
         "group": group.group,

@@ -55,6 +55,7 @@ def _cut(rollout: Data, middle: int) -> list[Data]:
             **rollout,
             "start": rollout["start"] + first,
             "refs": rollout["refs"][first:end],
+            "credit": {name: values[first:end] for name, values in rollout["credit"].items()},
             "texts": {place - first: text for place, text in rollout["texts"].items() if first <= place < end},
             "skipped": [place - first for place in rollout["skipped"] if first <= place < end],
         }

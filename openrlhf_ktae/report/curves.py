@@ -32,6 +32,8 @@ STEP_CURVES = {
     "staleness/mean": "age of the rollouts' weights (steps)",
     "ktae/mixed_group_share": "share of mixed groups",
     "ktae/mean_abs_k": "mean |K|",
+    "credit/mixed_group_share": "share of mixed groups (other estimators)",
+    "credit/mean_abs_added": "mean |credit added to the base|",
     "dynamic_filtering_pass_rate": "pass rate of filtering (%)",
     "verifier_correct": "pass rate (share of right rollouts)",
     "ktae/advantage_mass_share": "share of advantage from K",

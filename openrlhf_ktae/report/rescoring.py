@@ -1,4 +1,4 @@
-"""Rescore recorded rollouts: K under other variants and ablations, and how they differ.
+"""Rescore recorded rollouts: K under other variants and ablations, other estimators' credit, and how they differ.
 
 Legend: `G` rollouts of a group, `T` tokens of its longest response.
 """
@@ -6,17 +6,19 @@ Legend: `G` rollouts of a group, `T` tokens of its longest response.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openrlhf_ktae.credit import CreditBatch, Estimator, estimators
 from openrlhf_ktae.figures.statistics import SEED, interval, resampled_means
 from openrlhf_ktae.ktae.advantages import compute_key_token_values
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import rollout_share
 from openrlhf_ktae.record.recorded import BadRecord, RecordedGroup
+from openrlhf_ktae.record.rollouts import NEEDED
 
 RECORDED = "recorded"
 VARIANTS: dict[str, dict[str, Any]] = {name: {"variant": name} for name in ("paper", "reference", "calibrated")}
@@ -34,12 +36,19 @@ METRICS = ("mean_abs_k", "nonzero", "mass_share", "sign_flips", "k_correct", "k_
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to compute K."""
+    """One way to compute K, or the credit of another estimator."""
 
     name: str
     config: KTAEConfig
     shuffled: bool = False
     """Permute labels within each group first: a control in which K carries no information."""
+    estimator: Estimator | None = None
+    """An estimator other than KTAE."""
+    options: Any = None
+    """Options of the estimator."""
+    weight: float = 1.0
+    stored: bool = False
+    """Use the recorded values: one group does not determine a user's estimator, or one that needs the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class GroupTensors:
     special_ids: tuple[int, ...]
     threshold: float = 0.0
     """A score above it is correct."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """What the record has of `credit.NEEDS`."""
 
     @property
     def mixed(self) -> bool:
@@ -81,15 +92,23 @@ def tensors(group: RecordedGroup) -> GroupTensors:
         scores_G=np.array(scores, np.float64),
         special_ids=tuple(group.about.get("special_ids", ())),
         threshold=float((group.about.get("ktae") or {}).get("correct_threshold", 0.0)),
+        figures={name: table(name, np.float64) for name in NEEDED if name in group.rows[0]},
     )
 
 
 def key_token_values(group: GroupTensors, arm: Arm, seed: int = SEED) -> NDArray[np.float64]:
-    """Return K (G, T) of one arm."""
+    """Return K, or an estimator's credit, (G, T) of one arm."""
+    if arm.stored:
+        return group.k_GT
     scores_G = np.random.default_rng(seed).permutation(group.scores_G) if arm.shuffled else group.scores_G
     ones = np.zeros(len(scores_G), np.int64)
+    if arm.estimator is not None:
+        labels = scores_G, ones, group.without_k_GT, group.special_ids, group.threshold
+        batch = CreditBatch.from_tables(group.ids_GT, group.mask_GT, *labels, **group.figures)
+        added_N = arm.estimator(batch, arm.options).added_N
+        return arm.weight * added_N.view(group.ids_GT.shape).numpy().astype(np.float64)
     values = compute_key_token_values(group.ids_GT, group.mask_GT, scores_G, ones, arm.config, group.special_ids)
-    return values.values_BT.numpy().astype(np.float64)
+    return arm.weight * values.values_BT.numpy().astype(np.float64)
 
 
 def recorded_config(about: Mapping[str, Any]) -> KTAEConfig:
@@ -104,23 +123,52 @@ def recorded_config(about: Mapping[str, Any]) -> KTAEConfig:
         raise BadRecord(f"the record's KTAE options are not supported by this version ({error})") from None
 
 
+def recorded_arm(about: Mapping[str, Any], name: str = RECORDED) -> Arm:
+    """Return the arm that a step was recorded with: KTAE, or another estimator with its options.
+
+    Raises:
+        BadRecord: it is not one that this version knows.
+    """
+    config, credit = recorded_config(about), about.get("credit") or {}
+    if credit.get("name", "ktae") == "ktae":
+        return Arm(name, config, weight=float(credit.get("weight", 1.0)))
+    one = estimators().get(credit["name"])
+    if one is None or one.across_groups:
+        return Arm(name, config, stored=True)
+    try:
+        options = one.options(**credit.get("options", {}))
+    except (ValueError, TypeError) as error:
+        raise BadRecord(f"the record's options of {one.name} are not those of this version ({error})") from None
+    return Arm(name, config, estimator=one, options=options, weight=float(credit.get("weight", 1.0)))
+
+
+def other_arms(figures: Iterable[str]) -> list[Arm]:
+    """Return an arm for each estimator, except KTAE, that needs no more than `figures`."""
+    given = set(figures)
+    usable = [one for name, one in estimators().items() if name != "ktae" and set(one.needs) <= given]
+    return [Arm(one.name, KTAEConfig(), estimator=one) for one in usable]
+
+
 def built_in(ablations: bool) -> list[str]:
-    """Return the names of the arms that `arms_of` always creates; with `ablations`, of the ablations too."""
-    return [RECORDED, *VARIANTS, *((*ABLATIONS, SHUFFLED) if ablations else ())]
+    """Return the names that `arms_of` may give to arms; with `ablations`, of the ablations too."""
+    return [RECORDED, *VARIANTS, *((*ABLATIONS, SHUFFLED) if ablations else ()), *estimators()]
 
 
-def arms_of(config: KTAEConfig, ablations: bool, extra: Mapping[str, Mapping[str, Any]]) -> list[Arm]:
-    """Return arms: the recorded configuration, the variants, optionally ablations and a control, and `extra` ones.
+def arms_of(
+    recorded: Arm, ablations: bool, extra: Mapping[str, Mapping[str, Any]], figures: Iterable[str] = ()
+) -> list[Arm]:
+    """Return arms: the recorded one, the variants, optionally ablations and a control, other estimators, and `extra`.
 
     Raises:
         ValueError: an option of `extra` is refused.
     """
-    chosen = [Arm(RECORDED, config)]
+    chosen, config = [recorded], recorded.config
     chosen += [Arm(name, KTAEConfig.from_mapping(options)) for name, options in VARIANTS.items()]
     if ablations:
         own = {name: getattr(config, name) for name in KTAEConfig.__dataclass_fields__}
         chosen += [Arm(name, KTAEConfig.from_mapping({**own, **change})) for name, change in ABLATIONS.items()]
         chosen.append(Arm(SHUFFLED, config, shuffled=True))
+    chosen += other_arms(figures)
     return chosen + [Arm(name, KTAEConfig.from_mapping(options)) for name, options in extra.items()]
 
 
@@ -140,12 +188,11 @@ def rescore(groups: Iterable[RecordedGroup], ablations: bool, extra: Mapping[str
     tokens: dict[str, TopTokens] = {}
     reproduced, count, mixed, steps = 0.0, 0, 0, set()
     for group in groups:
-        config = recorded_config(group.about)
+        arrays, recorded = tensors(group), recorded_arm(group.about)
         if first is None:
-            first, arms = group, arms_of(config, ablations, extra)
-        elif config != arms[0].config:
-            raise BadRecord(_other_options(group, config, first, arms[0].config))
-        arrays = tensors(group)
+            first, arms = group, arms_of(recorded, ablations, extra, arrays.figures)
+        elif recorded != arms[0]:
+            raise BadRecord(_other_options(group, recorded, first, arms[0]))
         count, mixed = count + 1, mixed + arrays.mixed
         steps.add(group.step)
         values = {arm.name: key_token_values(arrays, arm, SEED + count) for arm in arms}
@@ -153,7 +200,8 @@ def rescore(groups: Iterable[RecordedGroup], ablations: bool, extra: Mapping[str
             rows.setdefault(name, []).append(_figures(k_GT, values[RECORDED], arrays))
             shares.setdefault(name, []).append(rollout_share(k_GT, arrays.mask_GT) if arrays.mixed else np.nan)
             tokens.setdefault(name, TopTokens()).add(group, k_GT)
-        if group.about.get("ktae_enabled", True) and not group.about.get("shuffled"):
+        trained = group.about.get("ktae_enabled", True) or group.about.get("credit")
+        if trained and not group.about.get("shuffled"):
             difference = float(np.abs(values[RECORDED] - arrays.k_GT).max(initial=0.0))
             reproduced = float(np.maximum(reproduced, difference))  # NaN stays NaN
     if not arms:
@@ -171,13 +219,19 @@ def rescore(groups: Iterable[RecordedGroup], ablations: bool, extra: Mapping[str
     return {"groups": count, "mixed_groups": mixed, "steps": sorted(steps), "reproduced": reproduced, "arms": table}
 
 
-def _other_options(group: RecordedGroup, config: KTAEConfig, first: RecordedGroup, expected: KTAEConfig) -> str:
-    now, before = asdict(config), asdict(expected)
-    changes = [f"{name} {now[name]} instead of {before[name]}" for name in now if now[name] != before[name]]
+def _other_options(group: RecordedGroup, arm: Arm, first: RecordedGroup, expected: Arm) -> str:
+    now, before = ({**asdict(one.config), **_credit_options(one)} for one in (arm, expected))
+    changes = [f"{name} {now[name]} instead of {before.get(name)}" for name in now if now[name] != before.get(name)]
     return (
         f"step {group.step} was recorded with different KTAE options from step {first.step} ({', '.join(changes)}); "
         "give runs, or recorded steps, with equal options at a time"
     )
+
+
+def _credit_options(arm: Arm) -> dict[str, Any]:
+    own = {} if arm.options is None else asdict(arm.options)
+    estimator = "recorded" if arm.stored else arm.estimator.name if arm.estimator else "ktae"
+    return {"estimator": estimator, "--algo.credit.weight": arm.weight, **own}
 
 
 def _figures(k_GT: NDArray[np.float64], first_GT: NDArray[np.float64], group: GroupTensors) -> list[float]:

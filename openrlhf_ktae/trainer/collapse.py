@@ -47,7 +47,12 @@ RULES = (
     Rule("max_length", ("rollout/response_length_mean",), _above, "above"),
     Rule("max_repetition", (REPETITION,), _above, "above"),
     Rule("max_kl", ("kl", "ppo_kl"), _above, "above"),
-    Rule("min_mixed_share", ("ktae/mixed_group_share", "dynamic_sampling/kept_share"), _below, "below"),
+    Rule(
+        "min_mixed_share",
+        ("ktae/mixed_group_share", "credit/mixed_group_share", "dynamic_sampling/kept_share"),
+        _below,
+        "below",
+    ),
 )
 
 

@@ -26,6 +26,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def recorded_credit(options: Any) -> dict[str, Any] | None:
+    """Return what a record says of the run's estimator: name, weight, its own options and file; None without one."""
+    if not options.name:
+        return None
+    own = {} if options.config is None else asdict(options.config)
+    return {"name": options.name, "weight": options.weight, "options": own, "file": options.file}
+
+
 class Forgiving:
     """Wraps a tracker's methods so that the first disk error disables the tracker, with a note."""
 
@@ -73,9 +81,10 @@ class RecordingTrainer:
                 "model": args.actor.model_name_or_path,
                 "estimator": args.algo.advantage.estimator,
                 "ktae": asdict(args.algo.ktae.config),
-                "ktae_enabled": bool(args.algo.ktae.enable),
-                "shadow": bool(args.algo.ktae.shadow),
-                "shuffled": bool(args.algo.ktae.shuffle_labels),
+                "ktae_enabled": args.algo.credit.name == "ktae",
+                "credit": recorded_credit(args.algo.credit),
+                "shadow": bool(args.algo.credit.shadow),
+                "shuffled": bool(args.algo.credit.shuffle_labels),
             }
             limits = args.ktae.record_max_mb, args.ktae.record_groups
             self._rollout_recorder = RolloutRecorder(args.run.dir, args.ktae.record_rollouts, *limits, about)

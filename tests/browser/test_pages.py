@@ -189,6 +189,24 @@ def test_switching_between_grpo_and_the_variants(driver, opened, screenshot):
     screenshot("credit-grpo")
 
 
+def test_a_run_with_another_estimator_shows_its_credit_first_and_switches_to_others(driver, opened):
+    made = plain()
+    for row in made.rows:
+        row["k"] = [0.0, 0.0, 0.0, 0.25 * row["advantages_without_k"][0], *[0.0] * (len(row["k"]) - 4)]
+    made.about.update({"ktae_enabled": False, "credit": {"name": "tempo", "weight": 0.25, "options": {}, "file": None}})
+    opened(made)
+    assert one_of(driver, '#modes [aria-checked="true"]').text == "tempo"
+    assert "as recorded" in one_of(driver, "#notice").text
+    ActionChains(driver).move_to_element(tokens(driver, " gives")[0]).perform()
+    assert "credit +0.250" in detail(driver)
+    assert "plus" in tokens(driver, " gives")[0].get_attribute("class").split()
+    one_of(driver, '#modes [data-mode="lambda_grpo"]').click()
+    ActionChains(driver).move_to_element(tokens(driver, " maybe")[0]).perform()
+    assert "credit +0.750" in detail(driver), "four rollouts share it: -1/4 instead of -1"
+    one_of(driver, '#modes [data-mode="paper"]').click()
+    assert "trained with tempo" in one_of(driver, "#notice").text
+
+
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_credit_of_shuffled_labels_is_not_shown_as_trained_with(shuffled, driver, opened):
     rollouts = [(1, [" a", " b"]), (0, [" a", " c"])]

@@ -12,6 +12,7 @@ LAYERS = (
     "base",
     "data",
     "ktae",
+    "credit",
     "memory",
     "verifier",
     "figures",

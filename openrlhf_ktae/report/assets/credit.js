@@ -5,9 +5,13 @@
   const TOKENS_AT_ONCE = 16000;
   const [P, ASSOCIATION, GAIN, STRENGTH, PRESENCE, TF_CORRECT, TF_WRONG, FREQUENCY, VALUE] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
   const LINKS_AROUND = 2;
-  const MODES = { grpo: "GRPO", paper: "paper", reference: "reference", calibrated: "calibrated" };
+  const OTHERS = page.settings.others;
+  const MODES = { grpo: OTHERS.length ? "base" : "GRPO", paper: "paper", reference: "reference", calibrated: "calibrated" };
+  for (const name of OTHERS) MODES[name] = name;
+  const isOther = () => OTHERS.includes(state.mode), isVariant = () => state.mode !== "grpo" && !isOther();
+  const symbol = () => (state.mode === "grpo" ? "A" : isOther() ? "credit" : "K");
   const at = (id) => document.getElementById(id);
-  const state = { group: 0, mode: page.settings.variant, order: "sampled", sort: "size", down: true, part: 0, pinned: null };
+  const state = { group: 0, mode: OTHERS[0] ?? page.settings.variant, order: "sampled", sort: "size", down: true, part: 0, pinned: null };
   let spans = [], byRef = [], current = null;
 
   function element(tag, className, text) {
@@ -41,8 +45,8 @@
   }
 
   const group = () => page.groups[state.group];
-  // In GRPO's mode, figures of K are those of the run's own variant.
-  const shownVariant = () => (state.mode === "grpo" ? page.settings.variant : state.mode);
+  // In other modes than those of a variant, figures of K are those of the run's own variant.
+  const shownVariant = () => (isVariant() ? state.mode : page.settings.variant);
   function isSkipped(rollout, position) {
     rollout.passive ??= new Set(rollout.skipped);
     return rollout.passive.has(position);
@@ -52,13 +56,15 @@
     const rollout = span && group().rollouts[span.rollout];
     if (rollout && isSkipped(rollout, span.position)) return 0;
     if (state.mode === "grpo") return rollout ? rollout.advantage : 0;
+    if (isOther()) return rollout ? rollout.credit[state.mode][span.position] : 0;
     if (rollout && rollout.verdict === "unknown") return 0;
     const variant = group().variants[state.mode], value = variant.measures[ref]?.[VALUE] ?? null;
     if (value === null) return 0;
     return value * variant.weight - (variant.shifts && rollout ? variant.shifts[span.rollout] : 0);
   }
   function most() {
-    if (state.mode !== "grpo") return page.settings.range[state.mode] || 1;
+    if (isVariant()) return page.settings.range[state.mode] || 1;
+    if (isOther()) return group().rollouts.reduce((most, one) => one.credit[state.mode].reduce((m, x) => Math.max(m, Math.abs(x)), most), 1e-9);
     return Math.max(1e-9, ...group().rollouts.map((one) => Math.abs(one.advantage)));
   }
   function paint(target, value, limit) {
@@ -68,13 +74,22 @@
     target.style.setProperty("--size", size.toFixed(3));
   }
 
+  // Mean and mean size over the action tokens of a rollout.
+  function meansOf(i) {
+    const rollout = group().rollouts[i];
+    if (state.mode === "grpo") return [rollout.advantage, Math.abs(rollout.advantage)];
+    if (!isOther()) return group().variants[state.mode].means[i];
+    const values = rollout.credit[state.mode].filter((_, position) => !isSkipped(rollout, position)), n = Math.max(1, values.length);
+    return [values.reduce((sum, x) => sum + x, 0) / n, values.reduce((sum, x) => sum + Math.abs(x), 0) / n];
+  }
+
   function rolloutOrder() {
     const order = group().rollouts.map((_, i) => i);
     if (state.order === "verdict") {
       const rank = { correct: 0, wrong: 1, unknown: 2 };
       order.sort((x, y) => rank[group().rollouts[x].verdict] - rank[group().rollouts[y].verdict] || x - y);
     } else if (state.order === "credit") {
-      const sizes = group().rollouts.map((one, i) => (state.mode === "grpo" ? Math.abs(one.advantage) : group().variants[state.mode].means[i][1]));
+      const sizes = group().rollouts.map((_, i) => meansOf(i)[1]);
       order.sort((x, y) => sizes[y] - sizes[x] || x - y);
     }
     return order;
@@ -125,7 +140,7 @@
     const which = last - first === rollout.tokens ? `${count(rollout.tokens)} tokens` : `tokens ${count(first + 1)} to ${count(last)} of ${count(rollout.tokens)}`;
     head.append(element("span", "badge", marks[rollout.verdict]), element("span", "", `rollout ${rollout.number} of ${group().size}`),
       element("span", "", `advantage ${signed(rollout.advantage)}`), element("span", "", which));
-    if (state.mode !== "grpo") head.append(element("span", "", `mean K ${signed(group().variants[state.mode].means[i][0])}`));
+    if (state.mode !== "grpo") head.append(element("span", "", `mean ${symbol()} ${signed(meansOf(i)[0])}`));
     card.setAttribute("aria-label", `Rollout ${rollout.number}, ${rollout.verdict}, advantage ${rollout.advantage}`);
     card.setAttribute("role", "group");
     const text = element("div", "text");
@@ -158,7 +173,7 @@
   function drawDetail(ref, span) {
     const data = group(), counts = data.counts[ref], rollout = span && data.rollouts[span.rollout];
     const text = visible(rollout ? rollout.texts[span.position] ?? data.texts[ref] : data.texts[ref]);
-    const value = valueOf(ref, span), name = state.mode === "grpo" ? "A" : "K", shown = span || state.mode !== "grpo";
+    const value = valueOf(ref, span), name = symbol(), shown = span || isVariant();
     const head = element("div", "detail-head"), box = document.createDocumentFragment();
     head.append(element("code", "", text), element("span", "value", shown ? `${name} ${signed(value)}` : ""));
     box.append(head, element("p", "hint", `id ${data.ids[ref]}, ${count((byRef[ref] ?? []).length)} occurrences marked here`));
@@ -172,6 +187,7 @@
   function whyNothing(ref, span) {
     const data = group(), rollout = span && data.rollouts[span.rollout];
     if (rollout && isSkipped(rollout, span.position)) return "The policy did not write this token: training gives it no credit.";
+    if (isOther() && rollout) return rollout.verdict === "unknown" ? "Nobody knows whether this rollout is right: its tokens get no credit." : "";
     if (!data.counts[ref]) return "Only rollouts without a verdict have it: it takes no part in the tables, and its K is 0.";
     if (rollout?.verdict === "unknown") return "Nobody knows whether this rollout is right: its tokens get no K.";
     if (data.mixed && data.variants[shownVariant()].measures[ref][VALUE] === null) return "A special or excluded token: it never gets K.";
@@ -205,9 +221,9 @@
     if (variant.weight !== 1) rows.push(["weight", number(variant.weight)]);
     const rollout = span && data.rollouts[span.rollout], acted = rollout && !isSkipped(rollout, span.position);
     if (acted && variant.shifts && rollout.verdict !== "unknown" && m[VALUE] !== null) rows.push(["minus the rollout's mean", signed(-variant.shifts[span.rollout])]);
-    if (state.mode !== "grpo") rows.push(["K", signed(value)]);
+    if (isVariant() || (span && isOther())) rows.push([symbol(), signed(value)]);
     if (acted) rows.push(["rollout advantage A", signed(rollout.advantage)]);
-    if (acted && state.mode !== "grpo") rows.push(["A + K", signed(rollout.advantage + value)]);
+    if (acted && state.mode !== "grpo") rows.push([`A + ${symbol()}`, signed(rollout.advantage + value)]);
     for (const [term, definition, more] of rows) {
       const given = element("dd", "", definition);
       if (more) given.append(element("small", "", more));
@@ -245,7 +261,7 @@
       const made = element("tr"), first = element("td"), button = element("button", "", visible(data.texts[row.ref]));
       button.type = "button"; button.title = visible(data.texts[row.ref]);
       first.classList.add(row.value > 0 ? "plus" : row.value < 0 ? "minus" : "none");
-      button.style.setProperty("--size", Math.min(1, row.size / (state.mode === "grpo" ? page.settings.range[page.settings.variant] || 1 : limit)).toFixed(3));
+      button.style.setProperty("--size", Math.min(1, row.size / (isVariant() ? limit : page.settings.range[page.settings.variant] || 1)).toFixed(3));
       made.dataset.ref = row.ref;
       first.append(button); made.append(first);
       for (const text of [row.size.toFixed(3), signed(row.value), number(row.p), row.correct, row.wrong]) made.append(element("td", "", String(text)));
@@ -280,7 +296,7 @@
       paint(cell, value, 1);
       bar.append(cell);
     }
-    const limit = most(), what = state.mode === "grpo" ? "advantage of the rollout" : "K";
+    const limit = most(), what = state.mode === "grpo" ? "advantage of the rollout" : isOther() ? `credit by ${state.mode}` : "K";
     at("legend").replaceChildren(element("span", "", "−" + number(limit)), bar, element("span", "", `+${number(limit)} ${what}`));
     at("legend").setAttribute("aria-label", `Colours: orange and dotted below 0, blue above 0, up to ${number(limit)}; ${what}`);
   }
@@ -310,9 +326,11 @@
     const box = at("notice"), data = group();
     const texts = [];
     if (data.cut) texts.push(`The group is too large for one page: this part has ${rolloutsOf(data)}, the others follow.`);
-    if (data.mixed && state.mode !== "grpo" && !data.variants[state.mode].means.some((one) => one[1] > 0)) texts.push(`No token of these rollouts gets K under ${state.mode}${state.mode === "calibrated" ? ": differences like theirs come up by chance" : ""}.`);
+    if (data.mixed && isVariant() && !data.variants[state.mode].means.some((one) => one[1] > 0)) texts.push(`No token of these rollouts gets K under ${state.mode}${state.mode === "calibrated" ? ": differences like theirs come up by chance" : ""}.`);
+    if (isOther()) texts.push(`What ${state.mode} adds to a token's advantage${state.mode === page.settings.trained ? ", as recorded" : ", computed here with its defaults"}. The tables beside it are those of KTAE.`);
     if (!data.mixed) texts.push("All rollouts with a verdict have the same one: nothing tells right from wrong here, and every K is 0.");
-    if (page.settings.shadow) texts.push("Shadow run: K was logged, and training used the advantages without it.");
+    if (page.settings.shadow) texts.push(`Shadow run: ${page.settings.trained === "ktae" ? "K" : "credit"} was logged, and training used the advantages without it.`);
+    else if (OTHERS.length && isVariant()) texts.push(`This run trained with ${page.settings.trained}; K is computed here from its rollouts.`);
     else if (!page.settings.enabled) texts.push("This run trained without K; it is computed here from its rollouts.");
     if (page.settings.shuffled) texts.push("Control run: its K came from labels shuffled within each group. K shown here comes from the true labels; training did not use it.");
     box.hidden = texts.length === 0;
@@ -378,7 +396,7 @@
   at("theme").onclick = () => setTheme(document.documentElement.dataset.theme !== "dark");
 
   const options = Object.entries(page.settings.options).map(([name, value]) => `${name} ${value}`);
-  at("about").textContent = [page.settings.model, page.settings.estimator && `base ${page.settings.estimator}`, `KTAE ${page.settings.variant}`, ...options].filter(Boolean).join(" · ");
+  at("about").textContent = [page.settings.model, page.settings.estimator && `base ${page.settings.estimator}`, OTHERS[0] ?? `KTAE ${page.settings.variant}`, ...options].filter(Boolean).join(" · ");
   page.groups.forEach((one, i) => {
     const [correct, wrong] = one.sides.rollouts;
     const option = element("option", "", `${page.settings.stored ? "problem" : `step ${one.step}, group`} ${one.group + 1}: ${correct} ✓ ${wrong} ✗${one.cut ? `, ${rolloutsOf(one)}` : ""}`);

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from openrlhf_ktae.ktae import CreditSums, KeyTokenValues
+from openrlhf_ktae.credit import CreditBatch, TokenCredit
+from openrlhf_ktae.ktae import CreditSums
 
 
-def credit_metrics(values: KeyTokenValues, sums: CreditSums) -> dict[str, float]:
+def credit_metrics(batch: CreditBatch, credit: TokenCredit, sums: CreditSums, estimator: str) -> dict[str, float]:
     """Return scalars of one batch; means over empty sets are left out.
 
     Args:
-        values: KTAE's result, for labels and group counts.
-        sums: sums over action tokens of K, and of rollout-level advantages before K was added.
+        batch: what credit was computed from.
+        credit: the estimator's result; means of its figures over action tokens are logged.
+        sums: sums over action tokens of the credit, and of the advantages before it was added.
+        estimator: its name.
 
-    `ktae/mixed_group_share`: groups with a correct and a wrong rollout; elsewhere K is 0.
-    `ktae/advantage_mass_share`: sum |K| / (sum |K| + sum |A|) over action tokens.
-    `ktae/sign_flips`: share of action tokens whose advantage changes sign when K is added.
-    `ktae/mean_k_correct`, `ktae/mean_k_wrong`: mean K over the action tokens of correct and of wrong rollouts.
+    Names begin with `ktae/` for KTAE, whose credit is K, and with `credit/` for others (`added` in the place of `k`).
+    `mixed_group_share`: groups with a correct and a wrong rollout; elsewhere K is 0.
+    `advantage_mass_share`: sum |K| / (sum |K| + sum |A|) over action tokens.
+    `sign_flips`: share of action tokens whose advantage changes sign when K is added.
+    `mean_k_correct`, `mean_k_wrong`: mean K over the action tokens of correct and of wrong rollouts.
     """
+    prefix, k = ("ktae", "k") if estimator == "ktae" else ("credit", "added")
     metrics = {
-        "ktae/mixed_group_share": values.mixed_groups / max(values.groups, 1),
-        "ktae/unknown_rollouts": float(values.unknown_rollouts),
+        f"{prefix}/mixed_group_share": float(batch.mixed_Q.sum()) / max(len(batch.mixed_Q), 1),
+        f"{prefix}/unknown_rollouts": float((~batch.known_B).sum()),
     }
     if sums.tokens == 0:
         return metrics
     mass = sums.k_mass + sums.a_mass
-    metrics["ktae/mean_abs_k"] = sums.k_mass / sums.tokens
-    metrics["ktae/advantage_mass_share"] = sums.k_mass / mass if mass else 0.0
-    metrics["ktae/sign_flips"] = sums.flips / sums.tokens
-    known_B, correct_B = values.known_B.numpy(), values.correct_B.numpy()
-    for name, rows_B in (("correct", correct_B & known_B), ("wrong", ~correct_B & known_B)):
+    metrics[f"{prefix}/mean_abs_{k}"] = sums.k_mass / sums.tokens
+    metrics[f"{prefix}/advantage_mass_share"] = sums.k_mass / mass if mass else 0.0
+    metrics[f"{prefix}/sign_flips"] = sums.flips / sums.tokens
+    for name, rows_B in (("correct", batch.correct_B), ("wrong", batch.known_B & ~batch.correct_B)):
         tokens = int(sums.tokens_B[rows_B].sum())
         if tokens:
-            metrics[f"ktae/mean_k_{name}"] = float(sums.sums_B[rows_B].sum()) / tokens
+            metrics[f"{prefix}/mean_{k}_{name}"] = float(sums.sums_B[rows_B].sum()) / tokens
+    for name, values_N in credit.figures.items():
+        metrics[f"{prefix}/{name}"] = float(values_N[batch.mask_N].double().mean())
     return metrics

@@ -34,7 +34,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.filtering = self.args.algo.dynamic_filtering_config
+        self.filtering: DynamicFilteringConfig = self.args.algo.dynamic_filtering_config
         self.group_size: int = self.args.rollout.n_samples_per_prompt
         self.pass_rates = PassRates()
         self.prompts_seen = 0

@@ -1,4 +1,4 @@
-"""Departure from the host: token-level credit on top of its rollout-level advantages.
+"""Departure from the host: token-level credit (`credit/`) on top of its rollout-level advantages.
 
 Shapes: `B` rollouts of the batch, `N` positions of all micro-batches end to end (prompt and response, one less than the
 tokens of a row; see `ragged`).
@@ -13,14 +13,8 @@ import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_ktae.ktae import (
-    CreditSums,
-    KTAEConfig,
-    compute_key_token_values,
-    credit_sums,
-    discounted_returns,
-    warm_up,
-)
+from openrlhf_ktae.credit import CreditBatch, chosen_estimator, sample_batch
+from openrlhf_ktae.ktae import CreditSums, credit_sums, discounted_returns, warm_up
 from openrlhf_ktae.record.rollouts import Credit
 from openrlhf_ktae.trainer.nonfinite import refuse_nonfinite
 from openrlhf_ktae.trainer.ppo_utils import host_speed
@@ -30,6 +24,7 @@ from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without
 from openrlhf_ktae.trainer.ppo_utils.ragged import Memory, back_to_tables, end_to_end, row_edges
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.shaped_experience_maker import ShapedExperienceMaker
+from openrlhf_ktae.trainer.ppo_utils.token_figures import Figures, taken
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
 
@@ -38,7 +33,7 @@ class BrokenGroup(RuntimeError):
 
 
 class KTAEExperienceMaker(ShapedExperienceMaker):
-    """The host's experience maker, with our shaping; after its advantages are made, K of each action token is added.
+    """The host's experience maker, with our shaping; after its advantages are made, credit of tokens is added.
 
     `metrics` and `key_tokens` describe the last batch; so does `credit`, where `keep_credit` is set.
     """
@@ -49,10 +44,11 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         host_speed.install()
-        self.ktae = self.args.algo.ktae
-        self.config: KTAEConfig = self.ktae.config
-        if self.ktae.enable:
-            warm_up()  # while the models load, not in the first step
+        self.options = self.args.algo.credit
+        self.estimator = chosen_estimator(self.options.name, self.options.file)
+        if self.estimator is not None:  # while the models load, not in the first step
+            warm_up()
+            self.estimator(sample_batch(), self.options.config)
         if ray.is_initialized():
             send_tensors_plainly()
         self._memory = Memory()
@@ -80,7 +76,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
-        """Let the host compute its advantages, then add K in place (or only log it, in shadow).
+        """Let the host compute its advantages, then add credit in place (or only log it, in shadow).
 
         Correctness is read before: the host shapes rewards in place, and a late answer is not a wrong one.
 
@@ -96,28 +92,50 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         else:
             experiences = host(experiences)
         self.credit = None
-        if not self.ktae.enable:
+        figures = taken(experiences)
+        if self.estimator is None:
             self._keep(experiences, scores_B, rewards_B, None)
             return experiences
         started = time.perf_counter()
-        group_ids_B = group_ids(experiences, self.args.rollout.n_samples_per_prompt)
-        ids_N = end_to_end([e.sequences[:, 1:] for e in experiences], torch.int64, self._memory)
-        mask_N = end_to_end([e.action_mask for e in experiences], torch.bool, self._memory)
-        edges_B = row_edges([e.action_mask for e in experiences])
-        labels_B = self._shuffled(scores_B, group_ids_B) if self.ktae.shuffle_labels else scores_B
-        special_ids = tuple(self.tokenizer.all_special_ids)
-        batch = (ids_N, mask_N, labels_B, group_ids_B, self.config, special_ids)
-        values = compute_key_token_values(*batch, row_edges=edges_B)
-        base_N = end_to_end([e.advantages for e in experiences], torch.float32, self._memory)
-        sums = credit_sums(ids_N, mask_N, values.values_BT, base_N, edges_B)
-        del ids_N, mask_N, base_N, batch
-        if self.config.weight != 0 and not self.ktae.shadow:
-            add_in_place(experiences, values.values_BT)
-        self._keep(experiences, scores_B, rewards_B, values.values_BT)
-        self.metrics = credit_metrics(values, sums)
+        batch = self._batch(experiences, scores_B, figures)
+        credit = self.estimator(batch, self.options.config)
+        added_N = credit.added_N if self.options.weight == 1 else credit.added_N * self.options.weight
+        sums = credit_sums(batch.token_ids_N, batch.mask_N, added_N, batch.base_N, batch.edges_B)
+        self.metrics = credit_metrics(batch, credit, sums, self.estimator.name)
+        del batch, credit
+        if not self.silent:
+            add_in_place(experiences, added_N)
+        self._keep(experiences, scores_B, rewards_B, added_N, figures)
         self.key_tokens = self._named(sums)
-        self.metrics["ktae/seconds"] = time.perf_counter() - started
+        self.metrics["ktae/seconds" if self.estimator.name == "ktae" else "credit/seconds"] = (
+            time.perf_counter() - started
+        )
         return experiences
+
+    @property
+    def silent(self) -> bool:
+        """Whether credit is logged only; then advantages stay the base's, bit for bit."""
+        own = getattr(self.options.config, "weight", 1.0)
+        return bool(self.options.shadow or self.options.weight == 0 or own == 0)
+
+    def _batch(self, experiences: list[Experience], scores_B: torch.Tensor, figures: Figures) -> CreditBatch:
+        """Return what the estimator sees; `figures` are per token, one table a micro-batch."""
+        assert self.estimator is not None
+        group_ids_B = group_ids(experiences, self.args.rollout.n_samples_per_prompt)
+        masks = [e.action_mask for e in experiences]
+        labels_B = self._shuffled(scores_B, group_ids_B) if self.options.shuffle_labels else scores_B
+        needed = {name: figures[name] for name in self.estimator.needs if name in figures}
+        return CreditBatch(
+            token_ids_N=end_to_end([e.sequences[:, 1:] for e in experiences], torch.int64, self._memory),
+            mask_N=end_to_end(masks, torch.bool, self._memory),
+            edges_B=row_edges(masks),
+            scores_B=labels_B,
+            groups_B=group_ids_B,
+            base_N=end_to_end([e.advantages for e in experiences], torch.float32, self._memory),
+            special_ids=tuple(self.tokenizer.all_special_ids),
+            correct_threshold=self.args.algo.ktae.config.correct_threshold,
+            **{f"{name}_N": end_to_end(tables, torch.float32) for name, tables in needed.items()},
+        )
 
     @torch.no_grad()
     def get_cumulative_returns(self, rewards: torch.Tensor, action_mask: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -149,6 +167,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         scores_B: torch.Tensor,
         rewards_B: torch.Tensor,
         values_N: torch.Tensor | None,
+        figures: Figures | None = None,
     ) -> None:
         """Keep what the record of rollouts needs, if this batch is to be recorded."""
         if not self.keep_credit:
@@ -156,7 +175,6 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         tables = [e.action_mask for e in experiences]
         if values_N is None:
             values_N = torch.zeros(sum(table.numel() for table in tables))
-        silent = self.config.weight == 0 or self.ktae.shadow
         none = torch.zeros(())
         self.credit = Credit(
             micro_batches=experiences,
@@ -164,14 +182,15 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             rewards_B=rewards_B,
             groups_B=group_ids(experiences, self.args.rollout.n_samples_per_prompt),
             values=back_to_tables(values_N, tables),
-            added=[none] * len(tables) if silent else back_to_tables(values_N, tables),
+            added=[none] * len(tables) if self.silent else back_to_tables(values_N, tables),
+            figures={name: (figures or {})[name] for name in self.options.needs if name in (figures or {})},
         )
 
     def _named(self, sums: CreditSums) -> dict[str, list[dict[str, Any]]]:
         return {
             side: [
                 {"id": i, "text": self.tokenizer.decode([i]), "k": round(k, 4), "count": count}
-                for i, k, count in sums.top(self.ktae.top_tokens, largest)
+                for i, k, count in sums.top(self.options.top_tokens, largest)
             ]
             for side, largest in (("highest", True), ("lowest", False))
         }

@@ -19,9 +19,11 @@ from openrlhf_ktae.base.batches import one_update
 def update_has_them(args: SimpleNamespace, rollouts: int, has_reference: bool) -> bool:
     """Return whether the log-probabilities of the update serve as the old ones for a batch of `rollouts`.
 
-    This requires a single pass in one optimizer step, and no reference model, whose KL needs the old ones earlier.
+    This requires a single pass in one optimizer step, no reference model, whose KL needs the old ones earlier, and no
+    estimator of token-level credit that needs what the pass computes.
     """
-    return one_update(args, rollouts) and not has_reference and not args.actor.recompute_log_probs
+    needed = has_reference or args.actor.recompute_log_probs or bool(args.algo.credit.needs)
+    return one_update(args, rollouts) and not needed
 
 
 def left_out(action_masks: list[torch.Tensor]) -> list[torch.Tensor]:

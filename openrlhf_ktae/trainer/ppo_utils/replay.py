@@ -70,7 +70,7 @@ def _rollout(row: dict[str, Any]) -> Experience:
     prompt, response = row["prompt_ids"], row["token_ids"]
     sequence = torch.tensor([prompt + response])
     before = [0] * (len(prompt) - 1)  # of positions, one less than tokens
-    log_probs, score, reward = row["log_probs"], torch.tensor([row["score"]]), torch.tensor([row["reward"]])
+    log_probs, score, reward = row["rollout_log_probs"], torch.tensor([row["score"]]), torch.tensor([row["reward"]])
     return Experience(
         sequences=sequence,
         attention_mask=torch.ones_like(sequence),

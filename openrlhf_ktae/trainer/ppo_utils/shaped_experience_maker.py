@@ -17,6 +17,7 @@ from openrlhf_ktae.trainer.ppo_utils.response_lengths import (
     mask_truncated,
     without,
 )
+from openrlhf_ktae.trainer.ppo_utils.token_figures import PLACE, apart
 from openrlhf_ktae.trainer.ray.restarting_models import RevivingExperienceMaker
 
 
@@ -29,6 +30,22 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.metrics: dict[str, float] = {}
+        self._figures: list[dict[str, torch.Tensor]] = []
+
+    @torch.no_grad()
+    def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
+        """Do as the host does; what the policy's pass computed beside log-probabilities goes with each micro-batch."""
+        self._figures = []
+        experiences = super().make_experience(samples_list)
+        for experience, figures in zip(experiences, self._figures, strict=False):
+            setattr(experience, PLACE, figures)
+        self._figures = []
+        return experiences
+
+    def _flatten_results(self, refs: Any, duplicate_factor: int) -> list[Any]:
+        results, figures = apart(super()._flatten_results(refs, duplicate_factor))
+        self._figures = figures or self._figures
+        return results
 
     @torch.no_grad()
     def make_experience_batch(self, rollout_samples: list[Experience]) -> list[Experience]:

@@ -50,5 +50,5 @@ class TokenGspo(torch.nn.Module):
 
 
 def with_token_credit(loss: PolicyLoss, args: SimpleNamespace) -> torch.nn.Module:
-    """Return the loss of a run: the host's own unless that would lose KTAE's token-level advantages."""
-    return TokenGspo(loss) if args.algo.ktae.enable and loss.policy_loss_type == "gspo" else loss
+    """Return the loss of a run: the host's own unless that would lose token-level advantages."""
+    return TokenGspo(loss) if args.algo.credit.name and loss.policy_loss_type == "gspo" else loss

@@ -18,6 +18,7 @@ from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.trainer.lora import MergedModule
 from openrlhf_ktae.trainer.nonfinite import SKIPPED, skip_nonfinite_updates
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
+from openrlhf_ktae.trainer.ppo_utils.token_figures import FORMULAS, LOG_PROBS, WatchedActor
 from openrlhf_ktae.trainer.ppo_utils.token_gspo import with_token_credit
 from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
@@ -165,6 +166,7 @@ class KTAEPolicyModelActor(CheckpointedActor, _HostPolicyModelActor):
     """The host's policy actor with the update loop above, and complete checkpoints."""
 
     role = "actor"
+    actor: Any
     update_loop: Any = KTAEActorPPOTrainer
 
     def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -172,6 +174,18 @@ class KTAEPolicyModelActor(CheckpointedActor, _HostPolicyModelActor):
         host.ActorPPOTrainer = self.update_loop
         send_tensors_plainly()
         super().init_model_from_pretrained(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return log-probabilities (b, T) as the host does; in a dict with figures that an estimator needs, if any."""
+        names = [name for name in FORMULAS if name in self.strategy.args.algo.credit.needs]
+        if not names:
+            return super().forward(*args, **kwargs)
+        actor, self.actor = self.actor, WatchedActor(self.actor, names)
+        try:
+            log_probs = super().forward(*args, **kwargs)
+            return {LOG_PROBS: log_probs, **self.actor.found}
+        finally:
+            self.actor = actor
 
     def rejoin_engines(self) -> None:
         """Recreate the group for sending weights after an engine was restarted."""

@@ -15,6 +15,7 @@ from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo import core_algos, ray_trainer
 
 from openrlhf_ktae.adapters import verl as adapter
+from openrlhf_ktae.credit import CreditBatch, estimators
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
 
 PROMPTS, N, T = 3, 8, 12
@@ -171,3 +172,20 @@ def test_special_ids_must_be_named(monkeypatch):
     monkeypatch.setattr(adapter, "special_token_ids", None)
     with pytest.raises(RuntimeError, match="special_token_ids"):
         advantages(batch(), "ktae")
+
+
+@pytest.mark.parametrize("name", ["tempo", "lambda_grpo"])
+def test_other_estimators_are_registered_too(name):
+    data = batch()
+    base = advantages(data, "grpo")
+    groups = np.unique(data.non_tensor_batch["uid"], return_inverse=True)[1]
+    scores = data.batch["token_level_scores"].sum(-1)
+    inputs = data.batch["responses"], data.batch["response_mask"], scores, groups, base
+    added = estimators()[name](CreditBatch.from_tables(*inputs, SPECIAL)).added_N.view(base.shape)
+    assert added.any()
+    torch.testing.assert_close(advantages(data, name), base + added)
+
+
+def test_a_batch_without_what_an_estimator_needs_is_refused():
+    with pytest.raises(RuntimeError, match="gtpo needs entropies"):
+        advantages(batch(), "gtpo")

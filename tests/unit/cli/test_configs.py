@@ -37,7 +37,7 @@ def test_nothing_is_left_out():
 def test_every_file_parses_and_its_arm_is_what_it_says(name):
     args = options(name)
     arm = name.split("/")[0]
-    assert args.algo.ktae.enable == arm.endswith("_ktae")
+    assert (args.algo.credit.name == "ktae") == arm.endswith("_ktae")
     assert args.algo.dynamic_filtering_enable == arm.startswith("dapo")
     assert args.algo.advantage.estimator == "group_norm"
     if arm.startswith("dapo"):

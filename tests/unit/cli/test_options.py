@@ -153,7 +153,7 @@ def test_what_a_run_writes_down_can_be_read_again(estimator, places, tmp_path):
 def test_ktae_is_group_norm_for_the_host_and_ktae_for_us():
     args = parse_command_line(KTAE)
     assert args.algo.advantage.estimator == "group_norm"
-    assert args.algo.ktae.enable
+    assert args.algo.credit.name == "ktae"
     assert args.critic.model_name_or_path is None
 
 
@@ -164,7 +164,7 @@ def test_base_becomes_the_host_estimator(base):
 
 def test_without_ktae_nothing_of_it_is_on():
     args = parse_command_line([*MINIMAL, "--advantage_estimator", "group_norm", "--n_samples_per_prompt", "4"])
-    assert not args.algo.ktae.enable
+    assert not args.algo.credit.name
 
 
 CHANGED = {

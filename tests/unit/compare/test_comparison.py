@@ -173,8 +173,8 @@ def test_every_shipped_arm_parses(folder, least, evaluated, root, monkeypatch):
     for path in arms:
         args = parse_command_line(["--config", str(path), "--run.dir", "x"])
         assert args.eval.steps == evaluated
-        assert args.algo.ktae.enable == ("ktae" in path.stem)
-        assert args.algo.ktae.shuffle_labels == ("shuffled" in path.stem)
+        assert (args.algo.credit.name == "ktae") == ("ktae" in path.stem)
+        assert args.algo.credit.shuffle_labels == ("shuffled" in path.stem)
         assert args.algo.dynamic_filtering_enable == path.stem.startswith("dapo")
 
 

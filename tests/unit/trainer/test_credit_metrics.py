@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openrlhf_ktae.ktae import KeyTokenValues, credit_sums
+from openrlhf_ktae.credit import CreditBatch, TokenCredit
+from openrlhf_ktae.ktae import credit_sums
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 
 # Two right rollouts, a wrong one and one of unknown verdict; 99 lies outside of action tokens and must not count.
@@ -14,8 +15,11 @@ K = torch.tensor([[0.5, 0.25, 99.0], [-1.5, 99.0, 99.0], [0.25, -0.5, 0.0], [0.0
 A = torch.tensor([[1.0, 1.0, 99.0], [1.0, 99.0, 99.0], [-0.5, -0.5, -0.5], [2.0, 99.0, 99.0]])
 
 
-def values(correct=(1, 1, 0, 0), known=(1, 1, 1, 0)):
-    return KeyTokenValues(K, 3, 1, 1, torch.tensor(correct).bool(), torch.tensor(known).bool())
+def of(scores=(1.0, 1.0, 0.0, torch.nan), mask=MASK, estimator="ktae", figures=None):
+    """Three groups, of which one has a right and a wrong rollout."""
+    ids = torch.zeros(4, 3, dtype=torch.int64)
+    batch = CreditBatch.from_tables(ids, mask, scores, [0, 1, 1, 2], A)
+    return credit_metrics(batch, TokenCredit(K.flatten(), figures or {}), sums(mask), estimator)
 
 
 def sums(mask=MASK):
@@ -24,7 +28,7 @@ def sums(mask=MASK):
 
 
 def test_by_hand():
-    assert credit_metrics(values(), sums()) == pytest.approx(
+    assert of() == pytest.approx(
         {
             "ktae/mixed_group_share": 1 / 3,
             "ktae/unknown_rollouts": 1.0,
@@ -38,11 +42,18 @@ def test_by_hand():
 
 
 def test_a_side_without_rollouts_is_left_out():
-    metrics = credit_metrics(values(correct=(1, 1, 1, 1), known=(1, 1, 1, 1)), sums())
+    metrics = of((1.0, 1.0, 1.0, 1.0))
     assert "ktae/mean_k_wrong" not in metrics
     assert metrics["ktae/mean_k_correct"] == pytest.approx(-1.0 / 7)
 
 
 def test_a_batch_without_action_tokens_has_no_means():
-    metrics = credit_metrics(values(), sums(torch.zeros_like(MASK)))
-    assert metrics == {"ktae/mixed_group_share": 1 / 3, "ktae/unknown_rollouts": 1.0}
+    """Nor verdicts: there is nothing to credit."""
+    assert of(mask=torch.zeros_like(MASK)) == {"ktae/mixed_group_share": 0, "ktae/unknown_rollouts": 4.0}
+
+
+def test_other_estimators_have_names_of_their_own_and_log_their_figures():
+    metrics = of(estimator="tempo", figures={"shared_by": torch.arange(12.0)})
+    assert metrics["credit/mean_added_wrong"] == pytest.approx((0.25 - 0.5 + 0.0) / 3)
+    assert metrics["credit/shared_by"] == pytest.approx((0 + 1 + 3 + 6 + 7 + 8 + 9) / 7), "over action tokens"
+    assert not any(name.startswith("ktae/") for name in metrics)

@@ -30,7 +30,7 @@ def loss_of(kind, aggregation, dual_clip, correction, ktae=True, clip=0.2, thres
     level, mode, gating = correction
     threshold = threshold or ([0.1, 10.0] if gating == "ratio" else [0.0, 10.0])
     host = PolicyLoss(clip, clip, dual_clip, aggregation == "token-mean", kind, level, mode, gating, threshold)
-    args = SimpleNamespace(algo=SimpleNamespace(ktae=SimpleNamespace(enable=ktae)))
+    args = SimpleNamespace(algo=SimpleNamespace(credit=SimpleNamespace(name="ktae" if ktae else "")))
     return UpdateLogProbs(with_token_credit(host, args))
 
 
@@ -151,7 +151,7 @@ def test_the_update_loop_takes_it(host, monkeypatch):
     from openrlhf_ktae.trainer.ray import ppo_actor
 
     def init(self, *_, **__):
-        self.args = SimpleNamespace(algo=SimpleNamespace(ktae=SimpleNamespace(enable=True)))
+        self.args = SimpleNamespace(algo=SimpleNamespace(credit=SimpleNamespace(name="ktae")))
         self.actor_loss_fn = PolicyLoss(policy_loss_type="gspo")
         self.actor = SimpleNamespace(model=SimpleNamespace(optimizer=None))
 

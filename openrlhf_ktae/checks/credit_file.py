@@ -1,0 +1,75 @@
+"""A user's own estimator of token credit: does its file import, and does it give finite credit to a sample batch?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+from openrlhf_ktae.credit import CUSTOM
+
+SECONDS = 120  # to import torch on a busy machine; compiling what an estimator calls may take as long again
+LOADED, DONE = "the estimator is there: ", "the estimator works"
+# Runs in a process of its own: what the file does, and how it ends, stays there.
+PROBE = f"""
+import json, sys
+from openrlhf_ktae.credit import load_estimator, wrong_with
+try:
+    one = load_estimator(sys.argv[1])
+    print("\\n{LOADED}" + json.dumps(one.needs), flush=True)
+    unmet = "it needs values of continuations, which a run does not sample" if "values" in one.needs else ""
+    wrong = unmet or wrong_with(one)
+except Exception as error:
+    wrong = f"{{type(error).__name__}}: {{error}}"
+sys.exit(" ".join(wrong.split())) if wrong else print("{DONE}", flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What one call of an estimator came to."""
+
+    problem: str = ""
+    needs: tuple[str, ...] = ()
+
+
+def credit_file_problems(args: SimpleNamespace) -> Iterator[str]:
+    """Yield what is wrong with `--algo.credit.file`."""
+    path = args.algo.credit.file
+    if args.algo.credit.name != CUSTOM:
+        return
+    if not Path(path).is_file():
+        yield f"--algo.credit.file {path}: no such file"
+    elif problem := _tried(path).problem:
+        yield f"--algo.credit.file {path}: {problem}; repair it (docs/estimators.md has an example)"
+
+
+def credit_needs(args: SimpleNamespace) -> tuple[str, ...]:
+    """Return what the run's estimator needs of the policy; a user's file says so when it is tried."""
+    needs: tuple[str, ...] = args.algo.credit.needs
+    return _tried(args.algo.credit.file).needs if args.algo.credit.name == CUSTOM else needs
+
+
+@cache
+def _tried(path: str) -> Tried:
+    command = [sys.executable, "-c", PROBE, path]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired as late:
+        said = bytes(late.stdout or b"").decode(errors="replace")
+        return Tried(needs=_needs(said)) if LOADED in said else Tried(f"does not import within {SECONDS} s")
+    if done.returncode == 0 and done.stdout.rstrip().endswith(DONE):
+        return Tried(needs=_needs(done.stdout))
+    lines = done.stderr.strip().splitlines() or [f"it ends the process with exit code {done.returncode}"]
+    return Tried(lines[-1])
+
+
+def _needs(output: str) -> tuple[str, ...]:
+    """Return what the estimator said that it needs: the last such line, since its file may print, too."""
+    line = [line for line in output.splitlines() if line.startswith(LOADED)][-1]
+    return tuple(json.loads(line.removeprefix(LOADED)))

@@ -1,0 +1,43 @@
+"""Token credit: estimators that turn rollout-level advantages into token-level ones, for any trainer.
+
+One file an estimator; a new one costs its file and its name in the import below.
+"""
+
+from openrlhf_ktae.credit import (  # noqa: F401  (importing one registers it)
+    entropy_bonus,
+    entropy_mask,
+    gtpo,
+    ktae,
+    lambda_grpo,
+    mc_value,
+    otb,
+    prob_reweight,
+    tempo,
+)
+from openrlhf_ktae.credit.batch import NEEDS, OF_POLICY, CreditBatch, TokenCredit
+from openrlhf_ktae.credit.registry import (
+    CUSTOM,
+    Estimator,
+    NoOptions,
+    chosen_estimator,
+    estimators,
+    load_estimator,
+    register,
+)
+from openrlhf_ktae.credit.sample import sample_batch, wrong_with
+
+__all__ = [
+    "CUSTOM",
+    "NEEDS",
+    "OF_POLICY",
+    "CreditBatch",
+    "Estimator",
+    "NoOptions",
+    "TokenCredit",
+    "chosen_estimator",
+    "estimators",
+    "load_estimator",
+    "register",
+    "sample_batch",
+    "wrong_with",
+]

@@ -1,0 +1,202 @@
+"""What every estimator of token credit gets and returns: plain tensors on the CPU, nothing of a trainer.
+
+Legend: `B` rollouts, `T` positions of a table's row, `N` positions of all rollouts end to end (rollout b from
+`edges_B[b]` to `edges_B[b + 1]`), `A` action tokens among them, `Q` groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+NEEDS = ("log_probs", "entropies", "sum_squares", "values")
+"""Inputs that are made only when an estimator asks for them: fields `*_N` of `CreditBatch`."""
+OF_POLICY = NEEDS[:3]
+"""Those that one forward pass of the policy gives."""
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CreditBatch:
+    """Rollouts of whole groups, end to end, in any order; rows may hold prompts and padding, which `mask_N` leaves out.
+
+    `cached_property`s are computed when an estimator first asks for them.
+    """
+
+    token_ids_N: torch.Tensor
+    """int64."""
+    mask_N: torch.Tensor
+    """bool: action tokens, those that the policy chose."""
+    edges_B: Indices
+    """Where each rollout starts, and the end of the last: shape (B + 1,)."""
+    scores_B: torch.Tensor
+    """The judge's raw scores, float32; NaN is an unknown verdict, whose rollout takes no part and gets no credit."""
+    groups_B: torch.Tensor
+    """Equal integers for the rollouts of one prompt."""
+    base_N: torch.Tensor
+    """Rollout-level advantages at each token, float32; anything where `mask_N` is false."""
+    special_ids: tuple[int, ...] = ()
+    """Ids that mark the end of a text and the like."""
+    correct_threshold: float = 0.0
+    """A score above it is correct."""
+    log_probs_N: torch.Tensor | None = None
+    """log pi of each token, float32, by the policy that is trained, at the temperature of sampling."""
+    entropies_N: torch.Tensor | None = None
+    """Entropy of the policy before each token, in nats."""
+    sum_squares_N: torch.Tensor | None = None
+    """Sum of the squared probabilities of all ids before each token."""
+    values_N: torch.Tensor | None = None
+    """Estimated mean score of continuations after each token, NaN where nobody estimated it."""
+
+    @classmethod
+    def from_tables(
+        cls,
+        token_ids: Any,
+        action_mask: Any,
+        scores: Any,
+        group_ids: Any,
+        rollout_advantages: Any,
+        special_ids: Iterable[int] = (),
+        correct_threshold: float = 0.0,
+        **needs: Any,
+    ) -> CreditBatch:
+        """Return a batch from tables (B, T): ids, mask, and `needs` by their names in `NEEDS`; (B,) scores and groups.
+
+        `rollout_advantages` is (B,), or (B, T) where tokens have their own, as with a KL penalty in the reward.
+
+        Raises:
+            ValueError: a shape does not fit; the message names the argument and what to give.
+        """
+        ids_BT = torch.as_tensor(token_ids).detach().cpu()
+        if ids_BT.dim() != 2:
+            raise ValueError(f"token_ids has shape {tuple(ids_BT.shape)}: give a table (rollouts, positions)")
+        rows, width = ids_BT.shape
+
+        def table(name: str, values: Any) -> torch.Tensor:
+            made = torch.as_tensor(values).detach().cpu()
+            if made.shape != ids_BT.shape:
+                raise ValueError(f"{name} has shape {tuple(made.shape)}: give that of token_ids, {(rows, width)}")
+            return made.reshape(-1)
+
+        def column(name: str, values: Any) -> torch.Tensor:
+            made = torch.as_tensor(values).detach().cpu()
+            if made.shape != (rows,):
+                raise ValueError(f"{name} has shape {tuple(made.shape)}: give one number for each of {rows} rollouts")
+            return made
+
+        if unknown := set(needs) - set(NEEDS):
+            raise ValueError(f"{min(unknown)}: no such input; there are {', '.join(NEEDS)}")
+        base = torch.as_tensor(rollout_advantages).detach().cpu().float()
+        base = base[:, None].expand(rows, width) if base.shape == (rows,) else base
+        return cls(
+            token_ids_N=ids_BT.long().reshape(-1),
+            mask_N=table("action_mask", action_mask).bool(),
+            edges_B=np.arange(rows + 1, dtype=np.int64) * width,
+            scores_B=column("scores", scores).float(),
+            groups_B=column("group_ids", group_ids).long(),
+            base_N=table("rollout_advantages", base),
+            special_ids=tuple(special_ids),
+            correct_threshold=correct_threshold,
+            **{f"{name}_N": table(name, values).float() for name, values in needs.items() if values is not None},
+        )
+
+    def needed(self, name: str) -> torch.Tensor:
+        """Return one of `NEEDS` (N,).
+
+        Raises:
+            ValueError: the batch has none.
+        """
+        values: torch.Tensor | None = getattr(self, f"{name}_N")
+        if values is None:
+            raise ValueError(f"{name}: the estimator needs them for each token; give {name}=")
+        return values
+
+    @cached_property
+    def known_B(self) -> NDArray[np.bool_]:
+        """Rollouts with a verdict and an action token."""
+        return ~np.isnan(self.scores_B.numpy()) & (self.lengths_B > 0)
+
+    @cached_property
+    def correct_B(self) -> NDArray[np.bool_]:
+        """Rollouts whose score is above the threshold."""
+        return self.known_B & (self.scores_B.numpy() > self.correct_threshold)
+
+    @cached_property
+    def group_B(self) -> Indices:
+        """Groups numbered from 0."""
+        return np.unique(self.groups_B.numpy(), return_inverse=True)[1].astype(np.int64)
+
+    @cached_property
+    def mixed_Q(self) -> NDArray[np.bool_]:
+        """Groups with a correct and a wrong rollout."""
+        groups = int(self.group_B.max(initial=-1)) + 1
+        sides = (self.correct_B, self.known_B & ~self.correct_B)
+        has = [np.bincount(self.group_B, weights=side, minlength=groups) > 0 for side in sides]
+        return has[0] & has[1]
+
+    @cached_property
+    def lengths_B(self) -> Indices:
+        """Action tokens of each rollout."""
+        starts_B, widths_B = self.edges_B[:-1], np.diff(self.edges_B)
+        padded_N = np.append(self.mask_N.numpy().view(np.uint8), np.uint8(0))  # a row of no width may end the batch
+        return np.where(widths_B > 0, np.add.reduceat(padded_N, starts_B, dtype=np.int64), 0)
+
+    @cached_property
+    def at_A(self) -> Indices:
+        """Positions of the action tokens among the N."""
+        return np.flatnonzero(self.mask_N.numpy())
+
+    @cached_property
+    def row_A(self) -> Indices:
+        """Rollout of each action token."""
+        return np.repeat(np.arange(len(self.lengths_B)), self.lengths_B)
+
+    @cached_property
+    def first_B(self) -> Indices:
+        """Where the action tokens of each rollout begin among the A."""
+        return np.cumsum(self.lengths_B) - self.lengths_B
+
+    @cached_property
+    def column_A(self) -> Indices:
+        """Number of each (group, how many action tokens came before): tokens side by side in their group share one."""
+        longest_Q = np.zeros(int(self.group_B.max(initial=-1)) + 1, np.int64)
+        np.maximum.at(longest_Q, self.group_B, self.lengths_B)
+        start_Q = np.cumsum(longest_Q) - longest_Q
+        return np.arange(len(self.at_A)) + (start_Q[self.group_B] - self.first_B)[self.row_A]
+
+    @cached_property
+    def advantage_B(self) -> NDArray[np.float64]:
+        """The rollouts' advantages: those at their first action tokens, which see the whole return; 0 without one."""
+        advantage_B = np.zeros(len(self.lengths_B))
+        acted = self.lengths_B > 0
+        advantage_B[acted] = self.base_N.numpy()[self.at_A[self.first_B[acted]]]
+        return advantage_B
+
+    def on_tokens(self, values_N: torch.Tensor) -> torch.Tensor:
+        """Return `values_N` as float32, 0 where there is no action token of a rollout with a verdict."""
+        kept_N = self.mask_N
+        if not self.known_B.all():
+            kept_N = kept_N & torch.from_numpy(np.repeat(self.known_B, np.diff(self.edges_B)))
+        return torch.where(kept_N, values_N.float(), 0.0)
+
+    def spread(self, values_A: NDArray[Any]) -> torch.Tensor:
+        """Return values of action tokens (A,) as (N,) float32, 0 where there is none, or no verdict."""
+        values_N = np.zeros(len(self.mask_N), np.float32)
+        values_N[self.at_A] = np.where(self.known_B[self.row_A], values_A, 0.0)
+        return torch.from_numpy(values_N)
+
+
+@dataclass(frozen=True)
+class TokenCredit:
+    """What an estimator gives: the advantage of a token is its base plus `added_N`, times a weight."""
+
+    added_N: torch.Tensor
+    """float32 (N,): the difference to the base; 0 outside the mask and for unknown verdicts."""
+    figures: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What it was made of, (N,) each: means over action tokens are logged, and records show them."""

@@ -1,0 +1,48 @@
+"""Advantage plus a bonus for tokens that the policy was unsure of (arXiv 2506.14758).
+
+    A_it = A_i + min(alpha H_it, |A_i| / kappa)
+
+H carries no gradient. The bonus is at most a share of the advantage, so no sign changes, and a group without advantages
+gets none.
+
+Assumptions: uncertain tokens begin steps worth exploring. The paper gives alpha 0.4 with GRPO (0.1 with PPO) and kappa
+2; its text was at hand in excerpts and notes of others, its formula agrees in all of them, and no code of the authors
+was. Entropies are those of the policy before the update.
+
+Cost: entropies in the forward pass for old log-probabilities; a few operations a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit
+from openrlhf_ktae.credit.registry import register
+
+
+@dataclass(frozen=True)
+class EntropyBonusOptions:
+    """`--algo.entropy_bonus.*`."""
+
+    alpha: float = 0.4
+    """Advantage for each nat of entropy, at least 0; 0 is the base."""
+
+    kappa: float = 2.0
+    """The bonus is at most |A| / kappa; above 1, or it could turn a wrong answer's advantage."""
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        if not 0 <= self.alpha < float("inf"):
+            raise ValueError(f"alpha={self.alpha!r} must be a number of at least 0")
+        if not self.kappa > 1:
+            raise ValueError(f"kappa={self.kappa!r} must be above 1")
+
+
+@register("entropy_bonus", options=EntropyBonusOptions, needs=("entropies",))
+def entropy_bonus(batch: CreditBatch, options: EntropyBonusOptions) -> TokenCredit:
+    """Return the bonus."""
+    entropies_N = batch.needed("entropies")
+    bonus_N = torch.minimum(options.alpha * entropies_N, batch.base_N.abs() / options.kappa)
+    return TokenCredit(batch.on_tokens(bonus_N), {"entropy": entropies_N})

@@ -1,0 +1,51 @@
+"""Policy gradient on forking tokens only: the share of tokens with the highest entropy (arXiv 2506.01939).
+
+    A_it = A_i where H_it is among the highest `share` of the batch's action tokens, 0 elsewhere
+
+The loss still divides by all tokens, as in the paper; tokens that are left out weigh nothing. Ties with the last one
+that is kept stay in.
+
+Assumptions: few tokens decide where a response goes, and they are those that the policy is unsure of. "Batch" is all
+rollouts of a step here; the paper takes the mini-batch of an update, TRL (`top_entropy_quantile`) a micro-batch of each
+process. Entropies are those before the update, the paper's are those of the policy as it is updated: the same in the
+first update of a batch. A penalty in the loss still counts every token.
+
+Cost: entropies in the forward pass for old log-probabilities, and a partition of the tokens, a fraction of a sort.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit
+from openrlhf_ktae.credit.registry import register
+
+
+@dataclass(frozen=True)
+class EntropyMaskOptions:
+    """`--algo.entropy_mask.*`."""
+
+    share: float = 0.2
+    """Share of action tokens that are trained on, above 0; 1 is the base."""
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share!r} must be above 0 and at most 1")
+
+
+@register("entropy_mask", options=EntropyMaskOptions, needs=("entropies",), across_groups=True)
+def entropy_mask(batch: CreditBatch, options: EntropyMaskOptions) -> TokenCredit:
+    """Return minus the base where the entropy is below the threshold."""
+    entropies_N = batch.needed("entropies")
+    entropies_A = entropies_N.numpy()[batch.at_A[batch.known_B[batch.row_A]]]
+    if not len(entropies_A):
+        return TokenCredit(torch.zeros_like(batch.base_N))
+    kept = max(1, math.ceil(options.share * len(entropies_A) - 1e-9))  # 0.2 of 35 tokens is 7, not 8
+    threshold = np.partition(entropies_A, len(entropies_A) - kept)[len(entropies_A) - kept]
+    left_out_N = torch.where(entropies_N < float(threshold), -batch.base_N, 0.0)
+    return TokenCredit(batch.on_tokens(left_out_N), {"entropy": entropies_N})

@@ -1,0 +1,46 @@
+"""A small batch with everything that a run may bring: to warm estimators up, and to try those of users."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from openrlhf_ktae.credit.batch import NEEDS, CreditBatch
+from openrlhf_ktae.credit.registry import Estimator
+
+
+def sample_batch() -> CreditBatch:
+    """Return three groups of three: mixed with a tool's answer, one-sided, and one with an unknown verdict.
+
+    Rows have a prompt and padding, one rollout has no action token, and all of `NEEDS` are there.
+    """
+    ids_BT = torch.arange(72).view(9, 8) % 5
+    ids_BT[:, 2] = 1  # they begin alike
+    mask_BT = torch.ones(9, 8, dtype=torch.bool)
+    mask_BT[:, :2], mask_BT[::2, 6:], mask_BT[0, 4], mask_BT[7] = False, False, False, False
+    generator = torch.Generator().manual_seed(0)
+    needs: dict[str, Any] = {name: torch.rand(9, 8, generator=generator) for name in NEEDS}
+    needs["log_probs"] = -needs["log_probs"]
+    scores_B = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, torch.nan])
+    base_B = torch.tensor([1.0, -0.5, -0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    groups_B = torch.arange(9) // 3
+    return CreditBatch.from_tables(ids_BT, mask_BT, scores_B, groups_B, base_B, special_ids=(0,), **needs)
+
+
+def wrong_with(estimator: Estimator) -> str:
+    """Return what is wrong with the credit that an estimator gives to `sample_batch`; empty where nothing is.
+
+    Raises:
+        Exception: whatever the estimator raises.
+    """
+    batch = sample_batch()
+    found = estimator(batch)
+    unknown_N = torch.arange(72) >= 64
+    if not found.added_N.isfinite().all():
+        return "it gives a token NaN or an infinite number; return finite numbers, 0 where nothing is known"
+    if found.added_N[~batch.mask_N].any():
+        return "it gives credit outside of mask_N; batch.on_tokens(values_N) sets that to 0"
+    if found.added_N[unknown_N].any():
+        return "it gives credit to a rollout whose score is NaN; batch.on_tokens(values_N) sets that to 0"
+    return ""

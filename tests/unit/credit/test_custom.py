@@ -1,0 +1,125 @@
+"""A user's own estimator: what is refused before anything loads, and that a good one arrives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.checks.credit_file import credit_file_problems, credit_needs
+from openrlhf_ktae.cli.options import parse_command_line
+from openrlhf_ktae.credit import (
+    Estimator,
+    NoOptions,
+    TokenCredit,
+    chosen_estimator,
+    estimators,
+    sample_batch,
+    wrong_with,
+)
+
+HEAD = "from openrlhf_ktae.credit import TokenCredit, register\nimport torch\n\n"
+WORDS = (
+    "--pretrain m --prompt_data d.jsonl --vllm_num_engines 1 --actor.num_gpus_per_node 1 --n_samples_per_prompt 4 "
+    "--init_kl_coef 0"
+).split()
+
+
+def parsed(path, estimator="custom"):
+    return parse_command_line([*WORDS, "--advantage_estimator", estimator, "--algo.credit.file", str(path)])
+
+
+def written(tmp_path, body, decorator='@register("mine")'):
+    path = tmp_path / "mine.py"
+    path.write_text(f"{HEAD}{decorator}\ndef mine(batch, options):\n    {body}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return TokenCredit(batch.token_ids_N / 0)", "NaN or an infinite number"),
+        ("return batch.base_N", "ValueError: mine returns Tensor: return a TokenCredit"),
+        ("import os; os._exit(5)", "exit code 5"),
+        ("return TokenCredit(batch.on_tokens(batch.entropies_N))\n\nregister('two')(mine)", "registers 2 estimators"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_reason(body, words, tmp_path):
+    path = written(tmp_path, body)
+    (problem,) = credit_file_problems(parsed(path))
+    assert problem.startswith(f"--algo.credit.file {path}: "), problem
+    assert words in problem
+    assert "repair it" in problem
+
+
+@pytest.mark.parametrize(
+    ("credit", "words"),
+    [
+        (lambda batch: TokenCredit(torch.ones(72)), "outside of mask_N"),
+        (lambda batch: TokenCredit(batch.mask_N.float()), "whose score is NaN"),
+        (lambda batch: TokenCredit(batch.on_tokens(batch.log_probs_N)), ""),
+    ],
+)
+def test_what_a_sample_batch_shows(credit, words):
+    found = wrong_with(Estimator("mine", lambda batch, options: credit(batch), NoOptions, (), False))
+    assert words in found
+    assert bool(found) == bool(words)
+
+
+def test_credit_of_another_shape_is_refused_wherever_it_comes_from():
+    one = Estimator("mine", lambda batch, options: TokenCredit(torch.ones(3)), NoOptions, (), False)
+    with pytest.raises(ValueError, match=r"added_N has shape \(3,\): return one for each token, \(72,\)"):
+        one(sample_batch())
+
+
+def test_a_good_file_is_taken_with_what_it_needs(tmp_path):
+    decorator = '@register("mine", needs=("entropies",))'
+    path = written(tmp_path, "return TokenCredit(batch.on_tokens(batch.needed('entropies')))", decorator)
+    args = parsed(path)
+    assert list(credit_file_problems(args)) == []
+    assert credit_needs(args) == ("entropies",)
+    assert args.algo.advantage.estimator == "group_norm"
+    one, batch = chosen_estimator(args.algo.credit.name, args.algo.credit.file), sample_batch()
+    assert one.name == "mine"
+    assert torch.equal(one(batch).added_N, batch.on_tokens(batch.entropies_N))
+    assert "mine" not in estimators(), "the family stays as it was"
+
+
+def test_a_missing_file_is_named(tmp_path):
+    (problem,) = credit_file_problems(parsed(tmp_path / "none.py"))
+    assert "no such file" in problem
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--advantage_estimator", "custom"], "--advantage_estimator custom: is that of a file"),
+        (["--advantage_estimator", "tempo", "--algo.credit.file", "a.py"], "is for --advantage_estimator custom"),
+        (
+            ["--advantage_estimator", "group_norm", "--algo.credit.file", "a.py"],
+            "--algo.credit.file a.py: does nothing",
+        ),
+        (["--advantage_estimator", "mc_value"], "--advantage_estimator mc_value: needs values"),
+        (["--advantage_estimator", "tempo", "--algo.credit.weight", "-1"], "--algo.credit.weight -1: give"),
+        (["--advantage_estimator", "tempo", "--algo.credit.shuffle_labels"], "tempo does not read labels"),
+        (["--advantage_estimator", "tempo", "--algo.gtpo.alpha", "0.3"], "--algo.gtpo.alpha 0.3: does nothing without"),
+        (["--advantage_estimator", "tempo", "--algo.ktae.h1", "2"], "--algo.ktae.h1 2.0: does nothing without"),
+        (["--advantage_estimator", "gtpo", "--algo.gtpo.alpha", "3"], "--algo.gtpo.alpha=3.0 must be from 0 to 1"),
+        (["--advantage_estimator", "tempo", "--n_samples_per_prompt", "1"], "tempo compares the rollouts"),
+    ],
+)
+def test_contradictions_are_refused(words, said):
+    with pytest.raises(BadOption) as refusal:
+        parse_command_line([*WORDS, *words])
+    assert said in str(refusal.value)
+
+
+def test_each_estimator_and_its_options_arrive():
+    for name, one in estimators().items():
+        if "values" in one.needs:
+            continue
+        args = parse_command_line([*WORDS, "--advantage_estimator", name, "--algo.credit.base", "rloo"])
+        assert (args.algo.credit.name, args.algo.advantage.estimator) == (name, "rloo")
+        assert (args.algo.credit.needs, args.algo.credit.config) == (one.needs, one.options())
+    args = parse_command_line([*WORDS, "--advantage_estimator", "gtpo", "--algo.gtpo.form", "paper"])
+    assert args.algo.credit.config.form == "paper"

@@ -1,0 +1,119 @@
+"""Runs with other estimators than KTAE: recorded with their inputs, rescored to what was trained on, on the page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from rollout_batches import batched, by_rollout, maker, rollouts
+
+from openrlhf_ktae.cli.rescore import main
+from openrlhf_ktae.credit import estimators
+from openrlhf_ktae.record.recorded import read_groups
+from openrlhf_ktae.record.rollouts import RolloutRecorder
+from openrlhf_ktae.report.credit_data import group_data, step_settings
+from openrlhf_ktae.report.credit_parts import parts
+
+NAMES = [name for name, one in estimators().items() if "values" not in one.needs]
+
+
+@pytest.fixture(scope="module")
+def module(host):
+    from openrlhf_ktae.trainer.ppo_utils import experience_maker
+
+    return experience_maker
+
+
+@pytest.fixture(scope="module")
+def tokenizer(root):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(root / "examples/quickstart/model")
+
+
+def recorded(module, tokenizer, folder, name, *words):
+    """Run the arithmetic of one step with made-up entropies and probabilities, and record it."""
+    from openrlhf_ktae.trainer.ppo_utils.token_figures import PLACE
+    from openrlhf_ktae.trainer.recording import recorded_credit
+
+    one = maker(module, "--advantage_estimator", name, *words)
+    one.tokenizer, one.keep_credit = tokenizer, True
+    generator = torch.Generator().manual_seed(0)
+    batch = batched(rollouts(), 5)
+    for e in batch:
+        e.action_log_probs = -torch.rand(e.action_mask.shape, generator=generator)
+        names = [need for need in one.args.algo.credit.needs if need != "log_probs"]
+        setattr(e, PLACE, {need: torch.rand(e.action_mask.shape, generator=generator) for need in names})
+    experiences = one.compute_advantages_and_returns(batch)
+    credit, options = recorded_credit(one.args.algo.credit), one.args.algo.credit
+    about = {"ktae": asdict(one.args.algo.ktae.config), "ktae_enabled": name == "ktae", "credit": credit}
+    about |= {"shadow": options.shadow, "estimator": one.args.algo.advantage.estimator}
+    path = RolloutRecorder(folder, 1, 10, 0, about).write(1, one.credit, tokenizer)
+    return path, by_rollout(experiences)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_recorded_is_reproduced(module, tokenizer, name, tmp_path):
+    path, advantages = recorded(module, tokenizer, tmp_path, name, "--algo.credit.weight", "0.5")
+    rows = [row for group in read_groups([path]) for row in group.rows]
+    assert any(k for row in rows for k in row["k"])
+    for row, expected in zip(rows, (advantages[i] for i in sorted(advantages)), strict=True):
+        assert torch.equal(torch.tensor(row["advantages"]), expected)
+        base = torch.tensor(row["advantages_without_k"]) + torch.tensor(row["k"])
+        torch.testing.assert_close(base, expected, atol=1e-6, rtol=0)
+    assert {need for need in ("log_probs", "entropies", "sum_squares") if need in rows[0]} == set(
+        estimators()[name].needs
+    )
+    assert main([str(path), "--output", str(tmp_path / "o")]) == 0
+    result = json.loads((tmp_path / "o/rescore.json").read_text())
+    assert result["reproduced"] < 1e-6
+    assert result["arms"]["recorded"]["mean_abs_k"]["value"] > 0
+    usable = [
+        other for other in NAMES if other != "ktae" and set(estimators()[other].needs) <= set(estimators()[name].needs)
+    ]
+    assert [arm for arm in result["arms"] if arm in estimators()] == [
+        other for other in estimators() if other in usable
+    ]
+    if not estimators()[name].across_groups and name != "ktae":
+        halved = result["arms"]["recorded"]["mean_abs_k"]["value"]
+        assert result["arms"][name]["mean_abs_k"]["value"] == pytest.approx(2 * halved, rel=1e-5)
+
+
+@pytest.mark.parametrize("words", [("--algo.credit.shadow", "true"), ("--algo.credit.weight", "0")])
+@pytest.mark.parametrize("name", NAMES)
+def test_shadow_and_weight_zero_are_the_base_bit_for_bit(module, tokenizer, name, words, tmp_path):
+    path, advantages = recorded(module, tokenizer, tmp_path, name, *words)
+    plain = maker(module, "--advantage_estimator", "group_norm")
+    expected = by_rollout(plain.compute_advantages_and_returns(batched(rollouts(), 5)))
+    assert advantages.keys() == expected.keys()
+    assert all(torch.equal(advantages[i], expected[i]) for i in advantages)
+    stored = [k for group in read_groups([path]) for row in group.rows for k in row["k"]]
+    assert any(stored) == (words[1] == "true"), "shadow records what it would have given"
+
+
+def test_the_page_of_such_a_run_has_its_credit_and_that_of_others(module, tokenizer, tmp_path):
+    path, _ = recorded(module, tokenizer, tmp_path, "prob_reweight")
+    group = next(iter(read_groups([path])))
+    settings = step_settings(group.about)
+    assert settings["trained"] == "prob_reweight"
+    assert settings["others"] == ["prob_reweight", "lambda_grpo", "tempo"]
+    data = group_data(group)
+    for rollout, row in zip(data["rollouts"], group.rows, strict=True):
+        assert rollout["credit"]["prob_reweight"] == pytest.approx(row["k"], rel=1e-3)
+        assert set(rollout["credit"]) == set(settings["others"])
+    cut = [json.loads(part) for part in parts(data, 1500)]
+    pieces = [rollout for part in cut for rollout in part["rollouts"]]
+    assert len(pieces) > len(data["rollouts"])
+    for name in settings["others"]:
+        whole = [k for rollout in data["rollouts"] for k in rollout["credit"][name]]
+        assert [k for piece in pieces for k in piece["credit"][name]] == whole
+
+
+def test_pages_of_ktae_and_of_grpo_are_as_before(module, tokenizer, tmp_path):
+    for number, words in enumerate((("ktae",), ("group_norm",))):
+        path, _ = recorded(module, tokenizer, tmp_path / str(number), *words)
+        about = next(iter(read_groups([path]))).about
+        assert step_settings(about)["others"] == []
+        assert step_settings(about)["enabled"] is (words[0] == "ktae")
