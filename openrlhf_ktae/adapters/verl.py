@@ -23,7 +23,6 @@ from verl.trainer.ppo import core_algos, ray_trainer
 from openrlhf_ktae.credit import CreditBatch, estimators
 from openrlhf_ktae.ktae import KTAEConfig
 
-NAME = "ktae"
 options = KTAEConfig()
 others: dict[str, Any] = {}
 """Options of other estimators, by name; their defaults when left out."""
@@ -66,9 +65,7 @@ def credited_advantages(
     """GRPO's advantages plus credit of each token, (B, T), twice; correct is an `acc`, else a score, above 0."""
     data, one = _batch.get(None), estimators()[name]
     if data is None or "responses" not in data.batch or "token_level_scores" not in data.batch:
-        raise RuntimeError(
-            f"{name} needs responses and token_level_scores in the batch: use one of verl's own trainers"
-        )
+        raise RuntimeError(f"{name} needs responses and token_level_scores in the batch: use a trainer of verl's own")
     if special_token_ids is None:
         raise RuntimeError(
             "set openrlhf_ktae.adapters.verl.special_token_ids = tuple(tokenizer.all_special_ids) in the module that "
@@ -118,7 +115,7 @@ def keep_responses_of_v1() -> None:
     host = PPOTrainer._compute_advantage
 
     def with_responses(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
-        if self.config.algorithm.adv_estimator != NAME:
+        if self.config.algorithm.adv_estimator not in estimators():
             return host(self, batch, metrics)
         fields = ["responses", "rm_scores", "extra_fields"]
         found = transfer_queue.kv_batch_get(batch.keys, batch.partition_id, select_fields=fields)

@@ -49,9 +49,8 @@ def replay_problems(args: SimpleNamespace) -> Iterator[str]:
                     f"give --rollout.n_samples_per_prompt {len(group.rows)} instead of {samples}"
                 )
                 return
-            if args.algo.advantage.is_correction_level != "off" and any(
-                row["rollout_log_probs"] is None for row in group.rows
-            ):
+            corrected = args.algo.advantage.is_correction_level != "off"
+            if corrected and any(row["rollout_log_probs"] is None for row in group.rows):
                 yield (
                     f"{flag}: step {group.step} was recorded without the sampler's log-probabilities, which "
                     f"--algo.advantage.is_correction_level {args.algo.advantage.is_correction_level} needs; give off"

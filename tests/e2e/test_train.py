@@ -147,7 +147,17 @@ def test_recorded_rollouts_are_trained_on_again_without_an_engine(quickstart, tr
         [row for group in read_groups(find([one.directory])) for row in group.rows] for one in (quickstart, run)
     )
     assert len(run.steps) == 2
-    for name in ("prompt_ids", "token_ids", "action", "score", "reward", "truncated", "log_probs", "k", "advantages"):
+    for name in (
+        "prompt_ids",
+        "token_ids",
+        "action",
+        "score",
+        "reward",
+        "truncated",
+        "rollout_log_probs",
+        "k",
+        "advantages",
+    ):
         assert [row[name] for row in again] == [row[name] for row in first], name
     assert all(step["timing/broadcast"] < 0.01 for step in run.steps)
 

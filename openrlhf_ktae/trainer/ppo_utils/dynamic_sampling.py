@@ -18,7 +18,7 @@ from openrlhf_ktae.base.batches import rollout_unit, trainable
 from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts
 from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
-from openrlhf_ktae.trainer.ppo_utils.group_filter import SamplingTally, judge_group
+from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig, SamplingTally, judge_group
 from openrlhf_ktae.trainer.ppo_utils.light_samples import LightSamplesGenerator
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt_key
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores

@@ -162,7 +162,7 @@ def test_a_record_that_fits_is_not_refused(record, model):
 
 
 def without_log_probs(path):
-    parquet.write_table(parquet.read_table(path).drop_columns(["log_probs", "truncated"]), path)
+    parquet.write_table(parquet.read_table(path).drop_columns(["rollout_log_probs", "truncated"]), path)
 
 
 def of_another_tokenizer(path):
