@@ -19,14 +19,6 @@ class Backend:
 
     name = "none"
 
-    def problems(self, args: SimpleNamespace) -> list[str]:
-        """Return one sentence for each option that this backend does not support: option, value, way out."""
-        return []
-
-    def machine_problems(self, args: SimpleNamespace) -> list[str]:
-        """Return what the machine of this process lacks for training; every node of a cluster is asked."""
-        return []
-
     def adapt(self, args: SimpleNamespace) -> list[str]:
         """Set options that the backend dictates, in place; return one line for each change."""
         return []

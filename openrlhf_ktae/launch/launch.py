@@ -133,7 +133,7 @@ def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callab
     try:
         host_cli = importlib.import_module(HOST_CLI)
         check_cluster(args, say)
-        check_nodes(args, backend)
+        check_nodes(args, backend.name)
         install_classes(args, classes)
         say("loading the model into trainer and engines")
         with NodeWatch(devices_needed(args)) as watch, quiet(args):

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
-from openrlhf_ktae.backend.base import Backend
 from openrlhf_ktae.checkpoint.changes import is_content
+from openrlhf_ktae.checks.backends import machine_problems
 from openrlhf_ktae.data.names import entries
 
 ANSWER_SECONDS = 180.0  # for a node to start a worker, on a machine that is busy
@@ -91,7 +91,7 @@ def _set(args: SimpleNamespace, name: str, value: str) -> None:
         setattr(node, leaf, value)
 
 
-def check_nodes(args: SimpleNamespace, backend: Backend) -> None:
+def check_nodes(args: SimpleNamespace, backend: str) -> None:
     """Let every other node with devices look at itself, and at what ranks there would read and write.
 
     Raises:
@@ -108,7 +108,7 @@ def check_nodes(args: SimpleNamespace, backend: Backend) -> None:
         return
     outputs = places(args, (*OUTPUTS, *(TRAINER_OUTPUTS if away else ())))
     inputs = places(args, (*INPUTS, *(TRAINER_INPUTS if away else ())))
-    if problems := list(_problems(outputs, inputs, others, partial(backend.machine_problems, args))):
+    if problems := list(_problems(outputs, inputs, others, partial(machine_problems, args, backend))):
         raise NodesApart("\nerror: ".join(problems))
 
 

@@ -6,8 +6,8 @@ import inspect
 
 import pytest
 
-from openrlhf_ktae.backend.cpu import HEAD_SIZES
 from openrlhf_ktae.base.host import HOST_VERSION, HostMismatch, check_host, undecorated
+from openrlhf_ktae.checks.backends import HEAD_SIZES
 
 
 def test_the_pinned_host_is_installed(monkeypatch):

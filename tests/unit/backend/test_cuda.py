@@ -12,6 +12,7 @@ import pytest
 from openrlhf_ktae.backend import BackendUnavailable, choice, cpu, flash_attn_stub, resolve
 from openrlhf_ktae.backend.cuda import CudaBackend
 from openrlhf_ktae.base import gpu_machine
+from openrlhf_ktae.checks.backends import backend_problems
 from openrlhf_ktae.cli import train_ppo_ray as command
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.data import hub
@@ -66,7 +67,7 @@ def machine(monkeypatch, tmp_path):
 def test_a_machine_that_has_everything_is_not_refused(machine):
     args = options("--packing_samples", "--ring_attn_size", "1", "--flash_attn")
     assert args.ds.attn_implementation == "flash_attention_2"
-    assert CudaBackend().problems(args) == []
+    assert backend_problems(args, "cuda") == []
     assert CudaBackend().adapt(args) == []
 
 
@@ -78,7 +79,7 @@ def test_one_description_of_a_machine_serves_everybody(machine, monkeypatch):
     found = gpu_machine.this_machine()
     assert (found.driver, found.driver_cuda, found.torch_cuda, found.nvcc) == ("580.95.05", 13, "13.0", "13.0")
     assert found.gpus == (gpu_machine.Gpu("NVIDIA X", "9.0", 80 * 2**30, 79 * 2**30),)
-    assert trials.problems(found) == CudaBackend().problems(options()) == []
+    assert trials.problems(found) == backend_problems(options(), "cuda") == []
     (shown,) = trials.describe()["gpus"]
     assert shown == {"name": "NVIDIA X", "capability": "9.0", "memory_gib": 80.0, "used_gib": 1.0}
     assert gpu_machine.gpu_memory("0") == (79 * 2**30, 80 * 2**30)
@@ -87,7 +88,7 @@ def test_one_description_of_a_machine_serves_everybody(machine, monkeypatch):
     machine.driver.nvmlDeviceGetMemoryInfo = lambda _: 1 / 0
     assert [gpu.total for gpu in gpu_machine.gpus()] == [0], "a GPU in parts is one all the same"
     (machine.toolkit / "bin/nvcc").unlink()
-    assert trials.problems(gpu_machine.this_machine()) == CudaBackend().problems(options()) != []
+    assert trials.problems(gpu_machine.this_machine()) == backend_problems(options(), "cuda") != []
 
 
 @pytest.mark.parametrize(
@@ -106,43 +107,43 @@ def test_a_compiler_is_asked_for_before_the_optimizer_needs_it(machine, monkeypa
         path.write_text(path.read_text().replace("13.0,", f"{release},"))
         if path.name not in present:
             path.unlink()
-    (problem,) = CudaBackend().problems(options())
+    (problem,) = backend_problems(options(), "cuda")
     for text in ("--backend cuda", "fused_adam", *named):
         assert text in problem
     machine.files["deepspeed"] = FOR_CUDA
-    assert CudaBackend().problems(options()) == [], "the operator was built with the installation"
-    (problem,) = CudaBackend().problems(options("--adam_offload"))
+    assert backend_problems(options(), "cuda") == [], "the operator was built with the installation"
+    (problem,) = backend_problems(options("--adam_offload"), "cuda")
     assert "cpu_adam" in problem, "and this one was not"
     machine.files["deepspeed"] = FOR_CPU
-    assert CudaBackend().problems(options()), "DeepSpeed takes what was built for its own accelerator only"
+    assert backend_problems(options(), "cuda"), "DeepSpeed takes what was built for its own accelerator only"
 
 
 def test_a_toolkit_without_its_libraries_headers(machine):
     (machine.toolkit / "include/cusparse.h").unlink()
-    (problem,) = CudaBackend().problems(options())
+    (problem,) = backend_problems(options(), "cuda")
     assert f"the CUDA toolkit in {machine.toolkit} lacks cusparse.h" in problem
 
 
 def test_a_release_of_cuda_can_be_tried_all_the_same(machine, monkeypatch):
     nvcc = machine.toolkit / "bin/nvcc"
     nvcc.write_text(nvcc.read_text().replace("13.0,", "13.1,"))
-    assert CudaBackend().problems(options())
+    assert backend_problems(options(), "cuda")
     monkeypatch.setenv("DS_SKIP_CUDA_CHECK", "1")
-    assert CudaBackend().problems(options()) == []
+    assert backend_problems(options(), "cuda") == []
 
 
 @pytest.mark.parametrize("version", ["570.133.20", b"570.133.20"])
 def test_a_driver_that_is_too_old(machine, version):
     machine.driver.nvmlSystemGetCudaDriverVersion_v2 = lambda: 12080
     machine.driver.nvmlSystemGetDriverVersion = lambda: version
-    (problem,) = CudaBackend().problems(options())
+    (problem,) = backend_problems(options(), "cuda")
     for text in ("--backend cuda", "570.133.20 serves CUDA 12", "CUDA 13.0", "580 or newer", "cuda-compat-13"):
         assert text in problem
 
 
 def test_a_cpu_build_of_torch_beside_a_gpu(machine):
     machine.files["torch"] = CPU_TORCH
-    (problem,) = CudaBackend().problems(options())
+    (problem,) = backend_problems(options(), "cuda")
     assert "CPU build of torch" in problem
     assert "torch===2.13.0" in problem
 
@@ -150,7 +151,7 @@ def test_a_cpu_build_of_torch_beside_a_gpu(machine):
 def test_a_head_node_is_not_asked_for_what_only_gpus_need(machine):
     machine.driver.nvmlDeviceGetCount = lambda: 0
     machine.files["torch"], machine.toolkit = CPU_TORCH, None
-    assert CudaBackend().problems(options()) == []
+    assert backend_problems(options(), "cuda") == []
 
 
 @pytest.mark.parametrize(
@@ -168,17 +169,17 @@ def test_a_head_node_is_not_asked_for_what_only_gpus_need(machine):
 )
 def test_what_needs_flash_attention_is_refused_without(machine, monkeypatch, words, named):
     monkeypatch.setattr(flash_attn_stub, "is_installed", lambda: False)
-    (problem,) = CudaBackend().problems(options(*words))
+    (problem,) = backend_problems(options(*words), "cuda")
     assert named in problem
     way_out = problem.split(" or give ")[1].split()
-    assert CudaBackend().problems(options(*words, *way_out)) == [], "the way out is one"
+    assert backend_problems(options(*words, *way_out), "cuda") == [], "the way out is one"
 
 
 def test_without_flash_attention_a_run_says_what_it_does_instead(machine, monkeypatch):
     monkeypatch.setattr(flash_attn_stub, "is_installed", lambda: False)
     args = options()
     assert args.ds.attn_implementation == "sdpa"
-    assert CudaBackend().problems(args) == []
+    assert backend_problems(args, "cuda") == []
     (note,) = CudaBackend().adapt(args)
     assert note == "flash-attn is not installed: --ds.attn_implementation sdpa, no packing"
 
@@ -186,13 +187,13 @@ def test_without_flash_attention_a_run_says_what_it_does_instead(machine, monkey
 def test_flash_attention_3_packs_without_version_2(machine, monkeypatch):
     monkeypatch.setattr(flash_attn_stub, "is_installed", lambda: False)
     words = ["--packing_samples", "--ds.attn_implementation", "flash_attention_3"]
-    assert CudaBackend().problems(options(*words)) == []
+    assert backend_problems(options(*words), "cuda") == []
 
 
 def test_weights_through_rays_collectives_need_cupy(machine):
     if importlib.util.find_spec("cupy"):
         pytest.skip("cupy is installed")
-    (problem,) = CudaBackend().problems(options("--vllm_sync_with_ray"))
+    (problem,) = backend_problems(options("--vllm_sync_with_ray"), "cuda")
     assert problem.startswith("--vllm.sync_with_ray true")
     assert "cupy-cuda13x" in problem
 

@@ -10,6 +10,7 @@ import yaml
 
 from openrlhf_ktae.backend.cuda import CudaBackend
 from openrlhf_ktae.base.config_file import load_config
+from openrlhf_ktae.checks import preflight as checks
 from openrlhf_ktae.checks.preflight import Refused, preflight
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.data import hub
@@ -59,7 +60,7 @@ def test_an_arm_with_credit_differs_in_the_estimator_alone(arm, size):
 def test_batches_divide_and_the_machine_is_used_whole(name, monkeypatch):
     """The host's own checks have passed when it parses; these are ours, but for what needs the hub or a GPU."""
     monkeypatch.setattr(hub, "missing", lambda *_: "")
-    monkeypatch.setattr(CudaBackend, "problems", lambda *_: [])
+    monkeypatch.setattr(checks, "backend_problems", lambda *_: [])
     args = options(name)
     preflight(args, CudaBackend())
     assert args.actor.num_nodes * 8 == args.vllm.num_engines * args.vllm.tensor_parallel_size
@@ -81,7 +82,7 @@ def test_the_gpu_command_of_the_readme_is_accepted(monkeypatch, tmp_path):
     words = [word.replace("your.jsonl", str(data)) for word in shlex.split(text.replace("\\\n", " "))]
     assert words[:2] == ["--advantage_estimator", "ktae"]
     monkeypatch.setattr(hub, "missing", lambda *_: "")
-    monkeypatch.setattr(CudaBackend, "problems", lambda *_: [])
+    monkeypatch.setattr(checks, "backend_problems", lambda *_: [])
     args = parse_command_line(words)
     preflight(args, CudaBackend())
     assert args.actor.num_gpus_per_node == 8

@@ -10,7 +10,6 @@ import time
 import pytest
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from openrlhf_ktae.backend.base import Backend
 from openrlhf_ktae.base.errors import ProcessDied
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.launch import nodes
@@ -66,7 +65,7 @@ def test_a_reward_file_is_a_place_too(root, monkeypatch):
 def test_nodes_that_see_everything_can_train(two_raylets, args, monkeypatch, cpus_of_the_driver):
     monkeypatch.setattr(nodes, "TRAINER_CPUS", cpus_of_the_driver)
     (args_dir := nodes.Path(args.run.dir)).mkdir()
-    check_nodes(with_absolute_places(args), Backend())
+    check_nodes(with_absolute_places(args), "cpu")
     assert not list(args_dir.glob(".*")), "nothing is left of the look"
 
 
@@ -81,7 +80,7 @@ def test_a_node_that_sees_less_is_refused_with_each_option(two_raylets, args, tm
     monkeypatch.setattr(nodes.Path, "touch", lambda path: None if path.parent == ghost else touch(path))
     nodes.Path(args.run.dir).mkdir()
     with pytest.raises(nodes.NodesApart) as refusal:
-        check_nodes(with_absolute_places(args), Backend())
+        check_nodes(with_absolute_places(args), "cpu")
     text = str(refusal.value)
     address = two_raylets.node_ip_address
     assert f"--ckpt.path {tmp_path}/run/checkpoints: node {address} (" in text
@@ -91,23 +90,22 @@ def test_a_node_that_sees_less_is_refused_with_each_option(two_raylets, args, tm
     assert not list(nodes.Path(args.run.dir).glob(".*"))
 
 
-class OldDriver(Backend):
-    """Says, wherever it is asked, where that is."""
+def old_driver(args, backend):
+    """Say where this runs."""
+    import ray
 
-    def machine_problems(self, args):
-        import ray
-
-        return [f"--backend cuda: node {ray.get_runtime_context().get_node_id()} has an old driver"]
+    return [f"--backend {backend}: node {ray.get_runtime_context().get_node_id()} has an old driver"]
 
 
-def test_a_node_whose_machine_lacks_something_is_refused_by_name(two_raylets, args):
+def test_a_node_whose_machine_lacks_something_is_refused_by_name(two_raylets, args, monkeypatch):
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(nodes, "machine_problems", old_driver)
     nodes.Path(args.run.dir).mkdir()
     (second,) = [node for node in ray.nodes() if node["NodeID"] != ray.get_runtime_context().get_node_id()]
     with pytest.raises(nodes.NodesApart) as refusal:
-        check_nodes(with_absolute_places(args), OldDriver())
+        check_nodes(with_absolute_places(args), "cuda")
     name = f"node {second['NodeManagerAddress']} ({second['NodeManagerHostname']})"
     assert str(refusal.value) == f"{name}: --backend cuda: node {second['NodeID']} has an old driver"
 
@@ -122,7 +120,7 @@ def test_a_node_whose_writing_is_not_seen_here_is_refused(two_raylets, args, tmp
     with pytest.raises(
         nodes.NodesApart, match=rf"--ckpt.path {tmp_path}/run/checkpoints: what node .* is not seen here"
     ):
-        check_nodes(with_absolute_places(args), Backend())
+        check_nodes(with_absolute_places(args), "cpu")
 
 
 def test_what_a_node_finds_missing_or_changed(tmp_path):

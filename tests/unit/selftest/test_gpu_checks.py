@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from marks import RARELY
 
-from openrlhf_ktae.backend.cuda import CudaBackend
 from openrlhf_ktae.base import gpu_machine
 from openrlhf_ktae.base.gpu_machine import Gpu, GpuMachine
+from openrlhf_ktae.checks.backends import backend_problems
 from openrlhf_ktae.cli import gpu_check
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.processes.marks import VARIABLE, end_all
@@ -114,7 +114,7 @@ def test_the_words_of_every_run_are_options_and_fit_together(check, backend, tmp
     assert (args.train.colocate_all, args.vllm.enable_sleep, args.ds.enable_sleep) == ((not alone,) * 3)
     if backend == "cuda":
         monkeypatch.setattr(gpu_checks.importlib.util, "find_spec", lambda name: object())
-        assert CudaBackend().problems(args) == []
+        assert backend_problems(args, "cuda") == []
 
 
 @pytest.fixture
