@@ -13,7 +13,7 @@ LLM_ARGS ?=
 TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --durations 15
 
-.PHONY: setup setup-gpu lock-gpu check-lock-gpu gpu-contract quickstart quickstart-llm test check unit e2e browser images format clean
+.PHONY: setup setup-gpu lock-gpu check-lock-gpu gpu-contract quickstart quickstart-llm test test-all check unit e2e slow browser images format clean
 
 setup: $(STAMP)
 
@@ -56,7 +56,10 @@ quickstart-llm: $(STAMP)
 	$(BIN)/python examples/word_problems/make_task.py
 	$(TRAIN) --config configs/grpo_ktae/quickstart-llm.yaml $(LLM_ARGS)
 
+# Eight minutes on two cores; `make test-all` adds the slow ones.
 test: check unit e2e
+
+test-all: test slow
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
@@ -64,10 +67,14 @@ check: $(DEV_STAMP)
 	$(BIN)/mypy
 
 unit: $(DEV_STAMP)
-	$(PYTEST) tests/unit tests/contract
+	$(PYTEST) -m "not slow" tests/unit tests/contract
 
 e2e: $(DEV_STAMP)
-	$(PYTEST) tests/e2e
+	$(PYTEST) -m "not slow" tests/e2e
+
+slow: $(DEV_STAMP)
+	$(PYTEST) -m slow tests/unit tests/contract
+	$(PYTEST) -m slow tests/e2e
 
 # The figures of ten steps that every commit must give: after a change that is meant to move them, or for this
 # machine's family of processors if it has none. They go to tests/e2e/data/reference_trajectory.json.

@@ -1,4 +1,4 @@
-"""Marks of tests that start processes of a run."""
+"""Marks of tests that take long."""
 
 from __future__ import annotations
 
@@ -6,5 +6,7 @@ import os
 
 import pytest
 
+SLOW = pytest.mark.slow
+"""`make test` leaves these out, `make test-all` runs them: another test is faster, or the path is off the main one."""
 RARELY = pytest.mark.skipif("KTAE_TEST_ALL" not in os.environ, reason="KTAE_TEST_ALL runs it")
 """For tests whose rule has another one, or that differ little from another run: each start costs most of a minute."""

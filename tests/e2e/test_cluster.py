@@ -11,13 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
-from marks import RARELY
+from marks import RARELY, SLOW
 from run_processes import ASYNCHRONOUS, MARK, mark_of, processes_of, steps, wait_for, wait_until_none
 
 from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.checkpoint.folder import verify
 from openrlhf_ktae.checkpoint.write import read_latest
 from openrlhf_ktae.record.metrics import read_record
+
+pytestmark = SLOW
 
 COMMAND = "openrlhf_ktae.cli.train_ppo_ray"
 FEW_STEPS = ["--config", "configs/grpo_ktae/quickstart.yaml", "--data.max_samples", "16", "--run.eval_edges", "false"]

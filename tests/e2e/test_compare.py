@@ -6,6 +6,10 @@ import json
 import subprocess
 import sys
 
+from marks import SLOW
+
+pytestmark = SLOW
+
 COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.compare", "configs/compare/grpo_ktae_shuffled.yaml", "--seeds", "1"]
 
 

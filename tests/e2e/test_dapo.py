@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from marks import RARELY
+from marks import RARELY, SLOW
 from run_processes import ASYNCHRONOUS
+
+pytestmark = SLOW
 
 DAPO = "configs/dapo_ktae/quickstart.yaml"
 EXIT_STOPPED = 3

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from marks import RARELY
+from marks import RARELY, SLOW
 from run_processes import ASYNCHRONOUS
 from safetensors.torch import load_file
 
@@ -81,10 +81,10 @@ def difference(weights, others, root):
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
-        (1, f"--zero_stage 3 {SMALL_BATCHES}"),
-        (2, f"--zero_stage 2 {SMALL_BATCHES}"),
         (2, f"--zero_stage 3 {SMALL_BATCHES}"),
-        (2, f"--zero_stage 3 {DYNAMIC}"),
+        pytest.param(1, f"--zero_stage 3 {SMALL_BATCHES}", marks=SLOW),
+        pytest.param(2, f"--zero_stage 2 {SMALL_BATCHES}", marks=SLOW),
+        pytest.param(2, f"--zero_stage 3 {DYNAMIC}", marks=SLOW),
     ],
 )
 def test_equal_to_one_rank_with_zero_2(update, root, ranks, words):
@@ -103,6 +103,7 @@ def test_merged_weights_of_adapters(update, root):
     assert difference(weights, other_weights, root) < UPDATE
 
 
+@SLOW
 def test_the_measure_sees_another_update(update, root):
     """The counterfactual, and the reason for refusing a dynamic batch with ZeRO-1 and 2: gradients get lost."""
     _, weights = update(1, f"--zero_stage 2 {SMALL_BATCHES}")
@@ -111,6 +112,7 @@ def test_the_measure_sees_another_update(update, root):
     assert difference(weights, other, root) > 0.3
 
 
+@SLOW
 def test_micro_batches_without_an_action_token(update, root):
     """Truncated or failed rollouts alone in a micro-batch: the host divides by their number of tokens."""
     losses, weights = update(1, "--zero_stage 3 --micro_train_batch_size 1", masked=5)
@@ -119,6 +121,7 @@ def test_micro_batches_without_an_action_token(update, root):
     assert difference(weights, other_weights, root) < UPDATE
 
 
+@SLOW
 def test_tensor_parallel_by_two(update):
     """DeepSpeed takes bf16 alone here, with eight bits of mantissa: losses agree to 2e-3."""
     losses, _ = update(1, TENSOR_PARALLEL)

@@ -8,9 +8,11 @@ import sys
 import time
 
 import pytest
-from marks import RARELY
+from marks import RARELY, SLOW
 
 from openrlhf_ktae.selftest.killing import kill_all
+
+pytestmark = SLOW
 
 HELD_OUT = "examples/quickstart/data/heldout.jsonl"
 COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.eval", "--model", "examples/quickstart/model", "--template", "none"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from marks import RARELY
+from marks import RARELY, SLOW
 from run_processes import ASYNCHRONOUS, mark_of, processes_of, steps, wait_for
 
 from openrlhf_ktae.checkpoint.folder import STAGING, listed, verify
@@ -123,6 +123,7 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     assert "restart 1 of 1, from the last checkpoint" in output
 
 
+@SLOW
 def test_a_run_that_hangs_is_stopped_with_all_stacks(start, root, tmp_path):
     agent = str(root / "tests/e2e/faulty_agent.py")
     words = ["--train.agent_func_path", agent, "--run.eval_edges", "false", "--faults.max_failed_share", "0.5"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+from marks import SLOW
+
+pytestmark = SLOW
 
 WITHIN = 0.15
 

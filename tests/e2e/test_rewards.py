@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import math
 
-from marks import RARELY
+from marks import RARELY, SLOW
 
 from openrlhf_ktae.record.recorded import find, read_groups
 
+pytestmark = SLOW
 REWARDS = """
 import hashlib
 KINDS = {kinds}

@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 import yaml
-from marks import RARELY
+from marks import RARELY, SLOW
 from run_processes import ASYNCHRONOUS, killed_when, steps
 
 from openrlhf_ktae.checkpoint.folder import verify
@@ -162,6 +162,7 @@ def test_recorded_rollouts_are_trained_on_again_without_an_engine(quickstart, tr
     assert all(step["timing/broadcast"] < 0.01 for step in run.steps)
 
 
+@SLOW
 def test_asynchronous_with_partial_rollouts_and_an_engine_that_dies(train, tmp_path):
     words = f"{ASYNCHRONOUS} --train.partial_rollout_enable --data.max_samples 160"
     correction = "--algo.advantage.is_correction_level token --train.async_queue_size 3 --train.max_staleness 2"
@@ -201,6 +202,7 @@ def assert_trackers_have(run, folder):
     assert [name for name in sorted(figures) if name.encode() not in offline] == []
 
 
+@SLOW
 def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, root, tmp_path):
     """Two benchmarks with the same prompts: one with the right answers, one with wrong ones."""
     held_out = (root / "examples/quickstart/data/heldout.jsonl").read_text().splitlines()

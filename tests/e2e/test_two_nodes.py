@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from marks import RARELY
+from marks import RARELY, SLOW
 from run_processes import steps, wait_for
 from two_nodes import ADDRESSES, DASHBOARD_PORT, RAY, made
 
@@ -15,6 +15,8 @@ from openrlhf_ktae.checkpoint.folder import verify
 from openrlhf_ktae.checkpoint.write import read_latest
 from openrlhf_ktae.record.metrics import read_record
 from openrlhf_ktae.selftest.killing import title
+
+pytestmark = SLOW
 
 COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray"]
 # Paths of this configuration are relative: the command knows from where, Ray's nodes were started elsewhere.
