@@ -18,6 +18,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "unit" / "verifier"))
+from edits import CHANGING, KEEPING, edited
+
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verdict, Verifier
 from openrlhf_ktae.verifier.golds import gold_forms
 
@@ -66,6 +69,15 @@ def share_of_golds(verifier: Verifier, path: Path) -> float:
     return sum(verdict.status == CORRECT for verdict in verdicts) / len(golds)
 
 
+def share_of_mistakes(verifier: Verifier, golds: list[Any], edits: Any, expected: str) -> float:
+    """Share of edited golds, in each of their forms, whose verdict is not the expected one."""
+    forms = [(gold, form) for gold in golds for form in gold_forms(gold)]
+    cases = [(gold, new) for gold, form in forms for _, new in edited(form, edits)]
+    cases = [case for case in cases if expected == CORRECT or case[1] not in gold_forms(case[0])]
+    verdicts = verifier.verify_many((gold, rf"\boxed{{{new}}}") for gold, new in cases)
+    return sum(verdict.status != expected for verdict in verdicts) / len(cases)
+
+
 def main() -> int:
     """Measure, print, and say whether the promises hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,6 +87,9 @@ def main() -> int:
         published = judged(verifier, rows(folder / "rollouts" / "published_7b_half.jsonl.gz"))
         cases = judged(verifier, rows(folder / "verifier" / "cases_quarter.jsonl.gz"))
         golds = {name: share_of_golds(verifier, folder / "eval_suite" / f"{name}.jsonl") for name in BENCHMARKS}
+        answers = [row["answer"] for name in BENCHMARKS for row in rows(folder / "eval_suite" / f"{name}.jsonl")]
+        changed = share_of_mistakes(verifier, answers, CHANGING, WRONG)
+        kept = share_of_mistakes(verifier, answers, KEEPING, CORRECT)
         limit = verifier.config.timeout_s + 1
     expected = {1.0: CORRECT, 0.0: WRONG}
     labelled = [(case, verdict) for case, verdict in cases if case["expect"] is not None]
@@ -87,6 +102,8 @@ def main() -> int:
         f"every disagreement is listed in {MEASURED.name}": disagreements(published) == listed,
         f"golds verify against themselves: {golds}": min(golds.values()) >= 0.99,
         f"labelled cases are judged as labelled: {mistakes}": len(mistakes) <= 0.02 * len(labelled),
+        f"changed golds are wrong, all but 1 in 2,000: {changed:.5f}": changed <= 1 / 2000,
+        f"golds written another way are right, all but 1 in 500: {kept:.5f}": kept <= 1 / 500,
         "every verdict comes in time": all(verdict.seconds < limit for _, verdict in cases),
     }
     for promise, holds in promises.items():

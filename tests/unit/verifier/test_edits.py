@@ -1,4 +1,7 @@
-"""Golds edited so that their value stays or changes: verdicts that are known without a label."""
+"""Golds edited so that their value stays or changes: verdicts that are known without a label.
+
+`benchmarks/verifier_accuracy.py` does the same with the golds of five benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import pytest
 from different_cases import DIFFERENT
 from edits import CHANGING, KEEPING, edited
 from equivalent_cases import EQUIVALENT
-from marks import RARELY
-from test_real_data import BENCHMARKS, DATA, rows
 
 from openrlhf_ktae.verifier import CORRECT, WRONG
 from openrlhf_ktae.verifier.golds import gold_forms
@@ -20,16 +21,6 @@ GOLDS = sorted({str(gold) for table in (EQUIVALENT, DIFFERENT) for pairs in tabl
 def test_edited_golds(verifier, edits, expected, allowed):
     cases, mistakes = judged(verifier, GOLDS, edits, expected)
     assert len(cases) > 5000
-    assert len(mistakes) <= allowed * len(cases), mistakes
-
-
-@RARELY
-@pytest.mark.parametrize(("edits", "expected", "allowed"), [(CHANGING, WRONG, 1 / 2000), (KEEPING, CORRECT, 1 / 500)])
-def test_edited_golds_of_the_benchmarks(verifier, edits, expected, allowed):
-    golds = [row["answer"] for name in BENCHMARKS for row in rows(DATA / "eval_suite" / f"{name}.jsonl")]
-    cases, mistakes = judged(verifier, golds, edits, expected)
-    print(f"{len(mistakes)} of {len(cases)}: {mistakes}")
-    assert len(cases) > 15000
     assert len(mistakes) <= allowed * len(cases), mistakes
 
 
