@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from marks import SLOW
 
 HEAP_BYTES = 32 * 2**20  # glibc maps what is larger by itself (mallopt(3), M_MMAP_THRESHOLD)
 SECONDS = 60  # of the ten minutes after which gloo gives up
@@ -63,6 +64,7 @@ def sender(ray_here, engine_class, monkeypatch):
         ray_here.kill(engine)
 
 
+@SLOW
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("dead", [0, 1])
 def test_the_engines_that_live_do_not_wait_for_one_that_died(ray_here, sender, dead):

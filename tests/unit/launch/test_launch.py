@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.backend.cluster import (
     EVENTS_VARIABLE,
@@ -87,6 +88,7 @@ def after_deaths():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@SLOW
 def test_the_log_monitor_keeps_no_file_of_a_process_that_died(after_deaths):
     before, after, *_ = after_deaths
     assert before > 0
@@ -138,6 +140,7 @@ print(len(ray.nodes()), os.environ["RAY_AUTH_MODE"])
 """
 
 
+@SLOW
 def test_on_a_gpu_a_cluster_of_its_own_is_started_beside_one_that_rays_file_names():
     """Ray joins the one that the file names, if it is asked for none; its token is not this run's."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # the names of sockets have 107 bytes at most

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from marks import SLOW
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from openrlhf_ktae.base.errors import ProcessDied
@@ -15,6 +16,8 @@ from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.launch import nodes
 from openrlhf_ktae.launch.launch import ClusterTooSmall, check_cluster
 from openrlhf_ktae.launch.nodes import NodeWatch, check_nodes, content, look, places, with_absolute_places
+
+pytestmark = SLOW
 
 WORDS = (
     "--pretrain examples/quickstart/model --prompt_data examples/quickstart/data/train.jsonl@train,Hub/name "

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.processes.remote_code import REFUSED, VARIABLE
 
@@ -83,6 +84,7 @@ def run(script, folder, tmp_path, **variables):
     return done, evil
 
 
+@SLOW
 @pytest.mark.parametrize("script", [AS_A_WORKER, AS_AN_ENGINE], ids=["worker", "engine"])
 def test_code_of_a_model_does_not_run(script, hostile_model, tmp_path):
     done, evil = run(script, hostile_model, tmp_path, **{VARIABLE: REFUSED})
@@ -93,6 +95,7 @@ def test_code_of_a_model_does_not_run(script, hostile_model, tmp_path):
         assert "--model.trust_remote_code" in done.stderr, "who does not ask is stopped by name"
 
 
+@SLOW
 def test_the_same_code_runs_where_it_is_trusted(hostile_model, tmp_path):
     """Without this, the test above would pass on a folder whose code never runs."""
     done, evil = run(AS_A_WORKER, hostile_model, tmp_path)
@@ -114,6 +117,7 @@ AutoModelForCausalLM.from_pretrained(sys.argv[1])
 """
 
 
+@SLOW
 def test_a_pickle_among_the_weights_does_not_run(root, tmp_path):
     """`weights_only` is what transformers loads .bin files with; this holds it to that."""
     import pickle

@@ -11,6 +11,7 @@ import uuid
 from collections import Counter
 
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.checkpoint.write import begin, commit
 from openrlhf_ktae.cli.selftest import victims_of
@@ -222,6 +223,7 @@ def test_what_an_earlier_death_left_of_a_checkpoint_is_no_write(small):
     process.wait()
 
 
+@SLOW
 def test_a_run_that_does_nothing_after_a_death_leaves_its_stacks(small, monkeypatch):
     """The rank of this one is a process that nothing depends on, so it never ends with exit code 4."""
     pytest.importorskip("setproctitle")

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from marks import SLOW
 
 SCRIPT = Path(__file__).with_name("resumed_rank.py")
 COSINE = ["--actor.lr_scheduler", "cosine_with_min_lr", "--actor.lr_warmup_ratio", "0.1", "--actor.adam.lr", "1e-4"]
@@ -48,6 +49,7 @@ def seen(tmp_path_factory, root):
     return json.loads((folder / "seen.json").read_text())
 
 
+@SLOW
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[" ".join([*c[1][:2], *c[2]]) or "none" for c in CASES])
 def test_it_is_read_back_from_the_optimizer_and_the_schedule(number, seen):
     wanted, found = CASES[number][3], seen[number]

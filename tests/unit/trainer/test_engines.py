@@ -10,8 +10,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.base.faults_config import FaultsConfig
+
+pytestmark = SLOW
 
 
 @pytest.fixture(scope="module")

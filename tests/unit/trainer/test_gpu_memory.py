@@ -7,6 +7,7 @@ import os
 import sys
 
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.trainer.ray import gpu_memory
 from openrlhf_ktae.trainer.ray.gpu_memory import GIB, GpuIsFull, engine_memory, own_gpu_memory, until_free
@@ -67,6 +68,7 @@ class Engine:
         return await engine_memory(bundles)
 
 
+@SLOW
 def test_gpus_of_an_engines_workers_are_looked_at_where_they_are(root):
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

@@ -7,10 +7,13 @@ import signal
 
 import pytest
 import torch
+from marks import SLOW
 
 from openrlhf_ktae.backend.cpu import CpuBackend
 from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.cli.options import parse_command_line
+
+pytestmark = SLOW
 
 RANKS = 2
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from marks import RARELY
+from marks import RARELY, SLOW
 
 from openrlhf_ktae.base.free_port import free_port
 
@@ -41,6 +41,7 @@ def both_ranks(tmp_path, *words):
 CASES = [(3, "float32", "nan"), pytest.param(2, "bfloat16", "inf", marks=RARELY)]
 
 
+@SLOW
 @pytest.mark.parametrize(("stage", "dtype", "bad"), CASES)
 def test_ranks_agree_to_skip_an_update(stage, dtype, bad, tmp_path):
     one, other = both_ranks(tmp_path, str(stage), dtype, bad)

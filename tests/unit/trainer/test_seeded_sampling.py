@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from marks import SLOW
 from test_data_position import WORDS, response
 
 from openrlhf_ktae.cli.options import parse_command_line
@@ -46,6 +47,7 @@ def asked(log):
     return [entry for entry in log if entry != "hold" and entry[0] != "release"]
 
 
+@SLOW
 def test_groups_come_in_the_order_of_their_prompts(ray_here):
     made, _ = generator(ray_here)
     batch, *_ = made.generate_samples()

@@ -6,8 +6,11 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.base.faults_config import FaultsConfig
+
+pytestmark = SLOW
 
 PARTS = {"weights", "kv_cache"}
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG, Verdict, Verifier
 from openrlhf_ktae.verifier.pool import Job
@@ -118,6 +119,7 @@ def test_worker_killed_from_outside_costs_one_retry():
         assert verifier.pool.counts["died"] == 1
 
 
+@SLOW
 def test_worker_killed_twice_in_the_same_check_is_unknown():
     long = [rf"\frac{{{n}}}{{7}}" for n in range(1, 60000)]
     with Verifier(workers=1) as verifier:
@@ -307,6 +309,7 @@ def test_in_a_forked_child_and_in_its_parent():
         assert verifier.verify(*hard(6)).status == CORRECT
 
 
+@SLOW
 def test_in_ray_actors_of_either_kind():
     code = """
 import ray
