@@ -233,5 +233,5 @@ def test_only_finished_outputs_are_looked_at(rollouts):
             seen.extend([one.finished async for one in llm_engine.llm.generate([1], sampling_params, "r")])
             return {"reward": 1.0, "scores": 1.0}
 
-    assert rollouts(Streaming(), core) == [{"reward": 1.0, "scores": 1.0}]
+    assert rollouts(Streaming(), core) == [{"reward": 1.0, "scores": 1.0, "weights_step": 0}]
     assert seen == [False, True]

@@ -21,6 +21,7 @@ def args(tmp_path):
         ckpt=SimpleNamespace(path=str(tmp_path / "none"), output_dir=str(tmp_path / "model")),
         logger=SimpleNamespace(tensorboard_dir=None),
         verifier=SimpleNamespace(config=VerifierConfig()),
+        algo=SimpleNamespace(credit=SimpleNamespace(name="", file=None, needs=(), config=None)),
         backend="cpu",
     )
 

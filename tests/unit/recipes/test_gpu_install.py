@@ -88,7 +88,9 @@ def test_optimizers_are_compiled_where_there_is_no_gpu():
 
 
 def test_another_python_is_refused():
-    with pytest.raises(setup.Failed, match=r"Python 3\.13: gpu\.txt pins for 3\.11 or 3\.12; give PYTHON=python3\.12"):
+    with pytest.raises(
+        setup.Failed, match=r"Python 3\.13: gpu\.txt has pins for 3\.11 or 3\.12 only; give PYTHON=python3\.12"
+    ):
         setup.plan(Path("venv"), {}, (3, 13))
 
 
@@ -104,7 +106,7 @@ def test_another_python_is_refused():
         ),
         ("x.h:10:10: fatal error: cusparse.h: No such file or directory", "cusparse.h", "lacks headers"),
         ("ImportError: flash_attn_2_cuda.so: undefined symbol: _ZN3c10", "undefined symbol", "another torch"),
-        ("ERROR: ResolutionImpossible: for help visit", "ResolutionImpossible", "does not answer"),
+        ("ERROR: ResolutionImpossible: for help visit", "ResolutionImpossible", "does not respond"),
         ("ERROR: No matching distribution found for torch===2.13.0", "No matching", "pip config list"),
         ("Killed", "Killed", "MAX_JOBS=1"),
         ("nothing that is known", "exit code 3", "run it again"),

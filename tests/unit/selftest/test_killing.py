@@ -201,7 +201,7 @@ def test_more_steps_lost_than_may_be_and_a_damaged_checkpoint_are_faults(small):
     commit(run.checkpoints, "global_step2", 2, {})
     (run.checkpoints / "global_step2" / "part").write_text("other")
     run._examine(running=False)
-    assert "global_step2: part has other content" in run.toll.wrong[1]
+    assert "global_step2: part changed after it was written" in run.toll.wrong[1]
 
 
 def test_a_run_that_does_not_go_on_from_its_checkpoint_is_a_fault(small):

@@ -39,7 +39,7 @@ def engine_class(ray_here):
         async def generate_responses(self, **call):
             if self.llm.errored:
                 raise self.llm.dead_error
-            return [self.weights] * call["num_samples"]
+            return [{"weights": self.weights} for _ in range(call["num_samples"])]
 
         async def receive(self, weights, group):
             if group != self.group:
@@ -118,7 +118,7 @@ def die(ray_here, engine):
 
 
 def generated(ray_here, engine):
-    return ray_here.get(engine.generate_responses.remote(prompt="p", num_samples=1))[0]
+    return ray_here.get(engine.generate_responses.remote(prompt="p", num_samples=1))[0]["weights"]
 
 
 def test_an_engine_that_was_started_again_generates_with_current_weights_or_not_at_all(ray_here, engines, trainer):
@@ -307,7 +307,9 @@ def asynchronous(ray_here, tmp_path, monkeypatch):
     made.args = SimpleNamespace(
         run=SimpleNamespace(dir=str(tmp_path), eval_edges=True, resume_from=None),
         faults=SimpleNamespace(config=FaultsConfig(engine_restarts=0)),
+        train=SimpleNamespace(async_queue_size=1, max_staleness=None),
     )
+    made._queue_size = 1
 
     def with_evaluation(*outcomes):
         ways = iter(outcomes)

@@ -186,8 +186,8 @@ def cut_off(path):
 @pytest.mark.parametrize(
     ("damage", "words", "says"),
     [
-        (nothing, "", "holds no recorded rollouts; train with --ktae.record_rollouts N"),
-        (cut_off, "", "is no whole parquet file"),
+        (nothing, "", "has no recorded rollouts; train with --ktae.record_rollouts N"),
+        (cut_off, "", "not a complete parquet file"),
         (of_another_tokenizer, "", "was recorded with another tokenizer than that of --actor.model_name_or_path"),
         (less_a_rollout, "", "group 0 of step 1 has 3 rollouts; give --rollout.n_samples_per_prompt 3 instead of 4"),
         (None, "--n_samples_per_prompt 2", "has 4 rollouts; give --rollout.n_samples_per_prompt 4 instead of 2"),
@@ -246,6 +246,6 @@ def test_columns_of_another_type_are_a_bad_record(record):
     wrong = pa.array(["often"] * len(table))
     place = table.column_names.index("truncated")
     parquet.write_table(table.set_column(place, "truncated", wrong), path)
-    with pytest.raises(ValueError, match="a column has another type"):
+    with pytest.raises(ValueError, match="a column has the wrong type"):
         list(read_groups([path]))
     shutil.rmtree(record.run)

@@ -24,6 +24,7 @@ def new_generator(host):
         made._failures = deque(maxlen=WINDOW * 4)
         made._carried, made._sample_buffer, made._dataloader_iter = [], [], iter([])
         made._expected_share, made._batches_of_episode, made.prompts_sent = float("nan"), 0, 0
+        made.batches = 0
         made.prompts_dataloader = [1, 2]
         made.__dict__.update(state)
         return made

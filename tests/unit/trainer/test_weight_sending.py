@@ -199,7 +199,7 @@ def trainer(ray_here, engine_class, rank_class):
 
         def engines_have(self, weights):
             got = ray_here.get([engine.generate_responses.remote() for engine in self.vllm_engines])
-            assert [sorted(one[0]) for one in got] == [sorted(NAMES)] * 2
+            assert [sorted(one[0]) for one in got] == [sorted([*NAMES, "weights_step"])] * 2
             return all((one[0][name] == weights[name]).all() for one in got for name in NAMES)
 
     started = []

@@ -126,7 +126,7 @@ CASES = {
     # finish reasons
     "one sample of two was aborted": (lambda **_: require_whole(answer("stop", "abort")), "3 tokens (abort)"),
     "a reason that vLLM may add": (lambda **_: require_whole(answer("tool_calls")), "(tool_calls); it is not used"),
-    "an engine that gave nothing": (lambda **_: require_whole(None), "CutOff: vLLM ended a response after 0 tokens"),
+    "an engine that gave nothing": (lambda **_: require_whole(None), "CutOff: vLLM cut off a response after 0 tokens"),
     "the last output says that it is not finished": (
         lambda **_: require_whole(answer("stop", finished=False)),
         "no finish reason",
@@ -157,7 +157,7 @@ CASES = {
     "another optimizer": (lambda **_: changed("actor.optim", "adam", "muon"), "holds the other optimizer's moments"),
     "another group size while groups wait": (
         lambda **_: changed("rollout.n_samples_per_prompt", 4, 8, algo={"dynamic_filtering_enable": True}),
-        "the checkpoint carries rollouts in groups of the other size",
+        "the checkpoint has buffered rollouts in groups of the other size",
     ),
     "another folder for checkpoints": (lambda **_: changed("ckpt.path", "a", "b"), "{'differs': {}"),
     "an accepted option that does not exist": (
