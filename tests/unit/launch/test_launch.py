@@ -32,6 +32,8 @@ from openrlhf_ktae.processes import marks as processes
 from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.record.metrics import UnwrittenStop
 
+pytestmark = SLOW
+
 DEATHS = """
 import json, time
 import psutil, ray
@@ -88,7 +90,6 @@ def after_deaths():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@SLOW
 def test_the_log_monitor_keeps_no_file_of_a_process_that_died(after_deaths):
     before, after, *_ = after_deaths
     assert before > 0
@@ -140,7 +141,6 @@ print(len(ray.nodes()), os.environ["RAY_AUTH_MODE"])
 """
 
 
-@SLOW
 def test_on_a_gpu_a_cluster_of_its_own_is_started_beside_one_that_rays_file_names():
     """Ray joins the one that the file names, if it is asked for none; its token is not this run's."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # the names of sockets have 107 bytes at most

@@ -6,9 +6,12 @@ import os
 import time
 
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.launch.launch import cause_in_logs
 from openrlhf_ktae.processes.deaths import died, failed_to_start, innermost
+
+pytestmark = SLOW
 
 
 @pytest.fixture(scope="module")

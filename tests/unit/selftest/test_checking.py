@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.processes.marks import marked
 from openrlhf_ktae.selftest.checking import (
@@ -28,6 +29,8 @@ from openrlhf_ktae.selftest.checking import (
     run_all,
     run_one,
 )
+
+pytestmark = SLOW
 
 NEVER = Need(lambda place: False, "needs what no machine has")
 PIDS = "pids"

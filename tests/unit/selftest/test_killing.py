@@ -35,6 +35,8 @@ from openrlhf_ktae.selftest.killing import (
 from openrlhf_ktae.selftest.mortal_run import MortalRun
 from openrlhf_ktae.selftest.trial import STRAIGHT, Trial, TrialFailed
 
+pytestmark = SLOW
+
 TITLED = (
     "import sys, time, setproctitle; setproctitle.setproctitle(sys.argv[1]); print('up', flush=True); time.sleep(60)"
 )
@@ -223,7 +225,6 @@ def test_what_an_earlier_death_left_of_a_checkpoint_is_no_write(small):
     process.wait()
 
 
-@SLOW
 def test_a_run_that_does_nothing_after_a_death_leaves_its_stacks(small, monkeypatch):
     """The rank of this one is a process that nothing depends on, so it never ends with exit code 4."""
     pytest.importorskip("setproctitle")

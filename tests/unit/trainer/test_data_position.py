@@ -7,8 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from marks import SLOW
 
 from openrlhf_ktae.cli.options import parse_command_line
+
+pytestmark = SLOW
 
 SAMPLES, BATCH = 4, 4
 WORDS = (

@@ -92,7 +92,9 @@ def batches(args, host):
 
     strategy = SimpleNamespace(args=args)
     strategy.setup_dataloader = DeepspeedStrategy.setup_dataloader.__get__(strategy)
-    loader, held_out, updates = recorded_data(strategy, None)
+    with pytest.MonkeyPatch.context() as patch:  # the trainer's process is in no group; another test's may be
+        patch.setattr(torch.distributed, "is_initialized", lambda: False)
+        loader, held_out, updates = recorded_data(strategy, None)
     assert held_out is None
     generator = ReplayGenerator(strategy, loader, None, None, None)
     generator.prompts_dataloader = PositionedLoader(loader, generator)

@@ -9,9 +9,12 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.base.faults_config import FaultsConfig
 from openrlhf_ktae.base.free_port import free_port
+
+pytestmark = SLOW
 
 MEETING = "a group is made"
 SECONDS = 180  # on a busy machine; the collectives would wait for an hour
@@ -186,7 +189,7 @@ def trainer(ray_here, engine_class, rank_class):
 
     class Trainer(EngineKeeper):
         def __init__(self, ranks, engines):
-            vllm, faults = SimpleNamespace(enable_sleep=True), SimpleNamespace(config=FaultsConfig())
+            vllm, faults = SimpleNamespace(enable_sleep=True), SimpleNamespace(config=FaultsConfig(engine_restarts=4))
             self.args = SimpleNamespace(vllm=vllm, faults=faults)
             self.vllm_engines, self.actor_model_group, self.ranks, self.notes = engines, self, ranks, []
             self.record = SimpleNamespace(note=self.notes.append)
