@@ -224,7 +224,7 @@ def kernel_seconds(trainer: Any, samples: list[Any]) -> float:
     least = float("inf")
     for _ in range(3):
         started = time.process_time()
-        compute_key_token_values(ids_BT, mask_BT, scores_B, groups_B, maker.config)
+        compute_key_token_values(ids_BT, mask_BT, scores_B, groups_B, maker.options.config)
         least = min(least, time.process_time() - started)
     return least
 

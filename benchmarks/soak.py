@@ -261,7 +261,9 @@ class Soak:
             "steps with a failed rollout": sum(row["faults/failed_rollouts"] > 0 for row in steps),
             "updates skipped": sum(row["faults/skipped_updates"] > 0 for row in steps),
             "deaths": dict(Counter(fault["victim"] for fault in self.faults)),
-            "engines started again": sum("was started again" in row["text"] for row in rows if row["kind"] == "note"),
+            "engines started again": sum(
+                "was restarted with the current weights" in row["text"] for row in rows if row["kind"] == "note"
+            ),
             "checkpoints at the end": [one.path.name for one in checkpoints],
             "checkpoints not whole": list(bad),
             "processes left": len(marked(self.mark)),

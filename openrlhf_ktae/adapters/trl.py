@@ -65,5 +65,6 @@ class KTAEGRPOTrainer(GRPOTrainer):
         first = self.accelerator.process_index * rows
         own_BT = added_BT[first : first + rows, :positions].to(output["advantages"].device)
         output["advantages"] = output["advantages"][:, None] + own_BT
-        self._metrics[mode]["ktae/mixed_group_share"].append(float(batch.mixed_Q.mean()))
+        prefix = "ktae" if self.estimator.name == "ktae" else "credit"
+        self._metrics[mode][f"{prefix}/mixed_group_share"].append(float(batch.mixed_Q.mean()))
         return output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-EXIT_OK = 0
 EXIT_FAILED = 1
 """A Python error, or a comparison or check that found a difference."""
 EXIT_BAD_INPUT = 2

@@ -26,7 +26,7 @@ def loss_problems(args: SimpleNamespace) -> Iterator[str]:
     if args.faults.min_mixed_share is not None and not counted:
         yield (
             f"--faults.min_mixed_share {args.faults.min_mixed_share:g}: mixed groups are counted by token-level "
-            "credit and by dynamic sampling; give --advantage_estimator ktae (--algo.ktae.shadow true only counts), "
+            "credit and by dynamic sampling; give --advantage_estimator ktae (--algo.credit.shadow true only counts), "
             "or --algo.dynamic_filtering_enable"
         )
     if args.faults.min_entropy is not None and args.actor.entropy_coef is None:

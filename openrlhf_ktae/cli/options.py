@@ -41,7 +41,6 @@ from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
 
 PLACES = ("path", "dir", "dataset", "url", "resume", "replay", "file")  # suffixes of options that may be paths
-VERIFIER_AGENT = "verifier"
 ALL_LINEAR = "all-linear"
 PARAM_DTYPES = ("bf16", "fp16", "fp32")
 
@@ -51,7 +50,7 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
 
     `algo.credit.config` (of the estimator), `algo.ktae.config`, `algo.dynamic_filtering_config`, `faults.config` and
     `verifier.config` are frozen dataclasses. `algo.credit.name` is empty where there is no token-level credit;
-    `algo.credit.needs` says what its estimator needs of the policy (for `custom`, whose file nobody has read yet, "").
+    `algo.credit.needs` says what its estimator needs of the policy (empty for `custom`, whose file is read later).
 
     Raises:
         BadOption: this package or the host refuses an option.
@@ -148,7 +147,7 @@ def _declare_run(run: Any) -> None:
 
 
 def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
-    """Change a host option as it is declared: the ktae estimator, the fp32 dtype, switches that can be turned off."""
+    """Change a host option as it is declared: our estimators, the fp32 dtype, switches that can be turned off."""
     if "--algo.advantage.estimator" in names:
         settings["choices"] = [*settings["choices"], *CREDIT_NAMES]
     if "--ds.param_dtype" in names:

@@ -15,7 +15,7 @@ from openrlhf_ktae.checkpoint.random_state import random_state
 from openrlhf_ktae.processes.deaths import in_one_line, of_type
 from openrlhf_ktae.processes.ending import EndOrder, GivenUp, Interrupted, wait_for_the_driver
 from openrlhf_ktae.record.metrics import UnwrittenStop
-from openrlhf_ktae.trainer.checkpointing import CheckpointFailed, saves_weights, saving_every
+from openrlhf_ktae.trainer.checkpointing import saves_weights, saving_every
 
 
 def reason_of(stop: TrainingStopped) -> str:
@@ -134,7 +134,7 @@ class EndingTrainer:
         if self._last is None or self.saved_step == self._last[0]:
             return
         step, states, self._resumed_random = self._last
-        with suppress(CheckpointFailed):  # it is in the record, and the run ends anyway
+        with suppress(TrainingStopped):  # no checkpoint, or a stop that is in the record; the run ends anyway
             self._save_and_log(True, step, None, states)
 
     def _answer(self, step: int, also: str = "") -> None:

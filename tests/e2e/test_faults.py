@@ -21,6 +21,8 @@ from openrlhf_ktae.checkpoint.write import read_latest
 from openrlhf_ktae.record.metrics import read_record, stop_reason
 from openrlhf_ktae.selftest.killing import title
 
+pytestmark = SLOW
+
 OTHERS_SECONDS = 120  # a run beside this one may have a semaphore of an engine that died, and sweeps it at its own end
 
 
@@ -123,7 +125,6 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     assert "restart 1 of 1, from the last checkpoint" in output
 
 
-@SLOW
 def test_a_run_that_hangs_is_stopped_with_all_stacks(start, root, tmp_path):
     agent = str(root / "tests/e2e/faulty_agent.py")
     words = ["--train.agent_func_path", agent, "--run.eval_edges", "false", "--faults.max_failed_share", "0.5"]

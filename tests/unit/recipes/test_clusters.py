@@ -16,7 +16,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from marks import RARELY
+from marks import RARELY, SLOW
+
+pytestmark = SLOW
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = ROOT / "examples/scripts"

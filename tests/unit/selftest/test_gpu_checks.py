@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from marks import RARELY
+from marks import RARELY, SLOW
 
 from openrlhf_ktae.base import gpu_machine
 from openrlhf_ktae.base.gpu_machine import Gpu, GpuMachine
@@ -32,6 +32,8 @@ from openrlhf_ktae.selftest.gpu_checks import (
 )
 from openrlhf_ktae.selftest.trial import Trial, TrialFailed
 from openrlhf_ktae.selftest.watchers import FILE, GENERATING
+
+pytestmark = SLOW
 
 NAMES = [check.name for check in CHECKS]
 ON_A_CPU = ["machine", "six-steps", "core-deaths", "resume", "memory", "job-stop", "asynchronous"]

@@ -289,6 +289,16 @@ def test_an_order_after_the_last_step_saves_its_checkpoint_and_the_model(new_run
     assert run.waited == [run.end_order]
 
 
+def test_an_order_after_a_run_that_skipped_too_much_still_saves_its_checkpoint_and_the_model(new_run):
+    run = new_run({}, SKIP, words=("--faults.max_skipped_updates", "1"))
+    run.samples_generator.before_evaluation[2] = ends_the_generation(run)
+    run.fit()
+    assert stop_reason(run.args.run.dir).startswith("--faults.max_skipped_updates 1")
+    assert checkpoints(run) == ["global_step2"]
+    assert run.actor_model_group.models == 1
+    assert run.waited == [run.end_order]
+
+
 def test_a_dead_engine_is_an_order_only_where_there_was_one(new_run):
     from ray.exceptions import ActorDiedError
 

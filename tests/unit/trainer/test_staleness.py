@@ -9,11 +9,14 @@ from queue import Queue
 from types import SimpleNamespace
 
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.base.batches import steps_in_buffer
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.trainer.staleness import ages
+
+pytestmark = SLOW
 
 N, BATCH, PROMPTS = 2, 4, 72
 WORDS = (
