@@ -198,7 +198,7 @@ BAD = [
     (
         {"faults.min_mixed_share": "0.1", "advantage_estimator": "group_norm"},
         "--faults.min_mixed_share 0.1",
-        "--algo.ktae.shadow true",
+        "--algo.credit.shadow true",
     ),
     ({"faults.collapse_patience": "0"}, "--faults.collapse_patience 0", "at least 1"),
     ({"faults.collapse_action": "pray"}, "--faults.collapse_action", "choose from"),
