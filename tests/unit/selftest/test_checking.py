@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from marks import SLOW
 
 from openrlhf_ktae.processes.marks import marked
 from openrlhf_ktae.selftest.checking import (
@@ -30,7 +29,7 @@ from openrlhf_ktae.selftest.checking import (
     run_one,
 )
 
-pytestmark = SLOW
+pytestmark = pytest.mark.slow  # checks import this file where `marks` is not on the path
 
 NEVER = Need(lambda place: False, "needs what no machine has")
 PIDS = "pids"

@@ -11,7 +11,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from marks import SLOW
 from rollout_batches import batched, maker, rollouts
 
 DYNAMIC = "--train.dynamic_batch_enable --rollout.max_tokens_per_gpu 17"
@@ -414,7 +413,7 @@ print((status("VmHWM") - before) / size)
 """
 
 
-@SLOW
+@pytest.mark.slow
 def test_advantages_take_at_most_one_more_copy_of_the_batch(root):
     path = os.pathsep.join([str(root), os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
     words = [sys.executable, "-c", MEMORY]
