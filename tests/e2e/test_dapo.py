@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from marks import RARELY, SLOW
+from marks import RARELY
 from run_processes import ASYNCHRONOUS
-
-pytestmark = SLOW
 
 DAPO = "configs/dapo_ktae/quickstart.yaml"
 EXIT_STOPPED = 3
@@ -21,6 +19,7 @@ def dapo(train, tmp_path_factory):
     return train(tmp_path_factory.mktemp("dapo"), *words.split(), config=DAPO)
 
 
+@RARELY  # test_resume.py trains with dynamic sampling, too
 def test_it_learns_from_full_batches_of_mixed_groups(dapo):
     assert dapo.code == 0, dapo.output
     assert dapo.evaluations["after"]["eval_accuracy"] >= dapo.evaluations["before"]["eval_accuracy"] + 0.2
@@ -30,6 +29,7 @@ def test_it_learns_from_full_batches_of_mixed_groups(dapo):
     assert len(dapo.steps) < 40, "filtered prompts make fewer steps"
 
 
+@RARELY  # test_resume.py trains with dynamic sampling, too
 def test_the_schedule_ends_with_the_data(dapo):
     """The host planned 80 updates; fewer happened, and the rate still came down to nearly 0."""
     assert dapo.steps[-1]["actor_lr"] < 0.08 * max(step["actor_lr"] for step in dapo.steps)

@@ -11,11 +11,10 @@ import torch
 import yaml
 from marks import RARELY, SLOW
 from run_processes import ASYNCHRONOUS, killed_when, steps
+from trackers import WANDB_KEY, assert_trackers_have
 
 from openrlhf_ktae.checkpoint.folder import verify
 from openrlhf_ktae.record.recorded import find, read_groups
-
-WANDB_KEY = "5ec2e7" * 6 + "abcd"
 
 
 @pytest.fixture(scope="module")
@@ -184,58 +183,3 @@ def test_asynchronous_with_partial_rollouts_and_an_engine_that_dies(train, tmp_p
     assert run.evaluations["after"]["eval_accuracy"] > run.evaluations["before"]["eval_accuracy"]
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert_trackers_have(run, tmp_path)
-
-
-def assert_trackers_have(run, folder):
-    """TensorBoard and W&B (offline) got every figure of the record."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(next((run.directory / "tensorboard").iterdir()))).Reload()
-    offline = b"".join(path.read_bytes() for path in folder.glob("wandb/offline-run-*/*.wandb"))
-    figures = {f"train/{name}" for row in run.steps for name in row}
-    figures |= {f"eval/{name}" for row in run.evaluations.values() for name in row}
-    figures -= {
-        f"{kind}/{name}" for kind in ("train", "eval") for name in ("kind", "step", "time", "when", "key_tokens")
-    }
-    assert len(figures) > 40
-    assert figures <= set(events.Tags()["scalars"])
-    assert [name for name in sorted(figures) if name.encode() not in offline] == []
-
-
-@SLOW
-def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, root, tmp_path):
-    """Two benchmarks with the same prompts: one with the right answers, one with wrong ones."""
-    held_out = (root / "examples/quickstart/data/heldout.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in held_out[:16]]
-    pairs = [{**row, "datasource": "right"} for row in rows] + [
-        {**row, "label": "-1", "datasource": "no"} for row in rows
-    ]
-    (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    words = "--algo.kl.init_coef 0.01 --algo.kl.use_loss --algo.kl.estimator k3 --eval.steps 1 --algo.ktae.shadow"
-    words += f" --eval.dataset {tmp_path}/two.jsonl --eval.n_samples_per_prompt 2"
-    words += f" --data.max_samples 32 --actor.entropy_coef 0 --logger.wandb.key {WANDB_KEY}"
-    run = train(tmp_path / "run", *words.split(), WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
-    assert run.code == 0, run.output
-    for row in run.evaluations.values():
-        assert row["eval_no_accuracy"] == row["eval_no_pass2"] == 0
-        assert row["eval_right_accuracy"] > 0
-        assert row["eval_right_pass2"] >= row["eval_right_accuracy"]
-        assert row["eval_macro_accuracy"] == pytest.approx(row["eval_right_accuracy"] / 2)
-        assert row["eval_macro_accuracy_low"] <= row["eval_macro_accuracy"] <= row["eval_macro_accuracy_high"]
-    during = [row for row in run.rows if row["kind"] == "eval" and row["when"] == "during"]
-    assert [row["step"] for row in during] == [1, 2, 3, 4]
-    last, after = ({k: v for k, v in row.items() if "eval_" in k} for row in (during[-1], run.evaluations["after"]))
-    assert last == after, "the last step's evaluation is the last evaluation: it is not made twice"
-    best = max(during, key=lambda row: row["eval_macro_accuracy"])  # the first of equals
-    assert_trackers_have(run, tmp_path)
-    holders = [path for path in tmp_path.rglob("*") if path.is_file() and WANDB_KEY.encode() in path.read_bytes()]
-    assert not holders, "a key is used and never written"
-    assert WANDB_KEY not in run.output
-    (line,) = re.findall(r"held-out +after  accuracy .* macro .*", run.output)
-    assert re.search(r" right \d", line)  # benchmarks come in the order in which their first answers do
-    assert re.search(r" no 0\.0", line)
-    saved = [path.name for path in (tmp_path / "run" / "checkpoints").glob("best*")]
-    assert saved == [f"best_global_step{best['step']}"]
-    assert set(run.evaluations) == {"before", "during", "after"}
-    assert all("entropy_loss" in step and "kl" in step for step in run.steps)
-    assert all(step["ktae/mean_abs_k"] > 0 for step in run.steps)
