@@ -65,6 +65,5 @@ class KTAEGRPOTrainer(GRPOTrainer):
         first = self.accelerator.process_index * rows
         own_BT = added_BT[first : first + rows, :positions].to(output["advantages"].device)
         output["advantages"] = output["advantages"][:, None] + own_BT
-        prefix = "ktae" if self.estimator.name == "ktae" else "credit"
-        self._metrics[mode][f"{prefix}/mixed_group_share"].append(float(batch.mixed_Q.mean()))
+        self._metrics[mode][f"{self.estimator.metrics_prefix}/mixed_group_share"].append(float(batch.mixed_Q.mean()))
         return output

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 HOST_VERSION = "0.11.2"
+HOST_CLI = "openrlhf.cli.train_ppo_ray"
 
 
 class HostMismatch(RuntimeError):

@@ -26,3 +26,8 @@ def nearest(word: str, known: Sequence[str]) -> str:
     tail = [name for name in known if name.rsplit(".", 1)[-1].lstrip("-") == word.rsplit(".", 1)[-1].lstrip("-")]
     best = (tail or close)[:1]
     return f"; did you mean {best[0]}?" if best else "; --help lists all options"
+
+
+def joined(value: Any) -> str:
+    """Return the value of an option, a list as its words."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

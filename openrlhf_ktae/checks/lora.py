@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from openrlhf_ktae.base.model_config import config_of
+from openrlhf_ktae.base.text import joined
 
 DEFAULTS = {"alpha": 16, "target_modules": "all-linear", "dropout": 0}
 """The host's defaults."""
@@ -32,7 +32,8 @@ def lora_conflicts(args: SimpleNamespace) -> Iterator[str]:
         for name, default in DEFAULTS.items():
             value = getattr(lora, name)
             if value != default:
-                yield f"--ds.lora.{name} {_text(value)}: does nothing without --ds.lora.rank; give one, or leave it out"
+                given = f"--ds.lora.{name} {joined(value)}"
+                yield f"{given}: does nothing without --ds.lora.rank; give one, or leave it out"
         return
     without = f"leave it out, or --ds.lora.rank {lora.rank}"
     if args.ds.tensor_parallel_size > 1:
@@ -62,7 +63,7 @@ def _module_problems(args: SimpleNamespace) -> Iterator[str]:
     shapes = _weights(model) if args.ds.lora.rank else {}
     if isinstance(targets, str) or not shapes:
         return
-    option = f"--ds.lora.target_modules {_text(targets)}"
+    option = f"--ds.lora.target_modules {joined(targets)}"
     way_out = "give names of linear layers such as q_proj v_proj, or leave it out for all of them"
     config = config_of(model)
     if not targets:
@@ -93,7 +94,3 @@ def _weights(model: str) -> dict[str, list[int]]:
     except (SafetensorError, OSError):
         return {}  # `model_problems` reports it
     return found
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -15,6 +15,7 @@ from openrlhf_ktae.backend import BACKENDS, BackendUnavailable, resolve
 from openrlhf_ktae.base.cut_off import CutOff
 from openrlhf_ktae.base.errors import BadInput, BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_STOPPED
+from openrlhf_ktae.base.text import joined
 from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
 from openrlhf_ktae.evaluation.results import refuse_no_folder
@@ -160,11 +161,7 @@ def _refuse_idle(options: argparse.Namespace, words: Container[str]) -> None:
     for name, value in vars(options).items():
         used = kind is None or name.split(".")[0] in (kind, *READ_BY[kind])
         if f"--{name}" in words and not used:
-            raise BadOption(f"--{name} {_shown(value)}: has no effect with --{kind}; leave it out")
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            raise BadOption(f"--{name} {joined(value)}: has no effect with --{kind}; leave it out")
 
 
 def _refuse_prompts(options: argparse.Namespace, others: list[str]) -> None:

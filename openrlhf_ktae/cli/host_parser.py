@@ -19,9 +19,9 @@ from types import CodeType, SimpleNamespace
 from typing import Any, NoReturn
 
 from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.host import HOST_CLI
 from openrlhf_ktae.base.text import nearest
 
-HOST_CLI = "openrlhf.cli.train_ppo_ray"
 HIERARCHIZE = "openrlhf.utils.config"
 
 

@@ -37,6 +37,11 @@ class Estimator:
     across_groups: bool = False
     """Whether the credit of a group depends on the others of the batch."""
 
+    @property
+    def metrics_prefix(self) -> str:
+        """What names of its metrics begin with, before `/`: KTAE's were there before the others."""
+        return "ktae" if self.name == "ktae" else "credit"
+
     def __call__(self, batch: CreditBatch, options: Any = None) -> TokenCredit:
         """Return the credit of a batch.
 

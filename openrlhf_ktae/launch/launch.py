@@ -17,7 +17,7 @@ from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.backend.cluster import CLUSTER_VARIABLE, cluster_of_its_own, environment, has_dashboard, start_ray
 from openrlhf_ktae.base.errors import ProcessDied
-from openrlhf_ktae.base.host import undecorated
+from openrlhf_ktae.base.host import HOST_CLI, undecorated
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.launch.nodes import POLL_SECONDS, NodeWatch, check_nodes, devices, with_absolute_places
 from openrlhf_ktae.processes import stacks
@@ -27,7 +27,6 @@ from openrlhf_ktae.processes.setup import in_every_process
 from openrlhf_ktae.record.metrics import UnwrittenStop
 from openrlhf_ktae.trainer.ray.classes import Places, host_classes
 
-HOST_CLI = "openrlhf.cli.train_ppo_ray"
 ENGINE_MODULE = "openrlhf.trainer.ray.vllm_engine"
 TRACEBACK_FILE = "error.txt"
 SHOWN = 400  # characters of a reason

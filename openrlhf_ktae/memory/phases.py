@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from openrlhf_ktae.memory.devices import GIB
 from openrlhf_ktae.memory.model_shape import ModelShape
 
-GIB = 2**30
 CUDA_CONTEXT = 0.7 * GIB
 """CUDA context, loaded kernels and workspaces of one process on a GPU: an allowance, not measured here."""
 NCCL_COMMUNICATOR = 32 * 2 * 4 * 2**20

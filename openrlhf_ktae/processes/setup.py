@@ -13,7 +13,7 @@ import signal
 import threading
 from multiprocessing import resource_tracker
 
-from openrlhf_ktae.processes import marks as processes
+from openrlhf_ktae.processes import marks
 from openrlhf_ktae.processes.remote_code import close_if_refused
 from openrlhf_ktae.processes.stacks import register
 
@@ -40,7 +40,7 @@ def leave_interrupts_to_the_driver() -> None:
     Python's resource tracker starts with the first multiprocessing spawn and unblocks SIGINT in the spawning thread,
     so it is started before blocking.
     """
-    if processes.VARIABLE not in os.environ:
+    if marks.VARIABLE not in os.environ:
         return
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -54,7 +54,7 @@ def end_with_the_parent() -> None:
     vLLM's core would outlive a killed actor and keep its memory (on a GPU, memory that the next engine needs).
     """
     parent = multiprocessing.parent_process()
-    if parent is None or processes.VARIABLE not in os.environ:
+    if parent is None or marks.VARIABLE not in os.environ:
         return
 
     def wait() -> None:

@@ -21,18 +21,11 @@ MEAN, MAXIMUM, TOO_OLD = "staleness/mean", "staleness/max", "staleness/dropped_r
 
 def slots(args: SimpleNamespace) -> int:
     """Return how many batches may be on their way: `--train.async_queue_size`, or fewer for `--train.max_staleness`."""
-    size, limit = args.train.async_queue_size, args.train.max_staleness
-    return (
-        size
-        if limit is None
-        else min(
-            size,
-            limit
-            - steps_in_buffer(
-                args.rollout.batch_size, args.rollout.vllm_generate_batch_size, args.algo.dynamic_filtering_enable
-            ),
-        )
-    )
+    size, limit, rollout = args.train.async_queue_size, args.train.max_staleness, args.rollout
+    if limit is None:
+        return size
+    filtering = args.algo.dynamic_filtering_enable
+    return min(size, limit - steps_in_buffer(rollout.batch_size, rollout.vllm_generate_batch_size, filtering))
 
 
 def ages(rollouts: Iterable[Any], step: int) -> dict[str, float]:

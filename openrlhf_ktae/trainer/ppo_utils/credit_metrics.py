@@ -6,14 +6,14 @@ from openrlhf_ktae.credit import CreditBatch, TokenCredit
 from openrlhf_ktae.ktae import CreditSums
 
 
-def credit_metrics(batch: CreditBatch, credit: TokenCredit, sums: CreditSums, estimator: str) -> dict[str, float]:
+def credit_metrics(batch: CreditBatch, credit: TokenCredit, sums: CreditSums, prefix: str) -> dict[str, float]:
     """Return scalars of one batch; means over empty sets are left out.
 
     Args:
         batch: what credit was computed from.
         credit: the estimator's result; means of its figures over action tokens are logged.
         sums: sums over action tokens of the credit, and of the advantages before it was added.
-        estimator: its name.
+        prefix: what the names begin with.
 
     Names begin with `ktae/` for KTAE, whose credit is K, and with `credit/` for others (`added` in the place of `k`).
     `mixed_group_share`: groups with a correct and a wrong rollout; elsewhere K is 0.
@@ -21,7 +21,7 @@ def credit_metrics(batch: CreditBatch, credit: TokenCredit, sums: CreditSums, es
     `sign_flips`: share of action tokens whose advantage changes sign when K is added.
     `mean_k_correct`, `mean_k_wrong`: mean K over the action tokens of correct and of wrong rollouts.
     """
-    prefix, k = ("ktae", "k") if estimator == "ktae" else ("credit", "added")
+    k = "k" if prefix == "ktae" else "added"
     metrics = {
         f"{prefix}/mixed_group_share": float(batch.mixed_Q.sum()) / max(len(batch.mixed_Q), 1),
         f"{prefix}/unknown_rollouts": float((~batch.known_B).sum()),

@@ -101,15 +101,13 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         credit = self.estimator(batch, self.options.config)
         added_N = credit.added_N if self.options.weight == 1 else credit.added_N * self.options.weight
         sums = credit_sums(batch.token_ids_N, batch.mask_N, added_N, batch.base_N, batch.edges_B)
-        self.metrics = credit_metrics(batch, credit, sums, self.estimator.name)
+        self.metrics = credit_metrics(batch, credit, sums, self.estimator.metrics_prefix)
         del batch, credit
         if not self.silent:
             add_in_place(experiences, added_N)
         self._keep(experiences, scores_B, rewards_B, added_N, figures)
         self.key_tokens = self._named(sums)
-        self.metrics["ktae/seconds" if self.estimator.name == "ktae" else "credit/seconds"] = (
-            time.perf_counter() - started
-        )
+        self.metrics[f"{self.estimator.metrics_prefix}/seconds"] = time.perf_counter() - started
         return experiences
 
     @property

@@ -17,13 +17,12 @@ from openrlhf_ktae.processes.setup import leave_interrupts_to_the_driver
 from openrlhf_ktae.trainer.ppo_utils.messages import Answers
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
 from openrlhf_ktae.trainer.ray.gpu_memory import Memory, engine_memory
-from openrlhf_ktae.trainer.ray.retrying_rollouts import contained
+from openrlhf_ktae.trainer.ray.retrying_rollouts import DEATH_POLL_SECONDS, contained
 from openrlhf_ktae.verifier.http_reward import HttpAgentExecutor
 
 _HostRolloutActor: Any = undecorated(host.RolloutRayActor)
 ARRIVAL_SECONDS = 2.0  # after this long without a new request, missing ones have failed; the others run
 POLL_SECONDS = 0.001
-DEATH_POLL_SECONDS = 1.0
 ANSWERED_BY_THE_CORE = "collective_rpc pause_generation resume_generation reset_prefix_cache sleep wake_up".split()
 
 

@@ -18,13 +18,6 @@ LARGE = 24  # prompts; a few of them make a batch that is measured
 
 
 @pytest.fixture(scope="module")
-def module(host):
-    from openrlhf_ktae.trainer.ppo_utils import experience_maker
-
-    return experience_maker
-
-
-@pytest.fixture(scope="module")
 def ray(root):
     import ray
 

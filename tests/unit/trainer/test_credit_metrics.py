@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from openrlhf_ktae.credit import CreditBatch, TokenCredit
+from openrlhf_ktae.credit import CreditBatch, TokenCredit, estimators
 from openrlhf_ktae.ktae import credit_sums
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 
@@ -19,7 +19,9 @@ def of(scores=(1.0, 1.0, 0.0, torch.nan), mask=MASK, estimator="ktae", figures=N
     """Three groups, of which one has a right and a wrong rollout."""
     ids = torch.zeros(4, 3, dtype=torch.int64)
     batch = CreditBatch.from_tables(ids, mask, scores, [0, 1, 1, 2], A)
-    return credit_metrics(batch, TokenCredit(K.flatten(), figures or {}), sums(mask), estimator)
+    return credit_metrics(
+        batch, TokenCredit(K.flatten(), figures or {}), sums(mask), estimators()[estimator].metrics_prefix
+    )
 
 
 def sums(mask=MASK):

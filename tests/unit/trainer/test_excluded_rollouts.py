@@ -11,13 +11,6 @@ from rollout_batches import arguments, batched, by_rollout, maker, rollouts
 SMALL, OUT = 4, (2, 5)  # rollouts kept of each prompt; which numbers of a group of six say nothing
 
 
-@pytest.fixture(scope="module")
-def module(host):
-    from openrlhf_ktae.trainer.ppo_utils import experience_maker
-
-    return experience_maker
-
-
 def advantages(module, samples, per_prompt, *words):
     made = maker(module, *words, "--n_samples_per_prompt", str(per_prompt))
     experiences = made.compute_advantages_and_returns(batched(samples, 6))

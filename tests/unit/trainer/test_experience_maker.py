@@ -7,13 +7,6 @@ import torch
 from rollout_batches import N, Tokenizer, batched, by_rollout, maker, rollouts
 
 
-@pytest.fixture(scope="module")
-def module(host):
-    from openrlhf_ktae.trainer.ppo_utils import experience_maker
-
-    return experience_maker
-
-
 def host_advantages(module, samples, size):
     plain = maker(module)
     return by_rollout(super(module.KTAEExperienceMaker, plain).compute_advantages_and_returns(batched(samples, size)))

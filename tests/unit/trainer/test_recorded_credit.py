@@ -19,20 +19,6 @@ from openrlhf_ktae.report.credit_parts import parts
 NAMES = [name for name, one in estimators().items() if "values" not in one.needs]
 
 
-@pytest.fixture(scope="module")
-def module(host):
-    from openrlhf_ktae.trainer.ppo_utils import experience_maker
-
-    return experience_maker
-
-
-@pytest.fixture(scope="module")
-def tokenizer(root):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(root / "examples/quickstart/model")
-
-
 def recorded(module, tokenizer, folder, name, *words):
     """Run the arithmetic of one step with made-up entropies and probabilities, and record it."""
     from openrlhf_ktae.trainer.ppo_utils.token_figures import PLACE

@@ -22,13 +22,6 @@ STEPS, PROMPTS = 2, 3
 
 
 @pytest.fixture(scope="module")
-def module(host):
-    from openrlhf_ktae.trainer.ppo_utils import experience_maker
-
-    return experience_maker
-
-
-@pytest.fixture(scope="module")
 def model(root):
     return root / "examples/quickstart/model"
 

@@ -16,13 +16,6 @@ def lengths(host):
     return response_lengths
 
 
-@pytest.fixture(scope="module")
-def module(host):
-    from openrlhf_ktae.trainer.ppo_utils import experience_maker
-
-    return experience_maker
-
-
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [(0, 0.0), (80, 0.0), (85, -0.25), (90, -0.5), (99, -0.95), (100, -1.0), (130, -1.0)],

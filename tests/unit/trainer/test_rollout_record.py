@@ -18,20 +18,6 @@ from openrlhf_ktae.record.rollouts import METADATA_KEY, RolloutRecorder, TokenTe
 from openrlhf_ktae.report.rescoring import SHUFFLED, Arm, key_token_values, recorded_config, tensors
 
 
-@pytest.fixture(scope="module")
-def module(host):
-    from openrlhf_ktae.trainer.ppo_utils import experience_maker
-
-    return experience_maker
-
-
-@pytest.fixture(scope="module")
-def tokenizer(root):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(root / "examples/quickstart/model")
-
-
 def recorded(module, tokenizer, directory, *words, step=10, size=4, **limits):
     """Run the arithmetic of one step and record it."""
     one = maker(module, *words)

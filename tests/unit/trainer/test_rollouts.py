@@ -15,13 +15,6 @@ class EngineDeadError(RuntimeError):
     """By name, vLLM's."""
 
 
-@pytest.fixture(scope="module")
-def tokenizer(root):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(root / "examples/quickstart/model")
-
-
 @pytest.fixture
 def engine(host, monkeypatch):
     """An engine that raises the errors it is given, then answers."""
