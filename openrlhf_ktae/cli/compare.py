@@ -57,10 +57,15 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
     parser.add_argument(
         "--threshold", type=float, default=0.7, help="training reward that counts as learned (default: 0.7)"
     )
+    parser.add_argument(
+        "--stacks", type=int, default=1, metavar="N", help="runs at a time, which share the cores (default: 1)"
+    )
     parser.add_argument("--report_only", action="store_true", help="train nothing; compare the finished runs")
     options = parser.parse_args(words[:split])
     if options.seeds < 1:
         raise BadOption(f"--seeds {options.seeds}: give at least 1; intervals need 2, small p-values 6 or more")
+    if options.stacks < 1:
+        raise BadOption(f"--stacks {options.stacks}: give at least 1")
     names = [path.stem for path in options.arms]
     baseline = options.baseline or (BASELINE if BASELINE in names else names[0])
     if baseline not in names:
@@ -69,9 +74,13 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
     refuse_no_folder("--output", options.output)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     runs = plan(options.arms, seeds, options.output, words[split + 1 :])
-    failed = [] if options.report_only else execute_all(runs, lambda text: print(text, flush=True))
+    failed = [] if options.report_only else execute_all(runs, _say, options.stacks)
     write(runs, options.output, baseline, options.threshold, pairs)
     return failed
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _pair(text: str, names: Sequence[str]) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 
@@ -166,7 +165,6 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         end.order.clear()
-        shutil.rmtree(os.environ.pop(stacks.VARIABLE, ""), ignore_errors=True)
     return end.reason or None
 
 

@@ -1,4 +1,4 @@
-"""Run arms x seeds one after the other, each through the training command in its own process; resumable.
+"""Run arms x seeds through the training command, in started stacks that runs use one after the other; resumable.
 
 OUT/ARM/seed-S is the run directory. In it, `arm.json` has the run's settings, and `done.json` marks success.
 """
@@ -6,22 +6,28 @@ OUT/ARM/seed-S is the run directory. In it, `arm.json` has the run's settings, a
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.base.config_file import load_config
+from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED
 from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.base.secrets import environment_secrets, masked_tree, masked_words
 from openrlhf_ktae.checkpoint.files import write_text
+from openrlhf_ktae.processes.marks import end_with_parent
 
 STARTED, DONE, LOG = "arm.json", "done.json", "train.log"
-TRAIN = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray"]
+TRAIN = [sys.executable, "-m", "openrlhf_ktae.cli.train_many"]
+THREADS = "OMP_NUM_THREADS"
 LAST_LINES = 3
 
 
@@ -50,10 +56,10 @@ class ArmRun:
         """Whether it finished successfully."""
         return (self.directory / DONE).is_file()
 
-    def command(self) -> list[str]:
-        """The training command of this run."""
+    def options(self) -> list[str]:
+        """The options of this run for the training command."""
         own = ["--config", str(self.config), "--run.dir", str(self.directory), "--train.seed", str(self.seed)]
-        return [*TRAIN, *own, *self.words]
+        return [*own, *self.words]
 
 
 def _without_keys(settings: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +106,46 @@ def _started_with(path: Path) -> Any:
         raise OtherArms(f"{path}: cannot be read; delete {path.parent} to run it again") from None
 
 
-def execute(run: ArmRun) -> int:
+class TrainingProcess:
+    """A process that trains one run after the other in one stack; a run that fails ends it, the next starts another.
+
+    Args:
+        threads: OMP_NUM_THREADS of its processes, unless the user has set it; None leaves it to the backend.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._threads = {} if threads is None else {THREADS: str(threads)}
+
+    def train(self, options: Sequence[str], log: Path) -> int:
+        """Run the training command; return its exit code."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                TRAIN,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log.open("wb"),  # of its start; later output goes to the log of each run
+                text=True,
+                env={**self._threads, **os.environ},
+                preexec_fn=end_with_parent,
+            )
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps({"words": [*options], "log": str(log)}) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        code = int(answer) if answer else self._process.wait()
+        if code not in (0, EXIT_STOPPED):
+            self.end()
+        return code
+
+    def end(self) -> None:
+        """End the process and its stack."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.communicate()  # closes its input
+
+
+def execute(run: ArmRun, process: TrainingProcess) -> int:
     """Train from the start, after deleting an interrupted attempt's files; return the exit code.
 
     `arm.json` is written first, atomically, and kept: after a kill at any point it identifies the folder.
@@ -111,36 +156,58 @@ def execute(run: ArmRun) -> int:
         if path.name != STARTED:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     started = time.time()
-    with (run.directory / LOG).open("w", encoding="utf-8") as log:
-        code = subprocess.run(run.command(), stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    code = process.train(run.options(), run.directory / LOG)
     if code == 0:
         seconds = round(time.time() - started, 1)
         write_text(run.directory / DONE, json.dumps({"seconds": seconds}) + "\n")
     return code
 
 
-def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None]) -> list[ArmRun]:
-    """Run everything that is not done; return the failed runs.
+def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int = 1) -> list[ArmRun]:
+    """Run everything that is not done, `stacks` runs at a time; return the failed runs.
 
     Raises:
         OtherArms: a run refuses its options; every other run of the arm would, too.
     """
-    failed = []
-    for number, run in enumerate(runs, start=1):
-        name = f"[{number}/{len(runs)}] {run.arm} seed {run.seed}"
+    names = {run: f"[{number}/{len(runs)}] {run.arm} seed {run.seed}" for number, run in enumerate(runs, start=1)}
+    waiting = deque(run for run in runs if not run.done)
+    for run in runs:
         if run.done:
-            say(f"{name}: already done")
-            continue
-        started = time.time()
-        code = execute(run)
-        if code == 2:
-            raise OtherArms(f"{run.config}: {_last_lines(run)}")
-        if code < 0 or code == 130:
-            raise KeyboardInterrupt
-        if code:
-            failed.append(run)
-        ended = f"FAILED with exit code {code}, see {run.directory / LOG}" if code else "done"
-        say(f"{name}: {ended} in {time.time() - started:.0f} s")
+            say(f"{names[run]}: already done")
+    left, begun_at, failed = len(waiting), time.time(), []
+    stacks = min(stacks, left)
+    threads = max(1, len(os.sched_getaffinity(0)) // stacks) if stacks > 1 else None
+
+    def work() -> None:
+        nonlocal left
+        process = TrainingProcess(threads)
+        try:
+            while waiting:
+                run = waiting.popleft()
+                started = time.time()
+                code = execute(run, process)
+                if code == EXIT_BAD_INPUT:
+                    raise OtherArms(f"{run.config}: {_last_lines(run)}")
+                if code < 0 or code == EXIT_INTERRUPTED:
+                    raise KeyboardInterrupt
+                if code:
+                    failed.append(run)
+                left -= 1
+                ended = f"FAILED with exit code {code}, see {run.directory / LOG}" if code else "done"
+                spent = time.time() - begun_at
+                rest = f"; {spent * left / (total - left) / 60:.0f} min left" if left else ""
+                say(f"{names[run]}: {ended} in {time.time() - started:.0f} s{rest}")
+        finally:
+            process.end()
+
+    total = left
+    with ThreadPoolExecutor(max(stacks, 1)) as pool:
+        working = [pool.submit(work) for _ in range(stacks)]
+        try:
+            for one in working:
+                one.result()
+        finally:
+            waiting.clear()
     return failed
 
 

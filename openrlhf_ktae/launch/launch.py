@@ -19,15 +19,16 @@ from openrlhf_ktae.backend.cluster import CLUSTER_VARIABLE, cluster_of_its_own, 
 from openrlhf_ktae.base.errors import ProcessDied
 from openrlhf_ktae.base.host import HOST_CLI, undecorated
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
+from openrlhf_ktae.launch.stack import Stack
 from openrlhf_ktae.launch.nodes import POLL_SECONDS, NodeWatch, check_nodes, devices, with_absolute_places
 from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.processes.deaths import causes, died, failed_to_start, innermost
-from openrlhf_ktae.processes.marks import mark, swept
+from openrlhf_ktae.processes.marks import mark
 from openrlhf_ktae.processes.setup import in_every_process
 from openrlhf_ktae.record.metrics import UnwrittenStop
 from openrlhf_ktae.trainer.ray.classes import Places, host_classes
 
-ENGINE_MODULE = "openrlhf.trainer.ray.vllm_engine"
+ENGINE = ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor")
 TRACEBACK_FILE = "error.txt"
 SHOWN = 400  # characters of a reason
 ENGINE_LOG = "root cause"  # vLLM's core reports startup errors only in its log
@@ -54,6 +55,7 @@ def train(
     backend: Backend,
     say: Callable[[str], None],
     classes: Callable[[str], Places] = host_classes,
+    stack: Stack | None = None,
 ) -> None:
     """Train from start to end; returns when the model is saved.
 
@@ -62,6 +64,7 @@ def train(
         backend: the backend for this machine.
         say: called with a line for each stage of the startup.
         classes: maps a backend's name to the replacements of the host's classes.
+        stack: processes of an earlier run, to use if they fit; a kept one is left for the next run.
 
     Raises:
         ClusterTooSmall: the joined cluster has too few devices.
@@ -75,23 +78,26 @@ def train(
     """
     args = with_absolute_places(args)
     mark()
-    os.environ[stacks.VARIABLE] = stacks.new_folder()
+    os.environ[stacks.VARIABLE] = stacks.folder()
+    stack = stack or Stack()
     variables = environment(args, backend)
     os.environ.update(variables)
     in_every_process()
-    if CLUSTER_VARIABLE not in os.environ:
+    started = stack.serves(args, backend.name, variables)
+    if CLUSTER_VARIABLE not in os.environ and not started:
         os.environ.update(cluster_of_its_own(args.run.verbose, has_dashboard(backend, args)))
     import ray  # reads the environment as it is imported
 
     backend.prepare_driver()
     # Not while another thread imports: Ray runs Python code in forked children before exec. A child forked while an
     # import lock is held deadlocks, and this process with it.
-    start_ray(args, backend, variables)
+    if not started:
+        start_ray(args, backend, variables)
     node = ray._private.worker.global_worker.node
     logs = Path(node.get_logs_dir_path() if node else "")
     say(f"Ray is up with {devices_needed(args)} {'virtual ' if backend.name == 'cpu' else ''}devices")
     try:
-        _train(args, backend, classes(backend.name), say)
+        _train(args, backend, classes(backend.name), say, stack)
     except ray.exceptions.RayError as error:
         for cause in causes(error):
             if type(cause) in (UnwrittenStop, SavedInPart):
@@ -125,25 +131,26 @@ def without_colours(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callable[[str], None]) -> None:
-    import ray
-
-    watch = None
+def _train(
+    args: SimpleNamespace, backend: Backend, classes: Places, say: Callable[[str], None], stack: Stack
+) -> None:
+    watch, complete = None, False
     try:
         host_cli = importlib.import_module(HOST_CLI)
         check_cluster(args, say)
         check_nodes(args, backend.name)
-        install_classes(args, classes)
+        stack.use(actor_classes(args, classes))
         say("loading the model into trainer and engines")
         with NodeWatch(devices_needed(args)) as watch, quiet(args):
             host_cli.train(args)
+        complete = True
     except KeyboardInterrupt:
         if watch is None or not watch.lost:
             raise
         raise ProcessDied(watch.lost) from None
     finally:
-        with swept(mark()):
-            ray.shutdown()
+        if not (complete and stack.keep):
+            stack.end()
 
 
 class FullDiskLog(io.TextIOWrapper):
@@ -197,34 +204,28 @@ def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: f
         )
 
 
-def install_classes(args: SimpleNamespace, classes: Places) -> None:
-    """Replace the classes that the host's `train` looks up as globals, only in this process."""
+def actor_classes(args: SimpleNamespace, classes: Places) -> Places:
+    """Return the classes that replace those the host's `train` looks up as globals: `classes`, guarded, and trainers."""
     import ray
+    from openrlhf.trainer.ray import launcher
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from openrlhf_ktae.trainer.ray.restarting_models import HOST_CLASSES, restartable
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
-    for (module, attribute), actor_class in classes.items():
-        setattr(importlib.import_module(module), attribute, actor_class)
-    engines: Any = importlib.import_module(ENGINE_MODULE)
-    guarded = type("GuardedEngine", (RetryingRollouts, undecorated(engines.RolloutRayActor)), {})
-    engines.RolloutRayActor = ray.remote(max_restarts=args.faults.config.engine_restarts)(guarded)
-    host_cli: Any = importlib.import_module(HOST_CLI)
+    engine = type("GuardedEngine", (RetryingRollouts, undecorated(classes[ENGINE])), {})
+    places = {**classes, ENGINE: ray.remote(max_restarts=args.faults.config.engine_restarts)(engine)}
     for name in HOST_CLASSES:
-        plain = undecorated(getattr(host_cli, name))
-        setattr(host_cli, name, restartable(plain, args.faults.config.model_restarts))
+        plain = undecorated(getattr(launcher, name))
+        places[HOST_CLI, name] = restartable(plain, args.faults.config.model_restarts)
     # The trainer writes the run record. On this node, the driver can read it and print a line per step.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     if args.train.async_enable:
-        from openrlhf.trainer import ppo_trainer_async
-
         from openrlhf_ktae.trainer.ppo_trainer_async import KTAEPPOTrainerAsync
 
-        ppo_trainer_async.PPOTrainerAsync = ray.remote(KTAEPPOTrainerAsync).options(scheduling_strategy=here)
-    else:
-        from openrlhf.trainer import ppo_trainer
+        trainer = ray.remote(KTAEPPOTrainerAsync).options(scheduling_strategy=here)
+        return {**places, ("openrlhf.trainer.ppo_trainer_async", "PPOTrainerAsync"): trainer}
+    from openrlhf_ktae.trainer.ppo_trainer import KTAEPPOTrainer
 
-        from openrlhf_ktae.trainer.ppo_trainer import KTAEPPOTrainer
-
-        ppo_trainer.PPOTrainer = ray.remote(KTAEPPOTrainer).options(scheduling_strategy=here)
+    trainer = ray.remote(KTAEPPOTrainer).options(scheduling_strategy=here)
+    return {**places, ("openrlhf.trainer.ppo_trainer", "PPOTrainer"): trainer}

@@ -5,8 +5,10 @@ This works even if Python code cannot run: in a thread that waits in C, holding 
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -24,12 +26,17 @@ VARIABLE = "OPENRLHF_KTAE_STACKS"
 FILE = "stacks.txt"
 SIGNAL = signal.SIGUSR1
 WRITE_SECONDS = 5.0
+_folder: str | None = None
 _files: list[Any] = []  # open as long as the process lives
 
 
-def new_folder() -> str:
-    """Create a folder for the stacks of one run."""
-    return tempfile.mkdtemp(prefix="openrlhf_ktae-stacks-")
+def folder() -> str:
+    """Return the folder for stacks of this process's runs, created on first use; it is deleted when the process exits."""
+    global _folder
+    if _folder is None:
+        _folder = tempfile.mkdtemp(prefix="openrlhf_ktae-stacks-")
+        atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+    return _folder
 
 
 def register() -> None:

@@ -130,3 +130,14 @@ class CpuPolicyModelActor(KTAEPolicyModelActor):
     """The policy actor with the update loop above."""
 
     update_loop = CpuActorPPOTrainer
+
+    def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Load as the host does; send the weights to engines that have those of an earlier run."""
+        super().init_model_from_pretrained(*args, **kwargs)
+        engines = self.vllm_engines or []
+        wanted = [False]
+        if engines and torch.distributed.get_rank() == 0:
+            wanted = [any(ray.get([engine.wants_weights.remote() for engine in engines]))]
+        torch.distributed.broadcast_object_list(wanted)
+        if wanted[0]:
+            self.broadcast_to_vllm()

@@ -15,6 +15,7 @@ from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
 class CpuRolloutActor(KTAERolloutActor):
     """A vLLM engine on the CPU: its dtype, cache size and worker extension replace the host's fixed ones."""
 
+    _wants_weights = False
     worker_extension = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__qualname__}"
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
@@ -33,3 +34,14 @@ class CpuRolloutActor(KTAERolloutActor):
     async def weight_checksum(self) -> float:
         """Return the checksum of the engine's current weights."""
         return (await self.llm.collective_rpc("weight_checksum"))[0]
+
+    async def begin_again(self, seed: int) -> None:
+        """Begin another run of the same shape: until the ranks send its weights, those of the last run are outdated."""
+        self._wants_weights = True
+        await self.llm.reset_prefix_cache()
+        await self.llm.collective_rpc("reseed", args=(seed,))
+
+    async def wants_weights(self) -> bool:
+        """Whether the engine has the weights of another run."""
+        wanted, self._wants_weights = self._wants_weights, False
+        return wanted

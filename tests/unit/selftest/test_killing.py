@@ -228,7 +228,7 @@ def test_what_an_earlier_death_left_of_a_checkpoint_is_no_write(small):
 def test_a_run_that_does_nothing_after_a_death_leaves_its_stacks(small, monkeypatch):
     """The rank of this one is a process that nothing depends on, so it never ends with exit code 4."""
     pytest.importorskip("setproctitle")
-    monkeypatch.setenv(stacks.VARIABLE, stacks.new_folder())
+    monkeypatch.setenv(stacks.VARIABLE, stacks.folder())
     monkeypatch.setattr(mortal_run, "RECOVERY_SECONDS", 10.0)
     run = small("ray::PolicyModelActor")
     with pytest.raises(TrialFailed, match="exit code None instead of 4 after a rank's death"):

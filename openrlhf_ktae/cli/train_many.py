@@ -1,0 +1,47 @@
+"""`python -m openrlhf_ktae.cli.train_many`: training commands one after the other, where possible in one started stack.
+
+Reads lines of JSON, `{"words": [...], "log": PATH}`, from standard input; answers each with the exit code of the run,
+whose output goes to the log. Ends at the end of the input, or with the first run that fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import partial
+
+from openrlhf_ktae.base.exit_codes import EXIT_STOPPED
+from openrlhf_ktae.cli import train_ppo_ray
+from openrlhf_ktae.backend.cluster import locked
+from openrlhf_ktae.launch.stack import Stack
+from openrlhf_ktae.processes.marks import mark
+
+
+def main() -> int:
+    """Run the commands; return the exit code of the last one."""
+    answers = os.fdopen(os.dup(1), "w")
+    mark()
+    os.environ.update(locked())
+    stack, before, code = Stack(keep=True), dict(os.environ), 0
+    train_ppo_ray.train = partial(train_ppo_ray.train, stack=stack)
+    try:
+        for line in iter(sys.stdin.readline, ""):
+            order = json.loads(line)
+            with open(order["log"], "ab", buffering=0) as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            code = train_ppo_ray.main(order["words"])
+            sys.stdout.flush()
+            os.environ.clear()  # a run's settings would become the user's for the next one
+            os.environ.update(before)
+            print(code, file=answers, flush=True)
+            if code not in (0, EXIT_STOPPED):
+                break
+    finally:
+        stack.end()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
