@@ -131,9 +131,7 @@ def without_colours(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-def _train(
-    args: SimpleNamespace, backend: Backend, classes: Places, say: Callable[[str], None], stack: Stack
-) -> None:
+def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callable[[str], None], stack: Stack) -> None:
     watch, complete = None, False
     try:
         host_cli = importlib.import_module(HOST_CLI)
