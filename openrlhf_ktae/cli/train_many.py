@@ -11,9 +11,9 @@ import os
 import sys
 from functools import partial
 
+from openrlhf_ktae.backend.cluster import locked
 from openrlhf_ktae.base.exit_codes import EXIT_STOPPED
 from openrlhf_ktae.cli import train_ppo_ray
-from openrlhf_ktae.backend.cluster import locked
 from openrlhf_ktae.launch.stack import Stack
 from openrlhf_ktae.processes.marks import mark
 

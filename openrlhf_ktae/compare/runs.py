@@ -119,6 +119,8 @@ class TrainingProcess:
 
     def train(self, options: Sequence[str], log: Path) -> int:
         """Run the training command; return its exit code."""
+        if self._process is not None and self._process.poll() is not None:  # it died between two runs
+            self.end()
         if self._process is None:
             self._process = subprocess.Popen(
                 TRAIN,

@@ -19,8 +19,8 @@ from openrlhf_ktae.backend.cluster import CLUSTER_VARIABLE, cluster_of_its_own, 
 from openrlhf_ktae.base.errors import ProcessDied
 from openrlhf_ktae.base.host import HOST_CLI, undecorated
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
-from openrlhf_ktae.launch.stack import Stack
 from openrlhf_ktae.launch.nodes import POLL_SECONDS, NodeWatch, check_nodes, devices, with_absolute_places
+from openrlhf_ktae.launch.stack import Stack
 from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.processes.deaths import causes, died, failed_to_start, innermost
 from openrlhf_ktae.processes.marks import mark
@@ -203,7 +203,7 @@ def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: f
 
 
 def actor_classes(args: SimpleNamespace, classes: Places) -> Places:
-    """Return the classes that replace those the host's `train` looks up as globals: `classes`, guarded, and trainers."""
+    """Return what replaces the classes that the host's `train` looks up: `classes`, with guards, and trainers."""
     import ray
     from openrlhf.trainer.ray import launcher
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

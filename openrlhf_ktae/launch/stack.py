@@ -47,9 +47,9 @@ class Stack:
 
         Only synchronous runs on a CPU share a stack: other kinds keep state in processes that are not reset.
         """
-        needed = shape(args, variables)
-        shared = backend == "cpu" and not args.train.async_enable and not args.train.replay
-        if self.keep and shared and self._shape == needed:
+        shared = self.keep and backend == "cpu" and not args.train.async_enable and not args.train.replay
+        needed = shape(args, variables) if shared else ""
+        if shared and self._shape == needed:
             return True
         self.end()
         self._shape = needed

@@ -31,7 +31,7 @@ _files: list[Any] = []  # open as long as the process lives
 
 
 def folder() -> str:
-    """Return the folder for stacks of this process's runs, created on first use; it is deleted when the process exits."""
+    """Return the folder for stacks of this process's runs, created on first use, deleted when the process exits."""
     global _folder
     if _folder is None:
         _folder = tempfile.mkdtemp(prefix="openrlhf_ktae-stacks-")

@@ -1,8 +1,9 @@
-"""The comparison through the real trainer: one arm, one seed, two steps; then once more, which trains nothing."""
+"""The comparison through the real trainer: two arms in one stack, two steps; then once more, which trains nothing."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -10,12 +11,15 @@ from marks import SLOW
 
 pytestmark = SLOW
 
-COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.compare", "configs/compare/grpo_ktae_shuffled.yaml", "--seeds", "1"]
+ARMS = ["configs/compare/grpo.yaml", "configs/compare/grpo_ktae_shuffled.yaml"]
+COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.compare", *ARMS, "--seeds", "1"]
+WORDS = ["--data.max_samples", "16", "--eval.steps", "1", "--train.full_determinism_enable", "true"]
+TIMES = ("time", "seconds")
 
 
 def compare(root, environment, output, *words):
     return subprocess.run(
-        [*COMMAND, "--output", str(output), "--", "--data.max_samples", "16", "--eval.steps", "1", *words],
+        [*COMMAND, "--output", str(output), "--", *WORDS, *words],
         cwd=root,
         env=environment,
         capture_output=True,
@@ -24,13 +28,13 @@ def compare(root, environment, output, *words):
     )
 
 
-def test_an_arm_is_trained_once(root, environment, tmp_path):
+def test_arms_are_trained_once_and_as_in_a_stack_of_their_own(root, environment, tmp_path):
     refused = compare(root, environment, tmp_path / "refused", "--train.batch_size", "7")
     assert refused.returncode == 2
     assert "--train.batch_size 7" in refused.stderr
     done = compare(root, environment, tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "[1/1] grpo_ktae_shuffled seed 1: done in" in done.stdout
+    assert "[2/2] grpo_ktae_shuffled seed 1: done in" in done.stdout
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
     values = result["runs"]["grpo_ktae_shuffled"]["1"]
     assert result["steps"] == 2
@@ -41,3 +45,17 @@ def test_an_arm_is_trained_once(root, environment, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "already done" in again.stdout
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == result
+    shared, fresh = tmp_path / "out" / "grpo_ktae_shuffled" / "seed-1", tmp_path / "fresh"
+    logs = [(tmp_path / "out" / arm / "seed-1" / "train.log").read_text() for arm in ("grpo", "grpo_ktae_shuffled")]
+    starts = [float(re.search(r"([\d.]+) s\] held-out before", log)[1]) for log in logs]
+    assert starts[1] < starts[0] / 2, "the second run uses the stack of the first"
+    alone = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray", "--config", ARMS[1], "--run.dir", str(fresh)]
+    subprocess.run([*alone, "--train.seed", "1", *WORDS], cwd=root, env=environment, check=True, timeout=300)
+    assert (shared / "model" / "model.safetensors").read_bytes() == (fresh / "model" / "model.safetensors").read_bytes()
+    assert figures(shared) == figures(fresh)
+
+
+def figures(directory):
+    """All figures of a run but times."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("timing") and not k.endswith(TIMES)} for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -14,7 +15,7 @@ from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.compare import runs as arm_runs
 from openrlhf_ktae.compare.comparison import compare_arms, rival
 from openrlhf_ktae.compare.run_outcomes import Budget, common_budget, outcomes, read_run
-from openrlhf_ktae.compare.runs import DONE, LOG, STARTED, OtherArms, execute, plan
+from openrlhf_ktae.compare.runs import DONE, LOG, STARTED, OtherArms, TrainingProcess, execute, plan
 from openrlhf_ktae.record.metrics import RunRecord
 
 STEPS = 10
@@ -190,8 +191,9 @@ def plan_one(tmp_path):
 
 
 def training(monkeypatch, code):
-    """In place of the training command a program that ends with `code`."""
-    program = f"import sys; print('error: option'); sys.exit({code})"
+    """Replace the training process by a program that answers its first order with `code`, or dies of signal -`code`."""
+    program = "import json, os, sys; order = json.loads(sys.stdin.readline())"
+    program += f"; open(order['log'], 'a').write('error: option'); print({code}, flush=True)"
     if code < 0:
         program = f"import os; os.kill(os.getpid(), {-code})"
     monkeypatch.setattr(arm_runs, "TRAIN", [sys.executable, "-c", program])
@@ -202,7 +204,7 @@ def test_what_an_interrupted_attempt_left_is_gone(one, monkeypatch):
     (one.directory / "rollouts").mkdir(parents=True)
     (one.directory / "metrics.jsonl").write_text("{}\n")
     (one.directory / DONE).write_text("{}")
-    assert execute(one) == 0
+    assert execute(one, TrainingProcess()) == 0
     assert sorted(path.name for path in one.directory.iterdir()) == sorted([STARTED, DONE, LOG])
 
 
@@ -210,11 +212,11 @@ def test_what_an_interrupted_attempt_left_is_gone(one, monkeypatch):
 def test_a_kill_at_any_moment_does_not_block_the_next_attempt(moment, one, tmp_path, monkeypatch):
     if moment == "cleaned":  # a later attempt was killed while it removed what the first one had left
         training(monkeypatch, 1)
-        execute(one)
+        execute(one, TrainingProcess())
         (one.directory / "rollouts").mkdir()
         monkeypatch.setattr(arm_runs.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            execute(one)
+            execute(one, TrainingProcess())
         monkeypatch.undo()
     else:
         one.directory.mkdir(parents=True)
@@ -223,7 +225,7 @@ def test_a_kill_at_any_moment_does_not_block_the_next_attempt(moment, one, tmp_p
         if moment == "written":
             (one.directory / STARTED).write_text(json.dumps(one.settings))
     training(monkeypatch, 0)
-    assert execute(plan_one(tmp_path)) == 0
+    assert execute(plan_one(tmp_path), TrainingProcess()) == 0
 
 
 @pytest.mark.parametrize("content", [b'{"options": {', b"\xff\xfe\x00", b"", b"[" * 100_000])
@@ -245,3 +247,35 @@ def test_the_exit_code_tells_failed_interrupted_and_refused_runs(code, expected,
     assert ("FAILED with exit code" in shown.out) == (expected == 1)
     assert ("interrupted" in shown.err) == (expected == 130)
     assert not (tmp_path / "out" / "grpo_k" / "seed-2" / DONE).exists()
+
+
+def test_two_stacks_train_all_runs_and_a_failure_starts_another_process(tmp_path, monkeypatch):
+    """Each process answers its orders with 0 until it is told to fail; run 2 fails."""
+    (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
+    program = (
+        "import json, os, sys\n"
+        "for line in sys.stdin:\n"
+        "    order = json.loads(line)\n"
+        "    seed = order['words'][order['words'].index('--train.seed') + 1]\n"
+        "    open(order['log'], 'w').write(f'{os.getpid()} {os.environ.get(\"OMP_NUM_THREADS\")}')\n"
+        "    print(4 if seed == '2' else 0, flush=True)\n"
+    )
+    monkeypatch.setattr(arm_runs, "TRAIN", [sys.executable, "-c", program])
+    monkeypatch.setattr(arm_runs.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    runs = plan([tmp_path / "grpo.yaml"], range(1, 6), tmp_path / "out", [])
+    said = []
+    assert execute_all(runs, said.append) == [runs[1]]
+    before, after = {logged(runs[0])[0]}, {logged(run)[0] for run in runs[2:]}
+    assert logged(runs[1])[0] in before, "runs share a process"
+    assert len(after) == 1, "runs share a process"
+    assert not before & after, "a failed run ends its process"
+    assert said[0].endswith("min left")
+    assert "min left" not in said[-1]
+    shutil.rmtree(tmp_path / "out")
+    assert execute_all(runs, said.append, stacks=2) == [runs[1]]
+    assert {logged(run)[1] for run in runs} == {"1"}, "two stacks share two cores"
+
+
+def logged(run):
+    return (run.directory / LOG).read_text().split()

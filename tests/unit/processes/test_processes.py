@@ -495,3 +495,10 @@ def test_before_the_first_step_it_ends_at_once(signals, tmp_path):
     seconds, outcome, _ = ended_by(tmp_path, 15, training=False)
     assert seconds < 2
     assert outcome == "nothing was trained yet"
+
+
+def test_the_folder_of_stacks_is_deleted_when_the_process_exits():
+    code = "from openrlhf_ktae.processes import stacks; print(stacks.folder(), stacks.folder())"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert shown[0] == shown[1]
+    assert not Path(shown[0]).exists()
