@@ -15,7 +15,7 @@ from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.compare import runs as arm_runs
 from openrlhf_ktae.compare.comparison import compare_arms, rival
 from openrlhf_ktae.compare.run_outcomes import Budget, common_budget, outcomes, read_run
-from openrlhf_ktae.compare.runs import DONE, LOG, STARTED, OtherArms, TrainingProcess, execute, plan
+from openrlhf_ktae.compare.runs import DONE, LOG, STARTED, OtherArms, TrainingProcess, execute, execute_all, plan
 from openrlhf_ktae.record.metrics import RunRecord
 
 STEPS = 10
