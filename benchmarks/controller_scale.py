@@ -262,7 +262,7 @@ def made_trainer(prompts: int, folder: Path, options: argparse.Namespace, phases
     from openrlhf_ktae.trainer.ppo_trainer import KTAEPPOTrainer
     from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
     from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
-    from openrlhf_ktae.trainer.ppo_utils.host_speed import settle_in
+    from openrlhf_ktae.trainer.ppo_utils.host_speed import tune_process
     from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 
     args = arguments(prompts, folder, options)
@@ -287,7 +287,7 @@ def made_trainer(prompts: int, folder: Path, options: argparse.Namespace, phases
     maker = KTAEExperienceMaker(group, None, None, None, kl, strategy, tokenizer)
     trainer.experience_maker = maker
     watch(trainer, generator, maker, phases)
-    settle_in()
+    tune_process()
     return trainer
 
 

@@ -17,7 +17,7 @@ class SavedInPart(RuntimeError):
     """The weights of a model were saved, but some of its other files were not."""
 
 
-def savable(generation: Any) -> str:
+def make_savable(generation: Any) -> str:
     """Repair, in place, a GenerationConfig that transformers refuses to save; return what was changed.
 
     With sampling options next to greedy decoding, loading only warns but saving raises. Training is unaffected: it
@@ -46,7 +46,7 @@ def _strictly(generation: Any) -> str:
 
 
 @contextmanager
-def weights_whatever_fails(strategy: Any) -> Iterator[list[str]]:
+def always_save_weights(strategy: Any) -> Iterator[list[str]]:
     """Patch the host's `strategy.save_model` to always save the weights; yield a list of what else failed.
 
     The host writes in one process while the others wait, so nothing may be raised before they continue.
@@ -56,7 +56,7 @@ def weights_whatever_fails(strategy: Any) -> Iterator[list[str]]:
     def save_model(model: Any, tokenizer: Any, output_dir: str, **kwargs: Any) -> None:
         whole = strategy._unwrap_model(model)
         if getattr(whole, "generation_config", None) is not None:
-            savable(whole.generation_config)
+            make_savable(whole.generation_config)
         own = whole.save_pretrained
 
         def save_pretrained(folder: str, state_dict: Any = None, **options: Any) -> None:

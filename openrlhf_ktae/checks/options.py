@@ -14,7 +14,7 @@ from openrlhf_ktae.base.batches import steps_in_buffer
 from openrlhf_ktae.base.options import OLD_CREDIT_NAMES, CreditOptions
 from openrlhf_ktae.base.text import nearest
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER
-from openrlhf_ktae.checks.replay import engine_wanted
+from openrlhf_ktae.checks.replay import engine_only_options
 from openrlhf_ktae.credit import CUSTOM, NoOptions, estimators
 from openrlhf_ktae.data.templates import MARK, chat_arguments, has_one_place
 from openrlhf_ktae.ktae.config import KTAEConfig
@@ -32,7 +32,7 @@ def option_problems(options: Mapping[str, Any]) -> Iterator[str]:
     yield from _estimator(options)
     yield from _record(options)
     yield from _asynchronous(options)
-    yield from engine_wanted(options)
+    yield from engine_only_options(options)
     yield from _staleness(options)
     yield from _resume(options)
 

@@ -20,7 +20,7 @@ NEED_AN_ENGINE = (
 """Options whose effect would be missing: nothing is sampled, evaluated or judged."""
 
 
-def engine_wanted(options: Mapping[str, Any]) -> Iterator[str]:
+def engine_only_options(options: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each option (flat names) that needs an engine or a judge in a run without them."""
     for name in NEED_AN_ENGINE if options["train.replay"] else ():
         if value := options[name]:

@@ -26,7 +26,7 @@ from openrlhf_ktae.base import gpu_machine
 from openrlhf_ktae.base.exit_codes import EXIT_FAULT, EXIT_INTERRUPTED
 from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.base.plain_json import parse_json
-from openrlhf_ktae.checkpoint.folder import NotWhole, verify
+from openrlhf_ktae.checkpoint.folder import IncompleteCheckpoint, verify
 from openrlhf_ktae.checkpoint.write import read_latest
 from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.processes.marks import VARIABLE as RUN_VARIABLE
@@ -308,10 +308,10 @@ def outcome_of_sigterm(runs: Watched, name: str, process: subprocess.Popen[bytes
     seconds = round(time.monotonic() - began, 1)
     if code != EXIT_INTERRUPTED:
         raise CheckFailed(runs.last_words(name, f"ended with exit code {code} instead of {EXIT_INTERRUPTED}"))
-    return {"exit_code": code, "seconds": seconds, **left_behind(runs, name, mark)}
+    return {"exit_code": code, "seconds": seconds, **final_checkpoint(runs, name, mark)}
 
 
-def left_behind(runs: Watched, name: str, mark: str) -> dict[str, Any]:
+def final_checkpoint(runs: Watched, name: str, mark: str) -> dict[str, Any]:
     """Return the step of the newest checkpoint of a finished run.
 
     Raises:
@@ -325,7 +325,7 @@ def left_behind(runs: Watched, name: str, mark: str) -> dict[str, Any]:
         raise CheckFailed(f"no checkpoint of step {last}")
     try:
         verify(newest)
-    except NotWhole as reason:
+    except IncompleteCheckpoint as reason:
         raise CheckFailed(f"{newest.name} is incomplete: {reason}") from None
     if newest.name != f"global_step{last}":
         raise CheckFailed(f"the newest checkpoint is {newest.name}, the last step {last}")
@@ -387,7 +387,7 @@ def job_stop(place: Place) -> dict[str, Any]:
         seconds, status = round(time.monotonic() - began, 1), cluster.status()
         if status != "STOPPED":
             raise CheckFailed(f"the job is {status} after `ray job stop`: {cluster.log()[-600:]}")
-        return {"seconds": seconds, **left_behind(runs, "job", mark)}
+        return {"seconds": seconds, **final_checkpoint(runs, "job", mark)}
 
 
 class _Cluster:

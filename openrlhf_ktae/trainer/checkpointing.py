@@ -25,7 +25,7 @@ from openrlhf_ktae.checkpoint.folder import BEST, TRAINER_STATE
 from openrlhf_ktae.checkpoint.model_files import NOT_SAVED
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.space import DiskFull, expected_bytes, in_units, require_space
-from openrlhf_ktae.checkpoint.write import Unseen, abandon, begin, commit, rotate, undeleted
+from openrlhf_ktae.checkpoint.write import FilesNotVisible, abandon, begin, commit, rotate, undeleted
 from openrlhf_ktae.memory.model_shape import model_shape
 from openrlhf_ktae.memory.phases import BYTES, trained_parameters
 from openrlhf_ktae.processes.deaths import died
@@ -103,8 +103,8 @@ class CheckpointingTrainer:
         An adaptive KL controller resumes with its saved coefficient, unless a changed initial value was accepted; a
         fixed one uses the option's value.
         """
-        options, anew = self.args.algo.kl, "algo.kl.init_coef" in self.args.run.accepted_changes
-        self.kl_ctl.value = state["kl_coefficient"] if options.target and not anew else options.init_coef
+        options, changed = self.args.algo.kl, "algo.kl.init_coef" in self.args.run.accepted_changes
+        self.kl_ctl.value = state["kl_coefficient"] if options.target and not changed else options.init_coef
         self.experience_maker.load_random_state(state["shuffle"])
         self._resumed_random = state["random"]
 
@@ -243,7 +243,7 @@ class CheckpointingTrainer:
             CheckpointFailed: with `stop`.
         """
         cause = error.cause if isinstance(error, RayTaskError) else error
-        explained = isinstance(cause, (DiskFull, Unseen))
+        explained = isinstance(cause, (DiskFull, FilesNotVisible))
         what = str(cause) if explained else f"{type(cause).__name__}: {cause}"
         if tag and not explained:
             with suppress(OSError):  # torch's own message does not mention a full disk

@@ -89,7 +89,7 @@ class EndingTrainer:
             raise
 
     @contextmanager
-    def until_asked(self, end: Callable[[], None] | None = None) -> Iterator[None]:
+    def until_end_requested(self, end: Callable[[], None] | None = None) -> Iterator[None]:
         """Run the block until the driver asks for an end; then save (`end`), and wait for the driver."""
         try:
             yield
@@ -104,7 +104,7 @@ class EndingTrainer:
             return
         wait_for_the_driver(self.end_order)
 
-    def end_with_the_model(self) -> None:
+    def end_with_model(self) -> None:
         """Also save the model, as the host's command would: the order came after the last step.
 
         Raises:
@@ -138,13 +138,13 @@ class EndingTrainer:
             self._save_and_log(True, step, None, states)
 
     def _answer(self, step: int, also: str = "") -> None:
-        text = also + what_is_saved(self.args, self.saved_step)
+        text = also + saved_summary(self.args, self.saved_step)
         self.record.note(f"interrupted after step {step}: {text}")
         self.end_order.answer(text)
         raise Interrupted(text)
 
 
-def what_is_saved(args: Any, step: int) -> str:
+def saved_summary(args: Any, step: int) -> str:
     """Say what a run that ends early can be resumed from; `step` is its newest checkpoint's, 0 for none."""
     if not saves_weights(args):
         return "no weights were saved (--ckpt.disable_ds without --ckpt.save_hf)"

@@ -74,7 +74,7 @@ def test_killed_and_resumed_it_gives_the_adapters_of_a_run_that_was_not(root, en
     trial = Trial(words.split(), tmp_path, prompts=16)
     trial.finish(STRAIGHT)
     run = MortalRun(trial, "killed", start_seconds=0.0, seed=0)
-    assert run.suffer(Death(EVERYTHING, step=2, share=0.6))
+    assert run.inject(Death(EVERYTHING, step=2, share=0.6))
     run.finish()
     assert run.toll.wrong == []
     assert trial.difference("killed") is None

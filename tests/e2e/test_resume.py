@@ -67,7 +67,7 @@ def test_the_same_run_twice_gives_the_same_figures_and_weights(trial):
 def test_killed_and_resumed_it_gives_the_figures_and_weights_of_one_that_was_not(trial):
     """It dies in the middle of a step or of a checkpoint: the moment is wherever the machine is by then."""
     run = MortalRun(trial, "killed", start_seconds=0.0, seed=0)
-    assert run.suffer(Death(EVERYTHING, step=len(trial.steps(STRAIGHT)) // 2, share=0.6))
+    assert run.inject(Death(EVERYTHING, step=len(trial.steps(STRAIGHT)) // 2, share=0.6))
     done = [row["step"] for row in trial.steps("killed")]
     checkpoint = listed(run.checkpoints)[0][0]
     assert 0 < checkpoint.step <= done[-1] <= len(trial.steps(STRAIGHT))

@@ -59,7 +59,7 @@ class WatchedActor:
 
     def __call__(self, sequences: torch.Tensor, action_mask: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return log-probabilities of actions (b, T)."""
-        with _in_the_place_of_entropy(self._names):
+        with _replacing_entropy(self._names):
             log_probs, output = self._actor(
                 sequences, action_mask, *args, return_output=True, return_entropy=True, **kwargs
             )
@@ -70,7 +70,7 @@ class WatchedActor:
 
 
 @contextmanager
-def _in_the_place_of_entropy(names: Sequence[str]) -> Iterator[None]:
+def _replacing_entropy(names: Sequence[str]) -> Iterator[None]:
     """Let the host's forward pass, which gathers and pads what it calls entropy, do so with all figures."""
     hosts = host.compute_entropy
     host.compute_entropy = lambda logits: figures_of(logits, names)

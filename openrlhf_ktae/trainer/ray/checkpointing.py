@@ -17,7 +17,7 @@ import torch
 from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.checkpoint.files import files_below
 from openrlhf_ktae.checkpoint.folder import RANDOM
-from openrlhf_ktae.checkpoint.model_files import NOT_SAVED, in_part, require_all, weights_whatever_fails
+from openrlhf_ktae.checkpoint.model_files import NOT_SAVED, always_save_weights, in_part, require_all
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.write import staging
 from openrlhf_ktae.trainer.checkpointing import checkpoints_at
@@ -49,7 +49,7 @@ class CheckpointedActor:
         """Save as the host does, in the staging folder of `tag`."""
         options = self.strategy.args
         folder = staging(options.ckpt.path, tag)
-        with checkpoints_at(options, folder), weights_whatever_fails(self.strategy) as failed:
+        with checkpoints_at(options, folder), always_save_weights(self.strategy) as failed:
             super().save_checkpoint(tag, *args, **kwargs)  # type: ignore[misc]
         if failed:
             (folder / NOT_SAVED).write_text(in_part(failed, f"{tag}_hf"), encoding="utf-8")
@@ -67,7 +67,7 @@ class CheckpointedActor:
         Raises:
             SavedInPart: a file other than the weights could not be saved.
         """
-        with weights_whatever_fails(self.strategy) as failed:
+        with always_save_weights(self.strategy) as failed:
             super().save_model()  # type: ignore[misc]
         require_all(failed, self.strategy.args.ckpt.output_dir)
 

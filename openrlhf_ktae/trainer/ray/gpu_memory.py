@@ -16,7 +16,7 @@ Memory = tuple[int, int]
 """Free and total bytes of a GPU."""
 
 
-class GpuIsFull(RuntimeError):
+class GpuFull(RuntimeError):
     """The GPU lacks free memory for an engine."""
 
 
@@ -65,7 +65,7 @@ async def until_free(
         seconds: longest wait.
 
     Raises:
-        GpuIsFull: the memory is not free in that time.
+        GpuFull: the memory is not free in that time.
     """
     clock = asyncio.get_running_loop()
     end = clock.time() + seconds
@@ -74,7 +74,7 @@ async def until_free(
         if free >= share * total:
             return
         if clock.time() >= end:
-            raise GpuIsFull(
+            raise GpuFull(
                 f"--vllm.gpu_memory_utilization {share:g}: a restarted engine needs "
                 f"{share * total / GIB:.1f} GiB, but next to the trainer {free / GIB:.1f} of {total / GIB:.1f} GiB are "
                 f"free. Lower it, or let the other models leave the GPU (--ds.enable_sleep, --ref.offload)"

@@ -117,19 +117,19 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
     def _send_weights(self) -> None:
         """Send all parameters; every rank takes part in gathering shards."""
         if self._sending is None:
-            with self._as_engines_know_it():
+            with self._with_merged_weights():
                 super().broadcast_to_vllm()
             return
         engines, group = self.vllm_engines, self._model_update_group
         self.vllm_engines, self._model_update_group = [EveryEngine(self._sending)], GuardedGroup(self._sending, group)
         try:
-            with self._as_engines_know_it():
+            with self._with_merged_weights():
                 super().broadcast_to_vllm()
         finally:
             self.vllm_engines, self._model_update_group = engines, group
 
     @contextmanager
-    def _as_engines_know_it(self) -> Iterator[None]:
+    def _with_merged_weights(self) -> Iterator[None]:
         """Make the host's loop see merged weights if the model has adapters."""
         actor = self.actor
         if isinstance(actor.model.module, PeftModel):

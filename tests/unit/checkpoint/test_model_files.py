@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from openrlhf_ktae.checkpoint.model_files import SavedInPart, require_all, savable, weights_whatever_fails
+from openrlhf_ktae.checkpoint.model_files import SavedInPart, always_save_weights, make_savable, require_all
 
 REPAIRED = [
     ({"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"do_sample": True, "temperature": 0.6, "top_p": 0.9}),
@@ -29,7 +29,7 @@ def test_a_generation_configuration_that_is_read_can_be_written(given, kept, tmp
     (tmp_path / "generation_config.json").write_text(json.dumps({**given, "eos_token_id": 1, "pad_token_id": 0}))
     config = GenerationConfig.from_pretrained(tmp_path)
     refused = refuses(config, tmp_path)
-    note = savable(config)
+    note = make_savable(config)
     assert bool(note) == refused, note
     config.save_pretrained(tmp_path / "saved")
     read = GenerationConfig.from_pretrained(tmp_path / "saved")
@@ -63,7 +63,7 @@ def save(host, monkeypatch, root):
 
     def call(folder, change=lambda model, tokenizer: None):
         change(model, tokenizer)
-        with weights_whatever_fails(strategy) as failed:
+        with always_save_weights(strategy) as failed:
             strategy.save_model(model, tokenizer, str(folder))
         assert waited, "the other ranks wait for this one"
         assert "save_pretrained" not in vars(model)

@@ -11,7 +11,7 @@ import pytest
 from written import write
 
 from openrlhf_ktae.checkpoint import folder as folder_module
-from openrlhf_ktae.checkpoint.folder import NotWhole, listed, verify
+from openrlhf_ktae.checkpoint.folder import IncompleteCheckpoint, listed, verify
 from openrlhf_ktae.checkpoint.resume import AUTO, CannotResume, decide
 from openrlhf_ktae.checkpoint.write import abandon, begin, read_latest, rotate, staging, undeleted
 
@@ -111,7 +111,7 @@ def test_a_pipe_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
     assert decide(AUTO, tmp_path).checkpoint.step == (2 if "manifest" in name else 4)
     if "manifest" in name:
-        with pytest.raises(NotWhole, match="not a regular file"):
+        with pytest.raises(IncompleteCheckpoint, match="not a regular file"):
             verify(tmp_path / "global_step4")
     read_latest(tmp_path)
     assert whole.path.exists()

@@ -7,7 +7,7 @@ from written import TRAIN, dies_while_writing, write
 
 from openrlhf_ktae.checkpoint.changes import differences
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER, CannotResume, check_options, decide, other_versions
-from openrlhf_ktae.checkpoint.write import begin, commit, start_anew
+from openrlhf_ktae.checkpoint.write import begin, commit, supersede_all
 
 
 def tear(checkpoint):
@@ -70,14 +70,14 @@ def test_auto_does_not_silently_start_anew_where_all_are_damaged(tmp_path):
 def test_auto_does_not_take_what_a_run_before_it_left(tmp_path):
     """A run that began with `--resume never` and dies before its first checkpoint is not started again as another."""
     old = write(tmp_path, 20)
-    start_anew(tmp_path)
+    supersede_all(tmp_path)
     decision = decide(AUTO, tmp_path)
     assert decision.checkpoint is None
     assert f"from scratch here; --resume {old.path} takes it" in decision.lines[0]
     new = write(tmp_path, 2)
     assert decide(AUTO, tmp_path).checkpoint.path == new.path
     assert decide(str(old.path), tmp_path).checkpoint.path == old.path
-    start_anew(tmp_path)
+    supersede_all(tmp_path)
     assert decide(AUTO, tmp_path).checkpoint is None
     assert decide(str(tmp_path), tmp_path).checkpoint.path == new.path
 

@@ -8,7 +8,7 @@ import pytest
 from written import write
 
 from openrlhf_ktae.checkpoint.folder import listed
-from openrlhf_ktae.checkpoint.write import read_latest, rotate, start_anew
+from openrlhf_ktae.checkpoint.write import read_latest, rotate, supersede_all
 
 
 def names(root):
@@ -84,7 +84,7 @@ def test_the_best_of_a_run_that_was_left_is_not_replaced(tmp_path):
     """The first evaluation of a run that began anew is its best so far, however bad it is."""
     write(tmp_path, 20, best=True)
     write(tmp_path, 20)
-    start_anew(tmp_path)
+    supersede_all(tmp_path)
     for step in (2, 4):
         write(tmp_path, step, best=True)
         write(tmp_path, step)
@@ -93,12 +93,12 @@ def test_the_best_of_a_run_that_was_left_is_not_replaced(tmp_path):
 
 
 def test_what_a_run_left_when_it_went_back_goes_first(tmp_path):
-    from openrlhf_ktae.checkpoint.write import go_on_from
+    from openrlhf_ktae.checkpoint.write import supersede_after
 
     first = write(tmp_path, 10)
     write(tmp_path, 20)
     write(tmp_path, 30)
-    go_on_from(tmp_path, first.manifest.sequence)
+    supersede_after(tmp_path, first.manifest.sequence)
     write(tmp_path, 12)
     rotate(tmp_path, 2, math.inf)
     assert names(tmp_path) == ["global_step10", "global_step12"]

@@ -11,9 +11,9 @@ import pytest
 from written import dies_while_writing, write
 
 from openrlhf_ktae.checkpoint import write as module
-from openrlhf_ktae.checkpoint.folder import NotWhole, folders, listed, verify
+from openrlhf_ktae.checkpoint.folder import IncompleteCheckpoint, folders, listed, verify
 from openrlhf_ktae.checkpoint.resume import AUTO, decide
-from openrlhf_ktae.checkpoint.write import Unseen, begin, commit, read_latest, recover, rotate, staging
+from openrlhf_ktae.checkpoint.write import FilesNotVisible, begin, commit, read_latest, recover, rotate, staging
 
 NEVER_DIES = 10**9
 MODELS = {2: "weights 2", 4: "weights 4", 6: "again 6"}
@@ -49,7 +49,7 @@ def test_a_checkpoint_without_what_a_rank_wrote_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SEEN_SECONDS", 0.2)
     staged(tmp_path, rank0="abc", rank1="de")
     seen = [("10.0.0.1 (one)", {"rank0": 3}), ("10.0.0.2 (two)", {"rank1": 2, "rank2": 2}), ("10.0.0.3", {"rank1": 9})]
-    with pytest.raises(Unseen) as error:
+    with pytest.raises(FilesNotVisible) as error:
         commit(tmp_path, "global_step2", 2, {}, seen)
     text = str(error.value)
     assert text.startswith("the trainer does not see 2 of 3 files that ranks on 10.0.0.2 (two), 10.0.0.3 see")
@@ -142,7 +142,7 @@ def test_what_is_damaged_is_named(tmp_path):
         (model.unlink, f"{name} is missing"),
     ):
         damage()
-        with pytest.raises(NotWhole, match=message):
+        with pytest.raises(IncompleteCheckpoint, match=message):
             verify(checkpoint.path)
         model.write_text(whole)
     verify(checkpoint.path)
@@ -159,19 +159,19 @@ def test_what_is_damaged_is_named(tmp_path):
 def test_a_manifest_that_is_none_is_said_to_be_none(tmp_path, text):
     checkpoint = write(tmp_path, 2)
     (checkpoint.path / "manifest.json").write_text(text)
-    with pytest.raises(NotWhole, match=r"manifest\.json"):
+    with pytest.raises(IncompleteCheckpoint, match=r"manifest\.json"):
         verify(checkpoint.path)
     assert listed(tmp_path)[0] == []
 
 
 def test_a_large_file_is_known_by_its_start_middle_and_end(tmp_path):
-    from openrlhf_ktae.checkpoint.files import WHOLE, digest
+    from openrlhf_ktae.checkpoint.files import READ_IN_FULL, digest
 
     path = tmp_path / "large"
     with path.open("wb") as file:
-        file.truncate(3 * WHOLE)
+        file.truncate(3 * READ_IN_FULL)
     before = digest(path)
-    for place in (0, WHOLE * 3 - 1):
+    for place in (0, READ_IN_FULL * 3 - 1):
         with path.open("r+b") as file:
             file.seek(place)
             file.write(b"x")
@@ -179,7 +179,7 @@ def test_a_large_file_is_known_by_its_start_middle_and_end(tmp_path):
         assert changed != before
         before = changed
     with path.open("r+b") as file:
-        file.truncate(3 * WHOLE - 1)
+        file.truncate(3 * READ_IN_FULL - 1)
     assert digest(path) != before
 
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from openrlhf_ktae.checks.round_trip import outside_of, round_trip
+from openrlhf_ktae.checks.round_trip import round_trip, without_embedding_row
 from openrlhf_ktae.cli.options import parse_command_line
 
 
@@ -100,5 +100,5 @@ def test_models_that_read_the_tokens_must_have_rows_too(tried, tmp_path):
 
 
 def test_rows_without_a_token_are_usual():
-    assert outside_of({"a": 0, "b": 1}, 151_936) == []
-    assert outside_of({"a": 5, "b": 1}, 2) == [("a", 5)]
+    assert without_embedding_row({"a": 0, "b": 1}, 151_936) == []
+    assert without_embedding_row({"a": 5, "b": 1}, 2) == [("a", 5)]

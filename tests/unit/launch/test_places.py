@@ -14,7 +14,7 @@ from openrlhf_ktae.checkpoint.changes import content_of
 from openrlhf_ktae.checks.data_columns import data_problems
 from openrlhf_ktae.checks.golds import check_golds
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.data.names import entries, paths_as_they_are
+from openrlhf_ktae.data.names import accept_any_path, entries
 from openrlhf_ktae.launch.console import deleted_later, summary
 
 ODD = ["ann@corp.com/train.jsonl", "a,b/train.jsonl", "one,two.jsonl", "at@.jsonl", "a@b,c@d/e,f@g.jsonl"]
@@ -45,8 +45,8 @@ def test_the_hosts_reader_takes_it(name, tmp_path, host):
     from openrlhf.datasets.utils import blending_datasets
 
     strategy = SimpleNamespace(print=print, is_rank_0=lambda: True, args=SimpleNamespace(use_ms=False))
-    load = paths_as_they_are(blending_datasets)
-    assert paths_as_they_are(load) is load
+    load = accept_any_path(blending_datasets)
+    assert accept_any_path(load) is load
     first, second = written(tmp_path / name, 3), written(tmp_path / "plain.jsonl", 4)
     for names, rows in ((f"{first}", 3), (f"{first},{second}", 7), (f"{second}, {first}", 7)):
         assert len(load(names, None, strategy)) == rows

@@ -24,9 +24,9 @@ from openrlhf_ktae.selftest.gpu_checks import (
     CHECKS,
     RECOVERY_SECONDS,
     Watched,
+    final_checkpoint,
     judged,
     judged_memory,
-    left_behind,
     outcome_of_death,
     outcome_of_sigterm,
 )
@@ -272,7 +272,7 @@ def test_a_process_that_is_left_is_a_failure(runs, monkeypatch):
     child = subprocess.Popen(["sleep", "30"], env={**os.environ, VARIABLE: "left-over"})
     try:
         with pytest.raises(CheckFailed, match=r"1 processes are left: \['sleep 30'\]"):
-            left_behind(runs, "run", "left-over")
+            final_checkpoint(runs, "run", "left-over")
     finally:
         child.kill()
         child.wait()

@@ -288,28 +288,28 @@ def test_a_best_that_could_not_be_written_is_not_the_best(new_trainer):
     ],
 )
 def test_a_checkpoint_without_weights_is_not_written(new_trainer, words, saved, text):
-    from openrlhf_ktae.trainer.ending import what_is_saved
+    from openrlhf_ktae.trainer.ending import saved_summary
 
     trainer = new_trainer("--eval.dataset", "e.jsonl", *words)
     train(trainer, 2)
     trainer.save_best_checkpoint({"eval_macro_accuracy": 0.5}, 3, client_states(3))
     assert names(trainer) == saved
-    assert what_is_saved(trainer.args, trainer.saved_step).startswith(text)
+    assert saved_summary(trainer.args, trainer.saved_step).startswith(text)
 
 
 def test_a_run_that_goes_on_knows_what_it_has(new_trainer):
-    from openrlhf_ktae.trainer.ending import what_is_saved
+    from openrlhf_ktae.trainer.ending import saved_summary
 
     first = new_trainer()
     train(first, 2)
     path = f"{first.args.ckpt.path}/global_step2"
     own = new_trainer(resume_from=path, states=first.actor_model_group.states)
     own.init_checkpoint_states()
-    assert what_is_saved(own.args, own.saved_step) == f"checkpoint of step 2 in {own.args.ckpt.path}"
+    assert saved_summary(own.args, own.saved_step) == f"checkpoint of step 2 in {own.args.ckpt.path}"
     other = new_trainer("--ckpt.path", f"{first.args.run.dir}/other", resume_from=path)
     other.actor_model_group.states = first.actor_model_group.states
     other.init_checkpoint_states()
-    assert what_is_saved(other.args, other.saved_step) == f"nothing new to save after {path}"
+    assert saved_summary(other.args, other.saved_step) == f"nothing new to save after {path}"
 
 
 @pytest.mark.parametrize(("prompts", "steps"), [(320, 40), (323, 40), (324, 41)])

@@ -72,7 +72,7 @@ def engines(ray_here, both):
     from openrlhf_ktae.trainer.engines import have_weights
 
     have_weights(both)
-    ray_here.get([call for engine in both for call in (engine.join.remote(0), engine.take_weights.remote(0))])
+    ray_here.get([call for engine in both for call in (engine.join.remote(0), engine.confirm_weights.remote(0))])
     return both
 
 
@@ -206,7 +206,7 @@ def test_an_engine_that_is_gone_for_good_ends_the_run(ray_here):
         async def answer(self):
             return True
 
-        async def come_back(self):
+        async def reload(self):
             return True
 
     engine = ray_here.remote(num_cpus=0)(Engine).remote()
@@ -317,7 +317,7 @@ def asynchronous(ray_here, tmp_path, monkeypatch):
             ray_here,
             log,
             number_of_prompts=lambda: ray_here.put(8),
-            why_it_stopped=lambda: ray_here.put(""),
+            get_stop_reason=lambda: ray_here.put(""),
             evaluate_edge=lambda: next(ways)(),
         )
         made.trainer_actor = Recorder(ray_here, log)
@@ -360,5 +360,5 @@ def test_an_order_in_the_last_evaluation_of_an_asynchronous_run_gives_it_up(ray_
     started = time.monotonic()
     log = asynchronous(lambda: ray_here.put({"eval": 1.0}), asked)
     assert time.monotonic() - started < 30
-    assert ("give_up_the_evaluation",) in log
+    assert ("abort_evaluation",) in log
     assert [entry[0] for entry in log].count("record_edge") == 1

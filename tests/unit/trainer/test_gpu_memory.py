@@ -10,7 +10,7 @@ import pytest
 from marks import SLOW
 
 from openrlhf_ktae.trainer.ray import gpu_memory
-from openrlhf_ktae.trainer.ray.gpu_memory import GIB, GpuIsFull, engine_memory, own_gpu_memory, until_free
+from openrlhf_ktae.trainer.ray.gpu_memory import GIB, GpuFull, engine_memory, own_gpu_memory, until_free
 
 
 @pytest.fixture(autouse=True)
@@ -41,12 +41,12 @@ def test_an_engine_on_several_gpus_waits_for_each():
     read = said([small, large], [large, small], [small, small])
     asyncio.run(until_free(0.6, read))
     assert read.times == 3
-    with pytest.raises(GpuIsFull, match=r"needs 60.0 GiB, but next to the trainer 30.0 of 100.0 GiB"):
+    with pytest.raises(GpuFull, match=r"needs 60.0 GiB, but next to the trainer 30.0 of 100.0 GiB"):
         asyncio.run(until_free(0.6, said([small, large]), seconds=0.1))
 
 
 def test_it_says_how_much_is_missing_and_what_can_be_done():
-    with pytest.raises(GpuIsFull, match=r"--vllm.gpu_memory_utilization 0.95: .* needs 76.0 GiB.* 40.5 of 80.0 GiB"):
+    with pytest.raises(GpuFull, match=r"--vllm.gpu_memory_utilization 0.95: .* needs 76.0 GiB.* 40.5 of 80.0 GiB"):
         asyncio.run(until_free(0.95, said([(int(40.5 * GIB), 80 * GIB)]), seconds=0.1))
 
 

@@ -215,7 +215,7 @@ def test_counts_in_a_row_go_on_after_a_resume(new_run):
 
 
 def ends_the_generation(run):
-    """What a generator does that hears of the order (`given_up_when_asked`)."""
+    """What a generator does that hears of the order (`abort_on_end_order`)."""
     from openrlhf_ktae.processes.ending import GivenUp
 
     def act():

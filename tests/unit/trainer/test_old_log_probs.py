@@ -90,7 +90,7 @@ SIZES = "--rollout_batch_size 4 --train_batch_size 16".split()
     ],
 )
 def test_only_where_a_batch_is_one_update(module, words, rollouts, has_reference, expected):
-    assert module.update_has_them(arguments(*SIZES, *words), rollouts, has_reference) is expected
+    assert module.update_computes_log_probs(arguments(*SIZES, *words), rollouts, has_reference) is expected
 
 
 def test_the_gap_between_sampler_and_trainer_is_that_of_plain_loops(module):

@@ -50,7 +50,7 @@ def call(tokenizer, prompt="compute 3 + 4 :", logprobs=None):
 
 def test_one_more_try(engine, tokenizer):
     made = engine(ValueError("once"))
-    asyncio.run(made.take_weights(7))
+    asyncio.run(made.confirm_weights(7))
     answers = asyncio.run(made.generate_responses(**call(tokenizer)))
     assert answers == [{"answer": 2, "weights_step": 7}] * 2  # of the weights that it began with
 

@@ -49,7 +49,7 @@ def engine_class(ray_here):
 
         async def as_at_the_start(self):
             self.asleep, self.version, self.dies = {"weights", "kv_cache"}, 0, None
-            await self.take_weights(0)
+            await self.confirm_weights(0)
 
         async def receive(self, version):
             assert "weights" not in self.asleep, "its weights sleep"

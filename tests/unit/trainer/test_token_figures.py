@@ -91,10 +91,10 @@ def test_the_policys_process_computes_them_only_when_asked(host, monkeypatch):
 
 @pytest.mark.parametrize(("estimator", "passes"), [("ktae", False), ("tempo", False), ("prob_reweight", True)])
 def test_the_pass_that_is_left_out_is_made_where_it_is_needed(host, estimator, passes):
-    from openrlhf_ktae.trainer.ppo_utils.old_log_probs import update_has_them
+    from openrlhf_ktae.trainer.ppo_utils.old_log_probs import update_computes_log_probs
 
     sizes = "--rollout_batch_size 4 --train_batch_size 16".split()
-    assert update_has_them(arguments(*sizes, "--advantage_estimator", estimator), 16, False) is not passes
+    assert update_computes_log_probs(arguments(*sizes, "--advantage_estimator", estimator), 16, False) is not passes
 
 
 def test_what_the_ranks_answer_reaches_the_estimator_and_goes_no_further(host, module):
