@@ -9,7 +9,6 @@ from typing import Any
 
 from openrlhf_ktae.base.model_config import read_config
 
-
 _SIZES = (
     "hidden_size num_hidden_layers intermediate_size num_attention_heads num_key_value_heads vocab_size "
     "tie_word_embeddings"
