@@ -280,7 +280,7 @@ def made_trainer(prompts: int, folder: Path, options: argparse.Namespace, phases
     trainer.critic_model_group = trainer.reward_model_group = trainer.reference_model_group = None
     trainer.wandb_logger = trainer.tensorboard_logger = trainer.eval_dataloader = None
     trainer.generate_kwargs = {"max_len": MAX_LEN, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": None}
-    trainer._record = RunRecord(folder)
+    trainer.record = RunRecord(folder)
     generator = KTAESamplesGenerator(strategy, Prompts(), None, tokenizer, engines)
     trainer.prompts_dataloader = PositionedLoader(generator.prompts_dataloader, generator)
     trainer.samples_generator = generator

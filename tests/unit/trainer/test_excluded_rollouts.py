@@ -99,11 +99,12 @@ def test_a_batch_that_says_nothing_at_all_trains_nothing(module):
     assert all(torch.isfinite(e.advantages).all() for e in experiences)
 
 
-def test_length_penalties_are_as_asked_afterwards(module):
-    args = arguments("--reward.overlong_buffer_len", "3", "--max_new_tokens", "6")
-    from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import PENALTIES
-    from openrlhf_ktae.trainer.ppo_utils.response_lengths import without
+def test_length_penalties_are_restored_afterwards(module):
+    from openrlhf_ktae.base.temporarily import temporarily
+    from openrlhf_ktae.trainer.ppo_utils.response_lengths import NO_PENALTIES
 
-    with without(args.reward, *PENALTIES):
+    args = arguments("--reward.overlong_buffer_len", "3", "--max_new_tokens", "6")
+    with pytest.raises(KeyError), temporarily(args.reward, **NO_PENALTIES):
         assert args.reward.overlong_buffer_len is None
+        raise KeyError
     assert args.reward.overlong_buffer_len == 3

@@ -123,13 +123,16 @@ def test_without_rules_nothing_is_noticed(host):
     assert CollapseWatch(FaultsConfig()).breaches({"entropy_loss": 0.0, "kl": 1e9}) == []
 
 
-def test_repetition_counts_ngrams_that_were_there_before(host):
+def test_repetition_counts_ngrams_that_occurred_before(host):
     from openrlhf_ktae.trainer.collapse import repetition
 
-    assert repetition([torch.arange(20)]) == 0
-    assert repetition([torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 4)  # 4 four-grams, one distinct
-    assert repetition([torch.arange(3)]) == 0
-    assert repetition([torch.arange(7), torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 8)
+    def of_all(rows):
+        return repetition(rows, [torch.ones_like(row) for row in rows])
+
+    assert of_all([torch.arange(20)]) == 0
+    assert of_all([torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 4)  # 4 four-grams, one distinct
+    assert of_all([torch.arange(3)]) == 0
+    assert of_all([torch.arange(7), torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 8)
 
 
 def test_steps_that_teach_nothing_are_noted_once(host):

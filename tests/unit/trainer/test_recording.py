@@ -60,7 +60,7 @@ def test_rollouts_that_find_no_room_are_noted(trainer):
     def write(*_):
         raise OSError("no room")
 
-    trainer._rollout_recorder = SimpleNamespace(wants=lambda step: True, write=write, full=False)
+    trainer.rollout_recorder = SimpleNamespace(wants=lambda step: True, write=write, full=False)
     trainer.tokenizer, trainer.experience_maker.credit = None, object()
     assert trainer.train_step([], 6) == ({}, 7)
     (row,) = read_record(trainer.args.run.dir)
