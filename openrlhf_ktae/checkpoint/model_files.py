@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from openrlhf_ktae.base.text import short
+
 GENERATION_CONFIG = "generation_config.json"
 NOT_SAVED = "not_saved.txt"  # in a checkpoint, names what its export lacks
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -41,7 +43,7 @@ def _strictly(generation: Any) -> str:
     try:
         generation.validate(strict=True)
     except (ValueError, TypeError) as error:
-        return " ".join(str(error).split())[:200]
+        return short(error, 200)
     return ""
 
 
@@ -90,7 +92,7 @@ def _tried(what: str, failed: list[str], part: Any, folder: str) -> None:
 
 
 def _what(what: str, error: Exception) -> str:
-    return f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+    return f"{what} ({type(error).__name__}: {short(error, 300)})"
 
 
 def write_weights(state: dict[str, Any], folder: str | Path) -> None:

@@ -15,7 +15,7 @@ from openrlhf_ktae.backend import BACKENDS, BackendUnavailable, resolve
 from openrlhf_ktae.base.cut_off import CutOff
 from openrlhf_ktae.base.errors import BadInput, BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_STOPPED
-from openrlhf_ktae.base.text import joined
+from openrlhf_ktae.base.text import joined, short
 from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
 from openrlhf_ktae.evaluation.results import require_folder
@@ -271,7 +271,7 @@ def _model_length(name: str) -> int | None:
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # each layer raises its own types; all mean that no engine could load it
-        raise BadOption(f"--model {name}: no model found there ({' '.join(str(error).split())[:120]})") from None
+        raise BadOption(f"--model {name}: no model found there ({short(error)})") from None
     return getattr(config, "max_position_embeddings", None)
 
 

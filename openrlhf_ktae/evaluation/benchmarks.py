@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from openrlhf_ktae.base.errors import BadInput
+from openrlhf_ktae.base.text import short
 from openrlhf_ktae.evaluation.stored import parsed
 
 REGISTRY = Path(__file__).with_name("benchmarks.yaml")
@@ -99,7 +100,7 @@ def _of_hub(name: str) -> list[Problem]:
     except Exception as error:  # each layer of the Hub's client raises its own error types
         raise BadInput(
             f"--benchmarks {name}: {entry['hub']} cannot be loaded from the Hugging Face Hub "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:120]}); give --benchmark_dir for local files"
+            f"({type(error).__name__}: {short(error)}); give --benchmark_dir for local files"
         ) from None
     if len(rows) != entry["rows"]:
         raise BadInput(f"--benchmarks {name}: {entry['hub']} has {len(rows)} rows instead of {entry['rows']}")

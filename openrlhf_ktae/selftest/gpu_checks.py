@@ -33,7 +33,7 @@ from openrlhf_ktae.processes.marks import VARIABLE as RUN_VARIABLE
 from openrlhf_ktae.processes.marks import marked
 from openrlhf_ktae.selftest import machine
 from openrlhf_ktae.selftest.checking import VARIABLE, Check, CheckFailed, Need, Place
-from openrlhf_ktae.selftest.killing import ROOM, kill_all, title
+from openrlhf_ktae.selftest.killing import ROOM, kill, kill_all, title
 from openrlhf_ktae.selftest.resume_trial import try_resume
 from openrlhf_ktae.selftest.trial import TRAIN, Trial, TrialFailed
 from openrlhf_ktae.selftest.watchers import ASLEEP, FILE, MOMENTS, ORDER_FILE
@@ -84,19 +84,9 @@ class Watched(Trial):
 
     module: str = WATCHED_COMMAND
 
-    def command(self, name: str, resume: str) -> list[str]:
-        """Return the command of one run."""
-        folder = self.folder / name
-        ours = {
-            "run.dir": folder,
-            "ckpt.output_dir": folder / "model",
-            "ckpt.path": folder / "checkpoints",
-            "ckpt.save_steps": self.save_steps,
-            "data.max_samples": self.prompts,
-            "resume": resume,
-        }
-        given = [f"--{option}={value}" for option, value in ours.items()]
-        return [sys.executable, "-m", self.module, *self.words, *given]
+    def settings(self) -> dict[str, Any]:
+        """Return no further options: these runs are neither repeated nor compared."""
+        return {}
 
     def seen(self, name: str, kind: str) -> list[dict[str, Any]]:
         """Return the rows of one kind written by the watchers."""
@@ -414,9 +404,7 @@ class _Cluster:
 
     def __exit__(self, *_: object) -> None:
         processes = [process for process in marked(self._mark, VARIABLE) if process.pid not in self._before]
-        for process in processes:
-            with suppress(psutil.Error):
-                process.kill()
+        kill(processes)
         psutil.wait_procs(processes, timeout=10)
 
     def ray(self, *command: str) -> str:

@@ -21,6 +21,7 @@ from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import RayTaskError
 
 from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.base.gpu_machine import GIB
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.checkpoint.folder import BEST, TRAINER_STATE
 from openrlhf_ktae.checkpoint.model_files import NOT_SAVED
@@ -35,7 +36,6 @@ from openrlhf_ktae.trainer.ppo_utils.data_position import POSITION, plain_positi
 
 logger = init_logger(__name__)
 
-GIB = 2**30
 NO_METRIC = "none"
 # Texts in errors of torch and safetensors for a failed write, unlike a model that transformers refuses to save.
 WRITING = re.compile(r"No space|I/O error|PytorchStreamWriter|inline_container|iostream error", re.IGNORECASE)

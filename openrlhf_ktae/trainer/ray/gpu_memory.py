@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from openrlhf_ktae.base.gpu_machine import gpu_memory
+from openrlhf_ktae.base.gpu_machine import GIB, gpu_memory
 
 FREE_SECONDS = 60.0  # for a dead engine's memory to be freed; the trainer is already offloaded
 POLL_SECONDS = 1.0
 LOOK_SECONDS = 30.0  # for a process of each GPU to look at it
 SLIVER = 0.01  # of a GPU: what a process that only looks at it asks Ray for
-GIB = 2**30
 Memory = tuple[int, int]
 """Free and total bytes of a GPU."""
 
