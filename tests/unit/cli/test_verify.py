@@ -191,12 +191,12 @@ def test_a_parquet_file_with_values_that_cannot_be_is_refused(audit, tmp_path, c
 
 @pytest.mark.parametrize("bomb", [b" " * 2**22, b"\n" * 2**22], ids=["line", "lines"])
 def test_a_file_that_unpacks_to_a_thousand_times_its_size_is_refused(audit, monkeypatch, bomb):
-    monkeypatch.setattr("openrlhf_ktae.cli.verify.MOST_UNPACKED", 2**20)
+    monkeypatch.setattr("openrlhf_ktae.evaluation.stored.MOST_UNPACKED", 2**20)
     code, output, _ = audit(gzip.compress(bomb), name="rows.jsonl.gz")
     assert (code, "unpack it first" in output) == (2, True)
 
 
 def test_a_line_that_has_no_end_is_refused(audit, monkeypatch):
-    monkeypatch.setattr("openrlhf_ktae.cli.verify.MOST_LINE", 2**10)
+    monkeypatch.setattr("openrlhf_ktae.evaluation.stored.MOST_LINE", 2**10)
     code, output, _ = audit(b'{"gold": "1", "response": "' + b"x" * 2**11, name="rows.jsonl")
     assert (code, "line 1" in output, "1,024" in output) == (2, True, True)

@@ -15,10 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.errors import BadInput, BadOption
 from openrlhf_ktae.cli.config_file import config_words
 from openrlhf_ktae.cli.options import build_parser
-from openrlhf_ktae.cli.verify import BadFile
 from openrlhf_ktae.cli.verify import read_rows as audited_rows
 from openrlhf_ktae.compare.run_outcomes import BadRun, common_budget, outcomes, read_run
 from openrlhf_ktae.data.prompt_files import UnreadableDataset, look, text_rows
@@ -136,7 +135,7 @@ def test_stored_responses(zipped, folder):
         refuses(stored.BadInput, lambda: stored.scan(path))
         wanted = {"response_key": "response", "gold_key": "gold", "reward_key": "score", "group_key": None}
         args = argparse.Namespace(file=path, golds_only=False, **wanted)
-        refuses(BadFile, lambda: list(audited_rows(args)))
+        refuses(BadInput, lambda: list(audited_rows(args)))
 
     check()
 
