@@ -81,12 +81,10 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 where = f"{path}: line {line}"
                 if total > most:
                     raise BadInput(
-                        f"{path}: line {line}: unpacks to more than {most:,} characters; unpack it first if that is right"
+                        f"{where}: unpacks to more than {most:,} characters; unpack it first if that is right"
                     )
                 if len(text) > MOST_LINE:
-                    raise BadInput(
-                        f"{path}: line {line}: more than {MOST_LINE:,} characters; write one response a line"
-                    )
+                    raise BadInput(f"{where}: more than {MOST_LINE:,} characters; write one response a line")
                 if text.strip():
                     yield line, text
     except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
