@@ -1,4 +1,4 @@
-"""The port where processes meet is one that no connection of another process can be given in between."""
+"""The port where processes meet cannot be given to another process in the meantime."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openrlhf_ktae.base import free_port as module
 from openrlhf_ktae.base.free_port import free_port, unreserved_ports
 
 
-def test_it_lies_outside_what_the_kernel_gives_away():
+def test_port_is_outside_the_ephemeral_range():
     low, high = map(int, module.RANGE.read_text().split())
     if (low, high) == (1024, 65_535):
         pytest.skip("this kernel gives all ports away")
@@ -29,7 +29,7 @@ def test_it_lies_outside_what_the_kernel_gives_away():
         ("no numbers", range(20_000, 32_768)),
     ],
 )
-def test_ports_beside_the_kernels(text, ports, tmp_path, monkeypatch):
+def test_ranges_next_to_the_ephemeral_range(text, ports, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RANGE", tmp_path / "range")
     (tmp_path / "range").write_text(text)
     assert unreserved_ports() == ports

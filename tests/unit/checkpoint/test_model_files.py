@@ -1,4 +1,4 @@
-"""A trained model is on the disk, whatever cannot be written beside its weights; and what is repaired on the way."""
+"""A trained model is saved even if files other than its weights cannot be written; repairs on saving."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPAIRED = [
 
 
 @pytest.mark.parametrize(("given", "kept"), REPAIRED, ids=[json.dumps(case[0]) for case in REPAIRED])
-def test_a_generation_configuration_that_is_read_can_be_written(given, kept, tmp_path):
+def test_a_loaded_generation_config_can_be_saved(given, kept, tmp_path):
     from transformers import GenerationConfig
 
     (tmp_path / "generation_config.json").write_text(json.dumps({**given, "eos_token_id": 1, "pad_token_id": 0}))
@@ -47,7 +47,7 @@ def refuses(config, folder):
 
 @pytest.fixture
 def save(host, monkeypatch, root):
-    """The host's own saving of the quickstart's model in one process, below our guard."""
+    """The host saves the quickstart's model in one process, below our wrapper."""
     from openrlhf.utils.deepspeed import DeepspeedStrategy
     from openrlhf.utils.deepspeed import deepspeed as module
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -82,7 +82,7 @@ def raising(text):
     return fail
 
 
-def test_a_model_whose_generation_configuration_cannot_be_written_is_saved_whole(save, tmp_path):
+def test_a_model_with_an_invalid_generation_config_is_saved_completely(save, tmp_path):
     def greedy(model, tokenizer):
         model.generation_config.do_sample, model.generation_config.temperature = False, 0.6
 
@@ -92,7 +92,7 @@ def test_a_model_whose_generation_configuration_cannot_be_written_is_saved_whole
 
 
 @pytest.mark.parametrize("what", ["tokenizer", "configuration", "both"])
-def test_what_cannot_be_saved_is_named_and_the_weights_are_there(what, save, tmp_path, monkeypatch):
+def test_weights_are_saved_and_missing_files_are_named(what, save, tmp_path, monkeypatch):
     def broken(model, tokenizer):
         if what != "configuration":
             monkeypatch.setattr(type(tokenizer), "save_pretrained", raising("a vocabulary of another kind"))

@@ -1,4 +1,4 @@
-"""Every reader of data from outside: whatever the bytes, it answers or refuses with its own error, and in time."""
+"""Every reader of outside data: whatever the bytes, it answers or raises its own error, in time."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_prompt_files(suffix, folder):
 @quick
 @nasty
 @given(data=texts)
-def test_what_was_accepted_as_prompts_gives_golds(data, folder):
+def test_accepted_prompts_yield_golds(data, folder):
     path = folder / "golds.jsonl"
     path.write_bytes(data)
     try:
@@ -174,7 +174,7 @@ def test_configuration_of_a_model(data, folder):
 
 @pytest.fixture(scope="module")
 def actions():
-    """Our own options stand for all: the parser of the host adds its own when it runs."""
+    """Only our own options: the host's parser adds its own at run time."""
     return build_parser()._option_string_actions
 
 

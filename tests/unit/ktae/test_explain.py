@@ -66,7 +66,7 @@ def test_columns_multiply_up_to_k(variant):
 
 
 @pytest.mark.parametrize("scores", [[1.0, 1.0], [np.nan, np.nan], [0.0, np.nan]])
-def test_one_sided_groups_are_explained_as_nothing(scores):
+def test_one_sided_groups_have_zero_values(scores):
     found = explain_group([[1, 2], [1, 3]], np.ones((2, 2)), scores)
     assert (found.fisher == 1).all()
     assert not found.value.any()

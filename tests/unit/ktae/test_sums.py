@@ -12,7 +12,7 @@ from openrlhf_ktae.ktae import credit_sums, repeated_grams
 
 
 @pytest.mark.parametrize("first", [0, 2**31])
-def test_sums_are_those_of_plain_arrays(first):
+def test_sums_match_plain_arrays(first):
     rng = np.random.default_rng(0)
     widths = [7, 0, 30, 12]
     edges = np.concatenate([[0], np.cumsum(widths)])
@@ -50,7 +50,7 @@ def test_ids_of_equal_mean_come_in_ascending_order(first):
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_repeated_grams_are_those_that_a_set_knows(n):
+def test_repeated_grams_match_a_set(n):
     rng = np.random.default_rng(1)
     widths = [0, 1, 3, 200, 50, 900]
     edges = np.concatenate([[0], np.cumsum(widths)])

@@ -1,4 +1,4 @@
-"""Who dies and when: plans of deaths, victims among real processes, and what must hold of a dead run's checkpoints."""
+"""Plans of deaths, victims among real processes, and the checkpoints of a dead run."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_everything_dies_at_once_and_its_checkpoints_are_verified(victim, small)
     assert not marked(run._mark)
 
 
-def test_processes_that_a_dead_command_leaves_are_counted_and_killed(small):
+def test_processes_left_by_a_dead_command_are_counted_and_killed(small):
     run = small("lasting")
     run.inject(Death(DRIVER, step=3, share=0.0))
     assert run.toll.left == 1
@@ -192,7 +192,7 @@ def test_processes_that_a_dead_command_leaves_are_counted_and_killed(small):
     assert not marked(run._mark)
 
 
-def test_more_steps_lost_than_may_be_and_a_damaged_checkpoint_are_faults(small):
+def test_too_many_lost_steps_and_a_damaged_checkpoint_are_faults(small):
     run = small("forgetful")
     run.inject(Death(EVERYTHING, step=4, share=0.0))
     assert run.toll.lost >= 4
@@ -206,8 +206,8 @@ def test_more_steps_lost_than_may_be_and_a_damaged_checkpoint_are_faults(small):
     assert "global_step2: part changed after it was written" in run.toll.wrong[1]
 
 
-def test_a_run_that_does_not_go_on_from_its_checkpoint_is_a_fault(small):
-    """The small script always begins anew: all that a run computes twice would be the same."""
+def test_not_resuming_from_the_checkpoint_is_a_fault(small):
+    """The script always starts from scratch, so repeated steps would look the same."""
     run = small("alone")
     run.inject(Death(EVERYTHING, step=5, share=0.0))
     assert run.toll.wrong == []
@@ -215,7 +215,7 @@ def test_a_run_that_does_not_go_on_from_its_checkpoint_is_a_fault(small):
     assert "it resumed from step None; the newest checkpoint was of step 4" in run.toll.wrong[0]
 
 
-def test_what_an_earlier_death_left_of_a_checkpoint_is_no_write(small):
+def test_leftovers_of_an_earlier_death_do_not_count_as_a_write(small):
     run = small("alone")
     run.inject(Death(WRITING, step=5, share=0.1))
     assert any(run.checkpoints.glob(".writing-*"))
@@ -226,7 +226,7 @@ def test_what_an_earlier_death_left_of_a_checkpoint_is_no_write(small):
 
 
 def test_a_run_that_does_nothing_after_a_death_leaves_its_stacks(small, monkeypatch):
-    """The rank of this one is a process that nothing depends on, so it never ends with exit code 4."""
+    """Nothing depends on this script's rank, so it never ends with exit code 4."""
     pytest.importorskip("setproctitle")
     monkeypatch.setenv(stacks.VARIABLE, stacks.new_folder())
     monkeypatch.setattr(mortal_run, "RECOVERY_SECONDS", 10.0)
@@ -238,7 +238,7 @@ def test_a_run_that_does_nothing_after_a_death_leaves_its_stacks(small, monkeypa
     assert not marked(run._mark)
 
 
-def test_a_rank_that_dies_as_the_run_ends_is_no_death(small, monkeypatch):
+def test_a_rank_killed_as_the_run_ends_does_not_count(small, monkeypatch):
     pytest.importorskip("setproctitle")
     monkeypatch.setitem(globals(), "RUN", RUN.replace("range(1, 400)", "range(1, 8)"))
     run = small("ray::PolicyModelActor")
@@ -249,7 +249,7 @@ def test_a_rank_that_dies_as_the_run_ends_is_no_death(small, monkeypatch):
 
 
 def test_a_death_before_a_first_step_does_not_wait_longer_than_for_that_step(small):
-    """A start may take a tenth of the time that it took when other work was under way."""
+    """A start may take a tenth of the time it took under load."""
     run = small("alone")
     run._start_seconds = 1000.0
     began = time.monotonic()
@@ -258,7 +258,7 @@ def test_a_death_before_a_first_step_does_not_wait_longer_than_for_that_step(sma
     assert (run.toll.deaths.total(), run.toll.at_start) == (1, 0)
 
 
-def test_a_run_that_ends_by_itself_with_an_error_is_no_death(small, monkeypatch):
+def test_a_run_that_fails_by_itself_does_not_count_as_a_death(small, monkeypatch):
     run = small("alone")
     monkeypatch.setattr("openrlhf_ktae.selftest.trial.Trial.last_words", lambda self, name, what: what)
     monkeypatch.setattr(type(run.trial), "command", lambda *_: [sys.executable, "-c", "raise SystemExit(2)"])

@@ -1,4 +1,4 @@
-"""What users bring, one row a case: where it goes in, and what the user sees of it (docs/reliability.md)."""
+"""What users bring, one row per case: the input and what the user sees (docs/reliability.md)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MINIMAL = "--pretrain m --prompt_data d.jsonl --vllm_num_engines 1 --actor.num_g
 
 
 def seen(what):
-    """What comes out of it, or what the error says."""
+    """The result, or the error message."""
     try:
         return str(what())
     except Exception as error:
