@@ -262,7 +262,7 @@ def made_trainer(prompts: int, folder: Path, options: argparse.Namespace, phases
     from openrlhf_ktae.trainer.ppo_trainer import KTAEPPOTrainer
     from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
     from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
-    from openrlhf_ktae.trainer.ppo_utils.host_speed import settle_in
+    from openrlhf_ktae.trainer.ppo_utils.host_speed import tune_process
     from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 
     args = arguments(prompts, folder, options)
@@ -280,14 +280,14 @@ def made_trainer(prompts: int, folder: Path, options: argparse.Namespace, phases
     trainer.critic_model_group = trainer.reward_model_group = trainer.reference_model_group = None
     trainer.wandb_logger = trainer.tensorboard_logger = trainer.eval_dataloader = None
     trainer.generate_kwargs = {"max_len": MAX_LEN, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": None}
-    trainer._record = RunRecord(folder)
+    trainer.record = RunRecord(folder)
     generator = KTAESamplesGenerator(strategy, Prompts(), None, tokenizer, engines)
     trainer.prompts_dataloader = PositionedLoader(generator.prompts_dataloader, generator)
     trainer.samples_generator = generator
     maker = KTAEExperienceMaker(group, None, None, None, kl, strategy, tokenizer)
     trainer.experience_maker = maker
     watch(trainer, generator, maker, phases)
-    settle_in()
+    tune_process()
     return trainer
 
 

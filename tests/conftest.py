@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
-if WORKER:  # workers take a core each: what they start makes threads for one core instead of fighting for all
+if WORKER:  # each worker has one core, so its subprocesses use one thread
     CORES = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {CORES[int(WORKER) % len(CORES)]})
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,7 +26,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def loaded_by():
-    """Tell which of some modules a fresh process has loaded after `code`: other tests hide no import there."""
+    """Return which modules a fresh process has loaded after `code`, so that imports of other tests do not interfere."""
 
     def loaded(code: str, *names: str) -> list[str]:
         code += f"\nimport sys; print([name for name in {names!r} if name in sys.modules])"
@@ -38,7 +38,7 @@ def loaded_by():
 
 @pytest.fixture(scope="session")
 def host():
-    """The host, importable: the CPU patches are applied to this process once."""
+    """Make the host importable: applies the CPU patches to this process once."""
     from openrlhf_ktae.backend.cpu_patches import activate
 
     activate()

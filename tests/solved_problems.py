@@ -1,4 +1,4 @@
-r"""Golds of every kind that data sets hold, and worked responses with their label, written for these tests.
+r"""Golds of every kind found in data sets, and worked responses with labels, written for these tests.
 
 `reward` is what a grader that compares the text of the last box with the gold's gives; `why` says why it is wrong.
 """

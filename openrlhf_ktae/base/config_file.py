@@ -63,16 +63,14 @@ def load_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for base in bases:
         merged.update(load_config(path.parent / base, (*including, path.resolve())))
-    merged.update(_flatten(own))
+    merged.update(flat(own))
     return merged
 
 
-def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested options to dotted names; an empty mapping stays one."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{name}."))
-        else:
-            flat[name] = value
-    return flat
+        found |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return found

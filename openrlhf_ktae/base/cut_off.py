@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
-WHOLE = ("stop", "length")  # with any other reason, the model did not get to finish
+FINISHED = ("stop", "length")  # with any other reason, the model did not get to finish
 
 
 class CutOff(RuntimeError):
@@ -23,21 +23,21 @@ seen_in_rollout: ContextVar[list[CutOff] | None] = ContextVar("seen_in_rollout",
 """Cut-off responses of the current rollout, including all tasks its agent starts; None outside a rollout."""
 
 
-def require_whole(output: Any) -> Any:
+def require_complete(output: Any) -> Any:
     """Return `output`, vLLM's RequestOutput, if all its responses ended or reached their limit.
 
     Raises:
         CutOff: one did not.
     """
     responses = output.outputs if output is not None and output.finished else []
-    cut = [one for one in responses if one.finish_reason not in WHOLE]
+    cut = [one for one in responses if one.finish_reason not in FINISHED]
     if cut or not responses:
         tokens, reason = (len(cut[0].token_ids), cut[0].finish_reason) if cut else (0, "no finish reason")
         raise CutOff(f"vLLM cut off a response after {tokens} tokens ({reason}); it is not used")
     return output
 
 
-def only_whole(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+def only_complete(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
     """Wrap `generate` of vLLM's asynchronous engine: it raises `CutOff` instead of returning a partial answer.
 
     `seen_in_rollout` keeps the error, so an agent that swallows it cannot hide it.
@@ -51,7 +51,7 @@ def only_whole(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., Asy
                 if not last.finished:
                     yield last
         try:
-            yield require_whole(last)
+            yield require_complete(last)
         except CutOff as error:
             seen = seen_in_rollout.get()
             if seen is not None:

@@ -17,7 +17,7 @@ RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _chance = random.SystemRandom()  # leaves the run's seeds alone
 
 
-def ports_of_nobody() -> range:
+def unreserved_ports() -> range:
     """Return the ports between Ray's range and this kernel's ephemeral range, or the ports above the latter.
 
     If the ephemeral range covers nearly everything, no unreserved ports remain; fall back to Linux's default range.
@@ -38,7 +38,7 @@ def free_port() -> int:
     Raises:
         OSError: a hundred ports drawn at random were all taken.
     """
-    ports = ports_of_nobody()
+    ports = unreserved_ports()
     for _ in range(100):
         port = _chance.choice(ports)
         with socket.socket() as sock:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+GIB = 2**30
 FIRST_DRIVERS = {12: 525, 13: 580}  # CUDA's major version -> NVIDIA's first driver for it (CUDA's release notes)
 HEADERS = ("cublas_v2.h", "cuda_runtime_api.h", "cusolverDn.h", "cusparse.h")  # of ATen/cuda/CUDAContextLight.h
 TOOLS = {"ninja": "activate the environment that it was installed in", "c++": "install g++"}

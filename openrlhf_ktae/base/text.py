@@ -9,9 +9,9 @@ from typing import Any
 SHOWN = 120  # characters
 
 
-def short(error: BaseException | str) -> str:
+def short(error: BaseException | str, shown: int = SHOWN) -> str:
     """Return the message of an error on one line, or its type if it has none."""
-    return " ".join(str(error).split())[:SHOWN] or type(error).__name__
+    return " ".join(str(error).split())[:shown] or type(error).__name__
 
 
 def short_repr(value: Any, shown: int = SHOWN) -> str:
@@ -29,5 +29,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def joined(value: Any) -> str:
-    """Return the value of an option, a list as its words."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    """Return the value of an option as on a command line: a list as its words; true, false and none."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.base.config_file import flat
 from openrlhf_ktae.base.options import OLD_CREDIT_NAMES
+from openrlhf_ktae.base.text import joined
 from openrlhf_ktae.checkpoint.files import digest, files_below
 from openrlhf_ktae.data.names import entries
 
@@ -80,17 +82,6 @@ IN_CHECKPOINT = {
 """Options whose change cannot be applied to a checkpoint, even if accepted, with the reason."""
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested options to dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], data_before: Mapping[str, str], data_now: Mapping[str, str]
 ) -> dict[str, str]:
@@ -113,7 +104,7 @@ def differences(
                 same = old.get(name) == new.get(name)
                 found[name] = "its content has changed" if same else f"{old.get(name)} -> {new.get(name)}"
         elif old.get(name) != new.get(name) and name in old and name in new:
-            found[name] = f"{_text(old[name])} -> {_text(new[name])}"
+            found[name] = f"{joined(old[name])} -> {joined(new[name])}"
     return found
 
 
@@ -148,12 +139,6 @@ def _carries_rollouts(options: Mapping[str, Any]) -> bool:
 
 def _weights(contents: str) -> list[str]:
     return sorted(part for part in contents.split() if part.rsplit(":", 1)[0].endswith(WEIGHT_SUFFIXES))
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def content_of(config: Mapping[str, Any]) -> dict[str, str]:

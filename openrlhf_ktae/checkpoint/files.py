@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 BLOCK = 2**20
-WHOLE = 64 * BLOCK  # of larger files 64 evenly spaced blocks are read: checkpoints have hundreds of gigabytes
+READ_IN_FULL = 64 * BLOCK  # of larger files 64 evenly spaced blocks are read: checkpoints have hundreds of gigabytes
 DIGEST_BYTES = 16
 THREADS = 8
 MOST_TEXT = 64 * BLOCK  # a manifest names every file of a checkpoint
@@ -35,9 +35,9 @@ def digest(path: Path) -> str:
 
 
 def _starts(size: int) -> Iterable[int]:
-    if size <= WHOLE:
+    if size <= READ_IN_FULL:
         return range(0, size, BLOCK)
-    blocks = WHOLE // BLOCK
+    blocks = READ_IN_FULL // BLOCK
     return [i * (size - BLOCK) // (blocks - 1) for i in range(blocks)]
 
 

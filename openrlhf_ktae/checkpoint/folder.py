@@ -17,20 +17,20 @@ MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer.pt"
 RANDOM = "random"
 LATEST = "latest"
-ANEW = "anew"  # sequence numbers that were superseded, see `left_behind`
+SUPERSEDED = "anew"  # sequence numbers that were superseded, see `superseded_spans`
 ACTOR = "_actor"
 ROLES = ("actor", "critic")  # models that are trained
 BEST = "best_"
 NAME = re.compile(rf"({BEST})?global_step\d+")
 STAGING = ".writing-"
-ASIDE = ".replaced-"
-GOING = ".deleting-"
+REPLACED = ".replaced-"
+DELETING = ".deleting-"
 VERSION = 1
 MOST_NESTED = 32  # options are nested three deep
 LARGEST = 10**15  # for a step, a sequence number, or a file size in bytes
 
 
-class NotWhole(ValueError):
+class IncompleteCheckpoint(ValueError):
     """A checkpoint is unfinished or damaged; the message says what is missing or wrong."""
 
 
@@ -84,7 +84,7 @@ def read_manifest(path: Path) -> Manifest:
     """Return the manifest of the checkpoint at `path`.
 
     Raises:
-        NotWhole: it is missing or invalid.
+        IncompleteCheckpoint: it is missing or invalid.
     """
     try:
         tree = _mapping(parse_json(read_text(path / MANIFEST)), "the manifest")
@@ -97,13 +97,13 @@ def read_manifest(path: Path) -> Manifest:
         step, sequence = _number(tree["step"], "step"), _number(tree["sequence"], "sequence")
         manifest = Manifest(_text(tree["tag"], "tag"), step, sequence, files, _about(tree["about"]))
     except FileNotFoundError:
-        raise NotWhole(f"has no {MANIFEST}: it was never finished") from None
+        raise IncompleteCheckpoint(f"has no {MANIFEST}: it was never finished") from None
     except KeyError as error:
-        raise NotWhole(f"{MANIFEST} cannot be read ({error} is missing)") from None
+        raise IncompleteCheckpoint(f"{MANIFEST} cannot be read ({error} is missing)") from None
     except (ValueError, OSError) as error:
-        raise NotWhole(f"{MANIFEST} cannot be read ({type(error).__name__}: {short(error)})") from None
+        raise IncompleteCheckpoint(f"{MANIFEST} cannot be read ({type(error).__name__}: {short(error)})") from None
     if not files:
-        raise NotWhole(f"{MANIFEST} lists no files")
+        raise IncompleteCheckpoint(f"{MANIFEST} lists no files")
     return manifest
 
 
@@ -144,26 +144,26 @@ def verify(path: Path) -> Checkpoint:
     """Return the checkpoint at `path` after checking each of its files.
 
     Raises:
-        NotWhole: a file is missing, unreadable, or differs in size or content; or a rank's part is missing. Older
-            releases, which did not check for a shared file system, could lose such parts.
+        IncompleteCheckpoint: a file is missing, unreadable, or differs in size or content; or a rank's part is missing.
+            Older releases, which did not check for a shared file system, could lose such parts.
     """
     manifest = read_manifest(path)
     if missing := _missing_ranks(manifest):
-        raise NotWhole(missing)
+        raise IncompleteCheckpoint(missing)
     try:
         present = {str(file.relative_to(path)): file for file in files_below(path)}
         for name, entry in manifest.files.items():
             if name not in present:
-                raise NotWhole(f"{name} is missing")
+                raise IncompleteCheckpoint(f"{name} is missing")
             size = present[name].stat().st_size
             if size != entry["bytes"]:
-                raise NotWhole(f"{name} has {size} bytes instead of {entry['bytes']}")
+                raise IncompleteCheckpoint(f"{name} has {size} bytes instead of {entry['bytes']}")
         found = digests(present[name] for name in manifest.files)
     except OSError as error:
-        raise NotWhole(f"cannot be read ({type(error).__name__}: {short(error)})") from None
+        raise IncompleteCheckpoint(f"cannot be read ({type(error).__name__}: {short(error)})") from None
     for name, entry in manifest.files.items():
         if found[present[name]] != entry["digest"]:
-            raise NotWhole(f"{name} changed after it was written")
+            raise IncompleteCheckpoint(f"{name} changed after it was written")
     return Checkpoint(path, manifest)
 
 
@@ -196,33 +196,33 @@ def listed(root: Path) -> tuple[list[Checkpoint], dict[str, str]]:
     for path in folders(root):
         try:
             found.append(Checkpoint(path, read_manifest(path)))
-        except NotWhole as reason:
+        except IncompleteCheckpoint as reason:
             bad[path.name] = str(reason)
     found.sort(key=lambda one: (one.manifest.sequence, one.path.name), reverse=True)
     return found, bad
 
 
-def left_behind(root: Path) -> list[tuple[int, int]]:
+def superseded_spans(root: Path) -> list[tuple[int, int]]:
     """Return pairs of sequence numbers; checkpoints strictly between the two are superseded.
 
     A run that starts from scratch supersedes all earlier ones. A rollback supersedes those after its checkpoint.
     """
     try:
-        lines = [[int(word) for word in line.split()] for line in read_text(root / ANEW).splitlines()]
+        lines = [[int(word) for word in line.split()] for line in read_text(root / SUPERSEDED).splitlines()]
     except (OSError, ValueError):
         return []
     return [(0, line[0]) if len(line) == 1 else (line[0], line[1]) for line in lines if len(line) in (1, 2)]
 
 
-def is_left(checkpoint: Checkpoint, left: list[tuple[int, int]]) -> bool:
-    """Return whether a checkpoint is superseded; `left` comes from `left_behind`."""
+def is_superseded(checkpoint: Checkpoint, left: list[tuple[int, int]]) -> bool:
+    """Return whether a checkpoint is superseded; `left` comes from `superseded_spans`."""
     return any(after < checkpoint.manifest.sequence < before for after, before in left)
 
 
-def own(root: Path) -> list[Checkpoint]:
+def current_run(root: Path) -> list[Checkpoint]:
     """Return the checkpoints of the current or last run here, newest first."""
-    left = left_behind(root)
-    return [one for one in listed(root)[0] if not is_left(one, left)]
+    left = superseded_spans(root)
+    return [one for one in listed(root)[0] if not is_superseded(one, left)]
 
 
 def unfinished(root: Path) -> list[str]:

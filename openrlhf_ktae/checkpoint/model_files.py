@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from openrlhf_ktae.base.text import short
+
 GENERATION_CONFIG = "generation_config.json"
 NOT_SAVED = "not_saved.txt"  # in a checkpoint, names what its export lacks
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -17,7 +19,7 @@ class SavedInPart(RuntimeError):
     """The weights of a model were saved, but some of its other files were not."""
 
 
-def savable(generation: Any) -> str:
+def make_savable(generation: Any) -> str:
     """Repair, in place, a GenerationConfig that transformers refuses to save; return what was changed.
 
     With sampling options next to greedy decoding, loading only warns but saving raises. Training is unaffected: it
@@ -41,12 +43,12 @@ def _strictly(generation: Any) -> str:
     try:
         generation.validate(strict=True)
     except (ValueError, TypeError) as error:
-        return " ".join(str(error).split())[:200]
+        return short(error, 200)
     return ""
 
 
 @contextmanager
-def weights_whatever_fails(strategy: Any) -> Iterator[list[str]]:
+def always_save_weights(strategy: Any) -> Iterator[list[str]]:
     """Patch the host's `strategy.save_model` to always save the weights; yield a list of what else failed.
 
     The host writes in one process while the others wait, so nothing may be raised before they continue.
@@ -56,7 +58,7 @@ def weights_whatever_fails(strategy: Any) -> Iterator[list[str]]:
     def save_model(model: Any, tokenizer: Any, output_dir: str, **kwargs: Any) -> None:
         whole = strategy._unwrap_model(model)
         if getattr(whole, "generation_config", None) is not None:
-            savable(whole.generation_config)
+            make_savable(whole.generation_config)
         own = whole.save_pretrained
 
         def save_pretrained(folder: str, state_dict: Any = None, **options: Any) -> None:
@@ -90,7 +92,7 @@ def _tried(what: str, failed: list[str], part: Any, folder: str) -> None:
 
 
 def _what(what: str, error: Exception) -> str:
-    return f"{what} ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+    return f"{what} ({type(error).__name__}: {short(error, 300)})"
 
 
 def write_weights(state: dict[str, Any], folder: str | Path) -> None:

@@ -14,15 +14,15 @@ from openrlhf_ktae.checkpoint.folder import (
     LATEST,
     MANIFEST,
     Checkpoint,
+    IncompleteCheckpoint,
     Manifest,
-    NotWhole,
-    is_left,
-    left_behind,
+    is_superseded,
     listed,
+    superseded_spans,
     unfinished,
     verify,
 )
-from openrlhf_ktae.checkpoint.write import put_back
+from openrlhf_ktae.checkpoint.write import restore_replaced
 
 AUTO, NEVER = "auto", "never"
 
@@ -64,7 +64,7 @@ def decide(choice: str, root: Path) -> Decision:
             )
         try:
             return Decision(verify(path), [f"resuming from {path}"])
-        except NotWhole as reason:
+        except IncompleteCheckpoint as reason:
             raise CannotResume(f"{flag}: {reason}; --resume {AUTO} takes the newest complete one") from None
     for folder in (path, path / "checkpoints"):
         decision = newest(folder, flag, any_run=True)
@@ -82,27 +82,29 @@ def newest(root: Path, flag: str, any_run: bool = False) -> Decision:
     Raises:
         CannotResume: there are checkpoints, but none is complete.
     """
-    put_back(root)
-    (listed_here, bad), left = listed(root), left_behind(root)
+    restore_replaced(root)
+    (listed_here, bad), left = listed(root), superseded_spans(root)
     lines = [f"skipped {name}: was being written when the run ended" for name in unfinished(root)]
     lines += [f"skipped {name}: {reason}" for name, reason in bad.items()]
-    found = [one for one in listed_here if not is_left(one, left)]
-    others = [one for one in listed_here if is_left(one, left)]
+    found = [one for one in listed_here if not is_superseded(one, left)]
+    others = [one for one in listed_here if is_superseded(one, left)]
     if any_run:
         found += others
     else:
-        lines += [f"skipped {one.path.name}: {_why_left(one, left)}; --resume {one.path} takes it" for one in others]
+        lines += [
+            f"skipped {one.path.name}: {_why_superseded(one, left)}; --resume {one.path} takes it" for one in others
+        ]
     for candidate in found:
         try:
             if not (candidate.path / ACTOR).is_dir():
-                raise NotWhole(f"has no {ACTOR}, only an export (--ckpt.disable_ds)")
+                raise IncompleteCheckpoint(f"has no {ACTOR}, only an export (--ckpt.disable_ds)")
             whole = verify(candidate.path)
-        except (NotWhole, OSError) as reason:
+        except (IncompleteCheckpoint, OSError) as reason:
             lines.append(f"skipped {candidate.path.name}: {reason}")
             continue
         why = "the newest" if len(found) + len(bad) > 1 else "the only one"
         return Decision(whole, [*lines, f"resuming from {whole.path} (step {whole.step}, {why})"])
-    host = of_host(root, flag)
+    host = host_checkpoint(root, flag)
     if host:
         return Decision(host, [*lines, f"resuming from {host.path}, written by plain OpenRLHF; it cannot be verified"])
     if found or bad:
@@ -114,12 +116,12 @@ def newest(root: Path, flag: str, any_run: bool = False) -> Decision:
     return Decision(None, [*lines, f"no checkpoint in {root}: starting from scratch"])
 
 
-def _why_left(checkpoint: Checkpoint, left: list[tuple[int, int]]) -> str:
-    began = any(after == 0 and is_left(checkpoint, [(after, before)]) for after, before in left)
+def _why_superseded(checkpoint: Checkpoint, left: list[tuple[int, int]]) -> str:
+    began = any(after == 0 and is_superseded(checkpoint, [(after, before)]) for after, before in left)
     return "a later run started from scratch here" if began else "a later run went back to an earlier checkpoint"
 
 
-def of_host(path: Path, flag: str) -> Checkpoint | None:
+def host_checkpoint(path: Path, flag: str) -> Checkpoint | None:
     """Return the checkpoint that plain OpenRLHF saved at `path`, if any: `_actor/TAG` named by `_actor/latest`.
 
     Raises:

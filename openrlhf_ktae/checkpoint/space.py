@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from openrlhf_ktae.base.gpu_machine import GIB
 from openrlhf_ktae.checkpoint.folder import listed
 
 GROWTH = 1.05  # buffers differ from step to step
 ADAM_BYTES = 12  # the 32-bit parameter and two moments
-GIB = 2**30
 
 
 class DiskFull(OSError):

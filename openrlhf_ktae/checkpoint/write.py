@@ -14,18 +14,18 @@ from typing import Any
 
 from openrlhf_ktae.checkpoint.files import digests, files_below, read_text, sync, sync_below, write_text
 from openrlhf_ktae.checkpoint.folder import (
-    ANEW,
-    ASIDE,
-    GOING,
+    DELETING,
     LATEST,
     MANIFEST,
+    REPLACED,
     STAGING,
+    SUPERSEDED,
     Checkpoint,
     Manifest,
     folders,
-    is_left,
-    left_behind,
+    is_superseded,
     listed,
+    superseded_spans,
 )
 
 SEEN_SECONDS = 30.0  # for a network file system to show another node's files
@@ -33,7 +33,7 @@ POLL_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 
 
-class Unseen(OSError):
+class FilesNotVisible(OSError):
     """The committing process does not see files that ranks wrote; the message names their nodes."""
 
 
@@ -52,15 +52,15 @@ def begin(root: str | Path, tag: str) -> Path:
 
 def recover(root: Path) -> None:
     """Clean up after a run that died while writing or deleting: restore a replaced checkpoint, delete leftovers."""
-    put_back(root)
-    for path in (*root.glob(f"{ASIDE}*"), *root.glob(f"{STAGING}*"), *root.glob(f"{GOING}*")):
-        put_away(path)
+    restore_replaced(root)
+    for path in (*root.glob(f"{REPLACED}*"), *root.glob(f"{STAGING}*"), *root.glob(f"{DELETING}*")):
+        delete_or_rename(path)
 
 
-def put_back(root: Path) -> None:
+def restore_replaced(root: Path) -> None:
     """Restore a checkpoint whose replacement never finished."""
-    for path in root.glob(f"{ASIDE}*"):
-        name = root / path.name.removeprefix(ASIDE)
+    for path in root.glob(f"{REPLACED}*"):
+        name = root / path.name.removeprefix(REPLACED)
         if not os.path.lexists(name):
             with suppress(OSError):
                 os.rename(path, name)
@@ -83,13 +83,13 @@ def commit(
         seen: for each rank its node, and path -> bytes of the staged files it sees.
 
     Raises:
-        Unseen: ranks wrote files that this process does not see.
+        FilesNotVisible: ranks wrote files that this process does not see.
 
     A crash at any point leaves earlier checkpoints intact, and `latest` pointing at one of them.
     """
     root = Path(root)
     folder, target = staging(root, tag), root / tag
-    require_seen(folder, seen)
+    wait_until_visible(folder, seen)
     content = digests(files_below(folder))
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "digest": value}
@@ -99,24 +99,25 @@ def commit(
     manifest = Manifest(tag, step, next_sequence(root), files, about)
     write_text(folder / MANIFEST, manifest.to_json())
     sync_below(folder)
-    aside = root / f"{ASIDE}{tag}"
+    aside = root / f"{REPLACED}{tag}"
     if os.path.lexists(target):  # the run went back to an earlier step and reached this one again
         os.rename(target, aside)
     os.rename(folder, target)
     sync(root)
     write_text(root / LATEST, tag)
     if os.path.lexists(aside):
-        put_away(aside)
+        delete_or_rename(aside)
     return Checkpoint(target, manifest)
 
 
-def require_seen(folder: Path, seen: Iterable[tuple[str, Mapping[str, int]]]) -> None:
+def wait_until_visible(folder: Path, seen: Iterable[tuple[str, Mapping[str, int]]]) -> None:
     """Wait until this process sees every file below `folder` that a rank sees, at its full size.
 
     The rank that wrote a file knows its size. Others may see an older, smaller size for a while, so the largest counts.
 
     Raises:
-        Unseen: files are still missing after `SEEN_SECONDS`; nodes without a shared file system have separate folders.
+        FilesNotVisible: files are still missing after `SEEN_SECONDS`; without a shared file system, every node has its
+            own folder.
     """
     sizes: dict[str, int] = {}
     nodes: dict[str, set[str]] = {}
@@ -128,7 +129,7 @@ def require_seen(folder: Path, seen: Iterable[tuple[str, Mapping[str, int]]]) ->
     while missing := [name for name, size in sizes.items() if _size(folder / name) != size]:
         if time.monotonic() > end:
             of_nodes = ", ".join(sorted(set().union(*(nodes[name] for name in missing))))
-            raise Unseen(
+            raise FilesNotVisible(
                 f"the trainer does not see {len(missing)} of {len(sizes)} files that ranks on {of_nodes} see, "
                 f"such as {missing[0]}; --ckpt.path {folder.parent} must be on a file system that all nodes share"
             )
@@ -148,29 +149,29 @@ def next_sequence(root: Path) -> int:
     return 1 + max((one.manifest.sequence for one in listed(root)[0]), default=0)
 
 
-def start_anew(root: str | Path) -> None:
+def supersede_all(root: str | Path) -> None:
     """Mark all checkpoints in `root` as an earlier run's, so that a restart of this run does not resume from them."""
     root = Path(root)
     if folders(root):
-        write_text(root / ANEW, str(next_sequence(root)))
+        write_text(root / SUPERSEDED, str(next_sequence(root)))
 
 
-def go_on_from(root: str | Path, sequence: int) -> None:
+def supersede_after(root: str | Path, sequence: int) -> None:
     """Mark the checkpoints written after number `sequence` as superseded; the run resumes from that one."""
     root = Path(root)
     end = next_sequence(root)
-    left = [span for span in left_behind(root) if span[1] <= sequence]
+    left = [span for span in superseded_spans(root) if span[1] <= sequence]
     if end > sequence + 1:
         left.append((sequence, end))
-    if left != left_behind(root):
-        write_text(root / ANEW, "".join(f"{after} {before}\n" for after, before in left))
+    if left != superseded_spans(root):
+        write_text(root / SUPERSEDED, "".join(f"{after} {before}\n" for after, before in left))
 
 
 def abandon(root: str | Path, tag: str) -> None:
     """Delete the staging folder of `tag`."""
     folder = staging(root, tag)
     if folder.exists():
-        put_away(folder)
+        delete_or_rename(folder)
 
 
 def rotate(root: str | Path, keep: int, max_bytes: float) -> list[str]:
@@ -181,9 +182,9 @@ def rotate(root: str | Path, keep: int, max_bytes: float) -> list[str]:
     with its checkpoint. A checkpoint that cannot be deleted stays, under another name.
     """
     root = Path(root)
-    found, left = listed(root)[0], left_behind(root)
-    regular = sorted((one for one in found if not one.is_best), key=lambda one: is_left(one, left))
-    best = [one for one in found if one.is_best and not is_left(one, left)]
+    found, left = listed(root)[0], superseded_spans(root)
+    regular = sorted((one for one in found if not one.is_best), key=lambda one: is_superseded(one, left))
+    best = [one for one in found if one.is_best and not is_superseded(one, left)]
     protected = {found[0].path, *(one.path for one in best[:1])} if found else set()
     named = read_latest(root)
     if named is not None:
@@ -213,34 +214,34 @@ def delete(path: Path) -> bool:
 
     Returns whether it was renamed; if not, nothing is deleted.
     """
-    going = _going(path)
+    going = _deleting_name(path)
     try:
         os.rename(path, going)
     except OSError as error:
         logger.warning(f"{path} cannot be deleted: {error}")
         return False
-    put_away(going)
+    delete_or_rename(going)
     return True
 
 
 def undeleted(root: Path) -> list[Path]:
     """Return checkpoints that should have been deleted but could not be."""
-    return sorted(root.glob(f"{GOING}*"))
+    return sorted(root.glob(f"{DELETING}*"))
 
 
-def put_away(path: Path) -> None:
+def delete_or_rename(path: Path) -> None:
     """Delete a folder; if that fails, rename it out of the way."""
     try:
         remove(path)
     except OSError as error:
         logger.warning(f"{path} cannot be deleted: {error}")
-        if not path.name.startswith(GOING):
+        if not path.name.startswith(DELETING):
             with suppress(OSError):
-                os.rename(path, _going(path))
+                os.rename(path, _deleting_name(path))
 
 
-def _going(path: Path) -> Path:
-    name = f"{GOING}{path.name.removeprefix(STAGING).removeprefix(ASIDE)}"
+def _deleting_name(path: Path) -> Path:
+    name = f"{DELETING}{path.name.removeprefix(STAGING).removeprefix(REPLACED)}"
     names = (path.with_name(name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
     return next(one for one in names if not os.path.lexists(one))
 

@@ -69,7 +69,7 @@ def _folder(option: str, folder: Path, trusted: bool, generates: bool) -> Iterat
                 yield f"{flag}: its config.json has {name} {json.dumps(value)}, not a valid size; copy the model again"
     if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         yield f"{flag}: the folder has no weights ({', '.join(WEIGHTS)}); copy them too"
-    for file, reason in _torn_files(folder):
+    for file, reason in _damaged_files(folder):
         yield f"{flag}: its {file} {reason}; copy it again"
     if generates and not any((folder / file).is_file() for file in TOKENIZERS):
         yield f"{flag}: the folder has no tokenizer ({', '.join(TOKENIZERS)}); copy it too"
@@ -82,10 +82,10 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, list) or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
-def _torn_files(folder: Path) -> Iterator[tuple[str, str]]:
+def _damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield name and defect of each damaged or missing file."""
     for path in sorted(folder.glob("*.safetensors")):
-        if not _is_whole(path):
+        if not _is_complete(path):
             yield path.name, "is incomplete"
     for path in sorted(folder.glob("*.bin")):
         if path.stat().st_size == 0:
@@ -105,7 +105,7 @@ def _torn_files(folder: Path) -> Iterator[tuple[str, str]]:
                 yield shard, f"is named by {INDEX} but missing"
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     """Whether a safetensors file is as long as its header says."""
     size = path.stat().st_size
     with path.open("rb") as file:

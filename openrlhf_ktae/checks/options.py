@@ -12,9 +12,9 @@ from typing import Any
 
 from openrlhf_ktae.base.batches import steps_in_buffer
 from openrlhf_ktae.base.options import OLD_CREDIT_NAMES, CreditOptions
-from openrlhf_ktae.base.text import nearest
+from openrlhf_ktae.base.text import joined, nearest
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER
-from openrlhf_ktae.checks.replay import engine_wanted
+from openrlhf_ktae.checks.replay import engine_only_options
 from openrlhf_ktae.credit import CUSTOM, NoOptions, estimators
 from openrlhf_ktae.data.templates import MARK, chat_arguments, has_one_place
 from openrlhf_ktae.ktae.config import KTAEConfig
@@ -32,7 +32,7 @@ def option_problems(options: Mapping[str, Any]) -> Iterator[str]:
     yield from _estimator(options)
     yield from _record(options)
     yield from _asynchronous(options)
-    yield from engine_wanted(options)
+    yield from engine_only_options(options)
     yield from _staleness(options)
     yield from _resume(options)
 
@@ -83,7 +83,7 @@ def _idle(options: Mapping[str, Any], cls: type, prefix: str, estimator: str) ->
         counts = full == "algo.ktae.correct_threshold" and options["algo.advantage.estimator"] in CREDIT_NAMES
         if value in (None, field.default) or counts:
             continue
-        written = f"--{full} {str(value).lower() if isinstance(value, bool) else value}"
+        written = f"--{full} {joined(value)}"
         if prefix == "algo.credit" and field.name in OLD_CREDIT_NAMES:
             written = f"{written.replace(full, OLD_CREDIT_NAMES[field.name])} (--{full})"
         yield f"{written}: does nothing without --advantage_estimator {estimator}; give that, or leave it out"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.base.batches import rollout_unit
+from openrlhf_ktae.base.text import joined
 
 NEED_AN_ENGINE = (
     "train.async_enable",
@@ -20,13 +21,13 @@ NEED_AN_ENGINE = (
 """Options whose effect would be missing: nothing is sampled, evaluated or judged."""
 
 
-def engine_wanted(options: Mapping[str, Any]) -> Iterator[str]:
+def engine_only_options(options: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each option (flat names) that needs an engine or a judge in a run without them."""
     for name in NEED_AN_ENGINE if options["train.replay"] else ():
         if value := options[name]:
-            written = str(value).lower() if isinstance(value, bool) else value
             out = 'leave it out, or give ""' if isinstance(value, str) else "leave it out"
-            yield f"--{name} {written}: with --train.replay nothing is sampled or judged, and no engine starts; {out}"
+            given = f"--{name} {joined(value)}"
+            yield f"{given}: with --train.replay nothing is sampled or judged, and no engine starts; {out}"
 
 
 def replay_problems(args: SimpleNamespace) -> Iterator[str]:

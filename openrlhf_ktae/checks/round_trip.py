@@ -15,7 +15,7 @@ from typing import Any
 from openrlhf_ktae.base.batches import models
 from openrlhf_ktae.base.model_config import config_of
 from openrlhf_ktae.base.text import short
-from openrlhf_ktae.checkpoint.model_files import GENERATION_CONFIG, savable
+from openrlhf_ktae.checkpoint.model_files import GENERATION_CONFIG, make_savable
 
 SHOWN = 3  # tokens without an embedding row
 
@@ -57,7 +57,7 @@ def _parts(args: SimpleNamespace, name: str, trusted: bool, folder: Path) -> Ite
 
     def generation() -> str:
         found = GenerationConfig.from_pretrained(name)
-        repaired = savable(found)
+        repaired = make_savable(found)
         _saved(found, folder)
         return repaired
 
@@ -97,7 +97,7 @@ def _rows(args: SimpleNamespace, name: str, trusted: bool) -> Iterator[str]:
     readers = {model: getattr(getattr(args, model), "model_name_or_path", None) or name for model in models(args)}
     for model, path in {"actor": name, **readers}.items():
         rows = config_of(path).get("vocab_size")
-        if isinstance(rows, int) and (outside := outside_of(vocabulary, rows)):
+        if isinstance(rows, int) and (outside := without_embedding_row(vocabulary, rows)):
             yield (
                 f"--{model}.model_name_or_path {path}: the tokenizer{'' if path == name else f' of {name}'} has "
                 f"{len(outside)} tokens without an embedding row in the model ({_shown(outside)}; {rows} rows). Call "
@@ -106,7 +106,7 @@ def _rows(args: SimpleNamespace, name: str, trusted: bool) -> Iterator[str]:
             )
 
 
-def outside_of(vocabulary: dict[str, int], rows: int) -> list[tuple[str, int]]:
+def without_embedding_row(vocabulary: dict[str, int], rows: int) -> list[tuple[str, int]]:
     """Return tokens and ids with an id of `rows` or more, in order of id."""
     return sorted(((token, number) for token, number in vocabulary.items() if number >= rows), key=lambda one: one[1])
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from openrlhf_ktae.base.text import short
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -71,4 +72,4 @@ def load_tokenizer(name: str, flag: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # unset, it prompts
     except Exception as error:  # each layer raises its own types; all mean that no tokenizer loads
-        raise BadOption(f"{flag} {name}: no tokenizer found there ({' '.join(str(error).split())[:120]})") from None
+        raise BadOption(f"{flag} {name}: no tokenizer found there ({short(error)})") from None

@@ -12,7 +12,7 @@ from openrlhf_ktae.base.exit_codes import EXIT_FAILED
 from openrlhf_ktae.cli.command import CommandParser, run_command
 from openrlhf_ktae.compare.run_outcomes import BadRun, Run
 from openrlhf_ktae.compare.runs import ArmRun, OtherArms
-from openrlhf_ktae.evaluation.results import refuse_no_folder
+from openrlhf_ktae.evaluation.results import require_folder
 
 BASELINE = "grpo"
 EXAMPLES = """
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
     if baseline not in names:
         raise BadOption(f"--baseline {baseline}: not one of the arms {', '.join(names)}")
     pairs = [_pair(text, names) for text in options.pair]
-    refuse_no_folder("--output", options.output)
+    require_folder("--output", options.output)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     runs = plan(options.arms, seeds, options.output, words[split + 1 :])
     failed = [] if options.report_only else execute_all(runs, _say, options.stacks)

@@ -12,7 +12,7 @@ from typing import Any
 
 from openrlhf_ktae.base.config_file import INCLUDE, load_config
 from openrlhf_ktae.base.errors import BadOption
-from openrlhf_ktae.base.text import nearest
+from openrlhf_ktae.base.text import joined, nearest
 from openrlhf_ktae.cli.flat_names import flat_words
 
 
@@ -58,7 +58,7 @@ def config_words(paths: Sequence[Path], actions: Mapping[str, Action]) -> list[s
         if value is None or value == actions[flag].default:
             continue
         values = value if isinstance(value, list) else [value]
-        texts = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+        texts = [joined(v) for v in values]
         # One value is written `--flag=value`, so that a leading dash is not parsed as an option.
         words += [f"{flag}={texts[0]}"] if len(texts) == 1 else [flag, *texts]
     return words

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.text import joined
 
 
 def boolean(text: str) -> bool:
@@ -59,11 +60,7 @@ def add_dataclass_options(
 
 
 def _written(default: Any) -> str:
-    if isinstance(default, tuple):
-        return " ".join(map(str, default)) or "none"
-    if isinstance(default, bool):
-        return str(default).lower()
-    return "the variant's own" if default is None else str(default)
+    return "the variant's own" if default is None else joined(default) or "none"
 
 
 def build(cls: type, options: dict[str, Any], prefix: str) -> Any:

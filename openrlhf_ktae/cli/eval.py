@@ -15,10 +15,10 @@ from openrlhf_ktae.backend import BACKENDS, BackendUnavailable, resolve
 from openrlhf_ktae.base.cut_off import CutOff
 from openrlhf_ktae.base.errors import BadInput, BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_STOPPED
-from openrlhf_ktae.base.text import joined
+from openrlhf_ktae.base.text import joined, short
 from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
-from openrlhf_ktae.evaluation.results import refuse_no_folder
+from openrlhf_ktae.evaluation.results import require_folder
 from openrlhf_ktae.verifier.config import VerifierConfig
 
 DEFAULT_OUTPUT = "results"
@@ -200,7 +200,7 @@ def _compare(folders: Sequence[Path], output: str | None) -> str:
     table = markdown(comparison)
     if output:
         folder = Path(output)
-        refuse_no_folder("--output", folder)
+        require_folder("--output", folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
         (folder / "comparison.md").write_text(table, encoding="utf-8")
@@ -258,7 +258,7 @@ def _write_prompts(options: argparse.Namespace) -> None:
     problems = load_problems(options.benchmarks.split(","), options.benchmark_dir, options.limit)
     tokenizer = load_tokenizer(options.model, "--model") if options.model else None
     filled = template(options.template or RAW, tokenizer, _chat_arguments(options))
-    refuse_no_folder("--write_prompts", options.write_prompts.parent)
+    require_folder("--write_prompts", options.write_prompts.parent)
     options.write_prompts.parent.mkdir(parents=True, exist_ok=True)
     with options.write_prompts.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prompts_for_training(problems, filled))
@@ -271,7 +271,7 @@ def _model_length(name: str) -> int | None:
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # each layer raises its own types; all mean that no engine could load it
-        raise BadOption(f"--model {name}: no model found there ({' '.join(str(error).split())[:120]})") from None
+        raise BadOption(f"--model {name}: no model found there ({short(error)})") from None
     return getattr(config, "max_position_embeddings", None)
 
 

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.host import HOST_CLI
+from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.base.text import nearest
 
 HIERARCHIZE = "openrlhf.utils.config"
@@ -89,16 +90,13 @@ def parse(parser: Parser, argv: Sequence[str]) -> SimpleNamespace:
         "train": kept.append,
     }
     talk = io.StringIO()
-    argv_before = sys.argv
     _provide_hierarchize()
-    sys.argv = [parser.prog, *argv]
     try:
-        with contextlib.redirect_stdout(talk):
+        with temporarily(sys, argv=[parser.prog, *argv]), contextlib.redirect_stdout(talk):
             exec(_main_block(), names)
     except AssertionError as refusal:
         raise BadOption(str(refusal)) from None
     finally:
-        sys.argv = argv_before
         sys.stdout.write(talk.getvalue())
     return kept[0]
 

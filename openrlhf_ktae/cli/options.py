@@ -175,7 +175,7 @@ def amend(names: Sequence[str], settings: dict[str, Any]) -> None:
 def finish(parsed: argparse.Namespace) -> None:
     """Refuse contradictory options, then translate the rest for the host's validation, which runs next."""
     options = vars(parsed)
-    options.update({name: at_home(value) for name, value in options.items() if name.endswith(PLACES)})
+    options.update({name: expand_home(value) for name, value in options.items() if name.endswith(PLACES)})
     _refuse(range_problems(options))
     _refuse(option_problems(options))
     if options["train.replay"]:  # scores come from the record; the host's rules want an engine
@@ -202,7 +202,7 @@ def _refuse(problems: Iterable[str]) -> None:
         raise BadOption("\nerror: ".join(found))
 
 
-def at_home(value: Any) -> Any:
+def expand_home(value: Any) -> Any:
     """Expand `~` in a text, in each part of a comma-separated list; shells do so for some arguments, YAML never."""
     home = os.path.expanduser("~")
     return re.sub(r"(^|,)~(?=/|,|$)", lambda found: found[1] + home, value) if isinstance(value, str) else value

@@ -12,7 +12,7 @@ import yaml
 
 from openrlhf_ktae.base.errors import BadInput, BadOption
 from openrlhf_ktae.cli.command import CommandParser, run_command
-from openrlhf_ktae.evaluation.results import refuse_no_folder
+from openrlhf_ktae.evaluation.results import require_folder
 from openrlhf_ktae.record.recorded import BadRecord
 
 EXAMPLES = """
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> None:
     from openrlhf_ktae.report.rescoring import built_in, markdown, rescore
 
     if options.output:
-        refuse_no_folder("--output", options.output)
+        require_folder("--output", options.output)
     extra: dict[str, dict[str, Any]] = {}
     for text in options.arm:
         name, chosen = arm(text)

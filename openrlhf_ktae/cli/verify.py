@@ -7,20 +7,19 @@ reward or a second grader. Exit code: 0, 1 if a share is above its threshold, 2 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.errors import BadInput, BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT
 from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.base.text import short_repr
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
+from openrlhf_ktae.evaluation.stored import text_lines
 from openrlhf_ktae.verifier.audit import Audit, Graded, Row, audit
 from openrlhf_ktae.verifier.config import VerifierConfig
 from openrlhf_ktae.verifier.graders import HOST, MATH_VERIFY
@@ -35,13 +34,6 @@ TRAINING_ONLY = (
     "unknown_window",
 )
 SHOWN = 60  # characters of a gold or an answer in the table
-MOST_LINE = 64 * 2**20  # characters; a response has some thousands
-MOST_UNPACKED = 256 * 2**20  # characters read from a .gz of any size
-MOST_RATIO = 200  # characters per compressed byte above that; responses reach 3, very repetitive ones 50
-
-
-class BadFile(Exception):
-    """The file cannot be audited; the message says why and what to do."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output = args.output or Path(f"{args.file.name.split('.')[0]}.audit.jsonl")
         result = audit(rows, config, args.reward_threshold, args.second or "")
         write_findings(output, result)
-    except (BadFile, BadOption, RuntimeError) as error:
+    except (BadInput, BadOption, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     print_tables(result, args.second or "", args.show)
@@ -103,10 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """Yield the rows of the file; raises `BadFile` with the line and the way out."""
+    """Yield the rows of the file; raises `BadInput` with the line and the way out."""
     path: Path = args.file
     if not path.is_file():
-        raise BadFile(f"{path}: no such file")
+        raise BadInput(f"{path}: no such file")
     count = 0
     for line, record in _parquet(path) if path.suffix == ".parquet" else _json_lines(path):
         count += 1
@@ -114,7 +106,7 @@ def read_rows(args: argparse.Namespace) -> Iterator[Row]:
         if not args.golds_only:
             response = _value(record, args.response_key, "--response_key", path, line)
             if not isinstance(response, str):
-                raise BadFile(f"{path}, line {line}: {args.response_key} is {short_repr(response, SHOWN)}, not a text")
+                raise BadInput(f"{path}, line {line}: {args.response_key} is {short_repr(response, SHOWN)}, not a text")
         yield Row(
             line,
             _value(record, args.gold_key, "--gold_key", path, line),
@@ -123,55 +115,33 @@ def read_rows(args: argparse.Namespace) -> Iterator[Row]:
             _printable(_value(record, args.group_key, "--group_key", path, line)) if args.group_key else "all",
         )
     if count == 0:
-        raise BadFile(f"{path} has no rows")
+        raise BadInput(f"{path} has no rows")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    line = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for line, text in enumerate(_lines(file, path), 1):
-                if not text.strip():
-                    continue
-                try:
-                    record = parse_json(text)
-                except ValueError as error:
-                    raise BadFile(f"{path}, line {line}: not JSON ({error}): {text.strip()[:60]!r}") from None
-                if not isinstance(record, dict):
-                    raise BadFile(f"{path}, line {line}: not a JSON object but {text.strip()[:60]!r}")
-                yield line, record
-    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
-        raise BadFile(f"{path}, after line {line}: cannot be read: {error}") from None
-
-
-def _lines(file: TextIO, path: Path) -> Iterator[str]:
-    """Yield the lines of a file; a decompression bomb is refused before it fills memory."""
-    most = max(MOST_UNPACKED, MOST_RATIO * path.stat().st_size) if path.suffix == ".gz" else math.inf
-    line, total = 0, 0
-    while text := file.readline(MOST_LINE + 1):
-        line, total = line + 1, total + len(text)
-        if total > most:
-            raise BadFile(
-                f"{path}, line {line}: unpacks to more than {most:,} characters; unpack it first if that is right"
-            )
-        if len(text) > MOST_LINE:
-            raise BadFile(f"{path}, line {line}: has more than {MOST_LINE:,} characters; write one response a line")
-        yield text
+    for line, text in text_lines(path):
+        try:
+            record = parse_json(text)
+        except ValueError as error:
+            raise BadInput(f"{path}, line {line}: not JSON ({error}): {text.strip()[:60]!r}") from None
+        if not isinstance(record, dict):
+            raise BadInput(f"{path}, line {line}: not a JSON object but {text.strip()[:60]!r}")
+        yield line, record
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise BadFile(f"{path}: parquet needs pyarrow (pip install pyarrow)") from None
+        raise BadInput(f"{path}: parquet needs pyarrow (pip install pyarrow)") from None
     try:
         table = pyarrow.parquet.ParquetFile(path)
         rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
         yield from enumerate(rows, 1)
     except (OSError, pyarrow.ArrowException) as error:
-        raise BadFile(f"{path}: not a parquet file: {error}") from None
+        raise BadInput(f"{path}: not a parquet file: {error}") from None
     except (ValueError, OverflowError) as error:
-        raise BadFile(f"{path}: a column has invalid text or dates ({error}); write it again") from None
+        raise BadInput(f"{path}: a column has invalid text or dates ({error}); write it again") from None
 
 
 def _value(record: dict[str, Any], key: str, option: str, path: Path, line: int) -> Any:
@@ -180,7 +150,7 @@ def _value(record: dict[str, Any], key: str, option: str, path: Path, line: int)
     value: Any = record
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise BadFile(f"{path}, line {line}: no column {key!r}; columns are {', '.join(record)}. Use {option}")
+            raise BadInput(f"{path}, line {line}: no column {key!r}; columns are {', '.join(record)}. Use {option}")
         value = value[part]
     return value
 
@@ -196,7 +166,7 @@ def _reward(record: dict[str, Any], args: argparse.Namespace, path: Path, line: 
     try:
         reward = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise BadFile(f"{path}, line {line}: {args.reward_key} is {short_repr(value, SHOWN)}, not a number") from None
+        raise BadInput(f"{path}, line {line}: {args.reward_key} is {short_repr(value, SHOWN)}, not a number") from None
     return None if math.isnan(reward) else reward
 
 
@@ -228,7 +198,7 @@ def write_findings(output: Path, result: Audit) -> None:
     try:
         output.write_text("".join(json.dumps(record, default=str) + "\n" for record in records), encoding="utf-8")
     except OSError as error:
-        raise BadFile(f"{output}: cannot be written: {error}. Use --output") from None
+        raise BadInput(f"{output}: cannot be written: {error}. Use --output") from None
 
 
 def _accepted(verdict: Verdict | None) -> bool | None:

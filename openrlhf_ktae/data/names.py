@@ -1,6 +1,6 @@
 """Lists of data sets, as in `--data.prompt_dataset A,B@FOLDER`; existing paths may contain commas and @.
 
-The host splits at every comma and @. Such paths are passed to it as symlinks without them (`paths_as_they_are`).
+The host splits at every comma and @. Such paths are passed to it as symlinks without them (`accept_any_path`).
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def _below(entry: str) -> tuple[str, str]:
     return name.strip(), below.strip()
 
 
-def paths_as_they_are(load: Callable[..., Any]) -> Callable[..., Any]:
+def accept_any_path(load: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `load`, the host's reader of a list of data sets, to accept paths with commas and @."""
-    if getattr(load, "takes_paths_as_they_are", False):
+    if getattr(load, "accepts_any_path", False):
         return load
 
     @wraps(load)
     def loaded(datasets: str, *args: Any, **kwargs: Any) -> Any:
         return load(",".join(_linked(name, below) for name, below in entries(datasets)), *args, **kwargs)
 
-    loaded.takes_paths_as_they_are = True  # type: ignore[attr-defined]
+    loaded.accepts_any_path = True  # type: ignore[attr-defined]
     return loaded
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from openrlhf_ktae.base.errors import BadInput
-from openrlhf_ktae.evaluation.stored import parsed
+from openrlhf_ktae.base.text import short
+from openrlhf_ktae.evaluation.stored import parsed, text_lines
 
 REGISTRY = Path(__file__).with_name("benchmarks.yaml")
 PROBLEM_COLUMNS = ("problem", "question", "input", "prompt")
@@ -73,20 +74,8 @@ def source(name: str, folder: Path | None) -> str:
 def _of_file(benchmark: str, path: Path) -> list[Problem]:
     if not path.is_file():
         raise BadInput(f"--benchmarks {benchmark}: {path}: no such file")
-    return _problems(benchmark, _json_rows(path), str(path), None, None)
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    line = 0
-    with path.open(encoding="utf-8") as file:
-        try:
-            for line, text in enumerate(file, start=1):
-                if text.strip():
-                    yield f"line {line}", parsed(text, f"{path}: line {line}")
-        except BadInput:
-            raise
-        except ValueError as error:
-            raise BadInput(f"{path}: line {line} is not a JSON object, or the next is not text ({error})") from None
+    rows = ((f"line {line}", parsed(text, f"{path}: line {line}")) for line, text in text_lines(path))
+    return _problems(benchmark, rows, str(path), None, None)
 
 
 def _of_hub(name: str) -> list[Problem]:
@@ -99,7 +88,7 @@ def _of_hub(name: str) -> list[Problem]:
     except Exception as error:  # each layer of the Hub's client raises its own error types
         raise BadInput(
             f"--benchmarks {name}: {entry['hub']} cannot be loaded from the Hugging Face Hub "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:120]}); give --benchmark_dir for local files"
+            f"({type(error).__name__}: {short(error)}); give --benchmark_dir for local files"
         ) from None
     if len(rows) != entry["rows"]:
         raise BadInput(f"--benchmarks {name}: {entry['hub']} has {len(rows)} rows instead of {entry['rows']}")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.cpu import ENGINE_DTYPES, SHARED_BLOCK, kv_cache_bytes
-from openrlhf_ktae.base.cut_off import CutOff, require_whole
+from openrlhf_ktae.base.cut_off import CutOff, require_complete
 from openrlhf_ktae.base.faults_config import FaultsConfig
 from openrlhf_ktae.processes.deaths import in_one_line, of_type
 
@@ -260,7 +260,7 @@ class RayEngines:
 
 def _completion(key: Key, output: Any) -> Completion:
     try:
-        one = require_whole(output).outputs[0]
+        one = require_complete(output).outputs[0]
     except CutOff as error:
         return Completion(key, "", 0, False, str(error))
     return Completion(key, one.text, len(one.token_ids), one.finish_reason == "length")

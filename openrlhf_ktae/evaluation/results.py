@@ -58,14 +58,14 @@ class ResultFolder:
         self.responses = directory / RESPONSES
         plain = json.loads(json.dumps(settings))
         path = directory / SETTINGS
-        refuse_no_folder("--output", directory)
+        require_folder("--output", directory)
         if overwrite:
             self.responses.unlink(missing_ok=True)
         elif self.responses.is_file():
             _refuse_other(directory, _settings_of(path), plain)
         directory.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _cut_torn_line(self.responses)
+        _drop_partial_line(self.responses)
 
     def append(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Write and yield each row. A kill can only truncate the last line, which the next start removes."""
@@ -86,7 +86,7 @@ class ResultFolder:
         (self.directory / TABLE).write_text(table, encoding="utf-8")
 
 
-def refuse_no_folder(flag: str, path: Path) -> None:
+def require_folder(flag: str, path: Path) -> None:
     """Raise `BadInput` if no writable folder can be created at `path`."""
     if reason := unusable(path):
         raise BadInput(f"{flag} {path}: {reason}")
@@ -151,7 +151,7 @@ def _refuse_other(directory: Path, found: dict[str, Any], asked: Mapping[str, An
         )
 
 
-def _cut_torn_line(path: Path) -> None:
+def _drop_partial_line(path: Path) -> None:
     if not path.is_file():
         return
     with path.open("rb+") as file:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from openrlhf_ktae.base.plain_json import parse_json
 
 REQUIRED = ("benchmark", "gold", "response")
 SHOWN = 80  # characters of a value in a message
+MOST_LINE = 64 * 2**20  # characters; a response has some thousands
+MOST_UNPACKED = 256 * 2**20  # characters read from a .gz of any size
+MOST_RATIO = 200  # characters per compressed byte above that; responses reach 3, very repetitive ones 50
 MOST_TOKENS = 2**53  # of a response; above it sums are not exact
 
 
@@ -55,15 +59,34 @@ def scan(path: Path) -> Scan:
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of `path`, checked; raises `BadInput` as `scan` does."""
+    for line, text in text_lines(path):
+        yield _checked(parsed(text, f"{path}: line {line}"), f"{path}: line {line}")
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line that is not blank, in bounded memory.
+
+    Raises:
+        BadInput: the file is missing, truncated or not text, or unpacks to more than fits: a decompression bomb.
+    """
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
-    opener = gzip.open if path.suffix == ".gz" else open
-    line = 0
+    packed = path.suffix == ".gz"
+    most = max(MOST_UNPACKED, MOST_RATIO * path.stat().st_size) if packed else math.inf
+    line = total = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for line, text in enumerate(file, start=1):
+        with (gzip.open if packed else open)(path, "rt", encoding="utf-8") as file:
+            while text := file.readline(MOST_LINE + 1):
+                line, total = line + 1, total + len(text)
+                where = f"{path}: line {line}"
+                if total > most:
+                    raise BadInput(
+                        f"{where}: unpacks to more than {most:,} characters; unpack it first if that is right"
+                    )
+                if len(text) > MOST_LINE:
+                    raise BadInput(f"{where}: more than {MOST_LINE:,} characters; write one response a line")
                 if text.strip():
-                    yield _checked(parsed(text, f"{path}: line {line}"), f"{path}: line {line}")
+                    yield line, text
     except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
         raise BadInput(f"{path}: cannot be read after line {line} ({error}); the file may be truncated") from None
 

@@ -87,34 +87,11 @@ def interval(resamples: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def mean_with_interval(
-    values: Sequence[float], level: float = 0.95, bounds: Bounds | None = None
-) -> tuple[float, float, float]:
-    """Return mean, low and high end of the item bootstrap interval (percentiles of resampled means).
-
-    Problems are drawn with replacement. Pass one value per problem, so that its rollouts stay together. With `bounds`,
-    equal values get the interval of `unseen_means`.
-
-    Raises:
-        ValueError: no values.
-    """
-    items = np.asarray(values, dtype=np.float64)
-    low, high = interval(resampled_means(items[:, None], bounds_M=[bounds]), level)
-    return float(items.mean()), low, high
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Return an unbiased estimate of the chance that any of `k` samples is correct: 1 - C(n - c, k) / C(n, k).
-
-    Chen et al. 2021, https://arxiv.org/abs/2107.03374, eq. 1.
-    """
-    if not 1 <= k <= samples:
-        raise ValueError(f"k={k}: must be between 1 and the number of samples ({samples})")
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
 def pass_at_every_k(samples: int, correct: int, most: int) -> Floats:
-    """Return `pass_at_k` for k = 1 to `most`, in time linear in `most`: C(n - c, k) / C(n, k) as a running product."""
+    """Return unbiased estimates of pass@k for k = 1 to `most`: the chance that any of `k` samples is correct.
+
+    1 - C(n - c, k) / C(n, k) (Chen et al. 2021, https://arxiv.org/abs/2107.03374, eq. 1) as a running product.
+    """
     k = np.arange(most)
     return 1.0 - np.cumprod(np.maximum(samples - correct - k, 0) / (samples - k))
 

@@ -6,7 +6,7 @@ from openrlhf_ktae.ktae.advantages import (
     compute_ktae_advantages,
 )
 from openrlhf_ktae.ktae.config import KTAEConfig
-from openrlhf_ktae.ktae.explain import GroupExplanation, explain_group, rollout_share, top_key_tokens
+from openrlhf_ktae.ktae.explain import GroupExplanation, explain_group, rollout_share
 from openrlhf_ktae.ktae.sums import CreditSums, credit_sums, discounted_returns, repeated_grams, warm_up
 
 __all__ = [
@@ -21,6 +21,5 @@ __all__ = [
     "explain_group",
     "repeated_grams",
     "rollout_share",
-    "top_key_tokens",
     "warm_up",
 ]

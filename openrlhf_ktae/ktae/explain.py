@@ -1,4 +1,4 @@
-"""Why an id has its value: every ingredient of K for one group, and the key tokens of a batch.
+"""Why an id has its value: every ingredient of K for one group, and how much of K repeats the rollout.
 
 Legend: `G` rollouts of the group, `T` positions, `U` distinct ids of the group; `B` rollouts of a batch.
 """
@@ -6,7 +6,7 @@ Legend: `G` rollouts of the group, `T` positions, `U` distinct ids of the group;
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,6 @@ from openrlhf_ktae.ktae.statistics import split_tables
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-VOCABULARY = 1 << 20
-"""Ids up to this are counted in a table; a batch with larger ids is sorted, ten times slower."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +51,6 @@ class GroupExplanation:
     """Frequency part of the direction: a term with h3, in `calibrated` a factor of at most 1."""
     value: Floats
     """K before `weight` and centring; 0 for excluded ids."""
-
-    def to_pandas(self) -> Any:
-        """Return a pandas DataFrame with one row per id (needs pandas)."""
-        import pandas
-
-        return pandas.DataFrame({field.name: getattr(self, field.name) for field in fields(self)})
 
 
 def explain_group(
@@ -129,38 +120,6 @@ def _measured(
         frequency[u] = compiled.frequency_part(presence[u], pair, sizes, lengths, formula)
         value[u] = compiled.id_value(strength[u], presence[u], frequency[u], formula)
     return [fisher, association, gain, strength, presence, frequency, value + 0.0]  # no -0.0
-
-
-def top_key_tokens(
-    token_ids: Any, action_mask: Any, values_BT: Any, n: int, largest: bool = True
-) -> list[tuple[int, float, int]]:
-    """The `n` ids of highest (or lowest) mean K over a batch's action tokens: (id, mean K, occurrences).
-
-    Ids of equal mean come in ascending order of id.
-    """
-    tensors = (torch.as_tensor(given).detach().cpu() for given in (token_ids, action_mask, values_BT))
-    ids_BT, mask_BT, k_BT = tensors
-    acted_BT = mask_BT.bool()
-    ids, place = ids_BT[acted_BT].numpy(), ids_BT[acted_BT].numpy()
-    if ids.max(initial=0) > VOCABULARY:
-        ids, place = np.unique(ids, return_inverse=True)
-    else:
-        ids = np.arange(ids.max(initial=-1) + 1)
-    uses = np.bincount(place, minlength=len(ids))
-    sums = np.bincount(place, weights=k_BT[acted_BT].numpy(), minlength=len(ids)).astype(np.float64, copy=False)
-    return largest_means(ids, sums, uses, n, largest)
-
-
-def largest_means(ids_V: Counts, sums_V: Floats, uses_V: Counts, n: int, largest: bool) -> list[tuple[int, float, int]]:
-    """The `n` of V ids with the highest (or lowest) mean: (id, sum / uses, uses); unused ids are left out."""
-    used = np.flatnonzero(uses_V)
-    means = sums_V[used] / uses_V[used]
-    keys = -means if largest else means
-    if 0 < n < len(used):  # sort only candidates for the first n
-        first = np.flatnonzero(keys <= np.partition(keys, n - 1)[n - 1])
-        used, means, keys = used[first], means[first], keys[first]
-    order = np.lexsort((ids_V[used], keys))[:n]
-    return [(int(ids_V[used[u]]), float(means[u]), int(uses_V[used[u]])) for u in order]
 
 
 def rollout_share(values_BT: Any, action_mask: Any) -> float:

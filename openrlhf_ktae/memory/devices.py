@@ -6,9 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from openrlhf_ktae.base.gpu_machine import gpus
+from openrlhf_ktae.base.gpu_machine import GIB, gpus
 
-GIB = 2**30
 # As reported by the driver, which is less than the nominal size.
 GPUS = {
     "a10-24g": 22.0 * GIB,

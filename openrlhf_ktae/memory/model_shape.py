@@ -9,50 +9,20 @@ from typing import Any
 
 from openrlhf_ktae.base.model_config import read_config
 
-# config.json of the models in configs/, for planning without access to the Hub.
-_QWEN = {"model_type": "qwen2"}
-KNOWN: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen2.5-Math-1.5B": {
-        **_QWEN,
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "intermediate_size": 8960,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-    },
-    "Qwen/Qwen2.5-Math-7B": {
-        **_QWEN,
-        "hidden_size": 3584,
-        "num_hidden_layers": 28,
-        "intermediate_size": 18944,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-        "tie_word_embeddings": False,
-    },
-    "Qwen/Qwen2.5-32B": {
-        **_QWEN,
-        "hidden_size": 5120,
-        "num_hidden_layers": 64,
-        "intermediate_size": 27648,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 8,
-        "vocab_size": 152064,
-        "tie_word_embeddings": False,
-    },
-    "Qwen/Qwen2.5-72B": {
-        **_QWEN,
-        "hidden_size": 8192,
-        "num_hidden_layers": 80,
-        "intermediate_size": 29568,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "vocab_size": 152064,
-        "tie_word_embeddings": False,
-    },
+_SIZES = (
+    "hidden_size num_hidden_layers intermediate_size num_attention_heads num_key_value_heads vocab_size "
+    "tie_word_embeddings"
+).split()
+_QWEN = {
+    "Qwen/Qwen2.5-Math-1.5B": (1536, 28, 8960, 12, 2, 151_936, True),
+    "Qwen/Qwen2.5-Math-7B": (3584, 28, 18_944, 28, 4, 152_064, False),
+    "Qwen/Qwen2.5-32B": (5120, 64, 27_648, 40, 8, 152_064, False),
+    "Qwen/Qwen2.5-72B": (8192, 80, 29_568, 64, 8, 152_064, False),
 }
+KNOWN: dict[str, dict[str, Any]] = {
+    name: {"model_type": "qwen2", **dict(zip(_SIZES, sizes, strict=True))} for name, sizes in _QWEN.items()
+}
+"""config.json of the models in configs/, for planning without access to the Hub."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +97,13 @@ class ModelShape:
 
 def model_shape(name: str | None) -> ModelShape | None:
     """Return the shape of a model folder, of a model in the local Hub cache, or of one in `KNOWN`; None otherwise."""
-    config = _config(name or "")
-    return None if config is None else shape_of(config)
+    name = name or ""
+    if name in KNOWN and not (Path(name) / "config.json").is_file():
+        return shape_of(KNOWN[name])
+    try:
+        return shape_of(read_config(name))
+    except (ValueError, OSError):
+        return None
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
@@ -149,14 +124,4 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
             biased=config.get("model_type") == "qwen2" or bool(config.get("attention_bias")),
         )
     except (KeyError, ValueError, TypeError, ZeroDivisionError):  # another architecture, or sizes are missing
-        return None
-
-
-def _config(name: str) -> Mapping[str, Any] | None:
-    path = Path(name) / "config.json"
-    if not path.is_file() and name in KNOWN:
-        return KNOWN[name]
-    try:
-        return read_config(name) or None
-    except (ValueError, OSError):
         return None

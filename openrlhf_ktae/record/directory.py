@@ -27,8 +27,8 @@ import yaml
 
 from openrlhf_ktae.base.host import installed
 from openrlhf_ktae.base.secrets import masked, masked_words, secrets_of
-from openrlhf_ktae.checkpoint.folder import BEST, own, read_manifest
-from openrlhf_ktae.checkpoint.write import go_on_from, start_anew
+from openrlhf_ktae.checkpoint.folder import BEST, current_run, read_manifest
+from openrlhf_ktae.checkpoint.write import supersede_after, supersede_all
 from openrlhf_ktae.record.metrics import METRICS_FILE, RunRecord, rewind
 
 PACKAGES = (
@@ -71,7 +71,7 @@ def resumes(args: SimpleNamespace) -> bool:
 
 def newest_checkpoint(args: SimpleNamespace) -> str:
     """Return a message that names the checkpoint to resume from; other runs' checkpoints do not count."""
-    found = own(Path(args.ckpt.path))
+    found = current_run(Path(args.ckpt.path))
     if not found and resumes(args):
         return f"no new checkpoint was written; the same --resume starts again from {args.run.resume_from}"
     if not found:
@@ -87,9 +87,9 @@ def prepare(args: SimpleNamespace, backend: str) -> Path:
     directory = Path(args.run.dir)
     directory.mkdir(parents=True, exist_ok=True)
     if resumes(args):
-        _go_on(args, directory)
+        _continue_record(args, directory)
     else:
-        start_anew(args.ckpt.path)
+        supersede_all(args.ckpt.path)
         _set_aside(directory)
     (directory / "config.yaml").write_text(yaml.safe_dump(nested_options(args), sort_keys=True), encoding="utf-8")
     (directory / "versions.json").write_text(
@@ -112,7 +112,7 @@ def _set_aside(directory: Path) -> None:
         path.rename(path.with_name(f"{path.stem}.{stamp}{path.suffix}"))
 
 
-def _go_on(args: SimpleNamespace, directory: Path) -> None:
+def _continue_record(args: SimpleNamespace, directory: Path) -> None:
     """Continue the record at the checkpoint. A synchronous run redoes an evaluation that was due at that step."""
     from openrlhf_ktae.record.rollouts import rewind_rollouts
 
@@ -120,9 +120,9 @@ def _go_on(args: SimpleNamespace, directory: Path) -> None:
     step = args.run.resume_step
     if checkpoint.resolve().parent != root.resolve():
         if checkpoint.resolve() != root.resolve():  # a plain OpenRLHF checkpoint has no sequence number
-            start_anew(root)
+            supersede_all(root)
     else:
-        go_on_from(root, read_manifest(checkpoint).sequence)
+        supersede_after(root, read_manifest(checkpoint).sequence)
     rewind_rollouts(directory, step)
     rewind(directory, step, evaluated=checkpoint.name.startswith(BEST) or args.train.async_enable)
     RunRecord(directory).resumed(step, checkpoint.name)

@@ -23,6 +23,7 @@ from openrlhf_ktae.base.secrets import environment_secrets, redacted
 from openrlhf_ktae.checkpoint.files import write_bytes
 from openrlhf_ktae.processes.marks import VARIABLE as RUN_VARIABLE
 from openrlhf_ktae.processes.marks import marked
+from openrlhf_ktae.selftest.killing import kill
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 FORMAT = 1
@@ -181,9 +182,7 @@ def kill_marked(mark: str) -> int:
         if not processes:
             break
         left += len(processes)
-        for process in processes:
-            with suppress(psutil.Error):
-                process.kill()
+        kill(processes)
         psutil.wait_procs(processes, timeout=END_SECONDS)
     return left
 

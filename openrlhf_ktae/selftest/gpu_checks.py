@@ -26,14 +26,14 @@ from openrlhf_ktae.base import gpu_machine
 from openrlhf_ktae.base.exit_codes import EXIT_FAULT, EXIT_INTERRUPTED
 from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.base.plain_json import parse_json
-from openrlhf_ktae.checkpoint.folder import NotWhole, verify
+from openrlhf_ktae.checkpoint.folder import IncompleteCheckpoint, verify
 from openrlhf_ktae.checkpoint.write import read_latest
 from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.processes.marks import VARIABLE as RUN_VARIABLE
 from openrlhf_ktae.processes.marks import marked
 from openrlhf_ktae.selftest import machine
 from openrlhf_ktae.selftest.checking import VARIABLE, Check, CheckFailed, Need, Place
-from openrlhf_ktae.selftest.killing import ROOM, kill_all, title
+from openrlhf_ktae.selftest.killing import ROOM, kill, kill_all, title
 from openrlhf_ktae.selftest.resume_trial import try_resume
 from openrlhf_ktae.selftest.trial import TRAIN, Trial, TrialFailed
 from openrlhf_ktae.selftest.watchers import ASLEEP, FILE, MOMENTS, ORDER_FILE
@@ -84,19 +84,9 @@ class Watched(Trial):
 
     module: str = WATCHED_COMMAND
 
-    def command(self, name: str, resume: str) -> list[str]:
-        """Return the command of one run."""
-        folder = self.folder / name
-        ours = {
-            "run.dir": folder,
-            "ckpt.output_dir": folder / "model",
-            "ckpt.path": folder / "checkpoints",
-            "ckpt.save_steps": self.save_steps,
-            "data.max_samples": self.prompts,
-            "resume": resume,
-        }
-        given = [f"--{option}={value}" for option, value in ours.items()]
-        return [sys.executable, "-m", self.module, *self.words, *given]
+    def settings(self) -> dict[str, Any]:
+        """Return no further options: these runs are neither repeated nor compared."""
+        return {}
 
     def seen(self, name: str, kind: str) -> list[dict[str, Any]]:
         """Return the rows of one kind written by the watchers."""
@@ -308,10 +298,10 @@ def outcome_of_sigterm(runs: Watched, name: str, process: subprocess.Popen[bytes
     seconds = round(time.monotonic() - began, 1)
     if code != EXIT_INTERRUPTED:
         raise CheckFailed(runs.last_words(name, f"ended with exit code {code} instead of {EXIT_INTERRUPTED}"))
-    return {"exit_code": code, "seconds": seconds, **left_behind(runs, name, mark)}
+    return {"exit_code": code, "seconds": seconds, **final_checkpoint(runs, name, mark)}
 
 
-def left_behind(runs: Watched, name: str, mark: str) -> dict[str, Any]:
+def final_checkpoint(runs: Watched, name: str, mark: str) -> dict[str, Any]:
     """Return the step of the newest checkpoint of a finished run.
 
     Raises:
@@ -325,7 +315,7 @@ def left_behind(runs: Watched, name: str, mark: str) -> dict[str, Any]:
         raise CheckFailed(f"no checkpoint of step {last}")
     try:
         verify(newest)
-    except NotWhole as reason:
+    except IncompleteCheckpoint as reason:
         raise CheckFailed(f"{newest.name} is incomplete: {reason}") from None
     if newest.name != f"global_step{last}":
         raise CheckFailed(f"the newest checkpoint is {newest.name}, the last step {last}")
@@ -387,7 +377,7 @@ def job_stop(place: Place) -> dict[str, Any]:
         seconds, status = round(time.monotonic() - began, 1), cluster.status()
         if status != "STOPPED":
             raise CheckFailed(f"the job is {status} after `ray job stop`: {cluster.log()[-600:]}")
-        return {"seconds": seconds, **left_behind(runs, "job", mark)}
+        return {"seconds": seconds, **final_checkpoint(runs, "job", mark)}
 
 
 class _Cluster:
@@ -414,9 +404,7 @@ class _Cluster:
 
     def __exit__(self, *_: object) -> None:
         processes = [process for process in marked(self._mark, VARIABLE) if process.pid not in self._before]
-        for process in processes:
-            with suppress(psutil.Error):
-                process.kill()
+        kill(processes)
         psutil.wait_procs(processes, timeout=10)
 
     def ray(self, *command: str) -> str:

@@ -6,18 +6,13 @@ import random
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
 
-EVERYTHING, DRIVER, RANK, ENGINE, VERIFIER, WRITING = (
-    "everything",
-    "driver",
-    "rank",
-    "engine",
-    "verifier",
-    "writing",
-)
+EVERYTHING, DRIVER, RANK = "everything", "driver", "rank"
+ENGINE, VERIFIER, WRITING = "engine", "verifier", "writing"
 VICTIMS = (EVERYTHING, DRIVER, RANK, ENGINE, VERIFIER, WRITING)
 AT_ANY_TIME = (EVERYTHING, DRIVER, RANK)
 """These may also die before the first step; the others do not exist yet."""
@@ -97,16 +92,12 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 def stop(processes: Iterable[psutil.Process]) -> None:
     """Suspend processes, so that none can react to the death of another."""
     for process in processes:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.suspend()
-        except psutil.NoSuchProcess:
-            continue
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
     """Kill processes without giving them a chance to react."""
     for process in processes:
-        try:
+        with suppress(psutil.Error):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.base.gpu_machine import GpuMachine, this_machine
+from openrlhf_ktae.base.gpu_machine import GIB, GpuMachine, this_machine
 from openrlhf_ktae.base.host import installed
 
 PACKAGES = (
@@ -16,7 +16,6 @@ PACKAGES = (
     "nvidia-nccl-cu12 nvidia-nccl-cu13 triton math-verify"
 ).split()
 IN_USE = 0.1  # of a GPU's memory; a desktop takes less
-GIB = 2**30
 
 
 def describe() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from openrlhf_ktae.base.exit_codes import EXIT_FAULT
-from openrlhf_ktae.checkpoint.folder import MANIFEST, STAGING, NotWhole, listed, verify
+from openrlhf_ktae.checkpoint.folder import MANIFEST, STAGING, IncompleteCheckpoint, listed, verify
 from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.processes.marks import end_all, marked
 from openrlhf_ktae.record.metrics import read_record
@@ -58,7 +58,7 @@ class Toll:
     in_write: int = 0
     """Deaths of all processes while a checkpoint was being written."""
     resumes: int = 0
-    anew: int = 0
+    from_scratch: int = 0
     """Resumes without a checkpoint."""
     lost: int = 0
     """The most recorded steps lost in one death."""
@@ -74,13 +74,14 @@ class Toll:
         by_victim = ", ".join(f"{victim} {count}" for victim, count in sorted(self.deaths.items()))
         return (
             f"{self.deaths.total()} deaths ({by_victim}; {self.at_start} before a first step, {self.in_write} in a "
-            f"write), {self.resumes} resumed ({self.anew} with nothing saved yet), at most {self.lost} recorded steps "
-            f"lost, {self.checkpoints} checkpoints verified, {self.left} processes left, {len(self.wrong)} faults"
+            f"write), {self.resumes} resumed ({self.from_scratch} with nothing saved yet), at most {self.lost} "
+            f"recorded steps lost, {self.checkpoints} checkpoints verified, {self.left} processes left, "
+            f"{len(self.wrong)} faults"
         )
 
 
 class MortalRun:
-    """One run of `trial`: `suffer` kills it (and starts it first if it is dead), `finish` lets it end.
+    """One run of `trial`: `inject` kills it (and starts it first if it is dead), `finish` lets it end.
 
     Args:
         trial: its uninterrupted run must exist.
@@ -107,7 +108,7 @@ class MortalRun:
         """The checkpoint folder of the run."""
         return self.trial.folder / self.name / "checkpoints"
 
-    def suffer(self, death: Death) -> str | None:
+    def inject(self, death: Death) -> str | None:
         """Kill the run; return what died, when, and the findings; None if the run ended before that.
 
         Raises:
@@ -118,7 +119,7 @@ class MortalRun:
             early = self._moment_of(death, process)
             what = self._strike(death, process) if process.poll() is None else None
             if what is None:
-                self._ended_well(process)
+                self._require_success(process)
                 return None
         except BaseException:
             kill_all(process)
@@ -147,7 +148,7 @@ class MortalRun:
         self._since = self._started
         self._process = self.trial.start(self.name, "auto", self._mark)
         self.toll.resumes += self._starts > 0
-        self.toll.anew += self._starts > 0 and self._resumes_from is None
+        self.toll.from_scratch += self._starts > 0 and self._resumes_from is None
         self._starts += 1
         return self._process
 
@@ -194,7 +195,7 @@ class MortalRun:
         self._since = moment
         self._wait(process, lambda: len(self._steps()) >= ROOM, RECOVERY_SECONDS)
         if process.poll() is not None:
-            self._ended_well(process)
+            self._require_success(process)
         newest = self._examine(running=True)
         steps = self._steps()
         after = f"continued by itself to step {steps[-1]['step']}" if steps else "ended by itself"
@@ -242,7 +243,7 @@ class MortalRun:
                     return
 
     def _dead(self) -> str:
-        """Check the files of a dead run; the next `suffer` or `finish` restarts it."""
+        """Check the files of a dead run; the next `inject` or `finish` restarts it."""
         self._check_where_it_resumed()
         self._process = None
         newest = self._newest()
@@ -265,7 +266,7 @@ class MortalRun:
         for one in found:
             try:
                 verify(one.path)
-            except (NotWhole, OSError) as reason:
+            except (IncompleteCheckpoint, OSError) as reason:
                 if running and not (one.path / MANIFEST).exists():
                     continue  # it was rotated out meanwhile
                 self.toll.wrong.append(f"checkpoint {one.path.name}: {reason}")
@@ -293,7 +294,7 @@ class MortalRun:
         psutil.wait_procs(left, timeout=LEFT_SECONDS)
         return len(left)
 
-    def _ended_well(self, process: subprocess.Popen[bytes]) -> None:
+    def _require_success(self, process: subprocess.Popen[bytes]) -> None:
         if process.returncode:
             raise TrialFailed(self.trial.last_words(self.name, f"ended with exit code {process.returncode} by itself"))
 

@@ -26,7 +26,7 @@ def try_resume(
     trial.finish(AGAIN)
     mortal = MortalRun(trial, KILLED, start_seconds, seed)
     for number, death in enumerate(planned(kills, victims, len(trial.steps(STRAIGHT)), seed), 1):
-        what = mortal.suffer(death)
+        what = mortal.inject(death)
         say(f"death {number}: {what}" if what else "it had ended; no further death")
         if not what:
             break

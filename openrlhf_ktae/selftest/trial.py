@@ -36,16 +36,27 @@ class Trial:
     folder: Path
     prompts: int
     save_steps: int = 1
+    module: str = TRAIN
 
     def command(self, name: str, resume: str) -> list[str]:
         """Return the command of one run; the user's arguments come first, so that ours win."""
+        folder = self.folder / name
         ours = {
-            "run.dir": str(self.folder / name),
-            "ckpt.output_dir": str(self.folder / name / "model"),
-            "ckpt.path": str(self.folder / name / "checkpoints"),
+            "run.dir": folder,
+            "ckpt.output_dir": folder / "model",
+            "ckpt.path": folder / "checkpoints",
             "ckpt.save_steps": self.save_steps,
-            "ckpt.max_num": 2,
             "data.max_samples": self.prompts,
+            "resume": resume,
+            **self.settings(),
+        }
+        given = (f"--{option}={value}" for option, value in ours.items())
+        return [sys.executable, "-m", self.module, *self.words, *given]
+
+    def settings(self) -> dict[str, Any]:
+        """Return options that make two runs comparable, whatever processes die."""
+        return {
+            "ckpt.max_num": 2,
             "train.num_episodes": EPISODES,
             "train.full_determinism_enable": "true",
             "run.restarts": 0,
@@ -54,9 +65,7 @@ class Trial:
             "run.eval_edges": "false",
             "eval.steps": -1,
             "logger.wandb.key": "",
-            "resume": resume,
         }
-        return [sys.executable, "-m", TRAIN, *self.words, *(f"--{option}={value}" for option, value in ours.items())]
 
     def start(self, name: str, resume: str = "never", mark: str = "") -> subprocess.Popen[bytes]:
         """Start one run in its own session; all its processes have `mark` in their environment."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +21,13 @@ from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import RayTaskError
 
 from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.base.gpu_machine import GIB
+from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.checkpoint.folder import BEST, TRAINER_STATE
 from openrlhf_ktae.checkpoint.model_files import NOT_SAVED
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.space import DiskFull, expected_bytes, in_units, require_space
-from openrlhf_ktae.checkpoint.write import Unseen, abandon, begin, commit, rotate, undeleted
+from openrlhf_ktae.checkpoint.write import FilesNotVisible, abandon, begin, commit, rotate, undeleted
 from openrlhf_ktae.memory.model_shape import model_shape
 from openrlhf_ktae.memory.phases import BYTES, trained_parameters
 from openrlhf_ktae.processes.deaths import died
@@ -34,7 +36,6 @@ from openrlhf_ktae.trainer.ppo_utils.data_position import POSITION, plain_positi
 
 logger = init_logger(__name__)
 
-GIB = 2**30
 NO_METRIC = "none"
 # Texts in errors of torch and safetensors for a failed write, unlike a model that transformers refuses to save.
 WRITING = re.compile(r"No space|I/O error|PytorchStreamWriter|inline_container|iostream error", re.IGNORECASE)
@@ -43,28 +44,6 @@ LOADER = "data_loader_state_dict"  # the host's key for its position in the data
 
 class CheckpointFailed(TrainingStopped):
     """A checkpoint could not be written, and `--ckpt.on_failure stop` is set."""
-
-
-@contextmanager
-def saving_every(args: SimpleNamespace, steps: float) -> Iterator[None]:
-    """Make the host save every `steps` steps temporarily; infinity means never."""
-    before = args.ckpt.save_steps
-    args.ckpt.save_steps = steps
-    try:
-        yield
-    finally:
-        args.ckpt.save_steps = before
-
-
-@contextmanager
-def checkpoints_at(args: SimpleNamespace, path: str | Path | None) -> Iterator[None]:
-    """Make the host read or write its checkpoints at `path` temporarily; None changes nothing."""
-    before = args.ckpt.path
-    args.ckpt.path = str(path) if path else before
-    try:
-        yield
-    finally:
-        args.ckpt.path = before
 
 
 def saves_weights(args: SimpleNamespace) -> bool:
@@ -103,15 +82,15 @@ class CheckpointingTrainer:
         An adaptive KL controller resumes with its saved coefficient, unless a changed initial value was accepted; a
         fixed one uses the option's value.
         """
-        options, anew = self.args.algo.kl, "algo.kl.init_coef" in self.args.run.accepted_changes
-        self.kl_ctl.value = state["kl_coefficient"] if options.target and not anew else options.init_coef
+        options, changed = self.args.algo.kl, "algo.kl.init_coef" in self.args.run.accepted_changes
+        self.kl_ctl.value = state["kl_coefficient"] if options.target and not changed else options.init_coef
         self.experience_maker.load_random_state(state["shuffle"])
         self._resumed_random = state["random"]
 
     def init_checkpoint_states(self) -> dict[str, Any]:
         """Return the host's states of the checkpoint chosen by the command; load the rest of it."""
         source = self.args.run.resume_from
-        with checkpoints_at(self.args, source):
+        with temporarily(self.args.ckpt, path=str(source or self.args.ckpt.path)):
             states = super().init_checkpoint_states()  # type: ignore[misc]
         if not source:
             return states
@@ -163,9 +142,8 @@ class CheckpointingTrainer:
             save(eval_metrics, global_step, client_states)
             return
         if not saves_weights(self.args) or not self._has_room():
-            key, self.best_eval_metric_key = self.best_eval_metric_key, NO_METRIC
-            save(eval_metrics, global_step, client_states)
-            self.best_eval_metric_key = key
+            with temporarily(self, best_eval_metric_key=NO_METRIC):
+                save(eval_metrics, global_step, client_states)
             return
         before = self.best_eval_metric_value
         tag = f"{BEST}global_step{global_step}"
@@ -220,7 +198,7 @@ class CheckpointingTrainer:
             self.record.note(f"--ckpt.path {root}: {', '.join(sorted(left))} cannot be deleted; delete them by hand")
 
     def _only_log(self, save: Callable[..., None], *what: Any) -> None:
-        with saving_every(self.args, math.inf):
+        with temporarily(self.args.ckpt, save_steps=math.inf):
             save(*what)
 
     def _has_room(self) -> bool:
@@ -243,7 +221,7 @@ class CheckpointingTrainer:
             CheckpointFailed: with `stop`.
         """
         cause = error.cause if isinstance(error, RayTaskError) else error
-        explained = isinstance(cause, (DiskFull, Unseen))
+        explained = isinstance(cause, (DiskFull, FilesNotVisible))
         what = str(cause) if explained else f"{type(cause).__name__}: {cause}"
         if tag and not explained:
             with suppress(OSError):  # torch's own message does not mention a full disk

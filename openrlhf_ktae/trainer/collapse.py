@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ import torch
 
 from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.base.faults_config import FaultsConfig
+from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.ktae import repeated_grams
-from openrlhf_ktae.trainer.checkpointing import saving_every
 from openrlhf_ktae.trainer.nonfinite import FAULTS_STATE
 from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import FAILED
 
 REPETITION = "faults/repetition"
 SPREAD = "group_reward_std"  # the host's metric: standard deviation of the rewards in a group, mean over groups
+MIXED_SHARES = ("ktae/mixed_group_share", "credit/mixed_group_share", "dynamic_sampling/kept_share")
 IDLE_STEPS = 2
 ROWS_AT_ONCE = 64  # rollouts copied at a time; the buffer is reused and stays in the cache
 NGRAM = 4  # tokens; shorter n-grams repeat in ordinary text
@@ -30,29 +32,20 @@ class Rule:
     option: str
     metrics: tuple[str, ...]
     """Names of the metric; the first one that a step has is used."""
-    beyond: Callable[[float, float], bool]
-    word: str
+    word: str = "above"
+    """A value `above` the limit is a breach, or one `below` it."""
 
-
-def _above(value: float, limit: float) -> bool:
-    return value > limit
-
-
-def _below(value: float, limit: float) -> bool:
-    return value < limit
+    def beyond(self, value: float, limit: float) -> bool:
+        """Return whether a value is a breach."""
+        return value > limit if self.word == "above" else value < limit
 
 
 RULES = (
-    Rule("min_entropy", ("entropy_loss",), _below, "below"),
-    Rule("max_length", ("rollout/response_length_mean",), _above, "above"),
-    Rule("max_repetition", (REPETITION,), _above, "above"),
-    Rule("max_kl", ("kl", "ppo_kl"), _above, "above"),
-    Rule(
-        "min_mixed_share",
-        ("ktae/mixed_group_share", "credit/mixed_group_share", "dynamic_sampling/kept_share"),
-        _below,
-        "below",
-    ),
+    Rule("min_entropy", ("entropy_loss",), "below"),
+    Rule("max_length", ("rollout/response_length_mean",)),
+    Rule("max_repetition", (REPETITION,)),
+    Rule("max_kl", ("kl", "ppo_kl")),
+    Rule("min_mixed_share", MIXED_SHARES, "below"),
 )
 
 
@@ -115,19 +108,15 @@ class CollapseTrainer:
     args: Any
     record: Any
 
-    @property
+    @cached_property
     def collapse(self) -> CollapseWatch:
         """The rules and their counts."""
-        if not hasattr(self, "_collapse"):
-            self._collapse = CollapseWatch(self.args.faults.config)
-        return self._collapse
+        return CollapseWatch(self.args.faults.config)
 
-    @property
+    @cached_property
     def idle(self) -> IdleWatch:
         """Consecutive steps without learning."""
-        if not hasattr(self, "_idle"):
-            self._idle = IdleWatch()
-        return self._idle
+        return IdleWatch()
 
     def training_state(self) -> dict[str, Any]:
         """Add the counts to the checkpoint's state."""
@@ -145,7 +134,7 @@ class CollapseTrainer:
         failed = [float(sample.info.get(FAILED, 0.0)) for sample in rollout_samples]
         status[FAILED] = sum(failed) / max(len(failed), 1)
         ids = [sample.sequences[0, 1:] for sample in rollout_samples]
-        status[REPETITION] = repetition(ids, masks=[sample.action_mask[0] for sample in rollout_samples])
+        status[REPETITION] = repetition(ids, [sample.action_mask[0] for sample in rollout_samples])
         return status, step
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
@@ -157,7 +146,7 @@ class CollapseTrainer:
         breaches = self.collapse.breaches(logs_dict or {})
         action = self.args.faults.config.collapse_action if breaches else "warn"
         try:
-            with saving_every(self.args, 1 if action != "warn" else self.args.ckpt.save_steps):
+            with temporarily(self.args.ckpt, save_steps=1 if action != "warn" else self.args.ckpt.save_steps):
                 super().save_logs_and_checkpoints(global_step, logs_dict, client_states)  # type: ignore[misc]
         finally:
             for text in (self.idle.note(logs_dict or {}), *breaches):
@@ -167,27 +156,26 @@ class CollapseTrainer:
             raise TrainingStopped("; ".join(breaches))
 
 
-def repetition(rows: Sequence[torch.Tensor], n: int = NGRAM, masks: Sequence[torch.Tensor] | None = None) -> float:
+def repetition(rows: Sequence[torch.Tensor], masks: Sequence[torch.Tensor], n: int = NGRAM) -> float:
     """Return the share of n-grams that occurred earlier in the same response, over all responses.
 
     Args:
         rows: response token ids (T) of each rollout.
+        masks: true on the policy's own tokens, (T) each.
         n: tokens per n-gram.
-        masks: true on the policy's own tokens, (T) each; default: all tokens.
     """
     edges_B = np.concatenate([[0], np.cumsum([ids.numel() for ids in rows])]).astype(np.int64)
     blocks = [slice(i, min(i + ROWS_AT_ONCE, len(rows))) for i in range(0, len(rows), ROWS_AT_ONCE)]
     widest = max((int(edges_B[block.stop] - edges_B[block.start]) for block in blocks), default=0)
-    ids_N, own_N = torch.empty(widest, dtype=torch.int64), torch.ones(widest, dtype=torch.bool)
-    given_N = None if masks is None or not rows else torch.empty(widest, dtype=masks[0].dtype)
+    ids_N, own_N = torch.empty(widest, dtype=torch.int64), torch.empty(widest, dtype=torch.bool)
+    given_N = torch.empty(widest, dtype=masks[0].dtype if masks else torch.bool)
     repeated = total = 0
     for block in blocks:
         edges = edges_B[block.start : block.stop + 1] - edges_B[block.start]
         here = slice(int(edges[-1]))
         torch.cat(list(rows[block]), out=ids_N[here])
-        if masks is not None and given_N is not None:
-            torch.cat(list(masks[block]), out=given_N[here])
-            np.not_equal(given_N[here].numpy(), 0, out=own_N[here].numpy())
+        torch.cat(list(masks[block]), out=given_N[here])
+        np.not_equal(given_N[here].numpy(), 0, out=own_N[here].numpy())
         counts = repeated_grams(ids_N[here], own_N[here], edges, n)
         repeated, total = repeated + counts[0], total + counts[1]
     return repeated / total if total else 0.0

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
 from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.checkpoint.random_state import random_state
 from openrlhf_ktae.processes.deaths import in_one_line, of_type
 from openrlhf_ktae.processes.ending import EndOrder, GivenUp, Interrupted, wait_for_the_driver
 from openrlhf_ktae.record.metrics import UnwrittenStop
-from openrlhf_ktae.trainer.checkpointing import saves_weights, saving_every
+from openrlhf_ktae.trainer.checkpointing import saves_weights
 
 
 def reason_of(stop: TrainingStopped) -> str:
@@ -36,12 +38,10 @@ class EndingTrainer:
     """The last step of this process, and the host's states and random states after it."""
     _has_stopped = False
 
-    @property
+    @cached_property
     def end_order(self) -> EndOrder:
         """The driver's order to end."""
-        if not hasattr(self, "_end_order"):
-            self._end_order = EndOrder(self.args.run.dir)
-        return self._end_order
+        return EndOrder(self.args.run.dir)
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
         """Train as the host does.
@@ -68,7 +68,7 @@ class EndingTrainer:
             self._answer(global_step)
 
     def _save_and_log(self, now: bool, step: int, logs: Any, states: Any) -> None:
-        with saving_every(self.args, 1 if now else self.args.ckpt.save_steps):
+        with temporarily(self.args.ckpt, save_steps=1 if now else self.args.ckpt.save_steps):
             super().save_logs_and_checkpoints(step, logs, states)  # type: ignore[misc]
 
     def record_stop(self, reason: str) -> None:
@@ -89,7 +89,7 @@ class EndingTrainer:
             raise
 
     @contextmanager
-    def until_asked(self, end: Callable[[], None] | None = None) -> Iterator[None]:
+    def until_end_requested(self, end: Callable[[], None] | None = None) -> Iterator[None]:
         """Run the block until the driver asks for an end; then save (`end`), and wait for the driver."""
         try:
             yield
@@ -104,7 +104,7 @@ class EndingTrainer:
             return
         wait_for_the_driver(self.end_order)
 
-    def end_with_the_model(self) -> None:
+    def end_with_model(self) -> None:
         """Also save the model, as the host's command would: the order came after the last step.
 
         Raises:
@@ -138,13 +138,13 @@ class EndingTrainer:
             self._save_and_log(True, step, None, states)
 
     def _answer(self, step: int, also: str = "") -> None:
-        text = also + what_is_saved(self.args, self.saved_step)
+        text = also + saved_summary(self.args, self.saved_step)
         self.record.note(f"interrupted after step {step}: {text}")
         self.end_order.answer(text)
         raise Interrupted(text)
 
 
-def what_is_saved(args: Any, step: int) -> str:
+def saved_summary(args: Any, step: int) -> str:
     """Say what a run that ends early can be resumed from; `step` is its newest checkpoint's, 0 for none."""
     if not saves_weights(args):
         return "no weights were saved (--ckpt.disable_ds without --ckpt.save_hf)"

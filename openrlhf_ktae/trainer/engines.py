@@ -64,13 +64,13 @@ def have_weights(engines: Sequence[Any]) -> bool:
         if not engine_died(error):
             raise
     with ThreadPoolExecutor(len(engines)) as side_by_side:
-        return all(list(side_by_side.map(_brought_back, engines)))
+        return all(list(side_by_side.map(_reloaded, engines)))
 
 
-def _brought_back(engine: Any) -> bool:
+def _reloaded(engine: Any) -> bool:
     while True:
         try:
-            return answered(engine.come_back.remote)
+            return answered(engine.reload.remote)
         except (RayActorError, GetTimeoutError) as error:
             raise EnginesLost(f"an engine does not come back: {innermost(error)}") from error
         except Exception as error:
@@ -130,7 +130,7 @@ class EngineKeeper(BasePPOTrainer):
                 fault = error
 
     def _sent(self) -> None:
-        ray.get([engine.take_weights.remote(self.weights_step) for engine in self.vllm_engines])
+        ray.get([engine.confirm_weights.remote(self.weights_step) for engine in self.vllm_engines])
 
     def send_weights(self, why: str) -> None:
         """Send all engines the current weights, unless they have them; `why` is the observed error."""

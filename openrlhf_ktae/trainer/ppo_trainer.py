@@ -12,7 +12,7 @@ from openrlhf.trainer import ppo_trainer as host
 from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.checkpoint.folder import BEST
-from openrlhf_ktae.data.names import paths_as_they_are
+from openrlhf_ktae.data.names import accept_any_path
 from openrlhf_ktae.record.directory import resumes
 from openrlhf_ktae.trainer.ending import reason_of
 from openrlhf_ktae.trainer.engines import EngineKeeper
@@ -20,7 +20,7 @@ from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer
 from openrlhf_ktae.trainer.ppo_utils import prompts
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
-from openrlhf_ktae.trainer.ppo_utils.host_speed import settle_in
+from openrlhf_ktae.trainer.ppo_utils.host_speed import tune_process
 from openrlhf_ktae.trainer.ppo_utils.replay import ReplayGenerator, recorded_data
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 from openrlhf_ktae.trainer.recording import seed_everything
@@ -42,7 +42,7 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
         if strategy.args.train.replay:
             host.SamplesGenerator, host.prepare_datasets = ReplayGenerator, recorded_data
         prompts.use_in_this_process()
-        host.blending_datasets = paths_as_they_are(host.blending_datasets)
+        host.blending_datasets = accept_any_path(host.blending_datasets)
         super().__init__(pretrain, strategy, *args, **kwargs)
         self.note_all(prompts.notes_of(self.prompts_dataloader, self.eval_dataloader))
         self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
@@ -50,13 +50,13 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
         self.samples_generator.end_order = self.end_order
         self.samples_generator.note = self.record.note
         self.experience_maker.note = self.record.note
-        settle_in()
+        tune_process()
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, with an evaluation before and after."""
         self.hold_trackers()
         self.record_plan(len(self.prompts_dataloader))
-        with self._until_stopped(), self.until_asked():
+        with self._until_stopped(), self.until_end_requested():
             if not resumes(self.args):
                 self._evaluate_edge("before", global_step)
             self.end_order.training()
@@ -64,7 +64,7 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
         left = self.samples_generator.left_over
         if left:
             self.record.note(f"{left} rollouts at the end of the data are not trained on: too few for a step")
-        with self._until_stopped(), self.until_asked(self.end_with_the_model):
+        with self._until_stopped(), self.until_end_requested(self.end_with_model):
             self._evaluate_edge("after", self.record.last_step)
         self.close_trackers()
 
@@ -78,9 +78,9 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
     def broadcast_to_vllm(self) -> None:
         """Send the weights as the host does; then catch up on a missed evaluation."""
         super().broadcast_to_vllm()
-        self._make_up_for_an_evaluation()
+        self._run_missed_evaluation()
 
-    def _make_up_for_an_evaluation(self) -> None:
+    def _run_missed_evaluation(self) -> None:
         """Evaluate with the weights just sent if the run ended between a checkpoint and its evaluation."""
         states, self.resumed_states = self.resumed_states, None
         if states is None or self.eval_dataloader is None or Path(self.args.run.resume_from).name.startswith(BEST):

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.base.host import undecorated
-from openrlhf_ktae.data.names import paths_as_they_are
+from openrlhf_ktae.data.names import accept_any_path
 from openrlhf_ktae.processes.deaths import POLL_SECONDS, innermost
 from openrlhf_ktae.processes.ending import EndOrder, GivenUp
 from openrlhf_ktae.record.directory import resumes
@@ -33,7 +33,7 @@ from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer
 from openrlhf_ktae.trainer.ppo_utils import prompts
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
 from openrlhf_ktae.trainer.ppo_utils.experience_maker import KTAEExperienceMaker
-from openrlhf_ktae.trainer.ppo_utils.host_speed import settle_in
+from openrlhf_ktae.trainer.ppo_utils.host_speed import tune_process
 from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 from openrlhf_ktae.trainer.recording import seed_everything
 from openrlhf_ktae.trainer.staleness import ages, slots
@@ -50,14 +50,14 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         seed_everything(strategy.args.train.seed)
         host.SamplesGenerator = KTAESamplesGenerator
         prompts.use_in_this_process()
-        host_base.blending_datasets = paths_as_they_are(host_base.blending_datasets)
+        host_base.blending_datasets = accept_any_path(host_base.blending_datasets)
         self.stop_reason = ""
         self._evaluating = False
         super().__init__(pretrain, strategy, *args, **kwargs)
         self.samples_generator.note = RunRecord(strategy.args.run.dir).note
         self._notes = prompts.notes_of(self.prompts_dataloader, self.eval_dataloader)
         self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
-        settle_in()
+        tune_process()
 
     def prompt_notes(self) -> list[str]:
         """Return what a person should know of the prompts."""
@@ -73,7 +73,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
 
     def fit(self, episode: int, total_consumed_prompts: int) -> None:
         """Generate as the host does, or until `TrainingStopped`."""
-        self.samples_generator.send_weights = self.ask_for_weights
+        self.samples_generator.send_weights = self.request_weights
         try:
             super().fit(episode, total_consumed_prompts)
         except TrainingStopped as stop:
@@ -82,7 +82,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         finally:
             self.samples_generator.send_weights = None
 
-    def ask_for_weights(self, why: str) -> None:
+    def request_weights(self, why: str) -> None:
         """Let the trainer bring engines back that died, and wait until they can generate.
 
         Whoever generates holds the engines' lock, unless rollouts may be partial; the trainer needs it for sending.
@@ -97,7 +97,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
             if holds_lock:
                 ray.get(self.vllm_lock.acquire.remote())
 
-    def why_it_stopped(self) -> str:
+    def get_stop_reason(self) -> str:
         """Return the reason of an early end, or an empty text."""
         return self.stop_reason
 
@@ -120,16 +120,16 @@ class KTAETrainingActor(GuardedTrainer, _HostTrainingActor, EngineKeeper):
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
         seed_everything(strategy.args.train.seed)
         host_base.RemoteExperienceMaker = KTAEExperienceMaker
-        host_base.blending_datasets = paths_as_they_are(host_base.blending_datasets)
+        host_base.blending_datasets = accept_any_path(host_base.blending_datasets)
         super().__init__(pretrain, strategy, *args, **kwargs)
         self.rollout_queue: Any = AnsweringQueue(self.rollout_queue, self.send_weights, self.end_order)
         self.experience_maker.note = self.record.note
-        settle_in()
+        tune_process()
 
     def fit(self, global_step: int = 0) -> None:
         """Train as the host does, or until it is asked to end; a stop is told to the process that started this one."""
         self.end_order.training()
-        with self.until_asked():
+        with self.until_end_requested():
             super().fit(global_step)
 
     def init_checkpoint_states(self) -> dict[str, Any]:
@@ -165,9 +165,9 @@ class KTAETrainingActor(GuardedTrainer, _HostTrainingActor, EngineKeeper):
         self.init_checkpoint_states()
         return self.sampling_state
 
-    def give_up_the_evaluation(self) -> None:
+    def abort_evaluation(self) -> None:
         """Save what the last step left, and the model, and wait to be ended: the order came in the last evaluation."""
-        with self.until_asked(self.end_with_the_model):
+        with self.until_end_requested(self.end_with_model):
             raise GivenUp
 
     def record_edge(self, when: str, logs: dict[str, float]) -> None:
@@ -215,7 +215,7 @@ class KTAEPPOTrainerAsync(_HostTrainer):
             ray.kill(self.generator_actor)
             ray.get(self.trainer_actor.record_stop.remote(reason_of(stop)))
             return
-        reason = ray.get(self.generator_actor.why_it_stopped.remote())
+        reason = ray.get(self.generator_actor.get_stop_reason.remote())
         if reason:
             ray.get(self.trainer_actor.record_stop.remote(reason))
         self._evaluate_edge("after")
@@ -230,7 +230,7 @@ class KTAEPPOTrainerAsync(_HostTrainer):
             ray.get(self.trainer_actor.record_stop.remote(reason_of(stop)))
             return False
         except GivenUp:
-            ray.get(self.trainer_actor.give_up_the_evaluation.remote())
+            ray.get(self.trainer_actor.abort_evaluation.remote())
             return False
         if logs:
             ray.get(self.trainer_actor.record_edge.remote(when, logs))

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,30 +66,26 @@ class RecordingTrainer:
     wandb_logger: Any
     _closing: list[Callable[[], None]]
 
-    @property
+    @cached_property
     def record(self) -> RunRecord:
         """The record of this run, opened on first use."""
-        if not hasattr(self, "_record"):
-            self._record = RunRecord(self.args.run.dir)
-        return self._record
+        return RunRecord(self.args.run.dir)
 
-    @property
+    @cached_property
     def rollout_recorder(self) -> RolloutRecorder:
         """The record of rollouts, opened on first use."""
-        if not hasattr(self, "_rollout_recorder"):
-            args = self.args
-            about = {
-                "model": args.actor.model_name_or_path,
-                "estimator": args.algo.advantage.estimator,
-                "ktae": asdict(args.algo.ktae.config),
-                "ktae_enabled": args.algo.credit.name == "ktae",
-                "credit": recorded_credit(args.algo.credit),
-                "shadow": bool(args.algo.credit.shadow),
-                "shuffled": bool(args.algo.credit.shuffle_labels),
-            }
-            limits = args.ktae.record_max_mb, args.ktae.record_groups
-            self._rollout_recorder = RolloutRecorder(args.run.dir, args.ktae.record_rollouts, *limits, about)
-        return self._rollout_recorder
+        args = self.args
+        about = {
+            "model": args.actor.model_name_or_path,
+            "estimator": args.algo.advantage.estimator,
+            "ktae": asdict(args.algo.ktae.config),
+            "ktae_enabled": args.algo.credit.name == "ktae",
+            "credit": recorded_credit(args.algo.credit),
+            "shadow": bool(args.algo.credit.shadow),
+            "shuffled": bool(args.algo.credit.shuffle_labels),
+        }
+        limits = args.ktae.record_max_mb, args.ktae.record_groups
+        return RolloutRecorder(args.run.dir, args.ktae.record_rollouts, *limits, about)
 
     def note_all(self, notes: Sequence[str]) -> None:
         """Write notes for the user."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -17,16 +18,14 @@ class SamplingTrainer:
 
     args: Any
     actor_model_group: Any
+    _prompts_seen = 0
     sampling_state: dict[str, Any] | None = None
     """State from the checkpoint that the run resumes from; None in a new run."""
 
-    @property
+    @cached_property
     def pass_rates(self) -> PassRates:
         """This process's ledger of all prompts judged in this run."""
-        if not hasattr(self, "_pass_rates"):
-            self._pass_rates = PassRates()
-            self._prompts_seen = 0
-        return self._pass_rates
+        return PassRates()
 
     def training_state(self) -> dict[str, Any]:
         """Add the ledger to the checkpoint's state."""

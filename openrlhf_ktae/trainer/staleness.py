@@ -35,7 +35,7 @@ def ages(rollouts: Iterable[Any], step: int) -> dict[str, float]:
     return {MEAN: sum(found) / len(found), MAXIMUM: float(max(found))} if found else {}
 
 
-def young_enough(rollouts: Sequence[Any], step: int, limit: int | None) -> list[Any]:
+def without_stale(rollouts: Sequence[Any], step: int, limit: int | None) -> list[Any]:
     """Return the rollouts at most `limit` steps old after `step` steps, with the whole groups they are in.
 
     Rollouts of a group are sampled in one call, with the same weights unless these come in between

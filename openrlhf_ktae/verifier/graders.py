@@ -13,10 +13,7 @@ from pathlib import Path
 from .verdict import CORRECT, WRONG, Reason, Verdict
 
 OWN, HOST, MATH_VERIFY = "own", "host", "math-verify"
-GRADERS = (OWN, HOST, MATH_VERIFY)
 Grader = Callable[[Sequence[str], str], Verdict]
-
-
 GoldReader = Callable[[Sequence[str]], Verdict]
 
 

@@ -131,7 +131,7 @@ class WorkerPool:
     """Runs jobs on `workers` processes. Starts nothing until `start` or the first `submit`."""
 
     def __init__(self, workers: int, memory_mb: int, recycle_after: int, grader: str = OWN) -> None:
-        """`grader` is a name of `graders.GRADERS`."""
+        """`grader` is a name that `load_grader` knows."""
         self._grader = grader
         self._workers_wanted = workers
         self._memory_mb = memory_mb

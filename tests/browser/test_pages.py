@@ -1,6 +1,6 @@
-"""The pages in a real browser: seen, pointed at, typed into; screenshots go to KTAE_SCREENSHOTS.
+"""The pages in a real browser: rendering, pointer and keyboard; screenshots go to KTAE_SCREENSHOTS.
 
-Needs Debian's `chromium` and `chromium-driver` and the package `selenium`; skipped where one is absent.
+Needs Debian's `chromium` and `chromium-driver` and the package `selenium`; skipped if one is missing.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def focused(driver):
 
 
 def emulate(driver, **features):
-    """What the system asks pages for: prefers_color_scheme, forced_colors; empty for nothing."""
+    """Emulated media features: prefers_color_scheme, forced_colors; empty for none."""
     named = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": named})
 
@@ -148,7 +148,7 @@ def test_pointing_at_a_token_shows_its_table_and_marks_its_occurrences(driver, o
     screenshot("credit-light")
 
 
-def test_the_keyboard_reaches_everything(driver, opened):
+def test_everything_is_reachable_by_keyboard(driver, opened):
     opened(plain())
     first = one_of(driver, '#rollouts .t[tabindex="0"]')
     driver.execute_script("arguments[0].focus()", first)
@@ -308,7 +308,7 @@ def test_stored_responses_are_ready_in_two_seconds(driver, tmp_path, screenshot)
     screenshot("credit-stored")
 
 
-def test_more_tokens_than_that_are_paged(driver, opened):
+def test_long_rollouts_are_paged(driver, opened):
     opened(large(rollouts=24))
     assert "part 1 of 2" in one_of(driver, "#pager").text
     assert len(all_of(driver, ".rollout")) == 20
@@ -397,7 +397,7 @@ def test_tf_is_shown_as_the_formula_has_it_and_as_a_share(driver, opened):
     assert "K PAPER" in one_of(driver, "#tokens-title").text.upper()
 
 
-def test_what_is_spoken_belongs_to_the_token(driver, opened):
+def test_the_accessible_name_belongs_to_the_token(driver, opened):
     opened(partly_known())
     for text in (" maybe", " lone"):
         driver.execute_script("arguments[0].focus()", tokens(driver, text)[0])
@@ -414,7 +414,7 @@ def test_the_focused_token_stays_marked(driver, opened):
     assert float(style_of(driver, first, "outline-width").removesuffix("px")) >= 2
 
 
-def test_keys_of_the_browser_stay_its_own(driver, opened):
+def test_browser_shortcuts_keep_working(driver, opened):
     opened(plain())
     driver.execute_script("arguments[0].focus()", tokens(driver, " gives")[0])
     for key, modifier in (("ArrowLeft", "altKey"), ("Home", "ctrlKey"), ("ArrowRight", "metaKey"), ("End", "shiftKey")):
@@ -432,7 +432,7 @@ def test_no_column_is_cut_off(driver, opened):
         assert wide <= seen
 
 
-def test_the_sign_of_k_is_no_matter_of_colour_alone(driver, opened):
+def test_the_sign_of_k_does_not_depend_on_colour(driver, opened):
     opened(plain())
     assert style_of(driver, tokens(driver, " maybe")[0], "text-decoration-style") == "dotted"
     assert style_of(driver, tokens(driver, " maybe")[0], "text-decoration-line") == "underline"
@@ -470,7 +470,7 @@ def test_the_legend_has_the_range_of_k(driver, opened):
     assert "+1.000 K" in one_of(driver, "#legend").text
 
 
-def test_pages_follow_the_system_into_the_dark(driver, opened, system):
+def test_pages_follow_the_systems_dark_mode(driver, opened, system):
     theme = "return document.documentElement.dataset.theme"
     system(prefers_color_scheme="dark")
     opened(plain())
@@ -489,7 +489,7 @@ def test_a_rollout_of_many_tokens_is_paged(driver, opened):
     assert "part 1 of 3" in one_of(driver, "#pager").text
 
 
-def test_texts_that_are_not_there(driver, opened):
+def test_missing_texts(driver, opened):
     one = group([(1, [" a", " b"]), (0, [" a", " c"])])
     one.rows[0]["label"] = None
     one.rows[0]["token_texts"][1] = None

@@ -1,4 +1,4 @@
-"""The patches of DeepSpeed that a CPU needs: they are in place, do what they say, and what they replace is there."""
+"""The patches of DeepSpeed that a CPU needs: they are applied, they work, and the code they replace exists."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Handle:
 
 
 def two_gathers():
-    """A module as DeepSpeed's is: two gathers are started and the last one is waited for."""
+    """A module like DeepSpeed's: it starts two gathers and waits only for the last."""
     handles = []
     dist = SimpleNamespace(
         all_gather_into_tensor=lambda *_: handles.append(Handle()) or handles[-1], all_gather=lambda *_: None

@@ -1,4 +1,4 @@
-"""The stub for flash-attn against the package's own functions, where that is installed (with or without kernels)."""
+"""The stub for flash-attn against the package's own functions, if it is installed (with or without kernels)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def real():
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 4), (1, 1, 2), (5, 16, 2, 3)])
-def test_padding_is_taken_away_and_put_back_as_there(real, shape):
+def test_unpad_and_pad_match_flash_attn(real, shape):
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(shape, generator=generator)
     lengths = torch.randint(1, shape[1] + 1, shape[:1], generator=generator)
@@ -39,7 +39,7 @@ def test_padding_is_taken_away_and_put_back_as_there(real, shape):
     assert torch.equal(*padded)
 
 
-def test_rows_are_taken_with_the_same_gradient(real):
+def test_indexing_rows_gives_the_same_gradient(real):
     gradients = []
     for module in (flash_attn_stub, real):
         values = torch.arange(24.0).reshape(6, 4).requires_grad_(True)
@@ -48,7 +48,7 @@ def test_rows_are_taken_with_the_same_gradient(real):
     assert torch.equal(*gradients)
 
 
-def test_the_host_imports_nothing_else_from_it(host):
+def test_the_stub_provides_everything_the_host_imports(host):
     """Every import of flash_attn in the host's training code is one that the stub answers."""
     from pathlib import Path
 

@@ -127,8 +127,8 @@ def test_the_host_command_takes_its_classes_as_globals(host):
         assert text in source, text
 
 
-def test_weights_go_to_every_engine_by_calls_and_a_group_that_can_be_stood_in_for(host):
-    """`trainer/ray/weight_sending.py` stands for both while the host sends."""
+def test_weights_are_sent_through_calls_and_a_group_that_proxies_can_replace(host):
+    """`trainer/ray/weight_sending.py` replaces both with proxies while the host sends."""
     from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer
     from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
     from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
@@ -147,8 +147,8 @@ def test_weights_go_to_every_engine_by_calls_and_a_group_that_can_be_stood_in_fo
     assert KTAEWorkerWrap.__mro__[1] is WorkerWrap
 
 
-def test_engines_are_woken_outside_of_the_call_that_is_guarded(host):
-    """`SurvivingGenerator` tells the host's generator that nothing sleeps, and does it itself."""
+def test_the_host_wakes_engines_outside_the_guarded_call(host):
+    """`SurvivingGenerator` disables sleep in the host's generator and handles it itself."""
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
@@ -159,8 +159,8 @@ def test_engines_are_woken_outside_of_the_call_that_is_guarded(host):
     assert "if self.args.vllm.enable_sleep:" in inspect.getsource(BasePPOTrainer.broadcast_to_vllm)
 
 
-def test_samples_are_changed_only_after_every_forward_pass_is_back(host):
-    """A pass that a dead process lost is repeated with the same samples."""
+def test_samples_change_only_after_all_forward_passes_return(host):
+    """A pass lost with a dead process is repeated with the same samples."""
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
     source = inspect.getsource(RemoteExperienceMaker.make_experience)
@@ -168,7 +168,7 @@ def test_samples_are_changed_only_after_every_forward_pass_is_back(host):
 
 
 def test_the_asynchronous_trainer_takes_rollouts_from_its_queue(host):
-    """Requests for weights travel in it, and are answered as they are taken out."""
+    """Requests for weights pass through it and are served when taken out."""
     from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor, TrainingActor
 
     assert "self.rollout_queue.get(block=True)" in inspect.getsource(undecorated(TrainingActor).fit)
@@ -177,8 +177,8 @@ def test_the_asynchronous_trainer_takes_rollouts_from_its_queue(host):
     assert source.index("self.vllm_lock.acquire") < source.index("self._run_eval()")
 
 
-def test_checkpoints_go_below_the_path_that_the_options_name(host):
-    """Ranks are led into the staging folder, and to the chosen checkpoint, by `args.ckpt.path` alone."""
+def test_checkpoints_are_written_below_ckpt_path(host):
+    """`args.ckpt.path` is the only way to redirect ranks to the staging folder and the chosen checkpoint."""
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
     from openrlhf.trainer.ray.ppo_actor import PolicyModelActor
     from openrlhf.trainer.ray.ppo_critic import CriticModelActor
@@ -196,7 +196,7 @@ def test_checkpoints_go_below_the_path_that_the_options_name(host):
 
 
 def test_a_resumed_run_sends_its_weights_before_it_reads_its_position_in_the_data(host):
-    """The evaluation that is made up for comes in between."""
+    """A missed evaluation runs in between."""
     from openrlhf.trainer.ppo_trainer import PPOTrainer
 
     source = inspect.getsource(undecorated(PPOTrainer).fit)
@@ -226,15 +226,15 @@ def test_the_mathematics_loads_no_trainer(loaded_by):
     assert loaded_by("import openrlhf_ktae.ktae", "ray", "vllm", "deepspeed", "transformers") == []
 
 
-def test_an_engine_waits_for_no_trainer_to_be_imported(loaded_by):
+def test_engines_import_no_trainer(loaded_by):
     """DeepSpeed, the host's trainer and its data sets take seconds of every start."""
     engine = "openrlhf_ktae.trainer.ray.cpu_engine"
     code = f"from openrlhf_ktae.backend.cpu_patches import activate; activate(); import {engine}"
     assert loaded_by(code, "deepspeed", "openrlhf.trainer.ppo_trainer", "datasets") == []
 
 
-def test_ranks_meet_at_a_port_of_ours(host):
-    """The host's own may be given to another process before they do (`base/free_port.py`)."""
+def test_ranks_use_our_free_port(host):
+    """Another process could take the port that the host picks (`base/free_port.py`)."""
     from openrlhf.cli import train_ppo_ray
     from openrlhf.trainer.ray.launcher import BaseDistributedActor
 
@@ -251,7 +251,7 @@ def test_ranks_meet_at_a_port_of_ours(host):
         assert actor._get_free_port is free_port
 
 
-def test_evaluations_take_an_iterator_that_was_set_before(host):
+def test_evaluations_use_an_iterator_set_beforehand(host):
     """Benchmarks are generated one by one through it."""
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
@@ -270,7 +270,7 @@ def test_engines_of_an_evaluation_are_the_hosts(host):
     assert list(inspect.signature(generate).parameters)[:3] == ["self", "prompt_token_ids", "sampling_params"]
 
 
-def test_the_best_checkpoint_goes_by_a_figure_of_the_evaluation(host):
+def test_the_best_checkpoint_is_chosen_by_an_evaluation_metric(host):
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 
     assert "best_metric_key" in inspect.getsource(BasePPOTrainer.__init__)

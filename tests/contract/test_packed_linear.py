@@ -39,8 +39,8 @@ def test_the_product_is_torchs(ops, dtype, tolerance, batch, bias):
     )
 
 
-def test_new_weights_are_used_once_they_were_announced(ops):
-    """Loading writes into the plain weight; the packed copy knows of it from `forget_packed` alone."""
+def test_new_weights_take_effect_after_forget_packed(ops):
+    """Loading writes into the plain weight; only `forget_packed` invalidates the packed copy."""
     linear = layer(ops, 96, 64)
     model = torch.nn.Sequential(torch.nn.Sequential(linear), torch.nn.ReLU())
     x = torch.randn(5, 64)
@@ -65,7 +65,7 @@ def test_packing_again_frees_the_older_copy(ops):
     assert pack(50) - before < 60
 
 
-def test_a_weight_that_is_no_matrix_takes_torchs_product(ops):
+def test_a_weight_that_is_not_a_matrix_uses_torchs_product(ops):
     linear = PackedLinear(ops)
     weight, x = torch.randn(4), torch.randn(3, 4)
     assert torch.equal(linear(x, weight), torch.nn.functional.linear(x, weight))

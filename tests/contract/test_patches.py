@@ -34,7 +34,7 @@ def patch_is_installed():
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda path: path.stem)
-def test_fits_the_pinned_release(patch, pristine):
+def test_patch_applies_to_the_pinned_release(patch, pristine):
     done = apply(patch, pristine, "--dry-run")
     assert done.returncode == 0, done.stdout
     assert "offset" not in done.stdout, "made for another release"
@@ -48,15 +48,15 @@ def test_has_no_context_and_is_small(patch):
     assert sum(line.startswith("-") for line in hunks) <= 12
 
 
-def test_does_not_fit_twice(pristine, tmp_path):
-    """The counterfactual: a host that has changed there is noticed."""
+def test_patch_does_not_apply_twice(pristine, tmp_path):
+    """The counterfactual: a patch does not apply to changed code."""
     shutil.copytree(pristine / "openrlhf", tmp_path / "openrlhf")
     patch = FOLDER / "keep_group.patch"
     assert apply(patch, tmp_path).returncode == 0
     assert apply(patch, tmp_path, "--dry-run").returncode != 0
 
 
-def test_all_together_are_python(pristine, tmp_path):
+def test_all_patches_together_leave_valid_python(pristine, tmp_path):
     shutil.copytree(pristine / "openrlhf", tmp_path / "openrlhf")
     for patch in PATCHES:
         done = apply(patch, tmp_path)

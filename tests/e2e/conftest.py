@@ -34,7 +34,7 @@ def environment():
 
 @pytest.fixture
 def start(root, environment, tmp_path):
-    """Start the quickstart with `words` in `tmp_path`; it and all it started are killed at the end, whatever happened.
+    """Start the quickstart with `words` in `tmp_path`; it and its children are killed at the end in any case.
 
     Its group has a terminal's reaction to Ctrl-C; its processes are those of `mark_of(tmp_path)`.
     """
@@ -48,7 +48,7 @@ def start(root, environment, tmp_path):
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
         )
 
     yield run

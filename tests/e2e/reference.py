@@ -26,7 +26,7 @@ STEPS, DIGITS, FIRST_STEP_TOLERANCE = 10, 6, 1e-3
 PROMPTS = 48  # of each of two episodes, 8 a batch: some are filtered, and what is left over is carried on
 VENDORS = {"AuthenticAMD": "amd", "GenuineIntel": "intel"}
 LEVELS = ("avx512f", "avx2")
-ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # more threads add in another order
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # more threads would sum in another order
 
 Trajectory = dict[str, list[float]]
 
@@ -50,7 +50,7 @@ def processor_family(cpuinfo: str) -> str:
 
 
 def difference(found: Trajectory, stored: dict[str, Trajectory], family: str) -> str | None:
-    """Where a trajectory leaves the stored one first; None if nowhere. Warns where the family has none."""
+    """The first difference from the stored trajectory, or None. Warns if the family has none."""
     known = family in stored
     if not known:
         warnings.warn(f"no reference for {family}: the first step is compared to 0.1 % (make reference)", stacklevel=2)

@@ -43,7 +43,7 @@ def steps(directory: Path) -> list[dict[str, Any]]:
 def wait_for(
     condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 150, every: float = 0.2
 ) -> None:
-    """Return when the condition holds, which is looked at `every` so many seconds; the run must not end before."""
+    """Return when the condition holds, polled `every` so many seconds; the run must not end first."""
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]

@@ -1,4 +1,4 @@
-"""A run on a cluster that is up already, and a run that is interrupted."""
+"""A run on an existing cluster, and a run that is interrupted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cluster(root, environment):
     """A Ray head with virtual devices, its own ports and its own processes."""
     variables = {**environment, MARK: "cluster"}
     ports = ["--port", str(PORT), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(DASHBOARD_PORT)]
-    ports += ["--dashboard-agent-listen-port", str(AGENT_PORT)]  # another cluster on this machine may have the default
+    ports += ["--dashboard-agent-listen-port", str(AGENT_PORT)]  # another cluster on this machine may use the default
     start = [RAY, "start", "--head", "--num-gpus", "1", "--num-cpus", "8", *ports, "--disable-usage-stats"]
     subprocess.run(start, cwd=root, env=variables, check=True, stdout=subprocess.DEVNULL, timeout=120)
     yield variables
@@ -61,7 +61,7 @@ def test_ray_job_submit(cluster, root, tmp_path):
         )
         if "No available agent to submit job" not in done.stdout:
             break
-        time.sleep(5)  # the head is up before its agent, and Ray says: try again later
+        time.sleep(5)  # the head starts before its agent; Ray asks to retry
     assert done.returncode == 0, done.stdout
     assert "succeeded" in done.stdout
     assert [row["step"] for row in steps(tmp_path)] == [1, 2]
@@ -96,7 +96,7 @@ ENDS = [
 def interrupted(start, tmp_path):
     """Run the quickstart with `words`, send a signal some seconds after a step; return output, last step, checkpoint.
 
-    A terminal's Ctrl-C reaches the whole process group, a scheduler's SIGTERM this process alone.
+    Ctrl-C in a terminal reaches the whole process group, SIGTERM from a scheduler only this process.
     """
 
     def run(name, words, step, seconds=0.0):
@@ -125,7 +125,7 @@ def interrupted(start, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "words"), ENDS)
-def test_an_interrupted_run_leaves_no_process_and_a_whole_checkpoint(interrupted, name, words):
+def test_an_interrupted_run_leaves_no_process_and_a_complete_checkpoint(interrupted, name, words):
     output, last, newest = interrupted(name, words, step=3)
     assert newest.name == f"global_step{last}", "a checkpoint of the step that was under way"
     assert f"checkpoint of step {last}" in output

@@ -21,7 +21,7 @@ def everyone(batch, options):
 '''
 
 
-@RARELY  # tests/unit/credit has the arithmetic, tests/unit/trainer/test_token_figures.py the way of what it needs
+@RARELY  # arithmetic: tests/unit/credit; inputs of estimators: tests/unit/trainer/test_token_figures.py
 def test_all_named_estimators_run_on_the_real_stack(train, tmp_path):
     (tmp_path / "everyone.py").write_text(EVERYONE)
     words = f"--advantage_estimator custom --algo.credit.file {tmp_path}/everyone.py --ktae.record_rollouts 1"

@@ -1,4 +1,4 @@
-"""DAPO with token-level credit on the real stack: it learns, remembers what it saw, and stops with a reason."""
+"""DAPO with token-level credit on the real stack: it learns, keeps its ledger of prompts, and stops with a reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def dapo(train, tmp_path_factory):
     return train(tmp_path_factory.mktemp("dapo"), *words.split(), config=DAPO)
 
 
-@RARELY  # test_resume.py trains with dynamic sampling, too
+@RARELY  # test_resume.py also trains with dynamic sampling
 def test_it_learns_from_full_batches_of_mixed_groups(dapo):
     assert dapo.code == 0, dapo.output
     assert dapo.evaluations["after"]["eval_accuracy"] >= dapo.evaluations["before"]["eval_accuracy"] + 0.2
@@ -29,15 +29,15 @@ def test_it_learns_from_full_batches_of_mixed_groups(dapo):
     assert len(dapo.steps) < 40, "filtered prompts make fewer steps"
 
 
-@RARELY  # test_resume.py trains with dynamic sampling, too
+@RARELY  # test_resume.py also trains with dynamic sampling
 def test_the_schedule_ends_with_the_data(dapo):
     """The host planned 80 updates; fewer happened, and the rate still came down to nearly 0."""
     assert dapo.steps[-1]["actor_lr"] < 0.08 * max(step["actor_lr"] for step in dapo.steps)
 
 
-@RARELY  # test_resume.py resumes such a run, and compares it with one that was not killed
-def test_the_checkpoint_remembers_every_prompt_judged(dapo, train):
-    """A run resumed in the middle of the episode draws the rest of its prompts and knows the earlier ones."""
+@RARELY  # test_resume.py compares a resumed run with an uninterrupted one
+def test_the_checkpoint_contains_every_judged_prompt(dapo, train):
+    """A run resumed in mid-episode draws the remaining prompts and knows the earlier ones."""
     directory = dapo.directory
     drawn = {step["step"]: step["dynamic_sampling/prompts_drawn"] for step in dapo.steps}
     words = f"--resume {directory}/checkpoints/global_step20 --run.eval_edges false --ckpt.save_steps 5"
@@ -65,7 +65,7 @@ def test_the_checkpoint_remembers_every_prompt_judged(dapo, train):
 
 @RARELY
 def test_hopeless_data_stop_the_asynchronous_run_with_the_reason(train, tmp_path):
-    """Every gold answer is one that the model cannot give: no group is mixed, the model is saved as it is."""
+    """The model cannot give any gold answer: no group is mixed, and the model is saved unchanged."""
     rows = [{"input": f"compute {i} + 1 :", "label": "123456"} for i in range(64)]
     (tmp_path / "hopeless.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     words = f"--data.prompt_dataset {tmp_path}/hopeless.jsonl {ASYNCHRONOUS}"

@@ -104,7 +104,7 @@ def test_merged_weights_of_adapters(update, root):
 
 
 @SLOW
-def test_the_measure_sees_another_update(update, root):
+def test_the_measure_detects_a_different_update(update, root):
     """The counterfactual, and the reason for refusing a dynamic batch with ZeRO-1 and 2: gradients get lost."""
     _, weights = update(1, f"--zero_stage 2 {SMALL_BATCHES}")
     losses, other = update(1, f"--zero_stage 2 {DYNAMIC}")
@@ -114,7 +114,7 @@ def test_the_measure_sees_another_update(update, root):
 
 @SLOW
 def test_micro_batches_without_an_action_token(update, root):
-    """Truncated or failed rollouts alone in a micro-batch: the host divides by their number of tokens."""
+    """A micro-batch of truncated or failed rollouts only: the host divides by their number of tokens."""
     losses, weights = update(1, "--zero_stage 3 --micro_train_batch_size 1", masked=5)
     others, other_weights = update(1, f"--zero_stage 3 {SMALL_BATCHES}", masked=5)
     assert others == pytest.approx(losses, rel=LOSS, abs=LOSS)
@@ -123,7 +123,7 @@ def test_micro_batches_without_an_action_token(update, root):
 
 @SLOW
 def test_tensor_parallel_by_two(update):
-    """DeepSpeed takes bf16 alone here, with eight bits of mantissa: losses agree to 2e-3."""
+    """DeepSpeed supports only bf16 here, with eight bits of mantissa: losses agree to 2e-3."""
     losses, _ = update(1, TENSOR_PARALLEL)
     parallel, _ = update(2, f"{TENSOR_PARALLEL} --ds_tensor_parallel_size 2")
     assert parallel == pytest.approx(losses, abs=BF16_LOSS)
@@ -131,7 +131,7 @@ def test_tensor_parallel_by_two(update):
 
 @pytest.fixture(scope="module")
 def told(train, root, tmp_path_factory):
-    """Three updates of 64 rollouts that the model does not decide, by the trainer and with `words`."""
+    """Three updates of 64 rollouts that do not depend on the model, by the trainer and with `words`."""
 
     def run(*words: str):
         folder = tmp_path_factory.mktemp("told")
@@ -155,7 +155,7 @@ def synchronous(told):
 @RARELY
 @pytest.mark.parametrize("words", [ASYNCHRONOUS, "--actor.recompute_log_probs"])
 def test_other_ways_to_the_same_update(told, synchronous, root, words):
-    """The asynchronous trainer, and old log-probabilities that are computed in a pass of their own."""
+    """The asynchronous trainer, and old log-probabilities from a separate pass."""
     losses, weights = synchronous
     assert len(losses) == STEPS
     start = load_file(root / MODEL / "model.safetensors")

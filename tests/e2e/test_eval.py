@@ -34,7 +34,7 @@ def evaluate(root, environment, output, *words):
 
 @pytest.fixture(scope="module")
 def greedy(root, environment, tmp_path_factory):
-    """All 200 held-out problems, after an evaluation all of whose processes were killed in the middle."""
+    """All 200 held-out problems, after an evaluation was killed halfway with all its processes."""
     output = tmp_path_factory.mktemp("greedy")
     path = output / "responses.jsonl"
     words = [*COMMAND, *SETTINGS, "--output", str(output)]
@@ -61,7 +61,7 @@ def test_greedy_accuracy_is_the_known_one(greedy):
     assert "| heldout | 200 | 200 |" in done.stdout
 
 
-def test_a_killed_evaluation_generates_the_rest_alone(greedy):
+def test_a_killed_evaluation_generates_only_the_rest(greedy):
     kept, output, *_ = greedy
     assert 0 < kept < 200
     rows = [json.loads(line) for line in (output / "responses.jsonl").read_text().splitlines()]

@@ -23,7 +23,7 @@ from openrlhf_ktae.selftest.killing import title
 
 pytestmark = SLOW
 
-OTHERS_SECONDS = 120  # a run beside this one may have a semaphore of an engine that died, and sweeps it at its own end
+OTHERS_SECONDS = 120  # a concurrent run may still have a semaphore of a dead engine, and sweeps it when it ends
 
 
 def notes(directory):
@@ -31,7 +31,7 @@ def notes(directory):
 
 
 def resumed(directory):
-    """Steps that the run went on from."""
+    """Steps from which the run resumed."""
     return [row["step"] for row in read_record(directory) if row["kind"] == "resume"]
 
 
@@ -46,7 +46,7 @@ def listens(connection):
 
 
 def in_use(files):
-    """Those that a living process, of another run on this machine, has mapped."""
+    """Those mapped by a live process of another run on this machine."""
     maps = ""
     for path in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
@@ -55,7 +55,7 @@ def in_use(files):
 
 
 def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
-    """Errors and infinity at first; then an engine, the reference model and a rank die one after another."""
+    """First errors and infinities; then an engine, the reference model and a rank die one after another."""
     semaphores = set(Path("/dev/shm").iterdir())
     agent = str(root / "tests/e2e/faulty_agent.py")
     words = ["--train.agent_func_path", agent, "--run.eval_edges", "false", "--ckpt.save_steps", "5"]
@@ -89,7 +89,7 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
 
     wait_for(lambda: read_latest(tmp_path / "checkpoints"), run)
     (rank,) = of_run(run, "ray::CpuPolicyModelActor")
-    wait_for(lambda: "broadcast_to_vllm" in title(rank), run, every=0.001)  # no engine's death, whoever receives
+    wait_for(lambda: "broadcast_to_vllm" in title(rank), run, every=0.001)  # not an engine's death, whoever receives it
     rank.kill()
     wait_for(lambda: resumed(tmp_path), run)
     at = resumed(tmp_path)[0]
@@ -140,7 +140,7 @@ def test_a_run_that_hangs_is_stopped_with_all_stacks(start, root, tmp_path):
 
 
 DISK_BYTES = 64 * 2**20
-PIECE_BYTES = 2**15  # less than is said of the room that is left
+PIECE_BYTES = 2**15  # less than the reported free space
 NO_ROOM = "the disk had 0.0 MiB free when the write failed"
 
 
@@ -160,10 +160,9 @@ def disk(tmp_path):
 
 
 def fill(disk):
-    """Take all room that is left, while others write.
+    """Fill the disk while others write.
 
-    Piece by piece: a piece that finds no room is given back whole, and meanwhile a writer has failed on a disk that
-    then has that much room.
+    Piece by piece: a failed piece is freed completely, so a writer may fail although the disk then has that much space.
     """
     path = disk / "filler"
     with path.open("ab") as file:
@@ -174,7 +173,7 @@ def fill(disk):
 
 
 def fill_during_a_write(run, disk, checkpoints, seconds=120):
-    """Fill the disk the moment that a checkpoint is begun, until one has failed; return the last whole one."""
+    """Fill the disk whenever a checkpoint begins, until one has failed; return the last complete one."""
     give_up = time.monotonic() + seconds
     while True:
         assert run.poll() is None, run.communicate()[0]
@@ -187,7 +186,7 @@ def fill_during_a_write(run, disk, checkpoints, seconds=120):
             time.sleep(0.5)
             if read_latest(checkpoints) == kept:
                 return kept, filler
-            filler.unlink()  # it was whole a moment before
+            filler.unlink()  # it was complete a moment before
         time.sleep(0.003)
 
 
@@ -197,7 +196,7 @@ SAVES = "--ckpt.save_steps 2 --ckpt.max_num 1 --run.eval_edges false --data.max_
 @RARELY
 @pytest.mark.parametrize("freed", [True, False])
 def test_a_disk_that_fills_under_everything(start, disk, freed):
-    """The run directory with all that is in it, as where nothing else is asked for."""
+    """The run directory with everything in it, as by default."""
     checkpoints = disk / "checkpoints"
     run = start("--run.dir", str(disk), *SAVES.split())
     wait_for(lambda: read_latest(checkpoints), run, seconds=300)
@@ -205,7 +204,7 @@ def test_a_disk_that_fills_under_everything(start, disk, freed):
     verify(kept)
     at, end = len(steps(disk)), time.monotonic() + 8
     while time.monotonic() < end:  # many steps and failed checkpoints
-        fill(disk)  # what a failed checkpoint has left, too
+        fill(disk)  # including leftovers of a failed checkpoint
         time.sleep(0.2)
     assert run.poll() is None, run.communicate()[0]
     assert len(steps(disk)) < at + 4, "rows find no room either"

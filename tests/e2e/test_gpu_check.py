@@ -1,4 +1,4 @@
-"""`make gpu-check` where there is no GPU: six real steps on the CPU backend, and the report of them."""
+"""`make gpu-check` without a GPU: six real steps on the CPU backend, and the report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from marks import RARELY
 
 
-@RARELY  # its parts are tested one by one; the run is one more start of everything
+@RARELY  # its parts are unit-tested; this run only adds another start of the whole stack
 def test_six_steps_on_a_cpu_have_equal_weights_and_log_probabilities(root, environment, tmp_path):
     output = tmp_path / "gpu-check.json"
     words = ["--backend", "cpu", "--only", "attention,six-steps", "--output", str(output)]

@@ -66,15 +66,15 @@ def test_the_adapter_on_the_base_is_the_merged_model(adapted, root):
 
 
 @RARELY
-def test_killed_and_resumed_it_gives_the_adapters_of_a_run_that_was_not(root, environment, tmp_path, monkeypatch):
-    """With ZeRO-2 and the KL penalty, whose reference is the base."""
+def test_killed_and_resumed_run_ends_with_the_same_adapters(root, environment, tmp_path, monkeypatch):
+    """With ZeRO-2 and a KL penalty against the base model."""
     monkeypatch.chdir(root)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     words = f"--config configs/grpo_ktae/quickstart.yaml {LORA} --ds.zero_stage 2 --algo.kl.init_coef 0.01"
     trial = Trial(words.split(), tmp_path, prompts=16)
     trial.finish(STRAIGHT)
     run = MortalRun(trial, "killed", start_seconds=0.0, seed=0)
-    assert run.suffer(Death(EVERYTHING, step=2, share=0.6))
+    assert run.inject(Death(EVERYTHING, step=2, share=0.6))
     run.finish()
     assert run.toll.wrong == []
     assert trial.difference("killed") is None

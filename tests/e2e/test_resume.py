@@ -34,13 +34,13 @@ def stored():
     return json.loads(reference.STORED.read_text())
 
 
-def test_ten_steps_are_those_of_the_reference(trial, stored):
+def test_ten_steps_match_the_stored_reference(trial, stored):
     family = reference.processor_family(Path("/proc/cpuinfo").read_text())
     assert reference.difference(reference.trajectory(trial.steps(STRAIGHT)), stored, family) is None
 
 
 @pytest.mark.parametrize("name", reference.FIGURES)
-def test_another_sixth_digit_of_any_step_is_seen(stored, name):
+def test_a_changed_sixth_digit_of_any_step_is_detected(stored, name):
     family, one = next(iter(stored.items()))
     assert reference.difference(one, stored, family) is None
     moved = {**one, name: [*one[name][:9], one[name][9] * (1 + 1e-5)]}
@@ -57,17 +57,17 @@ def test_a_processor_without_a_reference_compares_the_first_step(stored):
         assert "step 1: policy_loss" in reference.difference(far, stored, family)
 
 
-@RARELY  # the next test would find a difference, too
+@RARELY  # the next test would find a difference as well
 def test_the_same_run_twice_gives_the_same_figures_and_weights(trial):
     trial.finish(AGAIN)
     assert len(trial.steps(STRAIGHT)) >= 6
     assert trial.difference(AGAIN) is None
 
 
-def test_killed_and_resumed_it_gives_the_figures_and_weights_of_one_that_was_not(trial):
-    """It dies in the middle of a step or of a checkpoint: the moment is wherever the machine is by then."""
+def test_killed_and_resumed_run_gives_the_same_metrics_and_weights(trial):
+    """It dies during a step or a checkpoint, depending on the machine's speed."""
     run = MortalRun(trial, "killed", start_seconds=0.0, seed=0)
-    assert run.suffer(Death(EVERYTHING, step=len(trial.steps(STRAIGHT)) // 2, share=0.6))
+    assert run.inject(Death(EVERYTHING, step=len(trial.steps(STRAIGHT)) // 2, share=0.6))
     done = [row["step"] for row in trial.steps("killed")]
     checkpoint = listed(run.checkpoints)[0][0]
     assert 0 < checkpoint.step <= done[-1] <= len(trial.steps(STRAIGHT))

@@ -1,4 +1,4 @@
-"""Rewards of every kind in one run: constant, negative, fractional, NaN. It trains, and says what it left out.
+"""Rewards of every kind in one run: constant, negative, fractional, NaN. It trains, and reports excluded rollouts.
 
 The same run has two ranks and two engines.
 """
@@ -63,6 +63,6 @@ def test_constant_rewards_are_noted_after_two_steps(train, root, tmp_path):
 
 
 def credited_kinds(directory, kinds):
-    """Kinds of reward whose rollouts have an advantage other than 0."""
+    """Kinds of reward whose rollouts have a non-zero advantage."""
     rows = [row for group in read_groups(find([directory])) for row in group.rows]
     return {kinds[row["prompt"]] for row in rows if any(abs(value) > 1e-6 for value in row["advantages"])}

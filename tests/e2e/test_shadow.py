@@ -11,7 +11,7 @@ from trackers import WANDB_KEY, assert_trackers_have
 
 
 @SLOW
-def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, root, tmp_path):
+def test_reference_model_kl_shadow_and_evaluation_during_training(train, root, tmp_path):
     """Two benchmarks with the same prompts: one with the right answers, one with wrong ones."""
     held_out = (root / "examples/quickstart/data/heldout.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in held_out[:16]]
@@ -34,13 +34,13 @@ def test_reference_model_kl_shadow_and_evaluation_on_the_way(train, root, tmp_pa
     assert [row["step"] for row in during] == [1, 2, 3, 4]
     last, after = ({k: v for k, v in row.items() if "eval_" in k} for row in (during[-1], run.evaluations["after"]))
     assert last == after, "the last step's evaluation is the last evaluation: it is not made twice"
-    best = max(during, key=lambda row: row["eval_macro_accuracy"])  # the first of equals
+    best = max(during, key=lambda row: row["eval_macro_accuracy"])  # the first of equal ones
     assert_trackers_have(run, tmp_path)
     holders = [path for path in tmp_path.rglob("*") if path.is_file() and WANDB_KEY.encode() in path.read_bytes()]
     assert not holders, "a key is used and never written"
     assert WANDB_KEY not in run.output
     (line,) = re.findall(r"held-out +after  accuracy .* macro .*", run.output)
-    assert re.search(r" right \d", line)  # benchmarks come in the order in which their first answers do
+    assert re.search(r" right \d", line)  # benchmarks are in the order of their first answers
     assert re.search(r" no 0\.0", line)
     saved = [path.name for path in (tmp_path / "run" / "checkpoints").glob("best*")]
     assert saved == [f"best_global_step{best['step']}"]

@@ -19,7 +19,7 @@ from openrlhf_ktae.record.recorded import find, read_groups
 
 @pytest.fixture(scope="module")
 def quickstart(train, tmp_path_factory):
-    """The quickstart as it is shipped, with a checkpoint and a record of rollouts on the way."""
+    """The quickstart as shipped, with checkpoints and recorded rollouts."""
     words = ["--ckpt.save_steps", "20", "--ktae.record_rollouts", "20"]
     return train(tmp_path_factory.mktemp("quickstart"), *words)
 
@@ -59,7 +59,7 @@ def test_a_step_is_quick_enough_to_watch(quickstart):
 
 
 def test_ktae_takes_at_most_one_percent_of_a_step(quickstart):
-    """All that a step does for KTAE lies in its timer; benchmarks/ktae_step_cost.py switches it on and off."""
+    """The timer covers everything that a step does for KTAE; benchmarks/ktae_step_cost.py switches it on and off."""
     own, whole = (sorted(s[name] for s in quickstart.steps) for name in ("ktae/seconds", "timing/step_total"))
     assert own[len(own) // 2] <= 0.01 * whole[len(whole) // 2]
 
@@ -106,7 +106,7 @@ def test_the_resolved_config_parses_to_the_same_options(quickstart, root, monkey
     path = quickstart.directory / "config.yaml"
     again = nested_options(parse_command_line(["--config", str(path)]))
     written = yaml.safe_load(path.read_text())
-    # What the backend set in place stays; everything else must come back as it was.
+    # Options set by the backend may differ; everything else must be equal.
     for tree in (again, written):
         tree.pop("config")
     assert again == written
@@ -138,7 +138,7 @@ def test_saved_weights_differ_from_the_start(quickstart, root):
 
 @RARELY
 def test_recorded_rollouts_are_trained_on_again_without_an_engine(quickstart, train, tmp_path):
-    """The unit tests go through the host's loader and advantages; here through its whole command."""
+    """Unit tests cover the host's loader and advantages; this test runs the whole command."""
     words = ["--train.replay", str(quickstart.directory), "--eval.dataset", "", "--ktae.record_rollouts", "1"]
     run = train(tmp_path, *words)
     assert run.code == 0, run.output

@@ -1,4 +1,4 @@
-"""A run on two nodes: where its parts are, what they must share, and a node that dies in each phase."""
+"""A run on two nodes: placement, shared files, and the death of a node in each phase."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from openrlhf_ktae.selftest.killing import title
 pytestmark = SLOW
 
 COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray"]
-# Paths of this configuration are relative: the command knows from where, Ray's nodes were started elsewhere.
+# Paths in this configuration are relative to the command's folder; Ray's nodes were started in another one.
 WORDS = (
     "--config configs/grpo_ktae/quickstart.yaml --run.eval_edges false --actor.num_nodes 2 --vllm.num_engines 1 "
     "--train.colocate_all false --rollout.batch_size 4 --train.batch_size 32 --rollout.micro_batch_size 8 "
@@ -98,7 +98,7 @@ def test_a_node_that_dies_ends_the_run_with_its_checkpoint_named(nodes, train, r
 
 
 @RARELY
-def test_a_run_on_two_nodes_saves_one_whole_checkpoint_and_goes_on(nodes, train):
+def test_a_run_on_two_nodes_saves_one_complete_checkpoint_and_resumes(nodes, train):
     directory = nodes.shared / "run"
     run = train(8, "--run.dir", str(directory))
     wait_for(lambda: steps(directory), run, seconds=240)
@@ -120,7 +120,7 @@ def test_a_node_that_comes_back_is_trained_on(nodes, train):
     directory = nodes.shared / "back"
     run = train(40, "--run.dir", str(directory), "--run.restarts", "1")
     kill_in("update", nodes, run, directory)
-    time.sleep(30)  # the run has ended by then, and the next one waits for the node
+    time.sleep(30)  # the run has ended; the next one waits for the node
     nodes.start_ray(1)
     output, _ = run.communicate(timeout=300)
     assert run.returncode == 0, output

@@ -1,4 +1,4 @@
-"""Two Ray nodes on one machine: each with its own network, host name and folders; what is killed is theirs alone."""
+"""Two Ray nodes on one machine: each with its own network, host name and folders; only their processes are killed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ HOLD_SECONDS = "3600"
 
 
 class TwoNodes:
-    """A head and a second node. Below `shared` both see the same, below `private` each its own."""
+    """A head and a second node. `shared` is the same folder on both, `private` differs."""
 
     def __init__(self, base: Path, environment: dict[str, str]) -> None:
         self.shared, self.private = base / "shared", base / "private"
         for folder in (self.shared, self.private):
             folder.mkdir()
-        self._ray = Path(tempfile.mkdtemp(prefix="ray-"))  # a path of sockets has at most 107 bytes
+        self._ray = Path(tempfile.mkdtemp(prefix="ray-"))  # socket paths have at most 107 bytes
         self.mark = f"two-nodes-{uuid.uuid4().hex[:8]}"
         self.environment = {**environment, MARK: self.mark}
         unshare = ["unshare", "--net", "--mount", "--uts", "sleep", HOLD_SECONDS]
@@ -92,7 +92,7 @@ class TwoNodes:
         return found
 
     def kill_the_second(self) -> None:
-        """Kill the raylet of the second node, as a machine dies: everything of the node goes with it."""
+        """Kill the raylet of the second node: like a machine that dies, it takes everything on the node with it."""
         (raylet,) = [one for one in self.processes(1) if one.name() == "raylet"]
         raylet.kill()
 
@@ -107,7 +107,7 @@ class TwoNodes:
         )
 
     def end(self) -> None:
-        """Kill what was started; the network goes with its last process."""
+        """Kill everything that was started; the network ends with its last process."""
         for process in processes_of(self.mark):
             process.kill()
         for holder in self._holders:
@@ -121,7 +121,7 @@ def _network(pid: int) -> str:
 
 
 def made(base: Path, environment: dict[str, str]) -> TwoNodes:
-    """Return two running nodes; skip the test where the machine does not allow them."""
+    """Return two running nodes; skip the test if the machine does not allow them."""
     try:
         done = subprocess.run(["unshare", "--net", "--mount", "--uts", "ip", "link"], capture_output=True, text=True)
     except FileNotFoundError as error:

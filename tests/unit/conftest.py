@@ -1,4 +1,4 @@
-"""Shared by unit tests: a small Ray for each module, a process group, and files that find no room."""
+"""Shared by unit tests: a small Ray for each module, a process group, and a full disk."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from openrlhf_ktae.base.free_port import free_port
 
 @pytest.fixture(autouse=True)
 def builds_of_a_cpu_machine(monkeypatch):
-    """Refusals are tested as on a CPU machine with the builds for GPUs, too, which a CPU cannot run."""
+    """Test refusals as on a CPU machine, even with GPU builds, which a CPU cannot run."""
     if vllm_build() == "cuda":
         monkeypatch.setattr(choice, "vllm_build", lambda: "cpu")
 
 
 @pytest.fixture
 def files_up_to():
-    """Let a write that makes a file larger than so many bytes stop in the middle, as on a full disk."""
+    """Make writes fail once a file exceeds so many bytes, as on a full disk."""
 
     @contextmanager
     def limited(size):

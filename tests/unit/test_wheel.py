@@ -1,4 +1,4 @@
-"""The wheel holds every module of the package and the data files that they read."""
+"""The wheel contains every module of the package and its data files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import zipfile
 
 
-def test_the_wheel_is_whole(root, tmp_path):
+def test_the_wheel_is_complete(root, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     for file in ("pyproject.toml", "setup.py", "README.md"):

@@ -24,7 +24,7 @@ from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SeededSamplesGenerator
-from openrlhf_ktae.trainer.staleness import TOO_OLD, young_enough
+from openrlhf_ktae.trainer.staleness import TOO_OLD, without_stale
 
 
 class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightSamplesGenerator):
@@ -60,7 +60,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         if not self.args.algo.dynamic_filtering_enable:
             return super().generate_samples(**generate_kwargs)
         self._tally, seen_before = SamplingTally(), self.prompts_seen
-        self._drop_what_is_too_old()
+        self._drop_stale()
         samples, _, drawn, exhausted = super().generate_samples(**generate_kwargs)
         kept = trainable(len(samples), self.args)
         if exhausted:
@@ -69,7 +69,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
             self._sample_buffer = samples[kept:] + self._sample_buffer
         self._batches_of_episode += kept > 0
         if kept == 0 and (not exhausted or self._batches_of_episode == 0):
-            raise TrainingStopped(self._why_it_stops(len(samples), exhausted))
+            raise TrainingStopped(self._stop_message(len(samples), exhausted))
         if exhausted:
             self._batches_of_episode = 0
         if self._tally.verdicts:
@@ -96,12 +96,12 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
         self._batches_of_episode = position["batches_of_episode"]
         self.batches = position.get("batches", 0)
 
-    def _drop_what_is_too_old(self) -> None:
+    def _drop_stale(self) -> None:
         """Leave out groups sampled for an earlier step whose weights are older than `--train.max_staleness` now."""
         for name in ("_sample_buffer", "_carried"):
             kept = getattr(self, name, None)
             if kept:
-                young = young_enough(kept, self.batches, self.args.train.max_staleness)
+                young = without_stale(kept, self.batches, self.args.train.max_staleness)
                 self._too_old += len(kept) - len(young)
                 setattr(self, name, young)
 
@@ -173,7 +173,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightS
                 continue
             yield item
 
-    def _why_it_stops(self, rollouts: int, exhausted: bool) -> str:
+    def _stop_message(self, rollouts: int, exhausted: bool) -> str:
         tally, settings = self._tally, self.filtering
         reason = (
             "the data ran out"

@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
+from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
-from openrlhf_ktae.trainer.ppo_utils.response_lengths import PENALTIES, apply_length_penalties, levelled, without
+from openrlhf_ktae.trainer.ppo_utils.response_lengths import NO_PENALTIES, apply_length_penalties, levelled
 
 LOGGED = ("score", "reward", "kl", "logprobs_diff")  # the last two are means over tokens: 0 / 0 without any
 
@@ -55,7 +56,7 @@ def advantages_without(
     for e, rewards, out in zip(experiences, rewards_B.split(sizes), excluded, strict=True):
         e.rewards = rewards
         e.action_mask = e.action_mask * (~out).unsqueeze(1).to(e.action_mask.dtype)
-    with without(args.reward, *PENALTIES):  # already applied above
+    with temporarily(args.reward, **NO_PENALTIES):
         experiences = compute(experiences)
     kept_B = kept_of_group(excluded_B, group_B)
     index_B = torch.tensor([i for e in experiences for i in e.index])

@@ -91,7 +91,7 @@ class SurvivingGenerator(PositionedGenerator):
         while True:
             drawn: list[Any] = []
             try:
-                with given_up_when_asked(self.end_order, self.vllm_engines):
+                with abort_on_end_order(self.end_order, self.vllm_engines):
                     self._wake()
                     samples, count, exhausted = super()._generate_vllm(
                         remembered(source, drawn), num_prompts, dynamic_filtering, **generate_kwargs
@@ -168,7 +168,7 @@ class SurvivingGenerator(PositionedGenerator):
 
 
 @contextmanager
-def given_up_when_asked(order: EndOrder | None, engines: Sequence[Any]) -> Iterator[None]:
+def abort_on_end_order(order: EndOrder | None, engines: Sequence[Any]) -> Iterator[None]:
     """Kill `engines` as soon as the order to end comes: nothing else interrupts a call that waits for them.
 
     Raises:

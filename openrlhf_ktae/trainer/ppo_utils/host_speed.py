@@ -46,7 +46,7 @@ def install() -> None:
     samples_generator.ray = PatientRay()
 
 
-def settle_in() -> None:
+def tune_process() -> None:
     """Let this process, which has loaded everything, spend its time on what comes.
 
     The garbage collector leaves alone half a million objects of libraries: the rollouts of a step are so many that it

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
+from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.trainer.ppo_utils import host_speed
 from openrlhf_ktae.trainer.ppo_utils.messages import LOG_PROBS, TOKENS, Answer, Arrived, SentOnce
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
@@ -40,11 +41,8 @@ class LightSamplesGenerator(SamplesGenerator):
             return super()._dispatch_prompts_to_vllm(prompts, labels, images=images, **generate_kwargs)
         if self._sent is None or self._sent[0] is not tokenizer:
             self._sent = tokenizer, SentOnce(tokenizer)
-        self.tokenizer = self._sent[1]
-        try:
+        with temporarily(self, tokenizer=self._sent[1]):
             return super()._dispatch_prompts_to_vllm(prompts, labels, images=images, **generate_kwargs)
-        finally:
-            self.tokenizer = tokenizer
 
     def _process_response_into_experience(self, response: dict[str, Any], **generate_kwargs: Any) -> Experience:
         if not isinstance(response, Answer):

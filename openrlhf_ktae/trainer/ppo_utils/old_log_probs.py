@@ -16,7 +16,7 @@ import torch
 from openrlhf_ktae.base.batches import one_update
 
 
-def update_has_them(args: SimpleNamespace, rollouts: int, has_reference: bool) -> bool:
+def update_computes_log_probs(args: SimpleNamespace, rollouts: int, has_reference: bool) -> bool:
     """Return whether the log-probabilities of the update serve as the old ones for a batch of `rollouts`.
 
     This requires a single pass in one optimizer step, no reference model, whose KL needs the old ones earlier, and no

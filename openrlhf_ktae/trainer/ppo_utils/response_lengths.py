@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from openrlhf.trainer.ppo_utils import length_penalty as host
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-PENALTIES = ("overlong_buffer_len", "stop_properly_penalty_coef")
+from openrlhf_ktae.base.temporarily import temporarily
+
+NO_PENALTIES: dict[str, Any] = {"overlong_buffer_len": None, "stop_properly_penalty_coef": None}
+"""For `args.reward`, once they are applied: the host must not apply them again."""
 ROUNDING = 1e-6  # of float32, relative to the largest reward or 1
 
 
@@ -53,7 +57,7 @@ def shape_overlong(experiences: Sequence[Experience], args: SimpleNamespace) -> 
 def apply_length_penalties(experiences: Sequence[Experience], args: SimpleNamespace) -> None:
     """Apply all length penalties to `rewards` in place: the overlong shaping above, and the host's others."""
     shape_overlong(experiences, args)
-    with without(args.reward, "overlong_buffer_len"):
+    with temporarily(args.reward, overlong_buffer_len=None):
         host.apply_length_penalties(list(experiences), args)
 
 
@@ -109,14 +113,3 @@ def mask_truncated(experiences: Sequence[Experience]) -> float:
         experience.action_mask = experience.action_mask * (~truncated_B).unsqueeze(1).to(experience.action_mask.dtype)
         cut, count = cut + int(truncated_B.sum()), count + len(truncated_B)
     return cut / max(count, 1)
-
-
-@contextmanager
-def without(options: SimpleNamespace, *names: str) -> Iterator[None]:
-    """Set options to None temporarily, so that the host does not repeat what was already applied."""
-    before = {name: getattr(options, name) for name in names}
-    vars(options).update(dict.fromkeys(names))
-    try:
-        yield
-    finally:
-        vars(options).update(before)

@@ -9,13 +9,13 @@ import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_ktae.trainer.ppo_utils.old_log_probs import left_out, update_has_them
+from openrlhf_ktae.base.temporarily import temporarily
+from openrlhf_ktae.trainer.ppo_utils.old_log_probs import left_out, update_computes_log_probs
 from openrlhf_ktae.trainer.ppo_utils.response_lengths import (
-    PENALTIES,
+    NO_PENALTIES,
     apply_length_penalties,
     levelled_rewards,
     mask_truncated,
-    without,
 )
 from openrlhf_ktae.trainer.ppo_utils.token_figures import PLACE, apart
 from openrlhf_ktae.trainer.ray.restarting_models import RevivingExperienceMaker
@@ -59,7 +59,7 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
         """Dispatch as the host does, except a policy pass that the update makes unnecessary (`old_log_probs`)."""
         rollouts = sum(len(sequences) for sequences in kwargs["sequences"])
         has_reference = self.initial_model_group is not None
-        if group is self.actor_model_group and update_has_them(self.args, rollouts, has_reference):
+        if group is self.actor_model_group and update_computes_log_probs(self.args, rollouts, has_reference):
             return [ray.put(left_out(kwargs["action_mask"]))]
         return super()._dispatch_forward(group, sync_condition, **kwargs)
 
@@ -70,7 +70,7 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
         divides = self.args.algo.advantage.estimator == "group_norm"
         samples = self.args.rollout.n_samples_per_prompt
         with (
-            without(self.args.reward, *PENALTIES),  # already applied above
+            temporarily(self.args.reward, **NO_PENALTIES),
             levelled_rewards(experiences, samples) if divides else nullcontext(),
         ):
             return super().compute_advantages_and_returns(experiences)

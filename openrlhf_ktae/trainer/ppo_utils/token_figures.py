@@ -8,13 +8,14 @@ Legend: `b` rollouts of a micro-batch, `T` positions, `V` ids, `F` figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from openrlhf.models import actor as host
 from openrlhf.trainer.ppo_utils.experience import Experience
+
+from openrlhf_ktae.base.temporarily import temporarily
 
 LOG_PROBS = "log_probs"
 PLACE = "token_figures"
@@ -59,7 +60,8 @@ class WatchedActor:
 
     def __call__(self, sequences: torch.Tensor, action_mask: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return log-probabilities of actions (b, T)."""
-        with _in_the_place_of_entropy(self._names):
+        # The host gathers and pads what it calls entropy: all figures take its place.
+        with temporarily(host, compute_entropy=lambda logits: figures_of(logits, self._names)):
             log_probs, output = self._actor(
                 sequences, action_mask, *args, return_output=True, return_entropy=True, **kwargs
             )
@@ -67,17 +69,6 @@ class WatchedActor:
         table = output.entropy.reshape(rows, -1, len(self._names))[:, -width:]
         self.found = {name: (table[..., i] * action_mask).cpu() for i, name in enumerate(self._names)}
         return log_probs
-
-
-@contextmanager
-def _in_the_place_of_entropy(names: Sequence[str]) -> Iterator[None]:
-    """Let the host's forward pass, which gathers and pads what it calls entropy, do so with all figures."""
-    hosts = host.compute_entropy
-    host.compute_entropy = lambda logits: figures_of(logits, names)
-    try:
-        yield
-    finally:
-        host.compute_entropy = hosts
 
 
 def apart(results: Sequence[Any]) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:

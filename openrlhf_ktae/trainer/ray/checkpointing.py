@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from openrlhf_ktae.base.free_port import free_port
+from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.checkpoint.files import files_below
 from openrlhf_ktae.checkpoint.folder import RANDOM
-from openrlhf_ktae.checkpoint.model_files import NOT_SAVED, in_part, require_all, weights_whatever_fails
+from openrlhf_ktae.checkpoint.model_files import NOT_SAVED, always_save_weights, in_part, require_all
 from openrlhf_ktae.checkpoint.random_state import random_state, restore_random_state
 from openrlhf_ktae.checkpoint.write import staging
-from openrlhf_ktae.trainer.checkpointing import checkpoints_at
 
 
 class CheckpointedActor:
@@ -35,7 +35,7 @@ class CheckpointedActor:
     def init_model_from_pretrained(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Load as the host does, from the checkpoint chosen by the command."""
         source = strategy.args.run.resume_from
-        with checkpoints_at(strategy.args, source), options_kept(strategy):
+        with temporarily(strategy.args.ckpt, path=str(source or strategy.args.ckpt.path)), options_kept(strategy):
             super().init_model_from_pretrained(strategy, *args, **kwargs)  # type: ignore[misc]
         path = Path(source or "") / RANDOM / self._random_file
         if source and path.is_file():
@@ -49,7 +49,7 @@ class CheckpointedActor:
         """Save as the host does, in the staging folder of `tag`."""
         options = self.strategy.args
         folder = staging(options.ckpt.path, tag)
-        with checkpoints_at(options, folder), weights_whatever_fails(self.strategy) as failed:
+        with temporarily(options.ckpt, path=str(folder)), always_save_weights(self.strategy) as failed:
             super().save_checkpoint(tag, *args, **kwargs)  # type: ignore[misc]
         if failed:
             (folder / NOT_SAVED).write_text(in_part(failed, f"{tag}_hf"), encoding="utf-8")
@@ -67,7 +67,7 @@ class CheckpointedActor:
         Raises:
             SavedInPart: a file other than the weights could not be saved.
         """
-        with weights_whatever_fails(self.strategy) as failed:
+        with always_save_weights(self.strategy) as failed:
             super().save_model()  # type: ignore[misc]
         require_all(failed, self.strategy.args.ckpt.output_dir)
 

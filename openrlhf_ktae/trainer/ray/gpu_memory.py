@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from openrlhf_ktae.base.gpu_machine import gpu_memory
+from openrlhf_ktae.base.gpu_machine import GIB, gpu_memory
 
 FREE_SECONDS = 60.0  # for a dead engine's memory to be freed; the trainer is already offloaded
 POLL_SECONDS = 1.0
 LOOK_SECONDS = 30.0  # for a process of each GPU to look at it
 SLIVER = 0.01  # of a GPU: what a process that only looks at it asks Ray for
-GIB = 2**30
 Memory = tuple[int, int]
 """Free and total bytes of a GPU."""
 
 
-class GpuIsFull(RuntimeError):
+class GpuFull(RuntimeError):
     """The GPU lacks free memory for an engine."""
 
 
@@ -65,7 +64,7 @@ async def until_free(
         seconds: longest wait.
 
     Raises:
-        GpuIsFull: the memory is not free in that time.
+        GpuFull: the memory is not free in that time.
     """
     clock = asyncio.get_running_loop()
     end = clock.time() + seconds
@@ -74,7 +73,7 @@ async def until_free(
         if free >= share * total:
             return
         if clock.time() >= end:
-            raise GpuIsFull(
+            raise GpuFull(
                 f"--vllm.gpu_memory_utilization {share:g}: a restarted engine needs "
                 f"{share * total / GIB:.1f} GiB, but next to the trainer {free / GIB:.1f} of {total / GIB:.1f} GiB are "
                 f"free. Lower it, or let the other models leave the GPU (--ds.enable_sleep, --ref.offload)"

@@ -3,8 +3,6 @@ log-probabilities from the update itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +13,7 @@ from openrlhf.utils.loss_utils import get_loss_batch_info
 from peft import PeftModel
 
 from openrlhf_ktae.base.host import undecorated
+from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.trainer.lora import MergedModule
 from openrlhf_ktae.trainer.nonfinite import SKIPPED, skip_nonfinite_updates
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import UpdateLogProbs
@@ -87,11 +86,8 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
             self.vllm_engines = noted
             self._meet_engines(backend)
 
-        try:
-            with Sending(engines, self._watched) as sending:
-                sending.meet(join)
-        finally:
-            self.vllm_engines = engines
+        with temporarily(self, vllm_engines=engines), Sending(engines, self._watched) as sending:
+            sending.meet(join)
 
     def _meet_engines(self, backend: str) -> None:
         super()._init_vllm_sync_group(backend)
@@ -116,29 +112,15 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
 
     def _send_weights(self) -> None:
         """Send all parameters; every rank takes part in gathering shards."""
-        if self._sending is None:
-            with self._as_engines_know_it():
-                super().broadcast_to_vllm()
-            return
-        engines, group = self.vllm_engines, self._model_update_group
-        self.vllm_engines, self._model_update_group = [EveryEngine(self._sending)], GuardedGroup(self._sending, group)
-        try:
-            with self._as_engines_know_it():
-                super().broadcast_to_vllm()
-        finally:
-            self.vllm_engines, self._model_update_group = engines, group
-
-    @contextmanager
-    def _as_engines_know_it(self) -> Iterator[None]:
-        """Make the host's loop see merged weights if the model has adapters."""
-        actor = self.actor
-        if isinstance(actor.model.module, PeftModel):
-            merged = SimpleNamespace(module=MergedModule(actor.model.module))
-            self.actor = SimpleNamespace(model=merged, is_vlm=getattr(actor, "is_vlm", False))
-        try:
-            yield
-        finally:
-            self.actor = actor
+        seen: dict[str, Any] = {}  # by the host's loop
+        if self._sending is not None:
+            group = GuardedGroup(self._sending, self._model_update_group)
+            seen = {"vllm_engines": [EveryEngine(self._sending)], "_model_update_group": group}
+        if isinstance(self.actor.model.module, PeftModel):
+            merged = SimpleNamespace(module=MergedModule(self.actor.model.module))
+            seen["actor"] = SimpleNamespace(model=merged, is_vlm=getattr(self.actor, "is_vlm", False))
+        with temporarily(self, **seen):
+            super().broadcast_to_vllm()
 
     def _leave_group(self) -> None:
         """Abort the group: a broadcast to a dead engine never ends by itself and blocks its stream."""
@@ -180,12 +162,9 @@ class KTAEPolicyModelActor(CheckpointedActor, _HostPolicyModelActor):
         names = [name for name in FORMULAS if name in self.strategy.args.algo.credit.needs]
         if not names:
             return super().forward(*args, **kwargs)
-        actor, self.actor = self.actor, WatchedActor(self.actor, names)
-        try:
-            log_probs = super().forward(*args, **kwargs)
-            return {LOG_PROBS: log_probs, **self.actor.found}
-        finally:
-            self.actor = actor
+        watched = WatchedActor(self.actor, names)
+        with temporarily(self, actor=watched):
+            return {LOG_PROBS: super().forward(*args, **kwargs), **watched.found}
 
     def rejoin_engines(self) -> None:
         """Recreate the group for sending weights after an engine was restarted."""

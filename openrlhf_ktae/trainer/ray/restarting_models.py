@@ -83,21 +83,21 @@ class RevivingExperienceMaker(RemoteExperienceMaker):
         while True:
             try:
                 if fault is not None:
-                    self._bring_back(fault)
+                    self._restart_dead(fault)
                 return super().make_experience(samples_list)
             except RayError as error:
                 if error is fault or not died(error):
                     raise
                 fault = error
 
-    def _bring_back(self, fault: RayError) -> None:
+    def _restart_dead(self, fault: RayError) -> None:
         """Reload models whose processes died; raise `fault` if it has another cause, or after too many restarts."""
         groups = {
             "reference": (self.initial_model_group, self.args.actor.model_name_or_path),
             "reward": (self.reward_model_group, self.args.reward.model_name_or_path),
         }
         used = {name: pair for name, pair in groups.items() if pair[0] is not None and pair[1]}
-        broken = {name: left for name, (group, _) in used.items() if (left := left_over(group)) is not None}
+        broken = {name: left for name, (group, _) in used.items() if (left := surviving_ranks(group)) is not None}
         limit = self.args.faults.config.model_restarts
         if not broken or self.model_restarts >= limit:
             raise fault
@@ -105,14 +105,14 @@ class RevivingExperienceMaker(RemoteExperienceMaker):
         for name, left in broken.items():
             logger.warning(f"a process of the {name} model died; restarting it")
             group, path = used[name]
-            load_again(group, left, self.strategy, path)
+            reload_group(group, left, self.strategy, path)
         self.note(
             f"a process of the {' and the '.join(broken)} model died and was restarted; its forward passes are "
             f"repeated ({self.model_restarts} of --faults.model_restarts {limit})"
         )
 
 
-def left_over(group: Any) -> list[Any] | None:
+def surviving_ranks(group: Any) -> list[Any] | None:
     """Return the ranks that may still be alive in a group that lost one; None if the group is complete.
 
     Busy ranks are waited for, unless another is known to be dead: a busy rank may itself be waiting for that one.
@@ -134,7 +134,7 @@ def left_over(group: Any) -> list[Any] | None:
     return left if lost else None
 
 
-def load_again(group: Any, left: list[Any], strategy: Any, path: str) -> None:
+def reload_group(group: Any, left: list[Any], strategy: Any, path: str) -> None:
     """Also restart the ranks `left` of a group, and load its model from `path` as the host's command does.
 
     Raises:
@@ -143,14 +143,14 @@ def load_again(group: Any, left: list[Any], strategy: Any, path: str) -> None:
     for actor in left:
         ray.kill(actor, no_restart=False)
     for actor in group._actor_handlers:
-        wait_until_new(actor)
+        wait_until_restarted(actor)
     first, *others = group._actor_handlers
     address, port = ray.get(first.get_master_addr_port.remote())
     ray.get([actor.meet_at.remote(address, port) for actor in others])
     ray.get(group.async_init_model_from_pretrained(strategy, path))
 
 
-def wait_until_new(actor: Any) -> None:
+def wait_until_restarted(actor: Any) -> None:
     """Return when the process answers that it has no model.
 
     Raises:

@@ -73,7 +73,7 @@ class RetryingRollouts:
     """Mixin for an engine's actor class.
 
     In a process that Ray has restarted, the constructor loads nothing: the trainer may be in an update that fills the
-    GPU. The trainer calls `come_back` once its own memory is offloaded. With sleep mode, the engine goes to sleep
+    GPU. The trainer calls `reload` once its own memory is offloaded. With sleep mode, the engine goes to sleep
     after loading, like the others.
     """
 
@@ -88,7 +88,7 @@ class RetryingRollouts:
     _bundles: list[int] | None = None
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
-        if not self._started_again:
+        if not self._was_restarted:
             await super().__init__(*args, **kwargs)  # type: ignore[misc]
             return
         self._sleeps, self._share = kwargs.get("enable_sleep_mode", False), kwargs.get("gpu_memory_utilization")
@@ -96,14 +96,14 @@ class RetryingRollouts:
         self.llm = NotLoaded()
         self._load = partial(super().__init__, *args, **kwargs)  # type: ignore[assignment]
 
-    async def come_back(self) -> bool:
+    async def reload(self) -> bool:
         """Load the model unless it is loaded; return whether the engine has the current weights.
 
         Raises:
-            GpuIsFull: the GPU's memory does not become free.
+            GpuFull: the GPU's memory does not become free.
             Exception: vLLM's, if it does not start or its core is dead.
         """
-        async with self._coming_back:
+        async with self._reload_lock:
             if self._load is not None:
                 await until_free(self._share, partial(self.gpu_memory, self._bundles))
                 await self._load()
@@ -168,21 +168,21 @@ class RetryingRollouts:
             raise self.llm.dead_error
         return self._current
 
-    async def take_weights(self, step: int) -> None:
+    async def confirm_weights(self, step: int) -> None:
         """Confirm that the weights after `step` steps have arrived."""
         self._got_weights, self._weights_step = True, step
 
     @cached_property
-    def _coming_back(self) -> asyncio.Lock:
+    def _reload_lock(self) -> asyncio.Lock:
         return asyncio.Lock()
 
     @property
     def _current(self) -> bool:
-        return self._got_weights or not self._started_again
+        return self._got_weights or not self._was_restarted
 
     @cached_property
-    def _started_again(self) -> bool:
-        return started_again()
+    def _was_restarted(self) -> bool:
+        return was_restarted()
 
 
 def empty_response(call: dict[str, Any], failure: str) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def empty_response(call: dict[str, Any], failure: str) -> dict[str, Any]:
     }
 
 
-def started_again() -> bool:
+def was_restarted() -> bool:
     """Whether Ray has restarted the actor of this process; False outside an actor."""
     if not ray.is_initialized():
         return False

@@ -11,7 +11,7 @@ from typing import Any
 from openrlhf.trainer.ray import vllm_engine as host
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from openrlhf_ktae.base.cut_off import only_whole
+from openrlhf_ktae.base.cut_off import only_complete
 from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.processes.setup import leave_interrupts_to_the_driver
 from openrlhf_ktae.trainer.ppo_utils.messages import Answers
@@ -66,7 +66,7 @@ class KTAERolloutActor(_HostRolloutActor):
         await super().__init__(*args, **kwargs)
         for name in ANSWERED_BY_THE_CORE:
             setattr(self.llm, name, unless_dead(self.llm, getattr(self.llm, name)))
-        self.llm.generate = only_whole(self.llm.generate)
+        self.llm.generate = only_complete(self.llm.generate)
         executor: Any = with_servers(self.executor)  # type: ignore[has-type]
         executor.execute = contained(executor.execute)
         self.executor = executor

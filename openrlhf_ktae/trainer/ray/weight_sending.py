@@ -111,7 +111,7 @@ class Sending:
             try:
                 if device is not None:
                     torch.cuda.set_device(device)  # of this thread, which begins with the first GPU
-                join([NotedCalls(engine, self._refs) for engine in self._engines])
+                join([CallRecorder(engine, self._refs) for engine in self._engines])
             except Exception as error:
                 failure.append(error)
             joined.set()
@@ -165,7 +165,7 @@ class Sending:
                 return
 
 
-class NotedCalls:
+class CallRecorder:
     """Stands for an engine whose calls are noted in `refs`, in the order of the engines."""
 
     def __init__(self, engine: Any, refs: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The verifier's agent, which writes down the sum of the engine's weights before it generates."""
+"""The verifier's agent; it logs the sum of the engine's weights before generating."""
 
 from __future__ import annotations
 

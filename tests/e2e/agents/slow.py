@@ -1,4 +1,4 @@
-"""The verifier's agent, each rollout some seconds late: there is time for something to happen in a generation."""
+"""The verifier's agent, delayed by some seconds, so that tests can act during generation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SECONDS = 4.0
 
 
 class AgentExecutor(Verified):
-    """Generates and judges as usual, later."""
+    """Generates and judges as usual, after a delay."""
 
     async def execute(self, *args, **kwargs):
         """Return a rollout in the host's format."""

@@ -1,4 +1,4 @@
-"""An agent whose rollouts do not depend on the model: the trainers can be compared with each other."""
+"""An agent whose rollouts do not depend on the model, so that trainers can be compared."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ def parts(root):
 
 
 def correct(completions, label, **_):
-    """The verifier: the answer stands in the box."""
+    """The verifier: the answer is in the box."""
     return [float(f"{{ {wanted} }}" in text) for text, wanted in zip(completions, label, strict=True)]
 
 
 def short(completions, **_):
-    """A reward that says nothing about being right."""
+    """A reward that does not depend on correctness."""
     return [-0.01 * len(text) for text in completions]
 
 

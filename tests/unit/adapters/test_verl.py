@@ -95,11 +95,11 @@ def test_a_batch_without_responses_is_refused():
         adapter.ktae_advantages(data.batch["token_level_rewards"], data.batch["response_mask"], ["a"])
 
 
-def test_other_estimators_are_as_before():
+def test_other_estimators_are_unchanged():
     assert torch.equal(advantages(batch(), "grpo"), adapter._host(batch(), adv_estimator="grpo").batch["advantages"])
 
 
-def test_verl_imports_it_when_told_by_its_environment_variable():
+def test_verl_imports_it_through_its_environment_variable():
     code = (
         "import verl; from verl.trainer.ppo import core_algos; print(core_algos.get_adv_estimator_fn('ktae').__name__)"
     )

@@ -57,7 +57,7 @@ def test_devices_that_the_host_will_ask_for(words, devices):
     ],
 )
 def test_devices_of_a_critic_and_a_reward_model(words, devices):
-    """The host puts them on devices of their own, both on the same ones where there is a critic to share with."""
+    """The host gives them separate devices; the reward model shares the critic's if there is one."""
     base = ["--pretrain", "m", "--vllm_num_engines", "1", "--init_kl_coef", "0", "--reward.model_name_or_path", "r"]
     sizes = [f"--{model}.num_gpus_per_node=1" for model in ("actor", "critic", "reward")]
     args = parse_command_line([*base, *sizes, "--advantage_estimator", "gae", *words])

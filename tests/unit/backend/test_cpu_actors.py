@@ -1,4 +1,4 @@
-"""The training process on a CPU: its gradients; its weights on their way to several engines, of which one dies."""
+"""The training process on a CPU: gradients, and sending weights to several engines, one of which dies."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 from marks import SLOW
 
-HEAP_BYTES = 32 * 2**20  # glibc maps what is larger by itself (mallopt(3), M_MMAP_THRESHOLD)
-SECONDS = 60  # of the ten minutes after which gloo gives up
+HEAP_BYTES = 32 * 2**20  # glibc maps larger blocks separately (mallopt(3), M_MMAP_THRESHOLD)
+SECONDS = 60  # instead of gloo's timeout of ten minutes
 
 
 @pytest.fixture(scope="module")
 def engine_class(ray_here):
-    """One that receives as vLLM's worker does."""
+    """An engine that receives like vLLM's worker."""
 
     class Engine:
         async def until_dead(self):
@@ -67,8 +67,8 @@ def sender(ray_here, engine_class, monkeypatch):
 @SLOW
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("dead", [0, 1])
-def test_the_engines_that_live_do_not_wait_for_one_that_died(ray_here, sender, dead):
-    """gloo sends to one after the other and gives up at the first that is gone; the next knew nothing of it."""
+def test_live_engines_do_not_wait_for_a_dead_one(ray_here, sender, dead):
+    """gloo sends to one after another and fails at the first dead peer; the next ones were not told."""
     from openrlhf_ktae.trainer.engines import engine_died
     from openrlhf_ktae.trainer.ray.cpu_weight_sync import buckets
     from openrlhf_ktae.trainer.ray.weight_sending import Sending
@@ -88,7 +88,7 @@ def test_the_engines_that_live_do_not_wait_for_one_that_died(ray_here, sender, d
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_buckets_of_gradients_stay_on_the_heap(stage):
-    """DeepSpeed's own take a copy of the whole model for each micro-batch, whose pages the kernel clears anew."""
+    """DeepSpeed's default buckets copy the whole model per micro-batch, and the kernel clears those pages each time."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     from openrlhf_ktae.backend.cpu_patches import activate

@@ -24,7 +24,7 @@ def log_probs():
 
 @pytest.fixture
 def no_flash_attn(monkeypatch):
-    """The host's own path, which it takes where `flash_attn` has no cross-entropy."""
+    """The host's fallback if `flash_attn` has no cross-entropy."""
     take = builtins.__import__
 
     def refuse(name, *args, **kwargs):
@@ -47,13 +47,13 @@ class Large(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten.logsumexp.default:  # its own copy of what it is given is not seen here
+        if function is torch.ops.aten.logsumexp.default:  # its internal copy of the input is not counted here
             self.summed = max(self.summed, args[0].numel())
         known = {m.data_ptr() for m in self.memories} | {
             a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)
         }
         if isinstance(result, torch.Tensor) and result.numel() >= self.elements:
-            memory = result.untyped_storage()  # kept, so that no later tensor gets its address
+            memory = result.untyped_storage()  # kept alive, so that no later tensor reuses its address
             if memory.data_ptr() not in known:
                 self.memories.append(memory)
         return result

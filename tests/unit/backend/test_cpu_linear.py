@@ -10,7 +10,7 @@ from openrlhf_ktae.backend.cpu_linear import OneDnnLinear, use_onednn
 
 
 def both(columns, rows, bias=True):
-    """A layer as torch makes it, and the same one with oneDNN."""
+    """A torch layer, and the same one with oneDNN."""
     torch.manual_seed(0)
     plain = torch.nn.Linear(columns, rows, bias=bias)
     other = torch.nn.Linear(columns, rows, bias=bias)
@@ -61,7 +61,7 @@ def test_a_gradient_that_is_not_a_number_is_not_left_out():
     assert not of_x[0].any(), "the other row has no gradient"
 
 
-def test_the_same_twice_to_the_bit():
+def test_two_calls_are_bit_identical():
     _, layer = both(576, 192)
     x, weights = torch.randn(3, 40, 576), torch.randn(3, 40, 192)
     first = [t.clone() for t in gradients(layer, x, weights)]
@@ -69,7 +69,7 @@ def test_the_same_twice_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(first, gradients(layer, x, weights), strict=True))
 
 
-def test_inputs_that_are_no_plain_matrices():
+def test_inputs_that_are_not_plain_matrices():
     plain, other = both(16, 24)
     x = torch.randn(16, 10).t()  # strides of a transposed matrix
     torch.testing.assert_close(other(x), plain(x))

@@ -64,15 +64,15 @@ def machine(monkeypatch, tmp_path):
     return SimpleNamespace(files=files, driver=driver, toolkit=toolkit)
 
 
-def test_a_machine_that_has_everything_is_not_refused(machine):
+def test_a_complete_machine_is_accepted(machine):
     args = options("--packing_samples", "--ring_attn_size", "1", "--flash_attn")
     assert args.ds.attn_implementation == "flash_attention_2"
     assert backend_problems(args, "cuda") == []
     assert CudaBackend().adapt(args) == []
 
 
-def test_one_description_of_a_machine_serves_everybody(machine, monkeypatch):
-    """The command's refusals, the report of gpu-check, the planner's memory and an engine's."""
+def test_all_callers_use_one_description_of_the_machine(machine, monkeypatch):
+    """Refusals of the command, the report of gpu-check, and memory for the planner and engines."""
     from openrlhf_ktae.memory import devices
     from openrlhf_ktae.selftest import machine as trials
 
@@ -124,7 +124,7 @@ def test_a_toolkit_without_its_libraries_headers(machine):
     assert f"the CUDA toolkit in {machine.toolkit} lacks cusparse.h" in problem
 
 
-def test_a_release_of_cuda_can_be_tried_all_the_same(machine, monkeypatch):
+def test_another_cuda_release_can_be_tried(machine, monkeypatch):
     nvcc = machine.toolkit / "bin/nvcc"
     nvcc.write_text(nvcc.read_text().replace("13.0,", "13.1,"))
     assert backend_problems(options(), "cuda")
@@ -228,7 +228,7 @@ def test_auto_takes_cuda_where_it_can_be_reached(build, gpus, cluster, name, mon
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_gpu_builds_without_a_gpu_are_refused(name, monkeypatch):
-    """A login node: the CPU backend would start and die minutes later, when vLLM looks for its GPU."""
+    """On a login node the CPU backend would start and fail minutes later, when vLLM looks for its GPU."""
     monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
     monkeypatch.setattr(choice, "gpus", lambda: ())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -251,8 +251,8 @@ def test_the_build_of_vllm_is_told_by_its_name_and_version(versions, build, monk
     assert cpu.vllm_build() == build
 
 
-def test_the_host_is_imported_without_flash_attention_and_nobody_else_believes_in_it():
-    """In a fresh process, as a Ray worker of a GPU run is: the stub is there for the host alone."""
+def test_only_the_host_sees_the_flash_attention_stub():
+    """In a fresh process, like a Ray worker of a GPU run: only the host sees the stub."""
     code = """
 import importlib.util, sys
 from openrlhf_ktae.backend import flash_attn_stub

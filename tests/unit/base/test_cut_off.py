@@ -20,7 +20,7 @@ def request_output(reason, ids=(5, 6), finished=True):
 
 
 class Core:
-    """Of vLLM's engine, what the host's actor calls: each request ends for the next of `reasons`."""
+    """The part of vLLM's engine that the host's actor calls: each request ends with the next of `reasons`."""
 
     errored = False
     dead_error = RuntimeError("the core is gone")
@@ -38,7 +38,7 @@ class Core:
 
 
 class Swallowing:
-    """An agent that makes a wrong answer of every error."""
+    """An agent that turns every error into a wrong answer."""
 
     async def execute(self, llm_engine, sampling_params, **_):
         try:
@@ -49,7 +49,7 @@ class Swallowing:
 
 
 class Delegating(Swallowing):
-    """The same in a task of its own, and below the actor."""
+    """The same in a separate task, below the actor."""
 
     async def execute(self, llm_engine, sampling_params, **_):
         async def below():
@@ -140,7 +140,7 @@ def test_a_rollout_that_saw_one_is_tried_again_and_then_failed(agent, before, re
 
 @pytest.mark.parametrize("reason", ["stop", "length"])
 @pytest.mark.parametrize("agent", [single, turns])
-def test_answers_that_ended_are_the_hosts(agent, reason, rollouts):
+def test_complete_answers_are_the_hosts(agent, reason, rollouts):
     (answer,) = rollouts(agent(), Core(reason, reason))
     assert "failure" not in answer
     assert answer["truncated"] == (reason == "length")
@@ -159,7 +159,7 @@ def test_a_core_that_dies_after_it_cut_off_its_answers_is_dead(rollouts, monkeyp
 
 
 class Engine:
-    """For an evaluation: the first `bad` answers to each request are cut off."""
+    """An engine for evaluations that cuts off the first `bad` answers to each request."""
 
     capacity = 2
 
@@ -180,7 +180,7 @@ class Engine:
 
 
 @pytest.mark.parametrize("reason", CUT_OFF)
-def test_an_evaluation_asks_again_and_stores_no_half_answer(reason, host):
+def test_an_evaluation_retries_and_stores_no_partial_answer(reason, host):
     from openrlhf_ktae.evaluation.generation import Request, generate
 
     requests = [Request(("b", str(number), 0), [1]) for number in range(5)]
@@ -193,8 +193,8 @@ def test_an_evaluation_asks_again_and_stores_no_half_answer(reason, host):
         list(generate(Engine(3, reason), requests))
 
 
-def test_an_evaluation_through_ray_asks_again_too(host, monkeypatch):
-    """There the engine's actor raises, and Ray wraps it."""
+def test_an_evaluation_through_ray_retries_too(host, monkeypatch):
+    """There the engine's actor raises, and Ray wraps the error."""
     import ray
     from ray.exceptions import RayTaskError
 

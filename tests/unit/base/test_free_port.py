@@ -1,4 +1,4 @@
-"""The port where processes meet is one that no connection of another process can be given in between."""
+"""The port where processes meet cannot be given to another process in the meantime."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import socket
 import pytest
 
 from openrlhf_ktae.base import free_port as module
-from openrlhf_ktae.base.free_port import free_port, ports_of_nobody
+from openrlhf_ktae.base.free_port import free_port, unreserved_ports
 
 
-def test_it_lies_outside_what_the_kernel_gives_away():
+def test_port_is_outside_the_ephemeral_range():
     low, high = map(int, module.RANGE.read_text().split())
     if (low, high) == (1024, 65_535):
         pytest.skip("this kernel gives all ports away")
-    assert not set(ports_of_nobody()) & (set(range(low, high + 1)) | set(range(10_002, 20_000)))
-    assert {free_port() for _ in range(20)} <= set(ports_of_nobody())
+    assert not set(unreserved_ports()) & (set(range(low, high + 1)) | set(range(10_002, 20_000)))
+    assert {free_port() for _ in range(20)} <= set(unreserved_ports())
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,10 @@ def test_it_lies_outside_what_the_kernel_gives_away():
         ("no numbers", range(20_000, 32_768)),
     ],
 )
-def test_ports_beside_the_kernels(text, ports, tmp_path, monkeypatch):
+def test_ranges_next_to_the_ephemeral_range(text, ports, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RANGE", tmp_path / "range")
     (tmp_path / "range").write_text(text)
-    assert ports_of_nobody() == ports
+    assert unreserved_ports() == ports
 
 
 def test_a_port_in_use_is_passed_over(monkeypatch):
@@ -40,7 +40,7 @@ def test_a_port_in_use_is_passed_over(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        monkeypatch.setattr(module, "ports_of_nobody", lambda: range(port, port + 1))
+        monkeypatch.setattr(module, "unreserved_ports", lambda: range(port, port + 1))
         with pytest.raises(OSError, match=f"no port from {port} to {port} is free"):
             free_port()
     assert free_port() == port

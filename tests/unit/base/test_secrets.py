@@ -1,4 +1,4 @@
-"""Keys and passwords are used and never written."""
+"""Keys and passwords are used but never written."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def args(monkeypatch, tmp_path):
     return parse_command_line(words)
 
 
-def test_who_needs_a_key_gets_it(args):
+def test_code_that_needs_a_key_gets_it(args):
     assert args.logger.wandb.key == KEY
     assert args.reward.remote_url[0].startswith(f"http://me:{PASSWORD}@a.example/")
 
 
 def test_printed_options_hold_no_secret(args):
-    """The host prints them at the start and gives them to W&B as the run's configuration."""
+    """The host prints the options at the start and sends them to W&B."""
     for text in (repr(args), str(args), f"{args}", repr(pickle.loads(pickle.dumps(args)))):
         for secret in (KEY, PASSWORD, TOKEN):
             assert secret not in text
@@ -74,7 +74,7 @@ def test_ordinary_texts_stay_as_they_are():
 )
 def test_keys_in_addresses(text):
     shown = redacted(text, [])
-    assert "SECRET" not in shown or text.startswith("http://me:1/")  # which says: host me, port 1
+    assert "SECRET" not in shown or text.startswith("http://me:1/")  # host me, port 1
     assert "a.example" in shown
 
 
@@ -139,7 +139,7 @@ def test_arms_of_a_comparison_are_written_without_keys(tmp_path, monkeypatch):
         plan([config], [1], tmp_path / "out", words)
 
 
-def test_a_configuration_that_is_none_is_refused_without_its_lines(tmp_path):
+def test_an_invalid_configuration_is_refused_without_quoting_it(tmp_path):
     from openrlhf_ktae.base.config_file import load_config
     from openrlhf_ktae.base.errors import BadOption
 

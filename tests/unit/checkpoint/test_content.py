@@ -1,4 +1,4 @@
-"""What a path of an option names is compared by content: data, models, an agent's and a reward's Python file."""
+"""Options that name paths are compared by content: data, models, and Python files of agents and rewards."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ def test_a_changed_or_new_file_is_seen(file, option, paths, tmp_path):
     assert {name for name in before if before[name] != after[name]} == {option}
 
 
-def test_a_file_of_another_name_is_another_file(paths):
+def test_a_renamed_file_counts_as_changed(paths):
     before = content_of(config(**paths))
     (paths["model"] / "config.json").rename(paths["model"] / "generation_config.json")
     assert content_of(config(**paths)) != before
 
 
 @pytest.mark.parametrize("file", ["model/README.md", "model/.cache/lock", "model/LICENSE", "data/.gitattributes"])
-def test_what_nobody_trains_on_may_change(file, paths, tmp_path):
+def test_files_that_do_not_affect_training_may_change(file, paths, tmp_path):
     before = content_of(config(**paths))
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("other")
     assert content_of(config(**paths)) == before
 
 
-def test_names_that_are_no_paths_have_no_content(paths):
+def test_names_that_are_not_paths_have_no_content(paths):
     names = {"data": "org/data", "model": "org/model", "agent": None, "reward": "http://a.example/x,http://b.example"}
     assert content_of(config(**names)) == {}
     mixed = f"{paths['data']}@train, org/data"

@@ -52,7 +52,7 @@ def test_a_second_run_is_refused_until_the_first_is_dead(other_run, tmp_path):
     assert str(os.getpid()) in (checkpoints / ".lock").read_text()
 
 
-def test_where_there_are_no_locks_the_run_goes_on(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_does_not_stop_the_run(tmp_path, monkeypatch):
     import errno
     import fcntl
 

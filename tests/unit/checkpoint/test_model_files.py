@@ -1,4 +1,4 @@
-"""A trained model is on the disk, whatever cannot be written beside its weights; and what is repaired on the way."""
+"""A trained model is saved even if files other than its weights cannot be written; repairs on saving."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from openrlhf_ktae.checkpoint.model_files import SavedInPart, require_all, savable, weights_whatever_fails
+from openrlhf_ktae.checkpoint.model_files import SavedInPart, always_save_weights, make_savable, require_all
 
 REPAIRED = [
     ({"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"do_sample": True, "temperature": 0.6, "top_p": 0.9}),
@@ -23,13 +23,13 @@ REPAIRED = [
 
 
 @pytest.mark.parametrize(("given", "kept"), REPAIRED, ids=[json.dumps(case[0]) for case in REPAIRED])
-def test_a_generation_configuration_that_is_read_can_be_written(given, kept, tmp_path):
+def test_a_loaded_generation_config_can_be_saved(given, kept, tmp_path):
     from transformers import GenerationConfig
 
     (tmp_path / "generation_config.json").write_text(json.dumps({**given, "eos_token_id": 1, "pad_token_id": 0}))
     config = GenerationConfig.from_pretrained(tmp_path)
     refused = refuses(config, tmp_path)
-    note = savable(config)
+    note = make_savable(config)
     assert bool(note) == refused, note
     config.save_pretrained(tmp_path / "saved")
     read = GenerationConfig.from_pretrained(tmp_path / "saved")
@@ -47,7 +47,7 @@ def refuses(config, folder):
 
 @pytest.fixture
 def save(host, monkeypatch, root):
-    """The host's own saving of the quickstart's model in one process, below our guard."""
+    """The host saves the quickstart's model in one process, below our wrapper."""
     from openrlhf.utils.deepspeed import DeepspeedStrategy
     from openrlhf.utils.deepspeed import deepspeed as module
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -63,7 +63,7 @@ def save(host, monkeypatch, root):
 
     def call(folder, change=lambda model, tokenizer: None):
         change(model, tokenizer)
-        with weights_whatever_fails(strategy) as failed:
+        with always_save_weights(strategy) as failed:
             strategy.save_model(model, tokenizer, str(folder))
         assert waited, "the other ranks wait for this one"
         assert "save_pretrained" not in vars(model)
@@ -82,7 +82,7 @@ def raising(text):
     return fail
 
 
-def test_a_model_whose_generation_configuration_cannot_be_written_is_saved_whole(save, tmp_path):
+def test_a_model_with_an_invalid_generation_config_is_saved_completely(save, tmp_path):
     def greedy(model, tokenizer):
         model.generation_config.do_sample, model.generation_config.temperature = False, 0.6
 
@@ -92,7 +92,7 @@ def test_a_model_whose_generation_configuration_cannot_be_written_is_saved_whole
 
 
 @pytest.mark.parametrize("what", ["tokenizer", "configuration", "both"])
-def test_what_cannot_be_saved_is_named_and_the_weights_are_there(what, save, tmp_path, monkeypatch):
+def test_weights_are_saved_and_missing_files_are_named(what, save, tmp_path, monkeypatch):
     def broken(model, tokenizer):
         if what != "configuration":
             monkeypatch.setattr(type(tokenizer), "save_pretrained", raising("a vocabulary of another kind"))

@@ -1,4 +1,4 @@
-"""Folders that cannot be deleted, files that cannot be read: the run goes on with what is there."""
+"""Folders that cannot be deleted and files that cannot be read do not stop a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from written import write
 
 from openrlhf_ktae.checkpoint import folder as folder_module
-from openrlhf_ktae.checkpoint.folder import NotWhole, listed, verify
+from openrlhf_ktae.checkpoint.folder import IncompleteCheckpoint, listed, verify
 from openrlhf_ktae.checkpoint.resume import AUTO, CannotResume, decide
 from openrlhf_ktae.checkpoint.write import abandon, begin, read_latest, rotate, staging, undeleted
 
@@ -20,8 +20,8 @@ def names(root):
     return sorted(one.path.name for one in listed(root)[0])
 
 
-def test_of_a_checkpoint_that_is_a_link_only_the_link_goes(tmp_path):
-    """As of one that was moved to an archive to make room."""
+def test_deleting_a_linked_checkpoint_removes_only_the_link(tmp_path):
+    """For example, a checkpoint that was moved to an archive."""
     root, archive = tmp_path / "checkpoints", tmp_path / "archive"
     old = write(root, 2)
     shutil.move(old.path, archive)
@@ -37,7 +37,7 @@ def test_of_a_checkpoint_that_is_a_link_only_the_link_goes(tmp_path):
 
 @pytest.fixture
 def undeletable(monkeypatch):
-    """A word; folders with it in their path cannot be deleted, as on a network disk that has their files open."""
+    """A word: folders whose path contains it cannot be deleted, like open files on a network disk."""
     real = shutil.rmtree
 
     def rmtree(path, *args, **kwargs):
@@ -48,13 +48,13 @@ def undeletable(monkeypatch):
     monkeypatch.setattr(shutil, "rmtree", rmtree)
 
 
-def test_a_folder_that_cannot_be_deleted_stops_no_later_checkpoint(tmp_path, undeletable):
+def test_an_undeletable_folder_does_not_block_later_checkpoints(tmp_path, undeletable):
     for step in (2, 4, 6, 8):
         write(tmp_path, step)
         rotate(tmp_path, 1, math.inf)
     assert names(tmp_path) == ["global_step8"]
     assert [path.name for path in undeleted(tmp_path)] == [".deleting-global_step2"]
-    write(tmp_path, 2)  # the run went back, and comes to the same name again
+    write(tmp_path, 2)  # the run went back and reached the same step again
     assert read_latest(tmp_path).name == "global_step2"
     write(tmp_path, 10)
     assert sorted(rotate(tmp_path, 1, math.inf)) == ["global_step2", "global_step8"]
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_deleted_stops_no_later_checkpoint(tmp_path, und
     assert not listed(tmp_path)[1]
 
 
-def test_nor_does_one_that_was_being_written(tmp_path, undeletable):
+def test_an_undeletable_staging_folder_does_not_block_later_checkpoints(tmp_path, undeletable):
     half = staging(tmp_path, "global_step2")
     (half / "_actor").mkdir(parents=True)
     (half / "_actor" / "torn.pt").write_text("half")
@@ -73,7 +73,7 @@ def test_nor_does_one_that_was_being_written(tmp_path, undeletable):
     assert write(tmp_path, 4).path == read_latest(tmp_path)
 
 
-def test_one_that_cannot_be_replaced_away_is_written_all_the_same(tmp_path, undeletable):
+def test_a_checkpoint_is_written_even_if_the_replaced_one_cannot_be_deleted(tmp_path, undeletable):
     write(tmp_path, 2)
     for content in ("again", "and again"):
         checkpoint = write(tmp_path, 2, content=content)
@@ -84,7 +84,7 @@ def test_one_that_cannot_be_replaced_away_is_written_all_the_same(tmp_path, unde
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "I/O error")])
 @pytest.mark.parametrize("what", ["digests", "files_below", "read_text"])
-def test_one_that_cannot_be_read_is_skipped_for_the_older_whole_one(tmp_path, monkeypatch, error, what):
+def test_an_unreadable_checkpoint_is_skipped_for_an_older_complete_one(tmp_path, monkeypatch, error, what):
     whole, bad = write(tmp_path, 2), write(tmp_path, 4)
     real = getattr(folder_module, what)
 
@@ -104,14 +104,14 @@ def test_one_that_cannot_be_read_is_skipped_for_the_older_whole_one(tmp_path, mo
 
 
 @pytest.mark.parametrize("name", ["global_step4/manifest.json", "latest", "anew"])
-def test_a_pipe_is_not_waited_for(tmp_path, name):
+def test_reading_a_pipe_does_not_block(tmp_path, name):
     whole = write(tmp_path, 2)
     write(tmp_path, 4)
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
     assert decide(AUTO, tmp_path).checkpoint.step == (2 if "manifest" in name else 4)
     if "manifest" in name:
-        with pytest.raises(NotWhole, match="not a regular file"):
+        with pytest.raises(IncompleteCheckpoint, match="not a regular file"):
             verify(tmp_path / "global_step4")
     read_latest(tmp_path)
     assert whole.path.exists()

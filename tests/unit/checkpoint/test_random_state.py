@@ -1,4 +1,4 @@
-"""Random states go through a file that is read without executing code."""
+"""Random states are stored in a file that is read without executing code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def draw():
     return random.random(), random.gauss(0, 1), np.random.rand(3).tolist(), np.random.randn(), torch.rand(3).tolist()
 
 
-def test_the_same_numbers_come_again(tmp_path):
+def test_restored_generators_repeat_their_numbers(tmp_path):
     draw()
     torch.save(random_state(), tmp_path / "state.pt")
     expected = draw()
@@ -25,13 +25,13 @@ def test_the_same_numbers_come_again(tmp_path):
 
 
 class Devices:
-    """What torch.cuda answers on a node with some devices, where this process uses one, or none yet."""
+    """Replaces torch.cuda on a node with some devices, of which this process uses one or none yet."""
 
     def __init__(self, count, own=None):
         self.count, self.own, self.restored = count, own, []
 
     def put_in_place(self, monkeypatch):
-        """Replace what the module asks; reading a state would start CUDA."""
+        """Patch the module's calls; reading a state would initialise CUDA."""
         monkeypatch.setattr(torch.cuda, "is_available", lambda: self.count > 0)
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: self.own is not None)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: self.own)
@@ -42,7 +42,7 @@ class Devices:
 
 
 @pytest.mark.parametrize(("own", "states"), [(None, []), (0, [0]), (5, [5])])
-def test_only_the_device_that_is_used_is_asked_however_many_are_seen(monkeypatch, own, states):
+def test_only_the_device_in_use_is_queried(monkeypatch, own, states):
     Devices(8, own).put_in_place(monkeypatch)
     assert [int(state[0]) for state in random_state()["cuda"]] == states
 
@@ -59,7 +59,7 @@ def test_only_the_device_that_is_used_is_asked_however_many_are_seen(monkeypatch
         ([], 8, 3, []),
     ],
 )
-def test_a_run_goes_on_where_other_devices_are_seen(monkeypatch, saved, count, own, restored):
+def test_a_run_resumes_on_a_node_with_other_devices(monkeypatch, saved, count, own, restored):
     devices = Devices(count, own).put_in_place(monkeypatch)
     state = {**random_state(), "cuda": [torch.full((4,), number, dtype=torch.uint8) for number in saved]}
     restore_random_state(state)

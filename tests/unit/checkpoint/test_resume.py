@@ -1,4 +1,4 @@
-"""What a run goes on from: the newest whole checkpoint, with the reasons, or a refusal with the way out."""
+"""Resuming: the newest complete checkpoint with the reasons, or a refusal with the fix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from written import TRAIN, dies_while_writing, write
 
 from openrlhf_ktae.checkpoint.changes import differences
 from openrlhf_ktae.checkpoint.resume import AUTO, NEVER, CannotResume, check_options, decide, other_versions
-from openrlhf_ktae.checkpoint.write import begin, commit, start_anew
+from openrlhf_ktae.checkpoint.write import begin, commit, supersede_all
 
 
 def tear(checkpoint):
@@ -15,7 +15,7 @@ def tear(checkpoint):
     path.write_text(path.read_text()[:3])
 
 
-def test_auto_takes_the_newest_and_says_so(tmp_path):
+def test_auto_resumes_from_the_newest_and_reports_it(tmp_path):
     write(tmp_path, 2)
     write(tmp_path, 4)
     decision = decide(AUTO, tmp_path)
@@ -23,7 +23,7 @@ def test_auto_takes_the_newest_and_says_so(tmp_path):
     assert decision.lines == [f"resuming from {tmp_path}/global_step4 (step 4, the newest)"]
 
 
-def test_auto_says_which_it_skipped_and_why(tmp_path):
+def test_auto_reports_skipped_checkpoints_with_reasons(tmp_path):
     whole, torn = write(tmp_path, 2), write(tmp_path, 4)
     other = write(tmp_path, 6)
     tear(torn)
@@ -39,7 +39,7 @@ def test_auto_says_which_it_skipped_and_why(tmp_path):
 
 
 @pytest.mark.parametrize("latest", [None, "", "global_step99", "\x00", "../elsewhere"])
-def test_latest_is_for_people_and_not_needed(tmp_path, latest):
+def test_the_file_latest_is_optional(tmp_path, latest):
     write(tmp_path, 2)
     (tmp_path / "latest").unlink()
     if latest is not None:
@@ -47,13 +47,13 @@ def test_latest_is_for_people_and_not_needed(tmp_path, latest):
     assert decide(AUTO, tmp_path).checkpoint.step == 2
 
 
-def test_auto_starts_anew_where_there_is_none(tmp_path):
+def test_auto_starts_from_scratch_without_checkpoints(tmp_path):
     decision = decide(AUTO, tmp_path / "no such folder")
     assert decision.checkpoint is None
     assert "starting from scratch" in decision.lines[0]
 
 
-def test_auto_starts_anew_after_a_death_in_the_first_write(tmp_path):
+def test_auto_starts_from_scratch_after_a_crash_in_the_first_write(tmp_path):
     (tmp_path / "first").mkdir()
     assert dies_while_writing(tmp_path / "first", 20, 2) is None
     decision = decide(AUTO, tmp_path / "first")
@@ -61,35 +61,35 @@ def test_auto_starts_anew_after_a_death_in_the_first_write(tmp_path):
     assert "skipped global_step2: was being written" in decision.lines[0]
 
 
-def test_auto_does_not_silently_start_anew_where_all_are_damaged(tmp_path):
+def test_auto_refuses_if_all_checkpoints_are_damaged(tmp_path):
     tear(write(tmp_path, 2))
     with pytest.raises(CannotResume, match=r"none|no checkpoint.*--resume never starts"):
         decide(AUTO, tmp_path)
 
 
-def test_auto_does_not_take_what_a_run_before_it_left(tmp_path):
-    """A run that began with `--resume never` and dies before its first checkpoint is not started again as another."""
+def test_auto_skips_checkpoints_of_an_earlier_run(tmp_path):
+    """After `--resume never` and a crash before the first checkpoint, `auto` does not resume an earlier run."""
     old = write(tmp_path, 20)
-    start_anew(tmp_path)
+    supersede_all(tmp_path)
     decision = decide(AUTO, tmp_path)
     assert decision.checkpoint is None
     assert f"from scratch here; --resume {old.path} takes it" in decision.lines[0]
     new = write(tmp_path, 2)
     assert decide(AUTO, tmp_path).checkpoint.path == new.path
     assert decide(str(old.path), tmp_path).checkpoint.path == old.path
-    start_anew(tmp_path)
+    supersede_all(tmp_path)
     assert decide(AUTO, tmp_path).checkpoint is None
     assert decide(str(tmp_path), tmp_path).checkpoint.path == new.path
 
 
 @pytest.mark.parametrize("text", ["", "x", "1e3", "\x00"])
-def test_a_broken_note_of_a_beginning_is_no_note(tmp_path, text):
+def test_a_malformed_anew_file_is_ignored(tmp_path, text):
     write(tmp_path, 2)
     (tmp_path / "anew").write_text(text)
     assert decide(AUTO, tmp_path).checkpoint.step == 2
 
 
-def test_never_looks_at_nothing(tmp_path):
+def test_never_ignores_all_checkpoints(tmp_path):
     tear(write(tmp_path, 2))
     assert decide(NEVER, tmp_path).checkpoint is None
 
@@ -116,7 +116,7 @@ def test_a_path_that_cannot_be_resumed_is_refused(tmp_path):
 
 
 def of_ranks(root, step, ranks, there):
-    """A checkpoint of a run with `ranks` ranks on nodes of one device, of which `there` left their part."""
+    """A checkpoint of a run with `ranks` ranks on one-device nodes, with the parts of only `there` ranks."""
     tag = f"global_step{step}"
     folder = begin(root, tag)
     names = [f"_actor/{tag}/rank{rank}.pt" for rank in range(there)]
@@ -127,8 +127,8 @@ def of_ranks(root, step, ranks, there):
     return commit(root, tag, step, {"config": config, "data": {}, "versions": {}})
 
 
-def test_half_a_checkpoint_that_an_earlier_release_took_for_whole_is_skipped(tmp_path):
-    """Its manifest fits its files; the host raised `KeyError: 'global_step'` after all models were loaded."""
+def test_a_partial_checkpoint_of_an_earlier_release_is_skipped(tmp_path):
+    """Its manifest matches its files; the host raised `KeyError: 'global_step'` after loading all models."""
     whole, half = of_ranks(tmp_path, 2, ranks=2, there=2), of_ranks(tmp_path, 4, ranks=2, there=1)
     decision = decide(AUTO, tmp_path)
     assert decision.checkpoint.path == whole.path
@@ -145,7 +145,7 @@ def of_host(root, *tags, latest):
         (root / "_actor" / "latest").write_text(latest)
 
 
-def test_what_plain_openrlhf_saved_can_be_resumed(tmp_path):
+def test_a_plain_openrlhf_checkpoint_can_be_resumed(tmp_path):
     of_host(tmp_path, "global_step10", "global_step20", latest="global_step20")
     for choice in (AUTO, str(tmp_path)):
         decision = decide(choice, tmp_path)
@@ -154,14 +154,14 @@ def test_what_plain_openrlhf_saved_can_be_resumed(tmp_path):
 
 
 @pytest.mark.parametrize("latest", [None, "", "global_step30"])
-def test_its_missing_latest_is_refused_with_the_names_to_choose_from(tmp_path, latest):
+def test_a_plain_checkpoint_without_latest_is_refused_with_its_tags(tmp_path, latest):
     """The host raises KeyError, or AssertionError, after all models are loaded."""
     of_host(tmp_path, "global_step10", "global_step20", latest=latest)
     with pytest.raises(CannotResume, match="Write one of these names into it: global_step10, global_step20"):
         decide(AUTO, tmp_path)
 
 
-def test_an_export_alone_is_skipped(tmp_path):
+def test_a_checkpoint_with_only_an_export_is_skipped(tmp_path):
     checkpoint = write(tmp_path, 2)
     import shutil
 
@@ -171,7 +171,7 @@ def test_an_export_alone_is_skipped(tmp_path):
             decide(choice, tmp_path)
 
 
-def test_options_that_matter_are_refused_with_the_difference_and_the_ways_out(tmp_path):
+def test_changed_options_are_refused_with_the_difference_and_the_fixes(tmp_path):
     checkpoint = write(tmp_path, 2)
     check_options(checkpoint, TRAIN, {}, [])
     with pytest.raises(CannotResume) as refusal:
@@ -207,7 +207,7 @@ def tree(name, value, more=None):
 
 
 @pytest.mark.parametrize(("name", "old", "new", "more"), CANNOT)
-def test_what_cannot_be_applied_to_the_checkpoint_is_refused_though_it_is_accepted(name, old, new, more, tmp_path):
+def test_accepted_changes_that_cannot_be_applied_are_refused(name, old, new, more, tmp_path):
     checkpoint = write(tmp_path, 2)
     checkpoint.manifest.about["config"] = tree(name, old, more)
     with pytest.raises(CannotResume, match=f"--run.accept_changes {name}: cannot be applied") as refusal:
@@ -215,7 +215,7 @@ def test_what_cannot_be_applied_to_the_checkpoint_is_refused_though_it_is_accept
     assert "--resume never" in str(refusal.value)
 
 
-def test_averages_that_end_and_groups_of_which_none_are_carried_can_be_applied(tmp_path):
+def test_turning_off_ema_and_changing_unbuffered_groups_can_be_applied(tmp_path):
     checkpoint = write(tmp_path, 2)
     for name, old, new in (("train.enable_ema", True, False), ("rollout.n_samples_per_prompt", 8, 4)):
         checkpoint.manifest.about["config"] = tree(name, old)
@@ -223,7 +223,7 @@ def test_averages_that_end_and_groups_of_which_none_are_carried_can_be_applied(t
 
 
 def test_other_weights_cannot_be_accepted_and_another_tokenizer_can(tmp_path):
-    """The weights that are trained are the checkpoint's."""
+    """Training continues with the checkpoint's weights."""
     name, checkpoint = "actor.model_name_or_path", write(tmp_path, 2)
     config, data = tree(name, "m"), {name: "model.safetensors:a tokenizer.json:b"}
     checkpoint.manifest.about.update(config=config, data=data)
@@ -269,7 +269,7 @@ def test_another_number_of_ranks_needs_a_universal_checkpoint():
     }
 
 
-def test_other_versions_are_said(tmp_path):
+def test_changed_package_versions_are_reported(tmp_path):
     checkpoint = write(tmp_path, 2)
     assert other_versions(checkpoint, {"packages": {"torch": "1"}}) == []
     assert "torch 1 -> 2" in other_versions(checkpoint, {"packages": {"torch": "2"}})[0]

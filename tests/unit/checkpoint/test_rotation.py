@@ -8,7 +8,7 @@ import pytest
 from written import write
 
 from openrlhf_ktae.checkpoint.folder import listed
-from openrlhf_ktae.checkpoint.write import read_latest, rotate, start_anew
+from openrlhf_ktae.checkpoint.write import read_latest, rotate, supersede_all
 
 
 def names(root):
@@ -22,7 +22,7 @@ def test_the_newest_stay(tmp_path):
     assert names(tmp_path) == ["global_step10", "global_step12", "global_step8"]
 
 
-def test_one_that_goes_back_in_steps_is_still_the_newest(tmp_path):
+def test_a_checkpoint_of_an_earlier_step_can_be_the_newest(tmp_path):
     for step in (10, 12, 4):
         write(tmp_path, step)
     rotate(tmp_path, 1, math.inf)
@@ -38,7 +38,7 @@ def test_the_best_stays_and_does_not_count(tmp_path):
     assert names(tmp_path) == ["best_global_step2", "global_step8"]
 
 
-def test_a_new_best_takes_the_place_of_the_old(tmp_path):
+def test_a_new_best_replaces_the_old_one(tmp_path):
     for step in (2, 4):
         write(tmp_path, step, best=True)
         write(tmp_path, step)
@@ -71,7 +71,7 @@ def test_exports_are_counted_and_go_with_their_checkpoint(tmp_path):
     assert listed(tmp_path)[0][0].manifest.bytes > 7000
 
 
-def test_folders_of_others_are_left_alone(tmp_path):
+def test_other_folders_are_not_deleted(tmp_path):
     write(tmp_path, 2)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep")
@@ -80,11 +80,11 @@ def test_folders_of_others_are_left_alone(tmp_path):
     assert names(tmp_path) == ["global_step4", "notes"]
 
 
-def test_the_best_of_a_run_that_was_left_is_not_replaced(tmp_path):
-    """The first evaluation of a run that began anew is its best so far, however bad it is."""
+def test_the_best_of_a_superseded_run_is_kept(tmp_path):
+    """The first evaluation of a run started from scratch is its best so far, even if an earlier run was better."""
     write(tmp_path, 20, best=True)
     write(tmp_path, 20)
-    start_anew(tmp_path)
+    supersede_all(tmp_path)
     for step in (2, 4):
         write(tmp_path, step, best=True)
         write(tmp_path, step)
@@ -92,13 +92,13 @@ def test_the_best_of_a_run_that_was_left_is_not_replaced(tmp_path):
     assert names(tmp_path) == ["best_global_step20", "best_global_step4", "global_step4"]
 
 
-def test_what_a_run_left_when_it_went_back_goes_first(tmp_path):
-    from openrlhf_ktae.checkpoint.write import go_on_from
+def test_superseded_checkpoints_are_deleted_first(tmp_path):
+    from openrlhf_ktae.checkpoint.write import supersede_after
 
     first = write(tmp_path, 10)
     write(tmp_path, 20)
     write(tmp_path, 30)
-    go_on_from(tmp_path, first.manifest.sequence)
+    supersede_after(tmp_path, first.manifest.sequence)
     write(tmp_path, 12)
     rotate(tmp_path, 2, math.inf)
     assert names(tmp_path) == ["global_step10", "global_step12"]

@@ -1,4 +1,4 @@
-"""A full disk: said before a checkpoint is written, and survived while it is."""
+"""A full disk is reported before a checkpoint is written, and survived during the write."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_it_is_said_before_with_what_helps(small_disk):
+def test_a_full_disk_is_reported_before_writing_with_the_fixes(small_disk):
     require_space(small_disk, MEGABYTE // 2)
     with pytest.raises(DiskFull) as refusal:
         require_space(small_disk, 5 * 2**30)
@@ -36,7 +36,7 @@ def test_it_is_said_before_with_what_helps(small_disk):
         assert text in str(refusal.value)
 
 
-def test_a_write_that_fills_the_disk_leaves_the_last_whole_one(small_disk):
+def test_a_failed_write_keeps_the_last_complete_checkpoint(small_disk):
     whole = write(small_disk, 2)
     with pytest.raises(OSError) as failure:
         write(small_disk, 4, content="x" * MEGABYTE)
@@ -47,7 +47,7 @@ def test_a_write_that_fills_the_disk_leaves_the_last_whole_one(small_disk):
 
 
 def test_a_disk_that_fills_while_the_manifest_is_written(small_disk):
-    """All parts are there and nothing is left for the rest."""
+    """All parts are written, but the disk is full for the manifest."""
     whole = write(small_disk, 2)
     (small_disk / "filler").write_bytes(b"\0" * (MEGABYTE - 48 * 1024))
     failures = 0
@@ -63,7 +63,7 @@ def test_a_disk_that_fills_while_the_manifest_is_written(small_disk):
     verify(whole.path)
 
 
-def test_the_size_is_that_of_the_last_or_counted(tmp_path):
+def test_size_is_taken_from_the_last_checkpoint_or_the_parameters(tmp_path):
     assert expected_bytes(tmp_path, 1000, 4, export=False) == 1000 * (ADAM_BYTES + 4)
     assert expected_bytes(tmp_path, 1000, 4, export=True) == 1000 * (ADAM_BYTES + 8)
     assert expected_bytes(tmp_path, None, 4, export=False) == 0

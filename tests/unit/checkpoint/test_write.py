@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, whenever its writer dies; `latest` names a whole one."""
+"""A checkpoint is complete or absent, whenever its writer dies; `latest` names a complete one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from written import dies_while_writing, write
 
 from openrlhf_ktae.checkpoint import write as module
-from openrlhf_ktae.checkpoint.folder import NotWhole, folders, listed, verify
+from openrlhf_ktae.checkpoint.folder import IncompleteCheckpoint, folders, listed, verify
 from openrlhf_ktae.checkpoint.resume import AUTO, decide
-from openrlhf_ktae.checkpoint.write import Unseen, begin, commit, read_latest, recover, rotate, staging
+from openrlhf_ktae.checkpoint.write import FilesNotVisible, begin, commit, read_latest, recover, rotate, staging
 
 NEVER_DIES = 10**9
 MODELS = {2: "weights 2", 4: "weights 4", 6: "again 6"}
@@ -24,14 +24,14 @@ def content(checkpoint):
 
 
 def check_whole(root, allowed):
-    """What a run finds that starts after the death."""
+    """What a run finds after the writer's death."""
     chosen = decide(AUTO, root).checkpoint
     assert chosen is not None
     assert content(chosen) in allowed[chosen.step]
     latest = read_latest(root)
     if latest is not None:
         verify(latest)
-    elif (root / "latest").exists():  # it was moved aside to make place: it comes back, or the new one has its name
+    elif (root / "latest").exists():  # it was set aside: either it is restored, or the new one has its name
         recover(root)
         verify(read_latest(root))
     return chosen.step
@@ -44,12 +44,12 @@ def staged(root, **files):
     return folder
 
 
-def test_a_checkpoint_without_what_a_rank_wrote_is_none(tmp_path, monkeypatch):
-    """Two nodes that share no file system: each rank sees its own part, the trainer sees one."""
+def test_a_checkpoint_without_a_ranks_files_is_not_committed(tmp_path, monkeypatch):
+    """Two nodes without a shared file system: each rank sees only its own part."""
     monkeypatch.setattr(module, "SEEN_SECONDS", 0.2)
     staged(tmp_path, rank0="abc", rank1="de")
     seen = [("10.0.0.1 (one)", {"rank0": 3}), ("10.0.0.2 (two)", {"rank1": 2, "rank2": 2}), ("10.0.0.3", {"rank1": 9})]
-    with pytest.raises(Unseen) as error:
+    with pytest.raises(FilesNotVisible) as error:
         commit(tmp_path, "global_step2", 2, {}, seen)
     text = str(error.value)
     assert text.startswith("the trainer does not see 2 of 3 files that ranks on 10.0.0.2 (two), 10.0.0.3 see")
@@ -58,18 +58,18 @@ def test_a_checkpoint_without_what_a_rank_wrote_is_none(tmp_path, monkeypatch):
     assert not (tmp_path / "latest").exists()
 
 
-def test_a_network_file_system_may_show_files_late_and_old_sizes_to_others(tmp_path):
+def test_a_network_file_system_may_show_files_late_or_with_old_sizes(tmp_path):
     folder = staged(tmp_path, rank0="abc")
     late = threading.Timer(0.7, lambda: (folder / "rank1").write_text("defg"))
     late.start()
-    seen = [("one", {"rank0": 3, "rank1": 1}), ("two", {"rank1": 4})]  # the first saw it while it was being written
+    seen = [("one", {"rank0": 3, "rank1": 1}), ("two", {"rank1": 4})]  # the first rank saw it during the write
     checkpoint = commit(tmp_path, "global_step2", 2, {}, seen)
     late.join()
     assert {name: entry["bytes"] for name, entry in checkpoint.manifest.files.items()} == {"rank0": 3, "rank1": 4}
 
 
-def test_killed_at_every_operation_of_a_write_the_checkpoints_before_stay_whole(tmp_path):
-    """Two checkpoints are there, the third is being written and the first rotated out."""
+def test_a_kill_at_any_operation_of_a_write_keeps_earlier_checkpoints_complete(tmp_path):
+    """Two checkpoints exist; the third is being written and the first rotated out."""
     before = tmp_path / "before"
     write(before, 2)
     write(before, 4)
@@ -90,8 +90,8 @@ def test_killed_at_every_operation_of_a_write_the_checkpoints_before_stay_whole(
     assert {4, 6} == set(found)
 
 
-def test_killed_at_every_operation_while_it_replaces_one_of_the_same_step(tmp_path):
-    """A run that went back to step 2 comes to step 4 again."""
+def test_a_kill_at_any_operation_of_a_replacement_leaves_one_complete_checkpoint(tmp_path):
+    """A run that went back to step 2 reaches step 4 again."""
     before = tmp_path / "before"
     write(before, 2)
     write(before, 4)
@@ -112,8 +112,8 @@ def copy(source, target):
     return shutil.copytree(source, target)
 
 
-def test_everything_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
-    """In the order of calls: a crash of the machine must not leave the name without the content."""
+def test_files_are_flushed_before_the_rename(tmp_path, monkeypatch):
+    """Checks the order of calls: after a machine crash the name must not exist without the content."""
     calls = []
     names = {"fsync": os.fsync, "rename": os.rename, "replace": os.replace}
     monkeypatch.setattr(
@@ -131,7 +131,7 @@ def test_everything_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
     assert ("fsync", str(tmp_path)) in calls[renamed:named], "the name is on the disk before `latest` says it"
 
 
-def test_what_is_damaged_is_named(tmp_path):
+def test_damaged_files_are_named(tmp_path):
     checkpoint = write(tmp_path, 2)
     model = next(checkpoint.path.glob("_actor/*/model.pt"))
     name = str(model.relative_to(checkpoint.path))
@@ -142,7 +142,7 @@ def test_what_is_damaged_is_named(tmp_path):
         (model.unlink, f"{name} is missing"),
     ):
         damage()
-        with pytest.raises(NotWhole, match=message):
+        with pytest.raises(IncompleteCheckpoint, match=message):
             verify(checkpoint.path)
         model.write_text(whole)
     verify(checkpoint.path)
@@ -156,22 +156,22 @@ def test_what_is_damaged_is_named(tmp_path):
         '{"version": 1, "tag": "t", "step": 1, "sequence": 1, "about": {}, "files": {}}',
     ],
 )
-def test_a_manifest_that_is_none_is_said_to_be_none(tmp_path, text):
+def test_an_invalid_manifest_is_reported(tmp_path, text):
     checkpoint = write(tmp_path, 2)
     (checkpoint.path / "manifest.json").write_text(text)
-    with pytest.raises(NotWhole, match=r"manifest\.json"):
+    with pytest.raises(IncompleteCheckpoint, match=r"manifest\.json"):
         verify(checkpoint.path)
     assert listed(tmp_path)[0] == []
 
 
-def test_a_large_file_is_known_by_its_start_middle_and_end(tmp_path):
-    from openrlhf_ktae.checkpoint.files import WHOLE, digest
+def test_the_digest_of_a_large_file_covers_start_middle_and_end(tmp_path):
+    from openrlhf_ktae.checkpoint.files import READ_IN_FULL, digest
 
     path = tmp_path / "large"
     with path.open("wb") as file:
-        file.truncate(3 * WHOLE)
+        file.truncate(3 * READ_IN_FULL)
     before = digest(path)
-    for place in (0, WHOLE * 3 - 1):
+    for place in (0, READ_IN_FULL * 3 - 1):
         with path.open("r+b") as file:
             file.seek(place)
             file.write(b"x")
@@ -179,11 +179,11 @@ def test_a_large_file_is_known_by_its_start_middle_and_end(tmp_path):
         assert changed != before
         before = changed
     with path.open("r+b") as file:
-        file.truncate(3 * WHOLE - 1)
+        file.truncate(3 * READ_IN_FULL - 1)
     assert digest(path) != before
 
 
-def test_a_stale_staging_folder_does_not_get_into_the_next_checkpoint(tmp_path):
+def test_stale_staged_files_are_not_in_the_next_checkpoint(tmp_path):
     (staging(tmp_path, "global_step2") / "_actor").mkdir(parents=True)
     (staging(tmp_path, "global_step2") / "_actor" / "torn.pt").write_text("half")
     assert list(begin(tmp_path, "global_step2").iterdir()) == []

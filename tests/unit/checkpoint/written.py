@@ -14,7 +14,7 @@ TRAIN = {"train": {"seed": 1}}
 
 
 def write(root: Path, step: int, best: bool = False, content: str = "weights", export: bool = False):
-    """Write one checkpoint as the trainer and its ranks do."""
+    """Write one checkpoint like the trainer and its ranks."""
     tag = f"{'best_' if best else ''}global_step{step}"
     folder = begin(root, tag)
     parts = {f"_actor/{tag}/model.pt": f"{content} {step}", "_actor/latest": tag, "trainer.pt": "state"}
@@ -62,7 +62,7 @@ print(count)
 def dies_while_writing(root: Path, moment: int, *steps: int) -> int | None:
     """Write checkpoints of `steps` in a process that is killed at its `moment`-th operation on files.
 
-    Returns the number of operations where it was not killed.
+    Returns the number of operations if it was not killed.
     """
     here = str(Path(__file__).parent)
     command = [sys.executable, "-c", textwrap.dedent(DYING), str(root), str(moment), here, *map(str, steps)]

@@ -1,4 +1,4 @@
-"""The planner: model shapes, memory, and what it refuses with the smallest change that makes a run possible."""
+"""The planner: model shapes, memory, and refusals with the smallest change that makes a run possible."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_quickstart_model_is_read_from_its_folder():
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "", None])
-def test_an_unknown_model_is_not_guessed(name):
+def test_an_unknown_model_has_no_shape(name):
     assert model_shape(name) is None
 
 
@@ -96,7 +96,7 @@ def test_adapters_are_counted_as_peft_makes_them(targets):
 
 
 def test_with_adapters_only_they_have_gradients_and_states():
-    """7.6 billion parameters in bf16 on one device of 80 GB, which full training does not fit by far."""
+    """7.6 billion parameters in bf16 on one device of 80 GB, far too little for full training."""
     one = "--actor.num_gpus_per_node 1 --vllm.num_engines 1 --train.max_tokens_per_gpu 4096".split()
     assert any("training: needs" in problem for problem in plan(PAPER_7B, *one).problems)
     args = options(PAPER_7B, *one, "--ds.lora.rank", "16")
@@ -165,7 +165,7 @@ def test_golds_that_cannot_be_read_are_refused(tmp_path):
     assert "--data.label_key label: 16 of the first 16 golds cannot be read" in problem
 
 
-def test_golds_are_the_affair_of_a_reward_file_where_there_is_one(tmp_path):
+def test_golds_are_not_checked_with_a_reward_file(tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps({"input": "x", "label": ""}))
     words = ["--data.prompt_dataset", str(tmp_path / "d.jsonl"), "--reward.remote_url", str(tmp_path / "reward.py")]
     assert not plan("grpo/quickstart", *words).problems
@@ -242,7 +242,7 @@ def test_the_tensors_of_an_engine_are_its_parameters():
         ("--vllm.gpu_memory_utilization 0.95 --train.colocate_all false --train.colocate_actor_ref true", False),
     ],
 )
-def test_a_share_that_leaves_the_trainer_little_is_said(words, noted, capsys):
+def test_a_share_that_leaves_little_to_the_trainer_is_noted(words, noted, capsys):
     config = ["--config", str(ROOT / f"configs/{PAPER_7B}.yaml"), "--gpu", "h100-80g"]
     assert main([*config, *words.split()]) == 0
     said = capsys.readouterr().err
@@ -281,7 +281,7 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path):
         ("--nodes 1", "--nodes 1 x --gpus-per-node 8 = 8; use --nodes 2"),
     ],
 )
-def test_a_cluster_that_nobody_described_is_as_large_as_the_options_ask_for(cluster, problem, capsys):
+def test_an_undescribed_cluster_has_the_requested_size(cluster, problem, capsys):
     config = ["--config", str(ROOT / f"configs/{PAPER_7B}.yaml"), "--gpu", "h100-80g"]
     apart = ["--train.colocate_all", "false", "--train.colocate_actor_ref", "true"]
     code = main([*config, *apart, *cluster.split()])
@@ -290,7 +290,7 @@ def test_a_cluster_that_nobody_described_is_as_large_as_the_options_ask_for(clus
     assert (problem or "") in errors
 
 
-def test_planning_takes_no_time():
+def test_planning_is_fast():
     """Goal: at most 0.5 s of the start. The least of three, on a machine that may be busy."""
     args = options("grpo_ktae/quickstart")
     seconds = []

@@ -1,4 +1,4 @@
-"""What comes before a run, beyond the table of refusals: what is accepted, and how long a silent hub may take."""
+"""Checks before a run, besides the table of refusals: accepted inputs, and the time for a silent Hub."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from openrlhf_ktae.verifier.config import VerifierConfig
 ROW = '{"input": "1 + 1 :", "label": "2"}\n'
 
 
-def test_a_step_whose_sizes_are_accepted_is_trained_on_whole():
-    """The host drops what is left of a batch: with a dynamic one over 3 ranks, 16 rollouts of 16 were."""
+def test_accepted_batch_sizes_train_on_all_rollouts():
+    """The host drops the remainder of a batch: with a dynamic batch over 3 ranks, all 16 of 16 rollouts."""
     chosen, accepted = random.Random(0), 0
     for _ in range(4000):
         pick = chosen.choice
@@ -166,7 +166,7 @@ AGENTS = {
 
 
 @pytest.mark.parametrize("name", [*JUDGES, *AGENTS])
-def test_a_judge_of_the_user_is_accepted(name, tmp_path):
+def test_a_users_judge_is_accepted(name, tmp_path):
     path = tmp_path / name
     path.write_text((JUDGES | AGENTS)[name])
     reward_file, agent = (str(path), None) if name in JUDGES else ("", str(path))
@@ -198,7 +198,7 @@ def test_the_first_call_of_a_reward_function_gives_the_names_of_its_figures(tmp_
     assert keys(reward_log_keys=("a",)) == ("a",), "what the user names is what counts"
 
 
-def test_a_reward_that_waits_for_a_server_is_not_called_a_defect(tmp_path):
+def test_a_reward_function_waiting_for_a_server_is_not_refused(tmp_path):
     lines = ["def reward_func(queries, prompts, labels):", "    raise ConnectionRefusedError('not up yet')"]
     (tmp_path / "reward.py").write_text("\n".join(lines))
     first = '[{"input": "1"}, "1", "2"]'

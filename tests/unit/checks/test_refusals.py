@@ -1,4 +1,4 @@
-"""What cannot work is refused before any model loads: exit code 2, the option, its value and the way out."""
+"""Bad runs are refused before any model loads: exit code 2, the option, its value and the fix."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GOOD = {
 }
 RECORD = ("record_rollouts", "record_max_mb", "record_groups")
 QWEN = {"model_type": "qwen2", "hidden_size": 128, "num_attention_heads": 4}
-# Folder -> the way out; `model_folders` makes them from the quickstart's model.
+# Folder -> the fix; `model_folders` makes them from the quickstart's model.
 BAD_MODELS = (
     ("no_tokenizer", "no tokenizer"),
     ("torn_weights", "model.safetensors is incomplete; copy it again"),
@@ -72,7 +72,7 @@ BAD_AGENTS = {
     "no_class": ("class Agent: ...", "defines no class AgentExecutor"),
 }
 ROW = '{"input": "1 + 1 :", "label": "2"}\n'
-# Folder -> its files, what the message names, the way out.
+# Folder -> its files, what the message names, the fix.
 BAD_FOLDERS = {
     "other_columns": (
         {"a.jsonl": '{"question": "1", "answer": "1"}\n' * 8},
@@ -234,7 +234,7 @@ BAD = [
     ({"config": "{tmp}/typo.yaml"}, "rollout.temprature", "did you mean rollout.temperature"),
     ({"config": "{tmp}/wrong_type.yaml"}, "--rollout.temperature", "invalid float value"),
     ({"config": "{tmp}/missing_base.yaml"}, "nowhere.yaml", "no such file"),
-    # What would train nothing, or leave ranks waiting for each other.
+    # Would train nothing, or make ranks wait for each other.
     (
         {"use_dynamic_batch": "true", "zero_stage": "3", "actor_num_gpus_per_node": "3", "vllm_num_engines": "3"},
         "--train.batch_size 16: does not divide into --train.micro_batch_size 1 x 3 ranks",
@@ -345,7 +345,7 @@ BAD = [
     ({**LORA, "target_modules": ("q_proj", "embed_tokens")}, "q_proj embed_tokens", "tie_word_embeddings"),
     ({**LORA, "lora_alpha": "0"}, "--ds.lora.alpha 0", "above 0"),
     ({**LORA, "lora_dropout": "1"}, "--ds.lora.dropout 1", "at least 0"),
-    # Options that would do nothing.
+    # Options without effect.
     ({"lora_alpha": "32"}, "--ds.lora.alpha 32", "--ds.lora.rank"),
     ({"target_modules": "q_proj"}, "--ds.lora.target_modules q_proj", "--ds.lora.rank"),
     *(
@@ -358,7 +358,7 @@ BAD = [
     ),
     ({"algo.ktae.top_tokens": "-1"}, "--algo.ktae.top_tokens -1", "give 0"),
     ({"best_metric_key": "nonsense"}, "--ckpt.best_metric_key nonsense", "eval_macro_accuracy"),
-    # Models that are not there, not whole, or of another kind.
+    # Models that are missing, incomplete, or of another kind.
     (
         {"advantage_estimator": "gae", "critic_pretrain": "/no/such"},
         "--critic.model_name_or_path /no/such",
@@ -380,7 +380,7 @@ BAD = [
         ({"train.agent_func_path": f"{{tmp}}/{name}.py"}, f"--train.agent_func_path {{tmp}}/{name}.py", way)
         for name, (_, way) in BAD_AGENTS.items()
     ),
-    # Places.
+    # Paths.
     ({"run.dir": "/proc/x"}, "--run.dir /proc/x", "another folder"),
     ({"run.dir": "/sys/x"}, "--run.dir /sys/x", "another folder"),
     ({"ckpt.path": "{tmp}/" + "x" * 300}, "--ckpt.path", "a shorter one"),
@@ -397,7 +397,7 @@ BAD = [
     ({"config": "{tmp}/config_in_config.yaml"}, "config_in_config.yaml: config", "include: other.yaml"),
     ({"config": "{tmp}/empty_mapping.yaml"}, "empty_mapping.yaml: rollout.temperature", "give a value"),
 ]
-# Content of a prompt file; what the message names; the way out. The option is the data's, unless it names a column's.
+# Content of a prompt file; what the message names; the fix. The option is the data's unless given.
 BAD_FILES = [
     ("empty.jsonl", "", "is empty", "at least one prompt"),
     ("blank_lines.jsonl", "\n\n  \n", "is empty", "at least one prompt"),
@@ -445,12 +445,12 @@ BAD_FILES = [
 
 @pytest.fixture(autouse=True, scope="module")
 def imported():
-    """The seconds of a refusal are its own: the imports of a fresh process are timed below, in one."""
+    """Time of the refusal only; the imports of a fresh process are timed below."""
     assert main(["--no.such_option"]) == 2
 
 
 def test_a_fresh_process_refuses_in_less_than_ten_seconds(root):
-    """The better of two, on a machine that may be busy."""
+    """The better of two runs, since the machine may be busy."""
     command_line = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray", "--config"]
     command_line += ["configs/grpo_ktae/quickstart.yaml", "--actor.lr_scheduler", "cosinus"]
     seconds = []
@@ -517,7 +517,7 @@ def files(tmp_path, root):
 
 
 def model_folders(place, good):
-    """The quickstart's model with one thing wrong each: a file's new content, or None where it is gone."""
+    """The quickstart's model with one fault each: new content of a file, or None if it is removed."""
     config = json.loads((good / "config.json").read_text())
     weights = (good / "model.safetensors").read_bytes()
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}

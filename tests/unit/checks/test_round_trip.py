@@ -1,4 +1,4 @@
-"""A model that loads and cannot be saved, or whose tokens have no row, is refused or repaired before anything loads."""
+"""A model that cannot be saved, or whose tokens have no embedding row, is refused or repaired before anything loads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from openrlhf_ktae.checks.round_trip import outside_of, round_trip
+from openrlhf_ktae.checks.round_trip import round_trip, without_embedding_row
 from openrlhf_ktae.cli.options import parse_command_line
 
 
@@ -45,7 +45,7 @@ def added(*tokens):
     return change
 
 
-def test_the_quickstarts_model_is_good(tried):
+def test_the_quickstart_model_passes(tried):
     assert tried() == ([], [])
 
 
@@ -70,7 +70,7 @@ def test_the_quickstarts_model_is_good(tried):
         ("config.json", lambda c: c.update(vocab_size=300), "without an embedding row"),
     ],
 )
-def test_it_is_refused_with_what_is_wrong(file, change, problem, tried):
+def test_broken_models_are_refused_with_the_reason(file, change, problem, tried):
     problems, notes = tried(file, change)
     assert len(problems) == 1
     assert problem in problems[0]
@@ -78,7 +78,7 @@ def test_it_is_refused_with_what_is_wrong(file, change, problem, tried):
     assert notes == []
 
 
-def test_the_way_out_is_said(tried):
+def test_the_refusal_names_the_fix(tried):
     (problem,), _ = tried("tokenizer.json", added("<tool>"))
     assert "model.resize_token_embeddings(len(tokenizer))" in problem
 
@@ -89,7 +89,7 @@ def test_a_generation_configuration_is_repaired_with_a_note(tried):
     assert "saved with do_sample true" in note
 
 
-def test_models_that_read_the_tokens_must_have_rows_too(tried, tmp_path):
+def test_other_models_need_embedding_rows_too(tried, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tried.model, other)
     config = json.loads((other / "config.json").read_text())
@@ -99,6 +99,6 @@ def test_models_that_read_the_tokens_must_have_rows_too(tried, tmp_path):
     assert problem.startswith(f"--critic.model_name_or_path {other}: the tokenizer of {tried.model} has 4 tokens")
 
 
-def test_rows_without_a_token_are_usual():
-    assert outside_of({"a": 0, "b": 1}, 151_936) == []
-    assert outside_of({"a": 5, "b": 1}, 2) == [("a", 5)]
+def test_rows_without_a_token_are_accepted():
+    assert without_embedding_row({"a": 0, "b": 1}, 151_936) == []
+    assert without_embedding_row({"a": 5, "b": 1}, 2) == [("a", 5)]

@@ -1,4 +1,4 @@
-"""What all commands share: how they end."""
+"""Shared by all commands: how they end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openrlhf_ktae.selftest.trial import Trial
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_command_and_the_run_that_it_has_started(number, tmp_path, monkeypatch, capsys):
+def test_a_signal_ends_a_command_and_the_run_it_started(number, tmp_path, monkeypatch, capsys):
     started = []
     trial = Trial([], tmp_path, 8, 2)
     monkeypatch.setattr(Trial, "command", lambda *_: ["sleep", "60"])
@@ -24,7 +24,7 @@ def test_a_signal_ends_a_command_and_the_run_that_it_has_started(number, tmp_pat
         trial.wait("straight", started[0])
 
     before = signal.getsignal(signal.SIGTERM)
-    interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     old = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
     began = time.monotonic()
     try:

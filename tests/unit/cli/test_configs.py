@@ -25,7 +25,7 @@ def options(name):
     return parse_command_line(["--config", str(CONFIGS / f"{name}.yaml")])
 
 
-def test_nothing_is_left_out():
+def test_all_shipped_configurations_are_tested():
     shipped = {
         f"{path.parent.name}/{path.stem}"
         for path in CONFIGS.glob("*/*.yaml")
@@ -57,8 +57,8 @@ def test_an_arm_with_credit_differs_in_the_estimator_alone(arm, size):
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if "qwen" in name])
-def test_batches_divide_and_the_machine_is_used_whole(name, monkeypatch):
-    """The host's own checks have passed when it parses; these are ours, but for what needs the hub or a GPU."""
+def test_batches_divide_and_all_devices_are_used(name, monkeypatch):
+    """Parsing runs the host's checks; these are ours, except for those that need the Hub or a GPU."""
     monkeypatch.setattr(hub, "missing", lambda *_: "")
     monkeypatch.setattr(checks, "backend_problems", lambda *_: [])
     args = options(name)
@@ -75,7 +75,7 @@ def test_batches_divide_and_the_machine_is_used_whole(name, monkeypatch):
 
 
 def test_the_gpu_command_of_the_readme_is_accepted(monkeypatch, tmp_path):
-    """Word by word, but for the name of the data; what needs the hub or a GPU is taken as given."""
+    """Word by word, except for the name of the data; checks that need the Hub or a GPU are skipped."""
     text = (CONFIGS.parent / "README.md").read_text().split("-m openrlhf_ktae.cli.train_ppo_ray ", 1)[1].split("```")[0]
     data = tmp_path / "your.jsonl"
     data.write_text('{"input": "1 + 1 :", "label": "2"}\n' * 128)
@@ -144,7 +144,7 @@ def test_the_template_asks_for_a_box_and_takes_the_problem():
     assert text.endswith("<|im_start|>assistant\n")
 
 
-def test_what_is_shared_is_included_and_not_copied():
+def test_shared_options_are_included_not_copied():
     for path in CONFIGS.glob("*/*.yaml"):
         if path.parent.name != "base":
             tree = yaml.safe_load(path.read_text())

@@ -1,4 +1,4 @@
-"""Options: every name reaches its place, and what is wrong is refused with the way out."""
+"""Options: every name takes effect, and errors are refused with the fix."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def host_defaults():
     return {flag: action.default for flag, action in parser._option_string_actions.items()}
 
 
-def test_every_host_option_is_there_with_the_host_default(actions, host):
+def test_every_host_option_exists_with_the_host_default(actions, host):
     defaults = host_defaults()
     assert len(defaults) > 150
     assert not [flag for flag in defaults if flag not in actions]
@@ -141,8 +141,8 @@ def test_flat_switches_are_options_too(actions):
     "places", [(), ("--run.dir", "r"), ("--save_path", "m"), ("--run.dir", "m", "--save_path", "m")]
 )
 @pytest.mark.parametrize("estimator", ["ktae", "group_norm", "gae"])
-def test_what_a_run_writes_down_can_be_read_again(estimator, places, tmp_path):
-    """Options of KTAE are refused without it, but not at their defaults, which a run writes too."""
+def test_written_options_can_be_parsed_again(estimator, places, tmp_path):
+    """KTAE's options are refused without it, but not at their defaults, which a run also writes."""
     words = [*MINIMAL, "--advantage_estimator", estimator, "--n_samples_per_prompt", "4", "--label_key", "label"]
     words += places
     written = nested_options(parse_command_line(words))
@@ -162,7 +162,7 @@ def test_base_becomes_the_host_estimator(base):
     assert parse_command_line([*KTAE, "--algo.ktae.base", base]).algo.advantage.estimator == base
 
 
-def test_without_ktae_nothing_of_it_is_on():
+def test_without_ktae_all_its_options_are_off():
     args = parse_command_line([*MINIMAL, "--advantage_estimator", "group_norm", "--n_samples_per_prompt", "4"])
     assert not args.algo.credit.name
 

@@ -79,7 +79,7 @@ def test_second_grader_that_hangs_costs_its_limit(audit):
     assert (code, findings) == (0, [])
 
 
-def test_math_verify_alone_as_second_grader(audit):
+def test_math_verify_as_second_grader(audit):
     tiny = {"gold": r"8.2 \times 10^{-19}", "response": r"\boxed{8.5 \times 10^{-19}}"}
     _, _, findings = audit([RIGHT, tiny], "--second", "math-verify")
     assert [(finding["line"], finding["status"], finding["second"]) for finding in findings] == [(2, "wrong", True)]
@@ -92,7 +92,7 @@ def test_golds_are_checked_against_themselves(audit):
     assert findings == [{"finding": "gold", "line": 2, "gold": "", "reason": "there is no gold"}]
 
 
-def test_gold_that_only_its_own_text_meets_is_listed(audit):
+def test_gold_matched_only_by_its_own_text_is_listed(audit):
     code, output, findings = audit([UNREADABLE], "--golds_only")
     assert code == 0
     assert "1 distinct, 0 fail against themselves, 1 can only be compared as text" in output
@@ -164,7 +164,7 @@ def test_help_and_unknown_options(capsys):
     assert "--verifier.timeout_s" in capsys.readouterr().out
 
 
-def test_numbers_and_texts_that_cannot_be_are_refused_by_line(audit, tmp_path):
+def test_invalid_numbers_and_texts_are_refused_by_line(audit, tmp_path):
     code, output, _ = audit([RIGHT, {**RIGHT, "reward": 10**400}], "--reward_key", "reward")
     assert (code, "line 2: reward is 1000" in output, "Traceback" in output) == (2, True, False)
     assert len(output) < 300
@@ -181,7 +181,7 @@ def test_numbers_and_texts_that_cannot_be_are_refused_by_line(audit, tmp_path):
     ],
     ids=["text", "time", "date"],
 )
-def test_a_parquet_file_with_values_that_cannot_be_is_refused(audit, tmp_path, column):
+def test_a_parquet_file_with_invalid_values_is_refused(audit, tmp_path, column):
     table = pyarrow.table({"gold": ["1"], "response": ["1"], "odd": column})
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink)
@@ -191,12 +191,12 @@ def test_a_parquet_file_with_values_that_cannot_be_is_refused(audit, tmp_path, c
 
 @pytest.mark.parametrize("bomb", [b" " * 2**22, b"\n" * 2**22], ids=["line", "lines"])
 def test_a_file_that_unpacks_to_a_thousand_times_its_size_is_refused(audit, monkeypatch, bomb):
-    monkeypatch.setattr("openrlhf_ktae.cli.verify.MOST_UNPACKED", 2**20)
+    monkeypatch.setattr("openrlhf_ktae.evaluation.stored.MOST_UNPACKED", 2**20)
     code, output, _ = audit(gzip.compress(bomb), name="rows.jsonl.gz")
     assert (code, "unpack it first" in output) == (2, True)
 
 
-def test_a_line_that_has_no_end_is_refused(audit, monkeypatch):
-    monkeypatch.setattr("openrlhf_ktae.cli.verify.MOST_LINE", 2**10)
+def test_an_endless_line_is_refused(audit, monkeypatch):
+    monkeypatch.setattr("openrlhf_ktae.evaluation.stored.MOST_LINE", 2**10)
     code, output, _ = audit(b'{"gold": "1", "response": "' + b"x" * 2**11, name="rows.jsonl")
     assert (code, "line 1" in output, "1,024" in output) == (2, True, True)

@@ -181,7 +181,7 @@ def test_every_shipped_arm_parses(folder, least, evaluated, root, monkeypatch):
 
 @pytest.fixture
 def one(tmp_path):
-    """One run that is planned and not begun."""
+    """One planned run that has not started."""
     (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
     return plan_one(tmp_path)
 
@@ -199,7 +199,7 @@ def training(monkeypatch, code):
     monkeypatch.setattr(arm_runs, "TRAIN", [sys.executable, "-c", program])
 
 
-def test_what_an_interrupted_attempt_left_is_gone(one, monkeypatch):
+def test_leftovers_of_an_interrupted_attempt_are_removed(one, monkeypatch):
     training(monkeypatch, 0)
     (one.directory / "rollouts").mkdir(parents=True)
     (one.directory / "metrics.jsonl").write_text("{}\n")
@@ -210,7 +210,7 @@ def test_what_an_interrupted_attempt_left_is_gone(one, monkeypatch):
 
 @pytest.mark.parametrize("moment", ["made", "half written", "written", "cleaned"])
 def test_a_kill_at_any_moment_does_not_block_the_next_attempt(moment, one, tmp_path, monkeypatch):
-    if moment == "cleaned":  # a later attempt was killed while it removed what the first one had left
+    if moment == "cleaned":  # a later attempt was killed while removing leftovers of the first
         training(monkeypatch, 1)
         execute(one, TrainingProcess())
         (one.directory / "rollouts").mkdir()
@@ -229,7 +229,7 @@ def test_a_kill_at_any_moment_does_not_block_the_next_attempt(moment, one, tmp_p
 
 
 @pytest.mark.parametrize("content", [b'{"options": {', b"\xff\xfe\x00", b"", b"[" * 100_000])
-def test_a_torn_or_binary_arm_json_is_refused_in_one_line(content, one, tmp_path):
+def test_a_truncated_or_binary_arm_json_is_refused_in_one_line(content, one, tmp_path):
     one.directory.mkdir(parents=True)
     (one.directory / STARTED).write_bytes(content)
     with pytest.raises(OtherArms, match=r"arm.json: cannot be read; delete .*seed-1"):

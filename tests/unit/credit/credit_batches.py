@@ -1,4 +1,4 @@
-"""Random groups for tests of token credit, and each estimator once more as loops over rollouts and tokens."""
+"""Random groups for tests of token credit, and each estimator as loops over rollouts and tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own estimator: what is refused before anything loads, and that a good one arrives."""
+"""A user's own estimator: refusals before anything loads, and that a valid one is used."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ def test_a_bad_file_is_refused_with_the_reason(body, words, tmp_path):
         (lambda batch: TokenCredit(batch.on_tokens(batch.log_probs_N)), ""),
     ],
 )
-def test_what_a_sample_batch_shows(credit, words):
+def test_problems_found_with_a_sample_batch(credit, words):
     found = wrong_with(Estimator("mine", lambda batch, options: credit(batch), NoOptions, (), False))
     assert words in found
     assert bool(found) == bool(words)
 
 
-def test_credit_of_another_shape_is_refused_wherever_it_comes_from():
+def test_credit_of_another_shape_is_refused():
     one = Estimator("mine", lambda batch, options: TokenCredit(torch.ones(3)), NoOptions, (), False)
     with pytest.raises(ValueError, match=r"added_N has shape \(3,\): return one for each token, \(72,\)"):
         one(sample_batch())
 
 
-def test_a_good_file_is_taken_with_what_it_needs(tmp_path):
+def test_a_good_file_is_accepted_with_its_needs(tmp_path):
     decorator = '@register("mine", needs=("entropies",))'
     path = written(tmp_path, "return TokenCredit(batch.on_tokens(batch.needed('entropies')))", decorator)
     args = parsed(path)

@@ -28,13 +28,13 @@ def credit(name, given, **options):
     return one(given, one.options(**options))
 
 
-def test_every_estimator_has_a_literal_twin():
+def test_every_estimator_has_a_literal_version():
     assert set(estimators()) == {*LITERAL, "ktae"}
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 @pytest.mark.parametrize("seed", range(8))
-def test_it_is_what_the_loops_give(name, options, seed):
+def test_estimators_match_literal_loops(name, options, seed):
     made = rollouts(seed=seed)
     given = batch(made)
     added = of_rollouts(credit(name, given, **options).added_N, made, given)
@@ -45,7 +45,7 @@ def test_it_is_what_the_loops_give(name, options, seed):
 
 
 @pytest.mark.parametrize("variant", ["paper", "reference", "calibrated"])
-def test_ktae_on_the_seam_has_the_same_bits(variant):
+def test_ktae_as_an_estimator_is_bit_identical(variant):
     made = rollouts(size=16, seed=3)
     given, config = batch(made), KTAEConfig(variant=variant, p_max=1.0 if variant == "calibrated" else None)
     labels = given.scores_B, given.groups_B, config, given.special_ids
@@ -109,7 +109,7 @@ def test_gtpo_gives_an_unsure_token_of_a_right_rollout_more():
 
 
 def test_a_tools_answer_is_part_of_a_prefix_and_gets_nothing():
-    """Both write 1 and 3, but are told 7 and 8 in between: from there on they are two states."""
+    """Both write 1 and 3, but a tool returns 7 and 8 in between: from there on they are two states."""
     given = CreditBatch.from_tables([[1, 7, 3], [1, 8, 3]], [[1, 0, 1]] * 2, [1, 0], [0, 0], [1.0, -1.0])
     assert credit("lambda_grpo", given).figures["shared_by"].view(2, 3).tolist() == [[2, 1, 1]] * 2
     assert credit("tempo", given).added_N.tolist() == [0, 0, 0] * 2

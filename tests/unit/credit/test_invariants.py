@@ -1,4 +1,4 @@
-"""What holds for every estimator, those of users too once they are registered here."""
+"""Properties of every estimator, including users' once registered here."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_one_sided_group_keeps_its_base(name, score):
 
 
 @ALL
-def test_an_unknown_verdict_gets_nothing_and_takes_no_part(name):
+def test_an_unknown_verdict_gets_no_credit_and_is_ignored(name):
     made = rollouts(unknown=0.4, seed=4)
     unknown = [np.isnan(r["score"]) for r in made]
     assert 3 < sum(unknown) < len(made)
@@ -83,8 +83,8 @@ def test_a_group_of_one_keeps_its_base(name):
 
 
 @ALL
-def test_there_is_never_a_nan(name):
-    """Sure and impossible tokens, no entropy at all, no verdict at all, a rollout without an action token."""
+def test_credit_is_never_nan(name):
+    """Probabilities of 1 and 0, no entropy, no verdict, a rollout without an action token."""
     made = rollouts(seed=5)
     for i, rollout in enumerate(made):
         length = len(rollout["ids"])
@@ -111,7 +111,7 @@ def test_no_input_is_written_to(name):
 
 
 @ALL
-def test_it_needs_what_it_says(name):
+def test_estimators_need_their_declared_inputs(name):
     given, one = batch(rollouts()), estimators()[name]
     only = replace(given, **{f"{need}_N": None for need in NEEDS if need not in one.needs})
     assert torch.equal(one(only).added_N, one(given).added_N)
@@ -127,6 +127,6 @@ def test_it_needs_what_it_says(name):
         ("ktae", {"weight": 0.0}),
     ],
 )
-def test_at_its_neutral_option_it_is_the_base(name, options):
+def test_neutral_options_give_the_base(name, options):
     one = estimators()[name]
     assert not one(batch(rollouts()), one.options(**options)).added_N.any()

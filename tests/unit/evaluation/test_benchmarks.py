@@ -1,4 +1,4 @@
-"""Where problems come from, and how prompts are made of them."""
+"""Where problems come from, and how prompts are built."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_training_fills_them_once_as_the_evaluation_does(tmp_path, root):
 
 
 @pytest.mark.parametrize("name", ["qwen-math", "r1", "none"])
-def test_prompts_for_training_carry_a_template_that_is_asked_for(name, tmp_path):
+def test_prompts_for_training_contain_a_requested_template(name, tmp_path):
     assert write_prompts(tmp_path, "--template", name)["input"] == template(name, None).fill("1 + {1}")
 
 

@@ -1,4 +1,4 @@
-"""`cli.eval` on responses that exist, on malformed ones, and between two results: no model."""
+"""`cli.eval` on stored and malformed responses, and between two results: no model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_accuracies_of_worked_responses_are_those_of_their_labels(tmp_path):
+def test_accuracies_of_worked_responses_match_their_labels(tmp_path):
     rows = [{"benchmark": s.topic, "id": o, "gold": s.gold, "response": s.response} for o, s in enumerate(SOLVED)]
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     assert main(["--responses", str(tmp_path / "in.jsonl.gz"), "--output", str(tmp_path / "out")]) == 0
@@ -74,7 +74,7 @@ def test_the_figures_of_a_small_file(tmp_path, capsys):
     assert table in capsys.readouterr().out
 
 
-def test_a_killed_evaluation_goes_on(tmp_path):
+def test_a_killed_evaluation_resumes(tmp_path):
     responses = written(tmp_path / "in.jsonl", ROWS)
     words = ["--responses", str(responses), "--output"]
     main([*words, str(tmp_path / "whole")])
@@ -100,7 +100,7 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, capsys):
     assert summary_of(tmp_path / "out")["pooled"]["n"] == 4
 
 
-def test_an_evaluation_can_be_graded_again(tmp_path):
+def test_an_evaluation_can_be_regraded(tmp_path):
     responses = written(tmp_path / "in.jsonl", ROWS)
     main(["--responses", str(responses), "--output", str(tmp_path / "first")])
     main(["--responses", str(tmp_path / "first" / "responses.jsonl"), "--output", str(tmp_path / "second")])
@@ -132,7 +132,7 @@ MALFORMED = {
 }
 
 
-def test_a_gold_may_be_written_in_two_ways_and_a_whole_character_in_two_halves(tmp_path):
+def test_equal_golds_written_differently_and_surrogate_pairs_are_accepted(tmp_path):
     golds = ["3", 3, 3.0, ["3"], 3]
     text = "".join(json.dumps({**ROWS[0], "gold": gold, "response": "\U0001d54f 3"}) + "\n" for gold in golds)
     assert "\\ud835" in text
@@ -245,7 +245,7 @@ def test_compare_two_results(tmp_path, capsys):
 
 
 def test_compare_two_results_of_several_samples(tmp_path, capsys):
-    """5 of 30 problems differ, all the same way: two of the 2^5 patterns of signs have as large a mean."""
+    """5 of 30 problems differ, all in one direction: two of the 2^5 sign patterns have as large a mean."""
     right, wrong = "so \\boxed{4}", "so \\boxed{5}"
     base = [{"benchmark": "a", "id": i, "gold": "4", "response": wrong} for i in range(30) for _ in range(2)]
     better = [{**row, "response": right if number < 10 and number % 2 else wrong} for number, row in enumerate(base)]
@@ -291,7 +291,7 @@ def test_prompts_are_written_into_a_new_folder(tmp_path):
     assert (tmp_path / "new" / "p.jsonl").is_file()
 
 
-def test_a_file_that_cannot_be_had_is_one_line(capsys):
+def test_a_missing_file_gives_one_line(capsys):
     def no_space(argv):
         raise OSError(28, "No space left\non device", "results/responses.jsonl")
 

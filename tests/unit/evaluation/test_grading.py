@@ -31,7 +31,7 @@ def test_rows_come_out_before_all_responses_were_read():
         assert sum(1 for _ in stream) == 5 * CHUNK - 1
 
 
-def test_each_request_has_a_seed_of_its_own_that_order_does_not_move():
+def test_each_request_has_its_own_seed_independent_of_order():
     sampling = Sampling(samples=2, temperature=1.0, seed=3)
     keys = [("a", "1", 0), ("a", "1", 1), ("a", "2", 0), ("b", "1", 0)]
     seeds = [parameters(sampling, key).seed for key in keys]
@@ -42,7 +42,7 @@ def test_each_request_has_a_seed_of_its_own_that_order_does_not_move():
     assert parameters(Sampling(seed=3), keys[0]).seed is None, "greedy"
 
 
-def test_a_benchmark_of_the_hub_is_asked_for_at_its_pinned_revision(monkeypatch):
+def test_a_hub_benchmark_is_loaded_at_its_pinned_revision(monkeypatch):
     asked = {}
     entry = benchmarks.registry()["aime24"]
 
@@ -62,7 +62,7 @@ def test_a_benchmark_of_the_hub_with_other_rows_is_refused(monkeypatch):
 
 
 def test_the_tags_of_the_r1_template_decide_about_the_format(tmp_path, root, monkeypatch):
-    """The prompt has opened `<think>`; the second response never closes it, and has no answer therefore."""
+    """The prompt opens `<think>`; the second response never closes it, so it has no answer."""
     texts = ["so </think> <answer> 2 </answer>", "so <answer> 2 </answer>"]
 
     class Engine(SimpleNamespace):
@@ -129,14 +129,14 @@ def test_prompts_without_room_for_a_response_are_left_out_or_cut_and_counted(cho
     said = capsys.readouterr()
     assert "1 of 3 prompts leave no room for a response" in said.err
     assert f"long_prompts: {{'choice': '{choice}'" in said.out
-    assert main(words) == 0  # and a second time nothing is asked for
+    assert main(words) == 0  # a second time nothing is requested
     assert len(asked) == kept
     other = {"drop": "cut", "cut": "drop"}[choice]
     assert main([*words[:-1], other]) == 2
     assert f"'choice': '{choice}'" in capsys.readouterr().err
 
 
-def test_the_hash_of_the_grader_is_that_of_its_code_and_libraries(tmp_path, monkeypatch):
+def test_the_graders_hash_covers_its_code_and_libraries(tmp_path, monkeypatch):
     def hash_now():
         grading.grader.cache_clear()
         return grading.grader()["hash"]

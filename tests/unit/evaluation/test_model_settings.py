@@ -1,4 +1,4 @@
-"""`cli.eval --model` into a folder of results: what goes on, and what is refused. No engine is loaded."""
+"""`cli.eval --model` into a result folder: what is resumed and what is refused. No engine is loaded."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_model_at_another_place_with_links_to_its_files_has_the_same_digest(fo
 
 
 @pytest.mark.parametrize("left", [{}, []])
-def test_results_of_an_earlier_version_are_refused_with_what_they_lack(folder, engine, capsys, left):
+def test_results_of_an_earlier_version_are_refused_naming_missing_settings(folder, engine, capsys, left):
     assert evaluated(folder) == 0
     path = folder / "out" / "settings.json"
     new = ("dtype", "model_digest", "problems_digest", "template_text")

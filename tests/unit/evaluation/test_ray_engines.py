@@ -1,4 +1,4 @@
-"""What an evaluation asks of the Ray cluster that it starts for several engines."""
+"""The Ray cluster that an evaluation starts for several engines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_every_backend_can_start_ray_for_engines_alone(backend: Backend):
 
 
 @pytest.mark.parametrize(("address", "shown"), [(None, "token 64"), ("10.0.0.1:6379", "None 0")])
-def test_a_cluster_of_its_own_asks_for_a_token_and_a_joined_one_keeps_its_rules(address, shown):
+def test_own_cluster_requires_a_token_and_a_joined_one_keeps_its_rules(address, shown):
     names = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     environment |= {"RAY_ADDRESS": address} if address else {}

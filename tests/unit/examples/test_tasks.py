@@ -1,4 +1,4 @@
-"""The two seeded task generators: same bytes, no overlap, right labels, nothing heavy."""
+"""The two seeded task generators: same bytes, no overlap, right labels, light imports."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The shipped tiny model and its tokenizer, loaded as every part of the stack loads them."""
+"""The shipped tiny model and its tokenizer, loaded like every part of the stack does."""
 
 import json
 import random

@@ -27,8 +27,8 @@ def test_a_benchmark_without_a_right_answer_has_an_interval():
     assert summary["macro"]["ci95"] == [low, high]
 
 
-def test_the_macro_mean_resamples_each_benchmark_by_itself():
-    """With one seed for all, two equal benchmarks would rise and fall together: the interval would be sqrt(2) wider."""
+def test_the_macro_mean_resamples_each_benchmark_separately():
+    """With one seed for all, two equal benchmarks would vary together: the interval would be sqrt(2) wider."""
     rows = [row(str(i), i % 2, name) for name in "ab" for i in range(100)]
     summary = summarize(rows, {})
     values = np.array([[i % 2] for i in sorted(map(str, range(100))) for i in [int(i)]], dtype=float)
@@ -48,7 +48,7 @@ def cost(samples):
 
 
 def test_many_samples_of_one_problem_cost_in_proportion():
-    """Twelvefold and more before: each k of pass@k took a binomial coefficient of thousands of digits."""
+    """It was twelve times slower when each k of pass@k took a binomial coefficient of thousands of digits."""
     cost(100)
     few, many = cost(500), cost(4000)
     assert many < 16 * few, "8 times as many"

@@ -1,4 +1,4 @@
-"""What a folder of checkpoints says of itself: whatever the bytes, `--resume` decides or refuses, and in time."""
+"""Files of a checkpoint folder: whatever their bytes, `--resume` decides or refuses, and in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every reader of data from outside: whatever the bytes, it answers or refuses with its own error, and in time."""
+"""Every reader of outside data: whatever the bytes, it answers or raises its own error, in time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.errors import BadInput, BadOption
 from openrlhf_ktae.cli.config_file import config_words
 from openrlhf_ktae.cli.options import build_parser
-from openrlhf_ktae.cli.verify import BadFile
 from openrlhf_ktae.cli.verify import read_rows as audited_rows
 from openrlhf_ktae.compare.run_outcomes import BadRun, common_budget, outcomes, read_run
 from openrlhf_ktae.data.prompt_files import UnreadableDataset, look, text_rows
@@ -113,7 +112,7 @@ def test_prompt_files(suffix, folder):
 @quick
 @nasty
 @given(data=texts)
-def test_what_was_accepted_as_prompts_gives_golds(data, folder):
+def test_accepted_prompts_yield_golds(data, folder):
     path = folder / "golds.jsonl"
     path.write_bytes(data)
     try:
@@ -136,7 +135,7 @@ def test_stored_responses(zipped, folder):
         refuses(stored.BadInput, lambda: stored.scan(path))
         wanted = {"response_key": "response", "gold_key": "gold", "reward_key": "score", "group_key": None}
         args = argparse.Namespace(file=path, golds_only=False, **wanted)
-        refuses(BadFile, lambda: list(audited_rows(args)))
+        refuses(BadInput, lambda: list(audited_rows(args)))
 
     check()
 
@@ -175,7 +174,7 @@ def test_configuration_of_a_model(data, folder):
 
 @pytest.fixture(scope="module")
 def actions():
-    """Our own options stand for all: the parser of the host adds its own when it runs."""
+    """Only our own options: the host's parser adds its own at run time."""
     return build_parser()._option_string_actions
 
 

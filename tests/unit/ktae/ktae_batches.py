@@ -9,7 +9,7 @@ VARIANTS = ("paper", "reference", "calibrated")
 
 
 def random_config(rng):
-    """Any configuration that is allowed."""
+    """Any valid configuration."""
     variant = str(rng.choice(VARIANTS))
     options = {
         "variant": variant,
@@ -66,7 +66,7 @@ def table_group(tables, correct, wrong, filler=0):
 
 
 def zipf_group(rng, rollouts, tokens=200, vocabulary=5000, exponent=1.1):
-    """Rollouts of Zipf-distributed ids that know nothing of any label."""
+    """Rollouts of Zipf-distributed ids, independent of labels."""
     chance = 1.0 / np.arange(1, vocabulary + 1) ** exponent
     return rng.choice(vocabulary, (rollouts, tokens), p=chance / chance.sum())
 

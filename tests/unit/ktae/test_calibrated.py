@@ -1,4 +1,4 @@
-"""What variant `calibrated` promises, each a test; shares are of `value_range`."""
+"""The guarantees of variant `calibrated`; shares are of `value_range`."""
 
 import itertools
 
@@ -101,7 +101,7 @@ def test_strength_of_named_tables_whatever_else_the_group_holds(tables, filler):
     assert found.get((1, 7), -1.0) <= -0.5
 
 
-def test_a_singleton_is_nothing_in_any_group_of_8_to_8():
+def test_a_singleton_is_zero_in_any_group_of_8_to_8():
     assert by_table([(1, 0), (0, 1), (8, 0)], 8, 8, 5)[:2] == [0.0, 0.0]
 
 
@@ -119,13 +119,13 @@ def test_no_table_outranks_a_more_significant_one(rollouts, config):
             assert (np.maximum.accumulate(sizes[::-1])[::-1] <= sizes + 1e-12).all()
 
 
-def test_rarity_alone_is_worth_nothing_where_paper_gives_nearly_everything():
+def test_rarity_alone_has_no_value_where_paper_gives_nearly_all():
     tables = [(1, 0), (6, 2)]
     assert by_table(tables, 8, 8, 50, KTAEConfig(variant="paper"))[0] > 0.35
     assert by_table(tables, 8, 8, 50)[0] == 0.0
 
 
-def test_contrary_frequencies_take_away_and_agreeing_ones_add_nothing():
+def test_contrary_frequencies_reduce_k_and_agreeing_ones_add_nothing():
     def separator(more_right, more_wrong):
         ids, mask = np.full((16, 40), 1), np.ones((16, 40), bool)
         ids[:7, 0] = ids[8:9, 0] = 2
@@ -137,12 +137,12 @@ def test_contrary_frequencies_take_away_and_agreeing_ones_add_nothing():
     assert 0 < separator(0, 30) < 0.8 * separator(0, 0)
 
 
-def test_weak_evidence_of_small_groups_is_nothing():
+def test_weak_evidence_in_small_groups_gives_zero():
     assert by_table([(2, 0)], 2, 2, 5) == [0.0]
     assert by_table([(1, 0)], 1, 7, 5) == [0.0]
     assert by_table([(4, 0)], 4, 4, 50)[0] > 0.5
 
 
-def test_no_weights_no_values():
+def test_zero_weights_give_zero_values():
     config = KTAEConfig(variant="calibrated", h1=0.0, h2=0.0)
     assert by_table([(8, 0)], 8, 8, 5, config) == [0.0]

@@ -34,7 +34,7 @@ def speed():
 
 
 def fastest(*works):
-    """Least seconds of each piece of work, taken in turns."""
+    """Minimum seconds of each piece of work, measured alternately."""
     least = [np.inf] * len(works)
     for _ in range(REPETITIONS):
         for n, work in enumerate(works):

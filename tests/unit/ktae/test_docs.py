@@ -1,4 +1,4 @@
-"""What docs/ktae.md says about single ids is what the code gives."""
+"""The figures for single ids in docs/ktae.md match the code."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What must not change the advantages, to the bit, and what must flip them."""
+"""Changes that must leave the advantages bit-identical, and one that must flip their sign."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Never NaN, never a crash; what cannot be computed is refused by name."""
+"""Never NaN, never a crash; invalid inputs are refused by name."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_a_whole_side_without_tokens(config, empty):
     check(config, ids, mask, np.repeat([1.0, 0.0], 8))
 
 
-def test_all_ids_the_same_say_nothing(config):
+def test_identical_ids_have_no_value(config):
     ids, mask = np.full((16, 4), 9), np.ones((16, 4), bool)
     assert np.abs(check(config, ids, mask, np.repeat([1.0, 0.0], 8))).max() < 1e-6
 
@@ -82,7 +82,7 @@ def test_scores_are_correct_above_the_threshold_and_infinite_ones_count():
     assert found.values_BT[:, 0].sign().tolist() == [1, 1, -1, -1]
 
 
-def test_unknown_rollouts_are_counted_and_take_no_part(config):
+def test_unknown_rollouts_are_counted_and_ignored(config):
     rng = np.random.default_rng(0)
     ids, mask = rng.integers(0, 9, (18, 12)), np.ones((18, 12), bool)
     scores = np.repeat([1.0, 0.0, NAN], [8, 8, 2])

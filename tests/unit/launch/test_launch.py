@@ -1,4 +1,4 @@
-"""What a run asks of the Ray cluster that it starts."""
+"""The Ray cluster that a run starts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def short_work():
 
 def descriptors():
     monitors = [p for p in psutil.Process().children() if any("log_monitor.py" in word for word in p.cmdline())]
-    time.sleep(3)  # it looks at its files ten times a second, one after the other
+    time.sleep(3)  # it polls its files ten times a second, one after another
     return sum(monitor.num_fds() for monitor in monitors)
 
 ray.get([short_work.remote() for _ in range(2)])
@@ -74,7 +74,7 @@ actor = Talker.remote()
 def memory_after(calls):
     for _ in range(calls // 50):
         ray.get([actor.listen.remote() for _ in range(50)])
-    time.sleep(1.5)  # it is told once a second
+    time.sleep(1.5)  # it is updated once a second
     return server.memory_full_info().uss
 
 grown = -memory_after(500) + memory_after(5000)
@@ -90,18 +90,18 @@ def after_deaths():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_log_monitor_keeps_no_file_of_a_process_that_died(after_deaths):
+def test_the_log_monitor_drops_files_of_dead_processes(after_deaths):
     before, after, *_ = after_deaths
     assert before > 0
-    assert after <= before + 1  # the one that it reads
+    assert after <= before + 1  # the one it reads
 
 
-def test_no_worker_without_work_is_kept(after_deaths):
+def test_idle_workers_are_not_kept(after_deaths):
     assert after_deaths[2] == 0
 
 
 def test_the_server_does_not_grow_with_the_number_of_tasks(after_deaths):
-    """It did, by some 140 bytes for each: 6 % of its memory over 24 minutes of steps."""
+    """It grew by about 140 bytes per task: 6 % of its memory in 24 minutes of steps."""
     assert after_deaths[3] < 2 * 2**20
 
 
@@ -115,7 +115,7 @@ def test_what_the_user_has_set_wins_and_a_verbose_run_reads_all_logs(monkeypatch
     assert EVENTS_VARIABLE not in chosen, "the dashboard shows them"
 
 
-def test_a_cluster_that_is_not_there_is_refused_at_once():
+def test_an_unreachable_cluster_is_refused_at_once():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -142,7 +142,7 @@ print(len(ray.nodes()), os.environ["RAY_AUTH_MODE"])
 
 
 def test_on_a_gpu_a_cluster_of_its_own_is_started_beside_one_that_rays_file_names():
-    """Ray joins the one that the file names, if it is asked for none; its token is not this run's."""
+    """By default Ray joins the cluster named in the file, whose token differs from this run's."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # the names of sockets have 107 bytes at most
         folder = Path(short) / "ray"
         folder.mkdir()
@@ -162,7 +162,7 @@ def _own_beside(folder):
     )
 
 
-def test_a_log_without_room_ends_nothing(files_up_to, tmp_path):
+def test_a_full_disk_for_the_log_does_not_end_the_run(files_up_to, tmp_path):
     args = SimpleNamespace(run=SimpleNamespace(dir=tmp_path, verbose=False))
     with quiet(args):
         print("one")
@@ -173,8 +173,8 @@ def test_a_log_without_room_ends_nothing(files_up_to, tmp_path):
     assert (tmp_path / "driver.log").read_text() == "one\nthree\n"
 
 
-def test_a_stop_without_room_for_its_reason_is_a_stop(host, monkeypatch, capsys):
-    """The trainer's error comes through Ray, which makes it one of its own."""
+def test_a_stop_whose_reason_cannot_be_written_is_still_a_stop(host, monkeypatch, capsys):
+    """Ray wraps the trainer's error in its own class."""
     from ray.exceptions import RayTaskError
 
     def stops(*_):
@@ -194,7 +194,7 @@ def test_a_stop_without_room_for_its_reason_is_a_stop(host, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])
-def test_ray_is_started_once_more_where_it_fails(failures, monkeypatch):
+def test_a_failed_ray_start_is_retried(failures, monkeypatch):
     monkeypatch.setenv(processes.VARIABLE, "a start that fails")
     calls = []
 

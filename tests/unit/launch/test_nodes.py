@@ -1,4 +1,4 @@
-"""A cluster of several nodes: what each must see, local paths in workers, and a node that is lost."""
+"""A cluster of several nodes: files each must see, local paths in workers, and a lost node."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_local_paths_are_absolute_and_names_on_a_hub_stay(args, root, tmp_path):
     assert args.actor.model_name_or_path == "examples/quickstart/model", "what was asked for stays in the record"
 
 
-def test_a_reward_file_is_a_place_too(root, monkeypatch):
+def test_a_reward_file_is_a_path_too(root, monkeypatch):
     monkeypatch.chdir(root)
     words = ["--reward.remote_url", "tests/marks.py"]
     placed = with_absolute_places(parse_command_line([*WORDS.split(), *words]))
@@ -65,7 +65,7 @@ def test_a_reward_file_is_a_place_too(root, monkeypatch):
 
 
 @pytest.mark.parametrize("cpus_of_the_driver", [1, nodes.TRAINER_CPUS])
-def test_nodes_that_see_everything_can_train(two_raylets, args, monkeypatch, cpus_of_the_driver):
+def test_nodes_that_see_all_files_can_train(two_raylets, args, monkeypatch, cpus_of_the_driver):
     monkeypatch.setattr(nodes, "TRAINER_CPUS", cpus_of_the_driver)
     (args_dir := nodes.Path(args.run.dir)).mkdir()
     check_nodes(with_absolute_places(args), "cpu")
@@ -73,7 +73,7 @@ def test_nodes_that_see_everything_can_train(two_raylets, args, monkeypatch, cpu
 
 
 def test_a_node_that_sees_less_is_refused_with_each_option(two_raylets, args, tmp_path, monkeypatch):
-    """The file system is shared here, so the driver is shown what the second node will not find."""
+    """The file system is shared here, so the driver is given paths that the second node lacks."""
     real_content, real_nearest = nodes.content, nodes.nearest
     ghost = tmp_path / "only-here"
     ghost.mkdir()
@@ -94,7 +94,7 @@ def test_a_node_that_sees_less_is_refused_with_each_option(two_raylets, args, tm
 
 
 def old_driver(args, backend):
-    """Say where this runs."""
+    """Return where this runs."""
     import ray
 
     return [f"--backend {backend}: node {ray.get_runtime_context().get_node_id()} has an old driver"]
@@ -113,7 +113,7 @@ def test_a_node_whose_machine_lacks_something_is_refused_by_name(two_raylets, ar
     assert str(refusal.value) == f"{name}: --backend cuda: node {second['NodeID']} has an old driver"
 
 
-def test_a_node_whose_writing_is_not_seen_here_is_refused(two_raylets, args, tmp_path, monkeypatch):
+def test_a_node_whose_files_are_not_visible_here_is_refused(two_raylets, args, tmp_path, monkeypatch):
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -126,7 +126,7 @@ def test_a_node_whose_writing_is_not_seen_here_is_refused(two_raylets, args, tmp
         check_nodes(with_absolute_places(args), "cpu")
 
 
-def test_what_a_node_finds_missing_or_changed(tmp_path):
+def test_missing_or_changed_files_on_a_node_are_reported(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "weights").write_bytes(b"123")

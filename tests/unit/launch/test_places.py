@@ -1,4 +1,4 @@
-"""Paths: with commas, @ and ~, of data sets; absolute at the end of a run, and said where Ray deletes them."""
+"""Paths: with commas, @ and ~, of data sets; absolute at the end of a run, and reported if Ray will delete them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openrlhf_ktae.checkpoint.changes import content_of
 from openrlhf_ktae.checks.data_columns import data_problems
 from openrlhf_ktae.checks.golds import check_golds
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.data.names import entries, paths_as_they_are
+from openrlhf_ktae.data.names import accept_any_path, entries
 from openrlhf_ktae.launch.console import deleted_later, summary
 
 ODD = ["ann@corp.com/train.jsonl", "a,b/train.jsonl", "one,two.jsonl", "at@.jsonl", "a@b,c@d/e,f@g.jsonl"]
@@ -45,8 +45,8 @@ def test_the_hosts_reader_takes_it(name, tmp_path, host):
     from openrlhf.datasets.utils import blending_datasets
 
     strategy = SimpleNamespace(print=print, is_rank_0=lambda: True, args=SimpleNamespace(use_ms=False))
-    load = paths_as_they_are(blending_datasets)
-    assert paths_as_they_are(load) is load
+    load = accept_any_path(blending_datasets)
+    assert accept_any_path(load) is load
     first, second = written(tmp_path / name, 3), written(tmp_path / "plain.jsonl", 4)
     for names, rows in ((f"{first}", 3), (f"{first},{second}", 7), (f"{second}, {first}", 7)):
         assert len(load(names, None, strategy)) == rows
@@ -67,7 +67,7 @@ def test_lists_are_split_where_the_host_splits_them(tmp_path):
         assert entries(names) == found
 
 
-def test_a_file_that_is_missing_is_named_whole(tmp_path):
+def test_a_missing_file_is_named_in_full(tmp_path):
     (tmp_path / "ann@corp.com").mkdir()
     path = f"{tmp_path}/ann@corp.com/missing.jsonl"
     assert entries(path) == [(path, "")]
@@ -81,7 +81,7 @@ def test_a_reward_file_may_have_a_comma(tmp_path, root, monkeypatch):
     assert args.verifier.config.reward_file == str(path)
 
 
-def test_home_is_written_out_in_yaml_too(tmp_path, root, monkeypatch):
+def test_home_is_expanded_in_yaml_too(tmp_path, root, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
     file = tmp_path / "mine.yaml"
     file.write_text(
@@ -113,7 +113,7 @@ def test_the_last_lines_are_absolute_and_can_be_pasted(name, tmp_path, monkeypat
     assert shlex.split(repeat)[-1] == f"{tmp_path}/{name}/config.yaml"
 
 
-def test_outputs_that_ray_deletes_are_said_with_their_option(tmp_path, monkeypatch):
+def test_outputs_that_ray_deletes_are_reported_with_their_option(tmp_path, monkeypatch):
     folder = tmp_path / "session_1/runtime_resources/working_dir_files/_ray_pkg_0a1b"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""A command that goes on: which checkpoint, which options, and a record that goes on where the checkpoint is."""
+"""A resumed command: its checkpoint, its options, and a record that continues at the checkpoint."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_without_the_option_a_checkpoint_is_not_looked_at(parsed):
     assert args.ckpt.load_enable is False
 
 
-def test_a_run_that_begins_anew_leaves_those_of_another_alone(parsed):
+def test_a_run_from_scratch_keeps_other_runs_checkpoints(parsed):
     save(parsed(), 20)
     args = parsed()
     choose_checkpoint(args, "cpu")
@@ -80,14 +80,14 @@ def test_a_run_that_begins_anew_leaves_those_of_another_alone(parsed):
 
 
 def go_on(parsed, *words):
-    """Start a command and return the checkpoint that it goes on from; it dies before it has written one."""
+    """Start a command and return the checkpoint it resumes from; it dies before writing one."""
     args = parsed(*words)
     choose_checkpoint(args, "cpu")
     directory.prepare(args, "cpu")
     return args.run.resume_step
 
 
-def test_a_run_that_went_back_does_not_go_on_from_what_it_left(parsed):
+def test_a_rolled_back_run_does_not_resume_from_superseded_checkpoints(parsed):
     first, *_ = [save(parsed(), step) for step in (10, 20, 30)]
     assert go_on(parsed, "--resume", str(first.path)) == 10
     assert go_on(parsed, "--resume", "auto") == 10, "it died before its first checkpoint"
@@ -104,7 +104,7 @@ def test_a_run_that_went_back_does_not_go_on_from_what_it_left(parsed):
     assert go_on(parsed, "--resume", "auto") == 30
 
 
-def test_a_run_that_goes_on_leaves_older_checkpoints_to_fall_back_on(parsed):
+def test_a_resumed_run_keeps_older_checkpoints_as_fallback(parsed):
     for step in (10, 20, 30):
         save(parsed(), step)
     assert go_on(parsed, "--resume", "auto") == 30
@@ -114,7 +114,7 @@ def test_a_run_that_goes_on_leaves_older_checkpoints_to_fall_back_on(parsed):
     assert go_on(parsed, "--resume", "auto") == 20
 
 
-def test_a_run_that_goes_on_from_elsewhere_leaves_what_is_here_alone(parsed, tmp_path):
+def test_a_run_resumed_from_elsewhere_keeps_checkpoints_here(parsed, tmp_path):
     checkpoint = save(parsed("--ckpt.path", str(tmp_path / "elsewhere")), 10)
     save(parsed(), 30)
     assert go_on(parsed, "--resume", str(checkpoint.path)) == 10
@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_from_elsewhere_leaves_what_is_here_alone(parsed, tmp
     assert args.run.resume_from is None
 
 
-def test_a_run_that_began_anew_names_no_checkpoint_of_another(parsed):
+def test_a_run_from_scratch_names_no_checkpoint_of_another_run(parsed):
     save(parsed(), 20)
     assert go_on(parsed) == 0
     assert directory.newest_checkpoint(parsed()) == "no checkpoint was written (--ckpt.save_steps)"
@@ -157,7 +157,7 @@ def test_data_may_move_and_must_not_change(parsed, tmp_path):
         choose_checkpoint(parsed("--resume", "auto", data="moved.jsonl"), "cpu")
 
 
-def test_no_key_goes_into_a_checkpoint(parsed):
+def test_checkpoints_contain_no_key(parsed):
     checkpoint = save(parsed("--use_wandb", "secret-key"), 20)
     assert "secret-key" not in (checkpoint.path / "manifest.json").read_text()
 
@@ -171,8 +171,8 @@ def kinds(folder):
 
 
 @pytest.mark.parametrize(("best", "kept"), [(False, 1), (True, 2)])
-def test_the_record_goes_on_where_the_checkpoint_is(parsed, tmp_path, best, kept):
-    """An evaluation right after the checkpoint is made again, unless the checkpoint was written after it."""
+def test_the_record_continues_at_the_checkpoint(parsed, tmp_path, best, kept):
+    """An evaluation right after the checkpoint is repeated, unless the checkpoint was written after it."""
     save(parsed(), 2, best)
     run = tmp_path / "run"
     run.mkdir(exist_ok=True)
@@ -217,7 +217,7 @@ def test_recorded_rollouts_of_an_earlier_run_are_set_aside_with_its_metrics(pars
     assert sorted(map(steps_in, run.glob("rollouts.*"))) == [[10, 20], [15]]
 
 
-def test_a_run_without_metrics_leaves_its_rollouts_to_no_other(parsed, tmp_path):
+def test_rollouts_of_a_run_without_metrics_are_set_aside_too(parsed, tmp_path):
     rollouts(tmp_path / "run", 10)
     directory.prepare(parsed(), "cpu")
     assert [steps_in(folder) for folder in (tmp_path / "run").glob("rollouts*")] == [[10]]
@@ -252,8 +252,8 @@ def test_the_written_options_repeat_the_run_and_resume_it_where_that_is_asked_fo
     assert again.run.resume_step == step
 
 
-def test_a_supervisor_goes_on_from_this_runs_checkpoints_once_there_are_some(parsed):
-    """Until then from where the user said, which may be another run's checkpoint, or an older one of this folder."""
+def test_a_supervisor_resumes_from_this_runs_checkpoints_once_they_exist(parsed):
+    """Until then it uses the user's choice: another run's checkpoint, or an older one in this folder."""
     args = parsed()
     save(args, 40)
     options = Supervised(3, Path(args.ckpt.path))
@@ -262,7 +262,7 @@ def test_a_supervisor_goes_on_from_this_runs_checkpoints_once_there_are_some(par
     assert list(options.resume_words()) == ["--resume", "auto"]
 
 
-def test_other_versions_are_said_when_a_run_goes_on(parsed):
+def test_changed_package_versions_are_reported_on_resume(parsed):
     args = parsed()
     choose_checkpoint(args, "cpu")
     args.run.about["versions"]["packages"]["torch"] = "0.1"

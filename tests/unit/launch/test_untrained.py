@@ -36,7 +36,7 @@ def test_the_summary_says_that_no_step_was_trained(args):
 
 @pytest.mark.parametrize(("steps", "resumed", "code"), [(0, 0, 3), (1, 0, 0), (0, 5, 0)])
 def test_exit_code(args, steps, resumed, code, monkeypatch, capsys):
-    """A run that goes on from its last step has nothing left to do, which is well."""
+    """A run resumed after its last step has nothing left to do, which is a success."""
     args.run.resume_step = resumed
 
     def train(*_):

@@ -1,4 +1,4 @@
-"""Errors that mean that a process of the run is gone."""
+"""Errors that show that a process of the run died."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def a_shape():
 
 
 def wrapped(cause):
-    """What Ray raises in a process that called one in which `cause` was raised."""
+    """Ray's error in the caller of a process that raised `cause`."""
     from ray.exceptions import RayTaskError
 
     return RayTaskError("fit", f"a stack\n{type(cause).__name__}: {cause}", cause).as_instanceof_cause()
@@ -81,7 +81,7 @@ NCCL = (
     "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3699, {}, NCCL version 2.29.3\n{}"
     "\nLast error:\n{}"
 )
-# The words of CUDAException.cpp, ProcessGroupNCCL.cpp and NCCLUtils.cpp of torch 2.13, of cudaGetErrorString and
+# Messages of CUDAException.cpp, ProcessGroupNCCL.cpp and NCCLUtils.cpp of torch 2.13, of cudaGetErrorString and
 # ncclGetErrorString, and of vLLM's pynccl_wrapper.py.
 OF_GPUS = [
     (
@@ -191,15 +191,15 @@ def test_gpus_and_peers_that_are_lost(kind, text, expected, host):
         (of_a_dead_core, (True, True)),
     ],
 )
-def test_types_of_errors_tell_what_died(error, expected, host):
-    """The call that fails may be another process's, so that the error is a task's and not an actor's."""
+def test_error_types_show_what_died(error, expected, host):
+    """The failing call may be another process's: then the error is a task's, not an actor's."""
     from openrlhf_ktae.processes.deaths import died
     from openrlhf_ktae.trainer.engines import engine_died
 
     assert (died(error()), engine_died(error())) == expected
 
 
-def test_a_death_is_told_without_the_stacks_of_those_who_waited(host):
+def test_a_death_is_reported_without_stacks_of_waiting_processes(host):
     from openrlhf_ktae.processes.deaths import in_one_line
     from openrlhf_ktae.trainer.engines import EnginesLost
 

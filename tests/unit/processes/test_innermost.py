@@ -1,4 +1,4 @@
-"""The innermost cause comes first in a message, and an error of Python is told from a process that died."""
+"""The innermost cause comes first in a message, and Python errors are distinguished from dead processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = SLOW
 
 @pytest.fixture(scope="module")
 def error_of(ray_here):
-    """Return the error of an actor that fails in some way, as the driver gets it from Ray."""
+    """Return the error of a failing actor as the driver gets it from Ray."""
     ray = ray_here
 
     class Odd(Exception):
@@ -78,7 +78,7 @@ def test_the_reason_comes_first(made, going, begins, death, error_of):
     assert (died(error) and not failed_to_start(error)) == death
 
 
-def test_a_core_says_why_in_its_log(tmp_path):
+def test_a_cores_log_gives_the_reason(tmp_path):
     line = "(EngineCore pid=7) ERROR 11-28 20:00:00 [core.py:100] "
     (tmp_path / "worker-a.out").write_text("ValueError: of somebody else\n")
     assert cause_in_logs(tmp_path) == ""
@@ -88,8 +88,8 @@ def test_a_core_says_why_in_its_log(tmp_path):
     assert cause_in_logs(tmp_path) == "ValueError: no free memory blocks"
 
 
-def test_data_that_the_loader_cannot_read_are_told_from_other_errors(ray_here, tmp_path):
-    """Whole numbers above 64 bits; in the process of a trainer, as it is made."""
+def test_unreadable_data_are_distinguished_from_other_errors(ray_here, tmp_path):
+    """Integers above 64 bits, raised while a trainer's process is created."""
     from types import SimpleNamespace
 
     from openrlhf_ktae.launch.launch import DATA

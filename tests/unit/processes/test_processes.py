@@ -100,7 +100,7 @@ def test_stacks_of_all_processes_in_one_file(stubborn, tmp_path):
 
 
 def test_a_process_starts_where_no_stacks_can_be_written(tmp_path, monkeypatch, capsys):
-    """On another node the folder may be another user's; a file that stays would mean death by `SIGNAL`."""
+    """On another node the folder may belong to another user; a stale file would let `SIGNAL` kill the process."""
     monkeypatch.setattr(stacks, "_files", [])
     (tmp_path / "file").touch()
     monkeypatch.setenv(stacks.VARIABLE, str(tmp_path / "file" / "folder"))
@@ -136,7 +136,7 @@ def test_stacks_are_written_without_the_keys_of_command_lines(tmp_path):
         process.wait()
 
 
-def test_a_descriptor_that_closes_meanwhile_hides_no_other(stubborn, monkeypatch):
+def test_a_descriptor_closed_meanwhile_does_not_hide_others(stubborn, monkeypatch):
     process, _, memory, _ = stubborn
     held = f"/dev/shm/ktae-held-{os.getpid()}"
     real, closed = os.readlink, []
@@ -154,7 +154,7 @@ def test_a_descriptor_that_closes_meanwhile_hides_no_other(stubborn, monkeypatch
     assert closed
 
 
-def test_semaphores_that_nobody_has_open_any_more_are_found(tmp_path):
+def test_semaphores_without_users_are_found(tmp_path):
     dead, held, old = (Path(f"/dev/shm/sem.mp-{os.getpid()}{name}") for name in ("dead", "held", "old"))
     try:
         for path in (dead, held, old):
@@ -213,7 +213,7 @@ sys.exit(code)
         ("-9,-9", 1, 4, 2),
     ],
 )
-def test_a_supervisor_restarts_after_faults_alone(codes, restarts, expected, runs, tmp_path, monkeypatch):
+def test_a_supervisor_restarts_only_after_faults(codes, restarts, expected, runs, tmp_path, monkeypatch):
     monkeypatch.setenv("CODES", codes)
     monkeypatch.setenv(processes.VARIABLE, f"supervised-{tmp_path.name}")
     monkeypatch.setattr("openrlhf_ktae.processes.supervisor.PAUSE_SECONDS", 0)
@@ -235,7 +235,7 @@ sys.exit(4)
 """
 
 
-def test_a_supervisor_ends_what_a_dead_run_has_left(tmp_path, monkeypatch):
+def test_a_supervisor_kills_leftovers_of_a_dead_run(tmp_path, monkeypatch):
     value, said = f"supervised-{tmp_path.name}", []
     monkeypatch.setenv(processes.VARIABLE, value)
     monkeypatch.setattr(processes.end_all, "__defaults__", (0.2,))
@@ -247,7 +247,7 @@ def test_a_supervisor_ends_what_a_dead_run_has_left(tmp_path, monkeypatch):
 HOLDS = "import sys; file = open(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
 
 
-def test_semaphores_that_nobody_has_open_are_swept(tmp_path):
+def test_semaphores_without_users_are_swept(tmp_path):
     made = [Path(f"/dev/shm/sem.mp-ktae-test-{os.getpid()}-{name}") for name in ("dead", "open", "older", "new")]
     dead, held, older, new = made
     try:
@@ -255,7 +255,7 @@ def test_semaphores_that_nobody_has_open_are_swept(tmp_path):
             path.write_bytes(b"0" * 32)
         os.utime(older, (1, 1))
         time.sleep(1.2)
-        new.write_bytes(b"0" * 32)  # its maker may not have opened it yet
+        new.write_bytes(b"0" * 32)  # its creator may not have opened it yet
         used = {str(held)}
         found = processes.dead_semaphores(psutil.Process().create_time(), used)
         assert {str(path) for path in made} & found == {str(dead)}
@@ -285,7 +285,7 @@ sys.exit(child.wait())
 
 @pytest.mark.parametrize("run", [True, False])
 def test_a_terminals_interrupt_does_not_reach_the_processes_of_a_run(run, tmp_path):
-    """A child that sets a handler of its own, as vLLM's core does, does not get it either."""
+    """Nor does it reach a child with its own handler, such as vLLM's core."""
     mark = {processes.VARIABLE: f"interrupted-{tmp_path.name}"} if run else {processes.VARIABLE: None}
     environment = {name: value for name, value in {**os.environ, **mark}.items() if value is not None}
     words = [sys.executable, "-c", INTERRUPTED]
@@ -297,7 +297,7 @@ SPAWNED = """
 import multiprocessing, os, signal, sys, threading, time
 
 def child(ready):
-    signal.signal(signal.SIGINT, lambda *_: os._exit(9))  # as vLLM's core, which takes the place of an ignored signal
+    signal.signal(signal.SIGINT, lambda *_: os._exit(9))  # like vLLM's core, which replaces an ignored signal
     ready.set()
     time.sleep(1)
 
@@ -323,7 +323,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_process_that_multiprocessing_spawns_does_not_get_it_either(tmp_path):
+def test_a_process_spawned_by_multiprocessing_does_not_get_the_interrupt(tmp_path):
     """Python's resource tracker, started by the first spawn, unblocks SIGINT in the thread that spawns."""
     script = tmp_path / "spawned.py"
     script.write_text(SPAWNED)
@@ -356,12 +356,12 @@ time.sleep(60)
 @pytest.mark.parametrize(
     ("child", "number", "seconds"),
     [
-        ("sleeps", signal.SIGTERM, 0),  # it has no handler yet, as in its first second: it dies of the signal
-        ("waits", signal.SIGINT, 0),  # a terminal's Ctrl-C, to the whole group: the child hears of it once
+        ("sleeps", signal.SIGTERM, 0),  # it has no handler yet, as in its first second: the signal kills it
+        ("waits", signal.SIGINT, 0),  # Ctrl-C in a terminal reaches the whole group: the child gets it once
         ("fails", signal.SIGTERM, 5),  # between two attempts
     ],
 )
-def test_a_run_that_was_told_to_end_is_not_started_again(child, number, seconds, tmp_path):
+def test_a_run_ordered_to_end_is_not_restarted(child, number, seconds, tmp_path):
     log = tmp_path / "log"
     words = [sys.executable, "-c", SUPERVISOR, str(seconds), CHILD_OF_SIGNALS, str(log), child]
     environment = {**os.environ, processes.VARIABLE: f"supervised-{tmp_path.name}"}
@@ -431,14 +431,14 @@ def test_a_signal_waits_for_the_checkpoint(signals, tmp_path):
     assert not (tmp_path / ".end").exists()
 
 
-def test_it_waits_no_longer_than_it_may(signals, tmp_path):
+def test_the_wait_for_the_checkpoint_is_limited(signals, tmp_path):
     seconds, outcome, _ = ended_by(tmp_path, 0.5)
     assert 0.5 <= seconds < 5
     assert outcome == "no checkpoint was written during shutdown; the newest checkpoint is older"
 
 
-def test_an_answer_that_finds_no_room_is_an_answer(files_up_to, tmp_path):
-    """On a full disk the driver would wait for it as long as it may; the newest checkpoint says what was saved."""
+def test_an_answer_is_valid_even_on_a_full_disk(files_up_to, tmp_path):
+    """On a full disk the driver would wait until its limit; the newest checkpoint shows what was saved."""
     order = EndOrder(tmp_path)
     with files_up_to(0):
         order.ask()
@@ -449,7 +449,7 @@ def test_an_answer_that_finds_no_room_is_an_answer(files_up_to, tmp_path):
     assert end.outcome("the newest checkpoint is global_step3") == "the newest checkpoint is global_step3"
 
 
-def test_an_order_that_finds_no_room_ends_the_run_at_once(signals, monkeypatch, tmp_path):
+def test_an_order_that_cannot_be_written_ends_the_run_at_once(signals, monkeypatch, tmp_path):
     order = EndOrder(tmp_path)
     end = CleanEnd(order, 15.0, lambda text: None)
     end.install()
@@ -468,7 +468,7 @@ def no_room(*_, **__):
 
 
 def test_a_run_that_ends_by_itself_meanwhile_is_not_interrupted(signals, tmp_path):
-    """The order came while the model was being saved, after the last step."""
+    """The order comes while the model is saved, after the last step."""
     order, said = EndOrder(tmp_path), []
     end = CleanEnd(order, 1.0, said.append)
     end.install()
@@ -480,8 +480,8 @@ def test_a_run_that_ends_by_itself_meanwhile_is_not_interrupted(signals, tmp_pat
     time.sleep(1.3)  # no KeyboardInterrupt
 
 
-def test_a_signal_that_comes_twice_at_once_is_one_order(signals, tmp_path):
-    """As `ray job stop` and a supervisor send it: one to the child itself, one passed on."""
+def test_a_signal_delivered_twice_at_once_is_one_order(signals, tmp_path):
+    """`ray job stop` and a supervisor send it twice: once to the child directly, once forwarded."""
     seconds, outcome, _ = ended_by(tmp_path, 3, again_after=0.1)
     assert seconds > 2.5, outcome
 

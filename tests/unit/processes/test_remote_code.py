@@ -20,7 +20,7 @@ open(os.environ["EVIL_FILE"], "a").write("{name} ran")
 class {name}(Base):
     pass
 """
-# What the host does in driver, trainer and reward model, with the flag that it always sets.
+# Like the host's driver, trainer and reward model, with the flag that it always sets.
 AS_A_WORKER = """
 import sys
 from openrlhf_ktae.processes.setup import in_worker
@@ -49,7 +49,7 @@ get_class_from_dynamic_module("modeling_evil.EvilModel", folder)
 
 @pytest.fixture
 def hostile_model(root, tmp_path):
-    """The quickstart's model with classes of its own for configuration, tokenizer and model."""
+    """The quickstart's model with its own classes for configuration, tokenizer and model."""
     folder = tmp_path / "hostile"
     shutil.copytree(root / "examples/quickstart/model", folder)
     classes = {
@@ -103,7 +103,7 @@ def test_the_same_code_runs_where_it_is_trusted(hostile_model, tmp_path):
     assert "EvilConfig" in done.stdout, done.stderr
 
 
-def test_the_flag_opens_the_seam_and_nothing_else_does():
+def test_only_the_flag_allows_remote_code():
     from openrlhf_ktae.processes.remote_code import environment
 
     assert environment(trusted=True) == {}
@@ -119,7 +119,7 @@ AutoModelForCausalLM.from_pretrained(sys.argv[1])
 
 @SLOW
 def test_a_pickle_among_the_weights_does_not_run(root, tmp_path):
-    """`weights_only` is what transformers loads .bin files with; this holds it to that."""
+    """transformers loads .bin files with `weights_only`; this test relies on it."""
     import pickle
 
     import torch
@@ -161,8 +161,8 @@ for load in (lambda: load_tokenizer(sys.argv[1], "--model"), lambda: _model_leng
 """
 
 
-def test_a_command_does_not_ask_whether_to_run_it(hostile_model, tmp_path):
-    """Without an answer of ours, transformers asks on the terminal, and `y` runs the code."""
+def test_a_command_does_not_prompt_for_remote_code(hostile_model, tmp_path):
+    """By default transformers asks on the terminal, and `y` runs the code."""
     config = json.loads((hostile_model / "config.json").read_text())
     (hostile_model / "config.json").write_text(json.dumps({**config, "model_type": "evil"}))
     evil = tmp_path / "evil.txt"

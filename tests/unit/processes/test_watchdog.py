@@ -1,4 +1,4 @@
-"""The watchdog waits longer for the start than for a step, and stops the run whatever else fails."""
+"""The watchdog allows more time for the start than for a step, and stops the run even if other things fail."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_start_may_take_longer_than_a_step(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("broken", ["stacks", "record", "both"])
-def test_a_watchdog_that_cannot_write_stops_the_run_all_the_same(broken, tmp_path, monkeypatch):
+def test_a_watchdog_that_cannot_write_still_stops_the_run(broken, tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 

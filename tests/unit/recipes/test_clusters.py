@@ -79,7 +79,7 @@ def variables(tmp_path):
 
 
 def left(variables):
-    """Processes with the mark, but for this one."""
+    """Processes with the mark, except this one."""
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "status"]):
         try:
@@ -102,7 +102,7 @@ def nothing_is_left(variables, seconds=20):
 
 @contextmanager
 def script(name, variables, *words):
-    """The script in the background; its standard error comes back with `communicate`."""
+    """Run the script in the background; `communicate` returns its standard error."""
     process = subprocess.Popen(
         [str(SCRIPTS / name), *words],
         cwd=ROOT,
@@ -159,7 +159,7 @@ def test_a_stop_while_nodes_are_waited_for_ends_at_once(variables):
 
 @RARELY
 def test_several_nodes_over_ssh_find_their_environment(variables):
-    """The stand-in of ssh gives its shell no variables, as a login does: without the script's it finds no ray."""
+    """The stand-in for ssh passes no variables, like a login: without the script's PATH it finds no ray."""
     variables["HF_TOKEN"] = "of $HOME 'with' quotes"
     with script("multi_node.sh", variables, QUICKSTART, "--no.such.option", "1") as run:
         wait_until(lambda: any("raylet" in process.info["cmdline"][0] for process in remote(variables)))
@@ -176,8 +176,8 @@ def remote(variables):
 
 
 @RARELY
-def test_one_machine_twice_and_on_a_cluster_that_was_there(variables):
-    """The second finds the cluster of the first; it goes with the script that started it, not before."""
+def test_two_jobs_on_one_machine_share_the_cluster_of_the_first(variables):
+    """The second joins the cluster of the first, which ends with the script that started it."""
     with script("single_node.sh", variables, QUICKSTART, "--run.dir", f"{variables['STANDINS']}/run") as first:
         wait_until(lambda: any("submit" in (process.info["cmdline"] or []) for process in left(variables)))
         done = subprocess.run(
@@ -192,7 +192,7 @@ def test_one_machine_twice_and_on_a_cluster_that_was_there(variables):
         assert "using the existing Ray cluster" in done.stderr
         assert first.poll() is None
         wait_until(lambda: (Path(variables["STANDINS"]) / "run/metrics.jsonl").exists(), 240)
-        os.killpg(first.pid, signal.SIGINT)  # as a terminal's Ctrl-C
+        os.killpg(first.pid, signal.SIGINT)  # like Ctrl-C in a terminal
         said, _ = first.communicate(timeout=120)
         assert first.returncode == 130, said
         assert "interrupted: Ray is stopped, saved checkpoints are complete" in said
@@ -208,14 +208,14 @@ def wait_until(done, seconds=120):
 
 @pytest.fixture
 def dashboard():
-    """What Ray's dashboard answers, by path; the test fills it."""
+    """Answers of Ray's dashboard by path; the test fills it."""
     answers, posted = {}, []
     answers["posted"] = posted
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             body = answers.get(self.path)
-            if isinstance(body, list):  # one after the other, the last for good
+            if isinstance(body, list):  # one after another; the last is repeated
                 body = body.pop(0) if len(body) > 1 else body[0]
             self.send_response(404 if body is None else 200)
             self.end_headers()
@@ -268,7 +268,7 @@ def test_nodes_that_have_died_do_not_count(dashboard):
     assert "1 of 2 nodes have joined (10.0.0.1)" in done.stderr
 
 
-def test_a_cluster_answers_or_does_not(dashboard):
+def test_cluster_liveness(dashboard):
     url, answers = dashboard
     assert ask(url, "alive").returncode == 1
     answers["/api/version"] = {"ray_version": "2.55.0"}

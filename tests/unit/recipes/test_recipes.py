@@ -44,7 +44,7 @@ def test_dockerfiles_pass_hadolint():
 
 
 def dry_run(script, tmp_path, *words, **variables):
-    """Return what the script would run, a list of words for each command."""
+    """Return the commands that the script would run, each as a list of words."""
     stand_in(tmp_path, "scontrol", "printf 'n1\\nn2\\nn3\\nn4\\n'")
     variables = {"HEAD_ADDRESS": "10.0.0.1", "DRY_RUN": "1", **variables}
     done = run_script(script, tmp_path, *words, **variables)
@@ -64,7 +64,7 @@ def stand_in(tmp_path, name, text):
 
 
 def parsed(command):
-    """Parse what stands behind `python -m openrlhf_ktae.cli.train_ppo_ray`."""
+    """Parse the arguments after `python -m openrlhf_ktae.cli.train_ppo_ray`."""
     start = command.index("-m")
     assert command[start : start + 2] == TRAIN
     return parse_command_line(command[start + 2 :])
@@ -75,7 +75,7 @@ def after(command, option):
 
 
 def checked_submit(submit, tmp_path):
-    """What all scripts ask for: over loopback, from this folder, with time to write a checkpoint after a stop."""
+    """Required of all scripts: submit over loopback, from this folder, with time for a checkpoint after a stop."""
     assert submit[:3] == ["ray", "job", "submit"]
     assert after(submit, "--address") == "http://127.0.0.1:8265"
     assert submit[submit.index("env") :][:3] == ["env", "--chdir", str(ROOT)]
@@ -118,7 +118,7 @@ def test_slurm(tmp_path):
     assert devices_needed(checked_submit(commands[-1], tmp_path)) == 8 * 4
 
 
-def test_the_order_to_end_comes_before_slurm_s_limit_with_time_for_a_checkpoint(tmp_path):
+def test_slurm_signals_early_enough_for_a_checkpoint(tmp_path):
     text = (ROOT / "examples/scripts/slurm.sh").read_text()
     (seconds,) = re.findall(r"#SBATCH --signal=B:TERM@(\d+)", text)
     variables = {"SLURM_JOB_NODELIST": "n1", "SLURM_SUBMIT_DIR": str(ROOT)}
@@ -137,7 +137,7 @@ def test_the_order_to_end_comes_before_slurm_s_limit_with_time_for_a_checkpoint(
         ("", "", None),
     ],
 )
-def test_the_head_is_told_its_address_and_never_a_loopback_s(hosts, own, address, tmp_path):
+def test_the_head_gets_a_non_loopback_address(hosts, own, address, tmp_path):
     stand_in(tmp_path, "getent", f"echo '{hosts}'")
     stand_in(tmp_path, "hostname", f"echo '{own}'")
     variables = {"NODES": "n1 n2", "DRY_RUN": "1", "HEAD_ADDRESS": ""}
@@ -151,7 +151,7 @@ def test_the_head_is_told_its_address_and_never_a_loopback_s(hosts, own, address
 
 
 @pytest.mark.parametrize("script", ["single_node.sh", "multi_node.sh", "slurm.sh"])
-def test_without_a_configuration_they_say_how(script):
+def test_scripts_print_usage_without_a_configuration(script):
     environment = {**os.environ, "SLURM_SUBMIT_DIR": str(ROOT)}
     done = subprocess.run(
         [str(ROOT / "examples/scripts" / script)], cwd=ROOT, env=environment, capture_output=True, text=True
@@ -161,7 +161,7 @@ def test_without_a_configuration_they_say_how(script):
 
 
 def test_the_kubernetes_manifest():
-    """Names and kinds as KubeRay's RayJob (ray.io/v1) has them; as many devices as the run asks for."""
+    """Names and kinds of KubeRay's RayJob (ray.io/v1); as many devices as the run needs."""
     job = yaml.safe_load((ROOT / "examples/scripts/rayjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     known = {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit", "rayClusterSpec"}
@@ -211,7 +211,7 @@ def test_pods_have_what_training_needs():
 
 
 @pytest.mark.parametrize(("dockerfile", "target"), [("Dockerfile", "setup-gpu"), ("Dockerfile.cpu", "setup")])
-def test_images_install_by_make_as_everybody_else(dockerfile, target):
+def test_images_install_with_make(dockerfile, target):
     lines = (ROOT / "dockerfile" / dockerfile).read_text().splitlines()
     assert any(line.startswith(f"RUN make {target} ") for line in lines)
     assert not any("pip install" in line for line in lines)

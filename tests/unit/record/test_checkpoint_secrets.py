@@ -1,4 +1,4 @@
-"""What checkpoints and W&B are told about a run holds no key."""
+"""Data of a run in checkpoints and W&B contain no key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 KEY = "0123456789abcdef" * 2
 
 
-def test_a_key_of_the_command_line_is_not_in_what_a_checkpoint_says(tmp_path, monkeypatch, root):
+def test_checkpoints_contain_no_key_of_the_command_line(tmp_path, monkeypatch, root):
     from openrlhf_ktae.cli.options import parse_command_line
     from openrlhf_ktae.launch.resuming import choose_checkpoint
 

@@ -1,4 +1,4 @@
-"""The record of a run: a full disk does not end the run, and a damaged record does not keep one from going on."""
+"""The record of a run: a full disk does not end the run, and a damaged record does not prevent a resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def shown(directory):
     return [(row["kind"], row.get("step", row.get("text"))) for row in read_record(directory)]
 
 
-def test_rows_that_find_no_room_wait_and_are_written_with_a_note(tmp_path, files_up_to):
+def test_rows_wait_while_the_disk_is_full_and_are_written_with_a_note(tmp_path, files_up_to):
     record = RunRecord(tmp_path)
     record.step(1, {"loss": 0.5}, {})
     room = record.path.stat().st_size + 20
@@ -33,7 +33,7 @@ def test_rows_that_find_no_room_wait_and_are_written_with_a_note(tmp_path, files
     assert len(shown(tmp_path)) == 6
 
 
-def test_a_checkpoint_writes_what_waits_first(tmp_path, files_up_to):
+def test_a_checkpoint_first_writes_waiting_rows(tmp_path, files_up_to):
     record = RunRecord(tmp_path)
     with files_up_to(10):
         record.step(1, {}, {})
@@ -42,7 +42,7 @@ def test_a_checkpoint_writes_what_waits_first(tmp_path, files_up_to):
 
 
 def test_the_reason_for_a_stop_does_not_wait(tmp_path, files_up_to):
-    """The command's exit code comes from it."""
+    """The command's exit code depends on it."""
     record = RunRecord(tmp_path)
     with (
         files_up_to(10),
@@ -82,7 +82,7 @@ TORN = [
 
 
 @pytest.mark.parametrize("torn", TORN, ids=range(len(TORN)))
-def test_a_damaged_line_is_set_aside_and_the_run_goes_on(torn, tmp_path, capsys):
+def test_a_damaged_line_is_set_aside_and_the_run_continues(torn, tmp_path, capsys):
     path = tmp_path / METRICS_FILE
     good = [{"kind": "plan", "steps": 4}, *({"kind": "step", "step": step} for step in (1, 2, 3))]
     texts = [json.dumps(row).encode() + b"\n" for row in good]
@@ -100,7 +100,7 @@ def test_a_damaged_line_is_set_aside_and_the_run_goes_on(torn, tmp_path, capsys)
         RunRecord(tmp_path).step(3, {}, {})
 
 
-def test_a_console_shows_rows_whose_figures_are_none(tmp_path, capsys):
+def test_the_console_shows_rows_with_missing_values(tmp_path, capsys):
     with Console(tmp_path), (tmp_path / METRICS_FILE).open("a") as file:
         for row in (
             {"kind": "step", "step": 1, "rollout/reward_mean": "high", "timing/generation": 10**400},
@@ -125,7 +125,7 @@ def test_a_console_shows_rows_whose_figures_are_none(tmp_path, capsys):
     ]
 
 
-def test_texts_that_utf_8_cannot_hold_are_written_all_the_same(tmp_path):
+def test_texts_invalid_in_utf_8_are_still_written(tmp_path):
     record = RunRecord(tmp_path)
     record.note("half a pair \ud800")
     record.stopped("said by a model: \udfff")

@@ -47,7 +47,7 @@ def plain(step=3, number=0):
 
 
 def large(rollouts=16, tokens=800, distinct=1500, seed=0):
-    """As large as a page must hold: long rollouts over many distinct tokens."""
+    """The largest group that a page must hold: long rollouts with many distinct tokens."""
     generator = random.Random(seed)
     vocabulary = WORDS + [f" word{i}" for i in range(distinct)]
     weights = [1 / (rank + 3) for rank in range(len(vocabulary))]
@@ -71,5 +71,5 @@ HOSTILE = [
 
 
 def hostile():
-    """Rollouts whose texts try to be markup or script; so does the problem."""
+    """Rollouts and a problem whose texts contain markup and script."""
     return group([(1, HOSTILE), (0, HOSTILE[::-1][:6]), (None, HOSTILE[:2])], prompt="".join(HOSTILE))

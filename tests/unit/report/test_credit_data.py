@@ -1,4 +1,4 @@
-"""What the token-credit page claims, against the mathematics: K of each token, its mean, TF."""
+"""Figures of the token-credit page against the mathematics: K of each token, its mean, TF."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_mean_k_is_that_of_training(options):
     assert data["variants"]["paper"]["means"][-1] == [0.0, 0.0], "nobody knows whether it is right"
 
 
-def test_what_centring_subtracts_is_told_from_a_token_that_may_have_k():
+def test_subtracted_means_are_distinguished_from_k_of_tokens():
     one = group([(1, [" it", " a", " b"]), (0, [" it", " a", " c"])], about={"special_ids": [2]})
     one.about["ktae"] = {"variant": "paper", "centre": True}
     data = group_data(one)
@@ -62,7 +62,7 @@ def test_tf_is_the_one_of_the_formula():
     assert 0 < figure_of(data, "paper", " b", "tf_correct") != figure_of(data, "calibrated", " b", "tf_correct")
 
 
-def test_texts_that_are_not_there_are_empty():
+def test_missing_texts_are_empty():
     one = group([(1, [" a", " b"]), (0, [" a", " c"])])
     one.rows[0]["label"] = None
     one.rows[0]["token_texts"][1] = None

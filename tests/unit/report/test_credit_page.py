@@ -1,4 +1,4 @@
-"""What goes into the token-credit page: figures, escapes, sizes. How it looks and acts: tests/browser."""
+"""Content of the token-credit page: figures, escapes, sizes. Its look and behaviour: tests/browser."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_group_of_16_by_800_fits_into_one_file(tmp_path):
     assert not re.search(r"https?://", path.read_text(encoding="utf-8")), "nothing is loaded from anywhere"
 
 
-def test_more_goes_to_further_files(tmp_path):
+def test_large_content_is_split_into_files(tmp_path):
     groups = [large(seed=seed, distinct=4000) for seed in range(9)]
     paths = write_credit_pages(groups, tmp_path, "many")
     assert [path.name for path in paths[:2]] == ["tokens.html", "tokens-2.html"]
@@ -105,7 +105,7 @@ def test_more_goes_to_further_files(tmp_path):
     assert parsed(paths[1])[1]["files"] == [path.name for path in paths]
 
 
-def test_further_files_take_no_name_of_another_run(tmp_path, monkeypatch):
+def test_split_files_do_not_overwrite_another_run(tmp_path, monkeypatch):
     monkeypatch.setattr("openrlhf_ktae.report.credit_page.MAX_BYTES", 200_000)
     (tmp_path / "tokens-2.html").write_text("of another run")
     pages = write_credit_pages([large(rollouts=2)], tmp_path, "t", taken=["tokens-2.html"])
@@ -114,7 +114,7 @@ def test_further_files_take_no_name_of_another_run(tmp_path, monkeypatch):
     assert (tmp_path / "tokens-2.html").read_text() == "of another run"
 
 
-def test_of_each_step_the_first_groups_are_shown_and_all_count(tmp_path):
+def test_first_groups_of_each_step_are_shown_and_all_are_counted(tmp_path):
     groups = [plain(step, number) for step in (3, 6) for number in range(5)]
     (path,) = write_credit_pages(groups, tmp_path, "few", max_groups=2)
     data = parsed(path)[1]

@@ -1,4 +1,4 @@
-"""Training curves: means over seeds, intervals, axes, and what they say in words."""
+"""Training curves: means over seeds, intervals, axes, and their text descriptions."""
 
 from __future__ import annotations
 

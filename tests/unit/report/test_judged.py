@@ -1,4 +1,4 @@
-"""Who says whether a stored response is right."""
+"""Which judge decides whether a stored response is right."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ JUDGED = {
 
 
 @pytest.mark.parametrize(("rows", "verdicts", "by"), JUDGED.values(), ids=JUDGED)
-def test_who_judges_a_stored_response(rows, verdicts, by, tmp_path):
+def test_judge_of_a_stored_response(rows, verdicts, by, tmp_path):
     found, judged = shown(tmp_path, [{**WRONG, **row} for row in rows])
     assert found == verdicts
     assert judged == f"{by or 'published_reward'} in the file"
 
 
-def test_a_shaped_reward_is_no_verdict(tmp_path):
+def test_a_shaped_reward_is_not_a_verdict(tmp_path):
     rows = [{**RIGHT, "reward": -0.3}, {**WRONG, "reward": 1.0}, {**WRONG, "reward": -1.3}]
     verdicts, judged = shown(tmp_path, rows)
     assert verdicts == ["correct", "wrong", "wrong"], "graded: correctness is never the shaped reward"

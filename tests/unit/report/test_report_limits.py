@@ -1,4 +1,4 @@
-"""What cannot be shown gives one line; what is large is cut, and no file is above 3 MB."""
+"""Unusable input gives a one-line message; large content is cut, and no file exceeds 3 MB."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_rollout_longer_than_a_page_is_cut(tmp_path):
         assert len(part["ids"]) == len(part["counts"]) == len(part["variants"]["paper"]["measures"])
 
 
-def test_one_word_without_end_is_cut(tmp_path):
+def test_a_very_long_word_is_cut(tmp_path):
     row = {"benchmark": "a", "gold": "7", "response": "x" * 4_000_000, "score": 1, "problem": "y" * 4_000_000}
     assert main(["--responses", str(jsonl(tmp_path / "in.jsonl", [row])), "--output", str(tmp_path / "out")]) == 0
     assert max(page.stat().st_size for page in (tmp_path / "out").iterdir()) <= MAX_BYTES
@@ -89,13 +89,13 @@ def refused(words, message, capsys):
 
 
 @pytest.mark.parametrize("score", ["NaN", "Infinity", "-Infinity", "1e308", str(10**400), '"good"', "[1]"])
-def test_a_score_that_is_none(score, tmp_path, capsys):
+def test_a_missing_score(score, tmp_path, capsys):
     row = '{"benchmark": "a", "id": 1, "gold": "7", "response": "7", "score": %s}\n'
     (tmp_path / "in.jsonl").write_text(row % 1 + row % score)
     refused(["--responses", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out")], "response 2: score", capsys)
 
 
-def test_a_verdict_that_is_none(tmp_path, capsys):
+def test_a_missing_verdict(tmp_path, capsys):
     row = {"benchmark": "a", "gold": "7", "response": "7", "verdict": "maybe"}
     words = ["--responses", str(jsonl(tmp_path / "in.jsonl", [row])), "--output", str(tmp_path / "out")]
     refused(words, "verdict is 'maybe'", capsys)

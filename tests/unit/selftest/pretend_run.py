@@ -1,4 +1,4 @@
-"""Stands for a training run in tests of what follows a death or a signal: `python -m pretend_run AFTER --run.dir=DIR`.
+"""Stand-in for a training run in tests of deaths and signals: `python -m pretend_run AFTER --run.dir=DIR`.
 
 It records a step every 0.1 s, dies when it is ordered to, and then goes on, ends with exit code AFTER, or hangs. On
 SIGTERM it writes a checkpoint (unless it `forgets`) and ends. Its worker has its mark; `leaves` lets it stay.

@@ -29,7 +29,7 @@ from openrlhf_ktae.selftest.checking import (
     run_one,
 )
 
-pytestmark = pytest.mark.slow  # checks import this file where `marks` is not on the path
+pytestmark = pytest.mark.slow  # checks import this file without `marks` on the path
 
 NEVER = Need(lambda place: False, "needs what no machine has")
 PIDS = "pids"
@@ -103,7 +103,7 @@ def test_a_check_that_fails_is_reported_and_the_others_run(place):
     assert any(line.startswith("failed  finds_something") and "weights differ" in line for line in said)
 
 
-def test_what_a_machine_lacks_is_a_skip_with_its_reason_and_costs_nothing(place):
+def test_a_missing_requirement_skips_the_check_with_its_reason(place):
     results, said = run([check(hangs, needs=(NEVER,)), check(passes)], place)
     assert [(result.status, result.reason) for result in results] == [(SKIPPED, "needs what no machine has"), (OK, "")]
     assert results[0].seconds == 0
@@ -114,7 +114,7 @@ def gone(pid):
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_check_over_its_limit_is_killed_with_all_that_it_started(place):
+def test_a_check_over_its_limit_is_killed_with_its_children(place):
     began = time.monotonic()
     result = run_one(check(hangs), place, limit=4.0)
     assert time.monotonic() - began < 20
@@ -126,7 +126,7 @@ def says_its_variables(place):
     return {name: os.environ.get(name) for name in ("RAY_ADDRESS", "OPENRLHF_KTAE_RUN", "HOME")}
 
 
-def test_a_check_joins_no_cluster_and_no_run_that_is_there(place, monkeypatch):
+def test_a_check_joins_no_existing_cluster_or_run(place, monkeypatch):
     monkeypatch.setattr(says_its_variables, "__module__", Path(__file__).stem)
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     monkeypatch.setenv("OPENRLHF_KTAE_RUN", "another")
@@ -134,7 +134,7 @@ def test_a_check_joins_no_cluster_and_no_run_that_is_there(place, monkeypatch):
     assert result.figures == {"RAY_ADDRESS": None, "OPENRLHF_KTAE_RUN": None, "HOME": os.environ.get("HOME")}
 
 
-def test_a_process_that_a_check_leaves_is_ended_and_counted(place):
+def test_processes_left_by_a_check_are_killed_and_counted(place):
     result = run_one(check(leaves_a_child), place, limit=30.0)
     assert (result.status, result.figures) == (OK, {"processes_left": 1})
     assert gone(int((Path(place.folder) / "leaves_a_child" / PIDS).read_text()))
@@ -145,7 +145,7 @@ def test_limits_are_longer_on_a_cpu(tmp_path):
     assert f"limit of {CPU_FACTOR:.0f} s" in result.reason
 
 
-def test_no_check_is_begun_without_time(place):
+def test_no_check_starts_without_time(place):
     results, _ = run([check(passes)], place, minutes=0.1)
     assert results[0].status == SKIPPED
     assert results[0].reason == "--minutes 0.1 are used up; give more, or --only passes"
@@ -166,7 +166,7 @@ def test_the_report_names_neither_folders_nor_secrets(place, tmp_path, monkeypat
     assert two["reason"] == "needs a GPU"
 
 
-def test_marks_of_checks_are_apart_from_those_of_runs():
+def test_marks_of_checks_differ_from_marks_of_runs():
     child = subprocess.Popen(["sleep", "30"], env={**os.environ, VARIABLE: "only-here"})
     try:
         assert [process.pid for process in marked("only-here", VARIABLE)] == [child.pid]

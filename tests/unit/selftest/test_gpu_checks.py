@@ -1,4 +1,4 @@
-"""The checks of a GPU machine: what each needs, the runs that they make, and how these are judged."""
+"""The checks of a GPU machine: requirements, runs, and how runs are judged."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from openrlhf_ktae.selftest.gpu_checks import (
     CHECKS,
     RECOVERY_SECONDS,
     Watched,
+    final_checkpoint,
     judged,
     judged_memory,
-    left_behind,
     outcome_of_death,
     outcome_of_sigterm,
 )
@@ -56,7 +56,7 @@ def runnable(place, monkeypatch, flash_attn):
         ("cpu", 0, None, ["attention", "ring", "tensor-parallel"]),
     ],
 )
-def test_each_machine_runs_what_it_can(backend, gpus, flash_attn, missing, monkeypatch):
+def test_each_machine_runs_the_checks_it_supports(backend, gpus, flash_attn, missing, monkeypatch):
     found = runnable(Place("/x", backend, gpus), monkeypatch, flash_attn)
     assert found == [name for name in NAMES if name not in missing]
 
@@ -67,7 +67,7 @@ def test_one_gpu_is_checked_within_ten_minutes_unless_something_hangs():
 
 
 class Run:
-    """Catches the commands that a check would run."""
+    """Captures the commands that a check would run."""
 
     def __init__(self, monkeypatch):
         self.commands = []
@@ -161,7 +161,7 @@ def test_a_good_run_has_its_figures(runs):
         ({"gap": float("nan")}, "nan on average"),
     ],
 )
-def test_what_is_wrong_with_a_run_is_said_with_the_figures(runs, change, reason):
+def test_faults_of_a_run_are_reported_with_the_figures(runs, change, reason):
     record(runs, **change)
     with pytest.raises(CheckFailed) as failure:
         judged(runs, "run", 6)
@@ -187,7 +187,7 @@ def test_memory_above_the_plan_is_found_phase_by_phase():
 
 @pytest.fixture
 def pretend(tmp_path, monkeypatch):
-    """Start a pretended run; it is killed at the end."""
+    """Start a stand-in run; it is killed at the end."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     started, marks = [], []
 
@@ -205,7 +205,7 @@ def pretend(tmp_path, monkeypatch):
         end_all(mark, 0)
 
 
-def test_a_run_that_goes_on_after_a_death_is_repaired_and_sigterm_is_judged_next(pretend):
+def test_a_run_that_survives_a_death_is_repaired_and_sigterm_is_judged_next(pretend):
     run = pretend("goes-on")
     found = outcome_of_death(*run, GENERATING)
     assert found["outcome"] == "repaired"
@@ -217,7 +217,7 @@ def test_a_run_that_goes_on_after_a_death_is_repaired_and_sigterm_is_judged_next
 @pytest.mark.parametrize(
     ("after", "reason"), [("forgets", "no checkpoint of step"), ("leaves", r"1 processes are left: \['sleep 60'\]")]
 )
-def test_what_a_run_must_leave_at_sigterm_and_what_not(pretend, monkeypatch, after, reason):
+def test_a_run_ended_by_sigterm_leaves_a_checkpoint_and_no_process(pretend, monkeypatch, after, reason):
     monkeypatch.setattr(gpu_checks, "LEFT_SECONDS", 0.5)
     run = pretend(after)
     with pytest.raises(CheckFailed, match=reason):
@@ -227,7 +227,7 @@ def test_what_a_run_must_leave_at_sigterm_and_what_not(pretend, monkeypatch, aft
 
 @RARELY  # a Ray head and its job agent take half a minute to start
 def test_a_submitted_job_is_stopped_with_a_checkpoint_and_without_a_process(tmp_path, root, monkeypatch):
-    """The real `ray job submit` and `ray job stop`, of a pretended run."""
+    """The real `ray job submit` and `ray job stop` with a stand-in run."""
     monkeypatch.chdir(root)
     path = [str(Path(__file__).parent), str(root / "tests"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
@@ -249,7 +249,7 @@ def check_of(name, function):
 
 
 @pytest.mark.parametrize("code", [4, 1])
-def test_a_run_may_end_with_the_code_of_a_fault_and_with_no_other(pretend, code):
+def test_a_run_may_end_only_with_the_exit_code_of_a_fault(pretend, code):
     run = pretend(str(code))
     if code == 4:
         assert outcome_of_death(*run, GENERATING)["outcome"] == "exit code 4"
@@ -258,7 +258,7 @@ def test_a_run_may_end_with_the_code_of_a_fault_and_with_no_other(pretend, code)
         outcome_of_death(*run, GENERATING)
 
 
-def test_a_run_that_hangs_after_a_death_is_killed_and_said(pretend, monkeypatch):
+def test_a_run_that_hangs_after_a_death_is_killed_and_reported(pretend, monkeypatch):
     monkeypatch.setattr(gpu_checks, "RECOVERY_SECONDS", 2.0)
     run = pretend("hangs")
     with pytest.raises(CheckFailed, match="made no progress for 2 s; killed"):
@@ -272,7 +272,7 @@ def test_a_process_that_is_left_is_a_failure(runs, monkeypatch):
     child = subprocess.Popen(["sleep", "30"], env={**os.environ, VARIABLE: "left-over"})
     try:
         with pytest.raises(CheckFailed, match=r"1 processes are left: \['sleep 30'\]"):
-            left_behind(runs, "run", "left-over")
+            final_checkpoint(runs, "run", "left-over")
     finally:
         child.kill()
         child.wait()
@@ -336,13 +336,13 @@ def test_this_machine_is_described_without_names():
         ("--backend cuda", "--backend cuda: the CPU build of vLLM is installed"),
     ],
 )
-def test_what_is_refused_is_refused_before_anything_runs(words, refusal, root, monkeypatch, capsys):
+def test_bad_options_are_refused_before_anything_runs(words, refusal, root, monkeypatch, capsys):
     monkeypatch.chdir(root)
     assert gpu_check.main(words.split()) == 2
     assert f"error: {refusal}" in capsys.readouterr().err
 
 
-def test_it_wants_a_clone(tmp_path, monkeypatch, capsys):
+def test_it_must_run_in_a_clone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert gpu_check.main([]) == 2
     message = capsys.readouterr().err
@@ -350,7 +350,7 @@ def test_it_wants_a_clone(tmp_path, monkeypatch, capsys):
     assert "run this in the folder of a clone" in message
 
 
-def test_the_command_writes_its_report_and_skips_say_why(tmp_path, root, monkeypatch, capsys):
+def test_the_command_writes_its_report_with_reasons_of_skips(tmp_path, root, monkeypatch, capsys):
     import json
 
     monkeypatch.chdir(root)

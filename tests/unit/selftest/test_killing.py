@@ -1,4 +1,4 @@
-"""Who dies and when: plans of deaths, victims among real processes, and what must hold of a dead run's checkpoints."""
+"""Plans of deaths, victims among real processes, and the checkpoints of a dead run."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def small(tmp_path, monkeypatch):
 @pytest.mark.parametrize("victim", [EVERYTHING, WRITING])
 def test_everything_dies_at_once_and_its_checkpoints_are_verified(victim, small):
     run = small("lasting")
-    text = run.suffer(Death(victim, step=5, share=0.1))
+    text = run.inject(Death(victim, step=5, share=0.1))
     assert "every process" in text
     assert run.toll.wrong == []
     assert run.toll.checkpoints >= 1
@@ -184,17 +184,17 @@ def test_everything_dies_at_once_and_its_checkpoints_are_verified(victim, small)
     assert not marked(run._mark)
 
 
-def test_processes_that_a_dead_command_leaves_are_counted_and_killed(small):
+def test_processes_left_by_a_dead_command_are_counted_and_killed(small):
     run = small("lasting")
-    run.suffer(Death(DRIVER, step=3, share=0.0))
+    run.inject(Death(DRIVER, step=3, share=0.0))
     assert run.toll.left == 1
     assert "did not end" in run.toll.wrong[0]
     assert not marked(run._mark)
 
 
-def test_more_steps_lost_than_may_be_and_a_damaged_checkpoint_are_faults(small):
+def test_too_many_lost_steps_and_a_damaged_checkpoint_are_faults(small):
     run = small("forgetful")
-    run.suffer(Death(EVERYTHING, step=4, share=0.0))
+    run.inject(Death(EVERYTHING, step=4, share=0.0))
     assert run.toll.lost >= 4
     assert "the newest checkpoint is of step 0" in run.toll.wrong[0]
 
@@ -206,18 +206,18 @@ def test_more_steps_lost_than_may_be_and_a_damaged_checkpoint_are_faults(small):
     assert "global_step2: part changed after it was written" in run.toll.wrong[1]
 
 
-def test_a_run_that_does_not_go_on_from_its_checkpoint_is_a_fault(small):
-    """The small script always begins anew: all that a run computes twice would be the same."""
+def test_not_resuming_from_the_checkpoint_is_a_fault(small):
+    """The script always starts from scratch, so repeated steps would look the same."""
     run = small("alone")
-    run.suffer(Death(EVERYTHING, step=5, share=0.0))
+    run.inject(Death(EVERYTHING, step=5, share=0.0))
     assert run.toll.wrong == []
-    run.suffer(Death(EVERYTHING, step=3, share=0.0))
+    run.inject(Death(EVERYTHING, step=3, share=0.0))
     assert "it resumed from step None; the newest checkpoint was of step 4" in run.toll.wrong[0]
 
 
-def test_what_an_earlier_death_left_of_a_checkpoint_is_no_write(small):
+def test_leftovers_of_an_earlier_death_do_not_count_as_a_write(small):
     run = small("alone")
-    run.suffer(Death(WRITING, step=5, share=0.1))
+    run.inject(Death(WRITING, step=5, share=0.1))
     assert any(run.checkpoints.glob(".writing-*"))
     process = run._start()
     assert not run._writes()
@@ -226,41 +226,41 @@ def test_what_an_earlier_death_left_of_a_checkpoint_is_no_write(small):
 
 
 def test_a_run_that_does_nothing_after_a_death_leaves_its_stacks(small, monkeypatch):
-    """The rank of this one is a process that nothing depends on, so it never ends with exit code 4."""
+    """Nothing depends on this script's rank, so it never ends with exit code 4."""
     pytest.importorskip("setproctitle")
     monkeypatch.setenv(stacks.VARIABLE, stacks.folder())
     monkeypatch.setattr(mortal_run, "RECOVERY_SECONDS", 10.0)
     run = small("ray::PolicyModelActor")
     with pytest.raises(TrialFailed, match="exit code None instead of 4 after a rank's death"):
-        run.suffer(Death(RANK, step=3, share=0.0))
+        run.inject(Death(RANK, step=3, share=0.0))
     text = (run.trial.folder / "killed" / "stacks.txt").read_text()
     assert 'File "<string>", line' in text
     assert not marked(run._mark)
 
 
-def test_a_rank_that_dies_as_the_run_ends_is_no_death(small, monkeypatch):
+def test_a_rank_killed_as_the_run_ends_does_not_count(small, monkeypatch):
     pytest.importorskip("setproctitle")
     monkeypatch.setitem(globals(), "RUN", RUN.replace("range(1, 400)", "range(1, 8)"))
     run = small("ray::PolicyModelActor")
-    assert run.suffer(Death(RANK, step=4, share=0.0)) is None
-    assert run.suffer(Death(EVERYTHING, step=4, share=0.0)) is None
+    assert run.inject(Death(RANK, step=4, share=0.0)) is None
+    assert run.inject(Death(EVERYTHING, step=4, share=0.0)) is None
     run.finish()
     assert (run.toll.deaths.total(), run.toll.wrong) == (0, [])
 
 
 def test_a_death_before_a_first_step_does_not_wait_longer_than_for_that_step(small):
-    """A start may take a tenth of the time that it took when other work was under way."""
+    """A start may take a tenth of the time it took under load."""
     run = small("alone")
     run._start_seconds = 1000.0
     began = time.monotonic()
-    run.suffer(Death(EVERYTHING, step=3, share=0.9, at_start=True))
+    run.inject(Death(EVERYTHING, step=3, share=0.9, at_start=True))
     assert time.monotonic() - began < 60
     assert (run.toll.deaths.total(), run.toll.at_start) == (1, 0)
 
 
-def test_a_run_that_ends_by_itself_with_an_error_is_no_death(small, monkeypatch):
+def test_a_run_that_fails_by_itself_does_not_count_as_a_death(small, monkeypatch):
     run = small("alone")
     monkeypatch.setattr("openrlhf_ktae.selftest.trial.Trial.last_words", lambda self, name, what: what)
     monkeypatch.setattr(type(run.trial), "command", lambda *_: [sys.executable, "-c", "raise SystemExit(2)"])
     with pytest.raises(TrialFailed, match="exit code 2"):
-        run.suffer(Death(EVERYTHING, step=5, share=0.0))
+        run.inject(Death(EVERYTHING, step=5, share=0.0))

@@ -1,4 +1,4 @@
-"""The trial of deaths: its runs are the user's with ours on top, and a death leaves no process."""
+"""The trial of deaths: our options override the user's, and a death leaves no process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from openrlhf_ktae.selftest.trial import AGAIN, STRAIGHT, Trial, TrialFailed
 CONFIG = "configs/grpo_ktae/quickstart.yaml"
 
 
-def test_its_runs_are_the_users_with_ours_on_top(tmp_path, root, monkeypatch):
+def test_our_options_override_the_users(tmp_path, root, monkeypatch):
     monkeypatch.chdir(root)
     words = ["--config", CONFIG, "--actor_learning_rate", "1e-5", "--ckpt.save_steps", "99", "--use_wandb", "key"]
     command = Trial(words, tmp_path, prompts=16).command("one", "auto")
@@ -48,7 +48,7 @@ def test_a_death_leaves_no_process(tmp_path):
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_run_that_is_refused_is_said_with_its_words(tmp_path, root, monkeypatch):
+def test_a_refused_run_is_reported_with_its_message(tmp_path, root, monkeypatch):
     monkeypatch.chdir(root)
     trial = Trial(["--config", CONFIG, "--pretrain", "/no/such/model"], tmp_path, prompts=16)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The comparison of two runs finds what differs first, and nothing where nothing does."""
+"""The comparison of two runs finds the first difference, and none between equal runs."""
 
 from __future__ import annotations
 

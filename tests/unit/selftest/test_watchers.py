@@ -31,7 +31,7 @@ LAYER = "model.layers.0"
 
 
 def parameters_of(trainer):
-    """What vLLM makes of them for tensor parallelism of two: two models whose parameters know what divides them."""
+    """The same as vLLM shards them over two workers: parameters know the axis that is split."""
     q, k, v, gate, up, down, norm = trainer.values()
     workers = []
     for half in (0, 1):
@@ -182,7 +182,7 @@ def rows_or_none():
 
 
 @pytest.mark.parametrize(("moment", "acts"), [(GENERATING, generates), (ASLEEP, sleeps), (SYNCHRONISING, receives)])
-def test_a_core_dies_once_at_the_moment_that_was_ordered(tmp_path, monkeypatch, core, moment, acts):
+def test_a_core_dies_once_at_the_requested_moment(tmp_path, monkeypatch, core, moment, acts):
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     (tmp_path / ORDER_FILE).write_text(moment)
     engine = OnOrder()
@@ -195,7 +195,7 @@ def test_a_core_dies_once_at_the_moment_that_was_ordered(tmp_path, monkeypatch, 
     assert len([row for row in rows(tmp_path) if row["kind"] == "death"]) == 1
 
 
-def test_nothing_dies_without_an_order_or_at_another_moment(tmp_path, monkeypatch, core):
+def test_nothing_dies_without_a_request_or_at_another_moment(tmp_path, monkeypatch, core):
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     asyncio.run(generates(OnOrder()))
     (tmp_path / ORDER_FILE).write_text(ASLEEP)

@@ -1,4 +1,4 @@
-"""One rank of a ZeRO run on gloo; the gradient of rank 1 is bad in the first update. Writes what became of it.
+"""One rank of a ZeRO run on gloo; the gradient of rank 1 is bad in the first update. Writes the result.
 
 `python rank_updates.py STAGE DTYPE BAD FILE`, with MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE.
 """

@@ -1,4 +1,4 @@
-"""A rank that trains, saves, and goes on with other options, once for each case; writes what it then trains with.
+"""A rank that trains, saves, and resumes with other options, once per case; writes the options it then uses.
 
 `python resumed_rank.py FOLDER`: `FOLDER/cases.json` has a list of lists of words; the answers go to `FOLDER/seen.json`.
 """

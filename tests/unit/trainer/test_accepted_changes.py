@@ -1,4 +1,4 @@
-"""Changes that were accepted when a run went on: read back from the optimizer, the schedule and the KL controller."""
+"""Changes accepted on resume: read back from the optimizer, the schedule and the KL controller."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def option(name, *values, role="actor"):
     return [f"--{role}.{name}", *map(str, values)]
 
 
-# role, options of the checkpoint, options that change, what must be read back: of the groups, or by a name of `seen`
+# role, options of the checkpoint, changed options, expected values: of the groups, or by a name of `seen`
 CASES = [
     ("actor", [], [], {}),
     ("actor", [], option("adam.lr", 3e-5), {"lr": 3e-5, "initial_lr": 3e-5, "base_lrs": [3e-5, 3e-5]}),
@@ -51,7 +51,7 @@ def seen(tmp_path_factory, root):
 
 @SLOW
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[" ".join([*c[1][:2], *c[2]]) or "none" for c in CASES])
-def test_it_is_read_back_from_the_optimizer_and_the_schedule(number, seen):
+def test_accepted_changes_reach_the_optimizer_and_the_schedule(number, seen):
     wanted, found = CASES[number][3], seen[number]
     before, after, then = found["before"], found["after"], found["then"]
     assert after["moments"] == before["moments"] > 0, "the checkpoint's moments are kept"
@@ -71,7 +71,7 @@ def test_it_is_read_back_from_the_optimizer_and_the_schedule(number, seen):
 
 @pytest.fixture
 def trainer(host):
-    """The host's controllers, made by its own trainer, with our part that loads a checkpoint."""
+    """The host's controllers, built by its own trainer, with our code that loads a checkpoint."""
     from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, FixedKLController
 
     from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
@@ -104,7 +104,7 @@ def trainer(host):
         ({"init": 0.1, "target": 6}, {"init": 0.1, "changes": ["algo.kl.target"]}, 0.1),
     ],
 )
-def test_it_is_read_back_from_the_kl_controller(before, now, value, trainer):
+def test_accepted_changes_reach_the_kl_controller(before, now, value, trainer):
     first = trainer(**before)
     first.kl_ctl.update(12.0, 1000)
     reached = first.kl_ctl.value
@@ -119,7 +119,7 @@ def test_it_is_read_back_from_the_kl_controller(before, now, value, trainer):
 
 
 @pytest.mark.parametrize(("key", "kept"), [("", True), ("eval_aime_pass1", True), ("eval_math_pass1", False)])
-def test_the_best_evaluation_is_one_of_the_metric_that_is_asked_for(key, kept, host):
+def test_the_best_evaluation_uses_the_requested_metric(key, kept, host):
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 
     from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer

@@ -1,4 +1,4 @@
-"""The host's own saving, led into folders that are whole: full disks, failures, best checkpoints, ends of episodes."""
+"""The host's saving, redirected into complete folders: full disks, failures, best checkpoints, ends of episodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = (
 
 
 class Ranks:
-    """Two ranks that write where the options say, as `CheckpointedActor` lets the host do."""
+    """Two ranks that write where the options say, like the host through `CheckpointedActor`."""
 
     def __init__(self, ray, args):
         self._ray, self._args = ray, args
@@ -51,7 +51,7 @@ class Ranks:
 
 @pytest.fixture
 def new_trainer(ray_here, tmp_path, monkeypatch, root):
-    """The host's base trainer with our mixins; it is told what a run would compute."""
+    """The host's base trainer with our mixins; computed values are given."""
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 
     from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
@@ -101,7 +101,7 @@ def train(trainer, *steps):
         trainer.save_logs_and_checkpoints(step, {"reward": 0.5}, client_states(step))
 
 
-def test_a_checkpoint_appears_every_n_steps_and_old_ones_go(new_trainer):
+def test_a_checkpoint_is_written_every_n_steps_and_old_ones_are_deleted(new_trainer):
     trainer = new_trainer()
     train(trainer, *range(1, 8))
     assert names(trainer) == ["global_step6", "global_step4"]
@@ -110,13 +110,13 @@ def test_a_checkpoint_appears_every_n_steps_and_old_ones_go(new_trainer):
     assert [row["step"] for row in read_record(trainer.args.run.dir)] == list(range(1, 8))
 
 
-def test_ranks_do_not_each_get_the_buffered_rollouts(new_trainer):
+def test_buffered_rollouts_are_saved_only_once(new_trainer):
     trainer = new_trainer()
     train(trainer, 2)
     assert trainer.actor_model_group.states["data_loader_state_dict"] == {"yielded": 2}
 
 
-def test_what_was_saved_is_gone_on_from(new_trainer):
+def test_a_run_resumes_from_the_saved_state(new_trainer):
     first = new_trainer("--algo.kl.target", "6")
     first.kl_ctl.value = 0.125
     torch.manual_seed(11)
@@ -130,7 +130,7 @@ def test_what_was_saved_is_gone_on_from(new_trainer):
     assert states["episode"] == 0
     assert second.kl_ctl.value == 0.125
     assert second.record.last_step == 2
-    torch.rand(5)  # what a process draws on its way to the first step must not matter
+    torch.rand(5)  # random draws before the first step must not matter
     assert torch.equal(second.training_state()["random"]["torch"], second._resumed_random["torch"])
     drawn = []
     host = type(second).__mro__[3]
@@ -142,7 +142,7 @@ def test_what_was_saved_is_gone_on_from(new_trainer):
     assert torch.equal(drawn[0], expected)
 
 
-def test_the_end_of_an_episode_is_not_played_again(new_trainer):
+def test_the_end_of_an_episode_is_not_repeated(new_trainer):
     first = new_trainer()
     first.save_logs_and_checkpoints(2, {}, client_states(2, ended=True))
     path = str(Path(first.args.ckpt.path) / "global_step2")
@@ -163,7 +163,7 @@ def test_the_best_is_saved_once_and_replaced_by_a_better_one(new_trainer):
     assert names(trainer) == ["best_global_step3"]
 
 
-def test_a_failed_write_leaves_the_last_whole_one_and_the_run_goes_on(new_trainer):
+def test_a_failed_write_keeps_the_last_complete_checkpoint_and_the_run_continues(new_trainer):
     trainer = new_trainer()
     train(trainer, 2)
     trainer.actor_model_group.broken = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -178,7 +178,7 @@ def test_a_failed_write_leaves_the_last_whole_one_and_the_run_goes_on(new_traine
     assert not list(Path(trainer.args.ckpt.path).glob(".*"))
 
 
-def test_what_another_node_wrote_for_itself_makes_no_checkpoint(new_trainer, monkeypatch):
+def test_files_on_an_unshared_disk_make_no_checkpoint(new_trainer, monkeypatch):
     monkeypatch.setattr("openrlhf_ktae.checkpoint.write.SEEN_SECONDS", 0.1)
     trainer = new_trainer()
     train(trainer, 2)
@@ -191,14 +191,14 @@ def test_what_another_node_wrote_for_itself_makes_no_checkpoint(new_trainer, mon
     assert not list(Path(trainer.args.ckpt.path).glob(".writing*"))
 
 
-def test_a_rank_that_dies_while_it_saves_ends_the_run_though_the_others_only_lose_a_connection(new_trainer):
+def test_a_rank_that_dies_while_saving_ends_the_run(new_trainer):
     trainer = new_trainer()
     trainer.actor_model_group.broken = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
     with pytest.raises(RuntimeError, match="closed by peer"):
         train(trainer, 2)
 
 
-def test_or_the_run_stops(new_trainer):
+def test_a_failed_write_stops_the_run_if_requested(new_trainer):
     from openrlhf_ktae.base.errors import TrainingStopped
 
     trainer = new_trainer("--ckpt.on_failure", "stop")
@@ -231,8 +231,8 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_noted_once(new_trainer, mon
     assert names(trainer) == ["global_step10", "global_step8"]
 
 
-def test_the_record_is_on_the_disk_before_a_checkpoint_has_its_name(new_trainer, monkeypatch):
-    """A checkpoint that knows more steps than the record would lose rows in a crash of the machine."""
+def test_the_record_is_flushed_before_a_checkpoint_is_renamed(new_trainer, monkeypatch):
+    """If a checkpoint had more steps than the record, a machine crash would lose rows."""
     import openrlhf_ktae.trainer.checkpointing as module
 
     order = []
@@ -244,7 +244,7 @@ def test_the_record_is_on_the_disk_before_a_checkpoint_has_its_name(new_trainer,
     assert order == ["record", "commit"]
 
 
-def test_without_room_nothing_is_written_and_the_best_is_still_to_come(new_trainer, monkeypatch):
+def test_a_full_disk_skips_the_best_checkpoint_and_retries_it_later(new_trainer, monkeypatch):
     trainer = new_trainer()
     usage = SimpleNamespace(free=1000)
     monkeypatch.setattr("openrlhf_ktae.checkpoint.space.shutil.disk_usage", lambda _: usage)
@@ -270,7 +270,7 @@ def test_a_defect_of_a_rank_that_died_is_not_taken_for_a_full_disk(new_trainer):
     assert [row["step"] for row in RunRecord(trainer.args.run.dir) and read_record(trainer.args.run.dir)] == [2]
 
 
-def test_a_best_that_could_not_be_written_is_not_the_best(new_trainer):
+def test_a_best_checkpoint_that_was_not_written_does_not_count(new_trainer):
     trainer = new_trainer()
     trainer.actor_model_group.broken = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     trainer.save_best_checkpoint({"eval_macro_accuracy": 0.9}, 2, client_states(2))
@@ -288,28 +288,28 @@ def test_a_best_that_could_not_be_written_is_not_the_best(new_trainer):
     ],
 )
 def test_a_checkpoint_without_weights_is_not_written(new_trainer, words, saved, text):
-    from openrlhf_ktae.trainer.ending import what_is_saved
+    from openrlhf_ktae.trainer.ending import saved_summary
 
     trainer = new_trainer("--eval.dataset", "e.jsonl", *words)
     train(trainer, 2)
     trainer.save_best_checkpoint({"eval_macro_accuracy": 0.5}, 3, client_states(3))
     assert names(trainer) == saved
-    assert what_is_saved(trainer.args, trainer.saved_step).startswith(text)
+    assert saved_summary(trainer.args, trainer.saved_step).startswith(text)
 
 
-def test_a_run_that_goes_on_knows_what_it_has(new_trainer):
-    from openrlhf_ktae.trainer.ending import what_is_saved
+def test_a_resumed_run_knows_its_saved_step(new_trainer):
+    from openrlhf_ktae.trainer.ending import saved_summary
 
     first = new_trainer()
     train(first, 2)
     path = f"{first.args.ckpt.path}/global_step2"
     own = new_trainer(resume_from=path, states=first.actor_model_group.states)
     own.init_checkpoint_states()
-    assert what_is_saved(own.args, own.saved_step) == f"checkpoint of step 2 in {own.args.ckpt.path}"
+    assert saved_summary(own.args, own.saved_step) == f"checkpoint of step 2 in {own.args.ckpt.path}"
     other = new_trainer("--ckpt.path", f"{first.args.run.dir}/other", resume_from=path)
     other.actor_model_group.states = first.actor_model_group.states
     other.init_checkpoint_states()
-    assert what_is_saved(other.args, other.saved_step) == f"nothing new to save after {path}"
+    assert saved_summary(other.args, other.saved_step) == f"nothing new to save after {path}"
 
 
 @pytest.mark.parametrize(("prompts", "steps"), [(320, 40), (323, 40), (324, 41)])

@@ -1,4 +1,4 @@
-"""What the controller does at less cost than the host, against the host itself; and what it costs."""
+"""The controller's faster replacements against the host's functions, and their cost."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ GROUPS = {
 
 @pytest.mark.parametrize("max_len", [1, 3, 5, 4096])
 @pytest.mark.parametrize("name", GROUPS)
-def test_rollouts_of_a_prompt_are_the_hosts_one_by_one(host, name, max_len):
+def test_rollouts_of_a_prompt_equal_the_hosts(host, name, max_len):
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
     from openrlhf_ktae.trainer.ppo_utils.light_samples import LightSamplesGenerator
@@ -214,7 +214,7 @@ def test_rollouts_of_a_prompt_share_their_tensors(host):
     assert all(e.attention_mask.untyped_storage().nbytes() == 8 for e in made)
 
 
-def test_experiences_travel_by_columns_and_arrive_as_they_were(host):
+def test_experiences_sent_as_columns_arrive_unchanged(host):
     from openrlhf_ktae.trainer.ppo_utils.columns import Experiences
     from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
 
@@ -236,7 +236,7 @@ def test_experiences_travel_by_columns_and_arrive_as_they_were(host):
     assert_same_experiences(came, rollouts())
 
 
-def test_memory_is_used_again_only_when_no_tensor_is_left_in_it():
+def test_memory_is_reused_only_once_no_tensor_refers_to_it():
     from openrlhf_ktae.trainer.ppo_utils.ragged import Memory
 
     memory = Memory()
@@ -255,7 +255,7 @@ def test_memory_is_used_again_only_when_no_tensor_is_left_in_it():
     assert len(memory._blocks) == 1, "blocks that are too small are not kept beside it"
 
 
-def test_an_odd_tensor_arrives_as_it_was_and_can_be_written_to(ray):
+def test_an_odd_tensor_arrives_unchanged_and_writable(ray):
     from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
     send_tensors_plainly()
@@ -273,7 +273,7 @@ def test_an_odd_tensor_arrives_as_it_was_and_can_be_written_to(ray):
     assert came.sum() == 5000
 
 
-def test_a_process_receives_what_is_sent_once_as_one_object(ray):
+def test_a_value_sent_once_is_received_as_one_object(ray):
     from openrlhf_ktae.trainer.ppo_utils.messages import SentOnce
 
     @ray.remote(num_cpus=0)
@@ -360,7 +360,7 @@ class Advantages:
 
 
 def test_advantages_cost_some_times_k_itself_and_grow_with_the_tokens(module):
-    """Both in one run, so that other load meets both; the benchmark has the goals (20 times, exponent 1.05)."""
+    """Measured together, so that other load affects both; the benchmark has the goals (20 times, exponent 1.05)."""
     from openrlhf_ktae.ktae import compute_key_token_values
     from openrlhf_ktae.trainer.ppo_utils.ragged import end_to_end, row_edges
 

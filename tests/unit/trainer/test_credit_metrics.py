@@ -50,11 +50,11 @@ def test_a_side_without_rollouts_is_left_out():
 
 
 def test_a_batch_without_action_tokens_has_no_means():
-    """Nor verdicts: there is nothing to credit."""
+    """Nor are there verdicts: there is nothing to credit."""
     assert of(mask=torch.zeros_like(MASK)) == {"ktae/mixed_group_share": 0, "ktae/unknown_rollouts": 4.0}
 
 
-def test_other_estimators_have_names_of_their_own_and_log_their_figures():
+def test_other_estimators_log_their_figures_under_their_own_prefix():
     metrics = of(estimator="tempo", figures={"shared_by": torch.arange(12.0)})
     assert metrics["credit/mean_added_wrong"] == pytest.approx((0.25 - 0.5 + 0.0) / 3)
     assert metrics["credit/shared_by"] == pytest.approx((0 + 1 + 3 + 6 + 7 + 8 + 9) / 7), "over action tokens"

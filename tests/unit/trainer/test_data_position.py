@@ -1,4 +1,4 @@
-"""A run that goes on from any step draws the prompts, and trains on the rollouts, of one that was not interrupted."""
+"""A run resumed at any step draws the prompts and trains on the rollouts of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = ([1.0, 0.0, 1.0, 0.0], [1.0] * SAMPLES, [0.0] * SAMPLES)
 
 
 class Engine:
-    """Every third prompt has mixed scores; the seed is answered in place of a token."""
+    """Every third prompt has mixed scores; the seed is returned as a token."""
 
     def __init__(self, ray):
         def answer(prompt, label, num_samples, sampling_params, **_):
@@ -51,7 +51,7 @@ def response(prompt, label, score, seed=1):
 
 
 def new_run(ray, prompts, *words):
-    """Loader and generator as the trainer makes them in a fresh process."""
+    """Loader and generator as a trainer builds them in a fresh process."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
@@ -119,7 +119,7 @@ OVERSAMPLING = "--rollout.vllm_generate_batch_size 10 --train.async_enable"
     [("", 8), ("", 11), (FILTERING, 30), (FILTERING, 34), (OVERSAMPLING, 23), (f"{FILTERING} {OVERSAMPLING}", 30)],
 )
 def test_every_step_can_be_resumed(ray_here, words, prompts):
-    """11 prompts end an episode in the middle of a batch: the host would play a whole episode again."""
+    """11 prompts end an episode in mid-batch: the host would repeat a whole episode."""
     straight = list(steps(new_run(ray_here, prompts, *words.split())))
     assert len(straight) >= 4
     for number, (_, state) in enumerate(straight):
@@ -132,7 +132,7 @@ def test_every_step_can_be_resumed(ray_here, words, prompts):
         assert resumed == [drawn for drawn, _ in straight[number + 1 :]], f"after step {number + 1}"
 
 
-def test_buffered_rollouts_come_back_as_they_were(ray_here):
+def test_buffered_rollouts_are_restored_unchanged(ray_here):
     from dataclasses import fields
 
     run = new_run(ray_here, 30, *OVERSAMPLING.split())
@@ -147,7 +147,7 @@ def test_buffered_rollouts_come_back_as_they_were(ray_here):
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
 
 
-def test_a_state_of_the_host_alone_is_taken_too(ray_here):
+def test_a_plain_host_state_is_accepted(ray_here):
     run = new_run(ray_here, 16)
     straight = list(steps(run))
     state = straight[1][1]

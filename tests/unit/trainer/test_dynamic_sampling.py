@@ -1,4 +1,4 @@
-"""Dynamic sampling in the host's generator: its own loop, prompts from a loader, engines that answer from a table."""
+"""Dynamic sampling in the host's generator: its loop, prompts from a loader, engines that answer from a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIXED, SOLVED, HOPELESS = [1.0, 0.0, 1.0, 0.0], [1.0] * N, [0.0] * N
 
 
 class Engine:
-    """Answers like the host's rollout actor; `scores[prompt]` is what the verifier says, or a function of the call."""
+    """Answers like the host's rollout actor; `scores[prompt]` is the verifier's score, or a function of the call."""
 
     def __init__(self, ray, scores, empty=()):
         self.asked = []
@@ -86,7 +86,7 @@ def table(*kinds):
     return {f"p{i}": kind for i, kind in enumerate(kinds)}
 
 
-def test_the_batch_is_filled_and_groups_stay_whole(ray_here):
+def test_the_batch_is_filled_with_complete_groups(ray_here):
     kinds = [HOPELESS, MIXED, SOLVED, MIXED] * 8
     made, _ = generator(ray_here, table(*kinds))
     batch, rate, drawn, exhausted = made.generate_samples()
@@ -108,7 +108,7 @@ def test_the_batch_is_filled_and_groups_stay_whole(ray_here):
 
 
 def test_every_prompt_is_drawn_once_and_every_mixed_group_is_trained_on(ray_here):
-    """Surplus groups wait for the next step; none is lost, none is used twice."""
+    """Surplus groups wait for the next step; none is lost or used twice."""
     kinds = [MIXED if i % 3 else HOPELESS for i in range(48)]
     made, engine = generator(ray_here, table(*kinds))
     steps = drain(made)
@@ -140,14 +140,14 @@ def test_judged_by_the_spread_of_raw_scores(ray_here, scores, kept):
     assert ("p0" in trained) == kept
 
 
-def test_a_range_that_was_given_counts_too(ray_here):
+def test_a_given_score_range_is_applied(ray_here):
     easy, hard = [1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]
     made, _ = generator(ray_here, table(*[easy, hard] * 8), "--dynamic_filtering_reward_range", "0.1", "0.6")
     trained = {text for batch, _, _ in drain(made) for text in prompts(batch)}
     assert trained == {f"p{i}" for i in range(1, 16, 2)}
 
 
-def test_a_rollout_without_action_takes_no_part(ray_here):
+def test_a_rollout_without_action_is_ignored(ray_here):
     made, _ = generator(ray_here, table([1.0, 0.0, 0.0, 0.0], *[MIXED] * 8), empty={("p0", 0)})
     trained = {text for batch, _, _ in drain(made) for text in prompts(batch)}
     assert "p0" not in trained
@@ -171,7 +171,7 @@ def test_everything_filtered_stops_at_the_cap(ray_here, kind, advice):
         assert text in str(stop.value)
 
 
-def test_everything_filtered_stops_when_the_data_run_dry(ray_here):
+def test_everything_filtered_stops_when_the_data_run_out(ray_here):
     made, engine = generator(ray_here, table(*[SOLVED] * 20), "--algo.dynamic_filtering_max_gen_batches", "0")
     with pytest.raises(TrainingStopped, match=r"the data ran out with 0 groups.*1: 20"):
         made.generate_samples()
@@ -184,7 +184,7 @@ def test_scores_that_are_unknown_stop_with_that_reason(ray_here):
         made.generate_samples()
 
 
-def test_fewer_groups_than_a_step_takes(ray_here):
+def test_fewer_groups_than_a_step_needs(ray_here):
     made, _ = generator(ray_here, table(MIXED))
     with pytest.raises(TrainingStopped, match="with 1 groups whose scores differ; the smallest step takes 2"):
         made.generate_samples()
@@ -235,7 +235,7 @@ def test_a_streak_that_breaks_counts_from_the_start(ray_here):
     assert engine.asked.count("p0") == 4  # solved, mixed, solved, solved, then left out
 
 
-def test_the_ledger_goes_on_after_a_restart(ray_here):
+def test_the_ledger_continues_after_a_restart(ray_here):
     from openrlhf_ktae.trainer.ppo_utils.pass_rates import PassRates
 
     kinds = table(SOLVED, *[MIXED] * 8)
@@ -254,7 +254,7 @@ def test_the_ledger_goes_on_after_a_restart(ray_here):
     assert steps[0][0].progress == pytest.approx(9 / 18)
 
 
-def test_everything_left_out_as_solved_says_so(ray_here):
+def test_a_stop_reports_prompts_skipped_as_solved(ray_here):
     made, _ = generator(ray_here, table(*[MIXED] * 2, *[SOLVED] * 6), "--algo.dynamic_filtering_skip_solved", "1")
     drain(made)
     state = made.pass_rates.state_dict()
@@ -275,7 +275,7 @@ def test_progress_and_metrics_travel_with_the_batch(ray_here):
     assert (copy.metrics, copy.judged, copy.progress, copy.seen) == (batch.metrics, batch.judged, 0.5, 8)
 
 
-def test_without_the_option_it_is_the_host(ray_here):
+def test_without_the_option_the_host_is_unchanged(ray_here):
     made, _ = generator(ray_here, table(HOPELESS, SOLVED, MIXED, MIXED), "--dynamic_filtering", "false")
     batch, rate, drawn, exhausted = made.generate_samples()
     assert type(batch) is list

@@ -1,4 +1,4 @@
-"""Engines that are started again: real actors, of which some die; who sends weights, and when an engine generates."""
+"""Restarted engines: real actors, some of which die; who sends weights, and when an engine generates."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ pytestmark = SLOW
 
 @pytest.fixture(scope="module")
 def engine_class(ray_here):
-    """An engine without a model: it knows which weights it was sent, and forgets them when its process dies."""
+    """An engine without a model: it remembers the weights it was sent until its process dies."""
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
     class EngineDeadError(RuntimeError):
-        """By name, vLLM's."""
+        """Has the name of vLLM's error."""
 
     class Core:
         def __init__(self):
@@ -68,17 +68,17 @@ def both(ray_here, engine_class):
 
 @pytest.fixture
 def engines(ray_here, both):
-    """Both, as they begin a run: it takes seconds to start one."""
+    """Both engines, reset as at the start of a run; starting one takes seconds."""
     from openrlhf_ktae.trainer.engines import have_weights
 
     have_weights(both)
-    ray_here.get([call for engine in both for call in (engine.join.remote(0), engine.take_weights.remote(0))])
+    ray_here.get([call for engine in both for call in (engine.join.remote(0), engine.confirm_weights.remote(0))])
     return both
 
 
 @pytest.fixture
 def trainer(ray_here, engines, monkeypatch):
-    """The host's base trainer, whose ranks send a number for weights; `during` is called as it sends."""
+    """The host's base trainer, whose ranks send a number as weights; `during` is called while sending."""
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 
     from openrlhf_ktae.trainer.engines import EngineKeeper
@@ -110,7 +110,7 @@ def die(ray_here, engine):
     from ray.exceptions import RayActorError
 
     os.kill(ray_here.get(engine.pid.remote()), signal.SIGKILL)
-    while True:  # Ray knows of it
+    while True:  # Ray has noticed
         try:
             return ray_here.get(engine.pid.remote())
         except RayActorError:
@@ -121,7 +121,7 @@ def generated(ray_here, engine):
     return ray_here.get(engine.generate_responses.remote(prompt="p", num_samples=1))[0]["weights"]
 
 
-def test_an_engine_that_was_started_again_generates_with_current_weights_or_not_at_all(ray_here, engines, trainer):
+def test_a_restarted_engine_generates_only_with_current_weights(ray_here, engines, trainer):
     from openrlhf_ktae.trainer.engines import engine_died, wait_for_weights
 
     trainer.version = 1
@@ -162,8 +162,8 @@ def test_engines_that_die_too_often_end_the_run(ray_here, engines, trainer):
 
 
 @pytest.mark.timeout(60)
-def test_engines_that_are_given_up_are_not_waited_for_again(ray_here, engines, trainer):
-    """Whoever repeats a sending while engines come back, as the asynchronous trainer does, would never end."""
+def test_lost_engines_are_not_waited_for_again(ray_here, engines, trainer):
+    """Otherwise the asynchronous trainer, which retries while engines return, would never end."""
     from openrlhf_ktae.trainer.engines import EnginesLost, engine_died
 
     trainer.engine_restarts = 2
@@ -175,8 +175,8 @@ def test_engines_that_are_given_up_are_not_waited_for_again(ray_here, engines, t
 
 
 @pytest.mark.timeout(60)
-def test_a_rank_that_dies_while_it_sends_is_no_engine(ray_here, engines, trainer):
-    """The run ends at once, and no engine is started again for it."""
+def test_a_rank_that_dies_while_sending_ends_the_run(ray_here, engines, trainer):
+    """The run ends at once, and no engine is restarted."""
 
     class Rank:
         def send(self):
@@ -189,7 +189,7 @@ def test_a_rank_that_dies_while_it_sends_is_no_engine(ray_here, engines, trainer
     assert (trainer.engine_restarts, trainer.group, trainer.notes) == (0, 0, [])
 
 
-def test_other_errors_of_sending_are_not_repeated(engines, trainer):
+def test_other_sending_errors_are_not_retried(engines, trainer):
     def fail():
         raise ValueError("a parameter has another dtype")
 
@@ -199,27 +199,27 @@ def test_other_errors_of_sending_are_not_repeated(engines, trainer):
 
 
 def test_an_engine_that_is_gone_for_good_ends_the_run(ray_here):
-    """Ray starts this one again no more."""
+    """Ray does not restart this one."""
     from openrlhf_ktae.trainer.engines import EnginesLost, have_weights
 
     class Engine:
         async def answer(self):
             return True
 
-        async def come_back(self):
+        async def reload(self):
             return True
 
     engine = ray_here.remote(num_cpus=0)(Engine).remote()
     assert have_weights([engine])
     ray_here.kill(engine)
     with pytest.raises(ray_here.exceptions.RayActorError):
-        while True:  # it dies some time after the order
+        while True:  # it dies some time after the call
             ray_here.get(engine.answer.remote())
     with pytest.raises(EnginesLost, match="does not come back"):
         have_weights([engine])
 
 
-def test_a_queue_answers_requests_on_the_way_and_gives_up_when_an_end_is_asked_for(host, tmp_path, monkeypatch):
+def test_the_queue_serves_weight_requests_and_stops_on_an_order_to_end(host, tmp_path, monkeypatch):
     from queue import Queue
 
     from openrlhf_ktae.processes.ending import EndOrder, GivenUp
@@ -245,7 +245,7 @@ def test_a_queue_answers_requests_on_the_way_and_gives_up_when_an_end_is_asked_f
 
 @pytest.fixture
 def generator(ray_here, root):
-    """A generator of rollouts with one engine, which never answers."""
+    """A generator with one engine that never answers."""
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
 
     class Waits:
@@ -270,20 +270,20 @@ def generator(ray_here, root):
     ray_here.kill(engine)
 
 
-def test_an_order_to_end_gets_out_of_a_generation_that_takes_long(generator, tmp_path):
+def test_an_order_to_end_interrupts_a_long_generation(generator, tmp_path):
     from openrlhf_ktae.processes.ending import EndOrder, GivenUp
 
     order = generator.end_order = EndOrder(tmp_path)
     threading.Timer(1.0, order.ask).start()
     started = time.monotonic()
-    for _ in range(2):  # the second does not begin
+    for _ in range(2):  # the second does not start
         with pytest.raises(GivenUp):
             generator._generate_vllm(iter([(["d"], ["p"], ["l"], [None])]), 1, False)
         assert 0.5 < time.monotonic() - started < 30
 
 
 class Recorder:
-    """Stands for an actor of an asynchronous run; its methods are noted, and do what they are given."""
+    """Stand-in for an actor of an asynchronous run; calls are recorded, and behaviour is given."""
 
     def __init__(self, ray, log, **methods):
         self._ray, self._log, self._methods = ray, log, methods
@@ -298,7 +298,7 @@ class Recorder:
 
 @pytest.fixture
 def asynchronous(ray_here, tmp_path, monkeypatch):
-    """A run of three actors, of which the two others are noted; the loop takes no time."""
+    """A run of three actors, two of them stand-ins; the loop takes no time."""
     from openrlhf_ktae.trainer import ppo_trainer_async as ours
 
     log = []
@@ -317,7 +317,7 @@ def asynchronous(ray_here, tmp_path, monkeypatch):
             ray_here,
             log,
             number_of_prompts=lambda: ray_here.put(8),
-            why_it_stopped=lambda: ray_here.put(""),
+            get_stop_reason=lambda: ray_here.put(""),
             evaluate_edge=lambda: next(ways)(),
         )
         made.trainer_actor = Recorder(ray_here, log)
@@ -346,7 +346,7 @@ def test_too_many_failed_rollouts_in_an_evaluation_stop_an_asynchronous_run(when
     assert log[-1] == ("close_trackers",), "it ends as ever, and the model is saved"
 
 
-def test_an_order_in_the_last_evaluation_of_an_asynchronous_run_gives_it_up(ray_here, asynchronous, tmp_path):
+def test_an_order_during_the_last_evaluation_aborts_it(ray_here, asynchronous, tmp_path):
     from openrlhf_ktae.processes.ending import EndOrder
 
     @ray_here.remote(num_cpus=0)
@@ -360,5 +360,5 @@ def test_an_order_in_the_last_evaluation_of_an_asynchronous_run_gives_it_up(ray_
     started = time.monotonic()
     log = asynchronous(lambda: ray_here.put({"eval": 1.0}), asked)
     assert time.monotonic() - started < 30
-    assert ("give_up_the_evaluation",) in log
+    assert ("abort_evaluation",) in log
     assert [entry[0] for entry in log].count("record_edge") == 1

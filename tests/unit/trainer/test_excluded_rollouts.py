@@ -1,4 +1,4 @@
-"""Rollouts that say nothing leave the group statistics: compared with groups in which they never were."""
+"""Rollouts without information leave the group statistics: compared with groups without them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from rollout_batches import arguments, batched, by_rollout, maker, rollouts
 
-SMALL, OUT = 4, (2, 5)  # rollouts kept of each prompt; which numbers of a group of six say nothing
+SMALL, OUT = 4, (2, 5)  # rollouts kept per prompt; which of a group of six are excluded
 
 
 def advantages(module, samples, per_prompt, *words):
@@ -18,7 +18,7 @@ def advantages(module, samples, per_prompt, *words):
 
 
 def with_outsiders(samples, how):
-    """Put two rollouts that say nothing among the four of each prompt."""
+    """Insert two excluded rollouts among the four of each prompt."""
     grown, kept = [], []
     source = iter(samples)
     for group in range(len(samples) // SMALL):
@@ -33,7 +33,7 @@ def with_outsiders(samples, how):
                 else:
                     sample.action_mask = torch.zeros_like(sample.action_mask)
                     sample.rewards = torch.tensor([-1.0])
-                    for key in ("kl", "logprobs_diff"):  # the host's mean over no token
+                    for key in ("kl", "logprobs_diff"):  # the host's mean over zero tokens
                         sample.info[key] = torch.tensor([math.nan])
             else:
                 sample = next(source)
@@ -45,7 +45,7 @@ def with_outsiders(samples, how):
 
 @pytest.mark.parametrize("how", ["unknown", "no action token"])
 @pytest.mark.parametrize("base", ["group_norm", "dr_grpo", "rloo", "reinforce_baseline"])
-def test_as_if_they_were_not_there(module, base, how):
+def test_excluded_rollouts_change_nothing(module, base, how):
     words = ["--algo.ktae.base", base, "--reward.overlong_buffer_len", "3", "--max_new_tokens", "6"]
     words += ["--algo.ktae.weight", "0"]
     without, _, _ = advantages(module, rollouts(per_prompt=SMALL, lopsided=True), SMALL, *words)
@@ -60,7 +60,7 @@ def test_as_if_they_were_not_there(module, base, how):
         assert not any(e.info[key].isnan().any() for key in e.info)
 
 
-def test_their_tokens_take_no_part_in_the_tables(module):
+def test_tokens_of_excluded_rollouts_are_not_counted(module):
     without, _, _ = advantages(module, rollouts(per_prompt=SMALL), SMALL)
     grown, kept = with_outsiders(rollouts(per_prompt=SMALL), "unknown")
     among, _, made = advantages(module, grown, 6)
@@ -89,7 +89,7 @@ def test_kl_in_the_reward_is_not_scaled(module):
         torch.testing.assert_close(among[index], without[number])
 
 
-def test_a_batch_that_says_nothing_at_all_trains_nothing(module):
+def test_a_batch_of_excluded_rollouts_has_zero_advantages(module):
     samples = rollouts(per_prompt=SMALL)
     for sample in samples:
         sample.scores = torch.tensor([math.nan])
@@ -99,11 +99,12 @@ def test_a_batch_that_says_nothing_at_all_trains_nothing(module):
     assert all(torch.isfinite(e.advantages).all() for e in experiences)
 
 
-def test_length_penalties_are_as_asked_afterwards(module):
-    args = arguments("--reward.overlong_buffer_len", "3", "--max_new_tokens", "6")
-    from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import PENALTIES
-    from openrlhf_ktae.trainer.ppo_utils.response_lengths import without
+def test_length_penalties_are_restored_afterwards(module):
+    from openrlhf_ktae.base.temporarily import temporarily
+    from openrlhf_ktae.trainer.ppo_utils.response_lengths import NO_PENALTIES
 
-    with without(args.reward, *PENALTIES):
+    args = arguments("--reward.overlong_buffer_len", "3", "--max_new_tokens", "6")
+    with pytest.raises(KeyError), temporarily(args.reward, **NO_PENALTIES):
         assert args.reward.overlong_buffer_len is None
+        raise KeyError
     assert args.reward.overlong_buffer_len == 3

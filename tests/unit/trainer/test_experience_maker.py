@@ -21,7 +21,7 @@ def assert_same(left, right, exact=True):
             torch.testing.assert_close(left[index], right[index])
 
 
-def test_credit_is_added_where_it_belongs(module):
+def test_credit_is_added_to_the_right_tokens(module):
     samples = rollouts()
     base = host_advantages(module, rollouts(), 4)
     credited = by_rollout(maker(module).compute_advantages_and_returns(batched(samples, 4)))
@@ -32,7 +32,7 @@ def test_credit_is_added_where_it_belongs(module):
 
 
 def test_special_ids_get_no_value(module):
-    """Right answers end with the end-of-text id, wrong ones are cut off: it would be a key token."""
+    """Right answers end with the end-of-text id, wrong ones are cut off, so it would be a key token."""
 
     def added():
         samples = rollouts()
@@ -65,7 +65,7 @@ def test_a_rollout_without_a_token_of_its_own_is_unknown(module):
 
 
 @pytest.mark.parametrize("count", [0, 2, 3])
-def test_as_many_key_tokens_are_named_as_asked_for(module, count):
+def test_the_requested_number_of_key_tokens_is_logged(module, count):
     tested = maker(module, "--algo.ktae.top_tokens", str(count))
     tested.compute_advantages_and_returns(batched(rollouts(), 4))
     assert [len(tested.key_tokens[side]) for side in ("highest", "lowest")] == [count, count]
@@ -73,8 +73,8 @@ def test_as_many_key_tokens_are_named_as_asked_for(module, count):
 
 @pytest.mark.parametrize("base", ["group_norm", "dr_grpo", "rloo", "reinforce_baseline"])
 @pytest.mark.parametrize("size", [1, 4, 5])
-def test_weight_zero_is_the_class_of_the_host_bit_for_bit(module, base, size):
-    """Not our own parent class: the experience maker as openrlhf has it."""
+def test_weight_zero_equals_the_host_bit_for_bit(module, base, size):
+    """Not our parent class, but openrlhf's experience maker."""
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
     tested = maker(module, "--algo.ktae.weight", "0", "--algo.ktae.base", base)
@@ -152,8 +152,8 @@ def test_one_sided_groups_are_the_host_exactly(module):
 @pytest.mark.parametrize("reward", [0.1, 0.3, -0.1, 1.1])
 @pytest.mark.parametrize("size", [8, 12, 16])
 @pytest.mark.parametrize("unknown", [0, 1])
-def test_equal_rewards_prefer_nothing(module, reward, size, unknown):
-    """The host's mean of such a group is off by a rounding, which it then divides by 1e-9: an advantage of up to 10."""
+def test_equal_rewards_give_zero_advantages(module, reward, size, unknown):
+    """The host's mean of such a group has a rounding error, which it divides by 1e-9: an advantage of up to 10."""
     samples = rollouts(prompts=2, per_prompt=size)
     for sample in samples[:size]:
         sample.rewards, sample.scores = torch.tensor([reward]), torch.tensor([0.0])
@@ -177,7 +177,7 @@ def test_a_group_of_two_prompts_is_refused(module):
 
 
 def test_shuffled_labels_are_a_control(module):
-    """K comes from labels permuted within each group: as many of each, the same base, other values."""
+    """K is computed from labels permuted within each group: same counts and base, other values."""
     plain, shuffled = maker(module), maker(module, "--algo.ktae.shuffle_labels", "true")
     batch = batched(rollouts(prompts=6), 4)
     scores = torch.cat([experience.scores for experience in batch])

@@ -1,4 +1,4 @@
-"""An engine that is started again waits for its share of the GPU; a list stands for what the driver says."""
+"""A restarted engine waits for its share of the GPU; a list replaces the driver's readings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from marks import SLOW
 
 from openrlhf_ktae.trainer.ray import gpu_memory
-from openrlhf_ktae.trainer.ray.gpu_memory import GIB, GpuIsFull, engine_memory, own_gpu_memory, until_free
+from openrlhf_ktae.trainer.ray.gpu_memory import GIB, GpuFull, engine_memory, own_gpu_memory, until_free
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def quick(monkeypatch):
 
 
 def said(*readings):
-    """Return what reads one of the readings after the other, the last one for ever."""
+    """Return a function that yields the readings in turn and repeats the last."""
     left = list(readings)
 
     async def read():
@@ -30,7 +30,7 @@ def said(*readings):
     return read
 
 
-def test_it_goes_on_once_its_share_is_free():
+def test_wait_ends_once_the_share_is_free():
     read = said(*([(free * GIB, 100 * GIB)] for free in (10, 20, 59, 60, 80)))
     asyncio.run(until_free(0.6, read))
     assert read.times == 4
@@ -41,21 +41,21 @@ def test_an_engine_on_several_gpus_waits_for_each():
     read = said([small, large], [large, small], [small, small])
     asyncio.run(until_free(0.6, read))
     assert read.times == 3
-    with pytest.raises(GpuIsFull, match=r"needs 60.0 GiB, but next to the trainer 30.0 of 100.0 GiB"):
+    with pytest.raises(GpuFull, match=r"needs 60.0 GiB, but next to the trainer 30.0 of 100.0 GiB"):
         asyncio.run(until_free(0.6, said([small, large]), seconds=0.1))
 
 
-def test_it_says_how_much_is_missing_and_what_can_be_done():
-    with pytest.raises(GpuIsFull, match=r"--vllm.gpu_memory_utilization 0.95: .* needs 76.0 GiB.* 40.5 of 80.0 GiB"):
+def test_timeout_reports_the_missing_memory_and_the_fixes():
+    with pytest.raises(GpuFull, match=r"--vllm.gpu_memory_utilization 0.95: .* needs 76.0 GiB.* 40.5 of 80.0 GiB"):
         asyncio.run(until_free(0.95, said([(int(40.5 * GIB), 80 * GIB)]), seconds=0.1))
 
 
 @pytest.mark.parametrize(("share", "memory"), [(None, [(0, 1)]), (0.9, [])])
-def test_it_does_not_wait_for_what_nobody_can_tell(share, memory):
+def test_unknown_memory_is_not_waited_for(share, memory):
     asyncio.run(until_free(share, said(memory)))
 
 
-def test_a_machine_without_a_driver_says_nothing(host):
+def test_a_machine_without_a_driver_reports_no_memory(host):
     assert own_gpu_memory() is None
     assert asyncio.run(engine_memory(None)) == []
 

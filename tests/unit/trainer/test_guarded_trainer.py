@@ -1,4 +1,4 @@
-"""The trainer's decisions after a step: another one, a checkpoint, or the end. Its checkpoints are written for real."""
+"""The trainer's decisions after a step: another step, a checkpoint, or the end. Checkpoints are really written."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Generator:
     def generate_samples(self, **_):
         self.calls += 1
         self.before_step.get(self.calls, lambda: None)()
-        torch.rand(1)  # what is drawn for rollouts that are given up is not in a checkpoint
+        torch.rand(1)  # random draws of abandoned rollouts are not in a checkpoint
         return [rollout()], None, 1, self.calls == self._steps
 
     def generate_eval_samples(self, **_):
@@ -77,7 +77,7 @@ class Generator:
 
 @pytest.fixture
 def new_run(ray_here, tmp_path, monkeypatch, root):
-    """A synchronous run whose steps have the outcomes that they are given: a status, or an error."""
+    """A synchronous run whose steps have given outcomes: a status or an error."""
     from openrlhf.trainer import ppo_trainer as host
 
     from openrlhf_ktae.trainer import ending
@@ -170,7 +170,7 @@ def test_the_run_stops_after_so_many_skipped_updates_in_a_row(new_run):
     assert (Path(run.args.run.dir) / "postmortem/step-000001.pt").is_file()
 
 
-def test_no_number_of_skipped_updates_stops_it_with_0(new_run):
+def test_limit_0_never_stops(new_run):
     run = new_run(*[SKIP] * 6, words=("--faults.max_skipped_updates", "0"))
     run.fit()
     assert len(rows(run, "step")) == 6
@@ -202,7 +202,7 @@ def test_a_collapse_warns_checkpoints_or_stops(new_run, action, saved, steps):
     assert bool(stop_reason(run.args.run.dir)) == (action == "stop")
 
 
-def test_counts_in_a_row_go_on_after_a_resume(new_run):
+def test_consecutive_counts_survive_a_resume(new_run):
     words = ("--faults.max_skipped_updates", "2", "--save_steps", "1")
     first = new_run({**SKIP, **LOW}, words=words)
     first.fit()
@@ -215,7 +215,7 @@ def test_counts_in_a_row_go_on_after_a_resume(new_run):
 
 
 def ends_the_generation(run):
-    """What a generator does that hears of the order (`given_up_when_asked`)."""
+    """A generator that receives the order (`abort_on_end_order`)."""
     from openrlhf_ktae.processes.ending import GivenUp
 
     def act():
@@ -241,7 +241,7 @@ def test_an_order_while_rollouts_are_generated_saves_the_last_step(new_run):
     assert torch.equal(state["trainer"]["random"]["torch"], torch.get_rng_state()), "as it was after step 2"
 
 
-def test_an_order_while_rollouts_are_generated_in_vain_gives_up_the_step(new_run):
+def test_an_order_during_generation_discards_the_rollouts(new_run):
     run = new_run({}, {}, {})
     run.samples_generator.before_step[3] = run.end_order.ask
     run.fit()
@@ -250,7 +250,7 @@ def test_an_order_while_rollouts_are_generated_in_vain_gives_up_the_step(new_run
     assert run.end_order.answered.startswith("checkpoint of step 2 in ")
 
 
-def test_an_order_in_an_evaluation_on_the_way_saves_the_last_step(new_run):
+def test_an_order_during_an_evaluation_saves_the_last_step(new_run):
     run = new_run({}, {}, {}, words=("--eval_steps", "2"))
     run.samples_generator.before_evaluation[2] = ends_the_generation(run)
     run.fit()
@@ -258,7 +258,7 @@ def test_an_order_in_an_evaluation_on_the_way_saves_the_last_step(new_run):
     assert run.waited == [run.end_order]
 
 
-def test_an_order_in_a_step_lets_it_end(new_run):
+def test_an_order_during_a_step_lets_it_finish(new_run):
     run = new_run({}, {}, {})
     run.samples_generator.before_step[2] = lambda: run.outcomes.__setitem__(0, Asks(run))
     run.fit()
@@ -267,7 +267,7 @@ def test_an_order_in_a_step_lets_it_end(new_run):
 
 
 class Asks(dict):
-    """A status during whose step the order comes."""
+    """A step during which the order comes."""
 
     def __init__(self, run):
         super().__init__()
@@ -289,7 +289,7 @@ def test_an_order_after_the_last_step_saves_its_checkpoint_and_the_model(new_run
     assert run.waited == [run.end_order]
 
 
-def test_an_order_after_a_run_that_skipped_too_much_still_saves_its_checkpoint_and_the_model(new_run):
+def test_an_order_after_a_stop_for_skipped_updates_saves_checkpoint_and_model(new_run):
     run = new_run({}, SKIP, words=("--faults.max_skipped_updates", "1"))
     run.samples_generator.before_evaluation[2] = ends_the_generation(run)
     run.fit()
@@ -299,7 +299,7 @@ def test_an_order_after_a_run_that_skipped_too_much_still_saves_its_checkpoint_a
     assert run.waited == [run.end_order]
 
 
-def test_a_dead_engine_is_an_order_only_where_there_was_one(new_run):
+def test_a_dead_engine_counts_as_an_order_only_if_there_was_one(new_run):
     from ray.exceptions import ActorDiedError
 
     def dies():
@@ -314,7 +314,7 @@ def test_a_dead_engine_is_an_order_only_where_there_was_one(new_run):
 
 @pytest.mark.parametrize("evaluation", [1, 2])
 def test_too_many_failed_rollouts_in_an_evaluation_stop_the_run(new_run, evaluation):
-    """The first evaluation is before training, the second after it: `fit` returns and the model is saved."""
+    """The first evaluation is before training, the second after: `fit` returns and the model is saved."""
     from openrlhf_ktae.base.errors import TrainingStopped
 
     def fails():
@@ -327,8 +327,8 @@ def test_too_many_failed_rollouts_in_an_evaluation_stop_the_run(new_run, evaluat
     assert len(rows(run, "step")) == (0 if evaluation == 1 else 2)
 
 
-def test_a_stop_whose_reason_finds_no_room_saves_the_model_and_is_an_error(new_run, files_up_to):
-    """The host's command saves it after a stop, unless it hears of an error."""
+def test_a_stop_whose_reason_cannot_be_written_saves_the_model_and_fails(new_run, files_up_to):
+    """The host's command saves it after a stop, unless an error is raised."""
     from openrlhf_ktae.base.errors import TrainingStopped
     from openrlhf_ktae.record.metrics import UnwrittenStop
 
@@ -344,7 +344,7 @@ def test_a_stop_whose_reason_finds_no_room_saves_the_model_and_is_an_error(new_r
     assert stop_reason(run.args.run.dir) is None
 
 
-def test_the_first_reason_of_a_stop_stays(new_run):
+def test_the_first_stop_reason_is_kept(new_run):
     from openrlhf_ktae.base.errors import TrainingStopped
 
     def fails():
@@ -358,7 +358,7 @@ def test_the_first_reason_of_a_stop_stays(new_run):
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_an_evaluation_that_was_due_is_made_up_for(new_run, step):
+def test_a_missed_evaluation_is_run_on_resume(new_run, step):
     """The checkpoint of step 2 comes before its evaluation; a run that ended between them resumes with it."""
     words = ("--save_steps", "1", "--eval_steps", "2")
     first = new_run({}, {}, words=words)
@@ -371,7 +371,7 @@ def test_an_evaluation_that_was_due_is_made_up_for(new_run, step):
     assert [row["step"] for row in rows(second, "eval")[before:] if row["when"] == "during"] == [2]
 
 
-def test_the_shuffle_of_labels_goes_on_where_it_was(new_run):
+def test_the_shuffle_of_labels_continues_after_a_resume(new_run):
     words = ("--save_steps", "1")
     first = new_run({}, words=words)
     first.shuffle.set_state(torch.Generator().manual_seed(77).get_state())

@@ -1,4 +1,4 @@
-"""An engine that is held lets no request go before all have come, and does not wait for those that never will."""
+"""A held engine schedules no request before all have arrived, and does not wait for failed ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def engine(host):
-    """Our methods of the engine's actor, without a model."""
+    """Our methods of the engine actor, without a model."""
     from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
 
     made = KTAERolloutActor.__new__(KTAERolloutActor)
@@ -31,7 +31,7 @@ def engine(host):
     return made
 
 
-def test_it_goes_on_when_the_last_has_come(engine):
+def test_the_engine_resumes_when_the_last_request_arrives(engine):
     async def requests():
         for _ in range(3):
             await asyncio.sleep(0.05)
@@ -45,7 +45,7 @@ def test_it_goes_on_when_the_last_has_come(engine):
     assert engine.calls == [("pause", {"mode": "keep", "clear_cache": False}), ("resume", 3)]
 
 
-def test_it_does_not_wait_for_one_that_failed(engine, monkeypatch):
+def test_the_engine_does_not_wait_for_a_failed_request(engine, monkeypatch):
     monkeypatch.setattr("openrlhf_ktae.trainer.ray.vllm_engine.ARRIVAL_SECONDS", 0.2)
     engine.waiting = 2
     started = time.monotonic()
@@ -78,8 +78,8 @@ def test_each_sample_of_a_seeded_prompt_has_its_own_seed(engine, monkeypatch):
     assert all(SEED_KEY not in answer for answer in answers)
 
 
-def test_what_a_dead_core_never_answers_raises(host, monkeypatch):
-    """vLLM itself waits for ever, seen where its core was killed while the engine was being held."""
+def test_calls_to_a_dead_core_raise(host, monkeypatch):
+    """vLLM itself waits forever, as seen when its core was killed during `hold`."""
     from openrlhf_ktae.trainer.ray import vllm_engine
 
     monkeypatch.setattr(vllm_engine, "DEATH_POLL_SECONDS", 0.05)
@@ -99,7 +99,7 @@ def test_what_a_dead_core_never_answers_raises(host, monkeypatch):
         asyncio.run(run())
 
 
-def test_what_the_core_answers_is_returned(host):
+def test_answers_of_the_core_are_returned(host):
     from openrlhf_ktae.trainer.ray.vllm_engine import unless_dead
 
     async def answers(first, second):

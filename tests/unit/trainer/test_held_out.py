@@ -22,7 +22,7 @@ WORDS = (
 
 
 class Tokenizer:
-    """An id is a character."""
+    """Each id is a character."""
 
     name_or_path, eos_token_id, pad_token_id, bos_token_id = "", None, None, None
 
@@ -100,7 +100,7 @@ def test_the_order_in_which_engines_end_moves_no_interval(held_out):
     assert held_out.summarize(parts(-1), SAMPLES, 0.0, read) == held_out.summarize(parts(), SAMPLES, 0.0, read)
 
 
-def test_where_something_else_judges_there_are_no_answers_to_vote_with(held_out):
+def test_without_the_verifier_there_is_no_majority_vote(held_out):
     for words in (["--reward.remote_url", "mine.py"], ["--train.agent_func_path", "agent.py"]):
         assert held_out.answer_reader(parse_command_line([*WORDS, *words]), Tokenizer()) is None
     found = held_out.summarize(parts(), SAMPLES, 0.0)
@@ -115,5 +115,5 @@ def test_unknown_verdicts_are_counted_with_and_without_a_score(held_out):
     assert (found["eval_unknown"], found["eval_accuracy"]) == (2, 0)
 
 
-def test_no_rollouts_no_figures(held_out):
+def test_no_rollouts_give_no_metrics(held_out):
     assert held_out.summarize({}, 1, 0.0) == {}

@@ -1,4 +1,4 @@
-"""LoRA: the names and values of merged weights, against PEFT's own merge; what is saved; going on from a checkpoint."""
+"""LoRA: the names and values of merged weights, against PEFT's own merge; saving; resuming from a checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def small(dtype, tied=True):
 
 
 def adapted(model, targets, **more):
-    """What the host does with `--ds.lora.*`, after some training."""
+    """The host's model with `--ds.lora.*`, after some training."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     config = LoraConfig(
@@ -57,7 +57,7 @@ def adapted(model, targets, **more):
         (["embed_tokens", "lm_head", "down_proj"], False, {}),
     ],
 )
-def test_merged_weights_are_those_of_peft(targets, tied, more, dtype, host):
+def test_merged_weights_equal_pefts(targets, tied, more, dtype, host):
     from openrlhf_ktae.trainer.lora import MergedWeight, model_weights
 
     plain = small(dtype, tied)
@@ -76,7 +76,7 @@ def test_merged_weights_are_those_of_peft(targets, tied, more, dtype, host):
     assert all(torch.equal(base[name], weight) for name, weight in plain.named_parameters()), "the base is untouched"
 
 
-def test_a_model_without_adapters_is_sent_as_it_is(host):
+def test_a_model_without_adapters_is_sent_unchanged(host):
     from openrlhf_ktae.trainer.lora import model_weights
 
     plain = small(torch.float32)
@@ -129,7 +129,7 @@ def step(strategy, prepared, seed=0):
 
 
 @pytest.mark.parametrize(("stage", "dtype"), [(3, "fp32"), (3, "bf16"), (2, "bf16")])
-def test_what_is_sent_is_saved_and_trained_further(stage, dtype, loaded, tmp_path):
+def test_sent_weights_equal_saved_ones_and_training_continues(stage, dtype, loaded, tmp_path):
     from peft import PeftModel
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -172,7 +172,7 @@ def test_what_is_sent_is_saved_and_trained_further(stage, dtype, loaded, tmp_pat
 
 @pytest.mark.parametrize("ipc", [False, True])
 def test_the_host_s_loop_sends_merged_weights(ipc, loaded, monkeypatch):
-    """The `cuda` backend, whose weights go through the host's loop; one of its two ways, here without a GPU."""
+    """The `cuda` backend, whose weights go through the host's loop; one of its two transports, here without a GPU."""
     from torch.multiprocessing import reductions
 
     from openrlhf_ktae.trainer.lora import gathered, model_weights

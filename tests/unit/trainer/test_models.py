@@ -1,4 +1,4 @@
-"""A real reward model on two ranks, one of which is killed: its group begins anew and gives the same rewards."""
+"""A real reward model on two ranks, one of which is killed: its group is restarted and gives the same rewards."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def args(root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ray_here(host, args):
-    """A Ray whose processes are set up as those of a run."""
+    """A Ray whose processes are set up like those of a run."""
     import ray
 
     from openrlhf_ktae.backend.cluster import environment
@@ -60,7 +60,7 @@ def ray_here(host, args):
 
 
 class Policy:
-    """Stands for the ranks that are trained, whose log-probabilities are not looked at here."""
+    """Stand-in for the trained ranks, whose log-probabilities are not used here."""
 
     def __init__(self, ray):
         self._ray = ray
@@ -99,7 +99,7 @@ def samples(changed=None):
     return made
 
 
-def test_a_group_that_lost_a_rank_is_loaded_again_and_repeats_the_pass(ray_here, maker):
+def test_a_group_that_lost_a_rank_is_reloaded_and_repeats_the_pass(ray_here, maker):
     from ray.exceptions import RayError
 
     def processes():
@@ -111,7 +111,9 @@ def test_a_group_that_lost_a_rank_is_loaded_again_and_repeats_the_pass(ray_here,
     before = [sample.rewards for sample in maker.make_experience(samples())]
     assert torch.cat(before).unique().numel() == 2 * RANKS, "rewards of their own"
 
-    with pytest.raises(RayError, match="IndexError"):  # a mistake, not a fault; the other rank waits for this one
+    with pytest.raises(
+        RayError, match="IndexError"
+    ):  # a programming error, not a dead process; the other rank waits for this one
         maker.make_experience(samples(changed=torch.full((2, 6), 10**6)))
     assert maker.model_restarts == 0
 
@@ -124,5 +126,5 @@ def test_a_group_that_lost_a_rank_is_loaded_again_and_repeats_the_pass(ray_here,
     ]
 
     os.kill(processes()[0], signal.SIGKILL)
-    with pytest.raises(RayError):  # once too often
+    with pytest.raises(RayError):  # one death too many
         maker.make_experience(samples())

@@ -1,4 +1,4 @@
-"""Numbers that are not finite do not reach the weights; a policy that collapses is noticed."""
+"""Non-finite numbers do not reach the weights; a collapsing policy is detected."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_an_update_that_is_not_finite_is_skipped(stage, dtype, bad, group):
     assert not torch.equal(after, before), "the next update is made as ever"
 
 
-def test_without_the_check_the_weights_are_lost(group):
-    """The counterfactual: what DeepSpeed does by itself with ZeRO-3 in fp32."""
+def test_without_the_check_weights_become_non_finite(group):
+    """The counterfactual: plain DeepSpeed with ZeRO-3 in fp32."""
     made = engine(3, torch.float32)
     update(made, float("nan"), torch.float32)
     assert made.skipped_steps == 0
@@ -73,10 +73,10 @@ def experience(**changes):
         ({"action_log_probs": torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -float("inf")]])}, "action log probs"),
     ],
 )
-def test_a_batch_that_is_not_finite_is_refused_and_can_be_looked_at(changes, what, host, tmp_path):
+def test_a_non_finite_batch_is_refused_and_saved(changes, what, host, tmp_path):
     from openrlhf_ktae.trainer.nonfinite import MOST_BATCHES, NonFiniteBatch, refuse_nonfinite, save_batch
 
-    refuse_nonfinite([experience(action_log_probs=torch.full((2, 3), float("nan")))])  # left out on purpose
+    refuse_nonfinite([experience(action_log_probs=torch.full((2, 3), float("nan")))])  # skipped on purpose
     good = experience()
     refuse_nonfinite([good])  # unknown verdicts and prompt positions may be NaN
     with pytest.raises(NonFiniteBatch, match=what) as refusal:
@@ -117,22 +117,25 @@ def test_a_collapse_is_noticed_after_its_patience(option, host):
     assert name in sentence
 
 
-def test_without_rules_nothing_is_noticed(host):
+def test_without_rules_there_are_no_breaches(host):
     from openrlhf_ktae.trainer.collapse import CollapseWatch
 
     assert CollapseWatch(FaultsConfig()).breaches({"entropy_loss": 0.0, "kl": 1e9}) == []
 
 
-def test_repetition_counts_ngrams_that_were_there_before(host):
+def test_repetition_counts_ngrams_that_occurred_before(host):
     from openrlhf_ktae.trainer.collapse import repetition
 
-    assert repetition([torch.arange(20)]) == 0
-    assert repetition([torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 4)  # 4 four-grams, one distinct
-    assert repetition([torch.arange(3)]) == 0
-    assert repetition([torch.arange(7), torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 8)
+    def of_all(rows):
+        return repetition(rows, [torch.ones_like(row) for row in rows])
+
+    assert of_all([torch.arange(20)]) == 0
+    assert of_all([torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 4)  # 4 four-grams, one distinct
+    assert of_all([torch.arange(3)]) == 0
+    assert of_all([torch.arange(7), torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 8)
 
 
-def test_steps_that_teach_nothing_are_noted_once(host):
+def test_steps_without_learning_are_noted_once(host):
     from openrlhf_ktae.trainer.collapse import IdleWatch
 
     watch = IdleWatch()

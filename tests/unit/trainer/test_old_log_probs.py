@@ -1,4 +1,4 @@
-"""Old log-probabilities that the update supplies: the loss and its gradient are those of a pass of their own."""
+"""Old log-probabilities from the update: loss and gradient equal those with a separate pass."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_loss_and_gradient_are_those_of_a_pass_of_its_own(module, settings):
     assert results[0][-1].abs().sum() > 0
 
 
-def test_padding_of_another_micro_batch_does_no_harm(module):
-    """The replay buffer pads with 0 what was left out as NaN."""
+def test_padding_of_another_micro_batch_changes_nothing(module):
+    """The replay buffer pads the NaN placeholders with 0."""
     from openrlhf.models.loss import PolicyLoss
 
     _, _, mask, advantages, _ = batch()
@@ -66,7 +66,7 @@ def test_padding_of_another_micro_batch_does_no_harm(module):
     assert torch.equal(loss, PolicyLoss()(new, new, advantages, action_mask=mask)[0])
 
 
-def test_what_was_computed_is_kept(module):
+def test_computed_log_probs_are_kept(module):
     from openrlhf.models.loss import PolicyLoss
 
     _, _, mask, advantages, _ = batch()
@@ -90,10 +90,10 @@ SIZES = "--rollout_batch_size 4 --train_batch_size 16".split()
     ],
 )
 def test_only_where_a_batch_is_one_update(module, words, rollouts, has_reference, expected):
-    assert module.update_has_them(arguments(*SIZES, *words), rollouts, has_reference) is expected
+    assert module.update_computes_log_probs(arguments(*SIZES, *words), rollouts, has_reference) is expected
 
 
-def test_the_gap_between_sampler_and_trainer_is_that_of_plain_loops(module):
+def test_the_gap_between_sampler_and_trainer_matches_plain_loops(module):
     _, _, mask, _, sampled = batch()
     old = sampled + torch.linspace(-0.5, 0.5, B * T).reshape(B, T)
     found = {name: float(value) for name, value in module.mismatch(old, sampled, mask).items()}

@@ -1,4 +1,4 @@
-"""The prompts and golds that reach a run are those that its file has."""
+"""The prompts and golds that reach a run are those of its file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openrlhf_ktae.verifier.config import VerifierConfig
 
 ROOT_MODEL = "examples/quickstart/model"
 BIG = 2**100 + 12345
-# What stands in the file as label -> what must reach the verifier.
+# Label in the file -> what must reach the verifier.
 JSON_LABELS = {
     '"2024-01-05"': "2024-01-05",
     '"2024-01-05T10:00:00"': "2024-01-05T10:00:00",
@@ -47,7 +47,7 @@ def tokenizer(root):
 
 @pytest.fixture
 def make(prompts, tokenizer, monkeypatch):
-    """Makes the data set of one source as the host does."""
+    """Builds the data set of one source like the host."""
     from openrlhf.datasets import utils
 
     monkeypatch.setattr(utils, "load_dataset", partial(prompts.load_rows, utils.load_dataset))
@@ -142,20 +142,20 @@ def test_prompts_without_room_for_a_response_are_left_out_and_counted(make, tmp_
     assert "2 of 4 prompts" in note and "--data.max_len 64" in note and "--data.long_prompts cut" in note
 
 
-def test_they_are_cut_where_that_is_asked_for(make, tmp_path, tokenizer):
+def test_long_prompts_are_cut_if_requested(make, tmp_path, tokenizer):
     found = make(with_long_prompts(tmp_path), long_prompts="cut")
     assert len(found) == 4 and "cut" in found.notes[0]
     ids = tokenizer(found.prompts[1], add_special_tokens=False)["input_ids"]
     assert len(ids) <= 32 and LONG.endswith(found.prompts[1].strip())
 
 
-def test_nothing_is_noted_where_all_fit(make, tmp_path):
+def test_no_note_if_all_prompts_fit(make, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"input": "compute 1 :", "label": "1"}))
     assert make(path).notes == []
 
 
-def test_no_prompt_that_fits_stops_the_run(make, tmp_path):
+def test_the_run_stops_if_no_prompt_fits(make, tmp_path):
     from openrlhf_ktae.base.errors import TrainingStopped
 
     path = tmp_path / "rows.jsonl"
@@ -164,7 +164,7 @@ def test_no_prompt_that_fits_stops_the_run(make, tmp_path):
         make(path)
 
 
-# Template, prompt -> what the model gets.
+# Template, prompt -> the model's input.
 TEMPLATES = {
     ("Solve {}!", "x"): "Solve x!",
     ("Solve {problem}!", "x"): "Solve x!",
@@ -192,7 +192,7 @@ class Chatty:
         return {"input_ids": [[0] for _ in texts]}
 
 
-def test_a_template_and_a_chat_template_go_together(make, tmp_path):
+def test_a_template_and_a_chat_template_combine(make, tmp_path):
     path = tmp_path / "rows.jsonl"
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1"}]
     path.write_text(json.dumps({"input": turns, "label": "2"}))

@@ -1,11 +1,11 @@
-"""What a rank adds to its part of a checkpoint: shares of averaged weights."""
+"""A rank's additions to its part of a checkpoint: shards of averaged weights."""
 
 from __future__ import annotations
 
 import torch
 
 
-def test_shares_of_parameters_are_what_zero_left_of_them(host, tmp_path):
+def test_shares_are_the_local_zero_shards(host, tmp_path):
     from openrlhf_ktae.trainer.ray.checkpointing import load_shares, shares
 
     def model():
@@ -25,7 +25,7 @@ def test_shares_of_parameters_are_what_zero_left_of_them(host, tmp_path):
     assert after.bias.tolist() == [7, 7]
 
 
-def test_a_rank_goes_on_with_its_random_state_and_averaged_weights(host, tmp_path, monkeypatch):
+def test_a_rank_resumes_with_its_random_state_and_averaged_weights(host, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     from openrlhf_ktae.checkpoint.write import begin
@@ -40,7 +40,7 @@ def test_a_rank_goes_on_with_its_random_state_and_averaged_weights(host, tmp_pat
 
         def init_model_from_pretrained(self, strategy):
             self.paths.append(strategy.args.ckpt.path)
-            torch.rand(7)  # a model draws as it is made
+            torch.rand(7)  # creating a model draws random numbers
 
         def save_checkpoint(self, tag):
             self.paths.append(self.strategy.args.ckpt.path)

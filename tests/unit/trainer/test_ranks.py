@@ -1,4 +1,4 @@
-"""Two processes of a ZeRO run: where one of them has a gradient that is not finite, both skip the update."""
+"""Two processes of a ZeRO run: if one has a non-finite gradient, both skip the update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs with other estimators than KTAE: recorded with their inputs, rescored to what was trained on, on the page."""
+"""Runs with other estimators than KTAE: recorded inputs, exact rescoring, and their pages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def recorded(module, tokenizer, folder, name, *words):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_recorded_is_reproduced(module, tokenizer, name, tmp_path):
+def test_recorded_credit_is_reproduced(module, tokenizer, name, tmp_path):
     path, advantages = recorded(module, tokenizer, tmp_path, name, "--algo.credit.weight", "0.5")
     rows = [row for group in read_groups([path]) for row in group.rows]
     assert any(k for row in rows for k in row["k"])
@@ -97,7 +97,7 @@ def test_the_page_of_such_a_run_has_its_credit_and_that_of_others(module, tokeni
         assert [k for piece in pieces for k in piece["credit"][name]] == whole
 
 
-def test_pages_of_ktae_and_of_grpo_are_as_before(module, tokenizer, tmp_path):
+def test_pages_of_ktae_and_grpo_are_unchanged(module, tokenizer, tmp_path):
     for number, words in enumerate((("ktae",), ("group_norm",))):
         path, _ = recorded(module, tokenizer, tmp_path / str(number), *words)
         about = next(iter(read_groups([path]))).about

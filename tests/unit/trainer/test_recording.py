@@ -1,4 +1,4 @@
-"""What the trainers record where the disk is full: a run goes on without its trackers."""
+"""Recording on a full disk: a run continues without its trackers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_disk_that_is_full_for_tensorboard_does_not_end_the_run(trainer, files
         for step in range(1, 4):
             trainer.save_logs_and_checkpoints(step, {"loss": 0.5}, {})
             with suppress(OSError):
-                writer.flush()  # it writes in a thread of its own, by and by
+                writer.flush()  # it writes later, in its own thread
         trainer.track_evaluation(3, {"eval_accuracy": 0.5})
     trainer.save_logs_and_checkpoints(4, {"loss": 0.5}, {})
     trainer.close_trackers()
@@ -56,18 +56,18 @@ def test_a_disk_that_is_full_for_tensorboard_does_not_end_the_run(trainer, files
     )
 
 
-def test_rollouts_that_find_no_room_are_noted(trainer):
+def test_rollouts_that_cannot_be_written_are_noted(trainer):
     def write(*_):
         raise OSError("no room")
 
-    trainer._rollout_recorder = SimpleNamespace(wants=lambda step: True, write=write, full=False)
+    trainer.rollout_recorder = SimpleNamespace(wants=lambda step: True, write=write, full=False)
     trainer.tokenizer, trainer.experience_maker.credit = None, object()
     assert trainer.train_step([], 6) == ({}, 7)
     (row,) = read_record(trainer.args.run.dir)
     assert row["text"] == "the rollouts of step 7 are not recorded: no room"
 
 
-def test_a_batch_for_a_post_mortem_that_finds_no_room_is_left_out(host, tmp_path, files_up_to):
+def test_a_post_mortem_batch_is_skipped_on_a_full_disk(host, tmp_path, files_up_to):
     from openrlhf_ktae.trainer.nonfinite import save_batch
 
     batch = SimpleNamespace(sequences=torch.zeros(1000), prompts=[], labels=[])

@@ -1,4 +1,4 @@
-"""Recorded rollouts trained on again: what comes back is what was recorded, and what cannot be is refused."""
+"""Training on recorded rollouts: they are restored exactly, and unusable records are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tokenizer(model):
 
 
 def sampled(seed, prompts=PROMPTS):
-    """Rollouts with all that a sampler gives: a late one, a failed one, an unknown one, one that was cut off."""
+    """Rollouts of every kind: late, failed, unknown and truncated."""
     samples = rollouts(prompts, seed, late=(1,))
     for number, sample in enumerate(samples):
         sample.rollout_log_probs = -torch.rand(sample.action_mask.shape) * sample.action_mask
@@ -77,7 +77,7 @@ def replaying(run, *words):
 
 
 def batches(args, host):
-    """What the host's loop gets of the generator, from the host's own loader."""
+    """What the host's loop gets from the generator, with the host's own loader."""
     from openrlhf.utils.deepspeed import DeepspeedStrategy
 
     from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
@@ -85,7 +85,9 @@ def batches(args, host):
 
     strategy = SimpleNamespace(args=args)
     strategy.setup_dataloader = DeepspeedStrategy.setup_dataloader.__get__(strategy)
-    with pytest.MonkeyPatch.context() as patch:  # the trainer's process is in no group; another test's may be
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # the trainer's process has no process group; another test's may have one
         patch.setattr(torch.distributed, "is_initialized", lambda: False)
         loader, held_out, updates = recorded_data(strategy, None)
     assert held_out is None
@@ -112,7 +114,7 @@ def test_k_and_advantages_are_those_of_the_recorded_run(record, module, tokenize
     assert len(seen) == STEPS
     for samples, (before, advantages, truncated) in zip(seen, record.trained, strict=True):
         for one, (sequence, mask, log_probs) in zip(samples, before, strict=True):
-            end = len(one.sequences[0])  # what an environment says after the last action is not recorded
+            end = len(one.sequences[0])  # environment tokens after the last action are not recorded
             assert torch.equal(one.sequences[0], sequence[:end])
             assert torch.equal(one.action_mask[0], mask[: end - 1].long())
             assert torch.equal(one.rollout_log_probs[0] * one.action_mask[0], (log_probs * mask)[: end - 1])
@@ -134,7 +136,7 @@ def test_another_estimator_sees_the_same_rollouts(record, module, tokenizer, hos
         assert any(not torch.equal(found[index], advantages[index]) for index in found)
 
 
-def test_a_replay_goes_on_where_its_checkpoint_was(record, host):
+def test_a_replay_resumes_at_its_checkpoint(record, host):
     """Batches of two groups cross the files of three; the state goes through the host's loader."""
     args = replaying(record.run, "--rollout_batch_size", "2", "--train_batch_size", "8")
     generator, _ = batches(args, host)
@@ -152,7 +154,7 @@ def problems(args):
     return "\n".join(replay_problems(args))
 
 
-def test_a_record_that_fits_is_not_refused(record, model):
+def test_a_valid_record_is_accepted(record, model):
     assert not problems(replaying(record.run, *SETTINGS, "--pretrain", str(model)))
 
 
@@ -203,7 +205,7 @@ def test_what_cannot_be_replayed_is_refused(record, model, damage, words, says):
     assert says in problems(replaying(record.run, *text.split()))
 
 
-def test_a_record_of_before_can_be_replayed_without_corrections(record, model, host):
+def test_an_older_record_can_be_replayed_without_corrections(record, model, host):
     for path in (record.run / "rollouts").glob("*.parquet"):
         without_log_probs(path)
     args = replaying(record.run, *SETTINGS, "--pretrain", str(model))
@@ -228,13 +230,13 @@ def test_options_that_need_an_engine_are_refused(words, tmp_path):
         replaying(tmp_path, *words.split())
 
 
-def test_no_engine_is_started_whatever_is_asked_for(tmp_path):
+def test_no_engine_is_started_in_a_replay(tmp_path):
     args = replaying(tmp_path, "--reward.remote_url", "http://127.0.0.1:1", "--vllm_num_engines", "4")
     assert args.vllm.num_engines == 0
     assert args.verifier.enable, "no model judges: the reward server is not asked"
 
 
-def test_columns_of_another_type_are_a_bad_record(record):
+def test_columns_of_the_wrong_type_are_refused(record):
     """The added columns are checked like the others."""
     path = next((record.run / "rollouts").glob("*.parquet"))
     table = parquet.read_table(path)

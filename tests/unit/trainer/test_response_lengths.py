@@ -61,8 +61,8 @@ def options(buffer, max_len, max_new_tokens, factor=1.0):
 
 
 @pytest.mark.parametrize("max_new_tokens", [None, 16])
-def test_a_response_that_fills_its_room_gets_the_whole_penalty(lengths, max_new_tokens):
-    """The host takes the whole context for the limit, and a response can never be that long."""
+def test_a_response_at_its_limit_gets_the_full_penalty(lengths, max_new_tokens):
+    """The host uses the whole context as the limit, which no response can reach."""
     rollout = multi_turn(prompt=10, turns=8, tool=5)
     lengths.shape_overlong([rollout], options(8, max_len=36, max_new_tokens=max_new_tokens))
     assert rollout.rewards.tolist() == [0.0]
@@ -139,7 +139,7 @@ def test_a_step_of_masked_responses_has_loss_zero(host):
 
 
 def test_the_schedule_moves_forward_with_the_data(host):
-    """20 updates planned; filtering leaves 8. At the end the rate is that of the end, not of update 8."""
+    """20 updates planned; filtering leaves 8. The final rate is the schedule's last, not that of update 8."""
     from transformers.optimization import get_cosine_schedule_with_warmup
 
     from openrlhf_ktae.trainer.ray.ppo_actor import forward_schedule
@@ -168,7 +168,7 @@ def test_the_schedule_moves_forward_with_the_data(host):
 
 
 def test_the_penalty_is_applied_once_where_a_rollout_is_left_out(module):
-    """An empty rollout takes another way through the maker; the others' rewards must be the same on both."""
+    """An empty rollout takes another path through the maker; the other rewards must not change."""
     words = ("--overlong_buffer_len", "4", "--max_new_tokens", "8", "--max_len", "64", "--algo.ktae.weight", "0")
     plain = maker(module, *words).compute_advantages_and_returns(batched(rollouts(), 4))
     samples = rollouts()

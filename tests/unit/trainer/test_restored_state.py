@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the model comes back: random states, windows, shares, the ledger of pass rates."""
+"""State besides the model is restored: random states, windows, shards, the ledger of pass rates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @pytest.fixture
 def new_generator(host):
-    """Our generator of rollouts with its own state and no engine."""
+    """Our generator of rollouts with its own state, without an engine."""
     from openrlhf_ktae.base.faults_config import FaultsConfig
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import WINDOW
     from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
@@ -33,14 +33,14 @@ def new_generator(host):
 
 
 def stored(position, tmp_path):
-    """Return a position as a checkpoint gives it back."""
+    """Return a position as read back from a checkpoint."""
     from openrlhf_ktae.trainer.ppo_utils.data_position import plain_position
 
     torch.save(plain_position(position), tmp_path / "position.pt")
     return torch.load(tmp_path / "position.pt", weights_only=True)
 
 
-def test_a_generator_goes_on_with_its_shares_and_its_failures(new_generator, tmp_path):
+def test_a_generator_restores_its_shares_and_failures(new_generator, tmp_path):
     from openrlhf_ktae.base.errors import TrainingStopped
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import FAILED, WINDOW
 
@@ -55,7 +55,7 @@ def test_a_generator_goes_on_with_its_shares_and_its_failures(new_generator, tmp
 
 
 class Host:
-    """What the host's actor does is not looked at."""
+    """The host's part is not tested here."""
 
     def init_model_from_pretrained(self, strategy, *args):
         self.strategy = strategy
@@ -88,7 +88,7 @@ def draws():
     return [random.random(), float(np.random.rand()), float(torch.rand(1))]
 
 
-def test_every_rank_goes_on_with_its_own_random_states_and_average(new_rank):
+def test_every_rank_restores_its_own_random_states_and_average(new_rank):
     from openrlhf_ktae.checkpoint.write import staging
 
     expected, averages = {}, {}
@@ -128,7 +128,7 @@ def test_the_ledger_is_in_a_checkpoint(host, tmp_path):
 
 
 class Kept:
-    """The mixins behind have no state here."""
+    """The later mixins have no state here."""
 
     def training_state(self):
         return {}
@@ -137,7 +137,7 @@ class Kept:
         pass
 
 
-def test_the_ledger_is_handed_to_the_generator(host, monkeypatch):
+def test_the_ledger_reaches_the_generator(host, monkeypatch):
     from openrlhf_ktae.trainer import ppo_trainer, ppo_trainer_async
     from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
 

@@ -30,7 +30,7 @@ def recorded(module, tokenizer, directory, *words, step=10, size=4, **limits):
     return recorder, recorder.write(step, one.credit, tokenizer), experiences, one
 
 
-def test_what_is_read_is_what_was_trained_on(module, tokenizer, tmp_path):
+def test_recorded_values_are_the_trained_ones(module, tokenizer, tmp_path):
     _, path, experiences, _ = recorded(module, tokenizer, tmp_path)
     groups = list(read_groups([path]))
     assert [(group.step, group.group, len(group.rows)) for group in groups] == [(10, 0, N), (10, 1, N), (10, 2, N)]
@@ -78,7 +78,7 @@ def test_nothing_is_kept_unless_asked(module):
     assert one.credit is None
 
 
-def test_a_character_of_several_tokens_stands_at_the_first():
+def test_a_character_of_several_tokens_is_shown_at_the_first():
     class Bytes:
         def decode(self, ids):
             return bytes(ids).decode("utf-8", "replace")
@@ -249,15 +249,15 @@ def test_a_step_that_is_named_twice_counts_once(module, tokenizer, tmp_path):
         assert rescored(tmp_path, str(tmp_path / "run"), str(again)) == once
 
 
-def test_the_largest_difference_from_the_recorded_k_is_told(module, tokenizer, tmp_path, capsys):
+def test_the_largest_difference_from_the_recorded_k_is_reported(module, tokenizer, tmp_path, capsys):
     _, path, _, _ = recorded(module, tokenizer, tmp_path)
-    value("k", 2.0)(path)  # in the first group alone; the others are reproduced
+    value("k", 2.0)(path)  # only in the first group; the others are reproduced
     assert rescored(tmp_path, str(tmp_path))["reproduced"] > 0.1
     assert "reproduced to 0.0" not in capsys.readouterr().out
 
 
 def test_shuffled_labels_are_shuffled_in_each_group(module, tokenizer, tmp_path):
-    """Id 7 is in right rollouts only: with its labels it has K above 0 everywhere, with shuffled ones it has not."""
+    """Id 7 is in right rollouts only: with its labels its K is above 0 everywhere, with shuffled ones it is not."""
     _, path, _, _ = recorded(module, tokenizer, tmp_path)
     groups = list(read_groups([path]))
     config = recorded_config(groups[0].about)

@@ -1,4 +1,4 @@
-"""A prompt whose rollouts raise gets another try, then stands as empty rollouts; too many of them stop the run."""
+"""A prompt whose rollouts raise is retried, then replaced by empty rollouts; too many of these stop the run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from openrlhf_ktae.base.faults_config import RETRIES_VARIABLE, FaultsConfig
 
 
 class EngineDeadError(RuntimeError):
-    """By name, vLLM's."""
+    """Has the name of vLLM's error."""
 
 
 @pytest.fixture
 def engine(host, monkeypatch):
-    """An engine that raises the errors it is given, then answers."""
+    """An engine that raises given errors, then answers."""
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
     class Engine:
@@ -48,14 +48,14 @@ def call(tokenizer, prompt="compute 3 + 4 :", logprobs=None):
     return {**names, "hf_tokenizer": tokenizer, "images": None}
 
 
-def test_one_more_try(engine, tokenizer):
+def test_a_failed_rollout_is_retried(engine, tokenizer):
     made = engine(ValueError("once"))
-    asyncio.run(made.take_weights(7))
+    asyncio.run(made.confirm_weights(7))
     answers = asyncio.run(made.generate_responses(**call(tokenizer)))
-    assert answers == [{"answer": 2, "weights_step": 7}] * 2  # of the weights that it began with
+    assert answers == [{"answer": 2, "weights_step": 7}] * 2  # of the weights at its start
 
 
-def test_then_empty_rollouts_that_say_why(engine, tokenizer):
+def test_after_retries_rollouts_are_empty_with_the_reason(engine, tokenizer):
     made = engine(ValueError("once"), KeyError("twice"))
     responses = asyncio.run(made.generate_responses(**call(tokenizer, logprobs=1)))
     assert made.calls == 2
@@ -64,7 +64,7 @@ def test_then_empty_rollouts_that_say_why(engine, tokenizer):
     assert len(responses[0]["rollout_log_probs"]) == len(responses[0]["observation_tokens"])
 
 
-def test_a_dead_engine_and_a_verifier_that_stops_are_no_failed_rollouts(engine, tokenizer):
+def test_a_dead_engine_and_a_stopping_verifier_are_not_failed_rollouts(engine, tokenizer):
     from openrlhf_ktae.base.errors import TrainingStopped
 
     for error in (EngineDeadError("the core died"), TrainingStopped("more than max_unknown_share allows")):
@@ -74,7 +74,7 @@ def test_a_dead_engine_and_a_verifier_that_stops_are_no_failed_rollouts(engine, 
         assert made.calls == 1
 
 
-def test_what_an_agent_makes_of_a_dead_engine_is_no_failed_rollout(engine, tokenizer):
+def test_an_agents_error_after_an_engine_death_is_not_a_failed_rollout(engine, tokenizer):
     made = engine(KeyError("no output"))
     made.llm.errored = True
     with pytest.raises(EngineDeadError):
@@ -82,7 +82,7 @@ def test_what_an_agent_makes_of_a_dead_engine_is_no_failed_rollout(engine, token
 
 
 @pytest.mark.parametrize("text", ["EngineDeadError: core died", "OutdatedEngine", "more than max_unknown_share allows"])
-def test_an_agent_that_quotes_an_error_has_failed_like_others(text, engine, tokenizer):
+def test_an_agent_that_quotes_an_engine_error_counts_as_failed(text, engine, tokenizer):
     made = engine(RuntimeError(text), RuntimeError(text))
     responses = asyncio.run(made.generate_responses(**call(tokenizer)))
     assert made.calls == 2
@@ -90,7 +90,7 @@ def test_an_agent_that_quotes_an_error_has_failed_like_others(text, engine, toke
 
 
 class Agent:
-    """Raises what it is given, or waits."""
+    """Raises a given error, or waits."""
 
     def __init__(self, error=None):
         self.error = error
@@ -104,7 +104,7 @@ class Agent:
 
 @pytest.fixture
 def host_engine(host, monkeypatch):
-    """Our engine's actor around an agent, made by its own `__init__`; the host's makes vLLM."""
+    """Our engine actor around an agent, built by its own `__init__`; the host's would start vLLM."""
     from openrlhf_ktae.trainer.ray import vllm_engine
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
@@ -138,7 +138,7 @@ def host_engine(host, monkeypatch):
 
 @pytest.mark.parametrize("seed", [None, 5])
 @pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError("a timeout of its own")])
-def test_an_agent_that_wants_to_end_the_process_has_failed_like_others(error, seed, host_engine, tokenizer):
+def test_an_agent_that_exits_the_process_counts_as_failed(error, seed, host_engine, tokenizer):
     """In a task of asyncio, as the host runs agents, SystemExit would end the event loop of the engine."""
 
     async def run():
@@ -220,7 +220,7 @@ def test_too_many_failed_prompts_stop_the_run(generator, tokenizer):
         bad = [number < share * WINDOW for number in range(WINDOW)]
         return [SimpleNamespace(info={FAILED: torch.tensor([float(one)])}) for one in bad]
 
-    generator._settle(samples(0.25)[: WINDOW // 2], 1)  # half of these failed, but they are too few to judge
+    generator._settle(samples(0.25)[: WINDOW // 2], 1)  # half of these failed, but they are too few for a share
     generator._settle(samples(0.0), 1)
     with pytest.raises(TrainingStopped, match=r"--faults.max_failed_share 0.25: .* prompts failed"):
         generator._settle(samples(0.5), 1)

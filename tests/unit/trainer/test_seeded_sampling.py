@@ -14,7 +14,7 @@ ENGINES = 2
 
 
 class Engine:
-    """Remembers what it was asked and when it was held; Ray gives its answers back in an order of its own."""
+    """Records its requests and holds; Ray returns its answers in another order."""
 
     def __init__(self, ray, log):
         def generate(prompt, label, num_samples, sampling_params, **_):
@@ -54,7 +54,7 @@ def test_groups_come_in_the_order_of_their_prompts(ray_here):
     assert [rollout.prompts[0] for rollout in batch] == [f"p{i // 4}" for i in range(16)]
 
 
-def test_seeds_are_those_of_another_run_with_the_same_seed_and_all_different(ray_here):
+def test_seeds_are_reproducible_and_distinct(ray_here):
     logs = []
     for words in ([], [], ["--seed", "7"]):
         made, log = generator(ray_here, *words)
@@ -85,7 +85,7 @@ def test_every_evaluation_has_the_same_seeds_and_does_not_move_those_of_training
     assert asked(log) == asked(log_of_other)
 
 
-def test_prompts_that_are_sent_again_after_an_engine_died_have_the_seeds_that_they_had(ray_here, monkeypatch):
+def test_prompts_resent_after_an_engine_death_keep_their_seeds(ray_here, monkeypatch):
     from ray.exceptions import ActorDiedError
 
     made, log = generator(ray_here)
@@ -132,7 +132,7 @@ def test_without_determinism_no_seed_is_set(ray_here):
     for engine in made.vllm_engines:
         plain = engine.generate_responses.remote
         engine.generate_responses.remote = lambda plain=plain, **request: plain(**request)
-    with pytest.raises(KeyError):  # the stand-in always tells the seed; nobody asked for one
+    with pytest.raises(KeyError):  # the stand-in always returns the seed, although none was requested
         made.generate_samples()
     assert {seed for _, seed in asked(log)} == {None}
 

@@ -1,4 +1,4 @@
-"""Engines that sleep between the calls (`--vllm.enable_sleep`), and die asleep, on their way there, or awake."""
+"""Engines that sleep between the calls (`--vllm.enable_sleep`), and die asleep, while going to sleep, or awake."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def engine_class(ray_here):
 
         async def as_at_the_start(self):
             self.asleep, self.version, self.dies = {"weights", "kv_cache"}, 0, None
-            await self.take_weights(0)
+            await self.confirm_weights(0)
 
         async def receive(self, version):
             assert "weights" not in self.asleep, "its weights sleep"
@@ -115,7 +115,7 @@ def run(ray_here, both):
 @pytest.mark.parametrize("evaluation", [False, True], ids=["a step", "an evaluation"])
 @pytest.mark.parametrize("call", ["at once", "wake_up", "generate_responses"])
 def test_an_engine_that_dies_asleep_or_awake_generates_with_current_weights(call, evaluation, run, ray_here):
-    """And all sleep when the trainer goes on: it needs the memory."""
+    """And all sleep when the trainer continues, which needs the memory."""
     from ray.exceptions import RayActorError
 
     assert run.asleep() == [{"kv_cache"}] * 2

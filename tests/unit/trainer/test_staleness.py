@@ -1,4 +1,4 @@
-"""The age of rollouts in an asynchronous run: the host's two loops, in threads, on engines that know their step."""
+"""The age of rollouts in an asynchronous run: the host's two loops, in threads, with engines that know their step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ASYNC = "--train.async_enable true"
 
 
 class Engine:
-    """Marks its answers with the step that it was told last, as the guarded engine of a run does."""
+    """Marks its answers with the last step it received, like an engine of a run."""
 
     def __init__(self, ray, equal=()):
         self.step = 0
@@ -114,22 +114,22 @@ def trained_ages(ray, words, equal=(), slow=0.04):
     return seen, batches
 
 
-def test_without_a_bound_a_long_queue_makes_old_rollouts(ray_here):
+def test_without_a_limit_a_long_queue_makes_stale_rollouts(ray_here):
     seen, _ = trained_ages(ray_here, f"{ASYNC} --train.async_queue_size 4")
     assert len(seen) == PROMPTS // BATCH
     assert max(oldest for _, oldest in seen) > 2
 
 
 @pytest.mark.parametrize(("limit", "more"), [(1, ""), (2, ""), (2, "--rollout.vllm_generate_batch_size 8")])
-def test_no_rollout_is_older_than_the_bound(ray_here, limit, more):
+def test_no_rollout_is_older_than_the_limit(ray_here, limit, more):
     seen, _ = trained_ages(ray_here, f"{ASYNC} --train.async_queue_size 4 {more} --train.max_staleness {limit}")
     assert len(seen) == PROMPTS // BATCH, "nothing is left out"
     assert 1 <= max(oldest for _, oldest in seen) <= limit
     assert all(mean <= oldest for mean, oldest in seen)
 
 
-def test_what_dynamic_sampling_left_for_later_is_dropped_when_it_is_too_old(ray_here):
-    """A third of the groups is dropped first, so that later waves are larger than what is missing."""
+def test_surplus_groups_are_dropped_when_stale(ray_here):
+    """A third of the groups is dropped at first, so later waves exceed what is missing."""
     equal, words = range(0, 24), f"{ASYNC} --dynamic_filtering --train.async_queue_size 2"
     free, free_batches = trained_ages(ray_here, words, equal)
     assert max(oldest for _, oldest in free) > 2
@@ -143,7 +143,7 @@ def test_what_dynamic_sampling_left_for_later_is_dropped_when_it_is_too_old(ray_
 
 @pytest.mark.parametrize(("batch", "generated"), itertools.product((1, 4, 6, 64), (64, 96, 100, 128, 130)))
 def test_how_long_a_prompt_waits_in_the_buffer(batch, generated):
-    """The host's buffer, played through: a call whenever there is less than a batch."""
+    """A simulation of the host's buffer: a call whenever it holds less than a batch."""
     buffer, longest = [], 0
     for step in range(400):
         if len(buffer) < batch:
@@ -164,7 +164,7 @@ def test_how_long_a_prompt_waits_in_the_buffer(batch, generated):
         ),
     ],
 )
-def test_a_bound_that_cannot_be_kept_is_refused(words, says):
+def test_an_unattainable_limit_is_refused(words, says):
     with pytest.raises(BadOption) as refusal:
         parse_command_line([*WORDS.split(), *words.split()])
     assert says in str(refusal.value)

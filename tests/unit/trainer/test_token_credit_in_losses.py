@@ -87,8 +87,8 @@ def one_apart():
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS[1:])
-def test_k_counts_as_much_as_the_correction_lets_its_token(correction, host):
-    """Not at all where the gate drops the token (token, mask) or its response (seq), 1.2 times where it is bound."""
+def test_k_is_scaled_by_the_importance_correction(correction, host):
+    """0 if the gate drops the token (token, mask) or its response (seq), 1.2 times if the ratio is clipped."""
     level, mode, gating = correction
     loss = loss_of("ppo", "token-mean", None, correction, threshold=[0.9, 1.2] if gating == "ratio" else [0.0, 0.02])
     even = torch.ones(3, 5)
@@ -107,7 +107,7 @@ def test_k_counts_as_much_as_the_correction_lets_its_token(correction, host):
         assert moved[row, token] == pytest.approx(float(0.5 * weight[row, token] * plain[row, token]), abs=1e-6)
 
 
-def test_with_the_hosts_gspo_it_would_be_lost(host):
+def test_the_hosts_gspo_would_lose_token_credit(host):
     """A = 1, 1.5, 0.5, 1, ... gives the gradient of A = 1."""
     loss = loss_of("gspo", "token-mean", None, CORRECTIONS[0], ktae=False)
     uneven = torch.tensor([[1.0, 1.5, 0.5, 1.0, 1.0]]).repeat(3, 1)
@@ -137,14 +137,14 @@ def test_the_formula(host):
     assert torch.allclose(found, -ratios * advantages * mask / lengths / 3, atol=1e-6)
 
 
-def test_without_ktae_the_loss_is_the_hosts(host):
+def test_without_ktae_the_loss_is_unchanged(host):
     from openrlhf.models.loss import PolicyLoss
 
     assert type(loss_of("gspo", "token-mean", None, CORRECTIONS[0], ktae=False).loss) is PolicyLoss
     assert type(loss_of("ppo", "token-mean", None, CORRECTIONS[0]).loss) is PolicyLoss
 
 
-def test_the_update_loop_takes_it(host, monkeypatch):
+def test_the_update_loop_uses_the_loss(host, monkeypatch):
     from openrlhf.models.loss import PolicyLoss
 
     from openrlhf_ktae.trainer.ppo_utils.token_gspo import TokenGspo

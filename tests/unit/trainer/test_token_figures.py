@@ -1,4 +1,4 @@
-"""What an estimator needs of the policy: computed in the host's own pass, only when asked for, and right."""
+"""What an estimator needs of the policy: computed correctly in the host's own pass, and only if needed."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_figures_are_those_of_the_distribution_at_the_temperature(module, policy
 
 
 def test_packed_samples_give_the_same(module, policy, monkeypatch):
-    """The host gathers and pads what it takes for entropies; all figures go that way."""
+    """The host gathers and pads what it takes for entropies; all figures use this path."""
     sequences, mask, attention = inputs()
     with torch.no_grad():
         plain, packed = (module.WatchedActor(policy, NAMES) for _ in range(2))
-        plain(sequences[:1], mask[:1], attention[:1])  # attention without flash-attn does not know of packed rows
+        plain(sequences[:1], mask[:1], attention[:1])  # attention without flash-attn ignores packed rows
         monkeypatch.setattr(policy, "packing_samples", True)
         packed(sequences[:1], mask[:1], attention[:1])
     for name in NAMES:
@@ -90,14 +90,14 @@ def test_the_policys_process_computes_them_only_when_asked(host, monkeypatch):
 
 
 @pytest.mark.parametrize(("estimator", "passes"), [("ktae", False), ("tempo", False), ("prob_reweight", True)])
-def test_the_pass_that_is_left_out_is_made_where_it_is_needed(host, estimator, passes):
-    from openrlhf_ktae.trainer.ppo_utils.old_log_probs import update_has_them
+def test_the_skipped_pass_runs_if_it_is_needed(host, estimator, passes):
+    from openrlhf_ktae.trainer.ppo_utils.old_log_probs import update_computes_log_probs
 
     sizes = "--rollout_batch_size 4 --train_batch_size 16".split()
-    assert update_has_them(arguments(*sizes, "--advantage_estimator", estimator), 16, False) is not passes
+    assert update_computes_log_probs(arguments(*sizes, "--advantage_estimator", estimator), 16, False) is not passes
 
 
-def test_what_the_ranks_answer_reaches_the_estimator_and_goes_no_further(host, module):
+def test_token_figures_reach_only_the_estimator(host, module):
     from openrlhf_ktae.trainer.ppo_utils import experience_maker
 
     tested = maker(experience_maker, "--advantage_estimator", "entropy_mask", "--algo.entropy_mask.share", "0.5")

@@ -24,7 +24,7 @@ def engine(group):
 
 
 def updates(made, factors):
-    """What the host's loop does with a batch: updates, one for each factor of the loss."""
+    """The host's loop over a batch: one update per factor of the loss."""
     for factor in factors:
         made.backward(made(torch.ones(1, 4)).sum() * factor)
         made.step()
@@ -60,7 +60,7 @@ def loops(engine, root, monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["policy", "critic"])
-def test_both_models_skip_what_is_not_finite_and_say_how_often(model, engine, loops):
+def test_both_models_skip_and_count_non_finite_updates(model, engine, loops):
     factors, makers = loops
     train, key = makers[model]()
     before = weights(engine)
@@ -73,8 +73,8 @@ def test_both_models_skip_what_is_not_finite_and_say_how_often(model, engine, lo
 
 
 @pytest.mark.parametrize("model", ["Actor", "Critic"])
-def test_the_host_makes_our_loop(model, host, monkeypatch):
-    """It looks its loop up as a global of its module, where the actor puts ours before it loads the model."""
+def test_the_host_builds_our_update_loop(model, host, monkeypatch):
+    """It looks up its loop as a module global, which the actor replaces before loading the model."""
     import importlib
 
     names = {"Actor": "Policy", "Critic": "Critic"}

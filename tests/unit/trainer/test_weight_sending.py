@@ -1,4 +1,4 @@
-"""Weights on their way from two ranks (the classes of the `cuda` backend, over gloo) to two engines that may die."""
+"""Sending weights from two ranks (classes of the `cuda` backend, over gloo) to two engines that may die."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
 
 
 class StoreCommunicator:
-    """Has the interface of vLLM's PyNcclCommunicator; it waits for a peer that is gone until it is destroyed."""
+    """Has the interface of vLLM's PyNcclCommunicator; it waits for a dead peer until it is destroyed."""
 
     def __init__(self, address, port, rank, world_size, deaf=False):
         import torch
@@ -52,7 +52,7 @@ class StoreCommunicator:
 
 @pytest.fixture(scope="module")
 def engine_class(ray_here):
-    """An engine without a model, which sleeps as vLLM's does, and dies as it receives the parameter that it is told."""
+    """An engine without a model; it sleeps like vLLM's, and dies when it receives a given parameter."""
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
     ray_here.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find tests
@@ -221,8 +221,8 @@ def trainer(ray_here, engine_class, rank_class):
 
 
 @pytest.mark.timeout(600)
-def test_an_engine_that_dies_in_the_middle_of_its_weights_gets_them_all_the_same(ray_here, trainer):
-    """By CUDA IPC, in the group and as it is made. Rank 1 never waits for rank 0, no living engine is left behind.
+def test_an_engine_that_dies_while_receiving_weights_still_gets_them(ray_here, trainer):
+    """By CUDA IPC, in the group and as it is made. Rank 1 never waits for rank 0, and no live engine is lost.
 
     At last with a communicator that takes no abort: rank 0 ends soon, and the run with exit code 4.
     """
@@ -241,7 +241,7 @@ def test_an_engine_that_dies_in_the_middle_of_its_weights_gets_them_all_the_same
         ("as it is made", 1, MEETING),
         ("deaf", 1, "0.bias"),
     ):
-        if name == MEETING:  # it waits for all of its members: in NCCL for minutes, and rank 0 with it
+        if name == MEETING:  # it waits for all members: minutes in NCCL, and so does rank 0
             all_engines("sleep")
             ray_here.get(run.vllm_engines[dying].die_at.remote(name))
             began = time.monotonic()
@@ -277,7 +277,7 @@ def test_an_engine_that_dies_in_the_middle_of_its_weights_gets_them_all_the_same
 
 
 @pytest.mark.timeout(120)
-def test_an_engine_that_is_stuck_after_the_death_of_another_is_started_again(ray_here, engine_class, monkeypatch):
+def test_an_engine_stuck_after_anothers_death_is_restarted(ray_here, engine_class, monkeypatch):
     from openrlhf_ktae.trainer.engines import engine_died, have_weights
     from openrlhf_ktae.trainer.ray import weight_sending
 

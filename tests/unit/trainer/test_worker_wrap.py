@@ -1,11 +1,11 @@
-"""In vLLM's worker: the group that has lost an engine is left before the next one is made."""
+"""In vLLM's worker: it leaves a group that lost an engine before joining the next one."""
 
 from __future__ import annotations
 
 import pytest
 
 
-def test_a_worker_leaves_its_group_before_it_joins_the_next(host, monkeypatch):
+def test_a_worker_leaves_its_group_before_joining_the_next(host, monkeypatch):
     from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
 
     from openrlhf_ktae.trainer.ray.vllm_worker_wrap import KTAEWorkerWrap

@@ -1,4 +1,4 @@
-"""What users bring, one row a case: where it goes in, and what the user sees of it (docs/reliability.md)."""
+"""What users bring, one row per case: the input and what the user sees (docs/reliability.md)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from openrlhf_ktae.base.cut_off import require_whole
+from openrlhf_ktae.base.cut_off import require_complete
 from openrlhf_ktae.checkpoint.changes import cannot_be_applied, differences
-from openrlhf_ktae.checkpoint.model_files import savable
-from openrlhf_ktae.cli.options import at_home, parse_command_line
+from openrlhf_ktae.checkpoint.model_files import make_savable
+from openrlhf_ktae.cli.options import expand_home, parse_command_line
 from openrlhf_ktae.data.names import entries
 from openrlhf_ktae.data.prompt_files import look, text_rows
 from openrlhf_ktae.data.templates import chat_arguments, fill, has_one_place
@@ -28,7 +28,7 @@ MINIMAL = "--pretrain m --prompt_data d.jsonl --vllm_num_engines 1 --actor.num_g
 
 
 def seen(what):
-    """What comes out of it, or what the error says."""
+    """The result, or the error message."""
     try:
         return str(what())
     except Exception as error:
@@ -45,7 +45,7 @@ def generation(**settings):
 
     made = GenerationConfig()
     vars(made).update(settings)
-    return f"{savable(made)} | do_sample {made.do_sample}"
+    return f"{make_savable(made)} | do_sample {made.do_sample}"
 
 
 def served(body):
@@ -124,11 +124,14 @@ PICKY = "def my_check(data_source, solution_str, ground_truth, extra_info=None, 
 TRL = "import numpy as np\nasync def correct(completions, label, **kwargs):\n    return {}"
 CASES = {
     # finish reasons
-    "one sample of two was aborted": (lambda **_: require_whole(answer("stop", "abort")), "3 tokens (abort)"),
-    "a reason that vLLM may add": (lambda **_: require_whole(answer("tool_calls")), "(tool_calls); it is not used"),
-    "an engine that gave nothing": (lambda **_: require_whole(None), "CutOff: vLLM cut off a response after 0 tokens"),
+    "one sample of two was aborted": (lambda **_: require_complete(answer("stop", "abort")), "3 tokens (abort)"),
+    "a reason that vLLM may add": (lambda **_: require_complete(answer("tool_calls")), "(tool_calls); it is not used"),
+    "an engine that gave nothing": (
+        lambda **_: require_complete(None),
+        "CutOff: vLLM cut off a response after 0 tokens",
+    ),
     "the last output says that it is not finished": (
-        lambda **_: require_whole(answer("stop", finished=False)),
+        lambda **_: require_complete(answer("stop", finished=False)),
         "no finish reason",
     ),
     # generation configurations
@@ -232,7 +235,7 @@ CASES = {
         "me@host', '')",
     ),
     "home folders in a list": (
-        lambda monkeypatch, **_: monkeypatch.setenv("HOME", "/h") or at_home("~/a,~/b@c,x~/d"),
+        lambda monkeypatch, **_: monkeypatch.setenv("HOME", "/h") or expand_home("~/a,~/b@c,x~/d"),
         "/h/a,/h/b@c,x~/d",
     ),
     "outputs where Ray unpacks a job": (

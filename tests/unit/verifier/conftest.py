@@ -1,4 +1,4 @@
-"""One verifier for all tests that only want verdicts: starting its workers takes a second."""
+"""One verifier for all tests that only need verdicts: starting its workers takes a second."""
 
 from __future__ import annotations
 

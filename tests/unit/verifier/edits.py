@@ -1,4 +1,4 @@
-"""Edits of a gold that keep its value or change it: answers whose verdict is known without anybody labelling them."""
+"""Edits of a gold that keep its value or change it: answers whose verdict is known without labelling."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _at(pattern: str, change: Callable[[re.Match[str]], str | None]) -> Edit:
 
 
 def _around(before: str, after: str, fixed: str = "") -> Edit:
-    """An edit around a whole expression, except around the values that it leaves as they are."""
+    """An edit around a whole expression, except for values that it must not change."""
     same = re.compile(fixed) if fixed else None
     return lambda gold, draw: (
         f"{before}{gold}{after}" if _is_formula(gold) and not (same and same.fullmatch(gold)) else None
@@ -48,7 +48,7 @@ def _mirrored(left: str, right: str) -> Edit:
     return edit
 
 
-NUMBER = r"(?<![\d.,_^{])\d+(?![\d.,%])"  # stands alone: not part of a decimal, an exponent, an index
+NUMBER = r"(?<![\d.,_^{])\d+(?![\d.,%])"  # not part of a decimal, an exponent or an index
 LETTER = r"(?<![a-zA-Z\\{])[a-zA-Z](?![a-zA-Z])"
 OTHER = {"x": "q", "y": "q", "n": "w", "C": "Q"}
 
@@ -63,7 +63,7 @@ def _element_dropped(gold: str, draw: random.Random) -> str | None:
 
 
 ZERO, UNIT = r"-?0+(\.0*)?", r"-?1(\.0*)?|\(-1\).*|e\^\{i\\pi\}"
-ROUNDED = r".*(\de\d|10\^\{?\d\d).*"  # one more does not change the digits that are given
+ROUNDED = r".*(\de\d|10\^\{?\d\d).*"  # one more digit does not change the given ones
 
 CHANGING: dict[str, Edit] = {
     "plus one": _around("1+", "", ROUNDED),

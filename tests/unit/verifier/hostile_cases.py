@@ -1,4 +1,4 @@
-r"""Responses that try to hang, exhaust, fool or execute: name -> (gold, response). None of them is right."""
+r"""Responses that try to hang, exhaust, fool or execute: name -> (gold, response). None is right."""
 
 from __future__ import annotations
 

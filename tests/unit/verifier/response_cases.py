@@ -1,4 +1,4 @@
-r"""Whole responses as models end them: (gold, response), those that state the gold and those that do not."""
+r"""Complete responses in the forms that models give: (gold, response), stating the gold or not."""
 
 STATES_THE_GOLD = [
     ("15", r"First I thought \boxed{14}. Wait, that's wrong. \boxed{15}."),

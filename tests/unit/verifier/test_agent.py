@@ -44,7 +44,7 @@ def tokenizer():
 
 
 class Script:
-    """Answers in the place of the engine."""
+    """Answers instead of the engine."""
 
     def __init__(self, tokenizer, responses):
         self.tokenizer, self.responses = tokenizer, list(responses)
@@ -56,7 +56,7 @@ class Script:
 
 @pytest.fixture
 def agent(host, monkeypatch):
-    """Makes agents from options, as the engine's actor does: no arguments, settings from the environment."""
+    """Builds agents from options like the engine actor: no arguments, settings from the environment."""
     from openrlhf_ktae.verifier.agent import AgentExecutor
 
     made = []
@@ -74,7 +74,7 @@ def agent(host, monkeypatch):
 
 
 def rollouts(agent, tokenizer, *labelled):
-    """Outputs of the host's interface for (label, response) pairs, at the same time as in the engine."""
+    """Outputs of the host's interface for (label, response) pairs, run concurrently as in the engine."""
 
     async def all_of_them():
         script = Script(tokenizer, [response for _, response in labelled])
@@ -152,7 +152,7 @@ def test_timeouts_are_counted(agent, tokenizer, monkeypatch):
 
 def test_a_defect_of_the_verifier_is_unknown_not_the_end_of_the_run(agent, tokenizer, caplog):
     class Odd:
-        """A label that cannot even be printed the usual way."""
+        """A label whose `str` raises."""
 
         def __str__(self):
             raise RuntimeError("no text in here")
@@ -223,7 +223,7 @@ def reward_file(tmp_path):
     return str(path)
 
 
-def test_a_users_reward_file_keeps_working(agent, tokenizer, reward_file):
+def test_a_users_reward_file_works(agent, tokenizer, reward_file):
     executor = agent(reward_file=reward_file, reward_log_keys=["mine"])
     output = one(executor, tokenizer, "5", "hello")
     assert (output["reward"], output["scores"]) == (0.75, 1.0)
@@ -272,7 +272,7 @@ def test_reward_file_that_cannot_be_used_is_refused_at_the_start(agent, tmp_path
         agent(reward_file=str(path))
 
 
-def test_verdicts_of_all_kinds_make_plain_json(agent):
+def test_all_verdicts_serialize_to_json(agent):
     fields = agent().reward_fields(Verdict("wrong", "x", extracted="5"), 0.0, 0.0, "text", {})
     assert json.loads(json.dumps(fields)) == fields
 
@@ -296,7 +296,7 @@ def test_waiting_for_a_free_thread_is_not_the_calls_own_time(tmp_path, monkeypat
 
 
 ROW = {"input": PROMPT, "label": "5", "answer": "5", "level": 3, "extra_info": {"index": 1}, "data_source": "sums"}
-# What users of other libraries bring: its text, reward of the response "so 5", reward of "so 6", keys to log.
+# Reward functions of other libraries: source, reward of the response "so 5", of "so 6", keys to log.
 FOREIGN = {
     "trl": (
         "def reward_func(prompts, completions, answer, **kwargs):\n"
@@ -350,7 +350,7 @@ def test_reward_functions_of_other_libraries_work_as_they_are(agent, tokenizer, 
 
 
 @pytest.mark.parametrize("value", ["None", "float('nan')", "'text'", "[]", "{}"])
-def test_a_log_entry_that_is_no_number_leaves_the_verdict_alone(agent, tokenizer, tmp_path, value):
+def test_a_non_numeric_log_entry_does_not_change_the_verdict(agent, tokenizer, tmp_path, value):
     source = f"def reward_func(q, p, l):\n    return {{'rewards': [1.0], 'extra_logs': {{'kept': {value}}}}}"
     (tmp_path / "reward.py").write_text(source)
     output = one(agent(reward_file=str(tmp_path / "reward.py"), reward_log_keys=["kept"]), tokenizer, "5", "so 5")
@@ -360,7 +360,7 @@ def test_a_log_entry_that_is_no_number_leaves_the_verdict_alone(agent, tokenizer
 
 @pytest.fixture(scope="module")
 def tagged(tokenizer):
-    """The tokenizer with tags that are special tokens, and an end of its own."""
+    """The tokenizer with tags as special tokens and its own end token."""
     import copy
 
     tagged = copy.deepcopy(tokenizer)

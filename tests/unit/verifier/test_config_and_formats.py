@@ -11,7 +11,7 @@ from openrlhf_ktae.verifier.formats import keeps_format
 THINK = ("think", "answer")
 
 
-def test_settings_travel_through_the_environment():
+def test_settings_are_passed_through_the_environment():
     config = VerifierConfig(workers=3, timeout_s=7.0, require_tags=THINK, unknown="retry", reward_log_keys=("a",))
     assert VerifierConfig.from_env(config.to_env()) == config
     assert VerifierConfig.from_env({}) == VerifierConfig()

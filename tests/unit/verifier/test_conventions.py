@@ -1,4 +1,4 @@
-"""Verdicts on answers in a box, by convention of the field: what states the gold, and what does not."""
+"""Verdicts on boxed answers, by convention: which state the gold and which do not."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from equivalent_cases import EQUIVALENT
 from openrlhf_ktae.verifier import CORRECT, WRONG
 from openrlhf_ktae.verifier.golds import gold_forms
 
-ODD = {r"\le 3"}  # states nothing by itself
+ODD = {r"\le 3"}  # states no value by itself
 GOLDS = sorted({str(gold) for table in (EQUIVALENT, DIFFERENT) for pairs in table.values() for gold, _ in pairs} - ODD)
 
 
@@ -25,7 +25,7 @@ def test_edited_golds(verifier, edits, expected, allowed):
 
 
 def judged(verifier, golds, edits, expected):
-    """(gold, edit, answer) of all edits of all forms of the golds, and those whose verdict is another one."""
+    """(gold, edit, answer) of all edits of all forms of the golds, and those with another verdict."""
     forms = [(gold, form) for gold in golds for form in gold_forms(gold)]
     cases = [(gold, name, new) for gold, form in forms for name, new in edited(form, edits)]
     cases = [case for case in cases if expected == CORRECT or case[2] not in gold_forms(case[0])]
@@ -35,6 +35,6 @@ def judged(verifier, golds, edits, expected):
     ]
 
 
-def test_every_edit_is_met_by_some_gold():
+def test_every_edit_applies_to_some_gold():
     for edits in (CHANGING, KEEPING):
         assert {name for gold in GOLDS for name, _ in edited(gold_forms(gold)[0], edits)} == set(edits)

@@ -1,4 +1,4 @@
-r"""Whatever an answer says, a gold that can be read is met or not: no text of a response makes the verdict unknown."""
+r"""With a readable gold no text of a response makes the verdict unknown."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ DEEP = [
 
 
 def answers(count: int) -> list[str]:
-    """The same random texts in every run: shapes in shapes, up to four deep."""
+    """The same random texts in every run: nested up to four deep."""
     draw = random.Random(19)
 
     def build(depth: int) -> str:
@@ -60,16 +60,16 @@ def answers(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def checked():
-    """A verifier whose limits the slow ones of these answers meet."""
+    """A verifier whose limits the slow answers reach."""
     with Verifier(workers=2, cpu_s=0.5) as verifier:
         cases = [(gold, answer) for gold in GOLDS for answer in DEEP[:: 1 if gold in ("5", "x^2+1") else 7]]
         cases += [(gold, answer) for at, gold in enumerate(GOLDS) for answer in answers(3400)[at :: len(GOLDS)]]
         return list(zip(cases, verifier.verify_many((g, rf"\boxed{{{a}}}") for g, a in cases), strict=True))
 
 
-def test_no_answer_makes_a_verdict_unknown(checked):
+def test_no_answer_makes_the_verdict_unknown(checked):
     assert [(case, v.reason, v.detail) for case, v in checked if v.status == UNKNOWN] == []
 
 
-def test_none_is_an_error_of_ours(checked):
+def test_no_internal_errors(checked):
     assert [(case, v.detail) for case, v in checked if v.reason == Reason.INTERNAL_ERROR] == []

@@ -1,4 +1,4 @@
-"""Hostile responses: each answered in time, within memory, and the next check unharmed. Nothing is executed."""
+"""Hostile responses: each is answered in time and within memory, and the next check works. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def test_hostile_response(strict, name, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_hardly_any_is_unknown(strict):
+def test_almost_no_verdict_is_unknown(strict):
     verdicts = {name: strict.verify(gold, response) for name, (gold, response) in HOSTILE.items()}
     assert [name for name, verdict in verdicts.items() if verdict.status == UNKNOWN] == []
 
 
-def test_no_source_evaluates_text_or_looks_names_up_in_python():
+def test_no_source_evaluates_text_as_python():
     """Nothing that a response says can become Python: no eval, exec, compile, sympify, and no computed attribute."""
     forbidden = {"eval", "exec", "compile", "sympify", "parse_expr", "lambdify", "literal_eval", "setattr"}
     found = []

@@ -1,4 +1,4 @@
-"""Reward servers that fail: for a while, for some queries, from the start, and for good."""
+"""Reward servers that fail temporarily, for some queries, from the start, or permanently."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
-def test_it_is_asked_again_then_the_rollout_has_failed(bad, serve, agent):
+def test_queries_are_retried_then_the_rollout_fails(bad, serve, agent):
     from openrlhf_ktae.verifier.http_reward import BadAnswer
 
     server = serve(bad, bad, GOOD)
@@ -127,7 +127,7 @@ def test_it_is_asked_again_then_the_rollout_has_failed(bad, serve, agent):
     rewards(executor)
     began = time.monotonic()
     if bad in ("hang", "hang up"):
-        executor._answered = began + 60  # an answer to another query in the meantime: the server lives
+        executor._answered = began + 60  # an answer to another query in the meantime shows that the server is up
     with pytest.raises(BadAnswer, match=r"gave no reward in 3 tries, at last http://127.0.0.1:\d+/get_reward: "):
         rewards(executor)
     rewards(executor)
@@ -146,11 +146,11 @@ def test_it_is_asked_again_then_the_rollout_has_failed(bad, serve, agent):
         ({"rewards": [1], "extra_logs": None}, {"reward": 1.0, "scores": 1.0, "extra_logs": {}}),
     ],
 )
-def test_what_servers_answer(answer, read, serve, agent):
+def test_answers_of_servers(answer, read, serve, agent):
     assert rewards(agent(serve(answer))) == [read]
 
 
-def test_servers_that_are_gone_stop_the_run_with_their_addresses(serve, agent):
+def test_unreachable_servers_stop_the_run(serve, agent):
     first, second = serve(GOOD), serve(GOOD)
     executor = agent(first, second)
     rewards(executor, 2)
@@ -164,7 +164,7 @@ def test_servers_that_are_gone_stop_the_run_with_their_addresses(serve, agent):
     first.stop = second.stop = lambda: None
 
 
-def test_the_other_server_is_asked_where_one_is_gone(serve, agent):
+def test_another_server_is_queried_if_one_is_down(serve, agent):
     gone, there = serve(GOOD), serve(GOOD)
     executor = agent(gone, there)
     gone.stop()
@@ -173,7 +173,7 @@ def test_the_other_server_is_asked_where_one_is_gone(serve, agent):
     assert len(there.asked) == 4
 
 
-def test_a_server_that_answers_and_judges_nothing_any_more_stops_the_run(serve, agent, monkeypatch):
+def test_a_server_that_returns_no_rewards_stops_the_run(serve, agent, monkeypatch):
     from openrlhf_ktae.verifier import http_reward
 
     monkeypatch.setattr(http_reward, "FAILED_IN_A_ROW", 3)
@@ -185,7 +185,7 @@ def test_a_server_that_answers_and_judges_nothing_any_more_stops_the_run(serve, 
         rewards(executor)
 
 
-def test_the_hosts_executor_stays_where_no_server_judges(host):
+def test_without_reward_servers_the_hosts_executor_is_kept(host):
     from openrlhf.utils.agent import SingleTurnAgentExecutor
 
     from openrlhf_ktae.trainer.ray.vllm_engine import with_servers
@@ -207,7 +207,7 @@ def test_the_hosts_executor_stays_where_no_server_judges(host):
         ("hang up", ""),
     ],
 )
-def test_before_the_run_somebody_must_answer_queries(answer, reason, serve):
+def test_a_server_must_answer_before_the_run(answer, reason, serve):
     server = serve(answer)
     found = _unanswered(server.url)
     assert reason in found and bool(found) == bool(reason)
@@ -223,7 +223,7 @@ def test_before_the_run_a_server_that_is_down_is_refused_within_seconds(serve):
     assert time.monotonic() - began < 5
 
 
-def test_a_url_keeps_its_password_to_itself(serve, agent):
+def test_passwords_in_urls_are_masked(serve, agent):
     server = serve(404)
     url = server.url.replace("http://", "http://me:SECRET@")
     executor = agent(url)

@@ -1,4 +1,4 @@
-"""Workers are killed, stopped, starved and abandoned here; callers must get a verdict in time and nothing may leak."""
+"""Workers are killed, stopped, starved and abandoned here; callers must get a verdict in time, and nothing may leak."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def wait_until(condition, seconds: float = 60.0) -> None:
 
 
 def stopped(verifier: Verifier) -> None:
-    """Stop every worker, the spare one too: what they get next hangs for good."""
+    """Suspend every worker, including the spare: their next check hangs forever."""
     wait_until(lambda: sum(worker.ready for worker in verifier.pool._workers) > verifier.config.workers)
     for pid in verifier.pool.pids():
         os.kill(pid, signal.SIGSTOP)
@@ -76,24 +76,24 @@ def run_python(code: str, *arguments: str, **options) -> subprocess.CompletedPro
     )
 
 
-def test_stuck_check_costs_its_limit_and_delays_no_other():
+def test_a_stuck_check_takes_its_limit_and_delays_no_other():
     with Verifier(workers=2, timeout_s=1.5) as verifier:
         os.kill(verifier.pool.pids()[0], signal.SIGSTOP)
         with ThreadPoolExecutor(40) as threads:
             begun = time.monotonic()
             verdicts = list(threads.map(lambda n: (verifier.verify(*hard(n)), time.monotonic() - begun), range(1, 41)))
-        assert all(verdict.status == CORRECT for verdict, _ in verdicts)  # the stuck one by another worker
+        assert all(verdict.status == CORRECT for verdict, _ in verdicts)  # the stuck check on another worker
         stuck = [seconds for _, seconds in verdicts if seconds >= 1.0]
         assert len(stuck) <= 1 and all(seconds < 1.5 + SLACK_S for seconds in stuck)
 
 
-def test_every_worker_stuck_and_the_next_check_is_unharmed():
+def test_checks_work_after_every_worker_was_stuck():
     with Verifier(workers=2, timeout_s=0.7) as verifier:
         stopped(verifier)
         begun = time.monotonic()
         first, second = verifier.verify_many([hard(1), hard(2)])
         assert time.monotonic() - begun < 60
-        assert "wall time limit" in (first.reason, second.reason)  # one of them meets the third, stopped worker
+        assert "wall time limit" in (first.reason, second.reason)  # one of them reaches the third, suspended worker
         assert verifier.pool.counts["killed"] == 3
         wait_until(lambda: verifier.verify(*hard(3)).status == CORRECT)
 
@@ -135,29 +135,29 @@ def test_worker_killed_twice_in_the_same_check_is_unknown():
         wait_until(lambda: verifier.verify(*hard(2)).status == CORRECT)
 
 
-def test_idle_workers_killed_from_outside_cost_nothing():
+def test_killed_idle_workers_do_not_affect_checks():
     with Verifier(workers=2) as verifier:
         for pid in verifier.pool.pids():
             os.kill(pid, signal.SIGKILL)
         assert verifier.verify(*hard(1)).status == CORRECT
 
 
-def test_an_answer_that_meets_the_cpu_limit_is_wrong_and_the_worker_is_replaced():
+def test_an_answer_over_the_cpu_limit_is_wrong_and_the_worker_is_replaced():
     with Verifier(workers=1, cpu_s=0.02) as verifier:
         verdict = verifier.verify(r"\sin x", r"\boxed{\prod_{k=1}^{2000} \sin(k x)}")
         assert (verdict.status, verdict.reason) == (WRONG, "cpu time limit")
         assert verifier.pool.counts["recycled"] == 1
 
 
-def test_a_gold_that_meets_the_cpu_limit_is_unknown():
+def test_a_gold_over_the_cpu_limit_is_unknown():
     many = ",".join([r"\sqrt{2}"] * 900)
     with Verifier(workers=1, cpu_s=0.004) as verifier:
         assert verifier.verify(many, r"\boxed{\sqrt{5}}").status == UNKNOWN
 
 
 @pytest.mark.parametrize("ending", [signal.SIGSEGV, signal.SIGABRT])
-def test_an_answer_that_brings_its_worker_down_is_wrong_where_the_gold_was_read(ending):
-    """As a library does that aborts for want of memory, or a stack that overflows."""
+def test_an_answer_that_crashes_its_worker_is_wrong_once_the_gold_is_read(ending):
+    """Like a library that aborts without memory, or a stack overflow."""
     long = r"x+1=" * 300 + "x"
     with Verifier(workers=1) as verifier:
         pending = verifier.pool.submit(Job([r"\frac{1}{2}"], ",".join([rf"\sin({long})"] * 40), 60.0, 60.0))
@@ -220,7 +220,7 @@ def test_retry_checks_once_more():
             assert pending.result(60).status == CORRECT
 
 
-def test_unknown_for_want_of_time_is_not_remembered():
+def test_timeouts_are_not_cached():
     with Verifier(workers=1, timeout_s=0.3) as verifier:
         stopped(verifier)
         assert verifier.verify(*hard(1)).status == UNKNOWN
@@ -267,7 +267,7 @@ def test_from_many_threads(verifier):
     assert all(verdict.status == CORRECT for verdict in verdicts)
 
 
-def test_from_an_event_loop_that_keeps_turning():
+def test_verification_does_not_block_an_event_loop():
     async def scenario(verifier: Verifier) -> tuple[list[Verdict], float]:
         worst, running = 0.0, True
 
@@ -363,7 +363,7 @@ def _running(pid: int) -> bool:
         return False
 
 
-def test_close_answers_what_still_waits():
+def test_close_resolves_waiting_checks():
     verifier = Verifier(workers=1)
     with verifier, ThreadPoolExecutor(5) as threads:
         stopped(verifier)
@@ -376,7 +376,7 @@ def test_close_answers_what_still_waits():
     verifier.close()
 
 
-def test_equal_checks_are_made_once():
+def test_equal_checks_run_once():
     with Verifier(workers=1) as verifier:
         stopped(verifier)
         with ThreadPoolExecutor(8) as threads:

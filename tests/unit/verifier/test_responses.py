@@ -1,4 +1,4 @@
-"""Where the answer is in a response, what a gold may look like, and what malformed text amounts to."""
+"""Where the answer is in a response, forms of golds, and verdicts on malformed text."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_answer_is_found(response, answer):
         ("the final answer is", "empty answer"),
     ],
 )
-def test_no_answer_is_never_replaced_by_an_earlier_or_a_number_of_the_text(verifier, response, reason):
+def test_a_missing_answer_is_not_replaced_by_earlier_text(verifier, response, reason):
     verdict = verifier.verify("5", response)
     assert (verdict.status, verdict.reason, verdict.extracted) == (WRONG, reason, None)
 
@@ -207,8 +207,8 @@ def test_options_in_the_constructor():
 @pytest.mark.parametrize(
     ("gold", "response", "reason"),
     [
-        ("5", r"\boxed{5}", Reason.SAME_TEXT),  # settled by the caller
-        ("5", "", Reason.NO_BOX),  # where the answer is looked for
+        ("5", r"\boxed{5}", Reason.SAME_TEXT),  # decided in the caller
+        ("5", "", Reason.NO_BOX),  # by extraction
         (r"\sqrt{2}", r"\boxed{2^{1/2}}", Reason.SAME_VALUE),  # by a worker
         (r"\oint \oint", r"\boxed{1}", Reason.GOLD_UNREADABLE),
     ],

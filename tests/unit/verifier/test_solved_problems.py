@@ -18,7 +18,7 @@ def judged(verifier):
     return list(zip(SOLVED, verdicts, strict=True))
 
 
-def test_every_verdict_is_the_label(judged):
+def test_every_verdict_matches_the_label(judged):
     assert {solved.right for solved in SOLVED} == {True, False}
     assert [(s.response, v.status, v.reason) for s, v in judged if (v.status == CORRECT) != s.right] == []
 
@@ -35,7 +35,7 @@ def test_every_disagreement_with_the_stored_reward_is_explained(judged):
     assert disagreeing
 
 
-def test_verdicts_come_in_time(judged, verifier):
+def test_verdicts_are_fast(judged, verifier):
     assert all(verdict.seconds < verifier.config.timeout_s + 1 for _, verdict in judged)
 
 
