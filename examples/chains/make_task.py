@@ -1,11 +1,11 @@
-"""A family of chains of sums of which only the last digit counts, written as two JSONL files; knobs set how hard credit is to find.
+"""A family of chains of sums on a 12-hour clock, written as two JSONL files; knobs set how hard credit is to find.
 
     python examples/chains/make_task.py --steps 12 --output runs/chains/12
 
-A problem reads `compute 2 a 7 b 5 c 2 :` (from 2, step a adds 7, step b 5, step c 2) and its label is `6`. The
-teacher of `make_model.py` answers with the last digit of each step's result,
+A problem reads `compute 7 +3 +15 +2 :` and its label is `3`. The teacher of `make_model.py` says each operand and the
+hour after it,
 
-    a 9 hmm b 4 c well 6 so \\boxed{ 6 }
+    +3 10 hmm +15 1 well +2 3 so \\boxed{ 3 }
 
 with filler words that mean nothing, and gets a step wrong in one of some ways. What is right so far can be read from
 the ids: `on_track`. Standard library only.
@@ -20,16 +20,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-DATASOURCE = "chain_digits"
-DIGITS = 10
-MAX_OPERAND = 9
-LETTERS = "abcdefghijkl"  # names of steps, and their largest number
+DATASOURCE = "chain_hours"
+HOURS = 12
+OPERANDS = tuple(f"+{n}" for n in range(1, 16))
+"""Each at most once in a problem, so that what comes next can be told from the last one."""
+MOST_STEPS = 12
 FILLERS = ("hmm", "well", "ok", "now", "then", "right", "fine", "good")
 BOX = "\\boxed{"
-WORDS = ("compute", *(f" {word}" for word in (":", "so", BOX, "}", *LETTERS, *FILLERS, *range(DIGITS))))
+WORDS = ("compute", *(f" {word}" for word in (":", "so", BOX, "}", *OPERANDS, *FILLERS, *range(HOURS))))
 FIRST_ID = 258
 """Of `WORDS` in the tokenizer: below are padding, end and single bytes."""
-OFFSETS = (1, -1, 2, -2, 3, -3, 4, -4, 5)
+OFFSETS = (1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)
 """By how much a wrong step is off, in the order in which more ways to be wrong take them."""
 N_TRAIN = 3200
 N_HELDOUT = 200
@@ -44,14 +45,14 @@ class Knobs:
     filler: float = 0.5
     """Share of the chain's tokens that mean nothing, at least 0 and below 1."""
     ways: int = 4
-    """Ways in which a step can be wrong, 1 to 9."""
+    """Ways in which a step can be wrong, 1 to 11."""
     accuracy: float = 0.3
     """Share of right answers at which pretraining stops."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not 1 <= self.steps <= len(LETTERS):
-            raise ValueError(f"steps={self.steps} must be from 1 to {len(LETTERS)}")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"steps={self.steps} must be from 1 to {MOST_STEPS}")
         if not 0 <= self.filler < 1:
             raise ValueError(f"filler={self.filler} must be at least 0 and below 1")
         if not 1 <= self.ways <= len(OFFSETS):
@@ -62,7 +63,7 @@ class Knobs:
 
 @dataclass(frozen=True)
 class Problem:
-    """A start digit and what each step adds."""
+    """A start hour and what each step adds."""
 
     start: int
     operands: tuple[int, ...]
@@ -70,17 +71,17 @@ class Problem:
     @property
     def prompt(self) -> str:
         """The text that the model sees."""
-        return f"compute {self.start} {' '.join(f'{a} {n}' for a, n in zip(LETTERS, self.operands, strict=False))} :"
+        return f"compute {self.start} {' '.join(f'+{n}' for n in self.operands)} :"
 
     @property
     def results(self) -> list[int]:
         """The right result of each step."""
-        return [(self.start + sum(self.operands[: i + 1])) % DIGITS for i in range(len(self.operands))]
+        return [(self.start + sum(self.operands[: i + 1])) % HOURS for i in range(len(self.operands))]
 
 
 def draw_problem(steps: int, rng: random.Random) -> Problem:
     """Draw one problem."""
-    return Problem(rng.randrange(DIGITS), tuple(rng.randint(1, MAX_OPERAND) for _ in range(steps)))
+    return Problem(rng.randrange(HOURS), tuple(rng.sample(range(1, len(OPERANDS) + 1), steps)))
 
 
 def teacher_trace(problem: Problem, knobs: Knobs, step_accuracy: float, rng: random.Random) -> str:
@@ -92,10 +93,10 @@ def teacher_trace(problem: Problem, knobs: Knobs, step_accuracy: float, rng: ran
             words.append(rng.choice(FILLERS))
         words.append(word)
 
-    for letter, n in zip(LETTERS, problem.operands, strict=False):
+    for n in problem.operands:
         value += n if rng.random() < step_accuracy else n + rng.choice(OFFSETS[: knobs.ways])
-        value %= DIGITS
-        say(letter)
+        value %= HOURS
+        say(f"+{n}")
         say(str(value))
     return " ".join([*words, "so", BOX, str(value), "}"])
 
@@ -105,28 +106,27 @@ def words_of(ids: Sequence[int]) -> list[str]:
     return [WORDS[i - FIRST_ID].strip() if 0 <= i - FIRST_ID < len(WORDS) else "" for i in ids]
 
 
-def results_of(prompt: Sequence[str]) -> list[int]:
-    """The right results of a prompt's words, of which the first may be missing; empty if they are no problem."""
-    numbers = [int(word) for word in prompt if word.isdigit()]
-    return Problem(numbers[0], tuple(numbers[1:])).results if len(numbers) > 1 else []
+def read_problem(prompt: Sequence[str]) -> Problem | None:
+    """The problem of a prompt's words, of which the first may be missing; None if they are no problem."""
+    hours = [int(word) for word in prompt if word.isdigit()]
+    operands = tuple(int(word) for word in prompt if word in OPERANDS)
+    return Problem(hours[0], operands) if len(hours) == 1 and operands else None
 
 
-def on_track(response: Sequence[str], results: Sequence[int]) -> Iterator[tuple[int, bool]]:
-    """Yield after each word how many results have been given, the boxed one included, and whether the last is right.
+def on_track(response: Sequence[str], problem: Problem) -> Iterator[tuple[int, bool]]:
+    """Yield after each word how many hours have been given, the boxed one included, and whether the last is right.
 
-    What follows depends on nothing else: the next step starts from the last result. A result that does not come after
-    its step's letter is wrong.
+    What follows depends on nothing else: the next step starts from the last hour. An hour that does not come after
+    its operand is wrong.
     """
-    done, right, letter, boxed = 0, True, "", False
+    before = [*(f"+{n}" for n in problem.operands), BOX]
+    expected = [*problem.results, problem.results[-1]]
+    done, right, last = 0, True, ""
     for word in response:
-        if word == BOX:
-            boxed = True
-        elif word and word in LETTERS:
-            letter = word
-        elif word.isdigit() and done <= len(results):
-            expected = results[min(done, len(results) - 1)]
-            in_place = boxed if done == len(results) else letter == LETTERS[done] and not boxed
-            right, done = in_place and int(word) == expected, done + 1
+        if word == BOX or word in OPERANDS:
+            last = word
+        elif word.isdigit() and done < len(expected):
+            right, done = (last, int(word)) == (before[done], expected[done]), done + 1
         yield done, right
 
 

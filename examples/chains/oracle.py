@@ -4,7 +4,7 @@
 
     A_it = c (V(state after t) - V(state before t))
 
-The state is what decides about the score: how many results have been given, and whether the last is right. V is the
+The state is what decides about the score: how many hours have been given, and whether the last is right. V is the
 mean score of the batch's rollouts in that state, before the first token that of the group's; the last token's is the
 score. c brings the scores to the scale of the base. Prompt and response are read from token ids, no label is needed.
 Rows that are no chain keep their base.
@@ -18,11 +18,11 @@ import numpy as np
 from openrlhf_ktae.credit import CreditBatch, NoOptions, TokenCredit, register
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from make_task import on_track, results_of, words_of  # noqa: E402
+from make_task import on_track, read_problem, words_of  # noqa: E402
 
 
 def states(batch: CreditBatch) -> np.ndarray:
-    """Return the state after each action token (A,): twice the number of results, plus one if the last is right.
+    """Return the state after each action token (A,): twice the number of hours, plus one if the last is right.
 
     -1 in rows that are no chain.
     """
@@ -30,9 +30,9 @@ def states(batch: CreditBatch) -> np.ndarray:
     ids_N, first_B = batch.token_ids_N.numpy(), batch.first_B
     for b, (first, length) in enumerate(zip(first_B, batch.lengths_B, strict=True)):
         at = batch.at_A[first : first + length]
-        results = results_of(words_of(ids_N[batch.edges_B[b] : at[0]])) if length else []
-        if results:
-            state_A[first : first + length] = [2 * n + right for n, right in on_track(words_of(ids_N[at]), results)]
+        problem = read_problem(words_of(ids_N[batch.edges_B[b] : at[0]])) if length else None
+        if problem:
+            state_A[first : first + length] = [2 * n + right for n, right in on_track(words_of(ids_N[at]), problem)]
     return state_A
 
 
