@@ -5,7 +5,7 @@
 
 True credit of a token is the change of V(prompt, state) that it makes; the state is how many hours have been given and
 whether the last is right, V the mean score of `--pool` other rollouts of that prompt in that state. `mc_value` gets
-values from `--continuations` continuations after every token. All on mixed groups, which GRPO learns from.
+values from `--continuations` continuations after every token, or after every hour only (steps). All on mixed groups, which GRPO learns from.
 
 - pooled: Spearman correlation of advantage and true credit over all tokens
 - within: the same inside each rollout, averaged; 0 for an estimator that gives all its tokens the same
@@ -163,7 +163,10 @@ def measured(member: Member, group: int, groups: int, pool: int, continuations: 
 
         values_N = sampled_values(member, batch, score, ids_BT, prompt, continuations, 7)
         batch = replace(batch, values_N=values_N)
-        credits["mc_value"] = advantages(batch, estimators()["mc_value"](batch).added_N)
+        credits["mc_value, tokens"] = advantages(batch, estimators()["mc_value"](batch).added_N)
+        hours = [word.isdigit() for word in words_of(batch.token_ids_N.tolist())]
+        steps = replace(batch, values_N=torch.where(torch.tensor(hours), values_N, torch.nan))
+        credits["mc_value, steps"] = advantages(steps, estimators()["mc_value"](steps).added_N)
     credits["oracle"] = advantages(batch, load_estimator(ORACLE)(batch).added_N)
     for name, one in estimators().items():
         if name == "ktae":

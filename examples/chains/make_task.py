@@ -114,20 +114,20 @@ def read_problem(prompt: Sequence[str]) -> Problem | None:
 
 
 def on_track(response: Sequence[str], problem: Problem) -> Iterator[tuple[int, bool]]:
-    """Yield after each word how many hours have been given, the boxed one included, and whether the last is right.
+    """Yield after each word how many hours have been given, the boxed one included, and whether all is well.
 
-    What follows depends on nothing else: the next step starts from the last hour. An hour that does not come after
-    its operand is wrong.
+    It is if the last hour is right and the operand or box after it, if any, is the one that comes next. What follows
+    depends on nothing else: the next step starts from the last hour.
     """
-    before = [*(f"+{n}" for n in problem.operands), BOX]
+    before = [*({f"+{n}"} for n in problem.operands), {"so", BOX}]
     expected = [*problem.results, problem.results[-1]]
     done, right, last = 0, True, ""
     for word in response:
-        if word == BOX or word in OPERANDS:
+        if word in OPERANDS or word in ("so", BOX):
             last = word
         elif word.isdigit() and done < len(expected):
-            right, done = (last, int(word)) == (before[done], expected[done]), done + 1
-        yield done, right
+            right, done, last = last in before[done] and int(word) == expected[done], done + 1, ""
+        yield done, right and (not last or (done < len(before) and last in before[done]))
 
 
 def judge(response: Sequence[str], label: str) -> float:
