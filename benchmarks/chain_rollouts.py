@@ -53,7 +53,9 @@ class Member:
         rows, each = ids_BT.tolist(), len(ids_BT) // len(problems)
         return torch.tensor([judge(words_of(row), str(problems[i // each].results[-1])) for i, row in enumerate(rows)])
 
-    def credit_batch(self, ids_BT: torch.Tensor, log_probs_BTV: torch.Tensor, scores_B: torch.Tensor, group: int, prompt: int) -> CreditBatch:
+    def credit_batch(
+        self, ids_BT: torch.Tensor, log_probs_BTV: torch.Tensor, scores_B: torch.Tensor, group: int, prompt: int
+    ) -> CreditBatch:
         """Return what estimators see: rows without their first token, with all that the policy's pass gives."""
         ids = ids_BT[:, 1:]
         mask = ids != self.pad
@@ -61,10 +63,14 @@ class Member:
         probs = log_probs_BTV.exp()
         chosen = log_probs_BTV.gather(-1, ids[..., None]).squeeze(-1)
         needs: dict[str, Any] = {
-            "log_probs": chosen, "entropies": -(probs * log_probs_BTV).sum(-1), "sum_squares": probs.pow(2).sum(-1)
+            "log_probs": chosen,
+            "entropies": -(probs * log_probs_BTV).sum(-1),
+            "sum_squares": probs.pow(2).sum(-1),
         }
         groups = torch.arange(len(ids)) // group
-        return CreditBatch.from_tables(ids, mask, scores_B, groups, group_normalised(scores_B, group), (self.pad, self.end), **needs)
+        return CreditBatch.from_tables(
+            ids, mask, scores_B, groups, group_normalised(scores_B, group), (self.pad, self.end), **needs
+        )
 
 
 def group_normalised(scores_B: torch.Tensor, group: int) -> torch.Tensor:

@@ -4,8 +4,9 @@
     python benchmarks/credit_agreement.py runs/chains/* --output runs/credit_agreement
 
 True credit of a token is the change of V(prompt, state) that it makes; the state is how many hours have been given and
-whether the last is right, V the mean score of `--pool` other rollouts of that prompt in that state. `mc_value` gets
-values from `--continuations` continuations after every token, or after every hour only (steps). All on mixed groups, which GRPO learns from.
+whether all is well so far, V the mean score of `--pool` other rollouts of that prompt in that state. `mc_value` gets
+values from `--continuations` continuations after every token, or after every hour only (steps). All on mixed groups,
+which GRPO learns from.
 
 - pooled: Spearman correlation of advantage and true credit over all tokens
 - within: the same inside each rollout, averaged; 0 for an estimator that gives all its tokens the same
@@ -37,7 +38,7 @@ from openrlhf_ktae.figures.statistics import interval
 from openrlhf_ktae.ktae import KTAEConfig
 
 sys.path.append(str(ORACLE.parent))
-from make_task import draw_problem, on_track, read_problem, words_of  # noqa: E402
+from make_task import draw_problem, on_track, read_problem, words_of
 
 FIGURES = ("pooled", "within", "sign", "cosine")
 SMALLEST = 0.01
@@ -70,7 +71,9 @@ def agreement(credit_A: Floats, control_A: Floats, row_A: NDArray[np.int64]) -> 
     )
 
 
-def with_intervals(credit_A: Floats, control_A: Floats, row_A: NDArray[np.int64], group_A: NDArray[np.int64]) -> dict[str, Any]:
+def with_intervals(
+    credit_A: Floats, control_A: Floats, row_A: NDArray[np.int64], group_A: NDArray[np.int64]
+) -> dict[str, Any]:
     """Return `FIGURES` with their intervals."""
     rng = np.random.default_rng(0)
     groups = [np.flatnonzero(group_A == group) for group in np.unique(group_A)]
@@ -112,7 +115,15 @@ def true_credit(batch: CreditBatch, pool: list[tuple[list[int], float]], group: 
     return change_A
 
 
-def sampled_values(member: Member, batch: CreditBatch, score: Callable[..., torch.Tensor], ids_BT: torch.Tensor, prompt: int, continuations: int, seed: int) -> torch.Tensor:
+def sampled_values(
+    member: Member,
+    batch: CreditBatch,
+    score: Callable[..., torch.Tensor],
+    ids_BT: torch.Tensor,
+    prompt: int,
+    continuations: int,
+    seed: int,
+) -> torch.Tensor:
     """Return the mean score of continuations after each action token (N,), NaN elsewhere."""
     values = torch.full(batch.mask_N.shape, torch.nan).view(len(ids_BT), -1)
     weights = member.weights()
@@ -124,7 +135,14 @@ def sampled_values(member: Member, batch: CreditBatch, score: Callable[..., torc
         owner = np.repeat(rows, continuations)
         scores = []
         for at in range(0, len(starts), AT_ONCE):
-            made = member.forward.sample(weights, starts[None, at : at + AT_ONCE], member.pad, member.end, member.most - length, seed + length * 1000 + at)
+            made = member.forward.sample(
+                weights,
+                starts[None, at : at + AT_ONCE],
+                member.pad,
+                member.end,
+                member.most - length,
+                seed + length * 1000 + at,
+            )
             scores.append(score(made[0], owner[at : at + AT_ONCE]))
         values[rows, prompt - 1 + length - 1] = torch.cat(scores).view(len(rows), continuations).mean(1)
     return values.flatten()
@@ -149,14 +167,19 @@ def measured(member: Member, group: int, groups: int, pool: int, continuations: 
     ids_BT = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=member.pad) for part in parts])
     scores_B = member.scores(ids_BT, problems)
     with torch.no_grad():
-        log_probs = torch.cat([member.forward.log_probs(weights, part[None], member.pad)[0] for part in ids_BT.split(64)])
+        log_probs = torch.cat(
+            [member.forward.log_probs(weights, part[None], member.pad)[0] for part in ids_BT.split(64)]
+        )
     batch = member.credit_batch(ids_BT, log_probs, scores_B, group, prompt)
-    more = member.forward.sample(weights, member.prompts(problems, pool)[None], member.pad, member.end, member.most, 99)[0]
+    more = member.forward.sample(
+        weights, member.prompts(problems, pool)[None], member.pad, member.end, member.most, 99
+    )[0]
     pool_scores = member.scores(more, problems).tolist()
     control_A = true_credit(batch, list(zip(more[:, 1:].tolist(), pool_scores, strict=True)), group, prompt)
 
     credits = {"GRPO": advantages(batch, torch.zeros(len(batch.mask_N)))}
     if continuations:
+
         def score(made: torch.Tensor, owner: NDArray[np.int64]) -> torch.Tensor:
             found = [member.scores(made[i : i + 1], [problems[b // group]]) for i, b in enumerate(owner)]
             return torch.cat(found)
@@ -176,8 +199,12 @@ def measured(member: Member, group: int, groups: int, pool: int, continuations: 
             credits[name] = advantages(batch, one(batch).added_N)
     rows = batch.row_A
     return {
-        "member": member.name, "accuracy": member.measured, "group": group, "groups": len(problems),
-        "tokens": len(rows), "that matter": float((np.abs(control_A) > SMALLEST).mean()),
+        "member": member.name,
+        "accuracy": member.measured,
+        "group": group,
+        "groups": len(problems),
+        "tokens": len(rows),
+        "that matter": float((np.abs(control_A) > SMALLEST).mean()),
         "continuations": continuations,
         "estimators": {
             name: with_intervals(credit.astype(float), control_A, rows, batch.group_B[rows])
@@ -193,7 +220,9 @@ def table(results: list[dict[str, Any]], figure: str) -> str:
     lines = [f"| estimator | {' | '.join(heads)} |", f"|---|{'---:|' * len(results)}"]
     for name in names:
         cells = [
-            "{:.2f} [{:.2f}, {:.2f}]".format(*result["estimators"][name][figure]) if name in result["estimators"] else "-"
+            "{:.2f} [{:.2f}, {:.2f}]".format(*result["estimators"][name][figure])
+            if name in result["estimators"]
+            else "-"
             for result in results
         ]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
@@ -210,14 +239,21 @@ def figure(results: list[dict[str, Any]], of: str) -> str:
     def x(value: float) -> float:
         return left + wide * (value + 0.3) / 1.3
 
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{height}" font-family="sans-serif" font-size="12">',
-           f'<rect width="680" height="{height}" fill="white"/>']
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{height}" font-family="sans-serif" '
+        'font-size="12">',
+        f'<rect width="680" height="{height}" fill="white"/>',
+    ]
     for i, result in enumerate(results):
-        out.append(f'<circle cx="{left}" cy="{16 + 16 * i}" r="4" fill="{colours[i % 8]}"/>'
-                   f'<text x="{left + 10}" y="{20 + 16 * i}">{result["member"]}, groups of {result["group"]}</text>')
+        out.append(
+            f'<circle cx="{left}" cy="{16 + 16 * i}" r="4" fill="{colours[i % 8]}"/>'
+            f'<text x="{left + 10}" y="{20 + 16 * i}">{result["member"]}, groups of {result["group"]}</text>'
+        )
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        out.append(f'<line x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{height - 30}" stroke="#ddd"/>'
-                   f'<text x="{x(tick)}" y="{height - 14}" text-anchor="middle">{tick:g}</text>')
+        out.append(
+            f'<line x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{height - 30}" stroke="#ddd"/>'
+            f'<text x="{x(tick)}" y="{height - 14}" text-anchor="middle">{tick:g}</text>'
+        )
     for row, name in enumerate(names):
         y0 = top + step * row + 10
         out.append(f'<text x="{left - 8}" y="{y0 + step / 2 - 4}" text-anchor="end">{name}</text>')
@@ -225,8 +261,10 @@ def figure(results: list[dict[str, Any]], of: str) -> str:
             if name in result["estimators"]:
                 mean, low, high = result["estimators"][name][of]
                 y = y0 + 7 * i
-                out.append(f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" stroke="{colours[i % 8]}"/>'
-                           f'<circle cx="{x(mean):.1f}" cy="{y}" r="3" fill="{colours[i % 8]}"/>')
+                out.append(
+                    f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" stroke="{colours[i % 8]}"/>'
+                    f'<circle cx="{x(mean):.1f}" cy="{y}" r="3" fill="{colours[i % 8]}"/>'
+                )
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
@@ -234,7 +272,9 @@ def main() -> None:
     """Measure each member at each group size; print tables, write results and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("members", nargs="+", type=Path)
-    parser.add_argument("--output", type=Path, required=True, help="folder of results.json, tables.md and agreement.svg")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of results.json, tables.md and agreement.svg"
+    )
     parser.add_argument("--group-sizes", type=int, nargs="+", default=[8])
     parser.add_argument("--groups", type=int, default=32)
     parser.add_argument("--pool", type=int, default=256)

@@ -27,7 +27,7 @@ from scipy import stats
 from openrlhf_ktae.credit import CreditBatch, estimators, load_estimator
 from openrlhf_ktae.ktae import KTAEConfig
 
-RATES = (1.5e-4, 4e-4, 1e-3)
+RATES = (6e-5, 1.5e-4, 4e-4)
 BETAS = (0.9, 0.95)
 PROBABILITY_WEIGHT = 0.5
 EVALUATED = 512
@@ -51,8 +51,7 @@ def arms() -> dict[str, Arm]:
         "oracle": credited,
         "oracle x probability": lambda batch: reweighted(credited(batch), batch),
         "prob_reweight": lambda batch: reweighted(batch.base_N, batch),
-        "ktae calibrated": lambda batch: batch.base_N
-        + known["ktae"](batch, KTAEConfig(variant="calibrated")).added_N,
+        "ktae calibrated": lambda batch: batch.base_N + known["ktae"](batch, KTAEConfig(variant="calibrated")).added_N,
         "tempo": lambda batch: batch.base_N + known["tempo"](batch).added_N,
     }
 
@@ -141,13 +140,27 @@ def cell(member: Member, args: argparse.Namespace) -> dict[str, Any]:
     learning, final = {}, {}
     for name in names:
         curve, final[name] = train(
-            member, [(name, best[name], seed) for seed in range(args.seeds)], args.steps, args.prompts, args.group, EVALUATED
+            member,
+            [(name, best[name], seed) for seed in range(args.seeds)],
+            args.steps,
+            args.prompts,
+            args.group,
+            EVALUATED,
         )
         learning[name] = curve.mean(1)
     found = {
-        "member": member.name, "measured": member.measured, "steps": args.steps, "prompts": args.prompts,
-        "group": args.group, "seeds": args.seeds, "explore": args.explore, "explored": explored, "rate": best,
-        "over steps": compared(learning), "final": compared(final), "seconds": time.monotonic() - started,
+        "member": member.name,
+        "measured": member.measured,
+        "steps": args.steps,
+        "prompts": args.prompts,
+        "group": args.group,
+        "seeds": args.seeds,
+        "explore": args.explore,
+        "explored": explored,
+        "rate": best,
+        "over steps": compared(learning),
+        "final": compared(final),
+        "seconds": time.monotonic() - started,
     }
     for name in names:
         print(member.name, name, best[name], found["over steps"][name], found["final"][name], flush=True)

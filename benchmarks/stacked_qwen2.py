@@ -17,10 +17,7 @@ Cache = list[tuple[torch.Tensor, torch.Tensor]]
 def stacked(model: Qwen2ForCausalLM, copies: int) -> Weights:
     """Return the model's weights `copies` times, (S, ...) each, with gradients."""
     named = dict(model.named_parameters())
-    return {
-        name: w.detach()[None].repeat(copies, *[1] * w.dim()).requires_grad_()
-        for name, w in named.items()
-    }
+    return {name: w.detach()[None].repeat(copies, *[1] * w.dim()).requires_grad_() for name, w in named.items()}
 
 
 class Forward:
@@ -92,7 +89,7 @@ class Forward:
     def sample(self, weights: Weights, ids_SBT: torch.Tensor, pad: int, end: int, most: int, seed: int) -> torch.Tensor:
         """Return `ids_SBT` (left-padded) with continuations at temperature 1, up to `end`, then `pad`: (S, B, U)."""
         generator = torch.Generator().manual_seed(seed)
-        copies, batch, length = ids_SBT.shape
+        copies, batch, _ = ids_SBT.shape
         places, seen = _attention(ids_SBT, pad)
         hidden, cache = self(weights, ids_SBT, places, seen, None)
         place, row = places[:, :, -1:], seen[:, :, -1:]
@@ -123,4 +120,3 @@ def _attention(ids_SBT: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Ten
     length = there.shape[-1]
     seen = flat & torch.ones(length, length, dtype=torch.bool).tril()
     return (there.cumsum(-1) - 1).clamp(min=0), seen | torch.eye(length, dtype=torch.bool)
-

@@ -21,7 +21,7 @@ from make_task import WORDS, Knobs, draw_problem, judge, teacher_trace, words_of
 from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-import tiny_models  # noqa: E402
+import tiny_models
 
 HIDDEN_SIZE = 64
 MAX_POSITIONS = 512

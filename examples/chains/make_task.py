@@ -18,6 +18,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 DATASOURCE = "chain_hours"
@@ -132,7 +133,7 @@ def on_track(response: Sequence[str], problem: Problem) -> Iterator[tuple[int, b
 
 def judge(response: Sequence[str], label: str) -> float:
     """Score the words of a response: 1 if the box holds the label."""
-    boxed = [after for word, after in zip(response, response[1:], strict=False) if word == BOX]
+    boxed = [after for word, after in pairwise(response) if word == BOX]
     return float(boxed[-1:] == [label])
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from openrlhf_ktae.credit import CreditBatch, NoOptions, TokenCredit, register
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from make_task import on_track, read_problem, words_of  # noqa: E402
+from make_task import on_track, read_problem, words_of
 
 
 def states(batch: CreditBatch) -> np.ndarray:

@@ -26,7 +26,7 @@ from make_task import Problem, draw_problem
 from transformers import Qwen2Tokenizer
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-import tiny_models  # noqa: E402
+import tiny_models
 
 FILLERS = ("hmm", "well", "ok")  # unrelated to what follows
 QUITTERS = ("guess", "skip")  # the attempt ends here, with a made-up answer
