@@ -22,7 +22,6 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,12 +37,13 @@ from openrlhf_ktae.figures.statistics import interval
 from openrlhf_ktae.ktae import KTAEConfig
 
 sys.path.append(str(ORACLE.parent))
-from make_task import draw_problem, on_track, read_problem, words_of
+from make_task import Problem, draw_problem, on_track, read_problem, words_of
 
 FIGURES = ("pooled", "within", "sign", "cosine")
 SMALLEST = 0.01
 RESAMPLES = 200
-AT_ONCE = 4096
+AT_ONCE = 512
+"""Sequences sampled together: with more, keys and values leave the processor's cache."""
 Floats = NDArray[np.float64]
 
 
@@ -116,36 +116,34 @@ def true_credit(batch: CreditBatch, pool: list[tuple[list[int], float]], group: 
 
 
 def sampled_values(
-    member: Member,
-    batch: CreditBatch,
-    score: Callable[..., torch.Tensor],
-    ids_BT: torch.Tensor,
-    prompt: int,
-    continuations: int,
-    seed: int,
+    member: Member, batch: CreditBatch, ids_BT: torch.Tensor, problems: list[Problem], continuations: int
 ) -> torch.Tensor:
-    """Return the mean score of continuations after each action token (N,), NaN elsewhere."""
+    """Return the mean score of continuations after each action token (N,), NaN elsewhere and after the last one."""
     values = torch.full(batch.mask_N.shape, torch.nan).view(len(ids_BT), -1)
-    weights = member.weights()
-    for length in range(1, int(batch.lengths_B.max()) + 1):
-        rows = np.flatnonzero(batch.lengths_B > length)  # after the last token the score is known
-        if not len(rows):
-            break
+    each, prompt = len(ids_BT) // len(problems), int(batch.at_A[0]) + 1
+    for length in range(1, int(batch.lengths_B.max())):
+        rows = np.flatnonzero(batch.lengths_B > length)
         starts = ids_BT[rows, : prompt + length].repeat_interleave(continuations, 0)
-        owner = np.repeat(rows, continuations)
-        scores = []
-        for at in range(0, len(starts), AT_ONCE):
-            made = member.forward.sample(
-                weights,
-                starts[None, at : at + AT_ONCE],
-                member.pad,
-                member.end,
-                member.most - length,
-                seed + length * 1000 + at,
-            )
-            scores.append(score(made[0], owner[at : at + AT_ONCE]))
-        values[rows, prompt - 1 + length - 1] = torch.cat(scores).view(len(rows), continuations).mean(1)
+        made = rollouts(member, starts, seed=10**6 * length, spent=length)
+        asked = [problems[b // each] for b in rows for _ in range(continuations)]
+        values[rows, prompt + length - 2] = member.scores(made, asked).view(len(rows), continuations).mean(1)
     return values.flatten()
+
+
+def rollouts(member: Member, starts_BT: torch.Tensor, seed: int, spent: int = 0) -> torch.Tensor:
+    """Return `starts_BT` with what the model goes on with, `spent` tokens of a response being among them."""
+    weights, most = member.weights(), member.most - spent
+    parts = starts_BT.split(AT_ONCE)
+    made = [
+        member.forward.sample(weights, p[None], member.pad, member.end, most, seed + i) for i, p in enumerate(parts)
+    ]
+    return joined([one[0] for one in made], member.pad)
+
+
+def joined(parts: list[torch.Tensor], pad: int) -> torch.Tensor:
+    """Return the rows of tables of different widths as one table."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=pad) for part in parts])
 
 
 def measured(member: Member, group: int, groups: int, pool: int, continuations: int) -> dict[str, Any]:
@@ -156,35 +154,27 @@ def measured(member: Member, group: int, groups: int, pool: int, continuations: 
         tries += 1
         drawn = [draw_problem(member.knobs.steps, rng) for _ in range(64)]
         start = member.prompts(drawn, group)
-        ids = member.forward.sample(weights, start[None], member.pad, member.end, member.most, tries)[0]
+        ids = rollouts(member, start, seed=1000 * tries)
         scores = member.scores(ids, drawn).view(-1, group)
         for q in range(len(drawn)):
             if 0 < scores[q].sum() < group and len(problems) < groups:
                 problems.append(drawn[q])
                 parts.append(ids[q * group : (q + 1) * group])
     prompt = start.shape[1]
-    width = max(part.shape[1] for part in parts)
-    ids_BT = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=member.pad) for part in parts])
+    ids_BT = joined(parts, member.pad)
     scores_B = member.scores(ids_BT, problems)
     with torch.no_grad():
         log_probs = torch.cat(
             [member.forward.log_probs(weights, part[None], member.pad)[0] for part in ids_BT.split(64)]
         )
     batch = member.credit_batch(ids_BT, log_probs, scores_B, group, prompt)
-    more = member.forward.sample(
-        weights, member.prompts(problems, pool)[None], member.pad, member.end, member.most, 99
-    )[0]
+    more = rollouts(member, member.prompts(problems, pool), seed=99)
     pool_scores = member.scores(more, problems).tolist()
     control_A = true_credit(batch, list(zip(more[:, 1:].tolist(), pool_scores, strict=True)), group, prompt)
 
     credits = {"GRPO": advantages(batch, torch.zeros(len(batch.mask_N)))}
     if continuations:
-
-        def score(made: torch.Tensor, owner: NDArray[np.int64]) -> torch.Tensor:
-            found = [member.scores(made[i : i + 1], [problems[b // group]]) for i, b in enumerate(owner)]
-            return torch.cat(found)
-
-        values_N = sampled_values(member, batch, score, ids_BT, prompt, continuations, 7)
+        values_N = sampled_values(member, batch, ids_BT, problems, continuations)
         batch = replace(batch, values_N=values_N)
         credits["mc_value, tokens"] = advantages(batch, estimators()["mc_value"](batch).added_N)
         hours = [word.isdigit() for word in words_of(batch.token_ids_N.tolist())]
