@@ -128,20 +128,20 @@ def compared(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
 
 def cell(member: Member, args: argparse.Namespace) -> dict[str, Any]:
     """Tune each arm on some seeds, report on others."""
-    started, names = time.monotonic(), list(arms())
+    started, names, rates = time.monotonic(), args.arms, args.rates
     explored: dict[str, dict[str, float]] = {name: {} for name in names}
-    for name in names:
-        runs = [(name, rate, 100 + seed) for rate in RATES for seed in range(args.explore)]
+    for name in names if len(rates) > 1 else []:
+        runs = [(name, rate, 1000 + seed) for rate in rates for seed in range(args.explore)]
         curve, _ = train(member, runs, args.steps, args.prompts, args.group, 1)
-        means = curve.mean(1).reshape(len(RATES), -1).mean(1)
-        explored[name] = {f"{rate:g}": 100 * float(mean) for rate, mean in zip(RATES, means, strict=True)}
+        means = curve.mean(1).reshape(len(rates), -1).mean(1)
+        explored[name] = {f"{rate:g}": 100 * float(mean) for rate, mean in zip(rates, means, strict=True)}
         print(member.name, name, explored[name], f"{time.monotonic() - started:.0f} s", flush=True)
-    best = {name: RATES[int(np.argmax(list(explored[name].values())))] for name in names}
+    best = {name: rates[int(np.argmax(list(explored[name].values()) or [0]))] for name in names}
     learning, final = {}, {}
     for name in names:
         curve, final[name] = train(
             member,
-            [(name, best[name], seed) for seed in range(args.seeds)],
+            [(name, best[name], seed) for seed in range(args.first_seed, args.first_seed + args.seeds)],
             args.steps,
             args.prompts,
             args.group,
@@ -172,11 +172,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("members", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--arms", nargs="+", default=list(arms()), choices=list(arms()), help="GRPO must be the first")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="with one nothing is explored")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--explore", type=int, default=2, help="seeds for the choice of the learning rate")
     parser.add_argument("--seeds", type=int, default=8, help="other seeds, which are reported")
+    parser.add_argument("--first-seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = []
