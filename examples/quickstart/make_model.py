@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
+import sys
 from pathlib import Path
 
 import torch
 from make_task import Problem, draw_problem
-from tokenizers import AddedToken, pre_tokenizers
-from torch.nn.utils.rnn import pad_sequence
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import Qwen2Tokenizer
 
-PAD, EOS = "<pad>", "<eos>"
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import tiny_models
+
 FILLERS = ("hmm", "well", "ok")  # unrelated to what follows
 QUITTERS = ("guess", "skip")  # the attempt ends here, with a made-up answer
 WORDS = (":", "+", "-", ",", "gives", "so", "carefully", "maybe", *FILLERS, *QUITTERS, "\\boxed{", "}")
@@ -44,36 +44,17 @@ QUIT_RATE = 0.15  # before each sum but the first
 FILLER_RATE = 0.25
 
 HIDDEN_SIZE = 128
-N_LAYERS = 2
-N_HEADS = 4  # head size 32: the smallest that vLLM's CPU attention supports
 MAX_POSITIONS = 128
 BATCH_SIZE = 128
 LEARNING_RATE = 3e-3
 DEFAULT_STEPS = 1000
 DEFAULT_OUTPUT = Path(__file__).resolve().parent / "model"
-IGNORED = -100  # transformers' label of a position without loss
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
-    """One id per number, word and sign, each with the space before it; single bytes for all other text.
-
-    transformers loads every folder whose model type is `qwen2` with `Qwen2Tokenizer`, which splits numbers
-    into digits: so whole words and numbers are added tokens, which that class finds first.
-    """
-    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate([PAD, EOS, *bytes_])}
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocab,
-        merges=[],
-        unk_token=None,  # type: ignore[arg-type]  # bytes cover all text: nothing is unknown
-        pad_token=PAD,
-        eos_token=EOS,
-        padding_side="left",
-        model_max_length=MAX_POSITIONS,
-    )
+    """One id per number, word and sign, each with the space before it."""
     words = ["compute", *(f" {word}" for word in WORDS), *(f" {n}" for n in range(N_NUMBERS))]
-    tokenizer.add_tokens([AddedToken(word, normalized=False, special=False) for word in words])
-    return tokenizer
+    return tiny_models.make_tokenizer(words, MAX_POSITIONS)
 
 
 def slip(value: int, rng: random.Random) -> int:
@@ -112,53 +93,9 @@ def teacher_trace(problem: Problem, rng: random.Random) -> str:
 
 
 def make_batch(tokenizer: Qwen2Tokenizer, rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`size` fresh problems with traces: ids and labels, both (size, T); prompt tokens have no loss."""
-    ids, labels = [], []
-    for _ in range(size):
-        problem = draw_problem(rng)
-        prompt = tokenizer.encode(problem.prompt)
-        response = tokenizer.encode(f" {teacher_trace(problem, rng)}{EOS}")
-        ids.append(torch.tensor(prompt + response))
-        labels.append(torch.tensor([IGNORED] * len(prompt) + response))
-    padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
-    return padded, pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-
-
-def make_untrained_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """A Qwen2 of about 0.38 million parameters with tied embeddings."""
-    config = Qwen2Config(
-        vocab_size=-(-len(tokenizer) // 64) * 64,  # a multiple of 64, as engines pad to
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=2 * HIDDEN_SIZE,
-        num_hidden_layers=N_LAYERS,
-        num_attention_heads=N_HEADS,
-        num_key_value_heads=N_HEADS,
-        max_position_embeddings=MAX_POSITIONS,
-        tie_word_embeddings=True,
-        use_sliding_window=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return Qwen2ForCausalLM(config).float()
-
-
-def pretrain(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, steps: int, seed: int) -> None:
-    """Teach `model` the teacher's traces by next-token prediction, with a new batch per step."""
-    rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    started = time.monotonic()
-    for step in range(1, steps + 1):
-        ids, labels = make_batch(tokenizer, rng, BATCH_SIZE)
-        loss = model(ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == steps:
-            print(f"step {step:5d}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s", flush=True)
+    """`size` fresh problems with traces: ids and labels, both (size, T)."""
+    problems = [draw_problem(rng) for _ in range(size)]
+    return tiny_models.as_batch(tokenizer, [(p.prompt, f" {teacher_trace(p, rng)}") for p in problems])
 
 
 def main() -> None:
@@ -170,8 +107,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer()
-    model = make_untrained_model(tokenizer)
-    pretrain(model, tokenizer, args.steps, args.seed)
+    model = tiny_models.make_untrained_model(tokenizer, HIDDEN_SIZE)
+    rng = random.Random(args.seed)
+    tiny_models.pretrain(model, lambda: make_batch(tokenizer, rng, BATCH_SIZE), args.steps, LEARNING_RATE)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     size = sum(file.stat().st_size for file in args.output.iterdir())

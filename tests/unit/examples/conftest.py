@@ -26,11 +26,14 @@ def load_example():
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # dataclasses look their module up
+        before, places = set(sys.modules), list(sys.path)
         sys.path.insert(0, str(path.parent))
         try:
             spec.loader.exec_module(module)
         finally:
-            sys.path.remove(str(path.parent))
+            sys.path[:] = places
+            for name in {"make_task", "make_model"} - before:  # other examples have files of the same names
+                sys.modules.pop(name, None)
         return module
 
     return load

@@ -88,10 +88,11 @@ def test_eight_pretraining_steps_lower_the_loss(load_example):
     make_model = load_example("quickstart/make_model.py")
     torch.manual_seed(0)
     tokenizer = make_model.make_tokenizer()
-    untrained = make_model.make_untrained_model(tokenizer)
+    untrained = make_model.tiny_models.make_untrained_model(tokenizer, make_model.HIDDEN_SIZE)
     ids, labels = make_model.make_batch(tokenizer, random.Random(1), 32)
     loss_before = untrained(ids, labels=labels).loss.item()
-    make_model.pretrain(untrained, tokenizer, steps=8, seed=0)
+    rng = random.Random(0)
+    make_model.tiny_models.pretrain(untrained, lambda: make_model.make_batch(tokenizer, rng, 128), 8, 3e-3)
     assert untrained(ids, labels=labels).loss.item() < loss_before - 0.3
 
 

@@ -1,0 +1,288 @@
+"""Which estimators point the way that true credit points? Frozen rollouts of chains whose state is known.
+
+    python examples/chains/make_model.py --steps 6 --filler 0.5 --output runs/chains/6-50-30
+    python benchmarks/credit_agreement.py runs/chains/* --output runs/credit_agreement
+
+True credit of a token is the change of V(prompt, state) that it makes; the state is how many hours have been given and
+whether all is well so far, V the mean score of `--pool` other rollouts of that prompt in that state. `mc_value` gets
+values from `--continuations` continuations after every token, or after every hour only (steps). All on mixed groups,
+which GRPO learns from.
+
+- pooled: Spearman correlation of advantage and true credit over all tokens
+- within: the same inside each rollout, averaged; 0 for an estimator that gives all its tokens the same
+- sign: share of equal signs where true credit is larger than 0.01
+- cosine: of the two vectors over all tokens
+
+Intervals (95 %): groups drawn with replacement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from chain_rollouts import ORACLE, Member, advantages
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from openrlhf_ktae.credit import CreditBatch, estimators, load_estimator
+from openrlhf_ktae.figures.statistics import interval
+from openrlhf_ktae.ktae import KTAEConfig
+
+sys.path.append(str(ORACLE.parent))
+from make_task import Problem, draw_problem, on_track, read_problem, words_of
+
+FIGURES = ("pooled", "within", "sign", "cosine")
+SMALLEST = 0.01
+RESAMPLES = 200
+AT_ONCE = 512
+"""Sequences sampled together: with more, keys and values leave the processor's cache."""
+Floats = NDArray[np.float64]
+
+
+def correlation(x: Floats, y: Floats) -> float:
+    """Return Pearson's; 0 where one does not vary."""
+    x, y = x - x.mean(), y - y.mean()
+    size = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / size if size > 1e-12 else 0.0
+
+
+def agreement(credit_A: Floats, control_A: Floats, row_A: NDArray[np.int64]) -> tuple[float, float, float, float]:
+    """Return `FIGURES` of one estimator against the control; rollouts whose control does not vary have no rank."""
+    rows = [np.flatnonzero(row_A == row) for row in np.unique(row_A)]
+    inside = [
+        correlation(rankdata(credit_A[at]), rankdata(control_A[at])) for at in rows if np.ptp(control_A[at]) > 1e-9
+    ]
+    matters = np.abs(control_A) > SMALLEST
+    sign = float((np.sign(credit_A) == np.sign(control_A))[matters].mean()) if matters.any() else float("nan")
+    length = np.linalg.norm(credit_A) * np.linalg.norm(control_A)
+    return (
+        correlation(rankdata(credit_A), rankdata(control_A)),
+        float(np.mean(inside)) if inside else float("nan"),
+        sign,
+        float(credit_A @ control_A / length) if length > 0 else 0.0,
+    )
+
+
+def with_intervals(
+    credit_A: Floats, control_A: Floats, row_A: NDArray[np.int64], group_A: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Return `FIGURES` with their intervals."""
+    rng = np.random.default_rng(0)
+    groups = [np.flatnonzero(group_A == group) for group in np.unique(group_A)]
+    found = []
+    for _ in range(RESAMPLES):
+        drawn = [groups[i] for i in rng.integers(0, len(groups), len(groups))]
+        at = np.concatenate(drawn)
+        copy = np.repeat(np.arange(len(drawn)), [len(part) for part in drawn]) * (row_A.max() + 1)
+        found.append(agreement(credit_A[at], control_A[at], copy + row_A[at]))
+    figures = agreement(credit_A, control_A, row_A)
+    return {
+        name: [value, *interval(resampled)]
+        for name, value, resampled in zip(FIGURES, figures, np.array(found).T, strict=True)
+    }
+
+
+def true_credit(batch: CreditBatch, pool: list[tuple[list[int], float]], group: int, prompt: int) -> Floats:
+    """Return the change of V(prompt, state) at each action token; `pool` holds ids and score of further rollouts.
+
+    Pool rollouts of group q are the q-th part of it.
+    """
+    each, change_A = len(pool) // (len(batch.scores_B) // group), np.zeros(len(batch.at_A))
+    ids_N = batch.token_ids_N.numpy()
+    for q in range(len(batch.scores_B) // group):
+        mine = [pool[i] for i in range(q * each, (q + 1) * each)]
+        rows = range(q * group, (q + 1) * group)
+        own = [(ids_N[batch.edges_B[b] : batch.edges_B[b + 1]].tolist(), float(batch.scores_B[b])) for b in rows]
+        problem = read_problem(words_of(own[0][0][: prompt - 1]))
+        assert problem is not None
+        seen: dict[Any, list[float]] = {}
+        for ids, score in [*mine, *own]:
+            for state in {(0, True), *on_track(words_of(ids[prompt - 1 :]), problem)}:
+                seen.setdefault(state, []).append(score)
+        value = {state: float(np.mean(scores)) for state, scores in seen.items()}
+        for b, (ids, _) in zip(rows, own, strict=True):
+            first, length = batch.first_B[b], batch.lengths_B[b]
+            states = [(0, True), *on_track(words_of(ids[prompt - 1 : prompt - 1 + length]), problem)]
+            change_A[first : first + length] = np.diff([value[state] for state in states])
+    return change_A
+
+
+def sampled_values(
+    member: Member, batch: CreditBatch, ids_BT: torch.Tensor, problems: list[Problem], continuations: int
+) -> torch.Tensor:
+    """Return the mean score of continuations after each action token (N,), NaN elsewhere and after the last one."""
+    values = torch.full(batch.mask_N.shape, torch.nan).view(len(ids_BT), -1)
+    each, prompt = len(ids_BT) // len(problems), int(batch.at_A[0]) + 1
+    for length in range(1, int(batch.lengths_B.max())):
+        rows = np.flatnonzero(batch.lengths_B > length)
+        starts = ids_BT[rows, : prompt + length].repeat_interleave(continuations, 0)
+        made = rollouts(member, starts, seed=10**6 * length, spent=length)
+        asked = [problems[b // each] for b in rows for _ in range(continuations)]
+        values[rows, prompt + length - 2] = member.scores(made, asked).view(len(rows), continuations).mean(1)
+    return values.flatten()
+
+
+def rollouts(member: Member, starts_BT: torch.Tensor, seed: int, spent: int = 0) -> torch.Tensor:
+    """Return `starts_BT` with what the model goes on with, `spent` tokens of a response being among them."""
+    weights, most = member.weights(), member.most - spent
+    parts = starts_BT.split(AT_ONCE)
+    made = [
+        member.forward.sample(weights, p[None], member.pad, member.end, most, seed + i) for i, p in enumerate(parts)
+    ]
+    return joined([one[0] for one in made], member.pad)
+
+
+def joined(parts: list[torch.Tensor], pad: int) -> torch.Tensor:
+    """Return the rows of tables of different widths as one table."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=pad) for part in parts])
+
+
+def measured(member: Member, group: int, groups: int, pool: int, continuations: int) -> dict[str, Any]:
+    """Return the figures of all estimators on `groups` mixed groups of one member."""
+    rng, weights = random.Random(1), member.weights()
+    problems, parts, tries = [], [], 0
+    while len(problems) < groups and tries < 40:
+        tries += 1
+        drawn = [draw_problem(member.knobs.steps, rng) for _ in range(64)]
+        start = member.prompts(drawn, group)
+        ids = rollouts(member, start, seed=1000 * tries)
+        scores = member.scores(ids, drawn).view(-1, group)
+        for q in range(len(drawn)):
+            if 0 < scores[q].sum() < group and len(problems) < groups:
+                problems.append(drawn[q])
+                parts.append(ids[q * group : (q + 1) * group])
+    prompt = start.shape[1]
+    ids_BT = joined(parts, member.pad)
+    scores_B = member.scores(ids_BT, problems)
+    with torch.no_grad():
+        log_probs = torch.cat(
+            [member.forward.log_probs(weights, part[None], member.pad)[0] for part in ids_BT.split(64)]
+        )
+    batch = member.credit_batch(ids_BT, log_probs, scores_B, group, prompt)
+    more = rollouts(member, member.prompts(problems, pool), seed=99)
+    pool_scores = member.scores(more, problems).tolist()
+    control_A = true_credit(batch, list(zip(more[:, 1:].tolist(), pool_scores, strict=True)), group, prompt)
+
+    credits = {"GRPO": advantages(batch, torch.zeros(len(batch.mask_N)))}
+    if continuations:
+        values_N = sampled_values(member, batch, ids_BT, problems, continuations)
+        batch = replace(batch, values_N=values_N)
+        credits["mc_value, tokens"] = advantages(batch, estimators()["mc_value"](batch).added_N)
+        hours = [word.isdigit() for word in words_of(batch.token_ids_N.tolist())]
+        steps = replace(batch, values_N=torch.where(torch.tensor(hours), values_N, torch.nan))
+        credits["mc_value, steps"] = advantages(steps, estimators()["mc_value"](steps).added_N)
+    credits["oracle"] = advantages(batch, load_estimator(ORACLE)(batch).added_N)
+    for name, one in estimators().items():
+        if name == "ktae":
+            for variant in ("paper", "calibrated"):
+                credits[f"ktae {variant}"] = advantages(batch, one(batch, KTAEConfig(variant=variant)).added_N)
+        elif name != "mc_value":
+            credits[name] = advantages(batch, one(batch).added_N)
+    rows = batch.row_A
+    return {
+        "member": member.name,
+        "accuracy": member.measured,
+        "group": group,
+        "groups": len(problems),
+        "tokens": len(rows),
+        "that matter": float((np.abs(control_A) > SMALLEST).mean()),
+        "continuations": continuations,
+        "estimators": {
+            name: with_intervals(credit.astype(float), control_A, rows, batch.group_B[rows])
+            for name, credit in credits.items()
+        },
+    }
+
+
+def table(results: list[dict[str, Any]], figure: str) -> str:
+    """Return Markdown: estimators down, members across."""
+    names = list(dict.fromkeys(name for result in results for name in result["estimators"]))
+    heads = [f"{result['member']}, G {result['group']}" for result in results]
+    lines = [f"| estimator | {' | '.join(heads)} |", f"|---|{'---:|' * len(results)}"]
+    for name in names:
+        cells = [
+            "{:.2f} [{:.2f}, {:.2f}]".format(*result["estimators"][name][figure])
+            if name in result["estimators"]
+            else "-"
+            for result in results
+        ]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def figure(results: list[dict[str, Any]], of: str) -> str:
+    """Return an SVG: one row an estimator, one mark with its interval a member."""
+    names = list(dict.fromkeys(name for result in results for name in result["estimators"]))
+    colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+    left, wide, step, top = 130, 520, 14 + 7 * len(results), 20 + 16 * len(results)
+    height = top + step * len(names) + 40
+
+    def x(value: float) -> float:
+        return left + wide * (value + 0.3) / 1.3
+
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{height}" font-family="sans-serif" '
+        'font-size="12">',
+        f'<rect width="680" height="{height}" fill="white"/>',
+    ]
+    for i, result in enumerate(results):
+        out.append(
+            f'<circle cx="{left}" cy="{16 + 16 * i}" r="4" fill="{colours[i % 8]}"/>'
+            f'<text x="{left + 10}" y="{20 + 16 * i}">{result["member"]}, groups of {result["group"]}</text>'
+        )
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        out.append(
+            f'<line x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{height - 30}" stroke="#ddd"/>'
+            f'<text x="{x(tick)}" y="{height - 14}" text-anchor="middle">{tick:g}</text>'
+        )
+    for row, name in enumerate(names):
+        y0 = top + step * row + 10
+        out.append(f'<text x="{left - 8}" y="{y0 + step / 2 - 4}" text-anchor="end">{name}</text>')
+        for i, result in enumerate(results):
+            if name in result["estimators"]:
+                mean, low, high = result["estimators"][name][of]
+                y = y0 + 7 * i
+                out.append(
+                    f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" stroke="{colours[i % 8]}"/>'
+                    f'<circle cx="{x(mean):.1f}" cy="{y}" r="3" fill="{colours[i % 8]}"/>'
+                )
+    return "\n".join([*out, "</svg>"]) + "\n"
+
+
+def main() -> None:
+    """Measure each member at each group size; print tables, write results and figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("members", nargs="+", type=Path)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of results.json, tables.md and agreement.svg"
+    )
+    parser.add_argument("--group-sizes", type=int, nargs="+", default=[8])
+    parser.add_argument("--groups", type=int, default=32)
+    parser.add_argument("--pool", type=int, default=256)
+    parser.add_argument("--continuations", type=int, default=32, help="0: without mc_value")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = []
+    for folder in args.members:
+        for size in args.group_sizes:
+            results.append(measured(Member(folder), size, args.groups, args.pool, args.continuations))
+            (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+            print(folder.name, size, flush=True)
+    text = "\n\n".join(f"**{name}**\n\n{table(results, name)}" for name in FIGURES)
+    (args.output / "tables.md").write_text(text + "\n")
+    (args.output / "agreement.svg").write_text(figure(results, "cosine"))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""A family of chains of sums on a 12-hour clock, written as two JSONL files; knobs set how hard credit is to find.
+
+    python examples/chains/make_task.py --steps 12 --output runs/chains/12
+
+A problem reads `compute 7 +3 +15 +2 :` and its label is `3`. The teacher of `make_model.py` says each operand and the
+hour after it,
+
+    +3 10 hmm +15 1 well +2 3 so \\boxed{ 3 }
+
+with filler words that mean nothing, and gets a step wrong in one of some ways. What is right so far can be read from
+the ids: `on_track`. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+DATASOURCE = "chain_hours"
+HOURS = 12
+OPERANDS = tuple(f"+{n}" for n in range(1, 16))
+"""Each at most once in a problem, so that what comes next can be told from the last one."""
+MOST_STEPS = 12
+FILLERS = ("hmm", "well", "ok", "now", "then", "right", "fine", "good")
+BOX = "\\boxed{"
+WORDS = ("compute", *(f" {word}" for word in (":", "so", BOX, "}", *OPERANDS, *FILLERS, *range(HOURS))))
+FIRST_ID = 258
+"""Of `WORDS` in the tokenizer: below are padding, end and single bytes."""
+OFFSETS = (1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)
+"""By how much a wrong step is off, in the order in which more ways to be wrong take them."""
+N_TRAIN = 3200
+N_HELDOUT = 200
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What sets a member of the family apart."""
+
+    steps: int = 6
+    """Sums of a chain, 1 to 12."""
+    filler: float = 0.5
+    """Share of the chain's tokens that mean nothing, at least 0 and below 1."""
+    ways: int = 4
+    """Ways in which a step can be wrong, 1 to 11."""
+    accuracy: float = 0.3
+    """Share of right answers at which pretraining stops."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"steps={self.steps} must be from 1 to {MOST_STEPS}")
+        if not 0 <= self.filler < 1:
+            raise ValueError(f"filler={self.filler} must be at least 0 and below 1")
+        if not 1 <= self.ways <= len(OFFSETS):
+            raise ValueError(f"ways={self.ways} must be from 1 to {len(OFFSETS)}")
+        if not 0 < self.accuracy < 1:
+            raise ValueError(f"accuracy={self.accuracy} must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A start hour and what each step adds."""
+
+    start: int
+    operands: tuple[int, ...]
+
+    @property
+    def prompt(self) -> str:
+        """The text that the model sees."""
+        return f"compute {self.start} {' '.join(f'+{n}' for n in self.operands)} :"
+
+    @property
+    def results(self) -> list[int]:
+        """The right result of each step."""
+        return [(self.start + sum(self.operands[: i + 1])) % HOURS for i in range(len(self.operands))]
+
+
+def draw_problem(steps: int, rng: random.Random) -> Problem:
+    """Draw one problem."""
+    return Problem(rng.randrange(HOURS), tuple(rng.sample(range(1, len(OPERANDS) + 1), steps)))
+
+
+def teacher_trace(problem: Problem, knobs: Knobs, step_accuracy: float, rng: random.Random) -> str:
+    """Solve `problem` aloud; a step is right with probability `step_accuracy`."""
+    words, value = [], problem.start
+
+    def say(word: str) -> None:
+        while rng.random() < knobs.filler:
+            words.append(rng.choice(FILLERS))
+        words.append(word)
+
+    for n in problem.operands:
+        value += n if rng.random() < step_accuracy else n + rng.choice(OFFSETS[: knobs.ways])
+        value %= HOURS
+        say(f"+{n}")
+        say(str(value))
+    return " ".join([*words, "so", BOX, str(value), "}"])
+
+
+def words_of(ids: Sequence[int]) -> list[str]:
+    """The words of token ids; an empty one for padding, end and bytes."""
+    return [WORDS[i - FIRST_ID].strip() if 0 <= i - FIRST_ID < len(WORDS) else "" for i in ids]
+
+
+def read_problem(prompt: Sequence[str]) -> Problem | None:
+    """The problem of a prompt's words, of which the first may be missing; None if they are no problem."""
+    hours = [int(word) for word in prompt if word.isdigit()]
+    operands = tuple(int(word) for word in prompt if word in OPERANDS)
+    return Problem(hours[0], operands) if len(hours) == 1 and operands else None
+
+
+def on_track(response: Sequence[str], problem: Problem) -> Iterator[tuple[int, bool]]:
+    """Yield after each word how many hours have been given, the boxed one included, and whether all is well.
+
+    It is if the last hour is right and the operand or box after it, if any, is the one that comes next. What follows
+    depends on nothing else: the next step starts from the last hour.
+    """
+    before = [*({f"+{n}"} for n in problem.operands), {"so", BOX}]
+    expected = [*problem.results, problem.results[-1]]
+    done, right, last = 0, True, ""
+    for word in response:
+        if word in OPERANDS or word in ("so", BOX):
+            last = word
+        elif word.isdigit() and done < len(expected):
+            right, done, last = last in before[done] and int(word) == expected[done], done + 1, ""
+        yield done, right and (not last or (done < len(before) and last in before[done]))
+
+
+def judge(response: Sequence[str], label: str) -> float:
+    """Score the words of a response: 1 if the box holds the label."""
+    boxed = [after for word, after in pairwise(response) if word == BOX]
+    return float(boxed[-1:] == [label])
+
+
+def write_task(output: Path, steps: int, seed: int = 0, n_train: int = N_TRAIN, n_heldout: int = N_HELDOUT) -> None:
+    """Write `train.jsonl` and `heldout.jsonl`, which share no problem."""
+    rng = random.Random(seed)
+    problems: dict[Problem, None] = {}
+    while len(problems) < n_train + n_heldout:
+        problems[draw_problem(steps, rng)] = None
+    rows = [{"input": p.prompt, "label": str(p.results[-1]), "datasource": DATASOURCE} for p in problems]
+    output.mkdir(parents=True, exist_ok=True)
+    for name, part in (("heldout", rows[:n_heldout]), ("train", rows[n_heldout:])):
+        (output / f"{name}.jsonl").write_bytes("".join(json.dumps(row) + "\n" for row in part).encode())
+
+
+def main() -> None:
+    """Write the two files and say where they are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the two files")
+    parser.add_argument("--steps", type=int, default=Knobs.steps)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", type=int, default=N_TRAIN, help="number of training problems")
+    parser.add_argument("--heldout", type=int, default=N_HELDOUT, help="number of held-out problems")
+    args = parser.parse_args()
+    Knobs(steps=args.steps)
+    write_task(args.output, args.steps, args.seed, args.train, args.heldout)
+    print(f"{args.train} training and {args.heldout} held-out problems in {args.output}")
+
+
+if __name__ == "__main__":
+    main()

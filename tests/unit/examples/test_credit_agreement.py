@@ -1,0 +1,97 @@
+"""Benchmarks on chains: the figures of agreement by hand, stacked models against transformers, Adam against torch's."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """Import them with their folder on the path, and forget what other examples call by the same names."""
+    path = list(sys.path)
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import credit_agreement
+        import credit_training
+        import stacked_qwen2
+
+        yield {"agreement": credit_agreement, "training": credit_training, "stacked": stacked_qwen2}
+    finally:
+        sys.path[:] = path
+        for name in ("make_task", "make_model"):
+            sys.modules.pop(name, None)
+
+
+def test_agreement_by_hand(scripts):
+    """Two rollouts of three tokens. Ranks of credit 1 2 3 | 4 4 4 (5 each), of control 1.5 1.5 3 | 5 4 6 (shifted)."""
+    credit = np.array([1.0, 2, 3, 4, 4, 4])
+    control = np.array([-1.0, -1, 0, 2, 1, 3])
+    pooled, within, sign, cosine = scripts["agreement"].agreement(credit, control, np.array([0, 0, 0, 1, 1, 1]))
+    centred = np.array([-2.5, -1.5, -0.5, 1.5, 1.5, 1.5]), np.array([-2.0, -2, -0.5, 1.5, 0.5, 2.5])
+    assert pooled == pytest.approx(centred[0] @ centred[1] / np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
+    assert within == pytest.approx((np.sqrt(3) / 2 + 0) / 2)  # 1 2 3 with 1.5 1.5 3, and nothing to rank
+    assert sign == pytest.approx(3 / 5)  # the token with control 0 does not count
+    assert cosine == pytest.approx((-1 - 2 + 8 + 4 + 12) / np.sqrt(62 * 16))
+
+
+def test_agreement_of_itself_and_of_its_opposite(scripts):
+    control = np.random.default_rng(0).normal(size=30)
+    rows = np.arange(30) // 6
+    assert scripts["agreement"].agreement(control, control, rows) == pytest.approx((1, 1, 1, 1))
+    assert scripts["agreement"].agreement(-control, control, rows) == pytest.approx((-1, -1, 0, -1))
+
+
+def test_stacked_models_are_transformers_models(scripts):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(BENCHMARKS.parent / "examples/quickstart/model")
+    ids = torch.randint(2, 300, (2, 3, 12), generator=torch.Generator().manual_seed(0))
+    ids[0, 1, :4] = 0
+    forward = scripts["stacked"].Forward(model.config)
+    ours = forward.log_probs(scripts["stacked"].stacked(model, 2), ids, 0)
+    with torch.no_grad():
+        for s in range(2):
+            there = (ids[s] != 0).long()
+            places = (there.cumsum(1) - 1).clamp(min=0)
+            theirs = model(ids[s], attention_mask=there, position_ids=places).logits.log_softmax(-1)[:, :-1]
+            known = there[:, :-1].bool()
+            assert torch.allclose(ours[s][known], theirs[known], atol=1e-4)
+
+
+def test_sampling_follows_the_models_probabilities(scripts):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(BENCHMARKS.parent / "examples/quickstart/model")
+    forward, weights = scripts["stacked"].Forward(model.config), scripts["stacked"].stacked(model, 1)
+    start = torch.tensor([[260, 300, 301]]).repeat(4000, 1)[None]
+    made = forward.sample(weights, start, 0, 1, 2, seed=0)[0]
+    first = made[:, 3].mode().values.item()
+    after = made[made[:, 3] == first]
+    probs = forward.log_probs(weights, after[None, :1], 0)[0, 0].exp()
+    assert (made[:, 3] == first).float().mean() == pytest.approx(probs[2, first].item(), abs=0.04)
+    second = after[:, 4].mode().values.item()  # from the cache
+    spread = (0.25 / len(after)) ** 0.5
+    assert (after[:, 4] == second).float().mean() == pytest.approx(probs[3, second].item(), abs=4 * spread)
+
+
+def test_adam_is_torchs_with_a_rate_for_each_model(scripts):
+    weights = {"w": torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))}
+    theirs = [weights["w"][s].clone().requires_grad_() for s in range(2)]
+    rates = torch.tensor([0.1, 0.01])
+    optimizers = [
+        torch.optim.Adam([w], lr=float(rate), betas=(0.9, 0.95)) for w, rate in zip(theirs, rates, strict=True)
+    ]
+    moments = {"w": (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))}
+    for step in range(1, 4):
+        gradient = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(step))
+        scripts["training"].adam(weights, (gradient,), moments, rates, step)
+        for s in range(2):
+            theirs[s].grad = gradient[s].clone()
+            torch.nn.utils.clip_grad_norm_([theirs[s]], 1.0)
+            optimizers[s].step()
+    assert torch.allclose(weights["w"], torch.stack([w.detach() for w in theirs]), atol=1e-5)
