@@ -6,7 +6,6 @@ The driver is asked (NVML), not torch, which would make a CUDA context and takes
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import re
 import shutil
@@ -16,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from openrlhf_ktae.base.host import package_folder
 
 GIB = 2**30
 FIRST_DRIVERS = {12: 525, 13: 580}  # CUDA's major version -> NVIDIA's first driver for it (CUDA's release notes)
@@ -212,9 +213,8 @@ def _prebuilt() -> Iterator[str]:
 
 def _read_beside(package: str, file: str) -> str:
     """Return the text of a file of an installed package, without importing that; empty where there is none."""
-    spec = importlib.util.find_spec(package)
-    path = Path(spec.origin).with_name(file) if spec and spec.origin else None
-    return path.read_text(encoding="utf-8") if path and path.is_file() else ""
+    path = (package_folder(package) or Path()) / file
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _text(said: str | bytes) -> str:

@@ -6,11 +6,12 @@ The import takes seconds, too long for a refusal; the tables of its auto classes
 from __future__ import annotations
 
 import ast
-import importlib.util
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from openrlhf_ktae.base.host import package_folder
 
 GENERATORS = ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
 SOURCES = ("auto_mappings.py", "configuration_auto.py", "modeling_auto.py")
@@ -54,6 +55,5 @@ def generators() -> dict[str, tuple[str, ...]]:
 
 @cache
 def _sources() -> dict[str, str]:
-    spec = importlib.util.find_spec("transformers")
-    folder = Path(spec.origin).parent / "models" / "auto" if spec and spec.origin else Path()
+    folder = (package_folder("transformers") or Path()) / "models" / "auto"
     return {name: (folder / name).read_text(encoding="utf-8") for name in SOURCES if (folder / name).is_file()}

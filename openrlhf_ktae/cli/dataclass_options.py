@@ -98,9 +98,7 @@ def _settings(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is tuple:
         return {"nargs": "*", "type": get_args(hint)[0]}
     if hint is bool:
-        settings = switch(False)
-        del settings["default"]
-        return settings
+        return switch(False)
     convert: Callable[[str], Any] = hint
     return {"type": convert, "metavar": hint.__name__.upper()}
 

@@ -14,12 +14,13 @@ import importlib.util
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import CodeType, SimpleNamespace
 from typing import Any, NoReturn
 
 from openrlhf_ktae.base.errors import BadOption
-from openrlhf_ktae.base.host import HOST_CLI
+from openrlhf_ktae.base.host import HOST_CLI, package_folder
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.base.text import nearest
 
@@ -86,11 +87,10 @@ def parse(parser: Parser, argv: Sequence[str]) -> SimpleNamespace:
     names = {
         "__name__": HOST_CLI,
         "argparse": SimpleNamespace(ArgumentParser=lambda: parser),
-        "datetime": _datetime(),
+        "datetime": datetime,
         "train": kept.append,
     }
     talk = io.StringIO()
-    _provide_hierarchize()
     try:
         with temporarily(sys, argv=[parser.prog, *argv]), contextlib.redirect_stdout(talk):
             exec(_main_block(), names)
@@ -101,30 +101,23 @@ def parse(parser: Parser, argv: Sequence[str]) -> SimpleNamespace:
     return kept[0]
 
 
-def _datetime() -> type:
-    from datetime import datetime
-
-    return datetime
-
-
-def _provide_hierarchize() -> None:
+def _provide_hierarchize(host: Path) -> None:
     """Load the one module that the block imports without its package, which imports transformers (seconds)."""
-    spec = importlib.util.find_spec("openrlhf")
-    if HIERARCHIZE in sys.modules or spec is None or spec.origin is None:
-        return
-    alone = importlib.util.spec_from_file_location(HIERARCHIZE, Path(spec.origin).parent / "utils" / "config.py")
-    if alone is not None and alone.loader is not None:
-        sys.modules[HIERARCHIZE] = importlib.util.module_from_spec(alone)
-        alone.loader.exec_module(sys.modules[HIERARCHIZE])
+    spec = importlib.util.spec_from_file_location(HIERARCHIZE, host / "utils" / "config.py")
+    if HIERARCHIZE not in sys.modules and spec is not None and spec.loader is not None:
+        sys.modules[HIERARCHIZE] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[HIERARCHIZE])
 
 
 def _main_block() -> CodeType:
     """Compile the body of `if __name__ == "__main__"` of the installed host command."""
-    spec = importlib.util.find_spec(HOST_CLI)
-    if spec is None or spec.origin is None:
-        raise BadOption(f"{HOST_CLI} is not installed; run `make setup`, or `make setup-gpu` on a GPU machine")
-    tree = ast.parse(Path(spec.origin).read_text(), spec.origin)
+    host = package_folder("openrlhf")
+    if host is None:
+        raise BadOption("openrlhf is not installed; run `make setup`, or `make setup-gpu` on a GPU machine")
+    _provide_hierarchize(host)
+    path = host / "cli" / "train_ppo_ray.py"
+    tree = ast.parse(path.read_text(), str(path))
     blocks = [node for node in tree.body if isinstance(node, ast.If) and "__main__" in ast.dump(node.test)]
     if len(blocks) != 1:
-        raise BadOption(f"{spec.origin} has {len(blocks)} main blocks instead of one: another OpenRLHF release?")
-    return compile(ast.Module(blocks[0].body, type_ignores=[]), spec.origin, "exec")
+        raise BadOption(f"{path} has {len(blocks)} main blocks instead of one: another OpenRLHF release?")
+    return compile(ast.Module(blocks[0].body, type_ignores=[]), str(path), "exec")

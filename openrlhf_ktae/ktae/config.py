@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -185,10 +186,9 @@ def _own_values(variant: str) -> dict[str, Any]:
 
 def _replace_unchecked(config: KTAEConfig, values: dict[str, Any]) -> KTAEConfig:
     """Copy with `values` and without `__post_init__`, which itself needs resolved values."""
-    copy = object.__new__(KTAEConfig)
-    for field in fields(KTAEConfig):
-        object.__setattr__(copy, field.name, values.get(field.name, getattr(config, field.name)))
-    return copy
+    changed = copy(config)
+    vars(changed).update(values)
+    return changed
 
 
 def _integer_tuple(ids: Any) -> tuple[int, ...]:

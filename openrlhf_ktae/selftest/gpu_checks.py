@@ -114,9 +114,14 @@ def attention(place: Place) -> dict[str, Any]:
 
 def six_steps(place: Place) -> dict[str, Any]:
     """Run six steps; engine and trainer must agree on weights after each, and on log-probabilities in each."""
-    runs = Watched(words(place), Path(place.folder), STEPS * BATCH, save_steps=-1)
+    return judged_run(place, STEPS)
+
+
+def judged_run(place: Place, steps: int, *more: str) -> dict[str, Any]:
+    """Make a run of some steps with more options; return its figures, as `judged` does."""
+    runs = Watched(words(place, *more), Path(place.folder), steps * BATCH, save_steps=-1)
     runs.finish("run")
-    return judged(runs, "run", STEPS)
+    return judged(runs, "run", steps)
 
 
 def judged(runs: Watched, name: str, steps: int) -> dict[str, Any]:
@@ -458,9 +463,7 @@ class _Cluster:
 def asynchronous(place: Place) -> dict[str, Any]:
     """Run four steps with trainer and engine on separate devices and partial rollouts; compare weights as above."""
     more = "--train.colocate_all false --train.async_enable --train.partial_rollout_enable --vllm.enable_sleep false"
-    runs = Watched(words(place, more, "--ds.enable_sleep false"), Path(place.folder), 4 * BATCH, save_steps=-1)
-    runs.finish("run")
-    return judged(runs, "run", 4)
+    return judged_run(place, 4, more, "--ds.enable_sleep false")
 
 
 def ring(place: Place) -> dict[str, Any]:
@@ -483,9 +486,7 @@ def ring(place: Place) -> dict[str, Any]:
 def tensor_parallel(place: Place) -> dict[str, Any]:
     """Run two steps with one engine on two GPUs shared with the trainer."""
     more = "--actor.num_gpus_per_node 2 --ref.num_gpus_per_node 2 --vllm.num_engines 1 --vllm.tensor_parallel_size 2"
-    runs = Watched(words(place, more), Path(place.folder), 2 * BATCH, save_steps=-1)
-    runs.finish("run")
-    return judged(runs, "run", 2)
+    return judged_run(place, 2, more)
 
 
 CHECKS = (

@@ -60,7 +60,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         tune_process()
 
     def prompt_notes(self) -> list[str]:
-        """Return what a person should know of the prompts."""
+        """Return notes for the user on the prompts."""
         return self._notes
 
     def _run_eval(self) -> dict[str, float]:
@@ -83,26 +83,26 @@ class KTAEGenerateSamplesActor(_HostGenerator):
             self.samples_generator.send_weights = None
 
     def request_weights(self, why: str) -> None:
-        """Let the trainer bring engines back that died, and wait until they can generate.
+        """Have the trainer restart dead engines, and wait until they can generate.
 
-        Whoever generates holds the engines' lock, unless rollouts may be partial; the trainer needs it for sending.
+        A generator holds the engines' lock, unless rollouts may be partial; the trainer needs it to send weights.
         """
         holds_lock = self._evaluating or not self._partial_rollout
         if holds_lock:
             ray.get(self.vllm_lock.release.remote())
         try:
-            self.rollout_queue.put(WeightsWanted(why), block=True)  # there is room for the rollouts under way
+            self.rollout_queue.put(WeightsWanted(why), block=True)  # the queue has room for rollouts in progress
             wait_for_weights(self.samples_generator.vllm_engines)
         finally:
             if holds_lock:
                 ray.get(self.vllm_lock.acquire.remote())
 
     def get_stop_reason(self) -> str:
-        """Return the reason of an early end, or an empty text."""
+        """Return the reason of an early end; empty if there is none."""
         return self.stop_reason
 
     def load_sampling_state(self, state: dict[str, Any]) -> None:
-        """Let dynamic sampling go on from a checkpoint."""
+        """Restore dynamic sampling from a checkpoint."""
         self.samples_generator.load_sampling_state(**state)
 
     def number_of_prompts(self) -> int:
@@ -127,28 +127,28 @@ class KTAETrainingActor(GuardedTrainer, _HostTrainingActor, EngineKeeper):
         tune_process()
 
     def fit(self, global_step: int = 0) -> None:
-        """Train as the host does, or until it is asked to end; a stop is told to the process that started this one."""
+        """Train as the host does until an end is requested; stops are reported to the parent actor."""
         self.end_order.training()
         with self.until_end_requested():
             super().fit(global_step)
 
     def init_checkpoint_states(self) -> dict[str, Any]:
-        """Return the host's states; the weights that go to the engines next are those of the checkpoint."""
+        """Return the host's states; the next weights sent to the engines are the checkpoint's."""
         states = super().init_checkpoint_states()
         self.weights_step = states["global_step"]
         return states
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
-        """Train as the host does; log how old the weights are that the rollouts were sampled with."""
+        """Train as the host does; log the age of the weights that sampled the rollouts."""
         self.weights_step = global_step + 1
         old = ages(rollout_samples, global_step)
         status, step = super().train_step(rollout_samples, global_step)
         return status | old, step
 
     def broadcast_to_vllm(self) -> None:
-        """Do as the host does, which pauses engines that generate meanwhile, and lets them go on.
+        """Send as the host does, which pauses and resumes engines that are generating.
 
-        Where one dies as it is asked to, the host leaves the engines' lock taken; everything is done once more.
+        If one dies during the pause, the host keeps the engines' lock: release it and retry.
         """
         while self._partial_rollout:
             have_weights(self.vllm_engines)  # a dead one does not answer
@@ -161,12 +161,12 @@ class KTAETrainingActor(GuardedTrainer, _HostTrainingActor, EngineKeeper):
         super().broadcast_to_vllm()
 
     def saved_sampling_state(self) -> dict[str, Any] | None:
-        """Return what dynamic sampling goes on from; None in a new run."""
+        """Return the state of dynamic sampling in the checkpoint; None in a new run."""
         self.init_checkpoint_states()
         return self.sampling_state
 
     def abort_evaluation(self) -> None:
-        """Save what the last step left, and the model, and wait to be ended: the order came in the last evaluation."""
+        """Save the last step and the model, and wait for the end: the order came during the last evaluation."""
         with self.until_end_requested(self.end_with_model):
             raise GivenUp
 
@@ -180,7 +180,7 @@ class KTAEPPOTrainerAsync(_HostTrainer):
     """Starts the two actors above and joins them."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        # On this node, which is the driver's: they write the run's record and read its order to end.
+        # On the driver's node: both write the run's record and read the order to end.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         host.GenerateSamplesActor = ray.remote(KTAEGenerateSamplesActor).options(scheduling_strategy=here)
         host.TrainingActor = ray.remote(KTAETrainingActor).options(scheduling_strategy=here)
@@ -211,7 +211,7 @@ class KTAEPPOTrainerAsync(_HostTrainer):
             ray.get(self.generator_actor.load_sampling_state.remote(state))
         try:
             super().fit()
-        except TrainingStopped as stop:  # of the trainer; the generator waits for it and would for ever
+        except TrainingStopped as stop:  # from the trainer; the generator would wait for it forever
             ray.kill(self.generator_actor)
             ray.get(self.trainer_actor.record_stop.remote(reason_of(stop)))
             return
@@ -221,7 +221,7 @@ class KTAEPPOTrainerAsync(_HostTrainer):
         self._evaluate_edge("after")
 
     def _evaluate_edge(self, when: str) -> bool:
-        """Evaluate and record it; return False where that stops the run. An order to end gives the evaluation up."""
+        """Evaluate and record it; return False if that stops the run. An order to end aborts the evaluation."""
         if not self.args.run.eval_edges:
             return True
         try:
@@ -237,7 +237,7 @@ class KTAEPPOTrainerAsync(_HostTrainer):
         return True
 
     def _edge_logs(self) -> dict[str, float]:
-        """Evaluate while no loop runs; the trainer, which is idle then, brings engines back that die."""
+        """Evaluate outside the training loop; the idle trainer restarts engines that die."""
         left = self.args.faults.config.engine_restarts
         order = EndOrder(self.args.run.dir)
         while True:

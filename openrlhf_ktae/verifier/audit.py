@@ -122,11 +122,8 @@ def second_opinions(rows: Sequence[Row], config: VerifierConfig, grader: str) ->
         pool.start()
         if not pool.wait_ready():
             raise RuntimeError(f"the grader {grader!r} does not start:\n{pool.start_failure}")
-        jobs = [Job(list(gold_forms(row.gold)), row.response or "", *_looser(config)) for row in rows]
+        limits = config.timeout_s * OTHER_TIMEOUT_FACTOR, config.cpu_s * OTHER_TIMEOUT_FACTOR
+        jobs = [Job(list(gold_forms(row.gold)), row.response or "", *limits) for row in rows]
         return [future.result() for future in [pool.submit(job) for job in jobs]]
     finally:
         pool.close()
-
-
-def _looser(config: VerifierConfig) -> tuple[float, float]:
-    return config.timeout_s * OTHER_TIMEOUT_FACTOR, config.cpu_s * OTHER_TIMEOUT_FACTOR

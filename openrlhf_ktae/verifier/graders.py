@@ -6,9 +6,10 @@ finding the answer is part of what they do; they run under the same limits.
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 from collections.abc import Callable, Sequence
-from pathlib import Path
+
+from openrlhf_ktae.base.host import package_folder
 
 from .verdict import CORRECT, WRONG, Reason, Verdict
 
@@ -40,19 +41,14 @@ def _own() -> Grader:
 
 def _host() -> Grader:
     """OpenRLHF's `math_utils`, from its file: importing the package would load torch and more."""
-    package = importlib.util.find_spec("openrlhf")
-    if package is None or package.origin is None:
+    folder = package_folder("openrlhf")
+    if folder is None:
         raise ImportError("openrlhf is not installed")
-    path = Path(package.origin).parent / "utils" / "math_utils.py"
-    spec = importlib.util.spec_from_file_location("openrlhf_math_utils", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = runpy.run_path(str(folder / "utils" / "math_utils.py"))
 
     def grade(golds: Sequence[str], response: str) -> Verdict:
-        answer = module.extract_boxed_answer(response)
-        return verdict_of(any(module.grade_answer(answer, gold) for gold in golds))
+        answer = module["extract_boxed_answer"](response)
+        return verdict_of(any(module["grade_answer"](answer, gold) for gold in golds))
 
     return grade
 

@@ -11,7 +11,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from types import TracebackType
 
 from .config import VerifierConfig
 from .extract import Extraction, extract_answer
@@ -45,9 +44,7 @@ class Verifier:
             raise RuntimeError(f"the verifier's workers do not start; is mpmath installed?\n{failure}")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> None:
