@@ -14,12 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.base.config_file import load_config
-from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED
+from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
 from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.base.secrets import environment_secrets, masked_tree, masked_words
 from openrlhf_ktae.checkpoint.files import write_text
@@ -132,10 +133,11 @@ class TrainingProcess:
                 preexec_fn=end_with_parent,
             )
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps({"words": [*options], "log": str(log)}) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it just died: its exit code says why
+            self._process.stdin.write(json.dumps({"words": [*options], "log": str(log)}) + "\n")
+            self._process.stdin.flush()
         answer = self._process.stdout.readline()
-        code = int(answer) if answer else self._process.wait()
+        code = int(answer) if answer else self._process.wait() or EXIT_FAILED
         if code not in (0, EXIT_STOPPED):
             self.end()
         return code

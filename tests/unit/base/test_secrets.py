@@ -116,10 +116,10 @@ def test_keys_among_words_of_a_command_line():
 
 
 def test_arms_of_a_comparison_are_written_without_keys(tmp_path, monkeypatch):
-    from openrlhf_ktae.compare.runs import STARTED, OtherArms, execute, plan
+    from openrlhf_ktae.compare.runs import STARTED, OtherArms, TrainingProcess, execute, plan
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("openrlhf_ktae.compare.runs.TRAIN", ["true"])
+    monkeypatch.setattr("openrlhf_ktae.compare.runs.TRAIN", ["sh", "-c", "read order; echo 0"])
     config = tmp_path / "arm.yaml"
     tree = {
         "logger": {"wandb": {"key": KEY, "group": f"by {TOKEN}"}},
@@ -128,7 +128,7 @@ def test_arms_of_a_comparison_are_written_without_keys(tmp_path, monkeypatch):
     config.write_text(yaml.safe_dump(tree))
     words = ["--use_wandb", KEY, "--x", f"http://me:{PASSWORD}@a.example/"]
     (run,) = plan([config], [1], tmp_path / "out", words)
-    assert execute(run) == 0
+    assert execute(run, TrainingProcess()) == 0
     assert KEY in run.command()
     text = (run.directory / STARTED).read_text()
     for secret in (KEY, PASSWORD, TOKEN):

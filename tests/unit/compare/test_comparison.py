@@ -249,6 +249,12 @@ def test_the_exit_code_tells_failed_interrupted_and_refused_runs(code, expected,
     assert not (tmp_path / "out" / "grpo_k" / "seed-2" / DONE).exists()
 
 
+def test_a_process_that_ends_without_an_answer_has_failed(one, monkeypatch):
+    monkeypatch.setattr(arm_runs, "TRAIN", ["true"])
+    assert execute(one, TrainingProcess()) == 1
+    assert not one.done
+
+
 def test_two_stacks_train_all_runs_and_a_failure_starts_another_process(tmp_path, monkeypatch):
     """Each process answers its orders with 0 until it is told to fail; run 2 fails."""
     (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
