@@ -129,7 +129,7 @@ def test_arms_of_a_comparison_are_written_without_keys(tmp_path, monkeypatch):
     words = ["--use_wandb", KEY, "--x", f"http://me:{PASSWORD}@a.example/"]
     (run,) = plan([config], [1], tmp_path / "out", words)
     assert execute(run, TrainingProcess()) == 0
-    assert KEY in run.command()
+    assert KEY in run.options()
     text = (run.directory / STARTED).read_text()
     for secret in (KEY, PASSWORD, TOKEN):
         assert secret not in text
