@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from chain_rollouts import ORACLE, Member
 from make_task import draw_problem
-from scipy import stats
 
 from openrlhf_ktae.credit import CreditBatch, estimators, load_estimator
+from openrlhf_ktae.figures.statistics import t_interval
 from openrlhf_ktae.ktae import KTAEConfig
 
 RATES = (6e-5, 1.5e-4, 4e-4)
@@ -120,9 +120,8 @@ def compared(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Return mean of each arm, and its mean difference to GRPO with half the width of a 95 % interval, in points."""
     made = {}
     for name, values_S in values.items():
-        apart = 100 * (values_S - values["GRPO"])
-        half = stats.t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart)) if name != "GRPO" else 0.0
-        made[name] = {"mean": 100 * float(values_S.mean()), "difference": float(apart.mean()), "half": float(half)}
+        difference, _, high = t_interval(100 * (values_S - values["GRPO"]))
+        made[name] = {"mean": 100 * float(values_S.mean()), "difference": difference, "half": high - difference}
     return made
 
 

@@ -9,6 +9,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +29,6 @@ HOST_ENVIRONMENT = {
 }
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 CLUSTER_VARIABLE = "RAY_ADDRESS"
-TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
 TASKS_VARIABLE = "RAY_task_events_max_num_task_in_gcs"
 TASKS_REMEMBERED = 1000  # for a dashboard; about 20 steps, 3 MB
 EVENTS_VARIABLE = "RAY_task_events_report_interval_ms"
@@ -73,13 +73,13 @@ def cluster_of_its_own(verbose: bool, dashboard: bool) -> dict[str, str]:
     small |= {} if verbose else {LOG_FILES_VARIABLE: "1"}
     small |= {} if dashboard else {EVENTS_VARIABLE: "0"}
     chosen = {name: os.environ.get(name, value) for name, value in small.items()}
-    return locked() | chosen
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token(), **chosen}
 
 
-def locked() -> dict[str, str]:
-    """Return variables that require a token of a cluster's clients; Ray reads the token once in each process."""
-    token = os.environ.get(TOKEN_VARIABLE) or secrets.token_hex(32)
-    return {"RAY_AUTH_MODE": "token", TOKEN_VARIABLE: token}
+@cache
+def token() -> str:
+    """Return the token of the clusters that this process starts: Ray reads it once in each process."""
+    return secrets.token_hex(32)
 
 
 def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from openrlhf_ktae.base.errors import BadInput, BadOption
@@ -74,13 +75,9 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
     require_folder("--output", options.output)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     runs = plan(options.arms, seeds, options.output, words[split + 1 :])
-    failed = [] if options.report_only else execute_all(runs, _say, options.stacks)
+    failed = [] if options.report_only else execute_all(runs, partial(print, flush=True), options.stacks)
     write(runs, options.output, baseline, options.threshold, pairs)
     return failed
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def _pair(text: str, names: Sequence[str]) -> tuple[str, str]:

@@ -11,7 +11,6 @@ import os
 import sys
 from functools import partial
 
-from openrlhf_ktae.backend.cluster import locked
 from openrlhf_ktae.base.exit_codes import EXIT_STOPPED
 from openrlhf_ktae.cli import train_ppo_ray
 from openrlhf_ktae.launch.stack import Stack
@@ -21,8 +20,7 @@ from openrlhf_ktae.processes.marks import mark
 def main() -> int:
     """Run the commands; return the exit code of the last one."""
     answers = os.fdopen(os.dup(1), "w")
-    mark()
-    os.environ.update(locked())
+    mark()  # of all runs: it is part of a stack's environment
     stack, before, code = Stack(keep=True), dict(os.environ), 0
     train_ppo_ray.train = partial(train_ppo_ray.train, stack=stack)
     try:

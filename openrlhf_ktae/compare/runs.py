@@ -10,8 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -123,15 +123,16 @@ class TrainingProcess:
         if self._process is not None and self._process.poll() is not None:  # it died between two runs
             self.end()
         if self._process is None:
-            self._process = subprocess.Popen(
-                TRAIN,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log.open("wb"),  # of its start; later output goes to the log of each run
-                text=True,
-                env={**self._threads, **os.environ},
-                preexec_fn=end_with_parent,
-            )
+            with log.open("wb") as output:  # of its start; it opens each run's log by itself
+                self._process = subprocess.Popen(
+                    TRAIN,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=output,
+                    text=True,
+                    env={**self._threads, **os.environ},
+                    preexec_fn=end_with_parent,
+                )
         assert self._process.stdin and self._process.stdout
         with suppress(BrokenPipeError):  # it just died: its exit code says why
             self._process.stdin.write(json.dumps({"words": [*options], "log": str(log)}) + "\n")
@@ -174,20 +175,22 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
         OtherArms: a run refuses its options; every other run of the arm would, too.
     """
     names = {run: f"[{number}/{len(runs)}] {run.arm} seed {run.seed}" for number, run in enumerate(runs, start=1)}
-    waiting = deque(run for run in runs if not run.done)
+    missing = [run for run in runs if not run.done]
     for run in runs:
         if run.done:
             say(f"{names[run]}: already done")
-    left, begun_at, failed = len(waiting), time.time(), []
-    stacks = min(stacks, left)
+    stacks = min(stacks, len(missing))
     threads = max(1, len(os.sched_getaffinity(0)) // stacks) if stacks > 1 else None
+    begun_at, todo, stop = time.time(), iter(missing), threading.Event()
+    ended: list[ArmRun] = []
+    failed: list[ArmRun] = []
 
     def work() -> None:
-        nonlocal left
         process = TrainingProcess(threads)
         try:
-            while waiting:
-                run = waiting.popleft()
+            for run in todo:  # shared by all workers
+                if stop.is_set():
+                    return
                 started = time.time()
                 code = execute(run, process)
                 if code == EXIT_BAD_INPUT:
@@ -196,22 +199,21 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
                     raise KeyboardInterrupt
                 if code:
                     failed.append(run)
-                left -= 1
-                ended = f"FAILED with exit code {code}, see {run.directory / LOG}" if code else "done"
-                spent = time.time() - begun_at
-                rest = f"; {spent * left / (total - left) / 60:.0f} min left" if left else ""
-                say(f"{names[run]}: {ended} in {time.time() - started:.0f} s{rest}")
+                ended.append(run)
+                outcome = f"FAILED with exit code {code}, see {run.directory / LOG}" if code else "done"
+                each, left = (time.time() - begun_at) / len(ended), len(missing) - len(ended)
+                rest = f"; {each * left / 60:.0f} min left" if left else ""
+                say(f"{names[run]}: {outcome} in {time.time() - started:.0f} s{rest}")
         finally:
             process.end()
 
-    total = left
     with ThreadPoolExecutor(max(stacks, 1)) as pool:
         working = [pool.submit(work) for _ in range(stacks)]
         try:
             for one in working:
                 one.result()
         finally:
-            waiting.clear()
+            stop.set()
     return failed
 
 

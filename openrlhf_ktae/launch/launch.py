@@ -83,15 +83,14 @@ def train(
     variables = environment(args, backend)
     os.environ.update(variables)
     in_every_process()
-    started = stack.serves(args, backend.name, variables)
-    if CLUSTER_VARIABLE not in os.environ and not started:
+    if CLUSTER_VARIABLE not in os.environ:
         os.environ.update(cluster_of_its_own(args.run.verbose, has_dashboard(backend, args)))
     import ray  # reads the environment as it is imported
 
     backend.prepare_driver()
     # Not while another thread imports: Ray runs Python code in forked children before exec. A child forked while an
     # import lock is held deadlocks, and this process with it.
-    if not started:
+    if not stack.serves(args, backend.name, variables):
         start_ray(args, backend, variables)
     node = ray._private.worker.global_worker.node
     logs = Path(node.get_logs_dir_path() if node else "")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,7 +63,7 @@ class Stack:
             setattr(importlib.import_module(module), attribute, one)
         from ray.util.placement_group import placement_group
 
-        groups = iter(list(self._groups))
+        groups = iter([*self._groups])
 
         def place(*args: Any, **kwargs: Any) -> Any:
             group = next(groups, None)
@@ -89,28 +89,23 @@ class Stack:
 class _Reused:
     """Stands for a Ray actor class: the n-th actor that a run asks for is the n-th of the last run, if there is one."""
 
-    def __init__(self, actor_class: Any, actors: list[Any], options: Mapping[str, Any] | None = None) -> None:
-        self._class, self._actors, self._options = actor_class, actors, options or {}
-        self._used = [0]
+    def __init__(self, actor_class: Any, actors: list[Any], left: Iterator[Any] | None = None) -> None:
+        self._class, self._actors = actor_class, actors
+        self._left = iter([*actors]) if left is None else left
 
     def options(self, **options: Any) -> _Reused:
         """Return the class with these options, which apply to actors that are started."""
-        other = _Reused(self._class, self._actors, {**self._options, **options})
-        other._used = self._used
-        return other
+        return _Reused(self._class.options(**options), self._actors, self._left)
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Return an actor constructed with these arguments."""
         import ray
 
-        number = self._used[0]
-        self._used[0] += 1
-        if number == len(self._actors):
-            chosen = self._class.options(**self._options) if self._options else self._class
-            self._actors.append(chosen.remote(*args, **kwargs))
-            return self._actors[number]
-        actor = self._actors[number]
-        if hasattr(actor, "begin_again"):  # an engine
+        actor = next(self._left, None)
+        if actor is None:
+            actor = self._class.remote(*args, **kwargs)
+            self._actors.append(actor)
+        elif hasattr(actor, "begin_again"):  # an engine
             ray.get(actor.begin_again.remote(kwargs["seed"]))
         else:
             ray.get(actor.__ray_call__.remote(construct_again, args, kwargs))

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,15 @@ VARIABLE = "OPENRLHF_KTAE_STACKS"
 FILE = "stacks.txt"
 SIGNAL = signal.SIGUSR1
 WRITE_SECONDS = 5.0
-_folder: str | None = None
 _files: list[Any] = []  # open as long as the process lives
 
 
+@cache
 def folder() -> str:
     """Return the folder for stacks of this process's runs, created on first use, deleted when the process exits."""
-    global _folder
-    if _folder is None:
-        _folder = tempfile.mkdtemp(prefix="openrlhf_ktae-stacks-")
-        atexit.register(shutil.rmtree, _folder, ignore_errors=True)
-    return _folder
+    path = tempfile.mkdtemp(prefix="openrlhf_ktae-stacks-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 def register() -> None:
