@@ -14,12 +14,16 @@ the ids: `on_track`. Standard library only.
 from __future__ import annotations
 
 import argparse
-import json
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from task_files import draw_distinct, write_rows
 
 DATASOURCE = "chain_hours"
 HOURS = 12
@@ -139,14 +143,9 @@ def judge(response: Sequence[str], label: str) -> float:
 
 def write_task(output: Path, steps: int, seed: int = 0, n_train: int = N_TRAIN, n_heldout: int = N_HELDOUT) -> None:
     """Write `train.jsonl` and `heldout.jsonl`, which share no problem."""
-    rng = random.Random(seed)
-    problems: dict[Problem, None] = {}
-    while len(problems) < n_train + n_heldout:
-        problems[draw_problem(steps, rng)] = None
+    problems = draw_distinct(partial(draw_problem, steps), n_train + n_heldout, seed)
     rows = [{"input": p.prompt, "label": str(p.results[-1]), "datasource": DATASOURCE} for p in problems]
-    output.mkdir(parents=True, exist_ok=True)
-    for name, part in (("heldout", rows[:n_heldout]), ("train", rows[n_heldout:])):
-        (output / f"{name}.jsonl").write_bytes("".join(json.dumps(row) + "\n" for row in part).encode())
+    write_rows(output, rows, n_heldout)
 
 
 def main() -> None:

@@ -11,10 +11,13 @@ under a second, and `make_model.py` takes its problems from here too.
 from __future__ import annotations
 
 import argparse
-import json
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from task_files import draw_distinct, write_rows
 
 DATASOURCE = "chain_sums"
 N_STEPS = 3  # sums per problem: enough for partial results to be key tokens, short enough for 24 tokens
@@ -59,31 +62,15 @@ def draw_problem(rng: random.Random) -> Problem:
     return Problem(start, tuple(operands))
 
 
-def draw_distinct_problems(count: int, seed: int) -> list[Problem]:
-    """Draw `count` different problems; the same seed gives the same list."""
-    rng = random.Random(seed)
-    problems: dict[Problem, None] = {}
-    while len(problems) < count:
-        problems[draw_problem(rng)] = None
-    return list(problems)
-
-
 def to_row(problem: Problem) -> dict[str, str]:
     """One line of the data set: the prompt, the answer as text, and where it comes from."""
     return {"input": problem.prompt, "label": str(problem.answer), "datasource": DATASOURCE}
 
 
-def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
-    """Write one JSON object a line, the same bytes for the same rows on every platform."""
-    path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode())
-
-
 def write_task(output: Path, seed: int, n_train: int, n_heldout: int) -> None:
     """Write `train.jsonl` and `heldout.jsonl`, which share no problem."""
-    rows = [to_row(problem) for problem in draw_distinct_problems(n_train + n_heldout, seed)]
-    output.mkdir(parents=True, exist_ok=True)
-    write_jsonl(output / "heldout.jsonl", rows[:n_heldout])
-    write_jsonl(output / "train.jsonl", rows[n_heldout:])
+    problems = draw_distinct(draw_problem, n_train + n_heldout, seed)
+    write_rows(output, [to_row(problem) for problem in problems], n_heldout)
 
 
 def main() -> None:

@@ -11,9 +11,12 @@ so a 135M model stays on the task at temperature 1. Standard library only.
 from __future__ import annotations
 
 import argparse
-import json
 import random
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from task_files import draw_distinct, write_rows
 
 DATASOURCE = "word_problems"
 NAMES = ("Tom", "Anna", "Ben", "Lena", "Max", "Sara", "Paul", "Nora", "Sam", "Lucy", "Dan", "Emma")
@@ -60,15 +63,6 @@ def draw_sum(rng: random.Random) -> Sum:
     return name, things, *rng.choice([(low, high), (high, low)])
 
 
-def draw_distinct_sums(count: int, seed: int) -> list[Sum]:
-    """Draw `count` different problems; the same seed gives the same list."""
-    rng = random.Random(seed)
-    sums: dict[Sum, None] = {}
-    while len(sums) < count:
-        sums[draw_sum(rng)] = None
-    return list(sums)
-
-
 def to_row(problem: Sum) -> dict[str, str]:
     """One line of the data set: the prompt, the answer as text, and where it comes from."""
     return {"input": prompt(problem), "label": str(problem[2] + problem[3]), "datasource": DATASOURCE}
@@ -76,11 +70,8 @@ def to_row(problem: Sum) -> dict[str, str]:
 
 def write_task(output: Path, seed: int, n_train: int, n_heldout: int) -> None:
     """Write `train.jsonl` and `heldout.jsonl`, which share no problem."""
-    rows = [to_row(problem) for problem in draw_distinct_sums(n_train + n_heldout, seed)]
-    output.mkdir(parents=True, exist_ok=True)
-    for name, part in (("heldout", rows[:n_heldout]), ("train", rows[n_heldout:])):
-        text = "".join(json.dumps(row) + "\n" for row in part)
-        (output / f"{name}.jsonl").write_bytes(text.encode())
+    problems = draw_distinct(draw_sum, n_train + n_heldout, seed)
+    write_rows(output, [to_row(problem) for problem in problems], n_heldout)
 
 
 def main() -> None:

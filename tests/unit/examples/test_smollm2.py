@@ -44,7 +44,7 @@ def test_converted_tokenizer_chats_and_pads(load_example):
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     task = load_example("word_problems/make_task.py")
-    problem = task.draw_distinct_sums(1, seed=0)[0]
+    problem = task.draw_distinct(task.draw_sum, 1, seed=0)[0]
     asked, worked, answer = task.EXAMPLES[0]
     chat = [
         {"role": "system", "content": ""},
