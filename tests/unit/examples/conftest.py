@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,38 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 
+@contextmanager
+def imports_from(folder):
+    """Import siblings from `folder`, whatever was imported before from an example with files of the same names."""
+    places = list(sys.path)
+    sys.path.insert(0, str(folder))
+    forget_siblings()
+    try:
+        yield
+    finally:
+        sys.path[:] = places
+        forget_siblings()
+
+
+def forget_siblings():
+    for name in ("make_task", "make_model"):
+        sys.modules.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def examples():
     return EXAMPLES
+
+
+@pytest.fixture(scope="session")
+def load_benchmarks():
+    """Import `benchmarks/<name>.py` with its folder on the path, as when it is run."""
+
+    def load(*names):
+        with imports_from(EXAMPLES.parent / "benchmarks"):
+            return [importlib.import_module(name) for name in names]
+
+    return load
 
 
 @pytest.fixture(scope="session")
@@ -26,14 +56,8 @@ def load_example():
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # dataclasses look their module up
-        before, places = set(sys.modules), list(sys.path)
-        sys.path.insert(0, str(path.parent))
-        try:
+        with imports_from(path.parent):
             spec.loader.exec_module(module)
-        finally:
-            sys.path[:] = places
-            for name in {"make_task", "make_model"} - before:  # other examples have files of the same names
-                sys.modules.pop(name, None)
         return module
 
     return load

@@ -1,30 +1,14 @@
 """Benchmarks on chains: the figures of agreement by hand, stacked models against transformers, Adam against torch's."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def scripts():
-    """Import them with their folder on the path, and forget what other examples call by the same names."""
-    path = list(sys.path)
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import credit_agreement
-        import credit_training
-        import stacked_qwen2
-
-        yield {"agreement": credit_agreement, "training": credit_training, "stacked": stacked_qwen2}
-    finally:
-        sys.path[:] = path
-        for name in ("make_task", "make_model"):
-            sys.modules.pop(name, None)
+def scripts(load_benchmarks):
+    modules = load_benchmarks("credit_agreement", "credit_training", "stacked_qwen2")
+    return dict(zip(("agreement", "training", "stacked"), modules, strict=True))
 
 
 def test_agreement_by_hand(scripts):
@@ -46,10 +30,10 @@ def test_agreement_of_itself_and_of_its_opposite(scripts):
     assert scripts["agreement"].agreement(-control, control, rows) == pytest.approx((-1, -1, 0, -1))
 
 
-def test_stacked_models_are_transformers_models(scripts):
+def test_stacked_models_are_transformers_models(scripts, examples):
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(BENCHMARKS.parent / "examples/quickstart/model")
+    model = AutoModelForCausalLM.from_pretrained(examples / "quickstart/model")
     ids = torch.randint(2, 300, (2, 3, 12), generator=torch.Generator().manual_seed(0))
     ids[0, 1, :4] = 0
     forward = scripts["stacked"].Forward(model.config)
@@ -63,10 +47,10 @@ def test_stacked_models_are_transformers_models(scripts):
             assert torch.allclose(ours[s][known], theirs[known], atol=1e-4)
 
 
-def test_sampling_follows_the_models_probabilities(scripts):
+def test_sampling_follows_the_models_probabilities(scripts, examples):
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(BENCHMARKS.parent / "examples/quickstart/model")
+    model = AutoModelForCausalLM.from_pretrained(examples / "quickstart/model")
     forward, weights = scripts["stacked"].Forward(model.config), scripts["stacked"].stacked(model, 1)
     start = torch.tensor([[260, 300, 301]]).repeat(4000, 1)[None]
     made = forward.sample(weights, start, 0, 1, 2, seed=0)[0]
