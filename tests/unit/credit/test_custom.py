@@ -99,7 +99,8 @@ def test_a_missing_file_is_named(tmp_path):
             ["--advantage_estimator", "group_norm", "--algo.credit.file", "a.py"],
             "--algo.credit.file a.py: does nothing",
         ),
-        (["--advantage_estimator", "mc_value"], "--advantage_estimator mc_value: needs values"),
+        (["--advantage_estimator", "mc_value", "--algo.mc_value.every", "0"], "--algo.mc_value.every=0 leaves no places"),
+        (["--advantage_estimator", "tempo", "--algo.mc_value.samples", "2"], "--algo.mc_value.samples 2: does nothing"),
         (["--advantage_estimator", "tempo", "--algo.credit.weight", "-1"], "--algo.credit.weight -1: give"),
         (["--advantage_estimator", "tempo", "--algo.credit.shuffle_labels"], "tempo does not read labels"),
         (["--advantage_estimator", "tempo", "--algo.gtpo.alpha", "0.3"], "--algo.gtpo.alpha 0.3: does nothing without"),
@@ -116,8 +117,6 @@ def test_contradictions_are_refused(words, said):
 
 def test_each_estimator_and_its_options_arrive():
     for name, one in estimators().items():
-        if "values" in one.needs:
-            continue
         args = parse_command_line([*WORDS, "--advantage_estimator", name, "--algo.credit.base", "rloo"])
         assert (args.algo.credit.name, args.algo.advantage.estimator) == (name, "rloo")
         assert (args.algo.credit.needs, args.algo.credit.config) == (one.needs, one.options())
