@@ -103,6 +103,8 @@ def _credit(options: Mapping[str, Any], name: str) -> Iterator[str]:
         yield f"--advantage_estimator {CUSTOM}: is that of a file; give --algo.credit.file FILE.py"
     if file and name != CUSTOM and name in CREDIT_NAMES:
         yield f"--algo.credit.file {file}: is for --advantage_estimator {CUSTOM}; give that, or leave the file out"
+    if given := name in estimators() and options["algo.credit.options"]:
+        yield f"--algo.credit.options {given}: is for --algo.credit.file; options of {name} are --algo.{name}.*"
     one = estimators().get(name)
     if one is None:
         return
