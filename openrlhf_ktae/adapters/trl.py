@@ -13,7 +13,6 @@ from trl import GRPOTrainer
 from openrlhf_ktae.credit import CreditBatch, estimators
 from openrlhf_ktae.ktae import KTAEConfig
 
-
 MADE = ("log_probs", "entropies")
 """What TRL's forward pass gives of `credit.NEEDS`: at the temperature of sampling, as here."""
 OF_IMAGES = (

@@ -1,4 +1,4 @@
-"""Can the run give its estimator values of prefixes: may it sample continuations, or is there a file that knows them?"""
+"""Can the run give its estimator values of prefixes: may it sample continuations, or does a file know them?"""
 
 from __future__ import annotations
 

@@ -17,12 +17,13 @@ SCORE, SAMPLED = "scores", "sampled_tokens"
 
 
 class Begun(str):
-    """A prompt whose response begins with the token ids `begun`."""
+    """A prompt whose response begins with token ids that are given."""
 
     __slots__ = ("begun",)
     begun: Sequence[int]
 
     def __new__(cls, prompt: str, begun: Sequence[int]) -> Begun:
+        """Return the prompt with `begun`."""
         made = super().__new__(cls, prompt)
         made.begun = begun
         return made
