@@ -52,7 +52,9 @@ class KTAEGRPOTrainer(GRPOTrainer):
     ) -> None:
         if missing := set(estimators()[estimator].needs) - set(MADE):
             usable = ", ".join(name for name, one in estimators().items() if set(one.needs) <= set(MADE))
-            raise ValueError(f"estimator={estimator!r}: needs {min(missing)}, which TRL does not compute; give {usable}")
+            raise ValueError(
+                f"estimator={estimator!r}: needs {min(missing)}, which TRL does not compute; give {usable}"
+            )
         super().__init__(*args, **kwargs)
         self.ktae, self.verifier = ktae or KTAEConfig(), verifier
         self.estimator, self.options = estimators()[estimator], self.ktae if estimator == "ktae" else options

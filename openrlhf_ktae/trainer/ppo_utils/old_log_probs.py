@@ -23,7 +23,9 @@ def update_has_them(args: SimpleNamespace, rollouts: int, has_reference: bool) -
     This requires a single pass in one optimizer step, no reference model, whose KL needs the old ones earlier, and no
     estimator of token-level credit that needs what the pass computes.
     """
-    needed = has_reference or args.actor.recompute_log_probs or any(need in OF_POLICY for need in args.algo.credit.needs)
+    needed = (
+        has_reference or args.actor.recompute_log_probs or any(need in OF_POLICY for need in args.algo.credit.needs)
+    )
     return one_update(args, rollouts) and not needed
 
 

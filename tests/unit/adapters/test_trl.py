@@ -110,7 +110,9 @@ def test_correct_is_what_the_chosen_reward_function_says(credited, parts, tmp_pa
 @pytest.mark.parametrize("name", [name for name, one in estimators().items() if set(one.needs) <= set(MADE)])
 def test_estimators_get_what_they_need_of_the_policy_before_its_update(name, parts, tmp_path, monkeypatch):
     given, one = [], estimators()[name]
-    monkeypatch.setattr(type(one), "__call__", lambda self, batch, _: given.append(batch) or TokenCredit(batch.base_N * 0))
+    monkeypatch.setattr(
+        type(one), "__call__", lambda self, batch, _: given.append(batch) or TokenCredit(batch.base_N * 0)
+    )
     settings = {"temperature": 0.7, "max_steps": 1}
     made, (output,), _ = trainer(parts, KTAEGRPOTrainer, tmp_path, options=settings, estimator=name)
     batch = given[0]

@@ -112,7 +112,7 @@ def mine(batch, options):
         ('{"alpha": -1}', "alpha=-1 must be at least 0"),
         ("0.25", "0.25 is not a JSON object"),
         ("alpha=1", "Expecting value"),
-        ('{"alpha": "a"}', "--algo.credit.options {\"alpha\": \"a\"}: '<' not supported"),
+        ('{"alpha": "a"}', '--algo.credit.options {"alpha": "a"}: \'<\' not supported'),
     ],
 )
 def test_options_of_a_file_are_checked_with_it(options, said, tmp_path):
@@ -142,7 +142,10 @@ def test_a_missing_file_is_named(tmp_path):
             ["--advantage_estimator", "group_norm", "--algo.credit.file", "a.py"],
             "--algo.credit.file a.py: does nothing",
         ),
-        (["--advantage_estimator", "mc_value", "--algo.mc_value.every", "0"], "--algo.mc_value.every=0 leaves no places"),
+        (
+            ["--advantage_estimator", "mc_value", "--algo.mc_value.every", "0"],
+            "--algo.mc_value.every=0 leaves no places",
+        ),
         (["--advantage_estimator", "tempo", "--algo.mc_value.samples", "2"], "--algo.mc_value.samples 2: does nothing"),
         (["--advantage_estimator", "gtpo", "--algo.credit.options", "{}"], "options of gtpo are --algo.gtpo.*"),
         (["--advantage_estimator", "tempo", "--algo.credit.weight", "-1"], "--algo.credit.weight -1: give"),

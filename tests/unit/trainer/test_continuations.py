@@ -45,7 +45,9 @@ class Engine:
             log.append((str(prompt), label, begun, num_samples, seed))
             if begun:
                 scores = [float(6 in begun and i != 1) for i in range(num_samples)]
-                return ray.put([{"scores": math.nan if i == 3 else s, "sampled_tokens": 2} for i, s in enumerate(scores)])
+                return ray.put(
+                    [{"scores": math.nan if i == 3 else s, "sampled_tokens": 2} for i, s in enumerate(scores)]
+                )
             right = 4 if prompt == "p1" else 2
             made = []
             for i, ids in enumerate(RESPONSES[:num_samples]):
