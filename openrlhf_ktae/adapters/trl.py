@@ -13,13 +13,29 @@ from trl import GRPOTrainer
 from openrlhf_ktae.credit import CreditBatch, estimators
 from openrlhf_ktae.ktae import KTAEConfig
 
+MADE = ("log_probs", "entropies")
+"""What TRL's forward pass gives of `credit.NEEDS`: at the temperature of sampling, as here."""
+OF_IMAGES = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "num_tiles",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+
 
 class KTAEGRPOTrainer(GRPOTrainer):
     """`GRPOTrainer` that adds K of each completion token, or another credit, to its advantages, which become (B, T).
 
     Args:
         ktae: options of KTAE; those of the paper when left out.
-        estimator: another one of `credit.estimators()` that needs nothing of the policy: `tempo`, `lambda_grpo`.
+        estimator: another one of `credit.estimators()`. One that needs log-probabilities or entropies costs a forward
+            pass; none may need more (`otb`, `mc_value`).
         options: of that estimator; its defaults when left out.
         verifier: which reward function says whether a completion is correct, by its place in `reward_funcs`; what
             the others return (format, length) does not. None from it is "unknown".
@@ -34,10 +50,10 @@ class KTAEGRPOTrainer(GRPOTrainer):
         options: Any = None,
         **kwargs: Any,
     ) -> None:
-        if needs := estimators()[estimator].needs:
+        if missing := set(estimators()[estimator].needs) - set(MADE):
+            usable = ", ".join(name for name, one in estimators().items() if set(one.needs) <= set(MADE))
             raise ValueError(
-                f"estimator={estimator!r}: needs {', '.join(needs)} of the policy before its update, which TRL does "
-                "not keep; give one that needs nothing (ktae, tempo, lambda_grpo)"
+                f"estimator={estimator!r}: needs {min(missing)}, which TRL does not compute; give {usable}"
             )
         super().__init__(*args, **kwargs)
         self.ktae, self.verifier = ktae or KTAEConfig(), verifier
@@ -54,16 +70,34 @@ class KTAEGRPOTrainer(GRPOTrainer):
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         ids, mask = output["completion_ids"], output["completion_mask"] * output.get("tool_mask", 1)
         rows, positions = ids.shape
-        everyone = self.accelerator.pad_across_processes([ids, mask], dim=1)  # a group may span processes
-        ids_BT, mask_BT = self.accelerator.gather(everyone)
+        own = {"ids": ids, "mask": mask, **self._needed(output)}
+        needs = self.accelerator.gather(self.accelerator.pad_across_processes(own, dim=1))  # a group may span processes
+        ids_BT, mask_BT = needs.pop("ids"), needs.pop("mask")
         mode, samples = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
         groups_B = torch.arange(len(ids_BT)) // samples
         base_B = self.accelerator.gather(output["advantages"])
         labels = self._scores_B, groups_B, base_B, self._special_ids, self.ktae.correct_threshold
-        batch = CreditBatch.from_tables(ids_BT, mask_BT, *labels)
+        batch = CreditBatch.from_tables(ids_BT, mask_BT, *labels, **needs)
         added_BT = self.estimator(batch, self.options).added_N.view(ids_BT.shape)
         first = self.accelerator.process_index * rows
         own_BT = added_BT[first : first + rows, :positions].to(output["advantages"].device)
         output["advantages"] = output["advantages"][:, None] + own_BT
         self._metrics[mode][f"{self.estimator.metrics_prefix}/mixed_group_share"].append(float(batch.mixed_Q.mean()))
         return output
+
+    @torch.no_grad()
+    def _needed(self, output: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Return what the estimator needs of the policy before its update, (rows, T) each."""
+        needs = self.estimator.needs
+        if not needs:
+            return {}
+        parts = [[output[f"{of}_{what}"] for of in ("prompt", "completion")] for what in ("ids", "mask")]
+        ids, mask = (torch.cat(part, dim=1) for part in parts)
+        args = self.args
+        rows = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
+        images = {name: output[name] for name in OF_IMAGES if name in output}
+        kept = output["completion_ids"].size(1)
+        log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
+            self.model, ids, mask, kept, rows, compute_entropy="entropies" in needs, **images
+        )
+        return {name: found for name, found in zip(MADE, (log_probs, entropies), strict=True) if name in needs}

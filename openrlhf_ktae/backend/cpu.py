@@ -52,7 +52,13 @@ class CpuBackend(Backend):
         busy = max(args.actor.num_nodes * args.actor.num_gpus_per_node, args.vllm.num_engines or 1)
         threads = str(max(1, len(os.sched_getaffinity(0)) // busy))
         cache = kv_cache_bytes(args.actor.model_name_or_path, args.ds.param_dtype, *_rollouts_at_once(args))
-        engine: dict[str, Any] = {"dtype": ENGINE_DTYPES[args.ds.param_dtype], "kv_cache_memory_bytes": cache}
+        engine: dict[str, Any] = {
+            "dtype": ENGINE_DTYPES[args.ds.param_dtype],
+            "kv_cache_memory_bytes": cache,
+            # vLLM takes back what a seeded request draws for each chunk but the last, which only a GPU's generator can:
+            # a prompt that does not fit into a batch with others would end the engine.
+            "enable_chunked_prefill": False,
+        }
         if getattr(args.vllm, "enable_prefix_caching", False):
             engine["block_size"] = SHARED_BLOCK
         return {

@@ -95,6 +95,9 @@ class CreditOptions:
     file: str | None = None
     """Python file that registers an estimator of your own, for --advantage_estimator custom (docs/estimators.md)."""
 
+    options: str = ""
+    """Options of the estimator in --algo.credit.file, as a JSON object: '{"alpha": 0.3}'."""
+
 
 OLD_CREDIT_NAMES = {name: f"algo.ktae.{name}" for name in ("base", "shadow", "shuffle_labels", "top_tokens")}
 """Names of fields of `CreditOptions` from when KTAE was the only estimator; they still work."""

@@ -15,15 +15,19 @@ from openrlhf_ktae.credit import CUSTOM
 
 SECONDS = 120  # to import torch on a busy machine; compiling what an estimator calls may take as long again
 LOADED, DONE = "the estimator is there: ", "the estimator works"
+OPTIONS = "--algo.credit.options: "
 # Runs in a process of its own: what the file does, and how it ends, stays there.
 PROBE = f"""
 import json, sys
-from openrlhf_ktae.credit import load_estimator, wrong_with
+from openrlhf_ktae.credit import load_estimator, options_from, wrong_with
 try:
     one = load_estimator(sys.argv[1])
     print("\\n{LOADED}" + json.dumps(one.needs), flush=True)
-    unmet = "it needs values of continuations, which a run does not sample" if "values" in one.needs else ""
-    wrong = unmet or wrong_with(one)
+    try:
+        options = options_from(one, sys.argv[2])
+    except (ValueError, TypeError) as refusal:
+        sys.exit("{OPTIONS}" + " ".join(str(refusal).split()))
+    wrong = wrong_with(one, options)
 except Exception as error:
     wrong = f"{{type(error).__name__}}: {{error}}"
 sys.exit(" ".join(wrong.split())) if wrong else print("{DONE}", flush=True)
@@ -39,25 +43,30 @@ class Tried:
 
 
 def credit_file_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield what is wrong with `--algo.credit.file`."""
-    path = args.algo.credit.file
+    """Yield what is wrong with `--algo.credit.file`, or with the options for it."""
+    path, options = args.algo.credit.file, args.algo.credit.options
     if args.algo.credit.name != CUSTOM:
         return
     if not Path(path).is_file():
         yield f"--algo.credit.file {path}: no such file"
-    elif problem := _tried(path).problem:
+        return
+    problem = _tried(path, options).problem
+    if problem.startswith(OPTIONS):
+        yield f"--algo.credit.options {options}: {problem.removeprefix(OPTIONS)}; correct it, or leave the option out"
+    elif problem:
         yield f"--algo.credit.file {path}: {problem}; repair it (docs/estimators.md has an example)"
 
 
 def credit_needs(args: SimpleNamespace) -> tuple[str, ...]:
     """Return what the run's estimator needs of the policy; a user's file says so when it is tried."""
     needs: tuple[str, ...] = args.algo.credit.needs
-    return _tried(args.algo.credit.file).needs if args.algo.credit.name == CUSTOM else needs
+    credit = args.algo.credit
+    return _tried(credit.file, credit.options).needs if credit.name == CUSTOM else needs
 
 
 @cache
-def _tried(path: str) -> Tried:
-    command = [sys.executable, "-c", PROBE, path]
+def _tried(path: str, options: str) -> Tried:
+    command = [sys.executable, "-c", PROBE, path, options]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired as late:

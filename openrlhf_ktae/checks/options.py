@@ -66,13 +66,18 @@ def _estimator(options: Mapping[str, Any]) -> Iterator[str]:
     for cls, prefix, wanted in (
         (CreditOptions, "algo.credit", CREDIT_NAMES),
         (KTAEConfig, "algo.ktae", ("ktae",)),
-        *((cls, f"algo.{owner}", (owner,)) for owner, cls in OWN_OPTIONS.items()),
+        *((cls, f"algo.{owner}", (owner, *of_files(owner))) for owner, cls in OWN_OPTIONS.items()),
     ):
         if name not in wanted:
             yield from _idle(options, cls, prefix, wanted[0])
     yield from _credit(options, name)
     if skipped and not options["algo.dynamic_filtering_enable"]:
         yield f"--algo.dynamic_filtering_skip_solved {skipped}: only with --algo.dynamic_filtering_enable"
+
+
+def of_files(owner: str) -> tuple[str, ...]:
+    """Return `custom` for options that a file of the user's may need, too: those of values."""
+    return (CUSTOM,) if owner == "mc_value" else ()
 
 
 def _idle(options: Mapping[str, Any], cls: type, prefix: str, estimator: str) -> Iterator[str]:
@@ -98,14 +103,11 @@ def _credit(options: Mapping[str, Any], name: str) -> Iterator[str]:
         yield f"--advantage_estimator {CUSTOM}: is that of a file; give --algo.credit.file FILE.py"
     if file and name != CUSTOM and name in CREDIT_NAMES:
         yield f"--algo.credit.file {file}: is for --advantage_estimator {CUSTOM}; give that, or leave the file out"
+    if given := name in estimators() and options["algo.credit.options"]:
+        yield f"--algo.credit.options {given}: is for --algo.credit.file; options of {name} are --algo.{name}.*"
     one = estimators().get(name)
     if one is None:
         return
-    if "values" in one.needs:
-        yield (
-            f"--advantage_estimator {name}: needs values of sampled continuations, which a run does not make; use it "
-            "on recorded rollouts from Python (docs/estimators.md), or give another estimator"
-        )
     if options["algo.credit.shuffle_labels"] and not one.by_verdict:
         by_verdict = ", ".join(name for name, one in estimators().items() if one.by_verdict)
         yield (

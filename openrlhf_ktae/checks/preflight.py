@@ -16,6 +16,7 @@ from openrlhf_ktae.checks.replay import replay_problems
 from openrlhf_ktae.checks.round_trip import round_trip
 from openrlhf_ktae.checks.sizes import batch_problems, length_problems, parallel_problems
 from openrlhf_ktae.checks.user_code import judge_problems
+from openrlhf_ktae.checks.values import value_problems
 
 
 class Refused(ValueError):
@@ -35,6 +36,7 @@ def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:
         *place_problems(args),
         *(replay_problems(args) if args.train.replay else (*data_problems(args), *judge_problems(args))),
         *credit_file_problems(args),
+        *value_problems(args),
         *backend_problems(args, backend.name),
     ]
     notes: list[str] = []

@@ -36,6 +36,7 @@ from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build, sw
 from openrlhf_ktae.cli.flat_names import flat_names_help, translate_flat_names
 from openrlhf_ktae.cli.host_parser import Parser, parse
 from openrlhf_ktae.credit import CUSTOM, estimators
+from openrlhf_ktae.credit.mc_value import McValueOptions
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig
 from openrlhf_ktae.verifier.config import VerifierConfig
@@ -74,6 +75,7 @@ def _configure_credit(algo: SimpleNamespace) -> None:
     name = algo.credit.name
     algo.credit.needs = estimators()[name].needs if name in estimators() else ()
     algo.credit.config = None
+    algo.mc_value.config = build(McValueOptions, vars(algo.mc_value), "algo.mc_value")
     if name == "ktae":
         algo.credit.config = algo.ktae.config
     elif name and name != CUSTOM:

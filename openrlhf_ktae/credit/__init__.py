@@ -22,6 +22,7 @@ from openrlhf_ktae.credit.registry import (
     chosen_estimator,
     estimators,
     load_estimator,
+    options_from,
     register,
 )
 from openrlhf_ktae.credit.sample import sample_batch, wrong_with
@@ -37,6 +38,7 @@ __all__ = [
     "chosen_estimator",
     "estimators",
     "load_estimator",
+    "options_from",
     "register",
     "sample_batch",
     "wrong_with",

@@ -11,8 +11,8 @@ what the rollouts get at a place stays the same.
 - `spread` (default): r_it / r_i multiplies the base, A_it = A_i (a1 + a2 d_t H_it / sum_k H_kt), so the group's
   advantages are spread as its rewards are. This is what composes with a rollout-level base.
 - `paper`: (r_it - mean) / std over the tokens of the group's correct rollouts, and apart from them of its wrong ones
-  (equation 6 as later versions of the paper have it: seen in an independent implementation that quotes it, not in the
-  paper itself). The mean of either side is then 0: what is left is which of its tokens, not which rollout.
+  (equation 6 of later versions of the paper, as two independent implementations have it; its text was at hand in
+  excerpts without equations). Either side has the mean 0: what is left is which of its tokens, not which rollout.
 
 a1 is 1 - `alpha`; the paper's experiments take 1 and 0.1. A group without both kinds keeps its base: the paper's
 dynamic sampling drops such groups.

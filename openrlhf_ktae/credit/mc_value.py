@@ -7,20 +7,73 @@ step, as in the paper, and each gets the difference of the step. Before the firs
 group, at the end it is the rollout's own score. Scores are bare, so the advantage is that of `--algo.credit.base
 dr_grpo`; with another base its scale is taken: std of the group's scores with `group_norm`, read off the base.
 
-Assumptions: continuations come from the policy that is trained. Nothing here samples them: a run cannot give this
-estimator what it needs, a program that has the values calls it. Cost: continuations, K responses for each place.
+Assumptions: continuations come from the policy that is trained. The paper takes 9 of them from each step of a solution
+in text. A run samples them (`trainer/ppo_utils/continuations.py`), or a file of the user's knows the values.
+
+Cost: K responses for each place; without `groups all` only in groups with both verdicts.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
 import numpy as np
 
 from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit
-from openrlhf_ktae.credit.registry import NoOptions, register
+from openrlhf_ktae.credit.registry import register
 
 
-@register("mc_value", needs=("values",), by_verdict=True)
-def mc_value(batch: CreditBatch, options: NoOptions) -> TokenCredit:
+@dataclass(frozen=True)
+class McValueOptions:
+    """`--algo.mc_value.*`: where values of prefixes come from, for every estimator that needs them."""
+
+    samples: int = 4
+    """Continuations of each place; the value is their mean score."""
+
+    every: int = 32
+    """A place after every N tokens of a response; 0 is none."""
+
+    delimiter: str = ""
+    """A place after each token that completes this text, such as a newline; empty is none."""
+
+    groups: Literal["mixed", "all"] = "mixed"
+    """mixed leaves out groups whose rollouts are all correct or all wrong: most prefixes have one value there."""
+
+    file: str | None = None
+    """Python file with values(prompt, prefixes, label), which returns the values of texts that responses begin with.
+    Then nothing is sampled, and groups does not count."""
+
+    def __post_init__(self) -> None:
+        """Check numbers, and that there are places."""
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples!r} must be at least 1")
+        if self.every < 0:
+            raise ValueError(f"every={self.every!r} must be at least 0")
+        if not self.every and not self.delimiter:
+            raise ValueError("every=0 leaves no places; give --algo.mc_value.delimiter, or a number of tokens")
+
+    def places(self, texts: Sequence[str]) -> list[int]:
+        """Return after how many tokens of a response values are wanted, in order; `texts` are those of its tokens.
+
+        Never before the first token or after the last: there the group's mean and the rollout's score are known.
+        """
+        found = set(range(self.every, len(texts), self.every)) if self.every else set()
+        if self.delimiter:
+            ends, text = list(accumulate(map(len, texts))), "".join(texts)
+            at = text.find(self.delimiter)
+            while at >= 0:
+                end = at + len(self.delimiter)
+                found.add(bisect_left(ends, end) + 1)
+                at = text.find(self.delimiter, end)
+        return sorted(found - {len(texts)})
+
+
+@register("mc_value", options=McValueOptions, needs=("values",), by_verdict=True)
+def mc_value(batch: CreditBatch, options: McValueOptions) -> TokenCredit:
     """Return the difference of each step, minus the base."""
     values_A = batch.needed("values").numpy()[batch.at_A].astype(np.float64)
     scores_B = np.where(batch.known_B, np.nan_to_num(batch.scores_B.numpy().astype(np.float64)), 0.0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,21 @@ def chosen_estimator(name: str, file: str | None = None) -> Estimator | None:
     if name == CUSTOM:
         return load_estimator(str(file))
     return _known[name] if name else None
+
+
+def options_from(one: Estimator, text: str) -> Any:
+    """Return the options of an estimator from `text`, a JSON object; its defaults from an empty one.
+
+    Raises:
+        ValueError: it is no such object, names an option that the estimator does not have, or has a refused value.
+    """
+    given = json.loads(text or "{}")
+    if not isinstance(given, dict):
+        raise ValueError(f"{text} is not a JSON object")
+    names = [field.name for field in fields(one.options)]
+    if unknown := set(given) - set(names):
+        raise ValueError(f"{min(unknown)}: {one.name} has no such option; there are {', '.join(names) or 'none'}")
+    return one.options(**given)
 
 
 def load_estimator(path: str | Path) -> Estimator:

@@ -28,14 +28,16 @@ def sample_batch() -> CreditBatch:
     return CreditBatch.from_tables(ids_BT, mask_BT, scores_B, groups_B, base_B, special_ids=(0,), **needs)
 
 
-def wrong_with(estimator: Estimator) -> str:
+def wrong_with(estimator: Estimator, options: Any = None) -> str:
     """Return what is wrong with the credit that an estimator gives to `sample_batch`; empty where nothing is.
+
+    `options` are its own; its defaults when left out.
 
     Raises:
         Exception: whatever the estimator raises.
     """
     batch = sample_batch()
-    found = estimator(batch)
+    found = estimator(batch, options)
     unknown_N = torch.arange(72) >= 64
     if not found.added_N.isfinite().all():
         return "it gives a token NaN or an infinite number; return finite numbers, 0 where nothing is known"

@@ -51,6 +51,7 @@ NOT_WRITTEN = (
     "algo.credit.config",
     "algo.credit.name",
     "algo.credit.needs",
+    "algo.mc_value.config",
     "algo.dynamic_filtering_config",
     "faults.config",
     "verifier.config",

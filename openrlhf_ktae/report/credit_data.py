@@ -1,5 +1,5 @@
-"""Data of a recorded group for the token-credit page: each token's counts, and K under each variant. For a run with
-another estimator, also the credit of each token by those whose inputs were recorded.
+"""Data of a recorded group for the token-credit page: each token's counts, and K under each variant; the credit of each
+token by the run's estimator, if that is another, and by all others whose inputs were recorded.
 
 Legend: `G` rollouts of a group, `T` tokens of its longest response. Model texts are embedded as data, never as markup.
 """
@@ -7,7 +7,7 @@ Legend: `G` rollouts of a group, `T` tokens of its longest response. Model texts
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openrlhf_ktae.credit import OF_POLICY, estimators
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import GroupExplanation, explain_group
 from openrlhf_ktae.ktae.literal import bm25
@@ -41,8 +40,17 @@ def configs_of(about: Mapping[str, Any]) -> dict[str, KTAEConfig]:
     }
 
 
-def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the run's description for the page: model, estimator, variant, and non-default options."""
+def credit_weight(about: Mapping[str, Any], variant: str) -> float:
+    """Return the factor of `--algo.credit.weight` on K of a variant: the run's for the one that it trained with."""
+    trained = trained_by(about) == "ktae" and variant == recorded_config(about).variant
+    return float((about.get("credit") or {}).get("weight", 1.0)) if trained else 1.0
+
+
+def step_settings(about: Mapping[str, Any], figures: Collection[str] = ()) -> dict[str, Any]:
+    """Return the run's description for the page: model, estimator, variant, and non-default options.
+
+    `figures` are the inputs of estimators that were recorded, by names of `credit.NEEDS`.
+    """
     recorded = recorded_config(about)
     variants = configs_of(about).items()
     plain = asdict(KTAEConfig.from_mapping({"variant": recorded.variant}))
@@ -51,7 +59,7 @@ def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
     computed = trained == "ktae"
     return {
         "trained": trained,
-        "others": other_names(about),
+        "others": other_names(about, figures),
         "model": "/".join(Path(str(about.get("model", ""))).parts[-2:]),  # a page is meant to be shared: no home folder
         "estimator": str(about.get("estimator", "")),
         "enabled": bool(trained) and not about.get("shadow", False),
@@ -60,7 +68,10 @@ def step_settings(about: Mapping[str, Any]) -> dict[str, Any]:
         "stored": bool(about.get("stored", False)),
         "variant": recorded.variant,
         "options": {name: value for name, value in changed.items()},
-        "range": {name: config.number("value_range") * config.group_weight(0, 1) for name, config in variants},
+        "range": {
+            name: config.number("value_range") * config.group_weight(0, 1) * credit_weight(about, name)
+            for name, config in variants
+        },
         "threshold": recorded.correct_threshold,
         "judged": str(about.get("judged", TRAINED)),
     }
@@ -72,31 +83,25 @@ def trained_by(about: Mapping[str, Any]) -> str:
     return str(credit.get("name", "ktae" if about.get("ktae_enabled", True) else ""))
 
 
-def other_names(about: Mapping[str, Any]) -> list[str]:
-    """Return the estimators that a page of this run shows beside KTAE's variants: none for a run with KTAE.
+def other_names(about: Mapping[str, Any], figures: Collection[str]) -> list[str]:
+    """Return the estimators that a page of this run shows beside KTAE's variants.
 
-    They are the run's own, as recorded, and those that a group by itself determines, with their defaults.
+    They are the run's own, as recorded, unless that is KTAE, and those that a group and `figures` determine, with their
+    defaults.
     """
     trained = trained_by(about)
-    one = estimators().get(trained)
-    if trained in ("", "ktae"):
-        return []
-    figures = OF_POLICY if one is None else one.needs  # a user's file may have needed any: `others_of` sees
     usable = [arm.name for arm in other_arms(figures) if arm.estimator and not arm.estimator.across_groups]
-    return [trained, *(name for name in usable if name != trained)]
+    return [*([trained] if trained not in ("", "ktae") else []), *(name for name in usable if name != trained)]
 
 
 def others_of(group: RecordedGroup, arrays: GroupTensors) -> dict[str, NDArray[np.float64]]:
-    """Return name -> credit (G, T) of each of `other_names`; zeros where the record lacks an input."""
+    """Return name -> credit (G, T) of each of `other_names`."""
     arms = {arm.name: arm for arm in other_arms(arrays.figures)}
     trained = trained_by(group.about)
-    found = {}
-    for name in other_names(group.about):
-        if name == trained:
-            found[name] = arrays.k_GT
-        else:
-            found[name] = key_token_values(arrays, arms[name]) if name in arms else np.zeros_like(arrays.k_GT)
-    return found
+    return {
+        name: arrays.k_GT if name == trained else key_token_values(arrays, arms[name])
+        for name in other_names(group.about, arrays.figures)
+    }
 
 
 def values_of(group: RecordedGroup) -> dict[str, NDArray[np.float64]]:
@@ -108,7 +113,10 @@ def values_of(group: RecordedGroup) -> dict[str, NDArray[np.float64]]:
     for row in group.rows:
         _refuse_not_finite(row, group)
     arrays = tensors(group)
-    return {name: key_token_values(arrays, Arm(name, config)) for name, config in configs_of(group.about).items()}
+    return {
+        name: key_token_values(arrays, Arm(name, config, weight=credit_weight(group.about, name)))
+        for name, config in configs_of(group.about).items()
+    }
 
 
 def _refuse_not_finite(row: Mapping[str, Any], group: RecordedGroup) -> None:
@@ -158,7 +166,7 @@ def group_data(group: RecordedGroup, values: Mapping[str, NDArray[np.float64]] |
         explanation = explain_group(arrays.ids_GT, arrays.mask_GT, arrays.scores_G, config, arrays.special_ids)
         excluded = {*arrays.special_ids, *config.excluded_ids}
         data["counts"], measures = _by_place(explanation, place, data["sides"], config, excluded)
-        weight = config.group_weight(*data["sides"]["rollouts"])
+        weight = config.group_weight(*data["sides"]["rollouts"]) * credit_weight(group.about, name)
         shifts = _shifts(values[name], arrays, measures, rollouts, weight) if config.centre else None
         means = [_means(k_T[mask_T]) for k_T, mask_T in zip(values[name], arrays.mask_GT, strict=True)]
         data["variants"][name] = {"measures": measures, "weight": weight, "shifts": shifts, "means": means}

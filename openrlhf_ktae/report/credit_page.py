@@ -12,6 +12,7 @@ from string import Template
 from typing import Any
 
 from openrlhf_ktae.record.recorded import BadRecord, RecordedGroup
+from openrlhf_ktae.record.rollouts import NEEDED
 from openrlhf_ktae.report.credit_data import VARIANTS, group_data, step_settings, values_of
 from openrlhf_ktae.report.credit_parts import parts
 from openrlhf_ktae.report.files import ASSETS, link, page_json, size_of, write_page
@@ -55,7 +56,7 @@ def write_credit_pages(
     seen: Counter[int] = Counter()
     for group in groups:
         if settings is None:
-            settings = step_settings(group.about)
+            settings = step_settings(group.about, NEEDED.keys() & group.rows[0].keys())
             room = MAX_BYTES - size_of(_document(settings, [], [], [], 0, title)) - FILES_BYTES - TAG_BYTES
             if room <= TOPS_BYTES:
                 raise BadRecord("the run's settings do not fit on a page")

@@ -75,6 +75,12 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
         except TrainingStopped as stop:
             self.record_stop(reason_of(stop))  # the current model is saved; the command reports the reason and fails
 
+    def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
+        """Train as the host does; add how many continuations were sampled beside the rollouts."""
+        status, step = super().train_step(rollout_samples, global_step)
+        status.update(self.samples_generator.continuation_metrics)
+        return status, step
+
     def broadcast_to_vllm(self) -> None:
         """Send the weights as the host does; then catch up on a missed evaluation."""
         super().broadcast_to_vllm()

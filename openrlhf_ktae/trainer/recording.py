@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,7 +32,7 @@ def recorded_credit(options: Any) -> dict[str, Any] | None:
     """Return what a record says of the run's estimator: name, weight, its own options and file; None without one."""
     if not options.name:
         return None
-    own = {} if options.config is None else asdict(options.config)
+    own = json.loads(options.options or "{}") if options.config is None else asdict(options.config)
     return {"name": options.name, "weight": options.weight, "options": own, "file": options.file}
 
 

@@ -1,4 +1,4 @@
-"""Every estimator of token credit on real rollouts, with what it needs of the policy, in one run of a user's file."""
+"""Every estimator of token credit on real rollouts, with all that any of them needs, in one run of a user's file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from openrlhf_ktae.credit import estimators
 from openrlhf_ktae.record.recorded import find, read_groups
 
 EVERYONE = '''
-from openrlhf_ktae.credit import OF_POLICY, TokenCredit, estimators, register
+from dataclasses import dataclass
+from openrlhf_ktae.credit import NEEDS, TokenCredit, estimators, register
 
-@register("everyone", needs=OF_POLICY)
+@dataclass(frozen=True)
+class Options:
+    divisor: float = 0.0
+
+@register("everyone", options=Options, needs=NEEDS)
 def everyone(batch, options):
     """Train on the mean of all; each estimator's own credit is a figure."""
-    credits = {name: one(batch).added_N for name, one in estimators().items() if "values" not in one.needs}
+    credits = {name: one(batch).added_N for name, one in estimators().items()}
     sizes = {f"{name}_size": added.abs() for name, added in credits.items()}
-    return TokenCredit(sum(credits.values()) / len(credits), {**credits, **sizes})
+    mean_N = sum(credits.values()) / (options.divisor or len(credits))
+    return TokenCredit(mean_N, {**credits, **sizes})
 '''
 
 
@@ -25,18 +31,22 @@ def everyone(batch, options):
 def test_all_named_estimators_run_on_the_real_stack(train, tmp_path):
     (tmp_path / "everyone.py").write_text(EVERYONE)
     words = f"--advantage_estimator custom --algo.credit.file {tmp_path}/everyone.py --ktae.record_rollouts 1"
-    run = train(tmp_path / "run", *words.split(), *"--data.max_samples 16 --run.eval_edges false".split())
+    words += " --algo.mc_value.every 4 --algo.mc_value.samples 2 --data.max_samples 16 --run.eval_edges false"
+    run = train(tmp_path / "run", *words.split(), "--algo.credit.options", '{"divisor": 18.0}')
     assert run.code == 0, run.output
     assert len(run.steps) == 2
-    names = [name for name, one in estimators().items() if "values" not in one.needs]
-    assert len(names) == 8
-    for name in names:
+    assert len(estimators()) == 9
+    for name in estimators():
         sizes = [step[f"credit/{name}_size"] for step in run.steps]
         assert all(math.isfinite(size) for size in sizes), name
         assert max(sizes) > 0, name
+    assert all(step["credit/continuation_tokens"] >= step["credit/continuations"] > 0 for step in run.steps)
+    values = []
     for group in read_groups(find([run.directory])):
-        assert group.about["credit"]["name"] == "custom"
+        assert (group.about["credit"]["name"], group.about["credit"]["options"]) == ("custom", {"divisor": 18.0})
         for row in group.rows:
             acted = [i for i, acted in enumerate(row["action"]) if acted]
+            values += [value for value in row["values"] if not math.isnan(value)]
             assert all(row["log_probs"][i] <= 0 <= row["entropies"][i] for i in acted)
             assert all(math.exp(2 * row["log_probs"][i]) <= row["sum_squares"][i] + 1e-5 <= 1.001 for i in acted)
+    assert set(values) == {0.0, 0.5, 1.0}

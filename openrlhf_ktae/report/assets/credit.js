@@ -5,13 +5,13 @@
   const TOKENS_AT_ONCE = 16000;
   const [P, ASSOCIATION, GAIN, STRENGTH, PRESENCE, TF_CORRECT, TF_WRONG, FREQUENCY, VALUE] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
   const LINKS_AROUND = 2;
-  const OTHERS = page.settings.others;
-  const MODES = { grpo: OTHERS.length ? "base" : "GRPO", paper: "paper", reference: "reference", calibrated: "calibrated" };
+  const OTHERS = page.settings.others, OWN = OTHERS.includes(page.settings.trained) ? page.settings.trained : null;
+  const MODES = { grpo: OWN ? "base" : "GRPO", paper: "paper", reference: "reference", calibrated: "calibrated" };
   for (const name of OTHERS) MODES[name] = name;
   const isOther = () => OTHERS.includes(state.mode), isVariant = () => state.mode !== "grpo" && !isOther();
   const symbol = () => (state.mode === "grpo" ? "A" : isOther() ? "credit" : "K");
   const at = (id) => document.getElementById(id);
-  const state = { group: 0, mode: OTHERS[0] ?? page.settings.variant, order: "sampled", sort: "size", down: true, part: 0, pinned: null };
+  const state = { group: 0, mode: OWN ?? page.settings.variant, order: "sampled", sort: "size", down: true, part: 0, pinned: null };
   let spans = [], byRef = [], current = null;
 
   function element(tag, className, text) {
@@ -56,7 +56,7 @@
     const rollout = span && group().rollouts[span.rollout];
     if (rollout && isSkipped(rollout, span.position)) return 0;
     if (state.mode === "grpo") return rollout ? rollout.advantage : 0;
-    if (isOther()) return rollout ? rollout.credit[state.mode][span.position] : 0;
+    if (isOther()) return rollout ? rollout.credit[state.mode]?.[span.position] ?? 0 : 0;
     if (rollout && rollout.verdict === "unknown") return 0;
     const variant = group().variants[state.mode], value = variant.measures[ref]?.[VALUE] ?? null;
     if (value === null) return 0;
@@ -64,7 +64,7 @@
   }
   function most() {
     if (isVariant()) return page.settings.range[state.mode] || 1;
-    if (isOther()) return group().rollouts.reduce((most, one) => one.credit[state.mode].reduce((m, x) => Math.max(m, Math.abs(x)), most), 1e-9);
+    if (isOther()) return group().rollouts.reduce((most, one) => (one.credit[state.mode] ?? []).reduce((m, x) => Math.max(m, Math.abs(x)), most), 1e-9);
     return Math.max(1e-9, ...group().rollouts.map((one) => Math.abs(one.advantage)));
   }
   function paint(target, value, limit) {
@@ -79,7 +79,7 @@
     const rollout = group().rollouts[i];
     if (state.mode === "grpo") return [rollout.advantage, Math.abs(rollout.advantage)];
     if (!isOther()) return group().variants[state.mode].means[i];
-    const values = rollout.credit[state.mode].filter((_, position) => !isSkipped(rollout, position)), n = Math.max(1, values.length);
+    const values = (rollout.credit[state.mode] ?? []).filter((_, position) => !isSkipped(rollout, position)), n = Math.max(1, values.length);
     return [values.reduce((sum, x) => sum + x, 0) / n, values.reduce((sum, x) => sum + Math.abs(x), 0) / n];
   }
 
@@ -330,7 +330,7 @@
     if (isOther()) texts.push(`What ${state.mode} adds to a token's advantage${state.mode === page.settings.trained ? ", as recorded" : ", computed here with its defaults"}. The tables beside it are those of KTAE.`);
     if (!data.mixed) texts.push("All rollouts with a verdict have the same one: nothing tells right from wrong here, and every K is 0.");
     if (page.settings.shadow) texts.push(`Shadow run: ${page.settings.trained === "ktae" ? "K" : "credit"} was logged, and training used the advantages without it.`);
-    else if (OTHERS.length && isVariant()) texts.push(`This run trained with ${page.settings.trained}; K is computed here from its rollouts.`);
+    else if (OWN && isVariant()) texts.push(`This run trained with ${page.settings.trained}; K is computed here from its rollouts.`);
     else if (!page.settings.enabled) texts.push("This run trained without K; it is computed here from its rollouts.");
     if (page.settings.shuffled) texts.push("Control run: its K came from labels shuffled within each group. K shown here comes from the true labels; training did not use it.");
     box.hidden = texts.length === 0;
@@ -396,7 +396,7 @@
   at("theme").onclick = () => setTheme(document.documentElement.dataset.theme !== "dark");
 
   const options = Object.entries(page.settings.options).map(([name, value]) => `${name} ${value}`);
-  at("about").textContent = [page.settings.model, page.settings.estimator && `base ${page.settings.estimator}`, OTHERS[0] ?? `KTAE ${page.settings.variant}`, ...options].filter(Boolean).join(" · ");
+  at("about").textContent = [page.settings.model, page.settings.estimator && `base ${page.settings.estimator}`, OWN ?? `KTAE ${page.settings.variant}`, ...options].filter(Boolean).join(" · ");
   page.groups.forEach((one, i) => {
     const [correct, wrong] = one.sides.rollouts;
     const option = element("option", "", `${page.settings.stored ? "problem" : `step ${one.step}, group`} ${one.group + 1}: ${correct} ✓ ${wrong} ✗${one.cut ? `, ${rolloutsOf(one)}` : ""}`);

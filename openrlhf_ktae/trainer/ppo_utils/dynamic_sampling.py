@@ -16,6 +16,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.base.batches import rollout_unit, trainable
 from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.trainer.ppo_utils.continuations import ContinuingGenerator
 from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts
 from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig, SamplingTally, judge_group
@@ -23,11 +24,10 @@ from openrlhf_ktae.trainer.ppo_utils.light_samples import LightSamplesGenerator
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt_key
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
-from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SeededSamplesGenerator
 from openrlhf_ktae.trainer.staleness import TOO_OLD, without_stale
 
 
-class DynamicSamplesGenerator(SurvivingGenerator, SeededSamplesGenerator, LightSamplesGenerator):
+class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamplesGenerator):
     """The host's generator with the above; unchanged without `--algo.dynamic_filtering_enable`."""
 
     _sample_buffer: list[Experience]

@@ -13,7 +13,7 @@ import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_ktae.credit import CreditBatch, chosen_estimator, sample_batch
+from openrlhf_ktae.credit import CUSTOM, CreditBatch, chosen_estimator, options_from, sample_batch
 from openrlhf_ktae.ktae import CreditSums, credit_sums, discounted_returns, warm_up
 from openrlhf_ktae.record.rollouts import Credit
 from openrlhf_ktae.trainer.nonfinite import refuse_nonfinite
@@ -46,9 +46,12 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         host_speed.install()
         self.options = self.args.algo.credit
         self.estimator = chosen_estimator(self.options.name, self.options.file)
+        self.config = self.options.config
+        if self.options.name == CUSTOM and self.estimator is not None:
+            self.config = options_from(self.estimator, self.options.options)
         if self.estimator is not None:  # while the models load, not in the first step
             warm_up()
-            self.estimator(sample_batch(), self.options.config)
+            self.estimator(sample_batch(), self.config)
         if ray.is_initialized():
             send_tensors_plainly()
         self._memory = Memory()
@@ -98,7 +101,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             return experiences
         started = time.perf_counter()
         batch = self._batch(experiences, scores_B, figures)
-        credit = self.estimator(batch, self.options.config)
+        credit = self.estimator(batch, self.config)
         added_N = credit.added_N if self.options.weight == 1 else credit.added_N * self.options.weight
         sums = credit_sums(batch.token_ids_N, batch.mask_N, added_N, batch.base_N, batch.edges_B)
         self.metrics = credit_metrics(batch, credit, sums, self.estimator.metrics_prefix)
@@ -113,7 +116,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
     @property
     def silent(self) -> bool:
         """Whether credit is logged only; then advantages stay the base's, bit for bit."""
-        own = getattr(self.options.config, "weight", 1.0)
+        own = getattr(self.config, "weight", 1.0)
         return bool(self.options.shadow or self.options.weight == 0 or own == 0)
 
     def _batch(self, experiences: list[Experience], scores_B: torch.Tensor, figures: Figures) -> CreditBatch:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from openrlhf_ktae.base.batches import one_update
+from openrlhf_ktae.credit import OF_POLICY
 
 
 def update_computes_log_probs(args: SimpleNamespace, rollouts: int, has_reference: bool) -> bool:
@@ -22,7 +23,9 @@ def update_computes_log_probs(args: SimpleNamespace, rollouts: int, has_referenc
     This requires a single pass in one optimizer step, no reference model, whose KL needs the old ones earlier, and no
     estimator of token-level credit that needs what the pass computes.
     """
-    needed = has_reference or args.actor.recompute_log_probs or bool(args.algo.credit.needs)
+    needed = (
+        has_reference or args.actor.recompute_log_probs or any(need in OF_POLICY for need in args.algo.credit.needs)
+    )
     return one_update(args, rollouts) and not needed
 
 

@@ -10,6 +10,7 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.base.temporarily import temporarily
+from openrlhf_ktae.trainer.ppo_utils.continuations import VALUES
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import left_out, update_computes_log_probs
 from openrlhf_ktae.trainer.ppo_utils.response_lengths import (
     NO_PENALTIES,
@@ -34,11 +35,16 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
 
     @torch.no_grad()
     def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
-        """Do as the host does; what the policy's pass computed beside log-probabilities goes with each micro-batch."""
+        """Do as the host does; what the policy's pass computed beside log-probabilities goes with each micro-batch.
+
+        So do values of prefixes, for which the host's field is a critic's.
+        """
         self._figures = []
+        values = [samples.values for samples in samples_list]
         experiences = super().make_experience(samples_list)
-        for experience, figures in zip(experiences, self._figures, strict=False):
-            setattr(experience, PLACE, figures)
+        figures = self._figures or [{} for _ in experiences]
+        for experience, of_pass, of_prefixes in zip(experiences, figures, values, strict=True):
+            setattr(experience, PLACE, of_pass if of_prefixes is None else {**of_pass, VALUES: of_prefixes})
         self._figures = []
         return experiences
 

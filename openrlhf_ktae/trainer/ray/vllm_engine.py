@@ -16,6 +16,7 @@ from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.processes.setup import leave_interrupts_to_the_driver
 from openrlhf_ktae.trainer.ppo_utils.messages import Answers
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
+from openrlhf_ktae.trainer.ray.continuations import continued
 from openrlhf_ktae.trainer.ray.gpu_memory import Memory, engine_memory
 from openrlhf_ktae.trainer.ray.retrying_rollouts import DEATH_POLL_SECONDS, contained
 from openrlhf_ktae.verifier.http_reward import HttpAgentExecutor
@@ -68,7 +69,7 @@ class KTAERolloutActor(_HostRolloutActor):
             setattr(self.llm, name, unless_dead(self.llm, getattr(self.llm, name)))
         self.llm.generate = only_complete(self.llm.generate)
         executor: Any = with_servers(self.executor)  # type: ignore[has-type]
-        executor.execute = contained(executor.execute)
+        executor.execute = contained(continued(executor.execute))
         self.executor = executor
 
     @staticmethod

@@ -9,7 +9,8 @@ trl = pytest.importorskip(
     "trl", reason="trl is absent: install trl==1.16.0 in an environment of its own (docs/ktae.md)"
 )
 
-from openrlhf_ktae.adapters.trl import KTAEGRPOTrainer  # noqa: E402
+from openrlhf_ktae.adapters.trl import MADE, KTAEGRPOTrainer  # noqa: E402
+from openrlhf_ktae.credit import TokenCredit, estimators  # noqa: E402
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values  # noqa: E402
 
 N = 4
@@ -104,3 +105,37 @@ def test_correct_is_what_the_chosen_reward_function_says(credited, parts, tmp_pa
     _, other, _ = trainer(parts, KTAEGRPOTrainer, tmp_path, (short, correct), {"max_steps": 1}, verifier=0)
     k = other[0]["advantages"] - other[0]["advantages"].gather(1, other[0]["completion_mask"].sum(1, keepdim=True) - 1)
     assert not k[other[0]["completion_mask"].bool()].any(), "the length is never above 0: no completion is correct"
+
+
+@pytest.mark.parametrize("name", [name for name, one in estimators().items() if set(one.needs) <= set(MADE)])
+def test_estimators_get_what_they_need_of_the_policy_before_its_update(name, parts, tmp_path, monkeypatch):
+    given, one = [], estimators()[name]
+    monkeypatch.setattr(
+        type(one), "__call__", lambda self, batch, _: given.append(batch) or TokenCredit(batch.base_N * 0)
+    )
+    settings = {"temperature": 0.7, "max_steps": 1}
+    made, (output,), _ = trainer(parts, KTAEGRPOTrainer, tmp_path, options=settings, estimator=name)
+    batch = given[0]
+    monkeypatch.undo()
+    assert torch.isfinite(one(batch, None if name != "ktae" else made.ktae).added_N).all()
+    model = type(made.model).from_pretrained(parts[0], dtype=torch.float32)
+    ids, mask = (torch.cat([output[f"prompt_{what}"], output[f"completion_{what}"]], dim=1) for what in ("ids", "mask"))
+    kept = output["completion_ids"].size(1)
+    with torch.no_grad():
+        logits = model(ids, attention_mask=mask).logits[:, -kept - 1 : -1].double() / 0.7
+    log_p = torch.log_softmax(logits, -1)
+    truth = {"log_probs": log_p.gather(-1, output["completion_ids"][..., None])[..., 0]}
+    truth["entropies"] = -(log_p.exp() * log_p).sum(-1)
+    acted = output["completion_mask"].bool()
+    for need in MADE:
+        found = getattr(batch, f"{need}_N")
+        assert (found is None) is (need not in one.needs)
+        if found is not None:
+            found = found.view(acted.shape)[acted].double()
+            torch.testing.assert_close(found, truth[need][acted], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "need"), [("otb", "sum_squares"), ("mc_value", "values")])
+def test_estimators_that_need_more_are_refused_with_those_that_do_not(name, need):
+    with pytest.raises(ValueError, match=f"{need}, which TRL does not compute; give .*gtpo.*tempo"):
+        KTAEGRPOTrainer(estimator=name)

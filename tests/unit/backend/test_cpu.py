@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
+from marks import SLOW
 
 from openrlhf_ktae.backend import BackendUnavailable, flash_attn_stub, resolve
 from openrlhf_ktae.backend.base import devices_needed
@@ -150,3 +153,24 @@ def test_the_vllm_plugin_does_nothing_outside_the_cpu_backend(monkeypatch):
     monkeypatch.delenv(cpu_patches.ENGINE_VARIABLE, raising=False)
     monkeypatch.setattr(cpu_patches, "register_post_import_hook", lambda *_: pytest.fail("a patch was registered"))
     cpu_patches.activate_in_vllm()
+
+
+@SLOW
+def test_seeded_prompts_that_do_not_fit_into_one_batch_are_answered(root):
+    """In chunks the last of them would end the engine: a CPU's generator of random numbers cannot go back."""
+    code = f"""
+import json, os
+from openrlhf_ktae.backend.cpu import CpuBackend
+from openrlhf_ktae.cli.options import parse_command_line
+words = "--pretrain {root}/examples/quickstart/model --advantage_estimator ktae --vllm_num_engines 1 --max_len 96"
+words += " --param_dtype fp32 --backend cpu --init_kl_coef 0 --n_samples_per_prompt 8"
+environment = CpuBackend().environment(parse_command_line(words.split()))
+os.environ.update(environment)
+from vllm import LLM, SamplingParams
+given = json.loads(environment["{ENGINE_VARIABLE}"])
+llm = LLM("{root}/examples/quickstart/model", max_model_len=96, enforce_eager=True, max_num_batched_tokens=100, **given)
+found = llm.generate([{{"prompt_token_ids": [5] * 60}}] * 3, SamplingParams(max_tokens=4, seed=1, min_tokens=4))
+print([len(one.outputs[0].token_ids) for one in found])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.stdout.rstrip().endswith("[4, 4, 4]"), done.stderr[-2000:]

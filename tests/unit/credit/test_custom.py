@@ -14,6 +14,7 @@ from openrlhf_ktae.credit import (
     TokenCredit,
     chosen_estimator,
     estimators,
+    options_from,
     sample_batch,
     wrong_with,
 )
@@ -25,8 +26,8 @@ WORDS = (
 ).split()
 
 
-def parsed(path, estimator="custom"):
-    return parse_command_line([*WORDS, "--advantage_estimator", estimator, "--algo.credit.file", str(path)])
+def parsed(path, estimator="custom", words=()):
+    return parse_command_line([*WORDS, "--advantage_estimator", estimator, "--algo.credit.file", str(path), *words])
 
 
 def written(tmp_path, body, decorator='@register("mine")'):
@@ -85,6 +86,48 @@ def test_a_good_file_is_accepted_with_its_needs(tmp_path):
     assert "mine" not in estimators(), "the family stays as it was"
 
 
+OPTIONS = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Options:
+    alpha: float = 0.5
+
+    def __post_init__(self):
+        if self.alpha < 0:
+            raise ValueError(f"alpha={self.alpha} must be at least 0")
+
+@register("mine", options=Options)
+def mine(batch, options):
+    return TokenCredit(batch.on_tokens(options.alpha * batch.base_N))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("", ""),
+        ('{"alpha": 0.25}', ""),
+        ('{"beta": 1}', "beta: mine has no such option; there are alpha; correct it"),
+        ('{"alpha": -1}', "alpha=-1 must be at least 0"),
+        ("0.25", "0.25 is not a JSON object"),
+        ("alpha=1", "Expecting value"),
+        ('{"alpha": "a"}', '--algo.credit.options {"alpha": "a"}: \'<\' not supported'),
+    ],
+)
+def test_options_of_a_file_are_checked_with_it(options, said, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(HEAD + OPTIONS)
+    args = parsed(path, words=["--algo.credit.options", options])
+    problems = "".join(credit_file_problems(args))
+    assert bool(problems) == bool(said), problems
+    assert said in problems
+    if not said:
+        one, batch = chosen_estimator("custom", str(path)), sample_batch()
+        found = one(batch, options_from(one, args.algo.credit.options)).added_N
+        assert torch.equal(found, batch.on_tokens((0.25 if options else 0.5) * batch.base_N))
+
+
 def test_a_missing_file_is_named(tmp_path):
     (problem,) = credit_file_problems(parsed(tmp_path / "none.py"))
     assert "no such file" in problem
@@ -99,7 +142,12 @@ def test_a_missing_file_is_named(tmp_path):
             ["--advantage_estimator", "group_norm", "--algo.credit.file", "a.py"],
             "--algo.credit.file a.py: does nothing",
         ),
-        (["--advantage_estimator", "mc_value"], "--advantage_estimator mc_value: needs values"),
+        (
+            ["--advantage_estimator", "mc_value", "--algo.mc_value.every", "0"],
+            "--algo.mc_value.every=0 leaves no places",
+        ),
+        (["--advantage_estimator", "tempo", "--algo.mc_value.samples", "2"], "--algo.mc_value.samples 2: does nothing"),
+        (["--advantage_estimator", "gtpo", "--algo.credit.options", "{}"], "options of gtpo are --algo.gtpo.*"),
         (["--advantage_estimator", "tempo", "--algo.credit.weight", "-1"], "--algo.credit.weight -1: give"),
         (["--advantage_estimator", "tempo", "--algo.credit.shuffle_labels"], "tempo does not read labels"),
         (["--advantage_estimator", "tempo", "--algo.gtpo.alpha", "0.3"], "--algo.gtpo.alpha 0.3: does nothing without"),
@@ -116,8 +164,6 @@ def test_contradictions_are_refused(words, said):
 
 def test_each_estimator_and_its_options_arrive():
     for name, one in estimators().items():
-        if "values" in one.needs:
-            continue
         args = parse_command_line([*WORDS, "--advantage_estimator", name, "--algo.credit.base", "rloo"])
         assert (args.algo.credit.name, args.algo.advantage.estimator) == (name, "rloo")
         assert (args.algo.credit.needs, args.algo.credit.config) == (one.needs, one.options())

@@ -165,7 +165,7 @@ def test_the_table_of_the_documentation_has_every_estimator_option_and_need(name
         assert options == ", ".join(
             f"`{field.name}` {field.default:g}"
             if isinstance(field.default, float)
-            else f"`{field.name}` {field.default}"
+            else f"`{field.name}` {'none' if field.default in (None, '') else field.default}"
             for field in fields(one.options)
         )
 

@@ -7,8 +7,8 @@ import pytest
 from recorded_groups import group
 
 from openrlhf_ktae.ktae.config import KTAEConfig
-from openrlhf_ktae.report.credit_data import MEASURES, VARIANTS, configs_of, group_data
-from openrlhf_ktae.report.rescoring import Arm, key_token_values, tensors
+from openrlhf_ktae.report.credit_data import MEASURES, VARIANTS, configs_of, group_data, step_settings, values_of
+from openrlhf_ktae.report.rescoring import Arm, key_token_values, recorded_arm, tensors
 
 
 def partly_known(about=None):
@@ -34,6 +34,37 @@ def test_mean_k_is_that_of_training(options):
             assert mean == pytest.approx(acted.mean(), rel=1e-3, abs=1e-9)
             assert size == pytest.approx(np.abs(acted).mean(), rel=1e-3, abs=1e-9)
     assert data["variants"]["paper"]["means"][-1] == [0.0, 0.0], "nobody knows whether it is right"
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_k_of_the_recorded_variant_has_the_weight_of_all_credit(centre):
+    about = {"ktae": {"variant": "paper", "centre": centre}}
+    one, weighted = (
+        partly_known({**about, "credit": {"name": "ktae", "weight": weight, "options": {}}}) for weight in (1.0, 0.25)
+    )
+    expected, found = values_of(one), values_of(weighted)
+    assert expected["paper"].any()
+    np.testing.assert_array_equal(found["paper"], key_token_values(tensors(weighted), recorded_arm(weighted.about)))
+    np.testing.assert_allclose(found["paper"], 0.25 * expected["paper"])
+    np.testing.assert_array_equal(found["reference"], expected["reference"])
+    data, plain = group_data(weighted)["variants"], group_data(one)["variants"]
+    assert data["paper"]["weight"] == 0.25 * plain["paper"]["weight"]
+    assert data["paper"]["means"][0] == pytest.approx([0.25 * mean for mean in plain["paper"]["means"][0]], rel=1e-3)
+    assert (data["paper"]["shifts"] is None) is not centre
+    ranges = [step_settings(made.about)["range"] for made in (one, weighted)]
+    assert ranges[1] == {**ranges[0], "paper": 0.25 * ranges[0]["paper"]}
+
+
+def test_a_run_with_ktae_shows_every_estimator_whose_inputs_were_recorded():
+    one = partly_known()
+    assert step_settings(one.about)["others"] == ["lambda_grpo", "tempo"]
+    for row in one.rows:
+        row["values"] = [0.75, *[np.nan] * (len(row["token_ids"]) - 1)]
+    names = step_settings(one.about, ["values"])["others"]
+    assert names == ["lambda_grpo", "mc_value", "tempo"]
+    data = group_data(one)
+    assert [set(row["credit"]) for row in data["rollouts"]] == [set(names)] * 5
+    assert any(data["rollouts"][0]["credit"]["mc_value"])
 
 
 def test_subtracted_means_are_distinguished_from_k_of_tokens():

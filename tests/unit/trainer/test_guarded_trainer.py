@@ -62,6 +62,7 @@ class Generator:
         self._steps, self.calls, self.evaluations = steps, 0, 0
         self.before_step, self.before_evaluation = {}, {}
         self.left_over, self.last_eval = 0, {"eval_macro_accuracy": 0.5}
+        self.continuation_metrics = {}
 
     def generate_samples(self, **_):
         self.calls += 1

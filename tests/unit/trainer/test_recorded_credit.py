@@ -82,7 +82,7 @@ def test_shadow_and_weight_zero_are_the_base_bit_for_bit(module, tokenizer, name
 def test_the_page_of_such_a_run_has_its_credit_and_that_of_others(module, tokenizer, tmp_path):
     path, _ = recorded(module, tokenizer, tmp_path, "prob_reweight")
     group = next(iter(read_groups([path])))
-    settings = step_settings(group.about)
+    settings = step_settings(group.about, ["log_probs"])
     assert settings["trained"] == "prob_reweight"
     assert settings["others"] == ["prob_reweight", "lambda_grpo", "tempo"]
     data = group_data(group)
@@ -97,9 +97,9 @@ def test_the_page_of_such_a_run_has_its_credit_and_that_of_others(module, tokeni
         assert [k for piece in pieces for k in piece["credit"][name]] == whole
 
 
-def test_pages_of_ktae_and_grpo_are_unchanged(module, tokenizer, tmp_path):
+def test_pages_of_ktae_and_of_grpo_offer_estimators_without_needs(module, tokenizer, tmp_path):
     for number, words in enumerate((("ktae",), ("group_norm",))):
         path, _ = recorded(module, tokenizer, tmp_path / str(number), *words)
         about = next(iter(read_groups([path]))).about
-        assert step_settings(about)["others"] == []
+        assert step_settings(about)["others"] == ["lambda_grpo", "tempo"]
         assert step_settings(about)["enabled"] is (words[0] == "ktae")

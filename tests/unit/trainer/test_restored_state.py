@@ -24,7 +24,7 @@ def new_generator(host):
         made._failures = deque(maxlen=WINDOW * 4)
         made._carried, made._sample_buffer, made._dataloader_iter = [], [], iter([])
         made._expected_share, made._batches_of_episode, made.prompts_sent = float("nan"), 0, 0
-        made.batches = 0
+        made.batches = made.places_sent = 0
         made.prompts_dataloader = [1, 2]
         made.__dict__.update(state)
         return made
@@ -44,12 +44,19 @@ def test_a_generator_restores_its_shares_and_failures(new_generator, tmp_path):
     from openrlhf_ktae.base.errors import TrainingStopped
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import FAILED, WINDOW
 
-    first = new_generator(_expected_share=0.25, _batches_of_episode=3, prompts_sent=40, dropped_rollouts=2)
+    first = new_generator(
+        _expected_share=0.25, _batches_of_episode=3, prompts_sent=40, places_sent=7, dropped_rollouts=2
+    )
     first._failures.extend([True] * (WINDOW - 1))
     second = new_generator()
     second.load_position(stored(first.position(), tmp_path))
     assert second.position() == first.position()
-    assert (second._expected_share, second._batches_of_episode, second.prompts_sent) == (0.25, 3, 40)
+    assert (second._expected_share, second._batches_of_episode, second.prompts_sent, second.places_sent) == (
+        0.25,
+        3,
+        40,
+        7,
+    )
     with pytest.raises(TrainingStopped, match="max_failed_share"):
         second._settle([SimpleNamespace(info={FAILED: torch.tensor([1.0])})], 1)
 
