@@ -1,11 +1,15 @@
-"""Linear layers for training on the CPU: oneDNN matrix products, forward and backward, instead of torch's.
+"""Linear layers for training on the CPU: each shape's products, forward and backward, by oneDNN or by torch's MKL.
 
-torch multiplies fp32 matrices with MKL. oneDNN, in the same build of torch, is up to three times as fast on one AMD
-processor and a few per cent faster on another (`docs/log.md`). Parameters, their names and saved files do not change.
+In the same build of torch, oneDNN is up to three times as fast in fp32 on AMD's processors and slower on some of
+Intel's (`docs/log.md`), so both are timed when a model is loaded. Parameters, their names and saved files do not
+change.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,14 +17,18 @@ import torch
 # At this many outputs per input, rows without a gradient are skipped: this is the last layer, over the vocabulary, and
 # logits of prompts and padding have no gradient. Elsewhere the search would cost more than it saves.
 WIDE = 16
+MULTIPLICATIONS = 2.5e8  # of a timed product
+LEAD = 1.1  # torch must be this many times as fast as oneDNN to replace it: two measurements then rarely disagree
 
 
-class OneDnnLinear(torch.nn.Linear):
-    """`torch.nn.Linear` with its three products computed by oneDNN."""
+class ChosenLinear(torch.nn.Linear):
+    """`torch.nn.Linear` whose three products are computed by a chosen kernel."""
+
+    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return `input` (..., in_features) times the weight, plus the bias."""
-        product: torch.Tensor = _Product.apply(input, self.weight)
+        product: torch.Tensor = _Product.apply(input, self.weight, self.multiply)
         return product if self.bias is None else product + self.bias
 
 
@@ -28,13 +36,14 @@ class _Product(torch.autograd.Function):
     """x (..., K) times w.T of w (N, K)."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, multiply: Callable[..., torch.Tensor]) -> torch.Tensor:
         # Save the parameter itself: ZeRO-3 frees and gathers its data in place, before both forward and backward.
         ctx.save_for_backward(x, w)
+        ctx.multiply = multiply
         return multiply(x, w)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         x, w = ctx.saved_tensors
         rows_of_x, rows_of_g = _rows(x), _rows(gradients[0])
         used = _rows_with_gradient(rows_of_g) if w.size(0) >= WIDE * w.size(1) else None
@@ -42,13 +51,13 @@ class _Product(torch.autograd.Function):
             rows_of_x, rows_of_g = rows_of_x[used], rows_of_g[used]
         of_x = of_w = None
         if ctx.needs_input_grad[0]:
-            of_x = multiply(rows_of_g, w.t())
+            of_x = ctx.multiply(rows_of_g, w.t())
             if used is not None:
                 of_x = torch.zeros_like(_rows(x)).index_copy_(0, used, of_x)
             of_x = of_x.view(x.shape)
         if ctx.needs_input_grad[1]:
-            of_w = multiply(rows_of_g.t(), rows_of_x.t())
-        return of_x, of_w
+            of_w = ctx.multiply(rows_of_g.t(), rows_of_x.t())
+        return of_x, of_w, None
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -61,24 +70,76 @@ def _rows_with_gradient(g: torch.Tensor) -> torch.Tensor | None:
     return None if used.all() else used.nonzero().squeeze(1)
 
 
-def multiply(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def by_onednn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Return x (..., K) times w.T of w (N, K); both may be views."""
     if not x.numel():  # oneDNN refuses empty operands
         return x.matmul(w.t())
     return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
 
 
-def use_onednn(model: torch.nn.Module) -> int:
-    """Make the fp32 linear layers of `model` multiply with oneDNN; return how many do.
+def by_torch(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Return the same."""
+    return x.matmul(w.t())
+
+
+Shape = tuple[int, int]
+"""Outputs and inputs of a layer."""
+
+
+def measured_leads(model: torch.nn.Module) -> dict[Shape, float]:
+    """Return how many times as fast torch is as oneDNN, for each shape that `use_faster_products` would change."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # other processes that need the cores then delay neither
+    try:
+        return {shape: _lead_of_torch(*shape) for shape in {_shape(layer) for layer in _layers(model)}}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def use_faster_products(model: torch.nn.Module, leads: Mapping[Shape, float]) -> int:
+    """Make the fp32 linear layers of `model` multiply with oneDNN, or torch where it leads; return how many do.
 
     Layers of other classes (tensor-parallel shards, adapters around a layer) and other dtypes are left unchanged.
     """
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return 0
-    chosen = [layer for layer in model.modules() if _has_plain_product(layer)]
+    chosen = _layers(model)
     for layer in chosen:
-        layer.__class__ = OneDnnLinear
+        layer.__class__ = ChosenLinear
+        layer.multiply = by_torch if leads.get(_shape(layer), 0.0) > LEAD else by_onednn
     return len(chosen)
+
+
+def described(leads: Mapping[Shape, float]) -> dict[str, str]:
+    """Return which kernel each shape has, and how many times as fast as the other it was."""
+    return {
+        f"{outputs} x {inputs}": f"torch, {lead:.2f} x oneDNN" if lead > LEAD else f"oneDNN, {1 / lead:.2f} x torch"
+        for (outputs, inputs), lead in sorted(leads.items())
+    }
+
+
+@cache  # runs of one process get the same kernels
+def _lead_of_torch(outputs: int, inputs: int) -> float:
+    rows = int(min(max(MULTIPLICATIONS / (outputs * inputs), 32), 1024))
+    x, w, g = torch.ones(rows, inputs), torch.ones(outputs, inputs), torch.ones(rows, outputs)
+
+    def seconds(multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
+        started = time.thread_time()
+        multiply(x, w), multiply(g, w.t()), multiply(g.t(), x.t())
+        return time.thread_time() - started
+
+    with torch.no_grad():
+        rounds = [(seconds(by_onednn), seconds(by_torch)) for _ in range(3)]
+    onednn, plain = map(min, zip(*rounds, strict=True))
+    return onednn / plain
+
+
+def _layers(model: torch.nn.Module) -> list[Any]:
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return []
+    return [layer for layer in model.modules() if _has_plain_product(layer)]
+
+
+def _shape(layer: Any) -> Shape:
+    return layer.out_features, layer.in_features
 
 
 def _has_plain_product(layer: torch.nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 metrics.jsonl   one line per step and evaluation (see `metrics`)
 config.yaml     all resolved options except --resume; `--config config.yaml` repeats the run
-versions.json   Python, packages, machine, command
+versions.json   Python, packages, machine, command; on a CPU the kernels of matrix products
 model/          the trained model in transformers format (--ckpt.output_dir)
 rollouts/       recorded rollouts (--ktae.record_rollouts; see `rollouts`)
 plan.txt        the run's expected memory use (--run.plan)
@@ -44,6 +44,7 @@ PACKAGES = (
     "math-verify",
     "numpy",
 )
+VERSIONS_FILE = "versions.json"
 NOT_WRITTEN = (
     "resume",  # a repeated run chooses its own start
     "ckpt.load_enable",
@@ -93,10 +94,19 @@ def prepare(args: SimpleNamespace, backend: str) -> Path:
         supersede_all(args.ckpt.path)
         _set_aside(directory)
     (directory / "config.yaml").write_text(yaml.safe_dump(nested_options(args), sort_keys=True), encoding="utf-8")
-    (directory / "versions.json").write_text(
-        json.dumps(versions(backend, secrets_of(args)), indent=2) + "\n", encoding="utf-8"
-    )
+    _write_versions(directory, versions(backend, secrets_of(args)))
     return directory
+
+
+def add_version(directory: str | Path, name: str, value: Any) -> None:
+    """Add to `versions.json` what only a process of the run knows."""
+    path = Path(directory) / VERSIONS_FILE
+    if path.exists():
+        _write_versions(Path(directory), {**json.loads(path.read_text(encoding="utf-8")), name: value})
+
+
+def _write_versions(directory: Path, found: dict[str, Any]) -> None:
+    (directory / VERSIONS_FILE).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def _set_aside(directory: Path) -> None:

@@ -9,9 +9,10 @@ import deepspeed
 import ray
 import torch
 
-from openrlhf_ktae.backend.cpu_linear import use_onednn
+from openrlhf_ktae.backend.cpu_linear import described, measured_leads, use_faster_products
 from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.memory.phases import CPU_BUCKET
+from openrlhf_ktae.record.directory import add_version
 from openrlhf_ktae.trainer.lora import KTAEDeepspeedStrategy, model_weights, parts_of
 from openrlhf_ktae.trainer.ray.cpu_weight_sync import GlooGroup, Slot, buckets, new_buffer, view
 from openrlhf_ktae.trainer.ray.ppo_actor import KTAEActorPPOTrainer, KTAEPolicyModelActor
@@ -23,13 +24,26 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
     """The host's strategy; DeepSpeed uses torch's AdamW, because its own kernel takes minutes to compile."""
 
     def prepare(self, *args: Any) -> Any:
-        """Prepare models as the host does; their linear layers then multiply with oneDNN."""
+        """Prepare models as the host does; their linear layers then use the faster product, the same in all ranks.
+
+        With full determinism that is oneDNN's, whatever the processor.
+        """
         prepared = super().prepare(*args)
         for entry in args:
             model = entry[0] if isinstance(entry, tuple) else entry
             if model is not None:
-                use_onednn(model)
+                use_faster_products(model, {} if self.args.train.full_determinism_enable else self._leads(model))
         return prepared
+
+    def _leads(self, model: torch.nn.Module) -> dict[tuple[int, int], float]:
+        """Measure in rank 0, which records the result."""
+        found: list[Any] = [None]
+        if torch.distributed.get_rank() == 0:
+            found = [measured_leads(model)]
+            add_version(self.args.run.dir, "matrix_products", described(found[0]))
+        torch.distributed.broadcast_object_list(found)
+        leads: dict[tuple[int, int], float] = found[0]
+        return leads
 
     def get_ds_train_config(self, optim_dict: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Return the host's DeepSpeed configuration with `torch_adam` and small buckets of gradients."""

@@ -1,21 +1,25 @@
-"""Linear layers that multiply with oneDNN: the same products and gradients as torch's."""
+"""Linear layers whose kernel is chosen: the same products and gradients as torch's."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from openrlhf_ktae.backend import cpu_linear
-from openrlhf_ktae.backend.cpu_linear import OneDnnLinear, use_onednn
+from openrlhf_ktae.backend.cpu_linear import ChosenLinear, by_onednn, by_torch, use_faster_products
 
 
-def both(columns, rows, bias=True):
-    """A torch layer, and the same one with oneDNN."""
+def both(columns, rows, bias=True, lead=0.0):
+    """A torch layer, and the same one with oneDNN, or with torch's product where that leads."""
     torch.manual_seed(0)
     plain = torch.nn.Linear(columns, rows, bias=bias)
     other = torch.nn.Linear(columns, rows, bias=bias)
     other.load_state_dict(plain.state_dict())
-    assert use_onednn(other) == 1
+    assert use_faster_products(other, {(rows, columns): lead}) == 1
     return plain, other
 
 
@@ -26,10 +30,12 @@ def gradients(layer, x, weights):
     return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
 
 
+@pytest.mark.parametrize("lead", [0.0, 2.0])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch", [(0,), (1,), (7,), (2, 5), (2, 3, 4)])
-def test_products_and_gradients_are_torchs(batch, bias):
-    plain, other = both(48, 80, bias)
+def test_products_and_gradients_are_torchs(batch, bias, lead):
+    plain, other = both(48, 80, bias, lead)
+    assert other.multiply is (by_torch if lead else by_onednn)
     x, weights = torch.randn(*batch, 48), torch.randn(*batch, 80)
     for expected, found in zip(gradients(plain, x, weights), gradients(other, x, weights), strict=True):
         assert found.shape == expected.shape
@@ -37,15 +43,15 @@ def test_products_and_gradients_are_torchs(batch, bias):
 
 
 @pytest.mark.parametrize("used", [[], [3], [0, 2, 5], range(6)])
-def test_rows_without_a_gradient_are_left_out_of_a_wide_layer(monkeypatch, used):
+def test_rows_without_a_gradient_are_left_out_of_a_wide_layer(used):
     """The logits of prompts and padding: a third and more of the rows of an update."""
     plain, other = both(8, 8 * cpu_linear.WIDE, bias=False)
     x, weights = torch.randn(2, 3, 8), torch.zeros(6, 8 * cpu_linear.WIDE)
     weights[list(used)] = torch.randn(len(used), weights.size(1))
     weights = weights.view(2, 3, -1)
     expected = gradients(plain, x, weights)
-    rows, multiply = [], cpu_linear.multiply
-    monkeypatch.setattr(cpu_linear, "multiply", lambda a, b: rows.append(a.shape) or multiply(a, b))
+    rows = []
+    other.multiply = lambda a, b: rows.append(a.shape) or by_onednn(a, b)
     for tensor, found in zip(expected, gradients(other, x, weights), strict=True):
         torch.testing.assert_close(found, tensor, atol=1e-5, rtol=1e-4)
     assert rows[1][0] == rows[2][1] == len(used)
@@ -95,7 +101,29 @@ def test_only_plain_layers_of_fp32_are_changed():
     layers = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4, dtype=torch.bfloat16), Special(4, 4), torch.nn.LayerNorm(4)
     model = torch.nn.Sequential(*layers)
     names = list(model.state_dict())
-    assert use_onednn(model) == 1
-    assert [type(layer) for layer in model] == [OneDnnLinear, torch.nn.Linear, Special, torch.nn.LayerNorm]
+    assert use_faster_products(model, {}) == 1
+    assert [type(layer) for layer in model] == [ChosenLinear, torch.nn.Linear, Special, torch.nn.LayerNorm]
     assert list(model.state_dict()) == names
-    assert use_onednn(model) == 0
+    assert use_faster_products(model, {}) == 0
+
+
+@pytest.mark.parametrize("instructions", ["SSE41", "DEFAULT"])
+def test_the_faster_kernel_of_the_processor_is_chosen(instructions):
+    """Without AVX, oneDNN is slower than torch's MKL on every processor."""
+    script = """
+import torch
+from openrlhf_ktae.backend.cpu_linear import by_torch, described, measured_leads, use_faster_products
+torch.set_num_threads(1)
+layers = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.Linear(512, 2048), torch.nn.Linear(2048, 512))
+state = torch.get_rng_state()
+leads = measured_leads(layers)
+assert torch.equal(state, torch.get_rng_state())
+use_faster_products(layers, leads)
+assert [layer.multiply is by_torch for layer in layers] == [leads[layer.weight.shape] > 1.1 for layer in layers]
+assert set(described(leads)) == {"512 x 512", "2048 x 512", "512 x 2048"}
+print(*(f"{lead:.3f}" for lead in leads.values()))
+"""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    if instructions == "SSE41":
+        assert min(map(float, done.stdout.split())) > 1.1
