@@ -54,7 +54,7 @@ def credit_file_problems(args: SimpleNamespace) -> Iterator[str]:
     if problem.startswith(OPTIONS):
         yield f"--algo.credit.options {options}: {problem.removeprefix(OPTIONS)}; correct it, or leave the option out"
     elif problem:
-        yield f"--algo.credit.file {path}: {problem}; repair it (docs/estimators.md has an example)"
+        yield f"--algo.credit.file {path}: {problem}; fix it (docs/estimators.md has an example)"
 
 
 def credit_needs(args: SimpleNamespace) -> tuple[str, ...]:

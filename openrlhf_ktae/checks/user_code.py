@@ -148,7 +148,7 @@ def _tried(path: str, first: str) -> Probe:
         return Probe(f"does not import ({said[-1]}); it must define reward_func(queries, prompts, labels)")
     if not _is_defect(said[-1]):
         return Probe()  # for example a server that is not up yet; at run time this is an unknown verdict
-    return Probe(f"the function fails on the first prompt ({said[-1]}); repair it")
+    return Probe(f"the function fails on the first prompt ({said[-1]}); fix it")
 
 
 def _is_defect(line: str) -> bool:
@@ -166,7 +166,7 @@ def _agent_file(path: str) -> Iterator[str]:
     try:
         tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
-        yield f"{flag}: is not Python ({error}); repair it"
+        yield f"{flag}: is not Python ({error}); fix it"
         return
     names: set[str] = set()
     for node in tree.body:

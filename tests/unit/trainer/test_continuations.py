@@ -177,7 +177,7 @@ def test_a_file_may_know_the_values(ray_here, tmp_path):
         assert rollout.values[0, 1:3].tolist() == [3 + (rollout.prompts == ["p1"]), 6 + (rollout.prompts == ["p1"])]
     path.write_text(FILE.format("1 for _ in prefixes[1:]"))
     made, _ = generator(ray_here, *EVERY, "--algo.mc_value.file", str(path))
-    with pytest.raises(TrainingStopped, match=r"fails for 3 prefixes .*; return one number for each"):
+    with pytest.raises(TrainingStopped, match=r"failed for 3 prefixes .*; return one number per prefix"):
         made.generate_samples()
 
 
