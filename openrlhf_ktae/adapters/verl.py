@@ -44,7 +44,7 @@ def _within_reach(batch: Any) -> Iterator[None]:
 
 def compute_advantage(data: Any, *args: Any, **kwargs: Any) -> Any:
     """Compute advantages as verl does, with the batch within reach of the estimator."""
-    if "responses" not in data.batch:  # a trainer below v1 has put them within reach, or nobody has
+    if "responses" not in data.batch:  # trainers before v1 have set the batch already, if at all
         return _host(data, *args, **kwargs)
     with _within_reach(data):
         return _host(data, *args, **kwargs)
@@ -79,7 +79,7 @@ def credited_advantages(
     scores_B = data.batch["token_level_scores"].sum(-1) if acc_B is None else np.asarray(acc_B, dtype=np.float64)
     groups_B = np.unique(index, return_inverse=True)[1]
     if missing := [need for need in one.needs if NEEDED.get(need) not in data.batch]:
-        raise RuntimeError(f"{name} needs {', '.join(missing)} of each token, which this batch of verl has not")
+        raise RuntimeError(f"{name} needs {', '.join(missing)} of each token; verl's batch does not have them")
     needs: dict[str, Any] = {need: data.batch[NEEDED[need]] for need in one.needs}
     labels = scores_B, groups_B, base_BT, special_token_ids, options.correct_threshold
     batch = CreditBatch.from_tables(data.batch["responses"], response_mask, *labels, **needs)

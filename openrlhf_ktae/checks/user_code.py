@@ -62,8 +62,11 @@ class Probe:
 def judge_problems(args: SimpleNamespace) -> Iterator[str]:
     """Yield the problems of a reward file, an agent file or the addresses of reward servers."""
     path, agent = args.verifier.config.reward_file, args.train.agent_func_path
-    if path:
-        yield from _reward_file(args, path)
+    if path and not Path(path).is_file():
+        yield f"--reward.remote_url {path}: no such file"
+    elif path:
+        if problem := _tried(path, _first_row(args)).problem:
+            yield f"--reward.remote_url {path}: {problem}"
     elif not args.verifier.enable and agent:
         yield from _agent_file(agent)
     elif not args.verifier.enable:
@@ -99,14 +102,6 @@ def _unanswered(url: str) -> str:
     except (OSError, ValueError, HTTPException):  # slow or dropping connections: may be temporary
         return ""
     return ""
-
-
-def _reward_file(args: SimpleNamespace, path: str) -> Iterator[str]:
-    flag = f"--reward.remote_url {path}"
-    if not Path(path).is_file():
-        yield f"{flag}: no such file"
-    elif problem := _tried(path, _first_row(args)).problem:
-        yield f"{flag}: {problem}"
 
 
 def log_keys(args: SimpleNamespace) -> tuple[str, ...]:

@@ -109,7 +109,8 @@ class KTAEConfig:
         if self.term_frequency is not None:
             _refuse_unknown_choice("term_frequency", self.term_frequency, get_args(TermFrequency))
         for option in ("centre", "by_failure"):
-            _refuse_not_bool(option, getattr(self, option))
+            if not isinstance(value := getattr(self, option), bool):
+                raise ValueError(f"{option}={value!r} must be True or False")
         for option in ("h1", "h2", "h3", "k1", "weight"):
             _refuse_outside(option, getattr(self, option), low=0.0)
         for option in ("scale", "value_range", "ratio_epsilon"):
@@ -206,11 +207,6 @@ def _refuse_unknown_choice(option: str, value: Any, choices: tuple[str, ...]) ->
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)
         raise ValueError(f"{option}={value!r} is not one of {', '.join(choices)}: did you mean {near[0]!r}?")
-
-
-def _refuse_not_bool(option: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{option}={value!r} must be True or False")
 
 
 def _refuse_outside(

@@ -45,7 +45,7 @@ COLUMNS = {
 ADDED = ("rollout_log_probs", "truncated")
 """Of the sampler, where it gave them; whether the limit cut the response off. Records of earlier versions lack both."""
 NEEDED = {name: "list<float>" for name in ("log_probs", "entropies", "sum_squares", "values")}
-"""Columns for the inputs that the estimator of the run needs; values are NaN where there is none."""
+"""Columns for the inputs that the run's estimator needs; NaN in `values` means no value."""
 MEGABYTE = 2**20
 
 

@@ -228,7 +228,8 @@ class MortalRun:
                 )
             )
         left = self._count_left(END_SECONDS)
-        newest, said = self._newest(), self._said()
+        newest, log = self._newest(), self.trial.log(self.name).read_bytes()
+        said = log[self._log_starts :].decode("utf-8", "replace")
         named = f"{newest.path}" if newest else "no checkpoint was written"
         if named not in said:
             self.toll.wrong.append(f"after a rank's death the run did not name its checkpoint ({named}): {said[-300:]}")
@@ -334,6 +335,3 @@ class MortalRun:
 
     def _steps(self) -> list[dict[str, Any]]:
         return self.trial.steps(self.name, self._since)
-
-    def _said(self) -> str:
-        return self.trial.log(self.name).read_bytes()[self._log_starts :].decode("utf-8", "replace")

@@ -292,7 +292,7 @@ def test_waiting_for_a_free_thread_is_not_the_calls_own_time(tmp_path, monkeypat
     slow, other, waiting = asyncio.run(grades(3.0, 3.0, 0.0))
     assert "took longer than 0.5 s" in slow.failure
     assert "took longer than 0.5 s" in other.failure
-    assert "no call of the reward function has ended for 0.5 s, and 2 are under way" in waiting.failure
+    assert "no call of the reward function has ended for 0.5 s, and 2 are still running" in waiting.failure
 
 
 ROW = {"input": PROMPT, "label": "5", "answer": "5", "level": 3, "extra_info": {"index": 1}, "data_source": "sums"}
