@@ -34,7 +34,7 @@ from openrlhf_ktae.processes.marks import marked
 from openrlhf_ktae.selftest import machine
 from openrlhf_ktae.selftest.checking import VARIABLE, Check, CheckFailed, Need, Place
 from openrlhf_ktae.selftest.killing import ROOM, kill, kill_all, title
-from openrlhf_ktae.selftest.resume_trial import try_resume
+from openrlhf_ktae.selftest.mortal_run import try_resume
 from openrlhf_ktae.selftest.trial import TRAIN, Trial, TrialFailed
 from openrlhf_ktae.selftest.watchers import ASLEEP, FILE, MOMENTS, ORDER_FILE
 

@@ -186,10 +186,6 @@ class WorkerPool:
             self._wake()
             thread.join()
 
-    def pids(self) -> list[int]:
-        """Process ids of the live workers."""
-        return [worker.process.pid for worker in list(self._workers)]
-
     # --- everything below runs in the dispatcher thread ---
 
     def _wake(self) -> None:

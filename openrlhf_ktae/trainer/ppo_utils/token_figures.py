@@ -35,10 +35,7 @@ def _sum_squares(logits: torch.Tensor) -> torch.Tensor:
     return torch.softmax(logits, dim=-1).square().sum(dim=-1)
 
 
-FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "entropies": _entropies,
-    "sum_squares": _sum_squares,
-}
+FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"entropies": _entropies, "sum_squares": _sum_squares}
 
 
 def figures_of(logits: torch.Tensor, names: Sequence[str]) -> torch.Tensor:

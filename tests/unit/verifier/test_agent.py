@@ -144,8 +144,8 @@ def test_timeouts_are_counted(agent, tokenizer, monkeypatch):
     monkeypatch.setattr(pool, "MAX_DEATHS", 1)  # no second worker for the check
     executor = agent(timeout_s=0.4)
     assert executor.verifier.pool.wait_ready()
-    for pid in executor.verifier.pool.pids():
-        os.kill(pid, signal.SIGSTOP)
+    for worker in executor.verifier.pool._workers:
+        os.kill(worker.process.pid, signal.SIGSTOP)
     output = one(executor, tokenizer, r"\frac{1}{2}", r"\boxed{\frac{3}{6}}")
     assert (output["extra_logs"]["verifier_unknown"], output["extra_logs"]["verifier_timeout"]) == (1.0, 1.0)
 
