@@ -166,7 +166,9 @@ def _resolved(config: KTAEConfig) -> KTAEConfig:
     h1, h2 = (chosen.get(name, getattr(config, name)) for name in ("h1", "h2"))
     if config.scale is None and config.variant == "reference":
         chosen["scale"] = h1 + h2
-    return _replace_unchecked(config, chosen)
+    changed = copy(config)  # without `__post_init__`, which itself needs resolved values
+    vars(changed).update(chosen)
+    return changed
 
 
 def _own_values(variant: str) -> dict[str, Any]:
@@ -183,13 +185,6 @@ def _own_values(variant: str) -> dict[str, Any]:
     if variant == "reference":
         return shared | {"h2": 1.0, "value_range": 1.0}
     return shared | {"h2": 2.0, "scale": 1.0, "value_range": 0.5}
-
-
-def _replace_unchecked(config: KTAEConfig, values: dict[str, Any]) -> KTAEConfig:
-    """Copy with `values` and without `__post_init__`, which itself needs resolved values."""
-    changed = copy(config)
-    vars(changed).update(values)
-    return changed
 
 
 def _integer_tuple(ids: Any) -> tuple[int, ...]:
