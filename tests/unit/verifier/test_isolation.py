@@ -102,7 +102,7 @@ def test_checks_work_after_every_worker_was_stuck():
         wait_until(lambda: verifier.verify(*hard(3)).status == CORRECT)
 
 
-def test_seconds_are_those_of_the_check_not_of_the_queue_before_it():
+def test_seconds_exclude_the_wait_in_the_queue():
     with Verifier(workers=1, timeout_s=0.5) as verifier:
         stopped(verifier)
         first, *others = verifier.verify_many([hard(n) for n in range(1, 10)])  # stuck twice, in both workers
