@@ -14,7 +14,7 @@ from openrlhf_ktae.credit import CreditBatch, estimators
 from openrlhf_ktae.ktae import KTAEConfig
 
 MADE = ("log_probs", "entropies")
-"""What TRL's forward pass gives of `credit.NEEDS`: at the temperature of sampling, as here."""
+"""The inputs in `credit.NEEDS` that TRL's forward pass computes, at the sampling temperature as here."""
 OF_IMAGES = (
     "pixel_values",
     "image_grid_thw",
@@ -30,15 +30,15 @@ OF_IMAGES = (
 
 
 class KTAEGRPOTrainer(GRPOTrainer):
-    """`GRPOTrainer` that adds K of each completion token, or another credit, to its advantages, which become (B, T).
+    """`GRPOTrainer` that adds K, or another estimator's credit, to the advantage of each token; they become (B, T).
 
     Args:
-        ktae: options of KTAE; those of the paper when left out.
-        estimator: another one of `credit.estimators()`. One that needs log-probabilities or entropies costs a forward
-            pass; none may need more (`otb`, `mc_value`).
-        options: of that estimator; its defaults when left out.
-        verifier: which reward function says whether a completion is correct, by its place in `reward_funcs`; what
-            the others return (format, length) does not. None from it is "unknown".
+        ktae: options of KTAE; the paper's by default.
+        estimator: a name in `credit.estimators()`. One that needs log-probabilities or entropies costs a forward pass;
+            those that need more (`otb`, `mc_value`) are refused.
+        options: options of that estimator; its defaults if None.
+        verifier: index in `reward_funcs` of the function that decides whether a completion is correct; the others
+            (format, length) do not. None from it means unknown.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class KTAEGRPOTrainer(GRPOTrainer):
         self._special_ids = tuple(tokenizer.all_special_ids)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        rewards = super()._calculate_rewards(*args, **kwargs)  # of all processes, in the order of their ranks
+        rewards = super()._calculate_rewards(*args, **kwargs)  # of all processes, in rank order
         self._scores_B = rewards[:, self.verifier]
         return rewards
 
@@ -87,7 +87,7 @@ class KTAEGRPOTrainer(GRPOTrainer):
 
     @torch.no_grad()
     def _needed(self, output: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Return what the estimator needs of the policy before its update, (rows, T) each."""
+        """Return the estimator's inputs from the policy before its update, (rows, T) each."""
         needs = self.estimator.needs
         if not needs:
             return {}

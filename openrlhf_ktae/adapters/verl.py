@@ -1,11 +1,11 @@
 """Token credit in verl: `algorithm.adv_estimator=ktae`, `tempo`, ... Tested with verl 0.9.1, torch 2.13.0.
 
-Import this module in the process of the trainer, from a module of your own that sets `special_token_ids` and, if you
-like, `options`, and that `VERL_USE_EXTERNAL_MODULES` names. The estimator is registered as verl's users register
-theirs. verl hands it no token ids, so two functions are wrapped to keep them at hand: `_compute_advantage` of verl's
-trainers (`verl.trainer.ppo.v1`), which get their fields from TransferQueue, and `compute_advantage`, for the old
-trainer (`trainer.use_v1=False`). A trainer class of our own, registered under another name, would not do: verl compares
-`trainer.v1.trainer_mode` with its own names, to choose a replay buffer among others.
+Import this module in the trainer's process: write a module that imports it and sets `special_token_ids` and, if you
+like, `options`, and name that module in `VERL_USE_EXTERNAL_MODULES`. Estimators are registered through verl's public
+hook. verl gives them no token ids, so two functions are wrapped to provide them: `_compute_advantage` of verl's
+trainers (`verl.trainer.ppo.v1`), which read their fields from TransferQueue, and `compute_advantage` of the old trainer
+(`trainer.use_v1=False`). A separate trainer class does not work: verl compares `trainer.v1.trainer_mode` with its own
+names, for example to choose a replay buffer.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from openrlhf_ktae.ktae import KTAEConfig
 
 options = KTAEConfig()
 others: dict[str, Any] = {}
-"""Options of other estimators, by name; their defaults when left out."""
+"""Options of other estimators, by name; an estimator without an entry uses its defaults."""
 special_token_ids: tuple[int, ...] | None = None
-"""Ids that never get a value: the tokenizer's `all_special_ids`. Must be set: the end of a response, which responses
-that were cut off lack, would become a key token."""
+"""Ids that never get a value: the tokenizer's `all_special_ids`. Must be set. Otherwise the end-of-sequence token would
+become a key token, since truncated responses lack it."""
 _batch: ContextVar[Any] = ContextVar("batch whose advantages are being computed")
 _host = ray_trainer.compute_advantage
 
@@ -43,15 +43,15 @@ def _within_reach(batch: Any) -> Iterator[None]:
 
 
 def compute_advantage(data: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compute advantages as verl does, with the batch within reach of the estimator."""
-    if "responses" not in data.batch:  # a trainer below v1 has put them within reach, or nobody has
+    """Compute advantages as verl does, with the batch available to the estimator."""
+    if "responses" not in data.batch:  # `keep_responses_of_v1` has set the batch, or nothing has
         return _host(data, *args, **kwargs)
     with _within_reach(data):
         return _host(data, *args, **kwargs)
 
 
 NEEDED = {"log_probs": "old_log_probs", "entropies": "entropys", "sum_squares": "sum_pi_squared"}
-"""What verl calls what estimators need, where its batch has it."""
+"""Input of an estimator -> verl's name for it, if its batch has it."""
 
 
 def credited_advantages(
@@ -62,7 +62,8 @@ def credited_advantages(
     config: Any = None,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """GRPO's advantages plus credit of each token, (B, T), twice; correct is an `acc`, else a score, above 0."""
+    """Return GRPO's advantages plus token credit (B, T), twice. A rollout is correct if its `acc`, else its score, is
+    above 0."""
     data, one = _batch.get(None), estimators()[name]
     if data is None or "responses" not in data.batch or "token_level_scores" not in data.batch:
         raise RuntimeError(f"{name} needs responses and token_level_scores in the batch: use a trainer of verl's own")
@@ -79,7 +80,7 @@ def credited_advantages(
     scores_B = data.batch["token_level_scores"].sum(-1) if acc_B is None else np.asarray(acc_B, dtype=np.float64)
     groups_B = np.unique(index, return_inverse=True)[1]
     if missing := [need for need in one.needs if NEEDED.get(need) not in data.batch]:
-        raise RuntimeError(f"{name} needs {', '.join(missing)} of each token, which this batch of verl has not")
+        raise RuntimeError(f"{name} needs {', '.join(missing)} of each token; verl's batch does not have them")
     needs: dict[str, Any] = {need: data.batch[NEEDED[need]] for need in one.needs}
     labels = scores_B, groups_B, base_BT, special_token_ids, options.correct_threshold
     batch = CreditBatch.from_tables(data.batch["responses"], response_mask, *labels, **needs)
@@ -89,7 +90,7 @@ def credited_advantages(
 
 
 def registered(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """Return verl's estimator of this name, registered with it."""
+    """Register an estimator with verl; return the function."""
 
     def advantages(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return credited_advantages(name, *args, **kwargs)
@@ -108,7 +109,7 @@ ray_trainer.compute_advantage = compute_advantage
 
 
 def keep_responses_of_v1() -> None:
-    """Let verl's trainers fetch responses and verdicts, too, before they compute advantages."""
+    """Make verl's trainers also fetch responses and verdicts before they compute advantages."""
     import transfer_queue
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
@@ -130,7 +131,7 @@ def keep_responses_of_v1() -> None:
 
 
 def _verdict(extra: Any) -> float | None:
-    """Return `acc` of what a reward function returned beside its score, where it did."""
+    """Return the `acc` that a reward function returned next to its score; None without one."""
     said = extra.get("reward_extra_info") if isinstance(extra, dict) else None
     return said.get("acc") if said else None
 

@@ -174,7 +174,7 @@ def cuda_home() -> Path:
 
 
 def release(nvcc: Path) -> str:
-    """Return the CUDA version of a compiler, `13.0`; `unknown` where it does not say, empty where there is none."""
+    """Return the CUDA version of a compiler, such as `13.0`; `unknown` if it prints none, empty without a compiler."""
     if not nvcc.is_file():
         return ""
     try:
@@ -212,7 +212,7 @@ def _prebuilt() -> Iterator[str]:
 
 
 def _read_beside(package: str, file: str) -> str:
-    """Return the text of a file of an installed package, without importing that; empty where there is none."""
+    """Return the text of a file of an installed package without importing it; empty if there is no such file."""
     path = (package_folder(package) or Path()) / file
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 

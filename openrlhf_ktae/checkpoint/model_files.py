@@ -67,7 +67,9 @@ def always_save_weights(strategy: Any) -> Iterator[list[str]]:
             except Exception as error:
                 if state_dict is None or isinstance(error, OSError):
                     raise
-                write_weights(state_dict, folder)
+                from huggingface_hub import save_torch_state_dict  # the file names and shards of transformers
+
+                save_torch_state_dict(state_dict, folder, metadata={"format": "pt"})
                 failed.append(_what("configuration", error))
 
         writer = SimpleNamespace(save_pretrained=lambda folder: _tried("tokenizer", failed, tokenizer, folder))
@@ -93,13 +95,6 @@ def _tried(what: str, failed: list[str], part: Any, folder: str) -> None:
 
 def _what(what: str, error: Exception) -> str:
     return f"{what} ({type(error).__name__}: {short(error, 300)})"
-
-
-def write_weights(state: dict[str, Any], folder: str | Path) -> None:
-    """Write tensors with the file names and shards of transformers."""
-    from huggingface_hub import save_torch_state_dict
-
-    save_torch_state_dict(state, folder, metadata={"format": "pt"})
 
 
 def require_all(failed: list[str], folder: str | Path) -> None:

@@ -69,7 +69,7 @@ def _head_size_problem(model: str | None) -> list[str]:
 
 
 def _attention_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield what cannot work without flash-attention, where that is missing."""
+    """Yield the options that need flash-attention, if it is missing."""
     if flash_attn_stub.is_installed():
         return
     if args.ds.ring_attn_size > 1:

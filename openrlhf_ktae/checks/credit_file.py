@@ -16,7 +16,7 @@ from openrlhf_ktae.credit import CUSTOM
 SECONDS = 120  # to import torch on a busy machine; compiling what an estimator calls may take as long again
 LOADED, DONE = "the estimator is there: ", "the estimator works"
 OPTIONS = "--algo.credit.options: "
-# Runs in a process of its own: what the file does, and how it ends, stays there.
+# Runs in a separate process, so that nothing the file does affects this one.
 PROBE = f"""
 import json, sys
 from openrlhf_ktae.credit import load_estimator, options_from, wrong_with
@@ -43,7 +43,7 @@ class Tried:
 
 
 def credit_file_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield what is wrong with `--algo.credit.file`, or with the options for it."""
+    """Yield the faults of `--algo.credit.file` and of the options for it."""
     path, options = args.algo.credit.file, args.algo.credit.options
     if args.algo.credit.name != CUSTOM:
         return
@@ -54,7 +54,7 @@ def credit_file_problems(args: SimpleNamespace) -> Iterator[str]:
     if problem.startswith(OPTIONS):
         yield f"--algo.credit.options {options}: {problem.removeprefix(OPTIONS)}; correct it, or leave the option out"
     elif problem:
-        yield f"--algo.credit.file {path}: {problem}; repair it (docs/estimators.md has an example)"
+        yield f"--algo.credit.file {path}: {problem}; fix it (docs/estimators.md has an example)"
 
 
 def credit_needs(args: SimpleNamespace) -> tuple[str, ...]:

@@ -1,19 +1,20 @@
-"""The plan of a run: a table of what it needs, and the reasons why it cannot work."""
+"""The plan of a run: a table of its needs, and the reasons why it cannot work."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.base.batches import data_ranks, rollout_unit
-from openrlhf_ktae.checks.golds import check_golds
 from openrlhf_ktae.checks.lora import lora_conflicts
 from openrlhf_ktae.checks.sizes import batch_problems, parallel_problems
 from openrlhf_ktae.data.names import entries
-from openrlhf_ktae.data.prompt_files import UnreadableDataset, is_local, look
+from openrlhf_ktae.data.prompt_files import TEXT_SUFFIXES, UnreadableDataset, is_local, look, text_rows
 from openrlhf_ktae.memory import phases as memory
 from openrlhf_ktae.memory.devices import CPU, GIB
 from openrlhf_ktae.memory.model_shape import ModelShape, model_shape
@@ -24,6 +25,8 @@ HOST_SHARE = 0.95
 """The host's default for it."""
 NOTED = 0.9
 """At or above this share, a plan on shared devices gets a note."""
+FIRST_GOLDS = 16
+"""Golds that are read to see whether they are answers."""
 
 
 @dataclass
@@ -288,46 +291,38 @@ def _needs_generation(args: SimpleNamespace, shape: ModelShape, cuda: bool, tota
 def _changes(args: SimpleNamespace, cuda: bool) -> Iterator[tuple[str, Callable[[SimpleNamespace], None]]]:
     """Yield changes, cheapest first."""
 
-    def setting(group: str, name: str, value: object) -> Callable[[SimpleNamespace], None]:
-        return lambda changed: setattr(getattr(changed, group), name, value)
+    def setting(group: str, **values: object) -> Callable[[SimpleNamespace], None]:
+        return lambda changed: vars(getattr(changed, group)).update(values)
 
     if cuda and args.train.colocate_all and not args.train.async_enable and not args.vllm.enable_sleep:
-        yield "--vllm.enable_sleep true", setting("vllm", "enable_sleep", True)
+        yield "--vllm.enable_sleep true", setting("vllm", enable_sleep=True)
     if cuda and args.train.colocate_all and not args.ds.enable_sleep:
-        yield "--ds.enable_sleep true", setting("ds", "enable_sleep", True)
+        yield "--ds.enable_sleep true", setting("ds", enable_sleep=True)
     if not args.actor.gradient_checkpointing_enable:
-        yield (
-            "--actor.gradient_checkpointing_enable true",
-            setting("actor", "gradient_checkpointing_enable", True),
-        )
+        yield "--actor.gradient_checkpointing_enable true", setting("actor", gradient_checkpointing_enable=True)
     longest = -(-args.data.max_len // args.ds.ring_attn_size)
     tokens = args.train.max_tokens_per_gpu
     while args.train.dynamic_batch_enable and tokens > longest:
         tokens = max(longest, tokens * 3 // 4)
-        yield f"--train.max_tokens_per_gpu {tokens}", setting("train", "max_tokens_per_gpu", tokens)
+        yield f"--train.max_tokens_per_gpu {tokens}", setting("train", max_tokens_per_gpu=tokens)
     micro = args.train.micro_batch_size
     while not args.train.dynamic_batch_enable and micro > 1:
         micro //= 2
-        yield f"--train.micro_batch_size {micro}", setting("train", "micro_batch_size", micro)
+        yield f"--train.micro_batch_size {micro}", setting("train", micro_batch_size=micro)
     if args.ds.zero_stage < 3 and args.ds.tensor_parallel_size == 1:
-        yield "--ds.zero_stage 3", setting("ds", "zero_stage", 3)
+        yield "--ds.zero_stage 3", setting("ds", zero_stage=3)
     tensor = args.vllm.tensor_parallel_size
     world = args.actor.num_nodes * args.actor.num_gpus_per_node
     while tensor * 2 <= args.actor.num_gpus_per_node:
         tensor *= 2
         engines = world // tensor if args.train.colocate_all else args.vllm.num_engines
-
-        def engines_of(changed: SimpleNamespace, tensor: int = tensor, engines: int = engines) -> None:
-            changed.vllm.tensor_parallel_size, changed.vllm.num_engines = tensor, engines
-
-        yield f"--vllm.tensor_parallel_size {tensor} --vllm.num_engines {engines}", engines_of
+        change = setting("vllm", tensor_parallel_size=tensor, num_engines=engines)
+        yield f"--vllm.tensor_parallel_size {tensor} --vllm.num_engines {engines}", change
     if cuda and not args.ds.adam_offload:
-        yield "--ds.adam_offload true", setting("ds", "adam_offload", True)
+        yield "--ds.adam_offload true", setting("ds", adam_offload=True)
     for factor in (2, 4, 8, 16, 32):
-        yield (
-            f"--actor.num_nodes {args.actor.num_nodes * factor}",
-            setting("actor", "num_nodes", args.actor.num_nodes * factor),
-        )
+        nodes = args.actor.num_nodes * factor
+        yield f"--actor.num_nodes {nodes}", setting("actor", num_nodes=nodes)
 
 
 def _too_large(
@@ -356,13 +351,20 @@ def _too_large(
 
 
 def _gold_row(plan: Plan, args: SimpleNamespace) -> None:
-    check = check_golds(args)
-    if check is None or not check.looked:
+    """Read the first golds of a local file as the verifier does, if it judges."""
+    name, key = entries(args.data.prompt_dataset or "")[0][0], args.data.label_key
+    judged = args.verifier.enable and not args.verifier.config.reward_file
+    path = Path(name)
+    if not judged or not key or not is_local(name) or not path.is_file() or path.suffix not in TEXT_SUFFIXES:
         return
-    bad = len(check.unreadable)
-    plan.rows.append(("golds", f"{check.looked - bad} of the first {check.looked} can be read"))
-    if 2 * bad > check.looked:
+    from openrlhf_ktae.verifier.golds import gold_forms
+
+    golds = [row.get(key) for row in islice(text_rows(path), FIRST_GOLDS)]
+    unreadable = [str(gold) for gold in golds if not gold_forms(gold)]
+    if golds:
+        plan.rows.append(("golds", f"{len(golds) - len(unreadable)} of the first {len(golds)} can be read"))
+    if 2 * len(unreadable) > len(golds):
         plan.problems.append(
-            f"--data.label_key {args.data.label_key}: {bad} of the first {check.looked} golds cannot be read as an "
-            f"answer (such as {check.unreadable[0][:60]!r}); name the column with the right answers"
+            f"--data.label_key {key}: {len(unreadable)} of the first {len(golds)} golds cannot be read as an answer "
+            f"(such as {unreadable[0][:60]!r}); name the column with the right answers"
         )

@@ -23,7 +23,7 @@ def kind_problems(flag: str, config: Mapping[str, Any], generates: bool) -> Iter
     if not kind:
         yield f"{flag}: its config.json has no model_type; copy the model again"
         return
-    if not is_known(str(kind)):
+    if _sources() and not any(f'"{kind}"' in text for text in _sources().values()):
         yield f"{flag}: the installed transformers does not know its model type {kind}; give another model"
         return
     table = generators()
@@ -34,11 +34,6 @@ def kind_problems(flag: str, config: Mapping[str, Any], generates: bool) -> Iter
     if kind not in table or wrong:
         what = ", ".join(map(str, named)) if wrong and isinstance(named, list) else f"model type {kind}"
         yield f"{flag}: {what} does not generate text; give a causal language model"
-
-
-def is_known(kind: str) -> bool:
-    """Whether transformers has a configuration for this model type."""
-    return not _sources() or any(f'"{kind}"' in text for text in _sources().values())
 
 
 @cache

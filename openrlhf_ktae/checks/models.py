@@ -30,8 +30,11 @@ def models_problems(args: SimpleNamespace) -> Iterator[str]:
 def name_problems(args: SimpleNamespace) -> Iterator[str]:
     """Yield unknown names of schedules and attention implementations, and a missing chat template."""
     schedule = args.actor.lr_scheduler
-    if schedule not in SCHEDULES and schedule not in _all_schedules():
-        yield f"--actor.lr_scheduler {schedule}: give one of {', '.join(SCHEDULES)}"
+    if schedule not in SCHEDULES:
+        from transformers import SchedulerType  # the import takes seconds; the usual names skip it
+
+        if schedule not in list(SchedulerType):
+            yield f"--actor.lr_scheduler {schedule}: give one of {', '.join(SCHEDULES)}"
     attention = args.ds.attn_implementation
     if attention not in ATTENTION and "/" not in attention:
         yield f"--ds.attn_implementation {attention}: give one of {', '.join(ATTENTION)}"
@@ -41,12 +44,6 @@ def name_problems(args: SimpleNamespace) -> Iterator[str]:
             f"--data.apply_chat_template true: the tokenizer in {folder} has no chat template; leave it out, or add "
             "chat_template.jinja to the model"
         )
-
-
-def _all_schedules() -> list[str]:
-    from transformers import SchedulerType  # the import takes seconds; the usual names skip it
-
-    return [one.value for one in SchedulerType]
 
 
 def _has_chat_template(folder: Path) -> bool:

@@ -66,18 +66,14 @@ def _estimator(options: Mapping[str, Any]) -> Iterator[str]:
     for cls, prefix, wanted in (
         (CreditOptions, "algo.credit", CREDIT_NAMES),
         (KTAEConfig, "algo.ktae", ("ktae",)),
-        *((cls, f"algo.{owner}", (owner, *of_files(owner))) for owner, cls in OWN_OPTIONS.items()),
+        *((cls, f"algo.{owner}", (owner,)) for owner, cls in OWN_OPTIONS.items() if owner != "mc_value"),
+        (OWN_OPTIONS["mc_value"], "algo.mc_value", ("mc_value", CUSTOM)),  # a user's estimator may need values, too
     ):
         if name not in wanted:
             yield from _idle(options, cls, prefix, wanted[0])
     yield from _credit(options, name)
     if skipped and not options["algo.dynamic_filtering_enable"]:
         yield f"--algo.dynamic_filtering_skip_solved {skipped}: only with --algo.dynamic_filtering_enable"
-
-
-def of_files(owner: str) -> tuple[str, ...]:
-    """Return `custom` for options that a file of the user's may need, too: those of values."""
-    return (CUSTOM,) if owner == "mc_value" else ()
 
 
 def _idle(options: Mapping[str, Any], cls: type, prefix: str, estimator: str) -> Iterator[str]:

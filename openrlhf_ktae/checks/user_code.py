@@ -62,8 +62,11 @@ class Probe:
 def judge_problems(args: SimpleNamespace) -> Iterator[str]:
     """Yield the problems of a reward file, an agent file or the addresses of reward servers."""
     path, agent = args.verifier.config.reward_file, args.train.agent_func_path
-    if path:
-        yield from _reward_file(args, path)
+    if path and not Path(path).is_file():
+        yield f"--reward.remote_url {path}: no such file"
+    elif path:
+        if problem := _tried(path, _first_row(args)).problem:
+            yield f"--reward.remote_url {path}: {problem}"
     elif not args.verifier.enable and agent:
         yield from _agent_file(agent)
     elif not args.verifier.enable:
@@ -99,14 +102,6 @@ def _unanswered(url: str) -> str:
     except (OSError, ValueError, HTTPException):  # slow or dropping connections: may be temporary
         return ""
     return ""
-
-
-def _reward_file(args: SimpleNamespace, path: str) -> Iterator[str]:
-    flag = f"--reward.remote_url {path}"
-    if not Path(path).is_file():
-        yield f"{flag}: no such file"
-    elif problem := _tried(path, _first_row(args)).problem:
-        yield f"{flag}: {problem}"
 
 
 def log_keys(args: SimpleNamespace) -> tuple[str, ...]:
@@ -148,7 +143,7 @@ def _tried(path: str, first: str) -> Probe:
         return Probe(f"does not import ({said[-1]}); it must define reward_func(queries, prompts, labels)")
     if not _is_defect(said[-1]):
         return Probe()  # for example a server that is not up yet; at run time this is an unknown verdict
-    return Probe(f"the function fails on the first prompt ({said[-1]}); repair it")
+    return Probe(f"the function fails on the first prompt ({said[-1]}); fix it")
 
 
 def _is_defect(line: str) -> bool:
@@ -166,7 +161,7 @@ def _agent_file(path: str) -> Iterator[str]:
     try:
         tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
-        yield f"{flag}: is not Python ({error}); repair it"
+        yield f"{flag}: is not Python ({error}); fix it"
         return
     names: set[str] = set()
     for node in tree.body:

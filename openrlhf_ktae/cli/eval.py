@@ -64,7 +64,9 @@ def run(argv: Sequence[str]) -> None:
     if options.compare:
         print(_compare(options.compare, options.output), end="")
         return
-    config = build(VerifierConfig, _verifier_options(options), "verifier")
+    prefix = "verifier."
+    given = {name.removeprefix(prefix): value for name, value in vars(options).items() if name.startswith(prefix)}
+    config = build(VerifierConfig, given, "verifier")
     output = Path(options.output or DEFAULT_OUTPUT)
     if options.write_prompts:
         _write_prompts(options)
@@ -186,11 +188,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
     return int(text)
-
-
-def _verifier_options(options: argparse.Namespace) -> dict[str, Any]:
-    prefix = "verifier."
-    return {name.removeprefix(prefix): value for name, value in vars(options).items() if name.startswith(prefix)}
 
 
 def _compare(folders: Sequence[Path], output: str | None) -> str:

@@ -74,7 +74,8 @@ def run(argv: Sequence[str], results: list[Result]) -> None:
         results[:] = results_so_far
         write_report(options.output.absolute(), report(found, place, results, time.time() - started))
 
-    print(f"{_headline(found, backend)}; at most {minutes:g} minutes, report in {options.output}", flush=True)
+    devices = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in found["gpus"]) or f"{found['cpus']} CPUs"
+    print(f"backend {backend}: {devices}; at most {minutes:g} minutes, report in {options.output}", flush=True)
     try:
         run_all(checks, place, minutes, lambda text: print(text, flush=True), write)
     finally:
@@ -97,13 +98,6 @@ def chosen(text: str | None) -> list[Check]:
     if unknown := [name for name in names if name not in known]:
         raise BadOption(f"--only {text}: {unknown[0]!r} is not one of {', '.join(known)}")
     return [check for check in CHECKS if check.name in names]
-
-
-def _headline(found: dict[str, object], backend: str) -> str:
-    gpus = found["gpus"]
-    assert isinstance(gpus, list)
-    devices = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in gpus) or f"{found['cpus']} CPUs"
-    return f"backend {backend}: {devices}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,11 +89,7 @@ def build_parser(files: Sequence[Path] = ()) -> Parser:
 
     Options from `files` are parsed before the command line, so the command line wins.
     """
-
-    def from_files(actions: Mapping[str, argparse.Action]) -> list[str]:
-        return config_words(files, actions)
-
-    return Parser(declare, amend, finish, from_files, epilog=flat_names_help())
+    return Parser(declare, amend, finish, partial(config_words, files), epilog=flat_names_help())
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -193,7 +190,10 @@ def finish(parsed: argparse.Namespace) -> None:
     options["algo.credit.name"] = name if name in CREDIT_NAMES else ""
     if options["algo.credit.name"]:
         options["algo.advantage.estimator"] = options["algo.credit.base"]
-    _choose_resume(options)
+    # The host's switch means `--resume auto`; the checkpoint is chosen later.
+    options["resume"] = options["resume"] or (AUTO if options["ckpt.load_enable"] else NEVER)
+    options["run.resume_from"], options["run.resume_step"], options["run.about"] = None, 0, {}
+    options["run.accepted_changes"] = []
     _place_run(options)
     _choose_judge(options)
     _refuse(host_problems(options))
@@ -208,13 +208,6 @@ def expand_home(value: Any) -> Any:
     """Expand `~` in a text, in each part of a comma-separated list; shells do so for some arguments, YAML never."""
     home = os.path.expanduser("~")
     return re.sub(r"(^|,)~(?=/|,|$)", lambda found: found[1] + home, value) if isinstance(value, str) else value
-
-
-def _choose_resume(options: dict[str, Any]) -> None:
-    """Treat the host's switch as `--resume auto`; the checkpoint is chosen later."""
-    options["resume"] = options["resume"] or (AUTO if options["ckpt.load_enable"] else NEVER)
-    options["run.resume_from"], options["run.resume_step"], options["run.about"] = None, 0, {}
-    options["run.accepted_changes"] = []
 
 
 def _place_run(options: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def _runs(paths: Sequence[Path], folder: Path, groups: int) -> None:
             _print(written)
             pages += written
     if runs:
-        title = runs[0].arm.name if len(runs) == 1 else f"{len(runs)} runs"
+        title = arm_of(runs[0].path).name if len(runs) == 1 else f"{len(runs)} runs"
         _print([write_run_page(runs, folder / "runs.html", title, links=[page.name for page in pages])])
     if not pages:
         print("no token-credit page: no rollouts were recorded (--ktae.record_rollouts N)", file=sys.stderr)

@@ -13,7 +13,7 @@ from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_FAILED
 from openrlhf_ktae.cli.command import CommandParser, run_command
 from openrlhf_ktae.selftest.killing import EVERYTHING, ROOM, VICTIMS
-from openrlhf_ktae.selftest.resume_trial import try_resume
+from openrlhf_ktae.selftest.mortal_run import try_resume
 from openrlhf_ktae.selftest.trial import EPISODES, Trial, TrialFailed
 
 ALL = "all"

@@ -107,12 +107,13 @@ def read_rows(args: argparse.Namespace) -> Iterator[Row]:
             response = _value(record, args.response_key, "--response_key", path, line)
             if not isinstance(response, str):
                 raise BadInput(f"{path}, line {line}: {args.response_key} is {short_repr(response, SHOWN)}, not a text")
+        group = str(_value(record, args.group_key, "--group_key", path, line)) if args.group_key else "all"
         yield Row(
             line,
             _value(record, args.gold_key, "--gold_key", path, line),
             response,
             _reward(record, args, path, line) if args.reward_key else None,
-            _printable(_value(record, args.group_key, "--group_key", path, line)) if args.group_key else "all",
+            group.encode("utf-8", "replace").decode(),
         )
     if count == 0:
         raise BadInput(f"{path} has no rows")
@@ -153,10 +154,6 @@ def _value(record: dict[str, Any], key: str, option: str, path: Path, line: int)
             raise BadInput(f"{path}, line {line}: no column {key!r}; columns are {', '.join(record)}. Use {option}")
         value = value[part]
     return value
-
-
-def _printable(value: Any) -> str:
-    return str(value).encode("utf-8", "replace").decode()
 
 
 def _reward(record: dict[str, Any], args: argparse.Namespace, path: Path, line: int) -> float | None:

@@ -29,8 +29,8 @@ def compare_arms(
 ) -> dict[str, Any]:
     """Return `arms` (outcomes with 95 % t-intervals over seeds) and `tests` (differences on the same seeds).
 
-    The test flips signs of the paired differences (exact up to 14 seeds). `p_holm` is corrected, per outcome, for the
-    number of pairs including `more_pairs`. Runs are compared at the steps and tokens that all of them reached.
+    Each test flips the signs of the paired differences (exact up to 14 seeds). `p_holm` is corrected per outcome for
+    the number of pairs, `more_pairs` included. Runs are compared at the steps and tokens that all of them reached.
     """
     budget = common_budget([run for runs in arms.values() for run in runs.values()])
     found = {

@@ -48,14 +48,9 @@ class Run:
     path: Path
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
-    """In step order; only the last of several at one step."""
+    """In step order; of several at one step, only the last."""
     samples_per_prompt: int = 0
     """0 if the run's options are missing."""
-
-    @property
-    def arm(self) -> Path:
-        """The arm that this run belongs to."""
-        return arm_of(self.path)
 
     def series(self, metric: str) -> tuple[Floats, Floats]:
         """Return steps and values (N,) of a metric, for the steps that recorded it."""
@@ -99,13 +94,13 @@ class Budget:
 
 
 def arm_of(path: Path) -> Path:
-    """Return the parent of a directory called `seed-N`, or the directory itself if it is called otherwise."""
+    """Return the parent of a directory named `seed-N`; any other directory is its own arm."""
     path = path.resolve()
     return path.parent if SEED_FOLDER.fullmatch(path.name) else path
 
 
 def arm_labels(arms: Iterable[Path]) -> dict[Path, Path]:
-    """Return the label of each arm: its folder's name, with enough parent folders to be unique."""
+    """Return a label for each arm: its folder's name, with as many parent folders as make it unique."""
     ends = {arm: [Path(*arm.parts[-n:]) for n in range(1, len(arm.parts) + 1)] for arm in arms}
     counts = Counter(end for of_arm in ends.values() for end in of_arm)
     return {arm: next(end for end in of_arm if counts[end] == 1) for arm, of_arm in ends.items()}

@@ -1,6 +1,6 @@
-"""Run arms x seeds through the training command, in started stacks that runs use one after the other; resumable.
+"""Run arms x seeds through the training command. Runs share a started stack, and a killed comparison can be resumed.
 
-OUT/ARM/seed-S is the run directory. In it, `arm.json` has the run's settings, and `done.json` marks success.
+The run directory is OUT/ARM/seed-S. In it, `arm.json` holds the run's settings and `done.json` marks success.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def _without_keys(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Sequence[str]) -> list[ArmRun]:
-    """Return every run, ordered by seed, so that all arms have the same seeds at any time.
+    """Return all runs ordered by seed, so that an interrupted comparison has about the same seeds of every arm.
 
     Raises:
-        OtherArms: two configurations have one name, or `output` has runs with other settings or of unknown origin.
+        OtherArms: two configurations share a name, or `output` has runs with other settings or of unknown origin.
     """
     names = [path.stem for path in configs]
     for name in names:
@@ -88,7 +88,7 @@ def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Seq
         if not begun(run.directory):
             continue
         if _started_with(run.directory / STARTED) != settings:
-            raise OtherArms(f"{run.directory}: was run with other settings; give another --output or delete it")
+            raise OtherArms(f"{run.directory}: has a run with other settings; give another --output or delete it")
     return runs
 
 
@@ -99,7 +99,7 @@ def begun(directory: Path) -> bool:
 
 def _started_with(path: Path) -> Any:
     if not path.is_file():
-        raise OtherArms(f"{path.parent}: is not a run of a comparison; give another --output")
+        raise OtherArms(f"{path.parent}: does not belong to a comparison; give another --output")
     try:
         found = parse_json(path.read_bytes())
         return _without_keys(found)  # earlier releases wrote keys
@@ -108,7 +108,7 @@ def _started_with(path: Path) -> Any:
 
 
 class TrainingProcess:
-    """A process that trains one run after the other in one stack; a run that fails ends it, the next starts another.
+    """A process that trains runs one after the other in one stack. A failed run ends it; the next run starts another.
 
     Args:
         threads: OMP_NUM_THREADS of its processes, unless the user has set it; None leaves it to the backend.
@@ -123,7 +123,7 @@ class TrainingProcess:
         if self._process is not None and self._process.poll() is not None:  # it died between two runs
             self.end()
         if self._process is None:
-            with log.open("wb") as output:  # of its start; it opens each run's log by itself
+            with log.open("wb") as output:  # start-up messages; the process opens each run's log itself
                 self._process = subprocess.Popen(
                     TRAIN,
                     stdin=subprocess.PIPE,
@@ -172,7 +172,7 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
     """Run everything that is not done, `stacks` runs at a time; return the failed runs.
 
     Raises:
-        OtherArms: a run refuses its options; every other run of the arm would, too.
+        OtherArms: a run's options were refused; the other runs of the arm would fail the same way.
     """
     names = {run: f"[{number}/{len(runs)}] {run.arm} seed {run.seed}" for number, run in enumerate(runs, start=1)}
     missing = [run for run in runs if not run.done]
@@ -194,7 +194,9 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
                 started = time.time()
                 code = execute(run, process)
                 if code == EXIT_BAD_INPUT:
-                    raise OtherArms(f"{run.config}: {_last_lines(run)}")
+                    lines = (run.directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+                    refusal = " ".join(line.removeprefix("error: ") for line in lines[-LAST_LINES:])
+                    raise OtherArms(f"{run.config}: {refusal}")
                 if code < 0 or code == EXIT_INTERRUPTED:
                     raise KeyboardInterrupt
                 if code:
@@ -215,8 +217,3 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
         finally:
             stop.set()
     return failed
-
-
-def _last_lines(run: ArmRun) -> str:
-    lines = (run.directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    return " ".join(line.removeprefix("error: ") for line in lines[-LAST_LINES:])

@@ -1,4 +1,4 @@
-"""What every estimator of token credit gets and returns: plain tensors on the CPU, nothing of a trainer.
+"""Input and output of every estimator of token credit: plain tensors on the CPU, independent of any trainer.
 
 Legend: `B` rollouts, `T` positions of a table's row, `N` positions of all rollouts end to end (rollout b from
 `edges_B[b]` to `edges_B[b + 1]`), `A` action tokens among them, `Q` groups.
@@ -16,43 +16,43 @@ import torch
 from numpy.typing import NDArray
 
 NEEDS = ("log_probs", "entropies", "sum_squares", "values")
-"""Inputs that are made only when an estimator asks for them: fields `*_N` of `CreditBatch`."""
+"""Inputs that are computed only for estimators that need them: fields `*_N` of `CreditBatch`."""
 OF_POLICY = NEEDS[:3]
-"""Those that one forward pass of the policy gives."""
+"""Needs that one forward pass of the policy provides."""
 Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class CreditBatch:
-    """Rollouts of whole groups, end to end, in any order; rows may hold prompts and padding, which `mask_N` leaves out.
+    """Rollouts of whole groups, concatenated in any order. Rows may have prompts and padding, which `mask_N` excludes.
 
-    `cached_property`s are computed when an estimator first asks for them.
+    The `cached_property`s are computed on first use.
     """
 
     token_ids_N: torch.Tensor
     """int64."""
     mask_N: torch.Tensor
-    """bool: action tokens, those that the policy chose."""
+    """bool: action tokens, which the policy sampled."""
     edges_B: Indices
-    """Where each rollout starts, and the end of the last: shape (B + 1,)."""
+    """Start of each rollout, and the end of the last: shape (B + 1,)."""
     scores_B: torch.Tensor
-    """The judge's raw scores, float32; NaN is an unknown verdict, whose rollout takes no part and gets no credit."""
+    """The verifier's raw scores, float32. NaN is an unknown verdict: the rollout is ignored and gets no credit."""
     groups_B: torch.Tensor
-    """Equal integers for the rollouts of one prompt."""
+    """Group of each rollout: equal integers for rollouts of one prompt."""
     base_N: torch.Tensor
-    """Rollout-level advantages at each token, float32; anything where `mask_N` is false."""
+    """Rollout-level advantages at each token, float32; undefined where `mask_N` is false."""
     special_ids: tuple[int, ...] = ()
-    """Ids that mark the end of a text and the like."""
+    """Special ids, such as the end of a text."""
     correct_threshold: float = 0.0
-    """A score above it is correct."""
+    """Scores above it are correct."""
     log_probs_N: torch.Tensor | None = None
-    """log pi of each token, float32, by the policy that is trained, at the temperature of sampling."""
+    """log pi of each token, float32, by the trained policy at the sampling temperature."""
     entropies_N: torch.Tensor | None = None
     """Entropy of the policy before each token, in nats."""
     sum_squares_N: torch.Tensor | None = None
     """Sum of the squared probabilities of all ids before each token."""
     values_N: torch.Tensor | None = None
-    """Estimated mean score of continuations after each token, NaN where nobody estimated it."""
+    """Estimated mean score of continuations after each token, NaN where there is no estimate."""
 
     @classmethod
     def from_tables(
@@ -66,12 +66,12 @@ class CreditBatch:
         correct_threshold: float = 0.0,
         **needs: Any,
     ) -> CreditBatch:
-        """Return a batch from tables (B, T): ids, mask, and `needs` by their names in `NEEDS`; (B,) scores and groups.
+        """Build a batch from tables (B, T) of ids, mask and `needs` (named as in `NEEDS`), and (B,) scores and groups.
 
-        `rollout_advantages` is (B,), or (B, T) where tokens have their own, as with a KL penalty in the reward.
+        `rollout_advantages` is (B,), or (B, T) if tokens differ, as with a KL penalty in the reward.
 
         Raises:
-            ValueError: a shape does not fit; the message names the argument and what to give.
+            ValueError: a shape does not fit; the message names the argument and the expected shape.
         """
         ids_BT = torch.as_tensor(token_ids).detach().cpu()
         if ids_BT.dim() != 2:
@@ -110,7 +110,7 @@ class CreditBatch:
         """Return one of `NEEDS` (N,).
 
         Raises:
-            ValueError: the batch has none.
+            ValueError: the batch does not have it.
         """
         values: torch.Tensor | None = getattr(self, f"{name}_N")
         if values is None:
@@ -129,7 +129,7 @@ class CreditBatch:
 
     @cached_property
     def group_B(self) -> Indices:
-        """Groups numbered from 0."""
+        """Group of each rollout, numbered from 0."""
         return np.unique(self.groups_B.numpy(), return_inverse=True)[1].astype(np.int64)
 
     @cached_property
@@ -149,7 +149,7 @@ class CreditBatch:
 
     @cached_property
     def at_A(self) -> Indices:
-        """Positions of the action tokens among the N."""
+        """Position of each action token among the N."""
         return np.flatnonzero(self.mask_N.numpy())
 
     @cached_property
@@ -159,12 +159,12 @@ class CreditBatch:
 
     @cached_property
     def first_B(self) -> Indices:
-        """Where the action tokens of each rollout begin among the A."""
+        """Start of each rollout's action tokens among the A."""
         return np.cumsum(self.lengths_B) - self.lengths_B
 
     @cached_property
     def column_A(self) -> Indices:
-        """Number of each (group, how many action tokens came before): tokens side by side in their group share one."""
+        """Number of each pair (group, index of the token in its rollout); tokens at the same index share it."""
         longest_Q = np.zeros(int(self.group_B.max(initial=-1)) + 1, np.int64)
         np.maximum.at(longest_Q, self.group_B, self.lengths_B)
         start_Q = np.cumsum(longest_Q) - longest_Q
@@ -172,21 +172,21 @@ class CreditBatch:
 
     @cached_property
     def advantage_B(self) -> NDArray[np.float64]:
-        """The rollouts' advantages: those at their first action tokens, which see the whole return; 0 without one."""
+        """Advantage of each rollout at its first action token, which sees the whole return; 0 without one."""
         advantage_B = np.zeros(len(self.lengths_B))
         acted = self.lengths_B > 0
         advantage_B[acted] = self.base_N.numpy()[self.at_A[self.first_B[acted]]]
         return advantage_B
 
     def on_tokens(self, values_N: torch.Tensor) -> torch.Tensor:
-        """Return `values_N` as float32, 0 where there is no action token of a rollout with a verdict."""
+        """Return `values_N` as float32, set to 0 except at action tokens of rollouts with a verdict."""
         kept_N = self.mask_N
         if not self.known_B.all():
             kept_N = kept_N & torch.from_numpy(np.repeat(self.known_B, np.diff(self.edges_B)))
         return torch.where(kept_N, values_N.float(), 0.0)
 
     def spread(self, values_A: NDArray[Any]) -> torch.Tensor:
-        """Return values of action tokens (A,) as (N,) float32, 0 where there is none, or no verdict."""
+        """Scatter values of action tokens (A,) to (N,) float32; 0 elsewhere and for rollouts without a verdict."""
         values_N = np.zeros(len(self.mask_N), np.float32)
         values_N[self.at_A] = np.where(self.known_B[self.row_A], values_A, 0.0)
         return torch.from_numpy(values_N)
@@ -194,9 +194,9 @@ class CreditBatch:
 
 @dataclass(frozen=True)
 class TokenCredit:
-    """What an estimator gives: the advantage of a token is its base plus `added_N`, times a weight."""
+    """Output of an estimator: the advantage of a token is its base plus a weight times `added_N`."""
 
     added_N: torch.Tensor
     """float32 (N,): the difference to the base; 0 outside the mask and for unknown verdicts."""
     figures: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """What it was made of, (N,) each: means over action tokens are logged, and records show them."""
+    """Intermediate results, (N,) each: their means over action tokens are logged, and records show them."""

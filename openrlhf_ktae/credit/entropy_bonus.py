@@ -1,15 +1,15 @@
-"""Advantage plus a bonus for tokens that the policy was unsure of (arXiv 2506.14758).
+"""Advantage plus a bonus for tokens at which the policy was uncertain (arXiv 2506.14758).
 
     A_it = A_i + min(alpha H_it, |A_i| / kappa)
 
-H carries no gradient. The bonus is at most a share of the advantage, so no sign changes, and a group without advantages
-gets none.
+H carries no gradient. The bonus is capped at a share of the advantage, so no sign changes, and a group without
+advantages gets none.
 
-Assumptions: uncertain tokens begin steps worth exploring. The paper gives alpha 0.4 with GRPO (0.1 with PPO) and kappa
-2; its text was at hand in excerpts and notes of others, its formula agrees in all of them, and no code of the authors
-was. Entropies are those of the policy before the update.
+Assumptions: uncertain tokens begin steps worth exploring. The paper uses alpha 0.4 with GRPO (0.1 with PPO) and kappa
+2. Formula and values were taken from excerpts and secondary sources, which agree, not from the full text or code.
+Entropies are computed before the update.
 
-Cost: entropies in the forward pass for old log-probabilities; a few operations a token.
+Cost: entropies in the forward pass for old log-probabilities; a few operations per token.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class EntropyBonusOptions:
     """`--algo.entropy_bonus.*`."""
 
     alpha: float = 0.4
-    """Advantage for each nat of entropy, at least 0; 0 is the base."""
+    """Advantage per nat of entropy, at least 0; 0 gives the base."""
 
     kappa: float = 2.0
-    """The bonus is at most |A| / kappa; above 1, or it could turn a wrong answer's advantage."""
+    """The bonus is at most |A| / kappa; above 1, otherwise it could flip the advantage of a wrong answer."""
 
     def __post_init__(self) -> None:
-        """Check both."""
+        """Check both options."""
         if not 0 <= self.alpha < float("inf"):
             raise ValueError(f"alpha={self.alpha!r} must be a number of at least 0")
         if not self.kappa > 1:

@@ -1,14 +1,13 @@
-"""Policy gradient on forking tokens only: the share of tokens with the highest entropy (arXiv 2506.01939).
+"""Policy gradient only on forking tokens, the tokens with the highest entropy (arXiv 2506.01939).
 
-    A_it = A_i where H_it is among the highest `share` of the batch's action tokens, 0 elsewhere
+    A_it = A_i if H_it is among the highest `share` of the batch's action tokens, else 0
 
-The loss still divides by all tokens, as in the paper; tokens that are left out weigh nothing. Ties with the last one
-that is kept stay in.
+As in the paper, the loss still divides by the number of all tokens. Tokens that tie with the last kept one are kept.
 
-Assumptions: few tokens decide where a response goes, and they are those that the policy is unsure of. "Batch" is all
-rollouts of a step here; the paper takes the mini-batch of an update, TRL (`top_entropy_quantile`) a micro-batch of each
-process. Entropies are those before the update, the paper's are those of the policy as it is updated: the same in the
-first update of a batch. A penalty in the loss still counts every token.
+Assumptions: a few uncertain tokens decide how a response continues. The batch is all rollouts of a step; the paper uses
+the mini-batch of an update, TRL (`top_entropy_quantile`) a micro-batch of each process. Entropies are computed before
+the update, in the paper by the policy being updated: the same in the first update of a batch. A penalty in the loss
+still counts every token.
 
 Cost: entropies in the forward pass for old log-probabilities, and a partition of the tokens, a fraction of a sort.
 """
@@ -30,7 +29,7 @@ class EntropyMaskOptions:
     """`--algo.entropy_mask.*`."""
 
     share: float = 0.2
-    """Share of action tokens that are trained on, above 0; 1 is the base."""
+    """Share of action tokens to train on, above 0; 1 gives the base."""
 
     def __post_init__(self) -> None:
         """Check the share."""
@@ -40,7 +39,7 @@ class EntropyMaskOptions:
 
 @register("entropy_mask", options=EntropyMaskOptions, needs=("entropies",), across_groups=True)
 def entropy_mask(batch: CreditBatch, options: EntropyMaskOptions) -> TokenCredit:
-    """Return minus the base where the entropy is below the threshold."""
+    """Return minus the base at tokens with an entropy below the threshold."""
     entropies_N = batch.needed("entropies")
     entropies_A = entropies_N.numpy()[batch.at_A[batch.known_B[batch.row_A]]]
     if not len(entropies_A):

@@ -1,23 +1,23 @@
-"""GTPO: reward spread over the tokens at one place by their share of entropy (arXiv 2508.04349).
+"""GTPO: reward distributed over the t-th tokens of a group by their share of entropy (arXiv 2508.04349).
 
-    r_it =  a1 r_i + a2 d_t H_it / sum_k H_kt                correct rollouts that have a t-th token, d_t of them
-    r_jt = -a1     - a2 h_t (1 / H_jt) / sum_k (1 / H_kt)    wrong ones, h_t of them
+    r_it =  a1 r_i + a2 d_t H_it / sum_k H_kt                for the d_t correct rollouts with a t-th token
+    r_jt = -a1     - a2 h_t (1 / H_jt) / sum_k (1 / H_kt)    for the h_t wrong ones
 
-A token that the policy was unsure of gets more in a correct rollout and less blame in a wrong one. With a1 + a2 = 1
-what the rollouts get at a place stays the same.
+A token at which the policy was uncertain gets more reward in a correct rollout and less blame in a wrong one. With
+a1 + a2 = 1 the total reward at each t is unchanged.
 
-`form` says what becomes of r:
+`form` decides how r is used:
 
 - `spread` (default): r_it / r_i multiplies the base, A_it = A_i (a1 + a2 d_t H_it / sum_k H_kt), so the group's
-  advantages are spread as its rewards are. This is what composes with a rollout-level base.
-- `paper`: (r_it - mean) / std over the tokens of the group's correct rollouts, and apart from them of its wrong ones
-  (equation 6 of later versions of the paper, as two independent implementations have it; its text was at hand in
-  excerpts without equations). Either side has the mean 0: what is left is which of its tokens, not which rollout.
+  advantages are distributed as its rewards are. This form works with any rollout-level base.
+- `paper`: (r_it - mean) / std over the tokens of the group's correct rollouts, and separately of its wrong ones
+  (equation 6 of later versions of the paper, taken from two independent implementations that agree, not from its text).
+  Each side has mean 0, so the credit compares the tokens of a side, not the rollouts.
 
-a1 is 1 - `alpha`; the paper's experiments take 1 and 0.1. A group without both kinds keeps its base: the paper's
-dynamic sampling drops such groups.
+a1 is 1 - `alpha`; the paper's experiments use a1 = 1 and a2 = 0.1. A group without both kinds keeps its base; the
+paper's dynamic sampling drops such groups.
 
-Assumptions: places are comparable across rollouts. Entropies carry no gradient and are those before the update.
+Assumptions: the t-th tokens of rollouts are comparable. Entropies carry no gradient and are computed before the update.
 Cost: entropies in the forward pass for old log-probabilities, and sums over columns.
 """
 
@@ -33,7 +33,7 @@ from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit
 from openrlhf_ktae.credit.registry import register
 
 LEAST_ENTROPY = 1e-6
-"""Nats: a token that the policy was sure of has an inverse all the same."""
+"""Nats; keeps the inverse of a certain token's entropy finite."""
 LEAST_STD = 1e-6
 
 
@@ -42,13 +42,13 @@ class GtpoOptions:
     """`--algo.gtpo.*`."""
 
     alpha: float = 0.1
-    """Share of the reward that is spread by entropy, from 0 (`spread`: the base) to 1."""
+    """Share of the reward that is distributed by entropy, from 0 (with `spread` the base) to 1."""
 
     form: Literal["spread", "paper"] = "spread"
-    """`spread` multiplies the base, `paper` takes its place."""
+    """`spread` multiplies the base, `paper` replaces it."""
 
     def __post_init__(self) -> None:
-        """Check both."""
+        """Check both options."""
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha!r} must be from 0 to 1")
         if self.form not in ("spread", "paper"):
@@ -78,7 +78,7 @@ def gtpo(batch: CreditBatch, options: GtpoOptions) -> TokenCredit:
 
 
 def _normalised(values_A: NDArray[Any], group_A: NDArray[Any], counted_A: NDArray[np.bool_]) -> NDArray[Any]:
-    """Return (value - mean) / std over the counted tokens of each group; 0 where they are all equal."""
+    """Return (value - mean) / std over the counted tokens of each group; 0 if they are all equal."""
     count = np.maximum(np.bincount(group_A, counted_A), 1.0)
     away_A = values_A - (np.bincount(group_A, values_A * counted_A) / count)[group_A]
     std = np.sqrt(np.bincount(group_A, away_A**2 * counted_A) / count)

@@ -1,8 +1,8 @@
 """KTAE: the rollout's advantage plus the key-token value K of the token's id in its group (arXiv 2505.16826).
 
-Formula, variants, options and what the published code does otherwise: `openrlhf_ktae.ktae`, docs/ktae.md.
+Formula, variants, options and differences from the published code: `openrlhf_ktae.ktae`, docs/ktae.md.
 
-Assumptions: an id means the same wherever it stands in a group. Cost: half a second of one core for 14 million tokens.
+Assumptions: an id means the same anywhere in a group. Cost: half a second of one core for 14 million tokens.
 """
 
 from __future__ import annotations

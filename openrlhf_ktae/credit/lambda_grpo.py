@@ -2,14 +2,14 @@
 
     A_it = A_i / |lambda(i, t)|,  lambda(i, t) = rollouts of the group that begin with the tokens of i up to t
 
-GRPO is shown to be a process reward model whose step is a shared prefix and whose step advantage is the mean over the
-rollouts that share it; a step that many share then weighs as many times. The division takes that out.
+The paper shows that GRPO acts as a process reward model: a step is a shared prefix, and its advantage is the mean over
+the rollouts that share it. A step shared by n rollouts then counts n times; the division corrects this.
 
-Assumptions: one update a batch and a token-mean loss, as in the paper's equivalence. Paper and published code
-(coli-saar/grpo-prm) divide the penalty against the reference model too; here the advantage alone is divided, and a
-penalty in the loss (`--algo.kl.use_loss`) is not. A rollout without a verdict is not counted.
+Assumptions: one update per batch and a token-mean loss, as in the paper's proof. Paper and published code
+(coli-saar/grpo-prm) also divide the penalty against the reference model. Here only the advantage is divided, not a
+penalty in the loss (`--algo.kl.use_loss`). Rollouts without a verdict are not counted.
 
-Cost: as `tempo`.
+Cost: as for `tempo`.
 """
 
 from __future__ import annotations

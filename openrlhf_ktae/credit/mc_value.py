@@ -1,16 +1,17 @@
-"""Values of prefixes from sampled continuations, as in VinePPO (arXiv 2410.01679): the dear way, and a control.
+"""Values of prefixes from sampled continuations, as in VinePPO (arXiv 2410.01679). Expensive; useful as a control.
 
     A_it = V(s_after) - V(s_before),  V(s) = mean score of responses sampled from s
 
-`values_N` is V after each token where somebody sampled there, NaN elsewhere. Tokens between two such places form a
-step, as in the paper, and each gets the difference of the step. Before the first token V is the mean score of the
-group, at the end it is the rollout's own score. Scores are bare, so the advantage is that of `--algo.credit.base
-dr_grpo`; with another base its scale is taken: std of the group's scores with `group_norm`, read off the base.
+`values_N` is V after each token at which continuations were sampled, NaN elsewhere. As in the paper, the tokens between
+two such places form a step, and each gets the step's difference. V before the first token is the group's mean score, V
+at the end the rollout's own score. The differences are on the scale of raw scores, which is that of
+`--algo.credit.base dr_grpo`. With another base they are scaled as the base is, for example by the group's standard
+deviation with `group_norm`.
 
-Assumptions: continuations come from the policy that is trained. The paper takes 9 of them from each step of a solution
-in text. A run samples them (`trainer/ppo_utils/continuations.py`), or a file of the user's knows the values.
+Assumptions: the trained policy samples the continuations. The paper samples 9 at each step of a solution in text. A run
+samples them (`trainer/ppo_utils/continuations.py`), or the user's file returns the values.
 
-Cost: K responses for each place; without `groups all` only in groups with both verdicts.
+Cost: K responses per place; without `groups all` only in groups with both verdicts.
 """
 
 from __future__ import annotations
@@ -32,23 +33,23 @@ class McValueOptions:
     """`--algo.mc_value.*`: where values of prefixes come from, for every estimator that needs them."""
 
     samples: int = 4
-    """Continuations of each place; the value is their mean score."""
+    """Continuations per place; the value is their mean score."""
 
     every: int = 32
-    """A place after every N tokens of a response; 0 is none."""
+    """A place after every N tokens of a response; 0 sets none."""
 
     delimiter: str = ""
-    """A place after each token that completes this text, such as a newline; empty is none."""
+    """A place after each token that completes this text, such as a newline; empty sets none."""
 
     groups: Literal["mixed", "all"] = "mixed"
-    """mixed leaves out groups whose rollouts are all correct or all wrong: most prefixes have one value there."""
+    """mixed skips groups with only correct or only wrong rollouts, where most prefixes have the same value."""
 
     file: str | None = None
-    """Python file with values(prompt, prefixes, label), which returns the values of texts that responses begin with.
-    Then nothing is sampled, and groups does not count."""
+    """Python file that defines values(prompt, prefixes, label) and returns one value per prefix (a text). Nothing is
+    sampled then, and groups has no effect."""
 
     def __post_init__(self) -> None:
-        """Check numbers, and that there are places."""
+        """Check the numbers, and that there are places."""
         if self.samples < 1:
             raise ValueError(f"samples={self.samples!r} must be at least 1")
         if self.every < 0:
@@ -57,9 +58,9 @@ class McValueOptions:
             raise ValueError("every=0 leaves no places; give --algo.mc_value.delimiter, or a number of tokens")
 
     def places(self, texts: Sequence[str]) -> list[int]:
-        """Return after how many tokens of a response values are wanted, in order; `texts` are those of its tokens.
+        """Return the numbers of tokens after which a response needs a value, ascending; `texts` has its tokens' texts.
 
-        Never before the first token or after the last: there the group's mean and the rollout's score are known.
+        Never 0 or all tokens: the values there are the group's mean and the rollout's score.
         """
         found = set(range(self.every, len(texts), self.every)) if self.every else set()
         if self.delimiter:
@@ -93,7 +94,7 @@ def mc_value(batch: CreditBatch, options: McValueOptions) -> TokenCredit:
 
 
 def _scale(batch: CreditBatch, scores_B: np.ndarray, mean_B: np.ndarray) -> np.ndarray:
-    """Return how large the group's base is beside its centred scores (B,); 1 where either is 0."""
+    """Return the size of the group's base relative to its centred scores (B,); 1 where either is 0."""
     sizes = [
         np.bincount(batch.group_B, np.abs(values_B) * batch.known_B)
         for values_B in (batch.advantage_B, scores_B - mean_B)

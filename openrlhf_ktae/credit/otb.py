@@ -1,16 +1,16 @@
-"""Optimal token baseline: at each place, a mean of the group weighted by how much each path moves the policy
+"""Optimal token baseline: at each t, the group's mean weighted by how much each rollout so far moves the policy
 (arXiv 2602.07078).
 
     A_it = G_i - B_t,  B_t = sum_i G_i W_it / sum_i W_it,  W_it = sum_{j <= t} (1 - 2 pi_ij + sum_v pi_v^2)
 
 over the rollouts i of the group that have a t-th token. The bracket is the squared norm of the gradient of log pi with
-respect to the logits, so W is the "energy" of the path so far. G is the rollout's advantage here: a base
-(r - mean) / std turns into (r - B_t) / std, which is the paper's with `--algo.credit.base dr_grpo` and scaled with
+respect to the logits, so W is the "energy" of the rollout up to t. G is the rollout's advantage: the base
+(r - mean) / std becomes (r - B_t) / std, which is the paper's with `--algo.credit.base dr_grpo`, and scaled with
 `group_norm`.
 
-Assumptions: rewards come at the end; tokens are counted from 1 without what the policy did not write, as in verl's form
-for several turns. Where a rollout is alone, B_t would be its own G and take all credit; there the base stays. verl
-(`handle_zero_tail`) does the same, but its base is the bare reward. Its weights for off-policy samples are not here.
+Assumptions: rewards come at the end. t counts only tokens of the policy, as in verl's form for several turns. If only
+one rollout has a t-th token, B_t would equal its G and cancel all credit; there the base stays. verl
+(`handle_zero_tail`) does the same, but its base is the raw reward. Its weights for off-policy samples are left out.
 
 Cost: sums of squares in the forward pass for old log-probabilities (a pass over the logits), and sums over columns.
 """

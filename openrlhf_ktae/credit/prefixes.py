@@ -1,7 +1,7 @@
-"""The prefix tree of each group, by sorting rollouts token by token; compiled, a token is read once while it is shared.
+"""The prefix tree of each group, built by sorting rollouts token by token. Compiled; reads each shared token once.
 
-Legend as in `batch`. What the policy did not write between its tokens (a tool's answer) is part of a prefix; prompts
-before the first action token, equal in a group, and what follows the last one are not.
+Legend as in `batch`. A tool's answer between action tokens is part of a prefix. The prompt, which is equal in a group,
+and tokens after the last action token are not.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from openrlhf_ktae.credit.batch import CreditBatch
 from openrlhf_ktae.ktae.compiled import compiled
 
 ENDED = -1
-"""In place of a token: the rollout is over. It is a branch of its own."""
+"""Stands for a token after the end of a rollout; it is a separate branch."""
 
 
 def prefix_tree(batch: CreditBatch) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Return for each token what it changes in the mean advantage, and how many rollouts share the prefix that it ends.
+    """Return for each token its change of the mean advantage, and how many rollouts share the prefix that ends with it.
 
-    Both (N,). The mean is over rollouts with a verdict that share the prefix; before the first token it is that of the
-    group. The change is 0, and the number 1, outside the mask and for unknown verdicts.
+    Both (N,). The mean is over rollouts with a verdict that share the prefix; before the first token it is the group's.
+    The change is 0, and the number 1, outside the mask and for unknown verdicts.
     """
     order_B = np.argsort(batch.group_B, kind="stable").astype(np.int64)
     _, starts_Q = np.unique(batch.group_B[order_B], return_index=True)
@@ -51,7 +51,7 @@ def _walk(
     change_N: Any,
     count_N: Any,
 ) -> None:
-    """Go down the tree of each group; a node is a stretch of `order` whose rows share the first `depth` tokens."""
+    """Walk down the tree of each group; a node is a range of `order` with rows that share the first `depth` tokens."""
     for q in range(len(starts_Q) - 1):
         order = order_B[starts_Q[q] : starts_Q[q + 1]]
         size = len(order)

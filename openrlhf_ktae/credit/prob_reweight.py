@@ -1,14 +1,14 @@
-"""Advantages weighted by the token's probability, against the rule of improbable tokens (arXiv 2505.12929).
+"""Advantages weighted by the token's probability, so that improbable tokens dominate less (arXiv 2505.12929).
 
     A_it = A_i (alpha pi_it + 1 - alpha)
 
-The gradient of log pi grows as 1 - pi, so improbable tokens rule an update; this takes alpha of it away.
+The gradient of log pi grows with 1 - pi, so improbable tokens dominate an update. The factor reduces that by alpha.
 
-Assumptions: pi is that of the policy before the update. alpha 0.2 is what the authors' script for logic puzzles has
+Assumptions: pi is the policy before the update. alpha 0.2 comes from the authors' script for logic puzzles
 (zhyang2226/AR-Lopti, `REWEIGHT_K`); the paper recommends other values for other tasks. Their second method, Lopti
-(improbable tokens in an update of their own), is not here.
+(a separate update for improbable tokens), is not implemented.
 
-Cost: log-probabilities that a run has anyway; where a batch is one update, the pass that is otherwise left out.
+Cost: log-probabilities, which most runs compute anyway; with one update per batch, the pass that is otherwise skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ProbReweightOptions:
     """From 0 (the base) to 1 (advantage times probability)."""
 
     def __post_init__(self) -> None:
-        """Check it."""
+        """Check the option."""
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha!r} must be from 0 to 1")
 

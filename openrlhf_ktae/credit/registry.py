@@ -1,4 +1,4 @@
-"""Estimators of token credit by name; a user's own comes from a Python file."""
+"""Estimators of token credit by name; a user's own is loaded from a Python file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from openrlhf_ktae.credit.batch import NEEDS, CreditBatch, TokenCredit
 
 CUSTOM = "custom"
-"""`--advantage_estimator custom`: the one that `--algo.credit.file` registers."""
+"""`--advantage_estimator custom`: the estimator that `--algo.credit.file` registers."""
 Compute = Callable[[CreditBatch, Any], TokenCredit]
 
 
@@ -25,22 +25,22 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class Estimator:
-    """One way to give tokens credit."""
+    """One way to assign credit to tokens."""
 
     name: str
     compute: Compute
     options: type
     """A frozen dataclass with defaults; becomes `--algo.NAME.*`."""
     needs: tuple[str, ...]
-    """Of `NEEDS`: what the batch must have beyond ids, verdicts and rollout-level advantages."""
+    """Names in `NEEDS`: inputs beyond ids, verdicts and rollout-level advantages."""
     by_verdict: bool
-    """Whether it reads who is correct; others read the rollouts' advantages."""
+    """Whether it uses verdicts; others use the rollouts' advantages."""
     across_groups: bool = False
-    """Whether the credit of a group depends on the others of the batch."""
+    """Whether the credit of a group depends on other groups of the batch."""
 
     @property
     def metrics_prefix(self) -> str:
-        """What names of its metrics begin with, before `/`: KTAE's were there before the others."""
+        """Prefix of the names of its metrics, before `/`; KTAE has its own since it came first."""
         return "ktae" if self.name == "ktae" else "credit"
 
     def __call__(self, batch: CreditBatch, options: Any = None) -> TokenCredit:
@@ -72,10 +72,10 @@ def register(
     by_verdict: bool = False,
     across_groups: bool = False,
 ) -> Callable[[Compute], Compute]:
-    """Make a function an estimator: `compute(batch, options) -> TokenCredit`.
+    """Register a function as an estimator: `compute(batch, options) -> TokenCredit`.
 
     Raises:
-        ValueError: the name is taken, or a need is none.
+        ValueError: the name is taken, or a need is unknown.
     """
     if unknown := set(needs) - set(NEEDS):
         raise ValueError(f"needs {min(unknown)!r}: no such input; there are {', '.join(NEEDS)}")
@@ -95,17 +95,17 @@ def estimators() -> dict[str, Estimator]:
 
 
 def chosen_estimator(name: str, file: str | None = None) -> Estimator | None:
-    """Return the estimator of a run: by name, that of `file` for `custom`, none for an empty name."""
+    """Return the estimator of a run by its name, or from `file` for `custom`; None for an empty name."""
     if name == CUSTOM:
         return load_estimator(str(file))
     return _known[name] if name else None
 
 
 def options_from(one: Estimator, text: str) -> Any:
-    """Return the options of an estimator from `text`, a JSON object; its defaults from an empty one.
+    """Return the options of an estimator from `text`, a JSON object; an empty text gives the defaults.
 
     Raises:
-        ValueError: it is no such object, names an option that the estimator does not have, or has a refused value.
+        ValueError: the text is not a JSON object, an option is unknown, or a value is refused.
     """
     given = json.loads(text or "{}")
     if not isinstance(given, dict):
@@ -117,11 +117,11 @@ def options_from(one: Estimator, text: str) -> Any:
 
 
 def load_estimator(path: str | Path) -> Estimator:
-    """Run a Python file, which registers one estimator, and return it.
+    """Run a Python file and return the estimator that it registers.
 
     Raises:
-        ValueError: it registers none, or several.
-        Exception: whatever the file raises.
+        ValueError: it registers no estimator, or several.
+        Exception: the file raises it.
     """
     before = dict(_known)
     try:

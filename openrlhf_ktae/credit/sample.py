@@ -1,4 +1,4 @@
-"""A small batch with everything that a run may bring: to warm estimators up, and to try those of users."""
+"""A small batch with the special cases of a run, to warm up estimators and to check those of users."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openrlhf_ktae.credit.registry import Estimator
 def sample_batch() -> CreditBatch:
     """Return three groups of three: mixed with a tool's answer, one-sided, and one with an unknown verdict.
 
-    Rows have a prompt and padding, one rollout has no action token, and all of `NEEDS` are there.
+    Rows have a prompt and padding, one rollout has no action token, and all of `NEEDS` are present.
     """
     ids_BT = torch.arange(72).view(9, 8) % 5
     ids_BT[:, 2] = 1  # they begin alike
@@ -29,12 +29,14 @@ def sample_batch() -> CreditBatch:
 
 
 def wrong_with(estimator: Estimator, options: Any = None) -> str:
-    """Return what is wrong with the credit that an estimator gives to `sample_batch`; empty where nothing is.
+    """Return the fault in an estimator's credit on `sample_batch`; empty if there is none.
 
-    `options` are its own; its defaults when left out.
+    Args:
+        estimator: the estimator to try.
+        options: its options; None takes the defaults.
 
     Raises:
-        Exception: whatever the estimator raises.
+        Exception: the estimator raises it.
     """
     batch = sample_batch()
     found = estimator(batch, options)

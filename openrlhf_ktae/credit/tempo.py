@@ -1,14 +1,14 @@
-"""TEMPO: the rollout's advantage plus what a token changes in the value of its prefix (arXiv 2509.18314).
+"""TEMPO: the rollout's advantage plus the change of the prefix value at each token (arXiv 2509.18314).
 
     A_it = (r_i - mean r + V(s_t+1) - V(s_t)) / std r
 
-V of a prefix is the mean reward of the group's rollouts that begin with it. Where rollouts do not branch the difference
-is 0, so most tokens keep their rollout's advantage. Here V is the mean of the rollouts' advantages, which are
-(r - mean) / std with `--algo.credit.base group_norm`: the same number, and the formula without std with `dr_grpo`.
+V of a prefix is the mean reward of the group's rollouts that begin with it. The difference is 0 unless rollouts branch,
+so most tokens keep their rollout's advantage. Here V is the mean of the rollouts' advantages. These are
+(r - mean) / std with `--algo.credit.base group_norm`, which gives the formula above, and without std with `dr_grpo`.
 
-Assumptions: rollouts of a group share prefixes, which they do for some tens of tokens; few rollouts share one, so V is
-noisy. The published code (fatebreaker/tempo, estimator `tidepo`) computes the same; a rollout without a verdict, which
-it does not know, takes no part here.
+Assumptions: rollouts of a group share prefixes, in practice some tens of tokens. Few rollouts share one, so V is noisy.
+The published code (fatebreaker/tempo, estimator `tidepo`) computes the same, but has no unknown verdicts; rollouts with
+one are ignored here.
 
 Cost: reads the tokens of shared prefixes once; a fraction of a sort of all tokens.
 """

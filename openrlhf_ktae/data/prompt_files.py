@@ -135,13 +135,9 @@ def _table(rows: Iterable[tuple[int, Any]], count: int | list[int], cells: bool 
             known = kinds.get(name, "nothing")
             if known == "nothing":
                 kinds[name] = kind
-            elif kind != "nothing" and not _same(known, kind):
+            elif kind != "nothing" and known.replace("an empty", "a") != kind.replace("an empty", "a"):
                 mixed.setdefault(name, f"row {number} has {kind} where rows before have {known}")
     return Table(count[0] if isinstance(count, list) else count, tuple(kinds), gaps, mixed, kinds)
-
-
-def _same(one: str, other: str) -> bool:
-    return one.replace("an empty text", "a text") == other.replace("an empty text", "a text")
 
 
 def _kind(value: Any) -> str:

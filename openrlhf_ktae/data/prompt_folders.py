@@ -46,7 +46,8 @@ def data_files(folder: Path) -> list[Path]:
     files = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix in TABLE_SUFFIXES and path.name not in NOTES and path.is_file() and not _hidden(folder, path)
+        if path.suffix in TABLE_SUFFIXES and path.name not in NOTES and path.is_file()
+        if not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
     ]
     kinds = Counter(_kind(path) for path in files)
     return [path for path in files if _kind(path) == kinds.most_common(1)[0][0]]
@@ -54,10 +55,6 @@ def data_files(folder: Path) -> list[Path]:
 
 def _kind(path: Path) -> str:
     return path.suffix.replace(".jsonl", ".json")
-
-
-def _hidden(folder: Path, path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
 
 
 def of_split(folder: Path, files: list[Path], split: str) -> list[Path]:

@@ -23,12 +23,7 @@ Table = NDArray[np.float64]
 LENGTH = "response_length_mean"
 METRICS_AT_ONCE = 256  # 4 MB of resamples: bounds memory for any samples x resamples
 RIGHT_ANSWER, NO_ANSWER = 0, -1
-RATES = {
-    "truncated_rate": "truncated",
-    "format_rate": "format",
-    "answered_rate": "answered",
-    "unknown_rate": "unknown",
-}
+RATES = {"truncated_rate": "truncated", "format_rate": "format", "answered_rate": "answered", "unknown_rate": "unknown"}
 NOT_KNOWN = -1
 SHOWN = ("model", "template", "sampling", "sources", "limit", "long_prompts", "responses", "tokenizer")
 

@@ -109,7 +109,8 @@ class KTAEConfig:
         if self.term_frequency is not None:
             _refuse_unknown_choice("term_frequency", self.term_frequency, get_args(TermFrequency))
         for option in ("centre", "by_failure"):
-            _refuse_not_bool(option, getattr(self, option))
+            if not isinstance(value := getattr(self, option), bool):
+                raise ValueError(f"{option}={value!r} must be True or False")
         for option in ("h1", "h2", "h3", "k1", "weight"):
             _refuse_outside(option, getattr(self, option), low=0.0)
         for option in ("scale", "value_range", "ratio_epsilon"):
@@ -165,7 +166,9 @@ def _resolved(config: KTAEConfig) -> KTAEConfig:
     h1, h2 = (chosen.get(name, getattr(config, name)) for name in ("h1", "h2"))
     if config.scale is None and config.variant == "reference":
         chosen["scale"] = h1 + h2
-    return _replace_unchecked(config, chosen)
+    changed = copy(config)  # without `__post_init__`, which itself needs resolved values
+    vars(changed).update(chosen)
+    return changed
 
 
 def _own_values(variant: str) -> dict[str, Any]:
@@ -184,13 +187,6 @@ def _own_values(variant: str) -> dict[str, Any]:
     return shared | {"h2": 2.0, "scale": 1.0, "value_range": 0.5}
 
 
-def _replace_unchecked(config: KTAEConfig, values: dict[str, Any]) -> KTAEConfig:
-    """Copy with `values` and without `__post_init__`, which itself needs resolved values."""
-    changed = copy(config)
-    vars(changed).update(values)
-    return changed
-
-
 def _integer_tuple(ids: Any) -> tuple[int, ...]:
     try:
         plain = tuple(int(one) for one in ids)
@@ -206,11 +202,6 @@ def _refuse_unknown_choice(option: str, value: Any, choices: tuple[str, ...]) ->
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)
         raise ValueError(f"{option}={value!r} is not one of {', '.join(choices)}: did you mean {near[0]!r}?")
-
-
-def _refuse_not_bool(option: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{option}={value!r} must be True or False")
 
 
 def _refuse_outside(

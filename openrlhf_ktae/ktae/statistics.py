@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +97,13 @@ def fisher_tables(correct: int, wrong: int) -> tuple[Array, Array]:
     two_sided_TF = np.empty_like(probability_TF)
     for n in range(correct + wrong + 1):
         a = np.arange(max(0, n - wrong), min(correct, n) + 1)
-        weights = _exact_weights(correct, wrong, n, a) if exact else _float_weights(correct, wrong, n, a)
+        weights: NDArray[Any]
+        if exact:
+            ways = [math.comb(correct, k) * math.comb(wrong, n - k) for k in a.tolist()]
+            weights = np.array(ways, dtype=np.int64)
+        else:
+            logs = _log_choose(correct)[a] + _log_choose(wrong)[n - a]
+            weights = np.exp(logs - logs.max())
         ordered = np.sort(weights)
         cumulative = np.cumsum(ordered)
         limit = weights if exact else weights * (1.0 + TIE_TOLERANCE)
@@ -104,16 +111,6 @@ def fisher_tables(correct: int, wrong: int) -> tuple[Array, Array]:
         probability_TF[a, n - a] = weights / cumulative[-1]
         two_sided_TF[a, n - a] = tail / cumulative[-1]
     return probability_TF, two_sided_TF
-
-
-def _exact_weights(correct: int, wrong: int, n: int, a: NDArray[np.int64]) -> NDArray[np.int64]:
-    ways = [math.comb(correct, k) * math.comb(wrong, n - k) for k in a.tolist()]
-    return np.array(ways, dtype=np.int64)
-
-
-def _float_weights(correct: int, wrong: int, n: int, a: NDArray[np.int64]) -> Array:
-    logs = _log_choose(correct)[a] + _log_choose(wrong)[n - a]
-    return np.exp(logs - logs.max())
 
 
 @lru_cache(maxsize=KEPT_TABLES)

@@ -56,12 +56,10 @@ def refuse(module: Any) -> None:
             f"give {OPTION} true"
         )
 
+    named = [one for one in list(sys.modules.values()) if hasattr(one, "__dict__") and hasattr(one, "__name__")]
+    holders = [one for one in named if str(one.__name__).startswith(("transformers", "vllm"))]
     for old, new in ((resolve, resolve_trust_remote_code), (load, get_class_in_module)):
-        for holder in list(sys.modules.values()):
-            for name in [name for name, value in vars(holder).items() if value is old] if _has_names(holder) else []:
+        for holder in holders:
+            for name in [name for name, value in vars(holder).items() if value is old]:
                 setattr(holder, name, new)
     module.resolve_trust_remote_code, module.get_class_in_module = resolve_trust_remote_code, get_class_in_module
-
-
-def _has_names(holder: Any) -> bool:
-    return str(getattr(holder, "__name__", "")).startswith(("transformers", "vllm")) and hasattr(holder, "__dict__")

@@ -144,7 +144,7 @@ def _wrong_values(column: Any, name: str, kind: str) -> str:
     flat = compute.list_flatten(column) if kind.startswith("list") else column
     if name not in MAYBE_NULL and (column.null_count or flat.null_count):
         return "a null"
-    if name in ("score", "values"):  # NaN is an unknown verdict, or a place where nobody sampled
+    if name in ("score", "values"):  # NaN is an unknown verdict, or a place without a value
         return "an infinite number" if compute.any(compute.is_inf(flat)).as_py() else ""
     if kind == "list<float>" and not compute.all(compute.is_finite(flat), min_count=0).as_py():
         return "a number that is not finite"

@@ -43,9 +43,9 @@ COLUMNS = {
     "truncated": "bool",
 }
 ADDED = ("rollout_log_probs", "truncated")
-"""Of the sampler, where it gave them; whether the limit cut the response off. Records of earlier versions lack both."""
+"""The sampler's log-probabilities, if recorded, and whether the response was truncated. Earlier versions lack both."""
 NEEDED = {name: "list<float>" for name in ("log_probs", "entropies", "sum_squares", "values")}
-"""Columns for the inputs that the estimator of the run needs; values are NaN where there is none."""
+"""Columns for the inputs that the run's estimator needs; NaN in `values` means no value."""
 MEGABYTE = 2**20
 
 
@@ -63,7 +63,7 @@ class Credit:
     """Before anything shaped them."""
     groups_B: torch.Tensor
     values: Sequence[torch.Tensor]
-    """Weighted K of each micro-batch (b, T), or what another estimator adds; 0 where there is none."""
+    """Weighted K of each micro-batch (b, T), or the credit of another estimator; 0 elsewhere."""
     added: Sequence[torch.Tensor]
     """The part of `values` that was added to the advantages."""
     figures: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)

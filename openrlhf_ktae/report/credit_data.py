@@ -78,7 +78,7 @@ def step_settings(about: Mapping[str, Any], figures: Collection[str] = ()) -> di
 
 
 def trained_by(about: Mapping[str, Any]) -> str:
-    """Return the name of the run's estimator of token credit; empty where there was none."""
+    """Return the name of the run's estimator of token credit; empty without one."""
     credit = about.get("credit") or {}
     return str(credit.get("name", "ktae" if about.get("ktae_enabled", True) else ""))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openrlhf_ktae.compare.run_outcomes import BadRun, Run, arm_labels
+from openrlhf_ktae.compare.run_outcomes import BadRun, Run, arm_labels, arm_of
 from openrlhf_ktae.figures.statistics import t_interval
 from openrlhf_ktae.record.metrics import benchmarks
 
@@ -111,10 +111,10 @@ def arm_name(label: str, seeds: int) -> str:
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Group runs by arm: label -> runs, one per seed."""
-    labels = arm_labels(run.arm for run in runs)
+    labels = arm_labels(arm_of(run.path) for run in runs)
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(str(labels[run.arm]), []).append(run)
+        groups.setdefault(str(labels[arm_of(run.path)]), []).append(run)
     return groups
 
 

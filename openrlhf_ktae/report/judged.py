@@ -38,9 +38,11 @@ def judge(rows: Mapping[int, Mapping[str, Any]], source: str) -> tuple[dict[int,
     usable = [name for name in (*FLAGS, *REWARDS) if name not in shaped]
     found = {number: _recorded(row, usable, f"{source}: response {number}") for number, row in rows.items()}
     left = [number for number, one in found.items() if one is None]
-    verified = zip(left, _verified([rows[number] for number in left]), strict=True)
     judged = {number: one for number, one in found.items() if one is not None}
-    judged |= {number: (score, VERIFIER) for number, score in verified}
+    if left:
+        with Verifier(VerifierConfig()) as verifier:
+            verdicts = verifier.verify_many((rows[number]["gold"], rows[number]["response"]) for number in left)
+        judged |= {number: (VERDICTS[one.status], VERIFIER) for number, one in zip(left, verdicts, strict=True)}
     counts = Counter(by for _, by in judged.values()).most_common()
     named = [(by if by == VERIFIER else f"{by} in the file", f"{count:,}") for by, count in counts]
     by_whom = ", ".join(f"{by} ({count})" if len(named) > 1 else by for by, count in named)
@@ -77,11 +79,3 @@ def _score(value: Any, where: str) -> float:
     if not isinstance(value, (int, float)) or not abs(value) <= LARGEST_SCORE:
         raise BadInput(f"{where}: score is {str(value)[:SHOWN]!r}; give a number up to {LARGEST_SCORE:g}, or null")
     return float(value)
-
-
-def _verified(rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    if not rows:
-        return []
-    with Verifier(VerifierConfig()) as verifier:
-        verdicts = verifier.verify_many((row["gold"], row["response"]) for row in rows)
-    return [VERDICTS[verdict.status] for verdict in verdicts]

@@ -5,6 +5,7 @@ Legend: `G` rollouts of a group, `T` tokens of its longest response.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -258,8 +259,8 @@ class TopTokens:
     """Mean K of each id over all groups, by its text."""
 
     def __init__(self) -> None:
-        self._sums: dict[int, float] = {}
-        self._counts: dict[int, int] = {}
+        self._sums: defaultdict[int, float] = defaultdict(float)
+        self._counts: Counter[int] = Counter()
         self._texts: dict[int, str] = {}
 
     def add(self, group: RecordedGroup, k_GT: NDArray[np.float64]) -> None:
@@ -267,35 +268,21 @@ class TopTokens:
         for row, k_T in zip(group.rows, k_GT, strict=True):
             for token, text, acted, k in zip(row["token_ids"], row["token_texts"], row["action"], k_T, strict=False):
                 if acted:
-                    self._sums[token] = self._sums.get(token, 0.0) + float(k)
-                    self._counts[token] = self._counts.get(token, 0) + 1
+                    self._sums[token] += float(k)
+                    self._counts[token] += 1
                     self._texts.setdefault(token, text)
 
     def top(self, n: int, largest: bool = True) -> list[dict[str, Any]]:
         """Return the `n` ids with the highest (or lowest) mean K."""
-        order = sorted(self._sums, key=lambda i: (self._mean(i) * (-1 if largest else 1), i))
-        return [
-            {"id": i, "text": self._texts[i], "k": round(self._mean(i), 4), "count": self._counts[i]} for i in order[:n]
-        ]
-
-    def _mean(self, token: int) -> float:
-        return self._sums[token] / self._counts[token]
+        means = {token: total / self._counts[token] for token, total in self._sums.items()}
+        order = sorted(means, key=lambda i: (means[i] * (-1 if largest else 1), i))
+        return [{"id": i, "text": self._texts[i], "k": round(means[i], 4), "count": self._counts[i]} for i in order[:n]]
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Return the comparison as a Markdown table."""
-    head = [
-        "arm",
-        "mean \\|K\\|",
-        "K ≠ 0",
-        "share of mass",
-        "sign flips",
-        "K right",
-        "K wrong",
-        "with recorded",
-        "level",
-    ]
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    head = "arm | mean \\|K\\| | K ≠ 0 | share of mass | sign flips | K right | K wrong | with recorded | level"
+    lines = [f"| {head} |", "|---" + "|---:" * (len(METRICS) + 1) + "|"]
     for name, arm in result["arms"].items():
         cells = [_cell(arm[metric], metric) for metric in (*METRICS, "rollout_share")]
         lines.append(f"| {' | '.join([name, *cells])} |")

@@ -65,16 +65,7 @@ def write_run_page(
 
 def summary_table(runs: Sequence[Run]) -> Table:
     """Return the first and last evaluation and the time of each run or arm."""
-    head = [
-        "run",
-        "seeds",
-        "steps",
-        "accuracy before %",
-        "accuracy after %",
-        "length before",
-        "length after",
-        "minutes",
-    ]
+    edges = ["accuracy before %", "accuracy after %", "length before", "length after"]
     rows = []
     for label, group in grouped(runs).items():
         cells = [label, str(len(group)), str(max(run.steps[-1]["step"] for run in group))]
@@ -83,7 +74,12 @@ def summary_table(runs: Sequence[Run]) -> Table:
         seconds = [sum(row.get("timing/step_total") or 0.0 for row in run.steps) for run in group]
         rows.append([*cells, f"{sum(seconds) / len(seconds) / 60:.1f}"])
     over = "seeds if an arm has several, else over problems"
-    return Table("Runs", head, rows, [f"[95 % interval over {over}]; minutes count only the steps."])
+    return Table(
+        "Runs",
+        ["run", "seeds", "steps", *edges, "minutes"],
+        rows,
+        [f"[95 % interval over {over}]; minutes count only the steps."],
+    )
 
 
 def _edge(group: Sequence[Run], metric: str, which: int, scale: float) -> str:

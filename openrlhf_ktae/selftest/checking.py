@@ -136,6 +136,8 @@ def run_one(check: Check, place: Place, limit: float) -> Result:
     described.write_text(json.dumps({**asdict(place), "folder": str(folder)}))
     mark, started, late = uuid.uuid4().hex, time.monotonic(), False
     command = [sys.executable, "-c", CHILD, f"{check.run.__module__}:{check.run.__qualname__}", str(described)]
+    tied = (CLUSTER_VARIABLE, RUN_VARIABLE)  # would make the check join an existing cluster or run
+    environment = {name: value for name, value in os.environ.items() if name not in tied}
     try:
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -143,7 +145,7 @@ def run_one(check: Check, place: Place, limit: float) -> Result:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**environment_of_its_own(), VARIABLE: mark},
+                env={**environment, VARIABLE: mark},
                 start_new_session=True,
             )
         with suppress(subprocess.TimeoutExpired):
@@ -167,11 +169,6 @@ def run_one(check: Check, place: Place, limit: float) -> Result:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
         result.last_lines = lines
     return result
-
-
-def environment_of_its_own() -> dict[str, str]:
-    """Return this process's variables without those that would tie a check to an existing cluster or run."""
-    return {name: value for name, value in os.environ.items() if name not in (CLUSTER_VARIABLE, RUN_VARIABLE)}
 
 
 def kill_marked(mark: str) -> int:

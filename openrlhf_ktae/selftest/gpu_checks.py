@@ -34,7 +34,7 @@ from openrlhf_ktae.processes.marks import marked
 from openrlhf_ktae.selftest import machine
 from openrlhf_ktae.selftest.checking import VARIABLE, Check, CheckFailed, Need, Place
 from openrlhf_ktae.selftest.killing import ROOM, kill, kill_all, title
-from openrlhf_ktae.selftest.resume_trial import try_resume
+from openrlhf_ktae.selftest.mortal_run import try_resume
 from openrlhf_ktae.selftest.trial import TRAIN, Trial, TrialFailed
 from openrlhf_ktae.selftest.watchers import ASLEEP, FILE, MOMENTS, ORDER_FILE
 
@@ -112,13 +112,8 @@ def attention(place: Place) -> dict[str, Any]:
     return figures
 
 
-def six_steps(place: Place) -> dict[str, Any]:
-    """Run six steps; engine and trainer must agree on weights after each, and on log-probabilities in each."""
-    return judged_run(place, STEPS)
-
-
-def judged_run(place: Place, steps: int, *more: str) -> dict[str, Any]:
-    """Make a run of some steps with more options; return its figures, as `judged` does."""
+def judged_run(place: Place, steps: int = STEPS, *more: str) -> dict[str, Any]:
+    """Run some steps; engine and trainer must agree on weights after each, and on log-probabilities in each."""
     runs = Watched(words(place, *more), Path(place.folder), steps * BATCH, save_steps=-1)
     runs.finish("run")
     return judged(runs, "run", steps)
@@ -131,7 +126,7 @@ def judged(runs: Watched, name: str, steps: int) -> dict[str, Any]:
         CheckFailed: a step is missing, weights differ, or log-probabilities are too far apart.
     """
     rows, weights, gaps = runs.steps(name), runs.seen(name, "weights"), runs.seen(name, "log_probs")
-    tokens = sum(row["tokens"] for row in gaps)
+    tokens, times = sum(row["tokens"] for row in gaps), [row["time"] for row in rows]
     figures: dict[str, Any] = {
         "steps": len(rows),
         "synchronisations": len(weights),
@@ -139,7 +134,7 @@ def judged(runs: Watched, name: str, steps: int) -> dict[str, Any]:
         "log_prob_gap_mean": sum(row["mean"] * row["tokens"] for row in gaps) / tokens if tokens else None,
         "log_prob_gap_largest": max((row["largest"] for row in gaps), default=None),
         "tokens": tokens,
-        "seconds_of_a_step": _seconds_of_a_step(rows),
+        "seconds_of_a_step": round(statistics.median(b - a for a, b in pairwise(times)), 2) if times[1:] else None,
     }
     wrong = []
     if len(rows) < steps:
@@ -154,11 +149,6 @@ def judged(runs: Watched, name: str, steps: int) -> dict[str, Any]:
     if wrong:
         raise CheckFailed("; ".join(wrong), figures)
     return figures
-
-
-def _seconds_of_a_step(rows: Sequence[dict[str, Any]]) -> float | None:
-    times = [row["time"] for row in rows]
-    return round(statistics.median(b - a for a, b in pairwise(times)), 2) if rows[1:] else None
 
 
 def memory_by_phase(place: Place) -> dict[str, Any]:
@@ -494,7 +484,7 @@ CHECKS = (
     Check(
         "attention", "flash-attn forward and backward against PyTorch's attention", attention, 120, (GPU, FLASH_ATTN)
     ),
-    Check("six-steps", "engine and trainer have the same weights and log-probabilities", six_steps, 300),
+    Check("six-steps", "engine and trainer have the same weights and log-probabilities", judged_run, 300),
     Check("core-deaths", "a killed engine restarts or ends the run; SIGTERM", core_deaths, 300),
     Check("resume", "the same result twice, and when killed and resumed", resume, 300),
     Check("memory", "planned against measured memory of each phase", memory_by_phase, 150),

@@ -1,4 +1,4 @@
-"""A run of a trial that is killed repeatedly, with checks after each death."""
+"""A run of a trial that is killed repeatedly, with checks after each death; its result is that of a run left alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -35,11 +35,12 @@ from openrlhf_ktae.selftest.killing import (
     family,
     kill,
     kill_all,
+    planned,
     stop,
     title,
     victims_among,
 )
-from openrlhf_ktae.selftest.trial import STRAIGHT, Trial, TrialFailed
+from openrlhf_ktae.selftest.trial import AGAIN, KILLED, STRAIGHT, Trial, TrialFailed
 
 POLL_SECONDS = 0.05
 WRITE_POLL_SECONDS = 0.001
@@ -228,7 +229,8 @@ class MortalRun:
                 )
             )
         left = self._count_left(END_SECONDS)
-        newest, said = self._newest(), self._said()
+        newest, log = self._newest(), self.trial.log(self.name).read_bytes()
+        said = log[self._log_starts :].decode("utf-8", "replace")
         named = f"{newest.path}" if newest else "no checkpoint was written"
         if named not in said:
             self.toll.wrong.append(f"after a rank's death the run did not name its checkpoint ({named}): {said[-300:]}")
@@ -335,5 +337,29 @@ class MortalRun:
     def _steps(self) -> list[dict[str, Any]]:
         return self.trial.steps(self.name, self._since)
 
-    def _said(self) -> str:
-        return self.trial.log(self.name).read_bytes()[self._log_starts :].decode("utf-8", "replace")
+
+def try_resume(
+    trial: Trial, kills: int, seed: int, say: Callable[[str], None], victims: Sequence[str] = (EVERYTHING,)
+) -> list[str]:
+    """Run twice without faults, and once with `kills` deaths at random moments; return faults and differences.
+
+    Raises:
+        TrialFailed: a run failed by itself.
+    """
+    say("one uninterrupted run")
+    started = time.time()
+    trial.finish(STRAIGHT)
+    start_seconds = trial.steps(STRAIGHT)[0]["time"] - started
+    say("the same again")
+    trial.finish(AGAIN)
+    mortal = MortalRun(trial, KILLED, start_seconds, seed)
+    for number, death in enumerate(planned(kills, victims, len(trial.steps(STRAIGHT)), seed), 1):
+        what = mortal.inject(death)
+        say(f"death {number}: {what}" if what else "it had ended; no further death")
+        if not what:
+            break
+    mortal.finish()
+    say(f"ended; {mortal.toll.summary()}")
+    what_for = {AGAIN: "the same run twice", KILLED: "killed and resumed"}
+    found = [f"{text}: {difference}" for name, text in what_for.items() if (difference := trial.difference(name))]
+    return [*mortal.toll.wrong, *found]

@@ -9,21 +9,15 @@ from typing import Any
 
 from openrlhf_ktae.record.metrics import read_record
 
-TIMINGS = ("timing/",)
-TIMING_ENDS = ("time", "seconds")
+TIMINGS, TIMING_ENDS = "timing/", ("time", "seconds")
 COMPARED = ("step", "eval")
-
-
-def is_timing(name: str) -> bool:
-    """Whether a figure of the record is a duration or a time."""
-    return name.startswith(TIMINGS) or name.endswith(TIMING_ENDS)
 
 
 def figures(directory: str | Path) -> Iterator[dict[str, Any]]:
     """Yield steps and evaluations of a run without their timings."""
     for row in read_record(directory):
         if row["kind"] in COMPARED:
-            yield {name: value for name, value in row.items() if not is_timing(name)}
+            yield {k: value for k, value in row.items() if not k.startswith(TIMINGS) and not k.endswith(TIMING_ENDS)}
 
 
 def first_difference(one: str | Path, other: str | Path) -> str | None:

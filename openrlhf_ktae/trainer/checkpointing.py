@@ -130,15 +130,17 @@ class CheckpointingTrainer:
             save(global_step, logs_dict, client_states)
             return
         if not saves_weights(self.args) or not self._has_room():
-            self._only_log(save, global_step, logs_dict, client_states)
+            with temporarily(self.args.ckpt, save_steps=math.inf):
+                save(global_step, logs_dict, client_states)
             return
         self._save(f"global_step{global_step}", client_states, lambda states: save(global_step, logs_dict, states))
 
     def save_best_checkpoint(self, eval_metrics: Any, global_step: int, client_states: Any = None) -> None:
         """Save as the host does if the evaluation is the best so far."""
         save = super().save_best_checkpoint  # type: ignore[misc]
-        improves = self._improves(eval_metrics)
-        if not improves:
+        # The host is about to save if this improves; detecting the metric key also sets it, as in the host.
+        key = self._detect_eval_metric_key(eval_metrics) if eval_metrics else None  # type: ignore[attr-defined]
+        if key is None or not eval_metrics[key] > self.best_eval_metric_value:
             save(eval_metrics, global_step, client_states)
             return
         if not saves_weights(self.args) or not self._has_room():
@@ -149,11 +151,6 @@ class CheckpointingTrainer:
         tag = f"{BEST}global_step{global_step}"
         if not self._save(tag, client_states, lambda states: save(eval_metrics, global_step, states)):
             self.best_eval_metric_value = before  # the best one must exist
-
-    def _improves(self, eval_metrics: Any) -> bool:
-        """Whether the host is about to save; detecting the metric key also sets it, as in the host."""
-        key = self._detect_eval_metric_key(eval_metrics) if eval_metrics else None  # type: ignore[attr-defined]
-        return key is not None and eval_metrics[key] > self.best_eval_metric_value
 
     def _save(self, tag: str, client_states: Any, save: Callable[[dict[str, Any]], None]) -> bool:
         """Let `save` write into a staging folder, add this process's state; return whether it was committed."""
@@ -196,10 +193,6 @@ class CheckpointingTrainer:
         if left:
             self._undeleted = self._undeleted | left
             self.record.note(f"--ckpt.path {root}: {', '.join(sorted(left))} cannot be deleted; delete them by hand")
-
-    def _only_log(self, save: Callable[..., None], *what: Any) -> None:
-        with temporarily(self.args.ckpt, save_steps=math.inf):
-            save(*what)
 
     def _has_room(self) -> bool:
         args, root = self.args, Path(self.args.ckpt.path)

@@ -55,13 +55,9 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         self._evaluating = False
         super().__init__(pretrain, strategy, *args, **kwargs)
         self.samples_generator.note = RunRecord(strategy.args.run.dir).note
-        self._notes = prompts.notes_of(self.prompts_dataloader, self.eval_dataloader)
+        self.prompt_notes = prompts.notes_of(self.prompts_dataloader, self.eval_dataloader)
         self.prompts_dataloader: Any = PositionedLoader(self.prompts_dataloader, self.samples_generator)
         tune_process()
-
-    def prompt_notes(self) -> list[str]:
-        """Return notes for the user on the prompts."""
-        return self._notes
 
     def _run_eval(self) -> dict[str, float]:
         """Evaluate as the host does; add accuracy and length with their intervals."""
@@ -105,9 +101,9 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         """Restore dynamic sampling from a checkpoint."""
         self.samples_generator.load_sampling_state(**state)
 
-    def number_of_prompts(self) -> int:
-        """Prompts of one episode."""
-        return len(self.prompts_dataloader)
+    def about_prompts(self) -> tuple[int, list[str]]:
+        """Return the number of prompts of one episode, and notes for the user on them."""
+        return len(self.prompts_dataloader), self.prompt_notes
 
     def evaluate_edge(self) -> dict[str, float]:
         """Evaluate outside the training loop, when nothing else generates; empty without held-out data."""
@@ -195,15 +191,14 @@ class KTAEPPOTrainerAsync(_HostTrainer):
         ray.get(self.trainer_actor.close_trackers.remote())
 
     def _fit(self) -> None:
-        number = ray.get(self.generator_actor.number_of_prompts.remote())
-        ray.get(self.trainer_actor.record_plan.remote(number))
-        ray.get(self.trainer_actor.note_all.remote(ray.get(self.generator_actor.prompt_notes.remote())))
+        number, notes = ray.get(self.generator_actor.about_prompts.remote())
         if self.args.train.async_queue_size < self._queue_size:
-            note = (
+            notes.append(
                 f"--train.max_staleness {self.args.train.max_staleness}: {self.args.train.async_queue_size} instead of "
-                f"{self._queue_size} batches (--train.async_queue_size) are on their way at a time"
+                f"{self._queue_size} batches (--train.async_queue_size) are in flight"
             )
-            ray.get(self.trainer_actor.note_all.remote([note]))
+        ray.get(self.trainer_actor.record_plan.remote(number))
+        ray.get(self.trainer_actor.note_all.remote(notes))
         if not resumes(self.args) and not self._evaluate_edge("before"):
             return
         state = ray.get(self.trainer_actor.saved_sampling_state.remote())

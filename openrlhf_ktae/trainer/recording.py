@@ -29,7 +29,7 @@ def seed_everything(seed: int) -> None:
 
 
 def recorded_credit(options: Any) -> dict[str, Any] | None:
-    """Return what a record says of the run's estimator: name, weight, its own options and file; None without one."""
+    """Return the run's estimator for the record: name, weight, options and file; None without one."""
     if not options.name:
         return None
     own = json.loads(options.options or "{}") if options.config is None else asdict(options.config)

@@ -1,9 +1,9 @@
-"""How old the weights are that a rollout of an asynchronous run was sampled with, and a bound on that.
+"""Age of the rollouts of an asynchronous run, and the bound on it.
 
-An age is counted in steps: those trained between the first token of a rollout and its own step. The host's generator
-waits for a slot before it begins a batch, and the trainer gives one back for each batch that it takes, so that with
-S slots a batch is at most S steps old. What is sampled beyond a batch waits for later steps: a fixed number of them
-where `--rollout.vllm_generate_batch_size` says how much, any number with dynamic sampling, which drops what is too old.
+A rollout's age is the number of steps trained between its first token and its own step. The host's generator takes a
+slot for each batch and the trainer returns one when it takes the batch, so with S slots a batch is at most S steps old.
+Surplus rollouts wait for later steps: for a fixed number of steps with `--rollout.vllm_generate_batch_size`, for any
+number with dynamic sampling, which drops rollouts that got too old.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from openrlhf_ktae.base.batches import steps_in_buffer
 
 WEIGHTS_STEP = "weights_step"
-"""Of an engine's answer, and of a rollout's `info` until it is trained on: steps that its weights were trained."""
+"""Key in an engine's answer and in a rollout's `info` until it is trained on: steps its weights had been trained."""
 MEAN, MAXIMUM, TOO_OLD = "staleness/mean", "staleness/max", "staleness/dropped_rollouts"
 
 
 def slots(args: SimpleNamespace) -> int:
-    """Return how many batches may be on their way: `--train.async_queue_size`, or fewer for `--train.max_staleness`."""
+    """Return the batches in flight: `--train.async_queue_size`, or fewer if `--train.max_staleness` requires it."""
     size, limit, rollout = args.train.async_queue_size, args.train.max_staleness, args.rollout
     if limit is None:
         return size
@@ -29,17 +29,17 @@ def slots(args: SimpleNamespace) -> int:
 
 
 def ages(rollouts: Iterable[Any], step: int) -> dict[str, float]:
-    """Return mean and maximum age of what is trained on after `step` steps; take the mark out of each rollout."""
+    """Return mean and maximum age of the rollouts trained on after `step` steps; remove the key from each."""
     marks = [rollout.info.pop(WEIGHTS_STEP, None) for rollout in rollouts]
     found = [step - int(mark) for mark in marks if mark is not None]
     return {MEAN: sum(found) / len(found), MAXIMUM: float(max(found))} if found else {}
 
 
 def without_stale(rollouts: Sequence[Any], step: int, limit: int | None) -> list[Any]:
-    """Return the rollouts at most `limit` steps old after `step` steps, with the whole groups they are in.
+    """Return the rollouts that are at most `limit` steps old after `step` steps.
 
-    Rollouts of a group are sampled in one call, with the same weights unless these come in between
-    (`--train.partial_rollout_enable`), where all have the mark of its beginning.
+    Groups stay whole: a group is sampled in one call and has one age. Weights that arrive during the call
+    (`--train.partial_rollout_enable`) do not change it.
     """
     if limit is None:
         return list(rollouts)

@@ -1,6 +1,6 @@
-"""Answer verification that cannot hang its caller and says when it does not know.
+"""Answer verification that cannot hang its caller and reports when it does not know.
 
-Importing this package loads the standard library alone: mpmath lives in worker processes.
+Importing this package loads only the standard library; mpmath is imported in worker processes.
 """
 
 from .config import VerifierConfig

@@ -1,8 +1,8 @@
 """The verifier as the host's agent: `--train.agent_func_path .../openrlhf_ktae/verifier/agent.py`.
 
-Runs inside the vLLM engine's actor, for training and evaluation alike. Generation is the host's; only the reward is
-ours. Departures from the host: the reward is never None, only the generated tokens are graded, and `extra_logs` always
-has the same keys.
+Runs in the vLLM engine's actor, for training and evaluation. The host generates; this file adds only the reward.
+Departures from the host: the reward is never None, only the generated tokens are graded, and `extra_logs` always has
+the same keys.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from openrlhf_ktae.verifier.verdict import FAILURES, Reason
 
 logger = logging.getLogger(__name__)
 
-MIN_VERDICTS_TO_STOP = 64  # fewer verdicts do not make a share
+MIN_VERDICTS_TO_STOP = 64  # the share of unknown verdicts is not judged before
 EXAMPLES = 5
 
 
@@ -30,7 +30,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
     """Single-turn generation by the host, graded by `Verifier`. Settings: `OPENRLHF_KTAE_VERIFIER` (JSON)."""
 
     def __init__(self) -> None:
-        """Read the settings and start the workers in the background, while the engine loads its model."""
+        """Read the settings and start the workers in the background while the engine loads its model."""
         super().__init__()
         config = self.config = VerifierConfig.from_env()
         self._unknown: deque[Verdict | None] = deque(maxlen=config.unknown_window)
@@ -51,7 +51,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
         llm_engine: Any,
         images: Any = None,
     ) -> dict[str, Any]:
-        """Generate as the host does, then put `reward`, `scores` and `extra_logs` on its output."""
+        """Generate as the host does; add `reward`, `scores` and `extra_logs` to the output."""
         labelled, (label, _) = label, label_and_row(label)
         output = await super().execute(
             prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=images
@@ -76,7 +76,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
         return output
 
     async def _checked(self, label: Any, response: str) -> Verdict:
-        """A verdict whatever happens: a defect of ours is unknown, not the end of the run."""
+        """The verdict; an error in the verifier itself is unknown and does not end the run."""
         try:
             return await self.verifier.averify(label, response)
         except Exception:
@@ -87,9 +87,9 @@ class AgentExecutor(SingleTurnAgentExecutor):
     def reward_fields(
         self, verdict: Verdict, reward: float, score: float, response: str, logs: dict[str, float]
     ) -> dict[str, Any]:
-        """`reward`, `scores`, `extra_logs` of one rollout: plain floats, the same keys every time.
+        """`reward`, `scores`, `extra_logs` of one rollout: plain floats, always with the same keys.
 
-        An unknown verdict under `exclude` has the score NaN, which the trainer leaves out of group statistics.
+        An unknown verdict under `exclude` has score NaN, which the trainer leaves out of group statistics.
         """
         config = self.config
         kept = keeps_format(response, config.require_tags, config.require_single_answer)
@@ -111,7 +111,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
         return {"reward": float(reward), "scores": float(score), "extra_logs": {**logs, **own}}
 
     def _watch(self, verdict: Verdict) -> None:
-        """Stop the run when too many verdicts are unknown: the reward would be noise."""
+        """Stop the run if too many verdicts are unknown: the reward would be noise."""
         self._unknown.append(verdict if verdict.status == UNKNOWN else None)
         unknown = [seen for seen in self._unknown if seen is not None]
         share = len(unknown) / len(self._unknown)
@@ -128,7 +128,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
 
 
 def _verdict_of(failure: str, score: float, label: Any, threshold: float) -> Verdict:
-    """The verdict that a user's score amounts to."""
+    """The verdict that follows from a user's score."""
     if failure:
         return Verdict(UNKNOWN, Reason.REWARD_FUNC_FAILED, gold=str(label), detail=failure)
     return Verdict(CORRECT if score > threshold else WRONG, Reason.REWARD_FUNC, extracted="", gold=str(label))

@@ -13,13 +13,13 @@ from .pool import Job, WorkerPool
 from .verdict import CORRECT, UNKNOWN, Reason, Verdict
 from .verifier import Verifier
 
-PROBE = r"\boxed{-98765432123456789/7}"  # an answer that no gold has: unknown means that the gold cannot be read
-OTHER_TIMEOUT_FACTOR = 4  # other graders are slower; their limits are looser
+PROBE = r"\boxed{-98765432123456789/7}"  # matches no gold: an unknown verdict means that the gold cannot be read
+OTHER_TIMEOUT_FACTOR = 4  # other graders are slower
 
 
 @dataclass(frozen=True)
 class Row:
-    """One stored response. `reward` is None where none was stored, `response` where only the gold is of interest."""
+    """One stored response. `reward` is None if none was stored, `response` if only the gold is checked."""
 
     line: int
     gold: Any
@@ -47,7 +47,7 @@ class GoldFault:
 
 @dataclass(frozen=True)
 class Graded:
-    """A row with our verdict, that of the stored reward and that of another grader; None where there is none."""
+    """A row with our verdict, and the verdicts of the stored reward and of another grader, if any."""
 
     row: Row
     verdict: Verdict
@@ -55,7 +55,7 @@ class Graded:
     second: Verdict | None
 
     def disagrees(self, other: Verdict | None) -> bool:
-        """We say something else than another verdict, unknown included."""
+        """Whether our verdict, unknown included, differs from a known one."""
         return other is not None and other.known and other.status != self.verdict.status
 
 
@@ -99,7 +99,7 @@ def audit(rows: Sequence[Row], config: VerifierConfig, reward_threshold: float =
 
 
 def check_golds(rows: Iterable[Row], verifier: Verifier) -> tuple[list[GoldFault], int]:
-    """Faults among the distinct golds, and how many of them there are."""
+    """Faults of the distinct golds, and the number of distinct golds."""
     firsts = list({repr(row.gold): row for row in rows}.values())
     forms = [gold_forms(row.gold) for row in firsts]
     of_itself = verifier.verify_many(
@@ -116,7 +116,7 @@ def check_golds(rows: Iterable[Row], verifier: Verifier) -> tuple[list[GoldFault
 
 
 def second_opinions(rows: Sequence[Row], config: VerifierConfig, grader: str) -> list[Verdict]:
-    """The verdicts of another grader, in processes of its own; unknown where it gives none."""
+    """The verdicts of another grader, run in separate processes; unknown if it gives none."""
     pool = WorkerPool(config.workers, config.memory_mb, config.recycle_after, grader)
     try:
         pool.start()

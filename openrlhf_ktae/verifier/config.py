@@ -1,4 +1,4 @@
-"""Settings of the verifier: one frozen dataclass, carried to other processes by one environment variable."""
+"""Settings of the verifier: one frozen dataclass, passed to other processes in one environment variable."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ CONFIG_VARIABLE = "OPENRLHF_KTAE_VERIFIER"
 
 UNKNOWN_POLICIES = ("zero", "exclude", "retry")
 ANSWER_FORMATS = ("auto", "box", "tags")
-MIN_MEMORY_MB = 512  # a worker with math-verify loaded and an idle numeric library needs about 200 MB of address space
+MIN_MEMORY_MB = 512  # a worker needs about 200 MB of address space with math-verify and a numeric library loaded
 
 
 @dataclass(frozen=True)
 class VerifierConfig:
-    """How answers are checked, what a verdict is worth, and what happens when there is none."""
+    """How answers are checked, the reward of each verdict, and the treatment of unknown ones."""
 
     workers: int = 2
     """Worker processes that check at the same time. Range: 1 to 256."""
     timeout_s: float = 5.0
-    """Wall-clock limit of one check in seconds, from the moment a worker gets it. The worker is killed then."""
+    """Wall-clock limit of one check in seconds, from the moment a worker gets it. A worker over it is killed."""
     cpu_s: float = 1.5
-    """CPU time of one check in seconds. Lower than `timeout_s`, so that verdicts do not depend on the load."""
+    """CPU limit of one check in seconds. Lower than `timeout_s`, so that verdicts do not depend on the load."""
     memory_mb: int = 2048
-    """Address space of a worker in MiB. Range: 512 and up."""
+    """Limit on a worker's address space in MiB. Range: 512 and up."""
     recycle_after: int = 2000
-    """Checks after which a worker is replaced by a fresh one (sympy's caches grow)."""
+    """Number of checks after which a worker is replaced (sympy's caches grow)."""
     cache_size: int = 20000
-    """Remembered verdicts per (gold, extracted answer); 0 switches the cache off."""
+    """Cached verdicts, one per gold and extracted answer; 0 disables the cache."""
     unknown: str = "exclude"
-    """An unknown verdict: `zero` scores it as wrong, `exclude` leaves it out of group statistics and KTAE tables,
-    `retry` checks once more with twice the limits and then does as `after_retry` says."""
+    """Treatment of an unknown verdict: `zero` scores it as wrong, `exclude` leaves it out of group statistics and KTAE
+    tables, `retry` checks once more with doubled limits and then applies `after_retry`."""
     after_retry: str = "exclude"
-    """What `retry` does with an answer that is still unknown: `zero` or `exclude`."""
+    """Treatment of a verdict that is unknown after `retry`: `zero` or `exclude`."""
     max_unknown_share: float = 0.1
-    """The run stops with examples when more than this share of the last `unknown_window` verdicts is unknown."""
+    """The run stops with examples if more than this share of the last `unknown_window` verdicts is unknown."""
     unknown_window: int = 512
-    """Number of verdicts over which the share of unknown ones is taken."""
+    """Number of verdicts over which the share of unknown ones is computed."""
     correct_reward: float = 1.0
     """Reward of a correct answer."""
     wrong_reward: float = 0.0
@@ -47,19 +47,19 @@ class VerifierConfig:
     answer_format: str = "auto"
     """Where the answer is: `auto` (the last box, else `<answer>` tags, else "final answer is"), `box` or `tags`."""
     format_reward: float = 0.0
-    """Added to the reward (never to the score) when the response keeps the asked format."""
+    """Added to the reward (never to the score) if the response keeps the required format."""
     require_tags: tuple[str, ...] = ()
-    """Tags that must appear exactly once each, opened and closed, in this order, for example `think`, `answer`."""
+    """Tags that the format requires exactly once each, opened and closed, in this order, such as `think`, `answer`."""
     require_single_answer: bool = False
-    """The format asks for exactly one boxed answer."""
+    """The format requires exactly one boxed answer."""
     reward_file: str = ""
     """Path of a Python file with `reward_func(queries, prompts, labels)` that replaces the answer check."""
     correct_threshold: float = 0.0
-    """The score of a `reward_func` above which a rollout is correct: a run gives --algo.ktae.correct_threshold here."""
+    """A rollout with a `reward_func` score above this is correct; a run sets it to --algo.ktae.correct_threshold."""
     reward_timeout_s: float = 60.0
-    """Seconds that one call of the user's `reward_func` may take before its verdict is unknown."""
+    """Time limit of one call of the user's `reward_func` in seconds; after it the verdict is unknown."""
     reward_log_keys: tuple[str, ...] = ()
-    """Keys of `extra_logs` of the user's `reward_func` to put into the metrics, always all of them."""
+    """Keys of `extra_logs` of the user's `reward_func` to log as metrics; a missing one counts as 0."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "require_tags", tuple(self.require_tags))
@@ -89,7 +89,7 @@ class VerifierConfig:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> VerifierConfig:
-        """Read the JSON object in `OPENRLHF_KTAE_VERIFIER`; the defaults where it is not set."""
+        """Read the JSON object in `OPENRLHF_KTAE_VERIFIER`; defaults if it is not set."""
         text = (os.environ if environ is None else environ).get(CONFIG_VARIABLE, "").strip()
         if not text:
             return cls()
@@ -112,7 +112,7 @@ def _require(config: VerifierConfig, name: str, holds: bool, allowed: str) -> No
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
-    """`value` as the type of `default`; integers pass as floats, lists as tuples, nothing else is converted."""
+    """`value` in the type of `default`; integers become floats and lists tuples, nothing else is converted."""
     if isinstance(default, tuple) and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
         return tuple(value)
     if isinstance(default, float) and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -1,7 +1,7 @@
-r"""Find the answer in a whole response, in linear time: a box, else `<answer>` tags, else "final answer is".
+r"""Extract the answer from a response in linear time: a box, else `<answer>` tags, else "final answer is".
 
-The last box is the answer. If it is malformed or empty there is none: an earlier box, or a number from the prose, is
-never taken instead.
+The last box is the answer. If it is malformed or empty, there is no answer: earlier boxes and numbers in the text are
+never used instead.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from .reading.clean import restore_escapes
 from .verdict import Reason
 
 MAX_NESTED_BOXES = 4
-MAX_BOX = 65536  # characters; a box that does not close within them is taken as malformed
+MAX_BOX = 65536  # characters; a box that does not close within them is malformed
 PHRASE = "final answer is"
 HASHES = "####"
-PHRASE_WINDOW = 2000  # characters at the end of the response in which the phrase is looked for
+PHRASE_WINDOW = 2000  # the phrase is looked for in this many characters at the end of the response
 MAX_PHRASE_ANSWER = 400
 _BOX_START = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
 _BARE_BOX = re.compile(r"\\boxed\s{1,8}([^\s\\{}$.,;]{1,40})")
@@ -29,7 +29,7 @@ _SENTENCE_END = re.compile(r"\.\s|\.$|\n|\bI hope\b")
 
 @dataclass(frozen=True)
 class Extraction:
-    """The answer found, or the reason why there is none."""
+    """The answer, or the reason why there is none."""
 
     answer: str | None
     reason: Reason = Reason.ANSWER_FOUND
@@ -38,9 +38,9 @@ class Extraction:
 def extract_answer(response: str, answer_format: str = "auto", gold: object = "") -> Extraction:
     r"""The answer of a response. `answer_format`: `auto` (box, else tags, else phrase), `box` or `tags` alone.
 
-    Where the gold is of GSM8K's form (`#### 18`), a last line of that form is an answer too.
+    If the gold is written as in GSM8K (`#### 18`), a last line of that form is an answer too.
     """
-    response = response.replace("\x08oxed", "\\boxed")  # a JSON reader took backslash and b for a control character
+    response = response.replace("\x08oxed", "\\boxed")  # a JSON reader took `\b` as a control character
     if answer_format == "tags":
         return tagged(response) or Extraction(None, Reason.NO_TAG)
     if response.rfind("<think>") > response.rfind("</think>"):
@@ -50,18 +50,15 @@ def extract_answer(response: str, answer_format: str = "auto", gold: object = ""
         found = boxed(response)
         inside = answer_format == "box" or _OPEN_TAG in (found.answer or "")
         return found if inside else tagged(response[last_box:]) or found
-    hashed = HASHES in gold and _hashed(response) if isinstance(gold, str) else None
-    return tagged(response) or hashed or stated(response) or Extraction(None, Reason.NO_BOX)
-
-
-def _hashed(response: str) -> Extraction | None:
-    """What follows the last `####` on its line, or None if there is none."""
-    _, hashes, rest = response.rpartition(HASHES)
-    return _found(rest.strip().partition("\n")[0][:MAX_PHRASE_ANSWER], Reason.EMPTY_ANSWER) if hashes else None
+    answer = tagged(response)
+    if answer is None and isinstance(gold, str) and HASHES in gold and HASHES in response:
+        line = response.rpartition(HASHES)[2].strip().partition("\n")[0]
+        answer = _found(line[:MAX_PHRASE_ANSWER], Reason.EMPTY_ANSWER)
+    return answer or stated(response) or Extraction(None, Reason.NO_BOX)
 
 
 def boxed(response: str) -> Extraction:
-    r"""The content of the last `\boxed{...}`, braces matched; of the outer one where it stands inside another."""
+    r"""The content of the last `\boxed{...}` with matched braces; of the outer box if boxes are nested."""
     start = _last_box(response, len(response))
     if start < 0:
         return Extraction(None, Reason.NO_BOX)
@@ -84,18 +81,18 @@ def boxed(response: str) -> Extraction:
         if outer_end < end:
             break
         if response[opening.end() : outer_end].strip() != response[start : end + 1]:
-            content = response[opening.end() : outer_end]  # both are said
+            content = response[opening.end() : outer_end]  # the outer box holds more than the inner one
         start, end = outer, outer_end
     return _found(content, Reason.EMPTY_BOX)
 
 
 def _last_box(response: str, before: int) -> int:
-    """Where the last box before a position begins; -1 if there is none."""
+    """The start of the last box before a position; -1 if there is none."""
     return max(response.rfind("\\boxed", 0, before), response.rfind("\\fbox", 0, before))
 
 
 def _closing(response: str, begin: int) -> int:
-    """Where the brace that was opened just before `begin` is closed; -1 if that is nowhere near."""
+    """The position of the brace that closes the one just before `begin`; -1 if not within MAX_BOX characters."""
     depth = 1
     for brace in _BRACE.finditer(response, begin, begin + MAX_BOX):
         depth += (brace.group() == "{") - (brace.group() == "}")
@@ -118,7 +115,7 @@ def tagged(response: str) -> Extraction | None:
 
 
 def stated(response: str) -> Extraction | None:
-    """What follows the last "final answer is" near the end, or None if the phrase does not occur."""
+    """The text after the last "final answer is" near the end, or None if the phrase does not occur."""
     tail = response[-PHRASE_WINDOW:]
     at = tail.lower().rfind(PHRASE)
     if at < 0:

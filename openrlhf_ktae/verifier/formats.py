@@ -1,7 +1,4 @@
-"""The text of a response that is judged, and whether it keeps the format that was asked for.
-
-Counting only; no parsing, linear time.
-"""
+"""The text of a response to grade, and whether it keeps the required format. Counts tags and boxes in linear time."""
 
 from __future__ import annotations
 
@@ -11,13 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 _OPENING = re.compile(r"(?:<\w+>|\\(?:boxed|fbox)\{)\s*$")
-OPENING_CHARACTERS = 100  # at the end of a prompt, in which a tag that it opens is looked for
+OPENING_CHARACTERS = 100  # an opening tag is looked for in this many characters at the end of a prompt
 
 
 def response_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Return the text of the generated `ids` without the tokens that end, pad or begin a sequence.
+    """Return the text of the generated `ids` without tokens that end, pad or begin a sequence.
 
-    Other tokens that a tokenizer calls special stay: `<answer>` or `</think>` may be among them.
+    Other special tokens of the tokenizer stay: `<answer>` or `</think>` may be among them.
     """
     control = _control_ids(tokenizer.name_or_path, tokenizer.eos_token_id, tokenizer.pad_token_id)
     control |= {tokenizer.bos_token_id}
@@ -26,7 +23,7 @@ def response_text(tokenizer: Any, ids: Sequence[int]) -> str:
 
 @lru_cache(maxsize=16)
 def _control_ids(model: str, *known: int | None) -> frozenset[int | None]:
-    """Return `known` and the ids at which the model's generation configuration ends a response."""
+    """Return `known` and the end-of-sequence ids in the model's generation configuration."""
     from transformers import GenerationConfig
 
     try:
@@ -37,7 +34,7 @@ def _control_ids(model: str, *known: int | None) -> frozenset[int | None]:
 
 
 def opening_of(prompt: str) -> str:
-    r"""Return the end of a prompt that belongs to the response: a tag (`<think>`) or `\boxed{` that it leaves open."""
+    r"""Return the end of a prompt if it belongs to the response: an unclosed tag (`<think>`) or `\boxed{`."""
     found = _OPENING.search(prompt[-OPENING_CHARACTERS:])
     return found[0] if found else ""
 

@@ -1,4 +1,4 @@
-"""Golds as data sets hold them -> the texts that are right. Run once per gold, cached."""
+"""Golds as found in data sets -> accepted answers. Runs once per gold, cached."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 
 
 def gold_forms(gold: object) -> tuple[str, ...]:
-    r"""The accepted answers: a list means alternatives. Empty if there is no gold at all.
+    r"""The accepted answers: a list means alternatives. Empty if there is no gold.
 
     Understands numbers (142.0 is 142), LaTeX with and without dollars or box, `#### 42`, the text of a Python list
     (`"['9.6\n']"`), and lists of any of these.
@@ -26,7 +26,9 @@ def gold_forms(gold: object) -> tuple[str, ...]:
     if isinstance(gold, bool) or gold is None:
         return () if gold is None else (str(gold),)
     if isinstance(gold, (int, float)):
-        return _number_form(gold)
+        if isinstance(gold, float) and not math.isfinite(gold):
+            return ()
+        return (str(int(gold)) if gold == int(gold) and abs(gold) < 1e15 else repr(gold),)
     if isinstance(gold, Sequence) or hasattr(gold, "tolist"):
         items = gold.tolist() if hasattr(gold, "tolist") else gold
         if not isinstance(items, Sequence):
@@ -37,12 +39,6 @@ def gold_forms(gold: object) -> tuple[str, ...]:
 
 def _distinct(forms: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(form for form in forms if form))[:MAX_FORMS]
-
-
-def _number_form(gold: int | float) -> tuple[str, ...]:
-    if isinstance(gold, float) and not math.isfinite(gold):
-        return ()
-    return (str(int(gold)) if gold == int(gold) and abs(gold) < 1e15 else repr(gold),)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -56,7 +52,7 @@ def _text_forms(gold: str) -> tuple[str, ...]:
 
 
 def _unwrapped(gold: str) -> str:
-    """Without the marks around an answer: `#### `, a box, dollars, white space, a full stop."""
+    """Remove the marks around an answer: `#### `, a box, dollar signs, white space."""
     text = _TRAILING_NEWLINE.sub("", gold).strip()
     if "####" in text:
         text = text.rsplit("####", 1)[1].strip()

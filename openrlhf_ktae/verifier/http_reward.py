@@ -1,6 +1,6 @@
-"""Rewards from a server (`--reward.remote_url http://...`): asked for again with pauses, then the rollout has failed.
+"""Rewards from a server (`--reward.remote_url http://...`). Queries are retried with pauses, then the rollout fails.
 
-Departure from the host, which makes `None` of whatever goes wrong and dies of it some steps later.
+Departure from the host, which turns every error into `None` and crashes on it some steps later.
 """
 
 from __future__ import annotations
@@ -27,22 +27,19 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 1.0  # doubled after each try
 CONNECT_SECONDS = 5.0
-FAILED_IN_A_ROW = 64  # queries, each with all its tries, after which a server that answers has gone, too
-UNREACHABLE = (
-    aiohttp.ClientConnectionError,
-    OSError,
-)  # a TimeoutError too: nobody answers; else somebody answers badly
+FAILED_IN_A_ROW = 64  # after so many failed queries, each with all its tries, a responding server counts as gone, too
+UNREACHABLE = (aiohttp.ClientConnectionError, OSError)  # includes TimeoutError; other errors come from a bad answer
 
 
 class BadAnswer(RuntimeError):
-    """A reward server answered, and not with a reward."""
+    """A reward server's answer has no usable reward."""
 
 
 class HttpAgentExecutor(SingleTurnAgentExecutor):
     """The host's single turn, judged by reward servers that may fail for a while."""
 
     def __init__(self, addresses: list[str]) -> None:
-        super().__init__()  # without an address the host asks nobody
+        super().__init__()  # without an address the host queries no server
         self.addresses = list(addresses)
         self._next = cycle(self.addresses)
         seconds, tries = os.environ.get(SERVER_VARIABLE, "").split() or (
@@ -63,11 +60,11 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
         llm_engine: Any,
         images: Any = None,
     ) -> dict[str, Any]:
-        """Generate as the host does, then put `reward`, `scores` and `extra_logs` of a server on its output.
+        """Generate as the host does; add a server's `reward`, `scores` and `extra_logs` to the output.
 
         Raises:
-            BadAnswer: no server gave a reward in any try.
-            TrainingStopped: they are gone.
+            BadAnswer: all tries failed.
+            TrainingStopped: the servers are gone.
         """
         output = await super().execute(
             prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=images
@@ -76,7 +73,7 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
         return {**output, **await self.reward({"query": [query], "prompts": [prompt], "labels": [label]})}
 
     async def reward(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a server makes of one query."""
+        """Return the reward of one query."""
         began, reason, unreachable = time.monotonic(), "", True
         for number in range(self._tries):
             if number:
@@ -95,10 +92,10 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
         if (unreachable and self._answered < began) or self._failed_in_a_row >= FAILED_IN_A_ROW:
             addresses = ",".join(redacted(address, ()) for address in self.addresses)
             raise TrainingStopped(
-                f"--reward.remote_url {addresses}: gives no rewards any more, at last {reason}; start the server again "
-                "and go on with --resume auto"
+                f"--reward.remote_url {addresses}: gives no rewards any more, last error {reason}; restart the server "
+                "and continue with --resume auto"
             )
-        raise BadAnswer(f"--reward.remote_url gave no reward in {self._tries} tries, at last {reason}")
+        raise BadAnswer(f"--reward.remote_url gave no reward in {self._tries} tries, last error {reason}")
 
     async def _ask(self, address: str, query: Mapping[str, Any]) -> Any:
         async with (
@@ -118,7 +115,7 @@ def read(answer: Any) -> dict[str, Any]:
     """Return `reward`, `scores` and `extra_logs` of one rollout from a server's answer, by a reward function's rules.
 
     Raises:
-        BadAnswer: it has not exactly one finite reward.
+        BadAnswer: there is not exactly one finite reward.
     """
     try:
         reward, score, logs = read_result(answer, "openrlhf")

@@ -1,8 +1,8 @@
 """Killable worker processes behind one dispatcher thread.
 
-The dispatcher sleeps in `select` until a job, an answer or a deadline arrives. A worker that passes its deadline is
-killed and a warm spare takes its place; the other workers never notice. Callers get a `concurrent.futures.Future`,
-so threads, asyncio and Ray actors can all wait for it in their own way.
+The dispatcher sleeps in `select` until a job, an answer or a deadline arrives. A worker that exceeds its deadline is
+killed and a warm spare replaces it; other workers are not affected. Callers get a `concurrent.futures.Future`, so
+threads, asyncio and Ray actors can all wait for it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .verdict import UNKNOWN, Reason, Status, Verdict
 
 logger = logging.getLogger(__name__)
 
-SPARES = 1  # warm workers beyond `workers`, so that a kill does not cost the next check a start-up (about 1 s)
+SPARES = 1  # warm workers beyond `workers`, so that after a kill no check waits for a start-up (about 1 s)
 START_LIMIT_S = 60.0  # a worker that is not ready by then is killed
 MAX_DEATHS = 2  # of workers during one check
-MAX_DISPATCHES = 8  # of one check, where workers are killed before they begin it
-MAX_START_FAILURES = 3  # in a row; then waiting checks are answered `unknown` with the worker's traceback
+MAX_DISPATCHES = 8  # of one check whose workers are killed before they begin it
+MAX_START_FAILURES = 3  # in a row; then waiting checks become unknown, with the worker's traceback
 START_BACKOFF_S = 5.0  # pause after that many failures before workers are started again
-REAP_INTERVAL_S = 0.05  # how often a killed process is asked whether it is gone
+REAP_INTERVAL_S = 0.05  # between attempts to reap a killed process
 CLOSED = Verdict(UNKNOWN, Reason.CLOSED)
 RECYCLE_REASONS = frozenset({Reason.MEMORY_LIMIT, Reason.CPU_LIMIT, Reason.DEPTH_LIMIT})
 OWN_FAULT = frozenset({signal.SIGPROF, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
@@ -44,20 +44,20 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(eq=False)
 class Job:
-    """One check waiting for a worker, or with one."""
+    """One check that waits for a worker or runs on one."""
 
     gold: Any
     answer: str
     timeout_s: float
     cpu_s: float
     future: Future = field(default_factory=Future)
-    deaths: int = 0  # of workers that had begun this check or were stuck in it
-    otherwise: Status = UNKNOWN  # the status of an answer that kills its worker: wrong once the gold has been read
+    deaths: int = 0  # workers that died or hung during this check
+    otherwise: Status = UNKNOWN  # status if the answer kills its worker: wrong once the gold has been read
     dispatches: int = 0
     dispatched_at: float = 0.0
 
     def resolve(self, verdict: Verdict) -> None:
-        """Hand the verdict over with its time, unless the caller has gone."""
+        """Set the verdict and its time, unless the caller has cancelled."""
         seconds = time.monotonic() - self.dispatched_at if self.dispatches else 0.0
         with contextlib.suppress(Exception):
             self.future.set_result(replace(verdict, seconds=seconds))
@@ -70,18 +70,13 @@ class _Worker:
     ready: bool = False
     job: Job | None = None
     began: bool = False
-    cpu_s: float = 0.0  # that it had used when it began
+    cpu_s: float = 0.0  # CPU time it had used when it began the current check
     checks: int = 0
     buffer: bytearray = field(default_factory=bytearray)
 
     @property
     def idle(self) -> bool:
         return self.ready and self.job is None
-
-
-def worker_command(memory_mb: int, grader: str) -> list[str]:
-    """Command line of a worker; `-P` keeps the current directory out of its import path."""
-    return [sys.executable, "-P", "-m", "openrlhf_ktae.verifier.worker", str(os.getpid()), str(memory_mb), grader]
 
 
 def worker_environment() -> dict[str, str]:
@@ -100,7 +95,7 @@ def worker_environment() -> dict[str, str]:
 
 
 def _exit_code(process: subprocess.Popen) -> int | None:
-    """Exit code of a process that has closed its pipes: it is about to be reapable, so a short wait is enough."""
+    """Exit code of a process that has closed its pipes; it exits within moments, so a short wait is enough."""
     try:
         return process.wait(0.1)
     except subprocess.TimeoutExpired:
@@ -108,7 +103,7 @@ def _exit_code(process: subprocess.Popen) -> int | None:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU time that a live process has used; 0 where the system does not say."""
+    """CPU time that a live process has used; 0 if the system does not tell."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -140,7 +135,7 @@ class WorkerPool:
         _POOLS.add(self)
 
     def _reset(self) -> None:
-        """Begin without dispatcher and workers; also in a forked child, which owns neither."""
+        """Set the state without dispatcher and workers; a forked child has neither."""
         self._lock = threading.Lock()
         self._inbox: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
@@ -167,11 +162,11 @@ class WorkerPool:
             self._thread.start()
 
     def wait_ready(self, timeout_s: float = START_LIMIT_S) -> bool:
-        """Wait until all workers have loaded. False if they fail to (`start_failure` says why) or take longer."""
+        """Wait until all workers are ready. False if they fail (`start_failure` has the reason) or take longer."""
         return self._ready.wait(timeout_s) and not self.start_failure
 
     def submit(self, job: Job) -> Future:
-        """Queue one job; its future gets the verdict, without answer and gold."""
+        """Queue one job; its future gets the verdict without `extracted` and `gold`."""
         with self._lock:
             if not self._closing:
                 self._inbox.append(job)
@@ -183,17 +178,13 @@ class WorkerPool:
         return job.future
 
     def close(self) -> None:
-        """Kill the workers, reap them and answer what still waits with `unknown`."""
+        """Kill and reap the workers; waiting jobs get the verdict unknown."""
         with self._lock:
             self._closing = True
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._wake()
             thread.join()
-
-    def pids(self) -> list[int]:
-        """Process ids of the live workers."""
-        return [worker.process.pid for worker in list(self._workers)]
 
     # --- everything below runs in the dispatcher thread ---
 
@@ -208,7 +199,7 @@ class WorkerPool:
             while not self._closing:
                 self._step(wake_read)
         except Exception:
-            logger.exception("the dispatcher of the verifier has failed; its checks are unknown from now on")
+            logger.exception("the verifier's dispatcher failed; all further verdicts are unknown")
         finally:
             with self._lock:
                 self._closing = True
@@ -248,10 +239,11 @@ class WorkerPool:
     def _start_missing(self) -> None:
         if time.monotonic() < self._start_after:
             return
+        arguments = str(os.getpid()), str(self._memory_mb), self._grader
         while len(self._workers) < self._workers_wanted + SPARES:
             try:
-                process = subprocess.Popen(
-                    worker_command(self._memory_mb, self._grader),
+                process = subprocess.Popen(  # -P keeps the current directory out of the import path
+                    [sys.executable, "-P", "-m", "openrlhf_ktae.verifier.worker", *arguments],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
@@ -297,7 +289,7 @@ class WorkerPool:
         try:
             assert worker.process.stdin is not None
             worker.process.stdin.write(encode(request))
-        except OSError:  # it has died; the end of its output says so as well, once
+        except OSError:  # it has died
             self._lost(worker)
 
     def _read(self, worker: _Worker) -> None:
@@ -343,7 +335,7 @@ class WorkerPool:
             self._ready.set()
 
     def _expire(self, worker: _Worker) -> None:
-        """A check that has used its share of the CPU is at fault itself; else the machine is, and it is tried again."""
+        """Kill a worker over its deadline. A check that used much CPU is at fault; otherwise it is tried again."""
         self.counts["killed"] += 1
         job = worker.job
         used = _cpu_seconds(worker.process.pid) - worker.cpu_s if worker.began else 0.0
@@ -356,7 +348,7 @@ class WorkerPool:
             self._again(job, Verdict(UNKNOWN, Reason.WALL_LIMIT))
 
     def _again(self, job: Job, otherwise: Verdict) -> None:
-        """One more worker for a check that one has been lost in through no fault of the answer."""
+        """Try a check on another worker if the last one was lost through no fault of the answer."""
         job.deaths += 1
         if job.deaths < MAX_DEATHS and job.dispatches < MAX_DISPATCHES:
             self._waiting.appendleft(job)
@@ -364,7 +356,7 @@ class WorkerPool:
             job.resolve(otherwise)
 
     def _lost(self, worker: _Worker) -> None:
-        """The worker has gone without being told to: by its own limits, or by a kill from outside."""
+        """Handle a worker that ended unexpectedly: by its own limits, or killed from outside."""
         if worker not in self._workers:
             return
         self.counts["died"] += 1
@@ -384,7 +376,7 @@ class WorkerPool:
         self._again(job, Verdict(UNKNOWN, Reason.WORKER_DIED, detail=detail))
 
     def _remove(self, worker: _Worker) -> None:
-        """Kill and forget one worker; the process is reaped in a later step."""
+        """Kill and remove one worker; the process is reaped in a later step."""
         process = worker.process
         self._workers.remove(worker)
         assert process.stdin is not None and process.stdout is not None

@@ -17,7 +17,7 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 def decode_from(buffer: bytearray) -> dict[str, Any] | None:
-    """Take one whole message off the front of `buffer`, or None if it has not arrived. ValueError if corrupt."""
+    """Remove one complete message from the front of `buffer`; None if it is incomplete. ValueError if corrupt."""
     if len(buffer) < HEADER.size:
         return None
     (length,) = HEADER.unpack_from(buffer)

@@ -1,4 +1,4 @@
-"""Verdicts that need no worker: equal text and plain numbers. Bounded time, safe in any thread and event loop."""
+"""Verdicts that need no worker: equal texts and plain numbers. Bounded time, safe in any thread and event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TIDY = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 
 
 def squeeze(cleaned: str) -> str:
-    """A cleaned text without what never matters: dollars, spaces (but `1 2` is not `12`), a full stop at the end."""
+    """A cleaned text without dollar signs, the full stop at the end and spaces (but `1 2` is not `12`)."""
     text = _TIDY.sub(r"\\frac", cleaned.replace("$", "").strip().removesuffix("."))
     return _SPACE.sub("", _INNER_SPACE.sub("\x00", text.strip()))
 
@@ -33,7 +33,7 @@ def whole_number(text: str) -> int | None:
 
 
 def quick_verdict(gold: str, answer: str) -> Verdict | None:
-    """The verdict, or None where a worker has to decide."""
+    """The verdict, or None if a worker must decide."""
     if gold == answer:
         return SAME_TEXT
     if max(len(gold), len(answer)) > MAX_CHARACTERS:
@@ -48,7 +48,7 @@ def quick_verdict(gold: str, answer: str) -> Verdict | None:
 
 
 def _long_digits(gold: str, answer: str) -> Verdict | None:
-    """Whole numbers of thousands of digits, compared as text: converting them takes time in the square."""
+    """Compare whole numbers of thousands of digits as text: converting them takes quadratic time."""
     if not all(text.isascii() and text.isdigit() for text in (gold, answer)):
         return None
     return SAME_NUMBER if gold.lstrip("0") == answer.lstrip("0") else DIFFERENT_NUMBER

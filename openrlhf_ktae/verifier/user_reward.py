@@ -1,14 +1,14 @@
-"""A user's own reward function, kept from killing the run.
+"""A user's own reward function, run so that its errors do not end the run.
 
-Three kinds are taken as they are, told apart by the names of their parameters:
+Three kinds work unchanged, recognised by the names of their parameters:
 
     reward_func(queries, prompts, labels)                    OpenRLHF: a dict with `rewards`, `scores`, `extra_logs`
     f(prompts, completions, **columns)                       TRL: a list of numbers
     compute_score(data_source, solution_str, ground_truth)   verl: a number, or a dict with `score`
 
-Each call gets one rollout. The host swallows exceptions and dies three steps later of a missing reward. Here an
-exception, a call that takes too long or a result of the wrong kind is an unknown verdict, and its traceback reaches the
-record of the run once.
+Each call gets one rollout. The host swallows exceptions and crashes three steps later on a missing reward. Here an
+exception, a call over its time limit or a result of the wrong kind gives an unknown verdict, and its traceback is
+recorded once.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
-MODULE_NAME = "reward_func"  # as the host names it; registered, so that functions of the file can be pickled
-HINT = "hint"  # key of an engine's answer: what the author of the reward function should know
+MODULE_NAME = "reward_func"  # the host's name; registered, so that functions of the file can be pickled
+HINT = "hint"  # key of an engine's answer: a message to the author of the reward function
 MAX_HINTS = 5  # different messages, tracebacks among them
-PARAMETERS = {"completions": "trl", "solution_str": "verl"}  # name of a parameter -> whose kind of function has it
-THREADS = 32  # calls at the same time; a call that never returns keeps its thread
+PARAMETERS = {"completions": "trl", "solution_str": "verl"}  # name of a parameter -> the kind of function that has it
+THREADS = 32  # concurrent calls; a call that never returns keeps its thread
 
 
 class LabelledRow(NamedTuple):
-    """A label on its way to the reward function, with all columns of its row."""
+    """A label for the reward function, with all columns of its row."""
 
     label: Any
     row: Mapping[str, Any]
 
 
 def label_and_row(label: Any) -> tuple[Any, Mapping[str, Any]]:
-    """Return a label and the columns that travel with it, if any do."""
+    """Return a label and the columns of its row, if it carries any."""
     return (label.label, label.row) if isinstance(label, LabelledRow) else (label, {})
 
 
 @dataclass(frozen=True)
 class UserReward:
-    """What one call gave. `failure` is empty if it gave a finite reward; `hint` is for the author, said once."""
+    """Result of one call. `failure` is empty if the reward is finite; `hint` is for the author, each one shown once."""
 
     reward: float
     score: float
@@ -72,7 +72,7 @@ class Call:
 
 
 class RewardFile:
-    """The function of a reward file, called in threads of its own."""
+    """The function of a reward file, called in separate threads."""
 
     def __init__(self, path: str, timeout_s: float, log_keys: Sequence[str] = ()) -> None:
         """Load the file. Raises ValueError with the file's traceback if it cannot be loaded."""
@@ -93,7 +93,7 @@ class RewardFile:
         if not await self._starts(started):
             call.cancel()
             return self._failed(
-                f"no call of the reward function has ended for {self._timeout_s} s, and {THREADS} are under way"
+                f"no call of the reward function has ended for {self._timeout_s} s, and {THREADS} are still running"
             )
         try:
             return self._read(await asyncio.wait_for(asyncio.shield(call), self._timeout_s))
@@ -103,7 +103,7 @@ class RewardFile:
             return self._failed(traceback.format_exc())
 
     async def _starts(self, started: asyncio.Event) -> bool:
-        """Wait for a free thread, as long as other calls end; waiting is not counted as the call's own time."""
+        """Wait for a free thread as long as other calls end. The wait does not count as the call's time."""
         while True:
             ended = self._ended
             try:
@@ -113,7 +113,7 @@ class RewardFile:
                     return False
 
     def _call(self, begin: Callable[[], Any], one: Call) -> Any:
-        """In a thread: not even `exit()` gets out of it as more than an error."""
+        """Call the function in a thread; even `exit()` becomes an error."""
         begin()
         try:
             return called(self._function, one)
@@ -140,11 +140,11 @@ class RewardFile:
         return UserReward(reward, score, logs, hint=self._once("\n".join(hints)))
 
     def _failed(self, failure: str) -> UserReward:
-        hint = self._once(f"the reward function failed; the verdict is unknown. Said once:\n{failure}")
+        hint = self._once(f"the reward function failed; the verdict is unknown. Reported once:\n{failure}")
         return UserReward(0.0, 0.0, dict.fromkeys(self._log_keys, 0.0), failure, hint)
 
     def _once(self, hint: str) -> str:
-        """Return a message the first time, and log it."""
+        """Log and return a message the first time; later return an empty one."""
         if not hint or hint in self._given or len(self._given) >= MAX_HINTS:
             return ""
         self._given.add(hint)
@@ -153,7 +153,7 @@ class RewardFile:
 
 
 def kind_of(function: Callable[..., Any]) -> str:
-    """Return `trl`, `verl` or `openrlhf`: whose kind of reward function it is, by the names of its parameters."""
+    """Return the kind of a reward function, `trl`, `verl` or `openrlhf`, by the names of its parameters."""
     try:
         names = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -182,7 +182,7 @@ def called(function: Callable[..., Any], one: Call) -> Any:
 
 
 def _taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that a function has parameters for; all where it takes any."""
+    """Return the arguments that a function has parameters for; all if it takes `**kwargs`."""
     parameters = inspect.signature(function).parameters
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
         return arguments
@@ -190,10 +190,10 @@ def _taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str,
 
 
 def read_result(result: Any, kind: str) -> tuple[float, float, Mapping[str, Any]]:
-    """Return reward, score and `extra_logs` of one rollout from what a reward function of a kind, or a server, gave.
+    """Return reward, score and `extra_logs` of one rollout from the result of a reward function or server.
 
     Raises:
-        TypeError: it is not of the form that the kind returns.
+        TypeError: the result does not have the form of its kind.
         ValueError: reward or score are not one finite number.
     """
     extra: Mapping[str, Any] = {}
@@ -221,7 +221,7 @@ def _needed(name: str, given: Any) -> float:
 
 
 def finite_number(value: Any) -> float | None:
-    """Return a finite number as a float, also where it is a list, array or tensor of one; None for anything else."""
+    """Return a finite number, or a list, array or tensor of one, as a float; None for anything else."""
     while True:
         if hasattr(value, "tolist"):
             value = value.tolist()
@@ -243,7 +243,7 @@ def reward_function(path: str) -> Callable[..., Any]:
     """Return the reward function of a file.
 
     Raises:
-        ValueError: the file cannot be loaded, with its traceback, or has no such function.
+        ValueError: the file cannot be loaded (the message has the traceback), or has no such function.
     """
     return _find_function(_load(path), path)
 
@@ -266,10 +266,10 @@ def _load(path: str) -> ModuleType:
 
 
 def _find_function(module: ModuleType, path: str) -> Callable[..., Any]:
-    """Return a file's `reward_func` or `compute_score`, or its one function of TRL's or verl's kind.
+    """Return a file's `reward_func` or `compute_score`, or its only function of TRL's or verl's kind.
 
     Raises:
-        ValueError: there is none, or several could be meant.
+        ValueError: there is no such function, or more than one.
     """
     names = vars(module)
     for name in (MODULE_NAME, "compute_score"):

@@ -12,14 +12,14 @@ class Status(StrEnum):
     CORRECT = "correct"
     WRONG = "wrong"
     UNKNOWN = "unknown"
-    """The gold cannot be read, or the machine failed. No text of a response leads here."""
+    """The gold cannot be read, or the machine failed. Nothing that a response says can cause it."""
 
 
 CORRECT, WRONG, UNKNOWN = Status.CORRECT, Status.WRONG, Status.UNKNOWN
 
 
 class Reason(StrEnum):
-    """What settled a check. All reasons there are; free text goes into `Verdict.detail`."""
+    """What decided a check. Free text goes into `Verdict.detail`."""
 
     # The answer was compared.
     SAME_TEXT = "same text"
@@ -31,7 +31,7 @@ class Reason(StrEnum):
     DIFFERENT_VALUE = "different value"
     DIFFERENT_CHOICE = "different choice"
 
-    # The response has an answer, has none, or one that cannot be compared.
+    # The response has an answer, no answer, or one that cannot be compared.
     ANSWER_FOUND = "answer found"
     NO_BOX = "no boxed answer"
     OPEN_BOX = "box never closed"
@@ -51,7 +51,7 @@ class Reason(StrEnum):
     GOLD_IS_PROSE = "gold is prose"
     GOLD_UNREADABLE = "gold unreadable"
 
-    # A limit or an error ended the check. Where the gold has been read the answer is wrong by it.
+    # A limit or an error ended the check. If the gold had been read, the answer counts as wrong.
     CPU_LIMIT = "cpu time limit"
     MEMORY_LIMIT = "memory limit"
     DEPTH_LIMIT = "nested too deeply"
@@ -59,7 +59,7 @@ class Reason(StrEnum):
     WORKER_DIED = "worker died"
     INTERNAL_ERROR = "internal error"
 
-    # Nobody was there to check.
+    # No worker could do the check.
     CLOSED = "verifier closed"
     NO_WORKER = "no worker could start"
 
@@ -84,18 +84,18 @@ FAILURES = frozenset(
 
 @dataclass(frozen=True)
 class Verdict:
-    """Status of one response against its gold answer, and how it came about."""
+    """Status of one response against its gold answer, and the reason."""
 
     status: Status
     reason: Reason
     extracted: str | None = None
-    """The answer found in the response, as written; None where there is none."""
+    """The answer found in the response, as written; None without one."""
     gold: str | None = None
     """The gold answer as it was read."""
     seconds: float = 0.0
-    """Wall time of the check, from the moment a worker gets it; waiting for a free worker is not counted."""
+    """Wall time of the check from the moment a worker gets it, without the wait for a free worker."""
     detail: str = ""
-    """A traceback, a signal or other text that helps to look into a failure."""
+    """A traceback, a signal or other text that helps to diagnose a failure."""
 
     @property
     def known(self) -> bool:

@@ -52,15 +52,15 @@ class Verifier:
         self.pool.start()
 
     def close(self) -> None:
-        """Kill the workers; checks still waiting are answered `unknown`."""
+        """Kill the workers; waiting checks get the verdict unknown."""
         self.pool.close()
 
     def verify(self, gold: Gold, response: str) -> Verdict:
-        """Check one whole model output. Waits for a free worker, then at most `timeout_s`."""
+        """Check one model output. Waits for a free worker, then at most `timeout_s`."""
         return self._begin(gold, response).result()
 
     def verify_many(self, pairs: Iterable[tuple[Gold, str]]) -> list[Verdict]:
-        """Check many (gold, response) pairs on all workers; verdicts in the order of the pairs."""
+        """Check (gold, response) pairs on all workers; return the verdicts in their order."""
         return [future.result() for future in [self._begin(gold, response) for gold, response in pairs]]
 
     async def averify(self, gold: Gold, response: str) -> Verdict:
@@ -68,7 +68,7 @@ class Verifier:
         return await asyncio.wrap_future(self._begin(gold, response))
 
     def _begin(self, gold: Gold, response: str) -> Future:
-        """A future of the Verdict: done at once where no worker is needed."""
+        """A future of the verdict, already resolved if no worker is needed."""
         begun = time.monotonic()
         golds = gold_forms(gold)
         found = extract_answer(response, self.config.answer_format, gold)
@@ -89,7 +89,7 @@ class Verifier:
 
     @staticmethod
     def _settle(golds: tuple[str, ...], found: Extraction) -> Verdict | None:
-        """What needs no worker: no gold, no answer, equal texts, plain numbers, an answer of absurd length."""
+        """The verdict if no worker is needed: no gold, no answer, equal texts, plain numbers, an overlong answer."""
         if not golds:
             return Verdict(UNKNOWN, Reason.NO_GOLD)
         if found.answer is None:
@@ -105,13 +105,13 @@ class Verifier:
         return None
 
     def _reset(self) -> None:
-        """Forget checks under way: in a forked child nobody answers them."""
+        """Forget checks in progress; a forked child would wait for them forever."""
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._inflight: dict[Key, Future] = {}
 
     def _check(self, golds: tuple[str, ...], answer: str) -> Future:
-        """A future of the verdict, shared by equal checks under way and remembered afterwards."""
+        """A future of the verdict, shared by equal checks in progress and cached afterwards."""
         key = (golds, answer)
         if self._owner != os.getpid():
             self._reset()
@@ -143,7 +143,7 @@ class Verifier:
         self.pool.submit(job)
 
     def _remember(self, key: Key, verdict: Verdict | None) -> None:
-        """Keep a verdict that does not depend on the machine."""
+        """Cache a verdict that does not depend on the machine."""
         with self._lock:
             self._inflight.pop(key, None)
             if verdict is None or not self.config.cache_size:

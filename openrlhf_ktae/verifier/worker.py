@@ -1,7 +1,7 @@
-"""The process that runs symbolic checks: started fresh, limited, killable, dies with its parent.
+"""A worker process that runs symbolic checks under limits. It can be killed at any time and dies with its parent.
 
 Run as `python -m openrlhf_ktae.verifier.worker PARENT_PID MEMORY_MB GRADER`. Requests come on stdin, answers go to the
-original stdout; whatever the libraries print goes to /dev/null.
+original stdout. Output of the libraries goes to /dev/null.
 """
 
 from __future__ import annotations
@@ -23,18 +23,11 @@ from .protocol import HEADER, encode
 from .verdict import FAILURES, UNKNOWN, WRONG, Reason, Status, Verdict
 
 MAX_RECURSION = 3000  # Python frames; deeper parses end in RecursionError instead of a broken stack
-HARD_CPU_MARGIN_S = 0.3  # after the soft limit has been ignored for this long the kernel ends the process
+HARD_CPU_MARGIN_S = 0.3  # the kernel kills a process that ignores the soft limit for this long
 
 
 class CpuLimitError(BaseException):
-    """Raised inside a check by the CPU timer. A BaseException, so that no `except Exception` swallows it."""
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel to kill this process when its parent goes, and leave at once if that has happened already."""
-    signal_on_parent_death(signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(0)
+    """Raised in a check by the CPU timer. A BaseException, so that no `except Exception` catches it."""
 
 
 def limit_process(memory_mb: int) -> None:
@@ -53,13 +46,13 @@ def _raise_cpu_limit(signum: int, frame: Any) -> None:
 
 
 def set_cpu_timers(seconds: float) -> None:
-    """Start the CPU clocks of one check: the soft one raises in Python, the hard one kills. 0 stops both."""
+    """Start the CPU timers of one check: the soft one raises in Python, the hard one kills. 0 stops both."""
     signal.setitimer(signal.ITIMER_PROF, seconds + HARD_CPU_MARGIN_S if seconds else 0)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
 
 
 def limited(cpu_s: float, function: Callable[..., Verdict], *arguments: Any, otherwise: Status) -> Verdict:
-    """One call under its CPU limit. What ends it otherwise becomes a verdict with that status and the reason."""
+    """Call a function under a CPU limit. If a limit or an error ends it, return a verdict with status `otherwise`."""
     try:
         try:
             set_cpu_timers(cpu_s)
@@ -79,7 +72,7 @@ def limited(cpu_s: float, function: Callable[..., Verdict], *arguments: Any, oth
 def serve(
     grader: Grader, read_golds: GoldReader | None, request: dict[str, Any], send: Callable[[dict], object]
 ) -> None:
-    """Read the golds, say so, then judge: once a gold has been read, nothing in an answer makes the verdict unknown."""
+    """Read the golds, report that, then grade. Once a gold is read, no answer can make the verdict unknown."""
     gold, cpu_s = request["gold"], request["cpu_s"]
     unread = limited(cpu_s, read_golds, gold, otherwise=UNKNOWN) if read_golds is not None else None
     otherwise = UNKNOWN if unread is None or unread.status == UNKNOWN else WRONG
@@ -100,7 +93,9 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytes:
 
 def main() -> None:
     """Serve checks until the parent closes the pipe."""
-    die_with_parent(int(sys.argv[1]))
+    signal_on_parent_death(signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):  # the parent has died already
+        os._exit(0)
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

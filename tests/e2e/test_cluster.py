@@ -133,7 +133,7 @@ def test_an_interrupted_run_leaves_no_process_and_a_complete_checkpoint(interrup
 
 @RARELY
 @pytest.mark.parametrize("words", ["", ASYNCHRONOUS])
-def test_interrupted_in_the_last_evaluation_the_last_step_and_the_model_are_saved(interrupted, tmp_path, words):
+def test_an_interrupt_in_the_last_evaluation_saves_the_last_step_and_the_model(interrupted, tmp_path, words):
     long_evaluation = "--data.max_samples 24 --eval.n_samples_per_prompt 32 --eval.temperature 1"
     output, last, newest = interrupted("SIGTERM", f"{words} {long_evaluation}", step=3, seconds=1.0)
     assert (last, newest.name) == (3, "global_step3")

@@ -28,7 +28,7 @@ def compare(root, environment, output, *words):
     )
 
 
-def test_arms_are_trained_once_and_as_in_a_stack_of_their_own(root, environment, tmp_path):
+def test_arms_are_trained_once_with_the_results_of_separate_stacks(root, environment, tmp_path):
     refused = compare(root, environment, tmp_path / "refused", "--train.batch_size", "7")
     assert refused.returncode == 2
     assert "--train.batch_size 7" in refused.stderr

@@ -1,4 +1,4 @@
-"""Many experiences by columns: one tensor of each field, and views of it, in the place of a tensor for each of them.
+"""Experiences stored by columns: one tensor per field with views into it, instead of one tensor per rollout and field.
 
 Shapes: `B` rollouts, `T` positions of one.
 """
@@ -18,30 +18,24 @@ from openrlhf_ktae.trainer.ppo_utils.ragged import Memory
 
 NAMES = tuple(field.name for field in fields(Experience))
 TOGETHER_BYTES = 64 * 1024
-"""Up to this size tensors travel as one; larger ones cost more to copy than to send on their own."""
-Made = Callable[..., Any]
+"""Tensors of at most this mean size are sent as one. Copying larger ones costs more than sending them separately."""
 
 
 class Experiences(list[Any]):
-    """A list of experiences; slices are of the same kind. Between processes it travels by columns."""
+    """A list of experiences that is pickled by columns. Slices are `Experiences` too."""
 
     def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)
         return Experiences(found) if isinstance(index, slice) else found
 
-    def __reduce__(self) -> tuple[Made, tuple[Any, ...]]:
-        return from_columns, (to_columns(self),)
-
-
-def to_columns(experiences: Sequence[Experience]) -> dict[str, Any]:
-    """Return what `from_columns` makes the experiences of."""
-    columns: dict[str, Any] = {name: packed([getattr(e, name) for e in experiences]) for name in NAMES}
-    columns["info"] = even_columns([e.info for e in experiences], packed)
-    return columns
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        columns: dict[str, Any] = {name: packed([getattr(e, name) for e in self]) for name in NAMES}
+        columns["info"] = even_columns([e.info for e in self], packed)
+        return from_columns, (columns,)
 
 
 def from_columns(columns: dict[str, Any]) -> Experiences:
-    """Return the experiences; their tensors can be written to."""
+    """Rebuild experiences from packed columns. Their tensors are writable."""
     columns = {name: unpacked(column) for name, column in columns.items() if name != "info"} | {
         "info": rows_of(columns["info"], unpacked)
     }
@@ -49,15 +43,15 @@ def from_columns(columns: dict[str, Any]) -> Experiences:
     return Experiences(Experience(**dict(zip(names, row, strict=True))) for row in rows)
 
 
-def even_columns(rows: Sequence[dict[str, Any]], make: Made) -> Any:
-    """Return what `make` makes of the values of each key; the rows themselves where keys differ."""
+def even_columns(rows: Sequence[dict[str, Any]], make: Callable[..., Any]) -> Any:
+    """Apply `make` to the list of values of each key. Rows with different keys are returned as they are."""
     if not rows or any(row.keys() != rows[0].keys() for row in rows) or not rows[0]:
         return list(rows)
     return {key: make([row[key] for row in rows]) for key in rows[0]}
 
 
-def rows_of(columns: Any, make: Made) -> list[dict[str, Any]]:
-    """Return the rows that `even_columns` were made of, where `make` undoes what it made."""
+def rows_of(columns: Any, make: Callable[..., Any]) -> list[dict[str, Any]]:
+    """Invert `even_columns`; `make` inverts the function it was given."""
     if isinstance(columns, list):
         return columns
     rows = zip(*(make(column) for column in columns.values()), strict=True)
@@ -65,21 +59,21 @@ def rows_of(columns: Any, make: Made) -> list[dict[str, Any]]:
 
 
 class Together:
-    """Tensors of one type as one, and the shape of each."""
+    """Tensors of one dtype, flattened and concatenated, with their shapes."""
 
     def __init__(self, whole_N: torch.Tensor, shapes: list[torch.Size]) -> None:
         self.whole_N, self.shapes = whole_N, [tuple(shape) for shape in shapes]
 
 
 def packed(values: list[Any]) -> Any:
-    """Return small tensors of one type as one tensor, everything else as it is."""
+    """Concatenate small tensors of one dtype; return anything else unchanged."""
     if not of_one_kind(values) or sum(value.nbytes for value in values) > TOGETHER_BYTES * len(values):
         return values
     return Together(torch.cat([value.reshape(-1) for value in values]), [value.shape for value in values])
 
 
 def of_one_kind(values: list[Any]) -> bool:
-    """Return whether they are plain tensors of one type on the CPU."""
+    """Return whether all values are plain CPU tensors of one dtype."""
     return (
         set(map(type, values)) == {torch.Tensor}
         and len({(v.dtype, v.is_cpu) for v in values}) == 1
@@ -88,7 +82,7 @@ def of_one_kind(values: list[Any]) -> bool:
 
 
 def unpacked(column: Any) -> list[Any]:
-    """Return what `packed` was given."""
+    """Invert `packed`."""
     if not isinstance(column, Together):
         return column
     shapes = column.shapes
@@ -101,9 +95,9 @@ def unpacked(column: Any) -> list[Any]:
 def micro_batches(
     rollouts: Sequence[Experience], parts: Sequence[Sequence[int]], padding: int, memory: Memory
 ) -> list[Experience]:
-    """Return one experience for each of `parts`, the indices of its rollouts, as the host's `concat_experiences`.
+    """Merge the rollouts of each part, given by index, into one experience as the host's `concat_experiences` does.
 
-    The host makes 25 tensors of each: 0.5 s for 1,024 prompts of 16 rollouts.
+    The host makes 25 tensors for each part: 0.5 s for 1,024 prompts of 16 rollouts.
     """
     order = [rollouts[i] for part in parts for i in part]
     sizes = [len(part) for part in parts]
@@ -120,7 +114,7 @@ def micro_batches(
 
 
 def joined(values: list[Any], sizes: list[int], memory: Memory, padding: int = 0) -> list[Any]:
-    """Return the host's `_merge_item` of each run of values, of `sizes`."""
+    """Merge each run of consecutive values (`sizes` long) as the host's `_merge_item` does."""
     if of_one_kind(values):
         if {*map(torch.Tensor.dim, values)} == {*map(torch.Tensor.numel, values)} == {1}:
             return list(torch.cat(values).split(sizes))
@@ -134,7 +128,7 @@ def joined(values: list[Any], sizes: list[int], memory: Memory, padding: int = 0
 
 
 def tables(rows_B: list[torch.Tensor], sizes: list[int], memory: Memory, padding: int) -> list[torch.Tensor]:
-    """Return tables of `sizes` rows each, padded on the right to the longest of the table; rows are (1, T)."""
+    """Stack rows (1, T) into tables of `sizes` rows, each padded on the right to its longest row."""
     widths = [row.size(1) for row in rows_B]
     longest = [max(run) for run in runs(widths, sizes)]
     areas = [size * width for size, width in zip(sizes, longest, strict=True)]
@@ -150,7 +144,7 @@ def tables(rows_B: list[torch.Tensor], sizes: list[int], memory: Memory, padding
 
 
 def runs(values: Iterable[Any], sizes: Sequence[int]) -> Iterable[list[Any]]:
-    """Yield consecutive values, as many as `sizes` say."""
+    """Split values into consecutive lists of the given sizes."""
     source = iter(values)
     for size in sizes:
         yield [next(source) for _ in range(size)]

@@ -1,8 +1,8 @@
-"""Values of prefixes, where the run's estimator needs them: mean scores of continuations, sampled after the rollouts.
+"""Values of prefixes for estimators that need them: mean scores of continuations sampled after the rollouts.
 
-Continuations come from the engines of the rollouts, with the same weights, limits and judge. They are neither trained
-on nor in metrics of rewards. With full determinism they have seeds of their own, so that rollouts are those of a run
-without them. Values travel as the host's `values`, which no critic fills here: NaN where there is none.
+The engines sample continuations with the weights, limits and verifier of the rollouts. Continuations are not trained
+on and do not count in reward metrics. With full determinism they have separate seeds, so rollouts do not depend on
+them. Values are stored in the host's `values` field, which is free because there is no critic; NaN means no value.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from openrlhf_ktae.verifier.user_reward import HINT, label_and_row
 VALUES = "values"
 CONTINUATION = "continuation"
 AT_ONCE = 256
-"""Places sent to an engine at a time: a held engine answers no more than 1,000 calls, its release among them."""
+"""Places sent to an engine at once. A held engine accepts at most 1,000 calls, and its release is one of them."""
 COUNTED = ("continuations", "continuation_tokens", "unknown_continuations", "continuation_seconds")
 Place = tuple[Experience, int]
-"""A rollout, and the position in its `action_mask` of the token that ends a prefix."""
+"""A rollout and the position in its `action_mask` of a prefix's last token."""
 
 
 class ContinuingGenerator(SeededSamplesGenerator):
-    """The host's generator with the above; unchanged without an estimator that needs values."""
+    """Adds values to the generated rollouts, if the estimator needs them."""
 
     tokenizer: Any
     note: Callable[[str], None]
@@ -44,19 +44,19 @@ class ContinuingGenerator(SeededSamplesGenerator):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.continuation_metrics: dict[str, float] = {}
-        """Of the current step; empty where nothing is sampled."""
+        """Metrics of the current step; empty if no continuations are sampled."""
         self.places_sent = 0
         self._continuing = False
-        self._labels: dict[tuple[str, str], Any] = {}  # as the judge gets them: with their rows
+        self._labels: dict[tuple[str, str], Any] = {}  # (prompt, label) -> label with its row, for the verifier
 
     def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
-        """Generate as the host does; start counting continuations."""
+        """Generate as the host does; reset the counts of continuations."""
         if self._wanted and not self._options.file:
             self.continuation_metrics = {f"credit/{name}": 0.0 for name in COUNTED}
         return super().generate_samples(**generate_kwargs)
 
     def position(self) -> dict[str, Any]:
-        """Add how many places continuations were sampled from, which determines the next seeds."""
+        """Add the number of places sampled from so far; the next seeds depend on it."""
         return {**super().position(), "places_sent": self.places_sent}
 
     def load_position(self, position: Mapping[str, Any]) -> None:
@@ -77,7 +77,7 @@ class ContinuingGenerator(SeededSamplesGenerator):
             )
             self._add_values(samples, generate_kwargs)
         except Exception:
-            self.prompts_sent, self.places_sent = sent  # sent again, all get the same seeds
+            self.prompts_sent, self.places_sent = sent  # a retry gets the same seeds
             raise
         return samples, drawn, exhausted
 
@@ -129,7 +129,7 @@ class ContinuingGenerator(SeededSamplesGenerator):
         self._count("continuation_seconds", time.perf_counter() - started)
 
     def _prefixes(self, group: Sequence[Experience]) -> dict[tuple[int, ...], list[Place]]:
-        """Return the beginnings of responses that values are wanted of, each with its places in the group."""
+        """Return the prefixes that need a value, as token ids, each with its places in the group."""
         found: dict[tuple[int, ...], list[Place]] = {}
         for rollout in group:
             first, ids = response_of(rollout)
@@ -138,7 +138,7 @@ class ContinuingGenerator(SeededSamplesGenerator):
         return found
 
     def _sample(self, wanted: Sequence[tuple[tuple[int, ...], list[Place]]], settings: dict[str, Any]) -> None:
-        """Sample continuations of each prefix, and give its places the mean score."""
+        """Sample continuations of each prefix and store their mean score at its places."""
         owners = [places[0][0] for _, places in wanted]
         prompts = [Begun(one.prompts[0], begun) for one, (begun, _) in zip(owners, wanted, strict=True)]
         labels = [self._labels.get((one.prompts[0], str(one.labels[0])), one.labels[0]) for one in owners]
@@ -165,10 +165,10 @@ class ContinuingGenerator(SeededSamplesGenerator):
         self.continuation_metrics[f"credit/{name}"] += number
 
     def _ask_file(self, group: Sequence[Experience]) -> None:
-        """Set the values that a user's file gives.
+        """Set the values that the user's file returns.
 
         Raises:
-            TrainingStopped: it fails, or does not return a number for each prefix.
+            TrainingStopped: the function fails or does not return one number per prefix.
         """
         prefixes = self._prefixes(group)
         prompt, label = group[0].prompts[0], group[0].labels[0]
@@ -180,13 +180,13 @@ class ContinuingGenerator(SeededSamplesGenerator):
                     rollout.values[0, position] = value
         except Exception as error:
             raise TrainingStopped(
-                f"--algo.mc_value.file {self._options.file}: values(prompt, prefixes, label) fails for "
-                f"{len(prefixes)} prefixes ({type(error).__name__}: {error}); return one number for each"
+                f"--algo.mc_value.file {self._options.file}: values(prompt, prefixes, label) failed for "
+                f"{len(prefixes)} prefixes ({type(error).__name__}: {error}); return one number per prefix"
             ) from error
 
 
 def response_of(rollout: Experience) -> tuple[int, list[int]]:
-    """Return the position of a rollout's first action in its mask, and its tokens from there to the last action."""
+    """Return the position of a rollout's first action in its mask and its token ids from there to the last action."""
     positions = torch.nonzero(rollout.action_mask[0]).flatten().tolist()
     if not positions:
         return 0, []
@@ -194,6 +194,6 @@ def response_of(rollout: Experience) -> tuple[int, list[int]]:
 
 
 def mixed(group: Sequence[Experience], threshold: float) -> bool:
-    """Return whether there are correct and wrong rollouts."""
+    """Return whether a group has both correct and wrong rollouts."""
     scores = [score for rollout in group if rollout.action_mask.any() for score in raw_scores(rollout).tolist()]
     return len({score > threshold for score in scores if not math.isnan(score)}) > 1

@@ -15,7 +15,7 @@ def credit_metrics(batch: CreditBatch, credit: TokenCredit, sums: CreditSums, pr
         sums: sums over action tokens of the credit, and of the advantages before it was added.
         prefix: what the names begin with.
 
-    Names begin with `ktae/` for KTAE, whose credit is K, and with `credit/` for others (`added` in the place of `k`).
+    Names begin with `ktae/` for KTAE, which calls its credit K, and with `credit/` for others (`added` instead of `k`).
     `mixed_group_share`: groups with a correct and a wrong rollout; elsewhere K is 0.
     `advantage_mass_share`: sum |K| / (sum |K| + sum |A|) over action tokens.
     `sign_flips`: share of action tokens whose advantage changes sign when K is added.

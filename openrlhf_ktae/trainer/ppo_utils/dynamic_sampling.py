@@ -38,7 +38,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
         self.group_size: int = self.args.rollout.n_samples_per_prompt
         self.pass_rates = PassRates()
         self.prompts_seen = 0
-        self.batches = 0  # that were given out, one for each step of the run
+        self.batches = 0  # batches returned so far, one per step of the run
         self._too_old = 0
         self._tally = SamplingTally()
         self._judged: list[Judged] = []

@@ -25,14 +25,14 @@ _hosts_padding = experience.zero_pad_sequences
 _hosts_partitions = experience_maker.get_seqlen_balanced_partitions
 
 TOGETHER = 16
-"""Prompts whose answers are collected at once, if that many are ready."""
+"""Prompts whose answers are collected together, if as many are ready."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT_BLOCK, KEPT_BYTES = 32 * 2**20, 2**31 - 1
-"""Blocks up to this size come from memory that the process keeps, up to that much of it; glibc allows no more."""
+"""malloc serves blocks up to the first size from memory that the process keeps, up to the second; glibc's maximum."""
 COLLECT_AFTER = 50_000, 100, 100
-"""New objects after which the garbage collector looks at them; Python's 700 make a thousand passes a step."""
+"""Thresholds of the garbage collector; Python's default of 700 objects causes a thousand passes per step."""
 PATIENCE_SECONDS = 0.25
-"""How long to wait for that many; only at the end are fewer expected."""
+"""How long to wait for `TOGETHER` answers; only at the end of a call are there fewer."""
 
 Set = tuple[int, int, list[tuple[int, int]]]
 """Sum of lengths, their number, and the rollouts as (index, length); compared in this order, as in the host."""
@@ -47,17 +47,16 @@ def install() -> None:
 
 
 def tune_process() -> None:
-    """Let this process, which has loaded everything, spend its time on what comes.
+    """Tune the garbage collector and malloc of this process, once everything is loaded.
 
-    The garbage collector leaves alone half a million objects of libraries: the rollouts of a step are so many that it
-    looked through all of them several times while they came, 1.7 s. And freed memory is kept: the kernel clears every
-    page that it gives back, 0.5 s.
+    The half million objects of libraries are excluded from collections: a step creates enough objects to trigger
+    several full ones, 1.7 s. Freed memory is kept, since the kernel clears every page that it hands out again, 0.5 s.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
-    atexit.register(gc.unfreeze)  # libraries complain at the end about what is never collected
-    with suppress(OSError, AttributeError):  # glibc alone has this
+    atexit.register(gc.unfreeze)  # libraries complain at exit about objects that are never collected
+    with suppress(OSError, AttributeError):  # only glibc has `mallopt`
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

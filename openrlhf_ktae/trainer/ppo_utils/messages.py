@@ -1,8 +1,8 @@
 """Cheaper messages between controller and engines.
 
-The host passes the tokenizer to every `generate_responses`. With 150,000 entries it takes 50 ms to pickle and 0.6 s to
-unpickle, on the engine's event loop: a minute of the controller and 20 s of each of 32 engines for 1,024 prompts.
-Answers come as lists of Python integers, which take longer to read and convert than the rest of a rollout.
+The host sends the tokenizer with every `generate_responses`. With 150,000 entries it takes 50 ms to pickle and 0.6 s to
+unpickle on the engine's event loop: for 1,024 prompts a minute on the controller and 20 s on each of 32 engines.
+Answers are lists of Python integers, which take longer to unpickle and convert than everything else in a rollout.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 TOKENS, LOG_PROBS = "observation_tokens", "rollout_log_probs"
 KINDS = {TOKENS: (np.int32, np.int64), LOG_PROBS: (np.float32, np.float32)}
-"""Lists of numbers in an answer: their types on the way, and where they arrive. The host makes the same of them."""
+"""Lists of numbers in an answer: their dtype when sent and when received. The host converts to the same."""
 _received: dict[Any, Any] = {}
 
 
 class SentOnce:
-    """Proxy for a value in the arguments of calls; a receiver gets the value itself, the same object every time."""
+    """Wrapper for a call's argument; each receiving process fetches the value once and gets the same object again."""
 
     def __init__(self, value: Any) -> None:
         self._reference = ray.put(value)
@@ -32,14 +32,14 @@ class SentOnce:
 
 
 def received(reference: Any) -> Any:
-    """Return the value, fetched when this process first receives it."""
+    """Return the value; fetch it the first time this process asks."""
     if reference not in _received:
         _received[reference] = ray.get(reference)
     return _received[reference]
 
 
 class Answers(list[dict[str, Any]]):
-    """An engine's answers to one prompt. On their way, their tokens are one array, and so are log-probabilities."""
+    """An engine's answers to one prompt, pickled with one array for all tokens and one for all log-probabilities."""
 
     def __reduce__(self) -> tuple[Callable[..., list[Answer]], tuple[Any, ...]]:
         given = {name: [answer.get(name) for answer in self] for name in KINDS}
@@ -52,14 +52,14 @@ class Answers(list[dict[str, Any]]):
 
 
 class Answer(dict[str, Any]):
-    """One of them as it arrives, with views of the arrays; `among` is what came with it, itself included."""
+    """A received answer with views into the arrays: number `place` of the answers `among` to its prompt."""
 
     among: Arrived
     place: int
 
 
 class Arrived:
-    """The answers to one prompt: what belongs to each, and the arrays of all by name, with the length of each part."""
+    """The received answers to one prompt, their arrays by name, and the length of each answer's part."""
 
     def __init__(
         self, answers: list[dict[str, Any]], arrays: dict[str, NDArray[Any]], lengths: dict[str, list[int]]
@@ -67,16 +67,16 @@ class Arrived:
         self.answers, self.lengths = answers, lengths
         self.arrays = {name: np.array(array, KINDS[name][1]) for name, array in arrays.items()}  # Ray's are read-only
         self.made: Sequence[Any] | None = None
-        """What the controller has made of all of them."""
+        """The experiences that the controller built from them."""
 
     def parts(self, name: str) -> list[NDArray[Any]]:
-        """Return the parts of an array as views."""
+        """Return each answer's part of an array, as a view."""
         array = self.arrays[name]
         return [array[start:end] for start, end in pairwise(accumulate(self.lengths[name], initial=0))]
 
 
 def arrived(*parts: Any) -> list[Answer]:
-    """Return the answers that `Answers` were made of."""
+    """Rebuild the answers from a pickled `Answers`."""
     among = Arrived(*parts)
     arrays = {name: among.parts(name) for name in among.arrays}
     answers = []

@@ -1,4 +1,4 @@
-"""Rows of micro-batches end to end, without padding each row to the longest of the batch.
+"""Rows of micro-batches concatenated end to end, without padding them to the longest row of the batch.
 
 Shapes: `B` rollouts of the batch, `N` positions of all micro-batches.
 """
@@ -13,28 +13,28 @@ import torch
 from numpy.typing import NDArray
 
 IN_A_LIST = 3
-"""References to a block that nobody uses: the list's, a loop's, and that of the question."""
+"""Reference count of an unused block: from the list, from the loop variable and from `getrefcount` itself."""
 SPARE = 1.1
-"""Batches differ in size; a block has room for somewhat more."""
+"""Size of a block relative to the request, since batches differ in size."""
 
 
 def row_edges(parts: Sequence[torch.Tensor]) -> NDArray[np.int64]:
-    """Return the start of each row of `parts` laid end to end, and the end of the last: (B + 1,)."""
+    """Return the start of each row of the concatenated `parts`, and the end of the last: (B + 1,)."""
     widths_B = np.repeat([part.size(1) for part in parts], [part.size(0) for part in parts])
     return np.concatenate([[0], np.cumsum(widths_B, dtype=np.int64)])
 
 
 class Memory:
-    """Large tensors in memory of earlier steps: the kernel takes longer to clear fresh pages than a step to fill them.
+    """Allocates large tensors in memory of earlier steps: clearing fresh pages would take longer than filling them.
 
-    A block is used again once no tensor in it is left.
+    A block is reused once no tensor refers to it.
     """
 
     def __init__(self) -> None:
         self._blocks: list[NDArray[np.uint8]] = []
 
     def empty(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return a tensor (count,) of whatever was there."""
+        """Return an uninitialised tensor (count,)."""
         size = count * dtype.itemsize
         free = [block for block in self._blocks if sys.getrefcount(block) == IN_A_LIST]
         fitting = [block for block in free if block.nbytes >= size]

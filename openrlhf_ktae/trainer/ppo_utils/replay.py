@@ -1,13 +1,13 @@
-"""Training on the rollouts that an earlier run recorded (`--train.replay`), without prompts, judge or engine.
+"""Training on the rollouts that an earlier run recorded (`--train.replay`), without prompts, verifier or engine.
 
-For debugging a loss, or comparing estimators on the same data: token ids, scores, rewards, ends and the sampler's
-log-probabilities are the record's, group after group; everything from there on is computed as in any other run.
+For debugging a loss, or comparing estimators on the same data. Token ids, scores, rewards, truncation and the sampler's
+log-probabilities come from the record, in its order; everything else is computed as in any other run.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from itertools import accumulate, chain, islice
+from itertools import accumulate, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -43,17 +43,17 @@ class RecordedPrompts:
 
 
 class ReplayGenerator(KTAESamplesGenerator):
-    """The generator of a run whose rollouts are recorded; its data loader gives groups in the place of prompts."""
+    """The generator of a replay; its data loader yields recorded groups instead of prompts."""
 
     def _generate_vllm(
         self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
     ) -> tuple[list[Experience], int, bool]:
         groups = list(islice(dataloader_iter, num_prompts))
-        return list(chain.from_iterable(map(rollouts_of, groups))), len(groups), len(groups) < num_prompts
+        return [_rollout(row) for group in groups for row in group.rows], len(groups), len(groups) < num_prompts
 
 
 def recorded_data(strategy: Any, _: Any) -> tuple[Any, None, int]:
-    """Return loader, no held-out loader, and updates of the run, in the place of the host's `prepare_datasets`."""
+    """Return the loader, no held-out loader, and the number of updates, in place of the host's `prepare_datasets`."""
     args = strategy.args
     groups = RecordedPrompts(args.train.replay, args.rollout.n_samples_per_prompt)
     loader = strategy.setup_dataloader(groups, 1, False, False, itemgetter(0))
@@ -61,12 +61,8 @@ def recorded_data(strategy: Any, _: Any) -> tuple[Any, None, int]:
     return loader, None, updates * args.train.num_episodes * args.train.max_epochs
 
 
-def rollouts_of(group: RecordedGroup) -> list[Experience]:
-    """Return the rollouts of a group as the host's generator makes them of an engine's answers."""
-    return [_rollout(row) for row in group.rows]
-
-
 def _rollout(row: dict[str, Any]) -> Experience:
+    """Build a rollout as the host's generator builds it from an engine's answer."""
     prompt, response = row["prompt_ids"], row["token_ids"]
     sequence = torch.tensor([prompt + response])
     before = [0] * (len(prompt) - 1)  # of positions, one less than tokens

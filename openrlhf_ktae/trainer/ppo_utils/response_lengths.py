@@ -1,8 +1,8 @@
 """Departures from the host for long responses: DAPO's overlong shaping with the right limit, and masking.
 
-Shapes: `B` rollouts of a micro-batch, `T` positions. Only action tokens count as the response: the host measures from
-the first to the last one, which includes a tool's tokens, and uses the whole context as the limit when
-`--rollout.max_new_tokens` is unset, so that its penalty is never reached.
+Shapes: `B` rollouts of a micro-batch, `T` positions. Only action tokens count towards the length. The host measures
+from the first to the last action token, tool output included. Without `--rollout.max_new_tokens` its limit is the whole
+context, so its penalty never applies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf_ktae.base.temporarily import temporarily
 
 NO_PENALTIES: dict[str, Any] = {"overlong_buffer_len": None, "stop_properly_penalty_coef": None}
-"""For `args.reward`, once they are applied: the host must not apply them again."""
+"""Set in `args.reward` once the penalties are applied, so that the host does not apply them again."""
 ROUNDING = 1e-6  # of float32, relative to the largest reward or 1
 
 
@@ -29,7 +29,7 @@ def response_tokens(experience: Experience) -> torch.Tensor:
 
 
 def response_limits(experience: Experience, max_len: int, max_new_tokens: int | None) -> torch.Tensor:
-    """Return the longest possible length of each response (B,): `max_len` less prompt and tool tokens."""
+    """Return the longest possible length of each response (B,): `max_len` minus prompt and tool tokens."""
     room = max_len - (experience.total_length.flatten().long() - response_tokens(experience))
     return room if max_new_tokens is None else room.clamp(max=max_new_tokens)
 
@@ -64,14 +64,13 @@ def apply_length_penalties(experiences: Sequence[Experience], args: SimpleNamesp
 def levelled(rewards_B: torch.Tensor, index_B: torch.Tensor, samples: int) -> torch.Tensor:
     """Return the rewards (B,), set to 0 in groups whose rewards are all equal up to rounding.
 
-    Their deviations from the group's mean are then 0. The host divides a deviation by the standard deviation plus
-    1e-9: the mean of eight times 0.1 in float32 is off by 7e-9, which yields an advantage of 7 although all rewards
-    are equal.
+    Deviations from the group's mean are then 0. The host divides a deviation by the standard deviation plus 1e-9.
+    In float32 the mean of eight rewards of 0.1 is off by 7e-9, which gives an advantage of 7 to equal rewards.
 
     Args:
-        rewards_B: of a batch of whole groups.
+        rewards_B: rewards of a batch of whole groups.
         index_B: the host's index of each rollout: its place in the batch sorted by prompt.
-        samples: rollouts of a group.
+        samples: rollouts per group.
     """
     sorted_B = torch.empty_like(rewards_B)
     sorted_B[index_B] = rewards_B

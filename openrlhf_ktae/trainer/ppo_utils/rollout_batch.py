@@ -10,7 +10,7 @@ from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged
 
 
 class RolloutBatch(Experiences):
-    """A list of rollouts, as the host expects; the attributes travel with it through Ray's queue.
+    """A list of rollouts, as the host expects; its attributes are pickled with it through Ray's queue.
 
     `metrics` are logged with the step, `judged` go to the trainer's ledger, `seen` counts the prompts drawn and
     skipped in the run so far, `progress` is the share of the run's prompts before this batch.

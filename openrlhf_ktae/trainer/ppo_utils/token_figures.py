@@ -1,7 +1,7 @@
-"""Departure from the host: entropies and sums of squared probabilities of each token, where an estimator needs them.
+"""Departure from the host: entropies and sums of squared probabilities of each token, for estimators that need them.
 
-They come from the logits of the pass that computes old log-probabilities: no pass of their own. The policy's process
-returns them beside the log-probabilities; the experience maker takes them apart again.
+They are computed from the logits of the pass for old log-probabilities, so they need no extra pass. The policy's
+process returns them together with the log-probabilities; the experience maker separates them.
 
 Legend: `b` rollouts of a micro-batch, `T` positions, `V` ids, `F` figures.
 """
@@ -19,11 +19,11 @@ from openrlhf_ktae.base.temporarily import temporarily
 
 LOG_PROBS = "log_probs"
 PLACE = "token_figures"
-"""Attribute of an experience that holds them, from the pass until credit is computed."""
+"""Attribute of an experience that holds the figures between the pass and the computation of credit."""
 POSITIONS_AT_ONCE = 1024
-"""Of logits, so that what is computed from them takes a fraction of their own memory."""
+"""Positions of logits processed at once, so that temporaries take a fraction of the logits' memory."""
 Figures = dict[str, list[torch.Tensor]]
-"""Name -> values of each position, one table (b, T) a micro-batch."""
+"""Name -> values of each position, one table (b, T) per micro-batch."""
 
 
 def _entropies(logits: torch.Tensor) -> torch.Tensor:
@@ -35,10 +35,7 @@ def _sum_squares(logits: torch.Tensor) -> torch.Tensor:
     return torch.softmax(logits, dim=-1).square().sum(dim=-1)
 
 
-FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "entropies": _entropies,
-    "sum_squares": _sum_squares,
-}
+FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"entropies": _entropies, "sum_squares": _sum_squares}
 
 
 def figures_of(logits: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
@@ -49,7 +46,7 @@ def figures_of(logits: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
 
 
 class WatchedActor:
-    """The host's model for one pass: returns log-probabilities as it does, and keeps `found`, (b, T) each."""
+    """The host's model for one pass: returns log-probabilities as it does, and stores the figures (b, T) in `found`."""
 
     def __init__(self, actor: Any, names: Sequence[str]) -> None:
         self._actor, self._names = actor, list(names)
@@ -60,7 +57,7 @@ class WatchedActor:
 
     def __call__(self, sequences: torch.Tensor, action_mask: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return log-probabilities of actions (b, T)."""
-        # The host gathers and pads what it calls entropy: all figures take its place.
+        # The host gathers and pads its entropy; all figures are returned in its place.
         with temporarily(host, compute_entropy=lambda logits: figures_of(logits, self._names)):
             log_probs, output = self._actor(
                 sequences, action_mask, *args, return_output=True, return_entropy=True, **kwargs
@@ -72,7 +69,7 @@ class WatchedActor:
 
 
 def apart(results: Sequence[Any]) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
-    """Return log-probabilities, and figures, of what policies answered for each micro-batch: both, or the first."""
+    """Split the policies' answers for each micro-batch into log-probabilities and figures (none if there are none)."""
     if not any(isinstance(one, dict) for one in results):
         return list(results), []
     figures = [{name: table for name, table in one.items() if name != LOG_PROBS} for one in results]
@@ -80,7 +77,7 @@ def apart(results: Sequence[Any]) -> tuple[list[torch.Tensor], list[dict[str, to
 
 
 def taken(experiences: Sequence[Experience]) -> Figures:
-    """Take the figures from the experiences, and log-probabilities beside them."""
+    """Remove the figures from the experiences; return them with the log-probabilities."""
     parts = [vars(experience).pop(PLACE, {}) for experience in experiences]
     figures: Figures = {name: [part[name] for part in parts] for name in (parts[0] if parts else {})}
     if all(experience.action_log_probs is not None for experience in experiences):

@@ -1,6 +1,6 @@
-"""In the engine: a continuation of the beginning of a response, judged with it as one response.
+"""In the engine: continue a given beginning of a response, and grade both as one response.
 
-Any single-turn executor does it unchanged: its engine takes the beginning for sampled.
+Any single-turn executor works unchanged: to it, the given tokens look sampled.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 from openrlhf_ktae.verifier.user_reward import HINT
 
 SCORE, SAMPLED = "scores", "sampled_tokens"
-"""Keys of the answer: the judge's score of the whole response, and how many of its tokens were sampled."""
+"""Keys of the answer: the score of the whole response, and how many of its tokens were sampled."""
 
 
 class Begun(str):
-    """A prompt whose response begins with token ids that are given."""
+    """A prompt with the first token ids of its response."""
 
     __slots__ = ("begun",)
     begun: Sequence[int]
 
     def __new__(cls, prompt: str, begun: Sequence[int]) -> Begun:
-        """Return the prompt with `begun`."""
+        """Attach the token ids to the prompt."""
         made = super().__new__(cls, prompt)
         made.begun = begun
         return made
@@ -33,7 +33,7 @@ class Begun(str):
 
 
 class ContinuingEngine:
-    """An engine as the executor of one continuation sees it."""
+    """The engine that an executor gets for one continuation."""
 
     def __init__(self, engine: Any, begun: Sequence[int]) -> None:
         self._engine, self._begun = engine, list(begun)
@@ -43,7 +43,7 @@ class ContinuingEngine:
         return getattr(self._engine, name)
 
     async def generate(self, prompt_token_ids: list[int], sampling_params: Any, **more: Any) -> Any:
-        """Return vLLM's output of the rest, with the beginning before it; limits count both."""
+        """Generate the rest; return vLLM's output with the given tokens in front. Limits count both."""
         params, given = deepcopy(sampling_params), len(self._begun)
         params.logprobs, params.min_tokens = None, max(params.min_tokens - given, 0)
         if params.max_tokens is not None:
@@ -56,7 +56,7 @@ class ContinuingEngine:
 
 
 def continued(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Return `execute`, a method of an executor, which continues where the prompt is `Begun`, and returns the score."""
+    """Wrap an executor's `execute`: for a `Begun` prompt it continues the response and returns only its score."""
 
     @wraps(execute)
     async def rollout(*, prompt: Any, llm_engine: Any, **call: Any) -> Any:

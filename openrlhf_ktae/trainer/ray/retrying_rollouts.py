@@ -182,7 +182,11 @@ class RetryingRollouts:
 
     @cached_property
     def _was_restarted(self) -> bool:
-        return was_restarted()
+        """Whether Ray has restarted the actor of this process; False outside an actor."""
+        if not ray.is_initialized():
+            return False
+        context = ray.get_runtime_context()
+        return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
 
 
 def empty_response(call: dict[str, Any], failure: str) -> dict[str, Any]:
@@ -205,11 +209,3 @@ def empty_response(call: dict[str, Any], failure: str) -> dict[str, Any]:
         FAILURE: failure,
         **({} if call["sampling_params"].seed is None else {SEED_KEY: call["sampling_params"].seed}),
     }
-
-
-def was_restarted() -> bool:
-    """Whether Ray has restarted the actor of this process; False outside an actor."""
-    if not ray.is_initialized():
-        return False
-    context = ray.get_runtime_context()
-    return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)

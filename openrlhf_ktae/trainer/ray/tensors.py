@@ -7,7 +7,6 @@ of thousands of small ones. Here a tensor is sent as the bytes of its array, out
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -39,13 +38,9 @@ def plain(tensor: torch.Tensor) -> tuple[Any, ...]:
 def whole(parts: tuple[Any, ...]) -> torch.Tensor:
     """Return the tensor, in its own memory."""
     if parts[0] == DEFAULT:
-        return rebuilt(*parts[1])
+        make, arguments = parts[1][:2]
+        return make(*arguments)
     dtype, shape, data = parts
     if not len(data):
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
-
-
-def rebuilt(make: Callable[..., Any], arguments: tuple[Any, ...], *_: Any) -> Any:
-    """Return an object from the first parts of its `__reduce_ex__`."""
-    return make(*arguments)

@@ -66,7 +66,7 @@ class Sending:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:  # from now on the thread has no effect; it ends within `POLL_SECONDS`
+        with self._lock:  # the thread has no effect from here on, and ends within `POLL_SECONDS`
             self._over.set()
 
     @contextmanager
@@ -96,13 +96,13 @@ class Sending:
         self._refs = []
 
     def meet(self, join: Callable[[Sequence[Any]], None]) -> None:
-        """Let `join` make a group with the engines that it is given, which waits for all of them.
+        """Let `join` form a group with the engines it is given; it waits for all of them.
 
-        It runs in a thread, which is left behind where an engine dies: nothing gets it out. Engines that wait like it
-        are started again.
+        It runs in a thread that is abandoned if an engine dies, since nothing can interrupt it. Engines stuck in the
+        same call are restarted.
 
         Raises:
-            Exception: Ray's or vLLM's, of the engine that died, or what `join` raised.
+            Exception: Ray's or vLLM's error about the dead engine, or the error that `join` raised.
         """
         joined, failure = threading.Event(), []
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
@@ -110,7 +110,7 @@ class Sending:
         def run() -> None:
             try:
                 if device is not None:
-                    torch.cuda.set_device(device)  # of this thread, which begins with the first GPU
+                    torch.cuda.set_device(device)  # a new thread starts on the first GPU
                 join([CallRecorder(engine, self._refs) for engine in self._engines])
             except Exception as error:
                 failure.append(error)

@@ -16,7 +16,7 @@ _STYLE = re.compile(
 
 
 def same_choice(gold: str, answer: str) -> bool | None:
-    r"""Whether `(C)`, `C.`, `\text{(C)} 12` picks the gold's letter; None if gold or answer is no choice."""
+    r"""Whether `(C)`, `C.`, `\text{(C)} 12` picks the gold's letter; None if gold or answer is not a choice."""
     plain = _STYLE.sub("", gold)
     letters, described = _GOLD.fullmatch(plain), _GOLD_WITH_TEXT.fullmatch(plain)
     if letters is None and described is None:

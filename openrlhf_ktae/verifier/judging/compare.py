@@ -1,4 +1,4 @@
-"""Is one value the other? True only where that is shown.
+"""Are two values equal? True only if that can be shown.
 
 Lists are multisets, parentheses are ordered, brackets matter; `x = 5` states 5, and an inequality describes a set.
 """
@@ -30,7 +30,7 @@ ORDERED = frozenset({"()", "<>"})
 
 
 def same(gold: Value, answer: Value) -> bool:
-    """Whether `answer` states `gold`. Lists are multisets, parentheses are ordered, brackets matter."""
+    """Whether `answer` states `gold`."""
     if (has_free_signs(gold) or has_free_signs(answer)) and same(plain(gold, True), plain(answer, True)):
         return True
     gold, answer = plain(gold), plain(answer)
@@ -58,7 +58,7 @@ def same(gold: Value, answer: Value) -> bool:
 
 
 def same_clock(gold: Value, answer: Value) -> bool:
-    """Times of day; whether before or after noon may be left out, but not mistaken."""
+    """Compare times of day; a.m. or p.m. may be missing, but not wrong."""
     if not isinstance(gold, Clock) or not isinstance(answer, Clock):
         return False
     halves = {gold.half, answer.half}
@@ -68,7 +68,7 @@ def same_clock(gold: Value, answer: Value) -> bool:
 
 
 def remainder(value: Value) -> Value:
-    r"""`3 \pmod 7` as the number 3; `10 \pmod 7` is not in lowest terms and stays what it is."""
+    r"""`3 \pmod 7` as the number 3; `10 \pmod 7` is not reduced and stays unchanged."""
     if not isinstance(value, Group) or value.brackets != "mod" or not all(isinstance(i, Scalar) for i in value.items):
         return value
     rest, modulus = (exact(item.node) for item in value.items)
@@ -76,7 +76,7 @@ def remainder(value: Value) -> Value:
 
 
 def same_relation(gold: Value, answer: Value) -> bool:
-    """Where at least one of the two is a relation: `x = 5` states 5, an inequality describes a set."""
+    """Compare two values of which at least one is a relation: `x = 5` states 5, an inequality describes a set."""
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return _same_relations(gold, answer)
     if isinstance(answer, Relation):
@@ -109,9 +109,9 @@ def _shared_value(relation: Relation) -> tuple[Value, ...]:
 
 
 def _values_of(relation: Relation, quantities: bool = False) -> list[Value]:
-    """The sides of `x = … = 5` that are not mere names; all but the first if every side looks like a name.
+    """The sides of `x = … = 5` that state its value, without the name on the left (or right).
 
-    With `quantities`, `a + b = 5` states 5 as well.
+    With `quantities`, `a + b = 5` states 5 as well. Laws such as `MR = MC` keep all sides.
     """
     name = relation.names[0]
     first_is_name = name is not None
@@ -129,9 +129,9 @@ def _values_of(relation: Relation, quantities: bool = False) -> list[Value]:
 
 
 def _is_quantity(value: Value) -> bool:
-    r"""`a + b`, `abc`, `\frac{a}{b}`, `\cos A`, `f(2) + f(3)`: asked for as a whole, nothing to be solved for.
+    r"""True for `a + b`, `abc`, `\frac{a}{b}`, `\cos A`, `f(2) + f(3)`: a problem asks for these as a whole.
 
-    True for sums, products, quotients and powers of letters, two different ones at least, and for a function of one.
+    These are sums, products, quotients and powers of at least two different letters, and functions of letters.
     """
     if not isinstance(value, Scalar):
         return False
@@ -228,7 +228,7 @@ def _same_inequalities(gold: Relation, answer: Relation) -> bool:
 
 
 def same_groups(gold: Value, answer: Value) -> bool:
-    """Lists as multisets, braces as sets, parentheses in order; brackets of different kinds differ."""
+    """Compare lists as multisets, braces as sets, parentheses in order. Different kinds of brackets differ."""
     if not isinstance(gold, Group) or not isinstance(answer, Group):
         return False
     if max(len(gold.items), len(answer.items)) > MAX_ITEMS:
@@ -264,14 +264,14 @@ def _bound_names(group: Group) -> set[str]:
 
 
 def _in_order(group: Group) -> Group:
-    """`y = 2, x = 1` by name, as the tuple (x, y) has them."""
+    """`y = 2, x = 1` sorted by name, as in the tuple (x, y)."""
     if not _named_apart(group) or not all(len(item.names[0].base) == 1 for item in group.items):
         return group
     return Group("", tuple(sorted(group.items, key=lambda item: (item.names[0].base, item.names[0].label))))
 
 
 def _named_apart(group: Group) -> bool:
-    """`a = 1, b = 2`: the values of different things, whose order matters where the names are left out."""
+    """True for `a = 1, b = 2`, values of different things. Without the names their order matters."""
     names = [
         (item.names[0].base, item.names[0].label) if isinstance(item, Relation) and item.names[0] else ""
         for item in group.items
@@ -280,7 +280,7 @@ def _named_apart(group: Group) -> bool:
 
 
 def _same_residue(gold: Group, answer: Group) -> bool:
-    """`3 (mod 7)` and `-4 (mod 7)`: equal moduli, and a difference that they divide."""
+    """Compare `3 (mod 7)` and `-4 (mod 7)`: the moduli are equal and divide the difference."""
     values = [exact(item.node) if isinstance(item, Scalar) else None for item in (*gold.items, *answer.items)]
     if any(value is None for value in values):
         return False
@@ -289,14 +289,14 @@ def _same_residue(gold: Group, answer: Group) -> bool:
 
 
 def _kind(group: Group) -> str:
-    """Brackets that mean the same: angle brackets are parentheses, and so are square ones around three or more."""
+    """The kind of brackets: angle brackets count as parentheses, and so do square ones around three or more items."""
     if group.brackets in ORDERED or (group.brackets == "[]" and len(group.items) > 2):
         return "()"
     return group.brackets
 
 
 def match(gold: Sequence[Value], answer: Sequence[Value]) -> bool:
-    """Equality as multisets: equality is transitive, so taking the first partner for each item is enough."""
+    """Compare as multisets. Equality is transitive, so it is enough to take the first partner of each item."""
     left = list(answer)
     for item in gold:
         partner = next((index for index, candidate in enumerate(left) if same(item, candidate)), None)
@@ -307,7 +307,7 @@ def match(gold: Sequence[Value], answer: Sequence[Value]) -> bool:
 
 
 def vector(value: Value, size: int) -> Value:
-    """`2i - j` in unit vectors as the tuple of its components; any other value as it is."""
+    """`2i - j` in unit vectors as the tuple of its components; any other value unchanged."""
     if not isinstance(value, Scalar) or not 2 <= size <= 3:
         return value
     basis = ("hat_i", "hat_j", "hat_k")[:size]
@@ -323,7 +323,7 @@ def vector(value: Value, size: int) -> Value:
 
 
 def _same_ratio(gold: Group, answer: Group) -> bool:
-    """`1:2:3` is `2:4:6`: the terms are proportional."""
+    """Compare ratios: `1:2:3` is `2:4:6`, since the terms are proportional."""
     g, a = gold.items[0].node, answer.items[0].node
     return all(
         same(Scalar(("mul", x.node, a)), Scalar(("mul", y.node, g)))
@@ -332,7 +332,7 @@ def _same_ratio(gold: Group, answer: Group) -> bool:
 
 
 def same_matrices(gold: Value, answer: Value) -> bool:
-    """Matrices entry by entry; a tuple counts as a column."""
+    """Compare matrices entry by entry; a tuple counts as a column."""
     gold_rows, answer_rows = rows(gold), rows(answer)
     if gold_rows is None or answer_rows is None or [len(r) for r in gold_rows] != [len(r) for r in answer_rows]:
         return False
@@ -357,7 +357,7 @@ def rows(value: Value) -> list[tuple[Value, ...]] | None:
 
 
 def same_sets(gold: Value, answer: Value) -> bool:
-    """Sets of numbers by membership; with symbolic ends, part by part."""
+    """Compare sets of numbers by membership; sets with symbolic ends part by part."""
     verdict = same_set(gold, answer)
     if verdict is not None:
         return verdict
@@ -373,7 +373,7 @@ def same_sets(gold: Value, answer: Value) -> bool:
 
 
 def _as_interval(value: Value) -> Value:
-    r"""`x \le a`, `a < x < b` as the interval; any other value as it is."""
+    r"""`x \le a` or `a < x < b` as an interval; any other value unchanged."""
     if not isinstance(value, Relation) or not set(value.operators) <= {"<", "<=", ">", ">="}:
         return value
     sides, operators = value.sides, value.operators
@@ -386,11 +386,11 @@ def _as_interval(value: Value) -> Value:
     high: Value = Scalar(("const", "inf")) if at == len(sides) - 1 else sides[at + 1]
     closed_low, closed_high = at > 0 and operators[at - 1] == "<=", at < len(operators) and operators[at] == "<="
     interval = Group("(["[closed_low] + ")]"[closed_high], (low, high))
-    return interval if real_set(value) is None else value  # with numbers at its ends it has been compared
+    return interval if real_set(value) is None else value  # numeric ends were compared by membership already
 
 
 def _variable(sides: Sequence[Value]) -> int | None:
-    """Which side is the unknown of an inequality: a letter, x before others where there are several."""
+    """The index of the side that is the unknown of an inequality: a letter; of several letters, x comes first."""
     letters_at = {side.node[1]: i for i, side in enumerate(sides) if isinstance(side, Scalar) and side.node[0] == "sym"}
     if len(letters_at) == 1:
         return next(iter(letters_at.values()))
@@ -398,12 +398,12 @@ def _variable(sides: Sequence[Value]) -> int | None:
 
 
 def letters(value: Value) -> str:
-    r"""The letters of a text, also where they were written as a product: `\text{SE}` and `SE`."""
+    r"""The letters of a text or of a product of letters: `\text{SE}` and `SE`."""
     return value.phrase if isinstance(value, Text) else spelled(value.node).lower() if isinstance(value, Scalar) else ""
 
 
 def renamed_value(value: Value, names: Mapping[str, str]) -> Value:
-    """A value with its letters under other names."""
+    """A value with its letters renamed."""
     if not names:
         return value
     if isinstance(value, Scalar):

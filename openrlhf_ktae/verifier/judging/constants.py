@@ -1,7 +1,6 @@
 """Are two expressions without variables the same number?
 
-Exactly as fractions where that is possible, else in 80 and then 250 digits. Only a gold that is a decimal may be met by
-rounding.
+Compared exactly as fractions if possible, else in 80 and then 250 digits. Rounding is accepted only for a decimal gold.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from .functions import BITS, vanishes
 
 
 def same_constant(gold: Node, answer: Node, scale: Fraction = Fraction(1)) -> bool:
-    """Equality of value of two expressions without variables; `scale` converts the answer's unit."""
+    """Compare two expressions without variables; `scale` converts the answer's unit."""
     try:
         gold_exact, answer_exact = exact(gold), exact(answer)
         if gold_exact is not None and answer_exact is not None:
@@ -33,11 +32,11 @@ def same_constant(gold: Node, answer: Node, scale: Fraction = Fraction(1)) -> bo
 
 
 def rounds_to(gold: Node, answer: Node, value: Any) -> bool:
-    """Whether a decimal gold and an answer are one number, rounded differently.
+    """Whether a decimal gold and an answer are the same number, rounded differently.
 
-    An exact or longer answer that rounds to a gold of three digits or more is right; for a gold in scientific notation
-    (a measured value) two digits are enough, and its own rounding to three digits is right as well. Whole and
-    fractional golds are exact: no decimal is near enough.
+    An exact or longer answer is right if it rounds to a gold of at least three digits. For a gold in scientific
+    notation (a measured value) two digits suffice, and an answer rounded to three digits is right as well. Whole and
+    fractional golds are exact: no decimal matches them.
     """
     literal = decimal_literal(gold)
     if literal is None:

@@ -1,7 +1,7 @@
-"""Many-digit values of expressions at given values of their symbols, never without a bound.
+"""Values of expressions in many digits at given values of their symbols, with bounded cost.
 
-Powers, factorials, series and angles whose result would be beyond the caps raise `TooLargeError`; what has no value
-(0/0, log 0) raises `NoValueError`.
+Powers, factorials, series and angles beyond the limits raise `TooLargeError`. Expressions without a value (0/0, log 0)
+raise `NoValueError`.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from .exact import MAX_BITS, STEPS, NoValueError, TooLargeError, based, bits, ex
 MAX_LOG2 = 1e9  # of a number: beyond this even its exponent gets long
 MAX_GAMMA = 1e8  # argument of a factorial
 MAX_DEGREE_BITS = 64  # of the degree of a root, to know whether it is odd
-MAX_ANGLE = 1e30  # of a sine: it costs as many digits
+MAX_ANGLE = 1e30  # of a sine, which loses as many digits
 MAX_TERMS = 2000  # of a sum or product
 TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 EXPONENTIAL = frozenset({"exp", "sinh", "cosh", "tanh", "coth"})
-RELATIVE = frozenset({"exp", "sqrt", "root", "abs", "factorial", "ratio"})  # as precise as what they are applied to
+RELATIVE = frozenset({"exp", "sqrt", "root", "abs", "factorial", "ratio"})  # as precise as their arguments
 LOGARITHMIC = frozenset({"ln", "log", "lg", "logbase"})
 
 
 class Evaluator:
-    """Evaluates nodes at a given precision and assignment of the symbols, and notes what precision that takes."""
+    """Evaluates nodes at a given precision and values of the symbols, and notes the precision this requires."""
 
     def __init__(self, bits: int, symbols: Mapping[str, Any] | None = None) -> None:
         self.bits = bits
         self.symbols = dict(symbols or {})
         self.steps = STEPS
         self.largest, self.smallest = 0, 0  # binary exponents of the terms of sums
-        self.cancelled = -math.inf  # that of the largest value whose digits may have cancelled: a term, 1 in a sine
-        self.lost = 0  # bits that large angles and exponents cost
-        self.literal = 0  # bits of the longest number that is written out
+        self.cancelled = -math.inf  # binary exponent of the largest value that may have cancelled: a term, 1 in a sine
+        self.lost = 0  # bits lost to large angles and exponents
+        self.literal = 0  # bits of the longest literal
 
     @property
     def needed(self) -> int:
-        """Bits to tell the largest from the smallest term of a sum, and from the next one."""
+        """Bits that distinguish the largest term of a sum from the smallest and from its neighbours."""
         return int(max(2 * self.largest - self.smallest + self.lost, self.literal))
 
     def __call__(self, node: Node) -> Any:
-        """The value as an mpmath number, real where it is real."""
+        """The value as an mpmath number; a real number if its imaginary part is rounding error."""
         with mpmath.workprec(self.bits):
             try:
                 value = self._value(node)
@@ -130,7 +130,7 @@ class Evaluator:
 
     @staticmethod
     def _applied(name: str, arguments: list[Any]) -> Any:
-        """An unknown function: some number for each value of its arguments."""
+        """An unknown function: a fixed pseudo-random number for each value of its arguments."""
         told = repr((name, [mpmath.nstr(argument, 25) for argument in arguments]))
         digest = hashlib.blake2b(told.encode(errors="replace"), digest_size=8).digest()
         return 1 + mpmath.mpf(int.from_bytes(digest)) / 2**63
@@ -175,7 +175,7 @@ class Evaluator:
 
 
 def _real_root(value: Any, degree: Any) -> Any:
-    """The real root of a negative number where the degree is odd, as in school."""
+    """A root; of a negative number and an odd degree the real one."""
     whole = mpmath.im(degree) == 0 and mpmath.mag(degree) < MAX_DEGREE_BITS and mpmath.isint(degree)
     if whole and int(degree) % 2 and mpmath.im(value) == 0 and mpmath.re(value) < 0:
         return -mpmath.root(-mpmath.re(value), int(degree))
@@ -187,7 +187,7 @@ def _real_root(value: Any, degree: Any) -> Any:
 
 
 def _real(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of real numbers alone."""
+    """A function that is defined only for real numbers."""
 
     def applied(*values: Any) -> Any:
         if any(mpmath.im(value) != 0 for value in values):
@@ -198,7 +198,7 @@ def _real(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _rounding(function: Callable[[Any], Any]) -> Callable[..., Any]:
-    """Floor or ceiling, safe against a value that misses its integer by rounding error."""
+    """Floor or ceiling, robust to a value that misses an integer by rounding error."""
 
     def rounded(value: Any) -> Any:
         near = mpmath.nint(value)

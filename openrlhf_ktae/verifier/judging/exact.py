@@ -1,7 +1,7 @@
-"""Exact values of expressions, as fractions, with a cap on their size.
+"""Exact values of expressions as fractions of limited size.
 
-Every operation is checked before it is done, so an expression of n tokens costs at most about n operations on numbers
-of bounded length, whatever it says.
+Every operation is checked before it is done, so any expression of n tokens costs at most about n operations on numbers
+of bounded length.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any
 
 from ..reading.values import Node
 
-MAX_BITS = 1 << 18  # of an exact number; 2^100000 + 1 is still told from 2^100000
+MAX_BITS = 1 << 18  # of an exact number; enough to distinguish 2^100000 + 1 from 2^100000
 MAX_FACTORIAL = 20000  # exact; larger ones go through the gamma function
 STEPS = 20000  # operations of one evaluation
 HUNDRED = Fraction(100)
 
 
 class NoValueError(Exception):
-    """The expression has no value here: division by zero, a function outside its domain, a symbol without a value."""
+    """The expression has no value: division by zero, a function outside its domain, a symbol without a value."""
 
 
 class TooLargeError(NoValueError):
-    """The value, or a value on the way to it, is beyond the caps."""
+    """The value or an intermediate value exceeds the limits."""
 
 
 def exact(node: Node) -> Fraction | None:
-    """The value as a fraction, or None where it is irrational, symbolic or not easily exact."""
+    """The value as a fraction, or None if it is irrational, symbolic or hard to compute exactly."""
     return _exact(node, [STEPS])
 
 
@@ -85,7 +85,7 @@ def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
 
 
 def _exact_root(base: Fraction, exponent: Fraction) -> Fraction | None:
-    """`4^{1/2}`, `8^{2/3}` where the root is a fraction."""
+    """`4^{1/2}`, `8^{2/3}` if the root is a fraction."""
     if base < 0 or exponent.denominator > 60 or abs(exponent.numerator) > 1000 or bits(base) > 4096:
         return None
     above, below = (_integer_root(part, exponent.denominator) for part in (base.numerator, base.denominator))
@@ -125,7 +125,7 @@ def _exact_function(name: str, values: list[Any]) -> Fraction | None:
 
 
 def based(digits: str, base: int) -> Fraction | None:
-    """Value of a numeral; None for a base beyond 2 to 36, NoValueError for a digit that the base has not."""
+    """Value of a numeral; None for a base outside 2 to 36, NoValueError for a digit that is not valid in the base."""
     if not 2 <= base <= 36:
         return None
     try:

@@ -1,8 +1,8 @@
 """Are two expressions the same number or function, or two equations the same equation?
 
-Numbers are compared as fractions where both are exact. Everything else is evaluated at fixed, odd points, and the
-precision grows with what is added up: terms a million digits apart are told from each other or not compared at all.
-An applied letter, `f(x+1)`, takes an unrelated value for each value of its arguments.
+Two exact numbers are compared as fractions. Everything else is evaluated at fixed, unusual points. The precision grows
+with the terms of sums: terms a million digits apart are distinguished, or not compared at all. An applied letter,
+`f(x+1)`, takes an unrelated value for each value of its arguments.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .exact import NoValueError, TooLargeError, exact
 
 BITS = 280  # of a first evaluation; 200 of them beyond the largest and the smallest term of any sum
 SPARE_BITS = 200
-MARGIN_BITS = 48  # by which rounding errors may have grown
+MARGIN_BITS = 48  # allowed growth of rounding errors
 MAX_BITS = 30_000
 POSITIVE_POINTS, SIGNED_POINTS = 4, 3
 MIN_POINTS = 3  # points at which both sides must be defined before they count as equal
-SCALES = (30, 1000, 10**6)  # of further points for functions in pieces
+SCALES = (30, 1000, 10**6)  # of further points for piecewise functions
 INTEGER_LETTERS = frozenset("n m k N j l".split())
 CONSTANTS = frozenset("C c C_0 C_1 C_2 C_3 C_4 c_0 c_1 c_2 c_3 c_4".split())
 ARBITRARY = CONSTANTS | frozenset("K k A B D".split())
-VARIABLES = frozenset("x y z t s u r theta".split())  # what a formula with arbitrary constants is a function of
+VARIABLES = frozenset("x y z t s u r theta".split())  # the variables of formulas with arbitrary constants
 PARAMETERS = frozenset("k n m l t j".split())
 PIECES = frozenset({"abs", "floor", "ceil", "max", "min", "gcd", "lcm", "sqrt", "root"})
 OF_INTEGERS = frozenset({"floor", "ceil", "factorial", "binom", "gcd", "lcm", "sin", "cos", "tan"})
@@ -43,10 +43,10 @@ ZERO: Node = ("num", Fraction(0), "")
 def vanishes(
     gold: Node, answer: Node, point: Point, bits: int = BITS, real: bool = False, last: float = -math.inf
 ) -> bool:
-    """Whether the two agree at a point to the last bits. Raises NoValueError where one has no (real) value.
+    """Whether both agree at a point to the last bits. Raises NoValueError if one has no (real) value.
 
-    Values no larger than rounding errors are looked at in more bits: zeros shrink with the errors. `last` is their
-    binary exponent in fewer bits.
+    A difference no larger than rounding errors is computed again in more bits: a true zero shrinks with the errors.
+    `last` is its binary exponent in fewer bits.
     """
     if bits > MAX_BITS:
         raise TooLargeError
@@ -72,7 +72,7 @@ def vanishes(
 
 
 def same_function(gold: Node, answer: Node) -> bool:
-    """Equality at the test points, under the names that the answer may use."""
+    """Compare at the test points, with each renaming that the answer may use."""
     for left, right in _notations(gold, answer):
         for names in [{}, *_renames(left, right)]:
             if _agree(left, renamed(right, names)):
@@ -81,7 +81,7 @@ def same_function(gold: Node, answer: Node) -> bool:
 
 
 def _notations(gold: Node, answer: Node) -> Iterator[tuple[Node, Node]]:
-    """The pair as written, and with one side in the other's way of writing: `I(0)` and `I_0`, `x'(t)` and `x'`."""
+    """The pair as written, and with one side in the other's notation: `I(0)` and `I_0`, `x'(t)` and `x'`."""
     yield gold, answer
     names = [free_symbols(node) for node in (gold, answer)]
     applied = [{part[1] for part in walk(node) if part[0] == "app"} for node in (gold, answer)]
@@ -106,7 +106,7 @@ def _notations(gold: Node, answer: Node) -> Iterator[tuple[Node, Node]]:
 
 
 def _renames(gold: Node, answer: Node) -> list[dict[str, str]]:
-    """Other names that the same thing may have in the answer: an arbitrary constant, a parameter, a subscript."""
+    """Renamings that keep an answer's meaning: of an arbitrary constant, a parameter, a subscript."""
     gold_symbols, answer_symbols = free_symbols(gold), free_symbols(answer)
     missing, extra = sorted(gold_symbols - answer_symbols), sorted(answer_symbols - gold_symbols)
     own = _arbitrary(gold)
@@ -125,7 +125,7 @@ def _renames(gold: Node, answer: Node) -> list[dict[str, str]]:
 
 
 def _arbitrary(gold: Node) -> frozenset[str]:
-    """Constants that the gold introduces: each once, as a term of a sum or the factor of one, beside a variable."""
+    """Constants that the gold introduces: each occurs once, as a term of a sum or a factor of one, with a variable."""
     used = [part[1] for part in walk(gold) if part[0] == "sym"]
     if not VARIABLES & set(used):
         return frozenset()
@@ -143,7 +143,7 @@ def _terms(node: Node) -> list[Node]:
 
 
 def _coefficients(term: Node) -> set[str]:
-    """The letters that are factors of a term, or of a term in brackets that is one."""
+    """The letters that are factors of a term, or of a bracketed term in it."""
     if node_terms := _terms(term) if term[0] in ("add", "pm", "neg") else []:
         return set().union(*map(_coefficients, node_terms))
     if term[0] in ("mul", "div"):
@@ -152,20 +152,20 @@ def _coefficients(term: Node) -> set[str]:
 
 
 def _is_period(gold: Node, name: str) -> bool:
-    r"""True for the integer k of `\frac{\pi}{6} + 2\pi k`: it stands only beside a multiple of pi, at the top."""
+    r"""True for the integer k of `\frac{\pi}{6} + 2\pi k`: it occurs only as a factor of a multiple of pi."""
     own = [term for term in _terms(gold) if name in free_symbols(term)]
     outside = {part[0] for term in own for part in walk(term)} <= {"mul", "div", "add", "neg", "num", "sym", "const"}
     return len(own) == 1 and outside and ("const", "pi") in walk(own[0]) and free_symbols(own[0]) == {name}
 
 
 def _without_label(name: str) -> str:
-    """`M_core` without its subscript in words; `v_0` and `x_n` are other things than v and x."""
+    """`M_core` without its subscript in words; `v_0` and `x_n` differ from v and x."""
     base, _, label = name.partition("_")
     return base if len(label) > 1 and label.isalpha() else name
 
 
 def _agree(gold: Node, answer: Node) -> bool:
-    """Whether the two agree at all test points where both are defined, `MIN_POINTS` at least."""
+    """Whether both agree at all test points where both are defined, of which there must be `MIN_POINTS`."""
     names = sorted(free_symbols(gold) | free_symbols(answer))
     nodes = [*walk(gold), *walk(answer)]
     in_pieces = any(node[0] == "fn" and node[1] in PIECES for node in nodes)
@@ -186,7 +186,7 @@ def _agree(gold: Node, answer: Node) -> bool:
 
 
 def _compared(gold: Node, answer: Node, points: Iterable[Point], least: int = MIN_POINTS) -> bool | None:
-    """False at the first point that tells the two apart, None where too few points are in both domains."""
+    """False at the first point where the two differ, None if too few points are in both domains."""
     real = all(part != ("const", "i") for node in (gold, answer) for part in walk(node))
     count = 0
     for point in points:
@@ -202,7 +202,7 @@ def _compared(gold: Node, answer: Node, points: Iterable[Point], least: int = MI
 
 
 def _odd(generator: random.Random, scale: float = 1) -> Any:
-    """A number between 0.3 and 2.8 times the scale that no formula has in it."""
+    """A number between 0.3 and 2.8 times the scale, unlikely to occur in a formula."""
     return scale * mpmath.mpf(generator.randrange(3 * 10**8, 28 * 10**8)) / 10**9 + mpmath.mpf(1) / 7919
 
 
@@ -224,7 +224,7 @@ def _real_values(count: int) -> list[list[Any]]:
 
 
 def _further_points(names: list[str], nodes: list[Node]) -> Iterator[Point]:
-    """Points at several scales, and on both sides of the places where a function in pieces breaks."""
+    """Points at several scales, and on both sides of the breaks of piecewise functions."""
     generator = random.Random(2)
     for scale, sign in itertools.product(SCALES, (1, -1)):
         yield {name: sign * _odd(generator, scale) for name in names}
@@ -240,7 +240,7 @@ def _further_points(names: list[str], nodes: list[Node]) -> Iterator[Point]:
 
 
 def _around_breaks(names: list[str], inner: Node) -> Iterator[Point]:
-    """Points beside the zero of a linear expression, and a few of its units away, along each of its letters."""
+    """Points near the zero of a linear expression, and a few units away, along each of its letters."""
     generator = random.Random(3)
     for name in sorted(free_symbols(inner)):
         base = {other: _odd(generator) for other in names}
@@ -257,7 +257,7 @@ def _around_breaks(names: list[str], inner: Node) -> Iterator[Point]:
 
 
 def _integer_points(names: list[str], nodes: list[Node]) -> Iterator[Point]:
-    """Integers for the letters that stand for integers, past the whole numbers that occur; others are real."""
+    """Integers above those that occur, for letters that stand for integers; real numbers for the others."""
     generator = random.Random(1)
     literals = {int(n[1]) for n in nodes if n[0] == "num" and n[1].denominator == 1 and 12 < abs(n[1]) <= 10**4}
     steps = [*range(1, 25), *(n + d for n in sorted(literals)[:6] for d in (-1, 0, 1, 17)), 97, 360, 1001]
@@ -272,7 +272,7 @@ def _integer_points(names: list[str], nodes: list[Node]) -> Iterator[Point]:
 
 
 def _of_integers(nodes: list[Node]) -> bool:
-    """True where an identity may hold for integers alone: roundings, factorials, (-1)^n, cos(n pi)."""
+    """True if an identity may hold only for integers: roundings, factorials, (-1)^n, cos(n pi)."""
     inside: list[Node] = []
     for node in nodes:
         if node[0] in ("sum", "prod"):
@@ -285,9 +285,9 @@ def _of_integers(nodes: list[Node]) -> bool:
 
 
 def _positive_letters(formula: Node) -> frozenset[str]:
-    r"""Quantities that a formula takes as positive: those of a product under an even root, `\sqrt{4 \pi G \rho r^2}`.
+    r"""Quantities that must be positive: those of a product under an even root, `\sqrt{4 \pi G \rho r^2}`.
 
-    One of them at least must have an odd power there: `\sqrt{x^2}` is |x|.
+    At least one of them must have an odd power there: `\sqrt{x^2}` is |x|.
     """
     found: set[str] = set()
     for node in walk(formula):
@@ -301,7 +301,7 @@ def _positive_letters(formula: Node) -> frozenset[str]:
 
 
 def same_equation(gold: Node, answer: Node, positive: bool = False) -> bool:
-    """`gold = 0` and `answer = 0` are the same equation: one is a multiple of the other.
+    """Whether `gold = 0` and `answer = 0` are the same equation: one is a multiple of the other.
 
     The multiple is a number, which must be positive with `positive` (for inequalities); in a differential equation it
     may also depend on the parameters, but not on the unknown functions.
@@ -318,7 +318,9 @@ def _are_multiples(gold: Node, answer: Node, positive: bool) -> bool:
     """Whether answer / gold is the same number at the test points as at the first of them."""
     names = sorted(free_symbols(gold))
     derivatives = {name for name in names if "'" in name}
-    unknowns = derivatives | ({name.split("'")[0] for name in derivatives} & set(names))  # these, and of what they are
+    unknowns = derivatives | (
+        {name.split("'")[0] for name in derivatives} & set(names)
+    )  # and the functions that they derive
     nodes = [*walk(gold), *walk(answer)]
     points = _real_points(names)
     if any(node[0] == "fn" and node[1] in PIECES for node in nodes):
@@ -328,7 +330,7 @@ def _are_multiples(gold: Node, answer: Node, positive: bool) -> bool:
     first: Point = {}
     count = 0
     for point in points:
-        if first and unknowns:  # the factor may depend on parameters: they keep their first values
+        if first and unknowns:  # the factor may depend on parameters, so they keep their first values
             point = {name: point[name] if name in unknowns else first[name] for name in names}
         try:
             if not first:

@@ -1,4 +1,4 @@
-"""The verdict on one answer: equal text, a choice, or a reading of it that says what a reading of the gold says."""
+"""The verdict on one answer: equal text, the same choice, or a reading that equals a reading of the gold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .choices import same_choice
 from .compare import same
 from .exact import NoValueError
 
-PROSE_WORDS = 8  # a gold of more words is prose: other wordings of it cannot be judged
+PROSE_WORDS = 8  # a gold of more words is prose: other wordings of it cannot be compared
 SAME_VALUE, DIFFERENT_VALUE = Verdict(CORRECT, Reason.SAME_VALUE), Verdict(WRONG, Reason.DIFFERENT_VALUE)
 SAME_CHOICE, DIFFERENT_CHOICE = Verdict(CORRECT, Reason.SAME_CHOICE), Verdict(WRONG, Reason.DIFFERENT_CHOICE)
 UNREADABLE, GOLD_READ = Verdict(WRONG, Reason.ANSWER_UNREADABLE), Verdict(WRONG, Reason.GOLD_READ)
@@ -33,12 +33,12 @@ _LIMIT = re.compile(
 
 
 def warm_up() -> None:
-    """Do a small check, so that the lazy imports are loaded before limits apply."""
+    """Run a small check, so that lazy imports are done before limits apply."""
     judge(["\\frac{1}{2}"], "x+\\sqrt{2}")
 
 
 def read_golds(golds: Sequence[str]) -> Verdict:
-    """Unknown where no gold can be read, with the reason; wrong, what any answer is until it agrees, where one can."""
+    """Unknown with the reason if no gold can be read; otherwise wrong, which any answer is until it agrees."""
     reasons = [reason for gold in golds if (reason := _unread(clean(gold)))]
     _fullest(tuple(map(clean, golds)))
     return GOLD_READ if len(reasons) < len(golds) else Verdict(UNKNOWN, reasons[0])
@@ -46,7 +46,7 @@ def read_golds(golds: Sequence[str]) -> Verdict:
 
 @functools.lru_cache(maxsize=4096)
 def _fullest(golds: tuple[str, ...]) -> tuple[str, ...]:
-    """Cleaned golds, without a number or formula that another of them states with its unit or name: these hold then."""
+    """Cleaned golds without those that another gold repeats with a unit or name; the fuller ones decide."""
     if len(golds) == 1:
         return golds
     bare = {gold for gold in golds if all(isinstance(value, Scalar) and not value.unit for value in readings(gold))}
@@ -56,7 +56,7 @@ def _fullest(golds: tuple[str, ...]) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _unread(gold: str) -> Reason | None:
-    """Why a gold is not read; None where it is. Prose about a formula is read as its own text."""
+    """Why a gold cannot be read; None if it can. Prose about a formula matches only its own text."""
     if _is_prose(gold):
         return None if re.search(r"[\\$=^]", gold) else Reason.GOLD_IS_PROSE
     named = _SUBSTANCE.fullmatch(_UPRIGHT.sub("", gold)) or same_choice(gold, gold)
@@ -64,7 +64,7 @@ def _unread(gold: str) -> Reason | None:
 
 
 def judge(golds: Sequence[str], answer: str) -> Verdict:
-    """The verdict on one answer against alternative golds: one that agrees is enough."""
+    """The verdict on one answer against alternative golds; one match is enough."""
     verdicts: list[Verdict] = []
     answer = clean(answer)
     for gold in _fullest(tuple(map(clean, golds))):
@@ -98,7 +98,7 @@ def judge_one(gold: str, answer: str) -> Verdict:
 
 @functools.lru_cache(maxsize=4096)
 def readings(text: str) -> tuple[Value, ...]:
-    """The ways to read a text: commas in thousands or as separators, `a/bc` as (a/b)c or a/(bc). Empty: unreadable."""
+    """All readings of a text: commas in thousands or as separators, `a/bc` as (a/b)c or a/(bc). Empty if unreadable."""
     found: list[Value] = []
     point = _LABELLED_POINT.fullmatch(text)
     if point is not None:
@@ -126,7 +126,7 @@ def readings(text: str) -> tuple[Value, ...]:
 
 
 def _agree(golds: Sequence[Value], answers: Sequence[Value]) -> bool:
-    """True if any reading of the answer is any reading of the gold."""
+    """True if any reading of the answer equals any reading of the gold."""
     for gold in golds:
         for answer in answers:
             try:
@@ -138,7 +138,7 @@ def _agree(golds: Sequence[Value], answers: Sequence[Value]) -> bool:
 
 
 def _restated(golds: Sequence[Value], answer: str) -> bool:
-    r"""`\frac{1}{2} \text{ or } 0.5`: one value in two forms."""
+    r"""True for one value given in two forms: `\frac{1}{2} \text{ or } 0.5`."""
     forms = _OR.split(answer)
     if len(forms) != 2 or "," in answer or not all(isinstance(gold, Scalar) for gold in golds):
         return False
@@ -146,7 +146,7 @@ def _restated(golds: Sequence[Value], answer: str) -> bool:
 
 
 def _bare(cleaned: str) -> str:
-    r"""The text without what never matters, out of a `\text{}` around all of it."""
+    r"""The squeezed text, without a `\text{}` around all of it."""
     text = squeeze(cleaned)
     styled = _STYLED.fullmatch(text)
     return styled[1].strip("\x00") if styled else text

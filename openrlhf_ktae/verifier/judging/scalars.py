@@ -1,4 +1,4 @@
-"""Is one expression, with its unit, the other? Units, percent and degrees first, then the numbers."""
+"""Are two expressions with units equal? Compares units, percent and degrees first, then the numbers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ONE: Node = ("num", Fraction(1), "1")
 
 
 def same_scalar(gold: Scalar, answer: Scalar) -> bool:
-    """Equality of value after units: a unit on one side alone may be left out, two different ones are converted."""
+    """Compare values with units: a unit may be missing on one side, and different units are converted."""
     gold, answer = _letter_as_unit(gold, answer.unit), _letter_as_unit(answer, gold.unit)
     return any(same_node(gold.node, answer.node, scale) for scale in _scales(gold, answer))
 
 
 def _letter_as_unit(value: Scalar, other: Unit | None) -> Scalar:
-    """`20m`, `3mg`, `5 m/s` where the other side has a unit of that kind: `20 \\text{ meters}`."""
+    """Read the letters of `20m`, `3mg`, `5 m/s` as a unit if the other side has that unit: `20 \\text{ meters}`."""
     if other is None or value.unit is not None or not other.label:
         return value
     amount, letters = _letters_behind(value.node)
@@ -35,7 +35,7 @@ def _letter_as_unit(value: Scalar, other: Unit | None) -> Scalar:
 
 
 def _letters_behind(node: Node) -> tuple[Node, str]:
-    """A number, and what letters multiply and divide it: `m/s^2`."""
+    """Split off the letters that multiply and divide a number: `m/s^2`."""
     if node[0] == "sym":
         return ONE, node[1]
     if node[0] == "pow" and node[1][0] == "sym" and node[2][0] == "num":
@@ -47,7 +47,7 @@ def _letters_behind(node: Node) -> tuple[Node, str]:
 
 
 def _scales(gold: Scalar, answer: Scalar) -> list[Node | Fraction]:
-    """Factors by which the answer may be multiplied before the comparison; none if the units contradict."""
+    """Factors by which the answer may be multiplied before the comparison; none if the units conflict."""
     one = Fraction(1)
     g, a = gold.unit, answer.unit
     if g is None and a is None:
@@ -81,7 +81,7 @@ def _conversion(gold: Unit, answer: Unit) -> list[Node | Fraction]:
 
 
 def _may_be_percentage(node: Node) -> bool:
-    """A gold without a sign that may stand for a percentage: a whole number or decimal above 1, written out."""
+    """True for a gold that may be a percentage without its sign: a whole number or decimal above 1, written out."""
     return node[0] == "num" and bool(node[2]) and "e" not in node[2] and node[1] > 1
 
 

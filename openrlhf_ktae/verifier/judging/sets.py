@@ -41,7 +41,7 @@ class RealSet:
 
 
 def is_set(value: Value) -> bool:
-    """True for what can only be a set of numbers: unions, half-open intervals, the reals, an inequality."""
+    """True for values that can only be sets of numbers: unions, half-open intervals, the reals, an inequality."""
     if isinstance(value, (SetOperation, NumberSet)) or value in (Text("all reals"), Text("no solution")):
         return True
     if isinstance(value, Group):
@@ -51,12 +51,12 @@ def is_set(value: Value) -> bool:
 
 
 def _is_empty(value: Value, found: RealSet, brackets: Collection[str] = INTERVALS) -> bool:
-    """`(3, 1)`, `(5, 5]`: no set in a list; as a gold only against a named empty set, and with round brackets never."""
+    """True for `(3, 1)` and `(5, 5]`: not a set in a list; as a gold only against a named empty set, never in `()`."""
     return isinstance(value, Group) and value.brackets in brackets and not any(map(found.contains, _probes(found.ends)))
 
 
 def same_set(gold: Value, answer: Value) -> bool | None:
-    """True or False for sets with numeric ends, None where one of them is something else."""
+    """Compare two sets with numeric ends; None if one of them is something else."""
     gold_set, answer_set = real_set(gold), real_set(answer)
     points = {"()"} if isinstance(answer, (NumberSet, Text)) else INTERVALS
     if gold_set is None or answer_set is None or _is_empty(gold, gold_set, points):
@@ -81,7 +81,7 @@ def _letters(value: Value) -> frozenset[Node]:
 
 
 def _probes(ends: Iterable[Any]) -> list[Any]:
-    """Numbers that tell two sets with these ends apart: the ends, one in each gap, one beyond either side."""
+    """Numbers that distinguish any two sets with these ends: the ends, one in each gap, one beyond either side."""
     distinct = _distinct(list(ends))
     if not distinct:
         return [mpmath.mpf(0)]
@@ -162,7 +162,7 @@ def _group(value: Group) -> RealSet | None:
 
 
 def _joined(value: Group) -> RealSet | None:
-    """Sets and inequalities of one letter: what is listed is a union, except where the words or the sense say `and`.
+    """Sets and inequalities of one letter. A list is a union, unless the words or the meaning imply `and`.
 
     `x > 1, x < 5` would be all numbers as a union, and `x < 1 and x > 3` none as an intersection.
     """
@@ -231,7 +231,7 @@ def _holds(operator: str, left: Any, right: Any) -> bool:
 
 
 def _zeros(left: Node, right: Node, name: str) -> list[Any]:
-    """Where two sides are equal, of which one is a number and the other linear or the absolute value of that."""
+    """Where two sides are equal, if one is a number and the other linear or the absolute value of a linear term."""
     if free_symbols(left) and free_symbols(right):
         raise NoValueError
     inner, end = (left, _number(right, {})) if free_symbols(left) else (right, _number(left, {}))

@@ -1,4 +1,4 @@
-"""Plus-minus signs spread into the values they stand for."""
+"""Expand plus-minus signs into the values they stand for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _signs(value: Value) -> list[str]:
 
 
 def _values(value: Scalar, free: bool) -> Iterator[Scalar]:
-    """The expression with every plus-minus as plus, then as minus; in all combinations where they are free."""
+    """The expression with all plus-minus signs as plus, then as minus; in all combinations if they are free."""
     for signs in itertools.product((1, -1), repeat=len(_signs(value)) if free else 1):
         turn = iter(signs) if free else itertools.repeat(signs[0])
         yield Scalar(replaced(value.node, functools.partial(_chosen, turn)), value.unit)
@@ -39,7 +39,7 @@ def _chosen(turn: Iterator[int], part: Node) -> Node | None:
 
 
 def plain(value: Value, free: bool = False) -> Value:
-    """Spread plus-minus signs into lists, tied ones unless `free`; take a set or list of one item as the item."""
+    """Expand plus-minus signs into lists, with tied signs unless `free`; replace a set or list of one item by it."""
     if isinstance(value, Scalar):
         return Group("", tuple(_values(value, free and has_free_signs(value)))) if _signs(value) else value
     if isinstance(value, Group) and value.brackets in ("", "and", "or", "{}"):

@@ -1,7 +1,7 @@
-r"""Text as models and data sets write it -> one plain spelling. Linear passes, standard library only.
+r"""Text as written by models and data sets -> one plain spelling. Linear passes, standard library only.
 
-Nothing here looks at meaning: look-alike characters, invisible characters, spacing and styling commands go, digits
-and fractions of other scripts become ASCII. What a number or a list is, is decided later.
+Cleaning ignores meaning: it removes look-alike and invisible characters, spacing and styling commands, and turns digits
+and fractions of other scripts into ASCII. Numbers and lists are recognised later.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _INTRODUCTION = re.compile(
 
 
 def restore_escapes(text: str) -> str:
-    r"""Commands whose backslash and first letter a JSON reader took for a control character: `\f` + `rac`."""
+    r"""Restore commands that a JSON reader began with a control character: `\f` + `rac`."""
     return _EATEN.sub(lambda eaten: _ESCAPES[eaten.group()], text)
 
 

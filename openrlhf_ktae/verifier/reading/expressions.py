@@ -1,4 +1,4 @@
-"""Expressions made and taken apart while they are read."""
+"""Build and take apart expressions while reading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_EXPONENT = 5000  # of e-notation
 
 
 def operand(value: Any) -> Node:
-    """The value as an operand of arithmetic; structures are none."""
+    """The value as an operand of arithmetic; raises ReadError for a structure."""
     if not isinstance(value, tuple):
         raise ReadError("arithmetic with a structure")
     return value
@@ -36,7 +36,7 @@ def number(text: str) -> Node:
 
 
 def divided(above: Node, below: Node) -> Node:
-    r"""A quotient; `\frac{dy}{dt}`, `d^2y/dt^2` and their partial kin are one symbol, like `y'` and `y''`: `y''/t`."""
+    r"""A quotient. Derivatives such as `\frac{dy}{dt}` and `d^2y/dt^2`, also partial ones, are one symbol: `y''/t`."""
     top, bottom = factors(above), factors(below)
     marks = [part[:2] for part in (top[0], bottom[0])]
     order = 1
@@ -93,7 +93,7 @@ def is_proper(node: Node) -> bool:
 
 
 def peel(node: Node) -> tuple[str, Node]:
-    """Take `deg` or `pct` off the top, also from under a minus or the last factor."""
+    """Split off `deg` or `pct` at the top, below a minus or in the last factor."""
     if node[0] in ("deg", "pct"):
         return node[0], node[1]
     if node[0] == "neg":
@@ -105,7 +105,7 @@ def peel(node: Node) -> tuple[str, Node]:
 
 
 def unpeel(scalar: Scalar) -> Node:
-    """A bracketed scalar as a node; its unit must be one that arithmetic knows."""
+    """A bracketed scalar as a node; raises ReadError for a unit other than degrees and percent."""
     if scalar.unit is None:
         return scalar.node
     if scalar.unit == DEGREE:
@@ -116,13 +116,13 @@ def unpeel(scalar: Scalar) -> Node:
 
 
 def only_condition(tokens: list[Token]) -> bool:
-    """True for `for all integers k`: words about a parameter, with nothing about the value."""
+    """True for words about a parameter only, not about the value: `for all integers k`."""
     words = [value.lower() for kind, value in tokens if kind == "word"]
     return bool(words) and words[0] in CONDITION_STARTS and all(word in CONDITION_WORDS for word in words)
 
 
 def condition_on(value: Value) -> Value | None:
-    r"""The k of `k \in \mathbb{Z}`: it says what a parameter is, not what the answer is. None for other values."""
+    r"""The k of `k \in \mathbb{Z}`, a condition on a parameter and not an answer; None for other values."""
     if not isinstance(value, Relation) or value.operators != ("in",) or not isinstance(value.sides[1], NumberSet):
         return None
     return value.sides[0] if value.sides[1].letter[0] in "ZN" else None

@@ -16,7 +16,7 @@ MAX_TOKENS = 4000
 
 
 class ReadError(Exception):
-    """The text is not in the notation that is understood here."""
+    """The text is not in a notation that the parser understands."""
 
 
 _TIMES_TEN = re.compile(r"(?<=\d)\s*[xX*]\s*10\s*\^")
@@ -96,7 +96,7 @@ _CURRENCY = {"$": "dollar", "£": "pounds_sterling", "€": "euro", "¥": "yen",
 
 
 def tokenise(text: str, join_commas: bool) -> list[Token]:
-    """Tokens of cleaned `text`. `join_commas` reads `1,250` as one number. Raises ReadError when there are too many."""
+    """Tokens of cleaned `text`. `join_commas` reads `1,250` as one number. Raises ReadError for too many tokens."""
     if r"\rational" in text:  # a command of our own
         raise ReadError(r"\rational")
     text = _TIMES_TEN.sub(r" \\times 10^", text).replace("**", "^")
@@ -128,12 +128,12 @@ def tokenise(text: str, join_commas: bool) -> list[Token]:
 
 
 def has_comma_groups(text: str) -> bool:
-    """True when `1,250` occurs: one number, or two."""
+    """True if the text has `1,250`, which can be one number or two."""
     return _COMMA_GROUPS.search(text) is not None
 
 
 def _joined(match: re.Match[str]) -> str:
-    """`1,250` as one number, unless it is all that a bracket holds: `(1,250)` is a pair, `(1,250, 3,500)` another."""
+    """`1,250` as one number, unless a bracket holds nothing else: `(1,250)` is a pair, and so is `(1,250, 3,500)`."""
     text, start = match.string, match.start()
     opening = max(text.rfind(bracket, max(0, start - 200), start) for bracket in ("(", "[", "\\{"))
     closing = min((at for at in (text.find(c, match.end()) for c in (")", "]", "\\}")) if at >= 0), default=-1)
@@ -144,7 +144,7 @@ def _joined(match: re.Match[str]) -> str:
 
 
 def _scan(text: str, tokens: list[Token], words: bool = False) -> None:
-    """Add the tokens of a text; with `words`, letters are words and not products of variables."""
+    """Append the tokens of a text; with `words`, letters are words and not products of variables."""
     position = 0
     while position < len(text):
         word = _WORD.match(text, position) if words else None
@@ -197,14 +197,14 @@ def _command(name: str) -> Token:
 
 
 def _ends_value(tokens: list[Token]) -> bool:
-    """True when a unit may follow: behind a number, a word, a closing brace or bracket."""
+    """True if a unit may follow: after a number, a word, a closing brace or bracket."""
     return bool(tokens) and (tokens[-1][0] in ("num", "word") or tokens[-1] in (("op", "}"), ("op", ")")))
 
 
 def split_letters(run: str, after_number: bool, apart: bool = True) -> list[Token]:
     """A run of bare letters: a function, a word, or a product of one-letter variables.
 
-    Letters right behind a number, `2mgL`, are a word only where nothing else is likely: not mg, not eV.
+    Letters directly after a number, as in `2mgL`, are a word only if nothing else is likely: not mg, not eV.
     """
     if after_number and not apart:
         named = run in FUNCTION_NAMES or run.lower() in NUMBER_WORDS or run.lower() in BARE_WORDS
@@ -222,7 +222,7 @@ def split_letters(run: str, after_number: bool, apart: bool = True) -> list[Toke
 
 
 def _text_argument(text: str, position: int, command: str, tokens: list[Token]) -> int:
-    """Tokens of `{...}` after a text command: words, numbers and signs. Returns the position behind the brace."""
+    """Append the tokens of `{...}` after a text command: words, numbers, signs. Return the position after the brace."""
     depth, end = 0, position
     while end < len(text):
         character = text[end]
@@ -262,7 +262,7 @@ def _sexagesimal(match: re.Match[str]) -> str:
 
 
 def _dots(match: re.Match[str]) -> str:
-    """`0.333...` and `0.1212...`: the shortest period that fills the digits at least twice, else no number at all."""
+    """`0.333...` and `0.1212...` with the shortest period that repeats at the end; otherwise unchanged."""
     digits = match[2]
     for size in range(1, len(digits) // 2 + 1):
         period = digits[-size:]

@@ -1,4 +1,4 @@
-"""Is one side of a relation a mere name, and do two names mean different things?"""
+"""Is a side of a relation only a name, and do two names mean different things?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DECORATION = ACCENTS | {"bold", "angle", "triangle", "square"}  # `m\\angle A` 
 
 
 def read_name(tokens: list[Token], value: Value) -> Name | None:
-    """The name that a side is, or None if it is an expression: `x`, `S_{ABC}`, `f(x)`, `|AB|`, `(x, y)`, `Area`."""
+    """The side as a name, such as `x`, `S_{ABC}`, `f(x)`, `|AB|`, `(x, y)`, `Area`; None if it is an expression."""
     if any(text.lower() in ("not", "no", "never", "nor", "without") for _, text in tokens):
         return None
     if isinstance(value, Text):
@@ -72,7 +72,7 @@ def conflict(gold: Name, answer: Name) -> bool:
         if told != given and (told[0] != "sym" or told[1].isupper() or given[1].isupper()):
             return True  # f(3) and f(4), P(A) and P(B); a small letter is a bound name
     g, a = gold.base, answer.base
-    if not ("/" in g and "/" in a):  # a derivative whose variable is left out
+    if not ("/" in g and "/" in a):  # a derivative without its variable
         g, a = g.split("/")[0], a.split("/")[0]
     if g == a or (len(g) == len(a) == 1 and g.lower() == a.lower() and not (gold.arguments and answer.arguments)):
         return False

@@ -26,7 +26,7 @@ def replaced(node: Node, change: Callable[[Node], Node | None]) -> Node:
 
 
 def renamed(node: Node, names: Mapping[str, str]) -> Node:
-    """The expression under other names, injectively: what already has one of the new names gets a third one."""
+    """The expression with symbols renamed; a symbol that already has one of the new names gets a third name."""
     if not names:
         return node
     taken = set(names.values()) - set(names)
@@ -58,7 +58,7 @@ def free_symbols(node: Node) -> frozenset[str]:
 
 
 def spelled(node: Node) -> str:
-    """The letters of a product of letters; empty for other expressions."""
+    """The letters of a product of letters, joined; empty for other expressions."""
     if node[0] == "mul":
         parts = [spelled(part) for part in node[1:]]
         return "".join(parts) if all(parts) else ""

@@ -1,4 +1,4 @@
-"""Names of LaTeX commands by what they are: symbols, functions, accents, brackets. Data only."""
+"""Names of LaTeX commands by kind: symbols, functions, accents, brackets. Data only."""
 
 RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "~=", "in", "=mod"})
 SYMBOLS = frozenset(
@@ -21,7 +21,7 @@ MATRICES = frozenset({"pmatrix", "bmatrix", "matrix", "smallmatrix", "array", "B
 CURRENCIES = frozenset({"dollar", "pounds_sterling", "euro", "yen", "rupee", "Rs", "USD", "EUR", "GBP"})
 PUNCTUATION = frozenset({"(", ")", ".", "!", "?", "'", ":", "{", "}"})
 
-# Commands that cannot begin a factor: they end one.
+# Commands that end a factor and cannot begin one.
 CLOSING_COMMANDS = frozenset(
     "cup cap setminus mod pmod bmod rfloor rceil rangle end degrees quad to rightarrow implies equiv sim subset "
     "over notin Rightarrow iff choose".split()

@@ -63,14 +63,14 @@ from .words import (
 )
 
 MAX_DEPTH = 150  # of nested brackets and signs; one bracket takes three
-MAX_TERMS = 400  # of one sum or product: the tree is as deep as they are many
+MAX_TERMS = 400  # of one sum or product; the tree is as deep as there are terms
 OPENING = frozenset({"(", "[", "{", "\\{"})
 MAX_ARGUMENT_TOKENS = 40  # of the bracket behind a letter
 APPLIED = frozenset({"f", "F", "zeta", "Gamma"})  # letters that are never a factor before a bracket
 OFTEN_APPLIED = dict.fromkeys(("g", "h", "G", "H", "phi", "psi", "Phi", "Psi"), "xn") | {"T": "n", "S": "n", "u": "t"}
 _ATOM = r"(?:[1axnt]|\([+-]*[1axnt]\))"
 _ARGUMENTS = re.compile(rf"\({_ATOM}(,[+-]*{_ATOM})*\)")
-_OF_VARIABLE = re.compile(r"\([1+*/-]*([xnt])[1+*/-]*\)")  # these are applied to a variable that is shifted or scaled
+_OF_VARIABLE = re.compile(r"\([1+*/-]*([xnt])[1+*/-]*\)")  # a shifted or scaled variable as the argument of these
 PROBABILITIES = frozenset({"P", "Pr", "E"})
 EVENT_MARKS = RELATIONS | {"|", "cap", "cup"}
 END: Token = ("end", "")
@@ -98,7 +98,7 @@ def read_clock(text: str) -> Clock | None:
 
 
 def read(text: str, join_commas: bool = True, tight_division: bool = False) -> Value:
-    """The value of a cleaned answer. Raises ReadError when it cannot be read, whole, as one."""
+    """The value of a cleaned answer. Raises ReadError if it cannot be read completely as one value."""
     words = re.split("[ -]", text)
     if len(words) > 1 and _PLAIN_WORDS.fullmatch(text) and any(len(word) > 1 and is_word(word) for word in words):
         text = f"\\text{{{text}}}"
@@ -115,7 +115,7 @@ def read(text: str, join_commas: bool = True, tight_division: bool = False) -> V
 
 
 def _after_introduction(tokens: list[Token]) -> list[Token]:
-    r"""What a sentence says: `\text{The value of } x \text{ is } 9` -> 9, `\text{Therefore, } x = 9` -> x = 9."""
+    r"""Drop an introduction: `\text{The value of } x \text{ is } 9` -> 9, `\text{Therefore, } x = 9` -> x = 9."""
     if tokens[:1] and tokens[0][0] == "word" and tokens[0][1].lower() in OPENERS:
         tokens = tokens[1 + (tokens[1:2] == [("op", ",")]) :]
     verbs = [i for i, (kind, word) in enumerate(tokens) if kind == "word" and word.lower() in VERBS]
@@ -129,7 +129,7 @@ def _after_introduction(tokens: list[Token]) -> list[Token]:
 
 
 def _outward_intervals(text: str) -> str:
-    """`]2, 3]` and `[2, 3[`, as written in French schools, with parentheses for the open ends."""
+    """Write the open ends of French intervals such as `]2, 3]` and `[2, 3[` as parentheses."""
     left, right = {"]": "("}, {"[": ")"}
     return _ANY_INTERVAL.sub(lambda m: left.get(m[1], m[1]) + m[2] + right.get(m[3], m[3]), text)
 
@@ -142,7 +142,7 @@ class Parser:
         self.position = 0
         self.depth = 0
         self.bars = 0  # open absolute value bars in the bracket that is being read
-        self.joint = ""  # the word between the values that were read last, where they are inequalities
+        self.joint = ""  # "and" or "or" between the last values read, if they are inequalities
         self.tight = tight_division
 
     def whole(self) -> Value:
@@ -153,7 +153,7 @@ class Parser:
         return items[0] if len(items) == 1 else Group(self.joint, tuple(items))
 
     def items(self, closers: tuple[str, ...]) -> list[Value]:
-        """Values separated by commas, semicolons, `and`, `or`, up to a closer or the end; `joint` says by which."""
+        """Values separated by commas, semicolons, `and`, `or`, up to a closer or the end; sets `joint`."""
         items: list[Value] = []
         joints = set()
         while True:
@@ -219,7 +219,7 @@ class Parser:
         return Text(" ".join(value.lower() if kind == "word" else value for kind, value in taken))
 
     def relation(self) -> Value:
-        """Sides with relations between them, or one side alone."""
+        """Sides with relations between them, or a single side."""
         sides: list[Value] = []
         operators: list[str] = []
         names: list[Name | None] = []
@@ -274,19 +274,19 @@ class Parser:
         return value
 
     def _is_filler(self) -> bool:
-        """A word that says nothing of the value; the largest circle is not a circle."""
+        """True before a word that does not change the value, unlike `largest` in `largest circle`."""
         word, offset = self.peek()[1].lower(), 1
         while self.peek(offset)[0] == "word":
             offset += 1
         return word in FILLERS and (word not in OPPOSITES or self.peek(offset) not in (("end", ""), ("op", ",")))
 
     def at_word(self) -> bool:
-        """True before a word that is no connective."""
+        """True before a word that is not a connective."""
         kind, value = self.peek()
         return kind == "word" and value.lower() not in CONNECTIVES
 
     def _words(self) -> Value:
-        """A side made of words alone: a name such as `Area`, a number word, a text."""
+        """A side of words only: a name such as `Area`, a number word, a text."""
         start = self.position
         while self.at_word():
             self.position += 1
@@ -316,7 +316,7 @@ class Parser:
         return None
 
     def _rate(self, currency: Unit) -> Unit:
-        """A currency with what follows the amount: `$45 per hour`; the currency again, or a unit that says nothing."""
+        """The unit of `$45 per hour`; the currency itself if the words after the amount add no unit."""
         following = self._unit()
         if following is None or following.dimensions in ((), currency.dimensions):
             return currency
@@ -353,7 +353,7 @@ class Parser:
         return value in ("{", "(") and before in ("^", "/")
 
     def _finished(self, node: Node, unit: Unit | None) -> Scalar:
-        """Take degrees and percent off the top of an expression as its unit."""
+        """Make degrees and percent at the top of an expression its unit."""
         kind, inner = peel(node)
         if kind == "deg":
             scale = TEMPERATURES.get(self.peek()[1])
@@ -416,7 +416,7 @@ class Parser:
         return value
 
     def _ratio(self, first: Node) -> Any:
-        """`a : b` is their quotient; three terms and more are a group of their own."""
+        """`a : b` is a quotient; three or more terms form a group."""
         terms = [first]
         while len(terms) < MAX_TERMS and (self.accept(":") or self.peek() == ("word", "to")):
             self.position += self.peek() == ("word", "to")
@@ -426,7 +426,7 @@ class Parser:
         return Group(":", tuple(Scalar(term) for term in terms))
 
     def _divisor(self, above: Node) -> Node:
-        """What a slash divides by: one factor, or with `tight_division` all factors that follow, up to a bracket."""
+        """The divisor after a slash: one factor, or with `tight_division` all following factors up to a bracket."""
         mark = next((part[1] for part in walk(factors(above)[0]) if part[0] == "sym"), "")
         differential = self.peek()[1] in ("d", "partial") and self.peek()[1] == mark
         divisor = operand(self.unary())
@@ -497,7 +497,7 @@ class Parser:
         return Matrix(tuple(zip(*value.rows, strict=True))) if isinstance(value, Matrix) else value
 
     def exponent(self) -> Node:
-        """What follows `^`: a signed atom, itself perhaps with an exponent."""
+        """The exponent after `^`: a signed atom, which may have an exponent itself."""
         self.deeper()
         if self.accept("-"):
             value: Node = ("neg", self.exponent())
@@ -510,7 +510,7 @@ class Parser:
         return value
 
     def postfix(self, value: Any) -> Any:
-        """Factorials, percent, degrees, subscripts, primes and arguments behind an atom."""
+        """Factorials, percent, degrees, subscripts, primes and arguments after an atom."""
         for _ in range(MAX_TERMS):
             if not isinstance(value, tuple) or self.peek()[0] not in ("op", "cmd"):
                 break
@@ -532,7 +532,7 @@ class Parser:
         return value
 
     def subscript(self, value: Node) -> Node:
-        """`x_{0}` is another symbol, `52_8` a numeral with its base."""
+        """`x_{0}` is a separate symbol, `52_8` a numeral with its base."""
         name = self.skip_argument()
         if value[0] == "num" and name.isdigit() and len(name) <= 2 and value[2].isalnum():
             return ("based", value[2], int(name))
@@ -542,7 +542,7 @@ class Parser:
         return ("sym", f"{letter}_{name}{primes}")
 
     def application(self, function: Node) -> Node | None:
-        """`y(t)`, `I(0)`, `u(x, y)`: a letter before brackets that hold letters or numbers, any expressions for `f`."""
+        """`y(t)`, `I(0)`, `u(x, y)`: a letter before a bracket of letters or numbers; for `f`, of any expressions."""
         event = self._event() if function[1] in PROBABILITIES else None
         if event is not None:
             return ("app", function[1], event)
@@ -556,7 +556,7 @@ class Parser:
         return ("app", function[1], *arguments)
 
     def _event(self) -> Node | None:
-        r"""What `P(X > 2)` and `\Pr[A \mid B]` are the probability of, as one symbol; None for other brackets."""
+        r"""The event in `P(X > 2)` and `\Pr[A \mid B]` as one symbol; None for other brackets."""
         closer = {"(": ")", "[": "]"}.get(self.peek()[1])
         values = [value for _, value in self.tokens[self.position : self.position + MAX_ARGUMENT_TOKENS]]
         if closer is None or closer not in values:
@@ -569,7 +569,7 @@ class Parser:
         return ("sym", " ".join(inside))
 
     def _is_applied(self, letter: str) -> bool:
-        """True if the bracket ahead holds arguments: letters or numbers, for `g` also `2x - 1`, for `T` `n - 1`."""
+        """True if the next bracket holds arguments: letters or numbers; for `g` also `2x - 1`, for `T` also `n - 1`."""
         ahead = ""
         for kind, value in self.tokens[self.position : self.position + MAX_ARGUMENT_TOKENS]:
             named = kind == "sym" or (kind == "cmd" and value in SYMBOLS)
@@ -632,7 +632,7 @@ class Parser:
         return self._grouped(items[0], opener, closer)
 
     def _set_variable(self) -> tuple[bool, Relation | None]:
-        r"""Step over `x |` or `x \in \mathbb{Z} :` at the head of a set given by a condition; a domain of integers."""
+        r"""Skip `x |` or `x \in \mathbb{Z} :` at the start of a set with a condition; return any domain of integers."""
         start = self.position
         kind, letter = self.take()
         domain = None
@@ -649,7 +649,7 @@ class Parser:
         return False, None
 
     def _quotient(self, items: list[Value], closers: tuple[str, ...]) -> list[Value]:
-        r"""`a \over b` and `a \choose b`, whose halves are all that their braces hold."""
+        r"""`a \over b` and `a \choose b`, which must fill their braces."""
         if len(items) != 1 or self.peek() not in (("cmd", "over"), ("cmd", "choose")):
             return items
         above, name = items[0], self.take()[1]
@@ -661,7 +661,7 @@ class Parser:
 
     @staticmethod
     def _grouped(value: Value, opener: str, closer: str) -> Any:
-        """What a bracket around one value means: the value."""
+        """The value in a bracket around a single value."""
         if BRACKET_PAIRS[opener][0] != closer:
             raise ReadError("half an interval")
         if isinstance(value, Scalar):
@@ -671,7 +671,7 @@ class Parser:
         return value
 
     def command(self, name: str) -> Any:
-        """Whatever the command begins. Raises ReadError for commands that answers are not made of."""
+        """The expression that begins with a command. Raises ReadError for a command that answers do not use."""
         match name:
             case "pi" | "infty":
                 return ("const", "pi" if name == "pi" else "inf")
@@ -781,7 +781,7 @@ class Parser:
         return Matrix(tuple(tuple(row) for row in rows))
 
     def accent(self, name: str) -> Node:
-        r"""`\dot{x}`, `\overline{AB}`: a symbol of its own; dots are derivatives."""
+        r"""`\dot{x}`, `\overline{AB}`: a separate symbol; dots are derivatives."""
         letters = spelled(self.argument())
         if not letters:
             raise ReadError("accent over an expression")
@@ -821,7 +821,7 @@ class Parser:
         return ("fn", name, *(item.node for item in group.items))
 
     def _function_argument(self) -> Node:
-        r"""`(…)` alone, else the factors up to the next sign, function or bracket: `\sin 2t`."""
+        r"""Only `(…)`, or else the factors up to the next sign, function or bracket: `\sin 2t`."""
         self.deeper()
         if self.peek() in (("op", "("), ("op", "["), ("op", "{")):
             opener = self.peek()[1]
@@ -859,18 +859,18 @@ class Parser:
         return None
 
     def expect(self, value: str) -> None:
-        """Take this operator or give up."""
+        """Take this operator or raise ReadError."""
         if self.accept(value) is None:
             raise ReadError(f"expected {value}, found {self.peek()[1]!r}")
 
     def deeper(self) -> None:
-        """Note one more level of nesting; whoever calls it lowers `depth` again."""
+        """Count one more level of nesting; the caller lowers `depth` again."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ReadError("nested too deeply")
 
     def skip_argument(self) -> str:
-        """Step over one TeX argument, a brace group or one token, and return its text without braces."""
+        """Skip one TeX argument, a brace group or one token, and return its text without braces."""
         start, depth = self.position, 0
         while True:
             kind, value = self.take()

@@ -21,7 +21,7 @@ _PART = re.compile(
 
 
 def read_unit(tokens: list[Token]) -> Unit | None:
-    """The unit that these tokens spell, or None if they say something else (`or more`, `times as many`)."""
+    """The unit spelled by these tokens, or None if they mean something else (`or more`, `times as many`)."""
     words = [value for kind, value in tokens if kind == "word"]
     if words and all(value.lower() in FILLERS and value not in UNITS for _, value in tokens):
         return Unit((), None, "")  # `is the answer`
@@ -51,7 +51,7 @@ def read_unit(tokens: list[Token]) -> Unit | None:
 
 
 def same_label(gold: Unit, answer: Unit) -> bool:
-    """Whether units of which one is unknown may be the same: `boys` and `boys and girls`, not `cm` and `smoots`."""
+    """Whether two units may be the same if one is unknown: `boys` and `boys and girls`, not `cm` and `smoots`."""
     if (gold.factor is None) != (answer.factor is None):
         return not (gold.label and answer.label) or {gold.label, answer.label} & DIMENSIONLESS_WORDS != set()
     words = [{word.removesuffix("s") for word in unit.label.split()} for unit in (gold, answer)]

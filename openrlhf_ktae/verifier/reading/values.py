@@ -1,6 +1,6 @@
-"""What an answer can be: a scalar, a text, a bracketed group, a set, a matrix, a relation. Plain frozen data.
+"""The values of answers: scalars, texts, bracketed groups, sets, matrices, relations. Plain frozen data.
 
-The arithmetic inside a scalar is a `Node`: a tuple whose first entry is its kind.
+The arithmetic in a scalar is a `Node`, a tuple that begins with its kind:
 
     ("num", Fraction, text)      an exact number; `text` is the literal as written, "" if it was computed
     ("sym", name)  ("const", "pi" | "e" | "i" | "inf")
@@ -23,7 +23,7 @@ Node = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit of measure. `factor` is None for a label that is no known unit, such as "students"."""
+    """A unit of measure. `factor` is None for a label that is not a known unit, such as "students"."""
 
     dimensions: tuple[tuple[str, int], ...]
     factor: Any
@@ -40,7 +40,7 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Text:
-    """An answer in words, in one spelling."""
+    """An answer in words, in a normalised spelling."""
 
     phrase: str
 
@@ -88,7 +88,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Name:
-    """The left side of `x_1 = 5`, `f(x) = 2x`, `(x, y) = (1, 2)`, `\\text{Area} = 9`: what is said to be something."""
+    """A name such as the left side of `x_1 = 5`, `f(x) = 2x`, `(x, y) = (1, 2)` or `\\text{Area} = 9`."""
 
     base: str
     label: str = ""
@@ -96,12 +96,12 @@ class Name:
     arguments: tuple[Any, ...] = ()
     """Expressions."""
     words: bool = False
-    """It is spelled out."""
+    """Whether it is spelled out in words."""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """`a = b < c`: sides, the operators between them, and the sides' names where they are mere names."""
+    """`a = b < c`: the sides, the operators between them, and for each side that is only a name, the name."""
 
     sides: tuple[Any, ...]
     operators: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Words that occur in answers: function names, connectives, fillers, units, yes and no. Data and look-ups only."""
+"""Words in answers: function names, connectives, fillers, units, yes and no. Data and look-ups only."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _PARTS = re.compile(
 
 
 def changes(word: str) -> bool:
-    """Whether a word behind a number makes it another one: `hundredths`, `or`, `is wrong`; the kelvin does not."""
+    """Whether a word after a number changes its meaning: `hundredths`, `or`, `is wrong`; the kelvin does not."""
     word = word.lower() if len(word) > 1 else word
     return word in CHANGING or word in CONDITION_STARTS or _PARTS.fullmatch(word) is not None
 
@@ -111,7 +111,7 @@ _NON_WORD = re.compile(r"[^\w\s']|_")
 
 
 def phrase(text: str) -> str:
-    """A text answer in one spelling: lower case, no punctuation, no articles, synonyms joined."""
+    """A text answer in a normalised spelling: lower case, no punctuation, no articles, synonyms unified."""
     words = _NON_WORD.sub(" ", text.lower()).split()
     while words and words[0] in FILLERS - OPPOSITES and len(words) > 1:
         words.pop(0)
@@ -220,7 +220,7 @@ SI_WORDS = frozenset(
 
 
 def _prefixed(table: dict[str, tuple[dict[str, int], str]]) -> dict[str, tuple[dict[str, int], str]]:
-    """The units of the SI with its prefixes: kN, GHz, mA, kilovolts."""
+    """SI units with prefixes: kN, GHz, mA, kilovolts."""
     return {
         prefix + name: (table[name][0], str(Fraction(table[name][1]) * Fraction(10) ** power))
         for prefixes, names in ((SI_PREFIXES, SI_SYMBOLS), (SI_PREFIX_WORDS, SI_WORDS))
@@ -256,7 +256,7 @@ BARE_WORDS = (
 
 
 def is_word(run: str) -> bool:
-    """True when a run of two or more bare letters is a word rather than a product of variables."""
+    """True if a run of two or more bare letters is a word and not a product of variables."""
     if run in BARE_WORDS or run.lower() in BARE_WORDS:
         return True
     if len(run) < 4 or sum(letter.isupper() for letter in run) > 1:  # an acronym is a product, or a name

@@ -65,7 +65,7 @@ def test_the_registered_estimator_gives_grpo_plus_k(variant, monkeypatch):
     assert core_algos.get_adv_estimator_fn("ktae") is adapter.ktae_advantages
 
 
-def test_a_penalised_correct_answer_stays_correct_where_the_judge_says_so():
+def test_a_penalised_correct_answer_stays_correct_by_its_verdict():
     data = batch(acc=True, penalty=2.0)
     k = expected_k(data, data.non_tensor_batch["acc"])
     assert k.any()

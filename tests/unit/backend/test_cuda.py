@@ -198,7 +198,7 @@ def test_weights_through_rays_collectives_need_cupy(machine):
     assert "cupy-cuda13x" in problem
 
 
-def test_full_determinism_asks_vllm_for_kernels_that_do_not_mind_the_batch(machine):
+def test_full_determinism_uses_batch_invariant_kernels(machine):
     assert CudaBackend().environment(options()) == {}
     assert CudaBackend().environment(options("--full_determinism")) == {"VLLM_BATCH_INVARIANT": "1"}
     assert CudaBackend().environment(None) == {}, "an evaluation has no such option"

@@ -67,7 +67,7 @@ BAD_REWARDS = {
     "asleep": ("import time; time.sleep(60)", "move slow work into the function"),
 }
 BAD_AGENTS = {
-    "not_python": ("def", "repair it"),
+    "not_python": ("def", "fix it"),
     "absent_module": ("import no_such_module\nclass AgentExecutor: ...", "no module named no_such_module"),
     "no_class": ("class Agent: ...", "defines no class AgentExecutor"),
 }

@@ -45,7 +45,7 @@ def test_outcomes_of_one_run(tmp_path):
     assert outcomes(run, 0.9, Budget(10, 1))["steps_to_threshold"] == 11, "never: steps plus one"
 
 
-def test_runs_are_compared_at_the_steps_and_tokens_that_all_have(tmp_path):
+def test_runs_are_compared_at_common_steps_and_tokens(tmp_path):
     short, long = recorded(tmp_path / "a"), recorded(tmp_path / "b", steps=20, length=40.0)
     budget = common_budget([short, long])
     assert budget == Budget(10, 64 * 20 * 10)
@@ -63,7 +63,7 @@ def test_a_run_without_evaluations_has_no_accuracy(tmp_path):
     assert found["auc_reward"] == 0.5
 
 
-def test_groups_that_dynamic_sampling_threw_away_count_as_tokens(tmp_path):
+def test_tokens_include_groups_dropped_by_dynamic_sampling(tmp_path):
     record = RunRecord(tmp_path)
     kept = {"rollout/num_samples": 64, "rollout/response_length_mean": 20.0}
     for step, drawn in enumerate((8.0, 12.0), start=1):
@@ -237,7 +237,7 @@ def test_a_truncated_or_binary_arm_json_is_refused_in_one_line(content, one, tmp
 
 
 @pytest.mark.parametrize(("code", "expected"), [(1, 1), (3, 1), (130, 130), (-15, 130), (2, 2)])
-def test_the_exit_code_tells_failed_interrupted_and_refused_runs(code, expected, tmp_path, root, monkeypatch, capsys):
+def test_exit_codes_of_failed_interrupted_and_refused_runs(code, expected, tmp_path, root, monkeypatch, capsys):
     """Three arms are done, the last is not: it fails, is interrupted or refused."""
     words = comparison_of(tmp_path, root)
     (tmp_path / "out" / "grpo_k" / "seed-2" / DONE).unlink()

@@ -50,7 +50,7 @@ def test_a_bad_file_is_refused_with_the_reason(body, words, tmp_path):
     (problem,) = credit_file_problems(parsed(path))
     assert problem.startswith(f"--algo.credit.file {path}: "), problem
     assert words in problem
-    assert "repair it" in problem
+    assert "fix it" in problem
 
 
 @pytest.mark.parametrize(

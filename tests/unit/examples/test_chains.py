@@ -26,7 +26,7 @@ def ids_of(task, text):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 12])
-def test_labels_by_evaluation_and_same_bytes_for_a_seed(task, tmp_path, steps):
+def test_labels_are_evaluated_and_a_seed_gives_the_same_bytes(task, tmp_path, steps):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         task.write_task(tmp_path / name, steps, seed, 60, 20)
     written = [(tmp_path / name / "train.jsonl").read_bytes() for name in "abc"]
@@ -52,7 +52,7 @@ def test_filler_is_the_share_of_the_chains_words(task, filler):
 
 
 @pytest.mark.parametrize("ways", [1, 4, 11])
-def test_ways_to_be_wrong_and_share_of_right_steps(task, ways):
+def test_kinds_of_errors_and_share_of_right_steps(task, ways):
     knobs, rng = task.Knobs(steps=1, filler=0.0, ways=ways), random.Random(0)
     off = []
     for _ in range(2000):
@@ -63,7 +63,7 @@ def test_ways_to_be_wrong_and_share_of_right_steps(task, ways):
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"steps": 13}, {"filler": 1.0}, {"ways": 12}, {"accuracy": 0.0}])
-def test_a_knob_out_of_range_is_refused_by_name(task, bad):
+def test_an_option_out_of_range_is_refused_by_name(task, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         task.Knobs(**bad)
 
@@ -86,7 +86,7 @@ def test_state_after_each_word(task, response, states):
     assert found == states.split()
 
 
-def test_right_to_the_box_is_what_the_judge_says(task):
+def test_the_last_state_agrees_with_the_judge(task):
     knobs, rng = task.Knobs(steps=4, ways=2), random.Random(0)
     for _ in range(300):
         problem = task.draw_problem(4, rng)
@@ -95,7 +95,7 @@ def test_right_to_the_box_is_what_the_judge_says(task):
         assert (done, float(right)) == (5, task.judge(words, str(problem.results[-1])))
 
 
-def test_ids_are_those_of_the_tokenizer(task, load_example):
+def test_ids_match_the_tokenizer(task, load_example):
     tokenizer = load_example("chains/make_model.py").make_tokenizer()
     text = "compute 7 +3 +15 : +3 10 hmm +15 1 so \\boxed{ 1 }"
     assert tokenizer.encode(text) == ids_of(task, text)
@@ -128,7 +128,7 @@ def test_oracle_by_hand(task, oracle):
         assert not row[len(one) :].any()
 
 
-def test_oracle_gives_what_a_run_accepts_and_leaves_other_texts_alone(oracle):
+def test_the_oracle_is_accepted_and_gives_other_texts_no_credit(oracle):
     assert not wrong_with(oracle)
     batch = CreditBatch.from_tables([[5, 6, 7]], [[0, 1, 1]], [1.0], [0], [0.5])
     assert not oracle(batch).added_N.any()

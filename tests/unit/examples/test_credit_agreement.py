@@ -23,7 +23,7 @@ def test_agreement_by_hand(scripts):
     assert cosine == pytest.approx((-1 - 2 + 8 + 4 + 12) / np.sqrt(62 * 16))
 
 
-def test_agreement_of_itself_and_of_its_opposite(scripts):
+def test_agreement_with_itself_and_with_its_opposite(scripts):
     control = np.random.default_rng(0).normal(size=30)
     rows = np.arange(30) // 6
     assert scripts["agreement"].agreement(control, control, rows) == pytest.approx((1, 1, 1, 1))
@@ -63,7 +63,7 @@ def test_sampling_follows_the_models_probabilities(scripts, examples):
     assert (after[:, 4] == second).float().mean() == pytest.approx(probs[3, second].item(), abs=4 * spread)
 
 
-def test_adam_is_torchs_with_a_rate_for_each_model(scripts):
+def test_adam_equals_torchs_with_a_rate_per_model(scripts):
     weights = {"w": torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))}
     theirs = [weights["w"][s].clone().requires_grad_() for s in range(2)]
     rates = torch.tensor([0.1, 0.01])

@@ -141,7 +141,7 @@ print(len(ray.nodes()), os.environ["RAY_AUTH_MODE"])
 """
 
 
-def test_on_a_gpu_a_cluster_of_its_own_is_started_beside_one_that_rays_file_names():
+def test_a_gpu_run_starts_its_own_cluster_beside_a_known_one():
     """By default Ray joins the cluster named in the file, whose token differs from this run's."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # the names of sockets have 107 bytes at most
         folder = Path(short) / "ray"

@@ -241,7 +241,7 @@ def test_recorded_rollouts_of_lost_steps_are_set_aside(parsed, tmp_path):
     ("words", "step"),
     [([], 0), (["--resume", "never"], 0), (["--resume", "auto"], 20), (["--load_checkpoint"], 20)],
 )
-def test_the_written_options_repeat_the_run_and_resume_it_where_that_is_asked_for(parsed, tmp_path, first, words, step):
+def test_written_options_repeat_the_run_or_resume_it(parsed, tmp_path, first, words, step):
     save(parsed(), 20)
     args = parsed(*first)
     choose_checkpoint(args, "cpu")

@@ -112,7 +112,7 @@ def test_a_worker_of_the_verifier_is_found(mark):
         verifier.start()
         assert verifier.pool.wait_ready(), verifier.pool.start_failure
         workers = {process.pid for process in victims_among(marked(mark), VERIFIER)}
-        assert workers == set(verifier.pool.pids())
+        assert workers == {worker.process.pid for worker in verifier.pool._workers}
         assert workers
     finally:
         verifier.close()

@@ -1,4 +1,4 @@
-"""Values of prefixes: where they are sampled, with what, and that nothing else of the run moves."""
+"""Values of prefixes: where they are sampled, with which seeds, and that the rest of the run is unchanged."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ RESPONSES = ([5, 6, 7], [5, 6, 8], [5, 9, 7], [5, 9, 7])
         ({"every": 2}, [], []),
     ],
 )
-def test_places_end_steps_and_never_the_response(options, texts, places):
+def test_places_end_steps_but_not_the_response(options, texts, places):
     assert McValueOptions(**options).places(texts) == places
 
 
 class Engine:
-    """Rollouts of four tokens of which two are right; continuations are right where their prefix has the token 6."""
+    """Rollouts of four tokens of which two are right; continuations are right if their prefix has token 6."""
 
     def __init__(self, ray, log):
         def generate(prompt, label, num_samples, sampling_params, **_):
@@ -85,7 +85,7 @@ def sampled(ray_here):
     return made, log, batch
 
 
-def test_the_mean_score_stands_after_each_place_of_mixed_groups(sampled):
+def test_places_of_mixed_groups_get_the_mean_score(sampled):
     made, log, batch = sampled
     nan = math.nan
     expected = [[nan, 0.0, 2 / 3, nan]] * 2 + [[nan, 0.0, 0.0, nan]] * 2  # of three known scores, one is wrong
@@ -111,7 +111,7 @@ def test_all_groups_can_be_sampled(ray_here):
     assert (len(asked), {count for *_, count, _ in asked}) == (12, {2})
 
 
-def test_rollouts_are_those_of_a_run_without_values(sampled, ray_here):
+def test_values_do_not_change_the_rollouts(sampled, ray_here):
     made, log, _ = sampled
     other, log_of_other = generator(ray_here, estimator="tempo")
     batch, *_ = other.generate_samples()
@@ -122,7 +122,7 @@ def test_rollouts_are_those_of_a_run_without_values(sampled, ray_here):
     assert other.continuation_metrics == {}
 
 
-def test_a_run_that_goes_on_samples_the_same_continuations(sampled, ray_here):
+def test_a_resumed_run_samples_the_same_continuations(sampled, ray_here):
     made, log, _ = sampled
     position = made.position()
     log.clear()
@@ -135,7 +135,7 @@ def test_a_run_that_goes_on_samples_the_same_continuations(sampled, ray_here):
     assert log_again == log
 
 
-def test_what_is_sampled_again_after_a_death_has_the_seeds_that_it_had(ray_here, monkeypatch):
+def test_sampling_repeated_after_a_death_has_the_same_seeds(ray_here, monkeypatch):
     from ray.exceptions import ActorDiedError
 
     made, log = generator(ray_here, *EVERY)
@@ -158,7 +158,7 @@ def test_what_is_sampled_again_after_a_death_has_the_seeds_that_it_had(ray_here,
     assert log == log_of_other
 
 
-def test_no_continuation_in_evaluations(ray_here):
+def test_evaluations_sample_no_continuations(ray_here):
     made, log = generator(ray_here, *EVERY)
     made.generate_eval_samples(n_samples_per_prompt=4)
     assert not [entry for entry in log if entry[2]]
@@ -167,7 +167,7 @@ def test_no_continuation_in_evaluations(ray_here):
 FILE = "def values(prompt, prefixes, label):\n    return [{}]\n"
 
 
-def test_a_file_may_know_the_values(ray_here, tmp_path):
+def test_values_from_a_file(ray_here, tmp_path):
     path = tmp_path / "oracle.py"
     path.write_text(FILE.format("len(text) + (prompt == 'p1') for text in prefixes"))
     made, log = generator(ray_here, *EVERY, "--algo.mc_value.file", str(path))
@@ -177,11 +177,11 @@ def test_a_file_may_know_the_values(ray_here, tmp_path):
         assert rollout.values[0, 1:3].tolist() == [3 + (rollout.prompts == ["p1"]), 6 + (rollout.prompts == ["p1"])]
     path.write_text(FILE.format("1 for _ in prefixes[1:]"))
     made, _ = generator(ray_here, *EVERY, "--algo.mc_value.file", str(path))
-    with pytest.raises(TrainingStopped, match=r"fails for 3 prefixes .*; return one number for each"):
+    with pytest.raises(TrainingStopped, match=r"failed for 3 prefixes .*; return one number per prefix"):
         made.generate_samples()
 
 
-def test_an_executor_continues_and_judges_the_whole(host):
+def test_an_executor_continues_and_grades_the_whole_response(host):
     from vllm import SamplingParams
 
     from openrlhf_ktae.trainer.ray.continuations import Begun, continued

@@ -316,7 +316,7 @@ def asynchronous(ray_here, tmp_path, monkeypatch):
         made.generator_actor = Recorder(
             ray_here,
             log,
-            number_of_prompts=lambda: ray_here.put(8),
+            about_prompts=lambda: ray_here.put((8, [])),
             get_stop_reason=lambda: ray_here.put(""),
             evaluate_edge=lambda: next(ways)(),
         )

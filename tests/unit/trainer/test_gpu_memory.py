@@ -69,7 +69,7 @@ class Engine:
 
 
 @SLOW
-def test_gpus_of_an_engines_workers_are_looked_at_where_they_are(root):
+def test_gpu_memory_is_read_where_an_engines_workers_run(root):
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 

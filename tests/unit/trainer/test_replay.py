@@ -107,7 +107,7 @@ def all_of(generator):
 SETTINGS = "--rollout_batch_size 3 --train_batch_size 12 --rollout.micro_batch_size 12".split()
 
 
-def test_k_and_advantages_are_those_of_the_recorded_run(record, module, tokenizer, host):
+def test_k_and_advantages_equal_the_recorded_runs(record, module, tokenizer, host):
     generator, updates = batches(replaying(record.run, *SETTINGS), host)
     assert updates == STEPS
     seen = list(all_of(generator))

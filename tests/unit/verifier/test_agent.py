@@ -144,8 +144,8 @@ def test_timeouts_are_counted(agent, tokenizer, monkeypatch):
     monkeypatch.setattr(pool, "MAX_DEATHS", 1)  # no second worker for the check
     executor = agent(timeout_s=0.4)
     assert executor.verifier.pool.wait_ready()
-    for pid in executor.verifier.pool.pids():
-        os.kill(pid, signal.SIGSTOP)
+    for worker in executor.verifier.pool._workers:
+        os.kill(worker.process.pid, signal.SIGSTOP)
     output = one(executor, tokenizer, r"\frac{1}{2}", r"\boxed{\frac{3}{6}}")
     assert (output["extra_logs"]["verifier_unknown"], output["extra_logs"]["verifier_timeout"]) == (1.0, 1.0)
 
@@ -292,7 +292,7 @@ def test_waiting_for_a_free_thread_is_not_the_calls_own_time(tmp_path, monkeypat
     slow, other, waiting = asyncio.run(grades(3.0, 3.0, 0.0))
     assert "took longer than 0.5 s" in slow.failure
     assert "took longer than 0.5 s" in other.failure
-    assert "no call of the reward function has ended for 0.5 s, and 2 are under way" in waiting.failure
+    assert "no call of the reward function has ended for 0.5 s, and 2 are still running" in waiting.failure
 
 
 ROW = {"input": PROMPT, "label": "5", "answer": "5", "level": 3, "extra_info": {"index": 1}, "data_source": "sums"}

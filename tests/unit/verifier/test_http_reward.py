@@ -128,7 +128,7 @@ def test_queries_are_retried_then_the_rollout_fails(bad, serve, agent):
     began = time.monotonic()
     if bad in ("hang", "hang up"):
         executor._answered = began + 60  # an answer to another query in the meantime shows that the server is up
-    with pytest.raises(BadAnswer, match=r"gave no reward in 3 tries, at last http://127.0.0.1:\d+/get_reward: "):
+    with pytest.raises(BadAnswer, match=r"gave no reward in 3 tries, last error http://127.0.0.1:\d+/get_reward: "):
         rewards(executor)
     rewards(executor)
 
