@@ -1,11 +1,13 @@
 """Where does token credit help at all? Many small trainings of a member of `examples/chains` at once, in plain torch.
 
-    python benchmarks/credit_training.py runs/chains/12-50-10 --output runs/credit_training.json
+    python benchmarks/credit_training.py runs/chains/6-50-30 --seeds 0 --output runs/tuned.json
+    python benchmarks/credit_training.py runs/chains/* --tuned runs/tuned.json --output docs/credit_map.json
 
-One update a batch (so PPO's clip does nothing), Adam, gradient norm 1, fresh problems in each step. The learning rate
-of each arm is the best of three on `--explore` seeds by mean training accuracy; `--seeds` other seeds are reported,
-with differences to GRPO on the same seeds (same problems) and 95 % t-intervals. All runs of a cell go side by side in
-one stack of models.
+Adam, gradient norm 1, fresh problems in each step; one update a batch (PPO's clip does nothing then) or `--updates` over
+the whole of it. The learning rate of each arm is the best of three on `--explore` seeds by mean training accuracy;
+`--seeds` other seeds are reported, with differences to GRPO on the same seeds (same problems, same random numbers of
+the sampler) and 95 % t-intervals. The seeds of an arm go side by side in one stack of models. A cell is written when it
+ends, after those that `--output` has already. `benchmarks/credit_map.py` makes table and figure of them.
 """
 
 from __future__ import annotations
@@ -23,41 +25,49 @@ import torch
 from chain_rollouts import ORACLE, Member
 from make_task import draw_problem
 
-from openrlhf_ktae.credit import CreditBatch, estimators, load_estimator
-from openrlhf_ktae.figures.statistics import t_interval
+from openrlhf_ktae.credit import CreditBatch, Estimator, estimators, load_estimator
 from openrlhf_ktae.ktae import KTAEConfig
 
 RATES = (6e-5, 1.5e-4, 4e-4)
 BETAS = (0.9, 0.95)
 PROBABILITY_WEIGHT = 0.5
-EVALUATED = 512
+CLIP = 0.2
+EVALUATED = 256
+EXPLORED_FROM = 1000
+"""First seed of the choice of the learning rate; those reported are below."""
 Arm = Callable[[CreditBatch], torch.Tensor]
 
 
-def reweighted(advantage_N: torch.Tensor, batch: CreditBatch) -> torch.Tensor:
-    """Return advantages times a share of the tokens' probabilities."""
-    return advantage_N * (PROBABILITY_WEIGHT * batch.needed("log_probs").exp() + 1 - PROBABILITY_WEIGHT)
-
-
 def arms() -> dict[str, Arm]:
-    """Return what gives each arm its advantages (N,)."""
+    """Return what gives each arm its advantages (N,); "NAME x probability" weights those of NAME."""
     oracle, known = load_estimator(ORACLE), estimators()
 
-    def credited(batch: CreditBatch) -> torch.Tensor:
-        return batch.base_N + oracle(batch).added_N
+    def credited(estimator: Estimator, options: Any = None) -> Arm:
+        return lambda batch: batch.base_N + estimator(batch, options).added_N
 
-    return {
+    def reweighted(arm: Arm) -> Arm:
+        return lambda batch: (
+            arm(batch) * (PROBABILITY_WEIGHT * batch.needed("log_probs").exp() + 1 - PROBABILITY_WEIGHT)
+        )
+
+    bare = {
         "GRPO": lambda batch: batch.base_N,
-        "oracle": credited,
-        "oracle x probability": lambda batch: reweighted(credited(batch), batch),
-        "prob_reweight": lambda batch: reweighted(batch.base_N, batch),
-        "ktae calibrated": lambda batch: batch.base_N + known["ktae"](batch, KTAEConfig(variant="calibrated")).added_N,
-        "tempo": lambda batch: batch.base_N + known["tempo"](batch).added_N,
+        "oracle": credited(oracle),
+        "ktae paper": credited(known["ktae"], KTAEConfig(variant="paper")),
+        "ktae calibrated": credited(known["ktae"], KTAEConfig(variant="calibrated")),
+        "tempo": credited(known["tempo"]),
     }
+    return bare | {f"{name} x probability": reweighted(arm) for name, arm in bare.items()}
 
 
 def train(
-    member: Member, runs: list[tuple[str, float, int]], steps: int, prompts: int, group: int, evaluated: int
+    member: Member,
+    runs: list[tuple[str, float, int]],
+    steps: int,
+    prompts: int,
+    group: int,
+    evaluated: int,
+    updates: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Train one model for each (arm, rate, seed); return accuracy of each step (S, steps) and at the end (S,)."""
     copies, given = len(runs), arms()
@@ -71,19 +81,22 @@ def train(
         start = torch.stack([member.prompts(drawn, group) for drawn in problems])
         seed = 1000 * runs[0][2] + step
         ids = member.forward.sample(weights, start, member.pad, member.end, member.most, seed)
-        log_probs = member.forward.log_probs(weights, ids, member.pad)
-        chosen = log_probs.gather(-1, ids[..., 1:, None]).squeeze(-1)
-        wanted, mask = torch.zeros_like(chosen), torch.zeros_like(chosen)
-        for s, (arm, _, _) in enumerate(runs):
-            scores = member.scores(ids[s], problems[s])
-            curve[s, step] = scores.mean()
-            batch = member.credit_batch(ids[s], log_probs[s].detach(), scores, group, start.shape[-1])
-            mask[s] = batch.mask_N.view_as(mask[s])
-            wanted[s] = given[arm](batch).view_as(mask[s]) * mask[s]
-        ratio = (chosen - chosen.detach()).exp()
-        loss = -((ratio * wanted).sum((1, 2)) / mask.sum((1, 2))).sum()
-        gradients = torch.autograd.grad(loss, list(weights.values()))
-        adam(weights, gradients, moments, rates_S, step + 1)
+        for update in range(updates):
+            log_probs = member.forward.log_probs(weights, ids, member.pad)
+            chosen = log_probs.gather(-1, ids[..., 1:, None]).squeeze(-1)
+            if update == 0:
+                old, wanted, mask = chosen.detach(), torch.zeros_like(chosen), torch.zeros_like(chosen)
+                for s, (arm, _, _) in enumerate(runs):
+                    scores = member.scores(ids[s], problems[s])
+                    curve[s, step] = scores.mean()
+                    batch = member.credit_batch(ids[s], log_probs[s].detach(), scores, group, start.shape[-1])
+                    mask[s] = batch.mask_N.view_as(mask[s])
+                    wanted[s] = given[arm](batch).view_as(mask[s]) * mask[s]
+            ratio = (chosen - old).exp()
+            gain = torch.minimum(ratio * wanted, ratio.clamp(1 - CLIP, 1 + CLIP) * wanted)
+            loss = -(gain.sum((1, 2)) / mask.sum((1, 2))).sum()
+            gradients = torch.autograd.grad(loss, list(weights.values()))
+            adam(weights, gradients, moments, rates_S, step * updates + update + 1)
     rng = random.Random(10_000)
     held = [draw_problem(member.knobs.steps, rng) for _ in range(evaluated)]
     start = member.prompts(held, 1)[None].expand(copies, -1, -1)
@@ -116,54 +129,35 @@ def adam(
         weight.sub_(rates_S.view(shape) * (first / (1 - BETAS[0] ** step)) / size)
 
 
-def compared(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Return mean of each arm, and its mean difference to GRPO with half the width of a 95 % interval, in points."""
-    made = {}
-    for name, values_S in values.items():
-        difference, _, high = t_interval(100 * (values_S - values["GRPO"]))
-        made[name] = {"mean": 100 * float(values_S.mean()), "difference": difference, "half": high - difference}
-    return made
-
-
-def cell(member: Member, args: argparse.Namespace) -> dict[str, Any]:
+def cell(member: Member, args: argparse.Namespace, tuned: dict[str, float]) -> dict[str, Any]:
     """Tune each arm on some seeds, report on others."""
-    started, names, rates = time.monotonic(), args.arms, args.rates
-    explored: dict[str, dict[str, float]] = {name: {} for name in names}
-    for name in names if len(rates) > 1 else []:
-        runs = [(name, rate, 1000 + seed) for rate in rates for seed in range(args.explore)]
-        curve, _ = train(member, runs, args.steps, args.prompts, args.group, 1)
-        means = curve.mean(1).reshape(len(rates), -1).mean(1)
-        explored[name] = {f"{rate:g}": 100 * float(mean) for rate, mean in zip(rates, means, strict=True)}
+    started, names = time.monotonic(), args.arms
+    sizes = args.steps, args.prompts, args.group
+    explored: dict[str, dict[str, list[float]]] = {}
+    best = {name: tuned.get(name, args.rates[0]) for name in names}
+    for name in [name for name in names if name not in tuned and len(args.rates) > 1]:
+        runs = [(name, rate, EXPLORED_FROM + seed) for rate in args.rates for seed in range(args.explore)]
+        curve, _ = train(member, runs, *sizes, 1, args.updates)
+        means = 100 * curve.mean(1).reshape(len(args.rates), -1)
+        explored[name] = {f"{rate:g}": one.round(2).tolist() for rate, one in zip(args.rates, means, strict=True)}
+        best[name] = args.rates[int(means.mean(1).argmax())]
         print(member.name, name, explored[name], f"{time.monotonic() - started:.0f} s", flush=True)
-    best = {name: rates[int(np.argmax(list(explored[name].values()) or [0]))] for name in names}
     learning, final = {}, {}
-    for name in names:
-        curve, final[name] = train(
-            member,
-            [(name, best[name], seed) for seed in range(args.first_seed, args.first_seed + args.seeds)],
-            args.steps,
-            args.prompts,
-            args.group,
-            EVALUATED,
-        )
+    for name in names if args.seeds else []:
+        runs = [(name, best[name], seed) for seed in range(args.first_seed, args.first_seed + args.seeds)]
+        curve, final[name] = train(member, runs, *sizes, EVALUATED, args.updates)
         learning[name] = curve.mean(1)
-    found = {
+        print(member.name, name, learning[name].mean(), final[name].mean(), f"{time.monotonic() - started:.0f} s", flush=True)
+    return {
         "member": member.name,
         "measured": member.measured,
-        "steps": args.steps,
-        "prompts": args.prompts,
-        "group": args.group,
-        "seeds": args.seeds,
-        "explore": args.explore,
+        **{key: vars(args)[key] for key in ("steps", "prompts", "group", "updates", "first_seed", "seeds", "explore")},
         "explored": explored,
         "rate": best,
-        "over steps": compared(learning),
-        "final": compared(final),
-        "seconds": time.monotonic() - started,
+        "over steps": {name: (100 * values_S).round(2).tolist() for name, values_S in learning.items()},
+        "final": {name: (100 * values_S).round(2).tolist() for name, values_S in final.items()},
+        "seconds": round(time.monotonic() - started),
     }
-    for name in names:
-        print(member.name, name, best[name], found["over steps"][name], found["final"][name], flush=True)
-    return found
 
 
 def main() -> None:
@@ -171,20 +165,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("members", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--arms", nargs="+", default=list(arms()), choices=list(arms()), help="GRPO must be the first")
+    parser.add_argument("--arms", nargs="+", default=list(arms()), choices=list(arms()))
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="with one nothing is explored")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--tuned", type=Path, help="an earlier --output, whose first cell has the rates of arms")
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--explore", type=int, default=2, help="seeds for the choice of the learning rate")
+    parser.add_argument("--group", type=int, default=16)
+    parser.add_argument("--updates", type=int, default=1, help="over all of a batch")
+    parser.add_argument("--explore", type=int, default=4, help="seeds for the choice of the learning rate")
     parser.add_argument("--seeds", type=int, default=8, help="other seeds, which are reported")
     parser.add_argument("--first-seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = []
+    tuned = json.loads(args.tuned.read_text())[0]["rate"] if args.tuned else {}
     for folder in args.members:
-        results.append(cell(Member(folder), args))
-        args.output.write_text(json.dumps(results, indent=1) + "\n")
+        found = cell(Member(folder), args, tuned)
+        before = json.loads(args.output.read_text()) if args.output.exists() else []
+        args.output.write_text(json.dumps([*before, found], indent=1) + "\n")
 
 
 if __name__ == "__main__":
