@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 from chain_rollouts import ORACLE, Member
+from ktae_changes import by_context, by_value
 from make_task import draw_problem
 
 from openrlhf_ktae.credit import CreditBatch, Estimator, estimators, load_estimator
 from openrlhf_ktae.ktae import KTAEConfig
 
-RATES = (6e-5, 1.5e-4, 4e-4)
+RATES = (2e-4, 4e-4, 8e-4)
 BETAS = (0.9, 0.95)
-PROBABILITY_WEIGHT = 0.5
 CLIP = 0.2
 EVALUATED = 256
 EXPLORED_FROM = 1000
@@ -39,16 +39,17 @@ Arm = Callable[[CreditBatch], torch.Tensor]
 
 
 def arms() -> dict[str, Arm]:
-    """Return what gives each arm its advantages (N,); "NAME x probability" weights those of NAME."""
+    """Return what gives each arm its advantages (N,).
+
+    "NAME x probability" are those of NAME times the token's, "NAME x half" times half of it and a half.
+    """
     oracle, known = load_estimator(ORACLE), estimators()
 
     def credited(estimator: Estimator, options: Any = None) -> Arm:
         return lambda batch: batch.base_N + estimator(batch, options).added_N
 
-    def reweighted(arm: Arm) -> Arm:
-        return lambda batch: (
-            arm(batch) * (PROBABILITY_WEIGHT * batch.needed("log_probs").exp() + 1 - PROBABILITY_WEIGHT)
-        )
+    def reweighted(arm: Arm, alpha: float) -> Arm:
+        return lambda batch: arm(batch) * (alpha * batch.needed("log_probs").exp() + 1 - alpha)
 
     bare = {
         "GRPO": lambda batch: batch.base_N,
@@ -56,8 +57,11 @@ def arms() -> dict[str, Arm]:
         "ktae paper": credited(known["ktae"], KTAEConfig(variant="paper")),
         "ktae calibrated": credited(known["ktae"], KTAEConfig(variant="calibrated")),
         "tempo": credited(known["tempo"]),
+        "ktae by context": lambda batch: by_context(batch, KTAEConfig()),
+        "ktae by value": by_value,
     }
-    return bare | {f"{name} x probability": reweighted(arm) for name, arm in bare.items()}
+    weights = {"x probability": 1.0, "x half": 0.5}
+    return bare | {f"{arm} {x}": reweighted(bare[arm], alpha) for x, alpha in weights.items() for arm in bare}
 
 
 def train(
@@ -147,7 +151,14 @@ def cell(member: Member, args: argparse.Namespace, tuned: dict[str, float]) -> d
         runs = [(name, best[name], seed) for seed in range(args.first_seed, args.first_seed + args.seeds)]
         curve, final[name] = train(member, runs, *sizes, EVALUATED, args.updates)
         learning[name] = curve.mean(1)
-        print(member.name, name, learning[name].mean(), final[name].mean(), f"{time.monotonic() - started:.0f} s", flush=True)
+        print(
+            member.name,
+            name,
+            learning[name].mean(),
+            final[name].mean(),
+            f"{time.monotonic() - started:.0f} s",
+            flush=True,
+        )
     return {
         "member": member.name,
         "measured": member.measured,
@@ -168,7 +179,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(arms()), choices=list(arms()))
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="with one nothing is explored")
     parser.add_argument("--tuned", type=Path, help="an earlier --output, whose first cell has the rates of arms")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--group", type=int, default=16)
     parser.add_argument("--updates", type=int, default=1, help="over all of a batch")
