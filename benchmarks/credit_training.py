@@ -3,7 +3,7 @@
     python benchmarks/credit_training.py runs/chains/6-50-30 --seeds 0 --output runs/tuned.json
     python benchmarks/credit_training.py runs/chains/* --tuned runs/tuned.json --output docs/credit_map.json
 
-Adam, gradient norm 1, fresh problems in each step; one update a batch (PPO's clip does nothing then) or `--updates` over
+Adam, gradient norm 1, fresh problems in each step; one update a batch (PPO's clip does nothing then) or `--updates` on
 the whole of it. The learning rate of each arm is the best of three on `--explore` seeds by mean training accuracy;
 `--seeds` other seeds are reported, with differences to GRPO on the same seeds (same problems, same random numbers of
 the sampler) and 95 % t-intervals. The seeds of an arm go side by side in one stack of models. A cell is written when it
@@ -17,6 +17,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,7 @@ def cell(member: Member, args: argparse.Namespace, tuned: dict[str, float]) -> d
         )
     return {
         "member": member.name,
+        "knobs": asdict(member.knobs),
         "measured": member.measured,
         **{key: vars(args)[key] for key in ("steps", "prompts", "group", "updates", "first_seed", "seeds", "explore")},
         "explored": explored,
