@@ -94,7 +94,7 @@ def figure(cells: list[dict[str, Any]], outcome: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + wide + 20}" height="{height}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{left + wide + 20}" height="{height}" fill="white"/>',
-        f'<text x="10" y="18" font-weight="bold">{OUTCOMES[outcome]}: difference to GRPO, points, 95 % intervals</text>',
+        f'<text x="10" y="18" font-weight="bold">{OUTCOMES[outcome]}: difference to GRPO, points, 95 %</text>',
     ]
     for i, arm in enumerate(arms):
         across, down = 10 + 280 * (i % 3), 36 + 16 * (i // 3)

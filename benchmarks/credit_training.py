@@ -6,8 +6,8 @@
 Adam, gradient norm 1, fresh problems in each step; one update a batch (PPO's clip does nothing then) or `--updates` on
 the whole of it. The learning rate of each arm is the best of three on `--explore` seeds by mean training accuracy;
 `--seeds` other seeds are reported, with differences to GRPO on the same seeds (same problems, same random numbers of
-the sampler) and 95 % t-intervals. The seeds of an arm go side by side in one stack of models. A cell is written when it
-ends, after those that `--output` has already. `benchmarks/credit_map.py` makes table and figure of them.
+the sampler) and 95 % t-intervals. The seeds of an arm go side by side in one stack of models. A cell is added to those
+in `--output` when it ends, or its arms to an equal cell there. `benchmarks/credit_map.py` makes tables and a figure.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -173,6 +174,17 @@ def cell(member: Member, args: argparse.Namespace, tuned: dict[str, float]) -> d
     }
 
 
+def add(cells: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    """Add arms to the cell that was trained in the same way, or else the cell."""
+    for cell in cells:
+        if all(cell[key] == found[key] for key in found if not isinstance(found[key], dict) and key != "seconds"):
+            for key in ("explored", "rate", "over steps", "final"):
+                cell[key] |= found[key]
+            cell["seconds"] += found["seconds"]
+            return
+    cells.append(found)
+
+
 def main() -> None:
     """Run the cells one after another; each is written when it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,8 +205,10 @@ def main() -> None:
     tuned = json.loads(args.tuned.read_text())[0]["rate"] if args.tuned else {}
     for folder in args.members:
         found = cell(Member(folder), args, tuned)
-        before = json.loads(args.output.read_text()) if args.output.exists() else []
-        args.output.write_text(json.dumps([*before, found], indent=1) + "\n")
+        cells = json.loads(args.output.read_text()) if args.output.exists() else []
+        add(cells, found)
+        rows = json.dumps(cells, indent=1)
+        args.output.write_text(re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", rows) + "\n")
 
 
 if __name__ == "__main__":
