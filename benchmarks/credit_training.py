@@ -18,14 +18,14 @@ import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from chain_rollouts import ORACLE, Member
-from ktae_changes import by_context, by_value
+from chain_rollouts import EXAMPLES, ORACLE, Member
+from ktae_changes import by_value
 from make_task import draw_problem
 
 from openrlhf_ktae.credit import CreditBatch, Estimator, estimators, load_estimator
@@ -40,12 +40,22 @@ EXPLORED_FROM = 1000
 Arm = Callable[[CreditBatch], torch.Tensor]
 
 
+def shuffled(batch: CreditBatch) -> CreditBatch:
+    """Return the batch with the scores of each group in another order, which follows from its token ids."""
+    rng = np.random.default_rng(int(batch.token_ids_N.sum()))
+    order_B = np.lexsort((rng.random(len(batch.group_B)), batch.group_B))
+    scores_B = torch.empty_like(batch.scores_B)
+    scores_B[np.argsort(batch.group_B, kind="stable")] = batch.scores_B[order_B]
+    return replace(batch, scores_B=scores_B)
+
+
 def arms() -> dict[str, Arm]:
     """Return what gives each arm its advantages (N,).
 
     "NAME x probability" are those of NAME times the token's, "NAME x half" times half of it and a half.
     """
-    oracle, known = load_estimator(ORACLE), estimators()
+    oracle, context = load_estimator(ORACLE), load_estimator(EXAMPLES / "ktae_by_context.py")
+    known = estimators()
 
     def credited(estimator: Estimator, options: Any = None) -> Arm:
         return lambda batch: batch.base_N + estimator(batch, options).added_N
@@ -59,7 +69,9 @@ def arms() -> dict[str, Arm]:
         "ktae paper": credited(known["ktae"], KTAEConfig(variant="paper")),
         "ktae calibrated": credited(known["ktae"], KTAEConfig(variant="calibrated")),
         "tempo": credited(known["tempo"]),
-        "ktae by context": lambda batch: by_context(batch, KTAEConfig()),
+        "ktae by context": credited(context, KTAEConfig()),
+        "ktae calibrated by context": credited(context, KTAEConfig(variant="calibrated")),
+        "shuffled ktae by context": lambda batch: batch.base_N + context(shuffled(batch), KTAEConfig()).added_N,
         "ktae by value": by_value,
     }
     weights = {"x probability": 1.0, "x half": 0.5}

@@ -1,42 +1,24 @@
-"""Two changes to KTAE that docs/evidence.md measures: keys with context, and values of prefixes from such keys.
+"""Values of prefixes from statistics of KTAE's kind: the second change to it that docs/evidence.md measures.
 
-Context: the last token before that the prompt has too. In an answer that works through a question it says which part of
-the question a token is about. An id alone cannot: `10` is right after one operand and wrong after another.
-
-Legend as in `openrlhf_ktae.credit.batch`: `A` action tokens, `B` rollouts; `K` keys, a group's pairs of context and id.
+The first, keys with context, is `examples/ktae_by_context.py`. Legend as in `openrlhf_ktae.credit.batch`: `A` action
+tokens, `B` rollouts; `K` keys (`examples/context_keys.py`).
 """
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from chain_rollouts import EXAMPLES
 
 from openrlhf_ktae.credit import CreditBatch
-from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
+
+sys.path.append(str(EXAMPLES))
+from context_keys import keys
 
 PRIOR = 1.0
 """Rollouts with the group's mean score that each key has in addition to its own."""
-
-
-def keys(batch: CreditBatch) -> NDArray[np.int64]:
-    """Return the number of each action token's key (A,)."""
-    ids_N, context_A = batch.token_ids_N.numpy(), np.full(len(batch.at_A), -1)
-    for b, (first, length) in enumerate(zip(batch.first_B, batch.lengths_B, strict=True)):
-        at = batch.at_A[first : first + length]
-        asked = np.isin(ids_N[at], ids_N[batch.edges_B[b] : at[0]]) if length else np.zeros(0, bool)
-        last = np.maximum.accumulate(np.where(asked, np.arange(length), -1))[:-1]
-        context_A[first + 1 : first + length] = np.where(last < 0, -1, ids_N[at][last])
-    triples = np.stack([batch.group_B[batch.row_A], context_A, ids_N[batch.at_A]])
-    return np.unique(triples, axis=1, return_inverse=True)[1].reshape(-1)
-
-
-def by_context(batch: CreditBatch, config: KTAEConfig) -> torch.Tensor:
-    """Return base + K (N,), K being that of the token's key in place of its id."""
-    ids_N = torch.zeros_like(batch.token_ids_N)
-    ids_N[batch.at_A] = torch.from_numpy(keys(batch))
-    labels = batch.scores_B, batch.groups_B, config
-    return batch.base_N + compute_key_token_values(ids_N, batch.mask_N, *labels, row_edges=batch.edges_B).values_BT
 
 
 def by_value(batch: CreditBatch) -> torch.Tensor:

@@ -136,3 +136,23 @@ def test_differences_of_a_map(scripts):
     assert found[0, "tempo"][:3] == pytest.approx((2, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
     assert found[0, "tempo"][3] == pytest.approx(2 * 0.0741799)  # Holm: the smaller of two
     assert found[0, "oracle"][3] == pytest.approx(0.4226497)
+
+
+def test_ktae_by_context_is_ktae_where_each_id_has_one_context(scripts, examples):
+    """20 and 21 get the K that they have as ids; special ids and ids of all rollouts get none."""
+    from dataclasses import replace
+
+    from openrlhf_ktae.credit import estimators, load_estimator, wrong_with
+
+    context = load_estimator(examples / "ktae_by_context.py")
+    assert not wrong_with(context)
+    batch = small_batch([1.0, 0.0, 1.0, 0.0], [0, 0, 0, 0])
+    plain = estimators()["ktae"](batch).added_N
+    assert torch.allclose(context(batch).added_N, plain) and plain.view(4, 6)[0, 3] > 0.4
+    assert not context(replace(batch, special_ids=(20, 21))).added_N.any()
+
+
+def test_shuffled_scores_stay_in_their_group(scripts):
+    batch = small_batch([1.0, 0.0, 0.0, 0.0, 1.0, 1.0], [0, 0, 0, 0, 1, 1])
+    made = [scripts["training"].shuffled(small_batch(batch.scores_B.tolist(), [0] * 4 + [1] * 2)).scores_B]
+    assert made[0][:4].sum() == 1 and made[0][4:].sum() == 2
