@@ -6,8 +6,8 @@
 Adam, gradient norm 1, fresh problems in each step; one update a batch (PPO's clip does nothing then) or `--updates` on
 the whole of it. The learning rate of each arm is the best of three on `--explore` seeds by mean training accuracy;
 `--seeds` other seeds are reported, with differences to GRPO on the same seeds (same problems, same random numbers of
-the sampler) and 95 % t-intervals. The seeds of an arm go side by side in one stack of models. A cell is added to those
-in `--output` when it ends, or its arms to an equal cell there. `benchmarks/credit_map.py` makes tables and a figure.
+the sampler) and 95 % t-intervals. The seeds of an arm go side by side in one stack of models. Each arm is added
+to its cell in `--output` when it ends. `benchmarks/credit_map.py` makes tables and a figure.
 """
 
 from __future__ import annotations
@@ -147,43 +147,35 @@ def adam(
         weight.sub_(rates_S.view(shape) * (first / (1 - BETAS[0] ** step)) / size)
 
 
-def cell(member: Member, args: argparse.Namespace, tuned: dict[str, float]) -> dict[str, Any]:
-    """Tune each arm on some seeds, report on others."""
-    started, names = time.monotonic(), args.arms
+def cell(member: Member, arm: str, args: argparse.Namespace, tuned: dict[str, float]) -> dict[str, Any]:
+    """Tune an arm on some seeds, report on others."""
+    started = time.monotonic()
     sizes = args.steps, args.prompts, args.group
-    explored: dict[str, dict[str, list[float]]] = {}
-    best = {name: tuned.get(name, args.rates[0]) for name in names}
-    for name in [name for name in names if name not in tuned and len(args.rates) > 1]:
-        runs = [(name, rate, EXPLORED_FROM + seed) for rate in args.rates for seed in range(args.explore)]
-        curve, _ = train(member, runs, *sizes, 1, args.updates)
-        means = 100 * curve.mean(1).reshape(len(args.rates), -1)
-        explored[name] = {f"{rate:g}": one.round(2).tolist() for rate, one in zip(args.rates, means, strict=True)}
-        best[name] = args.rates[int(means.mean(1).argmax())]
-        print(member.name, name, explored[name], f"{time.monotonic() - started:.0f} s", flush=True)
-    learning, final = {}, {}
-    for name in names if args.seeds else []:
-        runs = [(name, best[name], seed) for seed in range(args.first_seed, args.first_seed + args.seeds)]
-        curve, final[name] = train(member, runs, *sizes, EVALUATED, args.updates)
-        learning[name] = curve.mean(1)
-        print(
-            member.name,
-            name,
-            learning[name].mean(),
-            final[name].mean(),
-            f"{time.monotonic() - started:.0f} s",
-            flush=True,
-        )
-    return {
+    found: dict[str, Any] = {
         "member": member.name,
         "knobs": asdict(member.knobs),
         "measured": member.measured,
         **{key: vars(args)[key] for key in ("steps", "prompts", "group", "updates", "first_seed", "seeds", "explore")},
-        "explored": explored,
-        "rate": best,
-        "over steps": {name: (100 * values_S).round(2).tolist() for name, values_S in learning.items()},
-        "final": {name: (100 * values_S).round(2).tolist() for name, values_S in final.items()},
-        "seconds": round(time.monotonic() - started),
+        **{key: {} for key in ("explored", "rate", "over steps", "final")},
     }
+    best = tuned.get(arm, args.rates[0])
+    if arm not in tuned and len(args.rates) > 1:
+        runs = [(arm, rate, EXPLORED_FROM + seed) for rate in args.rates for seed in range(args.explore)]
+        curve, _ = train(member, runs, *sizes, 1, args.updates)
+        means = 100 * curve.mean(1).reshape(len(args.rates), -1)
+        tried = {f"{rate:g}": one.round(2).tolist() for rate, one in zip(args.rates, means, strict=True)}
+        found["explored"][arm] = tried
+        best = args.rates[int(means.mean(1).argmax())]
+    found["rate"][arm] = best
+    if args.seeds:
+        runs = [(arm, best, seed) for seed in range(args.first_seed, args.first_seed + args.seeds)]
+        curve, final = train(member, runs, *sizes, EVALUATED, args.updates)
+        found["over steps"][arm] = (100 * curve.mean(1)).round(2).tolist()
+        found["final"][arm] = (100 * final).round(2).tolist()
+    found["seconds"] = round(time.monotonic() - started)
+    means = {key: float(np.mean(found[key][arm])) for key in ("over steps", "final") if arm in found[key]}
+    print(member.name, args.group, arm, best, found["explored"].get(arm, ""), means, found["seconds"], "s", flush=True)
+    return found
 
 
 def add(cells: list[dict[str, Any]], found: dict[str, Any]) -> None:
@@ -216,11 +208,14 @@ def main() -> None:
     torch.set_num_threads(1)
     tuned = json.loads(args.tuned.read_text())[0]["rate"] if args.tuned else {}
     for folder in args.members:
-        found = cell(Member(folder), args, tuned)
-        cells = json.loads(args.output.read_text()) if args.output.exists() else []
-        add(cells, found)
-        rows = json.dumps(cells, indent=1)
-        args.output.write_text(re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", rows) + "\n")
+        member = Member(folder)
+        for arm in args.arms:
+            found = cell(member, arm, args, tuned)
+            cells = json.loads(args.output.read_text()) if args.output.exists() else []
+            add(cells, found)
+            text = json.dumps(cells, indent=1)
+            text = re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda values: f"[{' '.join(values[1].split())}]", text)
+            args.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":
