@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,23 @@ OUTCOMES = {"over steps": "Mean accuracy over the steps", "final": "Accuracy at 
 CONTROL = "oracle x probability"
 COLOURS = ("#000000", "#999999", "#e69f00", "#0072b2", "#56b4e9", "#cc79a7", "#009e73", "#d55e00")
 SURE = 0.05
+CENTRE = {"steps": 6, "filler": 0.5, "ways": 4, "accuracy": 0.3, "group": 16, "updates": 1}
 
 
 def label(cell: dict[str, Any]) -> str:
-    """Return what the cell is."""
-    knobs = cell["knobs"]
-    ways = f"{knobs['ways']} way{'s' if knobs['ways'] > 1 else ''} to be wrong"
-    updates = f", {cell['updates']} updates" if cell["updates"] > 1 else ""
-    start = f"{knobs['accuracy']:.0%}".replace("%", " %")
-    filler = f"{knobs['filler']:.0%}".replace("%", " %")
-    return f"{knobs['steps']} steps, {filler} filler, {ways}, start {start}, groups of {cell['group']}{updates}"
+    """Return in what the cell differs from `CENTRE`, and the learning rate if all arms have one."""
+    texts = {
+        "steps": "{} steps",
+        "filler": "{:.0%} filler",
+        "ways": "{} ways to be wrong",
+        "accuracy": "start accuracy {:.0%}",
+        "group": "groups of {}",
+        "updates": "{} updates a batch",
+    }
+    is_ = cell["knobs"] | {"group": cell["group"], "updates": cell["updates"]}
+    found = [text.format(is_[key]).replace("%", " %") for key, text in texts.items() if is_[key] != CENTRE[key]]
+    rates = set(cell["rate"].values())
+    return ", ".join(found or ["centre"]) + (f", all at {rates.pop():g}" if len(rates) == 1 else "")
 
 
 def differences(cells: list[dict[str, Any]], outcome: str) -> dict[tuple[int, str], tuple[float, float, float, float]]:
@@ -84,7 +92,7 @@ def figure(cells: list[dict[str, Any]], outcome: str) -> str:
     found, arms = differences(cells, outcome), arms_of(cells)
     ends = [end for one in found.values() for end in one[1:3]]
     least, most = 5 * np.floor(min(ends) / 5), 5 * np.ceil(max(ends) / 5)
-    left, wide, step, top = 400, 460, 16 + 7 * len(arms), 44 + 16 * -(-len(arms) // 3)
+    left, wide, step, top = 230, 560, 16 + 7 * len(arms), 44 + 16 * -(-len(arms) // 3)
     height = top + step * len(cells) + 40
 
     def x(value: float) -> float:
@@ -97,7 +105,7 @@ def figure(cells: list[dict[str, Any]], outcome: str) -> str:
         f'<text x="10" y="18" font-weight="bold">{OUTCOMES[outcome]}: difference to GRPO, points, 95 %</text>',
     ]
     for i, arm in enumerate(arms):
-        across, down = 10 + 280 * (i % 3), 36 + 16 * (i // 3)
+        across, down = 10 + 260 * (i % 3), 36 + 16 * (i // 3)
         out.append(
             f'<circle cx="{across + 4}" cy="{down}" r="4" fill="{COLOURS[i % 8]}"/>'
             f'<text x="{across + 14}" y="{down + 4}">{arm}</text>'
@@ -127,8 +135,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cells", type=Path)
     parser.add_argument("--image", type=Path)
+    parser.add_argument("--arms", nargs="+", help="other than GRPO; default: all")
     args = parser.parse_args()
     cells = json.loads(args.cells.read_text())
+    for cell, outcome in product(cells if args.arms else [], OUTCOMES):
+        cell[outcome] = {arm: cell[outcome][arm] for arm in ["GRPO", *args.arms] if arm in cell[outcome]}
     for outcome, title in OUTCOMES.items():
         print(f"**{title}**\n\n{table(cells, outcome)}\n")
         found = differences(cells, outcome)
