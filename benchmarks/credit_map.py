@@ -26,20 +26,30 @@ SURE = 0.05
 CENTRE = {"steps": 6, "filler": 0.5, "ways": 4, "accuracy": 0.3, "group": 16, "updates": 1}
 
 
+def knobs(cell: dict[str, Any]) -> dict[str, float]:
+    """Return the knobs in which the cell differs from `CENTRE`."""
+    is_ = cell["knobs"] | {"group": cell["group"], "updates": cell["updates"]}
+    return {name: is_[name] for name in CENTRE if is_[name] != CENTRE[name]}
+
+
 def label(cell: dict[str, Any]) -> str:
-    """Return in what the cell differs from `CENTRE`, and the learning rate if all arms have one."""
+    """Return those knobs in words, and the learning rate if all arms have one."""
     texts = {
         "steps": "{} steps",
         "filler": "{:.0%} filler",
-        "ways": "{} ways to be wrong",
+        "ways": "ways to be wrong: {}",
         "accuracy": "start accuracy {:.0%}",
         "group": "groups of {}",
         "updates": "{} updates a batch",
     }
-    is_ = cell["knobs"] | {"group": cell["group"], "updates": cell["updates"]}
-    found = [text.format(is_[key]).replace("%", " %") for key, text in texts.items() if is_[key] != CENTRE[key]]
+    found = [texts[name].format(value).replace("%", " %") for name, value in knobs(cell).items()]
     rates = set(cell["rate"].values())
     return ", ".join(found or ["centre"]) + (f", all at {rates.pop():g}" if len(rates) == 1 else "")
+
+
+def place(cell: dict[str, Any]) -> list[tuple[int, float]]:
+    """Return what sorts cells: the centre, then one knob after the other."""
+    return [(list(CENTRE).index(name), value) for name, value in knobs(cell).items()]
 
 
 def differences(cells: list[dict[str, Any]], outcome: str) -> dict[tuple[int, str], tuple[float, float, float, float]]:
@@ -137,15 +147,14 @@ def main() -> None:
     parser.add_argument("--image", type=Path)
     parser.add_argument("--arms", nargs="+", help="other than GRPO; default: all")
     args = parser.parse_args()
-    cells = json.loads(args.cells.read_text())
+    cells = sorted(json.loads(args.cells.read_text()), key=place)
     for cell, outcome in product(cells if args.arms else [], OUTCOMES):
         cell[outcome] = {arm: cell[outcome][arm] for arm in ["GRPO", *args.arms] if arm in cell[outcome]}
     for outcome, title in OUTCOMES.items():
         print(f"**{title}**\n\n{table(cells, outcome)}\n")
-        found = differences(cells, outcome)
-        better = [c for at, c in enumerate(cells) if (one := found.get((at, CONTROL))) and one[1] > 0 and one[3] < SURE]
+        better = [cell for cell in cells if CONTROL in cell[outcome] and pooled([cell], outcome)[CONTROL][1] > 0]
         if better:
-            print(f"Mean over the {len(better)} cells where the control is better:\n")
+            print(f"Mean over the {len(better)} cells where the control's interval is above 0:\n")
             print("\n".join(f"- `{arm}` {signed(*one)}" for arm, one in pooled(better, outcome).items()), "\n")
     if args.image:
         args.image.write_text(figure(cells, "over steps"))
