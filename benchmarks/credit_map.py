@@ -44,7 +44,9 @@ def label(cell: dict[str, Any]) -> str:
     }
     found = [texts[name].format(value).replace("%", " %") for name, value in knobs(cell).items()]
     rates = set(cell["rate"].values())
-    return ", ".join(found or ["centre"]) + (f", all at {rates.pop():g}" if len(rates) == 1 else "")
+    return ", ".join(found or ["centre"]) + (
+        f", all at {rates.pop():.1e}".replace("e-0", "e-").replace(".0e", "e") if len(rates) == 1 else ""
+    )
 
 
 def place(cell: dict[str, Any]) -> list[tuple[int, float]]:
