@@ -21,7 +21,7 @@ from openrlhf_ktae.figures.statistics import holm, t_interval
 
 OUTCOMES = {"over steps": "Mean accuracy over the steps", "final": "Accuracy at the end, held-out"}
 CONTROL = "oracle x probability"
-COLOURS = ("#000000", "#999999", "#e69f00", "#0072b2", "#56b4e9", "#cc79a7", "#009e73", "#d55e00")
+COLOURS = ("#000000", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00", "#999999")
 SURE = 0.05
 CENTRE = {"steps": 6, "filler": 0.5, "ways": 4, "accuracy": 0.3, "group": 16, "updates": 1}
 
@@ -126,7 +126,7 @@ def figure(cells: list[dict[str, Any]], outcome: str) -> str:
         out.append(
             f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{height - 30}" '
             f'stroke="{"#000" if tick == 0 else "#ddd"}"/>'
-            f'<text x="{x(tick):.1f}" y="{height - 14}" text-anchor="middle">{tick:+g}</text>'
+            f'<text x="{x(tick):.1f}" y="{height - 14}" text-anchor="middle">{f"{tick:+g}" if tick else 0}</text>'
         )
     for at, cell in enumerate(cells):
         y0 = top + step * at + 10
