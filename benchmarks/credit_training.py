@@ -1,11 +1,13 @@
 """Where does token credit help at all? Many small trainings of a member of `examples/chains` at once, in plain torch.
 
-    python benchmarks/credit_training.py runs/chains/12-50-10 --output runs/credit_training.json
+    python benchmarks/credit_training.py runs/chains/6-50-30 --seeds 0 --output runs/tuned.json
+    python benchmarks/credit_training.py runs/chains/* --tuned runs/tuned.json --output docs/credit_map.json
 
-One update a batch (so PPO's clip does nothing), Adam, gradient norm 1, fresh problems in each step. The learning rate
-of each arm is the best of three on `--explore` seeds by mean training accuracy; `--seeds` other seeds are reported,
-with differences to GRPO on the same seeds (same problems) and 95 % t-intervals. All runs of a cell go side by side in
-one stack of models.
+Adam, gradient norm 1, fresh problems in each step; one update a batch (PPO's clip does nothing then) or `--updates` on
+the whole of it. The learning rate of each arm is the best of three on `--explore` seeds by mean training accuracy;
+`--seeds` other seeds are reported, with differences to GRPO on the same seeds (same problems, same random numbers of
+the sampler) and 95 % t-intervals. The seeds of an arm go side by side in one stack of models. Each arm is added
+to its cell in `--output` when it ends. `benchmarks/credit_map.py` makes tables and a figure.
 """
 
 from __future__ import annotations
@@ -13,51 +15,77 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from chain_rollouts import ORACLE, Member
+from chain_rollouts import EXAMPLES, ORACLE, Member
+from ktae_changes import by_value
 from make_task import draw_problem
 
-from openrlhf_ktae.credit import CreditBatch, estimators, load_estimator
-from openrlhf_ktae.figures.statistics import t_interval
+from openrlhf_ktae.credit import CreditBatch, Estimator, estimators, load_estimator
 from openrlhf_ktae.ktae import KTAEConfig
 
-RATES = (6e-5, 1.5e-4, 4e-4)
+RATES = (2e-4, 4e-4, 8e-4)
 BETAS = (0.9, 0.95)
-PROBABILITY_WEIGHT = 0.5
-EVALUATED = 512
+CLIP = 0.2
+EVALUATED = 256
+EXPLORED_FROM = 1000
+"""First seed of the choice of the learning rate; those reported are below."""
 Arm = Callable[[CreditBatch], torch.Tensor]
 
 
-def reweighted(advantage_N: torch.Tensor, batch: CreditBatch) -> torch.Tensor:
-    """Return advantages times a share of the tokens' probabilities."""
-    return advantage_N * (PROBABILITY_WEIGHT * batch.needed("log_probs").exp() + 1 - PROBABILITY_WEIGHT)
+def shuffled(batch: CreditBatch) -> CreditBatch:
+    """Return the batch with the scores of each group in another order, which follows from its token ids."""
+    rng = np.random.default_rng(int(batch.token_ids_N.sum()))
+    order_B = np.lexsort((rng.random(len(batch.group_B)), batch.group_B))
+    scores_B = torch.empty_like(batch.scores_B)
+    scores_B[np.argsort(batch.group_B, kind="stable")] = batch.scores_B[order_B]
+    return replace(batch, scores_B=scores_B)
 
 
 def arms() -> dict[str, Arm]:
-    """Return what gives each arm its advantages (N,)."""
-    oracle, known = load_estimator(ORACLE), estimators()
+    """Return what gives each arm its advantages (N,).
 
-    def credited(batch: CreditBatch) -> torch.Tensor:
-        return batch.base_N + oracle(batch).added_N
+    "NAME x probability" are those of NAME times the token's, "NAME x half" times half of it and a half.
+    """
+    oracle, context = load_estimator(ORACLE), load_estimator(EXAMPLES / "ktae_by_context.py")
+    known = estimators()
 
-    return {
+    def credited(estimator: Estimator, options: Any = None) -> Arm:
+        return lambda batch: batch.base_N + estimator(batch, options).added_N
+
+    def reweighted(arm: Arm, alpha: float) -> Arm:
+        return lambda batch: arm(batch) * (alpha * batch.needed("log_probs").exp() + 1 - alpha)
+
+    bare = {
         "GRPO": lambda batch: batch.base_N,
-        "oracle": credited,
-        "oracle x probability": lambda batch: reweighted(credited(batch), batch),
-        "prob_reweight": lambda batch: reweighted(batch.base_N, batch),
-        "ktae calibrated": lambda batch: batch.base_N + known["ktae"](batch, KTAEConfig(variant="calibrated")).added_N,
-        "tempo": lambda batch: batch.base_N + known["tempo"](batch).added_N,
+        "oracle": credited(oracle),
+        "ktae paper": credited(known["ktae"], KTAEConfig(variant="paper")),
+        "ktae calibrated": credited(known["ktae"], KTAEConfig(variant="calibrated")),
+        "tempo": credited(known["tempo"]),
+        "ktae by context": credited(context, KTAEConfig()),
+        "ktae calibrated by context": credited(context, KTAEConfig(variant="calibrated")),
+        "shuffled ktae by context": lambda batch: batch.base_N + context(shuffled(batch), KTAEConfig()).added_N,
+        "ktae by value": by_value,
     }
+    weights = {"x probability": 1.0, "x half": 0.5}
+    return bare | {f"{arm} {x}": reweighted(bare[arm], alpha) for x, alpha in weights.items() for arm in bare}
 
 
 def train(
-    member: Member, runs: list[tuple[str, float, int]], steps: int, prompts: int, group: int, evaluated: int
+    member: Member,
+    runs: list[tuple[str, float, int]],
+    steps: int,
+    prompts: int,
+    group: int,
+    evaluated: int,
+    updates: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Train one model for each (arm, rate, seed); return accuracy of each step (S, steps) and at the end (S,)."""
     copies, given = len(runs), arms()
@@ -71,19 +99,22 @@ def train(
         start = torch.stack([member.prompts(drawn, group) for drawn in problems])
         seed = 1000 * runs[0][2] + step
         ids = member.forward.sample(weights, start, member.pad, member.end, member.most, seed)
-        log_probs = member.forward.log_probs(weights, ids, member.pad)
-        chosen = log_probs.gather(-1, ids[..., 1:, None]).squeeze(-1)
-        wanted, mask = torch.zeros_like(chosen), torch.zeros_like(chosen)
-        for s, (arm, _, _) in enumerate(runs):
-            scores = member.scores(ids[s], problems[s])
-            curve[s, step] = scores.mean()
-            batch = member.credit_batch(ids[s], log_probs[s].detach(), scores, group, start.shape[-1])
-            mask[s] = batch.mask_N.view_as(mask[s])
-            wanted[s] = given[arm](batch).view_as(mask[s]) * mask[s]
-        ratio = (chosen - chosen.detach()).exp()
-        loss = -((ratio * wanted).sum((1, 2)) / mask.sum((1, 2))).sum()
-        gradients = torch.autograd.grad(loss, list(weights.values()))
-        adam(weights, gradients, moments, rates_S, step + 1)
+        for update in range(updates):
+            log_probs = member.forward.log_probs(weights, ids, member.pad)
+            chosen = log_probs.gather(-1, ids[..., 1:, None]).squeeze(-1)
+            if update == 0:
+                old, wanted, mask = chosen.detach(), torch.zeros_like(chosen), torch.zeros_like(chosen)
+                for s, (arm, _, _) in enumerate(runs):
+                    scores = member.scores(ids[s], problems[s])
+                    curve[s, step] = scores.mean()
+                    batch = member.credit_batch(ids[s], log_probs[s].detach(), scores, group, start.shape[-1])
+                    mask[s] = batch.mask_N.view_as(mask[s])
+                    wanted[s] = given[arm](batch).view_as(mask[s]) * mask[s]
+            ratio = (chosen - old).exp()
+            gain = torch.minimum(ratio * wanted, ratio.clamp(1 - CLIP, 1 + CLIP) * wanted)
+            loss = -(gain.sum((1, 2)) / mask.sum((1, 2))).sum()
+            gradients = torch.autograd.grad(loss, list(weights.values()))
+            adam(weights, gradients, moments, rates_S, step * updates + update + 1)
     rng = random.Random(10_000)
     held = [draw_problem(member.knobs.steps, rng) for _ in range(evaluated)]
     start = member.prompts(held, 1)[None].expand(copies, -1, -1)
@@ -116,54 +147,46 @@ def adam(
         weight.sub_(rates_S.view(shape) * (first / (1 - BETAS[0] ** step)) / size)
 
 
-def compared(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Return mean of each arm, and its mean difference to GRPO with half the width of a 95 % interval, in points."""
-    made = {}
-    for name, values_S in values.items():
-        difference, _, high = t_interval(100 * (values_S - values["GRPO"]))
-        made[name] = {"mean": 100 * float(values_S.mean()), "difference": difference, "half": high - difference}
-    return made
-
-
-def cell(member: Member, args: argparse.Namespace) -> dict[str, Any]:
-    """Tune each arm on some seeds, report on others."""
-    started, names, rates = time.monotonic(), args.arms, args.rates
-    explored: dict[str, dict[str, float]] = {name: {} for name in names}
-    for name in names if len(rates) > 1 else []:
-        runs = [(name, rate, 1000 + seed) for rate in rates for seed in range(args.explore)]
-        curve, _ = train(member, runs, args.steps, args.prompts, args.group, 1)
-        means = curve.mean(1).reshape(len(rates), -1).mean(1)
-        explored[name] = {f"{rate:g}": 100 * float(mean) for rate, mean in zip(rates, means, strict=True)}
-        print(member.name, name, explored[name], f"{time.monotonic() - started:.0f} s", flush=True)
-    best = {name: rates[int(np.argmax(list(explored[name].values()) or [0]))] for name in names}
-    learning, final = {}, {}
-    for name in names:
-        curve, final[name] = train(
-            member,
-            [(name, best[name], seed) for seed in range(args.first_seed, args.first_seed + args.seeds)],
-            args.steps,
-            args.prompts,
-            args.group,
-            EVALUATED,
-        )
-        learning[name] = curve.mean(1)
-    found = {
+def cell(member: Member, arm: str, args: argparse.Namespace, tuned: dict[str, float]) -> dict[str, Any]:
+    """Tune an arm on some seeds, report on others."""
+    started = time.monotonic()
+    sizes = args.steps, args.prompts, args.group
+    found: dict[str, Any] = {
         "member": member.name,
+        "knobs": asdict(member.knobs),
         "measured": member.measured,
-        "steps": args.steps,
-        "prompts": args.prompts,
-        "group": args.group,
-        "seeds": args.seeds,
-        "explore": args.explore,
-        "explored": explored,
-        "rate": best,
-        "over steps": compared(learning),
-        "final": compared(final),
-        "seconds": time.monotonic() - started,
+        **{key: vars(args)[key] for key in ("steps", "prompts", "group", "updates", "first_seed", "seeds", "explore")},
+        **{key: {} for key in ("explored", "rate", "over steps", "final")},
     }
-    for name in names:
-        print(member.name, name, best[name], found["over steps"][name], found["final"][name], flush=True)
+    best = tuned.get(arm, args.rates[0])
+    if arm not in tuned and len(args.rates) > 1:
+        runs = [(arm, rate, EXPLORED_FROM + seed) for rate in args.rates for seed in range(args.explore)]
+        curve, _ = train(member, runs, *sizes, 1, args.updates)
+        means = 100 * curve.mean(1).reshape(len(args.rates), -1)
+        tried = {f"{rate:g}": one.round(2).tolist() for rate, one in zip(args.rates, means, strict=True)}
+        found["explored"][arm] = tried
+        best = args.rates[int(means.mean(1).argmax())]
+    found["rate"][arm] = best
+    if args.seeds:
+        runs = [(arm, best, seed) for seed in range(args.first_seed, args.first_seed + args.seeds)]
+        curve, final = train(member, runs, *sizes, EVALUATED, args.updates)
+        found["over steps"][arm] = (100 * curve.mean(1)).round(2).tolist()
+        found["final"][arm] = (100 * final).round(2).tolist()
+    found["seconds"] = round(time.monotonic() - started)
+    means = {key: float(np.mean(found[key][arm])) for key in ("over steps", "final") if arm in found[key]}
+    print(member.name, args.group, arm, best, found["explored"].get(arm, ""), means, found["seconds"], "s", flush=True)
     return found
+
+
+def add(cells: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    """Add arms to the cell that was trained in the same way, or else the cell."""
+    for cell in cells:
+        if all(cell[key] == found[key] for key in found if not isinstance(found[key], dict) and key != "seconds"):
+            for key in ("explored", "rate", "over steps", "final"):
+                cell[key] |= found[key]
+            cell["seconds"] += found["seconds"]
+            return
+    cells.append(found)
 
 
 def main() -> None:
@@ -171,20 +194,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("members", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--arms", nargs="+", default=list(arms()), choices=list(arms()), help="GRPO must be the first")
+    parser.add_argument("--arms", nargs="+", default=list(arms()), choices=list(arms()))
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="with one nothing is explored")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--tuned", type=Path, help="an earlier --output, whose first cell has the rates of arms")
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--explore", type=int, default=2, help="seeds for the choice of the learning rate")
+    parser.add_argument("--group", type=int, default=16)
+    parser.add_argument("--updates", type=int, default=1, help="over all of a batch")
+    parser.add_argument("--explore", type=int, default=4, help="seeds for the choice of the learning rate")
     parser.add_argument("--seeds", type=int, default=8, help="other seeds, which are reported")
     parser.add_argument("--first-seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = []
+    tuned = json.loads(args.tuned.read_text())[0]["rate"] if args.tuned else {}
     for folder in args.members:
-        results.append(cell(Member(folder), args))
-        args.output.write_text(json.dumps(results, indent=1) + "\n")
+        member = Member(folder)
+        for arm in args.arms:
+            found = cell(member, arm, args, tuned)
+            cells = json.loads(args.output.read_text()) if args.output.exists() else []
+            add(cells, found)
+            text = json.dumps(cells, indent=1)
+            text = re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda values: f"[{' '.join(values[1].split())}]", text)
+            args.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":

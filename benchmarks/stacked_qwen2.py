@@ -96,8 +96,9 @@ class Forward:
         made, live = [ids_SBT], torch.ones(copies, batch, 1, dtype=torch.bool)
         for _ in range(most):
             logits = self.logits(weights, hidden[:, :, -1:])[:, :, 0]
-            gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
-            chosen = torch.where(live, (logits + gumbel).argmax(-1, keepdim=True), pad)
+            below = logits.softmax(-1).cumsum(-1)
+            drawn = torch.rand(copies, batch, 1, generator=generator) * below[..., -1:]
+            chosen = torch.where(live, torch.searchsorted(below, drawn, right=True).clamp(max=below.shape[-1] - 1), pad)
             made.append(chosen)
             live = live & (chosen != end)
             if not live.any():

@@ -132,3 +132,18 @@ def test_the_oracle_is_accepted_and_gives_other_texts_no_credit(oracle):
     assert not wrong_with(oracle)
     batch = CreditBatch.from_tables([[5, 6, 7]], [[0, 1, 1]], [1.0], [0], [0.5])
     assert not oracle(batch).added_N.any()
+
+
+def test_weighted_oracle_is_the_oracle_times_probability(oracle, examples, task):
+    weighted = load_estimator(examples / "chains/oracle_weighted.py")
+    assert not wrong_with(weighted)
+    prompt, answers = "compute 7 +3 :", ("+3 10 so \\boxed{ 10 } <eos>", "+3 11 so \\boxed{ 11 } <eos>")
+    ids = torch.tensor([ids_of(task, f"{prompt} {answer}") for answer in answers])
+    mask = torch.arange(ids.shape[1]).expand_as(ids) >= 4
+    log_probs = torch.linspace(-3, -0.1, ids.numel()).view_as(ids)
+    batch = CreditBatch.from_tables(
+        ids, mask, torch.tensor([1.0, 0.0]), torch.zeros(2), torch.tensor([1.0, -1.0]), log_probs=log_probs
+    )
+    bare, found = (batch.on_tokens(batch.base_N + one(batch).added_N) for one in (oracle, weighted))
+    assert torch.allclose(found, bare * log_probs.flatten().exp(), atol=1e-6)
+    assert bare.abs().sum() > 1

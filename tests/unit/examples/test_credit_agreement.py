@@ -7,8 +7,8 @@ import torch
 
 @pytest.fixture(scope="module")
 def scripts(load_benchmarks):
-    modules = load_benchmarks("credit_agreement", "credit_training", "stacked_qwen2")
-    return dict(zip(("agreement", "training", "stacked"), modules, strict=True))
+    modules = load_benchmarks("credit_agreement", "credit_training", "stacked_qwen2", "ktae_changes", "credit_map")
+    return dict(zip(("agreement", "training", "stacked", "changes", "map"), modules, strict=True))
 
 
 def test_agreement_by_hand(scripts):
@@ -79,3 +79,80 @@ def test_adam_equals_torchs_with_a_rate_per_model(scripts):
             torch.nn.utils.clip_grad_norm_([theirs[s]], 1.0)
             optimizers[s].step()
     assert torch.allclose(weights["w"], torch.stack([w.detach() for w in theirs]), atol=1e-5)
+
+
+def small_batch(scores, groups):
+    """Prompts 7 8, responses 7 x, 8 y and an end: contexts are none, 7, 7, 8."""
+    from openrlhf_ktae.credit import CreditBatch
+
+    ids = torch.tensor([[7, 8, 7, 20 + i % 2, 8, 30] for i in range(len(scores))])
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1]]).expand(len(ids), -1)
+    scores = torch.tensor(scores)
+    return CreditBatch.from_tables(ids, mask, scores, torch.tensor(groups), 2 * scores - 1)
+
+
+def test_keys_are_ids_after_the_last_token_that_the_prompt_has_too(scripts):
+    keys = scripts["changes"].keys(small_batch([1.0, 0.0, 1.0, 0.0], [0, 0, 0, 0])).reshape(4, 4)
+    assert (keys[0] == keys[2]).all() and (keys[1] == keys[3]).all()
+    assert (keys[0] == keys[1]).tolist() == [True, False, True, True]
+    assert len(set(keys.flatten().tolist())) == 5
+
+
+def test_values_of_keys_by_hand(scripts):
+    """20 is in both right and no wrong rollout, 21 the other way: values 2.5 / 3 and 0.5 / 3 with the group's mean.
+
+    Spread of 20 and 21: (2 - 1)^2 = 1, chance 2 / 4 * 2 / 3 = 1 / 3, so w = 2 / 3; other ids are everywhere. A group of
+    one side keeps its base.
+    """
+    batch = small_batch([1.0, 0.0, 1.0, 0.0, 1.0, 1.0], [0, 0, 0, 0, 1, 1])
+    found = scripts["changes"].by_value(batch).view(6, 6)[:, 2:]
+    change = 2 / 3 * (2.5 / 3 - 1 / 2)
+    scale = 6 / 2  # of base to scores
+    assert torch.allclose(found[0], scale * torch.tensor([0, change, 0, 0.5 - change]))
+    assert torch.allclose(found[1], -found[0])
+    assert (found[4:] == 1).all()
+
+
+def test_a_cell_gets_further_arms(scripts):
+    one = {
+        "member": "m",
+        "explored": {},
+        "rate": {"GRPO": 1},
+        "over steps": {"GRPO": [1]},
+        "final": {"GRPO": [2]},
+        "seconds": 3,
+    }
+    other = one | {"rate": {"tempo": 2}, "over steps": {"tempo": [4]}, "final": {"tempo": [5]}}
+    cells = []
+    for found in (one, other, other | {"member": "n"}):
+        scripts["training"].add(cells, {key: dict(v) if isinstance(v, dict) else v for key, v in found.items()})
+    assert [cell["member"] for cell in cells] == ["m", "n"]
+    assert cells[0]["final"] == {"GRPO": [2], "tempo": [5]} and cells[0]["seconds"] == 6
+
+
+def test_differences_of_a_map(scripts):
+    cell = {"over steps": {"GRPO": [1.0, 2, 3], "tempo": [2.0, 4, 6], "oracle": [1.0, 2, 4]}}
+    found = scripts["map"].differences([cell], "over steps")
+    assert found[0, "tempo"][:3] == pytest.approx((2, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert found[0, "tempo"][3] == pytest.approx(2 * 0.0741799)  # Holm: the smaller of two
+    assert found[0, "oracle"][3] == pytest.approx(0.4226497)
+
+
+def test_ktae_by_context_is_ktae_where_each_id_has_one_context(scripts, examples):
+    """20 and 21 get the K that they have as ids; special ids and ids of all rollouts get none."""
+    from dataclasses import replace
+
+    from openrlhf_ktae.credit import estimators, load_estimator, wrong_with
+
+    context = load_estimator(examples / "ktae_by_context.py")
+    assert not wrong_with(context)
+    batch = small_batch([1.0, 0.0, 1.0, 0.0], [0, 0, 0, 0])
+    plain = estimators()["ktae"](batch).added_N
+    assert torch.allclose(context(batch).added_N, plain) and plain.view(4, 6)[0, 3] > 0.4
+    assert not context(replace(batch, special_ids=(20, 21))).added_N.any()
+
+
+def test_shuffled_scores_stay_in_their_group(scripts):
+    batch = small_batch([1.0, 0.0, 0.0, 0.0, 1.0, 1.0], [0, 0, 0, 0, 1, 1])
+    made = [scripts["training"].shuffled(small_batch(batch.scores_B.tolist(), [0] * 4 + [1] * 2)).scores_B]
+    assert made[0][:4].sum() == 1 and made[0][4:].sum() == 2

@@ -1,0 +1,56 @@
+"""Values of prefixes from statistics of KTAE's kind: the second change to it that docs/evidence.md measures.
+
+The first, keys with context, is `examples/ktae_by_context.py`. Legend as in `openrlhf_ktae.credit.batch`: `A` action
+tokens, `B` rollouts; `K` keys (`examples/context_keys.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from chain_rollouts import EXAMPLES
+
+from openrlhf_ktae.credit import CreditBatch
+
+sys.path.append(str(EXAMPLES))
+from context_keys import keys
+
+PRIOR = 1.0
+"""Rollouts with the group's mean score that each key has in addition to its own."""
+
+
+def by_value(batch: CreditBatch) -> torch.Tensor:
+    """Return the change of a prefix's value, at the base's scale (N,).
+
+        V_t = V_t-1 + w(id) (V(key) - V_t-1),  A_t = c (V_t - V_t-1)
+
+    V(key) is the mean score of the group's rollouts that have the key, `PRIOR` more of the group's mean included. w is
+    the share of the spread of its keys' scores, over all groups of the batch, that chance (hypergeometric) leaves
+    unexplained: 0 for an id that means nothing, which keeps the value of the prefix before it. The last token gets the
+    rest, up to the score. Groups of one side keep their base.
+    """
+    key_A, row_A, right_B = keys(batch), batch.row_A, batch.correct_B.astype(float)
+    pairs = np.unique(np.stack([key_A, row_A]), axis=1)  # each rollout once a key
+    group_K, id_K = np.zeros((2, key_A.max() + 1), np.int64)
+    group_K[key_A], id_K[key_A] = batch.group_B[row_A], batch.token_ids_N.numpy()[batch.at_A]
+    has_K, right_K = np.bincount(pairs[0]), np.bincount(pairs[0], right_B[pairs[1]])
+    size_Q = np.bincount(batch.group_B).astype(float)
+    mean_Q = np.bincount(batch.group_B, right_B) / size_Q
+    mean_K, size_K = mean_Q[group_K], size_Q[group_K]
+    chance_K = has_K * mean_K * (1 - mean_K) * (size_K - has_K) / np.maximum(size_K - 1, 1)
+    chance, spread = np.bincount(id_K, chance_K), np.bincount(id_K, (right_K - has_K * mean_K) ** 2)
+    known = (chance > 1e-9) & (spread > 1e-9)
+    weight_A = np.where(known, np.maximum(0, 1 - chance / np.where(known, spread, 1)), 0)[id_K[key_A]]
+    value_A = ((right_K + PRIOR * mean_K) / (has_K + PRIOR))[key_A]
+    change_A, mixed_B = np.zeros(len(key_A)), batch.mixed_Q[batch.group_B]
+    for b in np.flatnonzero(mixed_B & (batch.lengths_B > 0)):
+        value = mean_Q[batch.group_B[b]]
+        for i in range(batch.first_B[b], batch.first_B[b] + batch.lengths_B[b]):
+            change_A[i] = weight_A[i] * (value_A[i] - value)
+            value += change_A[i]
+        change_A[i] += right_B[b] - value
+    scale = np.abs(batch.advantage_B).sum() / max(np.abs(right_B - mean_Q[batch.group_B]).sum(), 1e-9)
+    base_A = batch.base_N.numpy()[batch.at_A]
+    return batch.spread(np.where(mixed_B[row_A], scale * change_A, base_A))
