@@ -202,11 +202,12 @@ class TokenTexts:
 
     def of(self, ids: Sequence[int]) -> list[str]:
         """Return one text per id. If a character spans several tokens, the first gets it and the others are empty."""
-        known = self._known
-        for token in set(ids) - known.keys():
-            known[token] = self._text(token)
+        known, different = self._known, set(ids)
+        for token in different:
+            if token not in known:
+                known[token] = self._text(token)
         texts = list(map(known.__getitem__, ids))
-        start = 0 if any("\ufffd" in known[token] for token in set(ids)) else len(texts)
+        start = 0 if any("\ufffd" in known[token] for token in different) else len(texts)
         while start < len(texts):
             end = start + 1
             if "\ufffd" in texts[start]:
