@@ -414,7 +414,7 @@ def made_standins() -> list[Any]:
         async def _nothing(self, *_: Any, **__: Any) -> None:
             return None
 
-        follow_schedule = broadcast_to_vllm = reload_states = offload_states = empty_cache = _nothing
+        follow_schedule = confirm_weights = broadcast_to_vllm = reload_states = offload_states = empty_cache = _nothing
 
     return [StandIn.remote(seed) for seed in range(ACTORS)]
 

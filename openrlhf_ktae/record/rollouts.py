@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from openrlhf_ktae.verifier.formats import response_text
 
@@ -168,8 +170,9 @@ def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, A
     seen = batch.attention_mask[row, : start + 1].bool()
     seen[0] = True
 
-    def part(table: torch.Tensor) -> torch.Tensor:
-        return table.expand_as(acted)[start:end] if table.dim() == 0 else table[row, start:end].float()
+    def part(table: torch.Tensor) -> NDArray[np.float32]:
+        chosen = table.expand_as(acted)[start:end] if table.dim() == 0 else table[row, start:end]
+        return chosen.float().numpy()
 
     advantages, added = part(batch.advantages), part(credit.added[number])
     log_probs = batch.rollout_log_probs
@@ -177,16 +180,16 @@ def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, A
         "prompt": batch.prompts[row],
         "label": str(batch.labels[row]),
         "response": response_text(text.tokenizer, ids),
-        "prompt_ids": before[seen].tolist(),
-        "token_ids": ids,
+        "prompt_ids": before[seen].int().numpy(),
+        "token_ids": np.array(ids, np.int32),
         "token_texts": text.of(ids),
-        "action": acted[start:end].tolist(),
-        "k": part(credit.values[number]).tolist(),
-        "advantages_without_k": (advantages - added).tolist(),
-        "advantages": advantages.tolist(),
-        "rollout_log_probs": None if log_probs is None else part(log_probs).tolist(),
+        "action": acted[start:end].numpy(),
+        "k": part(credit.values[number]),
+        "advantages_without_k": advantages - added,
+        "advantages": advantages,
+        "rollout_log_probs": None if log_probs is None else part(log_probs),
         "truncated": bool(batch.truncated.flatten()[row]),
-        **{name: part(tables[number]).tolist() for name, tables in credit.figures.items()},
+        **{name: part(tables[number]) for name, tables in credit.figures.items()},
     }
 
 
@@ -199,8 +202,12 @@ class TokenTexts:
 
     def of(self, ids: Sequence[int]) -> list[str]:
         """Return one text per id. If a character spans several tokens, the first gets it and the others are empty."""
-        texts = [self._one(i) for i in ids]
-        start = 0
+        known, different = self._known, set(ids)
+        for token in different:
+            if token not in known:
+                known[token] = self._text(token)
+        texts = list(map(known.__getitem__, ids))
+        start = 0 if any("\ufffd" in known[token] for token in different) else len(texts)
         while start < len(texts):
             end = start + 1
             if "\ufffd" in texts[start]:
@@ -210,12 +217,10 @@ class TokenTexts:
             start = end
         return texts
 
-    def _one(self, token: int) -> str:
-        if token not in self._known:
-            # Decoded after another token, because SentencePiece tokenizers drop a leading space.
-            alone, doubled = self.tokenizer.decode([token]), self.tokenizer.decode([token, token])
-            self._known[token] = doubled[len(alone) :] if doubled.startswith(alone) else alone
-        return self._known[token]
+    def _text(self, token: int) -> str:
+        # Decoded after another token, because SentencePiece tokenizers drop a leading space.
+        alone, doubled = self.tokenizer.decode([token]), self.tokenizer.decode([token, token])
+        return doubled[len(alone) :] if doubled.startswith(alone) else alone
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

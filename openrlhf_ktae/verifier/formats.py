@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 _OPENING = re.compile(r"(?:<\w+>|\\(?:boxed|fbox)\{)\s*$")
 OPENING_CHARACTERS = 100  # an opening tag is looked for in this many characters at the end of a prompt
 
@@ -18,7 +20,8 @@ def response_text(tokenizer: Any, ids: Sequence[int]) -> str:
     """
     control = _control_ids(tokenizer.name_or_path, tokenizer.eos_token_id, tokenizer.pad_token_id)
     control |= {tokenizer.bos_token_id}
-    return tokenizer.decode([one for one in ids if one not in control], skip_special_tokens=False)
+    kept = [one for one in ids if one not in control]
+    return tokenizer.decode(np.array(kept, np.int64), skip_special_tokens=False)  # of a list, every type is checked
 
 
 @lru_cache(maxsize=16)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from ctypes import memmove, memset
 from dataclasses import fields
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
@@ -19,6 +21,9 @@ from openrlhf_ktae.trainer.ppo_utils.ragged import Memory
 NAMES = tuple(field.name for field in fields(Experience))
 TOGETHER_BYTES = 64 * 1024
 """Tensors of at most this mean size are sent as one. Copying larger ones costs more than sending them separately."""
+NARROW = {"sequences": torch.int32, "attention_mask": torch.int8, "action_mask": torch.int8}
+"""Tables of 64-bit integers, as the host has them, and what their values need on the way."""
+Made = Callable[..., Any]
 
 
 class Experiences(list[Any]):
@@ -28,10 +33,30 @@ class Experiences(list[Any]):
         found = super().__getitem__(index)
         return Experiences(found) if isinstance(index, slice) else found
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        columns: dict[str, Any] = {name: packed([getattr(e, name) for e in self]) for name in NAMES}
-        columns["info"] = even_columns([e.info for e in self], packed)
-        return from_columns, (columns,)
+    def __reduce__(self) -> tuple[Made, tuple[Any, ...]]:
+        return from_columns, (to_columns(self),)
+
+
+class Tables(list[torch.Tensor]):
+    """The tables `name` of experiences; slices are of the same kind. Between processes they travel narrowed."""
+
+    def __init__(self, tables: Iterable[torch.Tensor], name: str) -> None:
+        super().__init__(tables)
+        self.name = name
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return Tables(found, self.name) if isinstance(index, slice) else found
+
+    def __reduce__(self) -> tuple[Made, tuple[Any, ...]]:
+        return unpacked, (narrowed(list(self), self.name),)
+
+
+def to_columns(experiences: Sequence[Experience]) -> dict[str, Any]:
+    """Return what `from_columns` makes the experiences of."""
+    columns: dict[str, Any] = {name: narrowed([getattr(e, name) for e in experiences], name) for name in NAMES}
+    columns["info"] = even_columns([e.info for e in experiences], packed)
+    return columns
 
 
 def from_columns(columns: dict[str, Any]) -> Experiences:
@@ -65,6 +90,20 @@ class Together:
         self.whole_N, self.shapes = whole_N, [tuple(shape) for shape in shapes]
 
 
+class Narrow:
+    """A packed column of another type than it has where it arrives."""
+
+    def __init__(self, column: Any, dtype: torch.dtype) -> None:
+        self.column, self.dtype = column, dtype
+
+
+def narrowed(values: list[Any], name: str) -> Any:
+    """Return `packed` values, those of a table in `NARROW` with its dtype: 6 bytes in place of 24."""
+    if name not in NARROW or not of_one_kind(values) or values[0].dtype != torch.int64:
+        return packed(values)
+    return Narrow(packed([value.to(NARROW[name]) for value in values]), torch.int64)
+
+
 def packed(values: list[Any]) -> Any:
     """Concatenate small tensors of one dtype; return anything else unchanged."""
     if not of_one_kind(values) or sum(value.nbytes for value in values) > TOGETHER_BYTES * len(values):
@@ -82,7 +121,9 @@ def of_one_kind(values: list[Any]) -> bool:
 
 
 def unpacked(column: Any) -> list[Any]:
-    """Invert `packed`."""
+    """Invert `packed` and `narrowed`."""
+    if isinstance(column, Narrow):
+        return [value.to(column.dtype) for value in unpacked(column.column)]
     if not isinstance(column, Together):
         return column
     shapes = column.shapes
@@ -134,12 +175,15 @@ def tables(rows_B: list[torch.Tensor], sizes: list[int], memory: Memory, padding
     areas = [size * width for size, width in zip(sizes, longest, strict=True)]
     whole_N = memory.empty(sum(areas), rows_B[0].dtype)
     made = [part.view(size, -1) for part, size in zip(whole_N.split(areas), sizes, strict=True)]
-    for table, run in zip(made, runs(rows_B, sizes), strict=True):
-        table_BT = table.numpy()
-        for row_T, row in zip(table_BT, run, strict=True):
-            width = row.size(1)
-            row_T[:width] = row.numpy()[0]
-            row_T[width:] = padding
+    item, place = rows_B[0].element_size(), whole_N.data_ptr()
+    if padding:
+        whole_N.fill_(padding)
+    for width, row, table_width in zip(widths, rows_B, np.repeat(longest, sizes).tolist(), strict=True):
+        row = row.contiguous()
+        memmove(place, row.data_ptr(), width * item)
+        if width < table_width and not padding:
+            memset(place + width * item, 0, (table_width - width) * item)
+        place += table_width * item
     return made
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from math import copysign
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from openrlhf_ktae.trainer.ppo_utils import host_speed
 from openrlhf_ktae.trainer.ppo_utils.messages import LOG_PROBS, TOKENS, Answer, Arrived, SentOnce
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
+PLAIN = bool, int, float
 HOSTS_MAX_LEN = 2048
 """What the host takes where nobody gives `max_len`."""
 
@@ -69,9 +72,10 @@ def experiences_of(among: Arrived, max_len: int) -> list[Experience]:
     if any(one.keys() != figures[0].keys() for one in figures):
         return []
     masks, response_lengths = action_masks([answer["action_ranges"] for answer in answers], lengths, max_len)
+    ones_1T = torch.ones((1, max(kept)), dtype=torch.int64)
     columns: dict[str, Sequence[Any]] = {
         "sequences": rows(among.arrays[TOKENS], lengths, 0, max_len),
-        "attention_mask": [torch.ones((1, 1), dtype=torch.int64).expand(1, length) for length in kept],
+        "attention_mask": [ones_1T[:, :length] for length in kept],
         "action_mask": masks,
         "rollout_log_probs": [None] * len(answers)
         if log_probs is None
@@ -131,8 +135,17 @@ def action_masks(
     return torch.from_numpy(masks_N)[None].split(widths, dim=1), spans
 
 
-def column(values: Sequence[Any]) -> Sequence[torch.Tensor | None]:
-    """Return `torch.tensor([value])` of each value, None of None; of numbers of one type as views of one tensor."""
-    if len(set(map(type, values))) == 1 and type(values[0]) in (bool, int, float):
-        return torch.tensor(values).split(1)
-    return [None if value is None else torch.tensor([value]) for value in values]
+def column(values: Sequence[Any]) -> list[torch.Tensor | None]:
+    """Return `torch.tensor([value])` of each value, None of None; equal numbers share a tensor: do not write to it."""
+    return [
+        number(value, copysign(1.0, value))
+        if type(value) in PLAIN
+        else (None if value is None else torch.tensor([value]))
+        for value in values
+    ]
+
+
+@lru_cache(maxsize=16_384, typed=True)
+def number(value: float, sign: float) -> torch.Tensor:
+    """Return a tensor (1,) of the value; `sign` tells 0 and -0 apart."""
+    return torch.tensor([value])

@@ -10,6 +10,7 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.base.temporarily import temporarily
+from openrlhf_ktae.trainer.ppo_utils.columns import NARROW, Tables
 from openrlhf_ktae.trainer.ppo_utils.continuations import VALUES
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import left_out, update_computes_log_probs
 from openrlhf_ktae.trainer.ppo_utils.response_lengths import (
@@ -67,6 +68,7 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
         has_reference = self.initial_model_group is not None
         if group is self.actor_model_group and update_computes_log_probs(self.args, rollouts, has_reference):
             return [ray.put(left_out(kwargs["action_mask"]))]
+        kwargs |= {name: Tables(kwargs[name], name) for name in NARROW.keys() & kwargs.keys()}
         return super()._dispatch_forward(group, sync_condition, **kwargs)
 
     @torch.no_grad()

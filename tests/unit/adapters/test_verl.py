@@ -1,12 +1,17 @@
 """The verl adapter on batches in verl's own form; needs an environment with verl (see docs/ktae.md)."""
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from marks import RARELY
 
 pytest.importorskip("verl", reason="verl is absent: install verl==0.9.1 in an environment of its own (docs/ktae.md)")
 
@@ -189,3 +194,60 @@ def test_other_estimators_are_registered_too(name):
 def test_a_batch_without_what_an_estimator_needs_is_refused():
     with pytest.raises(RuntimeError, match="gtpo needs entropies"):
         advantages(batch(), "gtpo")
+
+
+STEP = """
+algorithm.adv_estimator=ktae data.train_batch_size=4 data.max_prompt_length=32 data.max_response_length=32
+data.return_raw_chat=True data.dataloader_num_workers=0
+actor_rollout_ref.model.use_remove_padding=False +actor_rollout_ref.model.override_config.attn_implementation=eager
+actor_rollout_ref.actor.strategy=fsdp2 actor_rollout_ref.actor.ppo_mini_batch_size=4
+actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4 actor_rollout_ref.actor.fsdp_config.use_torch_compile=False
+actor_rollout_ref.rollout.name=vllm actor_rollout_ref.rollout.n=4 actor_rollout_ref.rollout.enforce_eager=True
+actor_rollout_ref.rollout.tensor_model_parallel_size=1 actor_rollout_ref.rollout.free_cache_engine=False
++actor_rollout_ref.rollout.enable_sleep_mode=False actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4
+actor_rollout_ref.rollout.agent.num_workers=1 reward.custom_reward_function.name=compute_score
+trainer.device=cpu trainer.n_gpus_per_node=1 trainer.nnodes=1 trainer.total_training_steps=2
+trainer.val_before_train=False trainer.test_freq=-1 trainer.save_freq=-1 trainer.logger=["console"]
++ray_kwargs.ray_init.address=local ray_kwargs.ray_init.num_cpus=32 +ray_kwargs.ray_init.num_gpus=1
++ray_kwargs.ray_init.include_dashboard=false transfer_queue.backend.SimpleStorage.num_data_storage_units=1
+""".split()
+
+
+@RARELY
+def test_verl_trains_two_steps_on_a_cpu(tmp_path):
+    """verl's own trainer, vLLM and FSDP2: K is in the advantages that verl reports and in the loss of its update."""
+    pandas, here = pytest.importorskip("pandas"), Path(__file__).parent
+    pytest.importorskip("vllm", reason="vLLM is absent: see docs/ktae.md")
+    quickstart, model, data = here.parents[2] / "examples/quickstart", tmp_path / "model", tmp_path / "train.parquet"
+    shutil.copytree(quickstart / "model", model)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # verl looks for Qwen's end of a turn
+        file = model / name
+        file.write_text(file.read_text().replace("<eos>", "<|im_end|>"))
+    template = json.loads(file.read_text()) | {"chat_template": "{{ messages[0]['content'] }}"}
+    file.write_text(json.dumps(template))
+    rows = [json.loads(line) for line in (quickstart / "data/train.jsonl").read_text().splitlines()[:16]]
+    prompts = [
+        {
+            "data_source": row["datasource"],
+            "prompt": [{"role": "user", "content": row["input"]}],
+            "reward_model": {"style": "rule", "ground_truth": row["label"]},
+            "extra_info": {"index": number},
+        }
+        for number, row in enumerate(rows)
+    ]
+    pandas.DataFrame(prompts).to_parquet(data)
+    places = [f"data.train_files={data}", f"data.val_files={data}", f"actor_rollout_ref.model.path={model}"]
+    places.append(f"reward.custom_reward_function.path={here}/verl_on_cpu.py")
+    more = {"VERL_USE_EXTERNAL_MODULES": "verl_on_cpu", "VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
+    more |= {"PYTHONPATH": f"{here}:{here.parents[2]}", "MODEL": str(model), "VLLM_CPU_KVCACHE_SPACE": "1"}
+    more |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *STEP, *places]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | more, cwd=tmp_path, timeout=450)
+    assert run.returncode == 0, run.stderr[-3000:]
+    means = np.array(re.findall(r"means (-?[\d.]+) (-?[\d.]+) ([\d.]+)", run.stdout), dtype=float)
+    print(means, *re.findall(r"step:\d .*", run.stdout), sep="\n")
+    assert means.shape == (2, 3) and means[:, 2].any(), run.stdout[-3000:]
+    for name, sign in (("critic/advantages/mean", 1), ("actor/pg_loss", -1)):
+        reported = np.array(re.findall(rf"{name}:(-?[\d.e-]+)", run.stdout), dtype=float)
+        np.testing.assert_allclose(reported, sign * means[:, :2].sum(axis=1), atol=1e-4)
+    assert any(float(norm) > 0 for norm in re.findall(r"actor/grad_norm:([\d.e-]+)", run.stdout))

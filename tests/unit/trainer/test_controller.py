@@ -209,9 +209,54 @@ def test_rollouts_of_a_prompt_share_their_tensors(host):
 
     came = pickle.loads(pickle.dumps(Answers(GROUPS["usual"])))
     made = experiences_of(came[0].among, 4096)
-    for name in ("sequences", "action_mask", "rollout_log_probs", "rewards", "total_length"):
+    for name in ("sequences", "attention_mask", "action_mask", "rollout_log_probs"):
         assert len({getattr(e, name).untyped_storage().data_ptr() for e in made}) == 1, name
-    assert all(e.attention_mask.untyped_storage().nbytes() == 8 for e in made)
+    for name in ("rewards", "total_length"):
+        values = [getattr(e, name) for e in made]
+        assert len({id(value) for value in values}) == len({value.item() for value in values}), name
+
+
+def test_equal_numbers_share_a_tensor_of_the_same_type_and_sign(host):
+    from openrlhf_ktae.trainer.ppo_utils.light_samples import column
+
+    values = [1, 1.0, True, 0.0, -0.0, float("nan"), None, np.float32(0.5), 1.0, -0.0]
+    made = column(values)
+    for value, tensor in zip(values, made, strict=True):
+        expected = None if value is None else torch.tensor([value])
+        if expected is None:
+            assert tensor is None
+        else:
+            assert tensor.dtype == expected.dtype and tensor.numpy().tobytes() == expected.numpy().tobytes()
+    assert made[1] is made[8] and made[4] is made[9]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.int32])
+def test_tables_for_a_forward_pass_travel_narrowed(host, dtype):
+    from openrlhf_ktae.trainer.ppo_utils.columns import NARROW, Tables
+
+    given = [torch.arange(3 * width).view(3, width).to(dtype) % 2 for width in (5, 2, 70)]
+    given.append(given[2].t()[:3])  # as no host makes them: columns of a table
+    largest = torch.tensor([[2**31 - 1, 0]])
+    for name in NARROW:
+        sent = Tables(given, name)
+        assert type(sent[1:]) is Tables and len(sent[1:]) == 3
+        came = pickle.loads(pickle.dumps(sent[1:], protocol=5))
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(came, given[1:], strict=True))
+    assert torch.equal(pickle.loads(pickle.dumps(Tables([largest], "sequences")))[0], largest)
+    wide = [torch.ones((8, 4096), dtype=torch.int64)] * 16
+    assert len(pickle.dumps(Tables(wide, "attention_mask"), protocol=5)) * 6 < 16 * 8 * 4096 * 8
+
+
+@pytest.mark.parametrize("padding", [0, 7])
+def test_rows_of_any_layout_become_padded_tables(host, padding):
+    from openrlhf_ktae.trainer.ppo_utils.columns import tables
+    from openrlhf_ktae.trainer.ppo_utils.ragged import Memory
+
+    rows = [torch.arange(12)[None, ::3], torch.ones((1, 1), dtype=torch.int64).expand(1, 6), torch.arange(3)[None]]
+    memory = Memory()
+    memory.empty(100, torch.int64).fill_(9)  # memory of an earlier step
+    first, second = tables(rows, [2, 1], memory, padding)
+    assert first.tolist() == [[0, 3, 6, 9, padding, padding], [1] * 6] and second.tolist() == [[0, 1, 2]]
 
 
 def test_experiences_sent_as_columns_arrive_unchanged(host):
