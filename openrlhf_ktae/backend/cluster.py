@@ -10,13 +10,14 @@ import signal
 import socket
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.backend.base import Backend
 from openrlhf_ktae.base.errors import ProcessDied
 from openrlhf_ktae.base.faults_config import RETRIES_VARIABLE, SERVER_VARIABLE
-from openrlhf_ktae.processes import marks, remote_code, stacks
+from openrlhf_ktae.processes import forks, marks, remote_code, stacks
 from openrlhf_ktae.processes.marks import mark, swept
 from openrlhf_ktae.processes.setup import BACKEND_VARIABLE, WORKER_HOOK
 
@@ -96,8 +97,20 @@ def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]
         check_address(os.environ[CLUSTER_VARIABLE])
         ray.init(**settings)
     else:
+        with_forked_workers()
         start_own(lambda: ray.init(**settings, **backend.ray_init_options(args)))
     signal.signal(signal.SIGTERM, on_eviction)  # Ray's own handler prints a stack and aborts
+
+
+def with_forked_workers() -> None:
+    """Have a cluster that this process starts fork its workers, if there is a server (`processes/forks.py`).
+
+    Ray joins the name to its folder of scripts, where an absolute one replaces the folder.
+    """
+    from ray._private import ray_constants
+
+    if forks.VARIABLE in os.environ:
+        ray_constants.SETUP_WORKER_FILENAME = str(Path(forks.__file__).absolute().with_name("ray_worker.py"))
 
 
 def check_address(address: str) -> None:

@@ -91,6 +91,10 @@ class CpuBackend(Backend):
             "object_store_memory": OBJECT_STORE_BYTES,
         }
 
+    def preloads(self) -> str:
+        """Return the module with the patches: workers and engine cores are forks."""
+        return "openrlhf_ktae.backend.cpu_preload"
+
     def worker_setup_hook(self) -> str:
         """Return the path for Ray's hook that runs code when a worker starts."""
         return "openrlhf_ktae.backend.cpu_patches.activate"

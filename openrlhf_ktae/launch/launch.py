@@ -21,12 +21,12 @@ from openrlhf_ktae.base.host import HOST_CLI, undecorated
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.launch.nodes import POLL_SECONDS, NodeWatch, check_nodes, devices, with_absolute_places
 from openrlhf_ktae.launch.stack import Stack
-from openrlhf_ktae.processes import stacks
+from openrlhf_ktae.processes import forks, stacks
 from openrlhf_ktae.processes.deaths import causes, died, failed_to_start, innermost
 from openrlhf_ktae.processes.marks import mark
 from openrlhf_ktae.processes.setup import in_every_process
 from openrlhf_ktae.record.metrics import UnwrittenStop
-from openrlhf_ktae.trainer.ray.classes import Places, host_classes
+from openrlhf_ktae.trainer.ray.classes import CPU_MODULES, Places, host_classes
 
 ENGINE = ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor")
 TRACEBACK_FILE = "error.txt"
@@ -88,9 +88,12 @@ def train(
     import ray  # reads the environment as it is imported
 
     backend.prepare_driver()
+    served = stack.serves(args, backend.name, variables)
+    if not served and CLUSTER_VARIABLE not in os.environ and (preloads := backend.preloads()):
+        forks.start([preloads, *CPU_MODULES])
     # Not while another thread imports: Ray runs Python code in forked children before exec. A child forked while an
     # import lock is held deadlocks, and this process with it.
-    if not stack.serves(args, backend.name, variables):
+    if not served:
         start_ray(args, backend, variables)
     node = ray._private.worker.global_worker.node
     logs = Path(node.get_logs_dir_path() if node else "")

@@ -1,0 +1,32 @@
+"""The first import of the fork server (`processes/forks.py`): patches, and what differs from a usual process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+
+from wrapt import register_post_import_hook
+
+from openrlhf_ktae.backend import cpu_patches
+from openrlhf_ktae.processes.remote_code import close_if_refused
+
+
+def _in_fork() -> None:
+    import numpy
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.enable()
+    numpy.random.seed()  # from the system: forks would draw the same numbers
+
+
+gc.disable()  # importing makes no garbage, and looking for it takes a quarter of the time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to a whole process group: the server ends with the driver
+os.register_at_fork(before=gc.freeze, after_in_child=_in_fork)  # a collection would write to the shared memory
+if "VERBOSE_FORKS" not in os.environ:
+    for number in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+close_if_refused()
+cpu_patches.activate()
+register_post_import_hook(cpu_patches.keep_weights_writable, "vllm.model_executor.layers.utils")
+register_post_import_hook(cpu_patches.fork_cores, "vllm.utils.system_utils")

@@ -1,0 +1,98 @@
+"""Processes that begin with the libraries already imported: forks of one server (Python's `multiprocessing.forkserver`).
+
+The imports of torch, DeepSpeed, transformers and vLLM take each process six to eight seconds of processor time and
+600 MB. The server does them once; its forks share the memory. The driver starts it, and it ends with the driver. Ray's
+workers ask it through `ray_worker.py`, vLLM's cores through `ForkedContext`; without it both start as usual.
+
+Only the standard library is imported here: the script that Ray runs for each worker imports this.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import context, forkserver, process, resource_tracker
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+VARIABLE = "OPENRLHF_KTAE_FORK_SERVER"  # address of the server's socket, which only this user can open
+JOB_VARIABLE, FIRST_JOB = "RAY_JOB_ID", "01000000"
+RAYLET_VARIABLE = "RAY_RAYLET_PID"
+_server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+
+
+def start(modules: Sequence[str]) -> None:
+    """Start the server, with this process's environment; it imports `modules`, in the background."""
+    stop()
+    _server.set_forkserver_preload([*modules])
+    with suppress(OSError):  # for example a temporary folder with too long a name: everything works without
+        # Ray reads both as it is imported. A worker would end without the process of the second, here the driver.
+        os.environ |= {JOB_VARIABLE: FIRST_JOB, RAYLET_VARIABLE: str(os.getpid())}
+        tracked = resource_tracker._resource_tracker._fd is not None  # type: ignore[attr-defined]
+        try:
+            _server.ensure_running()
+        finally:
+            del os.environ[JOB_VARIABLE], os.environ[RAYLET_VARIABLE]
+            if not tracked:
+                resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]  # started with the server
+        os.environ[VARIABLE] = _server._forkserver_address
+
+
+def stop() -> None:
+    """End the server, if this process started it; its forks go on."""
+    if os.environ.pop(VARIABLE, None) and _server._forkserver_pid:
+        os.kill(_server._forkserver_pid, signal.SIGKILL)  # it may be importing, and would notice only afterwards
+        with suppress(OSError):
+            _server._stop()
+
+
+class ForkedProcess(context.ForkServerProcess):
+    """A fork of the server, with the environment and the output of the process that starts it."""
+
+    @staticmethod
+    def _Popen(started: Any) -> Any:  # noqa: N802  # the name of the base class
+        resource_tracker.ensure_running()
+        _server._forkserver_address = os.environ[VARIABLE]
+        _server._forkserver_alive_fd = _server._forkserver_alive_fd or os.open(os.devnull, os.O_RDONLY)
+        _server.ensure_running = lambda: None  # it would start another server: this one is not our child
+        return context.ForkServerProcess._Popen(started)  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> Any:
+        """Pickle for the fork: what it takes over comes before the arguments, whose classes may read it."""
+        return _fork, (dict(os.environ), DupFd(1), DupFd(2)), self.__dict__
+
+    def run(self) -> None:
+        """Run the target; then what a process does when it exits: a fork of the server would skip it."""
+        try:
+            super().run()
+        finally:
+            atexit._run_exitfuncs()
+
+
+class ForkedContext(context.ForkServerContext):
+    """A `multiprocessing` context whose processes are forks of the server."""
+
+    Process = ForkedProcess  # type: ignore[assignment]
+
+
+def _fork(environment: Mapping[str, str], *outputs: Any) -> ForkedProcess:
+    for number, output in enumerate(outputs, start=1):
+        descriptor = output.detach()
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    return ForkedProcess.__new__(ForkedProcess)
+
+
+def run_script(words: Sequence[str]) -> None:
+    """In a fork: run a script of Ray's with arguments, as the interpreter does."""
+    process._parent_process = None  # type: ignore[attr-defined]  # it asked for the fork and has ended
+    sys.argv[:] = words
+    sys.path.insert(0, os.path.dirname(words[0]))
+    runpy.run_path(words[0], run_name="__main__")
