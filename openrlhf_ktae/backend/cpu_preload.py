@@ -23,9 +23,8 @@ def _in_fork() -> None:
 gc.disable()  # importing makes no garbage, and looking for it takes a quarter of the time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to a whole process group: the server ends with the driver
 os.register_at_fork(before=gc.freeze, after_in_child=_in_fork)  # a collection would write to the shared memory
-if "VERBOSE_FORKS" not in os.environ:
-    for number in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+for number in (1, 2):  # without the server, which ends at an error, workers start as usual and report it
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 close_if_refused()
 cpu_patches.activate()
 register_post_import_hook(cpu_patches.keep_weights_writable, "vllm.model_executor.layers.utils")

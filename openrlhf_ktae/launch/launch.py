@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import os
@@ -89,8 +90,8 @@ def train(
 
     backend.prepare_driver()
     served = stack.serves(args, backend.name, variables)
-    if not served and CLUSTER_VARIABLE not in os.environ and (preloads := backend.preloads()):
-        forks.start([preloads, *CPU_MODULES])
+    if not served:
+        start_importing(args, backend)
     # Not while another thread imports: Ray runs Python code in forked children before exec. A child forked while an
     # import lock is held deadlocks, and this process with it.
     if not served:
@@ -119,6 +120,19 @@ def train(
         raise Failed(f"{reason[:SHOWN]}; traceback in {where}") from None
 
 
+def start_importing(args: SimpleNamespace, backend: Backend) -> None:
+    """Have the libraries imported in the background, in the process that workers will be forks of.
+
+    Only in a cluster that this command starts, and once.
+    """
+    first = backend.preloads()
+    if not first or CLUSTER_VARIABLE in os.environ or forks.VARIABLE in os.environ:
+        return
+    mark()
+    variables = environment(args, backend) | cluster_of_its_own(args.run.verbose, has_dashboard(backend, args))
+    forks.start([first, *CPU_MODULES], variables)
+
+
 def cause_in_logs(logs: Path) -> str:
     """Return the last error of vLLM's cores in Ray's worker logs; empty if there is none."""
     found: list[str] = []
@@ -139,6 +153,8 @@ def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callab
         host_cli = importlib.import_module(HOST_CLI)
         check_cluster(args, say)
         check_nodes(args, backend.name)
+        gc.freeze()
+        gc.enable()  # the command imports without it, which takes three quarters of the time
         stack.use(actor_classes(args, classes))
         say("loading the model into trainer and engines")
         with NodeWatch(devices_needed(args)) as watch, quiet(args):

@@ -26,21 +26,21 @@ RAYLET_VARIABLE = "RAY_RAYLET_PID"
 _server: Any = forkserver._forkserver  # type: ignore[attr-defined]
 
 
-def start(modules: Sequence[str]) -> None:
-    """Start the server, with this process's environment; it imports `modules`, in the background."""
+def start(modules: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Start the server, with these variables on top of this process's; it imports `modules`, in the background."""
     stop()
     _server.set_forkserver_preload([*modules])
+    usual, tracker = dict(os.environ), resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    tracked = tracker._fd is not None
+    # Ray reads the last two as it is imported. A worker would end without the process of the second, here the driver.
+    os.environ |= {**variables, JOB_VARIABLE: FIRST_JOB, RAYLET_VARIABLE: str(os.getpid())}
     with suppress(OSError):  # for example a temporary folder with too long a name: everything works without
-        # Ray reads both as it is imported. A worker would end without the process of the second, here the driver.
-        os.environ |= {JOB_VARIABLE: FIRST_JOB, RAYLET_VARIABLE: str(os.getpid())}
-        tracked = resource_tracker._resource_tracker._fd is not None  # type: ignore[attr-defined]
-        try:
-            _server.ensure_running()
-        finally:
-            del os.environ[JOB_VARIABLE], os.environ[RAYLET_VARIABLE]
-            if not tracked:
-                resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]  # started with the server
-        os.environ[VARIABLE] = _server._forkserver_address
+        _server.ensure_running()
+        usual[VARIABLE] = _server._forkserver_address
+    os.environ.clear()
+    os.environ.update(usual)
+    if not tracked:
+        tracker._stop()  # started with the server
 
 
 def stop() -> None:
