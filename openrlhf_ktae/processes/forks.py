@@ -29,6 +29,7 @@ _server: Any = forkserver._forkserver  # type: ignore[attr-defined]
 def start(modules: Sequence[str], variables: Mapping[str, str]) -> None:
     """Start the server, with these variables on top of this process's; it imports `modules`, in the background."""
     stop()
+    vars(_server).pop("ensure_running", None)
     _server.set_forkserver_preload([*modules])
     usual, tracker = dict(os.environ), resource_tracker._resource_tracker  # type: ignore[attr-defined]
     tracked = tracker._fd is not None
