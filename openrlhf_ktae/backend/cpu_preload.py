@@ -12,7 +12,17 @@ from openrlhf_ktae.backend import cpu_patches
 from openrlhf_ktae.processes.remote_code import close_if_refused
 
 
+SERVER = os.getpid()
+
+
+def _before_fork() -> None:
+    if os.getpid() == SERVER:
+        gc.freeze()  # a collection in a fork would write to the shared memory
+
+
 def _in_fork() -> None:
+    if os.getppid() != SERVER:
+        return  # a fork has forked
     import numpy
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -22,7 +32,8 @@ def _in_fork() -> None:
 
 gc.disable()  # importing makes no garbage, and looking for it takes a quarter of the time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to a whole process group: the server ends with the driver
-os.register_at_fork(before=gc.freeze, after_in_child=_in_fork)  # a collection would write to the shared memory
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in forks too: the driver handles a terminal's Ctrl-C
+os.register_at_fork(before=_before_fork, after_in_child=_in_fork)
 for number in (1, 2):  # without the server, which ends at an error, workers start as usual and report it
     os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 close_if_refused()

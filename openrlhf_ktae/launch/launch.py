@@ -153,7 +153,6 @@ def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callab
         host_cli = importlib.import_module(HOST_CLI)
         check_cluster(args, say)
         check_nodes(args, backend.name)
-        gc.freeze()
         gc.enable()  # the command imports without it, which takes three quarters of the time
         stack.use(actor_classes(args, classes))
         say("loading the model into trainer and engines")
