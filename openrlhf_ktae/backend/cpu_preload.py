@@ -11,7 +11,6 @@ from wrapt import register_post_import_hook
 from openrlhf_ktae.backend import cpu_patches
 from openrlhf_ktae.processes.remote_code import close_if_refused
 
-
 SERVER = os.getpid()
 
 

@@ -1,8 +1,8 @@
-"""Processes that begin with the libraries already imported: forks of one server (Python's `multiprocessing.forkserver`).
+"""Processes that begin with the libraries already imported: forks of a server (`multiprocessing.forkserver`).
 
 The imports of torch, DeepSpeed, transformers and vLLM take each process six to eight seconds of processor time and
 600 MB. The server does them once; its forks share the memory. The driver starts it, and it ends with the driver. Ray's
-workers ask it through `ray_worker.py`, vLLM's cores through `ForkedContext`; without it both start as usual.
+workers ask it through `ray_worker.py`, vLLM's cores through `ForkedContext`; if it has died both start as usual.
 
 Only the standard library is imported here: the script that Ray runs for each worker imports this.
 """
@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import context, forkserver, process, resource_tracker
 from multiprocessing.reduction import DupFd
-from typing import Any
+from typing import Any, cast
 
 VARIABLE = "OPENRLHF_KTAE_FORK_SERVER"  # address of the server's socket, which only this user can open
 JOB_VARIABLE, FIRST_JOB = "RAY_JOB_ID", "01000000"
 RAYLET_VARIABLE = "RAY_RAYLET_PID"
-_server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+_server: Any = forkserver._forkserver
 
 
 def start(modules: Sequence[str], variables: Mapping[str, str]) -> None:
@@ -31,7 +31,7 @@ def start(modules: Sequence[str], variables: Mapping[str, str]) -> None:
     stop()
     vars(_server).pop("ensure_running", None)
     _server.set_forkserver_preload([*modules])
-    usual, tracker = dict(os.environ), resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    usual, tracker = dict(os.environ), cast("Any", resource_tracker._resource_tracker)
     tracked = tracker._fd is not None
     # Ray reads the last two as it is imported. A worker would end without the process of the second, here the driver.
     os.environ |= {**variables, JOB_VARIABLE: FIRST_JOB, RAYLET_VARIABLE: str(os.getpid())}
@@ -56,12 +56,15 @@ class ForkedProcess(context.ForkServerProcess):
     """A fork of the server, with the environment and the output of the process that starts it."""
 
     @staticmethod
-    def _Popen(started: Any) -> Any:  # noqa: N802  # the name of the base class
+    def _Popen(started: Any) -> Any:
         resource_tracker.ensure_running()
         _server._forkserver_address = os.environ[VARIABLE]
         _server._forkserver_alive_fd = _server._forkserver_alive_fd or os.open(os.devnull, os.O_RDONLY)
         _server.ensure_running = lambda: None  # it would start another server: this one is not our child
-        return context.ForkServerProcess._Popen(started)  # type: ignore[attr-defined]
+        try:
+            return context.ForkServerProcess._Popen(started)
+        except (OSError, EOFError):  # the server has died
+            return context.SpawnProcess._Popen(started)
 
     def __reduce__(self) -> Any:
         """Pickle for the fork: what it takes over comes before the arguments, whose classes may read it."""
@@ -78,14 +81,15 @@ class ForkedProcess(context.ForkServerProcess):
 class ForkedContext(context.ForkServerContext):
     """A `multiprocessing` context whose processes are forks of the server."""
 
-    Process = ForkedProcess  # type: ignore[assignment]
+    Process = ForkedProcess
 
 
 def _fork(environment: Mapping[str, str], *outputs: Any) -> ForkedProcess:
     for number, output in enumerate(outputs, start=1):
         descriptor = output.detach()
-        os.dup2(descriptor, number)
-        os.close(descriptor)
+        if descriptor != number:  # else it was spawned with it
+            os.dup2(descriptor, number)
+            os.close(descriptor)
     os.environ.clear()
     os.environ.update(environment)
     return ForkedProcess.__new__(ForkedProcess)

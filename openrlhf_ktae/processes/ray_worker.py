@@ -11,7 +11,8 @@ import json
 import os
 import sys
 
-sys.path.pop(0)  # the folder of this file
+if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
+    del sys.path[0]  # the folder of this file
 
 CONTEXT, LANGUAGE = "--serialized-runtime-env-context=", "--language="
 

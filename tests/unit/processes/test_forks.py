@@ -89,6 +89,17 @@ def test_a_fork_survives_the_server_and_nothing_else_is_left(tmp_path):
     assert not [child for child in left if "resource_tracker" not in " ".join(child.cmdline())]
 
 
+def test_a_process_starts_as_usual_when_the_server_has_died(tmp_path, monkeypatch):
+    monkeypatch.setenv(forks.VARIABLE, str(tmp_path / "no socket"))
+    monkeypatch.setenv("OF_THE_CALLER", "2")
+    process = forked(report, tmp_path / "seen")
+    process.join(20)
+
+    assert process.exitcode == 0
+    assert (tmp_path / "seen").read_text() == repr((False, "2", None, os.getpid(), True))
+    assert (tmp_path / "seen.exit").exists()
+
+
 def test_without_a_server_a_worker_starts_as_ray_starts_it(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text("import os, sys; print(sys.argv[1:], os.environ['GIVEN'])")
