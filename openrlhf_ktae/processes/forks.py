@@ -90,8 +90,10 @@ def _fork(environment: Mapping[str, str], *outputs: Any) -> ForkedProcess:
         if descriptor != number:  # else it was spawned with it
             os.dup2(descriptor, number)
             os.close(descriptor)
-    os.environ.clear()
-    os.environ.update(environment)
+    # What is equal stays where it is: titles of processes are written over the first variables, and found by them.
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
     return ForkedProcess.__new__(ForkedProcess)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import multiprocessing
 import os
 import signal
@@ -35,6 +36,13 @@ def report(path):
     sys.stdout.flush()
 
 
+def is_named(path):
+    path, library = path.rsplit(" ", 1)
+    importlib.import_module(library).setproctitle("ray::Actor")
+    environment = Path("/proc/self/environ").read_text()
+    Path(path).write_text(repr((" ".join(psutil.Process().cmdline()).strip(), "OF_THE_SERVER=1" in environment)))
+
+
 def dies(path):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -59,6 +67,13 @@ def test_a_fork_has_the_imports_of_the_server_and_the_rest_of_its_caller(server,
     assert (tmp_path / "seen").read_text() == repr((True, "2", None, server, True))
     assert (tmp_path / "seen.exit").exists(), "handlers of atexit run"
     assert "to the output" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("library", ["setproctitle", "ray._raylet"])
+def test_a_fork_has_its_own_title_and_is_found_by_its_environment(server, tmp_path, monkeypatch, library):
+    monkeypatch.setenv("OF_THE_CALLER", "2")
+    forked(is_named, f"{tmp_path / 'seen'} {library}").join(20)
+    assert (tmp_path / "seen").read_text() == repr(("ray::Actor", True))
 
 
 def test_the_caller_sees_how_a_fork_ends(server, tmp_path):
