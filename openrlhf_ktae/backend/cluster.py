@@ -34,6 +34,7 @@ TASKS_VARIABLE = "RAY_task_events_max_num_task_in_gcs"
 TASKS_REMEMBERED = 1000  # for a dashboard; about 20 steps, 3 MB
 EVENTS_VARIABLE = "RAY_task_events_report_interval_ms"
 WORKERS_VARIABLE = "RAY_num_workers_soft_limit"
+PRESTART_VARIABLE = "RAY_prestart_worker_first_driver"
 LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
 ADDRESS_SECONDS = 3  # for a cluster to accept a connection
 
@@ -67,10 +68,11 @@ def cluster_of_its_own(verbose: bool, dashboard: bool) -> dict[str, str]:
     Ports require a token: Ray binds them to all interfaces, whatever address is configured, and access means code
     execution. The GCS server remembers only the last tasks instead of 100,000, though each still costs 140 bytes;
     without a dashboard no task events are reported. Idle workers end after a second: Ray would keep up to one per CPU,
-    plus one after some deaths. The log monitor would keep the files of up to 100 processes open, dead ones included;
-    unless the run is `verbose`, nobody reads its output, and one at a time is enough.
+    plus one after some deaths. None start before they are asked for: those would lack the run's environment, and Ray
+    would wait for them. The log monitor would keep the files of up to 100 processes open, dead ones included; unless
+    the run is `verbose`, nobody reads its output, and one at a time is enough.
     """
-    small = {TASKS_VARIABLE: str(TASKS_REMEMBERED), WORKERS_VARIABLE: "0"}
+    small = {TASKS_VARIABLE: str(TASKS_REMEMBERED), WORKERS_VARIABLE: "0", PRESTART_VARIABLE: "0"}
     small |= {} if verbose else {LOG_FILES_VARIABLE: "1"}
     small |= {} if dashboard else {EVENTS_VARIABLE: "0"}
     chosen = {name: os.environ.get(name, value) for name, value in small.items()}
