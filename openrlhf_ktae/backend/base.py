@@ -34,6 +34,10 @@ class Backend:
         """Return keyword arguments of `ray.init` for a new local cluster."""
         return {"dashboard_host": args.run.dashboard_host}
 
+    def preloads(self) -> str | None:
+        """Return the module that a fork server imports first (`processes/forks.py`); None without a server."""
+        return None
+
     def worker_setup_hook(self) -> str | None:
         """Return the import path of the function that Ray calls when a worker process starts."""
         return None

@@ -10,13 +10,14 @@ import signal
 import socket
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.backend.base import Backend
 from openrlhf_ktae.base.errors import ProcessDied
 from openrlhf_ktae.base.faults_config import RETRIES_VARIABLE, SERVER_VARIABLE
-from openrlhf_ktae.processes import marks, remote_code, stacks
+from openrlhf_ktae.processes import forks, marks, remote_code, stacks
 from openrlhf_ktae.processes.marks import mark, swept
 from openrlhf_ktae.processes.setup import BACKEND_VARIABLE, WORKER_HOOK
 
@@ -33,6 +34,7 @@ TASKS_VARIABLE = "RAY_task_events_max_num_task_in_gcs"
 TASKS_REMEMBERED = 1000  # for a dashboard; about 20 steps, 3 MB
 EVENTS_VARIABLE = "RAY_task_events_report_interval_ms"
 WORKERS_VARIABLE = "RAY_num_workers_soft_limit"
+PRESTART_VARIABLE = "RAY_prestart_worker_first_driver"
 LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
 ADDRESS_SECONDS = 3  # for a cluster to accept a connection
 
@@ -66,10 +68,11 @@ def cluster_of_its_own(verbose: bool, dashboard: bool) -> dict[str, str]:
     Ports require a token: Ray binds them to all interfaces, whatever address is configured, and access means code
     execution. The GCS server remembers only the last tasks instead of 100,000, though each still costs 140 bytes;
     without a dashboard no task events are reported. Idle workers end after a second: Ray would keep up to one per CPU,
-    plus one after some deaths. The log monitor would keep the files of up to 100 processes open, dead ones included;
-    unless the run is `verbose`, nobody reads its output, and one at a time is enough.
+    plus one after some deaths. None start before they are asked for: those would lack the run's environment, and Ray
+    would wait for them. The log monitor would keep the files of up to 100 processes open, dead ones included; unless
+    the run is `verbose`, nobody reads its output, and one at a time is enough.
     """
-    small = {TASKS_VARIABLE: str(TASKS_REMEMBERED), WORKERS_VARIABLE: "0"}
+    small = {TASKS_VARIABLE: str(TASKS_REMEMBERED), WORKERS_VARIABLE: "0", PRESTART_VARIABLE: "0"}
     small |= {} if verbose else {LOG_FILES_VARIABLE: "1"}
     small |= {} if dashboard else {EVENTS_VARIABLE: "0"}
     chosen = {name: os.environ.get(name, value) for name, value in small.items()}
@@ -96,8 +99,40 @@ def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]
         check_address(os.environ[CLUSTER_VARIABLE])
         ray.init(**settings)
     else:
+        with_forked_workers()
+        if not has_dashboard(backend, args):
+            without_services(args.run.verbose)
         start_own(lambda: ray.init(**settings, **backend.ray_init_options(args)))
     signal.signal(signal.SIGTERM, on_eviction)  # Ray's own handler prints a stack and aborts
+
+
+def with_forked_workers() -> None:
+    """Have a cluster that this process starts fork its workers, if there is a server (`processes/forks.py`).
+
+    Ray joins the name to its folder of scripts, where an absolute one replaces the folder.
+    """
+    from ray._private import ray_constants
+
+    if forks.VARIABLE in os.environ:
+        ray_constants.SETUP_WORKER_FILENAME = str(Path(forks.__file__).absolute().with_name("ray_worker.py"))
+
+
+def without_services(verbose: bool) -> None:
+    """Leave out of a cluster that this process starts what nothing here uses: three processes of 60 MB.
+
+    They are the autoscaler's monitor, the server of the dashboard (Ray starts it also without one, and waits for it),
+    and unless the run is `verbose` the log monitor. Upstream: Ray 2.55.0, _private/node.py. Remove when `ray.init` has
+    options for them.
+    """
+    from ray._private.node import Node
+
+    def not_started(self: Any, **_: Any) -> None:
+        self._webui_url = ""
+
+    for name in ("start_monitor", "start_api_server", *(() if verbose else ("start_log_monitor",))):
+        if not hasattr(Node, name):
+            raise RuntimeError(f"Ray has no Node.{name}: it has changed")
+        setattr(Node, name, not_started)
 
 
 def check_address(address: str) -> None:

@@ -17,7 +17,8 @@ from openrlhf_ktae.memory.model_shape import model_shape
 from openrlhf_ktae.memory.phases import BYTES
 
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-KV_CACHE_BYTES = (256 * 2**20, 2 * 2**30)  # at least, at most; every block is eventually touched
+KV_CACHE_BYTES = (64 * 2**20, 2 * 2**30)  # at least, at most; every block is eventually touched
+UNKNOWN_SHAPE_BYTES = 256 * 2**20  # of a model whose shape cannot be read
 KV_BLOCK = 128  # tokens; the block size of vLLM's CPU cache
 SHARED_BLOCK = 32  # tokens; the block size with prefix caching: only full blocks are shared
 HELPER_CPUS = 6  # trainer, its asynchronous parts and queues: Ray reserves a CPU for each while placing it
@@ -91,6 +92,10 @@ class CpuBackend(Backend):
             "object_store_memory": OBJECT_STORE_BYTES,
         }
 
+    def preloads(self) -> str:
+        """Return the module with the patches: workers and engine cores are forks."""
+        return "openrlhf_ktae.backend.cpu_preload"
+
     def worker_setup_hook(self) -> str:
         """Return the path for Ray's hook that runs code when a worker starts."""
         return "openrlhf_ktae.backend.cpu_patches.activate"
@@ -111,7 +116,7 @@ def kv_cache_bytes(model: str | None, dtype: str, sequences: int, length: int) -
     least, most = KV_CACHE_BYTES
     shape = model_shape(model)
     if shape is None:
-        return least
+        return UNKNOWN_SHAPE_BYTES
     tokens = sequences * -(-length // KV_BLOCK) * KV_BLOCK
     return min(max(tokens * shape.kv_of_token * BYTES[dtype], least), most)
 

@@ -18,6 +18,7 @@ import psutil
 from wrapt import register_post_import_hook
 
 from openrlhf_ktae.backend import flash_attn_stub
+from openrlhf_ktae.processes import forks
 from openrlhf_ktae.processes.setup import below_the_driver, end_with_the_parent
 
 CPU = "cpu"
@@ -209,6 +210,17 @@ def keep_weights_writable(module: Any) -> None:
         layer.cpu_linear = PackedLinear(module.ops)
 
     module.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
+
+
+def fork_cores(module: Any) -> None:
+    """Symptom: vLLM's core imports for seven seconds what the engine's actor has imported before.
+
+    Upstream: vLLM 0.29.0, utils/system_utils.py, `get_mp_context`; in a Ray actor it always spawns. Remove when it
+    takes a context from outside.
+    """
+    _require(module, "get_mp_context")
+    original = module.get_mp_context
+    module.get_mp_context = lambda: forks.ForkedContext() if forks.VARIABLE in os.environ else original()
 
 
 @contextmanager

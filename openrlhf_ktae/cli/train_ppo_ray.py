@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 
+if __name__ == "__main__":
+    gc.disable()  # importing makes no garbage; `launch` enables it
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # The imports below take seconds, and an interrupt during them would print a traceback.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted: nothing had started yet\n"), os._exit(130)))
@@ -30,11 +33,11 @@ from openrlhf_ktae.checks.preflight import Refused, preflight
 from openrlhf_ktae.checks.user_code import log_keys
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.launch.console import Console, deleted_later, summary, untrained
-from openrlhf_ktae.launch.launch import ClusterTooSmall, DataUnreadable, Failed, train
+from openrlhf_ktae.launch.launch import ClusterTooSmall, DataUnreadable, Failed, start_importing, train
 from openrlhf_ktae.launch.nodes import NodesApart
 from openrlhf_ktae.launch.resuming import choose_checkpoint
 from openrlhf_ktae.memory.devices import CPU, host_memory, memory_of
-from openrlhf_ktae.processes import stacks
+from openrlhf_ktae.processes import forks, stacks
 from openrlhf_ktae.processes.ending import CleanEnd, EndOrder
 from openrlhf_ktae.processes.marks import mark
 from openrlhf_ktae.processes.supervisor import supervise
@@ -95,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"interrupted: Ray is stopped, saved checkpoints are complete; {interrupt or NOTHING}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    finally:
+        forks.stop()
     if reason:
         print(f"stopped early: {reason}", file=sys.stderr)
     return EXIT_STOPPED if reason else 0
@@ -106,6 +111,9 @@ def run(argv: Sequence[str]) -> str | None:
     args = parse_command_line(argv)
     backend = resolve(args.backend)
     changes = backend.adapt(args)
+    if not args.run.restarts:
+        with suppress(KeyError, OSError, ValueError):  # values that are refused below
+            start_importing(args, backend)
     notes = preflight(args, backend)
     args.verifier.config = replace(args.verifier.config, reward_log_keys=log_keys(args))
     args.algo.credit.needs = credit_needs(args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import os
@@ -21,12 +22,12 @@ from openrlhf_ktae.base.host import HOST_CLI, undecorated
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.launch.nodes import POLL_SECONDS, NodeWatch, check_nodes, devices, with_absolute_places
 from openrlhf_ktae.launch.stack import Stack
-from openrlhf_ktae.processes import stacks
+from openrlhf_ktae.processes import forks, stacks
 from openrlhf_ktae.processes.deaths import causes, died, failed_to_start, innermost
 from openrlhf_ktae.processes.marks import mark
 from openrlhf_ktae.processes.setup import in_every_process
 from openrlhf_ktae.record.metrics import UnwrittenStop
-from openrlhf_ktae.trainer.ray.classes import Places, host_classes
+from openrlhf_ktae.trainer.ray.classes import CPU_MODULES, Places, host_classes
 
 ENGINE = ("openrlhf.trainer.ray.vllm_engine", "RolloutRayActor")
 TRACEBACK_FILE = "error.txt"
@@ -88,9 +89,12 @@ def train(
     import ray  # reads the environment as it is imported
 
     backend.prepare_driver()
+    served = stack.serves(args, backend.name, variables)
+    if not served:
+        start_importing(args, backend)
     # Not while another thread imports: Ray runs Python code in forked children before exec. A child forked while an
     # import lock is held deadlocks, and this process with it.
-    if not stack.serves(args, backend.name, variables):
+    if not served:
         start_ray(args, backend, variables)
     node = ray._private.worker.global_worker.node
     logs = Path(node.get_logs_dir_path() if node else "")
@@ -116,6 +120,19 @@ def train(
         raise Failed(f"{reason[:SHOWN]}; traceback in {where}") from None
 
 
+def start_importing(args: SimpleNamespace, backend: Backend) -> None:
+    """Have the libraries imported in the background, in the process that workers will be forks of.
+
+    Only in a cluster that this command starts, and once.
+    """
+    first = backend.preloads()
+    if not first or CLUSTER_VARIABLE in os.environ or forks.VARIABLE in os.environ:
+        return
+    mark()
+    variables = environment(args, backend) | cluster_of_its_own(args.run.verbose, has_dashboard(backend, args))
+    forks.start([first, *CPU_MODULES], variables)
+
+
 def cause_in_logs(logs: Path) -> str:
     """Return the last error of vLLM's cores in Ray's worker logs; empty if there is none."""
     found: list[str] = []
@@ -136,6 +153,7 @@ def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callab
         host_cli = importlib.import_module(HOST_CLI)
         check_cluster(args, say)
         check_nodes(args, backend.name)
+        gc.enable()  # the command imports without it, which takes three quarters of the time
         stack.use(actor_classes(args, classes))
         say("loading the model into trainer and engines")
         with NodeWatch(devices_needed(args)) as watch, quiet(args):

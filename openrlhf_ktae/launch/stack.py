@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.base.host import HOST_CLI
+from openrlhf_ktae.processes import forks
 from openrlhf_ktae.processes.marks import mark, swept
 
 PLACED_IN = (HOST_CLI, "openrlhf.trainer.ray.vllm_engine", "openrlhf.trainer.ray.launcher")
@@ -84,6 +85,7 @@ class Stack:
         self._shape, self._actors, self._groups = None, {}, []
         with swept(mark()):
             ray.shutdown()
+            forks.stop()
 
 
 class _Reused:

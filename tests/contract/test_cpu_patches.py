@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from openrlhf_ktae.backend import cpu_patches
+from openrlhf_ktae.processes import forks
 
 PATCHES = cpu_patches.__name__
 
@@ -77,3 +78,25 @@ def test_every_gather_is_waited_for():
 def test_a_library_that_has_changed_is_noticed(patch):
     with pytest.raises(cpu_patches.PatchDoesNotApply):
         patch(SimpleNamespace(__name__="changed"))
+
+
+def test_cores_are_forks_where_there_is_a_server(monkeypatch):
+    from vllm.utils import system_utils
+
+    source = inspect.getsource(system_utils)
+    assert "def get_mp_context" in source
+    module = SimpleNamespace(get_mp_context=lambda: "as usual", __name__="module")
+    cpu_patches.fork_cores(module)
+    assert module.get_mp_context() == "as usual"
+    monkeypatch.setenv(forks.VARIABLE, "address")
+    assert isinstance(module.get_mp_context(), forks.ForkedContext)
+
+
+def test_ray_takes_another_script_for_its_workers_and_can_do_without_three_services():
+    from ray._private import node, ray_constants
+
+    source = inspect.getsource(node.Node.__init__)
+    assert "ray_constants.SETUP_WORKER_FILENAME" in source, "joined to a folder, which an absolute name replaces"
+    assert not ray_constants.SETUP_WORKER_FILENAME.startswith("/")
+    for name in ("start_monitor", "start_api_server", "start_log_monitor"):
+        assert callable(getattr(node.Node, name))

@@ -7,6 +7,16 @@ from typing import Any
 Places = dict[tuple[str, str], Any]
 """`(module, attribute)` of the host -> its replacement in the driver."""
 
+CPU_MODULES = (
+    "openrlhf.cli.train_ppo_ray",
+    "openrlhf_ktae.trainer.ppo_trainer",
+    "openrlhf_ktae.trainer.ray.cpu_actors",
+    "openrlhf_ktae.trainer.ray.cpu_engine",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.worker.cpu_worker",
+)
+"""Modules that the processes of a run on a CPU need."""
+
 
 def host_classes(backend: str) -> Places:
     """Return the strategy, engine and model actors of a backend (`cuda` or `cpu`)."""

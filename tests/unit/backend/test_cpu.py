@@ -75,7 +75,7 @@ def test_the_engines_cache_holds_all_rollouts_of_a_call(tmp_path):
     model = str(tmp_path)
     assert kv_cache_bytes(model, "fp32", 64, 192) == 64 * 256 * 46_080
     assert kv_cache_bytes(model, "bf16", 64, 256) == 64 * 256 * 23_040
-    assert [kv_cache_bytes(model, "fp32", n, 1000) for n in (1, 1000)] == [256 * 2**20, 2 * 2**30]
+    assert [kv_cache_bytes(model, "fp32", n, 1000) for n in (1, 1000)] == [64 * 2**20, 2 * 2**30]
     assert kv_cache_bytes("no such model", "fp32", 64, 192) == 256 * 2**20
     words = ["--pretrain", model, "--n_samples_per_prompt", "8", "--rollout_batch_size", "16", "--max_len", "192"]
     words += ["--vllm_num_engines", "2", "--param_dtype", "fp32", "--backend", "cpu", "--init_kl_coef", "0"]

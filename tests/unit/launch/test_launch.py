@@ -82,6 +82,20 @@ print(json.dumps([*counts, len(idle), grown]))
 """
 
 
+SMALL = """
+import os, psutil
+from openrlhf_ktae.backend import cluster
+os.environ.update(cluster.cluster_of_its_own(verbose=False, dashboard=False))
+import ray
+cluster.without_services(verbose=False)
+ray.init(address="local", num_cpus=4, include_dashboard=False)
+commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+extra = ("IDLE", "default_worker.py ", "autoscaler/_private/monitor", "dashboard/dashboard.py", "log_monitor.py")
+print([name for name in extra for command in commands if name in command and "raylet_socket_name" not in command])
+ray.shutdown()
+"""
+
+
 @pytest.fixture(scope="module")
 def after_deaths():
     environment = {**os.environ, **cluster_of_its_own(verbose=False, dashboard=False)}
@@ -98,6 +112,13 @@ def test_the_log_monitor_drops_files_of_dead_processes(after_deaths):
 
 def test_idle_workers_are_not_kept(after_deaths):
     assert after_deaths[2] == 0
+
+
+def test_only_asked_for_workers_start_and_no_service_but_the_agents(tmp_path):
+    """Ray started a worker for each core and three services, and waited for them."""
+    done = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_server_does_not_grow_with_the_number_of_tasks(after_deaths):
@@ -187,7 +208,7 @@ def test_a_stop_whose_reason_cannot_be_written_is_still_a_stop(host, monkeypatch
     for name in replaced.split():
         monkeypatch.setattr(launch, name, lambda *_: {})
     monkeypatch.setattr(launch, "_train", stops)
-    backend = SimpleNamespace(prepare_driver=lambda: None, name="cpu")
+    backend = SimpleNamespace(prepare_driver=lambda: None, preloads=lambda: None, name="cpu")
     monkeypatch.setattr(train_ppo_ray, "run", lambda words: launch.train(args, backend, lambda text: None))
     assert train_ppo_ray.main([]) == 3
     assert capsys.readouterr().err == "stopped early: all groups were filtered\n"

@@ -1,0 +1,41 @@
+"""The first import of the fork server (`processes/forks.py`): patches, and what differs from a usual process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+
+from wrapt import register_post_import_hook
+
+from openrlhf_ktae.backend import cpu_patches
+from openrlhf_ktae.processes.remote_code import close_if_refused
+
+SERVER = os.getpid()
+
+
+def _before_fork() -> None:
+    if os.getpid() == SERVER:
+        gc.freeze()  # a collection in a fork would write to the shared memory
+
+
+def _in_fork() -> None:
+    if os.getppid() != SERVER:
+        return  # a fork has forked
+    import numpy
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.enable()
+    numpy.random.seed()  # from the system: forks would draw the same numbers
+
+
+gc.disable()  # importing makes no garbage, and looking for it takes a quarter of the time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to a whole process group: the server ends with the driver
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in forks too: the driver handles a terminal's Ctrl-C
+os.register_at_fork(before=_before_fork, after_in_child=_in_fork)
+for number in (1, 2):  # without the server, which ends at an error, workers start as usual and report it
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+close_if_refused()
+cpu_patches.activate()
+register_post_import_hook(cpu_patches.keep_weights_writable, "vllm.model_executor.layers.utils")
+register_post_import_hook(cpu_patches.fork_cores, "vllm.utils.system_utils")

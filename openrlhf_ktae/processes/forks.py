@@ -1,0 +1,105 @@
+"""Processes that begin with the libraries already imported: forks of a server (`multiprocessing.forkserver`).
+
+The imports of torch, DeepSpeed, transformers and vLLM take each process six to eight seconds of processor time and
+600 MB. The server does them once; its forks share the memory. The driver starts it, and it ends with the driver. Ray's
+workers ask it through `ray_worker.py`, vLLM's cores through `ForkedContext`; if it has died both start as usual.
+
+Only the standard library is imported here: the script that Ray runs for each worker imports this.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import context, forkserver, process, resource_tracker
+from multiprocessing.reduction import DupFd
+from typing import Any, cast
+
+VARIABLE = "OPENRLHF_KTAE_FORK_SERVER"  # address of the server's socket, which only this user can open
+JOB_VARIABLE, FIRST_JOB = "RAY_JOB_ID", "01000000"
+RAYLET_VARIABLE = "RAY_RAYLET_PID"
+_server: Any = forkserver._forkserver
+
+
+def start(modules: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Start the server, with these variables on top of this process's; it imports `modules`, in the background."""
+    stop()
+    vars(_server).pop("ensure_running", None)
+    _server.set_forkserver_preload([*modules])
+    usual, tracker = dict(os.environ), cast("Any", resource_tracker._resource_tracker)
+    tracked = tracker._fd is not None
+    # Ray reads the last two as it is imported. A worker would end without the process of the second, here the driver.
+    os.environ |= {**variables, JOB_VARIABLE: FIRST_JOB, RAYLET_VARIABLE: str(os.getpid())}
+    with suppress(OSError):  # for example a temporary folder with too long a name: everything works without
+        _server.ensure_running()
+        usual[VARIABLE] = _server._forkserver_address
+    os.environ.clear()
+    os.environ.update(usual)
+    if not tracked:
+        tracker._stop()  # started with the server
+
+
+def stop() -> None:
+    """End the server, if this process started it; its forks go on."""
+    if os.environ.pop(VARIABLE, None) and _server._forkserver_pid:
+        os.kill(_server._forkserver_pid, signal.SIGKILL)  # it may be importing, and would notice only afterwards
+        with suppress(OSError):
+            _server._stop()
+
+
+class ForkedProcess(context.ForkServerProcess):
+    """A fork of the server, with the environment and the output of the process that starts it."""
+
+    @staticmethod
+    def _Popen(started: Any) -> Any:
+        resource_tracker.ensure_running()
+        _server._forkserver_address = os.environ[VARIABLE]
+        _server._forkserver_alive_fd = _server._forkserver_alive_fd or os.open(os.devnull, os.O_RDONLY)
+        _server.ensure_running = lambda: None  # it would start another server: this one is not our child
+        try:
+            return context.ForkServerProcess._Popen(started)
+        except (OSError, EOFError):  # the server has died
+            return context.SpawnProcess._Popen(started)
+
+    def __reduce__(self) -> Any:
+        """Pickle for the fork: what it takes over comes before the arguments, whose classes may read it."""
+        return _fork, (dict(os.environ), DupFd(1), DupFd(2)), self.__dict__
+
+    def run(self) -> None:
+        """Run the target; then what a process does when it exits: a fork of the server would skip it."""
+        try:
+            super().run()
+        finally:
+            atexit._run_exitfuncs()
+
+
+class ForkedContext(context.ForkServerContext):
+    """A `multiprocessing` context whose processes are forks of the server."""
+
+    Process = ForkedProcess
+
+
+def _fork(environment: Mapping[str, str], *outputs: Any) -> ForkedProcess:
+    for number, output in enumerate(outputs, start=1):
+        descriptor = output.detach()
+        if descriptor != number:  # else it was spawned with it
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+    # What is equal stays where it is: titles of processes are written over the first variables, and found by them.
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
+    return ForkedProcess.__new__(ForkedProcess)
+
+
+def run_script(words: Sequence[str]) -> None:
+    """In a fork: run a script of Ray's with arguments, as the interpreter does."""
+    process._parent_process = None  # type: ignore[attr-defined]  # it asked for the fork and has ended
+    sys.argv[:] = words
+    sys.path.insert(0, os.path.dirname(words[0]))
+    runpy.run_path(words[0], run_name="__main__")
