@@ -18,11 +18,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import context, forkserver, process, resource_tracker
 from multiprocessing.reduction import DupFd
+from pathlib import Path
 from typing import Any, cast
 
 VARIABLE = "OPENRLHF_KTAE_FORK_SERVER"  # address of the server's socket, which only this user can open
 JOB_VARIABLE, FIRST_JOB = "RAY_JOB_ID", "01000000"
 RAYLET_VARIABLE = "RAY_RAYLET_PID"
+OOM_SCORE = Path("/proc/self/oom_score_adj")  # Ray raises its workers', so that the kernel kills them before the driver
 _server: Any = forkserver._forkserver
 
 
@@ -53,7 +55,7 @@ def stop() -> None:
 
 
 class ForkedProcess(context.ForkServerProcess):
-    """A fork of the server, with the environment and the output of the process that starts it."""
+    """A fork of the server, with the environment, output and OOM score of the process that starts it."""
 
     @staticmethod
     def _Popen(started: Any) -> Any:
@@ -68,7 +70,8 @@ class ForkedProcess(context.ForkServerProcess):
 
     def __reduce__(self) -> Any:
         """Pickle for the fork: what it takes over comes before the arguments, whose classes may read it."""
-        return _fork, (dict(os.environ), DupFd(1), DupFd(2)), self.__dict__
+        score = OOM_SCORE.read_text(encoding="utf-8")
+        return _fork, (dict(os.environ), score, DupFd(1), DupFd(2)), self.__dict__
 
     def run(self) -> None:
         """Run the target; then what a process does when it exits: a fork of the server would skip it."""
@@ -84,7 +87,9 @@ class ForkedContext(context.ForkServerContext):
     Process = ForkedProcess
 
 
-def _fork(environment: Mapping[str, str], *outputs: Any) -> ForkedProcess:
+def _fork(environment: Mapping[str, str], score: str, *outputs: Any) -> ForkedProcess:
+    with suppress(OSError):  # the score may be lower than this process may set
+        OOM_SCORE.write_text(score, encoding="utf-8")
     for number, output in enumerate(outputs, start=1):
         descriptor = output.detach()
         if descriptor != number:  # else it was spawned with it

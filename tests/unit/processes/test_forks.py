@@ -31,6 +31,7 @@ def server():
 def report(path):
     atexit.register(Path(path + ".exit").touch)
     print("to the output")
+    Path(path + ".score").write_text(forks.OOM_SCORE.read_text())
     own = ("colorsys" in sys.modules, os.environ.get("OF_THE_CALLER"), os.environ.get("OF_THE_SERVER"))
     Path(path).write_text(repr((*own, os.getppid(), signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)))
     sys.stdout.flush()
@@ -74,6 +75,15 @@ def test_a_fork_has_its_own_title_and_is_found_by_its_environment(server, tmp_pa
     monkeypatch.setenv("OF_THE_CALLER", "2")
     forked(is_named, f"{tmp_path / 'seen'} {library}").join(20)
     assert (tmp_path / "seen").read_text() == repr(("ray::Actor", True))
+
+
+def test_a_fork_has_the_oom_score_of_the_process_that_starts_it(server, tmp_path):
+    code = f"from pathlib import Path; from {__name__} import *; forks.OOM_SCORE.write_text('700')\n"
+    code += f"forked(report, Path({str(tmp_path / 'seen')!r})).join(20)"
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", code], env=variables, check=True)
+    assert (tmp_path / "seen.score").read_text().strip() == "700"
+    assert Path(f"/proc/{server}/oom_score_adj").read_text().strip() != "700"
 
 
 def test_the_caller_sees_how_a_fork_ends(server, tmp_path):
