@@ -26,7 +26,6 @@ from openrlhf_ktae.processes.deaths import innermost
 from openrlhf_ktae.processes.ending import POLL_SECONDS, EndOrder, GivenUp
 from openrlhf_ktae.trainer.engines import engine_died
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedGenerator
-from openrlhf_ktae.trainer.ppo_utils.light_samples import number
 from openrlhf_ktae.trainer.ray.retrying_rollouts import FAILURE
 from openrlhf_ktae.trainer.staleness import WEIGHTS_STEP
 from openrlhf_ktae.verifier.user_reward import HINT
@@ -114,7 +113,7 @@ class SurvivingGenerator(PositionedGenerator):
         failure = response.get(FAILURE, "")
         if hint := response.get(HINT):
             self.note(hint)
-        experience.info[FAILED] = number(float(bool(failure)), 1.0)
+        experience.info[FAILED] = torch.tensor([float(bool(failure))])
         if self.args.train.async_enable:
             experience.info[WEIGHTS_STEP] = torch.tensor([response[WEIGHTS_STEP]])
         self._last_failure = failure or self._last_failure

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from math import copysign
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from openrlhf_ktae.trainer.ppo_utils import host_speed
 from openrlhf_ktae.trainer.ppo_utils.messages import LOG_PROBS, TOKENS, Answer, Arrived, SentOnce
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
-PLAIN = bool, int, float
 HOSTS_MAX_LEN = 2048
 """What the host takes where nobody gives `max_len`."""
 
@@ -135,17 +132,8 @@ def action_masks(
     return torch.from_numpy(masks_N)[None].split(widths, dim=1), spans
 
 
-def column(values: Sequence[Any]) -> list[torch.Tensor | None]:
-    """Return `torch.tensor([value])` of each value, None of None; equal numbers share a tensor: do not write to it."""
-    return [
-        number(value, copysign(1.0, value))
-        if type(value) in PLAIN
-        else (None if value is None else torch.tensor([value]))
-        for value in values
-    ]
-
-
-@lru_cache(maxsize=16_384, typed=True)
-def number(value: float, sign: float) -> torch.Tensor:
-    """Return a tensor (1,) of the value; `sign` tells 0 and -0 apart."""
-    return torch.tensor([value])
+def column(values: Sequence[Any]) -> Sequence[torch.Tensor | None]:
+    """Return `torch.tensor([value])` of each value, None of None; of numbers of one type as views of one tensor."""
+    if len(set(map(type, values))) == 1 and type(values[0]) in (bool, int, float):
+        return torch.tensor(values).split(1)
+    return [None if value is None else torch.tensor([value]) for value in values]
