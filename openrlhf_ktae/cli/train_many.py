@@ -14,6 +14,7 @@ from functools import partial
 from openrlhf_ktae.base.exit_codes import EXIT_STOPPED
 from openrlhf_ktae.cli import train_ppo_ray
 from openrlhf_ktae.launch.stack import Stack
+from openrlhf_ktae.processes import forks
 from openrlhf_ktae.processes.marks import mark
 
 
@@ -29,10 +30,11 @@ def main() -> int:
             with open(order["log"], "ab", buffering=0) as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
-            code = train_ppo_ray.main(order["words"])
+            code = train_ppo_ray.main(order["words"], keep_forks=True)
             sys.stdout.flush()
+            server = {name: value for name, value in os.environ.items() if name == forks.VARIABLE}
             os.environ.clear()  # a run's settings would become the user's for the next one
-            os.environ.update(before)
+            os.environ.update(before | server)  # vLLM takes its core for dead when the server of its fork ends
             print(code, file=answers, flush=True)
             if code not in (0, EXIT_STOPPED):
                 break

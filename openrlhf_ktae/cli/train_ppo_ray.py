@@ -74,10 +74,11 @@ class Supervised(Exception):
         return ("--resume", "auto") if next_sequence(self._checkpoints) > self._first else ()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, keep_forks: bool = False) -> int:
     """Run the command; return its exit code.
 
-    0, 1 (a Python error), 2 (refused), 3 (stopped early), 4 (a process died), 130 (a signal).
+    0, 1 (a Python error), 2 (refused), 3 (stopped early), 4 (a process died), 130 (a signal). With `keep_forks` the
+    server of forks goes on, for the next run of a kept stack.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM from a scheduler counts as Ctrl-C
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -99,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"interrupted: Ray is stopped, saved checkpoints are complete; {interrupt or NOTHING}", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
-        forks.stop()
+        if not keep_forks:
+            forks.stop()
     if reason:
         print(f"stopped early: {reason}", file=sys.stderr)
     return EXIT_STOPPED if reason else 0

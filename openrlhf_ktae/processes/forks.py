@@ -47,7 +47,7 @@ def start(modules: Sequence[str], variables: Mapping[str, str]) -> None:
 
 
 def stop() -> None:
-    """End the server, if this process started it; its forks go on."""
+    """End the server, if this process started it; its forks go on, but look dead to the processes that started them."""
     if os.environ.pop(VARIABLE, None) and _server._forkserver_pid:
         os.kill(_server._forkserver_pid, signal.SIGKILL)  # it may be importing, and would notice only afterwards
         with suppress(OSError):
