@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from chain_rollouts import ORACLE, Member, advantages
+from credit_map import row_of_marks
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
@@ -245,16 +246,8 @@ def figure(results: list[dict[str, Any]], of: str) -> str:
             f'<text x="{x(tick)}" y="{height - 14}" text-anchor="middle">{tick:g}</text>'
         )
     for row, name in enumerate(names):
-        y0 = top + step * row + 10
-        out.append(f'<text x="{left - 8}" y="{y0 + step / 2 - 4}" text-anchor="end">{name}</text>')
-        for i, result in enumerate(results):
-            if name in result["estimators"]:
-                mean, low, high = result["estimators"][name][of]
-                y = y0 + 7 * i
-                out.append(
-                    f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" stroke="{colours[i % 8]}"/>'
-                    f'<circle cx="{x(mean):.1f}" cy="{y}" r="3" fill="{colours[i % 8]}"/>'
-                )
+        intervals = [result["estimators"].get(name, {}).get(of) for result in results]
+        out += row_of_marks(name, top + step * row + 10, step, left, x, intervals, colours)
     return "\n".join([*out, "</svg>"]) + "\n"
 
 

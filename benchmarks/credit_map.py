@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,28 @@ def table(cells: list[dict[str, Any]], outcome: str) -> str:
     return "\n".join(lines)
 
 
+def row_of_marks(
+    name: str,
+    y0: float,
+    step: int,
+    left: int,
+    x: Callable[[float], float],
+    intervals: Sequence[Any],
+    colours: Sequence[str],
+) -> list[str]:
+    """Return SVG of one row: its name left of `left`, below each other a mark for each (mean, low, high) or None."""
+    out = [f'<text x="{left - 8}" y="{y0 + step / 2 - 4}" text-anchor="end">{name}</text>']
+    for i, interval in enumerate(intervals):
+        if interval:
+            mean, low, high = interval
+            y = y0 + 7 * i
+            out.append(
+                f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" stroke="{colours[i % 8]}"/>'
+                f'<circle cx="{x(mean):.1f}" cy="{y}" r="3" fill="{colours[i % 8]}"/>'
+            )
+    return out
+
+
 def figure(cells: list[dict[str, Any]], outcome: str) -> str:
     """Return an SVG: one row a cell, one mark with its interval an arm."""
     found, arms = differences(cells, outcome), arms_of(cells)
@@ -129,16 +152,8 @@ def figure(cells: list[dict[str, Any]], outcome: str) -> str:
             f'<text x="{x(tick):.1f}" y="{height - 14}" text-anchor="middle">{f"{tick:+g}" if tick else 0}</text>'
         )
     for at, cell in enumerate(cells):
-        y0 = top + step * at + 10
-        out.append(f'<text x="{left - 8}" y="{y0 + step / 2 - 4}" text-anchor="end">{label(cell)}</text>')
-        for i, arm in enumerate(arms):
-            if (at, arm) in found:
-                mean, low, high, _ = found[at, arm]
-                y = y0 + 7 * i
-                out.append(
-                    f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" stroke="{COLOURS[i % 8]}"/>'
-                    f'<circle cx="{x(mean):.1f}" cy="{y}" r="3" fill="{COLOURS[i % 8]}"/>'
-                )
+        intervals = [found.get((at, arm), ())[:3] for arm in arms]
+        out += row_of_marks(label(cell), top + step * at + 10, step, left, x, intervals, COLOURS)
     return "\n".join([*out, "</svg>"]) + "\n"
 
 

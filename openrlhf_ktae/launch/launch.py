@@ -89,12 +89,10 @@ def train(
     import ray  # reads the environment as it is imported
 
     backend.prepare_driver()
-    served = stack.serves(args, backend.name, variables)
-    if not served:
+    if not stack.serves(args, backend.name, variables):
         start_importing(args, backend)
-    # Not while another thread imports: Ray runs Python code in forked children before exec. A child forked while an
-    # import lock is held deadlocks, and this process with it.
-    if not served:
+        # Not while another thread imports: Ray runs Python code in forked children before exec. A child forked while an
+        # import lock is held deadlocks, and this process with it.
         start_ray(args, backend, variables)
     node = ray._private.worker.global_worker.node
     logs = Path(node.get_logs_dir_path() if node else "")

@@ -87,8 +87,8 @@ import os, psutil
 from openrlhf_ktae.backend import cluster
 os.environ.update(cluster.cluster_of_its_own(verbose=False, dashboard=False))
 import ray
-cluster.without_services(verbose=False)
-ray.init(address="local", num_cpus=4, include_dashboard=False)
+with cluster.without_services(verbose=False):
+    ray.init(address="local", num_cpus=4, include_dashboard=False)
 commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
 extra = ("IDLE", "default_worker.py ", "autoscaler/_private/monitor", "dashboard/dashboard.py", "log_monitor.py")
 print([name for name in extra for command in commands if name in command and "raylet_socket_name" not in command])
