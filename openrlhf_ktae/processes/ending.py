@@ -111,10 +111,11 @@ class CleanEnd:
         self._over = threading.Event()
 
     def install(self) -> None:
-        """Handle both signals from now on."""
+        """Handle both signals from now on, even if the parent process blocked them."""
         self.order.clear()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
     def stop_now(self, reason: str) -> None:
         """Stop without waiting; may be called from any thread."""

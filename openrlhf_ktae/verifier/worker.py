@@ -45,10 +45,13 @@ def _raise_cpu_limit(signum: int, frame: Any) -> None:
     raise CpuLimitError
 
 
-def set_cpu_timers(seconds: float) -> None:
-    """Start the CPU timers of one check: the soft one raises in Python, the hard one kills. 0 stops both."""
+def set_cpu_timers(seconds: float) -> float:
+    """Start the CPU timers of one check: the soft one raises in Python, the hard one kills. 0 stops both.
+
+    Returns what was left on the soft timer, 0 once it has gone off.
+    """
     signal.setitimer(signal.ITIMER_PROF, seconds + HARD_CPU_MARGIN_S if seconds else 0)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    return signal.setitimer(signal.ITIMER_VIRTUAL, seconds)[0]
 
 
 def limited(cpu_s: float, function: Callable[..., Verdict], *arguments: Any, otherwise: Status) -> Verdict:
@@ -56,9 +59,12 @@ def limited(cpu_s: float, function: Callable[..., Verdict], *arguments: Any, oth
     try:
         try:
             set_cpu_timers(cpu_s)
-            return function(*arguments)
+            verdict = function(*arguments)
         finally:
-            set_cpu_timers(0)
+            left = set_cpu_timers(0)
+        if not left:  # the check swallowed the error: Python drops one raised in a destructor or a callback
+            raise CpuLimitError
+        return verdict
     except CpuLimitError:
         return Verdict(otherwise, Reason.CPU_LIMIT)
     except MemoryError:

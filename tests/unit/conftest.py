@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from contextlib import contextmanager
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from openrlhf_ktae.backend import choice
 from openrlhf_ktae.backend.cpu import vllm_build
 from openrlhf_ktae.base.free_port import free_port
+from openrlhf_ktae.processes import marks
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +21,20 @@ def builds_of_a_cpu_machine(monkeypatch):
     """Test refusals as on a CPU machine, even with GPU builds, which a CPU cannot run."""
     if vllm_build() == "cuda":
         monkeypatch.setattr(choice, "vllm_build", lambda: "cpu")
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """Restore what a command or the setup of a process changes here: handlers, blocked signals, the mark of a run."""
+    blocked, mark = signal.pthread_sigmask(signal.SIG_BLOCK, []), os.environ.get(marks.VARIABLE)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    os.environ.pop(marks.VARIABLE, None)
+    if mark is not None:
+        os.environ[marks.VARIABLE] = mark
 
 
 @pytest.fixture

@@ -213,6 +213,7 @@ class Finder:
         if name == "openrlhf_ktae.verifier.config":
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Finder())
 sys.argv[1:] = ["--help"]

@@ -389,14 +389,6 @@ def test_the_child_of_a_supervisor_that_is_killed_gets_sigterm(tmp_path):
     assert psutil.wait_procs([child], timeout=10)[0] == [child]
 
 
-@pytest.fixture
-def signals():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def ended_by(tmp_path, grace, answer_after=None, training=True, number=signal.SIGTERM, again_after=None):
     """Send a signal to this process and return seconds until KeyboardInterrupt, and the outcome."""
     order = EndOrder(tmp_path)
@@ -423,7 +415,7 @@ def ended_by(tmp_path, grace, answer_after=None, training=True, number=signal.SI
     return time.monotonic() - started, end.outcome("the newest checkpoint is older"), order
 
 
-def test_a_signal_waits_for_the_checkpoint(signals, tmp_path):
+def test_a_signal_waits_for_the_checkpoint(tmp_path):
     seconds, outcome, order = ended_by(tmp_path, 10, answer_after=0.5)
     assert 0.5 <= seconds < 5
     assert outcome == "checkpoint of step 3"
@@ -431,7 +423,7 @@ def test_a_signal_waits_for_the_checkpoint(signals, tmp_path):
     assert not (tmp_path / ".end").exists()
 
 
-def test_the_wait_for_the_checkpoint_is_limited(signals, tmp_path):
+def test_the_wait_for_the_checkpoint_is_limited(tmp_path):
     seconds, outcome, _ = ended_by(tmp_path, 0.5)
     assert 0.5 <= seconds < 5
     assert outcome == "no checkpoint was written during shutdown; the newest checkpoint is older"
@@ -449,7 +441,7 @@ def test_an_answer_is_valid_even_on_a_full_disk(files_up_to, tmp_path):
     assert end.outcome("the newest checkpoint is global_step3") == "the newest checkpoint is global_step3"
 
 
-def test_an_order_that_cannot_be_written_ends_the_run_at_once(signals, monkeypatch, tmp_path):
+def test_an_order_that_cannot_be_written_ends_the_run_at_once(monkeypatch, tmp_path):
     order = EndOrder(tmp_path)
     end = CleanEnd(order, 15.0, lambda text: None)
     end.install()
@@ -467,7 +459,7 @@ def no_room(*_, **__):
     raise OSError(28, "No space left on device")
 
 
-def test_a_run_that_ends_by_itself_meanwhile_is_not_interrupted(signals, tmp_path):
+def test_a_run_that_ends_by_itself_meanwhile_is_not_interrupted(tmp_path):
     """The order comes while the model is saved, after the last step."""
     order, said = EndOrder(tmp_path), []
     end = CleanEnd(order, 1.0, said.append)
@@ -480,18 +472,18 @@ def test_a_run_that_ends_by_itself_meanwhile_is_not_interrupted(signals, tmp_pat
     time.sleep(1.3)  # no KeyboardInterrupt
 
 
-def test_a_signal_delivered_twice_at_once_is_one_order(signals, tmp_path):
+def test_a_signal_delivered_twice_at_once_is_one_order(tmp_path):
     """`ray job stop` and a supervisor send it twice: once to the child directly, once forwarded."""
     seconds, outcome, _ = ended_by(tmp_path, 3, again_after=0.1)
     assert seconds > 2.5, outcome
 
 
-def test_a_second_signal_ends_at_once(signals, tmp_path):
+def test_a_second_signal_ends_at_once(tmp_path):
     seconds, _, _ = ended_by(tmp_path, 15, number=signal.SIGINT, again_after=0.3)
     assert seconds < 5
 
 
-def test_before_the_first_step_it_ends_at_once(signals, tmp_path):
+def test_before_the_first_step_it_ends_at_once(tmp_path):
     seconds, outcome, _ = ended_by(tmp_path, 15, training=False)
     assert seconds < 2
     assert outcome == "nothing was trained yet"

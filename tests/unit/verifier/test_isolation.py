@@ -177,6 +177,7 @@ def test_an_answer_that_crashes_its_worker_is_wrong_once_the_gold_is_read(ending
         ("lambda g, a: bytearray(1 << 34)", "memory limit"),
         ("lambda g, a: [0] * (1 << 33)", "memory limit"),
         ("lambda g, a: exec('while True: pass')", "cpu time limit"),
+        ("lambda g, a: type('', (), dict(__del__=lambda s: exec('while True: pass')))() and None", "cpu time limit"),
         ("lambda g, a: 1 / 0", "internal error"),
         ("lambda g, a: (lambda f: f(f))(lambda f: f(f))", "nested too deeply"),
     ],
