@@ -20,7 +20,7 @@ from openrlhf_ktae.backend.cluster import CLUSTER_VARIABLE, cluster_of_its_own, 
 from openrlhf_ktae.base.errors import ProcessDied
 from openrlhf_ktae.base.host import HOST_CLI, undecorated
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
-from openrlhf_ktae.launch.nodes import POLL_SECONDS, NodeWatch, check_nodes, devices, with_absolute_places
+from openrlhf_ktae.launch.nodes import POLL_SECONDS, NodeDied, NodeWatch, check_nodes, devices, with_absolute_places
 from openrlhf_ktae.launch.stack import Stack
 from openrlhf_ktae.processes import forks, stacks
 from openrlhf_ktae.processes.deaths import causes, died, failed_to_start, innermost
@@ -149,8 +149,7 @@ def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callab
     watch, complete = None, False
     try:
         host_cli = importlib.import_module(HOST_CLI)
-        check_cluster(args, say)
-        check_nodes(args, backend.name)
+        _check(args, backend, say)
         gc.enable()  # the command imports without it, which takes three quarters of the time
         stack.use(actor_classes(args, classes))
         say("loading the model into trainer and engines")
@@ -164,6 +163,14 @@ def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callab
     finally:
         if not (complete and stack.keep):
             stack.end()
+
+
+def _check(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -> None:
+    """Check the cluster and its nodes; again if a node is found dead: after a fault Ray may still count it."""
+    while True:
+        check_cluster(args, say)
+        with suppress(NodeDied):
+            return check_nodes(args, backend.name)
 
 
 class FullDiskLog(io.TextIOWrapper):

@@ -48,6 +48,10 @@ class NodesApart(ValueError):
     """A node of the cluster does not see what the run reads or writes; the message says which and the way out."""
 
 
+class NodeDied(RuntimeError):
+    """A node died while it was asked, or had died before Ray noticed."""
+
+
 def with_absolute_places(args: SimpleNamespace) -> SimpleNamespace:
     """Return a copy of the options whose local paths are absolute.
 
@@ -96,6 +100,7 @@ def check_nodes(args: SimpleNamespace, backend: str) -> None:
 
     Raises:
         NodesApart: with every node and option; nothing is loaded yet.
+        NodeDied: ask again, once the cluster is whole.
     """
     import ray
 
@@ -149,6 +154,8 @@ def _problems(
             try:
                 found = ray.get(ref, timeout=max(end - time.monotonic(), POLL_SECONDS))
             except Exception as error:  # whatever keeps a worker from starting there keeps a rank from it
+                if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
+                    raise NodeDied(name) from None
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 yield f"node {name} cannot run a task of this run: {type(error).__name__}: {reason}"
             else:

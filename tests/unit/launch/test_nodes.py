@@ -155,9 +155,11 @@ def test_a_node_that_is_lost_ends_the_run_and_may_come_back(two_raylets, args):
         check_cluster(too_many, print)
     before = signal.getsignal(nodes.LOST_SIGNAL)
     said = []
-    with NodeWatch(needed=1, patience=0), NodeWatch(needed=2, patience=1.0) as watch:
+    with NodeWatch(needed=1, patience=0), NodeWatch(needed=2, patience=3.0) as watch:
         (raylet,) = [one for one in psutil.Process().children(recursive=True) if one.pid == _raylet(two_raylets)]
         raylet.kill()
+        with pytest.raises(nodes.NodeDied, match=two_raylets.node_ip_address):  # Ray has not noticed yet
+            check_nodes(with_absolute_places(args), "cpu")
         with pytest.raises(KeyboardInterrupt):
             ray.get(never, timeout=150)
     assert f"node {two_raylets.node_ip_address} is gone; 1 devices are left, and the run needs 2" == watch.lost
