@@ -15,6 +15,7 @@ from openrlhf_ktae.base.faults_config import FaultsConfig
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.ktae import repeated_grams
 from openrlhf_ktae.trainer.nonfinite import FAULTS_STATE
+from openrlhf_ktae.trainer.ppo_utils.columns import peek
 from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import FAILED
 
 REPETITION = "faults/repetition"
@@ -131,7 +132,7 @@ class CollapseTrainer:
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
         """Train as the host does; add the shares of failed rollouts and of repetition to the metrics."""
         status, step = super().train_step(rollout_samples, global_step)  # type: ignore[misc]
-        failed = [float(sample.info.get(FAILED, 0.0)) for sample in rollout_samples]
+        failed = [float(peek(sample, "info").get(FAILED, 0.0)) for sample in rollout_samples]
         status[FAILED] = sum(failed) / max(len(failed), 1)
         ids = [sample.sequences[0, 1:] for sample in rollout_samples]
         status[REPETITION] = repetition(ids, [sample.action_mask[0] for sample in rollout_samples])

@@ -7,12 +7,15 @@ tokens of a row; see `ragged`).
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import ray
 import torch
+from openrlhf.trainer.ppo_utils import experience_maker as host
 from openrlhf.trainer.ppo_utils.experience import Experience
 
+from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.credit import CUSTOM, CreditBatch, chosen_estimator, options_from, sample_batch
 from openrlhf_ktae.ktae import CreditSums, credit_sums, discounted_returns, warm_up
 from openrlhf_ktae.record.rollouts import Credit
@@ -70,12 +73,10 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         return Experiences(experiences)
 
     def split_rollout_samples(self, rollout_samples: list[Experience]) -> list[Experience]:
-        """Return the host's micro-batches: the host divides stand-ins of the rollouts, which it numbers."""
-        standins = [Experience(total_length=rollout.total_length) for rollout in rollout_samples]
-        parts = [part.index for part in super().split_rollout_samples(standins)]
-        for rollout, standin in zip(rollout_samples, standins, strict=True):
-            rollout.index = standin.index
-        return micro_batches(rollout_samples, parts, self.tokenizer.pad_token_id, self._memory)
+        """Return the host's micro-batches; the host divides the rollouts, and `micro_batches` merges them."""
+        with temporarily(host, Experience=SimpleNamespace(concat_experiences=lambda part, _: part)):
+            parts: Any = super().split_rollout_samples(rollout_samples)
+        return micro_batches(parts, self.tokenizer.pad_token_id, self._memory)
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
@@ -89,11 +90,11 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         scores_B = torch.cat([credited_scores(experience) for experience in experiences])
         excluded_B = excluded_rollouts(experiences)
         rewards_B = torch.cat([experience.rewards.flatten() for experience in experiences])
-        host = super().compute_advantages_and_returns
+        hosts = super().compute_advantages_and_returns
         if excluded_B.any():
-            experiences = advantages_without(excluded_B, experiences, self.args, host)
+            experiences = advantages_without(excluded_B, experiences, self.args, hosts)
         else:
-            experiences = host(experiences)
+            experiences = hosts(experiences)
         self.credit = None
         figures = taken(experiences)
         if self.estimator is None:

@@ -204,12 +204,12 @@ def test_rollouts_of_a_prompt_equal_the_hosts(host, name, max_len):
 
 
 def test_rollouts_of_a_prompt_share_their_tensors(host):
-    from openrlhf_ktae.trainer.ppo_utils.light_samples import experiences_of
+    from openrlhf_ktae.trainer.ppo_utils.light_samples import rollouts_of
     from openrlhf_ktae.trainer.ppo_utils.messages import Answers
 
     came = pickle.loads(pickle.dumps(Answers(GROUPS["usual"])))
-    made = experiences_of(came[0].among, 4096)
-    for name in ("sequences", "attention_mask", "action_mask", "rollout_log_probs", "rewards", "total_length"):
+    made = rollouts_of(came[0].among, 4096)
+    for name in ("sequences", "attention_mask", "action_mask", "rollout_log_probs"):
         assert len({getattr(e, name).untyped_storage().data_ptr() for e in made}) == 1, name
 
 
