@@ -172,6 +172,22 @@ def peek(rollout: Any, name: str) -> Any:
     return [value] if name in LISTS else value
 
 
+def row_of(rollout: Any, name: str) -> NDArray[Any]:
+    """Return token ids or the mask of actions of a rollout (T,), without making a tensor."""
+    known = vars(rollout)
+    if "group" not in known or name in known:
+        return getattr(rollout, name)[0].numpy()
+    group, place = known["group"], known["place"]
+    width = group.widths[name][place]
+    if name in group.arrays:
+        start = group.starts[name][place]
+        return group.arrays[name][start : start + width]
+    row = np.zeros(width, np.int64)
+    for start, end in group.spans(name, place):
+        row[start:end] = 1
+    return row
+
+
 class Experiences(list[Any]):
     """A list of experiences that is pickled by columns. Slices are `Experiences` too."""
 
