@@ -149,7 +149,15 @@ class Rollout(Experience):
     place: int
 
     def __reduce__(self) -> tuple[Made, tuple[Any, ...]]:
-        return Experience, tuple(getattr(self, name) for name in NAMES)
+        return Experience, tuple(fields_of(self).values())
+
+
+def fields_of(rollout: Any) -> dict[str, Any]:
+    """Return all fields by name; those that were never read are made but not kept, so that they stay unread."""
+    known = vars(rollout)
+    unread = FIELDS.keys() - known.keys() if "group" in known else ()
+    group, place = known.get("group"), known.get("place")
+    return {name: group.value(name, place) if name in unread else getattr(rollout, name) for name in NAMES}
 
 
 for _name in FIELDS:
