@@ -190,9 +190,9 @@ def row_of(rollout: Any, name: str) -> NDArray[Any]:
     if name in group.arrays:
         start = group.starts[name][place]
         return group.arrays[name][start : start + width]
-    row = np.zeros(width, np.int64)
+    row = np.zeros(width, np.bool_)
     for start, end in group.spans(name, place):
-        row[start:end] = 1
+        row[start:end] = True
     return row
 
 
