@@ -204,11 +204,17 @@ def test_rollouts_of_a_prompt_equal_the_hosts(host, name, max_len):
 
 
 def test_rollouts_of_a_prompt_share_their_tensors(host):
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    from openrlhf_ktae.trainer.ppo_utils.data_position import plain
     from openrlhf_ktae.trainer.ppo_utils.light_samples import rollouts_of
     from openrlhf_ktae.trainer.ppo_utils.messages import Answers
 
     came = pickle.loads(pickle.dumps(Answers(GROUPS["usual"])))
     made = rollouts_of(came[0].among, 4096)
+    kept = [plain(one) for one in made]
+    assert not any(vars(one).keys() - {"group", "place"} for one in made), "a checkpoint's state leaves them unread"
+    assert_same_experiences(made, [Experience(**fields) for fields in kept])
     for name in ("sequences", "attention_mask", "action_mask", "rollout_log_probs"):
         assert len({getattr(e, name).untyped_storage().data_ptr() for e in made}) == 1, name
 
