@@ -145,6 +145,7 @@ def peak() -> int:
 
 def one_size(prompts: int, options: argparse.Namespace) -> dict[str, Any]:
     """Play one step of a batch of `prompts` prompts; return its figures."""
+    from openrlhf_ktae.backend.cluster import HOST_ENVIRONMENT
     from openrlhf_ktae.backend.cpu_patches import activate
 
     activate()
@@ -154,7 +155,8 @@ def one_size(prompts: int, options: argparse.Namespace) -> dict[str, Any]:
 
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)  # as Ray does in an actor that asks for no cores
-    ray.init("local", num_cpus=ACTORS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init("local", num_cpus=ACTORS, runtime_env={"env_vars": dict(HOST_ENVIRONMENT)}, **quiet)
     with tempfile.TemporaryDirectory() as folder:
         phases = Phases()
         trainer = made_trainer(prompts, Path(folder), options, phases)
@@ -202,6 +204,7 @@ def step(trainer: Any, prompts: int, folder: Path, phases: Phases, profiler: Any
         "cpu": phases.cpu,
         "rise": phases.rise,
         "kernel": kernel_seconds(trainer, samples),
+        "copy": copy_seconds(trainer.last_experiences),
         "batch_bytes": tensors_bytes(trainer.last_experiences),
         "surplus": generator.left_over + len(generator._sample_buffer),
         "peak": status("VmHWM"),
@@ -226,6 +229,20 @@ def kernel_seconds(trainer: Any, samples: list[Any]) -> float:
         started = time.process_time()
         compute_key_token_values(ids_BT, mask_BT, scores_B, groups_B, maker.options.config)
         least = min(least, time.process_time() - started)
+    return least
+
+
+def copy_seconds(experiences: list[Any]) -> float:
+    """Return the processor seconds of a plain copy of every table of experiences, kept until all are made: the least of
+    three. Where it grows faster than the tokens, memory does.
+    """
+    tables = [v for e in experiences for v in vars(e).values() if isinstance(v, torch.Tensor) and v.dim() == 2]
+    least = float("inf")
+    for _ in range(3):
+        started = time.process_time()
+        copies = [table.clone() for table in tables]
+        least = min(least, time.process_time() - started)
+        del copies
     return least
 
 
@@ -439,6 +456,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append(f"| all | {' | '.join(f'{s:.2f}' for s in totals)} | {exponent(rows, totals):.2f} | |")
     for name, value in (
         ("wall time of advantages and returns, s", lambda row: f"{row['wall']['advantages and returns']:.3f}"),
+        ("advantages and returns, ns a token", lambda row: nanoseconds(row, row["cpu"]["advantages and returns"])),
+        ("a plain copy of the batch's tables, ns a token", lambda row: nanoseconds(row, row["copy"])),
         ("K alone, s", lambda row: f"{row['kernel']:.3f}"),
         ("million tokens", lambda row: f"{row['tokens'] / 1e6:.2f}"),
         ("batch sent to ranks, MiB", lambda row: f"{row['batch_bytes'] / 2**20:,.0f}"),
@@ -447,6 +466,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     ):
         lines.append(f"| {name} | {' | '.join(map(value, rows))} | | |")
     return "\n".join(lines)
+
+
+def nanoseconds(row: dict[str, Any], seconds: float) -> str:
+    """Return seconds per token."""
+    return f"{seconds / row['tokens'] * 1e9:.1f}"
 
 
 def exponent(rows: list[dict[str, Any]], seconds: list[float]) -> float:

@@ -29,6 +29,9 @@ HOST_ENVIRONMENT = {
     "NCCL_DEBUG": "WARN",
     "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns until this is set
+    # An engine's answer to a prompt above this size goes through the object store, which takes the trainer 0.5 ms more
+    # than one that comes with the reply. Ray's default of 100 KB is 16 rollouts of 800 tokens.
+    "RAY_max_direct_call_object_size": str(2**20),
 }
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 CLUSTER_VARIABLE = "RAY_ADDRESS"

@@ -9,19 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.base.faults_config import FaultsConfig
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.ktae import repeated_grams
 from openrlhf_ktae.trainer.nonfinite import FAULTS_STATE
+from openrlhf_ktae.trainer.ppo_utils.columns import peek, row_of
 from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import FAILED
 
 REPETITION = "faults/repetition"
 SPREAD = "group_reward_std"  # the host's metric: standard deviation of the rewards in a group, mean over groups
 MIXED_SHARES = ("ktae/mixed_group_share", "credit/mixed_group_share", "dynamic_sampling/kept_share")
 IDLE_STEPS = 2
-ROWS_AT_ONCE = 64  # rollouts copied at a time; the buffer is reused and stays in the cache
+ROWS_AT_ONCE = 64  # rollouts copied at a time, which stay in the cache
 NGRAM = 4  # tokens; shorter n-grams repeat in ordinary text
 
 
@@ -131,10 +133,10 @@ class CollapseTrainer:
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
         """Train as the host does; add the shares of failed rollouts and of repetition to the metrics."""
         status, step = super().train_step(rollout_samples, global_step)  # type: ignore[misc]
-        failed = [float(sample.info.get(FAILED, 0.0)) for sample in rollout_samples]
+        failed = [float(peek(sample, "info").get(FAILED, 0.0)) for sample in rollout_samples]
         status[FAILED] = sum(failed) / max(len(failed), 1)
-        ids = [sample.sequences[0, 1:] for sample in rollout_samples]
-        status[REPETITION] = repetition(ids, [sample.action_mask[0] for sample in rollout_samples])
+        ids = [row_of(sample, "sequences")[1:] for sample in rollout_samples]
+        status[REPETITION] = repetition(ids, [row_of(sample, "action_mask") for sample in rollout_samples])
         return status, step
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
@@ -156,26 +158,20 @@ class CollapseTrainer:
             raise TrainingStopped("; ".join(breaches))
 
 
-def repetition(rows: Sequence[torch.Tensor], masks: Sequence[torch.Tensor], n: int = NGRAM) -> float:
+def repetition(rows: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any]], n: int = NGRAM) -> float:
     """Return the share of n-grams that occurred earlier in the same response, over all responses.
 
     Args:
         rows: response token ids (T) of each rollout.
-        masks: true on the policy's own tokens, (T) each.
+        masks: not 0 on the policy's own tokens, (T) each.
         n: tokens per n-gram.
     """
-    edges_B = np.concatenate([[0], np.cumsum([ids.numel() for ids in rows])]).astype(np.int64)
-    blocks = [slice(i, min(i + ROWS_AT_ONCE, len(rows))) for i in range(0, len(rows), ROWS_AT_ONCE)]
-    widest = max((int(edges_B[block.stop] - edges_B[block.start]) for block in blocks), default=0)
-    ids_N, own_N = torch.empty(widest, dtype=torch.int64), torch.empty(widest, dtype=torch.bool)
-    given_N = torch.empty(widest, dtype=masks[0].dtype if masks else torch.bool)
     repeated = total = 0
-    for block in blocks:
-        edges = edges_B[block.start : block.stop + 1] - edges_B[block.start]
-        here = slice(int(edges[-1]))
-        torch.cat(list(rows[block]), out=ids_N[here])
-        torch.cat(list(masks[block]), out=given_N[here])
-        np.not_equal(given_N[here].numpy(), 0, out=own_N[here].numpy())
-        counts = repeated_grams(ids_N[here], own_N[here], edges, n)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
+        edges = np.cumsum([0, *map(len, some)])
+        ids_N = torch.from_numpy(np.concatenate(some, dtype=np.int64))
+        own_N = torch.from_numpy(np.concatenate(masks[start : start + ROWS_AT_ONCE]) != 0)
+        counts = repeated_grams(ids_N, own_N, edges, n)
         repeated, total = repeated + counts[0], total + counts[1]
     return repeated / total if total else 0.0

@@ -50,13 +50,13 @@ def refuse_nonfinite(experiences: Sequence[Experience]) -> None:
     for e in experiences:
         if e.scores is not None and e.scores.isinf().any():
             raise NonFiniteBatch("a score is infinite", experiences)
-        acted = e.action_mask.bool()
         for name in CHECKED:
             values = getattr(e, name, None)
             if values is None or values.sum().isfinite():  # the usual case; a sum is the fastest check
                 continue
             if name == "action_log_probs" and values.isnan().all():
                 continue  # skipped, see `old_log_probs`; a model that only yields NaN shows in the gradients
+            acted = e.action_mask.bool()
             if values.shape == acted.shape and not values[acted].isfinite().all():
                 raise NonFiniteBatch(f"{name.replace('_', ' ')} of an action token are not finite", experiences)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+from openrlhf_ktae.trainer.ppo_utils.columns import fields_of
 
 POSITION = "position"
 BUFFERS = ("buffer", "carried")
@@ -71,7 +72,7 @@ def plain(experience: Experience | dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a rollout by name; a dict, as just read back, is returned unchanged."""
     if isinstance(experience, dict):
         return experience
-    return {field.name: getattr(experience, field.name) for field in fields(Experience)}
+    return fields_of(experience)
 
 
 def rollouts(stored: list[Any]) -> list[Experience]:

@@ -11,18 +11,18 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.base.batches import rollout_unit, trainable
 from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.trainer.ppo_utils.columns import peek
 from openrlhf_ktae.trainer.ppo_utils.continuations import ContinuingGenerator
 from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts
 from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig, SamplingTally, judge_group
 from openrlhf_ktae.trainer.ppo_utils.light_samples import LightSamplesGenerator
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt_key
-from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
+from openrlhf_ktae.trainer.ppo_utils.raw_scores import plain_scores
 from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
 from openrlhf_ktae.trainer.staleness import TOO_OLD, without_stale
 
@@ -151,13 +151,13 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
     def _judge(self, group: list[Experience]) -> list[Experience]:
         """Count the group, and return it if it is trained on, else an empty list."""
         verdict = judge_group(
-            torch.cat([raw_scores(rollout) for rollout in group]).tolist(),
-            [bool(rollout.response_length) for rollout in group],
+            plain_scores(group),
+            [bool(peek(rollout, "response_length")) for rollout in group],
             self.args.algo.ktae.config.correct_threshold,
             self.args.algo.dynamic_filtering_range,
         )
         self._tally.verdicts.append(verdict)
-        judged = Judged.of(group[0].prompts[0], str(group[0].labels[0]), verdict)
+        judged = Judged.of(peek(group[0], "prompts")[0], str(peek(group[0], "labels")[0]), verdict)
         self._judged.append(judged)
         self.pass_rates.add(judged)
         return group if verdict.informative else []

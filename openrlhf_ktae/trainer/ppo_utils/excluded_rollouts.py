@@ -15,18 +15,9 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.base.temporarily import temporarily
-from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.response_lengths import NO_PENALTIES, apply_length_penalties, levelled
 
 LOGGED = ("score", "reward", "kl", "logprobs_diff")  # the last two are means over tokens: 0 / 0 without any
-
-
-def excluded_rollouts(experiences: list[Experience]) -> torch.Tensor:
-    """Return a mask (B,), true if the score or reward is NaN or no token was generated."""
-    parts = []
-    for e in experiences:
-        parts.append(raw_scores(e).isnan() | e.rewards.flatten().isnan() | ~e.action_mask.bool().any(dim=1))
-    return torch.cat(parts)
 
 
 def advantages_without(

@@ -7,12 +7,16 @@ tokens of a row; see `ragged`).
 from __future__ import annotations
 
 import time
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import ray
 import torch
+from openrlhf.trainer.ppo_utils import experience_maker as host
 from openrlhf.trainer.ppo_utils.experience import Experience
 
+from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.credit import CUSTOM, CreditBatch, chosen_estimator, options_from, sample_batch
 from openrlhf_ktae.ktae import CreditSums, credit_sums, discounted_returns, warm_up
 from openrlhf_ktae.record.rollouts import Credit
@@ -20,7 +24,7 @@ from openrlhf_ktae.trainer.nonfinite import refuse_nonfinite
 from openrlhf_ktae.trainer.ppo_utils import host_speed
 from openrlhf_ktae.trainer.ppo_utils.columns import Experiences, micro_batches
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
-from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without, excluded_rollouts
+from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without
 from openrlhf_ktae.trainer.ppo_utils.ragged import Memory, back_to_tables, end_to_end, row_edges
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.shaped_experience_maker import ShapedExperienceMaker
@@ -70,12 +74,10 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         return Experiences(experiences)
 
     def split_rollout_samples(self, rollout_samples: list[Experience]) -> list[Experience]:
-        """Return the host's micro-batches: the host divides stand-ins of the rollouts, which it numbers."""
-        standins = [Experience(total_length=rollout.total_length) for rollout in rollout_samples]
-        parts = [part.index for part in super().split_rollout_samples(standins)]
-        for rollout, standin in zip(rollout_samples, standins, strict=True):
-            rollout.index = standin.index
-        return micro_batches(rollout_samples, parts, self.tokenizer.pad_token_id, self._memory)
+        """Return the host's micro-batches; the host divides the rollouts, and `micro_batches` merges them."""
+        with temporarily(host, Experience=SimpleNamespace(concat_experiences=lambda part, _: part)):
+            parts: Any = super().split_rollout_samples(rollout_samples)
+        return micro_batches(parts, self.tokenizer.pad_token_id, self._memory)
 
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
@@ -87,13 +89,13 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             BrokenGroup: the batch does not consist of whole groups.
         """
         scores_B = torch.cat([credited_scores(experience) for experience in experiences])
-        excluded_B = excluded_rollouts(experiences)
         rewards_B = torch.cat([experience.rewards.flatten() for experience in experiences])
-        host = super().compute_advantages_and_returns
+        excluded_B = scores_B.isnan() | rewards_B.isnan()
+        hosts = super().compute_advantages_and_returns
         if excluded_B.any():
-            experiences = advantages_without(excluded_B, experiences, self.args, host)
+            experiences = advantages_without(excluded_B, experiences, self.args, hosts)
         else:
-            experiences = host(experiences)
+            experiences = hosts(experiences)
         self.credit = None
         figures = taken(experiences)
         if self.estimator is None:
@@ -199,7 +201,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
 
 def credited_scores(experience: Experience) -> torch.Tensor:
     """Return the raw scores (B,), NaN for a rollout without an action token: there is nothing to credit."""
-    acted_B = experience.action_mask.bool().any(dim=-1)
+    acted_B = experience.action_mask.any(dim=-1)
     return raw_scores(experience).masked_fill(~acted_B, torch.nan)
 
 
@@ -211,16 +213,17 @@ def group_ids(experiences: list[Experience], samples: int) -> torch.Tensor:
     """
     index = [i for experience in experiences for i in experience.index]
     prompts = [prompt for experience in experiences for prompt in experience.prompts]
-    members: dict[int, list[str]] = {}
-    for i, prompt in zip(index, prompts, strict=True):
-        members.setdefault(i // samples, []).append(prompt)
-    for group, texts in members.items():
-        if len(texts) != samples or len(set(texts)) != 1:
-            raise BrokenGroup(
-                f"group {group} has {len(texts)} rollouts of {len(set(texts))} prompts instead of {samples} of one. "
-                "An agent (--train.agent_func_path) must return exactly --rollout.n_samples_per_prompt samples."
-            )
-    return torch.tensor([i // samples for i in index])
+    groups = [i // samples for i in index]
+    prompt_of = dict(zip(groups, prompts, strict=True))
+    sizes = Counter(groups)
+    wrong = [g for g, prompt in zip(groups, prompts, strict=True) if sizes[g] != samples or prompt != prompt_of[g]]
+    if wrong:
+        texts = {prompt for group, prompt in zip(groups, prompts, strict=True) if group == wrong[0]}
+        raise BrokenGroup(
+            f"group {wrong[0]} has {sizes[wrong[0]]} rollouts of {len(texts)} prompts instead of {samples} of one. "
+            "An agent (--train.agent_func_path) must return exactly --rollout.n_samples_per_prompt samples."
+        )
+    return torch.tensor(groups)
 
 
 def add_in_place(experiences: list[Experience], values_N: torch.Tensor) -> None:

@@ -25,7 +25,9 @@ from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.processes.deaths import innermost
 from openrlhf_ktae.processes.ending import POLL_SECONDS, EndOrder, GivenUp
 from openrlhf_ktae.trainer.engines import engine_died
+from openrlhf_ktae.trainer.ppo_utils.columns import peek
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedGenerator
+from openrlhf_ktae.trainer.ppo_utils.messages import Answer
 from openrlhf_ktae.trainer.ray.retrying_rollouts import FAILURE
 from openrlhf_ktae.trainer.staleness import WEIGHTS_STEP
 from openrlhf_ktae.verifier.user_reward import HINT
@@ -109,26 +111,25 @@ class SurvivingGenerator(PositionedGenerator):
 
     def _process_response_into_experience(self, response: dict[str, Any], **kwargs: Any) -> Experience:
         """Convert as the host does; mark placeholders of failed rollouts."""
-        experience = super()._process_response_into_experience(response, **kwargs)
-        failure = response.get(FAILURE, "")
+        if FAILED not in response.get("extra_logs", {}):  # the answers to a prompt are marked together, with the first
+            for answer in response.among.answers if isinstance(response, Answer) else [response]:
+                marks = {FAILED: float(bool(answer.get(FAILURE)))}
+                if self.args.train.async_enable:
+                    marks[WEIGHTS_STEP] = answer[WEIGHTS_STEP]
+                answer["extra_logs"] = answer.get("extra_logs", {}) | marks
         if hint := response.get(HINT):
             self.note(hint)
-        experience.info[FAILED] = torch.tensor([float(bool(failure))])
-        if self.args.train.async_enable:
-            experience.info[WEIGHTS_STEP] = torch.tensor([response[WEIGHTS_STEP]])
-        self._last_failure = failure or self._last_failure
-        return experience
+        self._last_failure = response.get(FAILURE) or self._last_failure
+        return super()._process_response_into_experience(response, **kwargs)
 
     def _settle(self, samples: list[Experience], per_prompt: int) -> None:
         """Add log entries that failed rollouts lack, as zeros; stop the run if too many prompts failed."""
-        entries: dict[str, torch.Tensor] = {}
-        for sample in samples:
-            if not sample.info.keys() <= entries.keys():
-                entries = {**entries, **sample.info}
-        for sample in samples:
-            if len(sample.info) < len(entries):
-                sample.info = {name: torch.zeros_like(value) for name, value in entries.items()} | sample.info
-        self._failures.extend(bool(sample.info[FAILED]) for sample in samples[::per_prompt])
+        names: set[str] = set().union(*(peek(sample, "info") for sample in samples))
+        lacking = [sample for sample in samples if len(peek(sample, "info")) < len(names)]
+        entries = {name: value for sample in (samples if lacking else ()) for name, value in sample.info.items()}
+        for sample in lacking:
+            sample.info = {name: torch.zeros_like(value) for name, value in entries.items()} | sample.info
+        self._failures.extend(bool(peek(sample, "info")[FAILED]) for sample in samples[::per_prompt])
         share = sum(self._failures) / max(len(self._failures), 1)
         if len(self._failures) >= WINDOW and share > self.faults.max_failed_share:
             raise TrainingStopped(

@@ -8,7 +8,6 @@ Answers are lists of Python integers, which take longer to unpickle and convert 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ import ray
 from numpy.typing import NDArray
 
 TOKENS, LOG_PROBS = "observation_tokens", "rollout_log_probs"
-KINDS = {TOKENS: (np.int32, np.int64), LOG_PROBS: (np.float32, np.float32)}
-"""Lists of numbers in an answer: their dtype when sent and when received. The host converts to the same."""
+KINDS = {TOKENS: np.int32, LOG_PROBS: np.float32}
+"""Lists of numbers in an answer, and their dtype on the way."""
 _received: dict[Any, Any] = {}
 
 
@@ -46,16 +45,21 @@ class Answers(list[dict[str, Any]]):
         whole: dict[str, list[Any]] = {
             name: parts for name, parts in given.items() if self and all(part is not None for part in parts)
         }
-        arrays = {name: np.concatenate([np.asarray(p, KINDS[name][0]) for p in whole[name]]) for name in whole}
+        arrays = {name: np.concatenate([np.asarray(p, KINDS[name]) for p in whole[name]]) for name in whole}
         lengths = {name: [len(part) for part in parts] for name, parts in whole.items()}
         return arrived, ([{k: v for k, v in answer.items() if k not in whole} for answer in self], arrays, lengths)
 
 
 class Answer(dict[str, Any]):
-    """A received answer with views into the arrays: number `place` of the answers `among` to its prompt."""
+    """A received answer: number `place` of the answers `among` to its prompt, with views into their arrays."""
 
     among: Arrived
     place: int
+
+    def __missing__(self, name: str) -> Any:
+        array, lengths = self.among.arrays[name], self.among.lengths[name]
+        start = sum(lengths[: self.place])
+        return array[start : start + lengths[self.place]]
 
 
 class Arrived:
@@ -64,25 +68,15 @@ class Arrived:
     def __init__(
         self, answers: list[dict[str, Any]], arrays: dict[str, NDArray[Any]], lengths: dict[str, list[int]]
     ) -> None:
-        self.answers, self.lengths = answers, lengths
-        self.arrays = {name: np.array(array, KINDS[name][1]) for name, array in arrays.items()}  # Ray's are read-only
+        self.answers, self.arrays, self.lengths = list(map(Answer, answers)), arrays, lengths
+        for place, answer in enumerate(self.answers):
+            answer.among, answer.place = self, place
+        for array in arrays.values():
+            array.flags.writeable = False  # as those are that Ray maps
         self.made: Sequence[Any] | None = None
-        """The experiences that the controller built from them."""
-
-    def parts(self, name: str) -> list[NDArray[Any]]:
-        """Return each answer's part of an array, as a view."""
-        array = self.arrays[name]
-        return [array[start:end] for start, end in pairwise(accumulate(self.lengths[name], initial=0))]
+        """The rollouts that the controller made of them."""
 
 
 def arrived(*parts: Any) -> list[Answer]:
     """Rebuild the answers from a pickled `Answers`."""
-    among = Arrived(*parts)
-    arrays = {name: among.parts(name) for name in among.arrays}
-    answers = []
-    for place, rest in enumerate(among.answers):
-        answer = Answer(rest)
-        answer.update({name: views[place] for name, views in arrays.items()})
-        answer.among, answer.place = among, place
-        answers.append(answer)
-    return answers
+    return Arrived(*parts).answers

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
+
+from openrlhf_ktae.trainer.ppo_utils.columns import peek
 
 
 def raw_scores(experience: Experience) -> torch.Tensor:
@@ -15,3 +21,9 @@ def raw_scores(experience: Experience) -> torch.Tensor:
     if raw is None:
         return torch.full((len(experience.index),), torch.nan)
     return raw.detach().clone().float().flatten()
+
+
+def plain_scores(rollouts: Sequence[Any]) -> list[float]:
+    """Return `raw_scores` of single rollouts, which may hold plain numbers."""
+    given = [peek(one, "rewards" if peek(one, "scores") is None else "scores") for one in rollouts]
+    return torch.tensor([math.nan if one is None else float(one) for one in given], dtype=torch.float32).tolist()

@@ -204,13 +204,47 @@ def test_rollouts_of_a_prompt_equal_the_hosts(host, name, max_len):
 
 
 def test_rollouts_of_a_prompt_share_their_tensors(host):
-    from openrlhf_ktae.trainer.ppo_utils.light_samples import experiences_of
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    from openrlhf_ktae.trainer.ppo_utils.data_position import plain
+    from openrlhf_ktae.trainer.ppo_utils.light_samples import rollouts_of
     from openrlhf_ktae.trainer.ppo_utils.messages import Answers
 
     came = pickle.loads(pickle.dumps(Answers(GROUPS["usual"])))
-    made = experiences_of(came[0].among, 4096)
-    for name in ("sequences", "attention_mask", "action_mask", "rollout_log_probs", "rewards", "total_length"):
+    made = rollouts_of(came[0].among, 4096)
+    kept = [plain(one) for one in made]
+    assert not any(vars(one).keys() - {"group", "place"} for one in made), "a checkpoint's state leaves them unread"
+    assert_same_experiences(made, [Experience(**fields) for fields in kept])
+    for name in ("sequences", "attention_mask", "action_mask", "rollout_log_probs"):
         assert len({getattr(e, name).untyped_storage().data_ptr() for e in made}) == 1, name
+
+
+@pytest.mark.parametrize("words", ["--rollout.micro_batch_size 3", DYNAMIC])
+@pytest.mark.parametrize("read", [None, "sequences", "info", "scores"])
+def test_micro_batches_of_received_rollouts_are_those_of_the_host(module, hosts, words, read):
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    from openrlhf_ktae.trainer.ppo_utils.light_samples import rollouts_of
+    from openrlhf_ktae.trainer.ppo_utils.messages import Answers
+
+    one = maker(module, *words.split())
+    for names in (["usual"] * 3, ["no log-probabilities"], ["failed", "usual"], ["images"], ["numbers of two types"]):
+        expected, found = [], []
+        for group in (GROUPS[name] for name in names):
+            expected += [SamplesGenerator._process_response_into_experience(None, a, max_len=4) for a in group]
+            found += rollouts_of(pickle.loads(pickle.dumps(Answers(group)))[0].among, 4)
+        if read:  # and changed, as a rollout's own field or in its memory
+            for rollout in (expected[1], found[1]):
+                getattr(rollout, read)[{"info": "reward", "sequences": (0, 1), "scores": 0}[read]] = torch.tensor([2])
+        given = ([*group] for group in (found, expected))
+        assert_same_experiences(one.split_rollout_samples(next(given)), hosts(one_host(one), next(given)))
+
+
+def one_host(one):
+    """The host's method for the maker `one`."""
+    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+
+    return lambda rollouts: RemoteExperienceMaker.split_rollout_samples(one, rollouts)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.int32])

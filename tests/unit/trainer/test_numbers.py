@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from small_engines import initialized, weights
@@ -127,7 +128,7 @@ def test_repetition_counts_ngrams_that_occurred_before(host):
     from openrlhf_ktae.trainer.collapse import repetition
 
     def of_all(rows):
-        return repetition(rows, [torch.ones_like(row) for row in rows])
+        return repetition([row.numpy() for row in rows], [np.ones(len(row)) for row in rows])
 
     assert of_all([torch.arange(20)]) == 0
     assert of_all([torch.zeros(7, dtype=torch.long)]) == pytest.approx(3 / 4)  # 4 four-grams, one distinct

@@ -189,7 +189,7 @@ def generator(host, tokenizer):
 def test_an_empty_rollout_merges_with_others_and_leaves_the_statistics(generator, tokenizer):
     from openrlhf.trainer.ppo_utils.experience import Experience
 
-    from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import excluded_rollouts
+    from openrlhf_ktae.trainer.ppo_utils.experience_maker import credited_scores
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import FAILED
     from openrlhf_ktae.trainer.ray.retrying_rollouts import empty_response
 
@@ -209,7 +209,7 @@ def test_an_empty_rollout_merges_with_others_and_leaves_the_statistics(generator
     merged = Experience.concat_experiences(samples, tokenizer.pad_token_id)
     assert merged.info["verifier_correct"].tolist() == [1, 0]
     assert merged.info[FAILED].tolist() == [0, 1]
-    assert excluded_rollouts([merged]).tolist() == [False, True]
+    assert credited_scores(merged).isnan().tolist() == [False, True]
 
 
 def test_too_many_failed_prompts_stop_the_run(generator, tokenizer):
