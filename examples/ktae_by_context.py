@@ -9,16 +9,11 @@ Context is the last token of the answer before that the prompt has too (`context
 `--algo.ktae.*`; `excluded_ids` would be keys and means nothing here.
 """
 
-import sys
-from pathlib import Path
-
 import torch
+from context_keys import keys
 
 from openrlhf_ktae.credit import CreditBatch, TokenCredit, register
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
-
-sys.path.append(str(Path(__file__).resolve().parent))
-from context_keys import keys
 
 
 @register("ktae_by_context", options=KTAEConfig, by_verdict=True)
