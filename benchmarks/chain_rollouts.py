@@ -17,7 +17,7 @@ import torch
 from stacked_qwen2 import Forward, Weights, stacked
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from openrlhf_ktae.credit import CreditBatch
+from openrlhf_ktae.credit import CreditBatch, tokens_in_prompt
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.append(str(EXAMPLES / "chains"))
@@ -66,6 +66,7 @@ class Member:
             "log_probs": chosen,
             "entropies": -(probs * log_probs_BTV).sum(-1),
             "sum_squares": probs.pow(2).sum(-1),
+            "in_prompt": tokens_in_prompt(ids, mask),
         }
         groups = torch.arange(len(ids)) // group
         return CreditBatch.from_tables(

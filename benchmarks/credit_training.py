@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from chain_rollouts import EXAMPLES, ORACLE, Member
+from chain_rollouts import ORACLE, Member
 from ktae_changes import by_value
 from make_task import draw_problem
 
@@ -54,8 +54,8 @@ def arms() -> dict[str, Arm]:
 
     "NAME x probability" are those of NAME times the token's, "NAME x half" times half of it and a half.
     """
-    oracle, context = load_estimator(ORACLE), load_estimator(EXAMPLES / "ktae_by_context.py")
-    known = estimators()
+    oracle, known = load_estimator(ORACLE), estimators()
+    context = known["ktae_by_context"]
 
     def credited(estimator: Estimator, options: Any = None) -> Arm:
         return lambda batch: batch.base_N + estimator(batch, options).added_N

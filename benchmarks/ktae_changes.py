@@ -1,21 +1,16 @@
 """Values of prefixes from statistics of KTAE's kind: the second change to it that docs/evidence.md measures.
 
-The first, keys with context, is `examples/ktae_by_context.py`. Legend as in `openrlhf_ktae.credit.batch`: `A` action
-tokens, `B` rollouts; `K` keys (`examples/context_keys.py`).
+The first, keys with context, is `ktae_by_context`. Legend as in `openrlhf_ktae.credit.batch`: `A` action
+tokens, `B` rollouts; `K` keys (`credit/ktae_by_context.py`).
 """
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import torch
-from chain_rollouts import EXAMPLES
 
 from openrlhf_ktae.credit import CreditBatch
-
-sys.path.append(str(EXAMPLES))
-from context_keys import keys
+from openrlhf_ktae.credit.ktae_by_context import keys
 
 PRIOR = 1.0
 """Rollouts with the group's mean score that each key has in addition to its own."""
@@ -31,7 +26,9 @@ def by_value(batch: CreditBatch) -> torch.Tensor:
     unexplained: 0 for an id that means nothing, which keeps the value of the prefix before it. The last token gets the
     rest, up to the score. Groups of one side keep their base.
     """
-    key_A, row_A, right_B = keys(batch), batch.row_A, batch.correct_B.astype(float)
+    row_A, right_B = batch.row_A, batch.correct_B.astype(float)
+    numbers_A = keys(batch, torch.zeros_like(batch.mask_N))
+    key_A = np.unique([batch.group_B[row_A], numbers_A], axis=1, return_inverse=True)[1].reshape(-1)
     pairs = np.unique(np.stack([key_A, row_A]), axis=1)  # each rollout once a key
     group_K, id_K = np.zeros((2, key_A.max() + 1), np.int64)
     group_K[key_A], id_K[key_A] = batch.group_B[row_A], batch.token_ids_N.numpy()[batch.at_A]

@@ -10,15 +10,10 @@ score. c brings the scores to the scale of the base. Prompt and response are rea
 Rows that are no chain keep their base.
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
+from make_task import on_track, read_problem, words_of
 
 from openrlhf_ktae.credit import CreditBatch, NoOptions, TokenCredit, register
-
-sys.path.append(str(Path(__file__).resolve().parent))
-from make_task import on_track, read_problem, words_of
 
 
 def states(batch: CreditBatch) -> np.ndarray:

@@ -8,13 +8,14 @@ from openrlhf_ktae.credit import (  # noqa: F401  (importing one registers it)
     entropy_mask,
     gtpo,
     ktae,
+    ktae_by_context,
     lambda_grpo,
     mc_value,
     otb,
     prob_reweight,
     tempo,
 )
-from openrlhf_ktae.credit.batch import NEEDS, OF_POLICY, CreditBatch, TokenCredit
+from openrlhf_ktae.credit.batch import NEEDS, OF_POLICY, CreditBatch, TokenCredit, tokens_in_prompt
 from openrlhf_ktae.credit.registry import (
     CUSTOM,
     Estimator,
@@ -41,5 +42,6 @@ __all__ = [
     "options_from",
     "register",
     "sample_batch",
+    "tokens_in_prompt",
     "wrong_with",
 ]

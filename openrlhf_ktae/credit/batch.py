@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-NEEDS = ("log_probs", "entropies", "sum_squares", "values")
+NEEDS = ("log_probs", "entropies", "sum_squares", "values", "in_prompt")
 """Inputs that are computed only for estimators that need them: fields `*_N` of `CreditBatch`."""
 OF_POLICY = NEEDS[:3]
 """Needs that one forward pass of the policy provides."""
@@ -53,6 +53,8 @@ class CreditBatch:
     """Sum of the squared probabilities of all ids before each token."""
     values_N: torch.Tensor | None = None
     """Estimated mean score of continuations after each token, NaN where there is no estimate."""
+    in_prompt_N: torch.Tensor | None = None
+    """1.0 where the rollout's prompt has the token's id, else 0.0: `tokens_in_prompt`."""
 
     @classmethod
     def from_tables(
@@ -190,6 +192,13 @@ class CreditBatch:
         values_N = np.zeros(len(self.mask_N), np.float32)
         values_N[self.at_A] = np.where(self.known_B[self.row_A], values_A, 0.0)
         return torch.from_numpy(values_N)
+
+
+def tokens_in_prompt(ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Return 1.0 where an id is also before the row's first action token, else 0.0: float32 (B, T)."""
+    starts_B = mask_BT.int().argmax(1).tolist()
+    rows = [torch.isin(ids_T, ids_T[:start]) for ids_T, start in zip(ids_BT, starts_B, strict=True)]
+    return torch.stack(rows).float()
 
 
 @dataclass(frozen=True)

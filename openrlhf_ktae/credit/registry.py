@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from openrlhf_ktae.base.user_files import with_its_folder
 from openrlhf_ktae.credit.batch import NEEDS, CreditBatch, TokenCredit
 
 CUSTOM = "custom"
@@ -125,7 +126,8 @@ def load_estimator(path: str | Path) -> Estimator:
     """
     before = dict(_known)
     try:
-        runpy.run_path(str(path))
+        with with_its_folder(path):
+            runpy.run_path(str(path))
         new = [one for name, one in _known.items() if name not in before]
     finally:
         _known.clear()

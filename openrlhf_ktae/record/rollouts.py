@@ -46,7 +46,7 @@ COLUMNS = {
 }
 ADDED = ("rollout_log_probs", "truncated")
 """The sampler's log-probabilities, if recorded, and whether the response was truncated. Earlier versions lack both."""
-NEEDED = {name: "list<float>" for name in ("log_probs", "entropies", "sum_squares", "values")}
+NEEDED = {name: "list<float>" for name in ("log_probs", "entropies", "sum_squares", "values", "in_prompt")}
 """Columns for the inputs that the run's estimator needs; NaN in `values` means no value."""
 MEGABYTE = 2**20
 

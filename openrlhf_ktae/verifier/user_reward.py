@@ -28,6 +28,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from openrlhf_ktae.base.user_files import with_its_folder
+
 logger = logging.getLogger(__name__)
 
 MODULE_NAME = "reward_func"  # the host's name; registered, so that functions of the file can be pickled
@@ -257,7 +259,8 @@ def _load(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[MODULE_NAME] = module
     try:
-        spec.loader.exec_module(module)
+        with with_its_folder(path):
+            spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(
             f"verifier option reward_file = {path!r} cannot be loaded:\n{traceback.format_exc()}"

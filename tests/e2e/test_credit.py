@@ -32,10 +32,10 @@ def test_all_named_estimators_run_on_the_real_stack(train, tmp_path):
     (tmp_path / "everyone.py").write_text(EVERYONE)
     words = f"--advantage_estimator custom --algo.credit.file {tmp_path}/everyone.py --ktae.record_rollouts 1"
     words += " --algo.mc_value.every 4 --algo.mc_value.samples 2 --data.max_samples 16 --run.eval_edges false"
-    run = train(tmp_path / "run", *words.split(), "--algo.credit.options", '{"divisor": 18.0}')
+    run = train(tmp_path / "run", *words.split(), "--algo.credit.options", '{"divisor": 20.0}')
     assert run.code == 0, run.output
     assert len(run.steps) == 2
-    assert len(estimators()) == 9
+    assert len(estimators()) == 10
     for name in estimators():
         sizes = [step[f"credit/{name}_size"] for step in run.steps]
         assert all(math.isfinite(size) for size in sizes), name
@@ -43,7 +43,7 @@ def test_all_named_estimators_run_on_the_real_stack(train, tmp_path):
     assert all(step["credit/continuation_tokens"] >= step["credit/continuations"] > 0 for step in run.steps)
     values = []
     for group in read_groups(find([run.directory])):
-        assert (group.about["credit"]["name"], group.about["credit"]["options"]) == ("custom", {"divisor": 18.0})
+        assert (group.about["credit"]["name"], group.about["credit"]["options"]) == ("custom", {"divisor": 20.0})
         for row in group.rows:
             acted = [i for i, acted in enumerate(row["action"]) if acted]
             values += [value for value in row["values"] if not math.isnan(value)]

@@ -19,6 +19,7 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.base.errors import TrainingStopped
+from openrlhf_ktae.base.user_files import with_its_folder
 from openrlhf_ktae.record.rollouts import TokenTexts
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SeededSamplesGenerator, derived_seed
@@ -107,7 +108,8 @@ class ContinuingGenerator(SeededSamplesGenerator):
 
     @cached_property
     def _values_of(self) -> Callable[[str, list[str], Any], Sequence[float]]:
-        found: Callable[[str, list[str], Any], Sequence[float]] = runpy.run_path(self._options.file)[VALUES]
+        with with_its_folder(self._options.file):
+            found: Callable[[str, list[str], Any], Sequence[float]] = runpy.run_path(self._options.file)[VALUES]
         return found
 
     def _add_values(self, samples: list[Experience], generate_kwargs: Mapping[str, Any]) -> None:

@@ -17,7 +17,14 @@ from openrlhf.trainer.ppo_utils import experience_maker as host
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.base.temporarily import temporarily
-from openrlhf_ktae.credit import CUSTOM, CreditBatch, chosen_estimator, options_from, sample_batch
+from openrlhf_ktae.credit import (
+    CUSTOM,
+    CreditBatch,
+    chosen_estimator,
+    options_from,
+    sample_batch,
+    tokens_in_prompt,
+)
 from openrlhf_ktae.ktae import CreditSums, credit_sums, discounted_returns, warm_up
 from openrlhf_ktae.record.rollouts import Credit
 from openrlhf_ktae.trainer.nonfinite import refuse_nonfinite
@@ -102,6 +109,9 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             self._keep(experiences, scores_B, rewards_B, None)
             return experiences
         started = time.perf_counter()
+        if "in_prompt" in self.options.needs:
+            tables = [tokens_in_prompt(e.sequences[:, 1:], e.action_mask) for e in experiences]
+            figures = {**figures, "in_prompt": tables}
         batch = self._batch(experiences, scores_B, figures)
         credit = self.estimator(batch, self.config)
         added_N = credit.added_N if self.options.weight == 1 else credit.added_N * self.options.weight

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from openrlhf_ktae.credit import NEEDS, CreditBatch
+from openrlhf_ktae.credit import NEEDS, CreditBatch, estimators
 
 PROMPT = 2  # tokens of a prompt, which rows begin with
 
@@ -169,6 +169,25 @@ def literal_mc_value(rollout, made):
         if not math.isnan(values[place]):
             before = values[place]
     return added
+
+
+def literal_ktae_by_context(rollout, made):
+    """KTAE of the group, with a new id for each pair of context and id."""
+    numbers, group = {}, [r for r in made if r["group"] == rollout["group"]]
+    for one in group:
+        context, one["keys"] = None, []
+        for token, inside in zip(one["ids"][one["mask"]].tolist(), acting(one, "in_prompt"), strict=True):
+            one["keys"].append(numbers.setdefault((context, token), len(numbers)))
+            context = token if inside > 0.5 and token != 2 else context
+    width = max(len(one["keys"]) for one in group)
+    ids, mask = (np.zeros((len(group), width), kind) for kind in (int, bool))
+    for row, one in enumerate(group):
+        ids[row, : len(one["keys"])], mask[row, : len(one["keys"])] = one["keys"], True
+    scores = [one["score"] for one in group]
+    given = CreditBatch.from_tables(ids, mask, scores, [0] * len(group), [0.0] * len(group))
+    row = next(row for row, one in enumerate(group) if one is rollout)
+    found = estimators()["ktae"](given).added_N.view(len(group), width)[row]
+    return [0.0 if i == 2 else float(k) for i, k in zip(rollout["ids"][rollout["mask"]], found, strict=False)]
 
 
 LITERAL = {name.removeprefix("literal_"): twin for name, twin in globals().items() if name.startswith("literal_")}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from credit_batches import LITERAL, batch, known, of_rollouts, rollouts
 
-from openrlhf_ktae.credit import CreditBatch, estimators, load_estimator, sample_batch, wrong_with
+from openrlhf_ktae.credit import CreditBatch, estimators, load_estimator, sample_batch, tokens_in_prompt, wrong_with
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
 
 CASES = [(name, {}) for name in LITERAL] + [
@@ -99,6 +99,22 @@ def test_worked_examples(name, needs, advantages):
     np.testing.assert_allclose(found.numpy(), advantages, atol=1e-6)
 
 
+def test_context_tells_apart_what_an_id_alone_does_not():
+    """Prompt P Q; P x Q y is right and P y Q x wrong: x and y are in both. End and prompt need no K."""
+    p, q, x, y, end = range(5)
+    rows, mask = [[p, q, p, x, q, y, end], [p, q, p, y, q, x, end]], [[0, 0, 1, 1, 1, 1, 1]] * 2
+    inside = tokens_in_prompt(torch.tensor(rows), torch.tensor(mask))
+    assert inside.tolist() == [[1, 1, 1, 0, 1, 0, 0]] * 2
+    given = CreditBatch.from_tables(rows, mask, [1, 0], [0, 0], [1.0, -1.0], special_ids=(end,), in_prompt=inside)
+    assert not credit("ktae", given).added_N.any()
+    found = credit("ktae_by_context", given).added_N.view(2, 7)
+    k = float(found[0, 3])
+    assert k > 0.1
+    # Before the first of the prompt's tokens there is no context; Q comes after x in the one and after y in the other,
+    # but both after P.
+    np.testing.assert_allclose(found, [[0, 0, 0, k, 0, k, 0], [0, 0, 0, -k, 0, -k, 0]], atol=1e-6)
+
+
 def test_gtpo_gives_an_unsure_token_of_a_right_rollout_more():
     """Two right rollouts: 3 and 1 nat at one place are shares of 3/2 and 1/2."""
     given = CreditBatch.from_tables(
@@ -158,10 +174,16 @@ def test_the_worked_examples_of_the_documentation(name, needs, advantages):
 def test_the_table_of_the_documentation_has_every_estimator_option_and_need(name):
     _, _, options, needs, sorts = doc_row(name, "# Estimators")
     one = estimators()[name]
-    written = {"log_probs": "log pi", "entropies": "H", "sum_squares": "sum pi²", "values": "V"}
+    written = {
+        "log_probs": "log pi",
+        "entropies": "H",
+        "sum_squares": "sum pi²",
+        "values": "V",
+        "in_prompt": "in prompt",
+    }
     assert needs == ", ".join(written[need] for need in one.needs)
     assert 0 < float(sorts) < 3
-    if name != "ktae":
+    if one.options is not KTAEConfig:
         assert options == ", ".join(
             f"`{field.name}` {field.default:g}"
             if isinstance(field.default, float)

@@ -83,16 +83,18 @@ def test_adam_equals_torchs_with_a_rate_per_model(scripts):
 
 def small_batch(scores, groups):
     """Prompts 7 8, responses 7 x, 8 y and an end: contexts are none, 7, 7, 8."""
-    from openrlhf_ktae.credit import CreditBatch
+    from openrlhf_ktae.credit import CreditBatch, tokens_in_prompt
 
     ids = torch.tensor([[7, 8, 7, 20 + i % 2, 8, 30] for i in range(len(scores))])
     mask = torch.tensor([[0, 0, 1, 1, 1, 1]]).expand(len(ids), -1)
     scores = torch.tensor(scores)
-    return CreditBatch.from_tables(ids, mask, scores, torch.tensor(groups), 2 * scores - 1)
+    inside = tokens_in_prompt(ids, mask)
+    return CreditBatch.from_tables(ids, mask, scores, torch.tensor(groups), 2 * scores - 1, in_prompt=inside)
 
 
 def test_keys_are_ids_after_the_last_token_that_the_prompt_has_too(scripts):
-    keys = scripts["changes"].keys(small_batch([1.0, 0.0, 1.0, 0.0], [0, 0, 0, 0])).reshape(4, 4)
+    batch = small_batch([1.0, 0.0, 1.0, 0.0], [0, 0, 0, 0])
+    keys = scripts["changes"].keys(batch, torch.zeros_like(batch.mask_N)).reshape(4, 4)
     assert (keys[0] == keys[2]).all() and (keys[1] == keys[3]).all()
     assert (keys[0] == keys[1]).tolist() == [True, False, True, True]
     assert len(set(keys.flatten().tolist())) == 5
@@ -136,20 +138,6 @@ def test_differences_of_a_map(scripts):
     assert found[0, "tempo"][:3] == pytest.approx((2, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
     assert found[0, "tempo"][3] == pytest.approx(2 * 0.0741799)  # Holm: the smaller of two
     assert found[0, "oracle"][3] == pytest.approx(0.4226497)
-
-
-def test_ktae_by_context_is_ktae_where_each_id_has_one_context(scripts, examples):
-    """20 and 21 get the K that they have as ids; special ids and ids of all rollouts get none."""
-    from dataclasses import replace
-
-    from openrlhf_ktae.credit import estimators, load_estimator, wrong_with
-
-    context = load_estimator(examples / "ktae_by_context.py")
-    assert not wrong_with(context)
-    batch = small_batch([1.0, 0.0, 1.0, 0.0], [0, 0, 0, 0])
-    plain = estimators()["ktae"](batch).added_N
-    assert torch.allclose(context(batch).added_N, plain) and plain.view(4, 6)[0, 3] > 0.4
-    assert not context(replace(batch, special_ids=(20, 21))).added_N.any()
 
 
 def test_shuffled_scores_stay_in_their_group(scripts):

@@ -10,7 +10,7 @@ import torch
 from rollout_batches import batched, by_rollout, maker, rollouts
 
 from openrlhf_ktae.cli.rescore import main
-from openrlhf_ktae.credit import estimators
+from openrlhf_ktae.credit import NEEDS, estimators
 from openrlhf_ktae.record.recorded import read_groups
 from openrlhf_ktae.record.rollouts import RolloutRecorder
 from openrlhf_ktae.report.credit_data import group_data, step_settings
@@ -49,9 +49,9 @@ def test_recorded_credit_is_reproduced(module, tokenizer, name, tmp_path):
         assert torch.equal(torch.tensor(row["advantages"]), expected)
         base = torch.tensor(row["advantages_without_k"]) + torch.tensor(row["k"])
         torch.testing.assert_close(base, expected, atol=1e-6, rtol=0)
-    assert {need for need in ("log_probs", "entropies", "sum_squares") if need in rows[0]} == set(
-        estimators()[name].needs
-    )
+    assert {need for need in NEEDS if need in rows[0]} == set(estimators()[name].needs)
+    for row in rows if "in_prompt" in rows[0] else ():
+        assert row["in_prompt"] == [float(i in row["prompt_ids"][1:]) for i in row["token_ids"]]
     assert main([str(path), "--output", str(tmp_path / "o")]) == 0
     result = json.loads((tmp_path / "o/rescore.json").read_text())
     assert result["reproduced"] < 1e-6
