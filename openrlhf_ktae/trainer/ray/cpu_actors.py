@@ -8,9 +8,12 @@ from typing import Any
 import deepspeed
 import ray
 import torch
+from openrlhf.models import actor as host_actor
+from openrlhf.trainer.ray import ppo_actor as host
 
-from openrlhf_ktae.backend.cpu_linear import described, measured_leads, use_faster_products
+from openrlhf_ktae.backend.cpu_linear import Asked, ChosenLinear, asking, described, measured_leads, use_faster_products
 from openrlhf_ktae.base.free_port import free_port
+from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.memory.phases import CPU_BUCKET
 from openrlhf_ktae.record.directory import add_version
 from openrlhf_ktae.trainer.lora import KTAEDeepspeedStrategy, model_weights, parts_of
@@ -53,6 +56,27 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
         if optimizer and optimizer["type"] == "AdamW":
             optimizer["params"] = {**optimizer["params"], "torch_adam": True, "fused": True}
         return config
+
+
+class CpuActor(host_actor.Actor):
+    """The host's model; logits of prompts and padding are not computed, and no table of logits is copied."""
+
+    def forward(self, sequences: Any, action_mask: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
+        """Return log-probabilities (b, T) as the host does; with `return_output`, of an output without logits."""
+        model: Any = self.model
+        head = getattr(model, "module", model).get_output_embeddings()
+        whole = kwargs.get("return_entropy") or self.packing_samples or not isinstance(head, ChosenLinear)
+        if whole or action_mask is None or head.bias is not None:
+            return super().forward(sequences, action_mask, attention_mask, **kwargs)
+        labels = torch.roll(sequences, shifts=-1, dims=1)
+        wanted = torch.nn.functional.pad(action_mask.bool(), (labels.size(1) - 1 - action_mask.size(1), 1))
+        found = {"log_probs_from_logits": lambda log_probs, _: log_probs.squeeze(-1)}
+        with (
+            asking(head, Asked(labels, wanted, self.temperature)),
+            temporarily(self, temperature=1.0),
+            temporarily(host_actor, **found),
+        ):
+            return super().forward(sequences, action_mask, attention_mask, **kwargs)
 
 
 class CpuActorPPOTrainer(KTAEActorPPOTrainer):
@@ -147,6 +171,7 @@ class CpuPolicyModelActor(KTAEPolicyModelActor):
 
     def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Load as the host does; send the weights to engines that have those of an earlier run."""
+        host.Actor = CpuActor
         super().init_model_from_pretrained(*args, **kwargs)
         engines = self.vllm_engines or []
         wanted = [False]
