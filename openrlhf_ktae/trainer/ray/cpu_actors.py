@@ -11,10 +11,19 @@ import torch
 from openrlhf.models import actor as host_actor
 from openrlhf.trainer.ray import ppo_actor as host
 
-from openrlhf_ktae.backend.cpu_linear import Asked, ChosenLinear, asking, described, measured_leads, use_faster_products
+from openrlhf_ktae.backend.cpu_linear import (
+    Asked,
+    ChosenLinear,
+    asking,
+    described,
+    measured_leads,
+    save_less_of_gates,
+    use_faster_products,
+)
+from openrlhf_ktae.backend.cpu_memory import forget, trim
 from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.base.temporarily import temporarily
-from openrlhf_ktae.memory.phases import CPU_BUCKET
+from openrlhf_ktae.memory.phases import CPU_BUCKET, share_devices
 from openrlhf_ktae.record.directory import add_version
 from openrlhf_ktae.trainer.lora import KTAEDeepspeedStrategy, model_weights, parts_of
 from openrlhf_ktae.trainer.ray.cpu_weight_sync import GlooGroup, Slot, buckets, new_buffer, view
@@ -36,6 +45,7 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
             model = entry[0] if isinstance(entry, tuple) else entry
             if model is not None:
                 use_faster_products(model, {} if self.args.train.full_determinism_enable else self._leads(model))
+                save_less_of_gates(model)
         return prepared
 
     def _leads(self, model: torch.nn.Module) -> dict[tuple[int, int], float]:
@@ -89,6 +99,18 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, dataloader_pin_memory=False)
+
+    def ppo_train(self, kl_ctl: float) -> dict[str, Any]:
+        """Update as the host does; return what engines do not need during the update, and then what it has freed."""
+        if share_devices(self.args) and torch.distributed.get_rank() == 0:
+            for engine in self.vllm_engines or []:
+                engine.release_memory.remote()  # weights are sent before it generates again; that notices a dead one
+        status = super().ppo_train(kl_ctl)
+        gradients = getattr(self.actor.model.optimizer, "grad_partitions_flat_buffer", None)
+        if gradients is not None and gradients.is_cpu:
+            forget(gradients)  # the first micro-batch overwrites them
+        trim()
+        return status
 
     def _meet_engines(self, backend: str) -> None:
         """Create the broadcast group of rank 0 and all engines."""
@@ -173,6 +195,7 @@ class CpuPolicyModelActor(KTAEPolicyModelActor):
         """Load as the host does; send the weights to engines that have those of an earlier run."""
         host.Actor = CpuActor
         super().init_model_from_pretrained(*args, **kwargs)
+        trim()
         engines = self.vllm_engines or []
         wanted = [False]
         if engines and torch.distributed.get_rank() == 0:
