@@ -47,7 +47,7 @@ def activate() -> None:
     register_post_import_hook(answer_for_cuda, "torch")
     register_post_import_hook(skip_compiled_collectives, "deepspeed.comm.torch")
     register_post_import_hook(wait_for_every_gather, "deepspeed.runtime.zero.partition_parameters")
-    register_post_import_hook(keep_gradients_in_place, "deepspeed.runtime.zero.stage3")
+    register_post_import_hook(copy_states_less, "deepspeed.runtime.zero.stage3")
     register_post_import_hook(mesh_on_cpu, "openrlhf.utils.deepspeed.deepspeed")
     register_post_import_hook(replay_buffer_on_cpu, "openrlhf.trainer.ppo_utils.replay_buffer")
     register_post_import_hook(accept_fp32, "openrlhf.utils.utils")
@@ -155,18 +155,20 @@ def wait_for_every_gather(module: Any) -> None:
     module.Init._allgather_params_coalesced = _allgather_params_coalesced
 
 
-def keep_gradients_in_place(module: Any) -> None:
-    """Symptom: ZeRO-3 copies all gradients four times: three of them in each micro-batch, even with one rank.
+def copy_states_less(module: Any) -> None:
+    """Symptom: ZeRO-3 has fp32 parameters twice on a CPU, and copies all gradients four times.
 
-    One rank concatenates gradients, divides them by one and sends them to itself. Before a step, gradients that already
-    follow each other in one buffer are concatenated, half a gigabyte for 135 million parameters.
-    Upstream: DeepSpeed 0.19.6, runtime/zero/stage3.py, `__avg_scatter_grads`, `_prepare_fp32_grad_for_sub_group`.
-    Remove when it returns the gradients themselves where it can.
+    A tensor's device never equals its name, a string, so parameters are not recognised as their own 32-bit copy. One
+    rank concatenates gradients, divides them by one and sends them to itself in each micro-batch. Before a step,
+    gradients that already follow each other in one buffer are concatenated.
+    Upstream: DeepSpeed 0.19.6, runtime/zero/stage3.py, `_create_fp32_partitions`, `__avg_scatter_grads`,
+    `_prepare_fp32_grad_for_sub_group`. Remove when it uses the tensors themselves where it can.
     """
-    _require(module, "reduce_scatter_coalesced", "dist", "DeepSpeedZeroOptimizer_Stage3")
+    _require(module, "reduce_scatter_coalesced", "dist", "torch", "DeepSpeedZeroOptimizer_Stage3")
     optimizer = module.DeepSpeedZeroOptimizer_Stage3
-    _require(optimizer, "_prepare_fp32_grad_for_sub_group")
+    _require(optimizer, "_prepare_fp32_grad_for_sub_group", "_create_fp32_partitions")
     reduce, prepare = module.reduce_scatter_coalesced, optimizer._prepare_fp32_grad_for_sub_group
+    create = optimizer._create_fp32_partitions
 
     def reduce_scatter_coalesced(tensors: Any, group: Any = None) -> Any:
         if module.dist.get_world_size(group) > 1:
@@ -178,7 +180,12 @@ def keep_gradients_in_place(module: Any) -> None:
         with temporarily(self, flatten=lambda tensors: _joined(tensors) if _adjoin(tensors) else copied(tensors)):
             prepare(self, sub_group_id)
 
+    def _create_fp32_partitions(self: Any) -> None:
+        with temporarily(self, device=module.torch.device(self.device)):
+            create(self)
+
     module.reduce_scatter_coalesced = reduce_scatter_coalesced
+    optimizer._create_fp32_partitions = _create_fp32_partitions
     optimizer._prepare_fp32_grad_for_sub_group = _prepare_fp32_grad_for_sub_group
 
 
