@@ -171,6 +171,11 @@ class _LogProbs(torch.autograd.Function):
         return of_x, of_w, None, None
 
 
+def is_wide(layer: Any) -> bool:
+    """Whether `asking` this layer changes no result by a bit: narrower ones include rows without a gradient."""
+    return isinstance(layer, ChosenLinear) and layer.bias is None and layer.out_features >= WIDE * layer.in_features
+
+
 @contextmanager
 def asking(layer: ChosenLinear, asked: Asked) -> Iterator[None]:
     """Let the layer return log-probabilities (b, T, 1) of labels in place of logits; 0 where they are not wanted."""

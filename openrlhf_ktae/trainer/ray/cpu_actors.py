@@ -13,9 +13,9 @@ from openrlhf.trainer.ray import ppo_actor as host
 
 from openrlhf_ktae.backend.cpu_linear import (
     Asked,
-    ChosenLinear,
     asking,
     described,
+    is_wide,
     measured_leads,
     save_less_of_gates,
     use_faster_products,
@@ -75,8 +75,8 @@ class CpuActor(host_actor.Actor):
         """Return log-probabilities (b, T) as the host does; with `return_output`, of an output without logits."""
         model: Any = self.model
         head = getattr(model, "module", model).get_output_embeddings()
-        whole = kwargs.get("return_entropy") or self.packing_samples or not isinstance(head, ChosenLinear)
-        if whole or action_mask is None or head.bias is not None:
+        whole = kwargs.get("return_entropy") or self.packing_samples or not is_wide(head)
+        if whole or action_mask is None:
             return super().forward(sequences, action_mask, attention_mask, **kwargs)
         labels = torch.roll(sequences, shifts=-1, dims=1)
         wanted = torch.nn.functional.pad(action_mask.bool(), (labels.size(1) - 1 - action_mask.size(1), 1))

@@ -134,6 +134,14 @@ def test_temperature_scales_the_logits_and_their_gradient(actor, monkeypatch):
     assert actor[1].temperature == 0.7
 
 
+def test_a_narrow_last_layer_is_not_asked():
+    narrow = torch.nn.Linear(8, 8 * cpu_linear.WIDE - 1, bias=False)
+    wide = torch.nn.Linear(8, 8 * cpu_linear.WIDE, bias=False)
+    assert not cpu_linear.is_wide(wide), "still torch's"
+    use_faster_products(torch.nn.ModuleList([narrow, wide]), {})
+    assert (cpu_linear.is_wide(narrow), cpu_linear.is_wide(wide)) == (False, True)
+
+
 def test_whole_logits_are_there_for_who_needs_them(actor):
     ids, acted = torch.ones(2, 8, dtype=torch.long), torch.ones(2, 7)
     _, output = actor[1](ids, acted, torch.ones_like(ids), return_output=True, return_entropy=True)
