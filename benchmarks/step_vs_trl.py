@@ -8,6 +8,10 @@ Same model, prompts, reward function, optimiser, learning rate and number of rol
 tokens each (the prompts ask for stories, which go on for longer), one update a step, no KL. The sides take turns,
 `--rounds` times; the first `--warm-up` steps of a process are not counted. Seconds are medians over steps and rounds.
 With `--size quickstart` the tiny model of the quickstart and 32 rollouts x 16 tokens instead.
+
+The last lines give our phases as shares of the machine's peak: operations of the model (2 x parameters x tokens for a
+pass forward, so 2 for generation and 6 for an update, over prompts and responses; attention is not counted) over
+seconds, over what torch.mm of two fp32 matrices of 4,096 x 4,096 does on the same threads in between the rounds.
 """
 
 from __future__ import annotations
@@ -82,7 +86,8 @@ def run_ours(size: str, steps: int, folder: Path, estimator: str) -> list[dict[s
     seconds = []
     for row in (row for row in rows if row["kind"] == "step"):
         phases = dict(zip(PHASES, (row[name] for name in names), strict=True))
-        seconds.append({**phases, "step": row["timing/step_total"], "tokens": row["response_length"]})
+        lengths = {"tokens": row["response_length"], "all tokens": row["total_length"] * batch * samples}
+        seconds.append({**phases, "step": row["timing/step_total"], **lengths})
     seconds[0]["start"] = next(row["time"] for row in rows if row["kind"] == "step") - started
     return seconds
 
@@ -189,11 +194,45 @@ def main() -> None:
     if not args.trl_python:
         parser.error("--trl-python: give the interpreter of an environment with trl==1.16.0")
     measured: dict[str, list[list[dict[str, float]]]] = {"ours": [], "trl": []}
+    peak = 0.0
     for _ in range(args.rounds):
+        peak = max(peak, matrix_product())
         with tempfile.TemporaryDirectory() as folder:
             measured["ours"].append(run_ours(args.size, args.steps, Path(folder), args.estimator))
             measured["trl"].append(run_trl(args.size, args.steps, Path(folder), args.trl_python))
     report(measured, args.warm_up)
+    counted = [step for steps in measured["ours"] for step in steps[args.warm_up :]]
+    report_shares(counted, peak, parameters(ROOT / SIZES[args.size][0]))
+
+
+def matrix_product() -> float:
+    """Return the operations a second of the best of five fp32 matrix products, with all threads."""
+    import torch
+
+    a, b = torch.rand(2, 4096, 4096)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - began)
+    return 2 * 4096**3 / min(seconds)
+
+
+def parameters(model: Path) -> int:
+    """Return the number of a model's parameters."""
+    from openrlhf_ktae.memory.model_shape import model_shape
+
+    shape = model_shape(str(model))
+    assert shape is not None
+    return shape.parameters
+
+
+def report_shares(steps: list[dict[str, float]], peak: float, numbers: int) -> None:
+    """Print each phase's operations a second, and their share of the peak."""
+    print(f"\na matrix product: {peak / 1e9:.0f} GFLOP/s; {numbers / 1e6:.1f} million parameters")
+    for phase, operations in (("generation", 2), ("update", 6)):
+        speed = statistics.median(operations * numbers * step["all tokens"] / step[phase] for step in steps)
+        print(f"{phase:12} {speed / 1e9:.0f} GFLOP/s, {speed / peak:.0%} of it")
 
 
 def report(measured: dict[str, list[list[dict[str, float]]]], warm_up: int) -> None:

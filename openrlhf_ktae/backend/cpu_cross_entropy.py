@@ -21,11 +21,9 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return losses (N,) of `logits` (N, V) and `labels` (N,)."""
-        normalizers = logits.new_empty(len(logits))
-        for rows in _chunks(logits):
-            normalizers[rows] = torch.logsumexp(logits[rows], dim=-1)
+        losses, normalizers = losses_of(logits, labels)
         ctx.save_for_backward(logits, labels, normalizers)
-        return normalizers - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor, None]:
@@ -38,6 +36,32 @@ class CrossEntropy(torch.autograd.Function):
         return result.scatter_add_(1, labels.unsqueeze(1), -weights), None
 
 
+def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return losses (N,) and logsumexp (N,) of `logits` (N, V)."""
+    normalizers = logits.new_empty(len(logits))
+    for rows in _chunks(logits):
+        normalizers[rows] = torch.logsumexp(logits[rows], dim=-1)
+    return normalizers - logits.gather(1, labels.unsqueeze(1)).squeeze(1), normalizers
+
+
+def to_gradient(
+    logits: torch.Tensor, labels: torch.Tensor, normalizers: torch.Tensor, weights: torch.Tensor, used: torch.Tensor
+) -> torch.Tensor:
+    """Overwrite `logits` (N, V) with the gradient of `weights` (N,) times the losses; return its rows `used` (n,)."""
+    scratch = logits.new_empty(_rows_at_once(logits), logits.size(1))
+    for first in range(0, len(used), len(scratch)):  # rows move to the front, never beyond those still to be read
+        rows = used[first : first + len(scratch)]
+        chunk = torch.index_select(logits, 0, rows, out=scratch[: len(rows)])
+        chunk.sub_(normalizers[rows].unsqueeze(1)).exp_().mul_(weights[rows].unsqueeze(1))
+        chunk.scatter_add_(1, labels[rows].unsqueeze(1), -weights[rows].unsqueeze(1))
+        logits[first : first + len(rows)].copy_(chunk)
+    return logits[: len(used)]
+
+
+def _rows_at_once(logits: torch.Tensor) -> int:
+    return max(1, (CHUNK if logits.is_cpu else GPU_CHUNK) // logits.size(1))
+
+
 def _chunks(logits: torch.Tensor) -> Iterator[slice]:
-    count = max(1, (CHUNK if logits.is_cpu else GPU_CHUNK) // logits.size(1))
+    count = _rows_at_once(logits)
     return (slice(first, first + count) for first in range(0, len(logits), count))

@@ -7,27 +7,51 @@ change.
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Callable, Mapping
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
+
+from openrlhf_ktae.backend.cpu_cross_entropy import losses_of, to_gradient
 
 # At this many outputs per input, rows without a gradient are skipped: this is the last layer, over the vocabulary, and
 # logits of prompts and padding have no gradient. Elsewhere the search would cost more than it saves.
 WIDE = 16
 MULTIPLICATIONS = 2.5e8  # of a timed product
+FEWEST_ROWS = 32  # of a product: below, kernels for a few rows round differently
 LEAD = 1.1  # torch must be this many times as fast as oneDNN to replace it: two measurements then rarely disagree
+
+
+class Asked(NamedTuple):
+    """What a pass needs of the last layer: the log-probability of a label (b, T) where `wanted` (b, T)."""
+
+    labels: torch.Tensor
+    wanted: torch.Tensor
+    temperature: float
 
 
 class ChosenLinear(torch.nn.Linear):
     """`torch.nn.Linear` whose three products are computed by a chosen kernel."""
 
     multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    asked: Asked | None = None
+    """Set for a pass that needs log-probabilities of labels and not the logits."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return `input` (..., in_features) times the weight, plus the bias."""
+    def forward(self, input: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
+        """Return `input` (..., in_features) times the weight, plus the bias; if asked, log-probabilities (b, T, 1).
+
+        With `up`, the input is SiLU(`input`) * up.
+        """
+        if up is not None:
+            gated: torch.Tensor = _GatedProduct.apply(input, up, self.weight, self.multiply)
+            return gated
+        if self.asked is not None:
+            scores: torch.Tensor = _LogProbs.apply(input, self.weight, self.multiply, self.asked)
+            return scores
         product: torch.Tensor = _Product.apply(input, self.weight, self.multiply)
         return product if self.bias is None else product + self.bias
 
@@ -58,6 +82,108 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_w = ctx.multiply(rows_of_g.t(), rows_of_x.t())
         return of_x, of_w, None
+
+
+class _GatedProduct(torch.autograd.Function):
+    """SiLU(gate) * up (..., K) times w.T of w (N, K); saves gate and up, where autograd saves four tensors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate: torch.Tensor, up: torch.Tensor, w: torch.Tensor, multiply: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
+        ctx.save_for_backward(gate, up, w)
+        ctx.multiply = multiply
+        return multiply(torch.nn.functional.silu(gate).mul_(up), w)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
+        gate, up, w = ctx.saved_tensors
+        g, active = _rows(gradients[0]), torch.nn.functional.silu(gate)
+        of_w = ctx.multiply(g.t(), _rows(active * up).t()) if ctx.needs_input_grad[2] else None
+        of_x = ctx.multiply(g, w.t()).view(gate.shape)
+        of_up = active.mul_(of_x)
+        return torch.ops.aten.silu_backward(of_x.mul_(up), gate), of_up, of_w, None
+
+
+GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
+
+
+def save_less_of_gates(model: torch.nn.Module) -> int:
+    """Let the feed-forward layers that are written as `GATED`, with SiLU, save less for backward; return how many."""
+    found = 0
+    for layer in model.modules():
+        parts = [getattr(layer, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+        if any(type(part) is not ChosenLinear for part in parts) or parts[2].bias is not None:  # type: ignore[union-attr]
+            continue
+        silu = type(getattr(layer, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
+        if silu and GATED in inspect.getsource(type(layer).forward):
+            layer.forward = partial(_gated, layer)
+            found += 1
+    return found
+
+
+def _gated(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = layer.down_proj(layer.gate_proj(x), layer.up_proj(x))
+    return result
+
+
+class _LogProbs(torch.autograd.Function):
+    """The last layer and the log-probability of a label: logits exist only where wanted, and become their gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, w: torch.Tensor, multiply: Callable[..., torch.Tensor], asked: Asked
+    ) -> torch.Tensor:
+        wanted = asked.wanted.reshape(-1)
+        if wanted.sum() < FEWEST_ROWS:
+            wanted = torch.ones_like(wanted)
+        ctx.rows = wanted.nonzero().squeeze(1)
+        logits, ctx.labels = multiply(_rows(x)[ctx.rows], w), asked.labels.reshape(-1)[ctx.rows]
+        if asked.temperature != 1.0:
+            logits.div_(asked.temperature)
+        losses, normalizers = losses_of(logits, ctx.labels)
+        ctx.save_for_backward(x, w)
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            ctx.multiply, ctx.temperature, ctx.logits, ctx.normalizers = (
+                multiply,
+                asked.temperature,
+                logits,
+                normalizers,
+            )
+        return -losses.new_zeros(len(wanted)).index_copy_(0, ctx.rows, losses).view(*asked.labels.shape, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        x, w = ctx.saved_tensors
+        weights, logits = -gradients[0].reshape(-1)[ctx.rows], ctx.logits
+        ctx.logits = None  # they become their gradient
+        used = (weights != 0).nonzero().squeeze(1)
+        g = to_gradient(logits, ctx.labels, ctx.normalizers, weights, used)
+        del logits
+        if ctx.temperature != 1.0:
+            g.div_(ctx.temperature)
+        rows = ctx.rows[used]
+        of_x = of_w = None
+        if ctx.needs_input_grad[0]:
+            of_x = torch.zeros_like(_rows(x)).index_copy_(0, rows, ctx.multiply(g, w.t())).view(x.shape)
+        if ctx.needs_input_grad[1]:
+            of_w = ctx.multiply(g.t(), _rows(x)[rows].t())
+        return of_x, of_w, None, None
+
+
+def is_wide(layer: Any) -> bool:
+    """Whether `asking` this layer changes no result by a bit: narrower ones include rows without a gradient."""
+    return isinstance(layer, ChosenLinear) and layer.bias is None and layer.out_features >= WIDE * layer.in_features
+
+
+@contextmanager
+def asking(layer: ChosenLinear, asked: Asked) -> Iterator[None]:
+    """Let the layer return log-probabilities (b, T, 1) of labels in place of logits; 0 where they are not wanted."""
+    layer.asked = asked
+    try:
+        yield
+    finally:
+        layer.asked = None
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

@@ -45,9 +45,11 @@ class PackedLinear:
             return None
 
 
-def forget_packed(model: torch.nn.Module) -> None:
-    """Make every layer of `model` repack its weight before the next use."""
+def forget_packed(model: torch.nn.Module, free: bool = False) -> None:
+    """Make every layer of `model` repack its weight before the next use; with `free`, drop the packed copies now."""
     for layer in model.modules():
         linear = getattr(layer, "cpu_linear", None)
         if isinstance(linear, PackedLinear):
             linear.stale = True
+            if free:
+                linear._packed = None

@@ -12,12 +12,14 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import psutil
 from wrapt import register_post_import_hook
 
 from openrlhf_ktae.backend import flash_attn_stub
+from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.processes import forks
 from openrlhf_ktae.processes.setup import below_the_driver, end_with_the_parent
 
@@ -45,6 +47,7 @@ def activate() -> None:
     register_post_import_hook(answer_for_cuda, "torch")
     register_post_import_hook(skip_compiled_collectives, "deepspeed.comm.torch")
     register_post_import_hook(wait_for_every_gather, "deepspeed.runtime.zero.partition_parameters")
+    register_post_import_hook(copy_states_less, "deepspeed.runtime.zero.stage3")
     register_post_import_hook(mesh_on_cpu, "openrlhf.utils.deepspeed.deepspeed")
     register_post_import_hook(replay_buffer_on_cpu, "openrlhf.trainer.ppo_utils.replay_buffer")
     register_post_import_hook(accept_fp32, "openrlhf.utils.utils")
@@ -150,6 +153,52 @@ def wait_for_every_gather(module: Any) -> None:
                 handle.wait()
 
     module.Init._allgather_params_coalesced = _allgather_params_coalesced
+
+
+def copy_states_less(module: Any) -> None:
+    """Symptom: ZeRO-3 has fp32 parameters twice on a CPU, and copies all gradients four times.
+
+    A tensor's device never equals its name, a string, so parameters are not recognised as their own 32-bit copy. One
+    rank concatenates gradients, divides them by one and sends them to itself in each micro-batch. Before a step,
+    gradients that already follow each other in one buffer are concatenated.
+    Upstream: DeepSpeed 0.19.6, runtime/zero/stage3.py, `_create_fp32_partitions`, `__avg_scatter_grads`,
+    `_prepare_fp32_grad_for_sub_group`. Remove when it uses the tensors themselves where it can.
+    """
+    _require(module, "reduce_scatter_coalesced", "dist", "torch", "DeepSpeedZeroOptimizer_Stage3")
+    optimizer = module.DeepSpeedZeroOptimizer_Stage3
+    _require(optimizer, "_prepare_fp32_grad_for_sub_group", "_create_fp32_partitions")
+    reduce, prepare = module.reduce_scatter_coalesced, optimizer._prepare_fp32_grad_for_sub_group
+    create = optimizer._create_fp32_partitions
+
+    def reduce_scatter_coalesced(tensors: Any, group: Any = None) -> Any:
+        if module.dist.get_world_size(group) > 1:
+            return reduce(tensors, group)
+        return [tensor.view(-1) for tensor in tensors]
+
+    def _prepare_fp32_grad_for_sub_group(self: Any, sub_group_id: int) -> None:
+        copied = self.flatten
+        with temporarily(self, flatten=lambda tensors: _joined(tensors) if _adjoin(tensors) else copied(tensors)):
+            prepare(self, sub_group_id)
+
+    def _create_fp32_partitions(self: Any) -> None:
+        with temporarily(self, device=module.torch.device(self.device)):
+            create(self)
+
+    module.reduce_scatter_coalesced = reduce_scatter_coalesced
+    optimizer._create_fp32_partitions = _create_fp32_partitions
+    optimizer._prepare_fp32_grad_for_sub_group = _prepare_fp32_grad_for_sub_group
+
+
+def _adjoin(tensors: Any) -> bool:
+    """Whether each flat tensor begins in memory where the one before it ends."""
+    one = len({(tensor.untyped_storage().data_ptr(), tensor.dtype) for tensor in tensors}) == 1
+    flat = all(tensor.dim() == 1 and tensor.is_contiguous() for tensor in tensors)
+    return one and flat and all(a.storage_offset() + a.numel() == b.storage_offset() for a, b in pairwise(tensors))
+
+
+def _joined(tensors: Any) -> Any:
+    """Return adjoining tensors as one view."""
+    return tensors[0].as_strided((sum(tensor.numel() for tensor in tensors),), (1,))
 
 
 def mesh_on_cpu(module: Any) -> None:

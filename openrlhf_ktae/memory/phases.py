@@ -27,7 +27,7 @@ CPU_PROCESS = 160 * 2**20
 """Threads, code loaded or compiled on first use (oneDNN) and small buffers of a training process on a CPU: an allowance
 calibrated on models of 8 and 28 million parameters (`docs/planner.md`)."""
 GATHER_BUFFERS = 100 * 2**20
-"""ZeRO-3's buffers for gathering (measured on CPUs with models of 8, 28 and 80 million parameters)."""
+"""ZeRO-3's buffers for gathering (measured with models of 8, 28 and 80 million parameters, and `BUCKET`)."""
 BUCKET = 500_000_000
 """DeepSpeed's `reduce_bucket_size`: number of gradient elements reduced at once."""
 CPU_BUCKET = 4 * 2**20
@@ -36,7 +36,7 @@ glibc's heap limit (32 MiB), so the kernel need not clear their pages. A paramet
 itself."""
 UNDIVIDED: dict[int, dict[int, tuple[float, float]]] = {
     BUCKET: {0: (10, 12), 1: (10, 12), 2: (10, 12), 3: (14, 17)},
-    CPU_BUCKET: {0: (8.5, 7), 1: (8.5, 7), 2: (5.5, 5), 3: (7.5, 10)},
+    CPU_BUCKET: {0: (8.5, 7), 1: (8.5, 7), 2: (5.5, 5), 3: (4, 12)},
 }
 """fp32: bytes per parameter that ZeRO does not shard, by bucket and stage, for (one rank, several ranks); calibrated on
 measured peaks (`docs/planner.md`)."""
@@ -117,14 +117,16 @@ def model_states(
 def fp32_states(parameters: int, stage: int, ranks: int, offload: bool = False, bucket: int = BUCKET) -> float:
     """Return the same in fp32. DeepSpeed has no estimator for it; calibrated on CPU peaks (`docs/planner.md`).
 
-    ZeRO shards 20 bytes per parameter: the updated copy (4), Adam's states (8) and two gradients (8). Each rank briefly
-    holds more (`UNDIVIDED`): gathered parameters, gradients before reduction, and bucket copies. In ZeRO-3 this extra
-    is assumed not to grow beyond a model of `BUCKET` parameters; measured up to 135M.
+    ZeRO shards 20 bytes per parameter: the updated copy (4), Adam's states (8) and two gradients (8). With ZeRO-3 on a
+    CPU the second gradient is a view of the first (`copy_states_less`), 16 bytes. Each rank briefly holds more
+    (`UNDIVIDED`): gathered parameters, gradients before reduction, and bucket copies. In ZeRO-3 this extra is assumed
+    not to grow beyond a model of `BUCKET` parameters; measured up to 135M.
     """
-    divided = (8 if offload else 20) * parameters / (ranks if stage else 1)
+    views = stage == 3 and bucket == CPU_BUCKET
+    divided = (8 if offload else 16 if views else 20) * parameters / (ranks if stage else 1)
     whole = UNDIVIDED[bucket][stage][ranks > 1]
     if stage == 3:
-        return divided + whole * min(parameters, BUCKET) + GATHER_BUFFERS
+        return divided + whole * min(parameters, BUCKET) + (0 if views else GATHER_BUFFERS)
     return divided + whole * parameters
 
 

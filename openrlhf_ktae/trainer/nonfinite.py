@@ -76,7 +76,12 @@ def skip_nonfinite_updates(optimizer: Any) -> None:
     update_scale = optimizer._update_scale
 
     def checked(has_overflow: bool) -> None:
-        check()
+        # A sum is finite only if all summands are. DeepSpeed's own check makes tables as large as the gradients.
+        suspect = 1 - optimizer.grad_partitions_flat_buffer.sum().isfinite().to(torch.uint8)
+        torch.distributed.all_reduce(suspect, op=torch.distributed.ReduceOp.MAX)
+        optimizer.overflow = False
+        if suspect.item():
+            check()
         update_scale(optimizer.overflow)
 
     optimizer._update_scale = checked  # called by `step` right before it reads `overflow`

@@ -74,7 +74,9 @@ def test_every_gather_is_waited_for():
     assert module.dist.all_gather_into_tensor is launch
 
 
-@pytest.mark.parametrize("patch", [cpu_patches.skip_compiled_collectives, cpu_patches.wait_for_every_gather])
+@pytest.mark.parametrize(
+    "patch", [cpu_patches.skip_compiled_collectives, cpu_patches.wait_for_every_gather, cpu_patches.copy_states_less]
+)
 def test_a_library_that_has_changed_is_noticed(patch):
     with pytest.raises(cpu_patches.PatchDoesNotApply):
         patch(SimpleNamespace(__name__="changed"))

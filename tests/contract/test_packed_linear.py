@@ -51,6 +51,15 @@ def test_new_weights_take_effect_after_forget_packed(ops):
     torch.testing.assert_close(linear.cpu_linear(x, linear.weight, None), 3.0 * before)
 
 
+def test_a_released_copy_is_gone_and_packed_again(ops):
+    linear = layer(ops, 96, 64)
+    x = torch.randn(5, 64)
+    before = linear.cpu_linear(x, linear.weight, None)
+    forget_packed(linear, free=True)
+    assert linear.cpu_linear._packed is None
+    assert torch.equal(linear.cpu_linear(x, linear.weight, None), before)
+
+
 def test_packing_again_frees_the_older_copy(ops):
     linear = layer(ops, 1024, 1024)  # 4 MiB
     x = torch.randn(2, 1024)

@@ -8,10 +8,22 @@ from typing import Any
 import deepspeed
 import ray
 import torch
+from openrlhf.models import actor as host_actor
+from openrlhf.trainer.ray import ppo_actor as host
 
-from openrlhf_ktae.backend.cpu_linear import described, measured_leads, use_faster_products
+from openrlhf_ktae.backend.cpu_linear import (
+    Asked,
+    asking,
+    described,
+    is_wide,
+    measured_leads,
+    save_less_of_gates,
+    use_faster_products,
+)
+from openrlhf_ktae.backend.cpu_memory import forget, trim
 from openrlhf_ktae.base.free_port import free_port
-from openrlhf_ktae.memory.phases import CPU_BUCKET
+from openrlhf_ktae.base.temporarily import temporarily
+from openrlhf_ktae.memory.phases import CPU_BUCKET, share_devices
 from openrlhf_ktae.record.directory import add_version
 from openrlhf_ktae.trainer.lora import KTAEDeepspeedStrategy, model_weights, parts_of
 from openrlhf_ktae.trainer.ray.cpu_weight_sync import GlooGroup, Slot, buckets, new_buffer, view
@@ -33,6 +45,7 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
             model = entry[0] if isinstance(entry, tuple) else entry
             if model is not None:
                 use_faster_products(model, {} if self.args.train.full_determinism_enable else self._leads(model))
+                save_less_of_gates(model)
         return prepared
 
     def _leads(self, model: torch.nn.Module) -> dict[tuple[int, int], float]:
@@ -55,6 +68,27 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
         return config
 
 
+class CpuActor(host_actor.Actor):
+    """The host's model; logits of prompts and padding are not computed, and no table of logits is copied."""
+
+    def forward(self, sequences: Any, action_mask: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
+        """Return log-probabilities (b, T) as the host does; with `return_output`, of an output without logits."""
+        model: Any = self.model
+        head = getattr(model, "module", model).get_output_embeddings()
+        whole = kwargs.get("return_entropy") or self.packing_samples or not is_wide(head)
+        if whole or action_mask is None:
+            return super().forward(sequences, action_mask, attention_mask, **kwargs)
+        labels = torch.roll(sequences, shifts=-1, dims=1)
+        wanted = torch.nn.functional.pad(action_mask.bool(), (labels.size(1) - 1 - action_mask.size(1), 1))
+        found = {"log_probs_from_logits": lambda log_probs, _: log_probs.squeeze(-1)}
+        with (
+            asking(head, Asked(labels, wanted, self.temperature)),
+            temporarily(self, temperature=1.0),
+            temporarily(host_actor, **found),
+        ):
+            return super().forward(sequences, action_mask, attention_mask, **kwargs)
+
+
 class CpuActorPPOTrainer(KTAEActorPPOTrainer):
     """The same update loop; only the sending of weights differs."""
 
@@ -65,6 +99,18 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, dataloader_pin_memory=False)
+
+    def ppo_train(self, kl_ctl: float) -> dict[str, Any]:
+        """Update as the host does; return what engines do not need during the update, and then what it has freed."""
+        if share_devices(self.args) and torch.distributed.get_rank() == 0:
+            for engine in self.vllm_engines or []:
+                engine.release_memory.remote()  # weights are sent before it generates again; that notices a dead one
+        status = super().ppo_train(kl_ctl)
+        gradients = getattr(self.actor.model.optimizer, "grad_partitions_flat_buffer", None)
+        if gradients is not None and gradients.is_cpu:
+            forget(gradients)  # the first micro-batch overwrites them
+        trim()
+        return status
 
     def _meet_engines(self, backend: str) -> None:
         """Create the broadcast group of rank 0 and all engines."""
@@ -147,7 +193,9 @@ class CpuPolicyModelActor(KTAEPolicyModelActor):
 
     def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Load as the host does; send the weights to engines that have those of an earlier run."""
+        host.Actor = CpuActor
         super().init_model_from_pretrained(*args, **kwargs)
+        trim()
         engines = self.vllm_engines or []
         wanted = [False]
         if engines and torch.distributed.get_rank() == 0:

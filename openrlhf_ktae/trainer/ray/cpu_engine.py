@@ -31,6 +31,10 @@ class CpuRolloutActor(KTAERolloutActor):
         """Have every worker of this engine receive one bucket of parameters."""
         await self.llm.collective_rpc("update_weights_in_bucket", args=(bucket,))
 
+    async def release_memory(self) -> None:
+        """Return memory that is not needed until weights arrive; nothing may be generated meanwhile."""
+        await self.llm.collective_rpc("release_memory")
+
     async def weight_checksum(self) -> float:
         """Return the checksum of the engine's current weights."""
         return (await self.llm.collective_rpc("weight_checksum"))[0]

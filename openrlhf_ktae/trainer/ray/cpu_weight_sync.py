@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from openrlhf_ktae.backend.cpu_memory import forget, trim
 from openrlhf_ktae.backend.cpu_packed_linear import forget_packed
 
 BUCKET_BYTES = 128 * 2**20
@@ -114,6 +115,13 @@ class CpuWorkerExtension:
         self._ktae_group.broadcast(buffer).wait()
         self.model_runner.model.load_weights(weights=((slot.name, view(buffer, slot)) for slot in bucket))
         forget_packed(self.model_runner.model)
+
+    def release_memory(self) -> None:
+        """Return memory of keys, values and packed weights; the next weights repack, and outdate cached prefixes."""
+        forget_packed(self.model_runner.model, free=True)
+        for cache in self.model_runner.kv_caches:
+            forget(cache)
+        trim()
 
     def weight_checksum(self) -> float:
         """Sum of absolute values over all parameters of the engine, in float64; shows whether weights arrived."""

@@ -57,6 +57,98 @@ def test_rows_without_a_gradient_are_left_out_of_a_wide_layer(used):
     assert rows[1][0] == rows[2][1] == len(used)
 
 
+@pytest.fixture(scope="module")
+def actor():
+    """A tiny model as the host has it, and as our subclass, with the same weights."""
+    from openrlhf_ktae.backend.cpu_patches import activate
+
+    activate()
+    from openrlhf.models.actor import Actor
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from openrlhf_ktae.trainer.ray.cpu_actors import CpuActor
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    made = []
+    for kind in (Actor, CpuActor):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=640, max_position_embeddings=64, **sizes))
+        use_faster_products(model, {})
+        made.append(kind(model))
+        made[-1].packing_samples = False
+    assert cpu_linear.save_less_of_gates(made[1].model) == 2
+    return made
+
+
+def scored(actor, weights, acted):
+    """Log-probabilities, gradients, and the bytes that the forward pass saved for backward."""
+    ids = torch.arange(4 * 24).view(4, 24) % 640
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    actor.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found, _ = actor(ids, acted, torch.ones_like(ids), return_output=True)
+    (found * weights).sum().backward()
+    return [found.detach(), *(p.grad.clone() for p in actor.parameters())], saved
+
+
+@pytest.mark.parametrize("rows", [1, 8, 12])
+def test_logits_of_action_tokens_give_the_hosts_results_to_the_bit(actor, rows):
+    """Gradients of zero among them, and so few action tokens that kernels for a few rows would round differently."""
+    acted = torch.zeros(4, 23)
+    acted[:, -rows:] = 1
+    weights = torch.randn(4, 23)
+    weights[1] = 0
+    expected, before = scored(actor[0], weights, acted)
+    found, after = scored(actor[1], weights, acted)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    logits = 4 * 24 * 640 * 4
+    assert logits in before.values()
+    assert logits not in after.values()
+    assert len(after) <= len(before) - 5, "two of each feed-forward layer, and the logits"
+    assert actor[1].model.lm_head.asked is None
+
+
+def test_temperature_scales_the_logits_and_their_gradient(actor, monkeypatch):
+    ids, acted = torch.arange(48).view(2, 24), torch.ones(2, 23)
+    x, weights = torch.randn(2, 24, 32), torch.randn(2, 24)
+    head = actor[1].model.lm_head
+    found = []
+    for asked in (cpu_linear.Asked(ids, torch.ones(2, 24, dtype=torch.bool), 0.7), None):
+        inner = x.clone().requires_grad_(True)
+        if asked:
+            with cpu_linear.asking(head, asked):
+                scores = head(inner).squeeze(-1)
+        else:
+            scores = (head(inner) / 0.7).log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        (scores * weights).sum().backward()
+        found.append([scores.detach(), inner.grad])
+    torch.testing.assert_close(found[0], found[1])
+    plain, _ = actor[1](ids, acted, torch.ones_like(ids), return_output=True)
+    monkeypatch.setattr(actor[1], "temperature", 0.7)
+    assert not torch.equal(actor[1](ids, acted, torch.ones_like(ids), return_output=True)[0], plain)
+    assert actor[1].temperature == 0.7
+
+
+def test_a_narrow_last_layer_is_not_asked():
+    narrow = torch.nn.Linear(8, 8 * cpu_linear.WIDE - 1, bias=False)
+    wide = torch.nn.Linear(8, 8 * cpu_linear.WIDE, bias=False)
+    assert not cpu_linear.is_wide(wide), "still torch's"
+    use_faster_products(torch.nn.ModuleList([narrow, wide]), {})
+    assert (cpu_linear.is_wide(narrow), cpu_linear.is_wide(wide)) == (False, True)
+
+
+def test_whole_logits_are_there_for_who_needs_them(actor):
+    ids, acted = torch.ones(2, 8, dtype=torch.long), torch.ones(2, 7)
+    _, output = actor[1](ids, acted, torch.ones_like(ids), return_output=True, return_entropy=True)
+    assert output.logits.shape == (2, 8, 640)
+    assert output.entropy.shape == (2, 7)
+
+
 def test_a_gradient_that_is_not_a_number_is_not_left_out():
     _, layer = both(8, 8 * cpu_linear.WIDE)
     weights = torch.zeros(2, layer.out_features)

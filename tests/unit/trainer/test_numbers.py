@@ -43,6 +43,41 @@ def test_an_update_that_is_not_finite_is_skipped(stage, dtype, bad, group):
     assert not torch.equal(after, before), "the next update is made as ever"
 
 
+def test_gradients_whose_sum_overflows_are_not_skipped(group):
+    """The quick check is a sum; what it suspects DeepSpeed's own check decides."""
+    from openrlhf_ktae.trainer.nonfinite import skip_nonfinite_updates
+
+    made = engine(3, torch.float32)
+    skip_nonfinite_updates(made.optimizer)
+    made.optimizer.clip_grad = 0.0
+    update(made, 2e38, torch.float32)
+    assert made.skipped_steps == 0
+    assert not made.optimizer.grad_partitions_flat_buffer.sum().isfinite(), "nothing overflowed: the test sees nothing"
+
+
+def test_zero_3_has_fp32_parameters_once_and_one_rank_copies_no_gradients(group, monkeypatch):
+    from deepspeed.runtime.zero import stage3
+
+    made = engine(3, torch.float32)
+    zero = made.optimizer
+    assert all(
+        ours.data_ptr() == theirs.data_ptr()
+        for ours, theirs in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True)
+    )
+    grads = [torch.ones(2, 3), torch.ones(4)]
+    parts = stage3.reduce_scatter_coalesced(grads)
+    assert [part.data_ptr() for part in parts] == [grad.data_ptr() for grad in grads]
+    seen = []
+    step = zero._optimizer_step
+    monkeypatch.setattr(
+        zero,
+        "_optimizer_step",
+        lambda i: seen.append(zero.fp32_partitioned_groups_flat[i].grad.untyped_storage().data_ptr()) or step(i),
+    )
+    update(made, 1.0, torch.float32)
+    assert set(seen) == {zero.grad_partitions_flat_buffer.untyped_storage().data_ptr()}
+
+
 def test_without_the_check_weights_become_non_finite(group):
     """The counterfactual: plain DeepSpeed with ZeRO-3 in fp32."""
     made = engine(3, torch.float32)
