@@ -102,10 +102,11 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
 
     def ppo_train(self, kl_ctl: float) -> dict[str, Any]:
         """Update as the host does; return what engines do not need during the update, and then what it has freed."""
-        if share_devices(self.args) and torch.distributed.get_rank() == 0:
-            for engine in self.vllm_engines or []:
-                engine.release_memory.remote()  # weights are sent before it generates again; that notices a dead one
+        shared = share_devices(self.args) and torch.distributed.get_rank() == 0
+        released = [engine.release_memory.remote() for engine in (shared and self.vllm_engines) or ()]
         status = super().ppo_train(kl_ctl)
+        if released:  # before weights arrive; sending those notices a dead engine
+            ray.wait(released, num_returns=len(released))
         gradients = getattr(self.actor.model.optimizer, "grad_partitions_flat_buffer", None)
         if gradients is not None and gradients.is_cpu:
             forget(gradients)  # the first micro-batch overwrites them
