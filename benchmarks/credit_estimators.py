@@ -26,6 +26,9 @@ SORTS = 3.0
 SHARED = 100
 """Tokens with which half of a group's rollouts begin alike; real ones share some tens."""
 
+PROMPT = 100
+"""Tokens of each prompt."""
+
 
 def batch_of(groups: int) -> CreditBatch:
     """Return rollouts of words' frequencies, half of each group with a common beginning, and all of `NEEDS`."""
@@ -37,6 +40,8 @@ def batch_of(groups: int) -> CreditBatch:
     needs: dict[str, Any] = {name: rng.random(ids_BT.shape, dtype=np.float32) for name in NEEDS}
     needs["log_probs"] = np.log(needs["log_probs"] + 1e-3)
     needs["values"][rng.random(ids_BT.shape) < 0.9] = np.nan
+    prompts_BT = np.repeat(ids_BT[::ROLLOUTS, -PROMPT:], ROLLOUTS, axis=0)
+    needs["in_prompt"] = np.stack([np.isin(ids, prompt) for ids, prompt in zip(ids_BT, prompts_BT, strict=True)])
     return CreditBatch.from_tables(ids_BT, made.mask_BT, made.scores_B, made.groups_B, made.base_B, **needs)
 
 
