@@ -74,8 +74,9 @@ def _tried(path: str, options: str) -> Tried:
         return Tried(needs=_needs(said)) if LOADED in said else Tried(f"does not import within {SECONDS} s")
     if done.returncode == 0 and done.stdout.rstrip().endswith(DONE):
         return Tried(needs=_needs(done.stdout))
-    lines = done.stderr.strip().splitlines() or [f"it ends the process with exit code {done.returncode}"]
-    return Tried(lines[-1])
+    if done.returncode != 1:  # not the file's error or ours, whose last line says what is wrong
+        return Tried(f"it ends the process with exit code {done.returncode}")
+    return Tried(done.stderr.strip().splitlines()[-1])
 
 
 def _needs(output: str) -> tuple[str, ...]:

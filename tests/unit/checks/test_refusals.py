@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from marks import CPU_BUILDS
 
 from openrlhf_ktae.cli import train_ppo_ray as command
 from openrlhf_ktae.cli.train_ppo_ray import main
@@ -449,6 +450,7 @@ def imported():
     assert main(["--no.such_option"]) == 2
 
 
+@CPU_BUILDS
 def test_a_fresh_process_refuses_in_less_than_ten_seconds(root):
     """The better of two runs, since the machine may be busy."""
     command_line = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray", "--config"]

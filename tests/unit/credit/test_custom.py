@@ -41,7 +41,7 @@ def written(tmp_path, body, decorator='@register("mine")'):
     [
         ("return TokenCredit(batch.token_ids_N / 0)", "NaN or an infinite number"),
         ("return batch.base_N", "ValueError: mine returns Tensor: return a TokenCredit"),
-        ("import os; os._exit(5)", "exit code 5"),
+        ("import os, sys; print('hm', file=sys.stderr); os._exit(5)", "exit code 5"),
         ("return TokenCredit(batch.on_tokens(batch.entropies_N))\n\nregister('two')(mine)", "registers 2 estimators"),
     ],
 )

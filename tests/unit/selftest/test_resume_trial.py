@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from marks import CPU_BUILDS
 
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.cli.selftest import main
@@ -48,6 +49,7 @@ def test_a_death_leaves_no_process(tmp_path):
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
+@CPU_BUILDS
 def test_a_refused_run_is_reported_with_its_message(tmp_path, root, monkeypatch):
     monkeypatch.chdir(root)
     trial = Trial(["--config", CONFIG, "--pretrain", "/no/such/model"], tmp_path, prompts=16)
