@@ -28,8 +28,6 @@ CudaBackend().prepare_driver()
 import openrlhf_ktae
 count, failed = 0, []
 for module in pkgutil.walk_packages(openrlhf_ktae.__path__, "openrlhf_ktae."):
-    if module.name.endswith(".cpu_preload"):  # for the fork server of a CPU machine: it closes the process's output
-        continue
     try:
         importlib.import_module(module.name)
         count += 1

@@ -1,10 +1,14 @@
-"""The first import of the fork server (`processes/forks.py`): patches, and what differs from a usual process."""
+"""The first import of the fork server (`processes/forks.py`): patches, and what differs from a usual process.
+
+Imported anywhere else it does nothing.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
 import signal
+import sys
 
 from wrapt import register_post_import_hook
 
@@ -29,13 +33,18 @@ def _in_fork() -> None:
     numpy.random.seed()  # from the system: forks would draw the same numbers
 
 
-gc.disable()  # importing makes no garbage, and looking for it takes a quarter of the time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to a whole process group: the server ends with the driver
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in forks too: the driver handles a terminal's Ctrl-C
-os.register_at_fork(before=_before_fork, after_in_child=_in_fork)
-for number in (1, 2):  # without the server, which ends at an error, workers start as usual and report it
-    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-close_if_refused()
-cpu_patches.activate()
-register_post_import_hook(cpu_patches.keep_weights_writable, "vllm.model_executor.layers.utils")
-register_post_import_hook(cpu_patches.fork_cores, "vllm.utils.system_utils")
+def _begin() -> None:
+    gc.disable()  # importing makes no garbage, and looking for it takes a quarter of the time
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to a whole process group: the server ends with the driver
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in forks too: the driver handles a terminal's Ctrl-C
+    os.register_at_fork(before=_before_fork, after_in_child=_in_fork)
+    for number in (1, 2):  # without the server, which ends at an error, workers start as usual and report it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    close_if_refused()
+    cpu_patches.activate()
+    register_post_import_hook(cpu_patches.keep_weights_writable, "vllm.model_executor.layers.utils")
+    register_post_import_hook(cpu_patches.fork_cores, "vllm.utils.system_utils")
+
+
+if any("multiprocessing.forkserver" in word for word in sys.orig_argv):
+    _begin()

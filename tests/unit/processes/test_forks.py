@@ -138,3 +138,9 @@ def test_without_a_server_a_worker_starts_as_ray_starts_it(tmp_path):
             text=True,
         )
         assert done.stdout.split("\n")[0] == "['--a=1'] 3", done.stderr
+
+
+def test_its_first_module_does_nothing_in_other_processes():
+    code = f"import signal, {FIRST}; print(len(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
