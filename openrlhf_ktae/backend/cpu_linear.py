@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -39,7 +38,7 @@ class ChosenLinear(torch.nn.Linear):
 
     multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     asked: Asked | None = None
-    """Set for a pass that needs log-probabilities of labels and not the logits."""
+    """Set for a pass that needs log-probabilities (b, T, 1) of labels and not the logits; 0 where not wanted."""
 
     def forward(self, input: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
         """Return `input` (..., in_features) times the weight, plus the bias; if asked, log-probabilities (b, T, 1).
@@ -69,19 +68,24 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         x, w = ctx.saved_tensors
-        rows_of_x, rows_of_g = _rows(x), _rows(gradients[0])
-        used = _rows_with_gradient(rows_of_g) if w.size(0) >= WIDE * w.size(1) else None
-        if used is not None:
-            rows_of_x, rows_of_g = rows_of_x[used], rows_of_g[used]
-        of_x = of_w = None
-        if ctx.needs_input_grad[0]:
-            of_x = ctx.multiply(rows_of_g, w.t())
-            if used is not None:
-                of_x = torch.zeros_like(_rows(x)).index_copy_(0, used, of_x)
-            of_x = of_x.view(x.shape)
-        if ctx.needs_input_grad[1]:
-            of_w = ctx.multiply(rows_of_g.t(), rows_of_x.t())
-        return of_x, of_w, None
+        g = _rows(gradients[0])
+        used = _rows_with_gradient(g) if w.size(0) >= WIDE * w.size(1) else None
+        return *_gradients(ctx, x, w, g if used is None else g[used], used), None
+
+
+def _gradients(
+    ctx: Any, x: torch.Tensor, w: torch.Tensor, g: torch.Tensor, rows: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the gradients of x (..., K) and w (N, K) from g (n, N), that of some rows of the product; None is all."""
+    rows_of_x, of_x, of_w = _rows(x), None, None
+    if ctx.needs_input_grad[0]:
+        of_x = ctx.multiply(g, w.t())
+        if rows is not None:
+            of_x = torch.zeros_like(rows_of_x).index_copy_(0, rows, of_x)
+        of_x = of_x.view(x.shape)
+    if ctx.needs_input_grad[1]:
+        of_w = ctx.multiply(g.t(), (rows_of_x if rows is None else rows_of_x[rows]).t())
+    return of_x, of_w
 
 
 class _GatedProduct(torch.autograd.Function):
@@ -143,13 +147,9 @@ class _LogProbs(torch.autograd.Function):
             logits.div_(asked.temperature)
         losses, normalizers = losses_of(logits, ctx.labels)
         ctx.save_for_backward(x, w)
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            ctx.multiply, ctx.temperature, ctx.logits, ctx.normalizers = (
-                multiply,
-                asked.temperature,
-                logits,
-                normalizers,
-            )
+        ctx.multiply, ctx.temperature = multiply, asked.temperature
+        if any(ctx.needs_input_grad):
+            ctx.logits, ctx.normalizers = logits, normalizers
         return -losses.new_zeros(len(wanted)).index_copy_(0, ctx.rows, losses).view(*asked.labels.shape, 1)
 
     @staticmethod
@@ -162,28 +162,12 @@ class _LogProbs(torch.autograd.Function):
         del logits
         if ctx.temperature != 1.0:
             g.div_(ctx.temperature)
-        rows = ctx.rows[used]
-        of_x = of_w = None
-        if ctx.needs_input_grad[0]:
-            of_x = torch.zeros_like(_rows(x)).index_copy_(0, rows, ctx.multiply(g, w.t())).view(x.shape)
-        if ctx.needs_input_grad[1]:
-            of_w = ctx.multiply(g.t(), _rows(x)[rows].t())
-        return of_x, of_w, None, None
+        return *_gradients(ctx, x, w, g, ctx.rows[used]), None, None
 
 
 def is_wide(layer: Any) -> bool:
-    """Whether `asking` this layer changes no result by a bit: narrower ones include rows without a gradient."""
+    """Whether `asked` of this layer changes no result by a bit: narrower ones include rows without a gradient."""
     return isinstance(layer, ChosenLinear) and layer.bias is None and layer.out_features >= WIDE * layer.in_features
-
-
-@contextmanager
-def asking(layer: ChosenLinear, asked: Asked) -> Iterator[None]:
-    """Let the layer return log-probabilities (b, T, 1) of labels in place of logits; 0 where they are not wanted."""
-    layer.asked = asked
-    try:
-        yield
-    finally:
-        layer.asked = None
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

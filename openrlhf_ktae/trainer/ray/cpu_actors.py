@@ -13,7 +13,6 @@ from openrlhf.trainer.ray import ppo_actor as host
 
 from openrlhf_ktae.backend.cpu_linear import (
     Asked,
-    asking,
     described,
     is_wide,
     measured_leads,
@@ -82,7 +81,7 @@ class CpuActor(host_actor.Actor):
         wanted = torch.nn.functional.pad(action_mask.bool(), (labels.size(1) - 1 - action_mask.size(1), 1))
         found = {"log_probs_from_logits": lambda log_probs, _: log_probs.squeeze(-1)}
         with (
-            asking(head, Asked(labels, wanted, self.temperature)),
+            temporarily(head, asked=Asked(labels, wanted, self.temperature)),
             temporarily(self, temperature=1.0),
             temporarily(host_actor, **found),
         ):

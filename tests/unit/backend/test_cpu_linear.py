@@ -11,6 +11,7 @@ import torch
 
 from openrlhf_ktae.backend import cpu_linear
 from openrlhf_ktae.backend.cpu_linear import ChosenLinear, by_onednn, by_torch, use_faster_products
+from openrlhf_ktae.base.temporarily import temporarily
 
 
 def both(columns, rows, bias=True, lead=0.0):
@@ -121,7 +122,7 @@ def test_temperature_scales_the_logits_and_their_gradient(actor, monkeypatch):
     for asked in (cpu_linear.Asked(ids, torch.ones(2, 24, dtype=torch.bool), 0.7), None):
         inner = x.clone().requires_grad_(True)
         if asked:
-            with cpu_linear.asking(head, asked):
+            with temporarily(head, asked=asked):
                 scores = head(inner).squeeze(-1)
         else:
             scores = (head(inner) / 0.7).log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
