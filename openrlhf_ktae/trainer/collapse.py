@@ -16,8 +16,8 @@ from openrlhf_ktae.base.faults_config import FaultsConfig
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.ktae import repeated_grams
 from openrlhf_ktae.trainer.nonfinite import FAULTS_STATE
-from openrlhf_ktae.trainer.ppo_utils.columns import peek, row_of
 from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import FAILED
+from openrlhf_ktae.trainer.ppo_utils.received import peek, row_of
 
 REPETITION = "faults/repetition"
 SPREAD = "group_reward_std"  # the host's metric: standard deviation of the rewards in a group, mean over groups

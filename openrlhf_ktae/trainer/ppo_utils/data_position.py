@@ -8,7 +8,7 @@ from typing import Any
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
-from openrlhf_ktae.trainer.ppo_utils.columns import fields_of
+from openrlhf_ktae.trainer.ppo_utils.received import fields_of
 
 POSITION = "position"
 BUFFERS = ("buffer", "carried")

@@ -15,7 +15,6 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.base.batches import rollout_unit, trainable
 from openrlhf_ktae.base.errors import TrainingStopped
-from openrlhf_ktae.trainer.ppo_utils.columns import peek
 from openrlhf_ktae.trainer.ppo_utils.continuations import ContinuingGenerator
 from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts
 from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
@@ -23,6 +22,7 @@ from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig,
 from openrlhf_ktae.trainer.ppo_utils.light_samples import LightSamplesGenerator
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt_key
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import plain_scores
+from openrlhf_ktae.trainer.ppo_utils.received import peek
 from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
 from openrlhf_ktae.trainer.staleness import TOO_OLD, without_stale
 

@@ -25,9 +25,9 @@ from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.processes.deaths import innermost
 from openrlhf_ktae.processes.ending import POLL_SECONDS, EndOrder, GivenUp
 from openrlhf_ktae.trainer.engines import engine_died
-from openrlhf_ktae.trainer.ppo_utils.columns import peek
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedGenerator
 from openrlhf_ktae.trainer.ppo_utils.messages import Answer
+from openrlhf_ktae.trainer.ppo_utils.received import peek
 from openrlhf_ktae.trainer.ray.retrying_rollouts import FAILURE
 from openrlhf_ktae.trainer.staleness import WEIGHTS_STEP
 from openrlhf_ktae.verifier.user_reward import HINT

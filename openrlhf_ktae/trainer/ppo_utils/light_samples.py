@@ -10,8 +10,8 @@ from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.trainer.ppo_utils import host_speed
-from openrlhf_ktae.trainer.ppo_utils.columns import Group, Rollout, rollout_of
 from openrlhf_ktae.trainer.ppo_utils.messages import LOG_PROBS, TOKENS, Answer, Arrived, SentOnce
+from openrlhf_ktae.trainer.ppo_utils.received import Group, Rollout, rollout_of
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
 HOSTS_MAX_LEN = 2048

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_ktae.trainer.ppo_utils.columns import peek
+from openrlhf_ktae.trainer.ppo_utils.received import peek
 
 
 def raw_scores(experience: Experience) -> torch.Tensor:
