@@ -1,4 +1,4 @@
-"""Shared by all tests: the repository root, and the host made importable on a machine without a GPU."""
+"""Fixtures of all tests: the repository root, and the host made importable without a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def loaded_by():
-    """Return which modules a fresh process has loaded after `code`, so that imports of other tests do not interfere."""
+    """Return which of `names` a fresh process has imported after `code`; other tests' imports do not interfere."""
 
     def loaded(code: str, *names: str) -> list[str]:
         code += f"\nimport sys; print([name for name in {names!r} if name in sys.modules])"

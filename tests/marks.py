@@ -1,4 +1,4 @@
-"""Marks of tests that take long."""
+"""Marks that decide when a test runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from openrlhf_ktae.backend.cpu import vllm_build
 
 SLOW = pytest.mark.slow
-"""`make test` leaves these out, `make test-all` runs them: another test is faster, or the path is off the main one."""
+"""`make test-all` only: a faster test covers most of it, or few runs take this path."""
 RARELY = pytest.mark.skipif("KTAE_TEST_ALL" not in os.environ, reason="KTAE_TEST_ALL runs it")
-"""For tests whose rule has another one, or that differ little from another run: each start costs most of a minute."""
+"""For tests whose rule another test covers, or that differ little from another run; a start takes almost a minute."""
 CPU_BUILDS = pytest.mark.skipif(vllm_build() == "cuda", reason="a fresh process refuses GPU builds on a CPU first")

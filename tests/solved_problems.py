@@ -1,6 +1,6 @@
-r"""Golds of every kind found in data sets, and worked responses with labels, written for these tests.
+r"""Golds of every kind found in data sets, and labelled worked responses, written for these tests.
 
-`reward` is what a grader that compares the text of the last box with the gold's gives; `why` says why it is wrong.
+`reward` is the verdict of a grader that compares the text of the last box with the gold's; `why` explains its mistake.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ GOLDS: dict[str, list[object]] = {
 
 
 class Solved(NamedTuple):
-    """A response to a problem of `topic`; `right` is the label that a reader gives."""
+    """A response to a problem of `topic`; `right` is a human reader's label."""
 
     topic: str
     gold: object

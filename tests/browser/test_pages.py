@@ -75,7 +75,7 @@ def screenshot(driver, request):
 
 @pytest.fixture
 def opened(driver, tmp_path):
-    """Write pages of groups and open the first; at the end the console must be empty."""
+    """Write the pages of some groups and open the first; the console must be empty after the test."""
 
     def open_(*groups):
         path = write_credit_pages(groups, tmp_path, "test")[0]
@@ -107,7 +107,7 @@ def focused(driver):
 
 
 def emulate(driver, **features):
-    """Emulated media features: prefers_color_scheme, forced_colors; empty for none."""
+    """Emulate media features (prefers_color_scheme, forced_colors); an empty value turns one off."""
     named = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": named})
 
@@ -123,7 +123,7 @@ def style_of(driver, element, name):
 
 
 def press(driver, key, *modifiers):
-    """Press a key and return whether the page kept it from the browser."""
+    """Press a key; return whether the page prevented the browser's default action."""
     held = ", ".join(["key: arguments[0], bubbles: true, cancelable: true", *(f"{one}: true" for one in modifiers)])
     script = f"return !document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {{ {held} }}))"
     return driver.execute_script(script, key)
@@ -168,7 +168,7 @@ def test_everything_is_reachable_by_keyboard(driver, opened):
     focused(driver).send_keys(Keys.ESCAPE)
     ActionChains(driver).move_to_element(tokens(driver, " maybe")[1]).perform()
     assert "K −0.500" in detail(driver)
-    assert len(all_of(driver, '#rollouts .t[tabindex="0"]')) == 1, "one stop for Tab, not one a token"
+    assert len(all_of(driver, '#rollouts .t[tabindex="0"]')) == 1, "one tab stop in total, not one per token"
 
 
 def test_switching_between_grpo_and_the_variants(driver, opened, screenshot):
@@ -181,7 +181,7 @@ def test_switching_between_grpo_and_the_variants(driver, opened, screenshot):
         span = tokens(driver, " maybe")[0]
         sizes[mode] = driver.execute_script("return arguments[0].style.getPropertyValue('--size')", span)
         plus = tokens(driver, " +")[0].get_attribute("class")
-        assert ("plus" in plus.split()) == (mode == "grpo"), "every rollout has it: only GRPO gives it credit"
+        assert ("plus" in plus.split()) == (mode == "grpo"), "in every rollout, so only GRPO gives it credit"
     assert float(sizes["calibrated"]) < float(sizes["reference"]) <= 1
     focused(driver).send_keys(Keys.ARROW_LEFT)
     assert one_of(driver, '#modes [aria-checked="true"]').text == "reference"
@@ -202,7 +202,7 @@ def test_a_run_with_another_estimator_shows_its_credit_first_and_switches_to_oth
     assert "plus" in tokens(driver, " gives")[0].get_attribute("class").split()
     one_of(driver, '#modes [data-mode="lambda_grpo"]').click()
     ActionChains(driver).move_to_element(tokens(driver, " maybe")[0]).perform()
-    assert "credit +0.750" in detail(driver), "four rollouts share it: -1/4 instead of -1"
+    assert "credit +0.750" in detail(driver), "shared by four rollouts: -1/4 instead of -1"
     one_of(driver, '#modes [data-mode="paper"]').click()
     assert "trained with tempo" in one_of(driver, "#notice").text
 
@@ -218,7 +218,7 @@ def test_credit_of_shuffled_labels_is_not_shown_as_trained_with(shuffled, driver
         assert "training did not use it" in notice.text
 
 
-def test_tokens_are_sorted_by_size_and_by_what_is_clicked(driver, opened):
+def test_tokens_are_sorted_by_size_and_by_clicked_column(driver, opened):
     opened(plain())
 
     def column(number):
@@ -236,7 +236,7 @@ def test_tokens_are_sorted_by_size_and_by_what_is_clicked(driver, opened):
 
 def test_groups_and_the_order_of_rollouts(driver, opened):
     opened(group([(1, [" a"]), (1, [" b"])]), plain(number=1))
-    assert one_of(driver, "#choose").get_property("value") == "1", "it opens at the first group with both labels"
+    assert one_of(driver, "#choose").get_property("value") == "1", "opens at the first group with both labels"
     assert one_of(driver, "#notice").is_displayed() is False
     one_of(driver, "#previous").click()
     assert "every K is 0" in one_of(driver, "#notice").text
@@ -274,7 +274,7 @@ def test_a_group_of_16_by_800_is_ready_in_two_seconds(driver, opened, screenshot
 
 
 def ready_of_first(driver, folder):
-    """Open the first page that the command wrote; return when it was ready, in milliseconds."""
+    """Open the first page that the command wrote; return the milliseconds until it was ready."""
     driver.get((folder / "tokens.html").as_uri())
     ready = int(driver.execute_script("return document.body.dataset.ready"))
     assert driver.get_log("browser") == []
@@ -342,14 +342,14 @@ def test_a_narrow_window(driver, opened, screenshot):
 
 
 def partly_known():
-    """Two right, two wrong and one rollout of unknown verdict; the first has a token of a tool in it."""
+    """Two right rollouts, two wrong and one with an unknown verdict; the first contains a tool's token."""
     right, wrong = [" it", " gives", " tool", " 7"], [" it", " maybe", " 8"]
     made = group([(1, right), (1, right), (0, wrong), (0, wrong), (None, [*right, " lone"])])
     made.rows[0]["action"][1] = False
     return made
 
 
-def test_colours_and_figures_are_k_as_training_gives_it(driver, opened):
+def test_colours_and_figures_show_the_k_of_training(driver, opened):
     one = partly_known()
     opened(one)
     arrays = tensors(one)
@@ -381,7 +381,7 @@ def test_colours_and_figures_are_k_as_training_gives_it(driver, opened):
     assert "did not write" in detail(driver)
 
 
-def test_tf_is_shown_as_the_formula_has_it_and_as_a_share(driver, opened):
+def test_tf_is_shown_as_in_the_formula_and_as_a_share(driver, opened):
     one = plain()
     opened(one)
     data = group_data(one)
@@ -393,7 +393,7 @@ def test_tf_is_shown_as_the_formula_has_it_and_as_a_share(driver, opened):
         assert f"TF in wrong (BM25) {tf:.3f} 4 of 24 tokens, 16.67 %" in detail(driver).replace("\n", " ")
         assert f"variant {variant}" in detail(driver).replace("\n", " ")
     one_of(driver, '#modes [data-mode="grpo"]').click()
-    assert "variant paper" in detail(driver).replace("\n", " "), "GRPO has no p: it is the run's variant's"
+    assert "variant paper" in detail(driver).replace("\n", " "), "GRPO has no p, so the run's variant is shown"
     assert "K PAPER" in one_of(driver, "#tokens-title").text.upper()
 
 
@@ -535,7 +535,7 @@ NINE = (*ARMS, "dapo", "dapo_ktae_paper", "dapo_ktae_calibrated", "dapo_ktae_a_n
 
 
 def arms_of_runs(folder, arms, steps=40):
-    """Runs of arms x 3 seeds, made up."""
+    """Invented runs: every arm with 3 seeds."""
     random = Random(3)
     for place, arm in enumerate(arms):
         for seed in (1, 2, 3):
@@ -556,7 +556,7 @@ def arms_of_runs(folder, arms, steps=40):
             yield str(folder / arm / f"seed-{seed}")
 
 
-def test_nine_arms_can_be_told_apart(driver, tmp_path, screenshot):
+def test_nine_arms_are_distinguishable(driver, tmp_path, screenshot):
     pytest.importorskip("plotly", reason="run pages need plotly: pip install '.[report]'")
     assert report.main([*arms_of_runs(tmp_path, NINE), "--output", str(tmp_path / "out")]) == 0
     driver.get((tmp_path / "out" / "runs.html").as_uri())
@@ -569,7 +569,7 @@ def test_nine_arms_can_be_told_apart(driver, tmp_path, screenshot):
     )
     figure = one_of(driver, ".figure")
     assert figure.find_element(By.CSS_SELECTOR, ".nsewdrag").rect["height"] > 200
-    assert len(figure.find_elements(By.CSS_SELECTOR, ".trace.scatter")) == 9, "intervals of nine arms hide each other"
+    assert len(figure.find_elements(By.CSS_SELECTOR, ".trace.scatter")) == 9, "nine intervals would overlap"
     screenshot("runs-nine-light")
     one_of(driver, "#intervals").click()
     assert len(figure.find_elements(By.CSS_SELECTOR, ".trace.scatter")) == 18

@@ -1,4 +1,4 @@
-"""The patches of DeepSpeed that a CPU needs: they are applied, they work, and the code they replace exists."""
+"""CPU patches of DeepSpeed, vLLM and Ray: they are applied, they work, and the code they replace still exists."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ def test_no_collective_is_compiled(host):
 
     assert module.build_shm_op.__module__ == PATCHES
     assert module.build_shm_op() is None
-    assert "build_shm_op()" in inspect.getsource(module.TorchBackend.__init__), "looked up where the patch is"
+    assert "build_shm_op()" in inspect.getsource(module.TorchBackend.__init__), "called without the patch"
 
 
-def test_the_gathers_of_deepspeed_are_waited_for(host):
+def test_the_patch_of_deepspeeds_gathers_is_applied(host):
     from deepspeed.runtime.zero import partition_parameters as module
 
     assert module.Init._allgather_params_coalesced.__module__ == PATCHES
     source = inspect.getsource(module)
     body = source.split("def _allgather_params_coalesced(")[1].split("\n    def ")[0]
-    assert "dist.all_gather_into_tensor(" in body or "dist.all_gather(" in body, (
-        "launched by the names that are watched"
-    )
+    assert "dist.all_gather_into_tensor(" in body or "dist.all_gather(" in body, "calls the patch misses"
 
 
 class Handle:
@@ -59,16 +57,16 @@ def two_gathers():
     return SimpleNamespace(Init=Init, dist=dist, __name__="module"), handles
 
 
-def test_every_gather_is_waited_for():
+def test_the_patch_waits_for_every_gather():
     module, handles = two_gathers()
     module.Init()._allgather_params_coalesced()
-    assert [handle.waited for handle in handles] == [False, True], "what the patch is there for"
+    assert [handle.waited for handle in handles] == [False, True], "DeepSpeed's bug: it waits only for the last gather"
     cpu_patches.wait_for_every_gather(module)
     launch = module.dist.all_gather_into_tensor
     handles.clear()
     module.Init()._allgather_params_coalesced()
     assert [handle.waited for handle in handles] == [True, True]
-    assert module.dist.all_gather_into_tensor is launch, "nothing is left behind"
+    assert module.dist.all_gather_into_tensor is launch, "the patch must restore the module"
     with pytest.raises(RuntimeError, match="no memory"):
         module.Init()._allgather_params_coalesced(fails=True)
     assert module.dist.all_gather_into_tensor is launch
@@ -82,7 +80,7 @@ def test_a_library_that_has_changed_is_noticed(patch):
         patch(SimpleNamespace(__name__="changed"))
 
 
-def test_cores_are_forks_where_there_is_a_server(monkeypatch):
+def test_cores_are_forked_if_a_fork_server_runs(monkeypatch):
     from vllm.utils import system_utils
 
     source = inspect.getsource(system_utils)
@@ -94,11 +92,11 @@ def test_cores_are_forks_where_there_is_a_server(monkeypatch):
     assert isinstance(module.get_mp_context(), forks.ForkedContext)
 
 
-def test_ray_takes_another_script_for_its_workers_and_can_do_without_three_services():
+def test_ray_accepts_another_worker_script_and_three_services_can_be_skipped():
     from ray._private import node, ray_constants
 
     source = inspect.getsource(node.Node.__init__)
-    assert "ray_constants.SETUP_WORKER_FILENAME" in source, "joined to a folder, which an absolute name replaces"
+    assert "ray_constants.SETUP_WORKER_FILENAME" in source, "Ray joins it to a folder; an absolute path overrides that"
     assert not ray_constants.SETUP_WORKER_FILENAME.startswith("/")
     for name in ("start_monitor", "start_api_server", "start_log_monitor"):
         assert callable(getattr(node.Node, name))

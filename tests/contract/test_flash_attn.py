@@ -1,4 +1,4 @@
-"""The stub for flash-attn against the package's own functions, if it is installed (with or without kernels)."""
+"""The flash-attn stub against the package's own functions, if it is installed (with or without its kernels)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openrlhf_ktae.backend import flash_attn_stub
 
 @pytest.fixture(scope="module")
 def real():
-    """`flash_attn.bert_padding` by its file: the package itself imports kernels, which need a GPU to be built."""
+    """`flash_attn.bert_padding`, loaded from its file: the package imports kernels, which need a GPU build."""
     try:
         path = distribution("flash-attn").locate_file("flash_attn/bert_padding.py")
     except PackageNotFoundError:
@@ -49,7 +49,7 @@ def test_indexing_rows_gives_the_same_gradient(real):
 
 
 def test_the_stub_provides_everything_the_host_imports(host):
-    """Every import of flash_attn in the host's training code is one that the stub answers."""
+    """The host's training code imports from flash_attn only what the stub defines."""
     from pathlib import Path
 
     import openrlhf

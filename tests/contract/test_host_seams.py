@@ -1,4 +1,4 @@
-"""Every name of other libraries that this package overrides or patches: a new release that moves one fails here."""
+"""Every name of another library that this package overrides or patches; if a release moves one, a test here fails."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_the_host_wakes_engines_outside_the_guarded_call(host):
 
 
 def test_samples_change_only_after_all_forward_passes_return(host):
-    """A pass lost with a dead process is repeated with the same samples."""
+    """So a forward pass lost to a dead process can be repeated with the same samples."""
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
     source = inspect.getsource(RemoteExperienceMaker.make_experience)
@@ -168,7 +168,7 @@ def test_samples_change_only_after_all_forward_passes_return(host):
 
 
 def test_the_asynchronous_trainer_takes_rollouts_from_its_queue(host):
-    """Requests for weights pass through it and are served when taken out."""
+    """Weight requests travel through the queue and are served when they are dequeued."""
     from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor, TrainingActor
 
     assert "self.rollout_queue.get(block=True)" in inspect.getsource(undecorated(TrainingActor).fit)
@@ -196,7 +196,7 @@ def test_checkpoints_are_written_below_ckpt_path(host):
 
 
 def test_a_resumed_run_sends_its_weights_before_it_reads_its_position_in_the_data(host):
-    """A missed evaluation runs in between."""
+    """An evaluation that was due at the checkpoint runs in between."""
     from openrlhf.trainer.ppo_trainer import PPOTrainer
 
     source = inspect.getsource(undecorated(PPOTrainer).fit)
@@ -213,7 +213,7 @@ def test_a_resumed_run_sends_its_weights_before_it_reads_its_position_in_the_dat
 
 
 def test_ray_still_refuses_to_subclass_an_actor(host):
-    """`undecorated` exists because of this; when it passes, subclass directly."""
+    """This is why `undecorated` exists; when the test fails, subclass actors directly."""
     from openrlhf.trainer.ppo_trainer import PPOTrainer
     from ray.exceptions import RayError
 
@@ -222,19 +222,19 @@ def test_ray_still_refuses_to_subclass_an_actor(host):
 
 
 def test_the_mathematics_loads_no_trainer(loaded_by):
-    """A user of another trainer imports it."""
+    """Users of other trainers import only the mathematics."""
     assert loaded_by("import openrlhf_ktae.ktae", "ray", "vllm", "deepspeed", "transformers") == []
 
 
 def test_engines_import_no_trainer(loaded_by):
-    """DeepSpeed, the host's trainer and its data sets take seconds of every start."""
+    """Importing DeepSpeed, the host's trainer and data sets would add seconds to every start."""
     engine = "openrlhf_ktae.trainer.ray.cpu_engine"
     code = f"from openrlhf_ktae.backend.cpu_patches import activate; activate(); import {engine}"
     assert loaded_by(code, "deepspeed", "openrlhf.trainer.ppo_trainer", "datasets") == []
 
 
 def test_ranks_use_our_free_port(host):
-    """Another process could take the port that the host picks (`base/free_port.py`)."""
+    """The host's own choice can be taken by another process (`base/free_port.py`)."""
     from openrlhf.cli import train_ppo_ray
     from openrlhf.trainer.ray.launcher import BaseDistributedActor
 
@@ -252,7 +252,7 @@ def test_ranks_use_our_free_port(host):
 
 
 def test_evaluations_use_an_iterator_set_beforehand(host):
-    """Benchmarks are generated one by one through it."""
+    """We set it to one benchmark at a time."""
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
     source = inspect.getsource(SamplesGenerator.generate_eval_samples)

@@ -34,7 +34,7 @@ LAYERS = (
 
 
 def imported(source: str, package: str) -> Iterator[tuple[int, str]]:
-    """Yield line and package of each import of another package of ours; `package` resolves relative ones."""
+    """Yield line and target of each import from another of our packages; `package` resolves relative imports."""
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):
@@ -50,7 +50,7 @@ def imported(source: str, package: str) -> Iterator[tuple[int, str]]:
 
 
 def upward(path: Path, source: str) -> list[str]:
-    """Return `file:line: from -> to` for each import that does not go down."""
+    """Return `file:line: from -> to` for each import that goes up or sideways."""
     relative = path.relative_to(ROOT)
     package = ".".join((PACKAGE, *relative.parts[:-1]))
     own = relative.parts[0]

@@ -46,7 +46,7 @@ def test_new_weights_take_effect_after_forget_packed(ops):
     x = torch.randn(5, 64)
     before = linear.cpu_linear(x, linear.weight, None)
     linear.weight.mul_(3.0)
-    assert torch.equal(linear.cpu_linear(x, linear.weight, None), before), "nothing was packed: the test sees nothing"
+    assert torch.equal(linear.cpu_linear(x, linear.weight, None), before), "nothing was packed: the test is void"
     forget_packed(model)
     torch.testing.assert_close(linear.cpu_linear(x, linear.weight, None), 3.0 * before)
 

@@ -1,4 +1,4 @@
-"""Each diff in `patches/` fits the installed host, alone and after all others, and leaves Python behind."""
+"""Each diff in `patches/` applies to the installed host, alone and after all others, and the result is valid Python."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def patch_is_installed():
 def test_patch_applies_to_the_pinned_release(patch, pristine):
     done = apply(patch, pristine, "--dry-run")
     assert done.returncode == 0, done.stdout
-    assert "offset" not in done.stdout, "made for another release"
+    assert "offset" not in done.stdout, "the diff was made for another release"
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda path: path.stem)
@@ -49,7 +49,7 @@ def test_has_no_context_and_is_small(patch):
 
 
 def test_patch_does_not_apply_twice(pristine, tmp_path):
-    """The counterfactual: a patch does not apply to changed code."""
+    """Counterfactual: a diff does not apply to changed code."""
     shutil.copytree(pristine / "openrlhf", tmp_path / "openrlhf")
     patch = FOLDER / "keep_group.patch"
     assert apply(patch, tmp_path).returncode == 0

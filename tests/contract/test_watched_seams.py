@@ -1,4 +1,4 @@
-"""What the watchers of `make gpu-check` take from the host and from vLLM, on both backends."""
+"""Seams of the host and vLLM that the watchers of `make gpu-check` rely on, for both backends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from openrlhf_ktae.trainer.ray.classes import host_classes
 
 
 @pytest.mark.parametrize("backend", [CpuBackend(), CudaBackend()])
-def test_watchers_stand_before_the_backends_own_classes(host, backend):
+def test_watchers_come_before_the_backends_classes_in_the_mro(host, backend):
     own, over = host_classes(backend.name), watched_classes(backend.name)
     assert own.keys() == over.keys()
     assert watched(backend).name == backend.name
@@ -28,7 +28,7 @@ def test_watchers_stand_before_the_backends_own_classes(host, backend):
     assert policy.update_loop.__mro__[1:3] == (WatchedUpdates, undecorated(own[POLICY]).update_loop)
 
 
-def test_weights_travel_through_the_methods_that_are_watched(host):
+def test_weights_are_sent_through_the_watched_methods(host):
     from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer
     from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 
@@ -40,7 +40,7 @@ def test_weights_travel_through_the_methods_that_are_watched(host):
     assert "VLLM_ALLOW_INSECURE_SERIALIZATION" in inspect.getsource(engine._configure_vllm_env), "functions are sent"
 
 
-def test_both_log_probabilities_are_in_what_is_trained_on(host):
+def test_experiences_hold_log_probabilities_of_engine_and_trainer(host):
     from openrlhf.trainer.ppo_utils.experience import Experience
 
     assert {"rollout_log_probs", "action_log_probs", "action_mask"} <= {field.name for field in fields(Experience)}
@@ -52,7 +52,7 @@ def test_vllm_runs_a_function_on_its_worker(host):
     assert run_method(SimpleNamespace(rank=3), lambda worker: worker.rank, (), {}) == 3
 
 
-def test_a_run_on_a_cpu_is_known_by_its_engines_variable(root, monkeypatch):
+def test_cpu_runs_are_recognised_by_the_engine_variable(root, monkeypatch):
     from openrlhf_ktae.cli.options import parse_command_line
 
     monkeypatch.chdir(root)
