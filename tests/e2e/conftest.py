@@ -1,4 +1,4 @@
-"""The real command as a user runs it: another process, the quickstart's model, few steps."""
+"""Fixtures that run the real command as a user does, in its own process, for a few steps of the quickstart."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def environment():
 
 @pytest.fixture
 def start(root, environment, tmp_path):
-    """Start the quickstart with `words` in `tmp_path`; it and its children are killed at the end in any case.
+    """Start the quickstart with `words` in `tmp_path`; the fixture kills it and its children at the end.
 
-    Its group has a terminal's reaction to Ctrl-C; its processes are those of `mark_of(tmp_path)`.
+    The process group reacts to Ctrl-C as in a terminal; its processes carry `mark_of(tmp_path)`.
     """
 
     def run(*words: str, **variables: str) -> subprocess.Popen[str]:
@@ -48,7 +48,7 @@ def start(root, environment, tmp_path):
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
 
     yield run
@@ -58,7 +58,7 @@ def start(root, environment, tmp_path):
 
 @pytest.fixture(scope="session")
 def train(root, environment):
-    """Run the command with the quickstart's configuration and `words` to its end."""
+    """Run the command with the quickstart's configuration and `words`, and wait for it."""
 
     def run(
         directory: Path, *words: str, config: str = "configs/grpo_ktae/quickstart.yaml", **variables: str

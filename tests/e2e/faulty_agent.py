@@ -1,4 +1,4 @@
-"""The verifier's agent with faults: by the number of a prompt here, it raises once or always, or scores inf."""
+"""The verifier's agent with faults: depending on the prompt's number it raises once, raises always, or scores inf."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 from openrlhf_ktae.verifier.agent import AgentExecutor as Verified
 
-RAISES_ONCE, RAISES_ALWAYS, INFINITE = 3, 5, 18  # of 8 prompts a step: both errors in step 1, infinity in step 3
+RAISES_ONCE, RAISES_ALWAYS, INFINITE = 3, 5, 18  # at 8 prompts a step: both errors in step 1, infinity in step 3
 HANGS = 20
 
 

@@ -1,8 +1,9 @@
 """Ten deterministic steps of the quickstart with DAPO and KTAE, stored to six digits and compared on every commit.
 
-`make reference` stores them again: after a change that is meant to move the figures (say so in the commit), or for a
-family of processors that has none. Kernels of different instruction sets add in different orders, so the last bits
-belong to a family; elsewhere only the first step is compared, to 0.1 %: later ones sample other tokens.
+`make reference` stores new ones: after a change that is meant to move the figures (say so in the commit), or for a
+processor family without an entry. Kernels of different instruction sets sum in different orders, so the last bits
+depend on the family. On a family without an entry only the first step is compared, to 0.1 %: later steps sample other
+tokens.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ ROOT = Path(__file__).resolve().parents[2]
 STORED = Path(__file__).parent / "data" / "reference_trajectory.json"
 FIGURES = ("policy_loss", "reward", "ktae/mean_abs_k", "response_length", "actor_grad_norm")
 STEPS, DIGITS, FIRST_STEP_TOLERANCE = 10, 6, 1e-3
-PROMPTS = 48  # of each of two episodes, 8 a batch: some are filtered, and what is left over is carried on
+PROMPTS = 48  # per episode, of two, in batches of 8; some are filtered, and surplus groups carry over
 VENDORS = {"AuthenticAMD": "amd", "GenuineIntel": "intel"}
 LEVELS = ("avx512f", "avx2")
-ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # more threads would sum in another order
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # more threads sum in another order
 
 Trajectory = dict[str, list[float]]
 
 
 def trial_of(folder: Path) -> Trial:
-    """The trial whose straight run has the trajectory."""
+    """Return the trial whose uninterrupted run gives the trajectory."""
     return Trial(["--config", "configs/dapo_ktae/quickstart.yaml"], folder, PROMPTS, 2)
 
 
 def trajectory(steps: Sequence[dict[str, Any]]) -> Trajectory:
-    """Figures of the first steps, to so many significant digits."""
+    """Return `FIGURES` of the first `STEPS` steps, rounded to `DIGITS` significant digits."""
     return {name: [float(f"{step[name]:.{DIGITS}g}") for step in steps[:STEPS]] for name in FIGURES}
 
 
 def processor_family(cpuinfo: str) -> str:
-    """Vendor and instruction set, such as `amd-avx512f`, from the text of /proc/cpuinfo."""
+    """Return vendor and instruction set, such as `amd-avx512f`, from the text of /proc/cpuinfo."""
     known = dict(line.replace("\t", "").split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
     vendor, flags = known.get("vendor_id", "").strip(), known.get("flags", "").split()
     level = next((level for level in LEVELS if level in flags), platform.machine())
@@ -50,7 +51,7 @@ def processor_family(cpuinfo: str) -> str:
 
 
 def difference(found: Trajectory, stored: dict[str, Trajectory], family: str) -> str | None:
-    """The first difference from the stored trajectory, or None. Warns if the family has none."""
+    """Return the first difference from the stored trajectory, or None; warn if the family has no entry."""
     known = family in stored
     if not known:
         warnings.warn(f"no reference for {family}: the first step is compared to 0.1 % (make reference)", stacklevel=2)

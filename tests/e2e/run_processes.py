@@ -1,4 +1,4 @@
-"""The processes of one run of a test, found by a mark in their environment; words that several tests give one."""
+"""Find the processes of a test's run by a mark in their environment; options shared by several tests."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ASYNCHRONOUS = "--train.colocate_all false --train.async_enable"
 
 
 def mark_of(directory: Path) -> str:
-    """Return what the processes of a test carry in their environment as `MARK`."""
+    """Return the value of `MARK` in the environment of a test's processes."""
     return str(directory)
 
 
 def processes_of(marker: str) -> list[psutil.Process]:
-    """Processes that carry `marker` in their environment: those of one run, whatever their parents."""
+    """Return the live processes with `marker` in their environment, whatever their parents."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -43,11 +43,11 @@ def steps(directory: Path) -> list[dict[str, Any]]:
 def wait_for(
     condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 150, every: float = 0.2
 ) -> None:
-    """Return when the condition holds, polled `every` so many seconds; the run must not end first."""
+    """Poll the condition `every` so many seconds until it holds; the run must not end first."""
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, f"{condition} did not come true"
+        assert time.monotonic() < end, f"{condition} still false after {seconds} s"
         time.sleep(every)
 
 
@@ -60,7 +60,7 @@ def wait_until_none(marker: str, seconds: float) -> list[psutil.Process]:
 
 @contextmanager
 def killed_when(ready: Callable[[], bool], marker: str, name: str) -> Iterator[list[int]]:
-    """Kill the processes of a run whose command line begins with `name`, once, as soon as `ready`; yield their ids."""
+    """As soon as `ready`, kill a run's processes whose command line begins with `name`, once; yield their ids."""
     over, killed = threading.Event(), []
 
     def watch() -> None:

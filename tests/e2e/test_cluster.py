@@ -1,4 +1,4 @@
-"""A run on an existing cluster, and a run that is interrupted."""
+"""Runs on an existing Ray cluster, and interrupted runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cluster(root, environment):
     """A Ray head with virtual devices, its own ports and its own processes."""
     variables = {**environment, MARK: "cluster"}
     ports = ["--port", str(PORT), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(DASHBOARD_PORT)]
-    ports += ["--dashboard-agent-listen-port", str(AGENT_PORT)]  # another cluster on this machine may use the default
+    ports += ["--dashboard-agent-listen-port", str(AGENT_PORT)]  # the default may be taken by another cluster
     start = [RAY, "start", "--head", "--num-gpus", "1", "--num-cpus", "8", *ports, "--disable-usage-stats"]
     subprocess.run(start, cwd=root, env=variables, check=True, stdout=subprocess.DEVNULL, timeout=120)
     yield variables
@@ -43,7 +43,7 @@ def cluster(root, environment):
 
 def test_ray_job_submit(cluster, root, tmp_path):
     submit = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{DASHBOARD_PORT}", "--"]
-    # The job runs in the directory of the Ray head's worker, so paths are absolute, as on any cluster.
+    # The job runs in the Ray worker's working directory, so paths must be absolute, as on any cluster.
     words = ["--advantage_estimator", "ktae", "--run.dir", str(tmp_path)]
     words += ["--config", f"{root}/configs/grpo_ktae/quickstart.yaml", "--data.max_samples", "16"]
     words += ["--run.eval_edges", "false", "--eval.dataset", f"{root}/examples/quickstart/data/heldout.jsonl"]
@@ -61,7 +61,7 @@ def test_ray_job_submit(cluster, root, tmp_path):
         )
         if "No available agent to submit job" not in done.stdout:
             break
-        time.sleep(5)  # the head starts before its agent; Ray asks to retry
+        time.sleep(5)  # the head starts before its agent; Ray says to retry
     assert done.returncode == 0, done.stdout
     assert "succeeded" in done.stdout
     assert [row["step"] for row in steps(tmp_path)] == [1, 2]
@@ -127,7 +127,7 @@ def interrupted(start, tmp_path):
 @pytest.mark.parametrize(("name", "words"), ENDS)
 def test_an_interrupted_run_leaves_no_process_and_a_complete_checkpoint(interrupted, name, words):
     output, last, newest = interrupted(name, words, step=3)
-    assert newest.name == f"global_step{last}", "a checkpoint of the step that was under way"
+    assert newest.name == f"global_step{last}", "the last recorded step must have the newest checkpoint"
     assert f"checkpoint of step {last}" in output
 
 

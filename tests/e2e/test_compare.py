@@ -1,4 +1,4 @@
-"""The comparison through the real trainer: two arms in one stack, two steps; then once more, which trains nothing."""
+"""The comparison command on the real trainer: two arms in one stack, two steps; a second call trains nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_arms_are_trained_once_with_the_results_of_separate_stacks(root, environ
     shared, fresh = tmp_path / "out" / "grpo_ktae_shuffled" / "seed-1", tmp_path / "fresh"
     logs = [(tmp_path / "out" / arm / "seed-1" / "train.log").read_text() for arm in ("grpo", "grpo_ktae_shuffled")]
     starts = [float(re.search(r"([\d.]+) s\] held-out before", log)[1]) for log in logs]
-    assert starts[1] < starts[0] / 2, "the second run uses the stack of the first"
+    assert starts[1] < starts[0] / 2, "the second run must reuse the first run's stack"
     alone = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray", "--config", ARMS[1], "--run.dir", str(fresh)]
     subprocess.run([*alone, "--train.seed", "1", *WORDS], cwd=root, env=environment, check=True, timeout=300)
     assert (shared / "model" / "model.safetensors").read_bytes() == (fresh / "model" / "model.safetensors").read_bytes()
@@ -56,6 +56,6 @@ def test_arms_are_trained_once_with_the_results_of_separate_stacks(root, environ
 
 
 def figures(directory):
-    """All figures of a run but times."""
+    """Return all recorded figures of a run except times."""
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("timing") and not k.endswith(TIMES)} for row in rows]

@@ -1,4 +1,4 @@
-"""Every estimator of token credit on real rollouts, with all that any of them needs, in one run of a user's file."""
+"""All token-credit estimators on real rollouts, in one run of a user's file that asks for every input they need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DAPO with token-level credit on the real stack: it learns, keeps its ledger of prompts, and stops with a reason."""
+"""DAPO with token-level credit on the real stack: it learns, keeps its prompt ledger, and says why it stops."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def test_it_learns_from_full_batches_of_mixed_groups(dapo):
     assert all(step["rollout/num_samples"] == 64 for step in dapo.steps[:-1])
     assert all(step["ktae/mixed_group_share"] == 1 for step in dapo.steps)
     assert sum(step["dynamic_sampling/prompts_drawn"] for step in dapo.steps) <= 320
-    assert len(dapo.steps) < 40, "filtered prompts make fewer steps"
+    assert len(dapo.steps) < 40, "filtering leaves fewer steps"
 
 
 @RARELY  # test_resume.py also trains with dynamic sampling
 def test_the_schedule_ends_with_the_data(dapo):
-    """The host planned 80 updates; fewer happened, and the rate still came down to nearly 0."""
+    """The host plans 80 updates; filtering leaves fewer, and the learning rate must still decay to nearly 0."""
     assert dapo.steps[-1]["actor_lr"] < 0.08 * max(step["actor_lr"] for step in dapo.steps)
 
 
 @RARELY  # test_resume.py compares a resumed run with an uninterrupted one
 def test_the_checkpoint_contains_every_judged_prompt(dapo, train):
-    """A run resumed in mid-episode draws the remaining prompts and knows the earlier ones."""
+    """A run resumed mid-episode draws the remaining prompts and remembers the earlier ones."""
     directory = dapo.directory
     drawn = {step["step"]: step["dynamic_sampling/prompts_drawn"] for step in dapo.steps}
     words = f"--resume {directory}/checkpoints/global_step20 --run.eval_edges false --ckpt.save_steps 5"
@@ -65,7 +65,7 @@ def test_the_checkpoint_contains_every_judged_prompt(dapo, train):
 
 @RARELY
 def test_hopeless_data_stop_the_asynchronous_run_with_the_reason(train, tmp_path):
-    """The model cannot give any gold answer: no group is mixed, and the model is saved unchanged."""
+    """The model cannot produce any gold answer, so no group is mixed and the model is saved unchanged."""
     rows = [{"input": f"compute {i} + 1 :", "label": "123456"} for i in range(64)]
     (tmp_path / "hopeless.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     words = f"--data.prompt_dataset {tmp_path}/hopeless.jsonl {ASYNCHRONOUS}"

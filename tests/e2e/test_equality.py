@@ -1,4 +1,4 @@
-"""The same three updates on one rank and on two, by ZeRO-2 and ZeRO-3, with and without a dynamic batch.
+"""The same three updates on one rank and on two, with ZeRO-2 and ZeRO-3, with and without a dynamic batch.
 
 Tolerance of the loss: 1e-6, a few float32 roundings of a mean over some 400 tokens. Of the weights: the difference is
 at most 1e-3 of the update (both as Euclidean norms over all parameters); measured is 2e-5 to 7e-5. Elementwise it
@@ -71,7 +71,7 @@ def update(root, environment, tmp_path_factory):
 
 
 def difference(weights, others, root):
-    """Norm of the difference, as a share of the norm of the update."""
+    """Return the norm of the difference, relative to the norm of the update."""
     start = load_file(root / MODEL / "model.safetensors")
     apart = sum(float((weights[name] - others[name]).double().square().sum()) for name in weights)
     update = sum(float((weights[name] - start[name].float()).double().square().sum()) for name in start)
@@ -96,7 +96,7 @@ def test_equal_to_one_rank_with_zero_2(update, root, ranks, words):
 
 @RARELY
 def test_merged_weights_of_adapters(update, root):
-    """On two ranks ZeRO-3 has W, A and B in parts."""
+    """With ZeRO-3 on two ranks, W, A and B are all sharded."""
     losses, weights = update(1, f"--zero_stage 2 {SMALL_BATCHES} {LORA}")
     other_losses, other_weights = update(2, f"--zero_stage 3 {SMALL_BATCHES} {LORA}")
     assert other_losses == pytest.approx(losses, rel=LOSS, abs=LOSS)
@@ -105,7 +105,7 @@ def test_merged_weights_of_adapters(update, root):
 
 @SLOW
 def test_the_measure_detects_a_different_update(update, root):
-    """The counterfactual, and the reason for refusing a dynamic batch with ZeRO-1 and 2: gradients get lost."""
+    """Counterfactual, and why a dynamic batch is refused with ZeRO-1 and 2: they lose gradients."""
     _, weights = update(1, f"--zero_stage 2 {SMALL_BATCHES}")
     losses, other = update(1, f"--zero_stage 2 {DYNAMIC}")
     assert losses[0] == pytest.approx(update(1, f"--zero_stage 2 {SMALL_BATCHES}")[0][0], rel=LOSS)
@@ -114,7 +114,7 @@ def test_the_measure_detects_a_different_update(update, root):
 
 @SLOW
 def test_micro_batches_without_an_action_token(update, root):
-    """A micro-batch of truncated or failed rollouts only: the host divides by their number of tokens."""
+    """A micro-batch with only truncated or failed rollouts: the host divides by its number of action tokens."""
     losses, weights = update(1, "--zero_stage 3 --micro_train_batch_size 1", masked=5)
     others, other_weights = update(1, f"--zero_stage 3 {SMALL_BATCHES}", masked=5)
     assert others == pytest.approx(losses, rel=LOSS, abs=LOSS)
@@ -123,7 +123,7 @@ def test_micro_batches_without_an_action_token(update, root):
 
 @SLOW
 def test_tensor_parallel_by_two(update):
-    """DeepSpeed supports only bf16 here, with eight bits of mantissa: losses agree to 2e-3."""
+    """DeepSpeed supports only bf16 here (8 bits of mantissa), so losses agree to 2e-3."""
     losses, _ = update(1, TENSOR_PARALLEL)
     parallel, _ = update(2, f"{TENSOR_PARALLEL} --ds_tensor_parallel_size 2")
     assert parallel == pytest.approx(losses, abs=BF16_LOSS)
@@ -131,7 +131,7 @@ def test_tensor_parallel_by_two(update):
 
 @pytest.fixture(scope="module")
 def told(train, root, tmp_path_factory):
-    """Three updates of 64 rollouts that do not depend on the model, by the trainer and with `words`."""
+    """Train three updates on 64 rollouts that do not depend on the model; return losses and weights."""
 
     def run(*words: str):
         folder = tmp_path_factory.mktemp("told")

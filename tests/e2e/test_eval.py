@@ -1,4 +1,4 @@
-"""The evaluation with vLLM on the quickstart's model: one engine here, two through Ray, and after a kill."""
+"""`cli.eval` with vLLM on the quickstart's model: one engine in-process, two through Ray, and resumed after a kill."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def evaluate(root, environment, output, *words):
 
 @pytest.fixture(scope="module")
 def greedy(root, environment, tmp_path_factory):
-    """All 200 held-out problems, after an evaluation was killed halfway with all its processes."""
+    """Evaluate all 200 held-out problems, resuming an evaluation whose processes were all killed midway."""
     output = tmp_path_factory.mktemp("greedy")
     path = output / "responses.jsonl"
     words = [*COMMAND, *SETTINGS, "--output", str(output)]
@@ -49,7 +49,7 @@ def greedy(root, environment, tmp_path_factory):
 
 
 def test_greedy_accuracy_is_the_known_one(greedy):
-    """30.5 % with greedy decoding: examples/quickstart/README.md, measured with transformers."""
+    """30.5 %, as examples/quickstart/README.md says (measured with transformers)."""
     *_, summary, done = greedy
     held_out = summary["benchmarks"]["heldout"]
     assert held_out["accuracy"] == pytest.approx(0.305, abs=0.01)
@@ -78,5 +78,5 @@ def test_two_engines_through_ray_with_four_samples(root, environment, tmp_path):
     passes = [held_out["pass_at_k"][str(k)]["value"] for k in range(1, 5)]
     assert passes == sorted(passes)
     assert passes[0] == pytest.approx(held_out["accuracy"])
-    assert passes[3] > passes[0] + 0.2, "four samples of a problem differ"
+    assert passes[3] > passes[0] + 0.2, "the four samples of a problem must differ"
     assert 0.15 < held_out["accuracy"] < 0.5

@@ -1,4 +1,4 @@
-"""Faults in a real run: agents that raise or hang, infinite rewards, processes that die, eviction, a full disk."""
+"""Faults in a real run: agents that raise or hang, infinite rewards, dying processes, SIGTERM, a full disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from openrlhf_ktae.selftest.killing import title
 
 pytestmark = SLOW
 
-OTHERS_SECONDS = 120  # a concurrent run may still have a semaphore of a dead engine, and sweeps it when it ends
+OTHERS_SECONDS = 120  # another test's run may hold a dead engine's semaphore; it sweeps it when it ends
 
 
 def notes(directory):
@@ -31,12 +31,12 @@ def notes(directory):
 
 
 def resumed(directory):
-    """Steps from which the run resumed."""
+    """Return the steps from which the run resumed."""
     return [row["step"] for row in read_record(directory) if row["kind"] == "resume"]
 
 
 def of_run(process, name):
-    """The descendants of the run whose command line begins with `name`."""
+    """Return the run's descendants whose command line begins with `name`."""
     children = psutil.Process(process.pid).children(recursive=True)
     return [child for child in children if "".join(child.cmdline()).startswith(name)]
 
@@ -46,7 +46,7 @@ def listens(connection):
 
 
 def in_use(files):
-    """Those mapped by a live process of another run on this machine."""
+    """Return those of `files` that a live process maps."""
     maps = ""
     for path in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
@@ -55,7 +55,7 @@ def in_use(files):
 
 
 def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
-    """First errors and infinities; then an engine, the reference model and a rank die one after another."""
+    """Errors and infinite scores first; then an engine, the reference model and a rank die in turn."""
     semaphores = set(Path("/dev/shm").iterdir())
     agent = str(root / "tests/e2e/faulty_agent.py")
     words = ["--train.agent_func_path", agent, "--run.eval_edges", "false", "--ckpt.save_steps", "5"]
@@ -76,7 +76,7 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     at = len(steps(tmp_path))
     wait_for(lambda: len(steps(tmp_path)) >= at + 4, run)
     later = steps(tmp_path)[-3:]
-    assert all(step["rollout/num_samples"] == 64 for step in later), "lost prompts are generated again"
+    assert all(step["rollout/num_samples"] == 64 for step in later), "lost prompts must be generated again"
 
     divergence = steps(tmp_path)[-1]["kl"]
     (reference,) = of_run(run, "ray::ReferenceModelActor")
@@ -84,12 +84,12 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     wait_for(lambda: "a process of the reference model died and was restarted" in notes(tmp_path), run)
     at = len(steps(tmp_path))
     wait_for(lambda: len(steps(tmp_path)) >= at + 2, run)
-    assert steps(tmp_path)[-1]["kl"] == pytest.approx(divergence, abs=0.1), "the same model as before"
+    assert steps(tmp_path)[-1]["kl"] == pytest.approx(divergence, abs=0.1), "another reference model"
     assert all(step["kl"] is not None for step in steps(tmp_path) if "kl" in step), "empty rollouts have none"
 
     wait_for(lambda: read_latest(tmp_path / "checkpoints"), run)
     (rank,) = of_run(run, "ray::CpuPolicyModelActor")
-    wait_for(lambda: "broadcast_to_vllm" in title(rank), run, every=0.001)  # not an engine's death, whoever receives it
+    wait_for(lambda: "broadcast_to_vllm" in title(rank), run, every=0.001)  # must not be mistaken for an engine's death
     rank.kill()
     wait_for(lambda: resumed(tmp_path), run)
     at = resumed(tmp_path)[0]
@@ -118,9 +118,8 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     assert not listeners & {(c.pid, c.laddr.port) for c in psutil.net_connections("tcp") if listens(c)}
     assert "Traceback" not in output
     assert "error: a process of the run died: " in output
-    assert "the process of CpuPolicyModelActor ended" in output or " is unavailable" in output, (
-        "where Ray knows no more yet"
-    )
+    # Ray reports "unavailable" until it knows how the process ended.
+    assert "the process of CpuPolicyModelActor ended" in output or " is unavailable" in output
     assert f"the newest checkpoint is {tmp_path}/checkpoints/global_step{at}" in output
     assert "restart 1 of 1, from the last checkpoint" in output
 
@@ -146,7 +145,7 @@ NO_ROOM = "the disk had 0.0 MiB free when the write failed"
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small file system, mounted for this test."""
+    """Mount a small file system for this test."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
@@ -162,7 +161,7 @@ def disk(tmp_path):
 def fill(disk):
     """Fill the disk while others write.
 
-    Piece by piece: a failed piece is freed completely, so a writer may fail although the disk then has that much space.
+    In small pieces: a failed allocation is freed completely, so a writer could fail and the disk still have that space.
     """
     path = disk / "filler"
     with path.open("ab") as file:
@@ -173,7 +172,7 @@ def fill(disk):
 
 
 def fill_during_a_write(run, disk, checkpoints, seconds=120):
-    """Fill the disk whenever a checkpoint begins, until one has failed; return the last complete one."""
+    """Fill the disk at the start of each checkpoint until one fails; return the last complete one and the filler."""
     give_up = time.monotonic() + seconds
     while True:
         assert run.poll() is None, run.communicate()[0]
@@ -186,7 +185,7 @@ def fill_during_a_write(run, disk, checkpoints, seconds=120):
             time.sleep(0.5)
             if read_latest(checkpoints) == kept:
                 return kept, filler
-            filler.unlink()  # it was complete a moment before
+            filler.unlink()  # that checkpoint completed just before the disk was full
         time.sleep(0.003)
 
 
@@ -196,7 +195,7 @@ SAVES = "--ckpt.save_steps 2 --ckpt.max_num 1 --run.eval_edges false --data.max_
 @RARELY
 @pytest.mark.parametrize("freed", [True, False])
 def test_a_disk_that_fills_under_everything(start, disk, freed):
-    """The run directory with everything in it, as by default."""
+    """Checkpoints, record and logs are all on the full disk, as by default."""
     checkpoints = disk / "checkpoints"
     run = start("--run.dir", str(disk), *SAVES.split())
     wait_for(lambda: read_latest(checkpoints), run, seconds=300)
@@ -207,7 +206,7 @@ def test_a_disk_that_fills_under_everything(start, disk, freed):
         fill(disk)  # including leftovers of a failed checkpoint
         time.sleep(0.2)
     assert run.poll() is None, run.communicate()[0]
-    assert len(steps(disk)) < at + 4, "rows find no room either"
+    assert len(steps(disk)) < at + 4, "rows cannot be written either"
     assert [one.path for one in listed(checkpoints)[0]] == [kept]
     if freed:
         filler.unlink()
@@ -223,16 +222,16 @@ def test_a_disk_that_fills_under_everything(start, disk, freed):
         assert newest == kept
         assert f"the newest checkpoint is {kept}" in output
         return
-    assert not kept.exists(), "it has made room for the newer one"
-    assert [step["step"] for step in steps(disk)] == list(range(1, last + 1)), "no row is lost"
+    assert not kept.exists(), "rotated out by the newer one"
+    assert [step["step"] for step in steps(disk)] == list(range(1, last + 1)), "no row may be lost"
     assert "rows of metrics.jsonl were written late" in notes(disk)
     assert "the last complete one is kept" in notes(disk)
     assert NO_ROOM in notes(disk)
-    assert "a checkpoint takes" in notes(disk), "as long as there is no room, none is begun"
+    assert "a checkpoint takes" in notes(disk), "no checkpoint is started without space for it"
 
 
 @RARELY
-def test_a_disk_that_is_full_for_the_reason_too_stops_the_run(start, disk):
+def test_a_full_disk_stops_the_run_even_if_the_reason_cannot_be_written(start, disk):
     checkpoints = disk / "checkpoints"
     run = start("--run.dir", str(disk), *SAVES.split(), "--ckpt.on_failure", "stop")
     wait_for(lambda: read_latest(checkpoints), run, seconds=300)
@@ -245,7 +244,7 @@ def test_a_disk_that_is_full_for_the_reason_too_stops_the_run(start, disk):
     assert run.returncode == 3, output
     assert "stopped early: no checkpoint" in output
     unwritten = "metrics.jsonl cannot be written: [Errno 28] No space left on device" in output
-    assert unwritten or stop_reason(disk), "the last page of a file may have room for it"
+    assert unwritten or stop_reason(disk), "neither an error nor a row (the file's last page may have had room)"
     assert "Traceback" not in output
     verify(read_latest(checkpoints))
 

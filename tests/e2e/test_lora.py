@@ -1,4 +1,4 @@
-"""LoRA on the real stack: it learns, engines generate with merged weights, and both models are saved."""
+"""LoRA on the real stack: it learns, engines generate with merged weights, and adapter and merged model are saved."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from openrlhf_ktae.selftest.mortal_run import MortalRun
 from openrlhf_ktae.selftest.trial import STRAIGHT, Trial
 
 LORA = "--ds.lora.rank 16 --ds.lora.alpha 32 --actor.adam.lr 1e-3"
-EVERY = 10  # steps from one checkpoint to the next
+EVERY = 10  # steps between checkpoints
 
 
 @pytest.fixture(scope="module")
 def adapted(train, root, tmp_path_factory):
-    """The quickstart with adapters on every linear layer, and the sum of the engine's weights at each response."""
+    """Train the quickstart with adapters on every linear layer; return the run and its engine's weight sums."""
     folder = tmp_path_factory.mktemp("lora")
     words = (
         f"{LORA} --train.agent_func_path {root}/tests/e2e/agents/checked.py --ckpt.save_steps {EVERY} --ckpt.save_hf"
@@ -33,7 +33,7 @@ def checksum(folder):
 
 @RARELY
 def test_it_learns(adapted):
-    """The counterfactual is the same model before training, measured by the same engine."""
+    """The untrained model, measured by the same engine, is the counterfactual."""
     run, _ = adapted
     before, after = run.evaluations["before"], run.evaluations["after"]
     assert after["eval_accuracy"] >= before["eval_accuracy"] + 0.15
@@ -43,7 +43,7 @@ def test_it_learns(adapted):
 @RARELY
 def test_the_engine_generates_with_the_weights_that_are_saved_merged(adapted, root):
     run, sums = adapted
-    assert len(sums) == 1 + len(run.steps), "one model a step, and the one before"
+    assert len(sums) == 1 + len(run.steps), "one model per step, and the initial one"
     assert sums[0] == pytest.approx(checksum(root / "examples/quickstart/model"), rel=1e-12)
     exports = sorted((run.directory / "checkpoints").glob("global_step*/*_hf"), key=lambda path: int(path.name[11:-3]))
     assert exports

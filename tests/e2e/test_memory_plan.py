@@ -1,4 +1,4 @@
-"""The planner's memory of an update, measured: one small model here; all of them by benchmarks/memory_peaks.py."""
+"""Planned against measured memory of an update, for one small model; benchmarks/memory_peaks.py measures all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same result twice, as stored, and after `kill -9` of everything, on the real stack with dynamic sampling."""
+"""Real stack with dynamic sampling: repeated, killed and resumed runs are identical, and match the stored reference."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_processor_without_a_reference_compares_the_first_step(stored):
         assert "step 1: policy_loss" in reference.difference(far, stored, family)
 
 
-@RARELY  # the next test would find a difference as well
+@RARELY  # the next test would catch a difference too
 def test_the_same_run_twice_gives_the_same_figures_and_weights(trial):
     trial.finish(AGAIN)
     assert len(trial.steps(STRAIGHT)) >= 6
@@ -65,7 +65,7 @@ def test_the_same_run_twice_gives_the_same_figures_and_weights(trial):
 
 
 def test_killed_and_resumed_run_gives_the_same_metrics_and_weights(trial):
-    """It dies during a step or a checkpoint, depending on the machine's speed."""
+    """The kill lands in a step or a checkpoint, depending on the machine's speed."""
     run = MortalRun(trial, "killed", start_seconds=0.0, seed=0)
     assert run.inject(Death(EVERYTHING, step=len(trial.steps(STRAIGHT)) // 2, share=0.6))
     done = [row["step"] for row in trial.steps("killed")]

@@ -1,6 +1,6 @@
-"""Rewards of every kind in one run: constant, negative, fractional, NaN. It trains, and reports excluded rollouts.
+"""One run with rewards of every kind: constant, negative, fractional, NaN. It trains and reports excluded rollouts.
 
-The same run has two ranks and two engines.
+It uses two ranks and two engines.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def test_every_kind_of_reward_on_two_ranks_and_two_engines_with_a_dynamic_batch(
     words += " --rollout.micro_batch_size 32 --train.micro_batch_size 32"
     run = train(tmp_path / "run", *words.split())
     assert run.code == 0, run.output
-    assert len(run.steps) == 4, "36 prompts make 4 steps of 8; the 4 prompts left over are not trained on"
+    assert len(run.steps) == 4, "36 prompts make 4 steps of 8; the last 4 prompts are not trained on"
     for step in run.steps:
         assert step["rollout/num_samples"] == 64
         assert all(math.isfinite(value) for value in step.values() if isinstance(value, float))
@@ -63,6 +63,6 @@ def test_constant_rewards_are_noted_after_two_steps(train, root, tmp_path):
 
 
 def credited_kinds(directory, kinds):
-    """Kinds of reward whose rollouts have a non-zero advantage."""
+    """Return the kinds of reward whose rollouts have non-zero advantages."""
     rows = [row for group in read_groups(find([directory])) for row in group.rows]
     return {kinds[row["prompt"]] for row in rows if any(abs(value) > 1e-6 for value in row["advantages"])}

@@ -1,4 +1,4 @@
-"""A run with a reference model, KTAE in shadow, and evaluations on the way."""
+"""A run with a reference model, KTAE in shadow mode, and evaluations during training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trackers import WANDB_KEY, assert_trackers_have
 
 @SLOW
 def test_reference_model_kl_shadow_and_evaluation_during_training(train, root, tmp_path):
-    """Two benchmarks with the same prompts: one with the right answers, one with wrong ones."""
+    """Evaluated on two benchmarks with the same prompts: one has the right answers, one wrong ones."""
     held_out = (root / "examples/quickstart/data/heldout.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in held_out[:16]]
     pairs = [{**row, "datasource": "right"} for row in rows] + [
@@ -33,14 +33,14 @@ def test_reference_model_kl_shadow_and_evaluation_during_training(train, root, t
     during = [row for row in run.rows if row["kind"] == "eval" and row["when"] == "during"]
     assert [row["step"] for row in during] == [1, 2, 3, 4]
     last, after = ({k: v for k, v in row.items() if "eval_" in k} for row in (during[-1], run.evaluations["after"]))
-    assert last == after, "the last step's evaluation is the last evaluation: it is not made twice"
-    best = max(during, key=lambda row: row["eval_macro_accuracy"])  # the first of equal ones
+    assert last == after, "the last step must not be evaluated twice"
+    best = max(during, key=lambda row: row["eval_macro_accuracy"])  # on a tie, the first
     assert_trackers_have(run, tmp_path)
     holders = [path for path in tmp_path.rglob("*") if path.is_file() and WANDB_KEY.encode() in path.read_bytes()]
-    assert not holders, "a key is used and never written"
+    assert not holders, "keys must never be written"
     assert WANDB_KEY not in run.output
     (line,) = re.findall(r"held-out +after  accuracy .* macro .*", run.output)
-    assert re.search(r" right \d", line)  # benchmarks are in the order of their first answers
+    assert re.search(r" right \d", line)  # benchmarks are in order of their first answers
     assert re.search(r" no 0\.0", line)
     saved = [path.name for path in (tmp_path / "run" / "checkpoints").glob("best*")]
     assert saved == [f"best_global_step{best['step']}"]

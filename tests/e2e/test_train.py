@@ -25,7 +25,7 @@ def quickstart(train, tmp_path_factory):
 
 
 def test_held_out_accuracy_rises_by_20_points(quickstart):
-    """The counterfactual is the same model before training, measured by the same engine.
+    """The untrained model, measured by the same engine, is the counterfactual.
 
     The engine generates the last evaluation, so it must have received the trained weights.
     """
@@ -42,7 +42,7 @@ def test_reward_rises_over_the_steps(quickstart):
     assert sum(rewards[-8:]) / 8 > sum(rewards[:8]) / 8 + 0.2
 
 
-def test_each_step_says_what_ktae_did(quickstart):
+def test_each_step_records_ktae_metrics(quickstart):
     for step in quickstart.steps:
         assert step["ktae/mixed_group_share"] > 0
         assert step["ktae/mean_abs_k"] > 0
@@ -52,22 +52,22 @@ def test_each_step_says_what_ktae_did(quickstart):
         assert step["verifier_unknown"] == 0
 
 
-def test_a_step_is_quick_enough_to_watch(quickstart):
-    """Goal: 0.4 s for 32 rollouts of 16 tokens on an idle machine; here 64 of 21 on one that may be loaded."""
+def test_step_time(quickstart):
+    """Goal: 0.4 s for 32 rollouts of 16 tokens on an idle machine; here 64 of 21 tokens, perhaps on a busy one."""
     seconds = sorted(step["timing/step_total"] for step in quickstart.steps)
     assert seconds[len(seconds) // 2] < 2.5
 
 
 def test_ktae_takes_at_most_one_percent_of_a_step(quickstart):
-    """The timer covers everything that a step does for KTAE; benchmarks/ktae_step_cost.py switches it on and off."""
+    """The timer covers all of a step's work for KTAE; benchmarks/ktae_step_cost.py also compares steps without it."""
     own, whole = (sorted(s[name] for s in quickstart.steps) for name in ("ktae/seconds", "timing/step_total"))
     assert own[len(own) // 2] <= 0.01 * whole[len(whole) // 2]
 
 
-def test_output_is_a_line_a_step_and_a_summary(quickstart):
+def test_output_is_one_line_per_step_and_a_summary(quickstart):
     lines = quickstart.output.splitlines()
     assert sum(bool(re.search(r"step +\d+/40 ", line)) for line in lines) == 40
-    assert len(lines) < 40 + 30, "more than the steps and a screenful: something talks too much"
+    assert len(lines) < 40 + 30, "something prints too much"
     for text in ("held-out accuracy", "response length", "metrics", "TensorBoard", "next"):
         assert text in quickstart.output
 

@@ -19,7 +19,7 @@ from openrlhf_ktae.selftest.killing import title
 pytestmark = SLOW
 
 COMMAND = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray"]
-# Paths in this configuration are relative to the command's folder; Ray's nodes were started in another one.
+# Paths here are relative to the command's folder; Ray's nodes run in another one.
 WORDS = (
     "--config configs/grpo_ktae/quickstart.yaml --run.eval_edges false --actor.num_nodes 2 --vllm.num_engines 1 "
     "--train.colocate_all false --rollout.batch_size 4 --train.batch_size 32 --rollout.micro_batch_size 8 "
@@ -37,7 +37,7 @@ def nodes(environment, tmp_path_factory):
 
 @pytest.fixture
 def train(nodes, root):
-    """Start a run of some prompts, four a step, from the project's folder."""
+    """Start a run with four prompts per step, from the project's folder."""
     started = []
 
     def run(prompts, *words):
@@ -69,7 +69,7 @@ def kill_in(phase, nodes, run, directory):
     """Kill the second node in a phase of the second step or a later one."""
     wait_for(lambda: read_latest(directory / "checkpoints"), run, seconds=240)
     if phase == "generation":
-        time.sleep(2)  # of the four that a rollout takes
+        time.sleep(2)  # of the four a rollout takes
     else:
         ranks = [one for one in nodes.processes(1) if title(one).startswith("ray::CpuPolicyModelActor")]
         wait_for(lambda: any(title(rank).endswith(PHASES[phase]) for rank in ranks), run, every=0.001)
@@ -105,7 +105,7 @@ def test_a_run_on_two_nodes_saves_one_complete_checkpoint_and_resumes(nodes, tra
     on_second = {title(process).split(".")[0] for process in nodes.processes(1)}
     on_first = {title(process).split(".")[0] for process in nodes.processes(0)}
     assert "ray::CpuPolicyModelActor" in on_second
-    assert "ray::KTAEPPOTrainer" in on_first, "with the run directory"
+    assert "ray::KTAEPPOTrainer" in on_first, "the trainer must run on the run directory's node"
     output, _ = run.communicate(timeout=120)
     assert run.returncode == 0, output
     assert [row["step"] for row in steps(directory)] == [1, 2]
@@ -120,7 +120,7 @@ def test_a_node_that_comes_back_is_trained_on(nodes, train):
     directory = nodes.shared / "back"
     run = train(40, "--run.dir", str(directory), "--run.restarts", "1")
     kill_in("update", nodes, run, directory)
-    time.sleep(30)  # the run has ended; the next one waits for the node
+    time.sleep(30)  # the run ended; the supervisor's next one waits for the node
     nodes.start_ray(1)
     output, _ = run.communicate(timeout=300)
     assert run.returncode == 0, output

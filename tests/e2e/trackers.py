@@ -1,4 +1,4 @@
-"""What TensorBoard and W&B must have after a run."""
+"""What TensorBoard and W&B must hold after a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ WANDB_KEY = "5ec2e7" * 6 + "abcd"
 
 
 def assert_trackers_have(run, folder):
-    """TensorBoard and W&B (offline) got every figure of the record."""
+    """Check that TensorBoard and W&B (offline) received every recorded figure."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(next((run.directory / "tensorboard").iterdir()))).Reload()

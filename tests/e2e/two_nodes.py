@@ -1,4 +1,4 @@
-"""Two Ray nodes on one machine: each with its own network, host name and folders; only their processes are killed."""
+"""Two Ray nodes on one machine, each in its own network, host name and mount namespaces; kills only their processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from run_processes import MARK, processes_of, wait_until_none
 RAY = Path(sys.executable).with_name("ray")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 NAMES = ("node-one", "node-two")
-DEVICES = (1, 2)  # an engine takes one; of two ranks at least one is on the second node, the trainer on the first
+DEVICES = (1, 2)  # the engine takes one, so a rank is on the second node; the trainer is on the first
 PORT, DASHBOARD_PORT = 6379, 8265
 HOLD_SECONDS = "3600"
 
@@ -37,14 +37,14 @@ class TwoNodes:
         self._holders = [subprocess.Popen(unshare, env=self.environment) for _ in ADDRESSES]
 
     def inside(self, node: int) -> list[str]:
-        """Return what runs a command on a node."""
+        """Return the command prefix that runs a command on a node."""
         return ["nsenter", "--target", str(self._holders[node].pid), "--net", "--mount", "--uts"]
 
     def start(self) -> None:
-        """Connect the two and start Ray on them, in a folder that is not the project's."""
+        """Connect the nodes and start Ray on them, outside the project's folder."""
         end = time.monotonic() + 20
         while any(_network(holder.pid) == _network(os.getpid()) for holder in self._holders):
-            assert time.monotonic() < end, "unshare did not leave this network"
+            assert time.monotonic() < end, "unshare created no network namespace"
             time.sleep(0.05)
         pids = [str(holder.pid) for holder in self._holders]
         link = ["ip", "link", "add", f"a{pids[0]}", "netns", pids[0], "type", "veth", "peer", "name", f"b{pids[1]}"]
@@ -64,7 +64,7 @@ class TwoNodes:
         subprocess.run([*self.inside(node), "sh", "-c", command], check=True)
 
     def start_ray(self, node: int) -> None:
-        """Start Ray on a node; the second one may come back after it died."""
+        """Start Ray on a node; also restarts the second node after its death."""
         address = f"{ADDRESSES[0]}:{PORT}"
         head = ["--head", "--port", str(PORT), "--dashboard-port", str(DASHBOARD_PORT), "--temp-dir", str(self._ray)]
         words = ["--node-ip-address", ADDRESSES[node], "--num-gpus", str(DEVICES[node]), "--num-cpus", "8"]
@@ -80,7 +80,7 @@ class TwoNodes:
         )
 
     def processes(self, node: int) -> list[psutil.Process]:
-        """Return what runs on a node, without the process that holds its namespaces."""
+        """Return a node's processes except the one that holds its namespaces open."""
         network = _network(self._holders[node].pid)
         found = []
         for process in processes_of(self.mark):
@@ -92,7 +92,7 @@ class TwoNodes:
         return found
 
     def kill_the_second(self) -> None:
-        """Kill the raylet of the second node: like a machine that dies, it takes everything on the node with it."""
+        """Kill the second node's raylet; like a dying machine, it takes every process of the node with it."""
         (raylet,) = [one for one in self.processes(1) if one.name() == "raylet"]
         raylet.kill()
 
@@ -107,7 +107,7 @@ class TwoNodes:
         )
 
     def end(self) -> None:
-        """Kill everything that was started; the network ends with its last process."""
+        """Kill everything we started; the network namespace ends with its last process."""
         for process in processes_of(self.mark):
             process.kill()
         for holder in self._holders:

@@ -11,7 +11,7 @@ VARIABLE = "KTAE_TEST_CHECKSUMS"
 
 
 class AgentExecutor(VerifierAgent):
-    """One line a response: float64, in the order of the responses."""
+    """Writes one float64 sum per response, in the order of the responses."""
 
     async def execute(self, prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=None):
         """Generate and grade as the verifier's agent does."""

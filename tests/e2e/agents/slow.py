@@ -1,4 +1,4 @@
-"""The verifier's agent, delayed by some seconds, so that tests can act during generation."""
+"""The verifier's agent, delayed by a few seconds so that tests can act during generation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SECONDS = 4.0
 
 
 class AgentExecutor(Verified):
-    """Generates and judges as usual, after a delay."""
+    """Generates and judges after a delay."""
 
     async def execute(self, *args, **kwargs):
         """Return a rollout in the host's format."""

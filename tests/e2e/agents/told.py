@@ -9,7 +9,7 @@ from openrlhf.utils.agent import AgentExecutorBase
 
 
 class AgentExecutor(AgentExecutorBase):
-    """Answers every prompt with numbers drawn from the prompt and the count of its rollouts; every second is right."""
+    """Answers with numbers seeded by the prompt and its rollout's number; every second rollout is right."""
 
     def __init__(self):
         self.seen = Counter()
