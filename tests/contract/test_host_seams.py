@@ -17,7 +17,7 @@ def test_the_pinned_host_is_installed(monkeypatch):
         check_host()
 
 
-def test_head_sizes_are_those_of_vllm(host):
+def test_head_sizes_match_vllm(host):
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     assert list(HEAD_SIZES) == CPUAttentionBackend.get_supported_head_sizes()
@@ -36,7 +36,7 @@ def test_trainer_resolves_its_parts_as_globals(host):
     assert "RemoteExperienceMaker(" in source
 
 
-def test_methods_that_are_overridden_exist_with_their_parameters(host):
+def test_overridden_methods_exist_with_their_parameters(host):
     from openrlhf.trainer import ppo_trainer, ppo_trainer_async
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator

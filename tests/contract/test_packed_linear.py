@@ -74,7 +74,7 @@ def test_packing_again_frees_the_older_copy(ops):
     assert pack(50) - before < 60
 
 
-def test_a_weight_that_is_not_a_matrix_uses_torchs_product(ops):
+def test_non_matrix_weights_use_torchs_product(ops):
     linear = PackedLinear(ops)
     weight, x = torch.randn(4), torch.randn(3, 4)
     assert torch.equal(linear(x, weight), torch.nn.functional.linear(x, weight))

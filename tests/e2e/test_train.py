@@ -81,7 +81,7 @@ def test_run_directory_is_complete(quickstart):
     assert list((quickstart.directory / "tensorboard").rglob("events*"))
 
 
-def test_recorded_rollouts_are_those_of_the_step(quickstart):
+def test_recorded_rollouts_match_the_steps_metrics(quickstart):
     from openrlhf_ktae.record.recorded import find, read_groups
     from openrlhf_ktae.report.rescoring import rescore
 

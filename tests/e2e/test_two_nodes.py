@@ -130,7 +130,7 @@ def test_a_node_that_comes_back_is_trained_on(nodes, train):
 
 
 @RARELY
-def test_a_job_that_is_submitted_from_another_folder(nodes, root, tmp_path):
+def test_a_job_submitted_from_another_folder(nodes, root, tmp_path):
     directory = nodes.shared / "job"
     places = {
         "--eval.dataset": "examples/quickstart/data/heldout.jsonl",

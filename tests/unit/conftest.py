@@ -1,4 +1,4 @@
-"""Shared by unit tests: a small Ray for each module, a process group, and a full disk."""
+"""Fixtures of unit tests: a small Ray cluster per module, a process group, and a full disk."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from openrlhf_ktae.processes import marks
 
 @pytest.fixture(autouse=True)
 def builds_of_a_cpu_machine(monkeypatch):
-    """Test refusals as on a CPU machine, even with GPU builds, which a CPU cannot run."""
+    """Pretend that CPU builds are installed, since GPU builds are refused on a CPU."""
     if vllm_build() == "cuda":
         monkeypatch.setattr(choice, "vllm_build", lambda: "cpu")
 
 
 @pytest.fixture(autouse=True)
 def signals_as_before():
-    """Restore what a command or the setup of a process changes here: handlers, blocked signals, the mark of a run."""
+    """Restore what commands and process setup change: signal handlers, blocked signals, the run's mark."""
     blocked, mark = signal.pthread_sigmask(signal.SIG_BLOCK, []), os.environ.get(marks.VARIABLE)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
@@ -39,7 +39,7 @@ def signals_as_before():
 
 @pytest.fixture
 def files_up_to():
-    """Make writes fail once a file exceeds so many bytes, as on a full disk."""
+    """Make writes fail once a file exceeds a size, as on a full disk."""
 
     @contextmanager
     def limited(size):
@@ -55,7 +55,7 @@ def files_up_to():
 
 @pytest.fixture(scope="module")
 def ray_here(host):
-    """Its workers are set up as those of a run on a CPU."""
+    """Start a small Ray whose workers are set up as in a CPU run."""
     import ray
 
     from openrlhf_ktae.backend.cpu import CpuBackend
@@ -73,7 +73,7 @@ def ray_here(host):
 
 @pytest.fixture(scope="session")
 def group(host):
-    """A process group of one, which DeepSpeed needs, and keeps for as long as the process lives."""
+    """A process group of one for DeepSpeed, which keeps it for the life of the process."""
     names = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),

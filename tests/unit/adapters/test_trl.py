@@ -1,4 +1,4 @@
-"""The TRL adapter in real training of the quickstart's model; needs an environment with trl (see docs/ktae.md)."""
+"""The TRL adapter in real training of the quickstart's model; needs trl installed (see docs/ktae.md)."""
 
 import json
 
@@ -29,7 +29,7 @@ def parts(root):
 
 
 def correct(completions, label, **_):
-    """The verifier: the answer is in the box."""
+    """The verifier's reward: 1 if the label is in the box."""
     return [float(f"{{ {wanted} }}" in text) for text, wanted in zip(completions, label, strict=True)]
 
 
@@ -87,7 +87,7 @@ def test_the_first_batch_has_the_host_advantages_plus_k(plain, credited, parts):
     assert torch.equal(ours["advantages"], host["advantages"][:, None] + values)
 
 
-def test_training_takes_it_up_and_logs(plain, credited):
+def test_training_changes_and_logs(plain, credited):
     assert not torch.equal(plain[2], credited[2])
     assert torch.isfinite(credited[2]).all()
     assert all(0 <= line["ktae/mixed_group_share"] <= 1 for line in credited[0].state.log_history if "loss" in line)
@@ -98,17 +98,19 @@ def test_weight_zero_trains_the_same_parameters_bit_for_bit(plain, parts, tmp_pa
     assert torch.equal(weights, plain[2])
 
 
-def test_correct_is_what_the_chosen_reward_function_says(credited, parts, tmp_path):
+def test_the_chosen_reward_function_decides_on_correctness(credited, parts, tmp_path):
     _, batches, _ = trainer(parts, KTAEGRPOTrainer, tmp_path, (short, correct), {"max_steps": 1}, verifier=1)
     assert torch.equal(batches[0]["completion_ids"], credited[1][0]["completion_ids"])
     torch.testing.assert_close(batches[0]["advantages"], credited[1][0]["advantages"])
     _, other, _ = trainer(parts, KTAEGRPOTrainer, tmp_path, (short, correct), {"max_steps": 1}, verifier=0)
     k = other[0]["advantages"] - other[0]["advantages"].gather(1, other[0]["completion_mask"].sum(1, keepdim=True) - 1)
-    assert not k[other[0]["completion_mask"].bool()].any(), "the length is never above 0: no completion is correct"
+    assert not k[other[0]["completion_mask"].bool()].any(), (
+        "a length reward is never above 0, so no completion is correct"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, one in estimators().items() if set(one.needs) <= set(MADE)])
-def test_estimators_get_what_they_need_of_the_policy_before_its_update(name, parts, tmp_path, monkeypatch):
+def test_estimators_get_figures_of_the_policy_before_its_update(name, parts, tmp_path, monkeypatch):
     given, one = [], estimators()[name]
     monkeypatch.setattr(
         type(one), "__call__", lambda self, batch, _: given.append(batch) or TokenCredit(batch.base_N * 0)
@@ -136,6 +138,6 @@ def test_estimators_get_what_they_need_of_the_policy_before_its_update(name, par
 
 
 @pytest.mark.parametrize(("name", "need"), [("otb", "sum_squares"), ("mc_value", "values")])
-def test_estimators_that_need_more_are_refused_with_those_that_do_not(name, need):
+def test_estimators_with_other_needs_are_refused_naming_alternatives(name, need):
     with pytest.raises(ValueError, match=f"{need}, which TRL does not compute; give .*gtpo.*tempo"):
         KTAEGRPOTrainer(estimator=name)

@@ -1,4 +1,4 @@
-"""The verl adapter on batches in verl's own form; needs an environment with verl (see docs/ktae.md)."""
+"""The verl adapter on batches in verl's format; needs verl installed (see docs/ktae.md)."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def test_verl_imports_it_through_its_environment_variable():
 
 @pytest.fixture(scope="module")
 def queue():
-    """verl's TransferQueue, with Ray."""
+    """Start Ray and verl's TransferQueue."""
     import ray
     import transfer_queue
 
@@ -127,7 +127,7 @@ def queue():
 
 
 def put(queue, data, name):
-    """Put a batch into the queue as verl's agent loops do: rows without padding."""
+    """Put a batch into the queue as verl's agent loops do, in rows without padding."""
     from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
     lengths = data.batch["response_mask"].sum(-1).tolist()
@@ -151,7 +151,7 @@ def put(queue, data, name):
 @pytest.mark.parametrize("acc", [None, True])
 @pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
 def test_verls_trainers_give_grpo_plus_k(queue, mode, acc):
-    """The step of verl's trainer between rewards and update, from its queue and back; what it trains on is compared."""
+    """Runs the advantage step of verl's trainer, from its queue and back, and compares its advantages."""
     from omegaconf import OmegaConf
     from verl.trainer.ppo.v1 import get_trainer_cls
 
@@ -191,7 +191,7 @@ def test_other_estimators_are_registered_too(name):
     torch.testing.assert_close(advantages(data, name), base + added)
 
 
-def test_a_batch_without_what_an_estimator_needs_is_refused():
+def test_a_batch_without_an_estimators_inputs_is_refused():
     with pytest.raises(RuntimeError, match="gtpo needs entropies"):
         advantages(batch(), "gtpo")
 
@@ -215,12 +215,12 @@ trainer.val_before_train=False trainer.test_freq=-1 trainer.save_freq=-1 trainer
 
 @RARELY
 def test_verl_trains_two_steps_on_a_cpu(tmp_path):
-    """verl's own trainer, vLLM and FSDP2: K is in the advantages that verl reports and in the loss of its update."""
+    """verl's own trainer, vLLM and FSDP2: K reaches the advantages that verl reports and the loss of its update."""
     pandas, here = pytest.importorskip("pandas"), Path(__file__).parent
     pytest.importorskip("vllm", reason="vLLM is absent: see docs/ktae.md")
     quickstart, model, data = here.parents[2] / "examples/quickstart", tmp_path / "model", tmp_path / "train.parquet"
     shutil.copytree(quickstart / "model", model)
-    for name in ("tokenizer.json", "tokenizer_config.json"):  # verl looks for Qwen's end of a turn
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # verl looks for Qwen's end-of-turn token
         file = model / name
         file.write_text(file.read_text().replace("<eos>", "<|im_end|>"))
     template = json.loads(file.read_text()) | {"chat_template": "{{ messages[0]['content'] }}"}

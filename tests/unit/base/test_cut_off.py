@@ -1,4 +1,4 @@
-"""A response that neither ended nor reached its limit is a failed rollout, whoever reads it."""
+"""A response that neither ended nor reached its limit is a failed rollout in every agent and evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def request_output(reason, ids=(5, 6), finished=True):
 
 
 class Core:
-    """The part of vLLM's engine that the host's actor calls: each request ends with the next of `reasons`."""
+    """Stand-in for vLLM's engine below the host's actor; each request ends with the next of `reasons`."""
 
     errored = False
     dead_error = RuntimeError("the core is gone")
@@ -49,7 +49,7 @@ class Swallowing:
 
 
 class Delegating(Swallowing):
-    """The same in a separate task, below the actor."""
+    """Also swallows errors, and calls the engine below the actor in a task of its own."""
 
     async def execute(self, llm_engine, sampling_params, **_):
         async def below():
@@ -60,7 +60,7 @@ class Delegating(Swallowing):
 
 
 def turns():
-    """The host's agent of two turns."""
+    """Return the host's multi-turn agent, with two turns."""
     import torch
     from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor
 
@@ -77,7 +77,7 @@ def turns():
 
 
 def single():
-    """The host's agent of one turn, without a reward."""
+    """Return the host's single-turn agent, without a reward."""
     from openrlhf.utils.agent import SingleTurnAgentExecutor
 
     return SingleTurnAgentExecutor()
@@ -85,7 +85,7 @@ def single():
 
 @pytest.fixture
 def rollouts(host, monkeypatch, root):
-    """Ask our engine's actor, around an agent and a core, for the rollouts of one prompt."""
+    """Return rollouts of one prompt from our engine actor, given an agent and a core."""
     from transformers import AutoTokenizer
     from vllm import SamplingParams
 
@@ -130,11 +130,11 @@ def rollouts(host, monkeypatch, root):
     [(single, 0), (turns, 0), (turns, 1), (Swallowing, 0), (Delegating, 0)],
     ids=["one turn", "first turn", "last turn", "swallows", "delegates"],
 )
-def test_a_rollout_that_saw_one_is_tried_again_and_then_failed(agent, before, reason, rollouts):
+def test_a_rollout_with_a_cut_off_response_is_retried_then_fails(agent, before, reason, rollouts):
     core = Core(*["stop"] * before, reason, *["stop"] * before, reason)
     (answer,) = rollouts(agent(), core)
     assert "CutOff" in answer["failure"]
-    assert not core.reasons, "there is one more try"
+    assert not core.reasons, "not retried"
     assert answer["action_ranges"][0][0] == answer["action_ranges"][0][1]
 
 
@@ -146,12 +146,12 @@ def test_complete_answers_are_the_hosts(agent, reason, rollouts):
     assert answer["truncated"] == (reason == "length")
 
 
-def test_the_second_try_counts(rollouts):
+def test_a_successful_retry_counts(rollouts):
     for agent in (Swallowing(), single()):
         assert "failure" not in rollouts(agent, Core("abort"))[0]
 
 
-def test_a_core_that_dies_after_it_cut_off_its_answers_is_dead(rollouts, monkeypatch):
+def test_a_core_that_dies_after_cutting_off_responses_counts_as_dead(rollouts, monkeypatch):
     core = Core("abort")
     core.errored = True
     with pytest.raises(RuntimeError, match="the core is gone"):
@@ -159,7 +159,7 @@ def test_a_core_that_dies_after_it_cut_off_its_answers_is_dead(rollouts, monkeyp
 
 
 class Engine:
-    """An engine for evaluations that cuts off the first `bad` answers to each request."""
+    """An evaluation engine that cuts off the first `bad` answers to each request."""
 
     capacity = 2
 
@@ -194,7 +194,7 @@ def test_an_evaluation_retries_and_stores_no_partial_answer(reason, host):
 
 
 def test_an_evaluation_through_ray_retries_too(host, monkeypatch):
-    """There the engine's actor raises, and Ray wraps the error."""
+    """The engine's actor raises and Ray wraps the error."""
     import ray
     from ray.exceptions import RayTaskError
 
@@ -213,7 +213,7 @@ def test_an_evaluation_through_ray_retries_too(host, monkeypatch):
     assert one.cut_off and "after 2 tokens" in in_one_line(error)
 
 
-def test_the_command_ends_with_3_and_says_how_to_go_on(monkeypatch, capsys):
+def test_the_command_exits_with_3_and_says_how_to_resume(monkeypatch, capsys):
     from openrlhf_ktae.cli import eval as command
 
     def run(argv):
@@ -224,7 +224,7 @@ def test_the_command_ends_with_3_and_says_how_to_go_on(monkeypatch, capsys):
     assert "run the same command again to resume" in capsys.readouterr().err
 
 
-def test_only_finished_outputs_are_looked_at(rollouts):
+def test_only_finished_outputs_are_checked(rollouts):
     core = Core()
     seen = []
 

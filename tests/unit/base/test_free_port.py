@@ -1,4 +1,4 @@
-"""The port where processes meet cannot be given to another process in the meantime."""
+"""Rendezvous ports lie outside the kernel's ephemeral range, so no other process can be given them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_ranges_next_to_the_ephemeral_range(text, ports, tmp_path, monkeypatch):
     assert unreserved_ports() == ports
 
 
-def test_a_port_in_use_is_passed_over(monkeypatch):
+def test_a_port_in_use_is_skipped(monkeypatch):
     port = free_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
@@ -46,7 +46,7 @@ def test_a_port_in_use_is_passed_over(monkeypatch):
     assert free_port() == port
 
 
-def test_the_random_state_of_a_run_is_not_touched():
+def test_random_states_are_not_changed():
     before = random.getstate()
     free_port()
     assert random.getstate() == before

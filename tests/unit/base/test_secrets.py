@@ -52,7 +52,7 @@ def test_files_of_a_run_hold_no_secret(args, tmp_path):
     assert config["logger"]["wandb"]["key"] is None
 
 
-def test_ordinary_texts_stay_as_they_are():
+def test_ordinary_texts_are_unchanged():
     for text in ("Qwen/Qwen2.5", "a@b", "http://a.example/x?tokens=5", "mail me@x.example", "--train.max_tokens=3"):
         assert hidden(text, []) is text or redacted(text, []) == text
         assert not isinstance(hidden(text, []), Hidden)
@@ -81,7 +81,7 @@ def test_keys_in_addresses(text):
 @pytest.mark.parametrize(
     "text", ["http://a.example:8000/by/me@work", "http://a.example/@me", "s3://bucket/a@b:c@d", "x?design=2&passes=3"]
 )
-def test_addresses_without_keys_stay_as_they_are(text):
+def test_addresses_without_keys_are_unchanged(text):
     assert redacted(text, []) == text
 
 
@@ -94,12 +94,12 @@ def test_variables_that_hold_secrets(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["PWD", "OLDPWD", "PATH", "COMPAT", "KEYBOARD"])
-def test_variables_that_hold_none(name, monkeypatch):
+def test_variables_without_secrets(name, monkeypatch):
     monkeypatch.setenv(name, "/no/secret/value")
     assert "/no/secret/value" not in environment_secrets()
 
 
-def test_keys_among_words_of_a_command_line():
+def test_keys_on_a_command_line():
     words = ["train", "--use_wandb", KEY, f"--logger.wandb.key={KEY}", "--redis-password=pass", "--api_key", "k", "--x"]
     words += [
         "--data.input_key",
@@ -133,7 +133,7 @@ def test_arms_of_a_comparison_are_written_without_keys(tmp_path, monkeypatch):
     text = (run.directory / STARTED).read_text()
     for secret in (KEY, PASSWORD, TOKEN):
         assert secret not in text
-    assert plan([config], [1], tmp_path / "out", words)[0].done, "and it is the same run again"
+    assert plan([config], [1], tmp_path / "out", words)[0].done, "masked options must still match"
     (run.directory / STARTED).write_text(json.dumps({"options": {"logger.wandb.key": KEY}, "seed": 1, "words": words}))
     with pytest.raises(OtherArms):
         plan([config], [1], tmp_path / "out", words)

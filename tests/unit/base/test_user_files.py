@@ -1,4 +1,4 @@
-"""Files that options name import their helpers, each its own."""
+"""Each Python file named by an option imports helpers from its own folder."""
 
 import sys
 
@@ -37,7 +37,7 @@ def folders(tmp_path, monkeypatch):
 
 
 def test_each_file_gets_the_helpers_of_its_folder(folders):
-    """In the runs of a comparison, which share processes; and this package is never loaded twice."""
+    """Runs of a comparison share processes; this package must not be loaded twice either."""
     package = sys.modules["openrlhf_ktae.credit"]
     found = [load_estimator(folder / "estimator.py").compute(None, None) for folder in folders]
     found += [reward_function(str(folder / "reward.py"))([], [], []) for folder in folders]

@@ -1,4 +1,4 @@
-"""Options that name paths are compared by content: data, models, and Python files of agents and rewards."""
+"""Options that name data, models and Python files of agents and rewards are compared by content, not by path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two runs do not write below one `--ckpt.path`."""
+"""Only one run at a time writes below a `--ckpt.path`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained model is saved even if files other than its weights cannot be written; repairs on saving."""
+"""Weights are saved even if a model's other files cannot be; invalid generation configurations are repaired."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def refuses(config, folder):
 
 @pytest.fixture
 def save(host, monkeypatch, root):
-    """The host saves the quickstart's model in one process, below our wrapper."""
+    """Save the quickstart's model with the host's code below our wrapper, in one process."""
     from openrlhf.utils.deepspeed import DeepspeedStrategy
     from openrlhf.utils.deepspeed import deepspeed as module
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,7 +65,7 @@ def save(host, monkeypatch, root):
         change(model, tokenizer)
         with always_save_weights(strategy) as failed:
             strategy.save_model(model, tokenizer, str(folder))
-        assert waited, "the other ranks wait for this one"
+        assert waited, "the barrier for other ranks was skipped"
         assert "save_pretrained" not in vars(model)
         loaded = AutoModelForCausalLM.from_pretrained(folder if (folder / "config.json").exists() else path)
         again = AutoModelForCausalLM.from_pretrained(folder, config=loaded.config).state_dict()

@@ -21,7 +21,7 @@ def names(root):
 
 
 def test_deleting_a_linked_checkpoint_removes_only_the_link(tmp_path):
-    """For example, a checkpoint that was moved to an archive."""
+    """A checkpoint may have been moved to an archive and linked."""
     root, archive = tmp_path / "checkpoints", tmp_path / "archive"
     old = write(root, 2)
     shutil.move(old.path, archive)
@@ -37,7 +37,7 @@ def test_deleting_a_linked_checkpoint_removes_only_the_link(tmp_path):
 
 @pytest.fixture
 def undeletable(monkeypatch):
-    """A word: folders whose path contains it cannot be deleted, like open files on a network disk."""
+    """Folders with "step2" in their path cannot be deleted, like files held open on a network disk."""
     real = shutil.rmtree
 
     def rmtree(path, *args, **kwargs):
@@ -54,7 +54,7 @@ def test_an_undeletable_folder_does_not_block_later_checkpoints(tmp_path, undele
         rotate(tmp_path, 1, math.inf)
     assert names(tmp_path) == ["global_step8"]
     assert [path.name for path in undeleted(tmp_path)] == [".deleting-global_step2"]
-    write(tmp_path, 2)  # the run went back and reached the same step again
+    write(tmp_path, 2)  # a rolled-back run reached the step again
     assert read_latest(tmp_path).name == "global_step2"
     write(tmp_path, 10)
     assert sorted(rotate(tmp_path, 1, math.inf)) == ["global_step2", "global_step8"]

@@ -1,4 +1,4 @@
-"""Random states are stored in a file that is read without executing code."""
+"""Random states are stored in a file that loads without executing code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_restored_generators_repeat_their_numbers(tmp_path):
 
 
 class Devices:
-    """Replaces torch.cuda on a node with some devices, of which this process uses one or none yet."""
+    """Stand-in for torch.cuda on a node with `count` devices; this process uses device `own`, or none yet."""
 
     def __init__(self, count, own=None):
         self.count, self.own, self.restored = count, own, []
@@ -51,10 +51,10 @@ def test_only_the_device_in_use_is_queried(monkeypatch, own, states):
     ("saved", "count", "own", "restored"),
     [
         ([3], 8, 3, [3]),
-        ([3], 1, 0, [3]),  # on another node, whose devices have other numbers
-        ([0, 1, 2, 3, 4, 5, 6, 7], 2, 1, [1]),  # an earlier release's, of a trainer that saw eight
+        ([3], 1, 0, [3]),  # another node numbers its devices differently
+        ([0, 1, 2, 3, 4, 5, 6, 7], 2, 1, [1]),  # an earlier release stored all eight devices' states
         ([0, 1], 8, 5, [0]),
-        ([0, 1, 2, 3, 4, 5, 6, 7], 4, None, []),  # a trainer that uses none
+        ([0, 1, 2, 3, 4, 5, 6, 7], 4, None, []),  # the process uses no device
         ([3], 0, None, []),
         ([], 8, 3, []),
     ],

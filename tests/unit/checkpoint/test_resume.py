@@ -1,4 +1,4 @@
-"""Resuming: the newest complete checkpoint with the reasons, or a refusal with the fix."""
+"""Resuming picks the newest complete checkpoint and says why, or refuses with the fix."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_auto_starts_from_scratch_without_checkpoints(tmp_path):
     assert "starting from scratch" in decision.lines[0]
 
 
-def test_auto_starts_from_scratch_after_a_crash_in_the_first_write(tmp_path):
+def test_auto_starts_from_scratch_after_a_crash_during_the_first_write(tmp_path):
     (tmp_path / "first").mkdir()
     assert dies_while_writing(tmp_path / "first", 20, 2) is None
     decision = decide(AUTO, tmp_path / "first")
@@ -116,7 +116,7 @@ def test_a_path_that_cannot_be_resumed_is_refused(tmp_path):
 
 
 def of_ranks(root, step, ranks, there):
-    """A checkpoint of a run with `ranks` ranks on one-device nodes, with the parts of only `there` ranks."""
+    """Write a checkpoint of a run with `ranks` one-device nodes that has the parts of only `there` ranks."""
     tag = f"global_step{step}"
     folder = begin(root, tag)
     names = [f"_actor/{tag}/rank{rank}.pt" for rank in range(there)]
@@ -128,7 +128,7 @@ def of_ranks(root, step, ranks, there):
 
 
 def test_a_partial_checkpoint_of_an_earlier_release_is_skipped(tmp_path):
-    """Its manifest matches its files; the host raised `KeyError: 'global_step'` after loading all models."""
+    """Its manifest matches its files, but the host raises `KeyError: 'global_step'` after loading all models."""
     whole, half = of_ranks(tmp_path, 2, ranks=2, there=2), of_ranks(tmp_path, 4, ranks=2, there=1)
     decision = decide(AUTO, tmp_path)
     assert decision.checkpoint.path == whole.path
@@ -155,7 +155,7 @@ def test_a_plain_openrlhf_checkpoint_can_be_resumed(tmp_path):
 
 @pytest.mark.parametrize("latest", [None, "", "global_step30"])
 def test_a_plain_checkpoint_without_latest_is_refused_with_its_tags(tmp_path, latest):
-    """The host raises KeyError, or AssertionError, after all models are loaded."""
+    """The host raises a KeyError or AssertionError only after loading all models."""
     of_host(tmp_path, "global_step10", "global_step20", latest=latest)
     with pytest.raises(CannotResume, match="Write one of these names into it: global_step10, global_step20"):
         decide(AUTO, tmp_path)

@@ -1,4 +1,4 @@
-"""Rotation deletes the oldest, never the newest or the best; exports go with their checkpoint."""
+"""Rotation deletes the oldest checkpoint, never the newest or the best; exports go with their checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def names(root):
     return sorted(path.name for path in root.iterdir() if path.is_dir())
 
 
-def test_the_newest_stay(tmp_path):
+def test_the_newest_are_kept(tmp_path):
     for step in range(2, 14, 2):
         write(tmp_path, step)
         rotate(tmp_path, 3, math.inf)
@@ -30,7 +30,7 @@ def test_a_checkpoint_of_an_earlier_step_can_be_the_newest(tmp_path):
     assert read_latest(tmp_path).name == "global_step4"
 
 
-def test_the_best_stays_and_does_not_count(tmp_path):
+def test_the_best_is_kept_and_does_not_count(tmp_path):
     write(tmp_path, 2, best=True)
     for step in (2, 4, 6, 8):
         write(tmp_path, step)
@@ -47,14 +47,14 @@ def test_a_new_best_replaces_the_old_one(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, -1])
-def test_no_number_deletes_the_newest(tmp_path, keep):
+def test_the_newest_is_never_deleted(tmp_path, keep):
     write(tmp_path, 2)
     write(tmp_path, 4)
     rotate(tmp_path, keep, 0)
     assert names(tmp_path) == ["global_step4"]
 
 
-def test_a_limit_of_bytes_deletes_the_oldest_until_it_is_kept(tmp_path):
+def test_the_oldest_are_deleted_until_the_byte_limit_is_met(tmp_path):
     for step in (2, 4, 6, 8):
         write(tmp_path, step, export=True)
     size = listed(tmp_path)[0][0].manifest.bytes
@@ -81,7 +81,7 @@ def test_other_folders_are_not_deleted(tmp_path):
 
 
 def test_the_best_of_a_superseded_run_is_kept(tmp_path):
-    """The first evaluation of a run started from scratch is its best so far, even if an earlier run was better."""
+    """A run from scratch starts a best of its own, even if an earlier run in the folder was better."""
     write(tmp_path, 20, best=True)
     write(tmp_path, 20)
     supersede_all(tmp_path)

@@ -1,4 +1,4 @@
-"""A full disk is reported before a checkpoint is written, and survived during the write."""
+"""A full disk is reported before a checkpoint is written; a disk that fills during the write is survived."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEGABYTE = 2**20
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of one megabyte."""
+    """Mount a file system of one megabyte."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
@@ -47,7 +47,7 @@ def test_a_failed_write_keeps_the_last_complete_checkpoint(small_disk):
 
 
 def test_a_disk_that_fills_while_the_manifest_is_written(small_disk):
-    """All parts are written, but the disk is full for the manifest."""
+    """All parts fit, but the manifest does not."""
     whole = write(small_disk, 2)
     (small_disk / "filler").write_bytes(b"\0" * (MEGABYTE - 48 * 1024))
     failures = 0

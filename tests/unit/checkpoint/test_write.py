@@ -1,4 +1,4 @@
-"""A checkpoint is complete or absent, whenever its writer dies; `latest` names a complete one."""
+"""Whenever its writer dies, a checkpoint is complete or absent, and `latest` names a complete one."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def content(checkpoint):
 
 
 def check_whole(root, allowed):
-    """What a run finds after the writer's death."""
+    """Check the checkpoint that a run resumes from after the writer's death; return its step."""
     chosen = decide(AUTO, root).checkpoint
     assert chosen is not None
     assert content(chosen) in allowed[chosen.step]
     latest = read_latest(root)
     if latest is not None:
         verify(latest)
-    elif (root / "latest").exists():  # it was set aside: either it is restored, or the new one has its name
+    elif (root / "latest").exists():  # it was set aside: recovery restores it, or the new one has its name
         recover(root)
         verify(read_latest(root))
     return chosen.step
@@ -45,7 +45,7 @@ def staged(root, **files):
 
 
 def test_a_checkpoint_without_a_ranks_files_is_not_committed(tmp_path, monkeypatch):
-    """Two nodes without a shared file system: each rank sees only its own part."""
+    """Without a shared file system each node's ranks see only their own parts."""
     monkeypatch.setattr(module, "SEEN_SECONDS", 0.2)
     staged(tmp_path, rank0="abc", rank1="de")
     seen = [("10.0.0.1 (one)", {"rank0": 3}), ("10.0.0.2 (two)", {"rank1": 2, "rank2": 2}), ("10.0.0.3", {"rank1": 9})]
@@ -62,14 +62,17 @@ def test_a_network_file_system_may_show_files_late_or_with_old_sizes(tmp_path):
     folder = staged(tmp_path, rank0="abc")
     late = threading.Timer(0.7, lambda: (folder / "rank1").write_text("defg"))
     late.start()
-    seen = [("one", {"rank0": 3, "rank1": 1}), ("two", {"rank1": 4})]  # the first rank saw it during the write
+    seen = [
+        ("one", {"rank0": 3, "rank1": 1}),
+        ("two", {"rank1": 4}),
+    ]  # rank 1's file was still being written when rank 0 listed it
     checkpoint = commit(tmp_path, "global_step2", 2, {}, seen)
     late.join()
     assert {name: entry["bytes"] for name, entry in checkpoint.manifest.files.items()} == {"rank0": 3, "rank1": 4}
 
 
 def test_a_kill_at_any_operation_of_a_write_keeps_earlier_checkpoints_complete(tmp_path):
-    """Two checkpoints exist; the third is being written and the first rotated out."""
+    """Two checkpoints exist; the third is being written, then the first is rotated out."""
     before = tmp_path / "before"
     write(before, 2)
     write(before, 4)
@@ -83,15 +86,15 @@ def test_a_kill_at_any_operation_of_a_write_keeps_earlier_checkpoints_complete(t
         write(root, 8)  # the next run can write
         assert decide(AUTO, root).checkpoint.step == 8
         rotate(root, 2, math.inf)
-        assert not list(root.glob(".*")), "nothing is left behind"
-        assert len(folders(root)) == 2, "nor half of one that was being deleted, which nobody would count"
+        assert not list(root.glob(".*")), "no temporary folder may be left"
+        assert len(folders(root)) == 2, "a half-deleted checkpoint is left"
         assert not listed(root)[1]
-    assert found == sorted(found), "once it is there it stays"
+    assert found == sorted(found), "a later kill must not lose it"
     assert {4, 6} == set(found)
 
 
 def test_a_kill_at_any_operation_of_a_replacement_leaves_one_complete_checkpoint(tmp_path):
-    """A run that went back to step 2 reaches step 4 again."""
+    """A run that resumed from step 2 reaches step 4 again."""
     before = tmp_path / "before"
     write(before, 2)
     write(before, 4)
@@ -113,7 +116,7 @@ def copy(source, target):
 
 
 def test_files_are_flushed_before_the_rename(tmp_path, monkeypatch):
-    """Checks the order of calls: after a machine crash the name must not exist without the content."""
+    """Checks the order of calls: after a machine crash no name may exist without its content."""
     calls = []
     names = {"fsync": os.fsync, "rename": os.rename, "replace": os.replace}
     monkeypatch.setattr(
@@ -128,7 +131,7 @@ def test_files_are_flushed_before_the_rename(tmp_path, monkeypatch):
     for name in (*checkpoint.manifest.files, "manifest.json", "_actor", "_actor/global_step2", "."):
         assert str((folder / name).resolve()) in synced, name
     named = calls.index(("replace", str(tmp_path / "latest")))
-    assert ("fsync", str(tmp_path)) in calls[renamed:named], "the name is on the disk before `latest` says it"
+    assert ("fsync", str(tmp_path)) in calls[renamed:named], "the rename must be synced before `latest` names it"
 
 
 def test_damaged_files_are_named(tmp_path):

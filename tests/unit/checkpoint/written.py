@@ -1,4 +1,4 @@
-"""Small checkpoints, and a process that dies in the middle of writing one."""
+"""Small checkpoints, and a process that dies while writing one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TRAIN = {"train": {"seed": 1}}
 
 
 def write(root: Path, step: int, best: bool = False, content: str = "weights", export: bool = False):
-    """Write one checkpoint like the trainer and its ranks."""
+    """Write one checkpoint as the trainer and its ranks do."""
     tag = f"{'best_' if best else ''}global_step{step}"
     folder = begin(root, tag)
     parts = {f"_actor/{tag}/model.pt": f"{content} {step}", "_actor/latest": tag, "trainer.pt": "state"}
@@ -26,7 +26,7 @@ def write(root: Path, step: int, best: bool = False, content: str = "weights", e
     return commit(root, tag, step, {"config": TRAIN, "data": {}, "versions": {"packages": {"torch": "1"}}})
 
 
-# Every operation of Python on files below the root raises an audit event before it happens; fsync raises none.
+# Python raises an audit event before each file operation except fsync.
 DYING = """
 import os, signal, sys, threading
 root, moment = sys.argv[1], int(sys.argv[2])
@@ -60,7 +60,7 @@ print(count)
 
 
 def dies_while_writing(root: Path, moment: int, *steps: int) -> int | None:
-    """Write checkpoints of `steps` in a process that is killed at its `moment`-th operation on files.
+    """Write checkpoints of `steps` in a process killed at its `moment`-th file operation.
 
     Returns the number of operations if it was not killed.
     """

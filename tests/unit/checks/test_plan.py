@@ -30,7 +30,7 @@ def plan(name, *words, gpu="h100-80g", **cluster):
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_parameters_are_those_of_transformers(name):
+def test_parameters_match_transformers(name):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -53,7 +53,7 @@ def test_an_unknown_model_has_no_shape(name):
     assert model_shape(name) is None
 
 
-def test_states_are_those_of_deepspeed_s_estimators():
+def test_states_match_deepspeeds_estimators():
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
@@ -96,7 +96,7 @@ def test_adapters_are_counted_as_peft_makes_them(targets):
 
 
 def test_with_adapters_only_they_have_gradients_and_states():
-    """7.6 billion parameters in bf16 on one device of 80 GB, far too little for full training."""
+    """7.6 billion parameters in bf16 on one 80 GB device, far too small for full training."""
     one = "--actor.num_gpus_per_node 1 --vllm.num_engines 1 --train.max_tokens_per_gpu 4096".split()
     assert any("training: needs" in problem for problem in plan(PAPER_7B, *one).problems)
     args = options(PAPER_7B, *one, "--ds.lora.rank", "16")
@@ -136,7 +136,7 @@ def test_the_change_it_names_makes_the_plan_possible():
     assert not plan(PAPER_7B, "--train.max_tokens_per_gpu", "27648").problems
 
 
-def test_a_cluster_that_is_too_small():
+def test_a_small_cluster_is_refused():
     (problem,) = plan("grpo/qwen2.5-32b", nodes=2, per_node=8).problems
     assert "needs 32 devices" in problem
     assert "use --nodes 4" in problem
@@ -171,7 +171,7 @@ def test_golds_are_not_checked_with_a_reward_file(tmp_path):
     assert not plan("grpo/quickstart", *words).problems
 
 
-def test_the_command_prints_one_table_and_its_code_says_whether_it_fits(capsys):
+def test_the_command_prints_one_table_and_its_exit_code_says_whether_it_fits(capsys):
     config = ["--config", str(ROOT / "configs/dapo_ktae/qwen2.5-72b.yaml"), "--gpu", "h100-80g"]
     assert main([*config, "--nodes", "16", "--gpus-per-node", "8"]) == 0
     table = capsys.readouterr().out
@@ -181,8 +181,8 @@ def test_the_command_prints_one_table_and_its_code_says_whether_it_fits(capsys):
     assert "use --nodes 16" in capsys.readouterr().err
 
 
-def test_memory_of_a_node_beside_its_gpus():
-    """7.62 billion parameters: 8 engines' weights in 16 bits, 14 bytes a parameter of the trainer, one export."""
+def test_host_memory_of_a_node():
+    """7.62 billion parameters: 16-bit weights of 8 engines, 14 bytes per parameter of the trainer, one export."""
     args, parameters = options(PAPER_7B), 7_615_616_512
     needed = memory.host(args, model_shape(args.actor.model_name_or_path))
     assert needed.parts["weights of sleeping engines"] == pytest.approx(8 * 2 * parameters, rel=1e-3)
@@ -227,7 +227,7 @@ def test_pinned_blocks_are_powers_of_two(size, block):
     assert memory.power_of_two(size) == block
 
 
-def test_the_tensors_of_an_engine_are_its_parameters():
+def test_an_engines_tensors_add_up_to_its_parameters():
     for name in KNOWN:
         shape = shape_of(KNOWN[name])
         numbers = sum(count * size for count, size in shape.tensors)
@@ -291,7 +291,7 @@ def test_an_undescribed_cluster_has_the_requested_size(cluster, problem, capsys)
 
 
 def test_planning_is_fast():
-    """Goal: at most 0.5 s of the start. The least of three, on a machine that may be busy."""
+    """Goal: at most 0.5 s of a start. Takes the fastest of three, since the machine may be busy."""
     args = options("grpo_ktae/quickstart")
     seconds = []
     for _ in range(3):
@@ -333,7 +333,7 @@ LORA_PEAKS = {
 
 @pytest.mark.parametrize(("model", "stage"), LORA_PEAKS)
 def test_planned_memory_of_adapters_is_within_15_percent_of_the_peak(model, stage, peaks):
-    """Measured as those above, one rank, with `--ds.lora.rank 16` (2026-11-28)."""
+    """Peaks measured as above on one rank with `--ds.lora.rank 16`, 2026-11-28."""
     args = parse_command_line([*peaks.options(model, stage, 1), "--ds.lora.rank", "16"])
     planned = memory.training(args, shape_of(peaks.config(model)), cuda=False).total
     assert planned == pytest.approx(LORA_PEAKS[model, stage], rel=0.15)

@@ -1,4 +1,4 @@
-"""Checks before a run, besides the table of refusals: accepted inputs, and the time for a silent Hub."""
+"""Checks before a run besides the table of refusals: accepted inputs, and a Hub that does not answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROW = '{"input": "1 + 1 :", "label": "2"}\n'
 
 
 def test_accepted_batch_sizes_train_on_all_rollouts():
-    """The host drops the remainder of a batch: with a dynamic batch over 3 ranks, all 16 of 16 rollouts."""
+    """The host drops the remainder of a batch: with a dynamic batch of 16 rollouts over 3 ranks, all of them."""
     chosen, accepted = random.Random(0), 0
     for _ in range(4000):
         pick = chosen.choice
@@ -70,7 +70,7 @@ def fresh_hub(monkeypatch):
     hub._there.cache_clear()
 
 
-def test_a_hub_that_never_answers_is_asked_once(fresh_hub, monkeypatch):
+def test_a_hub_that_never_answers_is_queried_once(fresh_hub, monkeypatch):
     from huggingface_hub import hf_api
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -105,7 +105,7 @@ def problems_of_data(names, **more):
     )
 
 
-def test_a_data_set_in_the_cache_of_the_hub_is_asked_for_its_columns(fresh_hub, monkeypatch, tmp_path):
+def test_columns_of_a_cached_hub_data_set_are_checked(fresh_hub, monkeypatch, tmp_path):
     import pyarrow as pa
     from huggingface_hub import constants
     from pyarrow import parquet
@@ -119,7 +119,7 @@ def test_a_data_set_in_the_cache_of_the_hub_is_asked_for_its_columns(fresh_hub, 
     parquet.write_table(pa.table({"input": ["1"], "label": ["1"]}), place / "train-0.parquet")
     assert problems_of_data("some/sums") == []
     (place / "train-0.parquet").write_text("torn")
-    assert problems_of_data("some/sums") == [], "what is not whole is fetched again"
+    assert problems_of_data("some/sums") == [], "a damaged file is downloaded again"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_users_judge_is_accepted(name, tmp_path):
     assert list(judge_problems(args)) == []
 
 
-def test_the_first_call_of_a_reward_function_gives_the_names_of_its_figures(tmp_path):
+def test_names_of_extra_logs_come_from_the_first_call_of_a_reward_function(tmp_path):
     source = (
         "def reward_func(queries, prompts, labels):\n    return {'rewards': [1.0], 'extra_logs': {'words': 3, 'a': 1}}"
     )
@@ -195,7 +195,7 @@ def test_the_first_call_of_a_reward_function_gives_the_names_of_its_figures(tmp_
         )
 
     assert keys(reward_log_keys=()) == ("a", "words")
-    assert keys(reward_log_keys=("a",)) == ("a",), "what the user names is what counts"
+    assert keys(reward_log_keys=("a",)) == ("a",), "the user's names win"
 
 
 def test_a_reward_function_waiting_for_a_server_is_not_refused(tmp_path):

@@ -165,7 +165,7 @@ BAD = [
         "--train.full_determinism_enable true",
         "--train.async_enable false",
     ),
-    # Numbers that the host takes and later divides by, indexes with or trains with.
+    # Numbers that the host accepts and later divides by, indexes with or trains with.
     ({"micro_rollout_batch_size": "0"}, "--rollout.micro_batch_size 0", "at least 1"),
     ({"micro_train_batch_size": "0"}, "--train.micro_batch_size 0", "at least 1"),
     ({"train_batch_size": "-16"}, "--train.batch_size -16", "at least 1"),
@@ -235,7 +235,7 @@ BAD = [
     ({"config": "{tmp}/typo.yaml"}, "rollout.temprature", "did you mean rollout.temperature"),
     ({"config": "{tmp}/wrong_type.yaml"}, "--rollout.temperature", "invalid float value"),
     ({"config": "{tmp}/missing_base.yaml"}, "nowhere.yaml", "no such file"),
-    # Would train nothing, or make ranks wait for each other.
+    # Would train on nothing, or deadlock ranks.
     (
         {"use_dynamic_batch": "true", "zero_stage": "3", "actor_num_gpus_per_node": "3", "vllm_num_engines": "3"},
         "--train.batch_size 16: does not divide into --train.micro_batch_size 1 x 3 ranks",
@@ -334,7 +334,7 @@ BAD = [
     ({"ds.use_liger_kernel": "true"}, "--ds.use_liger_kernel true", "needs a GPU"),
     ({"ds.deepcompile": "true"}, "--ds.deepcompile true", "needs a GPU"),
     *(({f"ktae.{name}": "-1"}, f"--ktae.{name} -1", "0 or more") for name in RECORD),
-    # Adapters: what excludes them, and modules that cannot have one.
+    # Adapters: conflicting options, and modules that cannot have one.
     ({**LORA, "zero_stage": "2", "ds_tensor_parallel_size": "2"}, "--ds.tensor_parallel_size 2", "--ds.zero_stage 3"),
     ({**LORA, "enable_ema": "true"}, "--train.enable_ema true", "leave it out"),
     ({**LORA, "use_ds_universal_ckpt": "true"}, "--ds.use_universal_ckpt true", "leave it out"),
@@ -359,7 +359,7 @@ BAD = [
     ),
     ({"algo.ktae.top_tokens": "-1"}, "--algo.ktae.top_tokens -1", "give 0"),
     ({"best_metric_key": "nonsense"}, "--ckpt.best_metric_key nonsense", "eval_macro_accuracy"),
-    # Models that are missing, incomplete, or of another kind.
+    # Models that are missing, incomplete, or not causal language models.
     (
         {"advantage_estimator": "gae", "critic_pretrain": "/no/such"},
         "--critic.model_name_or_path /no/such",
@@ -446,13 +446,13 @@ BAD_FILES = [
 
 @pytest.fixture(autouse=True, scope="module")
 def imported():
-    """Time of the refusal only; the imports of a fresh process are timed below."""
+    """Import everything first: these tests time the refusal only; a fresh process is timed below."""
     assert main(["--no.such_option"]) == 2
 
 
 @CPU_BUILDS
 def test_a_fresh_process_refuses_in_less_than_ten_seconds(root):
-    """The better of two runs, since the machine may be busy."""
+    """Takes the faster of two runs, since the machine may be busy."""
     command_line = [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray", "--config"]
     command_line += ["configs/grpo_ktae/quickstart.yaml", "--actor.lr_scheduler", "cosinus"]
     seconds = []
@@ -519,7 +519,7 @@ def files(tmp_path, root):
 
 
 def model_folders(place, good):
-    """The quickstart's model with one fault each: new content of a file, or None if it is removed."""
+    """Write copies of the quickstart's model with one fault each; a file's new content, or None to remove it."""
     config = json.loads((good / "config.json").read_text())
     weights = (good / "model.safetensors").read_bytes()
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
@@ -600,7 +600,7 @@ def test_wrong_tables_of_other_formats_are_refused(files, capsys, monkeypatch, r
 
 
 def refused(line, names, way_out, files, capsys):
-    """Run the command and return its one message."""
+    """Run the command and return its error message."""
     started = time.monotonic()
     assert main(line) == 2
     message = capsys.readouterr().err
@@ -614,7 +614,7 @@ def refused(line, names, way_out, files, capsys):
 
 
 def test_the_same_options_unchanged_are_accepted(files, monkeypatch, root):
-    """Without this, a table of refusals would pass on a command that refuses everything."""
+    """Otherwise the table would pass on a command that refuses everything."""
     from openrlhf_ktae.backend import resolve
     from openrlhf_ktae.checks.preflight import preflight
     from openrlhf_ktae.cli.options import parse_command_line

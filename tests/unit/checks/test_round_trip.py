@@ -1,4 +1,4 @@
-"""A model that cannot be saved, or whose tokens have no embedding row, is refused or repaired before anything loads."""
+"""Models that cannot be saved, or lack embedding rows for tokens, are refused or repaired before anything loads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openrlhf_ktae.cli.options import parse_command_line
 
 @pytest.fixture
 def tried(tmp_path, root, monkeypatch):
-    """Try a changed copy of the quickstart's model."""
+    """Check a modified copy of the quickstart's model."""
     monkeypatch.chdir(root)
     model = tmp_path / "model"
     shutil.copytree("examples/quickstart/model", model)
@@ -35,7 +35,7 @@ TOKENS, ROWS = 374, 384  # of the quickstart's model
 
 
 def added(*tokens):
-    """Fill the rows that have no token, then add `tokens`, as `add_tokens` without a resized model does."""
+    """Fill the unused rows, then add `tokens`, like `add_tokens` without resizing the model."""
     names = [*(f"<fill{number}>" for number in range(TOKENS, ROWS)), *tokens]
 
     def change(content):

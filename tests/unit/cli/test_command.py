@@ -1,4 +1,4 @@
-"""Shared by all commands: how they end."""
+"""How commands end."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def test_a_signal_ends_a_command_and_the_run_it_started(number, tmp_path, monkey
 
     def run(argv):
         started.append(trial.start("straight"))
-        # From outside: a signal that this process sends itself may come between a check for signals and the wait.
+        # Sent by another process: our own could arrive between a check for signals and the wait.
         subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -{int(number)} {os.getpid()}"])
         trial.wait("straight", started[0])
 
     before = signal.getsignal(signal.SIGTERM)
-    interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+    interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     began = time.monotonic()
     try:
         assert run_command(run, []) == 130

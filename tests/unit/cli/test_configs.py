@@ -1,4 +1,4 @@
-"""Every shipped configuration through the real entry point, and the paper's sizes value by value."""
+"""Parse every shipped configuration through the real entry point; compare the paper's recipes value by value."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_all_shipped_configurations_are_tested():
 
 
 @pytest.mark.parametrize("name", [*ALL, "grpo_ktae/quickstart-llm"])
-def test_every_file_parses_and_its_arm_is_what_it_says(name):
+def test_every_file_parses_and_matches_its_arms_name(name):
     args = options(name)
     arm = name.split("/")[0]
     assert (args.algo.credit.name == "ktae") == arm.endswith("_ktae")
@@ -50,7 +50,7 @@ def test_every_file_parses_and_its_arm_is_what_it_says(name):
 
 @pytest.mark.parametrize("arm", ["grpo", "dapo"])
 @pytest.mark.parametrize("size", SIZES)
-def test_an_arm_with_credit_differs_in_the_estimator_alone(arm, size):
+def test_an_arm_with_credit_differs_only_in_the_estimator(arm, size):
     plain, credited = (load_config(CONFIGS / f"{one}/{size}.yaml") for one in (arm, f"{arm}_ktae"))
     different = {key for key in plain | credited if plain.get(key) != credited.get(key)}
     assert different == {"algo.advantage.estimator", "run.dir"}
@@ -58,14 +58,14 @@ def test_an_arm_with_credit_differs_in_the_estimator_alone(arm, size):
 
 @pytest.mark.parametrize("name", [name for name in ALL if "qwen" in name])
 def test_batches_divide_and_all_devices_are_used(name, monkeypatch):
-    """Parsing runs the host's checks; these are ours, except for those that need the Hub or a GPU."""
+    """Parsing runs the host's checks; this runs ours, except those that need the Hub or a GPU."""
     monkeypatch.setattr(hub, "missing", lambda *_: "")
     monkeypatch.setattr(checks, "backend_problems", lambda *_: [])
     args = options(name)
     preflight(args, CudaBackend())
     assert args.actor.num_nodes * 8 == args.vllm.num_engines * args.vllm.tensor_parallel_size
     assert args.ds.zero_stage == 3
-    assert args.ds.tensor_parallel_size == 1, "not together with ZeRO-3 at these pins"
+    assert args.ds.tensor_parallel_size == 1, "ZeRO-3 excludes it in the pinned releases"
     assert args.vllm.enable_sleep
     assert args.ds.enable_sleep
     assert args.vllm.enable_prefix_caching
@@ -75,7 +75,7 @@ def test_batches_divide_and_all_devices_are_used(name, monkeypatch):
 
 
 def test_the_gpu_command_of_the_readme_is_accepted(monkeypatch, tmp_path):
-    """Word by word, except for the name of the data; checks that need the Hub or a GPU are skipped."""
+    """Verbatim except for the data file; checks that need the Hub or a GPU are skipped."""
     text = (CONFIGS.parent / "README.md").read_text().split("-m openrlhf_ktae.cli.train_ppo_ray ", 1)[1].split("```")[0]
     data = tmp_path / "your.jsonl"
     data.write_text('{"input": "1 + 1 :", "label": "2"}\n' * 128)
@@ -122,7 +122,7 @@ OF_ARM = {
 
 @pytest.mark.parametrize("credit", ["", "_ktae"])
 @pytest.mark.parametrize("name", OF_ARM)
-def test_the_paper_value_by_value(name, credit):
+def test_values_of_the_paper(name, credit):
     arm, size = name.split("/")
     args = options(f"{arm}{credit}/{size}")
     for key, expected in {**PAPER, **OF_ARM[name]}.items():
@@ -136,7 +136,7 @@ def test_the_paper_value_by_value(name, credit):
         assert all(getattr(config, name) is None for name in ("h1", "h2", "h3")), "the paper's 1, 2, 1"
 
 
-def test_the_template_asks_for_a_box_and_takes_the_problem():
+def test_the_template_requests_a_box_and_contains_the_problem():
     template = options("grpo/qwen2.5-math-7b").data.input_template
     text = template.format("What is {1, 2}?")
     assert "\\boxed{}." in text

@@ -35,11 +35,11 @@ OTHER_DEFAULTS = {
     "--ds.attn_implementation": "depends on whether flash-attn is installed",
     "--logger.wandb.run_name": "holds the time of the start, which this test replaces",
 }
-"""Host options whose default is another one here, with the reason."""
+"""Host options with a different default here, and why."""
 
 
 class Declared(Exception):
-    """The host has declared all of its options."""
+    """Raised once the host has declared all of its options."""
 
 
 class HostParser(argparse.ArgumentParser):
@@ -48,7 +48,7 @@ class HostParser(argparse.ArgumentParser):
 
 
 def host_defaults():
-    """Return flag -> default of every option, as the host's own source declares it for a parser of argparse."""
+    """Return flag -> default of every option by executing the host's own argparse declarations."""
     parser = HostParser(add_help=False)
     clock = SimpleNamespace(now=lambda: SimpleNamespace(strftime=lambda _: "TIME"))
     names = {"argparse": SimpleNamespace(ArgumentParser=lambda: parser), "datetime": clock}
@@ -105,11 +105,11 @@ vllm: vllm_gpu_memory_utilization=gpu_memory_utilization vllm_num_engines=num_en
 vllm: vllm_sync_backend=sync_backend vllm_sync_with_ray=sync_with_ray
 vllm: vllm_tensor_parallel_size=tensor_parallel_size
 """
-"""Group of today: flat names that end it, and flat=name where the names differ; written down apart from the table."""
+"""Lines of `GROUP: flat names`, as flat=name where the two differ; kept independently of the package's table."""
 
 
 def old_names():
-    """Return flat name -> name of today as `OLD_NAMES` has them."""
+    """Return flat name -> current name from `OLD_NAMES`."""
     pairs = {}
     for line in OLD_NAMES.strip().splitlines():
         group, words = line.split(": ")
@@ -119,7 +119,7 @@ def old_names():
     return pairs
 
 
-def test_the_table_of_flat_names_is_what_older_releases_had():
+def test_flat_names_are_those_of_older_releases():
     assert old_names() == FLAT_NAMES
     switches = {"bf16": ["--ds.param_dtype", "bf16"], "flash_attn": ["--ds.attn_implementation", "flash_attention_2"]}
     assert switches == FLAT_SWITCHES
@@ -127,7 +127,7 @@ def test_the_table_of_flat_names_is_what_older_releases_had():
 
 @pytest.mark.parametrize(("flat", "dotted"), FLAT_NAMES.items())
 def test_flat_name_stands_for_an_option_of_the_host(flat, dotted, actions):
-    assert f"--{dotted}" in actions, f"--{flat} is mapped to an option that does not exist"
+    assert f"--{dotted}" in actions, f"--{flat} maps to no option"
     assert translate_flat_names([f"--{flat}", "1"]) == [f"--{dotted}", "1"]
     assert translate_flat_names([f"--{flat}=1"]) == [f"--{dotted}=1"]
 
@@ -142,7 +142,7 @@ def test_flat_switches_are_options_too(actions):
 )
 @pytest.mark.parametrize("estimator", ["ktae", "group_norm", "gae"])
 def test_written_options_can_be_parsed_again(estimator, places, tmp_path):
-    """KTAE's options are refused without it, but not at their defaults, which a run also writes."""
+    """KTAE's options are refused without KTAE, except at their defaults, which every run writes."""
     words = [*MINIMAL, "--advantage_estimator", estimator, "--n_samples_per_prompt", "4", "--label_key", "label"]
     words += places
     written = nested_options(parse_command_line(words))
@@ -150,7 +150,7 @@ def test_written_options_can_be_parsed_again(estimator, places, tmp_path):
     assert nested_options(parse_command_line(["--config", path])) == written
 
 
-def test_ktae_is_group_norm_for_the_host_and_ktae_for_us():
+def test_the_host_sees_group_norm_if_ktae_is_chosen():
     args = parse_command_line(KTAE)
     assert args.algo.advantage.estimator == "group_norm"
     assert args.algo.credit.name == "ktae"
@@ -189,7 +189,7 @@ def write(path, tree):
     return str(path)
 
 
-def test_config_file_and_command_line_wins(tmp_path):
+def test_the_command_line_wins_over_the_config_file(tmp_path):
     path = write(tmp_path / "a.yaml", {"rollout": {"temperature": 0.5, "top_p": 0.9}, "train": {"colocate_all": True}})
     args = parse_command_line([*KTAE, "--config", path, "--temperature", "0.7", "--train.colocate_all", "false"])
     assert (args.rollout.temperature, args.rollout.top_p, args.train.colocate_all) == (0.7, 0.9, False)
@@ -203,7 +203,7 @@ def test_config_file_includes_a_base(tmp_path):
 
 
 @pytest.mark.parametrize(("later", "expected"), [(0.7, 0.7), (1.0, 1.0), (None, 1.0)])
-def test_a_later_config_file_wins_also_with_the_default(tmp_path, later, expected):
+def test_a_later_config_file_wins_even_with_a_default(tmp_path, later, expected):
     first = write(tmp_path / "a.yaml", {"rollout": {"temperature": 0.5, "top_p": 0.9}})
     second = write(tmp_path / "b.yaml", {"rollout": {"temperature": later}})
     args = parse_command_line([*KTAE, "--config", first, "--config", second])
@@ -216,7 +216,7 @@ def test_config_file_refuses_unknown_keys_with_the_nearest(tmp_path):
         parse_command_line([*KTAE, "--config", path])
 
 
-def test_config_file_that_includes_itself(tmp_path):
+def test_a_config_file_that_includes_itself_is_refused(tmp_path):
     path = write(tmp_path / "a.yaml", {"include": "a.yaml"})
     with pytest.raises(BadOption, match="includes itself"):
         parse_command_line([*KTAE, "--config", path])

@@ -1,4 +1,4 @@
-"""The audit command: tables, findings, exit codes, and one message for each file that cannot be audited."""
+"""The audit command: tables, findings, exit codes, and one message per file that cannot be audited."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNREADABLE = {"gold": "(3,", "response": r"\boxed{77}", "reward": 0.0, "set": "a
 
 @pytest.fixture
 def audit(tmp_path, monkeypatch, capsys):
-    """Writes rows to a file, runs the command on it: (exit code, output, findings)."""
+    """Write rows to a file and run the command on it; return (exit code, output, findings)."""
     monkeypatch.chdir(tmp_path)
 
     def run(rows, *options, name="rows.jsonl"):
@@ -71,7 +71,7 @@ def test_second_grader_is_the_hosts_own(audit):
 
 
 def test_second_grader_that_hangs_costs_its_limit(audit):
-    """The host's grader works on this power tower for hours."""
+    """The host's grader evaluates this power tower for hours."""
     tower = {"gold": "5", "response": r"\boxed{9^{9^{9^9}}}"}
     code, _, findings = audit(
         [tower, WRONG], "--second", "host", "--verifier.timeout_s", "0.5", "--verifier.cpu_s", "0.2"
@@ -149,7 +149,7 @@ def test_nested_columns_and_golds_of_any_kind(audit):
         ([RIGHT], ("--verifier.timeout_s", "0"), "rows.jsonl", "--verifier.timeout_s 0.0: is out of range"),
     ],
 )
-def test_what_cannot_be_audited_is_one_message_and_exit_code_2(audit, rows, options, name, message):
+def test_unusable_input_gives_one_message_and_exit_code_2(audit, rows, options, name, message):
     code, output, _ = audit(rows, *options, name=name)
     assert code == 2
     assert message in output

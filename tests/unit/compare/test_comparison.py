@@ -1,4 +1,4 @@
-"""Arms over seeds: outcomes of records made by hand, tests, tables and pages."""
+"""Comparing arms over seeds: outcomes of handmade records, tests, tables and pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = 10
 
 
 def recorded(directory, gain=0.05, noise=0.0, steps=STEPS, length=20.0):
-    """A run whose reward and held-out accuracy rise by `gain` a step from 0.2."""
+    """Write and read a run whose reward and held-out accuracy rise by `gain` per step from 0.2."""
     record = RunRecord(directory)
     record.evaluation("before", 0, {"eval_accuracy": 0.2, "eval_response_length_mean": length})
     for step in range(1, steps + 1):
@@ -41,8 +41,8 @@ def test_outcomes_of_one_run(tmp_path):
     assert found["auc_accuracy"] == pytest.approx(0.45)
     assert found["auc_reward"] == pytest.approx(0.2 + 0.05 * 5.5)
     assert found["response_length"] == 20
-    assert found["steps_to_threshold"] == 6, "mean of steps 2 to 6 is 0.4"
-    assert outcomes(run, 0.9, Budget(10, 1))["steps_to_threshold"] == 11, "never: steps plus one"
+    assert found["steps_to_threshold"] == 6, "the mean of steps 2 to 6 is 0.4"
+    assert outcomes(run, 0.9, Budget(10, 1))["steps_to_threshold"] == 11, "never reached: steps plus one"
 
 
 def test_runs_are_compared_at_common_steps_and_tokens(tmp_path):
@@ -51,7 +51,7 @@ def test_runs_are_compared_at_common_steps_and_tokens(tmp_path):
     assert budget == Budget(10, 64 * 20 * 10)
     found = outcomes(long, 0.4, budget)
     assert found["final_accuracy"] == pytest.approx(0.7), "interpolated at step 10"
-    assert found["accuracy_at_tokens"] == pytest.approx(0.45), "step 5 has used the tokens"
+    assert found["accuracy_at_tokens"] == pytest.approx(0.45), "the token budget ends at step 5"
     assert found["auc_reward_tokens"] == pytest.approx(0.2 + 0.05 * 3)
 
 
@@ -68,7 +68,7 @@ def test_tokens_include_groups_dropped_by_dynamic_sampling(tmp_path):
     kept = {"rollout/num_samples": 64, "rollout/response_length_mean": 20.0}
     for step, drawn in enumerate((8.0, 12.0), start=1):
         record.step(step, {**kept, "dynamic_sampling/prompts_drawn": drawn}, {})
-    assert read_run(tmp_path).tokens().tolist() == [64 * 20, 2 * 64 * 20], "without options nobody knows"
+    assert read_run(tmp_path).tokens().tolist() == [64 * 20, 2 * 64 * 20], "the group size is unknown without options"
     (tmp_path / "config.yaml").write_text("rollout: {n_samples_per_prompt: 8}\n")
     assert read_run(tmp_path).tokens().tolist() == [64 * 20, (64 + 96) * 20]
 
@@ -85,7 +85,7 @@ def test_each_arm_is_compared_with_the_one_it_extends():
 
 
 def test_pairing_over_seeds_sees_a_small_gain(tmp_path):
-    """Seeds differ by 10 points, arms by 2: only the paired test can tell."""
+    """Seeds differ by 10 points, arms by 2, which only a paired test detects."""
     spread = np.random.default_rng(0).normal(0, 0.1, size=8)
     arms = {
         arm: {seed: recorded(tmp_path / arm / f"seed-{seed}", noise=noise + gain) for seed, noise in enumerate(spread)}
@@ -96,14 +96,14 @@ def test_pairing_over_seeds_sees_a_small_gain(tmp_path):
     better = tests["final_accuracy", "grpo_x"]
     assert better["difference"] == pytest.approx(0.02)
     assert better["p"] == pytest.approx(2 / 2**8)
-    assert better["p_holm"] == pytest.approx(4 / 2**8), "two pairs of this outcome"
+    assert better["p_holm"] == pytest.approx(4 / 2**8), "Holm over two pairs"
     assert tests["final_accuracy", "grpo_y"]["p"] == 1
     intervals = [result["arms"][arm]["final_accuracy"]["ci95"] for arm in arms]
-    assert intervals[0][1] > intervals[1][0], "the unpaired intervals overlap"
+    assert intervals[0][1] > intervals[1][0], "unpaired intervals overlap"
 
 
 def comparison_of(tmp_path, root, seeds=2):
-    """An output folder as a finished comparison leaves it."""
+    """Write the output folder of a finished comparison."""
     configs = []
     for arm, gain in (("grpo", 0.04), ("grpo_k", 0.05)):
         path = tmp_path / f"{arm}.yaml"
@@ -181,7 +181,7 @@ def test_every_shipped_arm_parses(folder, least, evaluated, root, monkeypatch):
 
 @pytest.fixture
 def one(tmp_path):
-    """One planned run that has not started."""
+    """Return a planned run that has not started."""
     (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
     return plan_one(tmp_path)
 
@@ -191,7 +191,7 @@ def plan_one(tmp_path):
 
 
 def training(monkeypatch, code):
-    """Replace the training process by a program that answers its first order with `code`, or dies of signal -`code`."""
+    """Replace the training process by a program that answers its first order with `code`, or dies by signal -`code`."""
     program = "import json, os, sys; order = json.loads(sys.stdin.readline())"
     program += f"; open(order['log'], 'a').write('error: option'); print({code}, flush=True)"
     if code < 0:
@@ -210,7 +210,7 @@ def test_leftovers_of_an_interrupted_attempt_are_removed(one, monkeypatch):
 
 @pytest.mark.parametrize("moment", ["made", "half written", "written", "cleaned"])
 def test_a_kill_at_any_moment_does_not_block_the_next_attempt(moment, one, tmp_path, monkeypatch):
-    if moment == "cleaned":  # a later attempt was killed while removing leftovers of the first
+    if moment == "cleaned":  # a later attempt was killed while removing the first one's leftovers
         training(monkeypatch, 1)
         execute(one, TrainingProcess())
         (one.directory / "rollouts").mkdir()
@@ -238,7 +238,7 @@ def test_a_truncated_or_binary_arm_json_is_refused_in_one_line(content, one, tmp
 
 @pytest.mark.parametrize(("code", "expected"), [(1, 1), (3, 1), (130, 130), (-15, 130), (2, 2)])
 def test_exit_codes_of_failed_interrupted_and_refused_runs(code, expected, tmp_path, root, monkeypatch, capsys):
-    """Three arms are done, the last is not: it fails, is interrupted or refused."""
+    """Three runs are done; the last one fails, is interrupted or refused."""
     words = comparison_of(tmp_path, root)
     (tmp_path / "out" / "grpo_k" / "seed-2" / DONE).unlink()
     training(monkeypatch, code)
@@ -256,7 +256,7 @@ def test_a_process_that_ends_without_an_answer_has_failed(one, monkeypatch):
 
 
 def test_two_stacks_train_all_runs_and_a_failure_starts_another_process(tmp_path, monkeypatch):
-    """Each process answers its orders with 0 until it is told to fail; run 2 fails."""
+    """Processes answer every order with 0, except that run 2 fails."""
     (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
     program = (
         "import json, os, sys\n"
@@ -275,12 +275,12 @@ def test_two_stacks_train_all_runs_and_a_failure_starts_another_process(tmp_path
     before, after = {logged(runs[0])[0]}, {logged(run)[0] for run in runs[2:]}
     assert logged(runs[1])[0] in before, "runs share a process"
     assert len(after) == 1, "runs share a process"
-    assert not before & after, "a failed run ends its process"
+    assert not before & after, "a failed run must end its process"
     assert said[0].endswith("min left")
     assert "min left" not in said[-1]
     shutil.rmtree(tmp_path / "out")
     assert execute_all(runs, said.append, stacks=2) == [runs[1]]
-    assert {logged(run)[1] for run in runs} == {"1"}, "two stacks share two cores"
+    assert {logged(run)[1] for run in runs} == {"1"}, "each stack must get one of two cores"
 
 
 def logged(run):

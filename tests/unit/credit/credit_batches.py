@@ -1,4 +1,4 @@
-"""Random groups for tests of token credit, and each estimator as loops over rollouts and tokens."""
+"""Random groups for tests of token credit, and each estimator as plain loops over rollouts and tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 from openrlhf_ktae.credit import NEEDS, CreditBatch, estimators
 
-PROMPT = 2  # tokens of a prompt, which rows begin with
+PROMPT = 2  # prompt tokens at the start of each row
 
 
 def rollouts(groups=4, size=6, seed=0, unknown=0.15, threshold=0.0):
-    """Rollouts as dicts: few ids, so that prefixes are shared; a tool's answer in between, unequal lengths."""
+    """Return random rollouts as dicts: few distinct ids (so prefixes are shared), tool tokens, unequal lengths."""
     rng = np.random.default_rng(seed)
     made = []
     for group in range(groups):
@@ -37,7 +37,7 @@ def rollouts(groups=4, size=6, seed=0, unknown=0.15, threshold=0.0):
 
 
 def batch(made, more=0, splits=1):
-    """Return the batch of `made`, rows padded by `more` positions, and in `splits` parts of their own widths."""
+    """Return `made` as a batch, with `more` padding, in `splits` parts that are each as wide as needed."""
     parts, widths = [], []
     for chunk in np.array_split(np.arange(len(made)), splits):
         width = PROMPT + max(len(made[i]["ids"]) for i in chunk) + more
@@ -65,7 +65,7 @@ def _row(rollout, width):
 
 
 def of_rollouts(values_N, made, credited):
-    """Return (N,) values as one array for each rollout: those of its action tokens."""
+    """Split (N,) values into one array per rollout, of its action tokens."""
     rows = [values_N[a:b] for a, b in zip(credited.edges_B[:-1], credited.edges_B[1:], strict=True)]
     return [row[PROMPT : PROMPT + len(r["ids"])].numpy()[r["mask"]] for row, r in zip(rows, made, strict=True)]
 
@@ -87,7 +87,7 @@ def one_sided(rollout, made):
 
 
 def sharing(rollout, made, position):
-    """Rollouts of the group that begin with the tokens of this one up to `position`, included."""
+    """Return the group's rollouts that share this one's tokens up to and including `position`."""
     begin = rollout["ids"][: position + 1].tolist()
     return [r for r in group_of(rollout, made) if r["ids"][: position + 1].tolist() == begin]
 
@@ -172,7 +172,7 @@ def literal_mc_value(rollout, made):
 
 
 def literal_ktae_by_context(rollout, made):
-    """KTAE of the group, with a new id for each pair of context and id."""
+    """KTAE with a new id for each (context, id) pair."""
     numbers, group = {}, [r for r in made if r["group"] == rollout["group"]]
     for one in group:
         context, one["keys"] = None, []

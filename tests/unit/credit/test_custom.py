@@ -1,4 +1,4 @@
-"""A user's own estimator: refusals before anything loads, and that a valid one is used."""
+"""A user's own estimator: bad ones are refused before anything loads, a valid one is used."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_good_file_is_accepted_with_its_needs(tmp_path):
     one, batch = chosen_estimator(args.algo.credit.name, args.algo.credit.file), sample_batch()
     assert one.name == "mine"
     assert torch.equal(one(batch).added_N, batch.on_tokens(batch.entropies_N))
-    assert "mine" not in estimators(), "the family stays as it was"
+    assert "mine" not in estimators(), "must not join the built-in estimators"
 
 
 OPTIONS = """

@@ -1,4 +1,4 @@
-"""Each estimator against loops over rollouts and tokens, and on examples worked by hand (as docs/estimators.md)."""
+"""Each estimator against plain loops, and on the examples worked by hand in docs/estimators.md."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_ktae_as_an_estimator_is_bit_identical(variant):
 
 
 def table(**needs):
-    """Three rollouts of one prompt: A B C is right, A B D and A E wrong; advantages 1, -1/2, -1/2."""
+    """Three rollouts of one prompt: A B C is right, A B D and A E are wrong; advantages 1, -1/2, -1/2."""
     ids = [[0, 1, 2], [0, 1, 3], [0, 4, 9]]
     mask = [[1, 1, 1], [1, 1, 1], [1, 1, 0]]
     return CreditBatch.from_tables(ids, mask, [1.0, 0.0, 0.0], [5, 5, 5], [1.0, -0.5, -0.5], **needs)
@@ -68,22 +68,24 @@ WORKED = [
     # A is shared by all (mean 0), B by two (mean 1/4), C, D and E by one.
     ("tempo", {}, [[1, 1.25, 1.75], [-0.5, -0.25, -1.25], [-0.5, -1, 0]]),
     ("lambda_grpo", {}, [[1 / 3, 1 / 2, 1], [-1 / 6, -1 / 4, -1 / 2], [-1 / 6, -1 / 2, 0]]),
-    # 8 tokens, 20 % of them are 2: those of 1 nat.
+    # 20 % of 8 tokens are 2 (rounded up): those with 1 nat.
     ("entropy_mask", ENTROPIES, [[0, 0, 1], [0, 0, -0.5], [0, 0, 0]]),
     # min(0.4 H, |A| / 2)
     ("entropy_bonus", ENTROPIES, [[1, 1.2, 1.4], [-0.5, -0.3, -0.25], [-0.5, -0.3, 0]]),
     # 0.2 pi + 0.8 is 1 and 0.9
     ("prob_reweight", LOG_PROBS, [[1, 0.9, 0.9], [-0.5, -0.45, -0.45], [-0.5, -0.45, 0]]),
-    # Each place: 1 - 2 pi + sum of squares. First 0, then 1/2 for the right rollout and 1/4 for the wrong ones: their
-    # mean is (1/2 - 1/8 - 1/8) / 1 = 1/4. At the third place 1 and 1/2 are left: (1 - 1/4) / (3/2) = 1/2.
+    # Weight of a token: 1 - 2 pi + sum of squares, summed from the start. At the second position 1/2 for the right
+    # rollout and 1/4 for the wrong ones: baseline (1/2 - 1/8 - 1/8) / 1 = 1/4. At the third 1 and 1/2 remain:
+    # (1 - 1/4) / (3/2) = 1/2.
     (
         "otb",
         LOG_PROBS | {"sum_squares": [[1, 0.5, 0.5], [1, 0.25, 0.25], [1, 0.25, 0]]},
         [[1, 0.75, 0.5], [-0.5, -0.75, -1], [-0.5, -0.75, 0]],
     ),
-    # Wrong rollouts at the second place have 1 / H of 2 each: shares are even. Alone at a place, a share is 1.
+    # At the second position both wrong rollouts have 1 / H = 2, so shares are even; a rollout alone has share 1.
     ("gtpo", ENTROPIES, [[1, 1, 1], [-0.5, -0.5, -0.5], [-0.5, -0.5, 0]]),
-    # Mean score 1/3; after B of the first rollout 1/2. Centred scores sum to 4/3, advantages to 2: a scale of 3/2.
+    # The mean score is 1/3, and 1/2 after B in the first rollout. |Centred scores| sum to 4/3, |advantages| to 2, so
+    # the scale is 3/2.
     (
         "mc_value",
         {"values": [[np.nan, 0.5, 1], [np.nan, np.nan, 0], [np.nan, 0, np.nan]]},
@@ -99,8 +101,8 @@ def test_worked_examples(name, needs, advantages):
     np.testing.assert_allclose(found.numpy(), advantages, atol=1e-6)
 
 
-def test_context_tells_apart_what_an_id_alone_does_not():
-    """Prompt P Q; P x Q y is right and P y Q x wrong: x and y are in both. End and prompt need no K."""
+def test_context_distinguishes_uses_of_one_id():
+    """Prompt P Q; P x Q y is right, P y Q x wrong. Both contain x and y. End and prompt tokens get no K."""
     p, q, x, y, end = range(5)
     rows, mask = [[p, q, p, x, q, y, end], [p, q, p, y, q, x, end]], [[0, 0, 1, 1, 1, 1, 1]] * 2
     inside = tokens_in_prompt(torch.tensor(rows), torch.tensor(mask))
@@ -110,13 +112,13 @@ def test_context_tells_apart_what_an_id_alone_does_not():
     found = credit("ktae_by_context", given).added_N.view(2, 7)
     k = float(found[0, 3])
     assert k > 0.1
-    # Before the first of the prompt's tokens there is no context; Q comes after x in the one and after y in the other,
-    # but both after P.
+    # A token's context is the last prompt token before it: x follows P in the right rollout and Q in the wrong one; Q
+    # follows P in both.
     np.testing.assert_allclose(found, [[0, 0, 0, k, 0, k, 0], [0, 0, 0, -k, 0, -k, 0]], atol=1e-6)
 
 
-def test_gtpo_gives_an_unsure_token_of_a_right_rollout_more():
-    """Two right rollouts: 3 and 1 nat at one place are shares of 3/2 and 1/2."""
+def test_gtpo_gives_uncertain_tokens_of_right_rollouts_more():
+    """At a position where two right rollouts have 3 and 1 nat, their shares are 3/2 and 1/2."""
     given = CreditBatch.from_tables(
         [[0], [1], [2]], [[1], [1], [1]], [1, 1, 0], [0, 0, 0], [1.0, 1.0, -2.0], entropies=[[3.0], [1.0], [0.2]]
     )
@@ -124,8 +126,8 @@ def test_gtpo_gives_an_unsure_token_of_a_right_rollout_more():
     np.testing.assert_allclose(found.numpy(), [1.25, 0.75, -2.0], atol=1e-6)
 
 
-def test_a_tools_answer_is_part_of_a_prefix_and_gets_nothing():
-    """Both write 1 and 3, but a tool returns 7 and 8 in between: from there on they are two states."""
+def test_a_tools_answer_is_part_of_prefixes_and_gets_no_credit():
+    """Both write 1 and 3, but a tool returns 7 or 8 in between, so their states differ from there on."""
     given = CreditBatch.from_tables([[1, 7, 3], [1, 8, 3]], [[1, 0, 1]] * 2, [1, 0], [0, 0], [1.0, -1.0])
     assert credit("lambda_grpo", given).figures["shared_by"].view(2, 3).tolist() == [[2, 1, 1]] * 2
     assert credit("tempo", given).added_N.tolist() == [0, 0, 0] * 2
@@ -158,20 +160,20 @@ DOCS = (Path(__file__).resolve().parents[3] / "docs/estimators.md").read_text()
 
 
 def doc_row(name, after):
-    """The cells of the table row of an estimator in the first table after a text."""
+    """Return the cells of an estimator's row in the first table after the text `after`."""
     text = DOCS[DOCS.index(after) :]
     (line,) = [line for line in text[: text.index("\n\n", text.index("|---"))].splitlines() if f"| `{name}` |" in line]
     return [cell.strip() for cell in line.replace("\\|", "").strip("|").split("|")]
 
 
 @pytest.mark.parametrize(("name", "needs", "advantages"), WORKED)
-def test_the_worked_examples_of_the_documentation(name, needs, advantages):
+def test_the_documented_worked_examples(name, needs, advantages):
     for cell, row in zip(doc_row(name, "## A worked example")[2:], advantages, strict=True):
         assert [float(Fraction(number)) for number in cell.split(", ")] == pytest.approx(row[: cell.count(",") + 1])
 
 
 @pytest.mark.parametrize("name", estimators())
-def test_the_table_of_the_documentation_has_every_estimator_option_and_need(name):
+def test_the_documented_table_lists_every_estimator_option_and_need(name):
     _, _, options, needs, sorts = doc_row(name, "# Estimators")
     one = estimators()[name]
     written = {
@@ -192,7 +194,7 @@ def test_the_table_of_the_documentation_has_every_estimator_option_and_need(name
         )
 
 
-def test_the_estimator_of_the_documentation_works(tmp_path):
+def test_the_documented_estimator_works(tmp_path):
     block = DOCS[DOCS.index("## Your own") :].split("```python\n")[1].split("```")[0]
     (tmp_path / "surprise.py").write_text(block)
     one = load_estimator(tmp_path / "surprise.py")

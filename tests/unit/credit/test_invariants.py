@@ -1,4 +1,4 @@
-"""Properties of every estimator, including users' once registered here."""
+"""Properties that every registered estimator must have."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_order_of_rollouts_changes_nothing(name, seed):
 
 @pytest.mark.parametrize("name", [name for name, one in estimators().items() if not one.across_groups])
 def test_groups_do_not_see_each_other(name):
-    """So credit can be computed group by group; the threshold of `entropy_mask` is that of the batch."""
+    """So credit can be computed group by group (except for `entropy_mask`, whose threshold is the batch's)."""
     made = rollouts(size=8, seed=2)
     alone = [r for r in made if r["group"] == 1]
     expected = [one for one, r in zip(added(name, made), made, strict=True) if r["group"] == 1]
@@ -56,7 +56,7 @@ def test_groups_do_not_see_each_other(name):
 @ALL
 @pytest.mark.parametrize("score", [0.0, 1.0])
 def test_a_one_sided_group_keeps_its_base(name, score):
-    """Its advantages are 0. Values of continuations tell tokens apart there, too: `mc_value` may give credit."""
+    """Its advantages are 0. `mc_value` may still give credit, since continuations distinguish its tokens."""
     made = [r | {"score": score, "base": 0.0} for r in rollouts(unknown=0, seed=1)]
     found = added(name, made)
     assert all(np.isfinite(one).all() for one in found)
@@ -84,7 +84,7 @@ def test_a_group_of_one_keeps_its_base(name):
 
 @ALL
 def test_credit_is_never_nan(name):
-    """Probabilities of 1 and 0, no entropy, no verdict, a rollout without an action token."""
+    """Covers probabilities of 1 and 0, zero entropy, missing verdicts, and a rollout without action tokens."""
     made = rollouts(seed=5)
     for i, rollout in enumerate(made):
         length = len(rollout["ids"])
@@ -102,7 +102,7 @@ def test_credit_is_never_nan(name):
 
 
 @ALL
-def test_no_input_is_written_to(name):
+def test_inputs_are_not_modified(name):
     made = rollouts(seed=6)
     given, again = batch(made), batch(made)
     estimators()[name](given)

@@ -1,4 +1,4 @@
-"""Where problems come from, and how prompts are built."""
+"""Loading benchmarks and building their prompts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_every_benchmark_is_pinned():
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_files_as_large_as_the_benchmarks_load(name, tmp_path):
-    """Columns as the data sets name them, golds of every kind."""
+def test_files_of_the_benchmarks_size_load(name, tmp_path):
+    """Uses the data sets' own column names, and golds of every kind."""
     golds = itertools.cycle(gold for kind in GOLDS.values() for gold in kind)
     problem, answer = (registry()[name].get(column, column) for column in ("problem", "answer"))
     rows = [{problem: f"Problem {o}", answer: next(golds), "difficulty": 2.0} for o in range(ROWS[name])]
@@ -52,7 +52,7 @@ def test_templates(tmp_path):
 
 
 def write_prompts(folder, *words):
-    """What `--write_prompts` writes for one problem."""
+    """Return what `--write_prompts` writes for one problem."""
     (folder / "tiny.jsonl").write_text(json.dumps({"problem": "1 + {1}", "answer": 2}) + "\n")
     out = folder / "eval.jsonl"
     assert main(["--benchmarks", str(folder / "tiny.jsonl"), "--write_prompts", str(out), *words]) == 0
@@ -64,7 +64,7 @@ def test_prompts_for_training_are_the_problems_with_their_benchmark(tmp_path, ca
     assert "1 prompts" in capsys.readouterr().out
 
 
-def test_training_fills_them_once_as_the_evaluation_does(tmp_path, root):
+def test_training_applies_the_template_once_like_the_evaluation(tmp_path, root):
     row = write_prompts(tmp_path)
     training = yaml.safe_load((root / "configs/base/math.yaml").read_text())["data"]["input_template"]
     assert training.format(row["input"]) == template("qwen-math", None).fill("1 + {1}")

@@ -1,4 +1,4 @@
-"""`cli.eval` on stored and malformed responses, and between two results: no model."""
+"""`cli.eval` on stored and malformed responses, and comparing two results; needs no model."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_the_figures_of_a_small_file(tmp_path, capsys):
     assert (a["n"], a["problems"], a["samples"], a["accuracy"]) == (4, 2, 2, 0.25)
     assert a["ci95"] == [0.0, 0.5]
     assert a["pass_at_k"]["2"]["value"] == 0.5
-    assert a["maj_at_k"]["2"]["value"] == 0.25, "a tie of 4 and 5, and a wrong answer"
+    assert a["maj_at_k"]["2"]["value"] == 0.25, "a tie of 4 and 5, and no right answer"
     assert (a["answered_rate"], a["format_rate"], a["truncated_rate"]) == (0.75, 0.75, None)
-    assert (b["accuracy"], b["format_rate"]) == (1.0, 0.5), "two boxes are not the format"
+    assert (b["accuracy"], b["format_rate"]) == (1.0, 0.5), "two boxes violate the format"
     assert summary["macro"]["accuracy"] == 0.625
     assert summary["pooled"]["accuracy"] == pytest.approx((0.5 + 0 + 1 + 1) / 4)
     assert summary["length_unit"] == "characters"
@@ -85,7 +85,7 @@ def test_a_killed_evaluation_resumes(tmp_path):
     path.write_text(marked + "".join(lines[1:3]) + lines[3][:30])
     assert main([*words, str(tmp_path / "killed")]) == 0
     again = path.read_text().splitlines(keepends=True)
-    assert again == [marked, *lines[1:]], "what was graded is kept, the torn line and the rest are graded"
+    assert again == [marked, *lines[1:]], "only the torn line and those after it are graded again"
     assert summary_of(tmp_path / "killed") == summary_of(tmp_path / "whole")
 
 
@@ -245,7 +245,7 @@ def test_compare_two_results(tmp_path, capsys):
 
 
 def test_compare_two_results_of_several_samples(tmp_path, capsys):
-    """5 of 30 problems differ, all in one direction: two of the 2^5 sign patterns have as large a mean."""
+    """5 of 30 problems differ, all in one direction, so 2 of the 2^5 sign patterns have a mean at least as large."""
     right, wrong = "so \\boxed{4}", "so \\boxed{5}"
     base = [{"benchmark": "a", "id": i, "gold": "4", "response": wrong} for i in range(30) for _ in range(2)]
     better = [{**row, "response": right if number < 10 and number % 2 else wrong} for number, row in enumerate(base)]
@@ -274,7 +274,7 @@ def test_results_of_different_graders_are_compared_with_a_warning(tmp_path, caps
     assert "and 0123)" in shown
 
 
-def test_lengths_are_in_the_tokens_of_the_tokenizer_that_is_given(tmp_path, root):
+def test_lengths_are_in_tokens_of_the_given_tokenizer(tmp_path, root):
     responses = written(tmp_path / "in.jsonl", [{**ROWS[0], "response": "1+2=3", "tokens": 77}])
     words = ["--responses", str(responses), "--output"]
     model = root / "examples/quickstart/model"

@@ -1,4 +1,4 @@
-"""Mechanisms of an evaluation that its figures do not show: streams, seeds, revisions, tags, the grader's hash."""
+"""Parts of an evaluation that its figures do not show: streaming, seeds, revisions, tags, the grader's hash."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openrlhf_ktae.evaluation.grading import CHUNK, Response, graded
 from openrlhf_ktae.verifier import Verifier, VerifierConfig
 
 
-def test_rows_come_out_before_all_responses_were_read():
+def test_rows_are_graded_as_responses_stream_in():
     read = []
 
     def responses():
@@ -39,7 +39,7 @@ def test_each_request_has_its_own_seed_independent_of_order():
     assert None not in seeds
     assert [parameters(sampling, key).seed for key in reversed(keys)] == seeds[::-1]
     assert parameters(Sampling(temperature=1.0, seed=4), keys[0]).seed != seeds[0]
-    assert parameters(Sampling(seed=3), keys[0]).seed is None, "greedy"
+    assert parameters(Sampling(seed=3), keys[0]).seed is None, "greedy decoding needs no seed"
 
 
 def test_a_hub_benchmark_is_loaded_at_its_pinned_revision(monkeypatch):
@@ -55,13 +55,13 @@ def test_a_hub_benchmark_is_loaded_at_its_pinned_revision(monkeypatch):
     assert asked == {entry["hub"]: {"revision": entry["revision"], "split": entry["split"]}}
 
 
-def test_a_benchmark_of_the_hub_with_other_rows_is_refused(monkeypatch):
+def test_a_hub_benchmark_with_another_number_of_rows_is_refused(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: [])
     with pytest.raises(BadInput, match="has 0 rows instead of"):
         benchmarks.load("aime24")
 
 
-def test_the_tags_of_the_r1_template_decide_about_the_format(tmp_path, root, monkeypatch):
+def test_the_r1_template_requires_its_tags(tmp_path, root, monkeypatch):
     """The prompt opens `<think>`; the second response never closes it, so it has no answer."""
     texts = ["so </think> <answer> 2 </answer>", "so <answer> 2 </answer>"]
 
@@ -90,7 +90,7 @@ def test_the_tags_of_the_r1_template_decide_about_the_format(tmp_path, root, mon
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The requests of an evaluation, each answered with its problem's number."""
+    """Record the requests of an evaluation; each is answered with 2."""
     seen = []
 
     class Engine(SimpleNamespace):
@@ -113,7 +113,7 @@ def asked(monkeypatch):
 
 @pytest.mark.parametrize("choice", ["drop", "cut"])
 def test_prompts_without_room_for_a_response_are_left_out_or_cut_and_counted(choice, tmp_path, root, asked, capsys):
-    """Room for 8 tokens of a prompt; the second of three has more."""
+    """Prompts may have 8 tokens; the second of three has more."""
     texts = ["1 + 1", " ".join(["1 + 1 +"] * 8), "1 + 1"]
     rows = [json.dumps({"problem": text, "answer": "2"}) + "\n" for text in texts]
     (tmp_path / "three.jsonl").write_text("".join(rows))
@@ -129,7 +129,7 @@ def test_prompts_without_room_for_a_response_are_left_out_or_cut_and_counted(cho
     said = capsys.readouterr()
     assert "1 of 3 prompts leave no room for a response" in said.err
     assert f"long_prompts: {{'choice': '{choice}'" in said.out
-    assert main(words) == 0  # a second time nothing is requested
+    assert main(words) == 0  # a second call requests nothing
     assert len(asked) == kept
     other = {"drop": "cut", "cut": "drop"}[choice]
     assert main([*words[:-1], other]) == 2

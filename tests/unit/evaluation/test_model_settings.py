@@ -1,4 +1,4 @@
-"""`cli.eval --model` into a result folder: what is resumed and what is refused. No engine is loaded."""
+"""`cli.eval --model` with an existing result folder: resumed or refused. No engine is loaded."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ EDITS = {
 
 
 @pytest.mark.parametrize(("name", "edit"), [(name, edit) for name, edits in EDITS.items() for edit in edits])
-def test_results_of_another_content_are_refused(name, edit, folder, engine, capsys):
+def test_results_with_other_contents_are_refused(name, edit, folder, engine, capsys):
     assert evaluated(folder) == 0
     assert evaluated(folder) == 0
-    assert engine.requests == 2, "the same command generates nothing again"
+    assert engine.requests == 2, "the same command must not generate again"
     edit(folder)
     capsys.readouterr()
     assert evaluated(folder) == 2
@@ -113,7 +113,7 @@ def test_results_of_another_dtype_are_refused(folder, engine, capsys):
     assert "dtype 'bf16' instead of 'fp32'" in capsys.readouterr().err
 
 
-def test_a_model_at_another_place_with_links_to_its_files_has_the_same_digest(folder):
+def test_a_folder_of_links_to_a_models_files_has_the_same_digest(folder):
     (folder / "linked").mkdir()
     for path in (folder / "model").iterdir():
         (folder / "linked" / path.name).symlink_to(path)

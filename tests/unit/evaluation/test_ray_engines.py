@@ -1,4 +1,4 @@
-"""The Ray cluster that an evaluation starts for several engines."""
+"""The Ray cluster of an evaluation with several engines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ open_engine(Engines("m", engines=2), Sampling(), CudaBackend(), lambda _: None)
 
 
 @pytest.mark.parametrize("backend", [CudaBackend(), CpuBackend()], ids=lambda backend: backend.name)
-def test_every_backend_can_start_ray_for_engines_alone(backend: Backend):
+def test_every_backend_can_start_ray_for_engines_only(backend: Backend):
     options = backend.ray_init_options(_host_arguments(Engines("m", engines=2)))
     assert options.get("dashboard_host", "127.0.0.1") == "127.0.0.1"
     assert options.get("num_gpus", 2) == 2

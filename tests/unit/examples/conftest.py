@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 @contextmanager
 def imports_from(folder):
-    """Import siblings from `folder`, whatever was imported before from an example with files of the same names."""
+    """Import siblings from `folder`, even if another example's files of the same names were imported before."""
     places = list(sys.path)
     sys.path.insert(0, str(folder))
     forget_siblings()
@@ -35,7 +35,7 @@ def examples():
 
 @pytest.fixture(scope="session")
 def load_benchmarks():
-    """Import `benchmarks/<name>.py` with its folder on the path, as when it is run."""
+    """Import `benchmarks/<name>.py` with its folder on the path, as when run."""
 
     def load(*names):
         with imports_from(EXAMPLES.parent / "benchmarks"):
@@ -46,7 +46,7 @@ def load_benchmarks():
 
 @pytest.fixture(scope="session")
 def load_example():
-    """Load `examples/<name>` as a module, with its own folder on the path as when it is run."""
+    """Load `examples/<name>` as a module, with its folder on the path, as when run."""
 
     def load(name):
         path = EXAMPLES / name
@@ -55,7 +55,7 @@ def load_example():
             return sys.modules[module_name]
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module  # dataclasses look their module up
+        sys.modules[module_name] = module  # dataclasses look up their module
         with imports_from(path.parent):
             spec.loader.exec_module(module)
         return module

@@ -1,4 +1,4 @@
-"""The family of chains: right labels, knobs that do what they say, states read from ids, and the oracle by hand."""
+"""The chains tasks: labels, effects of the knobs, states read from ids, and the oracle worked by hand."""
 
 import json
 import random
@@ -74,7 +74,7 @@ def test_an_option_out_of_range_is_refused_by_name(task, bad):
         ("+3 10 hmm +15 1 so \\boxed{ 1 }", "0+ 1+ 1+ 1+ 2+ 2+ 2+ 3+ 3+"),
         ("+3 11 +15 2 so \\boxed{ 2 }", "0+ 1- 1- 2- 2- 2- 3- 3-"),
         ("+3 11 +15 1 so \\boxed{ 1 }", "0+ 1- 1- 2+ 2+ 2+ 3+ 3+"),  # a second error undoes the first
-        ("+15 10", "0- 1-"),  # not the operand that comes next
+        ("+15 10", "0- 1-"),  # not the next operand
         ("+3 10 so \\boxed{ 10 }", "0+ 1+ 1- 1- 2- 2-"),  # ends early
         ("10 +15 1", "1- 1- 2+"),
     ],
@@ -115,11 +115,11 @@ def test_oracle_by_hand(task, oracle):
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = ids != 0
     mask[:, : len(prompt.split())] = False
-    base = torch.tensor([2 / 3, -1 / 3, -1 / 3])  # scores minus mean: the scale is 1
+    base = torch.tensor([2 / 3, -1 / 3, -1 / 3])  # scores minus their mean, so the scale is 1
     batch = CreditBatch.from_tables(ids, mask, torch.tensor([1.0, 0, 0]), torch.zeros(3), base)
     wanted = batch.on_tokens(batch.base_N + oracle(batch).added_N).view(3, -1)[:, len(prompt.split()) :]
     expected = [
-        [0, 1 / 6, 0, 0, 1 / 2, 0, 0, 0, 0, 0],  # after the first step two are right, one of them to the end
+        [0, 1 / 6, 0, 0, 1 / 2, 0, 0, 0, 0, 0],  # two are right after the first step, one of them at the end
         [0, -1 / 3, 0, 0, 0, 0, 0, 0, 0],
         [0, 1 / 6, 0, -1 / 2, 0, 0, 0, 0, 0],
     ]

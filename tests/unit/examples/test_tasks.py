@@ -1,4 +1,4 @@
-"""The two seeded task generators: same bytes, no overlap, right labels, light imports."""
+"""The two seeded task generators: reproducible bytes, no overlap, right labels, light imports."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def test_labels_of_chains_by_evaluation(load_example, tmp_path):
         value = int(words[1])
         for sign, number in zip(words[2:-1:2], words[3:-1:2], strict=True):
             value += int(number) if sign == "+" else -int(number)
-            assert 0 <= value <= 49  # each number is one of the tokenizer's
+            assert 0 <= value <= 49  # the tokenizer has a token for each number
         assert row["label"] == str(value)
 
 
@@ -70,7 +70,7 @@ def test_worked_examples_are_right_and_not_problems(load_example):
         assert asked.split()[0] not in task.NAMES
 
 
-def test_committed_files_are_what_the_generator_writes(load_example, examples, tmp_path):
+def test_committed_files_match_the_generator(load_example, examples, tmp_path):
     load_example(TASKS[0]).write_task(tmp_path, seed=0, n_train=3200, n_heldout=200)
     for name in ("train.jsonl", "heldout.jsonl"):
         assert (examples / "quickstart/data" / name).read_bytes() == (tmp_path / name).read_bytes()
@@ -90,5 +90,5 @@ def test_command_is_quick_and_light(name, examples, tmp_path):
         check=True,
     )
     assert result.stdout.splitlines()[-1] == "[]"
-    assert time.monotonic() - started < 5  # 0.2 s on an idle core; interpreter start included
+    assert time.monotonic() - started < 5  # 0.2 s on an idle core, including the interpreter's start
     assert len(rows_of(tmp_path, "heldout")) == 200

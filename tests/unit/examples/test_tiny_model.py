@@ -1,4 +1,4 @@
-"""The shipped tiny model and its tokenizer, loaded like every part of the stack does."""
+"""The shipped tiny model and its tokenizer, loaded as the stack loads them."""
 
 import json
 import random
@@ -36,7 +36,7 @@ def test_folder_is_small_and_holds_safetensors(folder):
     assert {file.suffix for file in folder.iterdir()} <= {".json", ".safetensors"}
 
 
-def test_architecture_is_one_that_the_cpu_engine_takes(folder):
+def test_the_cpu_engine_supports_the_architecture(folder):
     config = AutoConfig.from_pretrained(folder)
     assert config.model_type == "qwen2" and config.architectures == ["Qwen2ForCausalLM"]
     assert config.hidden_size // config.num_attention_heads >= 32
@@ -75,8 +75,8 @@ def test_script_makes_the_shipped_tokenizer(load_example, folder, tmp_path):
     assert (tmp_path / "tokenizer.json").read_text() == (folder / "tokenizer.json").read_text()
 
 
-def test_teacher_is_careless_as_stated(load_example):
-    """With `carefully` forgotten carries are rare, with `maybe` common: ids that KTAE can find."""
+def test_the_teacher_forgets_carries_at_the_stated_rates(load_example):
+    """Forgotten carries are rare after `carefully` and common after `maybe`, ids that KTAE can find."""
     make_model = load_example("quickstart/make_model.py")
     rng = random.Random(0)
     for mood in make_model.MOODS:
@@ -98,7 +98,7 @@ def test_eight_pretraining_steps_lower_the_loss(load_example):
 
 @torch.no_grad()
 def test_untrained_policy_solves_a_small_share(load_example, model, tokenizer, heldout):
-    """31 % with 8 samples a problem; one sample of each of 200 has a standard error of 3.3 points."""
+    """31 % with 8 samples per problem; one sample of 200 problems has a standard error of 3.3 points."""
     script = load_example("whole_algorithm.py")
     torch.manual_seed(0)
     tokenizer.padding_side = "left"
@@ -106,12 +106,12 @@ def test_untrained_policy_solves_a_small_share(load_example, model, tokenizer, h
     assert 0.20 <= rollouts.scores_B.mean() <= 0.42
     lengths_B = rollouts.action_BT.sum(1)
     assert 12 <= lengths_B.float().mean() <= 24
-    assert (lengths_B < script.MAX_NEW_TOKENS).float().mean() >= 0.99  # they end by themselves
+    assert (lengths_B < script.MAX_NEW_TOKENS).float().mean() >= 0.99  # nearly all responses end by themselves
 
 
 @torch.no_grad()
 def test_greedy_decoding_is_wrong_too(load_example, model, tokenizer, heldout):
-    """30.5 %: training has to change the first choice, not only sharpen it."""
+    """30.5 %, so training must change the most likely token, not only sharpen the distribution."""
     judge = load_example("whole_algorithm.py").judge
     prompts = tokenizer([row["input"] for row in heldout], return_tensors="pt")
     answers = model.generate(**prompts, max_new_tokens=32, do_sample=False)[:, prompts.input_ids.shape[1] :]

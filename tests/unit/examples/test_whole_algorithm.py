@@ -1,4 +1,4 @@
-"""The readable script: its parts, and that it learns."""
+"""The single-file script: its parts, and that it learns."""
 
 import re
 import sys
@@ -25,7 +25,7 @@ def test_script_is_short_enough_to_read(examples):
     assert len((examples / "whole_algorithm.py").read_text().splitlines()) < 200
 
 
-def test_two_steps_print_a_line_each_and_both_accuracies(script, monkeypatch, capsys):
+def test_two_steps_print_one_line_each_and_both_accuracies(script, monkeypatch, capsys):
     lines, *_ = run(script, monkeypatch, capsys, "--steps", "2", "--heldout", "20")
     assert [line.split()[:2] for line in lines[1:-1]] == [["step", "1"], ["step", "2"]]
     assert lines[0].startswith("held-out before:") and lines[-1].startswith("held-out after:")
@@ -44,7 +44,7 @@ def test_same_seed_same_run(script, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("variant", ["paper", "calibrated"])
-def test_fifteen_steps_lift_heldout_accuracy_and_none_without_learning(script, monkeypatch, capsys, variant):
+def test_fifteen_steps_raise_heldout_accuracy_unless_the_rate_is_0(script, monkeypatch, capsys, variant):
     options = ("--steps", "15", "--variant", variant)
     _, before, after = run(script, monkeypatch, capsys, *options)
     assert after >= before + 15
@@ -81,7 +81,7 @@ def test_clipped_loss_stops_pushing_outside_the_clip(script):
     assert new.grad[0].tolist() == pytest.approx([0, 0, grown[0, 2].item() / 4, -grown[0, 3].item() / 4])
 
 
-def test_ktae_moves_tokens_apart_and_weight_zero_does_not(script):
+def test_ktae_distinguishes_tokens_unless_its_weight_is_0(script):
     torch.manual_seed(0)
     mask = torch.ones(8, 5, dtype=torch.long)
     scores = torch.tensor([1.0, 0] * 4)
@@ -93,7 +93,7 @@ def test_ktae_moves_tokens_apart_and_weight_zero_does_not(script):
     assert (keyed - plain).abs().max() > 0.01
 
 
-def test_interval_holds_the_share_and_stays_within_bounds(script):
+def test_the_interval_contains_the_share_and_stays_within_bounds(script):
     assert script.accuracy(torch.ones(50)) == "100.0% (95 % interval 92.9% to 100.0%, 50 problems)"
     low, high = re.findall(r"([\d.]+)%", script.accuracy(torch.tensor([1.0] * 60 + [0.0] * 140)))[1:]
     assert (float(low), float(high)) == pytest.approx((24.1, 36.7), abs=0.1)

@@ -30,7 +30,7 @@ def test_majority():
     assert st.majority_at_k([1, 1, 2], [True, True, False], 3) == 1
     assert st.majority_at_k([1, 1, 0], [False, False, True], 3) == 0
     assert st.majority_at_k([0, 1], [True, False], 2) == 0.5, "a tie is broken evenly"
-    assert st.majority_at_k([-1, -1, 0], [False, False, True], 3) == 1, "no answer has no vote"
+    assert st.majority_at_k([-1, -1, 0], [False, False, True], 3) == 1, "missing answers have no vote"
     assert st.majority_at_k([-1, -1], [False, False], 2) == 0
     assert st.majority_at_k([0, 1, 2, 3], [True, False, False, False], 1) == 0.25
 
@@ -47,14 +47,14 @@ def test_majority_is_the_mean_over_all_subsets(seed):
 
 
 def vote(answers, right):
-    """Chance that the most frequent answer is right, in plain loops."""
+    """Return the chance that the most frequent answer is right, in plain loops."""
     counts = {answer: answers.count(answer) for answer in answers if answer >= 0}
     winners = [answer for answer, count in counts.items() if count == max(counts.values())]
     return sum(answer in right for answer in winners) / len(winners) if winners else 0.0
 
 
-def test_majority_of_many_samples_is_that_of_draws_with_replacement():
-    """Of 9,000 samples few votes repeat none: k = 3 by hand, two answers with shares 1/3 and 2/3."""
+def test_majority_of_many_samples_draws_with_replacement():
+    """With 9,000 samples draws rarely repeat one; k = 3 by hand, for two answers with shares 1/3 and 2/3."""
     answers, correct = [0] * 3000 + [1] * 6000, [True] * 3000 + [False] * 6000
     by_hand = 3 * (1 / 3) ** 2 * (2 / 3) + (1 / 3) ** 3
     assert st.majority_at_k(answers, correct, 3) == pytest.approx(by_hand, abs=2e-4)
@@ -69,7 +69,7 @@ def test_pass_at_k_of_many_samples_is_exact():
 
 
 def test_equal_shares_get_the_exact_binomial_interval():
-    """scipy's Clopper-Pearson; the bootstrap would give [0, 0]."""
+    """Scipy's Clopper-Pearson interval; a bootstrap would give [0, 0]."""
     for wrong in (1, 30):
         exact = binomtest(0, wrong).proportion_ci(method="exact")
         low, high = mean_with_interval([0.0] * wrong, bounds=st.SHARE)[1:]
@@ -81,12 +81,12 @@ def test_equal_shares_get_the_exact_binomial_interval():
         pytest.approx(exact.high / 2, abs=1e-4),
         pytest.approx(exact.high / 2, abs=1e-4),
     )
-    assert mean_with_interval([20.0] * 30) == (20, 20, 20), "a length has no bounds"
+    assert mean_with_interval([20.0] * 30) == (20, 20, 20), "a length is not bounded"
     spread = [0.0] * 29 + [1.0]
     assert mean_with_interval(spread, bounds=st.SHARE) == mean_with_interval(spread)
 
 
-def test_equal_results_differ_by_no_more_than_their_number_can_hide():
+def test_equal_results_still_have_an_interval():
     difference = st.paired_bootstrap([1.0, 0.0] * 15, [1.0, 0.0] * 15)
     assert (difference.mean, difference.p) == (0, 1)
     assert (difference.low, difference.high) == (pytest.approx(-0.1157, abs=1e-4), pytest.approx(0.1157, abs=1e-4))
@@ -108,7 +108,7 @@ def test_resampling_in_blocks_gives_the_same_means(monkeypatch):
     assert np.array_equal(st.resampled_means(values), whole)
 
 
-def test_a_metric_that_some_problems_lack_is_the_mean_of_the_others():
+def test_problems_without_a_metric_are_left_out_of_its_mean():
     means = st.resampled_means([[1.0, np.nan], [3.0, 5.0], [2.0, np.nan]])
     assert set(np.unique(means[:, 1][~np.isnan(means[:, 1])])) == {5.0}
     assert np.all((means[:, 0] >= 1) & (means[:, 0] <= 3))
@@ -122,7 +122,7 @@ def test_mcnemar_by_hand():
     assert st.mcnemar([1, 0], [1, 0]) == (0, 0, 1.0)
 
 
-def test_paired_bootstrap_sees_what_unpaired_intervals_hide():
+def test_paired_bootstrap_detects_what_unpaired_intervals_hide():
     random = np.random.default_rng(3)
     first = random.random(300)
     second = first + 0.02 + 0.01 * random.standard_normal(300)
@@ -144,8 +144,8 @@ def test_paired_bootstrap_sees_what_unpaired_intervals_hide():
         ([], 1.0),
     ],
 )
-def test_few_problems_that_differ_give_no_small_p(differences, p):
-    """30 problems with 8 samples: by hand, 2^-n for each pattern of signs of the n that differ."""
+def test_few_differing_problems_cannot_give_a_small_p(differences, p):
+    """30 problems with 8 samples; by hand, each sign pattern of the n that differ has probability 2^-n."""
     first = np.full(30, 0.5)
     second = first + np.pad(differences, (0, 30 - len(differences)))
     assert st.paired_bootstrap(first, second).p == pytest.approx(p)
@@ -167,7 +167,7 @@ def test_sign_flips_of_many_problems_need_little_memory():
     assert peak < 150e6
 
 
-def test_sign_flips_see_a_sum_of_0_through_rounding():
+def test_sign_flips_tolerate_rounding_of_a_sum_of_0():
     assert st.sign_flip_test([-2 / 3, 1 / 3, 1, -2 / 3]) == 1
 
 

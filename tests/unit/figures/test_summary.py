@@ -1,4 +1,4 @@
-"""Figures of graded rows made by hand: groups, intervals, and what many samples cost."""
+"""Figures of handmade graded rows: groups, intervals, and the cost of many samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_benchmark_without_a_right_answer_has_an_interval():
 
 
 def test_the_macro_mean_resamples_each_benchmark_separately():
-    """With one seed for all, two equal benchmarks would vary together: the interval would be sqrt(2) wider."""
+    """With a shared seed two equal benchmarks would vary together, and the interval would be sqrt(2) wider."""
     rows = [row(str(i), i % 2, name) for name in "ab" for i in range(100)]
     summary = summarize(rows, {})
     values = np.array([[i % 2] for i in sorted(map(str, range(100))) for i in [int(i)]], dtype=float)
@@ -48,10 +48,10 @@ def cost(samples):
 
 
 def test_many_samples_of_one_problem_cost_in_proportion():
-    """It was twelve times slower when each k of pass@k took a binomial coefficient of thousands of digits."""
+    """Binomial coefficients of thousands of digits for each k of pass@k once made this twelve times slower."""
     cost(100)
     few, many = cost(500), cost(4000)
-    assert many < 16 * few, "8 times as many"
+    assert many < 16 * few, "8 times as many samples"
     tracemalloc.start()
     cost(4000)
     peak = tracemalloc.get_traced_memory()[1]
@@ -59,7 +59,7 @@ def test_many_samples_of_one_problem_cost_in_proportion():
     assert peak < 40e6, "2,000 resamples of 4,000 metrics alone are 64 MB"
 
 
-def test_the_table_says_what_was_evaluated():
+def test_the_table_lists_the_settings():
     about = {
         "model": "some/model",
         "template": "r1",

@@ -1,4 +1,4 @@
-"""Files of a checkpoint folder: whatever their bytes, `--resume` decides or refuses, and in time."""
+"""Whatever bytes a checkpoint folder's files hold, `--resume` decides or refuses, in bounded time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from openrlhf_ktae.checkpoint.write import begin, commit, next_sequence, rotate
 
 quick = settings(
     max_examples=60,
-    deadline=timedelta(seconds=2),  # no hang
-    derandomize=True,  # the same in every run of CI
+    deadline=timedelta(seconds=2),  # catches hangs
+    derandomize=True,  # reproducible in CI
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -51,7 +51,7 @@ NASTY = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """One whole checkpoint, and the manifest of another to damage."""
+    """Write one complete checkpoint, and another whose manifest tests damage."""
     made = tmp_path_factory.mktemp("checkpoints")
     for step in (2, 4):
         tag = f"global_step{step}"
@@ -100,7 +100,7 @@ def test_a_manifest_with_other_values(change, root, manifest):
 
 
 @pytest.mark.parametrize("where", ["config", "data", "versions", "more"])
-def test_a_manifest_that_is_nested_deeply(where, root, manifest):
+def test_a_deeply_nested_manifest(where, root, manifest):
     tree = json.loads(manifest)
     text = json.dumps({**tree, "about": {**tree["about"], where: "HERE"}}).replace(
         '"HERE"', '{"a":' * 950 + "1" + "}" * 950
@@ -111,7 +111,7 @@ def test_a_manifest_that_is_nested_deeply(where, root, manifest):
 
 @quick
 @given(data=st.data())
-def test_a_manifest_with_exchanged_bytes(data, root, manifest):
+def test_a_manifest_with_changed_bytes(data, root, manifest):
     damaged = bytearray(manifest.encode())
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -124,7 +124,7 @@ SMALL = [b"", b"1" * 5000, b"9" * 4000, b"\xff", b"-5", "٣".encode(), b"1 2 3",
 
 
 @pytest.mark.parametrize("name", ["latest", "anew"])
-def test_notes_beside_the_checkpoints(name, root, manifest):
+def test_damaged_latest_and_anew_files(name, root, manifest):
     @quick
     @given(data=st.binary(max_size=40) | st.lists(st.integers(-9, 9), max_size=5).map(lambda n: repr(n).encode()))
     def check(data):

@@ -1,4 +1,4 @@
-"""Every reader of outside data: whatever the bytes, it answers or raises its own error, in time."""
+"""Whatever bytes a reader of outside data gets, it answers or raises its own error, in bounded time."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from openrlhf_ktae.report.rescoring import rescore
 EXAMPLES = 60
 quick = settings(
     max_examples=EXAMPLES,
-    deadline=timedelta(seconds=10),  # no hang, on a machine that may be busy
-    derandomize=True,  # the same in every run of CI
+    deadline=timedelta(seconds=10),  # catches hangs, even on a busy machine
+    derandomize=True,  # reproducible in CI
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 DEEP = b"[" * 100_000
@@ -66,7 +66,7 @@ lines = st.lists(rows | values, max_size=6).map(lambda made: "".join(json.dumps(
 
 @st.composite
 def damaged(draw, whole):
-    """Bytes of `whole`, cut off or with some bytes exchanged."""
+    """Draw bytes of `whole`, truncated or with some bytes changed."""
     data = bytearray(draw(whole))
     if data and draw(st.booleans()):
         del data[draw(st.integers(0, len(data))) :]
@@ -93,7 +93,7 @@ def refuses(error, read):
     try:
         read()
     except error as refusal:
-        assert str(refusal).strip(), "a refusal says why"
+        assert str(refusal).strip(), "a refusal must give a reason"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".arrow"])
@@ -174,7 +174,7 @@ def test_configuration_of_a_model(data, folder):
 
 @pytest.fixture(scope="module")
 def actions():
-    """Only our own options: the host's parser adds its own at run time."""
+    """Return our own options only; the host's are added at run time."""
     return build_parser()._option_string_actions
 
 
@@ -237,7 +237,7 @@ def whole_record(folder):
     return path.read_bytes()
 
 
-def test_recorded_rollouts_with_exchanged_bytes(folder, whole_record):
+def test_recorded_rollouts_with_changed_bytes(folder, whole_record):
     @quick
     @given(data=damaged(st.just(whole_record)) | st.binary(max_size=99))
     def check(data):
@@ -285,7 +285,7 @@ GRADED = {"benchmark": "a", "id": "1", "sample": 0, "verdict": "wrong", "extract
     name=st.sampled_from(list(GRADED)),
     value=values | st.just(10**400) | st.sampled_from(["correct", "\ud800", "unknown"]),
 )
-def test_graded_responses_that_were_edited(name, value, folder):
+def test_edited_graded_responses(name, value, folder):
     path = folder / "graded.jsonl"
     path.write_text(json.dumps(GRADED) + "\n" + json.dumps({**GRADED, name: value}) + "\n")
     refuses(stored.BadInput, lambda: summarize(results.read_rows(path), {}))

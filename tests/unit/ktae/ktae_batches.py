@@ -1,4 +1,4 @@
-"""Batches for the tests of KTAE."""
+"""Batches for tests of KTAE."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ VARIANTS = ("paper", "reference", "calibrated")
 
 
 def random_config(rng):
-    """Any valid configuration."""
+    """Draw a valid configuration."""
     variant = str(rng.choice(VARIANTS))
     options = {
         "variant": variant,
@@ -37,7 +37,7 @@ def random_config(rng):
 
 
 def random_batch(rng, rows=12, positions=10):
-    """ids, mask, scores (some NaN, some not binary), groups and advantages of a small odd batch."""
+    """Draw a small odd batch: ids, mask, scores (some NaN, some not binary), groups and advantages."""
     B, T, ids = rng.integers(rng.choice([1, 6]), rows + 1), rng.integers(0, positions + 1), rng.integers(1, 15)
     first = int(rng.choice([0, 1000, 151_643, 2**31 - 4]))
     token_ids = first + rng.integers(0, ids, (B, T))
@@ -49,13 +49,13 @@ def random_batch(rng, rows=12, positions=10):
 
 
 def literal(ids, mask, scores, groups, base, config, special=()):
-    """The literal advantages as an array."""
+    """Return the literal version's advantages as an array."""
     plain = (np.asarray(given).tolist() for given in (ids, mask, scores, groups, base))
     return np.array(literal_advantages(*plain, config, special)).reshape(np.shape(ids))
 
 
 def table_group(tables, correct, wrong, filler=0):
-    """One group in which id k + 1 has the table `tables[k]`, used once in each rollout that contains it."""
+    """Return a group in which id k + 1 has the table `tables[k]` and occurs once in each rollout that contains it."""
     mask = np.zeros((correct + wrong, len(tables) + filler), bool)
     ids = np.broadcast_to(np.arange(1, mask.shape[1] + 1), mask.shape).copy()
     for k, (a, b) in enumerate(tables):
@@ -66,16 +66,17 @@ def table_group(tables, correct, wrong, filler=0):
 
 
 def zipf_group(rng, rollouts, tokens=200, vocabulary=5000, exponent=1.1):
-    """Rollouts of Zipf-distributed ids, independent of labels."""
+    """Draw rollouts of Zipf-distributed ids, independent of labels."""
     chance = 1.0 / np.arange(1, vocabulary + 1) ** exponent
     return rng.choice(vocabulary, (rollouts, tokens), p=chance / chance.sum())
 
 
 def worked_solutions(rng, texts, words=3000, phrases=400, signs=80):
-    """Ids of texts spread like a model's solutions of different problems: some 900 ids each, 130 of them distinct.
+    """Draw ids distributed as in a model's solutions of different problems: some 900 per text, 130 of them distinct.
 
-    As in 160 real ones four in ten ids are in one text only, and a third of the positions hold the same id (the space).
-    Half of the positions (there two thirds) hold an id that 15 or 16 of 16 texts have. Texts repeat phrases.
+    As in 160 real solutions, four in ten ids occur in one text only, a third of the positions hold the same id (the
+    space), and texts repeat phrases. Half of the positions (two thirds in the real ones) hold an id that 15 or 16 of 16
+    texts contain.
     """
 
     def zipf(ids, size, liking=1.0):
@@ -86,7 +87,7 @@ def worked_solutions(rng, texts, words=3000, phrases=400, signs=80):
     solutions = []
     for sentences in rng.lognormal(3.5, 0.4, texts).astype(int):
         of_problem = [1 + signs + rng.integers(0, words, rng.integers(2, 8)) for _ in range(4)]
-        liking = rng.gamma(0.5, size=signs)  # a text uses few of the signs, and those often
+        liking = rng.gamma(0.5, size=signs)  # a text uses few signs, but often
         said = [phrase_book[phrase] for phrase in zipf(phrases, sentences)]
         repeated = [of_problem[phrase] for phrase in rng.integers(0, len(of_problem), sentences // 3)]
         parts = [np.append(phrase, 1 + zipf(signs, 8, liking)) for phrase in said + repeated]
@@ -96,5 +97,5 @@ def worked_solutions(rng, texts, words=3000, phrases=400, signs=80):
 
 
 def advantages(ids, mask, scores, groups, base, config=None, **more):
-    """The fast advantages as a float32 array."""
+    """Return the fast version's advantages as a float32 array."""
     return compute_ktae_advantages(ids, mask, scores, groups, base, config, **more).cpu().numpy()

@@ -1,6 +1,6 @@
-"""The fast version against the literal loops: random batches, odd inputs, every option.
+"""The fast version against literal loops: random batches, odd inputs, every option.
 
-Over 10,000 examples with KTAE_TEST_ALL, a tenth of them without.
+Over 10,000 examples with KTAE_TEST_ALL, a tenth of that without.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The guarantees of variant `calibrated`; shares are of `value_range`."""
+"""Guarantees of the variant `calibrated`; shares are of `value_range`."""
 
 import itertools
 
@@ -16,13 +16,13 @@ ALL_8_TO_8 = [(a, b) for a in range(9) for b in range(9) if a + b]
 
 
 def mean_size(ids, mask, scores, config=CALIBRATED):
-    """Mean |K| over token occurrences, as a share of the range."""
+    """Return the mean |K| over token occurrences, as a share of the range."""
     values = compute_key_token_values(ids, mask, scores, np.zeros(len(ids), int), config).values_BT.numpy()
     return np.abs(values[mask]).mean() / config.number("value_range")
 
 
 def by_table(tables, correct, wrong, filler, config=CALIBRATED):
-    """K of each of `tables`, together in one group."""
+    """Return K of ids with the given tables, all in one group."""
     found = explain_group(*table_group(tables, correct, wrong, filler), config)
     values = {(a, b): value for a, b, value in zip(found.a.tolist(), found.b.tolist(), found.value, strict=True)}
     return [values[table] for table in tables]
@@ -60,7 +60,7 @@ def test_permuted_labels_on_zipf_ids_leave_at_most_the_budget(rollouts):
 @pytest.mark.parametrize("config", [CALIBRATED, OPEN], ids=["default", "open"])
 @pytest.mark.parametrize("rollouts", [8, 16, 32])
 def test_permuted_labels_on_worked_solutions_leave_at_most_the_budget(solutions, rollouts, config):
-    """Without the noise budget `open` leaves 8 to 10 times as much."""
+    """Without the noise budget, `open` leaves 8 to 10 times as much."""
     rng = np.random.default_rng(rollouts)
     drawn = [(text_group(solutions, rng, rollouts), random_labels(rng, rollouts)) for _ in range(60)]
     sizes = [mean_size(*group, labels, config) for group, labels in drawn]
@@ -73,7 +73,7 @@ def test_permuted_labels_on_worked_solutions_leave_at_most_the_budget(solutions,
 def test_the_mean_over_all_labelings_of_a_hostile_group_is_within_the_budget(correct, wrong, budget):
     rng = np.random.default_rng(0)
     rollouts = correct + wrong
-    ids = rng.integers(0, 40, (rollouts, 30))  # most ids in about half of the rollouts
+    ids = rng.integers(0, 40, (rollouts, 30))  # most ids are in about half of the rollouts
     mask = rng.random(ids.shape) < rng.random((rollouts, 1))
     config = KTAEConfig(variant="calibrated", p_max=1.0, noise_budget=budget)
     labelings = itertools.combinations(range(rollouts), correct)
@@ -84,7 +84,7 @@ def test_the_mean_over_all_labelings_of_a_hostile_group_is_within_the_budget(cor
     assert np.mean(sizes) > 0
 
 
-def test_the_narrow_curve_spends_at_most_the_budget_whatever_the_id():
+def test_the_narrow_curve_spends_at_most_the_budget_on_any_id():
     for rollouts in (8, 16, 32, 64):
         for correct in range(1, rollouts):
             assert split_tables(correct, rollouts - correct, CALIBRATED).narrow_null_n.max() <= BUDGET
@@ -92,7 +92,7 @@ def test_the_narrow_curve_spends_at_most_the_budget_whatever_the_id():
 
 @pytest.mark.parametrize("filler", [0, 1, 100])
 @pytest.mark.parametrize("tables", [[(1, 0)], [(8, 0)], [(7, 1)], ALL_8_TO_8], ids=["one", "eight", "seven", "all"])
-def test_strength_of_named_tables_whatever_else_the_group_holds(tables, filler):
+def test_strength_of_named_tables_in_any_group(tables, filler):
     found = dict(zip(tables, by_table(tables, 8, 8, filler), strict=True))
     assert abs(found.get((1, 0), 0.0)) <= 0.05
     assert found.get((8, 0), 1.0) >= 0.8
@@ -119,13 +119,13 @@ def test_no_table_outranks_a_more_significant_one(rollouts, config):
             assert (np.maximum.accumulate(sizes[::-1])[::-1] <= sizes + 1e-12).all()
 
 
-def test_rarity_alone_has_no_value_where_paper_gives_nearly_all():
+def test_rare_ids_get_no_value_unlike_in_the_paper_variant():
     tables = [(1, 0), (6, 2)]
     assert by_table(tables, 8, 8, 50, KTAEConfig(variant="paper"))[0] > 0.35
     assert by_table(tables, 8, 8, 50)[0] == 0.0
 
 
-def test_contrary_frequencies_reduce_k_and_agreeing_ones_add_nothing():
+def test_contradicting_frequencies_reduce_k_and_agreeing_ones_add_nothing():
     def separator(more_right, more_wrong):
         ids, mask = np.full((16, 40), 1), np.ones((16, 40), bool)
         ids[:7, 0] = ids[8:9, 0] = 2

@@ -1,4 +1,4 @@
-"""Every option is live, documented and refused when out of range; every test starts from the variant's own values."""
+"""Every option has an effect, is documented, and is refused when out of range."""
 
 import ast
 import dataclasses
@@ -60,22 +60,22 @@ def values(config):
     ids = rng.zipf(1.4, (rows, positions)) % 50
     scores = np.tile([1.0, 0.6, 0.0, -0.5], 4)
     right = scores > 0
-    scores[14] = np.nan  # sides of other sizes: 8 and 7
+    scores[14] = np.nan  # sides of unequal size: 8 and 7
     ids[right, :2], ids[right, 2] = 60, 62
     ids[~right, 0] = 61
-    ids[4, 2], ids[10, 3:40] = 63, 62  # a contrary use of 62: many times in one wrong rollout
+    ids[4, 2], ids[10, 3:40] = 63, 62  # 62 also occurs many times in one wrong rollout
     mask = np.arange(positions) < np.where(right, positions - 15, positions)[:, None]
     return compute_key_token_values(ids, mask, scores, np.zeros(rows, int), config).values_BT
 
 
 @pytest.mark.parametrize(("variant", "option", "value"), LIVE)
-def test_moving_an_option_moves_the_values(variant, option, value):
+def test_changing_an_option_changes_the_values(variant, option, value):
     start = KTAEConfig(variant=variant)
     moved = dataclasses.replace(start, **{option: value})
     assert not torch.equal(values(start), values(moved))
 
 
-def test_every_option_is_in_the_list_of_live_ones():
+def test_every_option_is_tested_for_an_effect():
     assert {option for _, option, _ in LIVE} == set(FIELDS)
 
 
@@ -148,7 +148,7 @@ def test_from_mapping_names_the_nearest_option():
 
 
 @pytest.mark.parametrize("variant", ["paper", "reference", "calibrated"])
-def test_plain_frozen_values(variant):
+def test_configurations_are_plain_frozen_values(variant):
     config = KTAEConfig(variant=variant, excluded_ids=[5])
     assert pickle.loads(pickle.dumps(config)) == config
     assert KTAEConfig.from_mapping(dataclasses.asdict(config)) == config

@@ -1,4 +1,4 @@
-"""The figures for single ids in docs/ktae.md match the code."""
+"""The tables in docs/ktae.md match the code."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_the_table_of_named_tables_is_up_to_date(variants):
     assert variants.named_tables() in (ROOT / "docs/ktae.md").read_text()
 
 
-def test_the_table_of_noise_can_be_made(variants, monkeypatch):
+def test_the_table_of_noise_can_be_generated(variants, monkeypatch):
     monkeypatch.setattr(variants, "LABELLINGS", 2)
     monkeypatch.setattr(variants, "SIZES", (8,))
     lines = variants.noise_table("labels permuted", variants.zipf_groups).splitlines()

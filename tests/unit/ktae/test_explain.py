@@ -37,7 +37,7 @@ def test_a_group_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_values_are_those_of_the_advantages(seed):
+def test_values_equal_those_in_the_advantages(seed):
     rng = np.random.default_rng(seed)
     config = dataclasses.replace(random_config(rng), weight=1.0, centre=False, by_failure=False)
     ids, mask, scores, _, _ = random_batch(rng)
@@ -51,7 +51,7 @@ def test_values_are_those_of_the_advantages(seed):
 
 
 @pytest.mark.parametrize("variant", VARIANTS[:2])
-def test_columns_multiply_up_to_k(variant):
+def test_columns_combine_to_k(variant):
     rng = np.random.default_rng(0)
     ids, mask = rng.integers(0, 30, (16, 20)), rng.random((16, 20)) < 0.8
     config = KTAEConfig(variant=variant)
@@ -79,7 +79,7 @@ def test_rollout_share():
     assert rollout_share(torch.zeros(2, 4), mask) == 0.0
 
 
-def test_centring_brings_the_rollout_share_to_zero():
+def test_centring_reduces_the_rollout_share_to_zero():
     rng = np.random.default_rng(0)
     ids, mask, scores = rng.integers(0, 30, (16, 20)), np.ones((16, 20), bool), np.tile([1.0, 0.0], 8)
     plain, centred = (

@@ -1,4 +1,4 @@
-"""Changes that must leave the advantages bit-identical, and one that must flip their sign."""
+"""Transformations that must leave advantages bit-identical, and one that must flip the sign of K."""
 
 import numpy as np
 import pytest
@@ -53,9 +53,9 @@ def test_padding(batch, config, left, right):
     assert (np.delete(padded, np.s_[left : left + TOKENS], axis=1) == 0).all()
 
 
-def test_rows_end_to_end_without_padding(batch, config):
+def test_unpadded_rows(batch, config):
     ids, mask, scores, groups, _ = batch
-    widths = np.where(mask.any(axis=1), TOKENS - mask[:, ::-1].argmax(axis=1), 0)  # up to the last token
+    widths = np.where(mask.any(axis=1), TOKENS - mask[:, ::-1].argmax(axis=1), 0)  # up to each row's last token
     kept = np.arange(TOKENS) < widths[:, None]
     edges = np.concatenate([[0], np.cumsum(widths)])
     table = compute_key_token_values(ids, mask, scores, groups, config, (2,))
@@ -69,7 +69,7 @@ def test_rows_end_to_end_without_padding(batch, config):
 
 
 @pytest.mark.parametrize("edges", [[], [1, 4], [0, 3], [0, 5, 4]])
-def test_edges_that_do_not_fit_are_refused(edges):
+def test_invalid_edges_are_refused(edges):
     with pytest.raises(ValueError, match=r"row_edges of .* must rise from 0 to the length of token_ids, 4"):
         compute_key_token_values(np.arange(4), np.ones(4), [1.0], [0], row_edges=edges)
 
@@ -112,7 +112,7 @@ def test_label_flip_with_unequal_sides(variant):
     assert torch.equal(flipped, -values)
 
 
-def test_token_ids_are_names_only(batch, config):
+def test_renaming_token_ids_changes_nothing(batch, config):
     ids, *rest = batch
     names = np.random.default_rng(2).permutation(2**31 - np.arange(100) * 1_000_003)
     renamed = KTAEConfig(**{**vars(config), "excluded_ids": tuple(int(names[o]) for o in config.excluded_ids)})
@@ -129,7 +129,7 @@ def test_weight_zero_gives_the_rollout_advantages_bit_for_bit(batch):
     assert not compute_key_token_values(ids, mask, scores, groups, KTAEConfig(weight=0.0)).values_BT.any()
 
 
-def test_values_are_what_the_advantages_add(batch, config):
+def test_values_are_the_difference_between_advantages_and_base(batch, config):
     ids, mask, scores, groups, base = batch
     values = compute_key_token_values(ids, mask, scores, groups, config)
     added = advantages(*batch, config) - np.where(mask, base[:, None], 0.0)
@@ -157,7 +157,7 @@ def test_strided_and_graph_attached_inputs(batch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_tensors_come_back_on_their_device(batch):
+def test_cuda_inputs_give_cuda_results(batch):
     on_device = [torch.tensor(part).cuda() for part in batch]
     found = compute_ktae_advantages(*on_device)
     assert found.is_cuda

@@ -1,4 +1,4 @@
-"""Never NaN, never a crash; invalid inputs are refused by name."""
+"""Odd inputs give finite results; invalid ones are refused by name."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def config(request):
 
 
 def check(config, ids, mask, scores, groups=None, base=None):
-    """Advantages of one odd batch: finite, 0 outside the mask, equal to the literal ones."""
+    """Check that advantages are finite, 0 outside the mask and equal to the literal ones; return what K adds."""
     groups = np.zeros(len(ids), int) if groups is None else groups
     base = np.linspace(-1, 1, len(ids)) if base is None else base
     found = advantages(ids, mask, scores, groups, base, config)
@@ -49,13 +49,13 @@ def test_rows_without_response_tokens_count_as_rollouts(config):
 
 
 @pytest.mark.parametrize("empty", [slice(0, 8), slice(8, 16), slice(0, 16)])
-def test_a_whole_side_without_tokens(config, empty):
+def test_a_side_without_tokens(config, empty):
     ids, mask = whole(16)
     mask[empty] = False
     check(config, ids, mask, np.repeat([1.0, 0.0], 8))
 
 
-def test_identical_ids_have_no_value(config):
+def test_an_id_in_every_rollout_gets_no_value(config):
     ids, mask = np.full((16, 4), 9), np.ones((16, 4), bool)
     assert np.abs(check(config, ids, mask, np.repeat([1.0, 0.0], 8))).max() < 1e-6
 
@@ -67,7 +67,7 @@ def test_ids_up_to_the_32_bit_limit(config):
     assert values[0, 1] > 0.3 > abs(values[0, 0])
 
 
-def test_no_positions_and_no_rows(config):
+def test_empty_batches(config):
     for rows, positions in ((4, 0), (0, 5), (0, 0)):
         ids = np.zeros((rows, positions), int)
         found = compute_ktae_advantages(ids, ids, np.zeros(rows), np.zeros(rows, int), np.zeros(rows), config)
@@ -75,7 +75,7 @@ def test_no_positions_and_no_rows(config):
         assert compute_key_token_values(ids, ids, np.zeros(rows), np.zeros(rows, int), config).mixed_groups == 0
 
 
-def test_scores_are_correct_above_the_threshold_and_infinite_ones_count():
+def test_scores_above_the_threshold_are_correct_even_if_infinite():
     ids, mask = np.repeat([[1], [2]], 2, axis=0), np.ones((4, 1), bool)
     found = compute_key_token_values(ids, mask, [np.inf, 0.1, 0.0, -np.inf], [0] * 4)
     assert found.correct_B.tolist() == [True, True, False, False]
@@ -96,13 +96,13 @@ def test_unknown_rollouts_are_counted_and_ignored(config):
     check(config, ids, mask, scores)
 
 
-def test_groups_are_counted_mixed_and_all():
+def test_groups_and_mixed_groups_are_counted():
     ids, mask = whole(6)
     found = compute_key_token_values(ids, mask, [1.0, 0.0, 1.0, 1.0, NAN, 0.0], [9, 9, -1, -1, 4, 4])
     assert (found.groups, found.mixed_groups, found.unknown_rollouts) == (3, 1, 1)
 
 
-def test_special_ids_have_no_value_and_change_no_other():
+def test_special_ids_get_no_value_and_change_no_others():
     rng = np.random.default_rng(0)
     ids, mask, groups = rng.integers(0, 6, (8, 9)), np.ones((8, 9), bool), np.zeros(8, int)
     scores = np.tile([1.0, 0.0], 4)
@@ -151,7 +151,7 @@ def test_a_group_with_very_many_distinct_ids(positions, config):
         ({"token_ids": np.full((4, 3), 2**32)}, "above 4294967295 under action_mask"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused_by_name(change, message):
+def test_invalid_inputs_are_refused_by_name(change, message):
     good = {
         "token_ids": np.zeros((4, 3), int),
         "action_mask": np.ones((4, 3)),

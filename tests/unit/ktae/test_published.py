@@ -1,6 +1,6 @@
-"""Variant `reference` against what the published code returned, where that code is right.
+"""Variant `reference` against output of the published code, where that code is right.
 
-data/published_code_advantages.npz has what the code published with arXiv 2505.16826 returned for random ids:
+data/published_code_advantages.npz holds what the code published with arXiv 2505.16826 returned for random ids:
 NN_ids, NN_mask and NN_advantage (B, T), NN_reward and NN_uid (B) of case NN, and NN_comparable (B, T), which is false
 where float32 rounding makes the published code wrong.
 """

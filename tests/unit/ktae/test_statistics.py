@@ -1,4 +1,4 @@
-"""Statistics of a table against scipy, literal formulas and hand-made numbers."""
+"""Statistics of contingency tables against scipy, literal formulas and handmade numbers."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ EVERY_TABLE_UP_TO = 12
 SAMPLE = 1500
 LARGEST = 64
 SCIPY_TIES = 1e-11
-"""Equally probable tables differ by less in the floating point of scipy's distribution."""
+"""Relative; scipy's probabilities of equally probable tables differ by less."""
 
 
 def scipy_p(a, b, correct, wrong):
@@ -44,7 +44,7 @@ def test_two_sided_fisher_equals_scipy_on_a_sample_up_to_64_rollouts():
 
 
 @pytest.mark.parametrize("rollouts", range(EVERY_TABLE_UP_TO + 1, LARGEST + 1))
-def test_fisher_on_every_table_up_to_64_rollouts_follows_from_the_distribution_of_scipy(rollouts):
+def test_fisher_on_every_table_up_to_64_rollouts_follows_from_scipys_distribution(rollouts):
     for correct in range(1, rollouts):
         wrong = rollouts - correct
         a, b = np.ogrid[0 : correct + 1, 0 : wrong + 1]
@@ -59,7 +59,7 @@ def test_fisher_on_every_table_up_to_64_rollouts_follows_from_the_distribution_o
 
 
 @pytest.mark.parametrize(("correct", "wrong"), [(32, 32), (5, 59), (33, 34), (100, 200)])
-def test_point_probability_is_the_hypergeometric_one(correct, wrong):
+def test_point_probability_is_hypergeometric(correct, wrong):
     a, b = np.ogrid[0 : correct + 1, 0 : wrong + 1]
     expected = hypergeom.pmf(a, correct + wrong, correct, a + b)
     assert np.abs(fisher_tables(correct, wrong)[0] - expected).max() <= TOLERANCE
@@ -72,7 +72,7 @@ def test_large_groups_use_logarithms_and_still_equal_scipy(correct, wrong):
         assert found[a, b] == pytest.approx(scipy_p(a, b, correct, wrong), abs=TOLERANCE)
 
 
-def test_p_of_one_is_exactly_one_so_that_association_is_zero():
+def test_p_of_one_is_exact_so_association_is_zero():
     for correct in range(1, 16):
         tables = split_tables(correct, 16 - correct, KTAEConfig())
         one = np.isclose(tables.fisher_TF, 1.0, rtol=0, atol=1e-12)
@@ -96,7 +96,7 @@ def test_information_gain_of_a_perfect_separator_is_the_entropy_of_the_label():
 
 @pytest.mark.parametrize("variant", ["paper", "reference", "calibrated"])
 @pytest.mark.parametrize(("correct", "wrong"), [(8, 8), (3, 13), (1, 7), (40, 41)])
-def test_every_statistic_is_symmetric_under_a_label_flip_to_the_bit(variant, correct, wrong):
+def test_every_statistic_is_bit_symmetric_under_a_label_flip(variant, correct, wrong):
     config = KTAEConfig(variant=variant)
     one, other = split_tables(correct, wrong, config), split_tables(wrong, correct, config)
     for name in ("fisher_TF", "association_TF", "gain_TF", "strength_TF"):
@@ -106,6 +106,6 @@ def test_every_statistic_is_symmetric_under_a_label_flip_to_the_bit(variant, cor
     assert (one.narrow_null_n == other.narrow_null_n).all()
 
 
-def test_a_group_beyond_the_largest_is_refused_with_the_way_out():
+def test_too_large_a_group_is_refused():
     with pytest.raises(ValueError, match="group_ids puts 4097 labelled rollouts in one group"):
         split_tables(LARGEST_GROUP, 1, KTAEConfig())

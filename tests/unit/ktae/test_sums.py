@@ -1,4 +1,4 @@
-"""Sums of a batch in one compiled pass, against plain ones."""
+"""The compiled sums over a batch against plain ones."""
 
 from __future__ import annotations
 

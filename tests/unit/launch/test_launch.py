@@ -107,38 +107,38 @@ def after_deaths():
 def test_the_log_monitor_drops_files_of_dead_processes(after_deaths):
     before, after, *_ = after_deaths
     assert before > 0
-    assert after <= before + 1  # the one it reads
+    assert after <= before + 1  # it still reads one
 
 
 def test_idle_workers_are_not_kept(after_deaths):
     assert after_deaths[2] == 0
 
 
-def test_only_asked_for_workers_start_and_no_service_but_the_agents(tmp_path):
-    """Ray started a worker for each core and three services, and waited for them."""
+def test_no_unneeded_workers_or_services_start(tmp_path):
+    """Plain Ray starts a worker per core and three services, and waits for them."""
     done = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_server_does_not_grow_with_the_number_of_tasks(after_deaths):
-    """It grew by about 140 bytes per task: 6 % of its memory in 24 minutes of steps."""
+    """Ray's server grew by about 140 bytes per task, 6 % of its memory in 24 minutes of steps."""
     assert after_deaths[3] < 2 * 2**20
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_what_the_user_has_set_wins_and_a_verbose_run_reads_all_logs(monkeypatch, verbose):
+def test_the_users_settings_win_and_a_verbose_run_reads_all_logs(monkeypatch, verbose):
     monkeypatch.setenv(TASKS_VARIABLE, "7")
     monkeypatch.delenv(LOG_FILES_VARIABLE, raising=False)
     chosen = cluster_of_its_own(verbose, dashboard=True)
     assert chosen[TASKS_VARIABLE] == "7"
     assert (LOG_FILES_VARIABLE in chosen) is not verbose
-    assert EVENTS_VARIABLE not in chosen, "the dashboard shows them"
+    assert EVENTS_VARIABLE not in chosen, "a dashboard needs task events"
 
 
 def test_an_unreachable_cluster_is_refused_at_once():
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
+        taken.bind(("127.0.0.1", 0))  # but does not listen
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ClusterAway, match=f"RAY_ADDRESS={address}: no Ray cluster answers there .*unset"):
             check_address(address)
@@ -162,9 +162,9 @@ print(len(ray.nodes()), os.environ["RAY_AUTH_MODE"])
 """
 
 
-def test_a_gpu_run_starts_its_own_cluster_beside_a_known_one():
-    """By default Ray joins the cluster named in the file, whose token differs from this run's."""
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # the names of sockets have 107 bytes at most
+def test_a_gpu_run_starts_its_own_cluster_even_if_ray_knows_another():
+    """By default Ray would join the cluster named in its file, whose token differs from this run's."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # socket paths have at most 107 bytes
         folder = Path(short) / "ray"
         folder.mkdir()
         done = _own_beside(folder)
@@ -183,7 +183,7 @@ def _own_beside(folder):
     )
 
 
-def test_a_full_disk_for_the_log_does_not_end_the_run(files_up_to, tmp_path):
+def test_a_full_disk_under_the_log_does_not_end_the_run(files_up_to, tmp_path):
     args = SimpleNamespace(run=SimpleNamespace(dir=tmp_path, verbose=False))
     with quiet(args):
         print("one")
@@ -195,7 +195,7 @@ def test_a_full_disk_for_the_log_does_not_end_the_run(files_up_to, tmp_path):
 
 
 def test_a_stop_whose_reason_cannot_be_written_is_still_a_stop(host, monkeypatch, capsys):
-    """Ray wraps the trainer's error in its own class."""
+    """Ray wraps the trainer's error in a class of its own."""
     from ray.exceptions import RayTaskError
 
     def stops(*_):

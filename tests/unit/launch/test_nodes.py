@@ -1,4 +1,4 @@
-"""A cluster of several nodes: files each must see, local paths in workers, and a lost node."""
+"""Clusters of several nodes: files each must see, local paths in workers, and a lost node."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def args(root, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def two_raylets():
-    """A head and a second node of one machine, which share its files."""
+    """Start a head and a second node on this machine, which share its files."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -47,13 +47,13 @@ def two_raylets():
     cluster.shutdown()
 
 
-def test_local_paths_are_absolute_and_names_on_a_hub_stay(args, root, tmp_path):
+def test_local_paths_become_absolute_and_hub_names_do_not(args, root, tmp_path):
     placed = with_absolute_places(args)
     assert placed.actor.model_name_or_path == f"{root}/examples/quickstart/model"
     assert placed.data.prompt_dataset == f"{root}/examples/quickstart/data/train.jsonl@train,Hub/name"
     assert placed.ckpt.path == f"{tmp_path}/run/checkpoints"
     assert placed.ckpt.output_dir == f"{tmp_path}/run/model"
-    assert args.actor.model_name_or_path == "examples/quickstart/model", "what was asked for stays in the record"
+    assert args.actor.model_name_or_path == "examples/quickstart/model", "the record must keep the user's options"
 
 
 def test_a_reward_file_is_a_path_too(root, monkeypatch):
@@ -69,11 +69,11 @@ def test_nodes_that_see_all_files_can_train(two_raylets, args, monkeypatch, cpus
     monkeypatch.setattr(nodes, "TRAINER_CPUS", cpus_of_the_driver)
     (args_dir := nodes.Path(args.run.dir)).mkdir()
     check_nodes(with_absolute_places(args), "cpu")
-    assert not list(args_dir.glob(".*")), "nothing is left of the look"
+    assert not list(args_dir.glob(".*")), "probe files must be removed"
 
 
-def test_a_node_that_sees_less_is_refused_with_each_option(two_raylets, args, tmp_path, monkeypatch):
-    """The file system is shared here, so the driver is given paths that the second node lacks."""
+def test_a_node_that_lacks_files_is_refused_with_each_option(two_raylets, args, tmp_path, monkeypatch):
+    """Both nodes share this file system, so the driver is made to see files that the second node lacks."""
     real_content, real_nearest = nodes.content, nodes.nearest
     ghost = tmp_path / "only-here"
     ghost.mkdir()
@@ -94,13 +94,13 @@ def test_a_node_that_sees_less_is_refused_with_each_option(two_raylets, args, tm
 
 
 def old_driver(args, backend):
-    """Return where this runs."""
+    """Return a problem that names the node this runs on."""
     import ray
 
     return [f"--backend {backend}: node {ray.get_runtime_context().get_node_id()} has an old driver"]
 
 
-def test_a_node_whose_machine_lacks_something_is_refused_by_name(two_raylets, args, monkeypatch):
+def test_a_node_that_lacks_something_is_refused_by_name(two_raylets, args, monkeypatch):
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -142,8 +142,8 @@ def test_missing_or_changed_files_on_a_node_are_reported(tmp_path):
     assert what.startswith("does not have it, and its ranks and engines read it. ")
 
 
-def test_a_node_that_is_lost_ends_the_run_and_may_come_back(two_raylets, args):
-    """Last: it kills the second node."""
+def test_a_lost_node_ends_the_run_and_may_return(two_raylets, args):
+    """Must run last, because it kills the second node."""
     import psutil
     import ray
 
@@ -158,7 +158,7 @@ def test_a_node_that_is_lost_ends_the_run_and_may_come_back(two_raylets, args):
     with NodeWatch(needed=1, patience=0), NodeWatch(needed=2, patience=3.0) as watch:
         (raylet,) = [one for one in psutil.Process().children(recursive=True) if one.pid == _raylet(two_raylets)]
         raylet.kill()
-        with pytest.raises(nodes.NodeDied, match=two_raylets.node_ip_address):  # Ray has not noticed yet
+        with pytest.raises(nodes.NodeDied, match=two_raylets.node_ip_address):  # before Ray notices
             check_nodes(with_absolute_places(args), "cpu")
         with pytest.raises(KeyboardInterrupt):
             ray.get(never, timeout=150)

@@ -1,4 +1,4 @@
-"""Paths: with commas, @ and ~, of data sets; absolute at the end of a run, and reported if Ray will delete them."""
+"""Paths: commas, @ and ~ in them, absolute when printed, and a warning if Ray will delete them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_data_set_may_have_any_name(name, tmp_path, root, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_the_hosts_reader_takes_it(name, tmp_path, host):
+def test_the_hosts_reader_accepts_any_name(name, tmp_path, host):
     from openrlhf.datasets.utils import blending_datasets
 
     strategy = SimpleNamespace(print=print, is_rank_0=lambda: True, args=SimpleNamespace(use_ms=False))
@@ -67,7 +67,7 @@ def test_lists_are_split_where_the_host_splits_them(tmp_path):
         assert entries(names) == found
 
 
-def test_a_missing_file_is_named_in_full(tmp_path):
+def test_a_missing_file_keeps_its_full_path(tmp_path):
     (tmp_path / "ann@corp.com").mkdir()
     path = f"{tmp_path}/ann@corp.com/missing.jsonl"
     assert entries(path) == [(path, "")]
@@ -93,7 +93,7 @@ def test_home_is_expanded_in_yaml_too(tmp_path, root, monkeypatch):
     assert args.data.prompt_dataset == "/home/ann/a.jsonl,/home/ann/b.jsonl"
     assert args.actor.model_name_or_path == "/home/ann/model"
     assert (args.run.dir, args.ckpt.output_dir) == ("/home/ann/out", "/home/ann/out/model")
-    assert args.data.input_template == "~/{}", "a text is no path"
+    assert args.data.input_template == "~/{}", "a template is not a path"
 
 
 def places(directory):

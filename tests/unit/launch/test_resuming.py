@@ -1,4 +1,4 @@
-"""A resumed command: its checkpoint, its options, and a record that continues at the checkpoint."""
+"""Resuming a command: its checkpoint, its options, and a record that continues at the checkpoint."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def save(args, step, best=False):
 
 
 @pytest.mark.parametrize("words", [["--resume", "auto"], ["--ckpt.load_enable"], ["--load_checkpoint"]])
-def test_the_options_of_the_host_and_ours_choose_the_same(parsed, words):
+def test_the_hosts_options_and_ours_choose_the_same_checkpoint(parsed, words):
     checkpoint = save(parsed(), 20)
     args = parsed(*words)
     lines = choose_checkpoint(args, "cpu")
@@ -54,7 +54,7 @@ def test_the_options_of_the_host_and_ours_choose_the_same(parsed, words):
     assert "global_step20 (step 20, the only one)" in lines[0]
 
 
-def test_without_the_option_a_checkpoint_is_not_looked_at(parsed):
+def test_checkpoints_are_ignored_without_the_option(parsed):
     save(parsed(), 20)
     args = parsed()
     assert choose_checkpoint(args, "cpu") == []
@@ -80,7 +80,7 @@ def test_a_run_from_scratch_keeps_other_runs_checkpoints(parsed):
 
 
 def go_on(parsed, *words):
-    """Start a command and return the checkpoint it resumes from; it dies before writing one."""
+    """Start a command that dies before writing a checkpoint; return the step it resumes from."""
     args = parsed(*words)
     choose_checkpoint(args, "cpu")
     directory.prepare(args, "cpu")
@@ -90,7 +90,7 @@ def go_on(parsed, *words):
 def test_a_rolled_back_run_does_not_resume_from_superseded_checkpoints(parsed):
     first, *_ = [save(parsed(), step) for step in (10, 20, 30)]
     assert go_on(parsed, "--resume", str(first.path)) == 10
-    assert go_on(parsed, "--resume", "auto") == 10, "it died before its first checkpoint"
+    assert go_on(parsed, "--resume", "auto") == 10, "the previous start wrote no checkpoint"
     text = "\n".join(choose_checkpoint(parsed("--resume", "auto"), "cpu"))
     assert "skipped global_step30: a later run went back to an earlier checkpoint; --resume " in text
     args = parsed()
@@ -99,8 +99,8 @@ def test_a_rolled_back_run_does_not_resume_from_superseded_checkpoints(parsed):
     save(parsed(), 12)
     assert go_on(parsed, "--resume", "auto") == 12
     (Path(args.ckpt.path) / "global_step12" / "_actor" / "latest").write_text("torn")
-    assert go_on(parsed, "--resume", "auto") == 10, "one of its own is damaged: the one before it counts"
-    assert go_on(parsed, "--resume", str(Path(args.ckpt.path) / "global_step30")) == 30, "it may change its mind"
+    assert go_on(parsed, "--resume", "auto") == 10, "its own checkpoint is damaged, so the one before it counts"
+    assert go_on(parsed, "--resume", str(Path(args.ckpt.path) / "global_step30")) == 30, "the user may choose otherwise"
     assert go_on(parsed, "--resume", "auto") == 30
 
 
@@ -138,7 +138,7 @@ def test_the_first_start_of_a_command_that_resumes(parsed):
     assert args.ckpt.load_enable is False
 
 
-def test_another_learning_rate_is_refused_unless_it_is_accepted(parsed):
+def test_another_learning_rate_is_refused_unless_accepted(parsed):
     save(parsed(), 20)
     words = ["--resume", "auto", "--actor_learning_rate", "1e-4"]
     with pytest.raises(
@@ -172,7 +172,7 @@ def kinds(folder):
 
 @pytest.mark.parametrize(("best", "kept"), [(False, 1), (True, 2)])
 def test_the_record_continues_at_the_checkpoint(parsed, tmp_path, best, kept):
-    """An evaluation right after the checkpoint is repeated, unless the checkpoint was written after it."""
+    """An evaluation at the checkpoint's step is repeated unless it came before the checkpoint."""
     save(parsed(), 2, best)
     run = tmp_path / "run"
     run.mkdir(exist_ok=True)
@@ -191,7 +191,7 @@ def test_the_record_continues_at_the_checkpoint(parsed, tmp_path, best, kept):
     gone = [json.loads(line) for line in (run / "metrics.abandoned.jsonl").read_text().splitlines()]
     assert len(gone) + len(found) - 1 == len(rows) + 1
     RunRecord(run).step(3, {}, {})
-    assert kinds(run)[-1] == ("step", None, 3), "the torn line of the dead run is gone"
+    assert kinds(run)[-1] == ("step", None, 3), "the dead run's torn line must be gone"
 
 
 def rollouts(run, *steps, folder="rollouts"):
@@ -206,7 +206,7 @@ def steps_in(folder):
 
 def test_recorded_rollouts_of_an_earlier_run_are_set_aside_with_its_metrics(parsed, tmp_path):
     run = tmp_path / "run"
-    for steps in ((10, 20), (15,)):  # both within a second: neither may replace the other
+    for steps in ((10, 20), (15,)):  # both within a second; neither may overwrite the other
         rollouts(run, *steps)
         record(run, [{"kind": "step", "step": steps[-1]}])
         directory.prepare(parsed(), "cpu")
@@ -253,7 +253,7 @@ def test_written_options_repeat_the_run_or_resume_it(parsed, tmp_path, first, wo
 
 
 def test_a_supervisor_resumes_from_this_runs_checkpoints_once_they_exist(parsed):
-    """Until then it uses the user's choice: another run's checkpoint, or an older one in this folder."""
+    """Until then it keeps the user's choice: another run's checkpoint, or an older one in this folder."""
     args = parsed()
     save(args, 40)
     options = Supervised(3, Path(args.ckpt.path))
@@ -273,7 +273,7 @@ def test_changed_package_versions_are_reported_on_resume(parsed):
     assert "torch 0.1 -> " in choose_checkpoint(parsed("--resume", "auto"), "cpu")[-1]
 
 
-def test_a_model_that_has_changed_is_refused(parsed, tmp_path, root):
+def test_a_changed_model_is_refused(parsed, tmp_path, root):
     import shutil
 
     model = tmp_path / "model"

@@ -1,4 +1,4 @@
-"""A run that trained no step says so, and its exit code is not that of success."""
+"""A run that trained no step says so and does not exit with 0."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_summary_says_that_no_step_was_trained(args):
 
 @pytest.mark.parametrize(("steps", "resumed", "code"), [(0, 0, 3), (1, 0, 0), (0, 5, 0)])
 def test_exit_code(args, steps, resumed, code, monkeypatch, capsys):
-    """A run resumed after its last step has nothing left to do, which is a success."""
+    """A run resumed after its last step has nothing left to do and succeeds."""
     args.run.resume_step = resumed
 
     def train(*_):

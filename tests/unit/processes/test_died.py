@@ -1,4 +1,4 @@
-"""Errors that show that a process of the run died."""
+"""Recognising errors that mean that a process of the run died."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def a_shape():
 
 
 def wrapped(cause):
-    """Ray's error in the caller of a process that raised `cause`."""
+    """Return Ray's error in the caller of a process that raised `cause`."""
     from ray.exceptions import RayTaskError
 
     return RayTaskError("fit", f"a stack\n{type(cause).__name__}: {cause}", cause).as_instanceof_cause()
@@ -161,8 +161,8 @@ OF_GPUS = [
 
 
 @pytest.mark.parametrize(("kind", "text", "expected"), OF_GPUS, ids=[f"{k}-{t[:40]}" for k, t, _ in OF_GPUS])
-def test_gpus_and_peers_that_are_lost(kind, text, expected, host):
-    """Raised in a process of the run, by torch's own class of that name."""
+def test_lost_gpus_and_peers(kind, text, expected, host):
+    """The error is raised in a process of the run, as torch's own class."""
     import builtins
 
     import torch
@@ -191,8 +191,8 @@ def test_gpus_and_peers_that_are_lost(kind, text, expected, host):
         (of_a_dead_core, (True, True)),
     ],
 )
-def test_error_types_show_what_died(error, expected, host):
-    """The failing call may be another process's: then the error is a task's, not an actor's."""
+def test_deaths_are_recognised_by_error_type(error, expected, host):
+    """If the failing call was another process's, the error is a task's, not an actor's."""
     from openrlhf_ktae.processes.deaths import died
     from openrlhf_ktae.trainer.engines import engine_died
 

@@ -1,4 +1,4 @@
-"""Forks of a server: environment, output, exit, and what is left when they or the server end."""
+"""Forks of the fork server: environment, output, exit, and leftovers when they or the server end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST = "openrlhf_ktae.backend.cpu_preload"
 
 @pytest.fixture(scope="module")
 def server():
-    """A server that imported `colorsys`, with a variable of its own."""
+    """Start a server that has imported `colorsys` and has its own environment variable."""
     forks.start([FIRST, "colorsys"], {"OF_THE_SERVER": "1"})
     yield forks._server._forkserver_pid
     forks.stop()
@@ -58,7 +58,7 @@ def forked(target, path):
     return process
 
 
-def test_a_fork_has_the_imports_of_the_server_and_the_rest_of_its_caller(server, tmp_path, monkeypatch, capfd):
+def test_a_fork_has_the_servers_imports_and_its_callers_environment(server, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OF_THE_CALLER", "2")
     assert "OF_THE_SERVER" not in os.environ
     process = forked(report, tmp_path / "seen")
@@ -66,7 +66,7 @@ def test_a_fork_has_the_imports_of_the_server_and_the_rest_of_its_caller(server,
 
     assert process.exitcode == 0
     assert (tmp_path / "seen").read_text() == repr((True, "2", None, server, True))
-    assert (tmp_path / "seen.exit").exists(), "handlers of atexit run"
+    assert (tmp_path / "seen.exit").exists(), "atexit handlers must run"
     assert "to the output" in capfd.readouterr().out
 
 
@@ -77,7 +77,7 @@ def test_a_fork_has_its_own_title_and_is_found_by_its_environment(server, tmp_pa
     assert (tmp_path / "seen").read_text() == repr(("ray::Actor", True))
 
 
-def test_a_fork_has_the_oom_score_of_the_process_that_starts_it(server, tmp_path):
+def test_a_fork_has_its_callers_oom_score(server, tmp_path):
     code = f"from pathlib import Path; from {__name__} import *; forks.OOM_SCORE.write_text('700')\n"
     code += f"forked(report, Path({str(tmp_path / 'seen')!r})).join(20)"
     variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
@@ -92,13 +92,13 @@ def test_the_caller_sees_how_a_fork_ends(server, tmp_path):
     assert process.exitcode == -signal.SIGKILL
 
 
-def test_a_signal_to_the_process_group_leaves_the_server(server):
+def test_the_server_survives_signals_to_the_process_group(server):
     os.kill(server, signal.SIGTERM)
     time.sleep(0.2)
     assert psutil.Process(server).status() != psutil.STATUS_ZOMBIE
 
 
-def test_a_fork_survives_the_server_and_nothing_else_is_left(tmp_path):
+def test_only_forks_survive_the_server(tmp_path):
     before = {child.pid for child in psutil.Process().children()}
     forks.stop()
     forks.start([FIRST], {})
@@ -114,7 +114,7 @@ def test_a_fork_survives_the_server_and_nothing_else_is_left(tmp_path):
     assert not [child for child in left if "resource_tracker" not in " ".join(child.cmdline())]
 
 
-def test_a_process_starts_as_usual_when_the_server_has_died(tmp_path, monkeypatch):
+def test_a_process_starts_without_the_server_if_it_died(tmp_path, monkeypatch):
     monkeypatch.setenv(forks.VARIABLE, str(tmp_path / "no socket"))
     monkeypatch.setenv("OF_THE_CALLER", "2")
     process = forked(report, tmp_path / "seen")
@@ -125,7 +125,7 @@ def test_a_process_starts_as_usual_when_the_server_has_died(tmp_path, monkeypatc
     assert (tmp_path / "seen.exit").exists()
 
 
-def test_without_a_server_a_worker_starts_as_ray_starts_it(tmp_path):
+def test_without_a_server_workers_start_as_in_plain_ray(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text("import os, sys; print(sys.argv[1:], os.environ['GIVEN'])")
     words = ['--serialized-runtime-env-context={"env_vars": {"GIVEN": "3"}}', "--language=PYTHON", str(script), "--a=1"]

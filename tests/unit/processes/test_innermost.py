@@ -1,4 +1,4 @@
-"""The innermost cause comes first in a message, and Python errors are distinguished from dead processes."""
+"""Messages begin with the innermost cause; Python errors are distinguished from dead processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = SLOW
 
 @pytest.fixture(scope="module")
 def error_of(ray_here):
-    """Return the error of a failing actor as the driver gets it from Ray."""
+    """Return a failing actor's error as Ray raises it in the driver."""
     ray = ray_here
 
     class Odd(Exception):
@@ -89,7 +89,7 @@ def test_a_cores_log_gives_the_reason(tmp_path):
 
 
 def test_unreadable_data_are_distinguished_from_other_errors(ray_here, tmp_path):
-    """Integers above 64 bits, raised while a trainer's process is created."""
+    """Integers above 64 bits, which fail while the trainer's actor is created."""
     from types import SimpleNamespace
 
     from openrlhf_ktae.launch.launch import DATA

@@ -1,4 +1,4 @@
-"""Real processes: stacks on demand, nothing left behind, restarts, the order to end."""
+"""Real processes: stacks on demand, clean-up, restarts, orderly shutdown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ waits_for_a_rank_that_is_gone()
 
 @pytest.fixture
 def stubborn(tmp_path):
-    """A marked process that ignores SIGTERM and holds shared memory."""
+    """Start a marked process that ignores SIGTERM and holds shared memory."""
     value, memory = f"test-{os.getpid()}-{tmp_path.name}", f"/dev/shm/ktae-test-{os.getpid()}"
     folder = str(tmp_path / "stacks")
     process = subprocess.Popen(
@@ -61,7 +61,7 @@ def test_marked_processes_and_their_shared_memory_are_swept(stubborn, monkeypatc
         assert Path(memory).exists()
     process.wait(5)
     assert not Path(memory).exists()
-    assert psutil.Process().is_running(), "this process has no such mark"
+    assert psutil.Process().is_running(), "this process is not marked"
 
 
 ENGINE = """
@@ -99,8 +99,8 @@ def test_stacks_of_all_processes_in_one_file(stubborn, tmp_path):
     assert "waits_for_a_rank_that_is_gone" in (tmp_path / "stacks.txt").read_text()
 
 
-def test_a_process_starts_where_no_stacks_can_be_written(tmp_path, monkeypatch, capsys):
-    """On another node the folder may belong to another user; a stale file would let `SIGNAL` kill the process."""
+def test_a_process_starts_even_if_it_cannot_write_stacks(tmp_path, monkeypatch, capsys):
+    """The folder may be another user's on another node. With a file but no handler, `SIGNAL` would kill the process."""
     monkeypatch.setattr(stacks, "_files", [])
     (tmp_path / "file").touch()
     monkeypatch.setenv(stacks.VARIABLE, str(tmp_path / "file" / "folder"))
@@ -136,7 +136,7 @@ def test_stacks_are_written_without_the_keys_of_command_lines(tmp_path):
         process.wait()
 
 
-def test_a_descriptor_closed_meanwhile_does_not_hide_others(stubborn, monkeypatch):
+def test_a_descriptor_closed_during_the_search_does_not_hide_others(stubborn, monkeypatch):
     process, _, memory, _ = stubborn
     held = f"/dev/shm/ktae-held-{os.getpid()}"
     real, closed = os.readlink, []
@@ -167,7 +167,7 @@ def test_semaphores_without_users_are_found(tmp_path):
         assert str(dead) in found
         assert not {str(held), str(old)} & found
         dead.touch()
-        assert str(dead) not in processes.dead_semaphores(time.time() - 60, set()), "it may be opened in a moment"
+        assert str(dead) not in processes.dead_semaphores(time.time() - 60, set()), "a new semaphore may be opened soon"
     finally:
         for path in (dead, held, old):
             path.unlink()
@@ -184,7 +184,7 @@ def test_the_watchdog_fires_once_and_only_when_nothing_is_recorded(tmp_path):
     assert len(reasons) == 1
     assert "--run.watchdog_minutes" in reasons[0]
     with Watchdog(tmp_path, 0, reasons.append):
-        assert not any(thread.name == Watchdog.__name__ for thread in threading.enumerate()), "0 is off"
+        assert not any(thread.name == Watchdog.__name__ for thread in threading.enumerate()), "0 turns it off"
 
 
 CHILD = """
@@ -285,7 +285,7 @@ sys.exit(child.wait())
 
 @pytest.mark.parametrize("run", [True, False])
 def test_a_terminals_interrupt_does_not_reach_the_processes_of_a_run(run, tmp_path):
-    """Nor does it reach a child with its own handler, such as vLLM's core."""
+    """Nor does it reach a child with a handler of its own, such as vLLM's core."""
     mark = {processes.VARIABLE: f"interrupted-{tmp_path.name}"} if run else {processes.VARIABLE: None}
     environment = {name: value for name, value in {**os.environ, **mark}.items() if value is not None}
     words = [sys.executable, "-c", INTERRUPTED]
@@ -324,7 +324,7 @@ if __name__ == "__main__":
 
 
 def test_a_process_spawned_by_multiprocessing_does_not_get_the_interrupt(tmp_path):
-    """Python's resource tracker, started by the first spawn, unblocks SIGINT in the thread that spawns."""
+    """The first spawn starts Python's resource tracker, which unblocks SIGINT in the spawning thread."""
     script = tmp_path / "spawned.py"
     script.write_text(SPAWNED)
     environment = {**os.environ, processes.VARIABLE: f"spawned-{tmp_path.name}"}
@@ -356,8 +356,8 @@ time.sleep(60)
 @pytest.mark.parametrize(
     ("child", "number", "seconds"),
     [
-        ("sleeps", signal.SIGTERM, 0),  # it has no handler yet, as in its first second: the signal kills it
-        ("waits", signal.SIGINT, 0),  # Ctrl-C in a terminal reaches the whole group: the child gets it once
+        ("sleeps", signal.SIGTERM, 0),  # like a run in its first second, it has no handler, so the signal kills it
+        ("waits", signal.SIGINT, 0),  # a terminal's Ctrl-C reaches the whole group; the child must get it once
         ("fails", signal.SIGTERM, 5),  # between two attempts
     ],
 )
@@ -377,7 +377,7 @@ def test_a_run_ordered_to_end_is_not_restarted(child, number, seconds, tmp_path)
     assert lines.count("signal") == (child == "waits")
 
 
-def test_the_child_of_a_supervisor_that_is_killed_gets_sigterm(tmp_path):
+def test_the_child_of_a_killed_supervisor_gets_sigterm(tmp_path):
     words = [sys.executable, "-c", SUPERVISOR, "0", CHILD_OF_SIGNALS, str(tmp_path / "log"), "sleeps"]
     run = subprocess.Popen(words, env={**os.environ, processes.VARIABLE: f"supervised-{tmp_path.name}"})
     end = time.monotonic() + 30
@@ -390,7 +390,7 @@ def test_the_child_of_a_supervisor_that_is_killed_gets_sigterm(tmp_path):
 
 
 def ended_by(tmp_path, grace, answer_after=None, training=True, number=signal.SIGTERM, again_after=None):
-    """Send a signal to this process and return seconds until KeyboardInterrupt, and the outcome."""
+    """Send a signal to this process; return the seconds until KeyboardInterrupt, the outcome and the order."""
     order = EndOrder(tmp_path)
     end = CleanEnd(order, grace, lambda text: None)
     end.install()
@@ -429,8 +429,8 @@ def test_the_wait_for_the_checkpoint_is_limited(tmp_path):
     assert outcome == "no checkpoint was written during shutdown; the newest checkpoint is older"
 
 
-def test_an_answer_is_valid_even_on_a_full_disk(files_up_to, tmp_path):
-    """On a full disk the driver would wait until its limit; the newest checkpoint shows what was saved."""
+def test_a_lost_answer_on_a_full_disk_names_the_newest_checkpoint(files_up_to, tmp_path):
+    """The driver then waits until its limit, and the newest checkpoint shows what was saved."""
     order = EndOrder(tmp_path)
     with files_up_to(0):
         order.ask()
@@ -459,8 +459,8 @@ def no_room(*_, **__):
     raise OSError(28, "No space left on device")
 
 
-def test_a_run_that_ends_by_itself_meanwhile_is_not_interrupted(tmp_path):
-    """The order comes while the model is saved, after the last step."""
+def test_a_run_that_ends_by_itself_is_not_interrupted(tmp_path):
+    """The signal arrives while the model is saved, after the last step."""
     order, said = EndOrder(tmp_path), []
     end = CleanEnd(order, 1.0, said.append)
     end.install()
@@ -469,11 +469,11 @@ def test_a_run_that_ends_by_itself_meanwhile_is_not_interrupted(tmp_path):
     time.sleep(0.2)
     assert len(said) == 1
     order.clear()
-    time.sleep(1.3)  # no KeyboardInterrupt
+    time.sleep(1.3)  # must not raise KeyboardInterrupt
 
 
 def test_a_signal_delivered_twice_at_once_is_one_order(tmp_path):
-    """`ray job stop` and a supervisor send it twice: once to the child directly, once forwarded."""
+    """With `ray job stop` and a supervisor the child gets it twice: directly, and forwarded."""
     seconds, outcome, _ = ended_by(tmp_path, 3, again_after=0.1)
     assert seconds > 2.5, outcome
 

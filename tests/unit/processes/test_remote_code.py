@@ -1,4 +1,4 @@
-"""Code of a hostile model folder does not run, whoever passes `trust_remote_code=True`."""
+"""A hostile model folder's code does not run, even if the caller passes `trust_remote_code=True`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ open(os.environ["EVIL_FILE"], "a").write("{name} ran")
 class {name}(Base):
     pass
 """
-# Like the host's driver, trainer and reward model, with the flag that it always sets.
+# Like the host's driver, trainer and reward model, which always pass the flag.
 AS_A_WORKER = """
 import sys
 from openrlhf_ktae.processes.setup import in_worker
@@ -31,7 +31,7 @@ print(type(AutoConfig.from_pretrained(folder, trust_remote_code=True)).__name__)
 print(type(AutoTokenizer.from_pretrained(folder, trust_remote_code=True)).__name__)
 print(type(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)).__name__)
 """
-# An engine's process has everything loaded when vLLM calls its plugins.
+# In an engine's process everything is imported before vLLM calls its plugins.
 AS_AN_ENGINE = """
 import sys
 import vllm.transformers_utils.config as engine
@@ -49,7 +49,7 @@ get_class_from_dynamic_module("modeling_evil.EvilModel", folder)
 
 @pytest.fixture
 def hostile_model(root, tmp_path):
-    """The quickstart's model with its own classes for configuration, tokenizer and model."""
+    """The quickstart's model with custom code for configuration, tokenizer and model."""
     folder = tmp_path / "hostile"
     shutil.copytree(root / "examples/quickstart/model", folder)
     classes = {
@@ -92,12 +92,12 @@ def test_code_of_a_model_does_not_run(script, hostile_model, tmp_path):
     assert "Evil" not in done.stdout
     assert "Qwen2ForCausalLM" in done.stdout, done.stderr
     if script is AS_AN_ENGINE:
-        assert "--model.trust_remote_code" in done.stderr, "who does not ask is stopped by name"
+        assert "--model.trust_remote_code" in done.stderr, "imports without asking must be refused, naming the flag"
 
 
 @SLOW
 def test_the_same_code_runs_where_it_is_trusted(hostile_model, tmp_path):
-    """Without this, the test above would pass on a folder whose code never runs."""
+    """Otherwise the test above would pass with code that never runs."""
     done, evil = run(AS_A_WORKER, hostile_model, tmp_path)
     assert "EvilModel ran" in evil.read_text()
     assert "EvilConfig" in done.stdout, done.stderr
@@ -119,7 +119,7 @@ AutoModelForCausalLM.from_pretrained(sys.argv[1])
 
 @SLOW
 def test_a_pickle_among_the_weights_does_not_run(root, tmp_path):
-    """transformers loads .bin files with `weights_only`; this test relies on it."""
+    """We rely on transformers loading .bin files with `weights_only`."""
     import pickle
 
     import torch
@@ -162,7 +162,7 @@ for load in (lambda: load_tokenizer(sys.argv[1], "--model"), lambda: _model_leng
 
 
 def test_a_command_does_not_prompt_for_remote_code(hostile_model, tmp_path):
-    """By default transformers asks on the terminal, and `y` runs the code."""
+    """By default transformers asks on the terminal and runs the code after `y`."""
     config = json.loads((hostile_model / "config.json").read_text())
     (hostile_model / "config.json").write_text(json.dumps({**config, "model_type": "evil"}))
     evil = tmp_path / "evil.txt"

@@ -1,4 +1,4 @@
-"""The watchdog allows more time for the start than for a step, and stops the run even if other things fail."""
+"""The watchdog allows more time for startup than for a step, and stops the run even if it cannot write."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def test_the_start_may_take_longer_than_a_step(tmp_path, monkeypatch):
     barks, record = [], RunRecord(tmp_path)
     with Watchdog(tmp_path, LIMIT / 60, barks.append):
         time.sleep(1.2)
-        assert barks == [], "models are still being loaded"
+        assert barks == [], "startup has more time"
         time.sleep(1.4)
         assert len(barks) == 1
     with Watchdog(tmp_path, LIMIT / 60, barks.append):
         time.sleep(0.1)
         record.plan(3)
         time.sleep(1.2)
-    assert len(barks) == 2, "from the first line on, the limit is a step's"
+    assert len(barks) == 2, "after the first row the limit is a step's"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("broken", ["stacks", "record", "both"])
 def test_a_watchdog_that_cannot_write_still_stops_the_run(broken, tmp_path, monkeypatch):
-    """Even where the process that started this one blocked SIGINT."""
+    """Even if SIGINT was blocked by the parent process."""
 
     def full(*_):
         raise OSError("No space left on device")

@@ -1,4 +1,4 @@
-"""The scripts on real Ray clusters of this machine; srun, scontrol and ssh are stand-ins that run commands here."""
+"""The scripts with real Ray clusters on this machine; srun, scontrol and ssh are stand-ins that run commands here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = SLOW
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = ROOT / "examples/scripts"
 QUICKSTART = "configs/grpo_ktae/quickstart.yaml"
-# Options with a value are followed by it; the command begins after them.
+# Skips options and their values; the command follows.
 SRUN = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >>"$STANDINS/srun.log"
 while [[ "$1" == -* ]]; do
@@ -34,7 +34,7 @@ done
 case "$node:$ABSENT" in n2:dies) echo "srun: error: n2: launch failed"; exit 1 ;; n2:waits) exec sleep 600 ;; esac
 exec "$@"
 """
-# As sshd does: another session, an empty environment, and standard input that ends with the connection.
+# Like sshd: a new session, an empty environment, and standard input that closes with the connection.
 SSH = """#!/usr/bin/env bash
 while [[ "$1" == -* ]]; do shift 2; done
 shift
@@ -54,7 +54,7 @@ def free_ports(count):
 
 @pytest.fixture
 def variables(tmp_path):
-    """Stand-ins first on the PATH, ports of this test, and a mark by which its processes are found."""
+    """Environment with the stand-ins first on the PATH, free ports, and a mark on this test's processes."""
     for name, text in (("srun", SRUN), ("ssh", SSH), ("scontrol", "#!/bin/sh\nprintf 'n1\\nn2\\n'\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -79,7 +79,7 @@ def variables(tmp_path):
 
 
 def left(variables):
-    """Processes with the mark, except this one."""
+    """Return the live processes with the mark."""
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "status"]):
         try:
@@ -102,7 +102,7 @@ def nothing_is_left(variables, seconds=20):
 
 @contextmanager
 def script(name, variables, *words):
-    """Run the script in the background; `communicate` returns its standard error."""
+    """Run the script in the background; its process is killed and nothing may be left."""
     process = subprocess.Popen(
         [str(SCRIPTS / name), *words],
         cwd=ROOT,
@@ -120,8 +120,8 @@ def script(name, variables, *words):
 
 
 @RARELY
-def test_a_job_that_fails_gives_the_script_its_exit_code(variables, tmp_path):
-    """`ray job submit` makes every failure a 1; an option that does not exist is exit code 2."""
+def test_a_failing_jobs_exit_code_is_the_scripts(variables, tmp_path):
+    """`ray job submit` turns every failure into 1; an unknown option must give 2."""
     with script("slurm.sh", variables, QUICKSTART, "--no.such.option", "1") as run:
         said, _ = run.communicate(timeout=240)
         assert run.returncode == 2, said
@@ -147,7 +147,7 @@ def test_a_node_that_never_joins_ends_the_script(absent, seconds, reason, variab
 
 
 @RARELY
-def test_a_stop_while_nodes_are_waited_for_ends_at_once(variables):
+def test_a_stop_while_waiting_for_nodes_ends_at_once(variables):
     variables["ABSENT"] = "waits"
     with script("slurm.sh", variables, QUICKSTART) as run:
         wait_until(lambda: (Path(variables["LOGS"]) / "n2.log").exists())
@@ -159,7 +159,7 @@ def test_a_stop_while_nodes_are_waited_for_ends_at_once(variables):
 
 @RARELY
 def test_several_nodes_over_ssh_find_their_environment(variables):
-    """The stand-in for ssh passes no variables, like a login: without the script's PATH it finds no ray."""
+    """Like a login, the ssh stand-in passes no variables; without the script's PATH it would not find ray."""
     variables["HF_TOKEN"] = "of $HOME 'with' quotes"
     with script("multi_node.sh", variables, QUICKSTART, "--no.such.option", "1") as run:
         wait_until(lambda: any("raylet" in process.info["cmdline"][0] for process in remote(variables)))
@@ -170,14 +170,14 @@ def test_several_nodes_over_ssh_find_their_environment(variables):
 
 
 def remote(variables):
-    """Processes of the other node, which have no LOGS."""
+    """Return processes of the other node, which lack the variable LOGS."""
     found = (process for process in left(variables) if "LOGS" not in process.environ())
     return [process for process in found if "HF_TOKEN" in process.environ() and process.info["cmdline"]]
 
 
 @RARELY
 def test_two_jobs_on_one_machine_share_the_cluster_of_the_first(variables):
-    """The second joins the cluster of the first, which ends with the script that started it."""
+    """The second joins the first one's cluster, which ends with the script that started it."""
     with script("single_node.sh", variables, QUICKSTART, "--run.dir", f"{variables['STANDINS']}/run") as first:
         wait_until(lambda: any("submit" in (process.info["cmdline"] or []) for process in left(variables)))
         done = subprocess.run(
@@ -192,7 +192,7 @@ def test_two_jobs_on_one_machine_share_the_cluster_of_the_first(variables):
         assert "using the existing Ray cluster" in done.stderr
         assert first.poll() is None
         wait_until(lambda: (Path(variables["STANDINS"]) / "run/metrics.jsonl").exists(), 240)
-        os.killpg(first.pid, signal.SIGINT)  # like Ctrl-C in a terminal
+        os.killpg(first.pid, signal.SIGINT)  # as a terminal's Ctrl-C does
         said, _ = first.communicate(timeout=120)
         assert first.returncode == 130, said
         assert "interrupted: Ray is stopped, saved checkpoints are complete" in said
@@ -208,14 +208,14 @@ def wait_until(done, seconds=120):
 
 @pytest.fixture
 def dashboard():
-    """Answers of Ray's dashboard by path; the test fills it."""
+    """Serve canned dashboard answers by path; tests fill the dict."""
     answers, posted = {}, []
     answers["posted"] = posted
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             body = answers.get(self.path)
-            if isinstance(body, list):  # one after another; the last is repeated
+            if isinstance(body, list):  # in turn; the last one repeats
                 body = body.pop(0) if len(body) > 1 else body[0]
             self.send_response(404 if body is None else 200)
             self.end_headers()
@@ -258,7 +258,7 @@ def test_exit_codes_of_jobs(last, code, dashboard):
     assert (last or {}).get("message", "") in done.stderr
 
 
-def test_nodes_that_have_died_do_not_count(dashboard):
+def test_dead_nodes_do_not_count(dashboard):
     url, answers = dashboard
     rows = [{"node_ip": "10.0.0.1", "state": "ALIVE"}, {"node_ip": "10.0.0.2", "state": "DEAD"}]
     answers["/api/v0/nodes"] = {"data": {"result": {"result": rows}}}
@@ -275,7 +275,7 @@ def test_cluster_liveness(dashboard):
     assert ask(url, "alive").returncode == 0
 
 
-def test_before_a_pod_ends_its_jobs_are_stopped_and_waited_for(dashboard):
+def test_drain_stops_a_pods_jobs_and_waits_for_them(dashboard):
     url, answers = dashboard
     ours, driver = {"submission_id": "j", "status": "RUNNING"}, {"submission_id": None, "status": "RUNNING"}
     answers["/api/jobs/"] = [[driver, ours], [driver, ours], [driver, {**ours, "status": "STOPPED"}]]

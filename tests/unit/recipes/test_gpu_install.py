@@ -1,4 +1,4 @@
-"""The installation on GPU machines: its steps, messages of failures, and the lock file."""
+"""Installation on GPU machines: its steps, failure messages, and the lock file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def named(steps, word):
     return step
 
 
-def test_everything_is_pinned_and_nothing_is_resolved_but_torch():
+def test_everything_is_pinned_and_only_torch_is_resolved():
     steps = planned()
     assert [step.name.split(",")[0] for step in steps] == [
         "an environment",
@@ -53,7 +53,7 @@ def test_everything_is_pinned_and_nothing_is_resolved_but_torch():
     assert set(setup.FIRST) <= set(lock.read(setup.LOCK.read_text(), "3.12"))
 
 
-def test_flash_attention_is_compiled_within_the_memory_and_says_how_long(monkeypatch):
+def test_compiling_flash_attention_respects_memory_and_prints_an_estimate(monkeypatch):
     monkeypatch.setattr(setup, "cores", lambda: 16)
     monkeypatch.setattr(setup, "free_memory", lambda: 64 * GIB)
     step = named(planned(), "compiled for")
@@ -74,17 +74,17 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path, limit, free):
     assert setup.free_memory(tmp_path / "meminfo", tmp_path / "limit") == free
 
 
-def test_a_wheel_is_used_and_flash_attention_can_be_left_out():
+def test_flash_attention_can_be_a_wheel_or_skipped():
     assert named(planned(FLASH_ATTN_WHEEL="x.whl"), "wheel").command[-1] == "x.whl"
     assert not [step for step in planned(FLASH_ATTN="no") if "flash" in step.name]
     assert named(planned(FLASH_ATTN_WHEEL="", FLASH_ATTENTION_SKIP_CUDA_BUILD="TRUE"), "without its kernels")
 
 
-def test_optimizers_are_compiled_where_there_is_no_gpu():
+def test_optimizers_can_be_compiled_without_a_gpu():
     step = named(planned(PREBUILD="1", FLASH_ATTN_CUDA_ARCHS="80;90;120"), "DeepSpeed")
     assert step.variables["TORCH_CUDA_ARCH_LIST"] == "8.0;9.0;12.0"
     assert step.variables["DS_ACCELERATOR"] == "cuda"
-    assert "--no-cache-dir" in step.command, "pip would take the wheel without them that it has built before"
+    assert "--no-cache-dir" in step.command, "pip would reuse a cached wheel without the optimizers"
 
 
 def test_another_python_is_refused():
@@ -112,7 +112,7 @@ def test_another_python_is_refused():
         ("nothing that is known", "exit code 3", "run it again"),
     ],
 )
-def test_a_step_that_fails_says_which_why_and_what_to_try(said, told, tried, capfd):
+def test_a_failing_step_gives_its_name_the_reason_and_a_fix(said, told, tried, capfd):
     code = f"import sys; print({said!r}); sys.exit(3)"
     with pytest.raises(setup.Failed) as failure:
         setup.run(setup.Step("torch and friends", [sys.executable, "-c", code]))
@@ -149,14 +149,14 @@ def test_the_lock_is_complete(python):
 
 
 def test_the_lock_has_only_packages_and_versions():
-    """No addresses and no paths, which would be those of the machine that wrote it."""
+    """URLs and paths would be those of the machine that wrote it."""
     lines = [line for line in setup.LOCK.read_text().splitlines() if not line.startswith("#")]
     pin = r'[a-z0-9.-]+={2,3}[0-9][0-9a-z.]*( ; python_version == "3\.1[12]")?'
     assert not [line for line in lines if not re.fullmatch(pin, line)]
     assert "torch===2.13.0" in lines
 
 
-def test_the_host_means_the_same_in_both_locks():
+def test_both_locks_pin_the_host_and_its_libraries_alike():
     """Both backends must train with the same releases."""
     cpu, gpu = (lock.read((ROOT / f"requirements/{name}.txt").read_text(), "3.11") for name in ("cpu", "gpu"))
     for package in ("openrlhf", "deepspeed", "ray", "transformers", "numba", "math-verify", "accelerate"):
@@ -173,7 +173,7 @@ def test_a_written_lock_can_be_read():
     assert text.endswith("torch===2.13.0\n")
 
 
-def test_differences_are_named_and_end_with_code_1(monkeypatch, tmp_path, capsys):
+def test_differences_are_named_and_give_exit_code_1(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(lock, "LOCK", tmp_path / "gpu.txt")
     today = {"torch": "2.13.0", "new": "1"}
     monkeypatch.setattr(lock, "resolved", lambda python: ("3.11", today))
@@ -189,7 +189,7 @@ def test_differences_are_named_and_end_with_code_1(monkeypatch, tmp_path, capsys
 
 
 def test_the_host_is_required_without_flash_attention():
-    """From its metadata (0.11.2): other extras are dropped, platform markers stay."""
+    """From its metadata (0.11.2): other extras are dropped, platform markers kept."""
     asked = ["torch", "flash-attn==2.8.3", 'liger-kernel; extra == "liger"', 'vllm==0.29.0; extra == "vllm"']
     asked += ['ring-flash-attn; extra == "ring"', 'vllm>=0.29.0; extra == "vllm-latest"', 'x; sys_platform == "linux"']
     assert lock._wanted(asked) == ["torch", "vllm==0.29.0", "ring-flash-attn", 'x; sys_platform == "linux"']
@@ -207,7 +207,7 @@ def test_a_cpu_build_is_not_locked():
 
 def test_the_nightly_job_uses_existing_make_targets():
     workflow = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text())
-    assert workflow[True]["schedule"], "YAML reads `on` as true"
+    assert workflow[True]["schedule"], "PyYAML reads `on` as True"
     (job,) = workflow["jobs"].values()
     commands = [step["run"].replace("${{ matrix.python }}", "3.12").split() for step in job["steps"] if "run" in step]
     assert [words[:2] for words in commands] == [["make", "check-lock-gpu"], ["make", "gpu-contract"]]

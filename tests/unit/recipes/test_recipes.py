@@ -1,4 +1,4 @@
-"""Recipes for clusters and images: linted, run dry, and their commands parsed by the real entry point."""
+"""Cluster scripts and images: linted, run dry, their commands parsed by the real entry point."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_dockerfiles_pass_hadolint():
 
 
 def dry_run(script, tmp_path, *words, **variables):
-    """Return the commands that the script would run, each as a list of words."""
+    """Return the commands that the script would run, as lists of words."""
     stand_in(tmp_path, "scontrol", "printf 'n1\\nn2\\nn3\\nn4\\n'")
     variables = {"HEAD_ADDRESS": "10.0.0.1", "DRY_RUN": "1", **variables}
     done = run_script(script, tmp_path, *words, **variables)
@@ -75,7 +75,7 @@ def after(command, option):
 
 
 def checked_submit(submit, tmp_path):
-    """Required of all scripts: submit over loopback, from this folder, with time for a checkpoint after a stop."""
+    """Check what all scripts must do: submit over loopback from this folder, with time for a checkpoint at a stop."""
     assert submit[:3] == ["ray", "job", "submit"]
     assert after(submit, "--address") == "http://127.0.0.1:8265"
     assert submit[submit.index("env") :][:3] == ["env", "--chdir", str(ROOT)]
@@ -124,7 +124,7 @@ def test_slurm_signals_early_enough_for_a_checkpoint(tmp_path):
     variables = {"SLURM_JOB_NODELIST": "n1", "SLURM_SUBMIT_DIR": str(ROOT)}
     submit = dry_run("slurm.sh", tmp_path, CONFIG, **variables)[-1]
     stop = json.loads(after(submit, "--runtime-env-json"))["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]
-    assert int(seconds) >= int(stop) + 60  # Slurm may send it up to a minute late
+    assert int(seconds) >= int(stop) + 60  # Slurm may signal up to a minute late
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_scripts_print_usage_without_a_configuration(script):
 
 
 def test_the_kubernetes_manifest():
-    """Names and kinds of KubeRay's RayJob (ray.io/v1); as many devices as the run needs."""
+    """It uses the fields of KubeRay's RayJob (ray.io/v1), and as many devices as the run needs."""
     job = yaml.safe_load((ROOT / "examples/scripts/rayjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     known = {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit", "rayClusterSpec"}
@@ -178,7 +178,7 @@ def test_the_kubernetes_manifest():
         devices += count * group.get("replicas", 1)
     args = parsed(job["spec"]["entrypoint"].split())
     assert devices == devices_needed(args)
-    assert "wget" in (ROOT / "dockerfile/Dockerfile").read_text(), "KubeRay's probes call it"
+    assert "wget" in (ROOT / "dockerfile/Dockerfile").read_text(), "KubeRay's probes use it"
 
 
 def test_pods_have_what_training_needs():
@@ -216,7 +216,9 @@ def test_images_install_with_make(dockerfile, target):
     assert any(line.startswith(f"RUN make {target} ") for line in lines)
     assert not any("pip install" in line for line in lines)
     assert "USER 1000" in lines
-    assert target == "setup" or any("PREBUILD=1" in line for line in lines), "each node would compile at its first step"
+    assert target == "setup" or any("PREBUILD=1" in line for line in lines), (
+        "each node would compile the optimizer at its first step"
+    )
     assert ":latest" not in lines[1]
     done = subprocess.run(["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Data of a run in checkpoints and W&B contain no key."""
+"""A run's checkpoints and W&B data contain no keys."""
 
 from __future__ import annotations
 

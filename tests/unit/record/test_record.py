@@ -1,4 +1,4 @@
-"""The record of a run: a full disk does not end the run, and a damaged record does not prevent a resume."""
+"""A run's record: a full disk does not end the run, and a damaged record does not prevent resuming."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_rows_wait_while_the_disk_is_full_and_are_written_with_a_note(tmp_path, 
             record.step(step, {}, {})
             record.sync()
         assert shown(tmp_path) == [("step", 1)]
-        assert record.path.read_bytes().endswith(b"\n"), "half a row is no row, and another process writes here, too"
+        assert record.path.read_bytes().endswith(b"\n"), "a partial row would corrupt another process's next one"
     record.step(4, {}, {})
     assert [name for name, _ in shown(tmp_path)] == ["step", "step", "step", "step", "note"]
     assert "2 rows of metrics.jsonl were written late: [Errno 27]" in shown(tmp_path)[-1][1]
@@ -42,7 +42,7 @@ def test_a_checkpoint_first_writes_waiting_rows(tmp_path, files_up_to):
 
 
 def test_the_reason_for_a_stop_does_not_wait(tmp_path, files_up_to):
-    """The command's exit code depends on it."""
+    """The command's exit code depends on the row."""
     record = RunRecord(tmp_path)
     with (
         files_up_to(10),

@@ -1,4 +1,4 @@
-"""Recorded groups made by hand, for tests of reports and pages."""
+"""Handmade recorded groups for tests of reports and pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WORDS = [" so", " we", " have", " 3", " +", " 4", " maybe", " gives", " 7", "\n"
 
 
 def group(rollouts, step=3, number=0, prompt="What is 3 + 4?", about=None):
-    """A group of (score, [texts]) rollouts; equal texts get equal ids."""
+    """Return a group of rollouts given as (score, [token texts]); equal texts get equal ids."""
     ids = {}
     rows = []
     for score, texts in rollouts:
@@ -40,14 +40,14 @@ def group(rollouts, step=3, number=0, prompt="What is 3 + 4?", about=None):
 
 
 def plain(step=3, number=0):
-    """Four right and four wrong rollouts: only right ones say " gives", only wrong ones say " maybe"."""
+    """Return four right and four wrong rollouts; only right ones contain " gives", only wrong ones " maybe"."""
     right = [" 3", " +", " 4", " gives", " 7"]
     wrong = [" 3", " +", " 4", " maybe", " 8", "\n"]
     return group([(1, right)] * 4 + [(0, wrong)] * 4, step, number)
 
 
 def large(rollouts=16, tokens=800, distinct=1500, seed=0):
-    """The largest group that a page must hold: long rollouts with many distinct tokens."""
+    """Return the largest group a page must hold: long rollouts with many distinct tokens."""
     generator = random.Random(seed)
     vocabulary = WORDS + [f" word{i}" for i in range(distinct)]
     weights = [1 / (rank + 3) for rank in range(len(vocabulary))]
@@ -71,5 +71,5 @@ HOSTILE = [
 
 
 def hostile():
-    """Rollouts and a problem whose texts contain markup and script."""
+    """Return rollouts and a prompt that contain markup and scripts."""
     return group([(1, HOSTILE), (0, HOSTILE[::-1][:6]), (None, HOSTILE[:2])], prompt="".join(HOSTILE))

@@ -1,4 +1,4 @@
-"""Figures of the token-credit page against the mathematics: K of each token, its mean, TF."""
+"""Figures of the token-credit page against the mathematics: K per token, its mean, TF."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openrlhf_ktae.report.rescoring import Arm, key_token_values, recorded_arm, 
 
 
 def partly_known(about=None):
-    """Two right, two wrong and one rollout of unknown verdict; the first has a token of a tool in it."""
+    """Two right rollouts, two wrong and one with an unknown verdict; the first contains a tool's token."""
     right, wrong = [" it", " gives", " gives", " 7"], [" it", " maybe", " 8"]
     made = group([(1, right), (1, right), (0, wrong), (0, wrong), (None, right + wrong)], about=about)
     made.rows[0]["action"][1] = False
@@ -24,7 +24,7 @@ def figure_of(data, variant, text, name):
 
 
 @pytest.mark.parametrize("options", [{}, {"centre": True}, {"excluded_ids": (3,), "centre": True}])
-def test_mean_k_is_that_of_training(options):
+def test_mean_k_is_as_in_training(options):
     one = partly_known({"ktae": {"variant": "paper", **options}})
     data, arrays = group_data(one), tensors(one)
     for variant, config in configs_of(one.about).items():
@@ -33,11 +33,11 @@ def test_mean_k_is_that_of_training(options):
             acted = k_GT[row][arrays.mask_GT[row]]
             assert mean == pytest.approx(acted.mean(), rel=1e-3, abs=1e-9)
             assert size == pytest.approx(np.abs(acted).mean(), rel=1e-3, abs=1e-9)
-    assert data["variants"]["paper"]["means"][-1] == [0.0, 0.0], "nobody knows whether it is right"
+    assert data["variants"]["paper"]["means"][-1] == [0.0, 0.0], "unknown verdicts get no K"
 
 
 @pytest.mark.parametrize("centre", [False, True])
-def test_k_of_the_recorded_variant_has_the_weight_of_all_credit(centre):
+def test_k_of_the_recorded_variant_has_the_credit_weight(centre):
     about = {"ktae": {"variant": "paper", "centre": centre}}
     one, weighted = (
         partly_known({**about, "credit": {"name": "ktae", "weight": weight, "options": {}}}) for weight in (1.0, 0.25)
@@ -71,11 +71,11 @@ def test_subtracted_means_are_distinguished_from_k_of_tokens():
     one = group([(1, [" it", " a", " b"]), (0, [" it", " a", " c"])], about={"special_ids": [2]})
     one.about["ktae"] = {"variant": "paper", "centre": True}
     data = group_data(one)
-    assert figure_of(data, "paper", " it", "value") is None, "a special token never gets K"
+    assert figure_of(data, "paper", " it", "value") is None, "special tokens get no K"
     assert data["variants"]["paper"]["shifts"][0] == pytest.approx(figure_of(data, "paper", " b", "value") / 2)
 
 
-def test_tf_is_the_one_of_the_formula():
+def test_tf_is_as_in_the_formula():
     one = group([(1, [" a", " b", " b", " c"])] * 2 + [(1, [" c"])] + [(0, [" a", " b", " d", " d", " d"])] * 2)
     data = group_data(one)
     for variant in VARIANTS:

@@ -1,4 +1,4 @@
-"""Content of the token-credit page: figures, escapes, sizes. Its look and behaviour: tests/browser."""
+"""Content of the token-credit page: figures, escaping, sizes. tests/browser covers its look and behaviour."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from openrlhf_ktae.report.credit_page import MAX_BYTES, write_credit_pages
 
 
 class Scripts(HTMLParser):
-    """The elements that an HTML parser sees, and the contents of script elements."""
+    """Collects the elements that an HTML parser finds, and the contents of scripts."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ def parsed(path):
     return scripts, json.loads(scripts.scripts[0])
 
 
-def test_the_figures_of_a_token():
+def test_figures_of_a_token():
     data = group_data(plain())
     place = data["texts"].index(" maybe")
     assert data["counts"][place] == [0, 4, 4, 0, 0, 4]
@@ -56,7 +56,7 @@ def test_the_figures_of_a_token():
     assert [one["verdict"] for one in data["rollouts"]] == ["correct"] * 4 + ["wrong"] * 4
 
 
-def test_centring_is_shown_as_what_it_subtracts():
+def test_centring_is_shown_as_the_subtracted_mean():
     data = group_data(
         group([(1, [" a", " b"]), (0, [" a", " c"])], about={"ktae": {"variant": "paper", "centre": True}})
     )
@@ -72,13 +72,13 @@ def test_a_run_whose_k_came_from_shuffled_labels_says_so(enabled, shadow):
     assert step_settings({**ABOUT, **about})["shuffled"] is False
 
 
-def test_one_label_alone_gives_no_credit():
+def test_one_sided_groups_have_no_credit():
     data = group_data(group([(1, [" a"]), (1, [" b"])]))
     assert not data["mixed"]
     assert {measures[-1] for measures in data["variants"]["paper"]["measures"]} == {0.0}
 
 
-def test_hostile_texts_stay_data(tmp_path):
+def test_hostile_texts_are_escaped(tmp_path):
     (path,) = write_credit_pages([hostile()], tmp_path, HOSTILE[0])
     scripts, data = parsed(path)
     assert len(scripts.scripts) == 2, "the data and the page's own script"
@@ -93,7 +93,7 @@ def test_hostile_texts_stay_data(tmp_path):
 def test_a_group_of_16_by_800_fits_into_one_file(tmp_path):
     (path,) = write_credit_pages([large()], tmp_path, "large")
     assert path.stat().st_size <= MAX_BYTES
-    assert not re.search(r"https?://", path.read_text(encoding="utf-8")), "nothing is loaded from anywhere"
+    assert not re.search(r"https?://", path.read_text(encoding="utf-8")), "pages must load nothing"
 
 
 def test_large_content_is_split_into_files(tmp_path):
@@ -123,7 +123,7 @@ def test_first_groups_of_each_step_are_shown_and_all_are_counted(tmp_path):
     assert (top["text"], top["count"]) == (" gives", 5 * 4)
 
 
-def test_a_group_beyond_one_file_is_cut_by_rollouts(tmp_path, monkeypatch):
+def test_a_group_too_large_for_a_file_is_split_between_rollouts(tmp_path, monkeypatch):
     monkeypatch.setattr("openrlhf_ktae.report.credit_page.MAX_BYTES", 300_000)
     paths = write_credit_pages([large()], tmp_path, "huge")
     assert len(paths) > 1
@@ -141,7 +141,7 @@ def test_stored_responses_become_groups(tmp_path):
     assert main(["--responses", str(path), "--output", str(tmp_path / "out")]) == 0
     groups = parsed(tmp_path / "out" / "tokens.html")[1]["groups"]
     assert [len(one["rollouts"]) for one in groups] == [4, 1]
-    assert groups[1]["rollouts"][0]["verdict"] == "correct", "graded, because the row has no score"
+    assert groups[1]["rollouts"][0]["verdict"] == "correct", "graded because the row has no score"
     maybe = groups[0]["texts"].index("maybe")
     assert groups[0]["variants"]["paper"]["measures"][maybe][-1] < 0
 
@@ -188,7 +188,7 @@ def test_only_seed_folders_of_one_arm_are_seeds(tmp_path):
     assert {"a/quickstart", "b/quickstart", "other"} <= names
 
 
-def test_every_run_has_token_pages_of_its_own(tmp_path, capsys):
+def test_every_run_has_its_own_token_pages(tmp_path, capsys):
     prompts = {"a/grpo/seed-1": "one", "b/grpo/seed-1": "two", "b/grpo/seed-2": "three", "grpo-2": "four"}
     for run, prompt in prompts.items():
         to_file(group([(1, [" a"]), (0, [" b"])], prompt=prompt), tmp_path / run / "rollouts")
@@ -203,7 +203,7 @@ def test_every_run_has_token_pages_of_its_own(tmp_path, capsys):
     }
 
 
-def test_a_hostile_name_of_a_run_stays_text(tmp_path):
+def test_a_hostile_run_name_is_escaped(tmp_path):
     name = "<img src=x onerror=alert(1)> {{ 7 * 7 }} '\"&"
     runs = [steps_of(tmp_path / name), steps_of(tmp_path / "other")]
     assert main([*map(str, runs), "--output", str(tmp_path / "out")]) == 0
@@ -254,7 +254,7 @@ def test_without_plotly_the_extra_is_named(tmp_path, capsys, monkeypatch):
     assert "pip install '.[report]'" in capsys.readouterr().err
 
 
-def test_options_are_refused(capsys):
+def test_bad_options_are_refused(capsys):
     assert main([]) == 2
     assert "give run directories, or --responses FILE" in capsys.readouterr().err
     assert main(["x", "--groups", "0"]) == 2

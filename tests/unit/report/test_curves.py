@@ -47,7 +47,7 @@ def test_several_arms_are_compared_phase_by_phase(tmp_path):
     assert [trace.y[0] for trace in weights.figure.data if trace.meta != "interval"] == [2.0, 2.0]
 
 
-def test_values_that_are_equal_but_for_rounding_have_a_plain_axis(tmp_path):
+def test_values_equal_up_to_rounding_have_a_plain_axis(tmp_path):
     runs = read_all(run_of(tmp_path / "run", **{"ktae/mixed_group_share": lambda step: 1 - 2.0**-50 * step}))
     low, high = curve(runs, "share of mixed groups").figure.layout.yaxis.range
     assert high - low == pytest.approx(0.2)
@@ -55,7 +55,7 @@ def test_values_that_are_equal_but_for_rounding_have_a_plain_axis(tmp_path):
     assert curve(zero, "gradient norm").figure.layout.yaxis.range[0] < 0
 
 
-def test_wide_intervals_of_two_seeds_leave_the_lines_their_height(tmp_path):
+def test_wide_intervals_of_two_seeds_do_not_flatten_the_lines(tmp_path):
     runs = [
         run_of(tmp_path / f"seed-{seed}", **{"verifier_correct": lambda step, seed=seed: 0.2 + 0.1 * step + 0.2 * seed})
         for seed in (0, 1)
@@ -87,10 +87,10 @@ def test_nine_arms_have_nine_styles_and_no_legend_in_the_figure(tmp_path):
     score = curve(runs, "training score")
     assert score.figure.layout.showlegend is False
     margin = score.figure.layout.margin
-    assert score.figure.layout.height - margin.t - margin.b > 250, "pixels for the lines themselves"
+    assert score.figure.layout.height - margin.t - margin.b > 250, "too few pixels for the lines"
 
 
-def test_a_curve_says_in_words_what_it_shows(tmp_path):
+def test_a_curve_has_a_text_description(tmp_path):
     one = curve(read_all(run_of(tmp_path / "run", **{"entropy_loss": lambda step: step / 4})), "entropy")
     assert one.rows == [["run", "1 to 4", "0.25", "1", "0.625"]]
     assert one.spoken == "entropy over steps: run from 0.25 to 1"

@@ -1,4 +1,4 @@
-"""Which judge decides whether a stored response is right."""
+"""Which judge decides on a stored response."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def test_judge_of_a_stored_response(rows, verdicts, by, tmp_path):
 def test_a_shaped_reward_is_not_a_verdict(tmp_path):
     rows = [{**RIGHT, "reward": -0.3}, {**WRONG, "reward": 1.0}, {**WRONG, "reward": -1.3}]
     verdicts, judged = shown(tmp_path, rows)
-    assert verdicts == ["correct", "wrong", "wrong"], "graded: correctness is never the shaped reward"
+    assert verdicts == ["correct", "wrong", "wrong"], "must be graded instead of using the shaped reward"
     assert judged == "this project's verifier"
 
 
-def test_judges_are_counted_where_there_are_several(tmp_path):
+def test_several_judges_are_counted(tmp_path):
     _, judged = shown(tmp_path, [{**RIGHT, "score": 1}, {**WRONG, "score": 0}, RIGHT])
     assert judged == "score in the file (2), this project's verifier (1)"

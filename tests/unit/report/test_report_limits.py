@@ -1,4 +1,4 @@
-"""Unusable input gives a one-line message; large content is cut, and no file exceeds 3 MB."""
+"""Unusable input gives a one-line message; large content is split, and no file exceeds 3 MB."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def jsonl(path, rows):
     return path
 
 
-def test_bytes_count_and_not_characters(tmp_path):
+def test_sizes_are_counted_in_bytes_not_characters(tmp_path):
     random = Random(0)
     rows = []
     for problem in range(30):
@@ -35,7 +35,7 @@ def test_bytes_count_and_not_characters(tmp_path):
     assert sum(len(parsed(page)[1]["groups"]) for page in pages) == 30
 
 
-def test_the_top_tokens_of_many_steps_count(tmp_path):
+def test_sizes_include_the_top_tokens_of_many_steps(tmp_path):
     rollouts = [(i % 2, [f"{'right' if i % 2 else 'wrong'}{k:02d}" for k in range(12)]) for i in range(8)]
     pages = write_credit_pages((group(rollouts, step) for step in range(1500)), tmp_path, "steps")
     assert max(page.stat().st_size for page in pages) <= MAX_BYTES
@@ -73,7 +73,7 @@ def test_a_recorded_token_beyond_a_page_is_refused(tmp_path, capsys):
     refused([str(tmp_path)], "one token of rollout 1", capsys)
 
 
-def test_names_that_mean_something_in_a_link(tmp_path, monkeypatch):
+def test_links_escape_special_characters_of_names(tmp_path, monkeypatch):
     monkeypatch.setattr("openrlhf_ktae.report.credit_page.MAX_BYTES", 200_000)
     one = group([(i % 2, [f" word{k}" for k in range(900)]) for i in range(2)])
     pages = write_credit_pages([one], tmp_path, "t", name="tokens-a#b?c%20")
@@ -89,27 +89,27 @@ def refused(words, message, capsys):
 
 
 @pytest.mark.parametrize("score", ["NaN", "Infinity", "-Infinity", "1e308", str(10**400), '"good"', "[1]"])
-def test_a_missing_score(score, tmp_path, capsys):
+def test_unusable_scores_are_refused(score, tmp_path, capsys):
     row = '{"benchmark": "a", "id": 1, "gold": "7", "response": "7", "score": %s}\n'
     (tmp_path / "in.jsonl").write_text(row % 1 + row % score)
     refused(["--responses", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out")], "response 2: score", capsys)
 
 
-def test_a_missing_verdict(tmp_path, capsys):
+def test_unknown_verdict_names_are_refused(tmp_path, capsys):
     row = {"benchmark": "a", "gold": "7", "response": "7", "verdict": "maybe"}
     words = ["--responses", str(jsonl(tmp_path / "in.jsonl", [row])), "--output", str(tmp_path / "out")]
     refused(words, "verdict is 'maybe'", capsys)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_an_advantage_that_is_not_finite(value, tmp_path, capsys):
+def test_non_finite_advantages_are_refused(value, tmp_path, capsys):
     one = group([(1, [" a"]), (0, [" b"])])
     one.rows[1]["advantages_without_k"] = [value]
     to_file(one, tmp_path / "rollouts")
     refused([str(tmp_path)], "step", capsys)
 
 
-def test_a_score_that_is_infinite(tmp_path, capsys):
+def test_infinite_scores_are_refused(tmp_path, capsys):
     to_file(group([(float("inf"), [" a"]), (0, [" b"])]), tmp_path / "rollouts")
     refused([str(tmp_path)], "inf", capsys)
 
@@ -123,14 +123,14 @@ WORDS = {
 
 
 @pytest.mark.parametrize("row", WORDS.values(), ids=WORDS)
-def test_words_for_numbers(row, tmp_path, capsys):
+def test_words_in_place_of_numbers_are_refused(row, tmp_path, capsys):
     with (steps_of(tmp_path / "run") / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     refused([str(tmp_path / "run")], "not a number", capsys)
 
 
 @pytest.mark.parametrize("where", ["file", "file/below", "file/below/it"])
-def test_output_that_is_a_file(where, tmp_path, capsys):
+def test_an_output_that_is_a_file_is_refused(where, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     refused([str(steps_of(tmp_path / "run")), "--output", str(tmp_path / where)], "is a file; give a folder", capsys)
     row = {"benchmark": "a", "gold": "7", "response": "7", "score": 1}
@@ -138,11 +138,11 @@ def test_output_that_is_a_file(where, tmp_path, capsys):
     refused(words, "is a file; give a folder", capsys)
 
 
-def test_output_where_a_page_is_a_folder(tmp_path, capsys):
+def test_a_folder_in_place_of_a_page_is_refused(tmp_path, capsys):
     (tmp_path / "out" / "runs.html").mkdir(parents=True)
     refused([str(steps_of(tmp_path / "run")), "--output", str(tmp_path / "out")], "cannot be written", capsys)
 
 
-def test_a_run_without_evaluations_of_its_own_metric(tmp_path):
+def test_a_run_whose_evaluation_metric_is_nan(tmp_path):
     RunRecord(steps_of(tmp_path / "run")).evaluation("during", 2, {"eval_accuracy": float("nan")})
     assert main([str(tmp_path / "run")]) == 0

@@ -1,7 +1,7 @@
 """Stand-in for a training run in tests of deaths and signals: `python -m pretend_run AFTER --run.dir=DIR`.
 
-It records a step every 0.1 s, dies when it is ordered to, and then goes on, ends with exit code AFTER, or hangs. On
-SIGTERM it writes a checkpoint (unless it `forgets`) and ends. Its worker has its mark; `leaves` lets it stay.
+It records a step every 0.1 s. When a death is ordered it logs one, then goes on, exits with code AFTER, or `hangs`. On
+SIGTERM it writes a checkpoint (unless AFTER is `forgets`) and exits; `leaves` makes it leave its marked worker behind.
 """
 
 from __future__ import annotations

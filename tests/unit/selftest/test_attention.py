@@ -1,4 +1,4 @@
-"""The comparison of attention kernels accepts PyTorch's and detects wrong ones."""
+"""The comparison of attention kernels accepts correct ones and detects wrong ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from openrlhf_ktae.selftest.attention import LENGTHS, compare, sdpa, sdpa_packed
 
 
 def eager(q, k, v):
-    """Causal attention in plain bf16 products, rounded in a different order from PyTorch's kernel."""
+    """Causal attention from plain bf16 products, which round in another order than PyTorch's kernel."""
     scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
     hidden = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
     shares = scores.float().masked_fill(hidden, -torch.inf).softmax(-1).to(q.dtype)

@@ -1,4 +1,4 @@
-"""The runner of checks: real processes that pass, fail, hang, leave children or are skipped, and the report of them."""
+"""The check runner: real processes that pass, fail, hang, leave children or are skipped, and the report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from openrlhf_ktae.selftest.checking import (
     run_one,
 )
 
-pytestmark = pytest.mark.slow  # checks import this file without `marks` on the path
+pytestmark = pytest.mark.slow  # check processes import this file without `marks` on the path
 
 NEVER = Need(lambda place: False, "needs what no machine has")
 PIDS = "pids"
@@ -75,7 +75,7 @@ def place(tmp_path):
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    """A check's process imports it by name."""
+    """Let a check's process import these functions by name."""
     here = str(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
     for function in (passes, finds_something, breaks, dies, leaves_a_child, hangs):
@@ -85,11 +85,11 @@ def importable(monkeypatch):
 def run(checks, place, minutes=10.0):
     said, written = [], []
     results = run_all(checks, place, minutes, said.append, lambda so_far: written.append(len(so_far)))
-    assert written == list(range(1, len(checks) + 1)), "a report after each"
+    assert written == list(range(1, len(checks) + 1)), "the report must be written after each check"
     return results, said
 
 
-def test_a_check_that_fails_is_reported_and_the_others_run(place):
+def test_a_failing_check_is_reported_and_others_run(place):
     functions = (finds_something, breaks, dies, passes)
     results, said = run([check(function) for function in functions], place)
     assert [result.status for result in results] == [FAILED, FAILED, FAILED, OK]

@@ -1,4 +1,4 @@
-"""The checks of a GPU machine: requirements, runs, and how runs are judged."""
+"""The checks of a GPU machine: requirements, runs, and the judgement of runs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_each_machine_runs_the_checks_it_supports(backend, gpus, flash_attn, mis
 
 
 def test_one_gpu_is_checked_within_ten_minutes_unless_something_hangs():
-    assert all(check.seconds <= 300 for check in CHECKS), "one that hangs leaves time for another"
+    assert all(check.seconds <= 300 for check in CHECKS), "a hanging check must leave time for another"
     assert RECOVERY_SECONDS == 120
 
 
@@ -95,7 +95,7 @@ class Run:
         if check.name not in ("machine", "attention", "job-stop") and (backend == "cuda" or check.name in ON_A_CPU)
     ],
 )
-def test_the_words_of_every_run_are_options_and_fit_together(check, backend, tmp_path, root, monkeypatch):
+def test_the_options_of_every_run_parse_and_are_compatible(check, backend, tmp_path, root, monkeypatch):
     monkeypatch.chdir(root)
     monkeypatch.delenv("VLLM_BATCH_INVARIANT", raising=False)
     run = Run(monkeypatch)
@@ -108,7 +108,7 @@ def test_the_words_of_every_run_are_options_and_fit_together(check, backend, tmp
     assert args.ds.attn_implementation == "flash_attention_2"
     assert args.ds.zero_stage == 3
     assert args.vllm.gpu_memory_utilization == 0.5
-    assert not args.vllm.enforce_eager, "CUDA graphs"
+    assert not args.vllm.enforce_eager, "must use CUDA graphs"
     assert args.ds.param_dtype == ("fp32" if (check.name, backend) == ("memory", "cpu") else "bf16")
     assert args.run.dir.startswith(str(tmp_path))
     assert args.ckpt.path.startswith(str(tmp_path))
@@ -138,7 +138,7 @@ def record(runs, steps=6, gap=0.004, weights=6, equal=True):
     (folder / FILE).write_text("".join(json.dumps(row) + "\n" for row in seen))
 
 
-def test_a_good_run_has_its_figures(runs):
+def test_figures_of_a_good_run(runs):
     record(runs)
     assert judged(runs, "run", 6) == {
         "steps": 6,
@@ -187,7 +187,7 @@ def test_memory_above_the_plan_is_found_phase_by_phase():
 
 @pytest.fixture
 def pretend(tmp_path, monkeypatch):
-    """Start a stand-in run; it is killed at the end."""
+    """Start a stand-in run; the fixture kills it at the end."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     started, marks = [], []
 
@@ -205,7 +205,7 @@ def pretend(tmp_path, monkeypatch):
         end_all(mark, 0)
 
 
-def test_a_run_that_survives_a_death_is_repaired_and_sigterm_is_judged_next(pretend):
+def test_a_run_that_survives_a_death_is_judged_again_at_sigterm(pretend):
     run = pretend("goes-on")
     found = outcome_of_death(*run, GENERATING)
     assert found["outcome"] == "repaired"
@@ -226,7 +226,7 @@ def test_a_run_ended_by_sigterm_leaves_a_checkpoint_and_no_process(pretend, monk
 
 
 @RARELY  # a Ray head and its job agent take half a minute to start
-def test_a_submitted_job_is_stopped_with_a_checkpoint_and_without_a_process(tmp_path, root, monkeypatch):
+def test_a_stopped_job_leaves_a_checkpoint_and_no_process(tmp_path, root, monkeypatch):
     """The real `ray job submit` and `ray job stop` with a stand-in run."""
     monkeypatch.chdir(root)
     path = [str(Path(__file__).parent), str(root / "tests"), os.environ.get("PYTHONPATH", "")]
@@ -266,7 +266,7 @@ def test_a_run_that_hangs_after_a_death_is_killed_and_reported(pretend, monkeypa
     assert run[2].returncode == -9
 
 
-def test_a_process_that_is_left_is_a_failure(runs, monkeypatch):
+def test_a_leftover_process_is_a_failure(runs, monkeypatch):
     record(runs)
     monkeypatch.setattr(gpu_checks, "LEFT_SECONDS", 0.5)
     child = subprocess.Popen(["sleep", "30"], env={**os.environ, VARIABLE: "left-over"})
@@ -350,7 +350,7 @@ def test_it_must_run_in_a_clone(tmp_path, monkeypatch, capsys):
     assert "run this in the folder of a clone" in message
 
 
-def test_the_command_writes_its_report_with_reasons_of_skips(tmp_path, root, monkeypatch, capsys):
+def test_the_report_gives_reasons_for_skipped_checks(tmp_path, root, monkeypatch, capsys):
     import json
 
     monkeypatch.chdir(root)

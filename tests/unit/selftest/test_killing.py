@@ -1,4 +1,4 @@
-"""Plans of deaths, victims among real processes, and the checkpoints of a dead run."""
+"""Planning deaths, finding victims among real processes, and checking a dead run's checkpoints."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_victims_take_turns_in_random_order_and_moments_are_spread_over_the_run(
     assert len({tuple(death.victim for death in plan) for plan in plans}) > 15
     early = [death.victim for plan in plans for death in plan if death.at_start]
     assert set(early) == set(AT_ANY_TIME)
-    assert 0.1 < len(early) / sum(map(len, plans)) < 0.25, "about a sixth"
+    assert 0.1 < len(early) / sum(map(len, plans)) < 0.25, "should be about a sixth"
     assert planned(3, VICTIMS, 12, 5) == planned(3, VICTIMS, 12, 5)
 
 
@@ -83,7 +83,11 @@ def mark():
 
 
 def marked_process(mark, *command):
-    environment = {**os.environ, VARIABLE: mark, "SPT_NOENV": "1"}  # as Ray does: a title leaves the environment alone
+    environment = {
+        **os.environ,
+        VARIABLE: mark,
+        "SPT_NOENV": "1",
+    }  # as Ray does, so that titles do not overwrite the environment
     process = subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline()
     return process
@@ -153,7 +157,7 @@ for step in range(1, 400):
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A trial whose runs are a small script: it records steps and writes real checkpoints; no Ray, no model."""
+    """A trial whose runs are a small script that records steps and writes real checkpoints, without Ray or a model."""
     monkeypatch.setattr(mortal_run, "LEFT_SECONDS", 0.5)
     (tmp_path / STRAIGHT).mkdir()
     rows = [{"kind": "step", "step": step, "time": 0.05 * step} for step in (1, 2)]
@@ -172,7 +176,7 @@ def small(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("victim", [EVERYTHING, WRITING])
-def test_everything_dies_at_once_and_its_checkpoints_are_verified(victim, small):
+def test_after_everything_dies_checkpoints_are_verified(victim, small):
     run = small("lasting")
     text = run.inject(Death(victim, step=5, share=0.1))
     assert "every process" in text
@@ -207,7 +211,7 @@ def test_too_many_lost_steps_and_a_damaged_checkpoint_are_faults(small):
 
 
 def test_not_resuming_from_the_checkpoint_is_a_fault(small):
-    """The script always starts from scratch, so repeated steps would look the same."""
+    """The script always starts from scratch, so its steps alone would not reveal it."""
     run = small("alone")
     run.inject(Death(EVERYTHING, step=5, share=0.0))
     assert run.toll.wrong == []
@@ -225,8 +229,8 @@ def test_leftovers_of_an_earlier_death_do_not_count_as_a_write(small):
     process.wait()
 
 
-def test_a_run_that_does_nothing_after_a_death_leaves_its_stacks(small, monkeypatch):
-    """Nothing depends on this script's rank, so it never ends with exit code 4."""
+def test_stacks_are_saved_of_a_run_that_does_not_react_to_a_death(small, monkeypatch):
+    """The script ignores the death of its "rank" instead of exiting with 4."""
     pytest.importorskip("setproctitle")
     monkeypatch.setenv(stacks.VARIABLE, stacks.folder())
     monkeypatch.setattr(mortal_run, "RECOVERY_SECONDS", 10.0)
@@ -248,8 +252,8 @@ def test_a_rank_killed_as_the_run_ends_does_not_count(small, monkeypatch):
     assert (run.toll.deaths.total(), run.toll.wrong) == (0, [])
 
 
-def test_a_death_before_a_first_step_does_not_wait_longer_than_for_that_step(small):
-    """A start may take a tenth of the time it took under load."""
+def test_a_death_during_startup_waits_no_longer_than_the_first_step(small):
+    """An earlier start may have been ten times slower, under load."""
     run = small("alone")
     run._start_seconds = 1000.0
     began = time.monotonic()

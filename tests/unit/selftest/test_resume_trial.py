@@ -1,4 +1,4 @@
-"""The trial of deaths: our options override the user's, and a death leaves no process."""
+"""Trials of killed runs: our options override the user's, and a kill leaves no process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_our_options_override_the_users(tmp_path, root, monkeypatch):
     assert args.train.full_determinism_enable is True
     assert (args.ckpt.save_steps, args.data.max_samples, args.train.num_episodes) == (1, 16, 2)
     assert (args.run.dir, args.resume) == (str(tmp_path / "one"), "auto")
-    assert not args.logger.wandb.key, "a trial is not reported to anybody"
+    assert not args.logger.wandb.key, "trials must not be sent to W&B"
     assert args.ckpt.path.startswith(str(tmp_path))
     assert args.ckpt.output_dir.startswith(str(tmp_path))
 
@@ -59,7 +59,7 @@ def test_a_refused_run_is_reported_with_its_message(tmp_path, root, monkeypatch)
         trial.finish(STRAIGHT)
 
 
-def test_what_differs_is_found_in_figures_before_weights(tmp_path):
+def test_figures_are_compared_before_weights(tmp_path):
     trial = Trial([], tmp_path, prompts=16)
     for name, reward in ((STRAIGHT, 0.5), (AGAIN, 0.25)):
         (tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""Weights of engine and trainer are compared tensor by tensor, however the engine lays them out; deaths on order."""
+"""Engine and trainer weights are compared per tensor, whatever the engine's layout; engines die on request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAYER = "model.layers.0"
 
 
 def parameters_of(trainer):
-    """The same as vLLM shards them over two workers: parameters know the axis that is split."""
+    """Return the weights as two vLLM workers shard them; parameters know their sharded axis."""
     q, k, v, gate, up, down, norm = trainer.values()
     workers = []
     for half in (0, 1):
@@ -82,14 +82,14 @@ def sums_of(trainer):
     return trainer_sums(model, sharded=False, rank=0)
 
 
-def test_equal_weights_are_equal_however_they_are_divided_and_merged(trainer):
+def test_equal_weights_are_equal_in_any_layout(trainer):
     theirs = engine_sums([worker_sums(one) for one in parameters_of(trainer)])
     assert len(theirs) == 4
     assert different(sums_of(trainer), theirs) == []
 
 
 @pytest.mark.parametrize("name", ["self_attn.k_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight"])
-def test_a_single_number_that_differs_is_found(trainer, name):
+def test_a_single_changed_number_is_found(trainer, name):
     theirs = engine_sums([worker_sums(one) for one in parameters_of(trainer)])
     trainer[f"{LAYER}.{name}"].flatten()[3].mul_(1.01)
     merged = watchers.engine_name(f"{LAYER}.{name}")
@@ -108,7 +108,7 @@ def rows(folder):
     return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
 
 
-def test_log_probabilities_are_compared_where_there_are_action_tokens(tmp_path, monkeypatch):
+def test_log_probabilities_are_compared_on_action_tokens(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(tmp_path))
 
     class Loop:
@@ -169,7 +169,7 @@ async def sleeps(engine):
 
 async def receives(engine):
     for number in range(watchers.MIDDLE_CALL):
-        assert not (number and rows_or_none()), "not before the middle"
+        assert not (number and rows_or_none()), "must not die before the middle"
         assert await engine.update_weight(str(number)) == str(number)
 
 

@@ -1,4 +1,4 @@
-"""Shared by tests of the trainer: the module of the experience maker, and the quickstart's tokenizer."""
+"""Fixtures of trainer tests: the experience maker's module, and the quickstart's tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank of a ZeRO run on gloo; the gradient of rank 1 is bad in the first update. Writes the result.
+"""One rank of a ZeRO run on gloo, in which rank 1 has a bad gradient in the first update; writes the result.
 
 `python rank_updates.py STAGE DTYPE BAD FILE`, with MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE.
 """

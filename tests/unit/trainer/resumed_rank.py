@@ -1,6 +1,6 @@
 """A rank that trains, saves, and resumes with other options, once per case; writes the options it then uses.
 
-`python resumed_rank.py FOLDER`: `FOLDER/cases.json` has a list of lists of words; the answers go to `FOLDER/seen.json`.
+`python resumed_rank.py FOLDER` reads the cases in `FOLDER/cases.json` and writes `FOLDER/seen.json`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batches in the host's layout, made by hand, for tests of the experience maker: no Ray, no model."""
+"""Handmade batches in the host's layout for tests of the experience maker, without Ray or a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from openrlhf_ktae.cli.options import parse_command_line
 
-N = 4  # rollouts of a prompt
+N = 4  # rollouts per prompt
 PAD = 0
 
 BASE = (
@@ -30,7 +30,7 @@ class Tokenizer:
 
 
 def maker(module, *words):
-    """An experience maker without actors; only the arithmetic runs."""
+    """Return an experience maker without actors, for its arithmetic only."""
     args = arguments(*words)
     args.reward.clip_range = (-10, 10)
     kl = SimpleNamespace(value=0.0)
@@ -38,9 +38,9 @@ def maker(module, *words):
 
 
 def rollouts(prompts=3, seed=0, late=(), per_prompt=N, lopsided=False):
-    """Single-rollout experiences in the host's layout; correct rollouts contain id 7, wrong ones id 8.
+    """Return single-rollout experiences in the host's layout; correct rollouts contain id 7, wrong ones id 8.
 
-    Half of each group is right, or with `lopsided` one rollout of it. Rewards of `late` ones lose 2, scores do not.
+    Half of each group is right, or with `lopsided` only one rollout. `late` rollouts lose 2 of reward, but no score.
     """
     from openrlhf.trainer.ppo_utils.experience import Experience
 
@@ -82,7 +82,7 @@ def batched(samples, size):
 
 
 def by_rollout(experiences):
-    """Advantages on action tokens, by the host's number of the rollout."""
+    """Return each rollout's advantages on action tokens, by the host's index."""
     return {
         index: e.advantages[row][e.action_mask[row].bool()] for e in experiences for row, index in enumerate(e.index)
     }

@@ -1,4 +1,4 @@
-"""Small models in DeepSpeed, and what their weights are."""
+"""Small models in DeepSpeed engines, and reading their weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def initialized(model, stage, **config):
-    """Return the model in an engine of ZeRO `stage` with torch's AdamW."""
+    """Return a DeepSpeed engine for the model, with ZeRO `stage` and torch's AdamW."""
     import deepspeed
 
     whole = {"train_batch_size": 1, "zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}

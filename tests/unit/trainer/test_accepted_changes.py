@@ -1,4 +1,4 @@
-"""Changes accepted on resume: read back from the optimizer, the schedule and the KL controller."""
+"""Changes accepted on resume, read back from the optimizer, the schedule and the KL controller."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def option(name, *values, role="actor"):
     return [f"--{role}.{name}", *map(str, values)]
 
 
-# role, options of the checkpoint, changed options, expected values: of the groups, or by a name of `seen`
+# role, the checkpoint's options, changed options, expected values (of parameter groups, or in `seen`)
 CASES = [
     ("actor", [], [], {}),
     ("actor", [], option("adam.lr", 3e-5), {"lr": 3e-5, "initial_lr": 3e-5, "base_lrs": [3e-5, 3e-5]}),
@@ -31,7 +31,7 @@ CASES = [
     ("actor", ["--ds.zero_stage", "2"], option("max_norm", 0.25), {"clip": 0.25}),
     ("actor", ["--ds.zero_stage", "2"], option("adam.lr", 3e-5), {"lr": 3e-5}),
     ("actor", COSINE, option("adam.lr", 3e-5), {"lr": 3e-5, "base_lrs": [3e-5, 3e-5]}),  # position 2 of 20: the peak
-    ("actor", COSINE, option("lr_warmup_ratio", 0.2), {"lr": 5e-5}),  # half way up
+    ("actor", COSINE, option("lr_warmup_ratio", 0.2), {"lr": 5e-5}),  # halfway up the warm-up
     ("actor", COSINE, option("lr_scheduler", "linear"), {"lr": 1e-4}),
     ("actor", [*COSINE, *option("lr_warmup_ratio", 0)], option("min_lr_ratio", 0.9), {"lr": 9.975528e-05}),
     ("critic", [], option("adam.lr", 1e-3, role="critic"), {"base_lrs": [1e-3, 1e-3]}),
@@ -54,24 +54,24 @@ def seen(tmp_path_factory, root):
 def test_accepted_changes_reach_the_optimizer_and_the_schedule(number, seen):
     wanted, found = CASES[number][3], seen[number]
     before, after, then = found["before"], found["after"], found["then"]
-    assert after["moments"] == before["moments"] > 0, "the checkpoint's moments are kept"
+    assert after["moments"] == before["moments"] > 0, "the checkpoint's moments must be kept"
     assert after["position"] == before["position"]
-    assert after["next_rates"] == after["expected"], "the next update has the new schedule's rate, not the old one's"
+    assert after["next_rates"] == after["expected"], "the next update must use the new schedule's rate"
     if not wanted:
-        assert after == before, "without changes it is the same bit by bit"
+        assert after == before, "without changes all must be bit-identical"
     for name, value in wanted.items():
         held = after[name] if name in after else after["groups"][0][name]
         assert held == pytest.approx(value)
         other = before[name] if name in before else before["groups"][0][name]
         assert held != other or name == "lr"
         still = then[name] if name in then else then["groups"][0][name]
-        assert name == "lr" or still == held, "an update leaves it"
-    assert after["groups"][1]["weight_decay"] == 0.0, "biases and norms have none"
+        assert name == "lr" or still == held, "an update must not change it"
+    assert after["groups"][1]["weight_decay"] == 0.0, "biases and norms have no decay"
 
 
 @pytest.fixture
 def trainer(host):
-    """The host's controllers, built by its own trainer, with our code that loads a checkpoint."""
+    """Build the host's KL controllers below our code that loads a checkpoint."""
     from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, FixedKLController
 
     from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer

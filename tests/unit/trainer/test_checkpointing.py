@@ -1,4 +1,4 @@
-"""The host's saving, redirected into complete folders: full disks, failures, best checkpoints, ends of episodes."""
+"""The host's saving, redirected into atomic folders: full disks, failures, best checkpoints, ends of episodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = (
 
 
 class Ranks:
-    """Two ranks that write where the options say, like the host through `CheckpointedActor`."""
+    """Two ranks that write where the options say, as the host does through `CheckpointedActor`."""
 
     def __init__(self, ray, args):
         self._ray, self._args = ray, args
@@ -51,7 +51,7 @@ class Ranks:
 
 @pytest.fixture
 def new_trainer(ray_here, tmp_path, monkeypatch, root):
-    """The host's base trainer with our mixins; computed values are given."""
+    """Build the host's base trainer with our mixins; values it would compute are given."""
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 
     from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
@@ -130,7 +130,7 @@ def test_a_run_resumes_from_the_saved_state(new_trainer):
     assert states["episode"] == 0
     assert second.kl_ctl.value == 0.125
     assert second.record.last_step == 2
-    torch.rand(5)  # random draws before the first step must not matter
+    torch.rand(5)  # draws before the first step must not matter
     assert torch.equal(second.training_state()["random"]["torch"], second._resumed_random["torch"])
     drawn = []
     host = type(second).__mro__[3]
@@ -148,10 +148,10 @@ def test_the_end_of_an_episode_is_not_repeated(new_trainer):
     path = str(Path(first.args.ckpt.path) / "global_step2")
     second = new_trainer(resume_from=path, states=first.actor_model_group.states)
     assert second.init_checkpoint_states()["episode"] == 1
-    assert second.resumed_states["episode"] == 0, "a checkpoint that is made again right away says what the first said"
+    assert second.resumed_states["episode"] == 0, "saving again at once must write the same state"
 
 
-def test_the_best_is_saved_once_and_replaced_by_a_better_one(new_trainer):
+def test_the_best_is_replaced_by_a_better_one(new_trainer):
     trainer = new_trainer()
     for step, accuracy in ((1, 0.5), (2, 0.4), (3, 0.6)):
         trainer.save_best_checkpoint({"eval_macro_accuracy": accuracy}, step, client_states(step))
@@ -227,12 +227,12 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_noted_once(new_trainer, mon
     trainer.actor_model_group.broken = OSError(errno.EIO, os.strerror(errno.EIO))
     monkeypatch.setattr(shutil, "rmtree", lambda path, **_: rmtree("step2"))
     train(trainer, 12)
-    assert "no checkpoint global_step12" in notes(trainer)[-1], "not even what was staged can be deleted"
+    assert "no checkpoint global_step12" in notes(trainer)[-1], "staged files cannot be deleted either"
     assert names(trainer) == ["global_step10", "global_step8"]
 
 
 def test_the_record_is_flushed_before_a_checkpoint_is_renamed(new_trainer, monkeypatch):
-    """If a checkpoint had more steps than the record, a machine crash would lose rows."""
+    """Otherwise a machine crash could leave a checkpoint with more steps than the record."""
     import openrlhf_ktae.trainer.checkpointing as module
 
     order = []
@@ -257,10 +257,10 @@ def test_a_full_disk_skips_the_best_checkpoint_and_retries_it_later(new_trainer,
     assert [row["kind"] for row in read_record(trainer.args.run.dir)] == ["note", "step", "note", "eval"]
     usage.free = 10**12
     trainer.save_best_checkpoint({"eval_macro_accuracy": 0.4}, 4, client_states(4))
-    assert names(trainer) == ["best_global_step4"], "what could not be saved is not the best that is there"
+    assert names(trainer) == ["best_global_step4"], "an unsaved checkpoint must not count as the best"
 
 
-def test_a_defect_of_a_rank_that_died_is_not_taken_for_a_full_disk(new_trainer):
+def test_a_dead_rank_is_not_mistaken_for_a_full_disk(new_trainer):
     from ray.exceptions import ActorDiedError
 
     trainer = new_trainer()
@@ -313,7 +313,7 @@ def test_a_resumed_run_knows_its_saved_step(new_trainer):
 
 
 @pytest.mark.parametrize(("prompts", "steps"), [(320, 40), (323, 40), (324, 41)])
-def test_the_plan_counts_a_short_last_batch_that_can_be_trained_on(new_trainer, prompts, steps):
+def test_the_plan_counts_a_short_last_batch_if_it_can_be_trained_on(new_trainer, prompts, steps):
     trainer = new_trainer("--rollout.batch_size", "8", "--train.batch_size", "16", "--train.num_episodes", "2")
     trainer.record_plan(prompts)
     assert [row["steps"] for row in read_record(trainer.args.run.dir)] == [2 * steps]

@@ -1,4 +1,4 @@
-"""Values of prefixes: where they are sampled, with which seeds, and that the rest of the run is unchanged."""
+"""Values of prefixes: where and with which seeds they are sampled; the rest of the run must not change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_places_end_steps_but_not_the_response(options, texts, places):
 
 
 class Engine:
-    """Rollouts of four tokens of which two are right; continuations are right if their prefix has token 6."""
+    """Half of the rollouts are right (all for p1); a continuation is right if its prefix contains token 6."""
 
     def __init__(self, ray, log):
         def generate(prompt, label, num_samples, sampling_params, **_):
@@ -88,13 +88,13 @@ def sampled(ray_here):
 def test_places_of_mixed_groups_get_the_mean_score(sampled):
     made, log, batch = sampled
     nan = math.nan
-    expected = [[nan, 0.0, 2 / 3, nan]] * 2 + [[nan, 0.0, 0.0, nan]] * 2  # of three known scores, one is wrong
+    expected = [[nan, 0.0, 2 / 3, nan]] * 2 + [[nan, 0.0, 0.0, nan]] * 2  # one of three known scores is wrong
     assert [rollout.values.shape for rollout in batch] == [(1, 4)] * 16
     for number, rollout in enumerate(batch):
         row = [nan] * 4 if rollout.prompts == ["p1"] else expected[number % 4]
         torch.testing.assert_close(rollout.values[0], torch.tensor(row), equal_nan=True)
     asked = [entry for entry in log if entry[2]]
-    assert [begun for _, _, begun, _, _ in asked] == [[5], [5, 6], [5, 9]] * 3, "a shared prefix is sampled once"
+    assert [begun for _, _, begun, _, _ in asked] == [[5], [5, 6], [5, 9]] * 3, "shared prefixes must be sampled once"
     assert {(label, count) for _, label, _, count, _ in asked} == {("label", 4)}
     assert len({seed for *_, seed in log}) == len(log)
     metrics = made.continuation_metrics
@@ -129,7 +129,7 @@ def test_a_resumed_run_samples_the_same_continuations(sampled, ray_here):
     made.generate_samples()
     again, log_again = generator(ray_here, *EVERY)
     again.load_position(position)
-    for _ in range(4):  # the loader of prompts has a state of its own
+    for _ in range(4):  # the prompt loader has its own state
         next(again._dataloader_iter)
     again.generate_samples()
     assert log_again == log

@@ -1,4 +1,4 @@
-"""The controller's faster replacements against the host's functions, and their cost."""
+"""The controller's faster replacements of the host's functions, compared with them, and their cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from rollout_batches import batched, maker, rollouts
 
 DYNAMIC = "--train.dynamic_batch_enable --rollout.max_tokens_per_gpu 17"
-LARGE = 24  # prompts; a few of them make a batch that is measured
+LARGE = 24  # prompts; measured against a quarter of them
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def ray(root):
 @pytest.mark.parametrize("gamma", [1.0, 0.97])
 @pytest.mark.parametrize("kl", [False, True])
 @pytest.mark.parametrize("mask", [torch.float32, torch.int64, torch.bool, None])
-def test_returns_are_those_of_the_hosts_loop_to_the_bit(module, gamma, kl, mask):
+def test_returns_are_bit_identical_to_the_hosts_loop(module, gamma, kl, mask):
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
     generator = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def test_returns_of_another_type_are_the_hosts(module):
 
 @pytest.fixture
 def hosts(module, monkeypatch):
-    """Call a method of the host with the host's own functions."""
+    """Call a method with the host's own functions instead of our replacements."""
     from openrlhf.trainer.ppo_utils import experience, experience_maker
     from openrlhf.utils import seqlen_balancing, utils
 
@@ -67,7 +67,7 @@ def hosts(module, monkeypatch):
 
 
 @pytest.mark.parametrize("words", ["--rollout.micro_batch_size 1", "--rollout.micro_batch_size 5", DYNAMIC])
-def test_micro_batches_are_those_of_the_host(module, hosts, words):
+def test_micro_batches_equal_the_hosts(module, hosts, words):
     one = maker(module, *words.split())
     for sample in (given := rollouts(prompts=6)):
         sample.images = [None]
@@ -75,7 +75,7 @@ def test_micro_batches_are_those_of_the_host(module, hosts, words):
     assert_same_experiences(one.split_rollout_samples(given), hosts(one.split_rollout_samples, given))
 
 
-def test_experiences_are_balanced_among_ranks_as_by_the_host(module, hosts):
+def test_experiences_are_balanced_among_ranks_like_the_hosts(module, hosts):
     from openrlhf.trainer.ppo_utils.experience import balance_experiences
 
     one = maker(module, "--actor.num_nodes", "2")
@@ -89,7 +89,7 @@ def direct(method, *args):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_partitions_are_those_of_the_host(host, seed):
+def test_partitions_equal_the_hosts(host, seed):
     from openrlhf.utils import seqlen_balancing
 
     from openrlhf_ktae.trainer.ppo_utils import host_speed
@@ -213,7 +213,7 @@ def test_rollouts_of_a_prompt_share_their_tensors(host):
     came = pickle.loads(pickle.dumps(Answers(GROUPS["usual"])))
     made = rollouts_of(came[0].among, 4096)
     kept = [plain(one) for one in made]
-    assert not any(vars(one).keys() - {"group", "place"} for one in made), "a checkpoint's state leaves them unread"
+    assert not any(vars(one).keys() - {"group", "place"} for one in made), "saving state must not materialise them"
     assert_same_experiences(made, [Experience(**fields) for fields in kept])
     for name in ("sequences", "attention_mask", "action_mask", "rollout_log_probs"):
         assert len({getattr(e, name).untyped_storage().data_ptr() for e in made}) == 1, name
@@ -221,7 +221,7 @@ def test_rollouts_of_a_prompt_share_their_tensors(host):
 
 @pytest.mark.parametrize("words", ["--rollout.micro_batch_size 3", DYNAMIC])
 @pytest.mark.parametrize("read", [None, "sequences", "info", "scores"])
-def test_micro_batches_of_received_rollouts_are_those_of_the_host(module, hosts, words, read):
+def test_micro_batches_of_received_rollouts_equal_the_hosts(module, hosts, words, read):
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
     from openrlhf_ktae.trainer.ppo_utils.light_samples import rollouts_of
@@ -233,7 +233,7 @@ def test_micro_batches_of_received_rollouts_are_those_of_the_host(module, hosts,
         for group in (GROUPS[name] for name in names):
             expected += [SamplesGenerator._process_response_into_experience(None, a, max_len=4) for a in group]
             found += rollouts_of(pickle.loads(pickle.dumps(Answers(group)))[0].among, 4)
-        if read:  # and changed, as a rollout's own field or in its memory
+        if read:  # then changed, by replacing a field or writing into its memory
             for rollout in (expected[1], found[1]):
                 getattr(rollout, read)[{"info": "reward", "sequences": (0, 1), "scores": 0}[read]] = torch.tensor([2])
         given = ([*group] for group in (found, expected))
@@ -241,18 +241,18 @@ def test_micro_batches_of_received_rollouts_are_those_of_the_host(module, hosts,
 
 
 def one_host(one):
-    """The host's method for the maker `one`."""
+    """Bind the host's method to the maker `one`."""
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
     return lambda rollouts: RemoteExperienceMaker.split_rollout_samples(one, rollouts)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.int32])
-def test_tables_for_a_forward_pass_travel_narrowed(host, dtype):
+def test_tables_for_a_forward_pass_are_sent_in_narrow_types(host, dtype):
     from openrlhf_ktae.trainer.ppo_utils.columns import NARROW, Tables
 
     given = [torch.arange(3 * width).view(3, width).to(dtype) % 2 for width in (5, 2, 70)]
-    given.append(given[2].t()[:3])  # as no host makes them: columns of a table
+    given.append(given[2].t()[:3])  # transposed, which the host never sends
     largest = torch.tensor([[2**31 - 1, 0]])
     for name in NARROW:
         sent = Tables(given, name)
@@ -271,7 +271,7 @@ def test_rows_of_any_layout_become_padded_tables(host, padding):
 
     rows = [torch.arange(12)[None, ::3], torch.ones((1, 1), dtype=torch.int64).expand(1, 6), torch.arange(3)[None]]
     memory = Memory()
-    memory.empty(100, torch.int64).fill_(9)  # memory of an earlier step
+    memory.empty(100, torch.int64).fill_(9)  # left over from an earlier step
     first, second = tables(rows, [2, 1], memory, padding)
     assert first.tolist() == [[0, 3, 6, 9, padding, padding], [1] * 6] and second.tolist() == [[0, 1, 2]]
 
@@ -314,7 +314,7 @@ def test_memory_is_reused_only_once_no_tensor_refers_to_it():
     del second, third
     large = memory.empty(100_000, torch.uint8)
     assert len(large) == 100_000
-    assert len(memory._blocks) == 1, "blocks that are too small are not kept beside it"
+    assert len(memory._blocks) == 1, "blocks that are too small must be dropped"
 
 
 def test_an_odd_tensor_arrives_unchanged_and_writable(ray):
@@ -366,7 +366,7 @@ def test_shuffling_draws_as_a_loop_over_groups(module):
 
 
 def long_rollouts(prompts, per_prompt=16, shortest=200, longest=900):
-    """Rollouts of the paper's shape, fewer."""
+    """Return fewer rollouts of the paper's shape."""
     from openrlhf.trainer.ppo_utils.experience import Experience
 
     rng = np.random.default_rng(0)
@@ -421,8 +421,8 @@ class Advantages:
         self.one.compute_advantages_and_returns(experiences)
 
 
-def test_advantages_cost_some_times_k_itself_and_grow_with_the_tokens(module):
-    """Measured together, so that other load affects both; the benchmark has the goals (20 times, exponent 1.05)."""
+def test_advantages_cost_a_small_multiple_of_k_and_are_linear_in_tokens(module):
+    """Limits are loose, for a busy machine; the benchmark has the goals (20 times, exponent 1.05)."""
     from openrlhf_ktae.ktae import compute_key_token_values
     from openrlhf_ktae.trainer.ppo_utils.ragged import end_to_end, row_edges
 
@@ -443,8 +443,8 @@ def test_advantages_cost_some_times_k_itself_and_grow_with_the_tokens(module):
 
     kernel = processor_seconds(Kernel())
     costs = [processor_seconds(work) for work in (few, many)]
-    assert costs[1] < 60 * kernel, "the host's loop over tokens alone took 240 times as long"
-    assert costs[1] < 10 * costs[0], "four times the tokens"
+    assert costs[1] < 60 * kernel, "the host's token loop took 240 times as long"
+    assert costs[1] < 10 * costs[0], "for four times the tokens"
 
 
 MEMORY = """

@@ -1,4 +1,4 @@
-"""What a step logs about credit, against values computed by hand."""
+"""A step's credit metrics against values computed by hand."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from openrlhf_ktae.credit import CreditBatch, TokenCredit, estimators
 from openrlhf_ktae.ktae import credit_sums
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 
-# Two right rollouts, a wrong one and one of unknown verdict; 99 lies outside of action tokens and must not count.
+# Two right rollouts, a wrong one and one with an unknown verdict; 99 marks tokens that must not count.
 MASK = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]]).bool()
 K = torch.tensor([[0.5, 0.25, 99.0], [-1.5, 99.0, 99.0], [0.25, -0.5, 0.0], [0.0, 99.0, 99.0]])
 A = torch.tensor([[1.0, 1.0, 99.0], [1.0, 99.0, 99.0], [-0.5, -0.5, -0.5], [2.0, 99.0, 99.0]])
 
 
 def of(scores=(1.0, 1.0, 0.0, torch.nan), mask=MASK, estimator="ktae", figures=None):
-    """Three groups, of which one has a right and a wrong rollout."""
+    """Return the metrics of three groups, one of which has a right and a wrong rollout."""
     ids = torch.zeros(4, 3, dtype=torch.int64)
     batch = CreditBatch.from_tables(ids, mask, scores, [0, 1, 1, 2], A)
     return credit_metrics(
@@ -36,7 +36,7 @@ def test_by_hand():
             "ktae/unknown_rollouts": 1.0,
             "ktae/mean_abs_k": 3.0 / 7,  # 0.5 + 0.25 + 1.5 + 0.25 + 0.5
             "ktae/advantage_mass_share": 3.0 / (3.0 + 6.5),  # 1 + 1 + 1 + 3 x 0.5 + 2
-            "ktae/sign_flips": 1 / 7,  # 1 - 1.5 alone changes its sign
+            "ktae/sign_flips": 1 / 7,  # only 1 - 1.5 changes its sign
             "ktae/mean_k_correct": (0.5 + 0.25 - 1.5) / 3,
             "ktae/mean_k_wrong": (0.25 - 0.5 + 0.0) / 3,
         }
@@ -50,12 +50,12 @@ def test_a_side_without_rollouts_is_left_out():
 
 
 def test_a_batch_without_action_tokens_has_no_means():
-    """Nor are there verdicts: there is nothing to credit."""
+    """Its verdicts count as unknown."""
     assert of(mask=torch.zeros_like(MASK)) == {"ktae/mixed_group_share": 0, "ktae/unknown_rollouts": 4.0}
 
 
 def test_other_estimators_log_their_figures_under_their_own_prefix():
     metrics = of(estimator="tempo", figures={"shared_by": torch.arange(12.0)})
     assert metrics["credit/mean_added_wrong"] == pytest.approx((0.25 - 0.5 + 0.0) / 3)
-    assert metrics["credit/shared_by"] == pytest.approx((0 + 1 + 3 + 6 + 7 + 8 + 9) / 7), "over action tokens"
+    assert metrics["credit/shared_by"] == pytest.approx((0 + 1 + 3 + 6 + 7 + 8 + 9) / 7), "the mean over action tokens"
     assert not any(name.startswith("ktae/") for name in metrics)

@@ -1,4 +1,4 @@
-"""A run resumed at any step draws the prompts and trains on the rollouts of an uninterrupted one."""
+"""A run resumed at any step draws the same prompts and trains on the same rollouts as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = ([1.0, 0.0, 1.0, 0.0], [1.0] * SAMPLES, [0.0] * SAMPLES)
 
 
 class Engine:
-    """Every third prompt has mixed scores; the seed is returned as a token."""
+    """Gives every third prompt mixed scores, and returns the seed as a token."""
 
     def __init__(self, ray):
         def answer(prompt, label, num_samples, sampling_params, **_):
@@ -51,7 +51,7 @@ def response(prompt, label, score, seed=1):
 
 
 def new_run(ray, prompts, *words):
-    """Loader and generator as a trainer builds them in a fresh process."""
+    """Build loader and generator as a trainer does in a fresh process."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
@@ -73,7 +73,7 @@ def new_run(ray, prompts, *words):
 
 
 def steps(run, first_episode=0):
-    """Yield, for each step, its prompts and the state that a checkpoint after it has: the loop of the host's `fit`."""
+    """Yield each step's prompts and the state in a checkpoint after it, looping as the host's `fit` does."""
     from openrlhf_ktae.base.errors import TrainingStopped
 
     loader, generator = run
@@ -99,7 +99,7 @@ def ledger(generator):
 
 
 def through_a_file(state):
-    """As the trainer saves it: plain containers, read without executing code."""
+    """Save and load the state as the trainer does: plain containers, read without executing code."""
     from openrlhf_ktae.trainer.ppo_utils.data_position import POSITION, plain_position
 
     episode, position, sampling = state
@@ -119,13 +119,13 @@ OVERSAMPLING = "--rollout.vllm_generate_batch_size 10 --train.async_enable"
     [("", 8), ("", 11), (FILTERING, 30), (FILTERING, 34), (OVERSAMPLING, 23), (f"{FILTERING} {OVERSAMPLING}", 30)],
 )
 def test_every_step_can_be_resumed(ray_here, words, prompts):
-    """11 prompts end an episode in mid-batch: the host would repeat a whole episode."""
+    """With 11 prompts an episode ends mid-batch, where the host would repeat a whole episode."""
     straight = list(steps(new_run(ray_here, prompts, *words.split())))
     assert len(straight) >= 4
     for number, (_, state) in enumerate(straight):
         episode, position, sampling = through_a_file(state)
         loader, generator = again = new_run(ray_here, prompts, *words.split())
-        torch.manual_seed(100 + number)  # nothing depends on the state of the new process
+        torch.manual_seed(100 + number)  # the new process's random state must not matter
         generator.load_sampling_state(**sampling)
         loader.load_state_dict(position)
         resumed = [drawn for drawn, _ in steps(again, episode)]

@@ -1,4 +1,4 @@
-"""Dynamic sampling in the host's generator: its loop, prompts from a loader, engines that answer from a table."""
+"""Dynamic sampling in the host's loop, with a real prompt loader and engines that answer from a table."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.trainer.ppo_utils.pass_rates import prompt_key
 
-N = 4  # rollouts of a prompt
-BATCH = 4  # prompts of a step
+N = 4  # rollouts per prompt
+BATCH = 4  # prompts per step
 WORDS = (
     "--pretrain m --prompt_data d.jsonl --vllm_num_engines 1 --actor.num_gpus_per_node 1 --label_key label "
     f"--advantage_estimator ktae --n_samples_per_prompt {N} --rollout_batch_size {BATCH} --train_batch_size 8 "
@@ -22,7 +22,7 @@ MIXED, SOLVED, HOPELESS = [1.0, 0.0, 1.0, 0.0], [1.0] * N, [0.0] * N
 
 
 class Engine:
-    """Answers like the host's rollout actor; `scores[prompt]` is the verifier's score, or a function of the call."""
+    """Answers like the host's rollout actor; `scores[prompt]` holds the scores, or a function of the call's number."""
 
     def __init__(self, ray, scores, empty=()):
         self.asked = []
@@ -72,7 +72,7 @@ def prompts(batch):
 
 
 def drain(made, limit=50):
-    """All steps of one episode."""
+    """Return all steps of one episode."""
     steps = []
     for _ in range(limit):
         batch, rate, drawn, exhausted = made.generate_samples()
@@ -97,7 +97,7 @@ def test_the_batch_is_filled_with_complete_groups(ray_here):
     texts = prompts(batch)
     for start in range(0, len(texts), N):
         assert len(set(texts[start : start + N])) == 1
-        assert int(texts[start][1:]) % 2 == 1, "only prompts with mixed rollouts"
+        assert int(texts[start][1:]) % 2 == 1, "only prompts with mixed scores"
     assert rate == pytest.approx(50, abs=20)
     metrics = batch.metrics
     assert metrics["dynamic_sampling/prompts_drawn"] == drawn
@@ -108,7 +108,7 @@ def test_the_batch_is_filled_with_complete_groups(ray_here):
 
 
 def test_every_prompt_is_drawn_once_and_every_mixed_group_is_trained_on(ray_here):
-    """Surplus groups wait for the next step; none is lost or used twice."""
+    """Surplus groups wait for the next step; none may be lost or used twice."""
     kinds = [MIXED if i % 3 else HOPELESS for i in range(48)]
     made, engine = generator(ray_here, table(*kinds))
     steps = drain(made)
@@ -123,18 +123,18 @@ def test_every_prompt_is_drawn_once_and_every_mixed_group_is_trained_on(ray_here
 @pytest.mark.parametrize(
     ("scores", "kept"),
     [
-        ([-1.0, -1.0, -1.0, 1.0], True),  # the host's mean is -0.5: outside its default range
+        ([-1.0, -1.0, -1.0, 1.0], True),  # the mean, -0.5, is outside the host's default range
         ([-1.0, -1.0, 1.0, 1.0], True),
         ([-1.0] * N, False),
         ([0.3, 0.3, 0.3, 0.7], True),
-        ([0.5] * N, False),  # the host's mean is 0.5: inside its default range
+        ([0.5] * N, False),  # the mean, 0.5, is inside the host's default range
         ([-3.0, -2.5, -2.0, -2.0], True),
         ([math.nan, 1.0, 0.0, math.nan], True),
         ([math.nan, 1.0, 1.0, 1.0], False),
         ([math.nan] * N, False),
     ],
 )
-def test_judged_by_the_spread_of_raw_scores(ray_here, scores, kept):
+def test_groups_are_kept_by_the_spread_of_raw_scores(ray_here, scores, kept):
     made, _ = generator(ray_here, table(scores, *[MIXED] * 7))
     trained = {text for batch, _, _ in drain(made) for text in prompts(batch)}
     assert ("p0" in trained) == kept
@@ -153,7 +153,7 @@ def test_a_rollout_without_action_is_ignored(ray_here):
     assert "p0" not in trained
 
 
-def test_nothing_filtered_is_a_batch_a_wave(ray_here):
+def test_without_filtered_groups_each_wave_is_a_batch(ray_here):
     made, _ = generator(ray_here, table(*[MIXED] * 12))
     steps = drain(made)
     assert [len(batch) for batch, _, _ in steps if batch] == [BATCH * N] * 3
@@ -162,7 +162,7 @@ def test_nothing_filtered_is_a_batch_a_wave(ray_here):
 
 
 @pytest.mark.parametrize(("kind", "advice"), [(HOPELESS, "easier prompts"), (SOLVED, "harder prompts")])
-def test_everything_filtered_stops_at_the_cap(ray_here, kind, advice):
+def test_if_all_groups_are_filtered_it_stops_at_the_cap(ray_here, kind, advice):
     made, engine = generator(ray_here, table(*[kind] * 400), "--algo.dynamic_filtering_max_gen_batches", "3")
     with pytest.raises(TrainingStopped) as stop:
         made.generate_samples()
@@ -171,14 +171,14 @@ def test_everything_filtered_stops_at_the_cap(ray_here, kind, advice):
         assert text in str(stop.value)
 
 
-def test_everything_filtered_stops_when_the_data_run_out(ray_here):
+def test_if_all_groups_are_filtered_it_stops_when_the_data_run_out(ray_here):
     made, engine = generator(ray_here, table(*[SOLVED] * 20), "--algo.dynamic_filtering_max_gen_batches", "0")
     with pytest.raises(TrainingStopped, match=r"the data ran out with 0 groups.*1: 20"):
         made.generate_samples()
     assert len(engine.asked) == 20
 
 
-def test_scores_that_are_unknown_stop_with_that_reason(ray_here):
+def test_a_stop_over_unknown_scores_says_so(ray_here):
     made, _ = generator(ray_here, table(*[[math.nan] * N] * 100))
     with pytest.raises(TrainingStopped, match=r"unknown: 40\. Most rollouts have no score"):
         made.generate_samples()
@@ -191,7 +191,7 @@ def test_fewer_groups_than_a_step_needs(ray_here):
 
 
 def test_a_smaller_batch_at_the_cap_if_it_divides(ray_here):
-    """--train.batch_size 8 is 2 groups: of 3 groups found, 2 are trained on and 1 waits."""
+    """--train.batch_size 8 is 2 groups, so of 3 groups found, 2 are trained on and 1 waits."""
     kinds = [MIXED] * 3 + [HOPELESS] * 9 + [MIXED] * 20
     made, _ = generator(ray_here, table(*kinds), "--algo.dynamic_filtering_max_gen_batches", "1")
     made._expected_share = 1.0
@@ -204,7 +204,7 @@ def test_a_smaller_batch_at_the_cap_if_it_divides(ray_here):
     assert {"p0", "p1", "p2"} == {*prompts(first), prompts(second)[0]}
 
 
-def test_short_end_of_an_episode_waits_for_the_next(ray_here):
+def test_a_short_last_batch_waits_for_the_next_episode(ray_here):
     made, _ = generator(ray_here, table(*[MIXED] * 5), "--num_episodes", "2")
     first = [text for batch, _, _ in drain(made) for text in prompts(batch)]
     assert len(first) == 4 * N
@@ -227,12 +227,12 @@ def test_prompts_solved_k_times_in_a_row_are_left_out(ray_here):
     assert made.prompts_seen == 4 * 9
 
 
-def test_a_streak_that_breaks_counts_from_the_start(ray_here):
+def test_a_broken_streak_restarts_its_count(ray_here):
     wavering = table(lambda call: MIXED if call == 2 else SOLVED, *[MIXED] * 8)
     made, engine = generator(ray_here, wavering, "--algo.dynamic_filtering_skip_solved", "2", "--num_episodes", "6")
     for _ in range(6):
         drain(made)
-    assert engine.asked.count("p0") == 4  # solved, mixed, solved, solved, then left out
+    assert engine.asked.count("p0") == 4  # solved, mixed, solved, solved, then skipped
 
 
 def test_the_ledger_continues_after_a_restart(ray_here):

@@ -1,4 +1,4 @@
-"""Restarted engines: real actors, some of which die; who sends weights, and when an engine generates."""
+"""Restarted engines, as real actors of which some die: who sends weights, and when an engine may generate."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ pytestmark = SLOW
 
 @pytest.fixture(scope="module")
 def engine_class(ray_here):
-    """An engine without a model: it remembers the weights it was sent until its process dies."""
+    """An engine without a model that remembers the weights it received until its process dies."""
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
     class EngineDeadError(RuntimeError):
-        """Has the name of vLLM's error."""
+        """Named like vLLM's error."""
 
     class Core:
         def __init__(self):
@@ -68,7 +68,7 @@ def both(ray_here, engine_class):
 
 @pytest.fixture
 def engines(ray_here, both):
-    """Both engines, reset as at the start of a run; starting one takes seconds."""
+    """Both engines, reset instead of restarted, since starting one takes seconds."""
     from openrlhf_ktae.trainer.engines import have_weights
 
     have_weights(both)
@@ -78,7 +78,7 @@ def engines(ray_here, both):
 
 @pytest.fixture
 def trainer(ray_here, engines, monkeypatch):
-    """The host's base trainer, whose ranks send a number as weights; `during` is called while sending."""
+    """The host's base trainer; its ranks send a number as weights and call `during` while sending."""
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 
     from openrlhf_ktae.trainer.engines import EngineKeeper
@@ -110,7 +110,7 @@ def die(ray_here, engine):
     from ray.exceptions import RayActorError
 
     os.kill(ray_here.get(engine.pid.remote()), signal.SIGKILL)
-    while True:  # Ray has noticed
+    while True:  # until Ray has noticed
         try:
             return ray_here.get(engine.pid.remote())
         except RayActorError:
@@ -137,17 +137,17 @@ def test_a_restarted_engine_generates_only_with_current_weights(ray_here, engine
     assert [generated(ray_here, engine) for engine in engines] == [1, 1]
     assert "1 of --faults.engine_restarts 2" in trainer.notes[0]
     trainer.send_weights("somebody else noticed, later")
-    assert len(trainer.notes) == trainer.group == 1, "all engines had them"
+    assert len(trainer.notes) == trainer.group == 1, "all engines already had the weights"
 
 
-def test_engines_that_die_before_and_while_weights_are_sent(ray_here, engines, trainer):
+def test_engines_that_die_before_and_during_sending_get_the_weights(ray_here, engines, trainer):
     trainer.version = 5
     ray_here.get(engines[0].break_core.remote())
     trainer.during = [lambda: ray_here.get(engines[1].break_core.remote())]
     trainer.broadcast_to_vllm()
     assert [generated(ray_here, engine) for engine in engines] == [5, 5]
     assert trainer.engine_restarts == 2
-    assert len(trainer.notes) == 1, "one sending, which took two tries"
+    assert len(trainer.notes) == 1, "one broadcast, in two tries"
 
 
 def test_engines_that_die_too_often_end_the_run(ray_here, engines, trainer):
@@ -163,7 +163,7 @@ def test_engines_that_die_too_often_end_the_run(ray_here, engines, trainer):
 
 @pytest.mark.timeout(60)
 def test_lost_engines_are_not_waited_for_again(ray_here, engines, trainer):
-    """Otherwise the asynchronous trainer, which retries while engines return, would never end."""
+    """Otherwise the asynchronous trainer, which retries as long as engines may return, would never end."""
     from openrlhf_ktae.trainer.engines import EnginesLost, engine_died
 
     trainer.engine_restarts = 2
@@ -176,7 +176,7 @@ def test_lost_engines_are_not_waited_for_again(ray_here, engines, trainer):
 
 @pytest.mark.timeout(60)
 def test_a_rank_that_dies_while_sending_ends_the_run(ray_here, engines, trainer):
-    """The run ends at once, and no engine is restarted."""
+    """At once, and without restarting any engine."""
 
     class Rank:
         def send(self):
@@ -198,8 +198,8 @@ def test_other_sending_errors_are_not_retried(engines, trainer):
         trainer.broadcast_to_vllm()
 
 
-def test_an_engine_that_is_gone_for_good_ends_the_run(ray_here):
-    """Ray does not restart this one."""
+def test_a_permanently_dead_engine_ends_the_run(ray_here):
+    """This actor has no restarts."""
     from openrlhf_ktae.trainer.engines import EnginesLost, have_weights
 
     class Engine:
@@ -213,7 +213,7 @@ def test_an_engine_that_is_gone_for_good_ends_the_run(ray_here):
     assert have_weights([engine])
     ray_here.kill(engine)
     with pytest.raises(ray_here.exceptions.RayActorError):
-        while True:  # it dies some time after the call
+        while True:  # the kill takes effect some time after the call
             ray_here.get(engine.answer.remote())
     with pytest.raises(EnginesLost, match="does not come back"):
         have_weights([engine])
@@ -245,7 +245,7 @@ def test_the_queue_serves_weight_requests_and_stops_on_an_order_to_end(host, tmp
 
 @pytest.fixture
 def generator(ray_here, root):
-    """A generator with one engine that never answers."""
+    """Return a generator whose only engine never answers."""
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
 
     class Waits:
@@ -276,14 +276,14 @@ def test_an_order_to_end_interrupts_a_long_generation(generator, tmp_path):
     order = generator.end_order = EndOrder(tmp_path)
     threading.Timer(1.0, order.ask).start()
     started = time.monotonic()
-    for _ in range(2):  # the second does not start
+    for _ in range(2):  # the second call must not even start
         with pytest.raises(GivenUp):
             generator._generate_vllm(iter([(["d"], ["p"], ["l"], [None])]), 1, False)
         assert 0.5 < time.monotonic() - started < 30
 
 
 class Recorder:
-    """Stand-in for an actor of an asynchronous run; calls are recorded, and behaviour is given."""
+    """Stand-in for an actor of an asynchronous run; it logs calls and behaves as given."""
 
     def __init__(self, ray, log, **methods):
         self._ray, self._log, self._methods = ray, log, methods
@@ -298,7 +298,7 @@ class Recorder:
 
 @pytest.fixture
 def asynchronous(ray_here, tmp_path, monkeypatch):
-    """A run of three actors, two of them stand-ins; the loop takes no time."""
+    """An asynchronous run whose other two actors are stand-ins and whose training loop does nothing."""
     from openrlhf_ktae.trainer import ppo_trainer_async as ours
 
     log = []
@@ -343,7 +343,7 @@ def test_too_many_failed_rollouts_in_an_evaluation_stop_an_asynchronous_run(when
     log = asynchronous(stops) if when == "before" else asynchronous(lambda: ray_here.put({"eval": 1.0}), stops)
     assert ("record_stop", "too many failed") in log
     assert (("training",) in log) == (when == "after")
-    assert log[-1] == ("close_trackers",), "it ends as ever, and the model is saved"
+    assert log[-1] == ("close_trackers",), "the run must end normally, which saves the model"
 
 
 def test_an_order_during_the_last_evaluation_aborts_it(ray_here, asynchronous, tmp_path):

@@ -1,4 +1,4 @@
-"""Rollouts without information leave the group statistics: compared with groups without them."""
+"""Rollouts without information do not affect group statistics: compared with groups without them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from rollout_batches import arguments, batched, by_rollout, maker, rollouts
 
-SMALL, OUT = 4, (2, 5)  # rollouts kept per prompt; which of a group of six are excluded
+SMALL, OUT = 4, (2, 5)  # rollouts kept per prompt; positions of those excluded in a group of six
 
 
 def advantages(module, samples, per_prompt, *words):
@@ -33,7 +33,7 @@ def with_outsiders(samples, how):
                 else:
                     sample.action_mask = torch.zeros_like(sample.action_mask)
                     sample.rewards = torch.tensor([-1.0])
-                    for key in ("kl", "logprobs_diff"):  # the host's mean over zero tokens
+                    for key in ("kl", "logprobs_diff"):  # as the host's mean over zero tokens
                         sample.info[key] = torch.tensor([math.nan])
             else:
                 sample = next(source)

@@ -1,4 +1,4 @@
-"""Token-level credit in the host's experience maker, on batches made by hand: no Ray, no model."""
+"""Token-level credit in the host's experience maker, on handmade batches, without Ray or a model."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_credit_is_added_to_the_right_tokens(module):
     credited = by_rollout(maker(module).compute_advantages_and_returns(batched(samples, 4)))
     for index, advantages in credited.items():
         added = advantages - base[index]
-        assert (added[0] > 0.1) == (index % N in (0, 1)), "id 7 goes with being right, id 8 with being wrong"
+        assert (added[0] > 0.1) == (index % N in (0, 1)), "id 7 occurs in right rollouts, id 8 in wrong ones"
         assert (added[0] < -0.1) == (index % N not in (0, 1))
 
 
 def test_special_ids_get_no_value(module):
-    """Right answers end with the end-of-text id, wrong ones are cut off, so it would be a key token."""
+    """Only right answers end with the end-of-text id, since wrong ones are cut off, so it would be a key token."""
 
     def added():
         samples = rollouts()
@@ -55,7 +55,7 @@ def test_special_ids_get_no_value(module):
     assert min(added()) > 0.1
 
 
-def test_a_rollout_without_a_token_of_its_own_is_unknown(module):
+def test_a_rollout_without_action_tokens_is_unknown(module):
     samples = rollouts()
     samples[2].action_mask.zero_()
     tested = maker(module)
@@ -74,7 +74,7 @@ def test_the_requested_number_of_key_tokens_is_logged(module, count):
 @pytest.mark.parametrize("base", ["group_norm", "dr_grpo", "rloo", "reinforce_baseline"])
 @pytest.mark.parametrize("size", [1, 4, 5])
 def test_weight_zero_equals_the_host_bit_for_bit(module, base, size):
-    """Not our parent class, but openrlhf's experience maker."""
+    """Compares with openrlhf's experience maker itself, not with our parent class."""
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
     tested = maker(module, "--algo.ktae.weight", "0", "--algo.ktae.base", base)
@@ -108,7 +108,7 @@ def test_weight_zero_and_shadow_give_the_host_bit_for_bit(module, words):
     assert "ktae/mean_abs_k" in tested.metrics
 
 
-def test_shadow_logs_what_ktae_would_give(module):
+def test_shadow_logs_the_metrics_of_ktae(module):
     shadow, real = maker(module, "--algo.ktae.shadow"), maker(module)
     for one in (shadow, real):
         one.compute_advantages_and_returns(batched(rollouts(), 4))
@@ -118,7 +118,7 @@ def test_shadow_logs_what_ktae_would_give(module):
 
 
 def test_a_penalised_correct_answer_stays_correct(module):
-    """The raw score decides: rollout 0 is right, but its reward is below 0 after a penalty."""
+    """Rollout 0 is right by its raw score, although a penalty makes its reward negative."""
     tested = maker(module)
     tested.compute_advantages_and_returns(batched(rollouts(late=(0,)), 4))
     plain = maker(module)
@@ -138,7 +138,7 @@ def test_metrics_describe_the_batch(module):
     assert tested.key_tokens["lowest"][0]["id"] == 8
 
 
-def test_one_sided_groups_are_the_host_exactly(module):
+def test_one_sided_groups_have_zero_advantages(module):
     samples = rollouts()
     for sample in samples:
         sample.scores = torch.tensor([1.0])
@@ -153,7 +153,7 @@ def test_one_sided_groups_are_the_host_exactly(module):
 @pytest.mark.parametrize("size", [8, 12, 16])
 @pytest.mark.parametrize("unknown", [0, 1])
 def test_equal_rewards_give_zero_advantages(module, reward, size, unknown):
-    """The host's mean of such a group has a rounding error, which it divides by 1e-9: an advantage of up to 10."""
+    """The host divides the rounding error of such a group's mean by 1e-9, which gives advantages of up to 10."""
     samples = rollouts(prompts=2, per_prompt=size)
     for sample in samples[:size]:
         sample.rewards, sample.scores = torch.tensor([reward]), torch.tensor([0.0])
@@ -163,13 +163,15 @@ def test_equal_rewards_give_zero_advantages(module, reward, size, unknown):
     experiences = tested.compute_advantages_and_returns(batched(samples, 4))
     result = by_rollout(experiences)
     for rewards in (torch.cat([e.rewards for e in experiences]), torch.cat([e.info["reward"] for e in experiences])):
-        assert rewards[:size].tolist() == pytest.approx([reward] * size), "what is logged is what was given"
+        assert rewards[:size].tolist() == pytest.approx([reward] * size), "logged rewards must be the given ones"
         assert rewards[size:].tolist() == [1, 1] + [0] * (size - 2)
     assert all(bool((result[index] == 0).all()) for index in range(size))
-    assert all(bool(result[index].abs().max() > 0.1) for index in range(size, 2 * size)), "the other group is mixed"
+    assert all(bool(result[index].abs().max() > 0.1) for index in range(size, 2 * size)), (
+        "the mixed group must have advantages"
+    )
 
 
-def test_a_group_of_two_prompts_is_refused(module):
+def test_a_group_with_two_prompts_is_refused(module):
     samples = rollouts()
     samples[1].prompts = ["another"]
     with pytest.raises(module.BrokenGroup, match="group 0"):
@@ -177,7 +179,7 @@ def test_a_group_of_two_prompts_is_refused(module):
 
 
 def test_shuffled_labels_are_a_control(module):
-    """K is computed from labels permuted within each group: same counts and base, other values."""
+    """K is computed from labels permuted within each group, so counts and base stay and values change."""
     plain, shuffled = maker(module), maker(module, "--algo.ktae.shuffle_labels", "true")
     batch = batched(rollouts(prompts=6), 4)
     scores = torch.cat([experience.scores for experience in batch])

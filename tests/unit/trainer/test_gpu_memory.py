@@ -1,4 +1,4 @@
-"""A restarted engine waits for its share of the GPU; a list replaces the driver's readings."""
+"""A restarted engine waits for its share of the GPU; the driver's readings are given as a list."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def quick(monkeypatch):
 
 
 def said(*readings):
-    """Return a function that yields the readings in turn and repeats the last."""
+    """Return a function that gives the readings in turn and repeats the last."""
     left = list(readings)
 
     async def read():
@@ -61,7 +61,7 @@ def test_a_machine_without_a_driver_reports_no_memory(host):
 
 
 class Engine:
-    """An actor without a GPU, whose workers have those of bundles 1 and 2 of its placement group."""
+    """An actor without a GPU whose workers have the GPUs of bundles 1 and 2 of its placement group."""
 
     async def look(self, bundles):
         gpu_memory.own_gpu_memory = lambda: (__import__("ray").get_gpu_ids()[0], 7)
@@ -69,7 +69,7 @@ class Engine:
 
 
 @SLOW
-def test_gpu_memory_is_read_where_an_engines_workers_run(root):
+def test_gpu_memory_is_read_on_the_nodes_of_an_engines_workers(root):
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 

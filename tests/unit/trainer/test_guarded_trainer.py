@@ -1,4 +1,4 @@
-"""The trainer's decisions after a step: another step, a checkpoint, or the end. Checkpoints are really written."""
+"""What the trainer does after a step: go on, save or end. Checkpoints are really written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = (
 
 
 class Ranks:
-    """A rank that writes where the options say, and saves the model."""
+    """A rank that writes where the options say and counts saved models."""
 
     def __init__(self, ray, args):
         self._ray, self._args = ray, args
@@ -56,7 +56,7 @@ def rollout():
 
 
 class Generator:
-    """Gives one rollout a step; `before_step` and `before_evaluation` are called first, by the number of the call."""
+    """Gives one rollout per step; first calls what `before_step` or `before_evaluation` has for the call's number."""
 
     def __init__(self, steps):
         self._steps, self.calls, self.evaluations = steps, 0, 0
@@ -67,7 +67,7 @@ class Generator:
     def generate_samples(self, **_):
         self.calls += 1
         self.before_step.get(self.calls, lambda: None)()
-        torch.rand(1)  # random draws of abandoned rollouts are not in a checkpoint
+        torch.rand(1)  # draws for abandoned rollouts must not reach a checkpoint
         return [rollout()], None, 1, self.calls == self._steps
 
     def generate_eval_samples(self, **_):
@@ -78,7 +78,7 @@ class Generator:
 
 @pytest.fixture
 def new_run(ray_here, tmp_path, monkeypatch, root):
-    """A synchronous run whose steps have given outcomes: a status or an error."""
+    """Build a synchronous run whose steps have given outcomes: a status or an error."""
     from openrlhf.trainer import ppo_trainer as host
 
     from openrlhf_ktae.trainer import ending
@@ -162,7 +162,7 @@ def test_the_run_stops_after_so_many_skipped_updates_in_a_row(new_run):
     assert [row["step"] for row in rows(run, "step")] == [1, 2, 3, 4, 5]
     (stop,) = rows(run, "stop")
     assert "--faults.max_skipped_updates 3: 3 updates in a row were skipped" in stop["reason"]
-    assert run.samples_generator.evaluations == 2, "the model that is left is evaluated"
+    assert run.samples_generator.evaluations == 2, "the last model must be evaluated"
     texts = [row["text"] for row in rows(run, "note")]
     assert "step 1: the update is skipped, a loss or gradient of the policy is not finite; the batch is in" in texts[0]
     assert "step 4: the update is skipped, a score is infinite" in texts[2]
@@ -179,7 +179,7 @@ def test_limit_0_never_stops(new_run):
 
 
 @pytest.mark.parametrize("after", [math.nan, math.inf, 0.7])
-def test_a_skipped_update_leaves_no_coefficient_that_is_not_finite(new_run, after):
+def test_a_skipped_update_keeps_the_kl_coefficient_finite(new_run, after):
     run = new_run({**SKIP, "kl_after": after})
     run.fit()
     assert run.kl_ctl.value == (0.5 if not math.isfinite(after) else after)
@@ -216,7 +216,7 @@ def test_consecutive_counts_survive_a_resume(new_run):
 
 
 def ends_the_generation(run):
-    """A generator that receives the order (`abort_on_end_order`)."""
+    """Return a callback that gives the order and aborts, like a generator in `abort_on_end_order`."""
     from openrlhf_ktae.processes.ending import GivenUp
 
     def act():
@@ -239,7 +239,7 @@ def test_an_order_while_rollouts_are_generated_saves_the_last_step(new_run):
     torch.manual_seed(4)
     torch.rand(2)
     state = torch.load(f"{run.args.ckpt.path}/global_step2/trainer.pt", weights_only=True)
-    assert torch.equal(state["trainer"]["random"]["torch"], torch.get_rng_state()), "as it was after step 2"
+    assert torch.equal(state["trainer"]["random"]["torch"], torch.get_rng_state()), "must be the state after step 2"
 
 
 def test_an_order_during_generation_discards_the_rollouts(new_run):
@@ -268,7 +268,7 @@ def test_an_order_during_a_step_lets_it_finish(new_run):
 
 
 class Asks(dict):
-    """A step during which the order comes."""
+    """The status of a step during which the order arrives."""
 
     def __init__(self, run):
         super().__init__()
@@ -315,7 +315,7 @@ def test_a_dead_engine_counts_as_an_order_only_if_there_was_one(new_run):
 
 @pytest.mark.parametrize("evaluation", [1, 2])
 def test_too_many_failed_rollouts_in_an_evaluation_stop_the_run(new_run, evaluation):
-    """The first evaluation is before training, the second after: `fit` returns and the model is saved."""
+    """Before training (1) or after it (2); `fit` must return, so that the model is saved."""
     from openrlhf_ktae.base.errors import TrainingStopped
 
     def fails():
@@ -329,7 +329,7 @@ def test_too_many_failed_rollouts_in_an_evaluation_stop_the_run(new_run, evaluat
 
 
 def test_a_stop_whose_reason_cannot_be_written_saves_the_model_and_fails(new_run, files_up_to):
-    """The host's command saves it after a stop, unless an error is raised."""
+    """The host's command saves the model after a stop, but not after an error."""
     from openrlhf_ktae.base.errors import TrainingStopped
     from openrlhf_ktae.record.metrics import UnwrittenStop
 
@@ -360,7 +360,7 @@ def test_the_first_stop_reason_is_kept(new_run):
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_missed_evaluation_is_run_on_resume(new_run, step):
-    """The checkpoint of step 2 comes before its evaluation; a run that ended between them resumes with it."""
+    """Step 2's checkpoint is written before its evaluation; a run that ended in between evaluates first."""
     words = ("--save_steps", "1", "--eval_steps", "2")
     first = new_run({}, {}, words=words)
     first.fit()

@@ -1,4 +1,4 @@
-"""A held engine schedules no request before all have arrived, and does not wait for failed ones."""
+"""A held engine schedules no request until all have arrived, but does not wait for failed ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def engine(host):
-    """Our methods of the engine actor, without a model."""
+    """Our engine actor without a model."""
     from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
 
     made = KTAERolloutActor.__new__(KTAERolloutActor)
@@ -79,7 +79,7 @@ def test_each_sample_of_a_seeded_prompt_has_its_own_seed(engine, monkeypatch):
 
 
 def test_calls_to_a_dead_core_raise(host, monkeypatch):
-    """vLLM itself waits forever, as seen when its core was killed during `hold`."""
+    """vLLM itself would wait forever, as when its core is killed during `hold`."""
     from openrlhf_ktae.trainer.ray import vllm_engine
 
     monkeypatch.setattr(vllm_engine, "DEATH_POLL_SECONDS", 0.05)
@@ -91,7 +91,7 @@ def test_calls_to_a_dead_core_raise(host, monkeypatch):
     async def run():
         asked = asyncio.ensure_future(vllm_engine.unless_dead(llm, never)())
         await asyncio.sleep(0.2)
-        assert not asked.done(), "it may take its time as long as the core lives"
+        assert not asked.done(), "a live core may take its time"
         llm.errored = True
         await asyncio.wait_for(asked, 10)
 

@@ -1,4 +1,4 @@
-"""An evaluation inside training gives the figures that `cli.eval` gives for the same responses."""
+"""Evaluations during training give the same figures as `cli.eval` for the same responses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.figures.summary import summarize as summarize_rows
 
 SAMPLES = 4
-ANSWERS = {  # of four samples each; 2 is right
+ANSWERS = {  # four samples each; 2 is right
     "right": [["2", "2", "3", "3"], ["2", "5", "6", None], ["9", "9", "2", "8"]],
     "hard": [["3", "3", "3", "3"], ["4", "2", "4", None]],
 }
@@ -22,7 +22,7 @@ WORDS = (
 
 
 class Tokenizer:
-    """Each id is a character."""
+    """Every character is an id."""
 
     name_or_path, eos_token_id, pad_token_id, bos_token_id = "", None, None, None
 
@@ -77,7 +77,7 @@ def rows():
                 }
 
 
-def test_the_figures_are_those_of_the_evaluation_command(held_out):
+def test_the_figures_equal_the_evaluation_commands(held_out):
     read = held_out.answer_reader(parse_command_line(WORDS), Tokenizer())
     found = held_out.summarize(parts(), SAMPLES, 0.0, read)
     theirs = summarize_rows(rows(), {})
@@ -91,11 +91,11 @@ def test_the_figures_are_those_of_the_evaluation_command(held_out):
             assert found[f"{prefix}_pass{k}"] == group["pass_at_k"][str(k)]["value"]
         assert found[f"{prefix}_maj2"] == group["maj_at_k"]["2"]["value"]
         assert found[f"{prefix}_maj4"] == group["maj_at_k"]["4"]["value"]
-    assert found["eval_right_maj4"] == pytest.approx((1 / 2 + 1 / 3 + 0) / 3), "ties are broken evenly"
+    assert found["eval_right_maj4"] == pytest.approx((1 / 2 + 1 / 3 + 0) / 3), "ties must be broken evenly"
     assert (found["eval_problems"], found["eval_rollouts"], found["eval_unknown"]) == (5, 20, 0)
 
 
-def test_the_order_in_which_engines_end_moves_no_interval(held_out):
+def test_the_order_of_answers_changes_no_interval(held_out):
     read = held_out.answer_reader(parse_command_line(WORDS), Tokenizer())
     assert held_out.summarize(parts(-1), SAMPLES, 0.0, read) == held_out.summarize(parts(), SAMPLES, 0.0, read)
 

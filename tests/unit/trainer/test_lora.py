@@ -1,4 +1,4 @@
-"""LoRA: the names and values of merged weights, against PEFT's own merge; saving; resuming from a checkpoint."""
+"""LoRA: names and values of merged weights against PEFT's own merge; saving; resuming from a checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def small(dtype, tied=True):
 
 
 def adapted(model, targets, **more):
-    """The host's model with `--ds.lora.*`, after some training."""
+    """Return the host's model with `--ds.lora.*` and non-zero adapters, as after some training."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     config = LoraConfig(
@@ -63,17 +63,17 @@ def test_merged_weights_equal_pefts(targets, tied, more, dtype, host):
     plain = small(dtype, tied)
     model = adapted(copy.deepcopy(plain), targets, **more)
     found = model_weights(model)
-    assert list(found) == [name for name, _ in plain.named_parameters()], "the names that an engine knows"
+    assert list(found) == [name for name, _ in plain.named_parameters()], "must be the names that an engine knows"
     expected = copy.deepcopy(model).merge_and_unload().state_dict()
     for name, weight in found.items():
         assert weight.dtype == dtype and tuple(weight.shape) == tuple(expected[name].shape)
-        # PEFT rounds the product of an embedding to bf16 before it adds it, of other layers only the sum
+        # for embeddings PEFT rounds the product to bf16 before adding it, for other layers only the sum
         apart = torch.finfo(dtype).eps if dtype == torch.bfloat16 and "embed" in name else 0.0
         torch.testing.assert_close(weight.data, expected[name], rtol=apart, atol=apart / 10)
     changed = {name for name, weight in plain.named_parameters() if not torch.equal(weight, found[name].data)}
     assert changed == {name for name, weight in found.items() if isinstance(weight, MergedWeight)}
     base = {name.replace(".base_layer", ""): p for name, p in model.get_base_model().named_parameters()}
-    assert all(torch.equal(base[name], weight) for name, weight in plain.named_parameters()), "the base is untouched"
+    assert all(torch.equal(base[name], weight) for name, weight in plain.named_parameters()), "the base must not change"
 
 
 def test_a_model_without_adapters_is_sent_unchanged(host):
@@ -85,7 +85,7 @@ def test_a_model_without_adapters_is_sent_unchanged(host):
 
 @pytest.fixture
 def loaded(group, root, monkeypatch):
-    """The host's model with adapters, in DeepSpeed as a rank has it."""
+    """Load the host's model with adapters into DeepSpeed, as a rank does."""
     monkeypatch.chdir(root)
     from openrlhf.models import Actor
     from openrlhf.utils import get_tokenizer
@@ -120,7 +120,7 @@ def loaded(group, root, monkeypatch):
 
 
 def step(strategy, prepared, seed=0):
-    """One update on tokens drawn from `seed`."""
+    """Take one update on tokens drawn from `seed`."""
     actor, optimizer, scheduler = prepared
     ids = torch.randint(3, 190, (4, 16), generator=torch.Generator().manual_seed(seed))
     log_probs = actor(ids, attention_mask=torch.ones_like(ids), action_mask=torch.ones(4, 15))
@@ -155,7 +155,7 @@ def test_sent_weights_equal_saved_ones_and_training_continues(stage, dtype, load
     assert len(AutoTokenizer.from_pretrained(tmp_path / "model")) == len(tokenizer)
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=after["model.embed_tokens.weight"].dtype)
     again = PeftModel.from_pretrained(base, tmp_path / "model/adapter").merge_and_unload().state_dict()
-    for name, weight in after.items():  # with ZeRO-2, DeepSpeed rounds adapters to bf16, and PEFT their product too
+    for name, weight in after.items():  # with ZeRO-2 DeepSpeed rounds adapters to bf16, and PEFT their product
         apart = torch.finfo(torch.bfloat16).eps if (stage, dtype) == (2, "bf16") else 0.0
         torch.testing.assert_close(again[name], weight, rtol=apart, atol=apart / 100)
 
@@ -172,7 +172,7 @@ def test_sent_weights_equal_saved_ones_and_training_continues(stage, dtype, load
 
 @pytest.mark.parametrize("ipc", [False, True])
 def test_the_host_s_loop_sends_merged_weights(ipc, loaded, monkeypatch):
-    """The `cuda` backend, whose weights go through the host's loop; one of its two transports, here without a GPU."""
+    """The `cuda` backend sends through the host's loop, by CUDA IPC or a group; both are faked without a GPU."""
     from torch.multiprocessing import reductions
 
     from openrlhf_ktae.trainer.lora import gathered, model_weights

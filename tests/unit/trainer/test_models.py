@@ -1,4 +1,4 @@
-"""A real reward model on two ranks, one of which is killed: its group is restarted and gives the same rewards."""
+"""A real reward model on two ranks: when one is killed, the group restarts and gives the same rewards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RANKS = 2
 
 @pytest.fixture(scope="module")
 def args(root, tmp_path_factory):
-    """Options of the quickstart with a reward model of random weights, on two ranks."""
+    """Options of the quickstart with a randomly initialised reward model on two ranks."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     folder = tmp_path_factory.mktemp("reward")
@@ -38,7 +38,7 @@ def args(root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ray_here(host, args):
-    """A Ray whose processes are set up like those of a run."""
+    """Start a Ray whose processes are set up as in a run."""
     import ray
 
     from openrlhf_ktae.backend.cluster import environment
@@ -60,7 +60,7 @@ def ray_here(host, args):
 
 
 class Policy:
-    """Stand-in for the trained ranks, whose log-probabilities are not used here."""
+    """Stand-in for the policy's ranks; their log-probabilities are not used here."""
 
     def __init__(self, ray):
         self._ray = ray
@@ -109,7 +109,7 @@ def test_a_group_that_lost_a_rank_is_reloaded_and_repeats_the_pass(ray_here, mak
     maker.note = notes.append
     _, second = processes()
     before = [sample.rewards for sample in maker.make_experience(samples())]
-    assert torch.cat(before).unique().numel() == 2 * RANKS, "rewards of their own"
+    assert torch.cat(before).unique().numel() == 2 * RANKS, "rewards must differ"
 
     with pytest.raises(
         RayError, match="IndexError"

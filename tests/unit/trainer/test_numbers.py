@@ -1,4 +1,4 @@
-"""Non-finite numbers do not reach the weights; a collapsing policy is detected."""
+"""Non-finite numbers never reach the weights; a collapsing policy is detected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def update(made, factor, dtype):
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_an_update_that_is_not_finite_is_skipped(stage, dtype, bad, group):
+def test_a_non_finite_update_is_skipped(stage, dtype, bad, group):
     from openrlhf_ktae.trainer.nonfinite import skip_nonfinite_updates
 
     made = engine(stage, dtype)
@@ -40,11 +40,11 @@ def test_an_update_that_is_not_finite_is_skipped(stage, dtype, bad, group):
     assert made.skipped_steps == 1
     after = weights(made)
     assert after.isfinite().all()
-    assert not torch.equal(after, before), "the next update is made as ever"
+    assert not torch.equal(after, before), "the next update must happen"
 
 
 def test_gradients_whose_sum_overflows_are_not_skipped(group):
-    """The quick check is a sum; what it suspects DeepSpeed's own check decides."""
+    """The quick check is a sum; if it is not finite, DeepSpeed's own check decides."""
     from openrlhf_ktae.trainer.nonfinite import skip_nonfinite_updates
 
     made = engine(3, torch.float32)
@@ -52,7 +52,7 @@ def test_gradients_whose_sum_overflows_are_not_skipped(group):
     made.optimizer.clip_grad = 0.0
     update(made, 2e38, torch.float32)
     assert made.skipped_steps == 0
-    assert not made.optimizer.grad_partitions_flat_buffer.sum().isfinite(), "nothing overflowed: the test sees nothing"
+    assert not made.optimizer.grad_partitions_flat_buffer.sum().isfinite(), "nothing overflowed: the test is void"
 
 
 def test_zero_3_has_fp32_parameters_once_and_one_rank_copies_no_gradients(group, monkeypatch):
@@ -79,7 +79,7 @@ def test_zero_3_has_fp32_parameters_once_and_one_rank_copies_no_gradients(group,
 
 
 def test_without_the_check_weights_become_non_finite(group):
-    """The counterfactual: plain DeepSpeed with ZeRO-3 in fp32."""
+    """Counterfactual: plain DeepSpeed with ZeRO-3 in fp32."""
     made = engine(3, torch.float32)
     update(made, float("nan"), torch.float32)
     assert made.skipped_steps == 0
@@ -112,7 +112,9 @@ def experience(**changes):
 def test_a_non_finite_batch_is_refused_and_saved(changes, what, host, tmp_path):
     from openrlhf_ktae.trainer.nonfinite import MOST_BATCHES, NonFiniteBatch, refuse_nonfinite, save_batch
 
-    refuse_nonfinite([experience(action_log_probs=torch.full((2, 3), float("nan")))])  # skipped on purpose
+    refuse_nonfinite(
+        [experience(action_log_probs=torch.full((2, 3), float("nan")))]
+    )  # NaN marks log-probabilities to be computed in the update
     good = experience()
     refuse_nonfinite([good])  # unknown verdicts and prompt positions may be NaN
     with pytest.raises(NonFiniteBatch, match=what) as refusal:
@@ -146,7 +148,7 @@ def test_a_collapse_is_noticed_after_its_patience(option, host):
     watch = CollapseWatch(FaultsConfig(**{option: limit}, collapse_patience=2))
     values = [wrong, right, wrong, None, wrong, wrong, right]
     found = [len(watch.breaches({} if value is None else {name: value})) for value in values]
-    assert found == [0, 0, 0, 0, 1, 0, 0], "two steps in a row; a step without the figure does not count"
+    assert found == [0, 0, 0, 0, 1, 0, 0], "only two in a row count; steps without the figure do not"
     watch.breaches({name: wrong})
     (sentence,) = watch.breaches({name: wrong})
     assert f"--faults.{option} {limit:g}" in sentence

@@ -1,4 +1,4 @@
-"""Old log-probabilities from the update: loss and gradient equal those with a separate pass."""
+"""Old log-probabilities taken from the update give the loss and gradient of a separate pass."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def log_probs(weight, states, ids):
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_loss_and_gradient_are_those_of_a_pass_of_its_own(module, settings):
+def test_loss_and_gradient_equal_those_with_a_separate_pass(module, settings):
     from openrlhf.models.loss import PolicyLoss
 
     states, ids, mask, advantages, rollout = batch()
@@ -89,7 +89,7 @@ SIZES = "--rollout_batch_size 4 --train_batch_size 16".split()
         (["--actor.recompute_log_probs", "true"], 16, False, False),
     ],
 )
-def test_only_where_a_batch_is_one_update(module, words, rollouts, has_reference, expected):
+def test_used_only_if_a_batch_is_one_update(module, words, rollouts, has_reference, expected):
     assert module.update_computes_log_probs(arguments(*SIZES, *words), rollouts, has_reference) is expected
 
 
@@ -105,7 +105,7 @@ def test_the_gap_between_sampler_and_trainer_matches_plain_loops(module):
             gaps.append(gap)
             quarters[1 + 4 * number // len(places)].append(gap)
     assert found["mismatch/mean"] == pytest.approx(sum(gaps) / len(gaps))
-    assert found["mismatch/p99"] == pytest.approx(max(gaps)), "of fewer than a hundred tokens it is the largest"
+    assert found["mismatch/p99"] == pytest.approx(max(gaps)), "with fewer than 100 tokens p99 is the maximum"
     for quarter, values in quarters.items():
         assert found[f"mismatch/quarter{quarter}"] == pytest.approx(sum(values) / max(len(values), 1))
 

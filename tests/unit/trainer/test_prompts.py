@@ -1,4 +1,4 @@
-"""The prompts and golds that reach a run are those of its file."""
+"""Prompts and golds reach a run exactly as they are in its file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openrlhf_ktae.verifier.config import VerifierConfig
 
 ROOT_MODEL = "examples/quickstart/model"
 BIG = 2**100 + 12345
-# Label in the file -> what must reach the verifier.
+# Label in the file -> label that must reach the verifier.
 JSON_LABELS = {
     '"2024-01-05"': "2024-01-05",
     '"2024-01-05T10:00:00"': "2024-01-05T10:00:00",
@@ -47,7 +47,7 @@ def tokenizer(root):
 
 @pytest.fixture
 def make(prompts, tokenizer, monkeypatch):
-    """Builds the data set of one source like the host."""
+    """Build the data set of one source as the host does."""
     from openrlhf.datasets import utils
 
     monkeypatch.setattr(utils, "load_dataset", partial(prompts.load_rows, utils.load_dataset))
@@ -76,7 +76,7 @@ def make(prompts, tokenizer, monkeypatch):
 
 @pytest.mark.parametrize("written", JSON_LABELS)
 @pytest.mark.parametrize("place", ["file", "array", "folder"])
-def test_labels_of_json_are_those_of_the_file(make, tmp_path, written, place):
+def test_json_labels_arrive_unchanged(make, tmp_path, written, place):
     rows = [f'{{"input": "1 + 1 :", "label": {written}}}'] * 3
     if place == "array":
         path = tmp_path / "rows.json"
@@ -89,13 +89,13 @@ def test_labels_of_json_are_those_of_the_file(make, tmp_path, written, place):
     assert type(found.labels[0]) is type(JSON_LABELS[written])
 
 
-def test_labels_of_csv_are_texts(make, tmp_path):
+def test_csv_labels_are_texts(make, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("input,label\n" + "".join(f"1 + 1 :,{label}\n" for label in CSV_LABELS))
     assert make(path).labels == [label.strip('"') for label in CSV_LABELS]
 
 
-def test_the_checks_read_what_the_loader_returns(make, tmp_path):
+def test_the_checks_and_the_loader_read_the_same_labels(make, tmp_path):
     from openrlhf_ktae.data.prompt_files import text_rows
 
     path = tmp_path / "rows.jsonl"
@@ -183,7 +183,7 @@ def test_templates(make, tmp_path, template, prompt):
 
 
 class Chatty:
-    """A tokenizer whose chat template shows what it was given."""
+    """A tokenizer whose chat template prints its input."""
 
     def apply_chat_template(self, chat, tokenize, add_generation_prompt, **arguments):
         return json.dumps([[turn["content"] for turn in chat], arguments])

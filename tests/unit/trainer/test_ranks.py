@@ -1,4 +1,4 @@
-"""Two processes of a ZeRO run: if one has a non-finite gradient, both skip the update."""
+"""If one of two ranks has a non-finite gradient, both skip the update."""
 
 from __future__ import annotations
 
@@ -51,4 +51,4 @@ def test_ranks_agree_to_skip_an_update(stage, dtype, bad, tmp_path):
     before, skipped, after = one["weights"]
     assert torch.equal(before, skipped)
     assert after.isfinite().all()
-    assert not torch.equal(after, before), "the next update is made as ever"
+    assert not torch.equal(after, before), "the next update must happen"

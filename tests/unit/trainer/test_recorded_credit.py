@@ -1,4 +1,4 @@
-"""Runs with other estimators than KTAE: recorded inputs, exact rescoring, and their pages."""
+"""Runs with any estimator: recorded inputs, exact rescoring, and their pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = [name for name, one in estimators().items() if "values" not in one.needs
 
 
 def recorded(module, tokenizer, folder, name, *words):
-    """Run the arithmetic of one step with made-up entropies and probabilities, and record it."""
+    """Compute one step with invented entropies and probabilities, and record it."""
     from openrlhf_ktae.trainer.ppo_utils.token_figures import PLACE
     from openrlhf_ktae.trainer.recording import recorded_credit
 
@@ -76,10 +76,10 @@ def test_shadow_and_weight_zero_are_the_base_bit_for_bit(module, tokenizer, name
     assert advantages.keys() == expected.keys()
     assert all(torch.equal(advantages[i], expected[i]) for i in advantages)
     stored = [k for group in read_groups([path]) for row in group.rows for k in row["k"]]
-    assert any(stored) == (words[1] == "true"), "shadow records what it would have given"
+    assert any(stored) == (words[1] == "true"), "shadow must record its credit"
 
 
-def test_the_page_of_such_a_run_has_its_credit_and_that_of_others(module, tokenizer, tmp_path):
+def test_the_page_shows_the_runs_credit_and_other_estimators(module, tokenizer, tmp_path):
     path, _ = recorded(module, tokenizer, tmp_path, "prob_reweight")
     group = next(iter(read_groups([path])))
     settings = step_settings(group.about, ["log_probs"])

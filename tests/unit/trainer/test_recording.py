@@ -37,14 +37,14 @@ def trainer(host, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_disk_that_is_full_for_tensorboard_does_not_end_the_run(trainer, files_up_to):
+def test_a_full_disk_under_tensorboard_does_not_end_the_run(trainer, files_up_to):
     trainer.hold_trackers()
     writer = trainer.tensorboard_logger.writer
     with files_up_to(10):
         for step in range(1, 4):
             trainer.save_logs_and_checkpoints(step, {"loss": 0.5}, {})
             with suppress(OSError):
-                writer.flush()  # it writes later, in its own thread
+                writer.flush()  # its own thread writes later
         trainer.track_evaluation(3, {"eval_accuracy": 0.5})
     trainer.save_logs_and_checkpoints(4, {"loss": 0.5}, {})
     trainer.close_trackers()

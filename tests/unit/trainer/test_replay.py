@@ -1,4 +1,4 @@
-"""Training on recorded rollouts: they are restored exactly, and unusable records are refused."""
+"""Training on recorded rollouts: rollouts are restored exactly, and unusable records are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tokenizer(model):
 
 
 def sampled(seed, prompts=PROMPTS):
-    """Rollouts of every kind: late, failed, unknown and truncated."""
+    """Return rollouts of every kind: late, failed, unknown and truncated."""
     samples = rollouts(prompts, seed, late=(1,))
     for number, sample in enumerate(samples):
         sample.rollout_log_probs = -torch.rand(sample.action_mask.shape) * sample.action_mask
@@ -43,7 +43,7 @@ def sampled(seed, prompts=PROMPTS):
     samples[2].scores = samples[2].info["score"] = torch.tensor([torch.nan])
     samples[5].action_mask = torch.zeros_like(samples[5].action_mask)
     samples[7].rewards = samples[7].info["reward"] = torch.tensor([torch.nan])
-    samples[8].action_mask[0, 3] = 0  # an environment's token
+    samples[8].action_mask[0, 3] = 0  # a token from the environment
     return samples
 
 
@@ -60,7 +60,7 @@ def computed(module, tokenizer, samples, *words):
 
 @pytest.fixture
 def record(module, tokenizer, tmp_path):
-    """A run with two recorded steps of three groups, and the experiences that it trained on."""
+    """Record a run with two steps of three groups; keep the experiences it trained on."""
     run, trained = tmp_path / "recorded", []
     for step in range(1, STEPS + 1):
         samples = sampled(step)
@@ -77,7 +77,7 @@ def replaying(run, *words):
 
 
 def batches(args, host):
-    """What the host's loop gets from the generator, with the host's own loader."""
+    """Return the replaying generator, with the host's own loader, and the number of updates."""
     from openrlhf.utils.deepspeed import DeepspeedStrategy
 
     from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedLoader
@@ -85,9 +85,7 @@ def batches(args, host):
 
     strategy = SimpleNamespace(args=args)
     strategy.setup_dataloader = DeepspeedStrategy.setup_dataloader.__get__(strategy)
-    with (
-        pytest.MonkeyPatch.context() as patch
-    ):  # the trainer's process has no process group; another test's may have one
+    with pytest.MonkeyPatch.context() as patch:  # unlike this process, the trainer's has no process group
         patch.setattr(torch.distributed, "is_initialized", lambda: False)
         loader, held_out, updates = recorded_data(strategy, None)
     assert held_out is None
@@ -123,7 +121,7 @@ def test_k_and_advantages_equal_the_recorded_runs(record, module, tokenizer, hos
         found = by_rollout(experiences)
         assert found.keys() == advantages.keys()
         assert all(torch.equal(found[index], advantages[index]) for index in found)
-        assert any(values.unique().numel() > 1 for values in found.values()), "K is in them"
+        assert any(values.unique().numel() > 1 for values in found.values()), "advantages must contain K"
         assert again.metrics["ktae/mean_abs_k"] > 0
 
 
@@ -132,12 +130,14 @@ def test_another_estimator_sees_the_same_rollouts(record, module, tokenizer, hos
         all_of(batches(replaying(record.run, *SETTINGS), host)[0]), record.trained, strict=True
     ):
         found = by_rollout(computed(module, tokenizer, samples, "--algo.ktae.weight", "0")[0])
-        assert all(values.unique().numel() <= 2 for values in found.values()), "one value, and 0 where none acted"
+        assert all(values.unique().numel() <= 2 for values in found.values()), (
+            "one value per rollout, and 0 without action"
+        )
         assert any(not torch.equal(found[index], advantages[index]) for index in found)
 
 
 def test_a_replay_resumes_at_its_checkpoint(record, host):
-    """Batches of two groups cross the files of three; the state goes through the host's loader."""
+    """Batches of two groups straddle files of three; the position travels in the host's loader state."""
     args = replaying(record.run, "--rollout_batch_size", "2", "--train_batch_size", "8")
     generator, _ = batches(args, host)
     straight = [([one.prompts[0] for one in samples], generator.prompts_dataloader.state_dict()) for samples in
@@ -197,7 +197,7 @@ def cut_off(path):
         (None, "--run.dir {run}", "is this run's own directory, whose earlier record is set aside"),
     ],
 )
-def test_what_cannot_be_replayed_is_refused(record, model, damage, words, says):
+def test_unusable_records_are_refused(record, model, damage, words, says):
     if damage:
         for path in sorted((record.run / "rollouts").glob("*.parquet")):
             damage(path)
@@ -233,11 +233,11 @@ def test_options_that_need_an_engine_are_refused(words, tmp_path):
 def test_no_engine_is_started_in_a_replay(tmp_path):
     args = replaying(tmp_path, "--reward.remote_url", "http://127.0.0.1:1", "--vllm_num_engines", "4")
     assert args.vllm.num_engines == 0
-    assert args.verifier.enable, "no model judges: the reward server is not asked"
+    assert args.verifier.enable, "no model judges, and the reward server is not used"
 
 
 def test_columns_of_the_wrong_type_are_refused(record):
-    """The added columns are checked like the others."""
+    """Including columns added later."""
     path = next((record.run / "rollouts").glob("*.parquet"))
     table = parquet.read_table(path)
     wrong = pa.array(["often"] * len(table))

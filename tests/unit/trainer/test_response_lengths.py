@@ -20,8 +20,8 @@ def lengths(host):
     ("tokens", "expected"),
     [(0, 0.0), (80, 0.0), (85, -0.25), (90, -0.5), (99, -0.95), (100, -1.0), (130, -1.0)],
 )
-def test_the_penalty_of_the_paper(lengths, tokens, expected):
-    """Limit 100, buffer 20: 0 up to 80, -1 at 100 (arXiv 2503.14476, eq. 13)."""
+def test_the_papers_penalty(lengths, tokens, expected):
+    """With limit 100 and buffer 20: 0 up to 80, -1 at 100 (arXiv 2503.14476, eq. 13)."""
     penalty = lengths.overlong_penalty(torch.tensor([tokens]), torch.tensor([100]), 20, 1.0)
     assert penalty.item() == pytest.approx(expected)
     doubled = lengths.overlong_penalty(torch.tensor([tokens]), torch.tensor([100]), 20, 2.0)
@@ -29,7 +29,7 @@ def test_the_penalty_of_the_paper(lengths, tokens, expected):
 
 
 def multi_turn(prompt, turns, tool):
-    """One rollout: prompt tokens, then turns of action tokens with `tool` tokens between them."""
+    """Return a rollout: prompt tokens, then twice `turns` action tokens and `tool` tokens."""
     from openrlhf.trainer.ppo_utils.experience import Experience
 
     mask = [0] * prompt + ([1] * turns + [0] * tool) * 2
@@ -62,14 +62,14 @@ def options(buffer, max_len, max_new_tokens, factor=1.0):
 
 @pytest.mark.parametrize("max_new_tokens", [None, 16])
 def test_a_response_at_its_limit_gets_the_full_penalty(lengths, max_new_tokens):
-    """The host uses the whole context as the limit, which no response can reach."""
+    """The host takes the whole context as the limit, which no response can reach."""
     rollout = multi_turn(prompt=10, turns=8, tool=5)
     lengths.shape_overlong([rollout], options(8, max_len=36, max_new_tokens=max_new_tokens))
     assert rollout.rewards.tolist() == [0.0]
 
 
 def test_the_maker_shapes_once_and_keeps_raw_scores(module):
-    """Through the host's own computation: equal scores, one long response, so only the penalty sets them apart."""
+    """In the host's own computation; scores are equal, so only the length penalty distinguishes rollouts."""
     samples = rollouts(prompts=1)
     for sample in samples:
         sample.scores, sample.rewards = torch.tensor([1.0]), torch.tensor([1.0])
@@ -81,7 +81,7 @@ def test_the_maker_shapes_once_and_keeps_raw_scores(module):
     assert made[0].rewards.tolist() == pytest.approx(expected)
     assert made[0].info["reward"].tolist() == pytest.approx(expected)
     assert made[0].scores.tolist() == [1.0] * N
-    assert tested.args.reward.overlong_buffer_len == 4, "the option is put back"
+    assert tested.args.reward.overlong_buffer_len == 4, "the option must be restored"
     advantages = by_rollout(made)
     longest, shortest = tokens.index(max(tokens)), tokens.index(min(tokens))
     assert advantages[longest][0] < 0 < advantages[shortest][0]
@@ -132,14 +132,14 @@ def test_a_step_of_masked_responses_has_loss_zero(host):
 
     zero = {"dp_size": 1, "batch_num_tokens": torch.tensor(0.0), "global_batch_size": torch.tensor(0.0)}
     losses, mask = torch.ones(2, 3), torch.zeros(2, 3)
-    assert torch.isnan(aggregate_loss(losses, mask, **zero)), "what the host alone would do to the weights"
+    assert torch.isnan(aggregate_loss(losses, mask, **zero)), "the host alone would make the weights NaN"
     info = normaliser(zero, args_of_loss(False), 1)
     assert aggregate_loss(losses, mask, token_level_loss=True, **info) == 0
     assert aggregate_loss(losses, mask, token_level_loss=False, **info) == 0
 
 
 def test_the_schedule_moves_forward_with_the_data(host):
-    """20 updates planned; filtering leaves 8. The final rate is the schedule's last, not that of update 8."""
+    """20 updates are planned, filtering leaves 8; the final rate must be the schedule's last, not that of update 8."""
     from transformers.optimization import get_cosine_schedule_with_warmup
 
     from openrlhf_ktae.trainer.ray.ppo_actor import forward_schedule
@@ -167,8 +167,8 @@ def test_the_schedule_moves_forward_with_the_data(host):
     assert last == pytest.approx(0, abs=1e-9)
 
 
-def test_the_penalty_is_applied_once_where_a_rollout_is_left_out(module):
-    """An empty rollout takes another path through the maker; the other rewards must not change."""
+def test_the_penalty_is_applied_once_if_a_rollout_is_excluded(module):
+    """An empty rollout takes another path through the maker, which must not change other rewards."""
     words = ("--overlong_buffer_len", "4", "--max_new_tokens", "8", "--max_len", "64", "--algo.ktae.weight", "0")
     plain = maker(module, *words).compute_advantages_and_returns(batched(rollouts(), 4))
     samples = rollouts()

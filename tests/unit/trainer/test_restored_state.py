@@ -1,4 +1,4 @@
-"""State besides the model is restored: random states, windows, shards, the ledger of pass rates."""
+"""State other than the model is restored: random states, windows, shards, the ledger of pass rates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @pytest.fixture
 def new_generator(host):
-    """Our generator of rollouts with its own state, without an engine."""
+    """Build our samples generator with given state, without an engine."""
     from openrlhf_ktae.base.faults_config import FaultsConfig
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import WINDOW
     from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
@@ -33,7 +33,7 @@ def new_generator(host):
 
 
 def stored(position, tmp_path):
-    """Return a position as read back from a checkpoint."""
+    """Return a position after a round trip through a file."""
     from openrlhf_ktae.trainer.ppo_utils.data_position import plain_position
 
     torch.save(plain_position(position), tmp_path / "position.pt")
@@ -62,7 +62,7 @@ def test_a_generator_restores_its_shares_and_failures(new_generator, tmp_path):
 
 
 class Host:
-    """The host's part is not tested here."""
+    """Stand-in for the host's actor, which is not tested here."""
 
     def init_model_from_pretrained(self, strategy, *args):
         self.strategy = strategy
@@ -123,7 +123,7 @@ def test_the_ledger_is_in_a_checkpoint(host, tmp_path):
         pass
 
     first, second = Trainer(), Trainer()
-    assert "sampling" not in first.training_state(), "a run without dynamic sampling has none"
+    assert "sampling" not in first.training_state(), "runs without dynamic sampling have none"
     first.pass_rates.add(Judged(7, 4, 4))
     first.pass_rates.add(Judged(7, 4, 4))
     first._prompts_seen = 24
@@ -131,11 +131,13 @@ def test_the_ledger_is_in_a_checkpoint(host, tmp_path):
     second.load_training_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert second.pass_rates.solved_in_a_row(7) == 2
     assert second.sampling_state["prompts_seen"] == 24
-    assert second.training_state()["sampling"]["prompts_seen"] == 24, "a checkpoint before the next step has it, too"
+    assert second.training_state()["sampling"]["prompts_seen"] == 24, (
+        "a checkpoint before the next step must have it, too"
+    )
 
 
 class Kept:
-    """The later mixins have no state here."""
+    """Stand-in for later mixins, without state."""
 
     def training_state(self):
         return {}
@@ -155,7 +157,7 @@ def test_the_ledger_reaches_the_generator(host, monkeypatch):
     trainer = ppo_trainer.KTAEPPOTrainer.__new__(ppo_trainer.KTAEPPOTrainer)
     trainer.samples_generator = generator
     trainer.init_checkpoint_states()
-    assert taken == [], "nothing in a new run"
+    assert taken == [], "a new run has no state to load"
     trainer.sampling_state = state
     trainer.init_checkpoint_states()
     other = ppo_trainer_async.KTAEGenerateSamplesActor.__new__(ppo_trainer_async.KTAEGenerateSamplesActor)

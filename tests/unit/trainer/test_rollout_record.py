@@ -1,4 +1,4 @@
-"""Rollouts of a step written, read back and rescored: real experience maker, real tokenizer, no model."""
+"""A step's rollouts written, read back and rescored, with the real experience maker and tokenizer, without a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from openrlhf_ktae.report.rescoring import SHUFFLED, Arm, key_token_values, reco
 
 
 def recorded(module, tokenizer, directory, *words, step=10, size=4, **limits):
-    """Run the arithmetic of one step and record it."""
+    """Compute one step and record it."""
     one = maker(module, *words)
     one.tokenizer = tokenizer
     one.keep_credit = True
@@ -72,7 +72,7 @@ def test_the_size_is_bounded(module, tokenizer, tmp_path):
     assert [p.name for p in recorder.directory.iterdir()] == [path.name]
 
 
-def test_nothing_is_kept_unless_asked(module):
+def test_nothing_is_kept_by_default(module):
     one = maker(module)
     one.compute_advantages_and_returns(batched(rollouts(), 4))
     assert one.credit is None
@@ -108,9 +108,9 @@ def test_rescoring_reproduces_the_recorded_k(module, tokenizer, tmp_path, capsys
     assert arms["recorded"]["correlation"]["value"] == pytest.approx(1)
     assert arms["reference"]["mean_abs_k"]["value"] != arms["recorded"]["mean_abs_k"]["value"], "h3 differs"
     assert arms["centred"]["rollout_share"]["value"] == pytest.approx(0, abs=1e-9)
-    assert arms["calibrated"]["mean_abs_k"]["value"] == 0, "no group of 2 and 2 is evidence at p_max 0.1"
+    assert arms["calibrated"]["mean_abs_k"]["value"] == 0, "groups of 2 and 2 are no evidence at p_max 0.1"
     assert arms["mine"]["mean_abs_k"]["value"] > 0
-    assert arms["recorded"]["highest"][0]["id"] == 7, "the id that only correct rollouts have"
+    assert arms["recorded"]["highest"][0]["id"] == 7, "only correct rollouts contain this id"
     assert arms["recorded"]["lowest"][0]["id"] == 8
     assert "| centred |" in capsys.readouterr().out
 
@@ -134,7 +134,7 @@ def about(**metadata):
 
 
 def value(column, one):
-    """One value of a column, or of the list in its second row, is `one`."""
+    """Set a value of a column, or of the list in its second row, to `one`."""
 
     def change(table):
         rows = table.to_pylist()
@@ -241,7 +241,7 @@ def rescored(tmp_path, *words):
     return json.loads((tmp_path / "o" / "rescore.json").read_text())
 
 
-def test_a_step_that_is_named_twice_counts_once(module, tokenizer, tmp_path):
+def test_a_step_named_twice_counts_once(module, tokenizer, tmp_path):
     _, path, _, _ = recorded(module, tokenizer, tmp_path / "run")
     once = rescored(tmp_path, str(tmp_path / "run"))
     (tmp_path / "link").symlink_to(tmp_path / "run")
@@ -251,13 +251,13 @@ def test_a_step_that_is_named_twice_counts_once(module, tokenizer, tmp_path):
 
 def test_the_largest_difference_from_the_recorded_k_is_reported(module, tokenizer, tmp_path, capsys):
     _, path, _, _ = recorded(module, tokenizer, tmp_path)
-    value("k", 2.0)(path)  # only in the first group; the others are reproduced
+    value("k", 2.0)(path)  # only in the first group
     assert rescored(tmp_path, str(tmp_path))["reproduced"] > 0.1
     assert "reproduced to 0.0" not in capsys.readouterr().out
 
 
 def test_shuffled_labels_are_shuffled_in_each_group(module, tokenizer, tmp_path):
-    """Id 7 is in right rollouts only: with its labels its K is above 0 everywhere, with shuffled ones it is not."""
+    """Id 7 is in right rollouts only, so its K is large with true labels and small on average with shuffled ones."""
     _, path, _, _ = recorded(module, tokenizer, tmp_path)
     groups = list(read_groups([path]))
     config = recorded_config(groups[0].about)
@@ -267,6 +267,6 @@ def test_shuffled_labels_are_shuffled_in_each_group(module, tokenizer, tmp_path)
     own = (key_token_values(arrays, known) * (arrays.ids_GT == 7)).sum()
     assert own > 0
     assert np.mean(of_seven) < own / 2
-    assert len({round(k, 6) for k in of_seven}) > 1, "another seed, another order"
+    assert len({round(k, 6) for k in of_seven}) > 1, "seeds must give different orders"
     arms = rescored(tmp_path, str(tmp_path), "--ablations")["arms"]
     assert arms[SHUFFLED]["k_correct"] != arms["recorded"]["k_correct"]

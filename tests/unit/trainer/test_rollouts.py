@@ -1,4 +1,4 @@
-"""A prompt whose rollouts raise is retried, then replaced by empty rollouts; too many of these stop the run."""
+"""A prompt whose rollouts raise is retried, then gets empty rollouts; too many such prompts stop the run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from openrlhf_ktae.base.faults_config import RETRIES_VARIABLE, FaultsConfig
 
 
 class EngineDeadError(RuntimeError):
-    """Has the name of vLLM's error."""
+    """Named like vLLM's error."""
 
 
 @pytest.fixture
 def engine(host, monkeypatch):
-    """An engine that raises given errors, then answers."""
+    """Build an engine that raises given errors, then answers."""
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
     class Engine:
@@ -52,7 +52,7 @@ def test_a_failed_rollout_is_retried(engine, tokenizer):
     made = engine(ValueError("once"))
     asyncio.run(made.confirm_weights(7))
     answers = asyncio.run(made.generate_responses(**call(tokenizer)))
-    assert answers == [{"answer": 2, "weights_step": 7}] * 2  # of the weights at its start
+    assert answers == [{"answer": 2, "weights_step": 7}] * 2  # the step of the weights at its start
 
 
 def test_after_retries_rollouts_are_empty_with_the_reason(engine, tokenizer):
@@ -104,7 +104,7 @@ class Agent:
 
 @pytest.fixture
 def host_engine(host, monkeypatch):
-    """Our engine actor around an agent, built by its own `__init__`; the host's would start vLLM."""
+    """Build our engine actor around an agent by its own `__init__`; the host's would start vLLM."""
     from openrlhf_ktae.trainer.ray import vllm_engine
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
@@ -118,7 +118,7 @@ def host_engine(host, monkeypatch):
 
     async def init(self, agent, logprobs_mode, worker_extension_cls):
         assert logprobs_mode == "processed_logprobs"
-        assert blocked, "the host starts the core in here, which inherits that SIGINT is blocked"
+        assert blocked, "SIGINT must be blocked before the host starts the core, which inherits it"
         self.executor, self.llm = agent, core
 
     monkeypatch.setattr(vllm_engine._HostRolloutActor, "__init__", init)
@@ -139,7 +139,7 @@ def host_engine(host, monkeypatch):
 @pytest.mark.parametrize("seed", [None, 5])
 @pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError("a timeout of its own")])
 def test_an_agent_that_exits_the_process_counts_as_failed(error, seed, host_engine, tokenizer):
-    """In a task of asyncio, as the host runs agents, SystemExit would end the event loop of the engine."""
+    """The host runs agents in asyncio tasks, where SystemExit would end the engine's event loop."""
 
     async def run():
         made = await host_engine(Agent(error))
@@ -152,7 +152,7 @@ def test_an_agent_that_exits_the_process_counts_as_failed(error, seed, host_engi
     assert type(error).__name__ in responses[0]["failure"]
 
 
-def test_a_call_that_ray_cancels_ends(host_engine, tokenizer):
+def test_a_call_cancelled_by_ray_ends(host_engine, tokenizer):
     async def run():
         made = await host_engine(Agent())
         asked = asyncio.ensure_future(made.generate_responses(**call(tokenizer)))
@@ -220,7 +220,7 @@ def test_too_many_failed_prompts_stop_the_run(generator, tokenizer):
         bad = [number < share * WINDOW for number in range(WINDOW)]
         return [SimpleNamespace(info={FAILED: torch.tensor([float(one)])}) for one in bad]
 
-    generator._settle(samples(0.25)[: WINDOW // 2], 1)  # half of these failed, but they are too few for a share
+    generator._settle(samples(0.25)[: WINDOW // 2], 1)  # half failed, but there are too few for a share
     generator._settle(samples(0.0), 1)
     with pytest.raises(TrainingStopped, match=r"--faults.max_failed_share 0.25: .* prompts failed"):
         generator._settle(samples(0.5), 1)

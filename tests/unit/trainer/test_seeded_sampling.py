@@ -1,4 +1,4 @@
-"""With full determinism a rollout's seed depends on the run's seed, its prompt and its number, and on nothing else."""
+"""With full determinism a rollout's seed depends only on the run's seed, its prompt and its number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENGINES = 2
 
 
 class Engine:
-    """Records its requests and holds; Ray returns its answers in another order."""
+    """Logs requests and holds; Ray returns its answers in any order."""
 
     def __init__(self, ray, log):
         def generate(prompt, label, num_samples, sampling_params, **_):
@@ -48,7 +48,7 @@ def asked(log):
 
 
 @SLOW
-def test_groups_come_in_the_order_of_their_prompts(ray_here):
+def test_groups_are_ordered_by_prompt(ray_here):
     made, _ = generator(ray_here)
     batch, *_ = made.generate_samples()
     assert [rollout.prompts[0] for rollout in batch] == [f"p{i // 4}" for i in range(16)]
@@ -67,7 +67,7 @@ def test_seeds_are_reproducible_and_distinct(ray_here):
     assert all(0 <= seed < 2**63 for _, seed in logs[0])
 
 
-def test_every_evaluation_has_the_same_seeds_and_does_not_move_those_of_training(ray_here):
+def test_evaluations_repeat_their_seeds_and_do_not_shift_those_of_training(ray_here):
     made, log = generator(ray_here)
     made.generate_eval_samples(n_samples_per_prompt=1)
     first = asked(log)
@@ -110,7 +110,7 @@ def test_prompts_resent_after_an_engine_death_keep_their_seeds(ray_here, monkeyp
         assert asked(log) == asked(log_of_other), generate
 
 
-def test_engines_are_held_until_all_their_requests_have_come(ray_here):
+def test_engines_are_held_until_all_their_requests_arrive(ray_here):
     made, log = generator(ray_here)
     made.generate_samples()
     assert log[:ENGINES] == ["hold"] * ENGINES
@@ -132,7 +132,7 @@ def test_without_determinism_no_seed_is_set(ray_here):
     for engine in made.vllm_engines:
         plain = engine.generate_responses.remote
         engine.generate_responses.remote = lambda plain=plain, **request: plain(**request)
-    with pytest.raises(KeyError):  # the stand-in always returns the seed, although none was requested
+    with pytest.raises(KeyError):  # the stand-in returns a seed although none was set
         made.generate_samples()
     assert {seed for _, seed in asked(log)} == {None}
 

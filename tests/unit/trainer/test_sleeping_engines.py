@@ -1,4 +1,4 @@
-"""Engines that sleep between the calls (`--vllm.enable_sleep`), and die asleep, while going to sleep, or awake."""
+"""Engines that sleep between calls (`--vllm.enable_sleep`) and die asleep, while going to sleep, or awake."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARTS = {"weights", "kv_cache"}
 
 @pytest.fixture(scope="module")
 def engine_class(ray_here):
-    """It sleeps as vLLM's executor does (`Executor.sleep`, `wake_up`), and answers with the weights that it has."""
+    """An engine that sleeps like vLLM's executor (`Executor.sleep`, `wake_up`) and returns its weights' version."""
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
     class Engine:
@@ -52,14 +52,14 @@ def engine_class(ray_here):
             await self.confirm_weights(0)
 
         async def receive(self, version):
-            assert "weights" not in self.asleep, "its weights sleep"
+            assert "weights" not in self.asleep, "its weights are asleep"
             self.version = version
 
         async def get_num_unfinished_requests(self):
             return 0 * self.llm.errored
 
         async def generate_responses(self, prompt, label, num_samples, **_):
-            assert not self.asleep, "a part of the engine sleeps"
+            assert not self.asleep, "part of the engine is asleep"
             self.maybe_die("generate_responses")
             answer = {"prompt": prompt, "label": label, "observation_tokens": [5, 6, 7], "action_ranges": [(2, 3)]}
             return [{**answer, "reward": float(self.version), "rollout_log_probs": None} for _ in range(num_samples)]
@@ -74,7 +74,7 @@ def both(engine_class):
 
 @pytest.fixture
 def run(ray_here, both):
-    """Trainer, generator and two sleeping engines, of a synchronous run after its third step."""
+    """Trainer, generator and two sleeping engines of a synchronous run after its third step."""
     from openrlhf_ktae.trainer.engines import EngineKeeper, have_weights
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
 
@@ -115,7 +115,7 @@ def run(ray_here, both):
 @pytest.mark.parametrize("evaluation", [False, True], ids=["a step", "an evaluation"])
 @pytest.mark.parametrize("call", ["at once", "wake_up", "generate_responses"])
 def test_an_engine_that_dies_asleep_or_awake_generates_with_current_weights(call, evaluation, run, ray_here):
-    """And all sleep when the trainer continues, which needs the memory."""
+    """All engines must sleep again before the trainer continues, which needs their memory."""
     from ray.exceptions import RayActorError
 
     assert run.asleep() == [{"kv_cache"}] * 2
@@ -129,18 +129,18 @@ def test_an_engine_that_dies_asleep_or_awake_generates_with_current_weights(call
     assert [float(sample.rewards[0]) for sample in samples] == [3.0] * 8
     assert run.asleep() == [PARTS] * 2
     assert run.trainer.engine_restarts == 1
-    assert run.args.vllm.enable_sleep, "the options of the others stay"
+    assert run.args.vllm.enable_sleep, "the shared options must be restored"
 
 
 @pytest.mark.timeout(120)
-def test_an_engine_that_dies_as_it_goes_to_sleep_costs_no_rollout(run, ray_here):
+def test_an_engine_that_dies_while_going_to_sleep_costs_no_rollout(run, ray_here):
     ray_here.get(run.engines[0].die_in.remote("sleep"))
     samples, _, drawn, _ = run.generator.generate_samples()
     assert (len(samples), drawn, run.trainer.engine_restarts) == (8, 4, 0)
     run.trainer.version = 4
     run.trainer.broadcast_to_vllm()
     assert run.trainer.engine_restarts == 1
-    assert run.asleep() == [{"kv_cache"}] * 2, "the new one as the other"
+    assert run.asleep() == [{"kv_cache"}] * 2, "the restarted engine must sleep like the other"
     run.generator.prompts_dataloader = run.generator.prompts_dataloader[:4]
     assert [float(sample.rewards[0]) for sample in run.generator.generate_eval_samples()] == [4.0] * 8
 

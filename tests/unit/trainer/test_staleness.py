@@ -1,4 +1,4 @@
-"""The age of rollouts in an asynchronous run: the host's two loops, in threads, with engines that know their step."""
+"""The age of rollouts in an asynchronous run: the host's two loops in threads, with an engine that knows its step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ASYNC = "--train.async_enable true"
 
 
 class Engine:
-    """Marks its answers with the last step it received, like an engine of a run."""
+    """Marks answers with the last step whose weights it received, as a run's engine does."""
 
     def __init__(self, ray, equal=()):
         self.step = 0
@@ -55,7 +55,7 @@ def response(prompt, label, score, step):
 
 
 def trained_ages(ray, words, equal=(), slow=0.04):
-    """Run the host's loops to the end of the data; return (mean, maximum) age of each step, and the batches."""
+    """Run the host's loops to the end of the data; return each step's (mean, maximum) age, and the batches."""
     from openrlhf.trainer import ppo_trainer_async as host
     from torch.utils.data import DataLoader
 
@@ -123,13 +123,13 @@ def test_without_a_limit_a_long_queue_makes_stale_rollouts(ray_here):
 @pytest.mark.parametrize(("limit", "more"), [(1, ""), (2, ""), (2, "--rollout.vllm_generate_batch_size 8")])
 def test_no_rollout_is_older_than_the_limit(ray_here, limit, more):
     seen, _ = trained_ages(ray_here, f"{ASYNC} --train.async_queue_size 4 {more} --train.max_staleness {limit}")
-    assert len(seen) == PROMPTS // BATCH, "nothing is left out"
+    assert len(seen) == PROMPTS // BATCH, "no prompt may be skipped"
     assert 1 <= max(oldest for _, oldest in seen) <= limit
     assert all(mean <= oldest for mean, oldest in seen)
 
 
 def test_surplus_groups_are_dropped_when_stale(ray_here):
-    """A third of the groups is dropped at first, so later waves exceed what is missing."""
+    """A third of the groups is filtered at first, so later waves bring more than is missing."""
     equal, words = range(0, 24), f"{ASYNC} --dynamic_filtering --train.async_queue_size 2"
     free, free_batches = trained_ages(ray_here, words, equal)
     assert max(oldest for _, oldest in free) > 2
@@ -137,13 +137,13 @@ def test_surplus_groups_are_dropped_when_stale(ray_here):
     assert 0 < max(oldest for _, oldest in seen) <= 2
     dropped = [batch.metrics["staleness/dropped_rollouts"] for batch in batches]
     assert sum(dropped) > 0
-    assert not sum(dropped) % N, "whole groups"
+    assert not sum(dropped) % N, "only whole groups may be dropped"
     assert "staleness/dropped_rollouts" not in free_batches[0].metrics
 
 
 @pytest.mark.parametrize(("batch", "generated"), itertools.product((1, 4, 6, 64), (64, 96, 100, 128, 130)))
-def test_how_long_a_prompt_waits_in_the_buffer(batch, generated):
-    """A simulation of the host's buffer: a call whenever it holds less than a batch."""
+def test_longest_wait_of_a_prompt_in_the_buffer(batch, generated):
+    """Simulates the host's buffer, which is refilled whenever it holds less than a batch."""
     buffer, longest = [], 0
     for step in range(400):
         if len(buffer) < batch:

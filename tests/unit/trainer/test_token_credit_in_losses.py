@@ -1,4 +1,4 @@
-"""Token-level credit reaches the gradient with every policy loss and aggregation that a run can have."""
+"""Token-level credit reaches the gradient with every policy loss and aggregation."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def gradient(loss, advantages, old=None, made=batch):
 
 
 @pytest.mark.parametrize(("kind", "aggregation", "dual_clip", "correction"), RUNS)
-def test_k_moves_the_gradient_of_its_own_token_and_of_no_other(kind, aggregation, dual_clip, correction, host):
-    """Also where the old log-probabilities are those of the update."""
+def test_k_changes_only_its_own_tokens_gradient(kind, aggregation, dual_clip, correction, host):
+    """Also if the old log-probabilities are taken from the update."""
     loss = loss_of(kind, aggregation, dual_clip, correction)
     even = torch.ones(3, 5)
     for row, token in ((0, 0), (0, 4), (1, 2), (2, 1)):
@@ -79,7 +79,7 @@ def test_k_moves_the_gradient_of_its_own_token_and_of_no_other(kind, aggregation
 
 
 def one_apart():
-    """Trainer and sampler agree about all tokens but one, which the trainer gives three times the probability."""
+    """Return a batch in which trainer and sampler agree except on one token, three times as likely for the trainer."""
     log_probs, old, _, mask = batch()
     rollout = old.clone()
     rollout[0, 1] -= 1.0986
@@ -88,7 +88,7 @@ def one_apart():
 
 @pytest.mark.parametrize("correction", CORRECTIONS[1:])
 def test_k_is_scaled_by_the_importance_correction(correction, host):
-    """0 if the gate drops the token (token, mask) or its response (seq), 1.2 times if the ratio is clipped."""
+    """By 0 if the gate drops the token (token, mask) or its response (seq), by 1.2 if the ratio is clipped."""
     level, mode, gating = correction
     loss = loss_of("ppo", "token-mean", None, correction, threshold=[0.9, 1.2] if gating == "ratio" else [0.0, 0.02])
     even = torch.ones(3, 5)
@@ -108,7 +108,7 @@ def test_k_is_scaled_by_the_importance_correction(correction, host):
 
 
 def test_the_hosts_gspo_would_lose_token_credit(host):
-    """A = 1, 1.5, 0.5, 1, ... gives the gradient of A = 1."""
+    """Advantages 1, 1.5, 0.5, 1, ... give the same gradient as all 1."""
     loss = loss_of("gspo", "token-mean", None, CORRECTIONS[0], ktae=False)
     uneven = torch.tensor([[1.0, 1.5, 0.5, 1.0, 1.0]]).repeat(3, 1)
     uneven[1, :3] = torch.tensor([1.5, 0.5, 1.0])
@@ -127,8 +127,8 @@ def test_with_equal_advantages_the_token_form_is_gspo(clip, dual_clip, correctio
         assert torch.allclose(mine, host_s, atol=1e-6)
 
 
-def test_the_formula(host):
-    """Gradient of token t of response i: -s_i A_t / |y_i| / number of responses, where nothing is clipped."""
+def test_the_gradient_follows_the_formula(host):
+    """Without clipping the gradient of token t of response i is -s_i A_t / |y_i| / number of responses."""
     log_probs, old, _, mask = batch()
     advantages = torch.rand(3, 5) + 0.5
     _, found = gradient(loss_of("gspo", "token-mean", None, CORRECTIONS[0]), advantages)

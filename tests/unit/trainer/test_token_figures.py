@@ -1,4 +1,4 @@
-"""What an estimator needs of the policy: computed correctly in the host's own pass, and only if needed."""
+"""Token figures that estimators need from the policy: computed correctly in the host's own pass, only if needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def module(host):
 
 @pytest.fixture(scope="module")
 def policy(host):
-    """A tiny Qwen2 in the host's `Actor`, at a temperature."""
+    """A tiny Qwen2 in the host's `Actor`, at temperature 0.7."""
     from openrlhf.models import Actor
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -39,7 +39,7 @@ def inputs():
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1], NAMES[1:]])
-def test_figures_are_those_of_the_distribution_at_the_temperature(module, policy, names, monkeypatch):
+def test_figures_are_of_the_distribution_at_the_temperature(module, policy, names, monkeypatch):
     monkeypatch.setattr(module, "POSITIONS_AT_ONCE", 3)
     sequences, mask, attention = inputs()
     with torch.no_grad():
@@ -56,19 +56,19 @@ def test_figures_are_those_of_the_distribution_at_the_temperature(module, policy
         assert watched.found[name][mask.bool()].min() > 0
 
 
-def test_packed_samples_give_the_same(module, policy, monkeypatch):
-    """The host gathers and pads what it takes for entropies; all figures use this path."""
+def test_packed_samples_give_the_same_figures(module, policy, monkeypatch):
+    """All figures take the path on which the host gathers and pads entropies."""
     sequences, mask, attention = inputs()
     with torch.no_grad():
         plain, packed = (module.WatchedActor(policy, NAMES) for _ in range(2))
-        plain(sequences[:1], mask[:1], attention[:1])  # attention without flash-attn ignores packed rows
+        plain(sequences[:1], mask[:1], attention[:1])  # without flash-attn, attention cannot separate packed rows
         monkeypatch.setattr(policy, "packing_samples", True)
         packed(sequences[:1], mask[:1], attention[:1])
     for name in NAMES:
         torch.testing.assert_close(packed.found[name], plain.found[name])
 
 
-def test_the_policys_process_computes_them_only_when_asked(host, monkeypatch):
+def test_the_policys_process_computes_figures_only_if_needed(host, monkeypatch):
     from openrlhf_ktae.trainer.ray import ppo_actor
 
     seen = []
@@ -90,7 +90,7 @@ def test_the_policys_process_computes_them_only_when_asked(host, monkeypatch):
 
 
 @pytest.mark.parametrize(("estimator", "passes"), [("ktae", False), ("tempo", False), ("prob_reweight", True)])
-def test_the_skipped_pass_runs_if_it_is_needed(host, estimator, passes):
+def test_the_forward_pass_is_not_skipped_if_needed(host, estimator, passes):
     from openrlhf_ktae.trainer.ppo_utils.old_log_probs import update_computes_log_probs
 
     sizes = "--rollout_batch_size 4 --train_batch_size 16".split()

@@ -1,4 +1,4 @@
-"""Update loops of the policy and of the critic: on the ranks of both, an update that is not finite is skipped."""
+"""The update loops of policy and critic skip non-finite updates."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ WORDS = (
 
 @pytest.fixture
 def engine(group):
-    """A model in fp32 with ZeRO-3, where DeepSpeed itself checks nothing."""
+    """A model in fp32 with ZeRO-3, for which DeepSpeed checks nothing by default."""
     torch.manual_seed(0)
     return initialized(torch.nn.Linear(4, 1), 3)
 
 
 def updates(made, factors):
-    """The host's loop over a batch: one update per factor of the loss."""
+    """Stand-in for the host's loop over a batch: one update per factor of the loss."""
     for factor in factors:
         made.backward(made(torch.ones(1, 4)).sum() * factor)
         made.step()
@@ -33,7 +33,7 @@ def updates(made, factors):
 
 @pytest.fixture
 def loops(engine, root, monkeypatch):
-    """The update loop of each model, made as its actor does, around the engine."""
+    """Build each model's update loop around the engine as its actor does."""
     from openrlhf.trainer.ray import ppo_actor, ppo_critic
 
     from openrlhf_ktae.trainer.nonfinite import CRITIC_SKIPPED, SKIPPED
@@ -74,7 +74,7 @@ def test_both_models_skip_and_count_non_finite_updates(model, engine, loops):
 
 @pytest.mark.parametrize("model", ["Actor", "Critic"])
 def test_the_host_builds_our_update_loop(model, host, monkeypatch):
-    """It looks up its loop as a module global, which the actor replaces before loading the model."""
+    """The host looks up its loop as a module global, which our actor replaces before loading the model."""
     import importlib
 
     names = {"Actor": "Policy", "Critic": "Critic"}

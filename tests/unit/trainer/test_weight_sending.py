@@ -1,4 +1,4 @@
-"""Sending weights from two ranks (classes of the `cuda` backend, over gloo) to two engines that may die."""
+"""Sending weights from two ranks (the `cuda` backend's classes, over gloo) to two engines that may die."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from openrlhf_ktae.base.free_port import free_port
 pytestmark = SLOW
 
 MEETING = "a group is made"
-SECONDS = 180  # on a busy machine; the collectives would wait for an hour
+SECONDS = 180  # for a busy machine; stuck collectives would take an hour
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
 
 
 class StoreCommunicator:
-    """Has the interface of vLLM's PyNcclCommunicator; it waits for a dead peer until it is destroyed."""
+    """Has the interface of vLLM's PyNcclCommunicator; waits for a dead peer until destroyed, or forever if `deaf`."""
 
     def __init__(self, address, port, rank, world_size, deaf=False):
         import torch
@@ -52,10 +52,10 @@ class StoreCommunicator:
 
 @pytest.fixture(scope="module")
 def engine_class(ray_here):
-    """An engine without a model; it sleeps like vLLM's, and dies when it receives a given parameter."""
+    """An engine without a model that sleeps like vLLM's and dies when it receives a given parameter."""
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
-    ray_here.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find tests
+    ray_here.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
     class Engine:
         async def __init__(self, number, enable_sleep_mode=False):
@@ -66,7 +66,7 @@ def engine_class(ray_here):
             return []
 
         async def generate_responses(self, **call):
-            assert not self.asleep, "a part of the engine sleeps"
+            assert not self.asleep, "part of the engine is asleep"
             return [dict(self.weights)]
 
         async def get_num_unfinished_requests(self):
@@ -109,7 +109,7 @@ def engine_class(ray_here):
             self.weights[name] = rebuild(*arguments).clone()
 
         async def take(self, name):
-            assert "weights" not in self.asleep, "its weights sleep"
+            assert "weights" not in self.asleep, "its weights are asleep"
             if name == self.dies_at and getattr(self, "hangs", False):
                 await asyncio.Event().wait()
             if name == self.dies_at:
@@ -123,7 +123,7 @@ def rank_class(ray_here):
     from openrlhf_ktae.trainer.ray.ppo_actor import KTAEPolicyModelActor
 
     class Rank(KTAEPolicyModelActor):
-        """A policy actor of the `cuda` backend, whose model is two layers."""
+        """A policy actor of the `cuda` backend with a two-layer model."""
 
         def __init__(self, rank, port, engines, stage=3):
             import deepspeed
@@ -169,7 +169,7 @@ def rank_class(ray_here):
             self.rejoin_engines()
 
         def train(self):
-            """Change all weights; return them."""
+            """Change and return all weights."""
             import deepspeed
 
             parameters = dict(self.trainer.actor.model.module.named_parameters())
@@ -184,7 +184,7 @@ def rank_class(ray_here):
 
 @pytest.fixture
 def trainer(ray_here, engine_class, rank_class):
-    """The host's base trainer with two ranks and two engines, which sleep between the steps."""
+    """The host's base trainer with two ranks, and two engines that sleep between steps."""
     from openrlhf_ktae.trainer.engines import EngineKeeper
 
     class Trainer(EngineKeeper):
@@ -222,9 +222,9 @@ def trainer(ray_here, engine_class, rank_class):
 
 @pytest.mark.timeout(600)
 def test_an_engine_that_dies_while_receiving_weights_still_gets_them(ray_here, trainer):
-    """By CUDA IPC, in the group and as it is made. Rank 1 never waits for rank 0, and no live engine is lost.
+    """By CUDA IPC, in a group, and while a group is made. Rank 1 never waits for rank 0, and no live engine is lost.
 
-    At last with a communicator that takes no abort: rank 0 ends soon, and the run with exit code 4.
+    The last communicator cannot be aborted: rank 0 soon ends, and the run with exit code 4.
     """
     from openrlhf_ktae.processes.deaths import died
     from openrlhf_ktae.trainer.engines import engine_died
@@ -241,13 +241,15 @@ def test_an_engine_that_dies_while_receiving_weights_still_gets_them(ray_here, t
         ("as it is made", 1, MEETING),
         ("deaf", 1, "0.bias"),
     ):
-        if name == MEETING:  # it waits for all members: minutes in NCCL, and so does rank 0
+        if name == MEETING:  # making a group waits for all members, minutes in NCCL
             all_engines("sleep")
             ray_here.get(run.vllm_engines[dying].die_at.remote(name))
             began = time.monotonic()
             with pytest.raises(ray_here.exceptions.RayError) as end:
                 ray_here.get([rank.use_group.remote(False) for rank in run.ranks])
-            assert engine_died(end.value, run.vllm_engines), "it ends the start with exit code 4, and is repaired later"
+            assert engine_died(end.value, run.vllm_engines), (
+                "at startup this means exit code 4; later the engine is restarted"
+            )
             assert time.monotonic() - began < 60
             weights = run.train()
             run.broadcast_to_vllm()
@@ -267,7 +269,7 @@ def test_an_engine_that_dies_while_receiving_weights_still_gets_them(ray_here, t
                 assert died(end.value)
             else:
                 run.broadcast_to_vllm()
-                assert all_engines("sleeping") == [["kv_cache"]] * 2, "a new one as the others"
+                assert all_engines("sleeping") == [["kv_cache"]] * 2, "a restarted engine must sleep like the other"
                 all_engines("wake_up")
                 assert run.engines_have(weights), way
             assert time.monotonic() - began < SECONDS
@@ -288,6 +290,6 @@ def test_an_engine_stuck_after_anothers_death_is_restarted(ray_here, engine_clas
         sending.tell("update_weight", "w", None, None, False)
         sending.received()
     assert engine_died(sending.lost, engines)
-    assert not have_weights(engines), "both are new"
+    assert not have_weights(engines), "both engines must have been restarted"
     for engine in engines:
         ray_here.kill(engine)

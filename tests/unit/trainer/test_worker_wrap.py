@@ -1,4 +1,4 @@
-"""In vLLM's worker: it leaves a group that lost an engine before joining the next one."""
+"""vLLM's worker leaves a group that lost an engine before it joins the next one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_a_worker_leaves_its_group_before_joining_the_next(host, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["cuda", "cpu"])
-def test_engines_have_the_workers_methods_of_their_backend(backend, host, monkeypatch):
-    """vLLM finds them by a path that the host has fixed to its own."""
+def test_engines_use_their_backends_worker_extension(backend, host, monkeypatch):
+    """vLLM imports them by a path, for which the host passes its own class."""
     import asyncio
 
     from vllm.utils.import_utils import resolve_obj_by_qualname

@@ -1,4 +1,4 @@
-"""What users bring, one row per case: the input and what the user sees (docs/reliability.md)."""
+"""User input, one row per case: the input and the text that the user sees (docs/reliability.md)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MINIMAL = "--pretrain m --prompt_data d.jsonl --vllm_num_engines 1 --actor.num_g
 
 
 def seen(what):
-    """The result, or the error message."""
+    """Return the result or the error as text."""
     try:
         return str(what())
     except Exception as error:
@@ -221,7 +221,7 @@ CASES = {
         lambda **_: options("--data.apply_chat_template", "--data.chat_template_args", "enable-thinking=false"),
         "--data.chat_template_args enable-thinking=false: give NAME=VALUE",
     ),
-    # hidden causes
+    # nested causes
     "errors of tasks at the same time": (lambda **_: innermost(in_group()), "KeyError: 'answer'"),
     "below another error": (lambda **_: innermost(caused()), "KeyError: 'answer'"),
     "an error without words": (lambda **_: innermost(ZeroDivisionError()), "ZeroDivisionError:"),
@@ -271,7 +271,7 @@ CASES = {
     "words after the answer's line": (lambda **_: judged("", "#### 18\nI hope so", "#### 18"), "correct"),
     "a full stop": (lambda **_: judged("", "so\n#### 18.", "#### 18"), "correct"),
     "a box wins over hashes": (lambda **_: judged("", "#### 17\n\\boxed{18}", "#### 18"), "correct"),
-    # what can be pasted
+    # lines to paste
     "a run directory with a quote and a dollar": (
         lambda tmp_path, **_: summary(places(tmp_path, run=str(tmp_path / "it's $HOME"))),
         "it'\"'\"'s $HOME/config.yaml'",

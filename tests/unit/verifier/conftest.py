@@ -1,4 +1,4 @@
-"""One verifier for all tests that only need verdicts: starting its workers takes a second."""
+"""One verifier shared by tests that only need verdicts, since starting workers takes a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edits of a gold that keep its value or change it: answers whose verdict is known without labelling."""
+"""Edits of a gold that keep or change its value: answers whose verdict is known without labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Edit = Callable[[str, random.Random], str | None]
 
 
 def _at(pattern: str, change: Callable[[re.Match[str]], str | None]) -> Edit:
-    """An edit of one place, drawn among those that match."""
+    """Return an edit of one match of the pattern, drawn at random."""
     compiled = re.compile(pattern)
 
     def edit(gold: str, draw: random.Random) -> str | None:
@@ -25,7 +25,7 @@ def _at(pattern: str, change: Callable[[re.Match[str]], str | None]) -> Edit:
 
 
 def _around(before: str, after: str, fixed: str = "") -> Edit:
-    """An edit around a whole expression, except for values that it must not change."""
+    """Return an edit that wraps an expression, except values (`fixed`) that it would not change."""
     same = re.compile(fixed) if fixed else None
     return lambda gold, draw: (
         f"{before}{gold}{after}" if _is_formula(gold) and not (same and same.fullmatch(gold)) else None
@@ -33,7 +33,7 @@ def _around(before: str, after: str, fixed: str = "") -> Edit:
 
 
 def _is_formula(gold: str) -> bool:
-    """One expression, so that brackets may be put around it."""
+    """Whether the gold is one expression, which brackets may enclose."""
     return not re.search(
         r"[,;=<>:$]|\\(?:text|cup|le|ge|in|to|ne|begin|pm|mbox|max|min|gcd|operator|\{|mathrm|%|\$)|\^\\circ|[A-Za-z]{3,}",
         gold,
@@ -63,7 +63,7 @@ def _element_dropped(gold: str, draw: random.Random) -> str | None:
 
 
 ZERO, UNIT = r"-?0+(\.0*)?", r"-?1(\.0*)?|\(-1\).*|e\^\{i\\pi\}"
-ROUNDED = r".*(\de\d|10\^\{?\d\d).*"  # one more digit does not change the given ones
+ROUNDED = r".*(\de\d|10\^\{?\d\d).*"  # adding 1 does not change the given digits
 
 CHANGING: dict[str, Edit] = {
     "plus one": _around("1+", "", ROUNDED),
@@ -124,7 +124,7 @@ KEEPING: dict[str, Edit] = {
 
 
 def edited(gold: str, edits: dict[str, Edit], seed: int = 0) -> Iterator[tuple[str, str]]:
-    """(name of the edit, edited gold), for the edits that apply; an edit that changes nothing is left out."""
+    """Yield (name of the edit, edited gold) for edits that apply and, unless they are `KEEPING`, change the text."""
     for name, edit in edits.items():
         new = edit(gold, random.Random(f"{seed} {name} {gold}"))
         if new is not None and (edits is KEEPING or new != gold):

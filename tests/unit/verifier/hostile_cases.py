@@ -1,4 +1,4 @@
-r"""Responses that try to hang, exhaust, fool or execute: name -> (gold, response). None is right."""
+r"""Responses that try to hang, exhaust or fool the verifier, or run code: name -> (gold, response). None is right."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARITHMETIC = {
     "power tower, whole gold": ("5", box("9^{9^{9^9}}")),
     "power tower of brackets": ("5", box(r"3^{\left(3^{\left(3^{(3^3)}\right)}\right)}")),
     "power tower with carets alone": ("5", box("9^9^9^9^9^9^9")),
-    "tower of 1,000 storeys": ("5", box(tower("2", 1000))),
+    "tower of 1,000 levels": ("5", box(tower("2", 1000))),
     "tower of variables": ("x", box("x^{y^{z^{a^{b^{c^{d}}}}}}")),
     "tower in a denominator": ("0", box(r"\frac{1}{9^{9^{9^9}}}")),
     "difference of towers": ("0", box("9^{9^{9^9}} - 9^{9^{9^8}}")),

@@ -1,4 +1,4 @@
-r"""Complete responses in the forms that models give: (gold, response), stating the gold or not."""
+r"""Whole responses as models write them: (gold, response), by whether they state the gold."""
 
 STATES_THE_GOLD = [
     ("15", r"First I thought \boxed{14}. Wait, that's wrong. \boxed{15}."),

@@ -1,6 +1,6 @@
-"""The agent inside the host: rewards, policies for unknown verdicts, users' reward files, the stop on many unknowns.
+"""The agent in the host: rewards, policies for unknown verdicts, users' reward files, the stop on many unknowns.
 
-The host's own `execute` runs; only the tokens come from a script instead of an engine (tests/e2e has the engine).
+The host's own `execute` runs on scripted tokens instead of an engine's (tests/e2e uses engines).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def tokenizer():
 
 
 class Script:
-    """Answers instead of the engine."""
+    """Stand-in for the engine that returns scripted responses."""
 
     def __init__(self, tokenizer, responses):
         self.tokenizer, self.responses = tokenizer, list(responses)
@@ -56,7 +56,7 @@ class Script:
 
 @pytest.fixture
 def agent(host, monkeypatch):
-    """Builds agents from options like the engine actor: no arguments, settings from the environment."""
+    """Build agents as the engine actor does: without arguments, settings in the environment."""
     from openrlhf_ktae.verifier.agent import AgentExecutor
 
     made = []
@@ -74,7 +74,7 @@ def agent(host, monkeypatch):
 
 
 def rollouts(agent, tokenizer, *labelled):
-    """Outputs of the host's interface for (label, response) pairs, run concurrently as in the engine."""
+    """Return the host's outputs for (label, response) pairs, run concurrently as in an engine."""
 
     async def all_of_them():
         script = Script(tokenizer, [response for _, response in labelled])
@@ -90,7 +90,7 @@ def one(agent, tokenizer, label, response):
     return rollouts(agent, tokenizer, (label, response))[0]
 
 
-def test_rewards_scores_and_the_same_keys_every_time(agent, tokenizer):
+def test_rewards_scores_and_constant_keys(agent, tokenizer):
     executor = agent(correct_reward=2.0, wrong_reward=-1.0)
     right, wrong, empty, unknown = rollouts(
         executor, tokenizer, ("5", r"\boxed{5}"), ("5", r"\boxed{6}"), ("5", "hm"), (None, r"\boxed{5}")
@@ -117,7 +117,7 @@ def test_only_the_response_is_graded(agent, tokenizer):
     assert asyncio.run(run())["scores"] == 0.0
 
 
-def test_the_hosts_fields_are_the_hosts(agent, tokenizer):
+def test_the_hosts_fields_are_unchanged(agent, tokenizer):
     output = one(agent(), tokenizer, "5", r"so \boxed{5}")
     start, end = output["action_ranges"][0]
     assert tokenizer.decode(output["observation_tokens"][start:end]) == r"so \boxed{5}"
@@ -141,7 +141,7 @@ def test_policy_for_unknown_verdicts(agent, tokenizer, options, reward, score):
 
 
 def test_timeouts_are_counted(agent, tokenizer, monkeypatch):
-    monkeypatch.setattr(pool, "MAX_DEATHS", 1)  # no second worker for the check
+    monkeypatch.setattr(pool, "MAX_DEATHS", 1)  # no retry on a second worker
     executor = agent(timeout_s=0.4)
     assert executor.verifier.pool.wait_ready()
     for worker in executor.verifier.pool._workers:
@@ -150,7 +150,7 @@ def test_timeouts_are_counted(agent, tokenizer, monkeypatch):
     assert (output["extra_logs"]["verifier_unknown"], output["extra_logs"]["verifier_timeout"]) == (1.0, 1.0)
 
 
-def test_a_defect_of_the_verifier_is_unknown_not_the_end_of_the_run(agent, tokenizer, caplog):
+def test_a_defect_of_the_verifier_gives_an_unknown_verdict(agent, tokenizer, caplog):
     class Odd:
         """A label whose `str` raises."""
 
@@ -244,7 +244,9 @@ def test_a_users_reward_file_works(agent, tokenizer, reward_file):
         ("exit", "SystemExit"),
     ],
 )
-def test_its_failures_are_unknown_and_logged_once(agent, tokenizer, reward_file, caplog, response, message):
+def test_failures_of_a_reward_file_are_unknown_and_logged_once(
+    agent, tokenizer, reward_file, caplog, response, message
+):
     executor = agent(reward_file=reward_file, reward_timeout_s=0.3, reward_log_keys=["mine"])
     with caplog.at_level(logging.ERROR):
         outputs = rollouts(executor, tokenizer, *[("5", response)] * 4)
@@ -253,7 +255,7 @@ def test_its_failures_are_unknown_and_logged_once(agent, tokenizer, reward_file,
         assert output["reward"] == 0.0 and math.isnan(output["scores"])
         assert set(output["extra_logs"]) == KEYS | {"mine"}
     assert len(caplog.records) == 1 and message in caplog.text
-    assert sum(message in output[HINT] for output in outputs) == 1, "the console hears of it once"
+    assert sum(message in output[HINT] for output in outputs) == 1, "must reach the console once"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +266,7 @@ def test_its_failures_are_unknown_and_logged_once(agent, tokenizer, reward_file,
         (None, "no such file"),
     ],
 )
-def test_reward_file_that_cannot_be_used_is_refused_at_the_start(agent, tmp_path, source, message):
+def test_an_unusable_reward_file_is_refused_at_the_start(agent, tmp_path, source, message):
     path = tmp_path / "reward.py"
     if source is not None:
         path.write_text(source)
@@ -277,7 +279,7 @@ def test_all_verdicts_serialize_to_json(agent):
     assert json.loads(json.dumps(fields)) == fields
 
 
-def test_waiting_for_a_free_thread_is_not_the_calls_own_time(tmp_path, monkeypatch):
+def test_waiting_for_a_free_thread_does_not_count_as_call_time(tmp_path, monkeypatch):
     from openrlhf_ktae.verifier import user_reward
 
     monkeypatch.setattr(user_reward, "THREADS", 2)
@@ -288,7 +290,7 @@ def test_waiting_for_a_free_thread_is_not_the_calls_own_time(tmp_path, monkeypat
     async def grades(*seconds):
         return await asyncio.gather(*(file.grade("q", "p", label) for label in seconds))
 
-    assert [one.failure for one in asyncio.run(grades(*[0.3] * 8))] == [""] * 8, "1.2 s in all, 0.3 s a call"
+    assert [one.failure for one in asyncio.run(grades(*[0.3] * 8))] == [""] * 8, "1.2 s in total, 0.3 s per call"
     slow, other, waiting = asyncio.run(grades(3.0, 3.0, 0.0))
     assert "took longer than 0.5 s" in slow.failure
     assert "took longer than 0.5 s" in other.failure
@@ -296,7 +298,7 @@ def test_waiting_for_a_free_thread_is_not_the_calls_own_time(tmp_path, monkeypat
 
 
 ROW = {"input": PROMPT, "label": "5", "answer": "5", "level": 3, "extra_info": {"index": 1}, "data_source": "sums"}
-# Reward functions of other libraries: source, reward of the response "so 5", of "so 6", keys to log.
+# Reward functions of other libraries: source, rewards of the responses "so 5" and "so 6", keys to log.
 FOREIGN = {
     "trl": (
         "def reward_func(prompts, completions, answer, **kwargs):\n"
@@ -338,7 +340,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_reward_functions_of_other_libraries_work_as_they_are(agent, tokenizer, tmp_path, name):
+def test_reward_functions_of_other_libraries_work_unchanged(agent, tokenizer, tmp_path, name):
     source, rewards, logs = FOREIGN[name]
     (tmp_path / "reward.py").write_text(source)
     executor = agent(reward_file=str(tmp_path / "reward.py"), reward_log_keys=list(logs))
@@ -360,7 +362,7 @@ def test_a_non_numeric_log_entry_does_not_change_the_verdict(agent, tokenizer, t
 
 @pytest.fixture(scope="module")
 def tagged(tokenizer):
-    """The tokenizer with tags as special tokens and its own end token."""
+    """The tokenizer with tags as special tokens, and an end token."""
     import copy
 
     tagged = copy.deepcopy(tokenizer)
@@ -403,7 +405,7 @@ def test_a_box_that_the_prompt_opens_holds_the_answer(agent, tokenizer):
         ("18", "so\n#### 18", 0.0),
     ],
 )
-def test_answers_after_hashes_count_where_the_gold_has_them(agent, tokenizer, gold, response, score):
+def test_answers_after_hashes_count_if_the_gold_has_them(agent, tokenizer, gold, response, score):
     assert one(agent(), tokenizer, gold, response)["scores"] == score
 
 
@@ -412,7 +414,7 @@ def test_answers_after_hashes_count_where_the_gold_has_them(agent, tokenizer, go
 def test_correct_means_the_same_in_the_agent_and_in_ktae(
     threshold, score, root, tmp_path, tokenizer, host, monkeypatch
 ):
-    """One option, `--algo.ktae.correct_threshold`, for users' reward files too."""
+    """`--algo.ktae.correct_threshold` decides in both, for users' reward files too."""
     import numpy as np
 
     from openrlhf_ktae.cli.options import parse_command_line

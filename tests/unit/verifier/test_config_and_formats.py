@@ -1,4 +1,4 @@
-"""Options of the verifier, and whether a response keeps the asked format."""
+"""Options of the verifier, and checks of the required format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_settings_are_passed_through_the_environment():
         ('{"require_tags": "think"}', "require_tags 'think': must be a list"),
     ],
 )
-def test_settings_that_cannot_be_read_name_the_option(text, message):
+def test_unreadable_settings_are_refused_by_name(text, message):
     with pytest.raises(ValueError) as error:
         VerifierConfig.from_env({CONFIG_VARIABLE: text})
     assert message in str(error.value)
@@ -76,7 +76,7 @@ def test_values_out_of_range_are_refused_with_the_way_out(options):
         ("", False),
     ],
 )
-def test_tags_appear_once_each_in_their_order(response, kept):
+def test_tags_must_appear_once_each_in_order(response, kept):
     assert keeps_format(response, THINK, require_single_answer=False) is kept
 
 

@@ -1,4 +1,4 @@
-"""Verdicts on boxed answers, by convention: which state the gold and which do not."""
+"""Verdicts on boxed answers by convention: answers that state the gold, and answers that do not."""
 
 from __future__ import annotations
 

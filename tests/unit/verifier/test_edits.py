@@ -1,4 +1,4 @@
-"""Golds edited so that their value stays or changes: verdicts that are known without a label.
+"""Golds edited so that their value stays or changes, so the verdict is known without a label.
 
 `benchmarks/verifier_accuracy.py` does the same with the golds of five benchmarks.
 """
@@ -13,7 +13,7 @@ from equivalent_cases import EQUIVALENT
 from openrlhf_ktae.verifier import CORRECT, WRONG
 from openrlhf_ktae.verifier.golds import gold_forms
 
-ODD = {r"\le 3"}  # states no value by itself
+ODD = {r"\le 3"}  # states no value
 GOLDS = sorted({str(gold) for table in (EQUIVALENT, DIFFERENT) for pairs in table.values() for gold, _ in pairs} - ODD)
 
 
@@ -25,7 +25,7 @@ def test_edited_golds(verifier, edits, expected, allowed):
 
 
 def judged(verifier, golds, edits, expected):
-    """(gold, edit, answer) of all edits of all forms of the golds, and those with another verdict."""
+    """Return (gold, edit, answer) for all edits of the golds' forms, and the cases with an unexpected verdict."""
     forms = [(gold, form) for gold in golds for form in gold_forms(gold)]
     cases = [(gold, name, new) for gold, form in forms for name, new in edited(form, edits)]
     cases = [case for case in cases if expected == CORRECT or case[2] not in gold_forms(case[0])]

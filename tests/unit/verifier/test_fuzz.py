@@ -1,4 +1,4 @@
-r"""With a readable gold no text of a response makes the verdict unknown."""
+r"""With a readable gold, no response makes the verdict unknown."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ DEEP = [
 
 
 def answers(count: int) -> list[str]:
-    """The same random texts in every run: nested up to four deep."""
+    """Return random texts, nested up to four deep; the same in every run."""
     draw = random.Random(19)
 
     def build(depth: int) -> str:
@@ -60,7 +60,7 @@ def answers(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def checked():
-    """A verifier whose limits the slow answers reach."""
+    """Judge all answers, with limits that the slow ones exceed."""
     with Verifier(workers=2, cpu_s=0.5) as verifier:
         cases = [(gold, answer) for gold in GOLDS for answer in DEEP[:: 1 if gold in ("5", "x^2+1") else 7]]
         cases += [(gold, answer) for at, gold in enumerate(GOLDS) for answer in answers(3400)[at :: len(GOLDS)]]

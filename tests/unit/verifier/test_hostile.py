@@ -1,4 +1,4 @@
-"""Hostile responses: each is answered in time and within memory, and the next check works. Nothing is executed."""
+"""Hostile responses get a verdict within time and memory, run no code, and do not affect the next check."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_almost_no_verdict_is_unknown(strict):
 
 
 def test_no_source_evaluates_text_as_python():
-    """Nothing that a response says can become Python: no eval, exec, compile, sympify, and no computed attribute."""
+    """No eval, exec, compile, sympify or computed attribute access, so response text cannot run as Python."""
     forbidden = {"eval", "exec", "compile", "sympify", "parse_expr", "lambdify", "literal_eval", "setattr"}
     found = []
     for path in SOURCES:

@@ -19,7 +19,7 @@ GOOD = {"rewards": [0.75]}
 
 
 class Server:
-    """Answers each query with the next of `answers`, then with the last one: a body, a status, or what to do."""
+    """Answers queries with `answers` in turn (a body, a status or an action), repeating the last."""
 
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), []
@@ -127,7 +127,7 @@ def test_queries_are_retried_then_the_rollout_fails(bad, serve, agent):
     rewards(executor)
     began = time.monotonic()
     if bad in ("hang", "hang up"):
-        executor._answered = began + 60  # an answer to another query in the meantime shows that the server is up
+        executor._answered = began + 60  # as if another query had been answered, so the server is up
     with pytest.raises(BadAnswer, match=r"gave no reward in 3 tries, last error http://127.0.0.1:\d+/get_reward: "):
         rewards(executor)
     rewards(executor)
@@ -214,7 +214,7 @@ def test_a_server_must_answer_before_the_run(answer, reason, serve):
     assert server.asked == [{"query": [""], "prompts": [""], "labels": [""]}]
 
 
-def test_before_the_run_a_server_that_is_down_is_refused_within_seconds(serve):
+def test_before_the_run_a_dead_server_is_refused_within_seconds(serve):
     server = serve(GOOD)
     server.stop()
     server.stop = lambda: None

@@ -1,4 +1,4 @@
-"""Workers are killed, stopped, starved and abandoned here; callers must get a verdict in time, and nothing may leak."""
+"""Workers are killed, suspended, starved and abandoned; callers must get a verdict in time, and nothing may leak."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SLACK_S = 1.0
 
 
 def hard(n: int) -> tuple[str, str]:
-    """A check that needs a worker, another one for every n."""
+    """Return a check that needs a worker, different for every n."""
     return rf"\frac{{{n}}}{{7}}", rf"\boxed{{\frac{{{2 * n}}}{{14}}}}"
 
 
@@ -40,19 +40,19 @@ def busy(verifier: Verifier) -> list:
 def wait_until(condition, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come about in time"
+        assert time.monotonic() < end, f"still false after {seconds} s"
         time.sleep(0.005)
 
 
 def stopped(verifier: Verifier) -> None:
-    """Suspend every worker, including the spare: their next check hangs forever."""
+    """Suspend every worker, including the spare, so that their next checks hang."""
     wait_until(lambda: sum(worker.ready for worker in verifier.pool._workers) > verifier.config.workers)
     for pid in pids(verifier):
         os.kill(pid, signal.SIGSTOP)
 
 
 def children() -> dict[int, str]:
-    """State of each child process of this one: `Z` is a zombie."""
+    """Return the state of each child process; `Z` is a zombie."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -86,7 +86,7 @@ def test_a_stuck_check_takes_its_limit_and_delays_no_other():
         with ThreadPoolExecutor(40) as threads:
             begun = time.monotonic()
             verdicts = list(threads.map(lambda n: (verifier.verify(*hard(n)), time.monotonic() - begun), range(1, 41)))
-        assert all(verdict.status == CORRECT for verdict, _ in verdicts)  # the stuck check on another worker
+        assert all(verdict.status == CORRECT for verdict, _ in verdicts)  # the stuck check succeeded on another worker
         stuck = [seconds for _, seconds in verdicts if seconds >= 1.0]
         assert len(stuck) <= 1 and all(seconds < 1.5 + SLACK_S for seconds in stuck)
 
@@ -97,7 +97,7 @@ def test_checks_work_after_every_worker_was_stuck():
         begun = time.monotonic()
         first, second = verifier.verify_many([hard(1), hard(2)])
         assert time.monotonic() - begun < 60
-        assert "wall time limit" in (first.reason, second.reason)  # one of them reaches the third, suspended worker
+        assert "wall time limit" in (first.reason, second.reason)  # one is retried on the third worker, also suspended
         assert verifier.pool.counts["killed"] == 3
         wait_until(lambda: verifier.verify(*hard(3)).status == CORRECT)
 
@@ -105,7 +105,7 @@ def test_checks_work_after_every_worker_was_stuck():
 def test_seconds_exclude_the_wait_in_the_queue():
     with Verifier(workers=1, timeout_s=0.5) as verifier:
         stopped(verifier)
-        first, *others = verifier.verify_many([hard(n) for n in range(1, 10)])  # stuck twice, in both workers
+        first, *others = verifier.verify_many([hard(n) for n in range(1, 10)])  # stuck in both workers
         assert 0.5 <= first.seconds < 0.5 + SLACK_S
         assert all(verdict.seconds < 0.5 + SLACK_S for verdict in others)
         assert others[-1].status == CORRECT and others[-1].seconds < 0.5
@@ -161,7 +161,7 @@ def test_a_gold_over_the_cpu_limit_is_unknown():
 
 @pytest.mark.parametrize("ending", [signal.SIGSEGV, signal.SIGABRT])
 def test_an_answer_that_crashes_its_worker_is_wrong_once_the_gold_is_read(ending):
-    """Like a library that aborts without memory, or a stack overflow."""
+    """As when a library aborts on lack of memory, or the stack overflows."""
     long = r"x+1=" * 300 + "x"
     with Verifier(workers=1) as verifier:
         pending = verifier.pool.submit(Job([r"\frac{1}{2}"], ",".join([rf"\sin({long})"] * 40), 60.0, 60.0))
@@ -202,7 +202,7 @@ print([(str(answer["status"]), str(answer["reason"])) for answer in sent[1::2]])
     assert ast.literal_eval(done.stdout) == [(status, outcome) for status in statuses], done.stderr
 
 
-def test_check_that_ignores_its_cpu_limit_in_c_is_ended_by_the_kernel():
+def test_a_check_stuck_in_c_is_killed_by_the_kernel_at_its_cpu_limit():
     code = """
 from openrlhf_ktae.verifier import worker
 worker.limit_process(1024)
@@ -213,7 +213,7 @@ worker.serve(lambda g, a: sum(range(10 ** 11)), None, dict(id=1, gold="", answer
     assert time.monotonic() - begun < 10
 
 
-def test_retry_checks_once_more():
+def test_unknown_retry_checks_once_more():
     with Verifier(workers=1, timeout_s=0.5, unknown="retry") as verifier:
         stopped(verifier)
         killed = verifier.pool.counts
@@ -232,7 +232,7 @@ def test_timeouts_are_not_cached():
         wait_until(lambda: verifier.verify(*hard(1)).status == CORRECT)
 
 
-def test_workers_are_recycled_and_leave_no_zombie_and_no_open_file():
+def test_recycled_workers_leave_no_zombies_or_open_files():
     others = children()
     with Verifier(workers=1, recycle_after=4, cache_size=0) as verifier:
         wait_until(lambda: all(worker.ready for worker in verifier.pool._workers))
@@ -266,7 +266,7 @@ def test_2000_checks_leak_nothing(verifier):
     assert resident_mb() - memory < 20
 
 
-def test_from_many_threads(verifier):
+def test_works_from_many_threads(verifier):
     with ThreadPoolExecutor(32) as threads:
         verdicts = list(threads.map(lambda n: verifier.verify(*hard(n)), range(5000, 5200)))
     assert all(verdict.status == CORRECT for verdict in verdicts)
@@ -301,7 +301,7 @@ def test_verification_does_not_block_an_event_loop():
         assert verifier.verify(*hard(7000)).status == CORRECT
 
 
-def test_in_a_forked_child_and_in_its_parent():
+def test_works_in_a_forked_child_and_its_parent():
     with Verifier(workers=1) as verifier:
         assert verifier.verify(*hard(1)).status == CORRECT
         child = os.fork()
@@ -315,7 +315,7 @@ def test_in_a_forked_child_and_in_its_parent():
 
 
 @SLOW
-def test_in_ray_actors_of_either_kind():
+def test_works_in_synchronous_and_asynchronous_ray_actors():
     code = """
 import ray
 from openrlhf_ktae.verifier import Verifier
@@ -394,7 +394,7 @@ def test_equal_checks_run_once():
         assert sum(worker.checks for worker in verifier.pool._workers) == 1
 
 
-def test_cache_keeps_no_more_than_its_size():
+def test_the_cache_is_bounded():
     with Verifier(workers=1, cache_size=3) as verifier:
         verifier.verify_many(hard(n) for n in range(1, 9))
         assert len(verifier._cache) == 3
@@ -402,7 +402,7 @@ def test_cache_keeps_no_more_than_its_size():
         assert sum(worker.checks for worker in verifier.pool._workers) == 8
 
 
-def test_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
+def test_a_worker_that_cannot_start_gives_the_reason(tmp_path, monkeypatch):
     (tmp_path / "mpmath.py").write_text("raise ImportError('no grammar here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="no grammar here"), Verifier(workers=1):

@@ -1,4 +1,4 @@
-"""Where the answer is in a response, forms of golds, and verdicts on malformed text."""
+"""Finding the answer in a response, forms of golds, and verdicts on malformed text."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_answer_format_limits_where_the_answer_may_be():
         (float("inf"), ()),
     ],
 )
-def test_gold_is_read_as_data_sets_hold_it(gold, forms):
+def test_golds_are_read_in_the_forms_of_data_sets(gold, forms):
     assert gold_forms(gold) == forms
 
 
@@ -179,7 +179,7 @@ def test_whole_responses(verifier, cases, expected):
     assert [(*case, v.reason) for case, v in zip(cases, verdicts, strict=True) if v.status != expected] == []
 
 
-def test_verdict_tells_what_was_read_and_how_long_it_took(verifier):
+def test_a_verdict_holds_the_answer_read_and_the_time_taken(verifier):
     verdict = verifier.verify(["1", r"\frac{1}{2}"], r"so \boxed{0.50}")
     assert verdict.extracted == "0.50"
     assert verdict.gold == r"1 | \frac{1}{2}"
@@ -207,13 +207,13 @@ def test_options_in_the_constructor():
 @pytest.mark.parametrize(
     ("gold", "response", "reason"),
     [
-        ("5", r"\boxed{5}", Reason.SAME_TEXT),  # decided in the caller
-        ("5", "", Reason.NO_BOX),  # by extraction
-        (r"\sqrt{2}", r"\boxed{2^{1/2}}", Reason.SAME_VALUE),  # by a worker
+        ("5", r"\boxed{5}", Reason.SAME_TEXT),  # decided in the calling process
+        ("5", "", Reason.NO_BOX),  # decided by extraction
+        (r"\sqrt{2}", r"\boxed{2^{1/2}}", Reason.SAME_VALUE),  # decided by a worker
         (r"\oint \oint", r"\boxed{1}", Reason.GOLD_UNREADABLE),
     ],
 )
-def test_reasons_are_of_one_enumeration_and_are_written_as_text(verifier, gold, response, reason):
+def test_reasons_are_enumeration_members_and_serialise_as_text(verifier, gold, response, reason):
     given = verifier.verify(gold, response).reason
     assert given is reason
     assert json.dumps(given) == f'"{reason.value}"'

@@ -1,6 +1,6 @@
-"""The verifier on worked responses with a label, and on golds of all kinds.
+"""The verifier on labelled worked responses, and on golds of all kinds.
 
-`benchmarks/verifier_accuracy.py` holds the same rules on published responses and on the golds of five benchmarks.
+`benchmarks/verifier_accuracy.py` checks the same rules on published responses and on the golds of five benchmarks.
 """
 
 from __future__ import annotations
