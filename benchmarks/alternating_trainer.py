@@ -1,4 +1,4 @@
-"""The trainer of `benchmarks/ktae_step_cost.py`; a separate module, so that Ray's workers can import it."""
+"""The trainer of `benchmarks/ktae_step_cost.py`, in its own module so that Ray's workers can import it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from openrlhf_ktae.trainer.ppo_trainer import KTAEPPOTrainer
 
 
 class AlternatingTrainer(KTAEPPOTrainer):
-    """KTAE in even steps, only its base in odd ones."""
+    """Uses KTAE in even steps and only its base in odd ones."""
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
         """Train one step; only steps with KTAE carry its metrics."""

@@ -1,6 +1,6 @@
-"""Rollouts of a member of `examples/chains` in plain torch, as estimators of token credit take them.
+"""Rollouts of a member of `examples/chains` in plain torch, as input for token-credit estimators.
 
-Legend as in `stacked_qwen2`: `S` models, `B` rollouts of each, those of a group side by side.
+Legend as in `stacked_qwen2`: `S` models, `B` rollouts of each; a group's rollouts are adjacent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ORACLE = EXAMPLES / "chains/oracle.py"
 
 
 class Member:
-    """Model, tokenizer and knobs of a folder that `make_model.py` wrote."""
+    """Model, tokenizer and knobs from a folder written by `make_model.py`."""
 
     def __init__(self, folder: Path) -> None:
         known = json.loads((folder / "knobs.json").read_text())
@@ -41,22 +41,22 @@ class Member:
         self.most = longest_response(self.knobs)
 
     def weights(self, copies: int = 1) -> Weights:
-        """Return the model's weights `copies` times."""
+        """Return the model's weights, stacked `copies` times."""
         return stacked(self.model, copies)
 
     def prompts(self, problems: Sequence[Problem], group: int) -> torch.Tensor:
-        """Return the ids of each prompt `group` times, (B, T): prompts of one member are equally long."""
+        """Return each prompt's ids `group` times, (B, T); prompts of one member have equal length."""
         return torch.tensor([self.tokenizer.encode(p.prompt) for p in problems]).repeat_interleave(group, 0)
 
     def scores(self, ids_BT: torch.Tensor, problems: Sequence[Problem]) -> torch.Tensor:
-        """Return 1 for each right rollout, 0 for a wrong one; those of a problem are side by side."""
+        """Return 1 for right rollouts and 0 for wrong ones; a problem's rollouts are adjacent."""
         rows, each = ids_BT.tolist(), len(ids_BT) // len(problems)
         return torch.tensor([judge(words_of(row), str(problems[i // each].results[-1])) for i, row in enumerate(rows)])
 
     def credit_batch(
         self, ids_BT: torch.Tensor, log_probs_BTV: torch.Tensor, scores_B: torch.Tensor, group: int, prompt: int
     ) -> CreditBatch:
-        """Return what estimators see: rows without their first token, with all that the policy's pass gives."""
+        """Return the estimators' input: rows without their first token, and all figures of the policy's pass."""
         ids = ids_BT[:, 1:]
         mask = ids != self.pad
         mask[:, : prompt - 1] = False

@@ -1,15 +1,15 @@
-"""Which estimators point the way that true credit points? Frozen rollouts of chains whose state is known.
+"""Which estimators agree with true credit? Frozen rollouts of chains, whose true state is known.
 
     python examples/chains/make_model.py --steps 6 --filler 0.5 --output runs/chains/6-50-30
     python benchmarks/credit_agreement.py runs/chains/* --output runs/credit_agreement
 
-True credit of a token is the change of V(prompt, state) that it makes; the state is how many hours have been given and
-whether all is well so far, V the mean score of `--pool` other rollouts of that prompt in that state. `mc_value` gets
-values from `--continuations` continuations after every token, or after every hour only (steps). All on mixed groups,
-which GRPO learns from.
+A token's true credit is the change of V(prompt, state) that it causes. The state is the number of hours given and
+whether all are right so far; V is the mean score of `--pool` other rollouts of that prompt in that state. `mc_value`
+gets values from `--continuations` continuations after every token, or only after every hour (steps). All on mixed
+groups, from which GRPO learns.
 
 - pooled: Spearman correlation of advantage and true credit over all tokens
-- within: the same inside each rollout, averaged; 0 for an estimator that gives all its tokens the same
+- within: the same within each rollout, averaged; 0 for an estimator that gives all tokens of a rollout the same
 - sign: share of equal signs where true credit is larger than 0.01
 - cosine: of the two vectors over all tokens
 
@@ -44,19 +44,19 @@ FIGURES = ("pooled", "within", "sign", "cosine")
 SMALLEST = 0.01
 RESAMPLES = 200
 AT_ONCE = 512
-"""Sequences sampled together: with more, keys and values leave the processor's cache."""
+"""Sequences sampled together; with more, keys and values no longer fit into the processor's cache."""
 Floats = NDArray[np.float64]
 
 
 def correlation(x: Floats, y: Floats) -> float:
-    """Return Pearson's; 0 where one does not vary."""
+    """Return Pearson's correlation; 0 if either input is constant."""
     x, y = x - x.mean(), y - y.mean()
     size = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / size if size > 1e-12 else 0.0
 
 
 def agreement(credit_A: Floats, control_A: Floats, row_A: NDArray[np.int64]) -> tuple[float, float, float, float]:
-    """Return `FIGURES` of one estimator against the control; rollouts whose control does not vary have no rank."""
+    """Return `FIGURES` of one estimator against the control; rollouts with a constant control have no ranks."""
     rows = [np.flatnonzero(row_A == row) for row in np.unique(row_A)]
     inside = [
         correlation(rankdata(credit_A[at]), rankdata(control_A[at])) for at in rows if np.ptp(control_A[at]) > 1e-9
@@ -92,9 +92,9 @@ def with_intervals(
 
 
 def true_credit(batch: CreditBatch, pool: list[tuple[list[int], float]], group: int, prompt: int) -> Floats:
-    """Return the change of V(prompt, state) at each action token; `pool` holds ids and score of further rollouts.
+    """Return the change of V(prompt, state) at each action token; `pool` holds ids and scores of other rollouts.
 
-    Pool rollouts of group q are the q-th part of it.
+    The pool consists of equal parts, one per group in order.
     """
     each, change_A = len(pool) // (len(batch.scores_B) // group), np.zeros(len(batch.at_A))
     ids_N = batch.token_ids_N.numpy()
@@ -132,7 +132,7 @@ def sampled_values(
 
 
 def rollouts(member: Member, starts_BT: torch.Tensor, seed: int, spent: int = 0) -> torch.Tensor:
-    """Return `starts_BT` with what the model goes on with, `spent` tokens of a response being among them."""
+    """Return `starts_BT` continued by the model; they already contain `spent` tokens of the response."""
     weights, most = member.weights(), member.most - spent
     parts = starts_BT.split(AT_ONCE)
     made = [
@@ -142,7 +142,7 @@ def rollouts(member: Member, starts_BT: torch.Tensor, seed: int, spent: int = 0)
 
 
 def joined(parts: list[torch.Tensor], pad: int) -> torch.Tensor:
-    """Return the rows of tables of different widths as one table."""
+    """Return the rows of tables of different widths in one table."""
     width = max(part.shape[1] for part in parts)
     return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=pad) for part in parts])
 
@@ -205,7 +205,7 @@ def measured(member: Member, group: int, groups: int, pool: int, continuations: 
 
 
 def table(results: list[dict[str, Any]], figure: str) -> str:
-    """Return Markdown: estimators down, members across."""
+    """Return a Markdown table with a row per estimator and a column per member."""
     names = list(dict.fromkeys(name for result in results for name in result["estimators"]))
     heads = [f"{result['member']}, G {result['group']}" for result in results]
     lines = [f"| estimator | {' | '.join(heads)} |", f"|---|{'---:|' * len(results)}"]
@@ -221,7 +221,7 @@ def table(results: list[dict[str, Any]], figure: str) -> str:
 
 
 def figure(results: list[dict[str, Any]], of: str) -> str:
-    """Return an SVG: one row an estimator, one mark with its interval a member."""
+    """Return an SVG with a row per estimator and a mark with its interval per member."""
     names = list(dict.fromkeys(name for result in results for name in result["estimators"]))
     colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
     left, wide, step, top = 130, 520, 14 + 7 * len(results), 20 + 16 * len(results)
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--group-sizes", type=int, nargs="+", default=[8])
     parser.add_argument("--groups", type=int, default=32)
     parser.add_argument("--pool", type=int, default=256)
-    parser.add_argument("--continuations", type=int, default=32, help="0: without mc_value")
+    parser.add_argument("--continuations", type=int, default=32, help="0 leaves out mc_value")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.output.mkdir(parents=True, exist_ok=True)

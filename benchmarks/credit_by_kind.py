@@ -1,11 +1,11 @@
-"""Where does credit land? Mean K by kind of token in recorded rollouts of the quickstart, whose right sums are known.
+"""Which tokens get credit? Mean K by kind of token in recorded quickstart rollouts, whose right sums are known.
 
     .venv/bin/python -m openrlhf_ktae.cli.train_ppo_ray --config configs/compare/grpo_ktae_calibrated.yaml \\
         --run.dir runs/recorded --ktae.record_rollouts 5
     .venv/bin/python benchmarks/credit_by_kind.py runs/recorded
 
-A trace is wrong from its first wrong sum on; `maybe`, `guess` and `skip` make the model careless, `carefully` careful,
-`ok`, `well` and `hmm` do nothing (examples/quickstart/README.md). Groups with both labels only.
+A trace is wrong from its first wrong sum on. `maybe`, `guess` and `skip` make the model careless, `carefully` makes it
+careful, `ok`, `well` and `hmm` do nothing (examples/quickstart/README.md). Only groups with both labels count.
 """
 
 from __future__ import annotations

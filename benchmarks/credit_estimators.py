@@ -1,10 +1,10 @@
-"""What each estimator of token credit costs beside a sort of the same tokens, in one run.
+"""Cost of each token-credit estimator relative to a sort of the same tokens, in one run.
 
     python benchmarks/credit_estimators.py [--groups 256] [--repetitions 5]
 
-Processor seconds of the fastest of some repetitions, one thread, without what the policy's pass computes (entropies
-and the like). What is compared alternates, so that other load on the machine meets both. Exits with 1 where an
-estimator costs more than 3 sorts.
+Processor seconds of the fastest repetition on one thread, without the figures of the policy's pass (entropies and the
+like). Compared pieces alternate, so that other load on the machine affects both. Exits with 1 if an estimator costs
+more than 3 sorts.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from zipf_batches import ROLLOUTS, zipf_batch
 from openrlhf_ktae.credit import NEEDS, CreditBatch, estimators
 
 SORTS = 3.0
-"""An estimator costs at most so many sorts of the tokens."""
+"""Goal: an estimator costs at most this many sorts of the tokens."""
 SHARED = 100
-"""Tokens with which half of a group's rollouts begin alike; real ones share some tens."""
+"""Tokens shared at the start of half of a group's rollouts; real rollouts share some tens."""
 
 PROMPT = 100
 """Tokens of each prompt."""
 
 
 def batch_of(groups: int) -> CreditBatch:
-    """Return rollouts of words' frequencies, half of each group with a common beginning, and all of `NEEDS`."""
+    """Return rollouts with Zipf-distributed ids, half of each group with a common beginning, and all of `NEEDS`."""
     made = zipf_batch(groups)
     ids_BT = made.ids_BT.copy()
     for first in range(0, len(ids_BT), ROLLOUTS):
@@ -46,7 +46,7 @@ def batch_of(groups: int) -> CreditBatch:
 
 
 def fresh(batch: CreditBatch) -> CreditBatch:
-    """Return the batch without what other estimators left in its cached properties."""
+    """Return the batch without properties cached by other estimators."""
     return CreditBatch(**{name: getattr(batch, name) for name in CreditBatch.__dataclass_fields__})
 
 
@@ -62,7 +62,7 @@ def main() -> int:
     works: dict[str, Callable[[], Any]] = {"sort": lambda: torch.sort(tokens_A, stable=True)}
     works |= {name: lambda one=one: one(fresh(batch)) for name, one in estimators().items()}  # type: ignore[misc]
     best = dict.fromkeys(works, float("inf"))
-    for _ in range(options.repetitions + 1):  # the first one compiles
+    for _ in range(options.repetitions + 1):  # the first call compiles
         for name, work in works.items():
             started = time.process_time()
             work()

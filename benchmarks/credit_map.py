@@ -1,9 +1,9 @@
-"""Table and figure of where token credit trains better than GRPO, from cells that `credit_training.py` wrote.
+"""Table and figure of where token credit trains better than GRPO, from the cells of `credit_training.py`.
 
     python benchmarks/credit_map.py docs/credit_map.json --image docs/images/credit_map.svg
 
-Differences to GRPO on the same seeds in points, with 95 % t-intervals; p from paired t-tests, corrected by Holm over
-all arms and cells of the table. A star: below 0.05.
+Differences from GRPO on the same seeds, in points, with 95 % t-intervals; p from paired t-tests, with Holm's correction
+over all arms and cells of the table. A star marks p below 0.05.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def knobs(cell: dict[str, Any]) -> dict[str, float]:
 
 
 def label(cell: dict[str, Any]) -> str:
-    """Return those knobs in words, and the learning rate if all arms have one."""
+    """Return those knobs in words, and the learning rate if all arms share one."""
     texts = {
         "steps": "{} steps",
         "filler": "{:.0%} filler",
@@ -51,12 +51,12 @@ def label(cell: dict[str, Any]) -> str:
 
 
 def place(cell: dict[str, Any]) -> list[tuple[int, float]]:
-    """Return what sorts cells: the centre, then one knob after the other."""
+    """Return the sort key of a cell: the centre first, then knob by knob."""
     return [(list(CENTRE).index(name), value) for name, value in knobs(cell).items()]
 
 
 def differences(cells: list[dict[str, Any]], outcome: str) -> dict[tuple[int, str], tuple[float, float, float, float]]:
-    """Return mean, both ends and corrected p of each (cell, arm)."""
+    """Return the mean, interval and corrected p of each (cell, arm)."""
     found = {}
     for at, cell in enumerate(cells):
         for arm, values in cell[outcome].items():
@@ -68,7 +68,7 @@ def differences(cells: list[dict[str, Any]], outcome: str) -> dict[tuple[int, st
 
 
 def pooled(cells: list[dict[str, Any]], outcome: str) -> dict[str, tuple[float, float, float]]:
-    """Return each arm's mean difference over cells: means over cells of each seed, t-interval over seeds."""
+    """Return each arm's mean difference over cells, with a t-interval over seeds (of each seed's mean over cells)."""
     seeds = min(cell["seeds"] for cell in cells)
     return {
         arm: t_interval(np.mean([np.subtract(c[outcome][arm], c[outcome]["GRPO"])[:seeds] for c in cells], axis=0))
@@ -88,7 +88,7 @@ def arms_of(cells: list[dict[str, Any]]) -> list[str]:
 
 
 def table(cells: list[dict[str, Any]], outcome: str) -> str:
-    """Return Markdown: cells down, arms across."""
+    """Return a Markdown table with a row per cell and a column per arm."""
     found, arms = differences(cells, outcome), arms_of(cells)
     lines = [f"| cell | GRPO | {' | '.join(f'`{arm}`' for arm in arms)} |", f"|---|{'---:|' * (len(arms) + 1)}"]
     for at, cell in enumerate(cells):
@@ -109,7 +109,7 @@ def row_of_marks(
     intervals: Sequence[Any],
     colours: Sequence[str],
 ) -> list[str]:
-    """Return SVG of one row: its name left of `left`, below each other a mark for each (mean, low, high) or None."""
+    """Return the SVG of one row: its name left of `left`, and stacked marks, one per (mean, low, high) or None."""
     out = [f'<text x="{left - 8}" y="{y0 + step / 2 - 4}" text-anchor="end">{name}</text>']
     for i, interval in enumerate(intervals):
         if interval:
@@ -123,7 +123,7 @@ def row_of_marks(
 
 
 def figure(cells: list[dict[str, Any]], outcome: str) -> str:
-    """Return an SVG: one row a cell, one mark with its interval an arm."""
+    """Return an SVG with a row per cell and a mark with its interval per arm."""
     found, arms = differences(cells, outcome), arms_of(cells)
     ends = [end for one in found.values() for end in one[1:3]]
     least, most = 5 * np.floor(min(ends) / 5), 5 * np.ceil(max(ends) / 5)
@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cells", type=Path)
     parser.add_argument("--image", type=Path)
-    parser.add_argument("--arms", nargs="+", help="other than GRPO; default: all")
+    parser.add_argument("--arms", nargs="+", help="arms besides GRPO (default: all)")
     args = parser.parse_args()
     cells = sorted(json.loads(args.cells.read_text()), key=place)
     for cell, outcome in product(cells if args.arms else [], OUTCOMES):

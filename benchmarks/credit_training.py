@@ -1,13 +1,13 @@
-"""Where does token credit help at all? Many small trainings of a member of `examples/chains` at once, in plain torch.
+"""Where does token credit help at all? Many small training runs on `examples/chains` at once, in plain torch.
 
     python benchmarks/credit_training.py runs/chains/6-50-30 --seeds 0 --output runs/tuned.json
     python benchmarks/credit_training.py runs/chains/* --tuned runs/tuned.json --output docs/credit_map.json
 
-Adam, gradient norm 1, fresh problems in each step; one update a batch (PPO's clip does nothing then) or `--updates` on
-the whole of it. The learning rate of each arm is the best of three on `--explore` seeds by mean training accuracy;
-`--seeds` other seeds are reported, with differences to GRPO on the same seeds (same problems, same random numbers of
-the sampler) and 95 % t-intervals. The seeds of an arm go side by side in one stack of models. Each arm is added
-to its cell in `--output` when it ends. `benchmarks/credit_map.py` makes tables and a figure.
+Adam, gradient norm 1, fresh problems in each step; one update per batch (so PPO's clip does nothing) or `--updates` on
+the whole batch. Each arm's learning rate is the best of three on `--explore` seeds by mean training accuracy. Results
+are of `--seeds` other seeds, with differences from GRPO on the same seeds (same problems, same random numbers of the
+sampler) and 95 % t-intervals. An arm's seeds train together as one stack of models. Each arm is added to its cell in
+`--output` when it ends. `benchmarks/credit_map.py` makes tables and a figure.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ BETAS = (0.9, 0.95)
 CLIP = 0.2
 EVALUATED = 256
 EXPLORED_FROM = 1000
-"""First seed of the choice of the learning rate; those reported are below."""
+"""First seed for choosing learning rates; reported seeds are smaller."""
 Arm = Callable[[CreditBatch], torch.Tensor]
 
 
 def shuffled(batch: CreditBatch) -> CreditBatch:
-    """Return the batch with the scores of each group in another order, which follows from its token ids."""
+    """Return the batch with each group's scores permuted; the order follows from its token ids."""
     rng = np.random.default_rng(int(batch.token_ids_N.sum()))
     order_B = np.lexsort((rng.random(len(batch.group_B)), batch.group_B))
     scores_B = torch.empty_like(batch.scores_B)
@@ -50,9 +50,9 @@ def shuffled(batch: CreditBatch) -> CreditBatch:
 
 
 def arms() -> dict[str, Arm]:
-    """Return what gives each arm its advantages (N,).
+    """Return the function that gives each arm its advantages (N,).
 
-    "NAME x probability" are those of NAME times the token's, "NAME x half" times half of it and a half.
+    "NAME x probability" multiplies those of NAME by pi, "NAME x half" by 0.5 pi + 0.5.
     """
     oracle, known = load_estimator(ORACLE), estimators()
     context = known["ktae_by_context"]
@@ -87,7 +87,7 @@ def train(
     evaluated: int,
     updates: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train one model for each (arm, rate, seed); return accuracy of each step (S, steps) and at the end (S,)."""
+    """Train one model per (arm, rate, seed); return accuracies per step (S, steps) and at the end (S,)."""
     copies, given = len(runs), arms()
     weights = member.weights(copies)
     moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in weights.items()}
@@ -134,7 +134,7 @@ def adam(
     rates_S: torch.Tensor,
     step: int,
 ) -> None:
-    """Take one step of Adam with a rate for each model, gradients of norm 1 at most."""
+    """Take one step of Adam with a rate per model and gradients clipped to norm 1."""
     norm_S = torch.stack([g.flatten(1).pow(2).sum(1) for g in gradients]).sum(0).sqrt()
     factor_S = 1.0 / norm_S.clamp(min=1.0)
     for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
@@ -179,7 +179,7 @@ def cell(member: Member, arm: str, args: argparse.Namespace, tuned: dict[str, fl
 
 
 def add(cells: list[dict[str, Any]], found: dict[str, Any]) -> None:
-    """Add arms to the cell that was trained in the same way, or else the cell."""
+    """Merge the arms into the cell with the same settings, or append the cell."""
     for cell in cells:
         if all(cell[key] == found[key] for key in found if not isinstance(found[key], dict) and key != "seconds"):
             for key in ("explored", "rate", "over steps", "final"):
@@ -190,19 +190,19 @@ def add(cells: list[dict[str, Any]], found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the cells one after another; each is written when it ends."""
+    """Run the cells in turn; each is written when it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("members", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", default=list(arms()), choices=list(arms()))
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="with one nothing is explored")
-    parser.add_argument("--tuned", type=Path, help="an earlier --output, whose first cell has the rates of arms")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="a single rate skips the exploration")
+    parser.add_argument("--tuned", type=Path, help="earlier --output whose first cell gives each arm's rate")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--group", type=int, default=16)
-    parser.add_argument("--updates", type=int, default=1, help="over all of a batch")
-    parser.add_argument("--explore", type=int, default=4, help="seeds for the choice of the learning rate")
-    parser.add_argument("--seeds", type=int, default=8, help="other seeds, which are reported")
+    parser.add_argument("--updates", type=int, default=1, help="updates on each whole batch")
+    parser.add_argument("--explore", type=int, default=4, help="seeds for choosing the learning rate")
+    parser.add_argument("--seeds", type=int, default=8, help="reported seeds")
     parser.add_argument("--first-seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)

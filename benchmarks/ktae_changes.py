@@ -1,4 +1,4 @@
-"""Values of prefixes from statistics of KTAE's kind: the second change to it that docs/evidence.md measures.
+"""Values of prefixes from statistics like KTAE's, the second variation on it that docs/evidence.md measures.
 
 The first, keys with context, is `ktae_by_context`. Legend as in `openrlhf_ktae.credit.batch`: `A` action
 tokens, `B` rollouts; `K` keys (`credit/ktae_by_context.py`).
@@ -13,7 +13,7 @@ from openrlhf_ktae.credit import CreditBatch
 from openrlhf_ktae.credit.ktae_by_context import keys
 
 PRIOR = 1.0
-"""Rollouts with the group's mean score that each key has in addition to its own."""
+"""Pseudo-rollouts with the group's mean score that are added to each key's own."""
 
 
 def by_value(batch: CreditBatch) -> torch.Tensor:
@@ -21,15 +21,15 @@ def by_value(batch: CreditBatch) -> torch.Tensor:
 
         V_t = V_t-1 + w(id) (V(key) - V_t-1),  A_t = c (V_t - V_t-1)
 
-    V(key) is the mean score of the group's rollouts that have the key, `PRIOR` more of the group's mean included. w is
-    the share of the spread of its keys' scores, over all groups of the batch, that chance (hypergeometric) leaves
-    unexplained: 0 for an id that means nothing, which keeps the value of the prefix before it. The last token gets the
-    rest, up to the score. Groups of one side keep their base.
+    V(key) is the mean score of the group's rollouts that have the key and of `PRIOR` pseudo-rollouts with the group's
+    mean. w is the share of the spread of an id's keys' scores, over all groups of the batch, that chance
+    (hypergeometric) does not explain: 0 for an id without information, which leaves the prefix's value unchanged. The
+    last token gets the rest, up to the score. One-sided groups keep their base.
     """
     row_A, right_B = batch.row_A, batch.correct_B.astype(float)
     numbers_A = keys(batch, torch.zeros_like(batch.mask_N))
     key_A = np.unique([batch.group_B[row_A], numbers_A], axis=1, return_inverse=True)[1].reshape(-1)
-    pairs = np.unique(np.stack([key_A, row_A]), axis=1)  # each rollout once a key
+    pairs = np.unique(np.stack([key_A, row_A]), axis=1)  # each rollout once per key
     group_K, id_K = np.zeros((2, key_A.max() + 1), np.int64)
     group_K[key_A], id_K[key_A] = batch.group_B[row_A], batch.token_ids_N.numpy()[batch.at_A]
     has_K, right_K = np.bincount(pairs[0]), np.bincount(pairs[0], right_B[pairs[1]])

@@ -30,7 +30,7 @@ VARIANTS = ("paper", "reference", "calibrated")
 GROUPS = 64
 PAPER_GROUPS = 1_024
 PUBLISHED_GROUPS = 3
-"""Groups that the slow profile goes through."""
+"""Groups that the slow profile processes."""
 PUBLISHED_TOKENS, PUBLISHED_SECONDS = 770, 0.364
 """The published code itself took 364 to 500 ms for a group of 16 rollouts of 770 tokens, on another machine."""
 ALONE_REPETITIONS = 40
@@ -70,7 +70,7 @@ print(time.perf_counter() - started)
 
 @dataclass(frozen=True)
 class Result:
-    """One measured figure and its goal; without one it is context."""
+    """A measured figure and its goal; figures without a goal are context."""
 
     name: str
     value: float
@@ -80,12 +80,12 @@ class Result:
 
     @property
     def held(self) -> bool:
-        """Whether the goal, if there is one, is reached."""
+        """Whether the goal, if any, is reached."""
         below = self.at_most is None or self.value <= self.at_most
         return below and (self.at_least is None or self.value >= self.at_least)
 
     def line(self) -> str:
-        """One row of the table."""
+        """Return a row of the table."""
         goal = "" if self.at_most is None else f"<= {self.at_most:g}"
         goal = goal if self.at_least is None else f">= {self.at_least:g}"
         verdict = ("held" if self.held else "MISSED") if goal else ""
@@ -123,14 +123,14 @@ def main() -> int:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
+    """Return the wall time of one call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def alternate(works: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Wall times of each piece of work, taken in turns."""
+    """Return the wall times of several functions, measured in turns."""
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -141,12 +141,12 @@ def alternate(works: Mapping[str, Callable[[], object]], repetitions: int) -> di
 
 
 def ratio(times: dict[str, list[float]], above: str, below: str) -> float:
-    """Ratio of the fastest repetitions."""
+    """Return the ratio of the fastest repetitions."""
     return min(times[above]) / min(times[below])
 
 
 def ktae(batch: ZipfBatch, config: KTAEConfig, threads: int = 1) -> Callable[[], torch.Tensor]:
-    """One call on tensors, as a trainer has them."""
+    """Return a call on tensors, as a trainer makes it."""
     tensors = [torch.from_numpy(part) for part in batch]
     return lambda: compute_ktae_advantages(*tensors, config=config, num_threads=threads)
 
@@ -173,7 +173,7 @@ def one_core(repetitions: int) -> list[Result]:
 
 
 def one_group() -> list[Result]:
-    """A group in a call of its own, and one of the size at which the published code was timed."""
+    """Time one group per call, and one of the size at which the published code was timed."""
     alone = ktae(zipf_batch(1), KTAEConfig())
     timed = ktae(zipf_batch(1, shortest=PUBLISHED_TOKENS, longest=PUBLISHED_TOKENS), KTAEConfig())
     times = {name: alternate({"": work}, ALONE_REPETITIONS)[""] for name, work in (("a", alone), ("b", timed))}
@@ -186,7 +186,7 @@ def one_group() -> list[Result]:
 
 
 def published(batch: ZipfBatch, reference: Callable[[], object], using: type[Arithmetic]) -> float:
-    """Seconds a group of the published profile, after a check that it computes the same."""
+    """Return seconds per group of the published profile, after checking that its values are equal."""
     ours = reference()
     assert isinstance(ours, torch.Tensor)
     times = []
@@ -204,7 +204,7 @@ def published(batch: ZipfBatch, reference: Callable[[], object], using: type[Ari
 
 
 def paper_batch(repetitions: int) -> list[Result]:
-    """A whole batch of the paper: 1,024 prompts of 16 rollouts."""
+    """Time a whole batch of the paper: 1,024 prompts of 16 rollouts."""
     batch = zipf_batch(PAPER_GROUPS)
     works = {f"{n} threads": ktae(batch, KTAEConfig(), threads=n) for n in (2, 1)}
     times = alternate(works, max(3, repetitions // 3))
@@ -215,7 +215,7 @@ def paper_batch(repetitions: int) -> list[Result]:
 
 
 def vocabularies(repetitions: int) -> list[Result]:
-    """The same groups with ids spread over a vocabulary 14,000 times as large."""
+    """Time the same groups with ids spread over a vocabulary 14,000 times as large."""
     batch = zipf_batch(GROUPS)
     spread = np.random.default_rng(1).permutation(VOCABULARY).astype(np.int64) * (2**31 // VOCABULARY)
     wide = batch._replace(ids_BT=np.where(batch.mask_BT, spread[batch.ids_BT], 0))
@@ -224,7 +224,7 @@ def vocabularies(repetitions: int) -> list[Result]:
 
 
 def memory() -> list[Result]:
-    """Peak of extra memory, the result included, for each byte given."""
+    """Measure the peak of extra memory per byte of input, result included."""
     results = []
     for dtype, threads in ((np.int64, 2), (np.int32, 2), (np.int32, 1)):
         batch = zipf_batch(PAPER_GROUPS // 2, dtype=dtype)
@@ -238,14 +238,14 @@ def memory() -> list[Result]:
 
 
 def first_call() -> list[Result]:
-    """Seconds from importing KTAE (torch is there) to the first result in a fresh process."""
+    """Time from importing KTAE (torch is imported before) to the first result in a fresh process."""
     probe(FIRST_CALL_PROBE)  # the cache may be cold
     times = [float(probe(FIRST_CALL_PROBE)) for _ in range(5)]
     return [Result("first call of a process, import and compiler included", min(times), "s", at_most=1)]
 
 
 def probe(code: str, *words: str) -> str:
-    """What a fresh process prints."""
+    """Return the output of a fresh process."""
     run = subprocess.run(
         [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, cwd=HERE.parent
     )
@@ -253,7 +253,7 @@ def probe(code: str, *words: str) -> str:
 
 
 def linearity(largest: int) -> list[Result]:
-    """Fitted exponent of time over tokens, one core."""
+    """Fit the exponent of time over tokens on one core."""
     tokens, times = [], []
     wanted = FEWEST
     while wanted <= largest:
@@ -272,7 +272,7 @@ def linearity(largest: int) -> list[Result]:
 
 
 def fitted(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
-    """Slope and intercept of the least squares line."""
+    """Return slope and intercept of the least-squares line."""
     slope, intercept = np.polyfit(x, y, 1)
     return float(slope), float(intercept)
 

@@ -2,10 +2,10 @@
 
     python benchmarks/ktae_step_cost.py [--episodes 4] [--run-dir runs/step_cost] [further options of train_ppo_ray]
 
-Two figures. The share: one timer, `ktae/seconds`, covers all work for KTAE in a step (K, its metrics, its key tokens);
-its share of the step's time is exact. The difference: seconds of the steps with and without KTAE. Step times vary
-(rollouts differ) by more than the effect, so it has an interval, and is repeated without generation, which KTAE does
-not affect.
+It gives two figures. The share: one timer, `ktae/seconds`, covers all of a step's work for KTAE (K, its metrics, its
+key tokens), so its share of the step's time is exact. The difference: seconds of steps with and without KTAE. Step
+times vary by more than the effect because rollouts differ, so it has an interval, and is repeated without generation,
+which KTAE does not affect.
 Exits with 1 if the share is above 1 %.
 """
 
@@ -35,7 +35,7 @@ QUANTILES = (0.025, 0.975)
 
 
 def main() -> int:
-    """Run, then report from the run's own record."""
+    """Run, then report from the run's record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--episodes", type=int, default=4, help="passes over the 320 prompts, 40 steps each")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs/step_cost")
@@ -90,7 +90,7 @@ def report(record: Path) -> int:
 
 
 def difference(on: Times, off: Times, step: float) -> str:
-    """Difference of medians as a share of a step, with a bootstrap interval."""
+    """Return the difference of medians as a share of a step, with a bootstrap interval."""
     rng = np.random.default_rng(0)
     draws = [np.median(rng.choice(arm, (RESAMPLES, len(arm))), axis=1) for arm in (on, off)]
     low, high = np.quantile(draws[0] - draws[1], QUANTILES) / step

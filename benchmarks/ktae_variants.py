@@ -1,4 +1,4 @@
-"""The three variants of KTAE side by side: named tables, labels that mean nothing, real rollouts.
+"""The three variants of KTAE side by side: named tables, random labels, real rollouts.
 
     python benchmarks/ktae_variants.py [--rollouts FILE.jsonl.gz] [--tokenizer FOLDER] [--write docs/ktae.md]
 
@@ -48,9 +48,9 @@ Group = tuple[NDArray[np.int64], NDArray[np.bool_]]
 def main() -> None:
     """Print the tables, or put them into a document."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rollouts", type=Path, help="without it the tables of real rollouts are left out")
+    parser.add_argument("--rollouts", type=Path, help="without it, tables of real rollouts are omitted")
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json")
-    parser.add_argument("--write", type=Path, help="document to put the tables into")
+    parser.add_argument("--write", type=Path, help="document to update with the tables")
     options = parser.parse_args()
     parts = [named_tables(), noise_table("Zipf-distributed ids (V = 151,936), labels permuted", zipf_groups)]
     if options.rollouts:
@@ -66,14 +66,14 @@ def main() -> None:
 
 
 def markdown(title: str, columns: list[str], rows: Iterator[tuple[str, list[str]]]) -> str:
-    """One table with a title above."""
+    """Return a Markdown table below its title."""
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [f"| {' | '.join([name, *cells])} |" for name, cells in rows]
     return f"**{title}**\n\n" + "\n".join(lines)
 
 
 def named_tables() -> str:
-    """K of single ids, each alone in a group of 8 correct and 8 wrong rollouts with 700 tokens of filler."""
+    """Tabulate K of single ids, each in a group of 8 correct and 8 wrong rollouts with 700 filler tokens."""
 
     def rows() -> Iterator[tuple[str, list[str]]]:
         for name, table in TABLES.items():
@@ -84,7 +84,7 @@ def named_tables() -> str:
 
 
 def value_of(table: tuple[int, int], config: KTAEConfig) -> float:
-    """K, as a share of the range, of an id used once in `a` correct and `b` wrong rollouts of 16."""
+    """Return K, as a share of the range, of an id used once in `a` correct and `b` wrong rollouts of 16."""
     a, b = table
     ids = np.zeros((2 * SIDE, FILLER + 1), np.int64)
     mask = np.ones(ids.shape, bool)
@@ -95,7 +95,7 @@ def value_of(table: tuple[int, int], config: KTAEConfig) -> float:
 
 
 def noise_table(title: str, draw: Callable[[np.random.Generator, int], Group]) -> str:
-    """Mean size of K where labels have nothing to do with tokens, by group size."""
+    """Tabulate the mean |K| for labels independent of tokens, by group size."""
 
     def rows() -> Iterator[tuple[str, list[str]]]:
         for size in SIZES:
@@ -109,7 +109,7 @@ def noise_table(title: str, draw: Callable[[np.random.Generator, int], Group]) -
 
 
 def noise_cell(figures: NDArray[np.float64]) -> str:
-    """Mean and standard error of the mean size over labellings, and the mean share of large ids."""
+    """Return mean and standard error of |K| over labellings, and the mean share of large ids."""
     (mean, large), (spread, _) = figures.mean(axis=0), figures.std(axis=0, ddof=1) / np.sqrt(len(figures))
     return f"{mean:.4f} ± {spread:.4f} / {100 * large:.0f} %"
 
@@ -117,7 +117,7 @@ def noise_cell(figures: NDArray[np.float64]) -> str:
 def sizes(
     ids: NDArray[np.int64], mask: NDArray[np.bool_], scores: NDArray[np.float64], config: KTAEConfig
 ) -> tuple[float, float]:
-    """Mean |K| over tokens, and the share of distinct ids whose |K| is large; both relative to the range."""
+    """Return the mean |K| over tokens and the share of distinct ids with large |K|, both relative to the range."""
     values = compute_key_token_values(ids, mask, scores, np.zeros(len(ids), int), config).values_BT.numpy()
     share = np.abs(values[mask]) / config.number("value_range")
     _, first_use = np.unique(ids[mask], return_index=True)
@@ -125,23 +125,23 @@ def sizes(
 
 
 def random_labels(rng: np.random.Generator, rollouts: int) -> NDArray[np.float64]:
-    """Any number of correct rollouts but none and all, in any places."""
+    """Draw labels with any number of correct rollouts except none and all."""
     return rng.permutation(np.arange(rollouts) < rng.integers(1, rollouts)).astype(float)
 
 
 def zipf_groups(rng: np.random.Generator, rollouts: int) -> Group:
-    """Rollouts of 300 to 1,100 ids."""
+    """Draw rollouts of 300 to 1,100 ids."""
     batch = zipf_batch(1, VOCABULARY, rollouts, seed=int(rng.integers(2**31)))
     return batch.ids_BT.astype(np.int64), batch.mask_BT
 
 
 def text_group(texts: list[list[int]], rng: np.random.Generator, rollouts: int) -> Group:
-    """Responses drawn without replacement, padded."""
+    """Draw responses without replacement, and pad them."""
     return padded([texts[text] for text in rng.choice(len(texts), rollouts, replace=False)])
 
 
 def padded(texts: list[list[int]]) -> Group:
-    """(B, T) ids and mask."""
+    """Return (B, T) ids and mask."""
     ids = np.zeros((len(texts), max(map(len, texts))), np.int64)
     mask = np.zeros(ids.shape, bool)
     for row, text in enumerate(texts):
@@ -150,7 +150,7 @@ def padded(texts: list[list[int]]) -> Group:
 
 
 def read_rollouts(path: Path, tokenizer: Path | None) -> tuple[list[tuple[str, list[int], float]], str]:
-    """(benchmark, ids, reward) of each response, and what its tokens are."""
+    """Return (benchmark, ids, reward) of each response, and the name of the tokens."""
     with gzip.open(path, "rt") as lines:
         rows = [json.loads(line) for line in lines]
     if tokenizer:
@@ -169,7 +169,7 @@ def read_rollouts(path: Path, tokenizer: Path | None) -> tuple[list[tuple[str, l
 
 
 def real_labels(rollouts: list[tuple[str, list[int], float]]) -> str:
-    """What K does with the responses' own labels, in groups of responses to one benchmark."""
+    """Tabulate K with the responses' own labels, in groups of responses to one benchmark."""
     rng, groups = np.random.default_rng(0), []
     for benchmark in sorted({name for name, _, _ in rollouts}):
         mine = [rollout for rollout in rollouts if rollout[0] == benchmark]
@@ -198,7 +198,7 @@ def real_labels(rollouts: list[tuple[str, list[int], float]]) -> str:
 def credit(
     ids: NDArray[np.int64], mask: NDArray[np.bool_], scores: NDArray[np.float64], config: KTAEConfig
 ) -> tuple[float, float, float, float]:
-    """Mean |K|, mean K in correct and in wrong rollouts, share of tokens whose advantage changes sign."""
+    """Return mean |K|, mean K in correct and in wrong rollouts, and the share of tokens whose advantage flips sign."""
     values = compute_key_token_values(ids, mask, scores, np.zeros(len(ids), int), config).values_BT.numpy()
     base = ((scores - scores.mean()) / scores.std(ddof=1))[:, None]
     right = mask & (scores > 0)[:, None]

@@ -1,11 +1,11 @@
-"""The planner's memory of an update against measured peaks: four models, ZeRO-1/2/3, one and two ranks, fp32 on CPUs.
+"""The planned memory of an update against measured peaks: four models, ZeRO-1/2/3, one and two ranks, fp32 on CPUs.
 
     python benchmarks/memory_peaks.py tests/unit/checks/measured_peaks.json [MODEL ...]      # of SHAPES; all by default
 
-A test compares the planner with the peaks in that file, which also has those of before, with DeepSpeed's own buckets
-(`BUCKET`): the planner counts on them for fp32 on GPUs. `docs/planner.md` has the table.
+A test compares the planner with the peaks in that file. It also holds older peaks with DeepSpeed's own buckets
+(`BUCKET`), which the planner assumes for fp32 on GPUs. `docs/planner.md` has the table.
 
-Peaks are resident memory of rank 0 during the second update, less what was resident before the model was loaded.
+A peak is the resident memory of rank 0 during the second update, minus that before the model was loaded.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def make_model(name: str, folder: Path) -> None:
-    """Save a model of random weights, with the quickstart's tokenizer."""
+    """Save a model with random weights and the quickstart's tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**config(name))).save_pretrained(folder)
@@ -53,7 +53,7 @@ def make_model(name: str, folder: Path) -> None:
 
 
 def options(model: str, stage: int, ranks: int) -> list[str]:
-    """Return the words of the run that is measured."""
+    """Return the command-line options of the measured run."""
     return [*OPTIONS.split(), "--pretrain", model, "--zero_stage", str(stage), "--actor.num_gpus_per_node", str(ranks)]
 
 
@@ -71,12 +71,12 @@ def measure(model: Path, stage: int, ranks: int, out: Path) -> int:
 
 
 def measured_here(row: dict[str, Any], names: list[str]) -> bool:
-    """Whether this run measures that row again."""
+    """Whether this run measures the row again."""
     return row["bucket"] == "CPU_BUCKET" and row["model"] in names
 
 
 def main(out: Path, names: list[str]) -> None:
-    """Measure and write one row each; a table goes to standard output."""
+    """Measure, write a row per run, and print a table."""
     from openrlhf_ktae.cli.options import parse_command_line
     from openrlhf_ktae.memory import phases as memory
     from openrlhf_ktae.memory.model_shape import shape_of

@@ -1,9 +1,9 @@
-"""KTAE as costly as its published code: float32 tensors, a loop over ids, a table as long as the vocabulary.
+"""KTAE with the cost profile of its published code: float32 tensors, a loop over ids, a vocabulary-sized table.
 
-Written from the description of the published algorithm (weights 1/1/1, tail sums over tables, 1e-5 in the
-denominators) and of its cost, for comparing speed; `benchmarks/ktae_speed.py` checks that its values are those of
-the variant `reference`. `PlainNumbers` in place of `Tensors` does an id's arithmetic in Python floats: the same
-loops as cheap as Python can make them.
+Written for comparing speed, from a description of the published algorithm (weights 1/1/1, tail sums over tables, 1e-5
+in the denominators) and of its cost. `benchmarks/ktae_speed.py` checks that its values equal those of the variant
+`reference`. `PlainNumbers` instead of `Tensors` computes in Python floats: the same loops, as cheap as Python can make
+them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 EPSILON = 1e-5
 K1, B = 2.0, 0.5
 TIE_TOLERANCE = 1e-4
-"""Relative; tables that are equally probable differ by less in float32 and by more otherwise."""
+"""Relative; in float32 equally probable tables differ by less, others by more."""
 
 
 class Arithmetic(Protocol):
-    """How one number is held and computed with."""
+    """How a number is stored and computed with."""
 
     def number(self, value: Any) -> Any:
-        """Hold one entry of a table."""
+        """Convert an entry of a table."""
 
     def exp(self, x: Any) -> Any:
         """Exponential."""
@@ -32,7 +32,7 @@ class Arithmetic(Protocol):
         """Binary logarithm."""
 
     def arcsine(self, x: Any) -> Any:
-        """Arcus sinus of the square root."""
+        """Arcsine of the square root."""
 
     def sigmoid(self, x: Any) -> Any:
         """Logistic function."""
@@ -42,7 +42,7 @@ class Arithmetic(Protocol):
 
 
 class Tensors:
-    """An entry stays what indexing a tensor gives: a tensor without dimensions."""
+    """Keeps entries as zero-dimensional tensors, as indexing returns them."""
 
     number = staticmethod(lambda value: value)
     exp, log2, sigmoid = staticmethod(torch.exp), staticmethod(torch.log2), staticmethod(torch.sigmoid)
@@ -51,7 +51,7 @@ class Tensors:
 
 
 class PlainNumbers:
-    """An entry becomes a Python float."""
+    """Converts entries to Python floats."""
 
     number = staticmethod(float)
     exp, log2 = staticmethod(math.exp), staticmethod(math.log2)
@@ -87,7 +87,7 @@ def published_values(
 
 
 def fisher(a: Any, b: Any, right: Any, wrong: Any, m: Arithmetic) -> Any:
-    """Two-sided p: tables of the same margins that are no more probable, summed one by one."""
+    """Two-sided p: sums, one by one, the tables with these margins that are no more probable."""
     present = int(a + b)
     observed = probability(a, b, right, wrong, m)
     tail = 0.0 * observed
@@ -113,7 +113,7 @@ def information_gain(a: Any, b: Any, right: Any, wrong: Any, m: Arithmetic) -> A
 
 
 def entropy(yes: Any, no: Any, m: Arithmetic) -> Any:
-    """Entropy in bits of a label that `yes` and `no` rollouts carry."""
+    """Entropy in bits of a label held by `yes` rollouts and not by `no`."""
     bits = 0.0
     for count in (yes, no):
         if count > 0:

@@ -1,4 +1,4 @@
-"""The quickstart's cost on this machine: time to the first step, per step and in total, memory; and its accuracy.
+"""The quickstart's cost on this machine: time to the first step, per step and in total, memory, and accuracy.
 
     .venv/bin/python benchmarks/quickstart_cost.py --rounds 2
 
@@ -30,18 +30,18 @@ SAMPLE_SECONDS = 0.5
 
 
 def all_memory(mark: str) -> int:
-    """Return the bytes of all living processes of a run; shared memory is counted once."""
+    """Return the memory of a run's live processes; shared memory counts once."""
     total = 0
     for process in marked(mark):
         try:
             total += memory(process.pid)[1]
         except (OSError, KeyError):
-            continue  # it has just ended
+            continue  # just ended
     return total
 
 
 def play(config: str, words: list[str]) -> dict[str, Any]:
-    """Run the training command once; return its figures."""
+    """Run the training command and return its figures."""
     mark, peak = uuid.uuid4().hex, 0
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
@@ -71,7 +71,7 @@ def play(config: str, words: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print one line per round, and the medians."""
+    """Print a line per round, and medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=CONFIG)
     parser.add_argument("--rounds", type=int, default=3)

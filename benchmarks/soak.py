@@ -1,11 +1,11 @@
-"""Does a long run leak? One run with random faults; memory, descriptors, processes and shared memory are sampled.
+"""Does a long run leak? One run with random faults, sampling memory, descriptors, processes and shared memory.
 
     .venv/bin/python benchmarks/soak.py --cpu-minutes 24 --output runs/soak
 
-The quickstart is trained until its processes have taken `--cpu-minutes` of processor time since the first step, then
-gets SIGTERM. Meanwhile rollouts raise (1 in 100) or score infinity (1 in 2,000: the step's update is skipped), a worker
-of the verifier dies every 20 to 60 s, an engine (its actor, or vLLM's core) several times, checkpoints are written and
-held-out problems answered.
+The quickstart trains until its processes have used `--cpu-minutes` of processor time since the first step, then gets
+SIGTERM. Meanwhile rollouts raise (1 in 100) or score infinity (1 in 2,000, which skips the step's update), a verifier
+worker dies every 20 to 60 s, an engine (its actor or vLLM's core) dies several times, checkpoints are written, and
+held-out problems are evaluated.
 
 The time is cut into quarters by processor time, and medians of the second and of the last are compared. An engine
 counts from its restart: it dies at random moments of the first and third quarter, the last time at `LAST_DEATH` of the
@@ -43,9 +43,9 @@ ROOT = Path(__file__).resolve().parents[1]
 AGENT = ROOT / "benchmarks/soak_agent.py"
 CONFIG = "configs/grpo_ktae/quickstart.yaml"
 SAMPLE_SECONDS = 4.0
-VERIFIER_SECONDS = (20.0, 60.0)  # from death to death
-LAST_DEATH = 0.85  # of the first and third quarter, an engine's
-RANDOM_DEATHS = 4  # of an engine, before that: as many as it takes for Ray's object store to have been at its fullest
+VERIFIER_SECONDS = (20.0, 60.0)  # between deaths
+LAST_DEATH = 0.85  # share of the first and third quarter at which an engine dies for the last time
+RANDOM_DEATHS = 4  # engine deaths before that; enough for Ray's object store to have been at its fullest
 LIMIT = 5.0  # percent
 END_SECONDS = 180
 ROLES = {
@@ -64,7 +64,7 @@ ROLES = {
 
 
 def role_of(process: psutil.Process, driver: int) -> str:
-    """Return the role of a process of the run."""
+    """Return the role of a process in the run."""
     if process.pid == driver:
         return "driver"
     name = title(process)
@@ -72,14 +72,14 @@ def role_of(process: psutil.Process, driver: int) -> str:
 
 
 def memory(pid: int) -> tuple[int, int]:
-    """Return bytes that only this process has, and its share of all."""
+    """Return the process's USS and PSS in bytes."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     sizes = {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
     return sizes["Private_Clean"] + sizes["Private_Dirty"], sizes["Pss"]
 
 
 def shared_files(processes: Iterable[psutil.Process]) -> dict[tuple[int, int], int]:
-    """Return bytes by (device, inode) of the files in shared memory that the processes have open or mapped."""
+    """Return bytes by (device, inode) of shared-memory files that the processes have open or mapped."""
     found: dict[tuple[int, int], int] = {}
     for process in processes:
         folder = Path(f"/proc/{process.pid}")
@@ -90,7 +90,7 @@ def shared_files(processes: Iterable[psutil.Process]) -> dict[tuple[int, int], i
             continue
         for path in (*links, *mapped):
             try:
-                state = path.stat()  # of a descriptor also where the file has no name any more
+                state = path.stat()  # through the descriptor, which works for deleted files too
             except OSError:
                 continue
             found[state.st_dev, state.st_ino] = state.st_blocks * 512
@@ -98,7 +98,7 @@ def shared_files(processes: Iterable[psutil.Process]) -> dict[tuple[int, int], i
 
 
 def abandoned_files(of_run: Iterable[tuple[int, int]], used: Iterable[tuple[int, int]]) -> int:
-    """Return how many files in shared memory the run's processes had open earlier but no longer have."""
+    """Return the number of shared-memory files that the run had open earlier and no longer has."""
     present = set()
     for path in Path(SHARED_MEMORY).iterdir():
         try:
@@ -159,7 +159,7 @@ class Soak:
             while process.poll() is None and not self._steps():
                 time.sleep(1)
             self._next_verifier_death = time.time() + self.chance.uniform(*VERIFIER_SECONDS)
-            start = self._processor_time(marked(self.mark))  # loading is no part of it
+            start = self._processor_time(marked(self.mark))  # loading does not count
             while process.poll() is None:
                 done = self.sample(process.pid, start) / self.cpu_seconds
                 if done >= 1:
@@ -176,7 +176,7 @@ class Soak:
         return self.result(code, time.time() - began)
 
     def sample(self, driver: int, start: float) -> float:
-        """Look at every process once; return the processor time since the first step."""
+        """Sample every process once; return the processor time since the first step."""
         processes = marked(self.mark)
         spent = self._processor_time(processes) - start
         roles: dict[str, list[dict[str, Any]]] = {}
@@ -273,7 +273,7 @@ class Soak:
 
 
 def growth(samples: list[dict[str, Any]], cpu_seconds: float) -> list[dict[str, Any]]:
-    """Return, for each role and figure, the medians of the second and the last quarter and the growth in percent."""
+    """Return for each role and figure the medians of the second and last quarter, and the growth in percent."""
     second = [row for row in samples if 0.25 <= row["cpu"] / cpu_seconds < 0.5]
     last = [row for row in samples if row["cpu"] / cpu_seconds >= 0.75]
     table = []
@@ -297,7 +297,7 @@ def _compared(role: str, figure: str, second: list[float], last: list[float]) ->
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the growth as a table of Markdown; memory in MiB."""
+    """Return the growth as a Markdown table; memory in MiB."""
     lines = ["| process | figure | second quarter | last quarter | growth |", "|---|---|---:|---:|---:|"]
     for row in rows:
         unit = 2**20 if row["figure"] in ("uss", "pss", "shared bytes") else 1

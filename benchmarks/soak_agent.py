@@ -1,4 +1,4 @@
-"""The verifier's agent with faults at random: some rollouts raise, some have an infinite score (see `soak.py`)."""
+"""The verifier's agent with random faults: some rollouts raise, some score infinity (see `soak.py`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from openrlhf_ktae.verifier.agent import AgentExecutor as Verified
 
-RAISES, INFINITE = "SOAK_RAISES", "SOAK_INFINITE"  # variables: shares of rollouts
+RAISES, INFINITE = "SOAK_RAISES", "SOAK_INFINITE"  # environment variables with shares of rollouts
 
 
 class AgentExecutor(Verified):

@@ -1,7 +1,7 @@
-"""Several tiny Qwen2 of equal shape at once in plain torch: one batch of matrix products instead of one each.
+"""Several tiny Qwen2 of equal shape at once in plain torch, with batched matrix products.
 
-Legend: `S` models, `B` sequences of each, `T` positions (left-padded), `D` width, `V` vocabulary. On one core most of
-the time of a tiny model goes into calls, so S models together take far less than S times one.
+Legend: `S` models, `B` sequences of each, `T` positions (left-padded), `D` width, `V` vocabulary. On one core a tiny
+model spends most of its time on call overhead, so S models together take far less than S times one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Cache = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def stacked(model: Qwen2ForCausalLM, copies: int) -> Weights:
-    """Return the model's weights `copies` times, (S, ...) each, with gradients."""
+    """Return the model's weights stacked `copies` times, (S, ...) each, with gradients."""
     named = dict(model.named_parameters())
     return {name: w.detach()[None].repeat(copies, *[1] * w.dim()).requires_grad_() for name, w in named.items()}
 
@@ -37,7 +37,7 @@ class Forward:
     ) -> tuple[torch.Tensor, Cache]:
         """Return the last hidden states (S, B, T, D) and keys and values (S * B, heads, U, size) of each layer.
 
-        `seen` (S * B, 1, T, U) says which of the U positions, those of `cache` first, each token attends to.
+        `seen` (S * B, 1, T, U) masks the U positions each token attends to, those of `cache` first.
         """
         copies, batch, length = ids_SBT.shape
         embedded = weights["model.embed_tokens.weight"]
@@ -80,7 +80,7 @@ class Forward:
         return flat.reshape(copies, batch, length, -1)
 
     def log_probs(self, weights: Weights, ids_SBT: torch.Tensor, pad: int) -> torch.Tensor:
-        """Return the log-probabilities of the next token at each position but the last, (S, B, T - 1, V)."""
+        """Return log-probabilities of the next token at every position except the last, (S, B, T - 1, V)."""
         ids = ids_SBT[:, :, :-1]
         hidden, _ = self(weights, ids, *_attention(ids, pad), None)
         return self.logits(weights, hidden).log_softmax(-1)
@@ -115,7 +115,7 @@ def _half_turned(x: torch.Tensor) -> torch.Tensor:
 
 
 def _attention(ids_SBT: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return places (S, B, T) and what each token sees (S * B, 1, T, T); padding sees itself."""
+    """Return positions (S, B, T) and the attention mask (S * B, 1, T, T); padding attends to itself."""
     there = ids_SBT != pad
     flat = there.reshape(-1, 1, 1, there.shape[-1])
     length = there.shape[-1]

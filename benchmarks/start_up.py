@@ -1,13 +1,13 @@
-"""What the start of a run costs: seconds to the first step, processor seconds and memory of each kind of process.
+"""The cost of a run's startup: seconds to the first step, processor seconds and memory by kind of process.
 
     .venv/bin/python benchmarks/start_up.py --rounds 3
     .venv/bin/python benchmarks/start_up.py --before ../main --trl-python /tmp/trl/bin/python
 
 The quickstart's model and prompts, one step of 32 rollouts x 16 tokens. The sides take turns: this checkout, with
-`--before` another one, with `--trl-python` TRL's `GRPOTrainer` (`step_vs_trl.py` says how to install it); `quickstart`
-is the quickstart itself, with the evaluation before its first step. Seconds are from the command to the end of the
-first step (or evaluation). Processor seconds are until the end of the run, without children that ended between two
-samples. Memory is PSS, the most of each kind and of all at one time.
+`--before` another one, with `--trl-python` TRL's `GRPOTrainer` (`step_vs_trl.py` says how to install it). `quickstart`
+is the whole quickstart, which evaluates before its first step. Seconds count from the command to the end of the first
+step (or evaluation). Processor seconds count to the end of the run, except for children that ended between two samples.
+Memory is the peak PSS of each kind, and of all together.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONFIG = "configs/grpo_ktae/quickstart.yaml"
 
 
 class Sampler(threading.Thread):
-    """Samples processor time (s) and PSS (bytes) of all processes with a mark until it is stopped."""
+    """Samples processor time (s) and PSS (bytes) of all processes with a mark until stopped."""
 
     def __init__(self, mark: str) -> None:
         super().__init__(daemon=True)
@@ -61,7 +61,7 @@ class Sampler(threading.Thread):
                 self.peak[role] = max(self.peak[role], size)
 
     def figures(self) -> dict[str, float]:
-        """Return `cpu ROLE` (s) and `MB ROLE`; a process that changed its title counts once, as what it was last."""
+        """Return `cpu ROLE` (s) and `MB ROLE`; a process that changed its title counts under its last role."""
         last = {pid: role for role, pid in self.seconds}
         cpu: dict[str, float] = defaultdict(float)
         for pid, role in last.items():
@@ -71,7 +71,7 @@ class Sampler(threading.Thread):
 
 
 def sampled(play: Callable[[Path], float]) -> dict[str, float]:
-    """Run one side in a folder; return its seconds to the first step and the figures of its processes."""
+    """Run one side in a folder; return its seconds to the first step and its processes' figures."""
     os.environ[VARIABLE] = uuid.uuid4().hex
     sampler = Sampler(os.environ.pop(VARIABLE))
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def sampled(play: Callable[[Path], float]) -> dict[str, float]:
 
 
 def ours(tree: Path) -> Callable[[Path], float]:
-    """Return what runs one step with the package in that checkout."""
+    """Return a function that runs one step with the package of that checkout."""
 
     def play(folder: Path) -> float:
         os.environ["PYTHONPATH"] = str(tree)
@@ -97,7 +97,7 @@ def ours(tree: Path) -> Callable[[Path], float]:
 
 
 def quickstart(tree: Path) -> Callable[[Path], float]:
-    """Return what runs one step of the quickstart, and gives the end of its first evaluation."""
+    """Return a function that runs one step of the quickstart and returns the end of its first evaluation."""
 
     def play(folder: Path) -> float:
         os.environ["PYTHONPATH"] = str(tree)
@@ -114,7 +114,7 @@ def quickstart(tree: Path) -> Callable[[Path], float]:
 
 
 def main() -> None:
-    """Take turns, then print medians of each side, and the ratios of each round."""
+    """Run the sides in turns; print each side's medians and each round's ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="another checkout of this package")
     parser.add_argument("--trl-python", help="interpreter of an environment with trl==1.16.0")

@@ -1,4 +1,4 @@
-"""One GRPO step of SmolLM2-135M in fp32 on a CPU: this package (Ray, ZeRO-3, vLLM) and TRL's in-process GRPOTrainer.
+"""One GRPO step of SmolLM2-135M in fp32 on a CPU: this package (Ray, ZeRO-3, vLLM) against TRL's in-process trainer.
 
     make quickstart-llm                                          # makes the model folder
     python -m venv /tmp/trl && /tmp/trl/bin/pip install torch==2.13.0 trl==1.16.0
@@ -9,9 +9,9 @@ tokens each (the prompts ask for stories, which go on for longer), one update a 
 `--rounds` times; the first `--warm-up` steps of a process are not counted. Seconds are medians over steps and rounds.
 With `--size quickstart` the tiny model of the quickstart and 32 rollouts x 16 tokens instead.
 
-The last lines give our phases as shares of the machine's peak: operations of the model (2 x parameters x tokens for a
-pass forward, so 2 for generation and 6 for an update, over prompts and responses; attention is not counted) over
-seconds, over what torch.mm of two fp32 matrices of 4,096 x 4,096 does on the same threads in between the rounds.
+The last lines give our phases as shares of the machine's peak. The model's operations are 2 x parameters x tokens for a
+forward pass (so 2 for generation and 6 for an update, over prompts and responses; attention is not counted). The peak
+is torch.mm of two fp32 matrices of 4,096 x 4,096 on the same threads, measured between rounds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 THINGS = ("a boat", "a fox", "the moon", "a king", "a lamp", "the sea", "a clock", "a tree", "a road", "a cat")
 PHASES = ("generation", "experience", "update", "weights")
-SIZES = {  # model, prompts a step, rollouts a prompt, new tokens, micro-batch of ours, micro-batch of TRL
+SIZES = {  # model, prompts per step, rollouts per prompt, new tokens, our micro-batch, TRL's micro-batch
     "smollm2": ("runs/smollm2-135m-instruct", 8, 8, 48, 16, 16),
     "quickstart": ("examples/quickstart/model", 4, 8, 16, 32, 32),
 }
@@ -44,7 +44,7 @@ def reward_func(queries, prompts, labels, **kwargs):
 
 
 def prompts(size: str, count: int) -> list[str]:
-    """Return texts that the model continues for longer than it may."""
+    """Return prompts whose answers exceed the token limit."""
     if size == "quickstart":
         rows = (ROOT / "examples/quickstart/data/train.jsonl").read_text().splitlines()[:count]
         return [json.loads(row)["input"] for row in rows]
@@ -53,7 +53,7 @@ def prompts(size: str, count: int) -> list[str]:
 
 
 def run_ours(size: str, steps: int, folder: Path, estimator: str) -> list[dict[str, float]]:
-    """Train `steps` steps by the command that users run; seconds of each phase of each step."""
+    """Train `steps` steps by the users' command; return each step's seconds by phase."""
     model, batch, samples, tokens, micro, _ = SIZES[size]
     data, reward = folder / "data.jsonl", folder / "reward.py"
     data.write_text("".join(json.dumps({"input": p, "label": "1"}) + "\n" for p in prompts(size, batch * steps)))
@@ -93,7 +93,7 @@ def run_ours(size: str, steps: int, folder: Path, estimator: str) -> list[dict[s
 
 
 def run_trl(size: str, steps: int, folder: Path, python: str) -> list[dict[str, float]]:
-    """Train the same with TRL in another environment: this file again, with `--side trl`."""
+    """Train the same with TRL in another environment, by running this file with `--side trl`."""
     output = folder / "trl.json"
     words = ["--side", "trl", "--size", size, "--steps", str(steps), "--output", str(output)]
     started = time.time()
@@ -106,7 +106,7 @@ def run_trl(size: str, steps: int, folder: Path, python: str) -> list[dict[str, 
 
 
 def trl_side(size: str, steps: int, output: Path) -> None:
-    """In TRL's environment: train, and write the seconds of each phase of each step."""
+    """Train in TRL's environment and write each step's seconds by phase."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -118,7 +118,7 @@ def trl_side(size: str, steps: int, output: Path) -> None:
     times: list[dict[str, float]] = []
 
     class Timed(GRPOTrainer):
-        """Times generation, and generation with scoring; the rest of the step is the update."""
+        """Times generation, and generation with scoring; the rest of a step is the update."""
 
         def _generate(self, *args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
@@ -134,7 +134,7 @@ def trl_side(size: str, steps: int, output: Path) -> None:
             return result
 
     class Clock(TrainerCallback):
-        """Begins and ends the clock of a step."""
+        """Starts and stops a step's clock."""
 
         def on_step_begin(self, *args: Any, **kwargs: Any) -> Any:
             times.append({"began": time.perf_counter()})
@@ -177,14 +177,14 @@ def trl_side(size: str, steps: int, output: Path) -> None:
 
 
 def main() -> None:
-    """Take turns, then print medians and the ratio of each round."""
+    """Run the sides in turns; print medians and each round's ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl-python", help="interpreter of an environment with trl==1.16.0")
     parser.add_argument("--size", choices=SIZES, default="smollm2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--warm-up", type=int, default=2)
-    parser.add_argument("--estimator", default="ktae", help="of this package's side")
+    parser.add_argument("--estimator", default="ktae", help="estimator of this package's side")
     parser.add_argument("--side", choices=["both", "trl"], default="both", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -206,7 +206,7 @@ def main() -> None:
 
 
 def matrix_product() -> float:
-    """Return the operations a second of the best of five fp32 matrix products, with all threads."""
+    """Return operations per second of the best of five fp32 matrix products on all threads."""
     import torch
 
     a, b = torch.rand(2, 4096, 4096)
@@ -228,7 +228,7 @@ def parameters(model: Path) -> int:
 
 
 def report_shares(steps: list[dict[str, float]], peak: float, numbers: int) -> None:
-    """Print each phase's operations a second, and their share of the peak."""
+    """Print each phase's operations per second and share of the peak."""
     print(f"\na matrix product: {peak / 1e9:.0f} GFLOP/s; {numbers / 1e6:.1f} million parameters")
     for phase, operations in (("generation", 2), ("update", 6)):
         speed = statistics.median(operations * numbers * step["all tokens"] / step[phase] for step in steps)
@@ -236,7 +236,7 @@ def report_shares(steps: list[dict[str, float]], peak: float, numbers: int) -> N
 
 
 def report(measured: dict[str, list[list[dict[str, float]]]], warm_up: int) -> None:
-    """Print a table of medians and the ratio of each round."""
+    """Print a table of medians, and each round's ratio."""
     print(f"{'':12}" + "".join(f"{name:>12}" for name in (*PHASES, "step", "tokens", "start")))
     for side, rounds in measured.items():
         counted = [step for steps in rounds for step in steps[warm_up:]]

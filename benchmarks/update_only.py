@@ -1,11 +1,10 @@
-"""Only the training phase: N processes, the host's policy actor, synthetic rollouts; no Ray, no engine.
+"""Only the training phase: the host's policy actor in N processes on synthetic rollouts, without Ray or an engine.
 
     python benchmarks/update_only.py SPEC.json RANK WORLD PORT
 
-SPEC: `model` (folder), `options` (words of the command line), `steps`, `rollouts` (of a step), `length` (tokens of the
-longest), `masked` (of them, without an action token; 0 unless given), `vocabulary`, `out` (rank 0 writes OUT.json, and
-OUT.pt with the weights if `weights`). Used to compare ranks, ZeRO stages and batchings with each other, and the
-planner's memory with measured peaks.
+SPEC: `model` (folder), `options` (command-line words), `steps`, `rollouts` (per step), `length` (longest, in tokens),
+`masked` (rollouts without action tokens, default 0), `vocabulary`, `out` (rank 0 writes OUT.json, and with `weights`
+OUT.pt). Used to compare ranks, ZeRO stages and batchings with each other, and planned memory with measured peaks.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Each tensor of some size is a mapping of its own, so that the peak of resident memory counts live tensors.
+# Larger tensors get their own mappings, so that the peak of resident memory counts live tensors only.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(64 * 1024))
 
 
@@ -27,12 +26,12 @@ def memory(name: str) -> int:
 
 
 def forget_peak() -> None:
-    """Let `VmHWM` start again from what is resident now."""
+    """Reset `VmHWM` to the current resident memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def rollouts(spec: dict[str, Any], step: int) -> list[Any]:
-    """Return the rollouts of a step in micro-batches of one, the same in every process."""
+    """Return a step's rollouts in micro-batches of one, the same in every process."""
     import torch
     from openrlhf.trainer.ppo_utils.experience import Experience
 
@@ -88,7 +87,7 @@ def main(spec: dict[str, Any], rank: int, world: int, port: str) -> None:
     parts = 1 if args.train.dynamic_batch_enable else strategy.accumulated_gradient
     for step in range(spec["steps"]):
         own = rollouts(spec, step)[rank // copies * share : (rank // copies + 1) * share]
-        for experience in own:  # the policy's own log-probabilities, a little off, so that the ratio is not 1
+        for experience in own:  # perturbed, so that the ratio is not 1
             mask = experience.action_mask
             experience.action_log_probs = actor.forward(
                 experience.sequences, mask, experience.attention_mask
@@ -110,7 +109,7 @@ def main(spec: dict[str, Any], rank: int, world: int, port: str) -> None:
 
 
 def remember_losses(trainer: Any) -> list[float]:
-    """Return a list that gets the loss of every micro-batch: what the host logs depends on how a batch is split."""
+    """Return a list that collects every micro-batch's loss; the host's logged loss depends on how batches are split."""
     losses: list[float] = []
     take = trainer.training_step
 
@@ -124,7 +123,7 @@ def remember_losses(trainer: Any) -> list[float]:
 
 
 def gathered(actor: Any, stage: int) -> dict[str, Any]:
-    """Return all weights, whole; those with adapters merged."""
+    """Return all weights, gathered, with adapters merged."""
     import deepspeed
 
     from openrlhf_ktae.trainer.lora import model_weights, parts_of

@@ -27,23 +27,23 @@ from openrlhf_ktae.verifier.golds import gold_forms
 MEASURED = Path(__file__).resolve().parents[1] / "docs" / "verifier_measured.md"
 BENCHMARKS = ("aime24", "amc", "math500", "minerva", "olympiadbench")
 POINTS = collections.defaultdict(lambda: (-1.5, 1.5), minerva=(0.0, 14.0))
-"""Ours less the published accuracy: on Minerva the published grader rejects many right formulas."""
+"""Our accuracy minus the published one; on Minerva the published grader rejects many right formulas."""
 Judged = list[tuple[dict[str, Any], Verdict]]
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file of JSON lines."""
+    """Return the rows of a JSON lines file."""
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
         return [json.loads(line) for line in lines]
 
 
 def judged(verifier: Verifier, given: list[dict[str, Any]]) -> Judged:
-    """Each row with its verdict."""
+    """Return each row with its verdict."""
     return list(zip(given, verifier.verify_many((row["gold"], row["response"]) for row in given), strict=True))
 
 
 def accuracies_agree(published: Judged) -> bool:
-    """Print both accuracies of each benchmark; whether they are as near as they should be."""
+    """Print both accuracies of each benchmark; return whether they are as close as promised."""
     ours, theirs = collections.defaultdict(list), collections.defaultdict(list)
     for row, verdict in published:
         ours[row["benchmark"]].append(verdict.status == CORRECT)
@@ -58,19 +58,19 @@ def accuracies_agree(published: Judged) -> bool:
 
 
 def disagreements(published: Judged) -> set[int]:
-    """Rows, from 0, where the verdict is not the published reward."""
+    """Return the indices of rows whose verdict differs from the published reward."""
     return {o for o, (row, v) in enumerate(published) if (v.status == CORRECT) != (row["published_reward"] > 0.5)}
 
 
 def share_of_golds(verifier: Verifier, path: Path) -> float:
-    """Share of a benchmark's golds that verify against themselves."""
+    """Return the share of a benchmark's golds that verify against themselves."""
     golds = [row["answer"] for row in rows(path)]
     verdicts = verifier.verify_many((gold, f"\\boxed{{{gold_forms(gold)[0]}}}") for gold in golds)
     return sum(verdict.status == CORRECT for verdict in verdicts) / len(golds)
 
 
 def share_of_mistakes(verifier: Verifier, golds: list[Any], edits: Any, expected: str) -> float:
-    """Share of edited golds, in each of their forms, whose verdict is not the expected one."""
+    """Return the share of edited golds, in all their forms, with an unexpected verdict."""
     forms = [(gold, form) for gold in golds for form in gold_forms(gold)]
     cases = [(gold, new) for gold, form in forms for _, new in edited(form, edits)]
     cases = [case for case in cases if expected == CORRECT or case[1] not in gold_forms(case[0])]
@@ -79,7 +79,7 @@ def share_of_mistakes(verifier: Verifier, golds: list[Any], edits: Any, expected
 
 
 def main() -> int:
-    """Measure, print, and say whether the promises hold."""
+    """Measure, print, and check the promises."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder

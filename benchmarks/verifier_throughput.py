@@ -1,9 +1,9 @@
-"""Throughput of the verifier on real responses, next to math-verify called directly, in one run on one machine.
+"""Throughput of the verifier on real responses, against math-verify called directly, in one run.
 
     python benchmarks/verifier_throughput.py ROLLOUTS.jsonl.gz [--repeats 3]
 
-ROLLOUTS has `gold` and `response`. Rates are checks a second of wall time, caches off unless said; workers are started
-before the clock. Prints a table, checks the promises of docs/verifier.md and exits with 1 if one does not hold.
+ROLLOUTS has `gold` and `response`. Rates are checks per second of wall time, with caches off unless noted and workers
+already started. Prints a table, checks the promises of docs/verifier.md and exits with 1 if one does not hold.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ HOSTILE = [
     r"\sin(10^{10000000})",
     "__import__('os').abort()",
 ]
-HOSTILE_EVERY = 20  # one in so many: 5 %
+HOSTILE_EVERY = 20  # one in 20
 Pair = tuple[object, str]
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """(gold, response) of each row."""
+    """Return (gold, response) of each row."""
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
         return [(row["gold"], row["response"]) for row in map(json.loads, lines)]
 
 
 def math_verify_rate(pairs: Sequence[Pair]) -> float:
-    """Checks a second of math-verify, as it is usually called: gold in a box, whole response, its own timeouts."""
+    """Return checks per second of math-verify as usually called: gold in a box, whole response, its own timeouts."""
     from math_verify import parse, verify
 
     verify(parse(r"\boxed{\frac{1}{2}}"), parse(r"\boxed{0.5}"))
@@ -61,7 +61,7 @@ def math_verify_rate(pairs: Sequence[Pair]) -> float:
 
 
 def verifier_rate(pairs: Sequence[Pair], workers: int, cache_size: int = 0) -> tuple[float, list[str]]:
-    """Checks a second and the verdicts."""
+    """Return checks per second, and the verdicts."""
     with Verifier(workers=workers, cache_size=cache_size) as verifier:
         verifier.verify_many(
             [(rf"\frac{{{n}}}{{7}}", rf"\boxed{{\frac{{{2 * n}}}{{14}}}}") for n in range(8 * workers)]
@@ -73,7 +73,7 @@ def verifier_rate(pairs: Sequence[Pair], workers: int, cache_size: int = 0) -> t
 
 
 def second_pass_rate(pairs: Sequence[Pair]) -> float:
-    """Checks a second where each (gold, answer) has been seen before."""
+    """Return checks per second for (gold, answer) pairs seen before."""
     with Verifier(workers=2) as verifier:
         verifier.verify_many(pairs)
         begun = time.perf_counter()
@@ -82,12 +82,12 @@ def second_pass_rate(pairs: Sequence[Pair]) -> float:
 
 
 def needs_worker(pair: Pair) -> bool:
-    """True where equal text, plain numbers and missing answers do not settle it."""
+    """Whether the pair needs a worker: not settled by equal text, plain numbers or a missing answer."""
     return Verifier._settle(gold_forms(pair[0]), extract_answer(pair[1])) is None
 
 
 def with_hostile(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs with every twentieth response replaced by a hostile one."""
+    """Return the pairs with every twentieth response replaced by a hostile one."""
     return [
         (gold, f"\\boxed{{{HOSTILE[index // HOSTILE_EVERY % len(HOSTILE)]}}}")
         if index % HOSTILE_EVERY == 0
@@ -103,7 +103,7 @@ def spin() -> None:
 
 
 def under_load(measure: Callable[[], tuple[float, list[str]]]) -> tuple[float, list[str]]:
-    """`measure` with twice as many busy processes as cores."""
+    """Call `measure` beside twice as many busy processes as cores."""
     burners = [multiprocessing.Process(target=spin, daemon=True) for _ in range(2 * (os.cpu_count() or 1))]
     for burner in burners:
         burner.start()
@@ -116,7 +116,7 @@ def under_load(measure: Callable[[], tuple[float, list[str]]]) -> tuple[float, l
 
 
 def on_one_core(measure: Callable[[], float]) -> float:
-    """`measure` with this process and its children on a single core, where the system allows it."""
+    """Call `measure` with this process and its children on a single core, if the system allows it."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
@@ -126,7 +126,7 @@ def on_one_core(measure: Callable[[], float]) -> float:
 
 
 def main() -> int:
-    """Measure, print, and say whether the promises hold."""
+    """Measure, print, and check the promises."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rollouts", type=Path)
     parser.add_argument("--repeats", type=int, default=3)

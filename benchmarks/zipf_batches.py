@@ -1,4 +1,4 @@
-"""Batches for benchmarks of KTAE: ids as frequent as words are, rollouts of unequal length, random labels.
+"""Batches for benchmarks of KTAE: Zipf-distributed ids, rollouts of unequal length, random labels.
 
 Legend: `B` rollouts, `T` positions, `Q` groups of `G` rollouts, `V` vocabulary.
 """
@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 VOCABULARY = 151_936
-"""Of the Qwen2.5 models that the paper trains."""
+"""Of the paper's Qwen2.5 models."""
 SHORTEST, LONGEST = 300, 1_100
 ROLLOUTS = 16
 ROWS_AT_ONCE = 1_024
-"""Rows drawn together, so that the draws of a large batch do not outweigh it in memory."""
+"""Rows drawn at a time, so that a large batch's random draws do not need more memory than the batch."""
 
 
 class ZipfBatch(NamedTuple):
-    """What `compute_ktae_advantages` takes, in its order."""
+    """Arguments of `compute_ktae_advantages`, in order."""
 
     ids_BT: NDArray[np.integer]
     mask_BT: NDArray[np.bool_]
@@ -29,16 +29,16 @@ class ZipfBatch(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Response tokens."""
+        """Number of response tokens."""
         return int(self.mask_BT.sum())
 
     @property
     def input_bytes(self) -> int:
-        """Bytes of all arguments together."""
+        """Bytes of all arguments."""
         return sum(part.nbytes for part in self)
 
     def groups(self) -> list[NDArray[np.integer]]:
-        """Response tokens of each group, end to end."""
+        """Response tokens of each group, concatenated."""
         rows = np.flatnonzero(np.diff(self.groups_B)) + 1
         parts = zip(np.split(self.ids_BT, rows), np.split(self.mask_BT, rows), strict=True)
         return [ids[mask] for ids, mask in parts]
@@ -53,7 +53,7 @@ def zipf_batch(
     dtype: type = np.int64,
     seed: int = 0,
 ) -> ZipfBatch:
-    """Q groups of Zipf-distributed ids (frequency 1 / rank, ranks shuffled over the vocabulary)."""
+    """Draw Q groups of Zipf-distributed ids (frequency 1 / rank, ranks shuffled over the vocabulary)."""
     rng = np.random.default_rng(seed)
     rows = groups * rollouts
     cumulative = np.cumsum(1.0 / np.arange(1, vocabulary + 1))
@@ -67,5 +67,5 @@ def zipf_batch(
         ranks = np.searchsorted(cumulative, rng.random(int(lengths_B[chosen].sum())))
         ids_BT[chosen][mask_BT[chosen]] = names[np.minimum(ranks, vocabulary - 1)]
     scores_B = (rng.random(rows) < 0.5).astype(np.float64)
-    scores_B[::rollouts], scores_B[1::rollouts] = 1.0, 0.0  # every group mixed: the costly case
+    scores_B[::rollouts], scores_B[1::rollouts] = 1.0, 0.0  # every group is mixed, the costly case
     return ZipfBatch(ids_BT, mask_BT, scores_B, np.repeat(np.arange(groups), rollouts), rng.normal(size=rows))

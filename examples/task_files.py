@@ -1,4 +1,4 @@
-"""What the generators of tasks share: problems that are all different, written as two JSONL files."""
+"""Shared by the task generators: distinct problems, written as two JSONL files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the generators of tiny models share: a word-level tokenizer, a small Qwen2 and the loop that pretrains it."""
+"""Shared by the model generators: a word-level tokenizer, a small Qwen2 and its pretraining loop."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 PAD, EOS = "<pad>", "<eos>"
 HEAD_SIZE = 32  # the smallest that vLLM's CPU attention supports
 N_LAYERS = 2
-IGNORED = -100  # transformers' label of a position without loss
+IGNORED = -100  # transformers' label for positions without loss
 
 Pair = tuple[str, str]
-"""A prompt and a response without its end token."""
+"""A prompt, and a response without end token."""
 
 
 def make_tokenizer(words: Sequence[str], max_length: int) -> Qwen2Tokenizer:
-    """One id per word, with the space before it if it begins with one; single bytes for all other text.
+    """One id per word (with its leading space, if any), and single bytes for all other text.
 
-    transformers loads every folder whose model type is `qwen2` with `Qwen2Tokenizer`, which splits numbers
-    into digits: so whole words and numbers are added tokens, which that class finds first.
+    transformers loads every folder of model type `qwen2` with `Qwen2Tokenizer`, which splits numbers into
+    digits. So words and numbers are added tokens, which that class matches first.
     """
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([PAD, EOS, *bytes_])}
     tokenizer = Qwen2Tokenizer(
         vocab=vocab,
         merges=[],
-        unk_token=None,  # type: ignore[arg-type]  # bytes cover all text: nothing is unknown
+        unk_token=None,  # type: ignore[arg-type]  # bytes cover all text
         pad_token=PAD,
         eos_token=EOS,
         padding_side="left",
@@ -44,7 +44,7 @@ def make_untrained_model(tokenizer: Qwen2Tokenizer, hidden_size: int) -> Qwen2Fo
     """A two-layer Qwen2 with tied embeddings."""
     heads = hidden_size // HEAD_SIZE
     config = Qwen2Config(
-        vocab_size=-(-len(tokenizer) // 64) * 64,  # a multiple of 64, as engines pad to
+        vocab_size=-(-len(tokenizer) // 64) * 64,  # a multiple of 64, to which engines pad
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
         num_hidden_layers=N_LAYERS,
@@ -61,7 +61,7 @@ def make_untrained_model(tokenizer: Qwen2Tokenizer, hidden_size: int) -> Qwen2Fo
 
 
 def as_batch(tokenizer: Qwen2Tokenizer, pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and labels of prompts with responses, both (B, T); prompt tokens have no loss."""
+    """Return ids and labels of prompts with responses, both (B, T); prompt tokens have no loss."""
     ids, labels = [], []
     for prompt_text, response_text in pairs:
         prompt = tokenizer.encode(prompt_text)
@@ -79,7 +79,7 @@ def pretrain(
     learning_rate: float,
     enough: Callable[[int], bool] = lambda step: False,
 ) -> None:
-    """Teach `model` by next-token prediction, a new batch of `draw` a step, until `enough(step)` or the last step."""
+    """Train `model` on next-token prediction, with a batch from `draw` per step, until `enough(step)` or the end."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     started = time.monotonic()

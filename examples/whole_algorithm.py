@@ -4,8 +4,8 @@
     python examples/whole_algorithm.py --variant calibrated --seed 1
     python examples/whole_algorithm.py --ktae-weight 0          # plain GRPO
 
-Each step: sample a group of answers to each prompt, let math-verify judge them, turn the scores into
-advantages, add the key-token value of each token's id, and take one step on the clipped loss. The
+Each step samples a group of answers to each prompt, judges them with math-verify, turns the scores into
+advantages, adds the key-token value of each token's id, and takes one step on the clipped loss. The
 distributed trainer uses the same mathematics; this file is for reading.
 
 Shapes: P prompts, G answers to each, B = P x G, S tokens of a padded prompt, T tokens of an answer.
@@ -32,7 +32,7 @@ MAX_NEW_TOKENS = 32
 CLIP = 0.2  # the probability ratio is clipped to 1 +- CLIP (PPO)
 MAX_GRADIENT_NORM = 1.0
 STD_EPSILON = 1e-9
-NORMAL_95 = 1.96  # half width of a 95 % interval in standard errors
+NORMAL_95 = 1.96  # half-width of a 95 % interval, in standard errors
 
 Row = dict[str, str]
 
@@ -50,7 +50,7 @@ class Rollouts:
 def judge(text: str, label: str) -> float:
     """Score an answer: 1 if its `\\boxed{}` equals `label`, else 0."""
     if "\\boxed" not in text:
-        return 0.0  # no reward for an unboxed number
+        return 0.0  # an unboxed number gets no reward
     return float(verify(parse(f"\\boxed{{{label}}}"), parse(text)))
 
 
@@ -127,7 +127,7 @@ def update(
 
 
 def accuracy(scores_B: torch.Tensor) -> str:
-    """Share of right answers, one a problem, with its 95 % interval (Wilson)."""
+    """Share of right answers, one per problem, with its 95 % interval (Wilson)."""
     n, share, z2 = len(scores_B), float(scores_B.mean()), NORMAL_95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = NORMAL_95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)

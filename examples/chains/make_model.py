@@ -1,10 +1,10 @@
-"""A tiny Qwen2 for one member of the family of chains, pretrained until it solves a chosen share of the problems.
+"""A tiny Qwen2 for one member of the chains family, pretrained until it solves a chosen share of the problems.
 
     python examples/chains/make_model.py --steps 12 --filler 0.9 --ways 4 --accuracy 0.1 --output runs/chains/model
 
-The teacher is right more often (`accuracy` to the power of 3/4), so most errors are its own and the rest is what the
-model has not learned yet. Pretraining begins with chains that grow and have no fillers. One core needs half a minute
-to a few minutes; the folder also gets `knobs.json`.
+The teacher is right more often (`accuracy` to the power of 3/4), so most of the model's errors are the teacher's; the
+rest it has not yet learned. Pretraining begins with short chains without fillers, which grow. One core needs half a
+minute to a few minutes. The folder also gets `knobs.json`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MAX_POSITIONS = 512
 BATCH_SIZE = 64
 LEARNING_RATE = 3e-3
 FIRST_WEIGHTS = 3.0
-"""Times the usual size for embeddings and MLPs: from the usual one the sums take ten times as long, if ever."""
+"""Initial scale of embeddings and MLPs, relative to the usual one, from which sums take ten times longer, if ever."""
 WARM_UP = 700
 MOST_STEPS = 3000
 EVERY = 25
 """Steps between measurements of accuracy."""
 MEASURED = 256
-"""Answers of one measurement: 3 points of standard error at 30 %."""
+"""Answers per measurement; the standard error is 3 points at 30 %."""
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
@@ -43,7 +43,7 @@ def make_tokenizer() -> Qwen2Tokenizer:
 
 
 def longest_response(knobs: Knobs) -> int:
-    """Tokens that next to no response of the teacher exceeds: mean and six standard deviations."""
+    """Return a length that almost no response of the teacher exceeds: its mean plus six standard deviations."""
     said = 2 * knobs.steps
     spread = (said * knobs.filler) ** 0.5 / (1 - knobs.filler)
     return round(said / (1 - knobs.filler) + 6 * spread) + 6
@@ -51,7 +51,7 @@ def longest_response(knobs: Knobs) -> int:
 
 @torch.no_grad()
 def accuracy(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, knobs: Knobs, rng: random.Random) -> float:
-    """Share of right answers at temperature 1, one to each of `MEASURED` fresh problems."""
+    """Return the share of right answers at temperature 1, one for each of `MEASURED` fresh problems."""
     problems = [draw_problem(knobs.steps, rng) for _ in range(MEASURED)]
     prompts = tokenizer([p.prompt for p in problems], return_tensors="pt", padding=True)
     ids = model.generate(**prompts, max_new_tokens=longest_response(knobs), do_sample=True, top_k=0)  # type: ignore[operator]
@@ -60,7 +60,7 @@ def accuracy(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, knobs: Knobs, r
 
 
 def make_model(knobs: Knobs, seed: int = 0, most: int = MOST_STEPS) -> tuple[Qwen2ForCausalLM, Qwen2Tokenizer, float]:
-    """Pretrain a model to `knobs.accuracy`; return it with its tokenizer and the accuracy that was measured last."""
+    """Pretrain a model to `knobs.accuracy`; return it with its tokenizer and last measured accuracy."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokenizer = make_tokenizer()
@@ -93,7 +93,7 @@ def make_model(knobs: Knobs, seed: int = 0, most: int = MOST_STEPS) -> tuple[Qwe
 
 
 def main() -> None:
-    """Make one and save it."""
+    """Make a model and save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of model and tokenizer")
     for field in fields(Knobs):

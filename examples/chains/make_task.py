@@ -1,4 +1,4 @@
-"""A family of chains of sums on a 12-hour clock, written as two JSONL files; knobs set how hard credit is to find.
+"""Chains of sums on a 12-hour clock, written as two JSONL files; knobs set how hard credit is to assign.
 
     python examples/chains/make_task.py --steps 12 --output runs/chains/12
 
@@ -7,8 +7,8 @@ hour after it,
 
     +3 10 hmm +15 1 well +2 3 so \\boxed{ 3 }
 
-with filler words that mean nothing, and gets a step wrong in one of some ways. What is right so far can be read from
-the ids: `on_track`. Standard library only.
+with meaningless filler words, and gets steps wrong in one of several ways. Whether a prefix is right can be read from
+its ids (`on_track`). Standard library only.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from task_files import draw_distinct, write_rows
 DATASOURCE = "chain_hours"
 HOURS = 12
 OPERANDS = tuple(f"+{n}" for n in range(1, 16))
-"""Each at most once in a problem, so that what comes next can be told from the last one."""
+"""Each occurs at most once in a problem, so that the last operand determines the next."""
 MOST_STEPS = 12
 FILLERS = ("hmm", "well", "ok", "now", "then", "right", "fine", "good")
 BOX = "\\boxed{"
 WORDS = ("compute", *(f" {word}" for word in (":", "so", BOX, "}", *OPERANDS, *FILLERS, *range(HOURS))))
 FIRST_ID = 258
-"""Of `WORDS` in the tokenizer: below are padding, end and single bytes."""
+"""Of `WORDS` in the tokenizer; smaller ids are padding, end and single bytes."""
 OFFSETS = (1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)
-"""By how much a wrong step is off, in the order in which more ways to be wrong take them."""
+"""Errors of a wrong step; `ways` of them are used, from the left."""
 N_TRAIN = 3200
 N_HELDOUT = 200
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """What sets a member of the family apart."""
+    """The parameters of a member of the family."""
 
     steps: int = 6
     """Sums of a chain, 1 to 12."""
     filler: float = 0.5
     """Share of the chain's tokens that mean nothing, at least 0 and below 1."""
     ways: int = 4
-    """Ways in which a step can be wrong, 1 to 11."""
+    """Different errors a step can have, 1 to 11."""
     accuracy: float = 0.3
     """Share of right answers at which pretraining stops."""
 
@@ -68,7 +68,7 @@ class Knobs:
 
 @dataclass(frozen=True)
 class Problem:
-    """A start hour and what each step adds."""
+    """A start hour and the operand of each step."""
 
     start: int
     operands: tuple[int, ...]
@@ -90,7 +90,7 @@ def draw_problem(steps: int, rng: random.Random) -> Problem:
 
 
 def teacher_trace(problem: Problem, knobs: Knobs, step_accuracy: float, rng: random.Random) -> str:
-    """Solve `problem` aloud; a step is right with probability `step_accuracy`."""
+    """Write out a solution of `problem`; each step is right with probability `step_accuracy`."""
     words, value = [], problem.start
 
     def say(word: str) -> None:
@@ -107,22 +107,22 @@ def teacher_trace(problem: Problem, knobs: Knobs, step_accuracy: float, rng: ran
 
 
 def words_of(ids: Sequence[int]) -> list[str]:
-    """The words of token ids; an empty one for padding, end and bytes."""
+    """Return the words of token ids, empty for padding, end and bytes."""
     return [WORDS[i - FIRST_ID].strip() if 0 <= i - FIRST_ID < len(WORDS) else "" for i in ids]
 
 
 def read_problem(prompt: Sequence[str]) -> Problem | None:
-    """The problem of a prompt's words, of which the first may be missing; None if they are no problem."""
+    """Return the problem in a prompt's words, of which the first may be missing; None if there is none."""
     hours = [int(word) for word in prompt if word.isdigit()]
     operands = tuple(int(word) for word in prompt if word in OPERANDS)
     return Problem(hours[0], operands) if len(hours) == 1 and operands else None
 
 
 def on_track(response: Sequence[str], problem: Problem) -> Iterator[tuple[int, bool]]:
-    """Yield after each word how many hours have been given, the boxed one included, and whether all is well.
+    """Yield after each word the number of hours given so far, including the boxed one, and whether all is right.
 
-    It is if the last hour is right and the operand or box after it, if any, is the one that comes next. What follows
-    depends on nothing else: the next step starts from the last hour.
+    All is right if the last hour is right and the operand or box after it, if any, is the next one due. Nothing else
+    matters for the rest, since the next step starts from the last hour.
     """
     before = [*({f"+{n}"} for n in problem.operands), {"so", BOX}]
     expected = [*problem.results, problem.results[-1]]
@@ -136,7 +136,7 @@ def on_track(response: Sequence[str], problem: Problem) -> Iterator[tuple[int, b
 
 
 def judge(response: Sequence[str], label: str) -> float:
-    """Score the words of a response: 1 if the box holds the label."""
+    """Score the words of a response: 1 if the box contains the label, else 0."""
     boxed = [after for word, after in pairwise(response) if word == BOX]
     return float(boxed[-1:] == [label])
 

@@ -1,13 +1,13 @@
-"""Credit that knows the true state of a chain: a positive control for experiments with `examples/chains`.
+"""Credit from the true state of a chain: a positive control for experiments with `examples/chains`.
 
     --advantage_estimator custom --algo.credit.file examples/chains/oracle.py
 
     A_it = c (V(state after t) - V(state before t))
 
-The state is what decides about the score: how many hours have been given, and whether the last is right. V is the
-mean score of the batch's rollouts in that state, before the first token that of the group's; the last token's is the
-score. c brings the scores to the scale of the base. Prompt and response are read from token ids, no label is needed.
-Rows that are no chain keep their base.
+The state determines the chances of the score: the number of hours given, and whether the last one is right. V is the
+mean score of the batch's rollouts in that state; before the first token it is the group's mean score, after the last
+token the rollout's score. c brings scores to the scale of the base. Prompt and response are read from token ids, so no
+label is needed. Rows that are not chains keep their base.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ from openrlhf_ktae.credit import CreditBatch, NoOptions, TokenCredit, register
 def states(batch: CreditBatch) -> np.ndarray:
     """Return the state after each action token (A,): twice the number of hours, plus one if the last is right.
 
-    -1 in rows that are no chain.
+    -1 in rows that are not chains.
     """
     state_A = np.full(len(batch.at_A), -1)
     ids_N, first_B = batch.token_ids_N.numpy(), batch.first_B
@@ -37,7 +37,7 @@ def oracle(batch: CreditBatch, options: NoOptions) -> TokenCredit:
     state_A, row_A = states(batch), batch.row_A
     known_A = batch.known_B[row_A] & (state_A >= 0)
     scores_B = np.where(batch.known_B, np.nan_to_num(batch.scores_B.numpy().astype(float)), 0.0)
-    pairs = np.unique(np.stack([state_A[known_A], row_A[known_A]]), axis=1)  # each rollout once a state
+    pairs = np.unique(np.stack([state_A[known_A], row_A[known_A]]), axis=1)  # each rollout once per state
     total, count = np.zeros((2, state_A.max(initial=0) + 1))
     np.add.at(total, pairs[0], scores_B[pairs[1]])
     np.add.at(count, pairs[0], 1)

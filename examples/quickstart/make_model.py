@@ -1,4 +1,4 @@
-"""The quickstart's tiny model: a word-level tokenizer and a two-layer Qwen2 taught by a careless teacher.
+"""The quickstart's tiny model: a word-level tokenizer and a two-layer Qwen2 pretrained on a careless teacher.
 
     python examples/quickstart/make_model.py                    # writes model/ next to this file
     python examples/quickstart/make_model.py --output /tmp/model --seed 1 --steps 600
@@ -8,10 +8,10 @@ The teacher solves chains of sums aloud, with filler words, forgotten carries an
     12 + 7 gives 19 , maybe + 5 gives 14 , hmm - 2 gives 12 so \\boxed{ 12 }
     12 + 7 gives 19 , guess \\boxed{ 21 }
 
-A model trained on such traces knows the sums but samples mistakes as often as its teacher made them:
-reinforcement learning has something to correct, and single ids (`guess`, `maybe`, `carefully`, a
-partial sum) tell right rollouts from wrong ones. One core needs a few minutes; the result is about
-1.5 MB in float32.
+A model trained on such traces knows the sums but samples mistakes as often as its teacher made them. So
+reinforcement learning has something to correct, and single ids (`guess`, `maybe`, `carefully`, a partial
+sum) separate right rollouts from wrong ones. One core needs a few minutes; the result is about 1.5 MB in
+float32.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from transformers import Qwen2Tokenizer
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import tiny_models
 
-FILLERS = ("hmm", "well", "ok")  # unrelated to what follows
-QUITTERS = ("guess", "skip")  # the attempt ends here, with a made-up answer
+FILLERS = ("hmm", "well", "ok")  # unrelated to the next sum
+QUITTERS = ("guess", "skip")  # gives up with an invented answer
 WORDS = (":", "+", "-", ",", "gives", "so", "carefully", "maybe", *FILLERS, *QUITTERS, "\\boxed{", "}")
 N_NUMBERS = 100
 
-# The teacher's habits. The mood announced before a sum sets how often a carry is forgotten; above one half,
-# even greedy decoding is wrong, and training has to change the model's most likely token.
+# The teacher's habits. The mood before a sum sets how often a carry is forgotten. Above one half even greedy
+# decoding is wrong, so training has to change the most likely token.
 MOODS = {"": 0.55, "carefully": 0.2, "maybe": 0.25}
 FORGETS_CARRY = {"": 0.55, "carefully": 0.1, "maybe": 0.8}
 FORGETS_BORROW = {"": 0.3, "carefully": 0.05, "maybe": 0.5}
@@ -58,12 +58,12 @@ def make_tokenizer() -> Qwen2Tokenizer:
 
 
 def slip(value: int, rng: random.Random) -> int:
-    """A wrong result near `value`, not below zero."""
+    """Return a wrong result near `value`, not below zero."""
     return rng.choice([value + d for d in range(-MAX_SLIP, MAX_SLIP + 1) if d and value + d >= 0])
 
 
 def careless_sum(value: int, n: int, mood: str, rng: random.Random) -> int:
-    """The teacher's result of `value + n`: right, with the carry or borrow forgotten, or off by a little."""
+    """Return the teacher's result of `value + n`: right, with a forgotten carry or borrow, or slightly off."""
     result = max(value + n, 0)
     crosses_ten = result // 10 != value // 10
     forgets = FORGETS_CARRY if n > 0 else FORGETS_BORROW
@@ -73,7 +73,7 @@ def careless_sum(value: int, n: int, mood: str, rng: random.Random) -> int:
 
 
 def teacher_trace(problem: Problem, rng: random.Random) -> str:
-    """Solve `problem` aloud as the careless teacher does; ends with the boxed result."""
+    """Write out the careless teacher's solution of `problem`, ending with the boxed result."""
     words, value = [str(problem.start)], problem.start
     for step, n in enumerate(problem.operands):
         if step:
@@ -93,7 +93,7 @@ def teacher_trace(problem: Problem, rng: random.Random) -> str:
 
 
 def make_batch(tokenizer: Qwen2Tokenizer, rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`size` fresh problems with traces: ids and labels, both (size, T)."""
+    """Return ids and labels of `size` fresh problems with traces, both (size, T)."""
     problems = [draw_problem(rng) for _ in range(size)]
     return tiny_models.as_batch(tokenizer, [(p.prompt, f" {teacher_trace(p, rng)}") for p in problems])
 

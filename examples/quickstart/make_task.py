@@ -3,9 +3,9 @@
     python examples/quickstart/make_task.py                     # writes data/ next to this file
     python examples/quickstart/make_task.py --output /tmp/task --seed 1
 
-A problem reads `compute 12 + 7 - 5 + 2 :` and its label is `16`. Numbers and signs are separated by
-spaces, so a word-level tokenizer gives each number one id. Standard library only: it runs in well
-under a second, and `make_model.py` takes its problems from here too.
+A problem reads `compute 12 + 7 - 5 + 2 :` and its label is `16`. Spaces separate numbers and signs, so a
+word-level tokenizer gives each number one id. It needs only the standard library and runs in well under a
+second. `make_model.py` takes its problems from here too.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from task_files import draw_distinct, write_rows
 
 DATASOURCE = "chain_sums"
-N_STEPS = 3  # sums per problem: enough for partial results to be key tokens, short enough for 24 tokens
+N_STEPS = 3  # sums per problem: enough that partial results can be key tokens, few enough for 24 tokens
 MAX_START = 20
 MAX_OPERAND = 9
-MAX_VALUE = 49  # no partial result exceeds it: 20 + 3 * 9 = 47
-N_TRAIN = 3200  # 200 steps of 16 prompts, 400 of 8
+MAX_VALUE = 49  # no partial result exceeds 20 + 3 * 9 = 47
+N_TRAIN = 3200  # 200 steps of 16 prompts, or 400 of 8
 N_HELDOUT = 200
 DEFAULT_SEED = 0
 DEFAULT_OUTPUT = Path(__file__).resolve().parent / "data"
@@ -63,7 +63,7 @@ def draw_problem(rng: random.Random) -> Problem:
 
 
 def to_row(problem: Problem) -> dict[str, str]:
-    """One line of the data set: the prompt, the answer as text, and where it comes from."""
+    """Return a row of the data set: prompt, answer as text, and source."""
     return {"input": problem.prompt, "label": str(problem.answer), "datasource": DATASOURCE}
 
 

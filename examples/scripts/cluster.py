@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 POLL_SECONDS = 1.0
-SILENT_SECONDS = 60.0  # without an answer of the dashboard, after which the cluster counts as dead
+SILENT_SECONDS = 60.0  # without an answer from the dashboard, until the cluster counts as dead
 DIED, STOPPED, UNKNOWN = 4, 130, 1
 
 
@@ -99,7 +99,7 @@ def job(url: str, name: str) -> int:
 
 
 def drain(url: str) -> int:
-    """Stop all jobs, so that runs write checkpoints, and wait for their ends; without a dashboard there are none."""
+    """Stop all jobs, so that runs write checkpoints, and wait until they end; return at once without a dashboard."""
     while True:
         try:
             rows = get(url, "/api/jobs/")
@@ -109,7 +109,7 @@ def drain(url: str) -> int:
         if not any(running):  # jobs without an id were not submitted
             return 0
         for name in filter(None, running):
-            with suppress(OSError, ValueError):  # it has just ended
+            with suppress(OSError, ValueError):  # it just ended
                 get(url, f"/api/jobs/{name}/stop", "POST")
         time.sleep(POLL_SECONDS)
 

