@@ -1,9 +1,9 @@
-"""A started stack: Ray, and the actors of a run, which later runs of the same shape can use.
+"""A running stack: Ray and the actors of a run, which later runs of the same shape can reuse.
 
-Starting Ray and importing the libraries takes far longer than loading a small model. A kept stack gives the host the
-actors of the last run wherever it would start new ones. Each is constructed again in its process, so that options,
-weights, optimizer, random states and data position are those of a new run; an engine keeps its model and gets the
-weights when the ranks have loaded theirs.
+Starting Ray and importing the libraries takes far longer than loading a small model. A kept stack hands the host the
+last run's actors wherever it would start new ones. Each actor is constructed again in its process, so options, weights,
+optimizer, random states and data position are those of a new run. An engine keeps its model and receives the weights
+once the ranks have loaded theirs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLACED_IN = (HOST_CLI, "openrlhf.trainer.ray.vllm_engine", "openrlhf.trainer.ray
 
 
 def shape(args: SimpleNamespace, variables: Mapping[str, str]) -> str:
-    """Return what two runs must share to use one stack: processes, model, engine and environment."""
+    """Return a key of the settings that runs must share to use one stack: processes, model, engine, environment."""
     train, algo = args.train, args.algo
     parts = (
         sorted(variables.items()),
@@ -35,7 +35,7 @@ def shape(args: SimpleNamespace, variables: Mapping[str, str]) -> str:
 
 
 class Stack:
-    """Ray and the actors of one run, or with `keep` of several, one after the other."""
+    """Ray and the actors of one run, or with `keep` of several consecutive runs."""
 
     def __init__(self, keep: bool = False) -> None:
         self.keep = keep
@@ -44,7 +44,7 @@ class Stack:
         self._groups: list[Any] = []
 
     def serves(self, args: SimpleNamespace, backend: str, variables: Mapping[str, str]) -> bool:
-        """Whether the next run can use the processes that are there; if not, they are ended.
+        """Whether the next run can use the existing processes; if not, end them.
 
         Only synchronous runs on a CPU share a stack: other kinds keep state in processes that are not reset.
         """
@@ -57,9 +57,9 @@ class Stack:
         return False
 
     def use(self, places: Mapping[tuple[str, str], Any]) -> None:
-        """Make the host look up classes of actors (`(module, attribute)` -> class), and placement, in this stack."""
+        """Make the host look up actor classes (`(module, attribute)` -> class) and placement groups in this stack."""
         for (module, attribute), one in places.items():
-            if hasattr(one, "remote"):  # the others are classes of this process
+            if hasattr(one, "remote"):  # other classes live in this process
                 one = _Reused(one, self._actors.setdefault(attribute, []))
             setattr(importlib.import_module(module), attribute, one)
         from ray.util.placement_group import placement_group
@@ -77,7 +77,7 @@ class Stack:
             importlib.import_module(module).placement_group = place  # type: ignore[attr-defined]
 
     def end(self) -> None:
-        """Stop Ray and wait for its processes, if it was started."""
+        """If Ray was started, stop it and wait for its processes."""
         if self._shape is None:
             return
         import ray
@@ -89,18 +89,18 @@ class Stack:
 
 
 class _Reused:
-    """Stands for a Ray actor class: the n-th actor that a run asks for is the n-th of the last run, if there is one."""
+    """Stand-in for a Ray actor class: the n-th actor requested is the last run's n-th, if there was one."""
 
     def __init__(self, actor_class: Any, actors: list[Any], left: Iterator[Any] | None = None) -> None:
         self._class, self._actors = actor_class, actors
         self._left = iter([*actors]) if left is None else left
 
     def options(self, **options: Any) -> _Reused:
-        """Return the class with these options, which apply to actors that are started."""
+        """Return the class with these options, which apply only to newly started actors."""
         return _Reused(self._class.options(**options), self._actors, self._left)
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        """Return an actor constructed with these arguments."""
+        """Return a new or reused actor, constructed with these arguments."""
         import ray
 
         actor = next(self._left, None)
@@ -115,7 +115,7 @@ class _Reused:
 
 
 def construct_again(actor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Drop everything that the actor has, and construct it as in a new process."""
+    """Clear the actor's state and construct it as in a new process."""
     vars(actor).clear()
     gc.unfreeze()
     gc.collect()

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 FACTOR = 3.0
 LEAST = 1e-3  # absolute tolerance, in case bf16 happens to be exact
 SHAPES = ((2, 128, 4, 32), (2, 257, 4, 64), (1, 512, 2, 128))  # B, T, H, D; 32 is the quickstart's head
-LENGTHS = (7, 64, 1, 129)  # of packed rows
+LENGTHS = (7, 64, 1, 129)  # of the packed rows
 VOCABULARY = 1000
 
 Dense = Callable[[Any, Any, Any], Any]

@@ -32,7 +32,7 @@ CHILD = f"import sys; from {__name__} import main; sys.exit(main(sys.argv[1:]))"
 LAST_LINES = 15
 LEAST_SECONDS = 30.0  # no check starts with less time left
 END_SECONDS = 20.0
-CPU_FACTOR = 2.0  # on the limits, which are set for a GPU machine
+CPU_FACTOR = 2.0  # multiplies the limits, which are for GPU machines
 
 
 class CheckFailed(AssertionError):
@@ -172,9 +172,9 @@ def run_one(check: Check, place: Place, limit: float) -> Result:
 
 
 def kill_marked(mark: str) -> int:
-    """Kill all processes with the mark of a check; return how many there were."""
+    """Kill all processes with a check's mark; return their number."""
     left = 0
-    for _ in range(3):  # one may start another during the search
+    for _ in range(3):  # a process may start another during the search
         processes = marked(mark, VARIABLE)
         if not processes:
             break
@@ -234,7 +234,7 @@ def main(argv: Sequence[str]) -> int:
     place = Place(**json.loads(described.read_text()))
     try:
         status, figures, reason = OK, getattr(importlib.import_module(module), function)(place), ""
-    except Exception as error:  # any exception is a finding of the check
+    except Exception as error:  # any exception is a finding
         status, figures = FAILED, getattr(error, "figures", {})
         reason = " ".join(f"{'' if isinstance(error, CheckFailed) else f'{type(error).__name__}: '}{error}".split())
         print(f"{reason}", flush=True)

@@ -40,17 +40,17 @@ from openrlhf_ktae.selftest.watchers import ASLEEP, FILE, MOMENTS, ORDER_FILE
 
 WATCHED_COMMAND = "openrlhf_ktae.cli.watched_run"
 CONFIGS = ("configs/grpo_ktae/quickstart.yaml", "configs/base/gpu.yaml")
-BATCH = 8  # prompts of a step of the quickstart
+BATCH = 8  # prompts per step of the quickstart
 STEPS = 6
-LOG_PROB_GAP = 0.02  # mean over tokens of |engine - trainer|; single tokens differ more in bf16
+LOG_PROB_GAP = 0.02  # mean over tokens of |engine - trainer|; in bf16 single tokens differ more
 RECOVERY_SECONDS = 120.0  # after a death
-STEP_SECONDS = 240.0  # until a run has a step; on a busy machine most of it is startup
+STEP_SECONDS = 240.0  # until a run's first step; on a busy machine mostly startup
 GRACE_SECONDS = 20
-STOP_WAIT_SECONDS = 2 * GRACE_SECONDS  # of `ray job stop`, whose default is to kill after 3
+STOP_WAIT_SECONDS = 2 * GRACE_SECONDS  # for `ray job stop`, which by default kills after 3
 LEFT_SECONDS = 10.0  # for the processes of a finished run
 OVER_PLAN = 1.15  # largest allowed ratio of measured to planned memory
-MANY = 40 * BATCH  # prompts: more than are used
-SAME_STEP = 0.02  # relative: the gradient of one batch, split differently, in bf16
+MANY = 40 * BATCH  # prompts; more than the checks use
+SAME_STEP = 0.02  # relative; the gradient of one batch, split differently, in bf16
 WORDS = (
     f"--vllm.gpu_memory_utilization 0.5 --algo.advantage.is_correction_level token --actor.recompute_log_probs true "
     f"--train.max_tokens_per_gpu 4096 --rollout.max_tokens_per_gpu 4096 --train.micro_batch_size 16 "
@@ -85,11 +85,11 @@ class Watched(Trial):
     module: str = WATCHED_COMMAND
 
     def settings(self) -> dict[str, Any]:
-        """Return no further options: these runs are neither repeated nor compared."""
+        """Return no options, since these runs are neither repeated nor compared."""
         return {}
 
     def seen(self, name: str, kind: str) -> list[dict[str, Any]]:
-        """Return the rows of one kind written by the watchers."""
+        """Return the watchers' rows of one kind."""
         path = self.folder / name / FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [row for row in map(parse_json, lines) if row["kind"] == kind]
@@ -113,7 +113,7 @@ def attention(place: Place) -> dict[str, Any]:
 
 
 def judged_run(place: Place, steps: int = STEPS, *more: str) -> dict[str, Any]:
-    """Run some steps; engine and trainer must agree on weights after each, and on log-probabilities in each."""
+    """Run some steps; engine and trainer must agree on log-probabilities in each step and on weights after it."""
     runs = Watched(words(place, *more), Path(place.folder), steps * BATCH, save_steps=-1)
     runs.finish("run")
     return judged(runs, "run", steps)
@@ -213,7 +213,7 @@ def resume(place: Place) -> dict[str, Any]:
 
 
 def core_deaths(place: Place) -> dict[str, Any]:
-    """Kill vLLM's core in each phase, and send SIGTERM: the run recovers or exits with 4, and leaves nothing."""
+    """Kill vLLM's core in each phase, then send SIGTERM: the run must recover or exit with 4, and leave nothing."""
     runs = Watched(words(place), Path(place.folder), MANY, save_steps=1)
     figures: dict[str, Any] = {}
     wrong: list[str] = []
@@ -246,10 +246,10 @@ def core_deaths(place: Place) -> dict[str, Any]:
 
 
 def outcome_of_death(runs: Watched, name: str, process: subprocess.Popen[bytes], moment: str) -> dict[str, Any]:
-    """Kill the core of an engine in one phase; return the outcome, and after how many seconds it came.
+    """Kill an engine's core in one phase; return the outcome and the seconds it took.
 
     Raises:
-        CheckFailed: no outcome within `RECOVERY_SECONDS`, or another exit code; the run is then over.
+        CheckFailed: no outcome within `RECOVERY_SECONDS`, or another exit code; the run has then ended.
     """
     at = len(runs.steps(name))
     wait_for(lambda: len(runs.steps(name)) >= at + ROOM, runs, name, process, STEP_SECONDS)
@@ -325,10 +325,10 @@ def wait_for(
     seconds: float,
     may_end: bool = False,
 ) -> None:
-    """Return when the condition holds, or (`may_end`) the run has ended or time is up.
+    """Wait until the condition holds, or (`may_end`) the run has ended or time is up.
 
     Raises:
-        CheckFailed: it does not hold within `seconds`, or the run ended first; the run is then over.
+        CheckFailed: it does not hold within `seconds`, or the run ended first; the run has then ended.
     """
     end = time.monotonic() + seconds
     while not condition():
@@ -345,7 +345,7 @@ def wait_for(
 
 
 def _hangs(runs: Watched, name: str, process: subprocess.Popen[bytes], what: str) -> str:
-    """Kill a hanging run, with its stacks written to its folder; return the message."""
+    """Write a hanging run's stacks to its folder and kill it; return the message."""
     with suppress(psutil.Error, OSError, KeyError, StopIteration):
         mark = psutil.Process(process.pid).environ()[RUN_VARIABLE]
         folder = next(one.environ()[stacks.VARIABLE] for one in marked(mark) if stacks.VARIABLE in one.environ())
@@ -355,7 +355,7 @@ def _hangs(runs: Watched, name: str, process: subprocess.Popen[bytes], what: str
 
 
 def job_stop(place: Place) -> dict[str, Any]:
-    """`ray job submit`, then `ray job stop`: the last step must have a checkpoint, and no process may be left."""
+    """Submit a job and stop it: the last step must have a checkpoint, and no process may be left."""
     folder = Path(place.folder)
     runs = Watched(words(place), folder, MANY, save_steps=1, module=TRAIN)
     with _Cluster(place) as cluster:
@@ -376,7 +376,7 @@ def job_stop(place: Place) -> dict[str, Any]:
 
 
 class _Cluster:
-    """A Ray head node for this check."""
+    """A Ray head node for the job-stop check."""
 
     JOB = "gpu-check"
 
@@ -424,7 +424,7 @@ class _Cluster:
         return str(mark)
 
     def submit(self, command: Sequence[str]) -> None:
-        """Submit a job; retry, since the head's agent may start after the head."""
+        """Submit a job, retrying because the agent may start after the head."""
         environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)}})
         words = ["--submission-id", self.JOB, "--no-wait", "--runtime-env-json", environment, "--", *command]
         for patience in (True, True, True, True, False):
@@ -451,7 +451,7 @@ class _Cluster:
 
 
 def asynchronous(place: Place) -> dict[str, Any]:
-    """Run four steps with trainer and engine on separate devices and partial rollouts; compare weights as above."""
+    """Run four asynchronous steps with partial rollouts on separate devices; judge them as `six-steps`."""
     more = "--train.colocate_all false --train.async_enable --train.partial_rollout_enable --vllm.enable_sleep false"
     return judged_run(place, 4, more, "--ds.enable_sleep false")
 

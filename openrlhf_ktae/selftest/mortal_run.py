@@ -1,4 +1,4 @@
-"""A run of a trial that is killed repeatedly, with checks after each death; its result is that of a run left alone."""
+"""A trial's run that is killed repeatedly, with checks after each death; it must end like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class Toll:
     from_scratch: int = 0
     """Resumes without a checkpoint."""
     lost: int = 0
-    """The most recorded steps lost in one death."""
+    """Most recorded steps lost in one death."""
     left: int = 0
     """Processes that did not end by themselves."""
     checkpoints: int = 0
-    """Verified."""
+    """Checkpoints verified."""
     wrong: list[str] = field(default_factory=list)
     """Faults: an incomplete checkpoint, too many lost steps, a resume from the wrong checkpoint."""
 
@@ -88,7 +88,7 @@ class MortalRun:
         trial: its uninterrupted run must exist.
         name: name of the run.
         start_seconds: time from its start to its first step.
-        seed: for the choice among several processes.
+        seed: for choosing among several processes.
     """
 
     def __init__(self, trial: Trial, name: str, start_seconds: float, seed: int) -> None:
@@ -110,7 +110,7 @@ class MortalRun:
         return self.trial.folder / self.name / "checkpoints"
 
     def inject(self, death: Death) -> str | None:
-        """Kill the run; return what died, when, and the findings; None if the run ended before that.
+        """Kill the run; return the victim, the time and the findings, or None if the run ended first.
 
         Raises:
             TrialFailed: the run failed by itself, or did not recover from the death.
@@ -154,7 +154,7 @@ class MortalRun:
         return self._process
 
     def _moment_of(self, death: Death, process: subprocess.Popen[bytes]) -> bool:
-        """Wait for the time of death, or the end of the run; return whether it is before the first step."""
+        """Wait for the time of death or the end of the run; return whether the death precedes the first step."""
         if death.at_start and self._since == self._started:
             moment = time.time() + death.share * self._start_seconds
             self._wait(process, lambda: time.time() >= moment or bool(self._steps()))
@@ -169,7 +169,7 @@ class MortalRun:
         return False
 
     def _strike(self, death: Death, process: subprocess.Popen[bytes]) -> str | None:
-        """Kill the victim; return the findings, None if the run was already over."""
+        """Kill the victim; return the findings, or None if the run had already ended."""
         if death.victim in (EVERYTHING, WRITING):
             members = family(process)
             stop(members)
@@ -203,7 +203,7 @@ class MortalRun:
         return f"{named}; the run {after}; newest checkpoint: {newest or 'none'}"
 
     def _one(self, victim: str, process: subprocess.Popen[bytes]) -> psutil.Process | None:
-        """Return a process to kill as soon as there is one; None if the run ends first."""
+        """Wait for a process to kill and return it; None if the run ends first."""
         found: list[psutil.Process] = []
 
         def there() -> bool:
@@ -214,7 +214,7 @@ class MortalRun:
         return self._chance.choice(found) if found else None
 
     def _ends_by_itself(self, process: subprocess.Popen[bytes]) -> str | None:
-        """Wait for the end of the run after a rank's death; None if the run no longer needed the rank."""
+        """Wait for the run to end after a rank's death; return None if it no longer needed the rank."""
         try:
             code = process.wait(RECOVERY_SECONDS)
         except subprocess.TimeoutExpired:
@@ -270,7 +270,7 @@ class MortalRun:
                 verify(one.path)
             except (IncompleteCheckpoint, OSError) as reason:
                 if running and not (one.path / MANIFEST).exists():
-                    continue  # it was rotated out meanwhile
+                    continue  # just rotated out
                 self.toll.wrong.append(f"checkpoint {one.path.name}: {reason}")
             self.toll.checkpoints += 1
         return found[0].path.name if found else None
@@ -278,7 +278,7 @@ class MortalRun:
     def _check_where_it_resumed(self) -> None:
         rows = [row for row in self._rows() if row["kind"] == "resume" and row["time"] > self._started]
         if not rows and not self.trial.steps(self.name, self._started):
-            return  # it did not get that far
+            return  # the run died before that
         resumed = rows[-1]["step"] if rows else None
         if resumed != self._resumes_from:
             self.toll.wrong.append(
@@ -307,7 +307,7 @@ class MortalRun:
         limit: float = float("inf"),
         seconds: float = POLL_SECONDS,
     ) -> None:
-        """Return when the condition holds or the run has ended.
+        """Wait until the condition holds or the run has ended.
 
         Raises:
             TrialFailed: neither happens within `limit` seconds.

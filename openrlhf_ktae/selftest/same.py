@@ -1,4 +1,4 @@
-"""Are two runs equal? Compares their records row by row, except timings, and their models weight by weight."""
+"""Are two runs equal? Compares records row by row, without timings, and models weight by weight."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def first_different_weight(one: str | Path, other: str | Path) -> str | None:
-    """Return the first tensor that differs in the models of two folders, with the largest difference; None if none."""
+    """Return the first tensor that differs between two folders' models, with the largest difference, or None."""
     import torch
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""The runs of a trial: a configuration on a few of its steps, in a separate folder, and their differences."""
+"""The runs of a trial (a few steps of a configuration, in a separate folder) and their differences."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from openrlhf_ktae.selftest.same import first_difference, first_different_weight
 
 TRAIN = "openrlhf_ktae.cli.train_ppo_ray"
 LOG = "train.log"
-EPISODES = 2  # so that the steps include the end of an episode
-ENGINE_RESTARTS = 100  # more than there are deaths
+EPISODES = 2  # so that the steps cross the end of an episode
+ENGINE_RESTARTS = 100  # more than any trial's deaths
 STRAIGHT, AGAIN, KILLED = "straight", "again", "killed"
 
 

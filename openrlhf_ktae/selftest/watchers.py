@@ -1,4 +1,4 @@
-"""Classes that instrument a run, and engines that die on demand: `watched_run` wraps a backend's own classes.
+"""Classes that instrument a run, and engines that die on request; `watched_run` wraps a backend's own classes.
 
 They append rows to `watched.jsonl` of the run:
 
@@ -115,7 +115,7 @@ def different(trainer: Sums, engine: Sums) -> list[str]:
 
 
 def resident(name: str) -> int:
-    """Return `VmRSS` or `VmHWM` of this process, in bytes."""
+    """Return this process's `VmRSS` or `VmHWM` in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
@@ -145,7 +145,7 @@ class Memory:
         if on_cpu():
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current resident size
         else:
-            torch.cuda.empty_cache()  # left over from the previous phase
+            torch.cuda.empty_cache()  # cached by the previous phase
             torch.cuda.reset_peak_memory_stats()
         yield
         if on_cpu():
