@@ -76,8 +76,8 @@ slow: $(DEV_STAMP)
 	$(PYTEST) -m slow tests/unit tests/contract
 	$(PYTEST) -m slow tests/e2e
 
-# The figures of ten steps that every commit must give: after a change that is meant to move them, or for this
-# machine's family of processors if it has none. They go to tests/e2e/data/reference_trajectory.json.
+# Store the figures of ten steps that every commit must reproduce: after a change that is meant to move them, or for a
+# processor family without an entry. They go to tests/e2e/data/reference_trajectory.json.
 .PHONY: reference
 reference: $(DEV_STAMP)
 	$(BIN)/python tests/e2e/reference.py
