@@ -49,7 +49,6 @@ def test_indexing_rows_gives_the_same_gradient(real):
 
 
 def test_the_stub_provides_everything_the_host_imports(host):
-    """The host's training code imports from flash_attn only what the stub defines."""
     from pathlib import Path
 
     import openrlhf

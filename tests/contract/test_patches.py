@@ -15,7 +15,6 @@ PATCHES = sorted(FOLDER.glob("*.patch"))
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    """A copy of the installed host's sources."""
     installed = Path(importlib.util.find_spec("openrlhf").origin).parent
     copy = tmp_path_factory.mktemp("host")
     shutil.copytree(installed, copy / "openrlhf", ignore=shutil.ignore_patterns("__pycache__"))

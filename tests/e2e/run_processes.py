@@ -36,7 +36,6 @@ def processes_of(marker: str) -> list[psutil.Process]:
 
 
 def steps(directory: Path) -> list[dict[str, Any]]:
-    """Return the steps in the record of a run."""
     return [row for row in read_record(directory) if row["kind"] == "step"]
 
 

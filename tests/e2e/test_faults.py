@@ -31,7 +31,6 @@ def notes(directory):
 
 
 def resumed(directory):
-    """Return the steps from which the run resumed."""
     return [row["step"] for row in read_record(directory) if row["kind"] == "resume"]
 
 

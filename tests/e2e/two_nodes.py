@@ -97,7 +97,6 @@ class TwoNodes:
         raylet.kill()
 
     def run(self, *words: str, cwd: Path) -> subprocess.Popen[str]:
-        """Start a command on the first node."""
         return subprocess.Popen(
             [*self.inside(0), f"--wdns={cwd}", *words],
             env={**self.environment, "RAY_ADDRESS": f"{ADDRESSES[0]}:{PORT}"},

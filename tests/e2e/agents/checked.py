@@ -14,7 +14,6 @@ class AgentExecutor(VerifierAgent):
     """Writes one float64 sum per response, in the order of the responses."""
 
     async def execute(self, prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=None):
-        """Generate and grade as the verifier's agent does."""
         with Path(os.environ[VARIABLE]).open("a") as file:
             file.write(f"{await llm_engine.weight_checksum()!r}\n")
         return await super().execute(

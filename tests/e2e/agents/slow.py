@@ -13,6 +13,5 @@ class AgentExecutor(Verified):
     """Generates and judges after a delay."""
 
     async def execute(self, *args, **kwargs):
-        """Return a rollout in the host's format."""
         await asyncio.sleep(SECONDS)
         return await super().execute(*args, **kwargs)

@@ -15,7 +15,6 @@ class AgentExecutor(AgentExecutorBase):
         self.seen = Counter()
 
     async def execute(self, prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=None):
-        """Return a rollout in the host's format."""
         count = self.seen[prompt] = self.seen[prompt] + 1
         chance = random.Random(f"{prompt} {count}")
         text = " ".join(str(chance.randrange(100)) for _ in range(chance.randrange(6, 14)))

@@ -104,9 +104,7 @@ def test_the_chosen_reward_function_decides_on_correctness(credited, parts, tmp_
     torch.testing.assert_close(batches[0]["advantages"], credited[1][0]["advantages"])
     _, other, _ = trainer(parts, KTAEGRPOTrainer, tmp_path, (short, correct), {"max_steps": 1}, verifier=0)
     k = other[0]["advantages"] - other[0]["advantages"].gather(1, other[0]["completion_mask"].sum(1, keepdim=True) - 1)
-    assert not k[other[0]["completion_mask"].bool()].any(), (
-        "a length reward is never above 0, so no completion is correct"
-    )
+    assert not k[other[0]["completion_mask"].bool()].any(), "no reward is above 0, so no completion is correct"
 
 
 @pytest.mark.parametrize("name", [name for name, one in estimators().items() if set(one.needs) <= set(MADE)])

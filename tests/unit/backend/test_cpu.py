@@ -117,7 +117,6 @@ def test_buckets_hold_each_parameter_once(monkeypatch):
 
 
 def test_broadcast_over_gloo():
-    """Two ranks, in two threads."""
     port = free_port()
     received = torch.zeros(16, dtype=torch.uint8)
 

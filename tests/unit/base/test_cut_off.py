@@ -60,7 +60,6 @@ class Delegating(Swallowing):
 
 
 def turns():
-    """Return the host's multi-turn agent, with two turns."""
     import torch
     from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor
 
@@ -77,7 +76,6 @@ def turns():
 
 
 def single():
-    """Return the host's single-turn agent, without a reward."""
     from openrlhf.utils.agent import SingleTurnAgentExecutor
 
     return SingleTurnAgentExecutor()

@@ -21,7 +21,6 @@ def names(root):
 
 
 def test_deleting_a_linked_checkpoint_removes_only_the_link(tmp_path):
-    """A checkpoint may have been moved to an archive and linked."""
     root, archive = tmp_path / "checkpoints", tmp_path / "archive"
     old = write(root, 2)
     shutil.move(old.path, archive)

@@ -62,10 +62,7 @@ def test_a_network_file_system_may_show_files_late_or_with_old_sizes(tmp_path):
     folder = staged(tmp_path, rank0="abc")
     late = threading.Timer(0.7, lambda: (folder / "rank1").write_text("defg"))
     late.start()
-    seen = [
-        ("one", {"rank0": 3, "rank1": 1}),
-        ("two", {"rank1": 4}),
-    ]  # rank 1's file was still being written when rank 0 listed it
+    seen = [("one", {"rank0": 3, "rank1": 1}), ("two", {"rank1": 4})]  # rank 0 saw rank 1's file half written
     checkpoint = commit(tmp_path, "global_step2", 2, {}, seen)
     late.join()
     assert {name: entry["bytes"] for name, entry in checkpoint.manifest.files.items()} == {"rank0": 3, "rank1": 4}

@@ -600,7 +600,6 @@ def test_wrong_tables_of_other_formats_are_refused(files, capsys, monkeypatch, r
 
 
 def refused(line, names, way_out, files, capsys):
-    """Run the command and return its error message."""
     started = time.monotonic()
     assert main(line) == 2
     message = capsys.readouterr().err

@@ -13,7 +13,6 @@ from openrlhf_ktae.cli.options import parse_command_line
 
 @pytest.fixture
 def tried(tmp_path, root, monkeypatch):
-    """Check a modified copy of the quickstart's model."""
     monkeypatch.chdir(root)
     model = tmp_path / "model"
     shutil.copytree("examples/quickstart/model", model)

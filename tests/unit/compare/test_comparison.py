@@ -103,7 +103,6 @@ def test_pairing_over_seeds_sees_a_small_gain(tmp_path):
 
 
 def comparison_of(tmp_path, root, seeds=2):
-    """Write the output folder of a finished comparison."""
     configs = []
     for arm, gain in (("grpo", 0.04), ("grpo_k", 0.05)):
         path = tmp_path / f"{arm}.yaml"
@@ -181,7 +180,6 @@ def test_every_shipped_arm_parses(folder, least, evaluated, root, monkeypatch):
 
 @pytest.fixture
 def one(tmp_path):
-    """Return a planned run that has not started."""
     (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
     return plan_one(tmp_path)
 

@@ -52,7 +52,6 @@ def test_templates(tmp_path):
 
 
 def write_prompts(folder, *words):
-    """Return what `--write_prompts` writes for one problem."""
     (folder / "tiny.jsonl").write_text(json.dumps({"problem": "1 + {1}", "answer": 2}) + "\n")
     out = folder / "eval.jsonl"
     assert main(["--benchmarks", str(folder / "tiny.jsonl"), "--write_prompts", str(out), *words]) == 0

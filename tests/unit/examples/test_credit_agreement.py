@@ -18,9 +18,7 @@ def test_agreement_by_hand(scripts):
     pooled, within, sign, cosine = scripts["agreement"].agreement(credit, control, np.array([0, 0, 0, 1, 1, 1]))
     centred = np.array([-2.5, -1.5, -0.5, 1.5, 1.5, 1.5]), np.array([-2.0, -2, -0.5, 1.5, 0.5, 2.5])
     assert pooled == pytest.approx(centred[0] @ centred[1] / np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
-    assert within == pytest.approx(
-        (np.sqrt(3) / 2 + 0) / 2
-    )  # ranks 1 2 3 against 1.5 1.5 3; the second rollout's credit is constant
+    assert within == pytest.approx((np.sqrt(3) / 2 + 0) / 2)  # ranks 1 2 3 and 1.5 1.5 3; the second is constant
     assert sign == pytest.approx(3 / 5)  # the token whose control is 0 does not count
     assert cosine == pytest.approx((-1 - 2 + 8 + 4 + 12) / np.sqrt(62 * 16))
 

@@ -9,7 +9,6 @@ VARIANTS = ("paper", "reference", "calibrated")
 
 
 def random_config(rng):
-    """Draw a valid configuration."""
     variant = str(rng.choice(VARIANTS))
     options = {
         "variant": variant,
@@ -49,7 +48,6 @@ def random_batch(rng, rows=12, positions=10):
 
 
 def literal(ids, mask, scores, groups, base, config, special=()):
-    """Return the literal version's advantages as an array."""
     plain = (np.asarray(given).tolist() for given in (ids, mask, scores, groups, base))
     return np.array(literal_advantages(*plain, config, special)).reshape(np.shape(ids))
 

@@ -79,7 +79,6 @@ def variables(tmp_path):
 
 
 def left(variables):
-    """Return the live processes with the mark."""
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "status"]):
         try:
@@ -177,7 +176,6 @@ def remote(variables):
 
 @RARELY
 def test_two_jobs_on_one_machine_share_the_cluster_of_the_first(variables):
-    """The second joins the first one's cluster, which ends with the script that started it."""
     with script("single_node.sh", variables, QUICKSTART, "--run.dir", f"{variables['STANDINS']}/run") as first:
         wait_until(lambda: any("submit" in (process.info["cmdline"] or []) for process in left(variables)))
         done = subprocess.run(

@@ -44,7 +44,6 @@ def test_dockerfiles_pass_hadolint():
 
 
 def dry_run(script, tmp_path, *words, **variables):
-    """Return the commands that the script would run, as lists of words."""
     stand_in(tmp_path, "scontrol", "printf 'n1\\nn2\\nn3\\nn4\\n'")
     variables = {"HEAD_ADDRESS": "10.0.0.1", "DRY_RUN": "1", **variables}
     done = run_script(script, tmp_path, *words, **variables)
@@ -64,7 +63,6 @@ def stand_in(tmp_path, name, text):
 
 
 def parsed(command):
-    """Parse the arguments after `python -m openrlhf_ktae.cli.train_ppo_ray`."""
     start = command.index("-m")
     assert command[start : start + 2] == TRAIN
     return parse_command_line(command[start + 2 :])
@@ -216,9 +214,7 @@ def test_images_install_with_make(dockerfile, target):
     assert any(line.startswith(f"RUN make {target} ") for line in lines)
     assert not any("pip install" in line for line in lines)
     assert "USER 1000" in lines
-    assert target == "setup" or any("PREBUILD=1" in line for line in lines), (
-        "each node would compile the optimizer at its first step"
-    )
+    assert target == "setup" or any("PREBUILD=1" in line for line in lines), "each node would compile at its first step"
     assert ":latest" not in lines[1]
     done = subprocess.run(["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -71,5 +71,4 @@ HOSTILE = [
 
 
 def hostile():
-    """Return rollouts and a prompt that contain markup and scripts."""
     return group([(1, HOSTILE), (0, HOSTILE[::-1][:6]), (None, HOSTILE[:2])], prompt="".join(HOSTILE))

@@ -67,8 +67,6 @@ def test_one_gpu_is_checked_within_ten_minutes_unless_something_hangs():
 
 
 class Run:
-    """Captures the commands that a check would run."""
-
     def __init__(self, monkeypatch):
         self.commands = []
         monkeypatch.setattr(Trial, "finish", lambda trial, name, resume="never": self.stop(trial.command(name, resume)))

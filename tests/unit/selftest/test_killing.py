@@ -83,11 +83,7 @@ def mark():
 
 
 def marked_process(mark, *command):
-    environment = {
-        **os.environ,
-        VARIABLE: mark,
-        "SPT_NOENV": "1",
-    }  # as Ray does, so that titles do not overwrite the environment
+    environment = {**os.environ, VARIABLE: mark, "SPT_NOENV": "1"}  # as Ray does, or a title would overwrite it
     process = subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline()
     return process

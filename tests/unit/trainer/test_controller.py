@@ -241,7 +241,6 @@ def test_micro_batches_of_received_rollouts_equal_the_hosts(module, hosts, words
 
 
 def one_host(one):
-    """Bind the host's method to the maker `one`."""
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
     return lambda rollouts: RemoteExperienceMaker.split_rollout_samples(one, rollouts)

@@ -50,7 +50,6 @@ def test_a_side_without_rollouts_is_left_out():
 
 
 def test_a_batch_without_action_tokens_has_no_means():
-    """Its verdicts count as unknown."""
     assert of(mask=torch.zeros_like(MASK)) == {"ktae/mixed_group_share": 0, "ktae/unknown_rollouts": 4.0}
 
 

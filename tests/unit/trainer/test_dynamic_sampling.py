@@ -72,7 +72,6 @@ def prompts(batch):
 
 
 def drain(made, limit=50):
-    """Return all steps of one episode."""
     steps = []
     for _ in range(limit):
         batch, rate, drawn, exhausted = made.generate_samples()

@@ -199,7 +199,6 @@ def test_other_sending_errors_are_not_retried(engines, trainer):
 
 
 def test_a_permanently_dead_engine_ends_the_run(ray_here):
-    """This actor has no restarts."""
     from openrlhf_ktae.trainer.engines import EnginesLost, have_weights
 
     class Engine:

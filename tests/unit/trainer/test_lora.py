@@ -120,7 +120,6 @@ def loaded(group, root, monkeypatch):
 
 
 def step(strategy, prepared, seed=0):
-    """Take one update on tokens drawn from `seed`."""
     actor, optimizer, scheduler = prepared
     ids = torch.randint(3, 190, (4, 16), generator=torch.Generator().manual_seed(seed))
     log_probs = actor(ids, attention_mask=torch.ones_like(ids), action_mask=torch.ones(4, 15))

@@ -112,9 +112,7 @@ def experience(**changes):
 def test_a_non_finite_batch_is_refused_and_saved(changes, what, host, tmp_path):
     from openrlhf_ktae.trainer.nonfinite import MOST_BATCHES, NonFiniteBatch, refuse_nonfinite, save_batch
 
-    refuse_nonfinite(
-        [experience(action_log_probs=torch.full((2, 3), float("nan")))]
-    )  # NaN marks log-probabilities to be computed in the update
+    refuse_nonfinite([experience(action_log_probs=torch.full((2, 3), float("nan")))])  # left to the update
     good = experience()
     refuse_nonfinite([good])  # unknown verdicts and prompt positions may be NaN
     with pytest.raises(NonFiniteBatch, match=what) as refusal:

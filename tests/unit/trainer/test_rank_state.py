@@ -11,9 +11,7 @@ def test_shares_are_the_local_zero_shards(host, tmp_path):
     def model():
         torch.manual_seed(0)
         made = torch.nn.Linear(3, 2)
-        made.weight.ds_tensor = torch.arange(
-            3.0
-        )  # under ZeRO-3 a rank holds a shard, and the parameter itself is empty
+        made.weight.ds_tensor = torch.arange(3.0)  # under ZeRO-3 a rank holds a shard; the parameter is empty
         made.weight.data = torch.empty(0)
         return made
 

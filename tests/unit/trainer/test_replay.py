@@ -130,9 +130,7 @@ def test_another_estimator_sees_the_same_rollouts(record, module, tokenizer, hos
         all_of(batches(replaying(record.run, *SETTINGS), host)[0]), record.trained, strict=True
     ):
         found = by_rollout(computed(module, tokenizer, samples, "--algo.ktae.weight", "0")[0])
-        assert all(values.unique().numel() <= 2 for values in found.values()), (
-            "one value per rollout, and 0 without action"
-        )
+        assert all(values.unique().numel() <= 2 for values in found.values()), "one value, or 0 without action"
         assert any(not torch.equal(found[index], advantages[index]) for index in found)
 
 
@@ -237,7 +235,6 @@ def test_no_engine_is_started_in_a_replay(tmp_path):
 
 
 def test_columns_of_the_wrong_type_are_refused(record):
-    """Including columns added later."""
     path = next((record.run / "rollouts").glob("*.parquet"))
     table = parquet.read_table(path)
     wrong = pa.array(["often"] * len(table))

@@ -131,9 +131,7 @@ def test_the_ledger_is_in_a_checkpoint(host, tmp_path):
     second.load_training_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert second.pass_rates.solved_in_a_row(7) == 2
     assert second.sampling_state["prompts_seen"] == 24
-    assert second.training_state()["sampling"]["prompts_seen"] == 24, (
-        "a checkpoint before the next step must have it, too"
-    )
+    assert second.training_state()["sampling"]["prompts_seen"] == 24, "a checkpoint before the next step needs it too"
 
 
 class Kept:

@@ -19,7 +19,6 @@ from openrlhf_ktae.report.rescoring import SHUFFLED, Arm, key_token_values, reco
 
 
 def recorded(module, tokenizer, directory, *words, step=10, size=4, **limits):
-    """Compute one step and record it."""
     one = maker(module, *words)
     one.tokenizer = tokenizer
     one.keep_credit = True

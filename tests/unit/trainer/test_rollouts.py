@@ -90,8 +90,6 @@ def test_an_agent_that_quotes_an_engine_error_counts_as_failed(text, engine, tok
 
 
 class Agent:
-    """Raises a given error, or waits."""
-
     def __init__(self, error=None):
         self.error = error
 

@@ -169,7 +169,6 @@ def rank_class(ray_here):
             self.rejoin_engines()
 
         def train(self):
-            """Change and return all weights."""
             import deepspeed
 
             parameters = dict(self.trainer.actor.model.module.named_parameters())
@@ -247,9 +246,7 @@ def test_an_engine_that_dies_while_receiving_weights_still_gets_them(ray_here, t
             began = time.monotonic()
             with pytest.raises(ray_here.exceptions.RayError) as end:
                 ray_here.get([rank.use_group.remote(False) for rank in run.ranks])
-            assert engine_died(end.value, run.vllm_engines), (
-                "at startup this means exit code 4; later the engine is restarted"
-            )
+            assert engine_died(end.value, run.vllm_engines), "exit code 4 at startup, later a restart"
             assert time.monotonic() - began < 60
             weights = run.train()
             run.broadcast_to_vllm()

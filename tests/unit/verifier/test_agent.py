@@ -152,8 +152,6 @@ def test_timeouts_are_counted(agent, tokenizer, monkeypatch):
 
 def test_a_defect_of_the_verifier_gives_an_unknown_verdict(agent, tokenizer, caplog):
     class Odd:
-        """A label whose `str` raises."""
-
         def __str__(self):
             raise RuntimeError("no text in here")
 
@@ -244,9 +242,7 @@ def test_a_users_reward_file_works(agent, tokenizer, reward_file):
         ("exit", "SystemExit"),
     ],
 )
-def test_failures_of_a_reward_file_are_unknown_and_logged_once(
-    agent, tokenizer, reward_file, caplog, response, message
-):
+def test_reward_file_failures_are_unknown_and_logged_once(agent, tokenizer, reward_file, caplog, response, message):
     executor = agent(reward_file=reward_file, reward_timeout_s=0.3, reward_log_keys=["mine"])
     with caplog.at_level(logging.ERROR):
         outputs = rollouts(executor, tokenizer, *[("5", response)] * 4)
