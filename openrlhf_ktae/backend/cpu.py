@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.backend.base import Backend, devices_needed
-from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
+from openrlhf_ktae.backend.cpu_patches import ENGINE_THREADS_VARIABLE, ENGINE_VARIABLE
 from openrlhf_ktae.base.host import installed
 from openrlhf_ktae.memory.model_shape import model_shape
 from openrlhf_ktae.memory.phases import BYTES
@@ -21,6 +21,7 @@ KV_CACHE_BYTES = (64 * 2**20, 2 * 2**30)  # at least, at most; every block is ev
 UNKNOWN_SHAPE_BYTES = 256 * 2**20  # of a model whose shape cannot be read
 KV_BLOCK = 128  # tokens; the block size of vLLM's CPU cache
 SHARED_BLOCK = 32  # tokens; the block size with prefix caching: only full blocks are shared
+SMALL_MODEL = 5_000_000  # parameters up to which one thread generates faster than two (docs/scale.md)
 HELPER_CPUS = 6  # trainer, its asynchronous parts and queues: Ray reserves a CPU for each while placing it
 OBJECT_STORE_BYTES = 512 * 2**20
 
@@ -52,6 +53,8 @@ class CpuBackend(Backend):
         """Return settings of threads, DeepSpeed's accelerator, Ray and vLLM."""
         busy = max(args.actor.num_nodes * args.actor.num_gpus_per_node, args.vllm.num_engines or 1)
         threads = str(max(1, len(os.sched_getaffinity(0)) // busy))
+        shape = model_shape(args.actor.model_name_or_path)
+        small = shape is not None and shape.parameters <= SMALL_MODEL
         cache = kv_cache_bytes(args.actor.model_name_or_path, args.ds.param_dtype, *_rollouts_at_once(args))
         engine: dict[str, Any] = {
             "dtype": ENGINE_DTYPES[args.ds.param_dtype],
@@ -65,6 +68,7 @@ class CpuBackend(Backend):
         return {
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": threads,
+            ENGINE_THREADS_VARIABLE: os.environ.get("OMP_NUM_THREADS", "1" if small else threads),
             # Ray runs workers at niceness 15, behind everything else on a laptop, though the driver waits for them.
             "RAY_worker_niceness": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",

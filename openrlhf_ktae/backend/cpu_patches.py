@@ -26,6 +26,7 @@ from openrlhf_ktae.processes.setup import below_the_driver, end_with_the_parent
 CPU = "cpu"
 # Set by the CPU backend for its engines: JSON of engine arguments. Its presence tells the two kinds of engine apart.
 ENGINE_VARIABLE = "OPENRLHF_KTAE_CPU_ENGINE"
+ENGINE_THREADS_VARIABLE = "OPENRLHF_KTAE_CPU_ENGINE_THREADS"
 INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
 _active = False
 
@@ -59,6 +60,9 @@ def activate_in_vllm() -> None:
     end_with_the_parent()
     if ENGINE_VARIABLE in os.environ:
         register_post_import_hook(keep_weights_writable, "vllm.model_executor.layers.utils")
+        import torch
+
+        torch.set_num_threads(int(os.environ[ENGINE_THREADS_VARIABLE]))  # a fork's libraries have read OMP_NUM_THREADS
 
 
 def meet_on_the_cluster() -> None:

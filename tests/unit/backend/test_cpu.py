@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from marks import SLOW
 from openrlhf_ktae.backend import BackendUnavailable, flash_attn_stub, resolve
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes, vllm_build
-from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE, interface_of
+from openrlhf_ktae.backend.cpu_patches import ENGINE_THREADS_VARIABLE, ENGINE_VARIABLE, interface_of
 from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.trainer.ray import cpu_weight_sync as sync
@@ -85,6 +86,30 @@ def test_the_engines_cache_holds_all_rollouts_of_a_call(tmp_path):
     assert "block_size" not in engine
     args.vllm.enable_prefix_caching = True
     assert json.loads(CpuBackend().environment(args)[ENGINE_VARIABLE])["block_size"] == 32
+
+
+@pytest.mark.parametrize(("hidden", "threads"), [(128, "1"), (1024, "4")])
+def test_the_engine_of_a_small_model_has_one_thread(tmp_path, monkeypatch, hidden, threads):
+    """Waking a second thread takes longer than a layer of the quickstart's model: 0.12 s a generation became 0.22."""
+    sizes = {"hidden_size": hidden, "num_hidden_layers": 2, "intermediate_size": 256, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({**sizes, "model_type": "llama", "vocab_size": 384}))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    words = ["--pretrain", str(tmp_path), "--init_kl_coef", "0", "--advantage_estimator", "reinforce"]
+    words += ["--vllm_num_engines", "1", "--actor.num_gpus_per_node", "1"]
+    args = parse_command_line(words)
+    found = CpuBackend().environment(args)
+    assert (found[ENGINE_THREADS_VARIABLE], found["OMP_NUM_THREADS"]) == (threads, "4"), "ranks keep theirs"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert CpuBackend().environment(args)[ENGINE_THREADS_VARIABLE] == "3", "the user's number"
+
+
+def test_an_engine_takes_its_threads_though_the_libraries_are_loaded():
+    code = "import torch; torch.set_num_threads(2); from openrlhf_ktae.backend import cpu_patches as patches; "
+    code += "patches.activate_in_vllm(); print(torch.get_num_threads())"
+    given = {**os.environ, ENGINE_VARIABLE: "{}", ENGINE_THREADS_VARIABLE: "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == ["1"], done.stderr[-2000:]
 
 
 def test_unpad_and_pad_are_inverse():
