@@ -74,11 +74,6 @@ class Checkpoint:
         """Whether it was written for the best evaluation so far."""
         return self.path.name.startswith(BEST)
 
-    @property
-    def verified(self) -> bool:
-        """Whether it has a manifest to verify it against."""
-        return bool(self.manifest.files)
-
 
 def read_manifest(path: Path) -> Manifest:
     """Return the manifest of the checkpoint at `path`.

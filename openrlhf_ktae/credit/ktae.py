@@ -16,5 +16,4 @@ from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
 def ktae(batch: CreditBatch, options: KTAEConfig) -> TokenCredit:
     """Return the weighted K of each token."""
     labels = batch.scores_B, batch.groups_B, options, batch.special_ids
-    found = compute_key_token_values(batch.token_ids_N, batch.mask_N, *labels, row_edges=batch.edges_B)
-    return TokenCredit(found.values_BT)
+    return TokenCredit(compute_key_token_values(batch.token_ids_N, batch.mask_N, *labels, row_edges=batch.edges_B))

@@ -108,8 +108,8 @@ def key_token_values(group: GroupTensors, arm: Arm, seed: int = SEED) -> NDArray
         batch = CreditBatch.from_tables(group.ids_GT, group.mask_GT, *labels, **group.figures)
         added_N = arm.estimator(batch, arm.options).added_N
         return arm.weight * added_N.view(group.ids_GT.shape).numpy().astype(np.float64)
-    values = compute_key_token_values(group.ids_GT, group.mask_GT, scores_G, ones, arm.config, group.special_ids)
-    return arm.weight * values.values_BT.numpy().astype(np.float64)
+    k_GT = compute_key_token_values(group.ids_GT, group.mask_GT, scores_G, ones, arm.config, group.special_ids)
+    return arm.weight * k_GT.numpy().astype(np.float64)
 
 
 def recorded_config(about: Mapping[str, Any]) -> KTAEConfig:

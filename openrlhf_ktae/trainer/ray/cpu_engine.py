@@ -35,10 +35,6 @@ class CpuRolloutActor(KTAERolloutActor):
         """Return memory that is not needed until weights arrive; nothing may be generated meanwhile."""
         await self.llm.collective_rpc("release_memory")
 
-    async def weight_checksum(self) -> float:
-        """Return the checksum of the engine's current weights."""
-        return (await self.llm.collective_rpc("weight_checksum"))[0]
-
     async def begin_again(self, seed: int) -> None:
         """Begin another run of the same shape: until the ranks send its weights, those of the last run are outdated."""
         self._wants_weights = True

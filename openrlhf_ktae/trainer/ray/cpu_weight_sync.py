@@ -123,10 +123,6 @@ class CpuWorkerExtension:
             forget(cache)
         trim()
 
-    def weight_checksum(self) -> float:
-        """Sum of absolute values over all parameters of the engine, in float64; shows whether weights arrived."""
-        return sum(float(p.double().abs().sum()) for p in self.model_runner.model.parameters())
-
     def reseed(self, seed: int) -> None:
         """Seed this process as vLLM does when it starts: requests without a seed sample from its generator."""
         from vllm.utils.torch_utils import set_random_seed
