@@ -24,16 +24,10 @@ from openrlhf_ktae.verifier.config import VerifierConfig
 DEFAULT_OUTPUT = "results"
 DEFAULT_TEMPLATE = "qwen-math"
 RAW = "none"  # for --write_prompts: training applies --data.input_template
-REWARDS = (
-    "reward_file",
-    "correct_threshold",
-    "reward_timeout_s",
-    "reward_log_keys",
-    "correct_reward",
-    "wrong_reward",
-    "format_reward",
+NOT_HERE = tuple(
+    "reward_file correct_threshold reward_timeout_s reward_log_keys correct_reward wrong_reward format_reward "
+    "max_unknown_share unknown_window after_retry".split()
 )
-NOT_HERE = (*REWARDS, "max_unknown_share", "unknown_window", "after_retry")
 GRADING = ("output", "overwrite", "verifier")
 READ_BY = {  # options that each kind of evaluation reads; `verifier` means all of --verifier.*
     "write_prompts": ("model", "benchmarks", "benchmark_dir", "limit", "template", "output"),
