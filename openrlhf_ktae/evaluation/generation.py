@@ -188,23 +188,16 @@ class RayEngines:
     """The host's vLLM actors, as in training."""
 
     def __init__(self, engines: Engines, sampling: Sampling, backend: Backend, args: SimpleNamespace) -> None:
-        from openrlhf_ktae.backend.cluster import (
-            CLUSTER_VARIABLE,
-            cluster_of_its_own,
-            environment,
-            has_dashboard,
-            start_ray,
-        )
+        from openrlhf_ktae.backend import cluster
         from openrlhf_ktae.trainer.ray.classes import host_classes
 
-        variables = environment(args, backend)
+        variables = cluster.environment(args, backend)
         for name, value in variables.items():
             os.environ.setdefault(name, value)
-        if CLUSTER_VARIABLE not in os.environ:
-            # before Ray is imported, which reads it
-            os.environ.update(cluster_of_its_own(args.run.verbose, has_dashboard(backend, args)))
+        if cluster.CLUSTER_VARIABLE not in os.environ:  # before Ray is imported, which reads it
+            os.environ.update(cluster.cluster_of_its_own(args.run.verbose, cluster.has_dashboard(backend, args)))
         backend.prepare_driver()
-        start_ray(args, backend, variables)
+        cluster.start_ray(args, backend, variables)
         for (module, attribute), actor_class in host_classes(backend.name).items():
             setattr(importlib.import_module(module), attribute, actor_class)
         from openrlhf.trainer.ray.vllm_engine import create_vllm_engines

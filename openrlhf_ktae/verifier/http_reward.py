@@ -51,14 +51,7 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
         self._answered, self._failed_in_a_row = -math.inf, 0
 
     async def execute(
-        self,
-        prompt: Any,
-        label: Any,
-        sampling_params: Any,
-        max_length: int,
-        hf_tokenizer: Any,
-        llm_engine: Any,
-        images: Any = None,
+        self, prompt: Any, label: Any, sampling_params: Any, max_length: int, hf_tokenizer: Any, *rest: Any, **more: Any
     ) -> dict[str, Any]:
         """Generate as the host does; add a server's `reward`, `scores` and `extra_logs` to the output.
 
@@ -66,9 +59,7 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
             BadAnswer: all tries failed.
             TrainingStopped: the servers are gone.
         """
-        output = await super().execute(
-            prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=images
-        )
+        output = await super().execute(prompt, label, sampling_params, max_length, hf_tokenizer, *rest, **more)
         query = hf_tokenizer.decode(output["observation_tokens"], skip_special_tokens=False)
         return {**output, **await self.reward({"query": [query], "prompts": [prompt], "labels": [label]})}
 
