@@ -126,8 +126,7 @@ def check_address(address: str) -> None:
 def start_own(start: Callable[[], Any]) -> None:
     """Start Ray, and retry once: it gives its processes 30 s, which a busy machine can exceed.
 
-    Raises:
-        ProcessDied: it failed twice.
+    Raises ProcessDied if it fails twice.
     """
     import ray
 

@@ -26,8 +26,7 @@ seen_in_rollout: ContextVar[list[CutOff] | None] = ContextVar("seen_in_rollout",
 def require_complete(output: Any) -> Any:
     """Return `output`, vLLM's RequestOutput, if all its responses ended or reached their limit.
 
-    Raises:
-        CutOff: one did not.
+    Raises CutOff if one did not.
     """
     responses = output.outputs if output is not None and output.finished else []
     cut = [one for one in responses if one.finish_reason not in FINISHED]

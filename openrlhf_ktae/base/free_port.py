@@ -35,8 +35,7 @@ def unreserved_ports() -> range:
 def free_port() -> int:
     """Return a port that is free now on all addresses of this machine.
 
-    Raises:
-        OSError: a hundred ports drawn at random were all taken.
+    Raises OSError if a hundred ports drawn at random were all taken.
     """
     ports = unreserved_ports()
     for _ in range(100):

@@ -76,11 +76,7 @@ class Checkpoint:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return the manifest of the checkpoint at `path`.
-
-    Raises:
-        IncompleteCheckpoint: it is missing or invalid.
-    """
+    """Return the manifest of the checkpoint at `path`. Raises IncompleteCheckpoint if it is missing or invalid."""
     try:
         tree = _mapping(parse_json(read_text(path / MANIFEST)), "the manifest")
         if tree["version"] != VERSION:
@@ -138,9 +134,8 @@ def _text(value: Any, name: str) -> str:
 def verify(path: Path) -> Checkpoint:
     """Return the checkpoint at `path` after checking each of its files.
 
-    Raises:
-        IncompleteCheckpoint: a file is missing, unreadable, or differs in size or content; or a rank's part is missing.
-            Older releases, which did not check for a shared file system, could lose such parts.
+    Raises IncompleteCheckpoint if a file is missing, unreadable, or differs in size or content; or a rank's part is
+    missing. Older releases, which did not check for a shared file system, could lose such parts.
     """
     manifest = read_manifest(path)
     if missing := _missing_ranks(manifest):

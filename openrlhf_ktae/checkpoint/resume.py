@@ -77,10 +77,7 @@ def newest(root: Path, flag: str, any_run: bool = False) -> Decision:
     """Return the newest complete checkpoint; None if there are no checkpoints at all.
 
     Skips checkpoints superseded by a restart or rollback; with `any_run` they come last instead. Restores a checkpoint
-    whose replacement never finished.
-
-    Raises:
-        CannotResume: there are checkpoints, but none is complete.
+    whose replacement never finished. Raises CannotResume if there are checkpoints, but none is complete.
     """
     restore_replaced(root)
     (listed_here, bad), left = listed(root), superseded_spans(root)

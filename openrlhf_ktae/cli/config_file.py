@@ -36,10 +36,8 @@ def split_config_option(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
 def config_words(paths: Sequence[Path], actions: Mapping[str, Action]) -> list[str]:
     """Return the command-line arguments for all `paths`; where files set the same key, the last one wins.
 
-    `null` leaves an option at its default.
-
-    Raises:
-        BadOption: a key is not an option; the message names the nearest one.
+    `null` leaves an option at its default. Raises BadOption if a key is not an option; the message names the nearest
+    one.
     """
     options: dict[str, Any] = {}
     for path in paths:

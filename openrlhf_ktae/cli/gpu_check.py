@@ -89,11 +89,7 @@ def run(argv: Sequence[str], results: list[Result]) -> None:
 
 
 def chosen(text: str | None) -> list[Check]:
-    """Return the checks that `--only` names, in their usual order.
-
-    Raises:
-        BadOption: a name is not a check.
-    """
+    """Return the checks that `--only` names, in their usual order. Raises BadOption if a name is not a check."""
     if text is None:
         return list(CHECKS)
     names = text.split(",")

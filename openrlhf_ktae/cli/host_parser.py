@@ -80,8 +80,7 @@ class Parser(argparse.ArgumentParser):
 def parse(parser: Parser, argv: Sequence[str]) -> SimpleNamespace:
     """Parse and validate `argv` with the host's own code; return its nested arguments.
 
-    Raises:
-        BadOption: the parser or the host's validation rejects the arguments.
+    Raises BadOption if the parser or the host's validation rejects the arguments.
     """
     kept: list[SimpleNamespace] = []
     names = {

@@ -58,8 +58,7 @@ def run(argv: Sequence[str]) -> None:
 def arm(text: str) -> tuple[str, dict[str, Any]]:
     """Parse `name:option=value,option=value`.
 
-    Raises:
-        BadOption: the text has another form, or KTAE rejects an option.
+    Raises BadOption if the text has another form, or KTAE rejects an option.
     """
     from openrlhf_ktae.ktae.config import KTAEConfig
 

@@ -181,8 +181,7 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
 def plan_of(args: SimpleNamespace, backend: str) -> Plan:
     """Return the plan of a run on this machine.
 
-    Raises:
-        Refused: the run cannot work; each reason names the smallest change that makes it fit.
+    Raises Refused if the run cannot work; each reason names the smallest change that makes it fit.
     """
     device = CPU if backend == CPU else "auto"
     memory = memory_of(device, args.actor.num_gpus_per_node)

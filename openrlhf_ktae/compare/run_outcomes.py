@@ -109,8 +109,7 @@ def arm_labels(arms: Iterable[Path]) -> dict[Path, Path]:
 def read_run(path: Path) -> Run:
     """Return the run of a directory.
 
-    Raises:
-        BadRun: it is not a run directory, its record is damaged, or no step was recorded.
+    Raises BadRun if it is not a run directory, its record is damaged, or no step was recorded.
     """
     if not (path / METRICS_FILE).is_file():
         raise BadRun(f"{path}: not a run directory (it has no {METRICS_FILE})")

@@ -49,8 +49,7 @@ def is_local(name: str) -> bool:
 def look(name: str) -> Table | None:
     """Return the properties of a local file; None for a folder (`prompt_folders` inspects those).
 
-    Raises:
-        UnreadableDataset: the file is missing, does not match its suffix, or is a loading script.
+    Raises UnreadableDataset if the file is missing, does not match its suffix, or is a loading script.
     """
     path = Path(name)
     if path.suffix == ".py" or os.path.isfile(path / f"{path.name}.py"):
@@ -175,10 +174,8 @@ def _csv_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, s
 def text_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a .json, .jsonl or .csv file without type inference.
 
-    A date stays text, an integer keeps all its digits, and every cell of a .csv file is text.
-
-    Raises:
-        UnreadableDataset: the content does not match the suffix.
+    A date stays text, an integer keeps all its digits, and every cell of a .csv file is text. Raises UnreadableDataset
+    if the content does not match the suffix.
     """
     rows = _csv_rows(path, []) if path.suffix == ".csv" else _json_rows(path, [0], math.inf)
     yield from (row for _, row in rows)

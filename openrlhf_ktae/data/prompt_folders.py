@@ -21,8 +21,7 @@ MANY_FILES = 200
 def look_into(folder: Path, split: str) -> list[tuple[str, Table]]:
     """Return name and properties of each prompt file; empty if the folder has only packed files.
 
-    Raises:
-        UnreadableDataset: there is no file with rows, or one cannot be read.
+    Raises UnreadableDataset if there is no file with rows, or one cannot be read.
     """
     files = data_files(folder)
     if not files:

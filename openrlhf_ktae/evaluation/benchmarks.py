@@ -43,8 +43,7 @@ def registry() -> dict[str, dict[str, Any]]:
 def load(name: str, folder: Path | None = None) -> list[Problem]:
     """Return the problems of `name`: a benchmark in the registry or in `folder`, or a JSONL file.
 
-    Raises:
-        BadInput: there is no such benchmark, or a row is invalid.
+    Raises BadInput if there is no such benchmark, or a row is invalid.
     """
     path = Path(name)
     if path.suffix == ".jsonl":

@@ -89,8 +89,7 @@ class Engine(Protocol):
 def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion]:
     """Yield a completion for each request, keeping the engine full; cut-off requests are retried.
 
-    Raises:
-        CutOff: a request was cut off `CUT_OFF_TRIES` times.
+    Raises CutOff if a request was cut off `CUT_OFF_TRIES` times.
     """
     waiting, running = iter(requests), dict[Key, Request]()
     cut = Counter[Key]()

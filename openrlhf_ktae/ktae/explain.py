@@ -62,8 +62,7 @@ def explain_group(
 ) -> GroupExplanation:
     """Every ingredient of K for one group: (G, T) ids and mask, (G,) scores; rollouts with NaN scores are left out.
 
-    Raises:
-        ValueError: an argument is invalid; the message names it and what to give.
+    Raises ValueError if an argument is invalid; the message names it and what to give.
     """
     config = config or KTAEConfig()
     batch = plain_batch(token_ids, action_mask, scores, np.zeros(len(token_ids), np.int64), config.correct_threshold)

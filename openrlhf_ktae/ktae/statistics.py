@@ -59,8 +59,7 @@ class SplitTables:
 def split_tables(correct: int, wrong: int, config: KTAEConfig) -> SplitTables:
     """All tables of a group with `correct` and `wrong` rollouts, both at least 1.
 
-    Raises:
-        ValueError: the group is larger than `LARGEST_GROUP`.
+    Raises ValueError if the group is larger than `LARGEST_GROUP`.
     """
     if correct + wrong > LARGEST_GROUP:
         raise ValueError(

@@ -50,11 +50,7 @@ class EndOrder:
         self._write(TRAINING, "")
 
     def ask(self) -> None:
-        """Request a stop at the next step boundary.
-
-        Raises:
-            OSError: the disk is too full to create a file.
-        """
+        """Request a stop at the next step boundary. Raises OSError if the disk is too full to create a file."""
         self._write(ASKED, "")
 
     def answer(self, text: str) -> None:

@@ -50,8 +50,7 @@ class RecordedGroup:
 def find(paths: Iterable[str | Path]) -> list[Path]:
     """Return the parquet files of run directories, folders and files, in step order, without duplicates.
 
-    Raises:
-        BadRecord: a path does not exist or contains no recorded step.
+    Raises BadRecord if a path does not exist or contains no recorded step.
     """
     found: list[Path] = []
     for path in map(Path, paths):

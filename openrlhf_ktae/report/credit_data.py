@@ -107,8 +107,7 @@ def others_of(group: RecordedGroup, arrays: GroupTensors) -> dict[str, NDArray[n
 def values_of(group: RecordedGroup) -> dict[str, NDArray[np.float64]]:
     """Return variant -> K (G, T) as training would compute it.
 
-    Raises:
-        BadRecord: a score or an advantage is not finite.
+    Raises BadRecord if a score or an advantage is not finite.
     """
     for row in group.rows:
         _refuse_not_finite(row, group)

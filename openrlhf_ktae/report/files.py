@@ -24,19 +24,14 @@ class BadOutput(ValueError):
 def refuse_unusable(folder: Path) -> None:
     """Check, before any computation, that pages can be written to `folder`, which need not exist.
 
-    Raises:
-        BadOutput: it is a file, is inside a file, or is not writable.
+    Raises BadOutput if it is a file, is inside a file, or is not writable.
     """
     if reason := unusable(folder):
         raise BadOutput(f"--output {folder}: {reason}")
 
 
 def write_page(path: Path, html: str) -> Path:
-    """Write one page, creating its folder.
-
-    Raises:
-        BadOutput: writing fails.
-    """
+    """Write one page, creating its folder. Raises BadOutput if writing fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, html.encode("utf-8", "replace").decode("utf-8"))  # a title may have undecodable bytes

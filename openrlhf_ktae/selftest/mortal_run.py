@@ -112,8 +112,7 @@ class MortalRun:
     def inject(self, death: Death) -> str | None:
         """Kill the run; return what died, when, and the findings; None if the run ended before that.
 
-        Raises:
-            TrialFailed: the run failed by itself, or did not recover from the death.
+        Raises TrialFailed if the run failed by itself, or did not recover from the death.
         """
         process = self._process or self._start()
         try:
@@ -131,11 +130,7 @@ class MortalRun:
         return f"{death.victim}{' before a first step' if early else ''}: {what}"
 
     def finish(self) -> None:
-        """Let the run end.
-
-        Raises:
-            TrialFailed: it failed.
-        """
+        """Let the run end. Raises TrialFailed if it fails."""
         process = self._process or self._start()
         self.trial.wait(self.name, process)
         self._check_where_it_resumed()
@@ -309,8 +304,7 @@ class MortalRun:
     ) -> None:
         """Return when the condition holds or the run has ended.
 
-        Raises:
-            TrialFailed: neither happens within `limit` seconds.
+        Raises TrialFailed if neither happens within `limit` seconds.
         """
         end = time.monotonic() + limit
         while process.poll() is None and not condition():
@@ -343,8 +337,7 @@ def try_resume(
 ) -> list[str]:
     """Run twice without faults, and once with `kills` deaths at random moments; return faults and differences.
 
-    Raises:
-        TrialFailed: a run failed by itself.
+    Raises TrialFailed if a run failed by itself.
     """
     say("one uninterrupted run")
     started = time.time()

@@ -210,8 +210,7 @@ class CheckpointingTrainer:
     def _failed(self, tag: str, error: Exception) -> None:
         """Note that there is no new checkpoint, and continue or stop as `--ckpt.on_failure` says.
 
-        Raises:
-            CheckpointFailed: with `stop`.
+        Raises CheckpointFailed with `stop`.
         """
         cause = error.cause if isinstance(error, RayTaskError) else error
         explained = isinstance(cause, (DiskFull, FilesNotVisible))

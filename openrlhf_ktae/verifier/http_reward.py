@@ -105,8 +105,7 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
 def read(answer: Any) -> dict[str, Any]:
     """Return `reward`, `scores` and `extra_logs` of one rollout from a server's answer, by a reward function's rules.
 
-    Raises:
-        BadAnswer: there is not exactly one finite reward.
+    Raises BadAnswer if there is not exactly one finite reward.
     """
     try:
         reward, score, logs = read_result(answer, "openrlhf")

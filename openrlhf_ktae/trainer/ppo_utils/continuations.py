@@ -169,8 +169,7 @@ class ContinuingGenerator(SeededSamplesGenerator):
     def _ask_file(self, group: Sequence[Experience]) -> None:
         """Set the values that the user's file returns.
 
-        Raises:
-            TrainingStopped: the function fails or does not return one number per prefix.
+        Raises TrainingStopped if the function fails or does not return one number per prefix.
         """
         prefixes = self._prefixes(group)
         prompt, label = group[0].prompts[0], group[0].labels[0]

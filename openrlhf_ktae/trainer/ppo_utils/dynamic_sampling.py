@@ -54,8 +54,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
     def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
         """Return a step's rollouts (a `RolloutBatch`), percentage of groups kept, prompts drawn, whether data ended.
 
-        Raises:
-            TrainingStopped: the cap is reached, or an episode ends, without enough groups for one step.
+        Raises TrainingStopped if the cap is reached, or an episode ends, without enough groups for one step.
         """
         if not self.args.algo.dynamic_filtering_enable:
             return super().generate_samples(**generate_kwargs)

@@ -172,8 +172,7 @@ class SurvivingGenerator(PositionedGenerator):
 def abort_on_end_order(order: EndOrder | None, engines: Sequence[Any]) -> Iterator[None]:
     """Kill `engines` as soon as the order to end comes: nothing else interrupts a call that waits for them.
 
-    Raises:
-        GivenUp: the order came before or during the block.
+    Raises GivenUp if the order came before or during the block.
     """
     if order is None:
         yield

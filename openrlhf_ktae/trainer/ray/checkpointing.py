@@ -64,8 +64,7 @@ class CheckpointedActor:
     def save_model(self) -> None:
         """Save as the host does; weights are saved even if other files fail.
 
-        Raises:
-            SavedInPart: a file other than the weights could not be saved.
+        Raises SavedInPart if a file other than the weights could not be saved.
         """
         with always_save_weights(self.strategy) as failed:
             super().save_model()  # type: ignore[misc]

@@ -104,8 +104,7 @@ class CpuWorkerExtension:
     def update_weights_in_bucket(self, rows: list[Any]) -> None:
         """Receive one bucket and load it into the model.
 
-        Raises:
-            ValueError: a parameter has another dtype than the engine.
+        Raises ValueError if a parameter has another dtype than the engine.
         """
         bucket = [Slot(*row) for row in rows]
         for slot in bucket:

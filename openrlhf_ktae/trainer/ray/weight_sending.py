@@ -99,10 +99,7 @@ class Sending:
         """Let `join` form a group with the engines it is given; it waits for all of them.
 
         It runs in a thread that is abandoned if an engine dies, since nothing can interrupt it. Engines stuck in the
-        same call are restarted.
-
-        Raises:
-            Exception: Ray's or vLLM's error about the dead engine, or the error that `join` raised.
+        same call are restarted. Raises Ray's or vLLM's error about the dead engine, or the error that `join` raised.
         """
         joined, failure = threading.Event(), []
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
