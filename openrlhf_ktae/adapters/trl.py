@@ -3,8 +3,6 @@
 Shapes: `B` completions of all processes, `T` positions of the longest one.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Choose the backend of a run."""
 
-from __future__ import annotations
-
 import os
 
 from openrlhf_ktae.backend.base import BACKENDS, Backend, BackendUnavailable

@@ -1,7 +1,5 @@
 """The Ray cluster of a run, started here or joined, and the environment of its processes."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -3,8 +3,6 @@
 It changes devices and transport, not algorithms. Patches of other libraries are in `cpu_patches`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from types import SimpleNamespace

@@ -7,8 +7,6 @@ Those of Ray itself are contexts around its start.
 is an entry point of the group `vllm.general_plugins`, which vLLM calls in each process of an engine.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterator

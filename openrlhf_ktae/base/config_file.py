@@ -1,7 +1,5 @@
 """YAML option files: nested keys spell option names; `include` merges other files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ vLLM returns partial text when a request is aborted or its engine shuts down (`a
 Partial text is not an answer: the verifier would call it wrong, and the run would train on that.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from contextvars import ContextVar

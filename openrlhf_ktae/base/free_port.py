@@ -4,8 +4,6 @@ Binding port 0 and closing it is racy: the kernel may give that port to another 
 and the run fails with `EADDRINUSE`. The kernel never hands out ports outside its ephemeral range.
 """
 
-from __future__ import annotations
-
 import random
 import socket
 from pathlib import Path

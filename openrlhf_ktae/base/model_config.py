@@ -1,7 +1,5 @@
 """Read `config.json` of a model without loading the model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

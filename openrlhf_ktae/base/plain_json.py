@@ -1,7 +1,5 @@
 """Parse untrusted JSON: every error is a ValueError."""
 
-from __future__ import annotations
-
 import json
 from decimal import Decimal
 from typing import Any

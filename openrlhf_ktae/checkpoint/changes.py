@@ -1,7 +1,5 @@
 """Which options may differ when a run resumes from a checkpoint, and which would make it a different run."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A checkpoint on disk: its manifest, and verification that it is complete."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Only one run at a time may write below `--ckpt.path`: a second would delete the first one's unfinished files."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """Select the checkpoint for `--resume auto`, `never` or a path, and refuse bad ones, before any model loads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

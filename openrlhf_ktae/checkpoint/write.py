@@ -1,7 +1,5 @@
 """Write a checkpoint: stage it, flush it to disk, rename it, and only then point `latest` at it."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os

@@ -1,7 +1,5 @@
 """Can the rollouts that an earlier run recorded be trained on with these options?"""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Shared by all commands: messages for refused input, and exit codes."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

@@ -3,8 +3,6 @@
 They go through the same parser, types and choices, before the user's own arguments, so the command line wins.
 """
 
-from __future__ import annotations
-
 from argparse import Action
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 A field's docstring is its help text; `None` in its type means "the default of the class".
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import inspect

@@ -1,7 +1,5 @@
 """`python -m openrlhf_ktae.cli.eval`: evaluate a model or stored responses, or compare two results."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

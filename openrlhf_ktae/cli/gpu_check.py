@@ -1,7 +1,5 @@
 """`python -m openrlhf_ktae.cli.gpu_check`: does this project work on this machine? Writes gpu-check.json to share."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -5,8 +5,6 @@ installed file, with two names replaced: `argparse.ArgumentParser` (by a subclas
 `train` (by a function that keeps the validated arguments). No host module that needs a GPU is imported.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import contextlib

@@ -4,8 +4,6 @@ To the user, KTAE and the others of `credit/` are estimators: `--advantage_estim
 rollout-level baseline (`group_norm` unless `--algo.credit.base` says otherwise); ours are passed in `args.algo.credit`.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

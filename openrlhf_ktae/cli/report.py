@@ -1,7 +1,5 @@
 """`python -m openrlhf_ktae.cli.report RUN_DIR...`: token-credit pages of recorded rollouts, and training curves."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`python -m openrlhf_ktae.cli.rescore RUN_DIR`: variants and ablations of K on recorded rollouts."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`python -m openrlhf_ktae.cli.train_ppo_ray`: OpenRLHF's command with KTAE, a CPU backend and a record of the run."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

@@ -4,8 +4,6 @@ Grades a JSONL (also .gz) or parquet file of responses, checks each gold against
 reward or a second grader. Exit code: 0, 1 if a share is above its threshold, 2 if the audit cannot run.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -3,8 +3,6 @@
 Legend: `N` steps, `E` evaluations.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence

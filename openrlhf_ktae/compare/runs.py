@@ -3,8 +3,6 @@
 The run directory is OUT/ARM/seed-S. In it, `arm.json` holds the run's settings and `done.json` marks success.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -12,8 +12,6 @@ Entropies are computed before the update.
 Cost: entropies in the forward pass for old log-probabilities; a few operations per token.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -12,8 +12,6 @@ still counts every token.
 Cost: entropies in the forward pass for old log-probabilities, and a partition of the tokens, a fraction of a sort.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

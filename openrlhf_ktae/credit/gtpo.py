@@ -21,8 +21,6 @@ Assumptions: the t-th tokens of rollouts are comparable. Entropies carry no grad
 Cost: entropies in the forward pass for old log-probabilities, and sums over columns.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

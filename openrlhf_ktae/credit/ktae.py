@@ -5,8 +5,6 @@ Formula, variants, options and differences from the published code: `openrlhf_kt
 Assumptions: an id means the same anywhere in a group. Cost: half a second of one core for 14 million tokens.
 """
 
-from __future__ import annotations
-
 from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit
 from openrlhf_ktae.credit.registry import register
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values

@@ -11,8 +11,6 @@ would be numbers of keys and means nothing. Cost: 36 ns a token, and `in_prompt`
 half of the tokens are contexts.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

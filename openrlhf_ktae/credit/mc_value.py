@@ -14,8 +14,6 @@ samples them (`trainer/ppo_utils/continuations.py`), or the user's file returns 
 Cost: K responses per place; without `groups all` only in groups with both verdicts.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ Assumptions: pi is the policy before the update. alpha 0.2 comes from the author
 Cost: log-probabilities, which most runs compute anyway; with one update per batch, the pass that is otherwise skipped.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit

@@ -1,7 +1,5 @@
 """Estimators of token credit by name; a user's own is loaded from a Python file."""
 
-from __future__ import annotations
-
 import json
 import runpy
 from collections.abc import Callable

@@ -4,8 +4,6 @@ This finds errors that the loader would hit later, in another process with an un
 their type, rows without a prompt, truncated files.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 import os

@@ -1,7 +1,5 @@
 """Prompt files in a folder, and columns of Hub data sets in the local cache."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter

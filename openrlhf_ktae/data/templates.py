@@ -1,7 +1,5 @@
 """Prompt templates used by published results on mathematics."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Load the problems of a benchmark: from the Hub at a pinned revision (`benchmarks.yaml`), a folder, or a file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache

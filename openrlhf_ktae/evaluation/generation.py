@@ -4,8 +4,6 @@ Requests stay in flight and completions return as they finish, so engines never 
 evaluation only loses requests in flight. Each request has its own seed: results do not depend on order or engines.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import os

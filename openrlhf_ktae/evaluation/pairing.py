@@ -1,7 +1,5 @@
 """Compare two evaluations of the same problems: is one better than the other?"""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

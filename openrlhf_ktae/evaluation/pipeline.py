@@ -1,7 +1,5 @@
 """Run an evaluation, of stored responses or of a model, and write its result folder."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys

@@ -6,8 +6,6 @@ summary.json      metrics with 95 % intervals, model, template, sampling, grader
 summary.md        the same as a table
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ Rows of one benchmark with the same id (without ids, the same problem text) are 
 and gold must agree.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

@@ -4,8 +4,6 @@ Legend: `I` problems (items), `M` metrics, `R` resamples, `S` seeds. All randomn
 figures.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 Legend: `I` problems, `M` metrics. Keeps a few numbers per response, never its text.
 """
 
-from __future__ import annotations
-
 import hashlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Legend: `B` rollouts, `T` positions of one, `N` of all end to end, `Q` groups.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor

@@ -3,8 +3,6 @@
 Legend: `B` rollouts, `T` positions of one, `N` of all end to end, `Q` groups.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

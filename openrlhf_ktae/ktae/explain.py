@@ -3,8 +3,6 @@
 Legend: `G` rollouts of the group, `T` positions, `U` distinct ids of the group; `B` rollouts of a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ the id; `n = a + b`. Arrays `*_TF` have shape (T + 1, F + 1) and are indexed by 
 rollouts, so every possible table is computed once, in float64, and kept.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Start Ray, replace the host's classes with this package's, and run the host's training."""
 
-from __future__ import annotations
-
 import gc
 import importlib
 import io

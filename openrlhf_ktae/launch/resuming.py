@@ -1,7 +1,5 @@
 """Set the options for the checkpoint to resume from, and the run's description for its new checkpoints."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 

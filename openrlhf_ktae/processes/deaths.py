@@ -1,7 +1,5 @@
 """Dead processes: tell their errors from exceptions raised by code, and wait for a replacement."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Container, Iterator

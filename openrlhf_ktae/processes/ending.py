@@ -4,8 +4,6 @@ Ray cannot interrupt an actor method, so the two communicate through small files
 reports that it trains, the driver asks it to stop, and the trainer answers with what it saved.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

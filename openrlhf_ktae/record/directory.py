@@ -10,8 +10,6 @@ checkpoints/    DeepSpeed states to resume from (--ckpt.path)
 tensorboard/    the same scalars (--logger.tensorboard_dir)
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -8,8 +8,6 @@
 `{"kind": "eval", "when": "before" | "during" | "after", "step": 0, "eval_accuracy": 0.2, ...}`
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

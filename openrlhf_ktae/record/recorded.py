@@ -1,7 +1,5 @@
 """Read recorded rollouts (written by `rollouts`); every value is validated."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ token by the run's estimator, if that is another, and by all others whose inputs
 Legend: `G` rollouts of a group, `T` tokens of its longest response. Model texts are embedded as data, never as markup.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict

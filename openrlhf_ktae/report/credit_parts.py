@@ -1,7 +1,5 @@
 """Split a group into parts that fit: between rollouts, or within a rollout that is too long by itself."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Training curves as plotly figures and as text: one line per run, or a mean with its 95 % interval over seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

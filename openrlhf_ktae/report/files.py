@@ -1,7 +1,5 @@
 """Write pages atomically, and escape data so that nothing can break out of the HTML."""
 
-from __future__ import annotations
-
 import json
 import os
 from contextlib import suppress

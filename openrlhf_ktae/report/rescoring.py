@@ -3,8 +3,6 @@
 Legend: `G` rollouts of a group, `T` tokens of its longest response.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field

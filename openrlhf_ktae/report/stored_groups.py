@@ -1,7 +1,5 @@
 """Stored responses as groups for the token-credit page: responses to one problem form a group."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

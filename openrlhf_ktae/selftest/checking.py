@@ -1,7 +1,5 @@
 """Run checks one after another, each in its own process with a time limit, and report the results."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

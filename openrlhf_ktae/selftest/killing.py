@@ -1,7 +1,5 @@
 """Process deaths in a run: which process dies, when, and how processes are found and killed (`kill -9`)."""
 
-from __future__ import annotations
-
 import random
 import re
 import subprocess

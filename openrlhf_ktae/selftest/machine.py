@@ -1,7 +1,5 @@
 """What a machine is: versions, driver, compiler, devices. Nothing that names its owner: it is meant to be posted."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -1,7 +1,5 @@
 """A run of a trial that is killed repeatedly, with checks after each death; its result is that of a run left alone."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """The runs of a trial: a configuration on a few of its steps, in a separate folder, and their differences."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -4,8 +4,6 @@ The host saves its part through `super()`, redirected into a staging folder. The
 does not save. The folder is renamed once everything is on disk (`openrlhf_ktae.checkpoint`).
 """
 
-from __future__ import annotations
-
 import math
 import re
 import shutil

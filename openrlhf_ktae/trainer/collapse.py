@@ -1,7 +1,5 @@
 """Signs of policy collapse in a step's metrics, and the run's response to them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

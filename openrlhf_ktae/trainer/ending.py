@@ -1,7 +1,5 @@
 """How training ends early: on the driver's order, or for a reason to stop; saved files are complete either way."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property

@@ -6,8 +6,6 @@ weights: two processes could call the ranks in different orders, and their colle
 another process requests weights through the rollout queue.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

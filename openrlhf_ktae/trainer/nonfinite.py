@@ -6,8 +6,6 @@ ranks, at the optimizer step. DeepSpeed has the second one built in for fp16 (Ze
 enabled for every dtype. A non-finite loss has non-finite gradients, so it needs no separate check.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ Departures from the host: the reward is never None, only the generated tokens ar
 the same keys.
 """
 
-from __future__ import annotations
-
 import logging
 import traceback
 from collections import deque

@@ -3,8 +3,6 @@
 Departure from the host, which turns every error into `None` and crashes on it some steps later.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -11,8 +11,6 @@ exception, a call over its time limit or a result of the wrong kind gives an unk
 recorded once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import importlib.util
 import inspect

@@ -5,8 +5,6 @@ on and do not count in reward metrics. With full determinism they have separate 
 them. Values are stored in the host's `values` field, which is free because there is no critic; NaN means no value.
 """
 
-from __future__ import annotations
-
 import math
 import runpy
 import time

@@ -5,8 +5,6 @@ host generates waves without filtering. After each wave groups are judged, until
 or the data run out. Surplus groups stay in the host's buffer for the next step (then one update older).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any

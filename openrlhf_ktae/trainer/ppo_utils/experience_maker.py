@@ -4,8 +4,6 @@ Shapes: `B` rollouts of the batch, `N` positions of all micro-batches end to end
 tokens of a row; see `ragged`).
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from types import SimpleNamespace

@@ -5,8 +5,6 @@ prompts stop the run. With `--vllm.enable_sleep`, engines are woken and put to s
 asleep is noticed too: the host does both outside the guarded call.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import threading

@@ -1,7 +1,5 @@
 """Departures from the host: golds exactly as in the file, one rule for templates, and no prompt that does not fit."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, time, timedelta

@@ -4,8 +4,6 @@ That state is the rank's random states and, with `--train.enable_ema`, its shard
 the options of optimizer and schedule come from this run, although checkpoints contain them too.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The host's engine on a CPU; separate from `cpu_actors`, because importing DeepSpeed would slow its start."""
 
-from __future__ import annotations
-
 import json
 import os
 from typing import Any

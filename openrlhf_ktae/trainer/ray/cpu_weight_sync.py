@@ -5,8 +5,6 @@ so parameters are sent in buckets: a manifest over Ray, the bytes in one broadca
 this module, so it imports only torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple

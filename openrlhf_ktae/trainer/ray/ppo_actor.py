@@ -1,8 +1,6 @@
 """Departures from the host in the update: Dr. GRPO's constant normaliser, a schedule that follows the data, and old
 log-probabilities from the update itself."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

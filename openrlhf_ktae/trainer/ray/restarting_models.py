@@ -5,8 +5,6 @@ restarts all ranks of the group (a process group that lost a member cannot admit
 the host did, and repeats the request. No state is lost, since these models are not trained.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

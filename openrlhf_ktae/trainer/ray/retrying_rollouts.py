@@ -4,8 +4,6 @@ If an agent, reward or verifier raises, its prompt is retried, then its group is
 here delay the start of every engine, so neither the host's trainer nor DeepSpeed is imported.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

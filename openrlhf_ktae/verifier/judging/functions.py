@@ -5,8 +5,6 @@ with the terms of sums: terms a million digits apart are distinguished, or not c
 `f(x+1)`, takes an unrelated value for each value of its arguments.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
