@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Container, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,12 +233,9 @@ def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) ->
         "limit": options.limit,
     }
     filled = template(name, tokenizer, _chat_arguments(options))
-    settings = (filled, engines, sampling, backend, config, _say, options.overwrite, options.long_prompts)
+    say = partial(print, file=sys.stderr)
+    settings = (filled, engines, sampling, backend, config, say, options.overwrite, options.long_prompts)
     return evaluate_model(problems, about, output, tokenizer, *settings)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _write_prompts(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,7 +86,8 @@ def main(argv: Sequence[str] | None = None, keep_forks: bool = False) -> int:
     try:
         reason = run(words)
     except Supervised as options:
-        return supervise(words, options.resume_words, options.restarts, _say)
+        say = partial(print, file=sys.stderr, flush=True)
+        return supervise(words, options.resume_words, options.restarts, say)
     except REFUSALS as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -188,10 +190,6 @@ def plan_of(args: SimpleNamespace, backend: str) -> Plan:
     if plan.problems:
         raise Refused("\nerror: ".join([*plan.problems, "(--run.plan false trains without this check)"]))
     return plan
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -52,15 +52,11 @@ class Run:
 
     def series(self, metric: str) -> tuple[Floats, Floats]:
         """Return steps and values (N,) of a metric, for the steps that recorded it."""
-        known = [(row["step"], row[metric]) for row in self.steps if _is_number(row.get(metric))]
-        table = np.array(known, dtype=np.float64).reshape(-1, 2)
-        return table[:, 0], table[:, 1]
+        return _series(self.steps, metric)
 
     def held_out(self, metric: str = "eval_accuracy") -> tuple[Floats, Floats]:
         """Return steps and values (E,) of an evaluation metric."""
-        known = [(row["step"], row[metric]) for row in self.evaluations if _is_number(row.get(metric))]
-        table = np.array(known, dtype=np.float64).reshape(-1, 2)
-        return table[:, 0], table[:, 1]
+        return _series(self.evaluations, metric)
 
     def tokens(self) -> Floats:
         """Return the response tokens generated up to each step (N,).
@@ -73,6 +69,12 @@ class Run:
         if self.samples_per_prompt and _is_number(row.get(DRAWN)):
             return float(row[DRAWN]) * self.samples_per_prompt
         return _number(row, SAMPLES)
+
+
+def _series(rows: list[dict[str, Any]], metric: str) -> tuple[Floats, Floats]:
+    known = [(row["step"], row[metric]) for row in rows if _is_number(row.get(metric))]
+    table = np.array(known, dtype=np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
 
 
 def _number(row: dict[str, Any], name: str) -> float:

@@ -46,7 +46,6 @@ class GtpoOptions:
     """`spread` multiplies the base, `paper` replaces it."""
 
     def __post_init__(self) -> None:
-        """Check both options."""
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha!r} must be from 0 to 1")
         if self.form not in ("spread", "paper"):

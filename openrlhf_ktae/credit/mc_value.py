@@ -47,7 +47,6 @@ class McValueOptions:
     sampled then, and groups has no effect."""
 
     def __post_init__(self) -> None:
-        """Check the numbers, and that there are places."""
         if self.samples < 1:
             raise ValueError(f"samples={self.samples!r} must be at least 1")
         if self.every < 0:

@@ -25,7 +25,6 @@ class ProbReweightOptions:
     """From 0 (the base) to 1 (advantage times probability)."""
 
     def __post_init__(self) -> None:
-        """Check the option."""
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha!r} must be from 0 to 1")
 

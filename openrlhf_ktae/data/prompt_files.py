@@ -112,7 +112,7 @@ def _json_lines(lines: Iterable[str], count: list[int], most: float) -> Iterator
         yield number, row
 
 
-def _table(rows: Iterable[tuple[int, Any]], count: int | list[int], cells: bool = True) -> Table:
+def _table(rows: Iterable[tuple[int, Any]], count: int | list[int]) -> Table:
     """Summarise `rows` (number in the file, content); `count` is read after the last row."""
     kinds: dict[str, str] = {}
     gaps: dict[str, str] = {}

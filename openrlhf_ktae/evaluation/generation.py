@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.cpu import ENGINE_DTYPES, SHARED_BLOCK, kv_cache_bytes
@@ -69,23 +69,10 @@ class Completion:
     cut_off: str = ""
 
 
-class Engine(Protocol):
-    """Takes requests and returns completions in any order."""
-
-    capacity: int
-
-    def submit(self, request: Request) -> None:
-        """Start one request."""
-
-    def finished(self) -> list[Completion]:
-        """Wait for some progress and return the finished completions."""
-
-    def close(self) -> None:
-        """Release the engine's resources."""
-
-
-def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion]:
+def generate(engine: Any, requests: Iterable[Request]) -> Iterator[Completion]:
     """Yield a completion for each request, keeping the engine full; cut-off requests are retried.
+
+    An engine such as `LocalEngine` takes requests, up to its capacity, and returns completions in any order.
 
     Raises CutOff if a request was cut off `CUT_OFF_TRIES` times.
     """
@@ -108,7 +95,7 @@ def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion
             waiting = chain([request], waiting)
 
 
-def open_engine(engines: Engines, sampling: Sampling, backend: Backend, say: Callable[[str], None]) -> Engine:
+def open_engine(engines: Engines, sampling: Sampling, backend: Backend, say: Callable[[str], None]) -> Any:
     """Load the model; returns when the engines are ready."""
     args = _host_arguments(engines)
     for name, value in backend.environment(args).items():

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from openrlhf_ktae.base.places import unusable
 from openrlhf_ktae.checkpoint.files import write_text
 
 ASSETS = Path(__file__).with_name("assets")
@@ -17,15 +16,6 @@ ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", 
 
 class BadOutput(ValueError):
     """A page cannot be written; the message names the path and the way out."""
-
-
-def refuse_unusable(folder: Path) -> None:
-    """Check, before any computation, that pages can be written to `folder`, which need not exist.
-
-    Raises BadOutput if it is a file, is inside a file, or is not writable.
-    """
-    if reason := unusable(folder):
-        raise BadOutput(f"--output {folder}: {reason}")
 
 
 def write_page(path: Path, html: str) -> Path:
