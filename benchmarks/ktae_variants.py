@@ -118,7 +118,7 @@ def sizes(
     ids: NDArray[np.int64], mask: NDArray[np.bool_], scores: NDArray[np.float64], config: KTAEConfig
 ) -> tuple[float, float]:
     """Return the mean |K| over tokens and the share of distinct ids with large |K|, both relative to the range."""
-    values = compute_key_token_values(ids, mask, scores, np.zeros(len(ids), int), config).values_BT.numpy()
+    values = compute_key_token_values(ids, mask, scores, np.zeros(len(ids), int), config).numpy()
     share = np.abs(values[mask]) / config.number("value_range")
     _, first_use = np.unique(ids[mask], return_index=True)
     return float(share.mean()), float((share[first_use] > LARGE).mean())
@@ -199,7 +199,7 @@ def credit(
     ids: NDArray[np.int64], mask: NDArray[np.bool_], scores: NDArray[np.float64], config: KTAEConfig
 ) -> tuple[float, float, float, float]:
     """Return mean |K|, mean K in correct and in wrong rollouts, and the share of tokens whose advantage flips sign."""
-    values = compute_key_token_values(ids, mask, scores, np.zeros(len(ids), int), config).values_BT.numpy()
+    values = compute_key_token_values(ids, mask, scores, np.zeros(len(ids), int), config).numpy()
     base = ((scores - scores.mean()) / scores.std(ddof=1))[:, None]
     right = mask & (scores > 0)[:, None]
     flips = (base * (base + values) < 0)[mask].mean()

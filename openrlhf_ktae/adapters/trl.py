@@ -3,8 +3,6 @@
 Shapes: `B` completions of all processes, `T` positions of the longest one.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -16,17 +14,9 @@ from openrlhf_ktae.ktae import KTAEConfig
 MADE = ("log_probs", "entropies")
 """The inputs in `credit.NEEDS` that TRL's forward pass computes, at the sampling temperature as here."""
 OF_IMAGES = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "num_tiles",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
+    "pixel_values image_grid_thw num_images num_tiles pixel_attention_mask spatial_shapes image_sizes token_type_ids "
+    "mm_token_type_ids image_position_ids"
+).split()
 
 
 class KTAEGRPOTrainer(GRPOTrainer):

@@ -8,8 +8,6 @@ trainers (`verl.trainer.ppo.v1`), which read their fields from TransferQueue, an
 names, for example to choose a replay buffer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

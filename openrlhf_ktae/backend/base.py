@@ -1,7 +1,5 @@
 """The interface of a backend. The command line calls the methods in the order of their definition."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Choose the backend of a run."""
 
-from __future__ import annotations
-
 import os
 
 from openrlhf_ktae.backend.base import BACKENDS, Backend, BackendUnavailable
@@ -18,9 +16,8 @@ NO_GPU = (
 def resolve(name: str) -> Backend:
     """Return the backend called `name`; `auto` picks `cuda` if a GPU can be reached, and `cpu` with CPU builds.
 
-    Raises:
-        BackendUnavailable: no GPU can be reached but the installed vLLM needs one, the installed vLLM cannot run on
-            the requested device, or the name is not in `BACKENDS`.
+    Raises BackendUnavailable if no GPU can be reached but the installed vLLM needs one, the installed vLLM cannot run
+    on the requested device, or the name is not in `BACKENDS`.
     """
     if name not in BACKENDS:
         raise BackendUnavailable(f"--backend {name}: choose one of {', '.join(BACKENDS)}")

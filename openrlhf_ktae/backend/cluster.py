@@ -1,7 +1,5 @@
 """The Ray cluster of a run, started here or joined, and the environment of its processes."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -9,17 +7,16 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.backend.base import Backend
+from openrlhf_ktae.backend.cpu_patches import forked_workers, without_services
 from openrlhf_ktae.base.errors import ProcessDied
 from openrlhf_ktae.base.faults_config import RETRIES_VARIABLE, SERVER_VARIABLE
-from openrlhf_ktae.base.temporarily import temporarily
-from openrlhf_ktae.processes import forks, marks, remote_code, stacks
+from openrlhf_ktae.processes import marks, remote_code, stacks
 from openrlhf_ktae.processes.marks import mark, swept
 from openrlhf_ktae.processes.setup import BACKEND_VARIABLE, WORKER_HOOK
 
@@ -110,38 +107,6 @@ def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]
     signal.signal(signal.SIGTERM, on_eviction)  # Ray's own handler prints a stack and aborts
 
 
-def forked_workers() -> AbstractContextManager[None]:
-    """Have a cluster started in this context fork its workers, if there is a server (`processes/forks.py`).
-
-    Ray joins the name to its folder of scripts, where an absolute one replaces the folder.
-    """
-    from ray._private import ray_constants
-
-    if forks.VARIABLE not in os.environ:
-        return nullcontext()
-    script = Path(forks.__file__).absolute().with_name("ray_worker.py")
-    return temporarily(ray_constants, SETUP_WORKER_FILENAME=str(script))
-
-
-def without_services(verbose: bool) -> AbstractContextManager[None]:
-    """Leave out of a cluster started in this context what nothing here uses: three processes of 60 MB.
-
-    They are the autoscaler's monitor, the server of the dashboard (Ray starts it also without one, and waits for it),
-    and unless the run is `verbose` the log monitor. Upstream: Ray 2.55.0, _private/node.py. Remove when `ray.init` has
-    options for them.
-    """
-    from ray._private.node import Node
-
-    def not_started(self: Any, **_: Any) -> None:
-        self._webui_url = ""
-
-    names = ("start_monitor", "start_api_server", *(() if verbose else ("start_log_monitor",)))
-    for name in names:
-        if not hasattr(Node, name):
-            raise RuntimeError(f"Ray has no Node.{name}: it has changed")
-    return temporarily(Node, **dict.fromkeys(names, not_started))
-
-
 def check_address(address: str) -> None:
     """Raise `ClusterAway` if nothing answers at HOST:PORT: Ray would retry for minutes and abort."""
     host, colon, port = address.rpartition(":")
@@ -159,8 +124,7 @@ def check_address(address: str) -> None:
 def start_own(start: Callable[[], Any]) -> None:
     """Start Ray, and retry once: it gives its processes 30 s, which a busy machine can exceed.
 
-    Raises:
-        ProcessDied: it failed twice.
+    Raises ProcessDied if it fails twice.
     """
     import ray
 

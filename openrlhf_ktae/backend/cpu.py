@@ -3,8 +3,6 @@
 It changes devices and transport, not algorithms. Patches of other libraries are in `cpu_patches`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from types import SimpleNamespace
@@ -13,6 +11,7 @@ from typing import Any
 from openrlhf_ktae.backend.base import Backend, devices_needed
 from openrlhf_ktae.backend.cpu_patches import ENGINE_THREADS_VARIABLE, ENGINE_VARIABLE
 from openrlhf_ktae.base.host import installed
+from openrlhf_ktae.base.text import joined
 from openrlhf_ktae.memory.model_shape import model_shape
 from openrlhf_ktae.memory.phases import BYTES
 
@@ -39,7 +38,7 @@ class CpuBackend(Backend):
             attribute = flag.rsplit(".", 1)[1]
             if getattr(group, attribute) != value:
                 setattr(group, attribute, value)
-                changes.append(f"{flag} {str(value).lower() if isinstance(value, bool) else value}")
+                changes.append(f"{flag} {joined(value)}")
 
         change(args.vllm, "--vllm.sync_backend", "gloo")
         change(args.vllm, "--vllm.enforce_eager", True)

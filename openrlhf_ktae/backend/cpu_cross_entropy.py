@@ -4,8 +4,6 @@ Logits are by far the largest tensors of an update (rollouts x positions x vocab
 of each new one. The host's plain path makes six or seven per micro-batch and is three times slower (`docs/log.md`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

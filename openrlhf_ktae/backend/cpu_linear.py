@@ -5,8 +5,6 @@ Intel's (`docs/log.md`), so both are timed when a model is loaded. Parameters, t
 change.
 """
 
-from __future__ import annotations
-
 import inspect
 import time
 from collections.abc import Callable, Mapping

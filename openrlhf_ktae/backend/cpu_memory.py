@@ -1,7 +1,5 @@
 """Memory of a process that goes back to the system between the phases of a step: engine and trainer take turns."""
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 from contextlib import suppress

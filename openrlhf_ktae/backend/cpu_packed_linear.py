@@ -4,8 +4,6 @@ oneDNN's product is about three times as fast as torch's in fp32 if MKL has no k
 AVX-512), and packing costs less than one token of a batch. Imported by vLLM's engine process.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

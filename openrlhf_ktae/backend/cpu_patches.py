@@ -2,17 +2,17 @@
 
 Each names its symptom, its place in the library, and when to remove it. They take effect when the module is
 imported, or at once if it is already loaded, so that a process that never needs torch never imports it.
+Those of Ray itself are contexts around its start.
 `activate` runs in the driver and, through Ray's `worker_process_setup_hook`, in every Ray worker. `activate_in_vllm`
 is an entry point of the group `vllm.general_plugins`, which vLLM calls in each process of an engine.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -274,6 +274,39 @@ def fork_cores(module: Any) -> None:
     _require(module, "get_mp_context")
     original = module.get_mp_context
     module.get_mp_context = lambda: forks.ForkedContext() if forks.VARIABLE in os.environ else original()
+
+
+def forked_workers() -> AbstractContextManager[None]:
+    """Symptom: Ray starts each worker as a new process, which imports for seconds what others have imported before.
+
+    In this context the workers of a new cluster are forks, if there is a server (`processes/forks.py`). Ray joins the
+    name to its folder of scripts, where an absolute one replaces the folder.
+    Upstream: Ray 2.55.0, _private/node.py. Remove when Ray can be given a script for its workers.
+    """
+    from ray._private import ray_constants
+
+    _require(ray_constants, "SETUP_WORKER_FILENAME")
+    if forks.VARIABLE not in os.environ:
+        return nullcontext()
+    script = Path(forks.__file__).absolute().with_name("ray_worker.py")
+    return temporarily(ray_constants, SETUP_WORKER_FILENAME=str(script))
+
+
+def without_services(verbose: bool) -> AbstractContextManager[None]:
+    """Symptom: a cluster has three processes of 60 MB that nothing here uses; one started in this context has not.
+
+    They are the autoscaler's monitor, the server of the dashboard (Ray starts it also without one, and waits for it),
+    and unless the run is `verbose` the log monitor.
+    Upstream: Ray 2.55.0, _private/node.py. Remove when `ray.init` has options for them.
+    """
+    from ray._private.node import Node
+
+    def not_started(self: Any, **_: Any) -> None:
+        self._webui_url = ""
+
+    names = ("start_monitor", "start_api_server", *(() if verbose else ("start_log_monitor",)))
+    _require(Node, *names)
+    return temporarily(Node, **dict.fromkeys(names, not_started))
 
 
 @contextmanager

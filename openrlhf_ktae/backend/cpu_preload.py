@@ -3,8 +3,6 @@
 Imported anywhere else it does nothing.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

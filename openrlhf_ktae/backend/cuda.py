@@ -3,8 +3,6 @@
 What a GPU machine lacks is found before anything loads, without a CUDA context in this process: `docs/gpu.md`.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

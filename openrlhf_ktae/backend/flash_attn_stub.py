@@ -9,8 +9,6 @@ Semantics follow the documentation of `flash_attn.bert_padding` and `flash_attn.
 arguments that the host gives.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec

@@ -4,8 +4,6 @@ The host gives ranks chunks of unequal size when a batch does not divide evenly.
 (openrlhf/trainer/ray/launcher.py, `async_run_method_batch`).
 """
 
-from __future__ import annotations
-
 import math
 from math import lcm
 from types import SimpleNamespace

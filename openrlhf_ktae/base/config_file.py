@@ -1,7 +1,5 @@
 """YAML option files: nested keys spell option names; `include` merges other files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +36,7 @@ class PlainLoader(yaml.SafeLoader):
 def load_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return `path` as a flat mapping of dotted option names; the file's own keys win over those it includes.
 
-    Raises:
-        BadOption: the file is missing or not a YAML mapping, or files include each other.
+    Raises BadOption if the file is missing or not a YAML mapping, or files include each other.
     """
     if "\0" in str(path):
         raise BadOption(f"--config {str(path)!r}: no such file")

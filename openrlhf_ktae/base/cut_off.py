@@ -4,8 +4,6 @@ vLLM returns partial text when a request is aborted or its engine shuts down (`a
 Partial text is not an answer: the verifier would call it wrong, and the run would train on that.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -26,8 +24,7 @@ seen_in_rollout: ContextVar[list[CutOff] | None] = ContextVar("seen_in_rollout",
 def require_complete(output: Any) -> Any:
     """Return `output`, vLLM's RequestOutput, if all its responses ended or reached their limit.
 
-    Raises:
-        CutOff: one did not.
+    Raises CutOff if one did not.
     """
     responses = output.outputs if output is not None and output.finished else []
     cut = [one for one in responses if one.finish_reason not in FINISHED]

@@ -1,7 +1,5 @@
 """Errors that several packages raise and the command line turns into an exit code."""
 
-from __future__ import annotations
-
 
 class BadOption(ValueError):
     """An option or combination of options is refused; the message names it and the way out."""

@@ -1,7 +1,5 @@
 """Exit codes of all commands; docs/reliability.md lists the causes of each."""
 
-from __future__ import annotations
-
 EXIT_FAILED = 1
 """A Python error, or a comparison or check that found a difference."""
 EXIT_BAD_INPUT = 2

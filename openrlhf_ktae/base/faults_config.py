@@ -1,7 +1,5 @@
 """Options of `--faults.*`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ Binding port 0 and closing it is racy: the kernel may give that port to another 
 and the run fails with `EADDRINUSE`. The kernel never hands out ports outside its ephemeral range.
 """
 
-from __future__ import annotations
-
 import random
 import socket
 from pathlib import Path
@@ -35,8 +33,7 @@ def unreserved_ports() -> range:
 def free_port() -> int:
     """Return a port that is free now on all addresses of this machine.
 
-    Raises:
-        OSError: a hundred ports drawn at random were all taken.
+    Raises OSError if a hundred ports drawn at random were all taken.
     """
     ports = unreserved_ports()
     for _ in range(100):

@@ -3,8 +3,6 @@
 The driver is asked (NVML), not torch, which would make a CUDA context and takes seconds to import.
 """
 
-from __future__ import annotations
-
 import ast
 import os
 import re

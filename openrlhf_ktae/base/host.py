@@ -1,7 +1,5 @@
 """The host, OpenRLHF: its pinned version, and how to reach a class behind a Ray actor decorator."""
 
-from __future__ import annotations
-
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Read `config.json` of a model without loading the model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,7 @@ from openrlhf_ktae.base.plain_json import parse_json
 def read_config(name: str) -> dict[str, Any]:
     """Return `config.json` of a model folder or of a cached Hub model; empty if there is none.
 
-    Raises:
-        ValueError: the file is not a JSON object.
+    Raises ValueError if the file is not a JSON object.
     """
     path: Any = Path(name) / "config.json"
     if not path.is_file():

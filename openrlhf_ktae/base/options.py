@@ -4,8 +4,6 @@ KTAE's are in `ktae/config.py`, the verifier's in `verifier/config.py`, the faul
 dynamic sampling's in `trainer/ppo_utils/group_filter.py`. The text below a field is its help.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

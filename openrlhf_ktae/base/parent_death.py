@@ -1,7 +1,5 @@
 """A signal for this process when its parent dies."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

@@ -1,7 +1,5 @@
 """Check whether a folder can be created at a path."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Parse untrusted JSON: every error is a ValueError."""
 
-from __future__ import annotations
-
 import json
 from decimal import Decimal
 from typing import Any
@@ -10,8 +8,7 @@ from typing import Any
 def parse_json(text: str | bytes, exact: bool = False) -> Any:
     """Return the value of `text`; with `exact`, a number that a float cannot represent stays text.
 
-    Raises:
-        ValueError: it is not JSON, is nested too deeply, or holds a number of thousands of digits.
+    Raises ValueError if it is not JSON, is nested too deeply, or holds a number of thousands of digits.
     """
     try:
         return json.loads(text, parse_float=_exact_float if exact else None)

@@ -43,10 +43,9 @@ class Hidden(str):
         return Hidden, (self[:], self.shown)
 
 
-def hide(args: SimpleNamespace, values: Iterable[str] | None = None) -> None:
+def hide(args: SimpleNamespace) -> None:
     """Mask, in place, every option that is a key, has a password in a URL, or contains a secret of the environment."""
-    secrets = list(environment_secrets() if values is None else values)
-    _hide_below(args, "", secrets)
+    _hide_below(args, "", environment_secrets())
 
 
 def _hide_below(node: SimpleNamespace, prefix: str, secrets: list[str]) -> None:

@@ -1,7 +1,5 @@
 """Attributes that differ for the duration of a block, so that a host's method sees other values."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

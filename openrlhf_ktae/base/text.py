@@ -1,7 +1,5 @@
 """Helpers for messages: one-line errors of other libraries, truncated values, the closest known name."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 from typing import Any

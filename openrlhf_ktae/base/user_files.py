@@ -1,7 +1,5 @@
 """Python files that a user names in an option."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

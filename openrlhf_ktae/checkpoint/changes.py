@@ -1,7 +1,5 @@
 """Which options may differ when a run resumes from a checkpoint, and which would make it a different run."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,58 +13,28 @@ from openrlhf_ktae.data.names import entries
 
 FREE_GROUPS = ("ckpt", "eval", "faults", "ktae", "logger", "run")
 """Output, held-out evaluation and stop criteria: they do not affect training."""
-FREE = {
-    "backend": "both backends compute the same",
-    "config": "files are resolved before they are compared",
-    "use_ms": "where models are loaded from",
-    "local_rank": "",
-    "model.trust_remote_code": "",
-    "train.num_episodes": "a longer run; a learning-rate schedule tied to the data follows the new length",
-    "train.full_determinism_enable": "can be turned on at any time",
-    "train.max_staleness": "can be turned on at any time",
-    "algo.credit.top_tokens": "is only logged",
-    "verifier.workers": "",
-    "verifier.memory_mb": "",
-    "verifier.recycle_after": "",
-    "verifier.cache_size": "",
-    "vllm.num_engines": "",
-    "vllm.tensor_parallel_size": "",
-    "vllm.gpu_memory_utilization": "",
-    "vllm.enforce_eager": "",
-    "vllm.enable_sleep": "",
-    "vllm.sync_backend": "",
-    "vllm.sync_with_ray": "",
-    "vllm.enable_prefix_caching": "",
-    "ds.enable_sleep": "",
-    "ds.attn_implementation": "",
-    "ref.offload": "",
-    "reward.offload": "",
-    "train.colocate_all": "",
-    "train.colocate_actor_ref": "",
-    "train.colocate_critic_reward": "",
-}
-"""Options that may differ, with the reason where it is not obvious."""
+FREE = frozenset(
+    (  # backends compute the same, files are resolved before they are compared, `use_ms` says where models come from
+        "backend config use_ms local_rank model.trust_remote_code algo.credit.top_tokens "
+        # a longer run (a schedule tied to the data follows it), and what can be turned on at any time
+        "train.num_episodes train.full_determinism_enable train.max_staleness "
+        "verifier.workers verifier.memory_mb verifier.recycle_after verifier.cache_size "
+        "vllm.num_engines vllm.tensor_parallel_size vllm.gpu_memory_utilization vllm.enforce_eager vllm.enable_sleep "
+        "vllm.sync_backend vllm.sync_with_ray vllm.enable_prefix_caching ds.enable_sleep ds.attn_implementation "
+        "ref.offload reward.offload train.colocate_all train.colocate_actor_ref train.colocate_critic_reward"
+    ).split()
+)
+"""Options that may differ."""
 RENAMED = {old: f"algo.credit.{name}" for name, old in OLD_CREDIT_NAMES.items()}
 """Names of options in checkpoints of older versions."""
 BY_CONTENT = (
-    "data.prompt_dataset",
-    "actor.model_name_or_path",
-    "critic.model_name_or_path",
-    "reward.model_name_or_path",
-    "reward.remote_url",
-    "train.agent_func_path",
-    "algo.credit.file",
-)
+    "data.prompt_dataset actor.model_name_or_path critic.model_name_or_path reward.model_name_or_path "
+    "reward.remote_url train.agent_func_path algo.credit.file"
+).split()
 """Paths, compared by content. For a Python file only its own text counts, not its imports."""
 NO_CONTENT = (".md", ".png", ".jpg", ".svg", ".gif", ".pdf", ".log")  # suffixes of files that do not affect training
 NO_CONTENT_NAMES = ("LICENSE", "NOTICE")
-SHARDED = (
-    "actor.num_nodes",
-    "actor.num_gpus_per_node",
-    "ds.zero_stage",
-    "ds.tensor_parallel_size",
-    "ds.ring_attn_size",
-)
+SHARDED = ("actor.num_nodes actor.num_gpus_per_node ds.zero_stage ds.tensor_parallel_size ds.ring_attn_size").split()
 UNIVERSAL = "ds.use_universal_ckpt"
 TRAINED = ("actor.model_name_or_path", "critic.model_name_or_path")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")

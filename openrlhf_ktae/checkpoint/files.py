@@ -1,7 +1,5 @@
 """Atomic file writes, and digests to detect damage."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import stat

@@ -1,7 +1,5 @@
 """A checkpoint on disk: its manifest, and verification that it is complete."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -74,18 +72,9 @@ class Checkpoint:
         """Whether it was written for the best evaluation so far."""
         return self.path.name.startswith(BEST)
 
-    @property
-    def verified(self) -> bool:
-        """Whether it has a manifest to verify it against."""
-        return bool(self.manifest.files)
-
 
 def read_manifest(path: Path) -> Manifest:
-    """Return the manifest of the checkpoint at `path`.
-
-    Raises:
-        IncompleteCheckpoint: it is missing or invalid.
-    """
+    """Return the manifest of the checkpoint at `path`. Raises IncompleteCheckpoint if it is missing or invalid."""
     try:
         tree = _mapping(parse_json(read_text(path / MANIFEST)), "the manifest")
         if tree["version"] != VERSION:
@@ -143,9 +132,8 @@ def _text(value: Any, name: str) -> str:
 def verify(path: Path) -> Checkpoint:
     """Return the checkpoint at `path` after checking each of its files.
 
-    Raises:
-        IncompleteCheckpoint: a file is missing, unreadable, or differs in size or content; or a rank's part is missing.
-            Older releases, which did not check for a shared file system, could lose such parts.
+    Raises IncompleteCheckpoint if a file is missing, unreadable, or differs in size or content; or a rank's part is
+    missing. Older releases, which did not check for a shared file system, could lose such parts.
     """
     manifest = read_manifest(path)
     if missing := _missing_ranks(manifest):

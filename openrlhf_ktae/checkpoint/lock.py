@@ -1,7 +1,5 @@
 """Only one run at a time may write below `--ckpt.path`: a second would delete the first one's unfinished files."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os
@@ -22,10 +20,8 @@ class InUse(CannotResume):
 def hold(root: str | Path) -> None:
     """Lock the folder of all checkpoints until this process ends; a second call does nothing.
 
-    Does nothing if the file system has no locks (some network disks) or the folder cannot be created.
-
-    Raises:
-        InUse: another process holds the lock.
+    Does nothing if the file system has no locks (some network disks) or the folder cannot be created. Raises InUse if
+    another process holds the lock.
     """
     root = Path(root).absolute()
     if str(root) in _held:

@@ -1,7 +1,5 @@
 """Save a trained model in transformers format; the weights are written even if the other files fail."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The random states of one process, as plain containers and tensors: loading them executes no code."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Select the checkpoint for `--resume auto`, `never` or a path, and refuse bad ones, before any model loads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,10 +75,7 @@ def newest(root: Path, flag: str, any_run: bool = False) -> Decision:
     """Return the newest complete checkpoint; None if there are no checkpoints at all.
 
     Skips checkpoints superseded by a restart or rollback; with `any_run` they come last instead. Restores a checkpoint
-    whose replacement never finished.
-
-    Raises:
-        CannotResume: there are checkpoints, but none is complete.
+    whose replacement never finished. Raises CannotResume if there are checkpoints, but none is complete.
     """
     restore_replaced(root)
     (listed_here, bad), left = listed(root), superseded_spans(root)

@@ -1,7 +1,5 @@
 """Check that the disk has space for another checkpoint before writing it."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

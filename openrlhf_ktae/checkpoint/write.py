@@ -1,7 +1,5 @@
 """Write a checkpoint: stage it, flush it to disk, rename it, and only then point `latest` at it."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os
@@ -114,10 +112,8 @@ def wait_until_visible(folder: Path, seen: Iterable[tuple[str, Mapping[str, int]
     """Wait until this process sees every file below `folder` that a rank sees, at its full size.
 
     The rank that wrote a file knows its size. Others may see an older, smaller size for a while, so the largest counts.
-
-    Raises:
-        FilesNotVisible: files are still missing after `SEEN_SECONDS`; without a shared file system, every node has its
-            own folder.
+    Raises FilesNotVisible if files are still missing after `SEEN_SECONDS`; without a shared file system, every node has
+    its own folder.
     """
     sizes: dict[str, int] = {}
     nodes: dict[str, set[str]] = {}
@@ -249,8 +245,7 @@ def _deleting_name(path: Path) -> Path:
 def remove(path: Path) -> None:
     """Delete a folder, its manifest first, so that a leftover is never mistaken for a checkpoint. A link is unlinked.
 
-    Raises:
-        OSError: part of it could not be deleted.
+    Raises OSError if part of it could not be deleted.
     """
     if path.is_symlink():
         path.unlink()

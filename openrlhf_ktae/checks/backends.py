@@ -1,7 +1,5 @@
 """Options that a backend cannot serve, and what this machine lacks for it."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterator
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """A user's own estimator of token credit: does its file import, and does it give finite credit to a sample batch?"""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Do the data sets have the columns that a run reads, with a value in every row, of compatible types?"""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace

@@ -3,8 +3,6 @@
 These checks run first, on the flat options; the host's own validation runs afterwards, unchanged.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """LoRA (`--ds.lora.*`): options that do not work with adapters, and modules that cannot have one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace

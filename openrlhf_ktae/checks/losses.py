@@ -1,7 +1,5 @@
 """Contradictory options of the loss and of its monitored limits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """The plan of a run: a table of its needs, and the reasons why it cannot work."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

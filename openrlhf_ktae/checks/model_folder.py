@@ -1,7 +1,5 @@
 """Does a model exist, complete, and of a kind that can do its job? Read from its files; nothing is loaded."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 The import takes seconds, too long for a refusal; the tables of its auto classes are literals.
 """
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator, Mapping
 from functools import cache

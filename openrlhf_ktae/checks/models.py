@@ -1,7 +1,5 @@
 """The models of a run, and names defined by other libraries."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 The options are flat here (`algo.credit.base`), as given; they are not yet translated for the host.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields

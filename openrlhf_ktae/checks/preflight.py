@@ -1,7 +1,5 @@
 """Problems refused before any model loads: one sentence each, with the option, its value and the way out."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 from openrlhf_ktae.backend import Backend

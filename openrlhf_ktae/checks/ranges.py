@@ -4,8 +4,6 @@ The host checks only types: `--rollout.micro_batch_size 0` ends in a ZeroDivisio
 after the first step, a negative learning rate is never caught. `nan` is outside every range.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

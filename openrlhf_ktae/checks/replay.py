@@ -1,7 +1,5 @@
 """Can the rollouts that an earlier run recorded be trained on with these options?"""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +9,9 @@ from openrlhf_ktae.base.batches import rollout_unit
 from openrlhf_ktae.base.text import joined
 
 NEED_AN_ENGINE = (
-    "train.async_enable",
-    "train.partial_rollout_enable",
-    "algo.dynamic_filtering_enable",
-    "eval.dataset",
-    "data.max_images_per_prompt",
-    "reward.model_name_or_path",
-)
+    "train.async_enable train.partial_rollout_enable algo.dynamic_filtering_enable eval.dataset "
+    "data.max_images_per_prompt reward.model_name_or_path"
+).split()
 """Options whose effect would be missing: nothing is sampled, evaluated or judged."""
 
 

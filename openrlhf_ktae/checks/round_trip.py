@@ -4,8 +4,6 @@ They are read as the run will read them, written to a temporary folder and read 
 is stricter when it writes than when it reads, so a run could train and then fail to save.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

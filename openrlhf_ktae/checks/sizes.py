@@ -1,7 +1,5 @@
 """Incompatible device counts, batch sizes and lengths."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """The user's reward files, agents and reward servers: can the engines use them?"""
 
-from __future__ import annotations
-
 import ast
 import builtins
 import importlib.util

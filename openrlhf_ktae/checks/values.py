@@ -1,7 +1,5 @@
 """Can the run give its estimator values of prefixes, by sampling continuations or from a file?"""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path

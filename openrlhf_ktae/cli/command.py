@@ -1,7 +1,5 @@
 """Shared by all commands: messages for refused input, and exit codes."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys
@@ -64,8 +62,7 @@ def run_command(
 def load_tokenizer(name: str, flag: str) -> Any:
     """Return the tokenizer of `name`, the value of the option `flag`.
 
-    Raises:
-        BadOption: no tokenizer can be loaded from it.
+    Raises BadOption if no tokenizer can be loaded from it.
     """
     from transformers import AutoTokenizer
 

@@ -1,7 +1,5 @@
 """`python -m openrlhf_ktae.cli.compare ARM.yaml... --seeds N`: train each arm with N seeds, compare in one table."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 They go through the same parser, types and choices, before the user's own arguments, so the command line wins.
 """
 
-from __future__ import annotations
-
 from argparse import Action
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,10 +34,8 @@ def split_config_option(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
 def config_words(paths: Sequence[Path], actions: Mapping[str, Action]) -> list[str]:
     """Return the command-line arguments for all `paths`; where files set the same key, the last one wins.
 
-    `null` leaves an option at its default.
-
-    Raises:
-        BadOption: a key is not an option; the message names the nearest one.
+    `null` leaves an option at its default. Raises BadOption if a key is not an option; the message names the nearest
+    one.
     """
     options: dict[str, Any] = {}
     for path in paths:

@@ -3,8 +3,6 @@
 A field's docstring is its help text; `None` in its type means "the default of the class".
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import inspect
@@ -21,11 +19,7 @@ from openrlhf_ktae.base.text import joined
 
 
 def boolean(text: str) -> bool:
-    """Parse true/false, yes/no, on/off, 1/0.
-
-    Raises:
-        argparse.ArgumentTypeError: any other text.
-    """
+    """Parse true/false, yes/no, on/off, 1/0. Raises argparse.ArgumentTypeError for any other text."""
     lowered = text.lower()
     if lowered in ("true", "yes", "on", "1"):
         return True
@@ -66,8 +60,7 @@ def _written(default: Any) -> str:
 def build(cls: type, options: dict[str, Any], prefix: str) -> Any:
     """Build `cls` from the given options.
 
-    Raises:
-        BadOption: the class rejects a value; the message names the option.
+    Raises BadOption if the class rejects a value; the message names the option.
     """
     names = {field.name for field in fields(cls)}
     given = {name: value for name, value in options.items() if name in names and value is not None}

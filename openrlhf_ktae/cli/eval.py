@@ -1,13 +1,12 @@
 """`python -m openrlhf_ktae.cli.eval`: evaluate a model or stored responses, or compare two results."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
 import sys
 from collections.abc import Container, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,10 @@ from openrlhf_ktae.verifier.config import VerifierConfig
 DEFAULT_OUTPUT = "results"
 DEFAULT_TEMPLATE = "qwen-math"
 RAW = "none"  # for --write_prompts: training applies --data.input_template
-REWARDS = (
-    "reward_file",
-    "correct_threshold",
-    "reward_timeout_s",
-    "reward_log_keys",
-    "correct_reward",
-    "wrong_reward",
-    "format_reward",
+NOT_HERE = tuple(
+    "reward_file correct_threshold reward_timeout_s reward_log_keys correct_reward wrong_reward format_reward "
+    "max_unknown_share unknown_window after_retry".split()
 )
-NOT_HERE = (*REWARDS, "max_unknown_share", "unknown_window", "after_retry")
 GRADING = ("output", "overwrite", "verifier")
 READ_BY = {  # options that each kind of evaluation reads; `verifier` means all of --verifier.*
     "write_prompts": ("model", "benchmarks", "benchmark_dir", "limit", "template", "output"),
@@ -240,12 +233,9 @@ def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) ->
         "limit": options.limit,
     }
     filled = template(name, tokenizer, _chat_arguments(options))
-    settings = (filled, engines, sampling, backend, config, _say, options.overwrite, options.long_prompts)
+    say = partial(print, file=sys.stderr)
+    settings = (filled, engines, sampling, backend, config, say, options.overwrite, options.long_prompts)
     return evaluate_model(problems, about, output, tokenizer, *settings)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _write_prompts(options: argparse.Namespace) -> None:

@@ -1,7 +1,5 @@
 """The flat option names of older OpenRLHF releases, translated before anything is parsed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 UNGROUPED = {

@@ -1,7 +1,6 @@
 """`python -m openrlhf_ktae.cli.gpu_check`: does this project work on this machine? Writes gpu-check.json to share."""
 
-from __future__ import annotations
-
+import json
 import shutil
 import sys
 import tempfile
@@ -14,9 +13,10 @@ from openrlhf_ktae.backend.base import BACKENDS
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_FAILED
 from openrlhf_ktae.base.host import HostMismatch, check_host
+from openrlhf_ktae.checkpoint.files import write_text
 from openrlhf_ktae.cli.command import CommandParser, run_command
 from openrlhf_ktae.selftest import machine
-from openrlhf_ktae.selftest.checking import FAILED, Check, Place, Result, report, run_all, write_report
+from openrlhf_ktae.selftest.checking import FAILED, Check, Place, Result, report, run_all
 from openrlhf_ktae.selftest.gpu_checks import CHECKS, CONFIGS
 
 OUTPUT = Path("gpu-check.json")
@@ -72,7 +72,8 @@ def run(argv: Sequence[str], results: list[Result]) -> None:
 
     def write(results_so_far: list[Result]) -> None:
         results[:] = results_so_far
-        write_report(options.output.absolute(), report(found, place, results, time.time() - started))
+        content = report(found, place, results, time.time() - started)
+        write_text(options.output.absolute(), json.dumps(content, indent=1) + "\n")
 
     devices = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in found["gpus"]) or f"{found['cpus']} CPUs"
     print(f"backend {backend}: {devices}; at most {minutes:g} minutes, report in {options.output}", flush=True)
@@ -86,11 +87,7 @@ def run(argv: Sequence[str], results: list[Result]) -> None:
 
 
 def chosen(text: str | None) -> list[Check]:
-    """Return the checks that `--only` names, in their usual order.
-
-    Raises:
-        BadOption: a name is not a check.
-    """
+    """Return the checks that `--only` names, in their usual order. Raises BadOption if a name is not a check."""
     if text is None:
         return list(CHECKS)
     names = text.split(",")

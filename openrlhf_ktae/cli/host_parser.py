@@ -5,8 +5,6 @@ installed file, with two names replaced: `argparse.ArgumentParser` (by a subclas
 `train` (by a function that keeps the validated arguments). No host module that needs a GPU is imported.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import contextlib
@@ -80,8 +78,7 @@ class Parser(argparse.ArgumentParser):
 def parse(parser: Parser, argv: Sequence[str]) -> SimpleNamespace:
     """Parse and validate `argv` with the host's own code; return its nested arguments.
 
-    Raises:
-        BadOption: the parser or the host's validation rejects the arguments.
+    Raises BadOption if the parser or the host's validation rejects the arguments.
     """
     kept: list[SimpleNamespace] = []
     names = {

@@ -4,8 +4,6 @@ To the user, KTAE and the others of `credit/` are estimators: `--advantage_estim
 rollout-level baseline (`group_norm` unless `--algo.credit.base` says otherwise); ours are passed in `args.algo.credit`.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re
@@ -53,9 +51,7 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
     `algo.credit.config` (of the estimator), `algo.ktae.config`, `algo.dynamic_filtering_config`, `faults.config` and
     `verifier.config` are frozen dataclasses. `algo.credit.name` is empty where there is no token-level credit;
     `algo.credit.needs` says what its estimator needs of the policy (empty for `custom`, whose file is read later).
-
-    Raises:
-        BadOption: this package or the host refuses an option.
+    Raises BadOption if this package or the host refuses an option.
     """
     files, words = split_config_option(translate_flat_names(argv))
     args = parse(build_parser(files), words)

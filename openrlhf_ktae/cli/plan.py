@@ -1,7 +1,5 @@
 """`python -m openrlhf_ktae.cli.plan --config ... --nodes N --gpus-per-node M --gpu h100-80g`: plan a run."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

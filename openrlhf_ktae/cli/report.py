@@ -1,7 +1,5 @@
 """`python -m openrlhf_ktae.cli.report RUN_DIR...`: token-credit pages of recorded rollouts, and training curves."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +7,9 @@ from pathlib import Path
 from openrlhf_ktae.base.errors import BadInput, BadOption
 from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
 from openrlhf_ktae.compare.run_outcomes import BadRun
+from openrlhf_ktae.evaluation.results import require_folder
 from openrlhf_ktae.record.recorded import BadRecord
-from openrlhf_ktae.report.files import BadOutput, refuse_unusable
+from openrlhf_ktae.report.files import BadOutput
 
 GROUPS = 16
 EXAMPLES = """
@@ -48,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
         raise BadOption(f"--groups {options.groups}: give at least 1")
     folder = options.output or (Path("report") if options.responses else options.runs[0] / "report")
     if options.output or folder.parent.is_dir():
-        refuse_unusable(folder)
+        require_folder("--output", folder)
     if options.responses:
         _responses(options.responses, options.tokenizer, folder, options.groups)
     else:

@@ -1,7 +1,5 @@
 """`python -m openrlhf_ktae.cli.rescore RUN_DIR`: variants and ablations of K on recorded rollouts."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence
@@ -58,8 +56,7 @@ def run(argv: Sequence[str]) -> None:
 def arm(text: str) -> tuple[str, dict[str, Any]]:
     """Parse `name:option=value,option=value`.
 
-    Raises:
-        BadOption: the text has another form, or KTAE rejects an option.
+    Raises BadOption if the text has another form, or KTAE rejects an option.
     """
     from openrlhf_ktae.ktae.config import KTAEConfig
 

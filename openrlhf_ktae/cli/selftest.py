@@ -1,7 +1,5 @@
 """`python -m openrlhf_ktae.cli.selftest resume --config FILE`: does a killed run resume to bit-identical results?"""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import tempfile

@@ -4,8 +4,6 @@ Reads lines of JSON, `{"words": [...], "log": PATH}`, from standard input; answe
 whose output goes to the log. Ends at the end of the input, or with the first run that fails.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """`python -m openrlhf_ktae.cli.train_ppo_ray`: OpenRLHF's command with KTAE, a CPU backend and a record of the run."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal
@@ -16,6 +14,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,7 +86,8 @@ def main(argv: Sequence[str] | None = None, keep_forks: bool = False) -> int:
     try:
         reason = run(words)
     except Supervised as options:
-        return supervise(words, options.resume_words, options.restarts, _say)
+        say = partial(print, file=sys.stderr, flush=True)
+        return supervise(words, options.resume_words, options.restarts, say)
     except REFUSALS as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -181,8 +181,7 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
 def plan_of(args: SimpleNamespace, backend: str) -> Plan:
     """Return the plan of a run on this machine.
 
-    Raises:
-        Refused: the run cannot work; each reason names the smallest change that makes it fit.
+    Raises Refused if the run cannot work; each reason names the smallest change that makes it fit.
     """
     device = CPU if backend == CPU else "auto"
     memory = memory_of(device, args.actor.num_gpus_per_node)
@@ -191,10 +190,6 @@ def plan_of(args: SimpleNamespace, backend: str) -> Plan:
     if plan.problems:
         raise Refused("\nerror: ".join([*plan.problems, "(--run.plan false trains without this check)"]))
     return plan
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ Grades a JSONL (also .gz) or parquet file of responses, checks each gold against
 reward or a second grader. Exit code: 0, 1 if a share is above its threshold, 2 if the audit cannot run.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -25,13 +23,8 @@ from openrlhf_ktae.verifier.config import VerifierConfig
 from openrlhf_ktae.verifier.graders import HOST, MATH_VERIFY
 from openrlhf_ktae.verifier.verdict import UNKNOWN, Status, Verdict
 
-TRAINING_ONLY = (
-    "reward_file",
-    "correct_threshold",
-    "reward_timeout_s",
-    "reward_log_keys",
-    "max_unknown_share",
-    "unknown_window",
+TRAINING_ONLY = tuple(
+    "reward_file correct_threshold reward_timeout_s reward_log_keys max_unknown_share unknown_window".split()
 )
 SHOWN = 60  # characters of a gold or an answer in the table
 

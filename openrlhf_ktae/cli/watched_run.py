@@ -1,7 +1,5 @@
 """`python -m openrlhf_ktae.cli.watched_run ARGS`: the training command, instrumented from inside (`watchers`)."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 An arm is compared with the arm whose name is its prefix (`grpo_ktae_paper` with `grpo`), else with the baseline.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

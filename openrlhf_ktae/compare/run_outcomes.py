@@ -3,8 +3,6 @@
 Legend: `N` steps, `E` evaluations.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -54,15 +52,11 @@ class Run:
 
     def series(self, metric: str) -> tuple[Floats, Floats]:
         """Return steps and values (N,) of a metric, for the steps that recorded it."""
-        known = [(row["step"], row[metric]) for row in self.steps if _is_number(row.get(metric))]
-        table = np.array(known, dtype=np.float64).reshape(-1, 2)
-        return table[:, 0], table[:, 1]
+        return _series(self.steps, metric)
 
     def held_out(self, metric: str = "eval_accuracy") -> tuple[Floats, Floats]:
         """Return steps and values (E,) of an evaluation metric."""
-        known = [(row["step"], row[metric]) for row in self.evaluations if _is_number(row.get(metric))]
-        table = np.array(known, dtype=np.float64).reshape(-1, 2)
-        return table[:, 0], table[:, 1]
+        return _series(self.evaluations, metric)
 
     def tokens(self) -> Floats:
         """Return the response tokens generated up to each step (N,).
@@ -75,6 +69,12 @@ class Run:
         if self.samples_per_prompt and _is_number(row.get(DRAWN)):
             return float(row[DRAWN]) * self.samples_per_prompt
         return _number(row, SAMPLES)
+
+
+def _series(rows: list[dict[str, Any]], metric: str) -> tuple[Floats, Floats]:
+    known = [(row["step"], row[metric]) for row in rows if _is_number(row.get(metric))]
+    table = np.array(known, dtype=np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
 
 
 def _number(row: dict[str, Any], name: str) -> float:
@@ -109,8 +109,7 @@ def arm_labels(arms: Iterable[Path]) -> dict[Path, Path]:
 def read_run(path: Path) -> Run:
     """Return the run of a directory.
 
-    Raises:
-        BadRun: it is not a run directory, its record is damaged, or no step was recorded.
+    Raises BadRun if it is not a run directory, its record is damaged, or no step was recorded.
     """
     if not (path / METRICS_FILE).is_file():
         raise BadRun(f"{path}: not a run directory (it has no {METRICS_FILE})")

@@ -3,8 +3,6 @@
 The run directory is OUT/ARM/seed-S. In it, `arm.json` holds the run's settings and `done.json` marks success.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -71,8 +69,7 @@ def _without_keys(settings: dict[str, Any]) -> dict[str, Any]:
 def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Sequence[str]) -> list[ArmRun]:
     """Return all runs ordered by seed, so that an interrupted comparison has about the same seeds of every arm.
 
-    Raises:
-        OtherArms: two configurations share a name, or `output` has runs with other settings or of unknown origin.
+    Raises OtherArms if two configurations share a name, or `output` has runs with other settings or of unknown origin.
     """
     names = [path.stem for path in configs]
     for name in names:
@@ -171,8 +168,7 @@ def execute(run: ArmRun, process: TrainingProcess) -> int:
 def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int = 1) -> list[ArmRun]:
     """Run everything that is not done, `stacks` runs at a time; return the failed runs.
 
-    Raises:
-        OtherArms: a run's options were refused; the other runs of the arm would fail the same way.
+    Raises OtherArms if a run's options are refused; the other runs of the arm would fail the same way.
     """
     names = {run: f"[{number}/{len(runs)}] {run.arm} seed {run.seed}" for number, run in enumerate(runs, start=1)}
     missing = [run for run in runs if not run.done]

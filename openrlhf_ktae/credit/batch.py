@@ -70,10 +70,8 @@ class CreditBatch:
     ) -> CreditBatch:
         """Build a batch from tables (B, T) of ids, mask and `needs` (named as in `NEEDS`), and (B,) scores and groups.
 
-        `rollout_advantages` is (B,), or (B, T) if tokens differ, as with a KL penalty in the reward.
-
-        Raises:
-            ValueError: a shape does not fit; the message names the argument and the expected shape.
+        `rollout_advantages` is (B,), or (B, T) if tokens differ, as with a KL penalty in the reward. Raises ValueError
+        if a shape does not fit; the message names the argument and the expected shape.
         """
         ids_BT = torch.as_tensor(token_ids).detach().cpu()
         if ids_BT.dim() != 2:
@@ -109,11 +107,7 @@ class CreditBatch:
         )
 
     def needed(self, name: str) -> torch.Tensor:
-        """Return one of `NEEDS` (N,).
-
-        Raises:
-            ValueError: the batch does not have it.
-        """
+        """Return one of `NEEDS` (N,). Raises ValueError if the batch does not have it."""
         values: torch.Tensor | None = getattr(self, f"{name}_N")
         if values is None:
             raise ValueError(f"{name}: the estimator needs them for each token; give {name}=")

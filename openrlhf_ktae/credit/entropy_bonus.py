@@ -12,8 +12,6 @@ Entropies are computed before the update.
 Cost: entropies in the forward pass for old log-probabilities; a few operations per token.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +31,6 @@ class EntropyBonusOptions:
     """The bonus is at most |A| / kappa; above 1, otherwise it could flip the advantage of a wrong answer."""
 
     def __post_init__(self) -> None:
-        """Check both options."""
         if not 0 <= self.alpha < float("inf"):
             raise ValueError(f"alpha={self.alpha!r} must be a number of at least 0")
         if not self.kappa > 1:

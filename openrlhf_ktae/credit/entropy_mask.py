@@ -12,8 +12,6 @@ still counts every token.
 Cost: entropies in the forward pass for old log-probabilities, and a partition of the tokens, a fraction of a sort.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -32,7 +30,6 @@ class EntropyMaskOptions:
     """Share of action tokens to train on, above 0; 1 gives the base."""
 
     def __post_init__(self) -> None:
-        """Check the share."""
         if not 0 < self.share <= 1:
             raise ValueError(f"share={self.share!r} must be above 0 and at most 1")
 

@@ -21,8 +21,6 @@ Assumptions: the t-th tokens of rollouts are comparable. Entropies carry no grad
 Cost: entropies in the forward pass for old log-probabilities, and sums over columns.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,7 +46,6 @@ class GtpoOptions:
     """`spread` multiplies the base, `paper` replaces it."""
 
     def __post_init__(self) -> None:
-        """Check both options."""
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha!r} must be from 0 to 1")
         if self.form not in ("spread", "paper"):

@@ -5,8 +5,6 @@ Formula, variants, options and differences from the published code: `openrlhf_kt
 Assumptions: an id means the same anywhere in a group. Cost: half a second of one core for 14 million tokens.
 """
 
-from __future__ import annotations
-
 from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit
 from openrlhf_ktae.credit.registry import register
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
@@ -16,5 +14,4 @@ from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
 def ktae(batch: CreditBatch, options: KTAEConfig) -> TokenCredit:
     """Return the weighted K of each token."""
     labels = batch.scores_B, batch.groups_B, options, batch.special_ids
-    found = compute_key_token_values(batch.token_ids_N, batch.mask_N, *labels, row_edges=batch.edges_B)
-    return TokenCredit(found.values_BT)
+    return TokenCredit(compute_key_token_values(batch.token_ids_N, batch.mask_N, *labels, row_edges=batch.edges_B))

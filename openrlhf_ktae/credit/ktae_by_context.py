@@ -11,8 +11,6 @@ would be numbers of keys and means nothing. Cost: 36 ns a token, and `in_prompt`
 half of the tokens are contexts.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 
@@ -28,7 +26,7 @@ def ktae_by_context(batch: CreditBatch, options: KTAEConfig) -> TokenCredit:
     keys_N = torch.zeros_like(batch.token_ids_N)
     keys_N[batch.at_A] = torch.from_numpy(keys(batch, special_N))
     labels = batch.scores_B, batch.groups_B, options
-    found_N = compute_key_token_values(keys_N, batch.mask_N, *labels, row_edges=batch.edges_B).values_BT
+    found_N = compute_key_token_values(keys_N, batch.mask_N, *labels, row_edges=batch.edges_B)
     return TokenCredit(torch.where(special_N, 0.0, found_N))
 
 

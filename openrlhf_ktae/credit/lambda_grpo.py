@@ -12,8 +12,6 @@ penalty in the loss (`--algo.kl.use_loss`). Rollouts without a verdict are not c
 Cost: as for `tempo`.
 """
 
-from __future__ import annotations
-
 import torch
 
 from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit

@@ -14,8 +14,6 @@ samples them (`trainer/ppo_utils/continuations.py`), or the user's file returns 
 Cost: K responses per place; without `groups all` only in groups with both verdicts.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +47,6 @@ class McValueOptions:
     sampled then, and groups has no effect."""
 
     def __post_init__(self) -> None:
-        """Check the numbers, and that there are places."""
         if self.samples < 1:
             raise ValueError(f"samples={self.samples!r} must be at least 1")
         if self.every < 0:

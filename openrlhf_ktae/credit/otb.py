@@ -15,8 +15,6 @@ one rollout has a t-th token, B_t would equal its G and cancel all credit; there
 Cost: sums of squares in the forward pass for old log-probabilities (a pass over the logits), and sums over columns.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit

@@ -4,8 +4,6 @@ Legend as in `batch`. A tool's answer between action tokens is part of a prefix.
 and tokens after the last action token are not.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -11,8 +11,6 @@ Assumptions: pi is the policy before the update. alpha 0.2 comes from the author
 Cost: log-probabilities, which most runs compute anyway; with one update per batch, the pass that is otherwise skipped.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit
@@ -27,7 +25,6 @@ class ProbReweightOptions:
     """From 0 (the base) to 1 (advantage times probability)."""
 
     def __post_init__(self) -> None:
-        """Check the option."""
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha!r} must be from 0 to 1")
 

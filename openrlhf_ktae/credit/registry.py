@@ -1,7 +1,5 @@
 """Estimators of token credit by name; a user's own is loaded from a Python file."""
 
-from __future__ import annotations
-
 import json
 import runpy
 from collections.abc import Callable
@@ -47,8 +45,7 @@ class Estimator:
     def __call__(self, batch: CreditBatch, options: Any = None) -> TokenCredit:
         """Return the credit of a batch.
 
-        Raises:
-            ValueError: the batch lacks what the estimator needs, or the result has another shape than its tokens.
+        Raises ValueError if the batch lacks what the estimator needs, or the result has another shape than its tokens.
         """
         for name in self.needs:
             batch.needed(name)
@@ -75,8 +72,7 @@ def register(
 ) -> Callable[[Compute], Compute]:
     """Register a function as an estimator: `compute(batch, options) -> TokenCredit`.
 
-    Raises:
-        ValueError: the name is taken, or a need is unknown.
+    Raises ValueError if the name is taken, or a need is unknown.
     """
     if unknown := set(needs) - set(NEEDS):
         raise ValueError(f"needs {min(unknown)!r}: no such input; there are {', '.join(NEEDS)}")
@@ -105,8 +101,7 @@ def chosen_estimator(name: str, file: str | None = None) -> Estimator | None:
 def options_from(one: Estimator, text: str) -> Any:
     """Return the options of an estimator from `text`, a JSON object; an empty text gives the defaults.
 
-    Raises:
-        ValueError: the text is not a JSON object, an option is unknown, or a value is refused.
+    Raises ValueError if the text is not a JSON object, an option is unknown, or a value is refused.
     """
     given = json.loads(text or "{}")
     if not isinstance(given, dict):

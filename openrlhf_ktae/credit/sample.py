@@ -1,7 +1,5 @@
 """A small batch with the special cases of a run, to warm up estimators and to check those of users."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -13,8 +13,6 @@ one are ignored here.
 Cost: reads the tokens of shared prefixes once; a fraction of a sort of all tokens.
 """
 
-from __future__ import annotations
-
 import torch
 
 from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit

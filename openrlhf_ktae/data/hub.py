@@ -1,7 +1,5 @@
 """Check, within seconds, whether a model or data set is on the Hugging Face Hub or in its local cache."""
 
-from __future__ import annotations
-
 import os
 import threading
 from functools import cache

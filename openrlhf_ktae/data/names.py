@@ -3,8 +3,6 @@
 The host splits at every comma and @. Such paths are passed to it as symlinks without them (`accept_any_path`).
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import shutil

@@ -4,8 +4,6 @@ This finds errors that the loader would hit later, in another process with an un
 their type, rows without a prompt, truncated files.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 import os
@@ -49,8 +47,7 @@ def is_local(name: str) -> bool:
 def look(name: str) -> Table | None:
     """Return the properties of a local file; None for a folder (`prompt_folders` inspects those).
 
-    Raises:
-        UnreadableDataset: the file is missing, does not match its suffix, or is a loading script.
+    Raises UnreadableDataset if the file is missing, does not match its suffix, or is a loading script.
     """
     path = Path(name)
     if path.suffix == ".py" or os.path.isfile(path / f"{path.name}.py"):
@@ -115,7 +112,7 @@ def _json_lines(lines: Iterable[str], count: list[int], most: float) -> Iterator
         yield number, row
 
 
-def _table(rows: Iterable[tuple[int, Any]], count: int | list[int], cells: bool = True) -> Table:
+def _table(rows: Iterable[tuple[int, Any]], count: int | list[int]) -> Table:
     """Summarise `rows` (number in the file, content); `count` is read after the last row."""
     kinds: dict[str, str] = {}
     gaps: dict[str, str] = {}
@@ -175,10 +172,8 @@ def _csv_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, s
 def text_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a .json, .jsonl or .csv file without type inference.
 
-    A date stays text, an integer keeps all its digits, and every cell of a .csv file is text.
-
-    Raises:
-        UnreadableDataset: the content does not match the suffix.
+    A date stays text, an integer keeps all its digits, and every cell of a .csv file is text. Raises UnreadableDataset
+    if the content does not match the suffix.
     """
     rows = _csv_rows(path, []) if path.suffix == ".csv" else _json_rows(path, [0], math.inf)
     yield from (row for _, row in rows)

@@ -1,7 +1,5 @@
 """Prompt files in a folder, and columns of Hub data sets in the local cache."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter
@@ -21,8 +19,7 @@ MANY_FILES = 200
 def look_into(folder: Path, split: str) -> list[tuple[str, Table]]:
     """Return name and properties of each prompt file; empty if the folder has only packed files.
 
-    Raises:
-        UnreadableDataset: there is no file with rows, or one cannot be read.
+    Raises UnreadableDataset if there is no file with rows, or one cannot be read.
     """
     files = data_files(folder)
     if not files:

@@ -1,7 +1,5 @@
 """Prompt templates used by published results on mathematics."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,10 +39,8 @@ def fill(text: str, problem: str) -> str:
 def chat_arguments(words: Sequence[str], flag: str = "--data.chat_template_args") -> dict[str, Any]:
     """Parse chat template arguments such as `enable_thinking=false`; a value that is not JSON is text.
 
-    Python's True, False and None are taken for JSON's.
-
-    Raises:
-        ValueError: a word is not NAME=VALUE; the message begins with the flag.
+    Python's True, False and None are taken for JSON's. Raises ValueError if a word is not NAME=VALUE; the message
+    begins with the flag.
     """
     arguments: dict[str, Any] = {}
     for word in words:
@@ -75,10 +71,9 @@ class Template:
 def template(name: str, tokenizer: Any, chat_arguments: Mapping[str, Any] | None = None) -> Template:
     """Return the built-in template `name`, or read a text file `name` that contains `{problem}` (or `{}`).
 
-    `chat_arguments` are passed to the tokenizer's chat template, for example `{"enable_thinking": False}`.
-
-    Raises:
-        BadInput: no such template or file, a file without exactly one mark, or a tokenizer without a chat template.
+    `chat_arguments` are passed to the tokenizer's chat template, for example `{"enable_thinking": False}`. Raises
+    BadInput if there is no such template or file, a file has not exactly one mark, or the tokenizer has no chat
+    template.
     """
     if name == "qwen-math":
         return Template(name, lambda problem: QWEN_MATH.replace(MARK, problem))

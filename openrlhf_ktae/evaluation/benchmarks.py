@@ -1,7 +1,5 @@
 """Load the problems of a benchmark: from the Hub at a pinned revision (`benchmarks.yaml`), a folder, or a file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -43,8 +41,7 @@ def registry() -> dict[str, dict[str, Any]]:
 def load(name: str, folder: Path | None = None) -> list[Problem]:
     """Return the problems of `name`: a benchmark in the registry or in `folder`, or a JSONL file.
 
-    Raises:
-        BadInput: there is no such benchmark, or a row is invalid.
+    Raises BadInput if there is no such benchmark, or a row is invalid.
     """
     path = Path(name)
     if path.suffix == ".jsonl":

@@ -4,8 +4,6 @@ Requests stay in flight and completions return as they finish, so engines never 
 evaluation only loses requests in flight. Each request has its own seed: results do not depend on order or engines.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import os
@@ -14,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.cpu import ENGINE_DTYPES, SHARED_BLOCK, kv_cache_bytes
@@ -71,26 +69,12 @@ class Completion:
     cut_off: str = ""
 
 
-class Engine(Protocol):
-    """Takes requests and returns completions in any order."""
-
-    capacity: int
-
-    def submit(self, request: Request) -> None:
-        """Start one request."""
-
-    def finished(self) -> list[Completion]:
-        """Wait for some progress and return the finished completions."""
-
-    def close(self) -> None:
-        """Release the engine's resources."""
-
-
-def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion]:
+def generate(engine: Any, requests: Iterable[Request]) -> Iterator[Completion]:
     """Yield a completion for each request, keeping the engine full; cut-off requests are retried.
 
-    Raises:
-        CutOff: a request was cut off `CUT_OFF_TRIES` times.
+    An engine such as `LocalEngine` takes requests, up to its capacity, and returns completions in any order.
+
+    Raises CutOff if a request was cut off `CUT_OFF_TRIES` times.
     """
     waiting, running = iter(requests), dict[Key, Request]()
     cut = Counter[Key]()
@@ -111,7 +95,7 @@ def generate(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion
             waiting = chain([request], waiting)
 
 
-def open_engine(engines: Engines, sampling: Sampling, backend: Backend, say: Callable[[str], None]) -> Engine:
+def open_engine(engines: Engines, sampling: Sampling, backend: Backend, say: Callable[[str], None]) -> Any:
     """Load the model; returns when the engines are ready."""
     args = _host_arguments(engines)
     for name, value in backend.environment(args).items():
@@ -188,23 +172,16 @@ class RayEngines:
     """The host's vLLM actors, as in training."""
 
     def __init__(self, engines: Engines, sampling: Sampling, backend: Backend, args: SimpleNamespace) -> None:
-        from openrlhf_ktae.backend.cluster import (
-            CLUSTER_VARIABLE,
-            cluster_of_its_own,
-            environment,
-            has_dashboard,
-            start_ray,
-        )
+        from openrlhf_ktae.backend import cluster
         from openrlhf_ktae.trainer.ray.classes import host_classes
 
-        variables = environment(args, backend)
+        variables = cluster.environment(args, backend)
         for name, value in variables.items():
             os.environ.setdefault(name, value)
-        if CLUSTER_VARIABLE not in os.environ:
-            # before Ray is imported, which reads it
-            os.environ.update(cluster_of_its_own(args.run.verbose, has_dashboard(backend, args)))
+        if cluster.CLUSTER_VARIABLE not in os.environ:  # before Ray is imported, which reads it
+            os.environ.update(cluster.cluster_of_its_own(args.run.verbose, cluster.has_dashboard(backend, args)))
         backend.prepare_driver()
-        start_ray(args, backend, variables)
+        cluster.start_ray(args, backend, variables)
         for (module, attribute), actor_class in host_classes(backend.name).items():
             setattr(importlib.import_module(module), attribute, actor_class)
         from openrlhf.trainer.ray.vllm_engine import create_vllm_engines

@@ -1,7 +1,5 @@
 """Grade responses in chunks, so that memory does not grow with their number."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass

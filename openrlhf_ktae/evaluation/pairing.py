@@ -1,7 +1,5 @@
 """Compare two evaluations of the same problems: is one better than the other?"""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 
     Intervals come from a paired bootstrap over problems. The test is the exact McNemar test if both have one sample per
     problem; otherwise it flips signs of the differences between problem means. p-values of the benchmarks are also
-    given with Holm correction.
-
-    Raises:
-        BadInput: a folder has no results, there are no common problems, or an id is used for two problems.
+    given with Holm correction. Raises BadInput if a folder has no results, there are no common problems, or an id is
+    used for two problems.
     """
     problems = Problems()
     sides = [problem_scores(folder, problems) for folder in (first, second)]
@@ -54,8 +50,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 def problem_scores(folder: Path, problems: Problems) -> Scores:
     """Return (benchmark, id) -> whether each sample is correct, from a result folder or its `responses.jsonl`.
 
-    Raises:
-        BadInput: there are no results, or the problem or gold of an id differs from `problems`.
+    Raises BadInput if there are no results, or the problem or gold of an id differs from `problems`.
     """
     path = folder / RESPONSES if folder.is_dir() else folder
     scores: Scores = {}

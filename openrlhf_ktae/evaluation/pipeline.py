@@ -1,7 +1,5 @@
 """Run an evaluation, of stored responses or of a model, and write its result folder."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys
@@ -38,8 +36,7 @@ def grade_stored(
 ) -> Summary:
     """Grade the responses of a file into `output`; with a tokenizer, lengths are in tokens.
 
-    Raises:
-        BadInput: the file or the folder is invalid.
+    Raises BadInput if the file or the folder is invalid.
     """
     found = stored.scan(path)
     about = {
@@ -105,10 +102,8 @@ def evaluate_model(
     """Generate, grade and summarize; responses already in `output` are not generated again.
 
     Prompts that leave no room for a response are left out (`long_prompts` drop) or keep their ends (cut), and counted.
-
-    Raises:
-        BadInput: every prompt is too long, or `output` has results with other settings, or from a model, problems or a
-            template whose content has changed.
+    Raises BadInput if every prompt is too long, or `output` has results with other settings, or from a model, problems
+    or a template whose content has changed.
     """
     encoded = {
         problem.key: tokenizer.encode(template.fill(problem.problem), add_special_tokens=False, verbose=False)
@@ -193,8 +188,7 @@ def _too_long(
 ) -> set[tuple[str, str]]:
     """Return the problems whose prompts leave no room for a response.
 
-    Raises:
-        BadInput: there would be nothing to generate.
+    Raises BadInput if nothing is left to generate.
     """
     if engines.max_model_len is None:
         return set()

@@ -6,8 +6,6 @@ summary.json      metrics with 95 % intervals, model, template, sampling, grader
 summary.md        the same as a table
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -51,8 +49,7 @@ class ResultFolder:
     def __init__(self, directory: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         """Open `directory`; existing rows are kept unless `overwrite`.
 
-        Raises:
-            BadInput: the folder has results with other settings.
+        Raises BadInput if the folder has results with other settings.
         """
         self.directory = directory
         self.responses = directory / RESPONSES
@@ -95,8 +92,7 @@ def require_folder(flag: str, path: Path) -> None:
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a `responses.jsonl`; nothing if it is missing.
 
-    Raises:
-        BadInput: a line is not a graded row.
+    Raises BadInput if a line is not a graded row.
     """
     if not path.is_file():
         return

@@ -5,8 +5,6 @@ Rows of one benchmark with the same id (without ids, the same problem text) are 
 and gold must agree.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json
@@ -39,8 +37,7 @@ class Scan:
 def scan(path: Path) -> Scan:
     """Read the whole file once, in constant memory.
 
-    Raises:
-        BadInput: the file is missing, empty or truncated, or a row is invalid.
+    Raises BadInput if the file is missing, empty or truncated, or a row is invalid.
     """
     digest, rows, problems = hashlib.sha256(), 0, Problems()
     for row in read(path):
@@ -66,8 +63,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number and text of each line that is not blank, in bounded memory.
 
-    Raises:
-        BadInput: the file is missing, truncated or not text, or unpacks to more than fits: a decompression bomb.
+    Raises BadInput if the file is missing, truncated or not text, or unpacks to more than fits: a decompression bomb.
     """
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
@@ -94,8 +90,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 def parsed(text: str, where: str) -> Any:
     r"""Return the value of one line.
 
-    Raises:
-        BadInput: it is not JSON, or contains an unpaired surrogate (a lone `\ud800`), which UTF-8 cannot encode.
+    Raises BadInput if it is not JSON, or contains an unpaired surrogate (a lone `\ud800`), which UTF-8 cannot encode.
     """
     try:
         value = parse_json(text)

@@ -4,8 +4,6 @@ Legend: `I` problems (items), `M` metrics, `R` resamples, `S` seeds. All randomn
 figures.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,10 +33,7 @@ def resampled_means(values_IM: ArrayLike, seed: int = SEED, bounds_M: Sequence[B
     """Return means (R, M) over problems drawn with replacement; a metric's mean ignores NaN.
 
     Resampling equal values would give an interval of zero width. For a metric with bounds (a share: 0 and 1) and equal
-    values, the means come from `unseen_means` instead.
-
-    Raises:
-        ValueError: no problems.
+    values, the means come from `unseen_means` instead. Raises ValueError without problems.
     """
     table_IM = np.asarray(values_IM, dtype=np.float64)
     items = len(table_IM)

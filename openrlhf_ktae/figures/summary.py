@@ -3,8 +3,6 @@
 Legend: `I` problems, `M` metrics. Keeps a few numbers per response, never its text.
 """
 
-from __future__ import annotations
-
 import hashlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -131,10 +129,7 @@ def summarize(rows: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> di
 
     `accuracy` is avg@n over the `samples` of each problem; `n` counts responses. Intervals are 95 % percentiles over
     resampled problems; for `macro`, problems are drawn within each benchmark. An unknown verdict counts as not correct,
-    and `unknown_rate` reports it.
-
-    Raises:
-        ValueError: no rows.
+    and `unknown_rate` reports it. Raises ValueError without rows.
     """
     tallies: dict[str, Tally] = {}
     for row in rows:

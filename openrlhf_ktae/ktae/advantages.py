@@ -3,12 +3,9 @@
 Legend: `B` rollouts, `T` positions of one, `N` of all end to end, `Q` groups.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openrlhf_ktae.ktae.batch import CORRECT, UNKNOWN, Batch, floats_B, plain_batch, plain_ids
+from openrlhf_ktae.ktae.batch import Batch, floats_B, plain_batch, plain_ids
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.statistics import split_tables
 
@@ -26,21 +23,6 @@ CHUNKS_PER_THREAD = 4
 """Chunks of groups handed to each thread, so that uneven groups even out."""
 KEPT_FORMULAS = 64
 """Configurations whose plain numbers are cached: reading them takes as long as processing a group's tokens."""
-
-
-@dataclass(frozen=True)
-class KeyTokenValues:
-    """K of a batch, and statistics of the groups and rollouts behind it."""
-
-    values_BT: torch.Tensor
-    """float32 in the shape and on the device of the token ids: weighted K on action tokens, 0 elsewhere."""
-    groups: int
-    mixed_groups: int
-    """Groups with both correct and wrong rollouts; K is 0 in the others."""
-    unknown_rollouts: int
-    """Rollouts whose score is NaN: they are left out of the tables and get K = 0."""
-    correct_B: torch.Tensor
-    known_B: torch.Tensor
 
 
 def compute_ktae_advantages(
@@ -86,23 +68,15 @@ def compute_key_token_values(
     special_token_ids: Iterable[int] = (),
     num_threads: int | None = None,
     row_edges: Any = None,
-) -> KeyTokenValues:
-    """Weighted K of each action token, with counts of groups and rollouts; arguments as above.
+) -> torch.Tensor:
+    """Weighted K of each action token, 0 elsewhere: float32 in the shape of the token ids; arguments as above.
 
     With `row_edges` (B + 1,), ids, mask and values are rows of unequal length end to end (N,): no padding,
     bit-identical results.
     """
     config = config or KTAEConfig()
     batch = plain_batch(token_ids, action_mask, scores, group_ids, config.correct_threshold, row_edges)
-    values_N = _filled(batch, np.zeros(len(batch.side_B)), config, special_token_ids, num_threads)
-    return KeyTokenValues(
-        values_BT=values_N.view(batch.shape),
-        groups=len(batch.sizes_Q2),
-        mixed_groups=int(batch.mixed_Q.sum()),
-        unknown_rollouts=int((batch.side_B == UNKNOWN).sum()),
-        correct_B=torch.from_numpy(batch.side_B == CORRECT).to(batch.device),
-        known_B=torch.from_numpy(batch.side_B != UNKNOWN).to(batch.device),
-    )
+    return _filled(batch, np.zeros(len(batch.side_B)), config, special_token_ids, num_threads).view(batch.shape)
 
 
 def _filled(

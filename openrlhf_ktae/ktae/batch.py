@@ -3,8 +3,6 @@
 Legend: `B` rollouts, `T` positions of one, `N` of all end to end, `Q` groups.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -53,9 +51,7 @@ def plain_batch(
     """Check shapes and dtypes, copy accelerator tensors to the CPU once, label rows and sort them by group.
 
     `token_ids` and `action_mask` are tables (B, T), or with `row_edges` (B + 1,) rows of any length end to end (N,).
-
-    Raises:
-        ValueError: an argument is invalid; the message names it and what to give.
+    Raises ValueError if an argument is invalid; the message names it and what to give.
     """
     device = token_ids.device if isinstance(token_ids, torch.Tensor) else torch.device("cpu")
     ids = _integers("token_ids", token_ids, ndim=2 if row_edges is None else 1)

@@ -35,8 +35,6 @@ Consequence for small groups: the smallest p is 1/3 at 2 : 2 and 1/8 at 1 : 7, s
 default p_max = 0.1. Such groups contain no evidence about single ids.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -13,8 +13,6 @@ every access. Everything compiled is in this one file: numba's disk cache detect
 its imports.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -102,7 +102,6 @@ class KTAEConfig:
     """Ids that never get a value, in addition to the special ids given with the call."""
 
     def __post_init__(self) -> None:
-        """Validate every option, without touching a model or data."""
         object.__setattr__(self, "excluded_ids", _integer_tuple(self.excluded_ids))
         for option, kinds in (("variant", Variant), ("fisher", FisherKind)):
             _refuse_unknown_choice(option, getattr(self, option), get_args(kinds))

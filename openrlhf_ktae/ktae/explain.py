@@ -3,8 +3,6 @@
 Legend: `G` rollouts of the group, `T` positions, `U` distinct ids of the group; `B` rollouts of a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +60,7 @@ def explain_group(
 ) -> GroupExplanation:
     """Every ingredient of K for one group: (G, T) ids and mask, (G,) scores; rollouts with NaN scores are left out.
 
-    Raises:
-        ValueError: an argument is invalid; the message names it and what to give.
+    Raises ValueError if an argument is invalid; the message names it and what to give.
     """
     config = config or KTAEConfig()
     batch = plain_batch(token_ids, action_mask, scores, np.zeros(len(token_ids), np.int64), config.correct_threshold)

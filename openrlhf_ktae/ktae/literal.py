@@ -4,8 +4,6 @@ Start at `literal_advantages`: a group's rollouts are lists of ids, each id gets
 table, and every formula is written where it is used. Probabilities are exact fractions, the rest floats.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction

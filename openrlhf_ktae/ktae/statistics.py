@@ -5,8 +5,6 @@ the id; `n = a + b`. Arrays `*_TF` have shape (T + 1, F + 1) and are indexed by 
 rollouts, so every possible table is computed once, in float64, and kept.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,8 +57,7 @@ class SplitTables:
 def split_tables(correct: int, wrong: int, config: KTAEConfig) -> SplitTables:
     """All tables of a group with `correct` and `wrong` rollouts, both at least 1.
 
-    Raises:
-        ValueError: the group is larger than `LARGEST_GROUP`.
+    Raises ValueError if the group is larger than `LARGEST_GROUP`.
     """
     if correct + wrong > LARGEST_GROUP:
         raise ValueError(

@@ -3,8 +3,6 @@
 Legend: `B` rollouts, `N` positions of all rollouts end to end, `V` ids.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

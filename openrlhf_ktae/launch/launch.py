@@ -1,7 +1,5 @@
 """Start Ray, replace the host's classes with this package's, and run the host's training."""
 
-from __future__ import annotations
-
 import gc
 import importlib
 import io
@@ -34,6 +32,7 @@ TRACEBACK_FILE = "error.txt"
 SHOWN = 400  # characters of a reason
 ENGINE_LOG = "root cause"  # vLLM's core reports startup errors only in its log
 CORE_ERROR = re.compile(r"^.*\(EngineCore[^)]*\).*?\b([A-Z]\w*(?:Error|Exception): (?!Engine core).+)$", re.M)
+COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")  # of Ray's tracebacks
 DATA = re.compile(r"prepare_datasets|blending_datasets|PromptDataset|/site-packages/datasets/")
 DIED_UNEXPECTEDLY = 2  # Ray's NodeDeathInfo.Reason; a node removed on purpose has another
 RETURN_SECONDS = 120.0  # for a node to come back or be replaced
@@ -110,7 +109,7 @@ def train(
             raise ProcessDied(f"a process of the run died: {reason[:SHOWN]}") from None
         where = Path(args.run.dir) / TRACEBACK_FILE
         with suppress(OSError):
-            where.write_text(without_colours(str(error)) + "\n", encoding="utf-8")
+            where.write_text(COLOUR_CODES.sub("", str(error)) + "\n", encoding="utf-8")
         if DATA.search(str(error)) and failed_to_start(error):
             raise DataUnreadable(
                 f"--data.prompt_dataset or --eval.dataset: cannot be loaded: {reason[:SHOWN]}; traceback in {where}"
@@ -138,11 +137,6 @@ def cause_in_logs(logs: Path) -> str:
         with suppress(OSError):
             found += CORE_ERROR.findall(path.read_text(encoding="utf-8", errors="replace"))
     return found[-1] if found else ""
-
-
-def without_colours(text: str) -> str:
-    """Return `text` without the colour codes of Ray's tracebacks."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callable[[str], None], stack: Stack) -> None:

@@ -27,13 +27,9 @@ GONE_SECONDS = 45.0  # for a lost node to be replaced; Ray takes up to 20 s more
 LOST_SIGNAL = signal.SIGUSR2
 OUTPUTS = ("ckpt.path", "ckpt.output_dir")
 """Folders that ranks write into, wherever they are placed."""
-INPUTS = (
-    "actor.model_name_or_path",
-    "critic.model_name_or_path",
-    "reward.model_name_or_path",
-    "train.agent_func_path",
-    "verifier.config.reward_file",
-    "run.resume_from",
+INPUTS = tuple(
+    "actor.model_name_or_path critic.model_name_or_path reward.model_name_or_path train.agent_func_path "
+    "verifier.config.reward_file run.resume_from".split()
 )
 """What ranks and engines read."""
 TRAINER_OUTPUTS = ("run.dir", "logger.tensorboard_dir")

@@ -1,7 +1,5 @@
 """Memory of known devices and of this machine."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The shape of a decoder model, read from its `config.json`, and its parameter counts."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Model states follow DeepSpeed's estimators for 16-bit training (a test compares 
 tensor for a gated decoder with fused attention. P parameters, N ranks that shard them, T tokens of a micro-batch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Dead processes: tell their errors from exceptions raised by code, and wait for a replacement."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Container, Iterator
@@ -142,17 +140,17 @@ def _is_task_error(error: BaseException) -> bool:
     return any(kind.__name__ == "RayTaskError" for kind in type(error).__mro__)
 
 
-def answered(call: Callable[[], Any], minutes: float = START_MINUTES) -> Any:
+def answered(call: Callable[[], Any]) -> Any:
     """Return the result of a remote method; if Ray is restarting the actor, wait and call it again.
 
     Raises:
-        RayActorError: the actor is dead and not restarted, or its restart takes longer than `minutes`.
-        GetTimeoutError: it does not answer within `minutes`.
+        RayActorError: the actor is dead and not restarted, or its restart takes longer than `START_MINUTES`.
+        GetTimeoutError: it does not answer within `START_MINUTES`.
     """
     import ray
     from ray.exceptions import ActorDiedError, RayActorError
 
-    end, dead = time.monotonic() + 60 * minutes, 0
+    end, dead = time.monotonic() + 60 * START_MINUTES, 0
     while True:
         try:
             return ray.get(call(), timeout=max(end - time.monotonic(), POLL_SECONDS))

@@ -4,8 +4,6 @@ Ray cannot interrupt an actor method, so the two communicate through small files
 reports that it trains, the driver asks it to stop, and the trainer answers with what it saved.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -50,11 +48,7 @@ class EndOrder:
         self._write(TRAINING, "")
 
     def ask(self) -> None:
-        """Request a stop at the next step boundary.
-
-        Raises:
-            OSError: the disk is too full to create a file.
-        """
+        """Request a stop at the next step boundary. Raises OSError if the disk is too full to create a file."""
         self._write(ASKED, "")
 
     def answer(self, text: str) -> None:

@@ -7,8 +7,6 @@ workers ask it through `ray_worker.py`, vLLM's cores through `ForkedContext`; if
 Only the standard library is imported here: the script that Ray runs for each worker imports this.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import runpy

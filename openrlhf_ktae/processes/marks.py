@@ -3,8 +3,6 @@
 Ray ends its own workers, but not their children (an engine's core), and none after a crash of Ray itself.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -5,8 +5,6 @@
 Its own process ends at once; Ray knows a worker by its start-up token, and takes the process id that it registers.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -6,8 +6,6 @@ Ray's workers (through the worker setup hook) and vLLM's processes (through its 
 the refusal on; without it nothing changes, because vLLM loads its plugins for other programs too.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Any, NoReturn

@@ -4,8 +4,6 @@ Ray takes one hook and vLLM one plugin, so all setup of processes is called from
 environment, which its processes inherit.
 """
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import os

@@ -3,8 +3,6 @@
 This works even if Python code cannot run: in a thread that waits in C, holding the GIL, for a dead rank.
 """
 
-from __future__ import annotations
-
 import atexit
 import faulthandler
 import os

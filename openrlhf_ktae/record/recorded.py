@@ -1,7 +1,5 @@
 """Read recorded rollouts (written by `rollouts`); every value is validated."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,8 +48,7 @@ class RecordedGroup:
 def find(paths: Iterable[str | Path]) -> list[Path]:
     """Return the parquet files of run directories, folders and files, in step order, without duplicates.
 
-    Raises:
-        BadRecord: a path does not exist or contains no recorded step.
+    Raises BadRecord if a path does not exist or contains no recorded step.
     """
     found: list[Path] = []
     for path in map(Path, paths):

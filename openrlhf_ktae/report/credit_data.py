@@ -4,8 +4,6 @@ token by the run's estimator, if that is another, and by all others whose inputs
 Legend: `G` rollouts of a group, `T` tokens of its longest response. Model texts are embedded as data, never as markup.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -107,8 +105,7 @@ def others_of(group: RecordedGroup, arrays: GroupTensors) -> dict[str, NDArray[n
 def values_of(group: RecordedGroup) -> dict[str, NDArray[np.float64]]:
     """Return variant -> K (G, T) as training would compute it.
 
-    Raises:
-        BadRecord: a score or an advantage is not finite.
+    Raises BadRecord if a score or an advantage is not finite.
     """
     for row in group.rows:
         _refuse_not_finite(row, group)

@@ -1,7 +1,5 @@
 """The token-credit page: self-contained HTML files of at most 3 MB; larger groups are split."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import itertools

@@ -1,7 +1,5 @@
 """Split a group into parts that fit: between rollouts, or within a rollout that is too long by itself."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +12,7 @@ Data = dict[str, Any]
 def parts(data: Data, room: int) -> Iterator[str]:
     """Yield the JSON of a group (see `credit_data.group_data`), in parts of at most `room` bytes.
 
-    A part has only the texts and numbers of its tokens.
-
-    Raises:
-        BadRecord: a single token does not fit.
+    A part has only the texts and numbers of its tokens. Raises BadRecord if a single token does not fit.
     """
     text = page_json(data)
     if size_of(text) <= room:

@@ -1,7 +1,5 @@
 """Training curves as plotly figures and as text: one line per run, or a mean with its 95 % interval over seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,11 +53,7 @@ class NoPlotly(ImportError):
 
 
 def plotly() -> Any:
-    """Return plotly's graph objects.
-
-    Raises:
-        NoPlotly: it is not installed; the message names the extra.
-    """
+    """Return plotly's graph objects. Raises NoPlotly if it is not installed; the message names the extra."""
     try:
         from plotly import graph_objects
     except ImportError:
@@ -121,8 +115,7 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def refuse_words(runs: Iterable[Run]) -> None:
     """Check that all plotted values are numbers or null.
 
-    Raises:
-        BadRun: a value is something else; the message says where.
+    Raises BadRun if a value is something else; the message says where.
     """
     for run in runs:
         for row in (*run.steps, *run.evaluations):
@@ -136,11 +129,7 @@ def refuse_words(runs: Iterable[Run]) -> None:
 
 
 def curves(runs: Sequence[Run]) -> list[Curve]:
-    """Return every curve that any run recorded.
-
-    Raises:
-        BadRun: a recorded value is not a number.
-    """
+    """Return every curve that any run recorded. Raises BadRun if a recorded value is not a number."""
     refuse_words(runs)
     groups = grouped(runs)
     drawn = [_evaluated("held-out accuracy", groups, "eval_accuracy")]

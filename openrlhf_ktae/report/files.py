@@ -1,7 +1,5 @@
 """Write pages atomically, and escape data so that nothing can break out of the HTML."""
 
-from __future__ import annotations
-
 import json
 import os
 from contextlib import suppress
@@ -9,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from openrlhf_ktae.base.places import unusable
 from openrlhf_ktae.checkpoint.files import write_text
 
 ASSETS = Path(__file__).with_name("assets")
@@ -21,22 +18,8 @@ class BadOutput(ValueError):
     """A page cannot be written; the message names the path and the way out."""
 
 
-def refuse_unusable(folder: Path) -> None:
-    """Check, before any computation, that pages can be written to `folder`, which need not exist.
-
-    Raises:
-        BadOutput: it is a file, is inside a file, or is not writable.
-    """
-    if reason := unusable(folder):
-        raise BadOutput(f"--output {folder}: {reason}")
-
-
 def write_page(path: Path, html: str) -> Path:
-    """Write one page, creating its folder.
-
-    Raises:
-        BadOutput: writing fails.
-    """
+    """Write one page, creating its folder. Raises BadOutput if writing fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, html.encode("utf-8", "replace").decode("utf-8"))  # a title may have undecodable bytes

@@ -1,7 +1,5 @@
 """Score stored responses from the judgements in their rows, or with this project's verifier if there is none."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Legend: `G` rollouts of a group, `T` tokens of its longest response.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -108,16 +106,12 @@ def key_token_values(group: GroupTensors, arm: Arm, seed: int = SEED) -> NDArray
         batch = CreditBatch.from_tables(group.ids_GT, group.mask_GT, *labels, **group.figures)
         added_N = arm.estimator(batch, arm.options).added_N
         return arm.weight * added_N.view(group.ids_GT.shape).numpy().astype(np.float64)
-    values = compute_key_token_values(group.ids_GT, group.mask_GT, scores_G, ones, arm.config, group.special_ids)
-    return arm.weight * values.values_BT.numpy().astype(np.float64)
+    k_GT = compute_key_token_values(group.ids_GT, group.mask_GT, scores_G, ones, arm.config, group.special_ids)
+    return arm.weight * k_GT.numpy().astype(np.float64)
 
 
 def recorded_config(about: Mapping[str, Any]) -> KTAEConfig:
-    """Return the configuration that a step was recorded with.
-
-    Raises:
-        BadRecord: this version does not support it.
-    """
+    """Return the configuration that a step was recorded with. Raises BadRecord if this version does not support it."""
     try:
         return KTAEConfig.from_mapping(about.get("ktae") or {})
     except (ValueError, TypeError) as error:
@@ -127,8 +121,7 @@ def recorded_config(about: Mapping[str, Any]) -> KTAEConfig:
 def recorded_arm(about: Mapping[str, Any], name: str = RECORDED) -> Arm:
     """Return the arm that a step was recorded with: KTAE, or another estimator with its options.
 
-    Raises:
-        BadRecord: it is not one that this version knows.
+    Raises BadRecord if it is not one that this version knows.
     """
     config, credit = recorded_config(about), about.get("credit") or {}
     if credit.get("name", "ktae") == "ktae":
@@ -160,8 +153,7 @@ def arms_of(
 ) -> list[Arm]:
     """Return arms: the recorded one, the variants, optionally ablations and a control, other estimators, and `extra`.
 
-    Raises:
-        ValueError: an option of `extra` is refused.
+    Raises ValueError if an option of `extra` is refused.
     """
     chosen, config = [recorded], recorded.config
     chosen += [Arm(name, KTAEConfig.from_mapping(options)) for name, options in VARIANTS.items()]

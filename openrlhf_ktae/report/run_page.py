@@ -1,7 +1,5 @@
 """Run pages: a table and training curves in one self-contained HTML file (includes plotly's script)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ Both are compared with attention in fp32. As in flash-attn's own tests, a kernel
 that of PyTorch's bf16 attention (rounding of bf16 inputs and outputs).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

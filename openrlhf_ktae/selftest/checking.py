@@ -1,7 +1,5 @@
 """Run checks one after another, each in its own process with a time limit, and report the results."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os
@@ -20,7 +18,6 @@ import psutil
 
 from openrlhf_ktae.backend.cluster import CLUSTER_VARIABLE
 from openrlhf_ktae.base.secrets import environment_secrets, redacted
-from openrlhf_ktae.checkpoint.files import write_bytes
 from openrlhf_ktae.processes.marks import VARIABLE as RUN_VARIABLE
 from openrlhf_ktae.processes.marks import marked
 from openrlhf_ktae.selftest.killing import kill
@@ -166,8 +163,7 @@ def run_one(check: Check, place: Place, limit: float) -> Result:
     if left and not late:
         result.figures["processes_left"] = left
     if result.status == FAILED:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-        result.last_lines = lines
+        result.last_lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
     return result
 
 
@@ -200,11 +196,6 @@ def report(machine: dict[str, Any], place: Place, results: Iterable[Result], sec
     }
     hidden = {place.folder: "OUT", os.getcwd(): ".", str(Path.home()): "~"}
     return _without(whole, hidden, environment_secrets())
-
-
-def write_report(path: Path, content: dict[str, Any]) -> None:
-    """Write the report atomically."""
-    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _without(value: Any, paths: dict[str, str], secrets: list[str]) -> Any:

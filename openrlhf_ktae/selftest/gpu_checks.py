@@ -122,8 +122,7 @@ def judged_run(place: Place, steps: int = STEPS, *more: str) -> dict[str, Any]:
 def judged(runs: Watched, name: str, steps: int) -> dict[str, Any]:
     """Return the figures of a watched run.
 
-    Raises:
-        CheckFailed: a step is missing, weights differ, or log-probabilities are too far apart.
+    Raises CheckFailed if a step is missing, weights differ, or log-probabilities are too far apart.
     """
     rows, weights, gaps = runs.steps(name), runs.seen(name, "weights"), runs.seen(name, "log_probs")
     tokens, times = sum(row["tokens"] for row in gaps), [row["time"] for row in rows]
@@ -165,8 +164,7 @@ def memory_by_phase(place: Place) -> dict[str, Any]:
 def judged_memory(planned: list[dict[str, Any]], measured: list[dict[str, Any]]) -> dict[str, Any]:
     """Return planned and measured GiB of each phase.
 
-    Raises:
-        CheckFailed: a phase used more than `OVER_PLAN` times its plan, or was not measured.
+    Raises CheckFailed if a phase used more than `OVER_PLAN` times its plan, or was not measured.
     """
     figures: dict[str, Any] = {}
     wrong = []
@@ -248,8 +246,7 @@ def core_deaths(place: Place) -> dict[str, Any]:
 def outcome_of_death(runs: Watched, name: str, process: subprocess.Popen[bytes], moment: str) -> dict[str, Any]:
     """Kill an engine's core in one phase; return the outcome and the seconds it took.
 
-    Raises:
-        CheckFailed: no outcome within `RECOVERY_SECONDS`, or another exit code; the run has then ended.
+    Raises CheckFailed without an outcome within `RECOVERY_SECONDS`, or with another exit code; the run has then ended.
     """
     at = len(runs.steps(name))
     wait_for(lambda: len(runs.steps(name)) >= at + ROOM, runs, name, process, STEP_SECONDS)
@@ -278,8 +275,7 @@ def outcome_of_death(runs: Watched, name: str, process: subprocess.Popen[bytes],
 def outcome_of_sigterm(runs: Watched, name: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     """Send SIGTERM to a run; return its exit code, seconds and last checkpoint.
 
-    Raises:
-        CheckFailed: it did not end in time, with a complete checkpoint of its last step and no process left.
+    Raises CheckFailed unless it ends in time, with a complete checkpoint of its last step and no process left.
     """
     at = len(runs.steps(name))
     wait_for(lambda: len(runs.steps(name)) > at, runs, name, process, STEP_SECONDS)
@@ -299,8 +295,7 @@ def outcome_of_sigterm(runs: Watched, name: str, process: subprocess.Popen[bytes
 def final_checkpoint(runs: Watched, name: str, mark: str) -> dict[str, Any]:
     """Return the step of the newest checkpoint of a finished run.
 
-    Raises:
-        CheckFailed: it is incomplete or not of the last step, or a process is left.
+    Raises CheckFailed if it is incomplete or not of the last step, or a process is left.
     """
     _, left = psutil.wait_procs(marked(mark), timeout=LEFT_SECONDS)
     if left:
@@ -327,8 +322,7 @@ def wait_for(
 ) -> None:
     """Wait until the condition holds, or (`may_end`) the run has ended or time is up.
 
-    Raises:
-        CheckFailed: it does not hold within `seconds`, or the run ended first; the run has then ended.
+    Raises CheckFailed if it does not hold within `seconds`, or the run ended first; the run has then ended.
     """
     end = time.monotonic() + seconds
     while not condition():

@@ -1,7 +1,5 @@
 """Process deaths in a run: which process dies and when; finding and killing processes (`kill -9`)."""
 
-from __future__ import annotations
-
 import random
 import re
 import subprocess

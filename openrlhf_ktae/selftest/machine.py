@@ -1,7 +1,5 @@
 """Description of a machine: versions, driver, compiler, devices. It may be posted, so nothing names the owner."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -1,7 +1,5 @@
 """A trial's run that is killed repeatedly, with checks after each death; it must end like an uninterrupted run."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -112,8 +110,7 @@ class MortalRun:
     def inject(self, death: Death) -> str | None:
         """Kill the run; return the victim, the time and the findings, or None if the run ended first.
 
-        Raises:
-            TrialFailed: the run failed by itself, or did not recover from the death.
+        Raises TrialFailed if the run failed by itself, or did not recover from the death.
         """
         process = self._process or self._start()
         try:
@@ -131,11 +128,7 @@ class MortalRun:
         return f"{death.victim}{' before a first step' if early else ''}: {what}"
 
     def finish(self) -> None:
-        """Let the run end.
-
-        Raises:
-            TrialFailed: it failed.
-        """
+        """Let the run end. Raises TrialFailed if it fails."""
         process = self._process or self._start()
         self.trial.wait(self.name, process)
         self._check_where_it_resumed()
@@ -309,8 +302,7 @@ class MortalRun:
     ) -> None:
         """Wait until the condition holds or the run has ended.
 
-        Raises:
-            TrialFailed: neither happens within `limit` seconds.
+        Raises TrialFailed if neither happens within `limit` seconds.
         """
         end = time.monotonic() + limit
         while process.poll() is None and not condition():
@@ -343,8 +335,7 @@ def try_resume(
 ) -> list[str]:
     """Run twice without faults, and once with `kills` deaths at random moments; return faults and differences.
 
-    Raises:
-        TrialFailed: a run failed by itself.
+    Raises TrialFailed if a run failed by itself.
     """
     say("one uninterrupted run")
     started = time.time()

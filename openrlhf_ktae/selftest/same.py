@@ -1,7 +1,5 @@
 """Are two runs equal? Compares records row by row, without timings, and models weight by weight."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The runs of a trial (a few steps of a configuration, in a separate folder) and their differences."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -81,19 +79,11 @@ class Trial:
             )
 
     def finish(self, name: str, resume: str = "never") -> None:
-        """Run to the end.
-
-        Raises:
-            TrialFailed: the run failed.
-        """
+        """Run to the end. Raises TrialFailed if the run fails."""
         self.wait(name, self.start(name, resume))
 
     def wait(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        """Wait for the end of a started run.
-
-        Raises:
-            TrialFailed: the run failed.
-        """
+        """Wait for the end of a started run. Raises TrialFailed if the run fails."""
         try:
             code = process.wait()
         except BaseException:

@@ -10,8 +10,6 @@ They append rows to `watched.jsonl` of the run:
 vLLM's processes import this too, so heavy imports stay inside functions.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -4,8 +4,6 @@ The host saves its part through `super()`, redirected into a staging folder. The
 does not save. The folder is renamed once everything is on disk (`openrlhf_ktae.checkpoint`).
 """
 
-from __future__ import annotations
-
 import math
 import re
 import shutil
@@ -210,8 +208,7 @@ class CheckpointingTrainer:
     def _failed(self, tag: str, error: Exception) -> None:
         """Note that there is no new checkpoint, and continue or stop as `--ckpt.on_failure` says.
 
-        Raises:
-            CheckpointFailed: with `stop`.
+        Raises CheckpointFailed with `stop`.
         """
         cause = error.cause if isinstance(error, RayTaskError) else error
         explained = isinstance(cause, (DiskFull, FilesNotVisible))

@@ -1,7 +1,5 @@
 """Signs of policy collapse in a step's metrics, and the run's response to them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -142,8 +140,7 @@ class CollapseTrainer:
     def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
         """Log and save as the host does, with an extra checkpoint if a rule requires one.
 
-        Raises:
-            TrainingStopped: a collapse stops the run.
+        Raises TrainingStopped if a collapse stops the run.
         """
         breaches = self.collapse.breaches(logs_dict or {})
         action = self.args.faults.config.collapse_action if breaches else "warn"

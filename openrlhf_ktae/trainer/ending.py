@@ -1,7 +1,5 @@
 """How training ends early: on the driver's order, or for a reason to stop; saved files are complete either way."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -46,8 +44,7 @@ class EndingTrainer:
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
         """Train as the host does.
 
-        Raises:
-            Interrupted: an end was requested while the rollouts were generated; they are discarded.
+        Raises Interrupted if an end was requested while the rollouts were generated; they are discarded.
         """
         if self.end_order.asked:
             self._end()
@@ -56,8 +53,7 @@ class EndingTrainer:
     def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
         """Log and save as the host does, with an extra checkpoint if an end was requested.
 
-        Raises:
-            Interrupted: an end was requested.
+        Raises Interrupted if an end was requested.
         """
         asked = self.end_order.asked
         try:
@@ -74,8 +70,7 @@ class EndingTrainer:
     def record_stop(self, reason: str) -> None:
         """Record why training ended early; a second reason, from the evaluation afterwards, becomes a note.
 
-        Raises:
-            UnwrittenStop: the stop reason could not be written (disk full); the model is saved if possible.
+        Raises UnwrittenStop if the stop reason could not be written (disk full); the model is saved if possible.
         """
         if self._has_stopped:
             self.record.note(reason)
@@ -107,8 +102,7 @@ class EndingTrainer:
     def end_with_model(self) -> None:
         """Also save the model, as the host's command would: the order came after the last step.
 
-        Raises:
-            Interrupted: always.
+        Always raises Interrupted.
         """
         self._save_last()
         self._save_model()

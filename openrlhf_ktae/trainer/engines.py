@@ -6,8 +6,6 @@ weights: two processes could call the ranks in different orders, and their colle
 another process requests weights through the rollout queue.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,9 +51,7 @@ def have_weights(engines: Sequence[Any]) -> bool:
     """Wait until all engines answer, restarting dead ones; return whether all have the current weights.
 
     Restarted engines load their model now: do not call this during an update, which uses the memory of shared GPUs.
-
-    Raises:
-        EnginesLost: an engine does not come back.
+    Raises EnginesLost if an engine does not come back.
     """
     try:
         if all(ray.get([engine.answer.remote() for engine in engines])):
@@ -105,8 +101,7 @@ class EngineKeeper(BasePPOTrainer):
     def broadcast_to_vllm(self) -> None:
         """Send the weights as the host does, to all engines, restarting dead ones.
 
-        Raises:
-            EnginesLost: more restarts than `--faults.engine_restarts` are needed, or an engine does not come back.
+        Raises EnginesLost if more restarts than `--faults.engine_restarts` are needed, or an engine does not come back.
         """
         if self.vllm_engines is None:  # nothing is sampled
             return
@@ -156,11 +151,7 @@ class AnsweringQueue:
         self._queue, self._answer, self._order = queue, answer, order
 
     def get(self, block: bool = True) -> Any:
-        """Return the next item that is not a request.
-
-        Raises:
-            GivenUp: an end was requested before an item came.
-        """
+        """Return the next item that is not a request. Raises GivenUp if an end was requested before an item came."""
         while True:
             try:
                 item = self._queue.get(block=block, timeout=POLL_SECONDS)

@@ -1,7 +1,5 @@
 """The mixins of both trainers, in order: a call passes from the first to the last, then to the host."""
 
-from __future__ import annotations
-
 from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
 from openrlhf_ktae.trainer.collapse import CollapseTrainer
 from openrlhf_ktae.trainer.ending import EndingTrainer

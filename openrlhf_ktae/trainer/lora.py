@@ -74,8 +74,7 @@ def parts_of(weights: Iterable[Any]) -> list[Any]:
 def model_weights(module: torch.nn.Module) -> dict[str, Any]:
     """Return the weights of a model under their names without adapters: parameters, or `MergedWeight`s.
 
-    Raises:
-        NotImplementedError: an adapter is not on a linear layer or an embedding, but for example on fused experts.
+    Raises NotImplementedError if an adapter is not on a linear layer or an embedding, but for example on fused experts.
     """
     if not isinstance(module, PeftModel):
         return dict(module.named_parameters())

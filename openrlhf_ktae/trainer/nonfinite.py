@@ -6,8 +6,6 @@ ranks, at the optimizer step. DeepSpeed has the second one built in for fp16 (Ze
 enabled for every dtype. A non-finite loss has non-finite gradients, so it needs no separate check.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence
@@ -64,8 +62,7 @@ def refuse_nonfinite(experiences: Sequence[Experience]) -> None:
 def skip_nonfinite_updates(optimizer: Any) -> None:
     """Make a DeepSpeed ZeRO optimizer check its gradients before each step, for every dtype.
 
-    Raises:
-        AttributeError: the optimizer has no such check (another DeepSpeed release).
+    Raises AttributeError if the optimizer has no such check (another DeepSpeed release).
     """
     check = optimizer.check_overflow
     if hasattr(optimizer, "check_grad_overflow"):  # ZeRO-1 and 2
@@ -163,11 +160,7 @@ class SkippingTrainer:
         self.record.note(f"step {step}: the update is skipped, {what}" + (f"; the batch is in {path}" if path else ""))
 
     def save_logs_and_checkpoints(self, global_step: int, logs_dict: Any = None, client_states: Any = None) -> None:
-        """Log and save as the host does.
-
-        Raises:
-            TrainingStopped: too many updates in a row were skipped.
-        """
+        """Log and save as the host does. Raises TrainingStopped if too many updates in a row were skipped."""
         super().save_logs_and_checkpoints(global_step, logs_dict, client_states)  # type: ignore[misc]
         limit = self.args.faults.config.max_skipped_updates
         if 0 < limit <= self._skipped_in_a_row:

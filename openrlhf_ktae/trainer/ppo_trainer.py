@@ -1,7 +1,5 @@
 """Departure from the host: its synchronous trainer with KTAE's experience maker, and evaluations before and after."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -4,8 +4,6 @@ Three Ray actors take part: one generates, one trains, and one starts both. The 
 of its module, in the process of the third.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import ray

@@ -1,7 +1,5 @@
 """Additions to the host shared by the synchronous and asynchronous trainer: seeds, KTAE's metrics, the run record."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable, Sequence

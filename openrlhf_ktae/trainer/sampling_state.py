@@ -1,7 +1,5 @@
 """A trainer's part of dynamic sampling: log its metrics, save its state, advance the learning-rate schedule."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import Any
 

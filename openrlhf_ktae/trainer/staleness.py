@@ -6,8 +6,6 @@ Surplus rollouts wait for later steps: for a fixed number of steps with `--rollo
 number with dynamic sampling, which drops rollouts that got too old.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any

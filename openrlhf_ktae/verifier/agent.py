@@ -5,8 +5,6 @@ Departures from the host: the reward is never None, only the generated tokens ar
 the same keys.
 """
 
-from __future__ import annotations
-
 import logging
 import traceback
 from collections import deque
@@ -42,20 +40,11 @@ class AgentExecutor(SingleTurnAgentExecutor):
             self.verifier.start()
 
     async def execute(
-        self,
-        prompt: Any,
-        label: Any,
-        sampling_params: Any,
-        max_length: int,
-        hf_tokenizer: Any,
-        llm_engine: Any,
-        images: Any = None,
+        self, prompt: Any, label: Any, sampling_params: Any, max_length: int, hf_tokenizer: Any, *rest: Any, **more: Any
     ) -> dict[str, Any]:
         """Generate as the host does; add `reward`, `scores` and `extra_logs` to the output."""
         labelled, (label, _) = label, label_and_row(label)
-        output = await super().execute(
-            prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=images
-        )
+        output = await super().execute(prompt, label, sampling_params, max_length, hf_tokenizer, *rest, **more)
         tokens = output["observation_tokens"]
         start, end = output["action_ranges"][-1]
         completion = response_text(hf_tokenizer, tokens[start:end])

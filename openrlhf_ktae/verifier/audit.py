@@ -1,7 +1,5 @@
 """Grade stored responses, check golds against themselves, and compare with a stored reward or another grader."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -4,8 +4,6 @@ The last box is the answer. If it is malformed or empty, there is no answer: ear
 never used instead.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The text of a response to grade, and whether it keeps the required format. Counts tags and boxes in linear time."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Golds as found in data sets -> accepted answers. Runs once per gold, cached."""
 
-from __future__ import annotations
-
 import functools
 import math
 import re

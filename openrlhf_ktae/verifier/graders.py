@@ -4,8 +4,6 @@ A grader takes the accepted golds and a text and returns a verdict. Our judge ge
 extract it themselves, so they get whole responses. All run under the same limits.
 """
 
-from __future__ import annotations
-
 import runpy
 from collections.abc import Callable, Sequence
 

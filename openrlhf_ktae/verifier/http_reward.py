@@ -3,8 +3,6 @@
 Departure from the host, which turns every error into `None` and crashes on it some steps later.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
@@ -51,14 +49,7 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
         self._answered, self._failed_in_a_row = -math.inf, 0
 
     async def execute(
-        self,
-        prompt: Any,
-        label: Any,
-        sampling_params: Any,
-        max_length: int,
-        hf_tokenizer: Any,
-        llm_engine: Any,
-        images: Any = None,
+        self, prompt: Any, label: Any, sampling_params: Any, max_length: int, hf_tokenizer: Any, *rest: Any, **more: Any
     ) -> dict[str, Any]:
         """Generate as the host does; add a server's `reward`, `scores` and `extra_logs` to the output.
 
@@ -66,9 +57,7 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
             BadAnswer: all tries failed.
             TrainingStopped: the servers are gone.
         """
-        output = await super().execute(
-            prompt, label, sampling_params, max_length, hf_tokenizer, llm_engine, images=images
-        )
+        output = await super().execute(prompt, label, sampling_params, max_length, hf_tokenizer, *rest, **more)
         query = hf_tokenizer.decode(output["observation_tokens"], skip_special_tokens=False)
         return {**output, **await self.reward({"query": [query], "prompts": [prompt], "labels": [label]})}
 
@@ -114,8 +103,7 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
 def read(answer: Any) -> dict[str, Any]:
     """Return `reward`, `scores` and `extra_logs` of one rollout from a server's answer, by a reward function's rules.
 
-    Raises:
-        BadAnswer: there is not exactly one finite reward.
+    Raises BadAnswer if there is not exactly one finite reward.
     """
     try:
         reward, score, logs = read_result(answer, "openrlhf")

@@ -1,7 +1,5 @@
 """Length-prefixed JSON over a pipe: 4 bytes big-endian length, then ASCII JSON (lone surrogates survive)."""
 
-from __future__ import annotations
-
 import json
 import struct
 from typing import Any

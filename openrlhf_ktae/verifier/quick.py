@@ -1,7 +1,5 @@
 """Verdicts that need no worker: equal texts and plain numbers. Bounded time, safe in any thread and event loop."""
 
-from __future__ import annotations
-
 import re
 
 from .reading.clean import clean

@@ -11,8 +11,6 @@ exception, a call over its time limit or a result of the wrong kind gives an unk
 recorded once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import importlib.util
 import inspect
@@ -244,8 +242,7 @@ def finite_number(value: Any) -> float | None:
 def reward_function(path: str) -> Callable[..., Any]:
     """Return the reward function of a file.
 
-    Raises:
-        ValueError: the file cannot be loaded (the message has the traceback), or has no such function.
+    Raises ValueError if the file cannot be loaded (the message has the traceback), or has no such function.
     """
     return _find_function(_load(path), path)
 
@@ -271,8 +268,7 @@ def _load(path: str) -> ModuleType:
 def _find_function(module: ModuleType, path: str) -> Callable[..., Any]:
     """Return a file's `reward_func` or `compute_score`, or its only function of TRL's or verl's kind.
 
-    Raises:
-        ValueError: there is no such function, or more than one.
+    Raises ValueError if there is no such function, or more than one.
     """
     names = vars(module)
     for name in (MODULE_NAME, "compute_score"):

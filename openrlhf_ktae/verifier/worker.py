@@ -4,8 +4,6 @@ Run as `python -m openrlhf_ktae.verifier.worker PARENT_PID MEMORY_MB GRADER`. Re
 original stdout. Output of the libraries goes to /dev/null.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -5,8 +5,6 @@ on and do not count in reward metrics. With full determinism they have separate 
 them. Values are stored in the host's `values` field, which is free because there is no critic; NaN means no value.
 """
 
-from __future__ import annotations
-
 import math
 import runpy
 import time
@@ -169,8 +167,7 @@ class ContinuingGenerator(SeededSamplesGenerator):
     def _ask_file(self, group: Sequence[Experience]) -> None:
         """Set the values that the user's file returns.
 
-        Raises:
-            TrainingStopped: the function fails or does not return one number per prefix.
+        Raises TrainingStopped if the function fails or does not return one number per prefix.
         """
         prefixes = self._prefixes(group)
         prompt, label = group[0].prompts[0], group[0].labels[0]

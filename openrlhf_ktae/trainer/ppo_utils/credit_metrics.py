@@ -1,7 +1,5 @@
 """A step's metrics of token-level credit."""
 
-from __future__ import annotations
-
 from openrlhf_ktae.credit import CreditBatch, TokenCredit
 from openrlhf_ktae.ktae import CreditSums
 

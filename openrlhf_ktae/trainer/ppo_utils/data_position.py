@@ -1,7 +1,5 @@
 """A run's position in its data: the host's loader, and rollouts generated but not yet trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -5,8 +5,6 @@ host generates waves without filtering. After each wave groups are judged, until
 or the data run out. Surplus groups stay in the host's buffer for the next step (then one update older).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -54,8 +52,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
     def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
         """Return a step's rollouts (a `RolloutBatch`), percentage of groups kept, prompts drawn, whether data ended.
 
-        Raises:
-            TrainingStopped: the cap is reached, or an episode ends, without enough groups for one step.
+        Raises TrainingStopped if the cap is reached, or an episode ends, without enough groups for one step.
         """
         if not self.args.algo.dynamic_filtering_enable:
             return super().generate_samples(**generate_kwargs)

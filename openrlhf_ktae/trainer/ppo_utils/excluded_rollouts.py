@@ -6,8 +6,6 @@ standard deviations and leave-one-out means by a known factor, which is undone a
 advantage 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import SimpleNamespace
 

@@ -4,8 +4,6 @@ Shapes: `B` rollouts of the batch, `N` positions of all micro-batches end to end
 tokens of a row; see `ragged`).
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -73,8 +71,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
     def make_experience_batch(self, rollout_samples: list[Experience]) -> list[Experience]:
         """Do as the host does.
 
-        Raises:
-            NonFiniteBatch: a score, a log-probability or an advantage is not a finite number.
+        Raises NonFiniteBatch if a score, a log-probability or an advantage is not a finite number.
         """
         experiences = super().make_experience_batch(rollout_samples)
         refuse_nonfinite(experiences)
@@ -90,10 +87,8 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
         """Let the host compute its advantages, then add credit in place (or only log it, in shadow).
 
-        Correctness is read before: the host shapes rewards in place, and a late answer is not a wrong one.
-
-        Raises:
-            BrokenGroup: the batch does not consist of whole groups.
+        Correctness is read before: the host shapes rewards in place, and a late answer is not a wrong one. Raises
+        BrokenGroup if the batch does not consist of whole groups.
         """
         scores_B = torch.cat([credited_scores(experience) for experience in experiences])
         rewards_B = torch.cat([experience.rewards.flatten() for experience in experiences])
@@ -218,8 +213,7 @@ def credited_scores(experience: Experience) -> torch.Tensor:
 def group_ids(experiences: list[Experience], samples: int) -> torch.Tensor:
     """Return the group of each rollout (B,): the host numbers rollouts prompt by prompt in `index`.
 
-    Raises:
-        BrokenGroup: a group has not `samples` rollouts or more than one prompt; the host would not notice.
+    Raises BrokenGroup if a group has not `samples` rollouts or more than one prompt; the host would not notice.
     """
     index = [i for experience in experiences for i in experience.index]
     prompts = [prompt for experience in experiences for prompt in experience.prompts]

@@ -5,8 +5,6 @@ prompts stop the run. With `--vllm.enable_sleep`, engines are woken and put to s
 asleep is noticed too: the host does both outside the guarded call.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import threading
@@ -172,8 +170,7 @@ class SurvivingGenerator(PositionedGenerator):
 def abort_on_end_order(order: EndOrder | None, engines: Sequence[Any]) -> Iterator[None]:
     """Kill `engines` as soon as the order to end comes: nothing else interrupts a call that waits for them.
 
-    Raises:
-        GivenUp: the order came before or during the block.
+    Raises GivenUp if the order came before or during the block.
     """
     if order is None:
         yield

@@ -4,8 +4,6 @@ DAPO (arXiv 2503.14476, section 3.2) drops prompts whose rollouts are all right 
 group-relative advantage is then 0. Here a group is kept if its raw scores differ at all, on any scale.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Legend: `I` problems, `M` metrics.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace

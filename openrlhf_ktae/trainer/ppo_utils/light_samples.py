@@ -1,7 +1,5 @@
 """Departure from the host: requesting and receiving samples costs the controller less."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import ray

@@ -5,8 +5,6 @@ as pi, however the batch is split into micro-batches: the ratio is 1, and its gr
 The host runs an extra pass over the whole batch to compute them, a third of the update's arithmetic.
 """
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 from typing import Any

@@ -46,11 +46,6 @@ class PassRates:
         streak = streak + 1 if judged.correct == judged.known else 0
         self._rows[judged.key] = (known + judged.known, correct + judged.correct, streak)
 
-    def pass_rate(self, key: int) -> float | None:
-        """Return the share of correct rollouts over the run; None if the prompt was never judged."""
-        row = self._rows.get(key)
-        return row[1] / row[0] if row else None
-
     def solved_in_a_row(self, key: int) -> int:
         """Return how many consecutive latest judgements found every rollout correct."""
         return self._rows.get(key, (0, 0, 0))[2]

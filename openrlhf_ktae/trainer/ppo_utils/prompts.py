@@ -1,7 +1,5 @@
 """Departures from the host: golds exactly as in the file, one rule for templates, and no prompt that does not fit."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, time, timedelta
@@ -92,8 +90,7 @@ class KTAEPromptDataset(PromptDataset):
     def _fit(self, args: SimpleNamespace) -> None:
         """Drop prompts without room for a response, or cut their beginnings, as `--data.long_prompts` says.
 
-        Raises:
-            TrainingStopped: none is left.
+        Raises TrainingStopped if none is left.
         """
         limit = args.data.max_len - (args.rollout.max_new_tokens or 1)
         long = {
@@ -128,8 +125,7 @@ def _whole(dataset: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 def _prepared(row: dict[str, Any], input_key: str, label_key: str | None, template: str | None) -> dict[str, Any]:
     """Return `row` with the template around its prompt; in a conversation, around its last message.
 
-    Raises:
-        TrainingStopped: the label is a date or time, whose original text is lost.
+    Raises TrainingStopped if the label is a date or time, whose original text is lost.
     """
     label = row.get(label_key) if label_key else None
     if isinstance(label, (date, time, timedelta)):

@@ -3,8 +3,6 @@
 Shapes: `B` rollouts of the batch, `N` positions of all micro-batches.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

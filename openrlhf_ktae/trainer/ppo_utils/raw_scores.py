@@ -1,7 +1,5 @@
 """The judge's scores of rollouts, before reward shaping."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

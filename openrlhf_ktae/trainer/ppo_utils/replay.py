@@ -4,8 +4,6 @@ For debugging a loss, or comparing estimators on the same data. Token ids, score
 log-probabilities come from the record, in its order; everything else is computed as in any other run.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from itertools import accumulate, islice
 from operator import itemgetter

@@ -5,8 +5,6 @@ from the first to the last action token, tool output included. Without `--rollou
 context, so its penalty never applies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """The rollouts of a step with the statistics of their sampling; the trainer may run in another process."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Departures from the host: batches always divide among ranks, and evaluations run benchmark by benchmark."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ group. All requests of a call are scheduled at once, because the last bits of a 
 are sorted back into the order of their prompts.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Departures from the host: reward shaping by length, masking of truncated responses, skipped forward passes."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from typing import Any
 

@@ -6,8 +6,6 @@ process returns them together with the log-probabilities; the experience maker s
 Legend: `b` rollouts of a micro-batch, `T` positions, `V` ids, `F` figures.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

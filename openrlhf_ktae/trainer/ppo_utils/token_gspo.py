@@ -9,8 +9,6 @@ with the value of s and the gradient of its own token. If all advantages in a re
 same loss and gradient.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -4,8 +4,6 @@ That state is the rank's random states and, with `--train.enable_ema`, its shard
 the options of optimizer and schedule come from this run, although checkpoints contain them too.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,8 +62,7 @@ class CheckpointedActor:
     def save_model(self) -> None:
         """Save as the host does; weights are saved even if other files fail.
 
-        Raises:
-            SavedInPart: a file other than the weights could not be saved.
+        Raises SavedInPart if a file other than the weights could not be saved.
         """
         with always_save_weights(self.strategy) as failed:
             super().save_model()  # type: ignore[misc]

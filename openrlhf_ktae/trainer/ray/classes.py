@@ -1,7 +1,5 @@
 """Our replacements of the host's classes, for each backend."""
 
-from __future__ import annotations
-
 from typing import Any
 
 Places = dict[tuple[str, str], Any]

@@ -1,7 +1,5 @@
 """The host's policy actor and strategy on a CPU: gloo instead of NCCL, torch's Adam instead of DeepSpeed's kernel."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The host's engine on a CPU; separate from `cpu_actors`, because importing DeepSpeed would slow its start."""
 
-from __future__ import annotations
-
 import json
 import os
 from typing import Any
@@ -34,10 +32,6 @@ class CpuRolloutActor(KTAERolloutActor):
     async def release_memory(self) -> None:
         """Return memory that is not needed until weights arrive; nothing may be generated meanwhile."""
         await self.llm.collective_rpc("release_memory")
-
-    async def weight_checksum(self) -> float:
-        """Return the checksum of the engine's current weights."""
-        return (await self.llm.collective_rpc("weight_checksum"))[0]
 
     async def begin_again(self, seed: int) -> None:
         """Begin another run of the same shape: until the ranks send its weights, those of the last run are outdated."""

@@ -5,8 +5,6 @@ so parameters are sent in buckets: a manifest over Ray, the bytes in one broadca
 this module, so it imports only torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -104,8 +102,7 @@ class CpuWorkerExtension:
     def update_weights_in_bucket(self, rows: list[Any]) -> None:
         """Receive one bucket and load it into the model.
 
-        Raises:
-            ValueError: a parameter has another dtype than the engine.
+        Raises ValueError if a parameter has another dtype than the engine.
         """
         bucket = [Slot(*row) for row in rows]
         for slot in bucket:
@@ -122,10 +119,6 @@ class CpuWorkerExtension:
         for cache in self.model_runner.kv_caches:
             forget(cache)
         trim()
-
-    def weight_checksum(self) -> float:
-        """Sum of absolute values over all parameters of the engine, in float64; shows whether weights arrived."""
-        return sum(float(p.double().abs().sum()) for p in self.model_runner.model.parameters())
 
     def reseed(self, seed: int) -> None:
         """Seed this process as vLLM does when it starts: requests without a seed sample from its generator."""

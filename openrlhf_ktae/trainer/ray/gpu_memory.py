@@ -1,7 +1,5 @@
 """Whether GPUs have enough free memory to restart an engine next to the trainer."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 

@@ -1,8 +1,6 @@
 """Departures from the host in the update: Dr. GRPO's constant normaliser, a schedule that follows the data, and old
 log-probabilities from the update itself."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,9 +73,8 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
     def _init_vllm_sync_group(self, backend: str) -> None:
         """Create the group with all engines, as the host does.
 
-        Raises:
-            ray.exceptions.RayActorError: an engine failed to start, or died meanwhile; the group would wait for it for
-                minutes.
+        Raises ray.exceptions.RayActorError if an engine failed to start, or died meanwhile; the group would wait for it
+        for minutes.
         """
         ray.get([engine.answer.remote() for engine in self.vllm_engines])
         engines = self.vllm_engines
@@ -95,8 +92,7 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
     def broadcast_to_vllm(self) -> None:
         """Send the weights as the host does; if an engine dies, the error is raised after all ranks have finished.
 
-        Raises:
-            Exception: on rank 0, Ray's or vLLM's error of the dead engine.
+        Raises, on rank 0, Ray's or vLLM's error of the dead engine.
         """
         if torch.distributed.get_rank() != 0:
             self._send_weights()

@@ -1,7 +1,5 @@
 """Departures from the host: the critic's part of a checkpoint, and skipping of non-finite updates."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from openrlhf.trainer.ray import ppo_critic as host

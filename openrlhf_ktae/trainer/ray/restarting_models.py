@@ -5,8 +5,6 @@ restarts all ranks of the group (a process group that lost a member cannot admit
 the host did, and repeats the request. No state is lost, since these models are not trained.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable
@@ -49,11 +47,7 @@ class RestartableModel:
         os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
 
     def execute_batch(self, method_name: str, all_data: Any, start_idx: int, end_idx: int) -> list[Any]:
-        """Execute as the host does.
-
-        Raises:
-            ModelLost: the model must be loaded first.
-        """
+        """Execute as the host does. Raises ModelLost if the model must be loaded first."""
         if not self.loaded():
             raise ModelLost(f"{type(self).__name__} of rank {self._rank} was restarted and has no model yet")
         return super().execute_batch(method_name, all_data, start_idx, end_idx)  # type: ignore[misc]
@@ -137,8 +131,7 @@ def surviving_ranks(group: Any) -> list[Any] | None:
 def reload_group(group: Any, left: list[Any], strategy: Any, path: str) -> None:
     """Also restart the ranks `left` of a group, and load its model from `path` as the host's command does.
 
-    Raises:
-        RayError: a rank does not come back, or dies again.
+    Raises RayError if a rank does not come back, or dies again.
     """
     for actor in left:
         ray.kill(actor, no_restart=False)

@@ -4,8 +4,6 @@ If an agent, reward or verifier raises, its prompt is retried, then its group is
 here delay the start of every engine, so neither the host's trainer nor DeepSpeed is imported.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os
@@ -115,8 +113,7 @@ class RetryingRollouts:
     async def until_dead(self) -> None:
         """Never return; callers learn at once when this process, or vLLM's core, dies.
 
-        Raises:
-            Exception: vLLM's, once its core is dead.
+        Raises vLLM's error once its core is dead.
         """
         while not self.llm.errored:
             await asyncio.sleep(DEATH_POLL_SECONDS)
@@ -125,10 +122,8 @@ class RetryingRollouts:
     async def generate_responses(self, **call: Any) -> list[dict[str, Any]]:
         """Generate as the host does; retry on errors; finally return empty rollouts with the reason.
 
-        An answer is marked with the step of the weights that its first token was sampled with.
-
-        Raises:
-            OutdatedEngine: this process was restarted and does not have the current weights yet.
+        An answer is marked with the step of the weights that its first token was sampled with. Raises OutdatedEngine if
+        this process was restarted and does not have the current weights yet.
         """
         if not self._current:
             raise OutdatedEngine("a restarted engine waits for the current weights")
@@ -157,11 +152,7 @@ class RetryingRollouts:
         return [empty_response(call, f"{type(error).__name__}: {error}") for _ in range(call.get("num_samples", 1))]
 
     async def answer(self) -> bool:
-        """Return whether the engine has the current weights.
-
-        Raises:
-            Exception: vLLM's, if its core is dead.
-        """
+        """Return whether the engine has the current weights. Raises vLLM's error if its core is dead."""
         if self._load is not None:
             return False
         if self.llm.errored:

@@ -5,8 +5,6 @@ of thousands of small ones. Here a tensor is sent as the bytes of its array, out
 `RAY_ENABLE_ZERO_COPY_TORCH_TENSORS` does the same, but received tensors are read-only. Remove when they are writable.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Departure from the host: an engine whose rollouts have seeds, scheduled together (`ppo_utils/seeded_sampling`)."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 from copy import deepcopy

@@ -1,7 +1,5 @@
 """Departure from the host, in vLLM's worker: leave a group that lost an engine before joining the next one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap

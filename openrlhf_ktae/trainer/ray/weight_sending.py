@@ -38,17 +38,12 @@ class Sending:
         engines: the actors.
         watched: calls of `until_dead`, one for each engine, from the previous sending; renewed in place.
         leave: leaves the group of rank 0 and the engines, from any thread.
-        end: ends this process.
     """
 
     def __init__(
-        self,
-        engines: Sequence[Any],
-        watched: dict[Any, Any],
-        leave: Callable[[], None] = lambda: None,
-        end: Callable[[int], Any] = os._exit,
+        self, engines: Sequence[Any], watched: dict[Any, Any], leave: Callable[[], None] = lambda: None
     ) -> None:
-        self._engines, self._watched, self._leave, self._end = list(engines), watched, leave, end
+        self._engines, self._watched, self._leave = list(engines), watched, leave
         self.lost: Exception | None = None
         """The first error; nothing is sent after it."""
         self._refs: list[Any] = []
@@ -99,10 +94,7 @@ class Sending:
         """Let `join` form a group with the engines it is given; it waits for all of them.
 
         It runs in a thread that is abandoned if an engine dies, since nothing can interrupt it. Engines stuck in the
-        same call are restarted.
-
-        Raises:
-            Exception: Ray's or vLLM's error about the dead engine, or the error that `join` raised.
+        same call are restarted. Raises Ray's or vLLM's error about the dead engine, or the error that `join` raised.
         """
         joined, failure = threading.Event(), []
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
@@ -161,8 +153,7 @@ class Sending:
                     file=sys.stderr,
                     flush=True,
                 )
-                self._end(1)
-                return
+                os._exit(1)
 
 
 class CallRecorder:

@@ -1,7 +1,5 @@
 r"""Multiple choice: a gold of capital letters, and the letters that an answer picks."""
 
-from __future__ import annotations
-
 import re
 
 _GOLD = re.compile(r"\(?([A-Z])\)?|(?=A?B?C?D?E?F?G?H?$)([A-H]{2,8})")

@@ -3,8 +3,6 @@
 Lists are multisets, parentheses are ordered, brackets matter; `x = 5` states 5, and an inequality describes a set.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from fractions import Fraction

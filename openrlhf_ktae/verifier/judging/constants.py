@@ -3,8 +3,6 @@
 Compared exactly as fractions if possible, else in 80 and then 250 digits. Rounding is accepted only for a decimal gold.
 """
 
-from __future__ import annotations
-
 from fractions import Fraction
 from typing import Any
 

@@ -4,8 +4,6 @@ Powers, factorials, series and angles beyond the limits raise `TooLargeError`. E
 raise `NoValueError`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Mapping

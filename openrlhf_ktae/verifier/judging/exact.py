@@ -4,8 +4,6 @@ Every operation is checked before it is done, so any expression of n tokens cost
 of bounded length.
 """
 
-from __future__ import annotations
-
 import math
 from fractions import Fraction
 from typing import Any

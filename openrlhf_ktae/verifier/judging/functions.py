@@ -5,8 +5,6 @@ with the terms of sums: terms a million digits apart are distinguished, or not c
 `f(x+1)`, takes an unrelated value for each value of its arguments.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
@@ -72,12 +70,15 @@ def vanishes(
 
 
 def same_function(gold: Node, answer: Node) -> bool:
-    """Compare at the test points, with each renaming that the answer may use."""
+    """Compare at the test points, in each notation and renaming that the answer may use."""
+    return any(_agree(left, right) for left, right in _readings(gold, answer))
+
+
+def _readings(gold: Node, answer: Node) -> Iterator[tuple[Node, Node]]:
+    """The pair in each notation, and with each renaming that the answer may use."""
     for left, right in _notations(gold, answer):
         for names in [{}, *_renames(left, right)]:
-            if _agree(left, renamed(right, names)):
-                return True
-    return False
+            yield left, renamed(right, names)
 
 
 def _notations(gold: Node, answer: Node) -> Iterator[tuple[Node, Node]]:
@@ -306,12 +307,10 @@ def same_equation(gold: Node, answer: Node, positive: bool = False) -> bool:
     The multiple is a number, which must be positive with `positive` (for inequalities); in a differential equation it
     may also depend on the parameters, but not on the unknown functions.
     """
-    for left, right in _notations(gold, answer):
-        for names in [{}, *_renames(left, right)]:
-            other = renamed(right, names)
-            if free_symbols(other) == free_symbols(left) and _are_multiples(left, other, positive):
-                return True
-    return False
+    return any(
+        free_symbols(right) == free_symbols(left) and _are_multiples(left, right, positive)
+        for left, right in _readings(gold, answer)
+    )
 
 
 def _are_multiples(gold: Node, answer: Node, positive: bool) -> bool:

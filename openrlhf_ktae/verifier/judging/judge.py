@@ -1,7 +1,5 @@
 """The verdict on one answer: equal text, the same choice, or a reading that equals a reading of the gold."""
 
-from __future__ import annotations
-
 import functools
 import math
 import re

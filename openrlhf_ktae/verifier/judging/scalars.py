@@ -1,7 +1,5 @@
 """Are two expressions with units equal? Compares units, percent and degrees first, then the numbers."""
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 

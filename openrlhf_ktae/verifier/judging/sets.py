@@ -4,8 +4,6 @@ A set is turned into a predicate. Two sets with numeric ends are equal if the pr
 all gaps between neighbouring ends and beyond the outermost ones.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass

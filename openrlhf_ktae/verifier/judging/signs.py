@@ -1,7 +1,5 @@
 """Expand plus-minus signs into the values they stand for."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Cleaning ignores meaning: it removes look-alike and invisible characters, spacin
 and fractions of other scripts into ASCII. Numbers and lists are recognised later.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Build and take apart expressions while reading."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from typing import Any
 

@@ -4,8 +4,6 @@ A token is (kind, value). Kinds: `num` (digits as written), `sym` (a variable or
 connective, a name), `cmd` (a LaTeX command without its backslash) and `op` (a character or relation the parser knows).
 """
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 

@@ -1,7 +1,5 @@
 """Is a side of a relation only a name, and do two names mean different things?"""
 
-from __future__ import annotations
-
 from .lexer import Token
 from .notation import ACCENTS, SYMBOLS
 from .values import Name, Scalar, Text, Value

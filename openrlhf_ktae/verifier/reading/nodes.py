@@ -1,7 +1,5 @@
 """Walking over and rewriting expressions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 
 from .values import Node

@@ -6,8 +6,6 @@ no assignment, no call, no attribute, no lookup of a name in Python. Whatever it
 the caller decides what that means. A method returns a Node, or a Value where it read a structure instead of a number.
 """
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 from typing import Any

@@ -1,7 +1,5 @@
 """Unit phrases: `cm^2`, `m/s^2`, `square inches`, `kcal m^{-2} yr^{-1}`, `students`."""
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 

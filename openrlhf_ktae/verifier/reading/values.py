@@ -13,8 +13,6 @@ The arithmetic in a scalar is a `Node`, a tuple that begins with its kind:
     ("sum" | "prod", name, low, high, body)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Words in answers: function names, connectives, fillers, units, yes and no. Data and look-ups only."""
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 

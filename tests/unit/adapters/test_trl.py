@@ -82,7 +82,7 @@ def test_the_first_batch_has_the_host_advantages_plus_k(plain, credited, parts):
     scores = torch.tensor(correct(texts, wanted))
     assert 0 < scores.sum() < len(scores)
     groups = torch.tensor([sorted(set(prompts)).index(prompt) for prompt in prompts])
-    values = compute_key_token_values(ids, mask, scores, groups, None, tokenizer.all_special_ids).values_BT
+    values = compute_key_token_values(ids, mask, scores, groups, None, tokenizer.all_special_ids)
     assert values.any()
     assert torch.equal(ours["advantages"], host["advantages"][:, None] + values)
 

@@ -52,7 +52,7 @@ def advantages(data, estimator, **more):
 def expected_k(data, scores):
     groups = np.unique(data.non_tensor_batch["uid"], return_inverse=True)[1]
     inputs = (data.batch["responses"], data.batch["response_mask"], scores, groups)
-    return compute_key_token_values(*inputs, adapter.options, SPECIAL).values_BT
+    return compute_key_token_values(*inputs, adapter.options, SPECIAL)
 
 
 @pytest.fixture(autouse=True)

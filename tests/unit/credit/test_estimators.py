@@ -49,7 +49,7 @@ def test_ktae_as_an_estimator_is_bit_identical(variant):
     made = rollouts(size=16, seed=3)
     given, config = batch(made), KTAEConfig(variant=variant, p_max=1.0 if variant == "calibrated" else None)
     labels = given.scores_B, given.groups_B, config, given.special_ids
-    expected = compute_key_token_values(given.token_ids_N, given.mask_N, *labels, row_edges=given.edges_B).values_BT
+    expected = compute_key_token_values(given.token_ids_N, given.mask_N, *labels, row_edges=given.edges_B)
     found = estimators()["ktae"](given, config).added_N
     assert expected.any()
     assert torch.equal(found, expected)

@@ -17,7 +17,7 @@ ALL_8_TO_8 = [(a, b) for a in range(9) for b in range(9) if a + b]
 
 def mean_size(ids, mask, scores, config=CALIBRATED):
     """Return the mean |K| over token occurrences, as a share of the range."""
-    values = compute_key_token_values(ids, mask, scores, np.zeros(len(ids), int), config).values_BT.numpy()
+    values = compute_key_token_values(ids, mask, scores, np.zeros(len(ids), int), config).numpy()
     return np.abs(values[mask]).mean() / config.number("value_range")
 
 

@@ -65,7 +65,7 @@ def values(config):
     ids[~right, 0] = 61
     ids[4, 2], ids[10, 3:40] = 63, 62  # 62 also occurs many times in one wrong rollout
     mask = np.arange(positions) < np.where(right, positions - 15, positions)[:, None]
-    return compute_key_token_values(ids, mask, scores, np.zeros(rows, int), config).values_BT
+    return compute_key_token_values(ids, mask, scores, np.zeros(rows, int), config)
 
 
 @pytest.mark.parametrize(("variant", "option", "value"), LIVE)

@@ -43,7 +43,7 @@ def test_values_equal_those_in_the_advantages(seed):
     ids, mask, scores, _, _ = random_batch(rng)
     found = explain_group(ids, mask, scores, config, (3,))
     of_id = dict(zip(found.token_id.tolist(), found.value.tolist(), strict=True))
-    values = compute_key_token_values(ids, mask, scores, np.zeros(len(ids), int), config, (3,)).values_BT.numpy()
+    values = compute_key_token_values(ids, mask, scores, np.zeros(len(ids), int), config, (3,)).numpy()
     known = mask & ~np.isnan(scores)[:, None]
     assert set(of_id) == set(ids[known].tolist())
     expected = np.array([of_id[o] for o in ids[known].tolist()], dtype=np.float32)
@@ -83,9 +83,7 @@ def test_centring_reduces_the_rollout_share_to_zero():
     rng = np.random.default_rng(0)
     ids, mask, scores = rng.integers(0, 30, (16, 20)), np.ones((16, 20), bool), np.tile([1.0, 0.0], 8)
     plain, centred = (
-        rollout_share(
-            compute_key_token_values(ids, mask, scores, np.zeros(16, int), KTAEConfig(centre=on)).values_BT, mask
-        )
+        rollout_share(compute_key_token_values(ids, mask, scores, np.zeros(16, int), KTAEConfig(centre=on)), mask)
         for on in (False, True)
     )
     assert plain > 0.1

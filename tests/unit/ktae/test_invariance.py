@@ -63,9 +63,8 @@ def test_unpadded_rows(batch, config):
         ragged = compute_key_token_values(
             ids[kept], mask[kept], scores, groups, config, (2,), num_threads=threads, row_edges=edges
         )
-        assert torch.equal(ragged.values_BT, table.values_BT[torch.from_numpy(kept)])
-        assert ragged.values_BT.any()
-    assert (ragged.groups, ragged.mixed_groups) == (table.groups, table.mixed_groups)
+        assert torch.equal(ragged, table[torch.from_numpy(kept)])
+        assert ragged.any()
 
 
 @pytest.mark.parametrize("edges", [[], [1, 4], [0, 3], [0, 5, 4]])
@@ -97,8 +96,8 @@ def test_number_of_threads(batch, config, threads):
 
 def test_label_flip_flips_the_sign_exactly(batch, config):
     ids, mask, scores, groups, _ = batch
-    values = compute_key_token_values(ids, mask, scores, groups, config).values_BT
-    flipped = compute_key_token_values(ids, mask, 1.0 - scores, groups, config).values_BT
+    values = compute_key_token_values(ids, mask, scores, groups, config)
+    flipped = compute_key_token_values(ids, mask, 1.0 - scores, groups, config)
     assert values.abs().max() > 0
     assert torch.equal(flipped, -values)
 
@@ -107,8 +106,8 @@ def test_label_flip_flips_the_sign_exactly(batch, config):
 def test_label_flip_with_unequal_sides(variant):
     ids, mask, scores = table_group([(a, b) for a in range(4) for b in range(14)], 3, 13, filler=30)
     config, groups = KTAEConfig(variant=variant), np.zeros(16, int)
-    values = compute_key_token_values(ids, mask, scores, groups, config).values_BT
-    flipped = compute_key_token_values(ids, mask, 1.0 - scores, groups, config).values_BT
+    values = compute_key_token_values(ids, mask, scores, groups, config)
+    flipped = compute_key_token_values(ids, mask, 1.0 - scores, groups, config)
     assert torch.equal(flipped, -values)
 
 
@@ -126,15 +125,15 @@ def test_weight_zero_gives_the_rollout_advantages_bit_for_bit(batch):
         found = compute_ktae_advantages(ids, mask, scores, groups, base_B, KTAEConfig(weight=0.0))
         expected = torch.where(torch.tensor(mask), base_B.float()[:, None], 0.0)
         assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
-    assert not compute_key_token_values(ids, mask, scores, groups, KTAEConfig(weight=0.0)).values_BT.any()
+    assert not compute_key_token_values(ids, mask, scores, groups, KTAEConfig(weight=0.0)).any()
 
 
 def test_values_are_the_difference_between_advantages_and_base(batch, config):
     ids, mask, scores, groups, base = batch
     values = compute_key_token_values(ids, mask, scores, groups, config)
     added = advantages(*batch, config) - np.where(mask, base[:, None], 0.0)
-    assert np.abs(values.values_BT.numpy() - added).max() < 1e-6
-    assert not values.values_BT[~torch.tensor(mask)].any()
+    assert np.abs(values.numpy() - added).max() < 1e-6
+    assert not values[~torch.tensor(mask)].any()
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8, torch.int64])
@@ -162,4 +161,4 @@ def test_cuda_inputs_give_cuda_results(batch):
     found = compute_ktae_advantages(*on_device)
     assert found.is_cuda
     assert (found.cpu().numpy() == advantages(*batch)).all()
-    assert compute_key_token_values(*on_device[:4]).correct_B.is_cuda
+    assert compute_key_token_values(*on_device[:4]).is_cuda

@@ -72,44 +72,35 @@ def test_empty_batches(config):
         ids = np.zeros((rows, positions), int)
         found = compute_ktae_advantages(ids, ids, np.zeros(rows), np.zeros(rows, int), np.zeros(rows), config)
         assert found.shape == (rows, positions)
-        assert compute_key_token_values(ids, ids, np.zeros(rows), np.zeros(rows, int), config).mixed_groups == 0
+        values = compute_key_token_values(ids, ids, np.zeros(rows), np.zeros(rows, int), config)
+        assert values.shape == (rows, positions)
 
 
 def test_scores_above_the_threshold_are_correct_even_if_infinite():
     ids, mask = np.repeat([[1], [2]], 2, axis=0), np.ones((4, 1), bool)
     found = compute_key_token_values(ids, mask, [np.inf, 0.1, 0.0, -np.inf], [0] * 4)
-    assert found.correct_B.tolist() == [True, True, False, False]
-    assert found.values_BT[:, 0].sign().tolist() == [1, 1, -1, -1]
+    assert found[:, 0].sign().tolist() == [1, 1, -1, -1]
 
 
-def test_unknown_rollouts_are_counted_and_ignored(config):
+def test_unknown_rollouts_are_ignored(config):
     rng = np.random.default_rng(0)
     ids, mask = rng.integers(0, 9, (18, 12)), np.ones((18, 12), bool)
     scores = np.repeat([1.0, 0.0, NAN], [8, 8, 2])
     values = compute_key_token_values(ids, mask, scores, np.zeros(18, int), config)
     alone = compute_key_token_values(ids[:16], mask[:16], scores[:16], np.zeros(16, int), config)
-    assert torch.equal(values.values_BT[:16], alone.values_BT)
-    assert not values.values_BT[16:].any()
-    assert (values.unknown_rollouts, values.groups, values.mixed_groups) == (2, 1, 1)
-    assert values.known_B.tolist() == [True] * 16 + [False] * 2
-    assert not values.correct_B[8:].any()
+    assert torch.equal(values[:16], alone)
+    assert not values[16:].any()
     check(config, ids, mask, scores)
-
-
-def test_groups_and_mixed_groups_are_counted():
-    ids, mask = whole(6)
-    found = compute_key_token_values(ids, mask, [1.0, 0.0, 1.0, 1.0, NAN, 0.0], [9, 9, -1, -1, 4, 4])
-    assert (found.groups, found.mixed_groups, found.unknown_rollouts) == (3, 1, 1)
 
 
 def test_special_ids_get_no_value_and_change_no_others():
     rng = np.random.default_rng(0)
     ids, mask, groups = rng.integers(0, 6, (8, 9)), np.ones((8, 9), bool), np.zeros(8, int)
     scores = np.tile([1.0, 0.0], 4)
-    plain = compute_key_token_values(ids, mask, scores, groups).values_BT.numpy()
+    plain = compute_key_token_values(ids, mask, scores, groups).numpy()
     for special, config in (((2, 77), KTAEConfig()), ((77,), KTAEConfig(excluded_ids=(2,)))):
         values = compute_key_token_values(ids, mask, scores, groups, config, special_token_ids=special)
-        found = values.values_BT.numpy()
+        found = values.numpy()
         assert (found[ids == 2] == 0).all()
         assert (found[ids != 2] == plain[ids != 2]).all()
     assert np.abs(plain[ids == 2]).max() > 0
@@ -120,7 +111,7 @@ def test_centring_leaves_special_ids_at_zero_and_the_rest_at_mean_zero():
     ids, mask = rng.integers(0, 6, (8, 9)), rng.random((8, 9)) < 0.8
     values = compute_key_token_values(
         ids, mask, np.tile([1.0, 0.0], 4), np.zeros(8, int), KTAEConfig(centre=True), special_token_ids=(2,)
-    ).values_BT.numpy()
+    ).numpy()
     assert (values[ids == 2] == 0).all()
     assert np.abs(values).max() > 0.1
     assert np.abs(values.sum(axis=1)).max() < 1e-6
