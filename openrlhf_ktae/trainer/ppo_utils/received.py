@@ -73,7 +73,9 @@ class Group:
         it is 1.
         """
         if name not in self._columns:
-            self._columns[name] = [self._number(name, place) for place in range(len(self.kept))]
+            key, places = FIELDS[name], range(len(self.kept))
+            made = [a.get(key) for a in self.answers] if key else [self._number(name, place) for place in places]
+            self._columns[name] = made
         return self._columns[name]
 
     def _number(self, name: str, place: int) -> Any:
@@ -91,10 +93,8 @@ class Group:
             return float(self.kept[place])
         if name == "truncated":
             return answer.get(name, False)
-        if name == "response_length":
-            spans = self.column("action_mask")[place]
-            return max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0
-        return answer.get(FIELDS[name])
+        spans = self.column("action_mask")[place]  # for the length of the response
+        return max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0
 
     def _made(self, name: str) -> Sequence[Any]:
         """Return a table's row (1, T) of each rollout, as views of one tensor."""
