@@ -75,6 +75,9 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         """
         experiences = super().make_experience_batch(rollout_samples)
         refuse_nonfinite(experiences)
+        if self.critic_model_group is None:
+            for experience in experiences:
+                experience.returns = None  # only a critic reads them
         return Experiences(experiences)
 
     def split_rollout_samples(self, rollout_samples: list[Experience]) -> list[Experience]:

@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from openrlhf.trainer import ppo_trainer
 from openrlhf.trainer.ppo_utils import experience, experience_maker, samples_generator
 
 from openrlhf_ktae.ktae.compiled import compiled
+from openrlhf_ktae.trainer.ppo_utils.columns import Experiences
 
 _hosts_padding = experience.zero_pad_sequences
 _hosts_partitions = experience_maker.get_seqlen_balanced_partitions
+_hosts_balance = ppo_trainer.balance_experiences
 
 TOGETHER = 16
 """Prompts whose answers are collected together, if as many are ready."""
@@ -44,6 +47,7 @@ def install() -> None:
     experience_maker.get_seqlen_balanced_partitions = get_seqlen_balanced_partitions
     experience_maker.get_minimum_num_micro_batch_size = get_minimum_num_micro_batch_size
     samples_generator.ray = PatientRay()
+    ppo_trainer.balance_experiences = balance_experiences
 
 
 def tune_process() -> None:
@@ -74,6 +78,11 @@ class PatientRay:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(ray, name)
+
+
+def balance_experiences(experiences: list[Any], args: Any) -> Experiences:
+    """Balance as the host does; the result travels by columns too."""
+    return Experiences(_hosts_balance(experiences, args))
 
 
 def zero_pad_sequences(

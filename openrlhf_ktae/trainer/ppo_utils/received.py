@@ -53,7 +53,7 @@ class Group:
             "rollout_log_probs": list(accumulate(of_log_probs, initial=1)),
         }
         self._tables: dict[str, Sequence[Any]] = {}
-        self._info: dict[int, dict[str, Any]] = {}
+        self._columns: dict[str, list[Any]] = {}
 
     def value(self, name: str, place: int) -> Any:
         """Return a field of rollout `place`."""
@@ -61,38 +61,40 @@ class Group:
             if name not in self._tables:
                 self._tables[name] = self._made(name)
             return self._tables[name][place]
-        value = self.number(name, place)
+        value = self.column(name)[place]
         if name in LISTS:
             return [value]
         if name == "info":
             return {key: torch.tensor([number]) for key, number in value.items()}
         return None if value is None else torch.tensor([value])
 
-    def number(self, name: str, place: int) -> Any:
-        """Return a field that is not a table as a plain number, text or dictionary of numbers."""
+    def column(self, name: str) -> list[Any]:
+        """Return a field of each rollout as plain values: a number, a text, a dictionary of numbers; of a mask, where
+        it is 1.
+        """
+        if name not in self._columns:
+            key, places = FIELDS[name], range(len(self.kept))
+            made = [a.get(key) for a in self.answers] if key else [self._number(name, place) for place in places]
+            self._columns[name] = made
+        return self._columns[name]
+
+    def _number(self, name: str, place: int) -> Any:
         answer = self.answers[place]
+        length = self._lengths["sequences"][place]
+        if name == "attention_mask":
+            return [(0, self.kept[place])]
+        if name == "action_mask":  # position t is token t + 1
+            pairs = [slice(*pair).indices(length) for pair in answer["action_ranges"]]
+            shifted = [(max(start, 1) - 1, min(end - 1, self.widths[name][place])) for start, end, _ in pairs]
+            return [(start, end) for start, end in shifted if start < end]
         if name == "info":
-            if place not in self._info:
-                self._info[place] = figures_of(answer, self._lengths["sequences"][place] >= self._max_len)
-            return self._info[place]
+            return figures_of(answer, length >= self._max_len)
         if name == "total_length":
             return float(self.kept[place])
         if name == "truncated":
             return answer.get(name, False)
-        if name == "response_length":
-            spans = self.spans("action_mask", place)
-            return max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0
-        return answer.get(FIELDS[name])
-
-    def spans(self, name: str, place: int) -> list[tuple[int, int]]:
-        """Return where a mask of rollout `place` is 1; position t of `action_mask` is token t + 1."""
-        width = self.widths[name][place]
-        if name == "attention_mask":
-            return [(0, width)]
-        length = self._lengths["sequences"][place]
-        pairs = [slice(*pair).indices(length) for pair in self.answers[place]["action_ranges"]]
-        shifted = [(max(start, 1) - 1, min(end - 1, width)) for start, end, _ in pairs]
-        return [(start, end) for start, end in shifted if start < end]
+        spans = self.column("action_mask")[place]  # for the length of the response
+        return max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0
 
     def _made(self, name: str) -> Sequence[Any]:
         """Return a table's row (1, T) of each rollout, as views of one tensor."""
@@ -100,7 +102,7 @@ class Group:
         if name not in self.arrays:
             whole_1N, starts = torch.zeros((1, sum(widths)), dtype=torch.int64), list(accumulate(widths, initial=0))
             for place in range(rows):
-                for start, end in self.spans(name, place):
+                for start, end in self.column(name)[place]:
                     whole_1N[:, starts[place] + start : starts[place] + end] = 1
         elif self.arrays[name] is None:
             return [None] * rows
@@ -166,7 +168,7 @@ def peek(rollout: Any, name: str) -> Any:
     known = vars(rollout)
     if "group" not in known or name in known:
         return getattr(rollout, name)
-    value = known["group"].number(name, known["place"])
+    value = known["group"].column(name)[known["place"]]
     return [value] if name in LISTS else value
 
 
@@ -181,6 +183,6 @@ def row_of(rollout: Any, name: str) -> NDArray[Any]:
         start = group.starts[name][place]
         return group.arrays[name][start : start + width]
     row = np.zeros(width, np.bool_)
-    for start, end in group.spans(name, place):
+    for start, end in group.column(name)[place]:
         row[start:end] = True
     return row
