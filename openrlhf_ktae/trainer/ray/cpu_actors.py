@@ -18,6 +18,7 @@ from openrlhf_ktae.backend.cpu_linear import (
     use_faster_products,
 )
 from openrlhf_ktae.backend.cpu_memory import forget, trim
+from openrlhf_ktae.backend.cpu_norms import save_less_of_norms
 from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.memory.phases import CPU_BUCKET, share_devices
@@ -43,6 +44,7 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
             if model is not None:
                 use_faster_products(model, {} if self.args.train.full_determinism_enable else self._leads(model))
                 save_less_of_gates(model)
+                save_less_of_norms(model)
         return prepared
 
     def _leads(self, model: torch.nn.Module) -> dict[tuple[int, int], float]:
