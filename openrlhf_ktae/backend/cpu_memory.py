@@ -1,4 +1,4 @@
-"""Memory of a process that goes back to the system between the phases of a step: engine and trainer take turns."""
+"""Return memory of this process to the system between the phases of a step: engine and trainer take turns."""
 
 import ctypes
 import mmap
@@ -9,13 +9,13 @@ MADV_DONTNEED = 4  # of Linux
 
 
 def trim() -> None:
-    """Return memory that the heap has free; freed tensors below 32 MiB stay there otherwise."""
+    """Return the heap's free memory to the system; otherwise freed tensors below 32 MiB stay in the heap."""
     with suppress(OSError, AttributeError):  # only glibc has `malloc_trim`
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def forget(tensor: Any) -> None:
-    """Return the memory of a CPU tensor's storage, but for its first and last page; it reads as 0 until written to."""
+    """Return the whole pages of a CPU tensor's storage to the system; they read as 0 until written to."""
     storage = tensor.untyped_storage()
     first = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (storage.data_ptr() + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -194,14 +194,14 @@ def copy_states_less(module: Any) -> None:
 
 
 def _adjoin(tensors: Any) -> bool:
-    """Whether each flat tensor begins in memory where the one before it ends."""
+    """Whether each flat tensor starts in memory where the one before it ends."""
     one = len({(tensor.untyped_storage().data_ptr(), tensor.dtype) for tensor in tensors}) == 1
     flat = all(tensor.dim() == 1 and tensor.is_contiguous() for tensor in tensors)
     return one and flat and all(a.storage_offset() + a.numel() == b.storage_offset() for a, b in pairwise(tensors))
 
 
 def _joined(tensors: Any) -> Any:
-    """Return adjoining tensors as one view."""
+    """Return adjacent tensors as one view."""
     return tensors[0].as_strided((sum(tensor.numel() for tensor in tensors),), (1,))
 
 
@@ -266,10 +266,10 @@ def keep_weights_writable(module: Any) -> None:
 
 
 def fork_cores(module: Any) -> None:
-    """Symptom: vLLM's core imports for seven seconds what the engine's actor has imported before.
+    """Symptom: vLLM's core spends seven seconds on imports that the engine's actor has already done.
 
     Upstream: vLLM 0.29.0, utils/system_utils.py, `get_mp_context`; in a Ray actor it always spawns. Remove when it
-    takes a context from outside.
+    accepts a context.
     """
     _require(module, "get_mp_context")
     original = module.get_mp_context
@@ -277,11 +277,11 @@ def fork_cores(module: Any) -> None:
 
 
 def forked_workers() -> AbstractContextManager[None]:
-    """Symptom: Ray starts each worker as a new process, which imports for seconds what others have imported before.
+    """Symptom: Ray starts each worker as a new process, which spends seconds on imports that others have already done.
 
     In this context the workers of a new cluster are forks, if there is a server (`processes/forks.py`). Ray joins the
-    name to its folder of scripts, where an absolute one replaces the folder.
-    Upstream: Ray 2.55.0, _private/node.py. Remove when Ray can be given a script for its workers.
+    script's name to its own folder; an absolute path replaces that folder.
+    Upstream: Ray 2.55.0, _private/node.py. Remove when Ray accepts a script for its workers.
     """
     from ray._private import ray_constants
 
@@ -293,10 +293,10 @@ def forked_workers() -> AbstractContextManager[None]:
 
 
 def without_services(verbose: bool) -> AbstractContextManager[None]:
-    """Symptom: a cluster has three processes of 60 MB that nothing here uses; one started in this context has not.
+    """Symptom: a cluster runs three processes of 60 MB that nothing here uses; in this context Ray does not start them.
 
-    They are the autoscaler's monitor, the server of the dashboard (Ray starts it also without one, and waits for it),
-    and unless the run is `verbose` the log monitor.
+    They are the autoscaler's monitor, the dashboard server (Ray starts it even without a dashboard, and waits for it)
+    and, unless the run is `verbose`, the log monitor.
     Upstream: Ray 2.55.0, _private/node.py. Remove when `ray.init` has options for them.
     """
     from ray._private.node import Node

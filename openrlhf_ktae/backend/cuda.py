@@ -1,6 +1,6 @@
-"""The `cuda` backend: nothing is patched; the classes that are trained, and the engine, are the host's extended.
+"""The `cuda` backend patches nothing: its model actors and engine are the host's classes, extended.
 
-What a GPU machine lacks is found before anything loads, without a CUDA context in this process: `docs/gpu.md`.
+What a GPU machine lacks is found before anything loads, without a CUDA context in this process (`docs/gpu.md`).
 """
 
 from types import SimpleNamespace
@@ -18,24 +18,24 @@ class CudaBackend(Backend):
     name = "cuda"
 
     def adapt(self, args: SimpleNamespace) -> list[str]:
-        """Change nothing; say it where the run goes without flash-attention."""
+        """Change nothing; return a line if the run does without flash-attention."""
         if flash_attn_stub.is_installed() or FLASH in args.ds.attn_implementation:
             return []
         return [f"flash-attn is not installed: --ds.attn_implementation {args.ds.attn_implementation}, no packing"]
 
     def environment(self, args: SimpleNamespace) -> dict[str, str]:
-        """With full determinism vLLM's kernels must give a row the same numbers whatever else is in its batch."""
+        """With full determinism, make vLLM's results for a row independent of the other rows in its batch."""
         train = getattr(args, "train", None)
         return {"VLLM_BATCH_INVARIANT": "1"} if getattr(train, "full_determinism_enable", False) else {}
 
     def prepare_driver(self) -> None:
-        """Let the host import what it takes from flash-attention."""
+        """Provide the flash-attention functions that the host imports."""
         flash_attn_stub.provide()
 
     def worker_setup_hook(self) -> str:
-        """The same in every Ray worker: each node answers for itself whether the package is there."""
+        """Do the same in every Ray worker: each node checks for itself whether the package is installed."""
         return "openrlhf_ktae.backend.flash_attn_stub.provide"
 
     def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
-        """A cluster of its own, with a token, even where Ray's file names one that runs here; RAY_ADDRESS joins it."""
+        """Return options of a new cluster, even if Ray's address file names one. RAY_ADDRESS joins a running one."""
         return {"address": "local", **super().ray_init_options(args)}

@@ -38,7 +38,7 @@ def index_first_axis(values: Any, indices: Any) -> Any:
 def unpad_input(hidden_states: Any, attention_mask: Any) -> tuple[Any, Any, Any, int, Any]:
     """Take the positions of `hidden_states` (B, T, ...) where `attention_mask` (B, T) is set.
 
-    Returns: values (N, ...), their flat indices (N,), cumulated lengths (B + 1,), longest length, lengths (B,).
+    Returns: values (N, ...), their flat indices (N,), cumulative lengths (B + 1,), longest length, lengths (B,).
     """
     import torch
 

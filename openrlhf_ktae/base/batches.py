@@ -55,10 +55,10 @@ def trainable(rollouts: int, args: SimpleNamespace) -> int:
 
 
 def steps_in_buffer(batch: int, generated: int | None, filtering: bool) -> int:
-    """Return the most steps that a prompt sampled beyond a batch waits; 0 with dynamic sampling, which drops those.
+    """Return the largest number of steps that a surplus prompt waits; 0 with dynamic sampling, which drops stale ones.
 
-    Batches of b prompts are taken from calls that sample g; before a call fewer than b are left, in multiples of the
-    greatest common divisor of the two.
+    Each step takes b prompts, and each call samples g. Fewer than b are left before a call, always a multiple of the
+    greatest common divisor of b and g.
     """
     generated = generated or batch
     return 0 if filtering else -(-(generated - math.gcd(batch, generated)) // batch)

@@ -18,24 +18,24 @@ class FaultsConfig:
     score or advantage is not finite."""
 
     rollout_retries: int = 1
-    """How often to regenerate the rollouts of a prompt when the agent raises. An error of a reward file is an unknown
-    verdict instead (--verifier.max_unknown_share)."""
+    """How many times to regenerate the rollouts of a prompt when the agent raises. An error of a reward file is an
+    unknown verdict instead (--verifier.max_unknown_share)."""
 
     max_failed_share: float = 0.1
     """Stop when more than this share of the last 64 or more prompts failed after all retries."""
 
     reward_tries: int = 6
-    """How often to query a reward server (--reward.remote_url http://...) before the rollout fails, with pauses of 1,
-    2, 4, ... seconds between tries."""
+    """How many times to query a reward server (--reward.remote_url http://...) before the rollout fails, with pauses of
+    1, 2, 4, ... seconds between tries."""
 
     reward_timeout_s: float = 180.0
     """Timeout of one query to a reward server, in seconds."""
 
     engine_restarts: int = 3
-    """How often to restart a dead vLLM engine; its lost prompts are regenerated."""
+    """How many times to restart a dead vLLM engine; its lost prompts are regenerated."""
 
     model_restarts: int = 3
-    """How often to restart a dead process of the reference or reward model; lost forward passes are repeated."""
+    """How many times to restart a dead process of the reference or reward model; lost forward passes are repeated."""
 
     min_entropy: float | None = None
     """Collapse: mean entropy of the policy below this (needs --actor.entropy_coef, which may be 0)."""

@@ -1,6 +1,6 @@
-"""A GPU machine: its driver, CUDA, compiler, GPUs and their memory; what it lacks for training.
+"""A GPU machine: its driver, CUDA, compiler, GPUs and their memory, and what it lacks for training.
 
-The driver is asked (NVML), not torch, which would make a CUDA context and takes seconds to import.
+This asks the driver (NVML), not torch, which would create a CUDA context and takes seconds to import.
 """
 
 import ast
@@ -27,7 +27,7 @@ GPU_OPERATOR, CPU_OPERATOR = "fused_adam", "cpu_adam"
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; memory in bytes, 0 where the driver does not say (a GPU in parts)."""
+    """One GPU; memory in bytes, 0 if the driver does not report it (a partitioned GPU)."""
 
     name: str
     capability: str
@@ -37,23 +37,23 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuMachine:
-    """What a machine has; texts are empty where there is nothing."""
+    """The parts of a machine that training depends on; the text of a missing part is empty."""
 
     gpus: tuple[Gpu, ...]
     driver: str
     driver_cuda: int
-    """Newest major version of CUDA that the driver serves."""
+    """Newest major version of CUDA that the driver supports."""
     torch_cuda: str
-    """CUDA of torch, `13.0`; empty for a CPU build."""
+    """CUDA version of torch, such as `13.0`; empty for a CPU build."""
     toolkit: str
     """Where torch and DeepSpeed look for the CUDA toolkit."""
     nvcc: str
-    """CUDA of its compiler; `unknown` where the compiler does not say."""
+    """CUDA version of its compiler; `unknown` if the compiler prints none."""
     missing_headers: tuple[str, ...]
     missing_tools: tuple[tuple[str, str], ...]
     """Tools that are not on the PATH, and the way out."""
     prebuilt: tuple[str, ...]
-    """Optimizers of DeepSpeed that were compiled with the installation."""
+    """DeepSpeed's optimizers that were compiled during installation."""
 
     def problems(self, operator: str = GPU_OPERATOR) -> list[str]:
         """Return what keeps this machine from training with one of DeepSpeed's optimizers; nothing without a GPU."""
@@ -68,12 +68,12 @@ class GpuMachine:
         elif self.driver_cuda < (major := int(self.torch_cuda.split(".")[0])):
             first = f" (version {FIRST_DRIVERS[major]} or newer)" if major in FIRST_DRIVERS else ""
             yield (
-                f"--backend cuda: the NVIDIA driver {self.driver} serves CUDA {self.driver_cuda}, and torch was built "
-                f"for CUDA {self.torch_cuda}. Install a newer driver{first}, or NVIDIA's cuda-compat-{major}."
+                f"--backend cuda: the NVIDIA driver {self.driver} supports CUDA {self.driver_cuda}, but torch was "
+                f"built for CUDA {self.torch_cuda}. Install a newer driver{first}, or NVIDIA's cuda-compat-{major}."
             )
 
     def _compiler_problems(self, operator: str) -> Iterator[str]:
-        """Yield what is missing to compile DeepSpeed's Adam, which it does at its first use."""
+        """Yield what is missing to compile DeepSpeed's Adam, which happens at its first use."""
         needed = self.torch_cuda
         if not needed or operator in self.prebuilt:
             return
@@ -108,7 +108,7 @@ def this_machine() -> GpuMachine:
     try:
         driver = _text(nvml.nvmlSystemGetDriverVersion())
         serves = nvml.nvmlSystemGetCudaDriverVersion_v2() // 1000  # 13000 is 13.0
-    except Exception:  # there is no library, or it finds no driver
+    except Exception:  # no library, or no driver
         driver, serves = "", 0
     return GpuMachine(
         gpus=gpus(),
@@ -124,7 +124,7 @@ def this_machine() -> GpuMachine:
 
 
 def driver_library() -> Any:
-    """Return NVML, ready to be asked; None where there is no library or driver: the ways to have none differ."""
+    """Return NVML, initialised; None without the library or a driver, which raise errors of several types."""
     try:
         import pynvml
 
@@ -139,7 +139,7 @@ def gpus() -> tuple[Gpu, ...]:
     nvml = driver_library()
     try:
         return tuple(_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount()))
-    except Exception:  # no driver, or one that has lost them
+    except Exception:  # no driver, or one that has lost its GPUs
         return ()
 
 
@@ -154,12 +154,12 @@ def _gpu(nvml: Any, handle: Any) -> Gpu:
 
 
 def gpu_memory(name: str) -> tuple[int, int] | None:
-    """Return free and total bytes of a GPU, or of a part of one, by its number or UUID; None where none can be read."""
+    """Return free and total bytes of a GPU, or of a part of one, by its number or UUID; None if they cannot be read."""
     nvml = driver_library()
     try:
         by_number, by_name = nvml.nvmlDeviceGetHandleByIndex, nvml.nvmlDeviceGetHandleByUUID
         memory = nvml.nvmlDeviceGetMemoryInfo(by_number(int(name)) if name.isdigit() else by_name(name))
-    except Exception:  # no driver, no GPU of that name, one that does not say
+    except Exception:  # no driver, no such GPU, or one that does not report memory
         return None
     return int(memory.free), int(memory.total)
 

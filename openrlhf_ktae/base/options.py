@@ -58,11 +58,11 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """`--train.*` beside the host's."""
+    """`--train.*` in addition to the host's."""
 
     max_staleness: int | None = None
     """With --train.async_enable: never train on rollouts whose weights are more than this many steps old. Default:
-    what --train.async_queue_size and dynamic sampling lead to"""
+    no limit; the age then depends on --train.async_queue_size and dynamic sampling"""
 
     replay: str | None = None
     """Train on the rollouts that a run recorded (--ktae.record_rollouts), in the same order, without an engine."""
@@ -72,23 +72,23 @@ class TrainOptions:
 class CreditOptions:
     """`--algo.credit.*`: token-level credit on rollout-level advantages, whatever the estimator.
 
-    An estimator's own options are `--algo.NAME.*`, beside its code in `credit/` (KTAE's: `ktae/config.py`).
+    An estimator's own options are `--algo.NAME.*`, defined beside its code in `credit/` (KTAE's: `ktae/config.py`).
     """
 
     base: Literal["group_norm", "dr_grpo", "rloo", "reinforce_baseline"] = "group_norm"
-    """Rollout-level advantage on which token-level credit stands."""
+    """Rollout-level advantage to which token-level credit is added."""
 
     weight: float = 1.0
-    """Factor on what the estimator adds to the base, at least 0. With 0 the advantages are the base's, bit for bit."""
+    """Factor of the credit that is added to the base, at least 0. With 0 the advantages are the base's, bit for bit."""
 
     shadow: bool = False
-    """Train with the rollout-level advantage only, and log what the estimator would have given."""
+    """Train with the rollout-level advantage only, and log the credit that the estimator would have given."""
 
     shuffle_labels: bool = False
     """Control experiment: give the estimator labels shuffled within each group (ktae, gtpo)."""
 
     top_tokens: int = 5
-    """Ids of highest and lowest mean credit logged each step."""
+    """How many ids with the highest, and with the lowest, mean credit to log each step."""
 
     file: str | None = None
     """Python file that registers an estimator of your own, for --advantage_estimator custom (docs/estimators.md)."""
@@ -98,7 +98,7 @@ class CreditOptions:
 
 
 OLD_CREDIT_NAMES = {name: f"algo.ktae.{name}" for name in ("base", "shadow", "shuffle_labels", "top_tokens")}
-"""Names of fields of `CreditOptions` from when KTAE was the only estimator; they still work."""
+"""Old names of options of `CreditOptions`, from when KTAE was the only estimator; they still work."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ _helpers: set[str] = set()
 def with_its_folder(path: str | os.PathLike[str]) -> Iterator[None]:
     """Load a file in this context: it can import from its own folder, as a script can.
 
-    Runs of a comparison share processes, and the files of two may import helpers of the same name: what an earlier one
-    imported from its folder is imported again, from the folder of this one first.
+    Runs of a comparison share processes, and their files may import different helpers of the same name. So helpers
+    that an earlier file imported are imported again, from this file's folder first.
     """
     folder = os.path.dirname(os.path.abspath(path))
     for name in _helpers:

@@ -27,9 +27,9 @@ def backend_problems(args: SimpleNamespace, backend: str) -> list[str]:
 
 
 def machine_problems(args: SimpleNamespace, backend: str) -> list[str]:
-    """Return what the machine of this process lacks if it has GPUs: a driver for torch's CUDA, a compiler.
+    """Return what the machine of this process lacks to use its GPUs: a driver for torch's CUDA, a compiler.
 
-    A machine without GPUs only leads the run: those of its cluster cannot be seen from here.
+    A machine without GPUs lacks nothing: it only leads the run, and the GPUs of the cluster cannot be seen from here.
     """
     if backend == CPU or not gpus():
         return []
@@ -88,5 +88,5 @@ def _cupy_problem(args: SimpleNamespace) -> Iterator[str]:
     if args.vllm.sync_with_ray and importlib.util.find_spec("cupy") is None:
         yield (
             "--vllm.sync_with_ray true: Ray's collectives need cupy, which is not installed. Leave it out (weights "
-            "then go by vLLM's own NCCL), or install cupy-cuda13x."
+            "are then sent by vLLM's own NCCL), or install cupy-cuda13x."
         )

@@ -34,7 +34,7 @@ sys.exit(" ".join(wrong.split())) if wrong else print("{DONE}", flush=True)
 
 @dataclass(frozen=True)
 class Tried:
-    """What one call of an estimator came to."""
+    """The outcome of trying an estimator."""
 
     problem: str = ""
     needs: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ def credit_file_problems(args: SimpleNamespace) -> Iterator[str]:
 
 
 def credit_needs(args: SimpleNamespace) -> tuple[str, ...]:
-    """Return what the run's estimator needs of the policy; a user's file says so when it is tried."""
+    """Return what the run's estimator needs from the policy; a user's file is tried to find out."""
     needs: tuple[str, ...] = args.algo.credit.needs
     credit = args.algo.credit
     return _tried(credit.file, credit.options).needs if credit.name == CUSTOM else needs
@@ -72,12 +72,12 @@ def _tried(path: str, options: str) -> Tried:
         return Tried(needs=_needs(said)) if LOADED in said else Tried(f"does not import within {SECONDS} s")
     if done.returncode == 0 and done.stdout.rstrip().endswith(DONE):
         return Tried(needs=_needs(done.stdout))
-    if done.returncode != 1:  # not the file's error or ours, whose last line says what is wrong
+    if done.returncode != 1:  # an error of the file or of ours exits with 1; its last line says what is wrong
         return Tried(f"it ends the process with exit code {done.returncode}")
     return Tried(done.stderr.strip().splitlines()[-1])
 
 
 def _needs(output: str) -> tuple[str, ...]:
-    """Return what the estimator said that it needs: the last such line, since its file may print, too."""
+    """Return the needs that the estimator printed: the last such line, since its file may print, too."""
     line = [line for line in output.splitlines() if line.startswith(LOADED)][-1]
     return tuple(json.loads(line.removeprefix(LOADED)))

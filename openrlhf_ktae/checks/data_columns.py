@@ -104,7 +104,7 @@ def _one_type(flag: str, file: str, table: Table, first: dict[str, tuple[str, st
         kind = kind.replace("an empty text", "a text")
         other, known = first.setdefault(column, (file, kind))
         if known != kind:
-            yield f"{flag} {file}: column {column} is {kind}, but in {other} it is {known}; write both as one"
+            yield f"{flag} {file}: column {column} is {kind}, but in {other} it is {known}; write both as one type"
 
 
 def _values(args: SimpleNamespace, flag: str, name: str, table: Table) -> Iterator[str]:
@@ -124,4 +124,4 @@ def _values(args: SimpleNamespace, flag: str, name: str, table: Table) -> Iterat
         elif table.kinds.get(column) not in kinds:
             yield f"{option} {column}: in {name} it is {table.kinds.get(column)}; it must be {' or '.join(kinds)}"
     for column, what in table.mixed.items():
-        yield f"{flag} {name}: column {column}: {what}, but a column has one type; write all as one"
+        yield f"{flag} {name}: column {column}: {what}, but a column has one type; write all as one type"

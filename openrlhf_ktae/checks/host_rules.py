@@ -57,14 +57,14 @@ def _correction(options: Mapping[str, Any]) -> Iterator[str]:
         yield f"--algo.advantage.is_correction_threshold {written}: give HIGH, or LOW HIGH"
     if mode == "clip" and (level == "seq" or gating != "ratio"):
         yield (
-            f"--algo.advantage.is_correction_mode clip: bounds the ratio of a token, and not --algo.advantage."
-            f"is_correction_level {level} with --algo.advantage.is_correction_gating {gating}; give mask, or token and "
+            "--algo.advantage.is_correction_mode clip: works on token ratios, not with --algo.advantage."
+            f"is_correction_level {level} and --algo.advantage.is_correction_gating {gating}; give mask, or token and "
             "ratio"
         )
     if level != "off" and gating != "ratio" and len(threshold) == 2 and threshold[0] > 0:
         yield (
             f"--algo.advantage.is_correction_threshold {written}: with --algo.advantage.is_correction_gating {gating} "
-            "there is an upper bound only; give one number, such as 0.05"
+            "there is only an upper bound; give one number, such as 0.05"
         )
 
 

@@ -24,7 +24,7 @@ HOST_SHARE = 0.95
 NOTED = 0.9
 """At or above this share, a plan on shared devices gets a note."""
 FIRST_GOLDS = 16
-"""Golds that are read to see whether they are answers."""
+"""Number of golds that are read to check the label column."""
 
 
 @dataclass

@@ -75,7 +75,7 @@ def _estimator(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _idle(options: Mapping[str, Any], cls: type, prefix: str, estimator: str) -> Iterator[str]:
-    """Yield the options of `cls` that are not at their defaults; a run writes those down, and they are read again."""
+    """Yield the options of `cls` that differ from their defaults. Defaults pass: a run's config.yaml lists them."""
     for field in fields(cls):
         full = f"{prefix}.{field.name}"
         value = tuple(options[full]) if isinstance(options[full], list) else options[full]
@@ -94,11 +94,11 @@ def _credit(options: Mapping[str, Any], name: str) -> Iterator[str]:
     if not 0 <= weight < math.inf:
         yield f"--algo.credit.weight {weight:g}: give a number of at least 0"
     if name == CUSTOM and not file:
-        yield f"--advantage_estimator {CUSTOM}: is that of a file; give --algo.credit.file FILE.py"
+        yield f"--advantage_estimator {CUSTOM}: takes the estimator of a file; give --algo.credit.file FILE.py"
     if file and name != CUSTOM and name in CREDIT_NAMES:
-        yield f"--algo.credit.file {file}: is for --advantage_estimator {CUSTOM}; give that, or leave the file out"
+        yield f"--algo.credit.file {file}: needs --advantage_estimator {CUSTOM}; give that, or leave the file out"
     if given := name in estimators() and options["algo.credit.options"]:
-        yield f"--algo.credit.options {given}: is for --algo.credit.file; options of {name} are --algo.{name}.*"
+        yield f"--algo.credit.options {given}: only for --algo.credit.file; the options of {name} are --algo.{name}.*"
     one = estimators().get(name)
     if one is None:
         return

@@ -59,7 +59,7 @@ def replay_problems(args: SimpleNamespace) -> Iterator[str]:
     model = args.actor.model_name_or_path
     if Path(model or "").is_dir() and tokenizers != {_hash(args, model)}:
         yield (
-            f"{flag}: was recorded with another tokenizer than that of --actor.model_name_or_path {model}, and its "
+            f"{flag}: was recorded with a different tokenizer from that of --actor.model_name_or_path {model}, so its "
             "token ids mean something else here; give a model with the same vocabulary"
         )
 

@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
         "--threshold", type=float, default=0.7, help="training reward that counts as learned (default: 0.7)"
     )
     parser.add_argument(
-        "--stacks", type=int, default=1, metavar="N", help="runs at a time, which share the cores (default: 1)"
+        "--stacks", type=int, default=1, metavar="N", help="runs at a time; they share the cores (default: 1)"
     )
     parser.add_argument("--report_only", action="store_true", help="train nothing; compare the finished runs")
     options = parser.parse_args(words[:split])

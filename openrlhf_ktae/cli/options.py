@@ -50,13 +50,13 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
 
     `algo.credit.config` (of the estimator), `algo.ktae.config`, `algo.dynamic_filtering_config`, `faults.config` and
     `verifier.config` are frozen dataclasses. `algo.credit.name` is empty where there is no token-level credit;
-    `algo.credit.needs` says what its estimator needs of the policy (empty for `custom`, whose file is read later).
+    `algo.credit.needs` says what its estimator needs from the policy (empty for `custom`, whose file is read later).
     Raises BadOption if this package or the host refuses an option.
     """
     files, words = split_config_option(translate_flat_names(argv))
     args = parse(build_parser(files), words)
     if args.train.replay:
-        args.vllm.num_engines = 0  # the host's rules, which are behind us, want one
+        args.vllm.num_engines = 0  # the host's validation, which has passed, requires one
     args.algo.ktae.config = build(KTAEConfig, vars(args.algo.ktae), "algo.ktae")
     _configure_credit(args.algo)
     args.faults.config = build(FaultsConfig, vars(args.faults), "faults")
@@ -173,7 +173,7 @@ def finish(parsed: argparse.Namespace) -> None:
     options.update({name: expand_home(value) for name, value in options.items() if name.endswith(PLACES)})
     _refuse(range_problems(options))
     _refuse(option_problems(options))
-    if options["train.replay"]:  # scores come from the record; the host's rules want an engine
+    if options["train.replay"]:  # scores come from the record; the host's validation requires an engine
         options["vllm.num_engines"] = 1
         options["reward.remote_url"] = options["train.agent_func_path"] = None
     if options["ds.attn_implementation"] is None:

@@ -31,8 +31,8 @@ def main() -> int:
             code = train_ppo_ray.main(order["words"], keep_forks=True)
             sys.stdout.flush()
             server = {name: value for name, value in os.environ.items() if name == forks.VARIABLE}
-            os.environ.clear()  # a run's settings would become the user's for the next one
-            os.environ.update(before | server)  # vLLM takes its core for dead when the server of its fork ends
+            os.environ.clear()  # or the next run would take this run's settings for the user's
+            os.environ.update(before | server)  # vLLM considers its core dead once the fork server has ended
             print(code, file=answers, flush=True)
             if code not in (0, EXIT_STOPPED):
                 break

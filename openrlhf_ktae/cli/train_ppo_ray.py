@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None, keep_forks: bool = False) -> int:
     """Run the command; return its exit code.
 
     0, 1 (a Python error), 2 (refused), 3 (stopped early), 4 (a process died), 130 (a signal). With `keep_forks` the
-    server of forks goes on, for the next run of a kept stack.
+    fork server keeps running, for the next run of a kept stack.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM from a scheduler counts as Ctrl-C
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--second",
         choices=(HOST, MATH_VERIFY),
-        help="compare with the host's grader or with plain math-verify; they evaluate text, in limited processes",
+        help="compare with the host's grader or with plain math-verify; both run in processes with limits",
     )
     what.add_argument("--output", type=Path, help="all findings as JSONL (default: NAME.audit.jsonl)")
     what.add_argument("--show", type=int, default=20, help="findings to print (default: 20)")

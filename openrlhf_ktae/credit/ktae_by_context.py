@@ -1,14 +1,14 @@
-"""KTAE with keys of context and id in place of ids; docs/evidence.md says where it trains better than GRPO.
+"""KTAE on pairs of context and id instead of ids; docs/evidence.md says where it trains better than GRPO.
 
     A_it = A_i + K(context, id)
 
-Context is the last token of the answer before that the prompt has too. In an answer that works through a question it
-says which part of the question a token is about. An id alone cannot: `10` is right after one operand and wrong after
-another. Ours; no paper has it.
+The context of a token is the last earlier token of the answer that also occurs in the prompt. In an answer that works
+through a question it says which part of the question a token is about. An id alone cannot: `10` is right after one
+operand and wrong after another. This estimator is ours; no paper has it.
 
 Assumptions: answers quote the prompt; where none does, this is `ktae`. Options are those of `ktae`, but `excluded_ids`
-would be numbers of keys and means nothing. Cost: 36 ns a token, and `in_prompt`; up to 140 ns if
-half of the tokens are contexts.
+has no meaning, since keys are not ids. Cost: 36 ns a token, up to 140 ns if half of the tokens are contexts, plus
+`in_prompt`.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
 
 @register("ktae_by_context", options=KTAEConfig, needs=("in_prompt",), by_verdict=True)
 def ktae_by_context(batch: CreditBatch, options: KTAEConfig) -> TokenCredit:
-    """Return the weighted K of each token's key; special ids get none and are no context."""
+    """Return the weighted K of each token's key; special ids get none and are never a context."""
     special_N = torch.isin(batch.token_ids_N, torch.tensor(batch.special_ids, dtype=torch.long))
     keys_N = torch.zeros_like(batch.token_ids_N)
     keys_N[batch.at_A] = torch.from_numpy(keys(batch, special_N))

@@ -45,7 +45,7 @@ class Estimator:
     def __call__(self, batch: CreditBatch, options: Any = None) -> TokenCredit:
         """Return the credit of a batch.
 
-        Raises ValueError if the batch lacks what the estimator needs, or the result has another shape than its tokens.
+        Raises ValueError if the batch lacks what the estimator needs, or the result's shape differs from its tokens'.
         """
         for name in self.needs:
             batch.needed(name)

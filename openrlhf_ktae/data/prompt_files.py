@@ -133,7 +133,7 @@ def _table(rows: Iterable[tuple[int, Any]], count: int | list[int]) -> Table:
             if known == "nothing":
                 kinds[name] = kind
             elif kind != "nothing" and known.replace("an empty", "a") != kind.replace("an empty", "a"):
-                mixed.setdefault(name, f"row {number} has {kind} where rows before have {known}")
+                mixed.setdefault(name, f"row {number} has {kind} where earlier rows have {known}")
     return Table(count[0] if isinstance(count, list) else count, tuple(kinds), gaps, mixed, kinds)
 
 

@@ -72,7 +72,7 @@ def template(name: str, tokenizer: Any, chat_arguments: Mapping[str, Any] | None
     """Return the built-in template `name`, or read a text file `name` that contains `{problem}` (or `{}`).
 
     `chat_arguments` are passed to the tokenizer's chat template, for example `{"enable_thinking": False}`. Raises
-    BadInput if there is no such template or file, a file has not exactly one mark, or the tokenizer has no chat
+    BadInput if there is no such template or file, a file does not have exactly one mark, or the tokenizer has no chat
     template.
     """
     if name == "qwen-math":

@@ -28,7 +28,7 @@ class Problem:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells it from others."""
+        """Benchmark and id, which identify it."""
         return self.benchmark, self.id
 
 

@@ -143,7 +143,8 @@ def _refuse_other(directory: Path, found: dict[str, Any], asked: Mapping[str, An
     ]
     if changes:
         raise BadInput(
-            f"--output {directory}: has results with other settings ({', '.join(changes)}); give --overwrite or another"
+            f"--output {directory}: has results with other settings ({', '.join(changes)}); give --overwrite, or "
+            "another --output"
         )
 
 

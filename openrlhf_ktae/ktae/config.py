@@ -44,13 +44,13 @@ class KTAEConfig:
     `calibrated`: the same ingredients with a guaranteed noise level (derived in `calibrated.py`)."""
 
     h1: float | None = None
-    """Weight of the association exp(-2 p), >= 0. Own value: 1."""
+    """Weight of the association exp(-2 p), >= 0. Variant default: 1."""
 
     h2: float | None = None
-    """Weight of the information gain, >= 0. Own value: 2 (paper), 1 (reference, calibrated)."""
+    """Weight of the information gain, >= 0. Variant default: 2 (paper), 1 (reference, calibrated)."""
 
     h3: float | None = None
-    """Weight of the frequency part of the direction, >= 0. Own value: 1. In `calibrated` it is the exponent
+    """Weight of the frequency part of the direction, >= 0. Variant default: 1. In `calibrated` it is the exponent
     of the veto by contrary frequencies."""
 
     k1: float = PAPER_K1
@@ -65,27 +65,27 @@ class KTAEConfig:
 
     term_frequency: TermFrequency | None = None
     """Input of BM25 in `paper` and `reference`: the `relative` share of a side's tokens (published code)
-    or the `count` (textbook BM25). Own value: `relative`. `calibrated` uses smoothed counts per rollout."""
+    or the `count` (textbook BM25). Variant default: `relative`. `calibrated` uses smoothed counts per rollout."""
 
     ratio_epsilon: float | None = None
-    """Added to both denominators of the frequency ratio in `paper` and `reference`, > 0. Own value: 1e-5."""
+    """Added to both denominators of the frequency ratio in `paper` and `reference`, > 0. Variant default: 1e-5."""
 
     p_max: float | None = None
-    """`calibrated`: K is 0 if Fisher's p is this or larger, in (0, 1]. Own value: 0.1."""
+    """`calibrated`: K is 0 if Fisher's p is this or larger, in (0, 1]. Variant default: 0.1."""
 
     noise_budget: float | None = None
     """`calibrated`: largest expected |K| per token under random labels, as a share of `value_range`, in
-    (0, 1]. Own value: 0.01."""
+    (0, 1]. Variant default: 0.01."""
 
     correct_threshold: float = 0.0
     """A rollout is correct if its score is above this. NaN scores are always unknown."""
 
     scale: float | None = None
-    """K = value_range * tanh(x / (2 * scale)), > 0. Own value: 1 (paper: sigmoid(x) - 0.5), h1 + h2
+    """K = value_range * tanh(x / (2 * scale)), > 0. Variant default: 1 (paper: sigmoid(x) - 0.5), h1 + h2
     (reference), 0.25 (calibrated)."""
 
     value_range: float | None = None
-    """Largest |K| before `weight`, > 0. Own value: 0.5 (paper), 1 (reference, calibrated)."""
+    """Largest |K| before `weight`, > 0. Variant default: 0.5 (paper), 1 (reference, calibrated)."""
 
     weight: float = 1.0
     """Factor on K in the sum, >= 0. With 0 the advantages equal the rollout advantages, bit for bit."""

@@ -64,7 +64,7 @@ def train(
         backend: the backend for this machine.
         say: called with a line for each stage of the startup.
         classes: maps a backend's name to the replacements of the host's classes.
-        stack: processes of an earlier run, to use if they fit; a kept one is left for the next run.
+        stack: processes of an earlier run, reused if they fit; a kept stack stays up for the next run.
 
     Raises:
         ClusterTooSmall: the joined cluster has too few devices.
@@ -85,7 +85,7 @@ def train(
     in_every_process()
     if CLUSTER_VARIABLE not in os.environ:
         os.environ.update(cluster_of_its_own(args.run.verbose, has_dashboard(backend, args)))
-    import ray  # reads the environment as it is imported
+    import ray  # reads the environment on import
 
     backend.prepare_driver()
     if not stack.serves(args, backend.name, variables):
@@ -118,9 +118,9 @@ def train(
 
 
 def start_importing(args: SimpleNamespace, backend: Backend) -> None:
-    """Have the libraries imported in the background, in the process that workers will be forks of.
+    """Import the libraries in the background, in the process that workers will be forked from.
 
-    Only in a cluster that this command starts, and once.
+    Only once, and only for a cluster that this command starts.
     """
     first = backend.preloads()
     if not first or CLUSTER_VARIABLE in os.environ or forks.VARIABLE in os.environ:
@@ -144,7 +144,7 @@ def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callab
     try:
         host_cli = importlib.import_module(HOST_CLI)
         _check(args, backend, say)
-        gc.enable()  # the command imports without it, which takes three quarters of the time
+        gc.enable()  # off until here, which saves a quarter of the time of the command's imports
         stack.use(actor_classes(args, classes))
         say("loading the model into trainer and engines")
         with NodeWatch(devices_needed(args)) as watch, quiet(args):

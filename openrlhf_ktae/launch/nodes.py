@@ -1,4 +1,4 @@
-"""Runs on several nodes: what every node must see, asked before a model loads; and nodes that are lost on the way."""
+"""Runs on several nodes: check what every node sees before a model loads, and end a run that has lost a node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from openrlhf_ktae.checkpoint.changes import is_content
 from openrlhf_ktae.checks.backends import machine_problems
 from openrlhf_ktae.data.names import entries
 
-ANSWER_SECONDS = 180.0  # for a node to start a worker, on a machine that is busy
+ANSWER_SECONDS = 180.0  # for a busy node to start a worker
 SEEN_SECONDS = 5.0  # for a network file system to show a new file on another node
 POLL_SECONDS = 1.0
 GONE_SECONDS = 45.0  # for a lost node to be replaced; Ray takes up to 20 s more to notice that it is gone
@@ -31,13 +31,13 @@ INPUTS = tuple(
     "actor.model_name_or_path critic.model_name_or_path reward.model_name_or_path train.agent_func_path "
     "verifier.config.reward_file run.resume_from".split()
 )
-"""What ranks and engines read."""
+"""Files and folders that ranks and engines read."""
 TRAINER_OUTPUTS = ("run.dir", "logger.tensorboard_dir")
 TRAINER_INPUTS = ("data.prompt_dataset", "eval.dataset", "train.replay", "algo.credit.file")
 LISTS = ("data.prompt_dataset", "eval.dataset", "verifier.config.reward_file")
 """Comma-separated; a part may end in `@` and the name of a folder below it."""
 NO_FLAG = {"run.resume_from": "resume", "verifier.config.reward_file": "reward.remote_url"}
-TRAINER_CPUS = 3  # of the processes that write the run's record, at most
+TRAINER_CPUS = 3  # at most, of the processes that write the run's record
 
 
 class NodesApart(ValueError):
@@ -45,13 +45,13 @@ class NodesApart(ValueError):
 
 
 class NodeDied(RuntimeError):
-    """A node died while it was asked, or had died before Ray noticed."""
+    """A node died during its check, or had died before Ray noticed."""
 
 
 def with_absolute_places(args: SimpleNamespace) -> SimpleNamespace:
     """Return a copy of the options whose local paths are absolute.
 
-    Ray's workers have the working folder of the node's `ray start`, which is not this command's.
+    Ray's workers run in the folder where the node's `ray start` ran, which is not this command's.
     """
     args = copy.deepcopy(args)
     for name in (*OUTPUTS, *TRAINER_OUTPUTS):
@@ -73,7 +73,7 @@ def _absolute(path: str) -> str:
 
 
 def value_of(args: SimpleNamespace, name: str) -> str | None:
-    """Return the value of an option that holds a path; None where it is not set."""
+    """Return the value of an option that holds a path; None if it is not set."""
     node: Any = args
     for part in name.split("."):
         node = getattr(node, part, None)
@@ -92,18 +92,18 @@ def _set(args: SimpleNamespace, name: str, value: str) -> None:
 
 
 def check_nodes(args: SimpleNamespace, backend: str) -> None:
-    """Let every other node with devices look at itself, and at what ranks there would read and write.
+    """Have every other node with devices check itself, and what its ranks would read and write.
 
     Raises:
-        NodesApart: with every node and option; nothing is loaded yet.
-        NodeDied: ask again, once the cluster is whole.
+        NodesApart: there are problems; the message names each node and option. Nothing is loaded yet.
+        NodeDied: a node died; call again once the cluster is complete.
     """
     import ray
 
     here = ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     (own,) = [node for node in alive if node["NodeID"] == here]
-    away = own["Resources"].get("CPU", 0) < TRAINER_CPUS  # then the trainer is placed on another node, too
+    away = own["Resources"].get("CPU", 0) < TRAINER_CPUS  # then the trainer is on another node, too
     others = [node for node in alive if node is not own and (away or node["Resources"].get("GPU"))]
     if not others:
         return
@@ -114,7 +114,7 @@ def check_nodes(args: SimpleNamespace, backend: str) -> None:
 
 
 def places(args: SimpleNamespace, names: tuple[str, ...]) -> dict[str, str]:
-    """Return option -> local path; names on a hub are none. Of several paths in one option, each has its own entry."""
+    """Return option -> local path, without names on a hub. Each of several paths in one option has its own entry."""
     found = {}
     for name in names:
         value = value_of(args, name) or ""
@@ -149,7 +149,7 @@ def _problems(
         for node_id, (name, ref) in looking.items():
             try:
                 found = ray.get(ref, timeout=max(end - time.monotonic(), POLL_SECONDS))
-            except Exception as error:  # whatever keeps a worker from starting there keeps a rank from it
+            except Exception as error:  # whatever stops a worker from starting there would stop a rank
                 if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
                     raise NodeDied(name) from None
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -157,9 +157,9 @@ def _problems(
             else:
                 yield from (f"{flag}: node {name} {what}" if flag else f"node {name}: {what}" for flag, what in found)
                 wrong = {flag for flag, _ in found}
-                for flag, folder in folders.items():  # of a private layer over a shared folder only this tells
+                for flag, folder in folders.items():  # only this detects a private layer over a shared folder
                     if flag not in wrong and not _comes_true((folder / f"{token}-{node_id}").exists):
-                        yield f"{flag}: what node {name} writes there is not seen here. {SHARE}"
+                        yield f"{flag}: files that node {name} writes there are not visible here. {SHARE}"
     finally:
         for folder in set(folders.values()):
             for path in folder.glob(f"{token}*"):
@@ -174,14 +174,14 @@ def look(
     contents: dict[str, tuple[str, dict[str, int]]],
     lacks: Callable[[], list[str]] = list,
 ) -> list[tuple[str, str]]:
-    """Return (option and value, what is wrong) for each place that is not the driver's; runs on another node.
+    """Return (option and value, problem) for each path that differs from the driver's; runs on another node.
 
-    What the machine lacks is no option's fault: it stands beside an empty text.
+    Problems of the machine itself have an empty text for the option.
 
     Args:
         token: name of a file that the driver has written into each folder.
-        node: names the file that this node adds to it.
-        folders: option -> the folder, or the one above it that there was.
+        node: suffix of the file that this node adds to each.
+        folders: option -> the folder, or the nearest existing one above it.
         contents: option -> path, and the files that the driver sees there.
         lacks: returns what the machine that calls it lacks.
     """
@@ -209,12 +209,12 @@ COPY = "Put it on a file system that all nodes share, or at the same path on eac
 
 
 def nearest(path: str) -> Path:
-    """Return the folder, or the nearest one above it that is there."""
+    """Return the folder, or the nearest existing one above it."""
     return next(one for one in (Path(path), *Path(path).parents) if one.is_dir())
 
 
 def content(path: str) -> dict[str, int]:
-    """Return path -> bytes of what a file or folder holds; of a folder without hidden files, licences and pictures."""
+    """Return path -> size in bytes of a file, or of a folder's files except hidden ones, licences and pictures."""
     root = Path(path)
     if root.is_file():
         return {"": root.stat().st_size}
@@ -237,20 +237,20 @@ def _comes_true(condition: Callable[[], bool]) -> bool:
 
 
 def devices(nodes: list[dict[str, Any]]) -> int:
-    """Return the devices of those of Ray's nodes that are alive."""
+    """Return the number of devices of Ray's live nodes."""
     return sum(int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"])
 
 
 class NodeWatch:
-    """Context manager that ends the run where a node is lost and what is left of the cluster cannot hold it.
+    """Context manager that ends the run if a node is lost and the remaining devices are too few.
 
-    An engine would wait for a place for twenty minutes. The main thread gets `LOST_SIGNAL`, and KeyboardInterrupt from
-    it: that alone ends Ray's waiting.
+    Otherwise an engine would wait twenty minutes for a place. The main thread gets `LOST_SIGNAL`, which raises
+    KeyboardInterrupt: nothing else ends Ray's waiting.
     """
 
     def __init__(self, needed: int, patience: float = GONE_SECONDS) -> None:
         self.lost = ""
-        """Which node is gone, once the run is ended for it."""
+        """Why this ended the run, naming the lost node; empty if it did not."""
         self._needed, self._patience = needed, patience
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="nodes", daemon=True)
@@ -277,7 +277,7 @@ class NodeWatch:
         while not self._over.wait(POLL_SECONDS):
             try:
                 nodes = ray.nodes()
-            except Exception:  # of Ray's server, without which Ray ends this process
+            except Exception:  # Ray's server did not answer; if it is gone, Ray ends this process
                 continue
             gone = [node for node in nodes if node["NodeID"] in self._known and not node["Alive"]]
             left = devices(nodes)

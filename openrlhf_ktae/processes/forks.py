@@ -1,8 +1,9 @@
-"""Processes that begin with the libraries already imported: forks of a server (`multiprocessing.forkserver`).
+"""Processes that start with the libraries already imported: forks of a server (`multiprocessing.forkserver`).
 
-The imports of torch, DeepSpeed, transformers and vLLM take each process six to eight seconds of processor time and
-600 MB. The server does them once; its forks share the memory. The driver starts it, and it ends with the driver. Ray's
-workers ask it through `ray_worker.py`, vLLM's cores through `ForkedContext`; if it has died both start as usual.
+Importing torch, DeepSpeed, transformers and vLLM costs each process six to eight seconds of processor time and 600 MB.
+The server imports them once, and its forks share the memory. The driver starts the server, which ends with it. Ray's
+workers are forked through `ray_worker.py`, vLLM's cores through `ForkedContext`; without the server both start as
+usual.
 
 Only the standard library is imported here: the script that Ray runs for each worker imports this.
 """
@@ -27,15 +28,15 @@ _server: Any = forkserver._forkserver
 
 
 def start(modules: Sequence[str], variables: Mapping[str, str]) -> None:
-    """Start the server, with these variables on top of this process's; it imports `modules`, in the background."""
+    """Start the server with `variables` on top of this process's; it imports `modules` in the background."""
     stop()
     vars(_server).pop("ensure_running", None)
     _server.set_forkserver_preload([*modules])
     usual, tracker = dict(os.environ), cast("Any", resource_tracker._resource_tracker)
     tracked = tracker._fd is not None
-    # Ray reads the last two as it is imported. A worker would end without the process of the second, here the driver.
+    # Ray reads the last two on import. A worker ends when the process that the second names (the driver) is gone.
     os.environ |= {**variables, JOB_VARIABLE: FIRST_JOB, RAYLET_VARIABLE: str(os.getpid())}
-    with suppress(OSError):  # for example a temporary folder with too long a name: everything works without
+    with suppress(OSError):  # for example, the temporary folder's name is too long; the run works without the server
         _server.ensure_running()
         usual[VARIABLE] = _server._forkserver_address
     os.environ.clear()
@@ -45,9 +46,9 @@ def start(modules: Sequence[str], variables: Mapping[str, str]) -> None:
 
 
 def stop() -> None:
-    """End the server, if this process started it; its forks go on, but look dead to the processes that started them."""
+    """End the server, if this process started it. Its forks keep running, but look dead to those who started them."""
     if os.environ.pop(VARIABLE, None) and _server._forkserver_pid:
-        os.kill(_server._forkserver_pid, signal.SIGKILL)  # it may be importing, and would notice only afterwards
+        os.kill(_server._forkserver_pid, signal.SIGKILL)  # while it imports, it would notice only afterwards
         with suppress(OSError):
             _server._stop()
 
@@ -67,12 +68,12 @@ class ForkedProcess(context.ForkServerProcess):
             return context.SpawnProcess._Popen(started)
 
     def __reduce__(self) -> Any:
-        """Pickle for the fork: what it takes over comes before the arguments, whose classes may read it."""
+        """Pickle for the fork, environment first: the classes of the arguments may read it."""
         score = OOM_SCORE.read_text(encoding="utf-8")
         return _fork, (dict(os.environ), score, DupFd(1), DupFd(2)), self.__dict__
 
     def run(self) -> None:
-        """Run the target; then what a process does when it exits: a fork of the server would skip it."""
+        """Run the target, then the exit functions, which a fork of the server would skip."""
         try:
             super().run()
         finally:
@@ -90,10 +91,10 @@ def _fork(environment: Mapping[str, str], score: str, *outputs: Any) -> ForkedPr
         OOM_SCORE.write_text(score, encoding="utf-8")
     for number, output in enumerate(outputs, start=1):
         descriptor = output.detach()
-        if descriptor != number:  # else it was spawned with it
+        if descriptor != number:  # a spawned process already has it
             os.dup2(descriptor, number)
             os.close(descriptor)
-    # What is equal stays where it is: titles of processes are written over the first variables, and found by them.
+    # Leave equal variables in place: process titles overwrite the first ones, and are located through them.
     for name in set(os.environ) - set(environment):
         del os.environ[name]
     os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
@@ -101,7 +102,7 @@ def _fork(environment: Mapping[str, str], score: str, *outputs: Any) -> ForkedPr
 
 
 def run_script(words: Sequence[str]) -> None:
-    """In a fork: run a script of Ray's with arguments, as the interpreter does."""
+    """In a fork, run one of Ray's scripts with its arguments, as the interpreter would."""
     process._parent_process = None  # type: ignore[attr-defined]  # it asked for the fork and has ended
     sys.argv[:] = words
     sys.path.insert(0, os.path.dirname(words[0]))

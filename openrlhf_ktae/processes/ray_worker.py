@@ -1,8 +1,8 @@
-"""Ray runs this file for each worker, in place of its `setup_worker.py`: the worker becomes a fork of the server.
+"""Ray runs this file for each worker instead of its own `setup_worker.py`: the worker becomes a fork of the server.
 
     python ray_worker.py --serialized-runtime-env-context=JSON --language=PYTHON default_worker.py ARGUMENTS
 
-Its own process ends at once; Ray knows a worker by its start-up token, and takes the process id that it registers.
+This process ends at once. Ray identifies a worker by its start-up token, and accepts the process id that it registers.
 """
 
 import json
@@ -16,7 +16,7 @@ CONTEXT, LANGUAGE = "--serialized-runtime-env-context=", "--language="
 
 
 def main() -> None:
-    """Fork the worker; without a server start it as Ray does."""
+    """Fork the worker; without a server, start it as Ray does."""
     words = sys.argv[1:]
     try:
         fork([word for word in words if not word.startswith((CONTEXT, LANGUAGE))], _value(words, CONTEXT) or "{}")

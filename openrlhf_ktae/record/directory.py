@@ -74,7 +74,7 @@ def prepare(args: SimpleNamespace, backend: str) -> Path:
 
 
 def add_version(directory: str | Path, name: str, value: Any) -> None:
-    """Add to `versions.json` what only a process of the run knows."""
+    """Add an entry to `versions.json` that only a process of the run knows."""
     path = Path(directory) / VERSIONS_FILE
     if path.exists():
         _write_versions(Path(directory), {**json.loads(path.read_text(encoding="utf-8")), name: value})

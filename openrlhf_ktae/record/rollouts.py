@@ -62,7 +62,7 @@ class Credit:
     """The host's experiences, with their advantages."""
     scores_B: torch.Tensor
     rewards_B: torch.Tensor
-    """Before anything shaped them."""
+    """Rewards before any shaping."""
     groups_B: torch.Tensor
     values: Sequence[torch.Tensor]
     """Weighted K of each micro-batch (b, T), or the credit of another estimator; 0 elsewhere."""

@@ -39,7 +39,7 @@ def configs_of(about: Mapping[str, Any]) -> dict[str, KTAEConfig]:
 
 
 def credit_weight(about: Mapping[str, Any], variant: str) -> float:
-    """Return the factor of `--algo.credit.weight` on K of a variant: the run's for the one that it trained with."""
+    """Return the factor on K of a variant: the run's `--algo.credit.weight` if it trained with that variant, else 1."""
     trained = trained_by(about) == "ktae" and variant == recorded_config(about).variant
     return float((about.get("credit") or {}).get("weight", 1.0)) if trained else 1.0
 
@@ -84,8 +84,8 @@ def trained_by(about: Mapping[str, Any]) -> str:
 def other_names(about: Mapping[str, Any], figures: Collection[str]) -> list[str]:
     """Return the estimators that a page of this run shows beside KTAE's variants.
 
-    They are the run's own, as recorded, unless that is KTAE, and those that a group and `figures` determine, with their
-    defaults.
+    First the run's own, as recorded, unless it is KTAE; then, with default options, those for which a group and
+    `figures` suffice.
     """
     trained = trained_by(about)
     usable = [arm.name for arm in other_arms(figures) if arm.estimator and not arm.estimator.across_groups]

@@ -63,7 +63,7 @@ class GroupTensors:
     threshold: float = 0.0
     """A score above it is correct."""
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """What the record has of `credit.NEEDS`."""
+    """The recorded inputs, by names of `credit.NEEDS`."""
 
     @property
     def mixed(self) -> bool:
@@ -121,7 +121,7 @@ def recorded_config(about: Mapping[str, Any]) -> KTAEConfig:
 def recorded_arm(about: Mapping[str, Any], name: str = RECORDED) -> Arm:
     """Return the arm that a step was recorded with: KTAE, or another estimator with its options.
 
-    Raises BadRecord if it is not one that this version knows.
+    Raises BadRecord if this version does not know its options.
     """
     config, credit = recorded_config(about), about.get("credit") or {}
     if credit.get("name", "ktae") == "ktae":
@@ -132,7 +132,7 @@ def recorded_arm(about: Mapping[str, Any], name: str = RECORDED) -> Arm:
     try:
         options = one.options(**credit.get("options", {}))
     except (ValueError, TypeError) as error:
-        raise BadRecord(f"the record's options of {one.name} are not those of this version ({error})") from None
+        raise BadRecord(f"the record's options of {one.name} are not supported by this version ({error})") from None
     return Arm(name, config, estimator=one, options=options, weight=float(credit.get("weight", 1.0)))
 
 

@@ -44,7 +44,7 @@ def describe() -> dict[str, Any]:
 def problems(machine: GpuMachine) -> list[str]:
     """Return what prevents a GPU machine from training or being measured; nothing for a machine without GPUs."""
     return machine.problems() + [
-        f"GPU {number}: {used / GIB:.1f} GiB of it are in use; end what runs there, or hide it"
+        f"GPU {number}: {used / GIB:.1f} GiB are in use; stop what runs there, or hide the GPU"
         for number, gpu in enumerate(machine.gpus)
         if (used := gpu.total - gpu.free) > IN_USE * gpu.total
     ]

@@ -96,7 +96,7 @@ class EngineKeeper(BasePPOTrainer):
     record: Any
     engine_restarts = 0
     weights_step = 0
-    """Steps that the weights were trained which are sent next; an asynchronous trainer sets it."""
+    """Steps of training in the weights that are sent next; an asynchronous trainer sets it."""
 
     def broadcast_to_vllm(self) -> None:
         """Send the weights as the host does, to all engines, restarting dead ones.

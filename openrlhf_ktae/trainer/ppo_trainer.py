@@ -74,7 +74,7 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
             self.record_stop(reason_of(stop))  # the current model is saved; the command reports the reason and fails
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
-        """Train as the host does; add how many continuations were sampled beside the rollouts."""
+        """Train as the host does; add the counts of continuations sampled in addition to the rollouts."""
         status, step = super().train_step(rollout_samples, global_step)
         status.update(self.samples_generator.continuation_metrics)
         return status, step

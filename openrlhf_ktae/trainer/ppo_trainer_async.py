@@ -92,7 +92,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
                 ray.get(self.vllm_lock.acquire.remote())
 
     def get_stop_reason(self) -> str:
-        """Return the reason of an early end; empty if there is none."""
+        """Return the reason for an early end; empty if there is none."""
         return self.stop_reason
 
     def load_sampling_state(self, state: dict[str, Any]) -> None:

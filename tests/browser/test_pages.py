@@ -373,7 +373,7 @@ def test_colours_and_figures_show_the_k_of_training(driver, opened):
     ActionChains(driver).move_to_element(unknown[1]).perform()
     assert "K 0.000" in detail(driver)
     assert "A + K 0.000" in detail(driver).replace("\n", " ")
-    assert "Nobody knows" in detail(driver)
+    assert "no verdict" in detail(driver)
     one_of(driver, '#modes [data-mode="grpo"]').click()
     skipped = one_of(driver, ".t.skipped")
     ActionChains(driver).move_to_element(skipped).perform()

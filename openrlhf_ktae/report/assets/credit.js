@@ -1,5 +1,5 @@
 "use strict";
-// Texts of models reach the page through textContent alone. `page` is the JSON that credit_page.py writes.
+// Model output reaches the page only through textContent. `page` is the JSON that credit_page.py writes.
 (() => {
   const page = JSON.parse(document.getElementById("data").textContent);
   const TOKENS_AT_ONCE = 16000;
@@ -30,7 +30,7 @@
     return `rollout ${first.number}` + (first.refs.length < first.tokens ? ` from token ${count(first.start + 1)}` : "");
   }
 
-  // Characters that show nothing, or turn the line around, are named instead.
+  // Characters that are invisible or change the text direction are shown as their code.
   const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]/u;
   function visible(text) {
     if (text === "") return "·";
@@ -45,13 +45,13 @@
   }
 
   const group = () => page.groups[state.group];
-  // In other modes than those of a variant, figures of K are those of the run's own variant.
+  // In modes that are not a variant, the figures of K are those of the run's own variant.
   const shownVariant = () => (isVariant() ? state.mode : page.settings.variant);
   function isSkipped(rollout, position) {
     rollout.passive ??= new Set(rollout.skipped);
     return rollout.passive.has(position);
   }
-  // What training gives: nothing to tokens that the policy did not write, no K where nobody knows the verdict.
+  // As in training: nothing for tokens that the policy did not write, and no K without a verdict.
   function valueOf(ref, span) {
     const rollout = span && group().rollouts[span.rollout];
     if (rollout && isSkipped(rollout, span.position)) return 0;
@@ -95,7 +95,7 @@
     return order;
   }
 
-  // Pieces of rollouts on each part: as many tokens as a browser draws at once.
+  // The pieces of rollouts in each part: as many tokens as a browser can draw at once.
   function parts(order) {
     const found = [[]];
     let used = 0;
@@ -187,9 +187,9 @@
   function whyNothing(ref, span) {
     const data = group(), rollout = span && data.rollouts[span.rollout];
     if (rollout && isSkipped(rollout, span.position)) return "The policy did not write this token: training gives it no credit.";
-    if (isOther() && rollout) return rollout.verdict === "unknown" ? "Nobody knows whether this rollout is right: its tokens get no credit." : "";
-    if (!data.counts[ref]) return "Only rollouts without a verdict have it: it takes no part in the tables, and its K is 0.";
-    if (rollout?.verdict === "unknown") return "Nobody knows whether this rollout is right: its tokens get no K.";
+    if (isOther() && rollout) return rollout.verdict === "unknown" ? "This rollout has no verdict, so its tokens get no credit." : "";
+    if (!data.counts[ref]) return "Only rollouts without a verdict contain it, so it is in no table and its K is 0.";
+    if (rollout?.verdict === "unknown") return "This rollout has no verdict, so its tokens get no K.";
     if (data.mixed && data.variants[shownVariant()].measures[ref][VALUE] === null) return "A special or excluded token: it never gets K.";
     return "";
   }
@@ -327,8 +327,8 @@
     const texts = [];
     if (data.cut) texts.push(`The group is too large for one page: this part has ${rolloutsOf(data)}, the others follow.`);
     if (data.mixed && isVariant() && !data.variants[state.mode].means.some((one) => one[1] > 0)) texts.push(`No token of these rollouts gets K under ${state.mode}${state.mode === "calibrated" ? ": differences like theirs come up by chance" : ""}.`);
-    if (isOther()) texts.push(`What ${state.mode} adds to a token's advantage${state.mode === page.settings.trained ? ", as recorded" : ", computed here with its defaults"}. The tables beside it are those of KTAE.`);
-    if (!data.mixed) texts.push("All rollouts with a verdict have the same one: nothing tells right from wrong here, and every K is 0.");
+    if (isOther()) texts.push(`What ${state.mode} adds to a token's advantage${state.mode === page.settings.trained ? ", as recorded" : ", computed here with its defaults"}. The tables are KTAE's.`);
+    if (!data.mixed) texts.push("All rollouts with a verdict have the same one, so no token separates right from wrong and every K is 0.");
     if (page.settings.shadow) texts.push(`Shadow run: ${page.settings.trained === "ktae" ? "K" : "credit"} was logged, and training used the advantages without it.`);
     else if (OWN && isVariant()) texts.push(`This run trained with ${page.settings.trained}; K is computed here from its rollouts.`);
     else if (!page.settings.enabled) texts.push("This run trained without K; it is computed here from its rollouts.");

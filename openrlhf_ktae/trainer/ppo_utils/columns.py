@@ -22,7 +22,7 @@ from openrlhf_ktae.trainer.ppo_utils.received import FIELDS, LISTS, NAMES, TABLE
 TOGETHER_BYTES = 64 * 1024
 """Tensors of at most this mean size are sent as one. Copying larger ones costs more than sending them separately."""
 NARROW = {"sequences": torch.int32, "attention_mask": torch.int8, "action_mask": torch.int8}
-"""Tables of 64-bit integers in the host, and what their values need in micro-batches here and on the way."""
+"""Tables that the host keeps in 64 bits -> the dtype that their values need, in micro-batches here and when sent."""
 
 
 class Experiences(list[Any]):
@@ -37,7 +37,7 @@ class Experiences(list[Any]):
 
 
 class Tables(list[torch.Tensor]):
-    """The tables `name` of experiences; slices are of the same kind. Between processes they travel narrowed."""
+    """The tables of one field, `name`, of experiences; slices are `Tables` too. They are sent in narrow dtypes."""
 
     def __init__(self, tables: Iterable[torch.Tensor], name: str) -> None:
         super().__init__(tables)
@@ -52,7 +52,7 @@ class Tables(list[torch.Tensor]):
 
 
 def to_columns(experiences: Sequence[Experience]) -> dict[str, Any]:
-    """Return what `from_columns` makes the experiences of."""
+    """Return the columns from which `from_columns` rebuilds the experiences."""
     columns: dict[str, Any] = {name: narrowed([getattr(e, name) for e in experiences], name) for name in NAMES}
     columns["info"] = even_columns([e.info for e in experiences], packed)
     return columns
@@ -90,14 +90,14 @@ class Together:
 
 
 class Narrow:
-    """A packed column of another type than it has where it arrives."""
+    """A packed column that gets its own dtype back when it arrives."""
 
     def __init__(self, column: Any, dtype: torch.dtype) -> None:
         self.column, self.dtype = column, dtype
 
 
 def narrowed(values: list[Any], name: str) -> Any:
-    """Return `packed` values, those of a table in `NARROW` with its dtype: 6 bytes in place of 24. Ranks get int64."""
+    """Return `packed` values. Tables in `NARROW` are sent in that dtype, 6 bytes instead of 24; ranks get int64."""
     if name not in NARROW or not of_one_kind(values) or values[0].dtype not in (torch.int64, NARROW[name]):
         return packed(values)
     return Narrow(packed([value.to(NARROW[name]) for value in values]), torch.int64)
@@ -135,7 +135,7 @@ def unpacked(column: Any) -> list[Any]:
 def micro_batches(parts: Sequence[Sequence[Experience]], padding: int, memory: Memory) -> list[Experience]:
     """Merge the rollouts of each part into one experience as the host's `concat_experiences` does.
 
-    Tables of fields that were never read are `NARROW`.
+    Tables of fields that were never read have the dtypes in `NARROW`.
     The host makes 25 tensors for each part: 0.5 s for 1,024 prompts of 16 rollouts.
     """
     order, sizes = [rollout for part in parts for rollout in part], [len(part) for part in parts]
@@ -159,7 +159,7 @@ def micro_batches(parts: Sequence[Sequence[Experience]], padding: int, memory: M
 
 
 def unread_column(order: Sequence[Any], sizes: list[int], name: str, memory: Memory, padding: int) -> Any:
-    """Return a column of micro-batches of rollouts whose field `name` was never read; None if `joined` must make it."""
+    """Return the micro-batches' column of a field that was never read, `name`; None if `joined` must make it."""
     if name in TABLES:
         return unread_tables(order, sizes, name, memory, padding)
     values = [rollout.group.column(name)[rollout.place] for rollout in order]
@@ -174,7 +174,7 @@ def unread_column(order: Sequence[Any], sizes: list[int], name: str, memory: Mem
 
 
 def numbers(values: list[Any], sizes: list[int]) -> list[Any] | None:
-    """Return plain numbers of one type as one tensor for each run of `sizes`, None of None; None for anything else."""
+    """Return a tensor for each run of `sizes` of numbers of one type, a None for a run of Nones; otherwise None."""
     if all(value is None for value in values):
         return [None] * len(sizes)
     one_type = len(set(map(type, values))) == 1 and type(values[0]) in (bool, int, float)
@@ -184,7 +184,7 @@ def numbers(values: list[Any], sizes: list[int]) -> list[Any] | None:
 def unread_tables(
     order: Sequence[Any], sizes: list[int], name: str, memory: Memory, padding: int
 ) -> list[torch.Tensor] | None:
-    """Return the tables of micro-batches straight from the arrays of the groups, None if `joined` must make them."""
+    """Return the micro-batches' tables, copied straight from the groups' arrays; None if `joined` must make them."""
     widths = [rollout.group.widths[name][rollout.place] for rollout in order]
     if min(widths, default=0) <= 0:
         return None
@@ -212,7 +212,7 @@ def unread_tables(
 
 @compiled
 def set_ones(out_N: Any, starts_S: Any, ends_S: Any) -> None:
-    """Set spans to 1."""
+    """Set the spans from each start to its end to 1."""
     for s in range(starts_S.size):
         out_N[starts_S[s] : ends_S[s]] = 1
 
@@ -221,7 +221,7 @@ def set_ones(out_N: Any, starts_S: Any, ends_S: Any) -> None:
 def copy_rows(
     source_N: Any, rows: Any, starts_B: Any, widths_B: Any, places_B: Any, table_B: Any, padding: int, out_N: Any
 ) -> None:
-    """Copy some rows of tables from an array, each padded on the right."""
+    """Copy the given rows of tables from an array, and pad each on the right."""
     for b in rows:
         start, place, width = starts_B[b], places_B[b], widths_B[b]
         for t in range(width):

@@ -94,7 +94,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
         self.batches = position.get("batches", 0)
 
     def _drop_stale(self) -> None:
-        """Leave out groups sampled for an earlier step whose weights are older than `--train.max_staleness` now."""
+        """Drop groups left over from earlier steps whose weights are now older than `--train.max_staleness`."""
         for name in ("_sample_buffer", "_carried"):
             kept = getattr(self, name, None)
             if kept:

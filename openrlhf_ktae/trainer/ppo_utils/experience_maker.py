@@ -38,13 +38,13 @@ from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
 
 class BrokenGroup(RuntimeError):
-    """The rollouts that the host takes for a group do not answer the same prompt."""
+    """The rollouts that the host treats as a group do not answer the same prompt."""
 
 
 class KTAEExperienceMaker(ShapedExperienceMaker):
-    """The host's experience maker, with our shaping; after its advantages are made, credit of tokens is added.
+    """The host's experience maker with our reward shaping; token-level credit is added to its advantages.
 
-    `metrics` and `key_tokens` describe the last batch; so does `credit`, where `keep_credit` is set.
+    `metrics` and `key_tokens` describe the last batch, and so does `credit` if `keep_credit` is set.
     """
 
     keep_credit = False
@@ -90,7 +90,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
         """Let the host compute its advantages, then add credit in place (or only log it, in shadow).
 
-        Correctness is read before: the host shapes rewards in place, and a late answer is not a wrong one. Raises
+        Correctness is read first: the host shapes rewards in place, and an answer that ends late is not wrong. Raises
         BrokenGroup if the batch does not consist of whole groups.
         """
         scores_B = torch.cat([credited_scores(experience) for experience in experiences])
@@ -130,7 +130,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         return bool(self.options.shadow or self.options.weight == 0 or own == 0)
 
     def _batch(self, experiences: list[Experience], scores_B: torch.Tensor, figures: Figures) -> CreditBatch:
-        """Return what the estimator sees; `figures` are per token, one table a micro-batch."""
+        """Return the estimator's input; `figures` are per token, one table for each micro-batch."""
         assert self.estimator is not None
         group_ids_B = group_ids(experiences, self.args.rollout.n_samples_per_prompt)
         masks = [e.action_mask for e in experiences]
@@ -150,13 +150,13 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
 
     @torch.no_grad()
     def get_cumulative_returns(self, rewards: torch.Tensor, action_mask: torch.Tensor, gamma: float) -> torch.Tensor:
-        """Return what the host's loop over positions does, (rows, T), to the bit, from a compiled one."""
+        """Return the result of the host's loop over positions, (rows, T), bit for bit, from a compiled loop."""
         if rewards.dtype != torch.float32 or rewards.device.type != "cpu":
             return super().get_cumulative_returns(rewards, action_mask, gamma)
         return discounted_returns(rewards if action_mask is None else action_mask * rewards, gamma)
 
     def _shuffled(self, scores_B: torch.Tensor, group_ids_B: torch.Tensor) -> torch.Tensor:
-        """Return scores permuted within each group: a control for which K can mean nothing."""
+        """Return scores permuted within each group: a control in which K carries no information."""
         shuffled_B = scores_B.clone()
         order_B = torch.argsort(group_ids_B, stable=True)
         _, sizes_Q = torch.unique_consecutive(group_ids_B[order_B], return_counts=True)
@@ -169,7 +169,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         return self._random.get_state()
 
     def load_random_state(self, state: torch.Tensor) -> None:
-        """Set what `random_state` returned."""
+        """Restore the state that `random_state` returned."""
         self._random.set_state(state)
 
     def _keep(
@@ -216,7 +216,7 @@ def credited_scores(experience: Experience) -> torch.Tensor:
 def group_ids(experiences: list[Experience], samples: int) -> torch.Tensor:
     """Return the group of each rollout (B,): the host numbers rollouts prompt by prompt in `index`.
 
-    Raises BrokenGroup if a group has not `samples` rollouts or more than one prompt; the host would not notice.
+    Raises BrokenGroup if a group does not have exactly `samples` rollouts of one prompt; the host would not notice.
     """
     index = [i for experience in experiences for i in experience.index]
     prompts = [prompt for experience in experiences for prompt in experience.prompts]

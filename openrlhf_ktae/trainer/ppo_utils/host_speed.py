@@ -28,7 +28,7 @@ _hosts_partitions = experience_maker.get_seqlen_balanced_partitions
 _hosts_balance = ppo_trainer.balance_experiences
 
 TOGETHER = 16
-"""Prompts whose answers are collected together, if as many are ready."""
+"""Number of prompts whose answers are collected together, if that many are ready."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT_BLOCK, KEPT_BYTES = 32 * 2**20, 2**31 - 1
 """malloc serves blocks up to the first size from memory that the process keeps, up to the second; glibc's maximum."""
@@ -67,8 +67,8 @@ def tune_process() -> None:
 
 
 class PatientRay:
-    """Ray for the host's loop over answers, which waits for one at a time: each call scans all pending answers, so
-    the work grows with the square of the prompts."""
+    """Replaces Ray in the host's loop over answers, which waits for one at a time: each call scans all pending
+    answers, so the work grows with the square of the number of prompts."""
 
     def wait(self, refs: list[Any], *, num_returns: int = 1, timeout: float | None = None) -> Any:
         """Wait for some answers; return the ready and the pending ones."""
@@ -81,7 +81,7 @@ class PatientRay:
 
 
 def balance_experiences(experiences: list[Any], args: Any) -> Experiences:
-    """Balance as the host does; the result travels by columns too."""
+    """Balance as the host does; the result is sent by columns too."""
     return Experiences(_hosts_balance(experiences, args))
 
 

@@ -13,9 +13,9 @@ from openrlhf_ktae.trainer.ppo_utils.received import Group, Rollout, rollout_of
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
 HOSTS_MAX_LEN = 2048
-"""What the host takes where nobody gives `max_len`."""
+"""The host's default for `max_len`."""
 FIELD_OF = {TOKENS: "sequences", LOG_PROBS: "rollout_log_probs"}
-"""The host's field for an array of an answer."""
+"""Array of an answer -> the host's field for it."""
 
 
 class LightSamplesGenerator(SamplesGenerator):

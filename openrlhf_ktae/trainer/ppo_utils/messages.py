@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 TOKENS, LOG_PROBS = "observation_tokens", "rollout_log_probs"
 KINDS = {TOKENS: np.int32, LOG_PROBS: np.float32}
-"""Lists of numbers in an answer, and their dtype on the way."""
+"""Lists of numbers in an answer -> the dtype in which they are sent."""
 _received: dict[Any, Any] = {}
 
 
@@ -72,9 +72,9 @@ class Arrived:
         for place, answer in enumerate(self.answers):
             answer.among, answer.place = self, place
         for array in arrays.values():
-            array.flags.writeable = False  # as those are that Ray maps
+            array.flags.writeable = False  # like the arrays that Ray maps
         self.made: Sequence[Any] | None = None
-        """The rollouts that the controller made of them."""
+        """The rollouts that the controller made from them."""
 
 
 def arrived(*parts: Any) -> list[Answer]:

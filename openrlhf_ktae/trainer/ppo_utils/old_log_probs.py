@@ -18,7 +18,7 @@ from openrlhf_ktae.credit import OF_POLICY
 def update_computes_log_probs(args: SimpleNamespace, rollouts: int, has_reference: bool) -> bool:
     """Return whether the log-probabilities of the update serve as the old ones for a batch of `rollouts`.
 
-    This requires a single pass in one optimizer step, no reference model, whose KL needs the old ones earlier, and no
+    This requires a single pass in one optimizer step, no reference model (its KL needs the old ones earlier), and no
     estimator of token-level credit that needs what the pass computes.
     """
     needed = (

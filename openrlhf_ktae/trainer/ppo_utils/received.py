@@ -1,4 +1,4 @@
-"""Received rollouts whose fields are made when they are read, from the arrays that engines sent.
+"""Received rollouts whose fields are made on first read, from the arrays that engines sent.
 
 The host makes 15 tensors for each rollout, which takes 165 us; the controller reads few of them.
 """
@@ -20,7 +20,7 @@ TABLES = ("sequences", "attention_mask", "action_mask", "rollout_log_probs")
 LISTS = {"prompts": "prompt", "labels": "label", "images": "images", "mm_train_inputs": "mm_train_inputs"}
 NUMBERS = {"rewards": "reward", "scores": "scores", "response_length": "", "truncated": "", "total_length": ""}
 FIELDS = {**dict.fromkeys(TABLES, ""), **LISTS, **NUMBERS, "info": ""}
-"""Fields of a received rollout, and the key in an engine's answer of those that are taken from it as they are."""
+"""Field of a received rollout -> its key in an engine's answer if it is taken unchanged, else empty."""
 
 
 class Group:
@@ -30,7 +30,7 @@ class Group:
         answers: what the engine returned for each rollout, without its arrays.
         arrays: token ids and log-probabilities of all rollouts end to end; read-only, in Ray's memory.
         lengths: the length of each rollout's part of each array.
-        max_len: tokens of a rollout that are kept.
+        max_len: number of tokens of a rollout that are kept.
     """
 
     def __init__(
@@ -69,9 +69,7 @@ class Group:
         return None if value is None else torch.tensor([value])
 
     def column(self, name: str) -> list[Any]:
-        """Return a field of each rollout as plain values: a number, a text, a dictionary of numbers; of a mask, where
-        it is 1.
-        """
+        """Return a field of each rollout as plain values: a number, text or dictionary; of a mask, its spans of 1."""
         if name not in self._columns:
             key, places = FIELDS[name], range(len(self.kept))
             made = [a.get(key) for a in self.answers] if key else [self._number(name, place) for place in places]
@@ -113,7 +111,7 @@ class Group:
 
 
 def figures_of(answer: dict[str, Any], clipped: bool) -> dict[str, Any]:
-    """Return what the host puts into `info` of a rollout, as numbers."""
+    """Return the numbers that the host puts into `info` of a rollout."""
     given = {"response_clip_ratio": clipped, "reward": answer.get("reward"), "score": answer.get("scores")}
     figures = {name: value for name, value in given.items() if value is not None}
     for name, value in answer.get("extra_logs", {}).items():
@@ -145,7 +143,7 @@ class Rollout(Experience):
 
 
 def fields_of(rollout: Any) -> dict[str, Any]:
-    """Return all fields by name; those that were never read are made but not kept, so that they stay unread."""
+    """Return all fields by name; those that were never read are made but not stored, so they stay unread."""
     known = vars(rollout)
     unread = FIELDS.keys() - known.keys() if "group" in known else ()
     group, place = known.get("group"), known.get("place")
@@ -164,7 +162,7 @@ def rollout_of(group: Group, place: int) -> Rollout:
 
 
 def peek(rollout: Any, name: str) -> Any:
-    """Return a field of a rollout: plain numbers in place of tensors if it was never read, which makes no tensor."""
+    """Return a field of a rollout; if it was never read, as plain numbers, without making a tensor."""
     known = vars(rollout)
     if "group" not in known or name in known:
         return getattr(rollout, name)

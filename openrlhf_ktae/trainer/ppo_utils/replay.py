@@ -19,7 +19,7 @@ from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerat
 
 
 class RecordedPrompts:
-    """A data set whose item is a recorded group, in the order recorded; one file is in memory at a time."""
+    """A data set of recorded groups, in recorded order; only one file is in memory at a time."""
 
     def __init__(self, record: str | Path, group_size: int) -> None:
         self._files = find([record])

@@ -34,9 +34,9 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
 
     @torch.no_grad()
     def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
-        """Do as the host does; what the policy's pass computed beside log-probabilities goes with each micro-batch.
+        """Do as the host does; attach the other figures of the policy's pass, and values of prefixes, to micro-batches.
 
-        So do values of prefixes, for which the host's field is a critic's.
+        The host's own field for values belongs to a critic.
         """
         self._figures = []
         values = [samples.values for samples in samples_list]
@@ -54,7 +54,7 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
 
     @torch.no_grad()
     def make_experience_batch(self, rollout_samples: list[Experience]) -> list[Experience]:
-        """As the host, then remove truncated responses from the loss if `--actor.mask_truncated`."""
+        """Do as the host does, then remove truncated responses from the loss if `--actor.mask_truncated`."""
         experiences = super().make_experience_batch(rollout_samples)
         if self.args.actor.mask_truncated:
             self.metrics = {**self.metrics, "masked_truncated_share": mask_truncated(experiences)}

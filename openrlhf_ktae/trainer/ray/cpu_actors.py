@@ -34,9 +34,9 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
     """The host's strategy; DeepSpeed uses torch's AdamW, because its own kernel takes minutes to compile."""
 
     def prepare(self, *args: Any) -> Any:
-        """Prepare models as the host does; their linear layers then use the faster product, the same in all ranks.
+        """Prepare models as the host does; their linear layers then use the faster product, the same on all ranks.
 
-        With full determinism that is oneDNN's, whatever the processor.
+        With full determinism they use oneDNN's on every processor.
         """
         prepared = super().prepare(*args)
         for entry in args:
@@ -48,7 +48,7 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
         return prepared
 
     def _leads(self, model: torch.nn.Module) -> dict[tuple[int, int], float]:
-        """Measure in rank 0, which records the result."""
+        """Measure on rank 0, which records the result."""
         found: list[Any] = [None]
         if torch.distributed.get_rank() == 0:
             found = [measured_leads(model)]
@@ -71,7 +71,7 @@ class CpuActor(host_actor.Actor):
     """The host's model; logits of prompts and padding are not computed, and no table of logits is copied."""
 
     def forward(self, sequences: Any, action_mask: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
-        """Return log-probabilities (b, T) as the host does; with `return_output`, of an output without logits."""
+        """Return log-probabilities (b, T) as the host does; with `return_output` also the output, without logits."""
         model: Any = self.model
         head = getattr(model, "module", model).get_output_embeddings()
         whole = kwargs.get("return_entropy") or self.packing_samples or not is_wide(head)
@@ -100,11 +100,11 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
         super().__init__(*args, **kwargs, dataloader_pin_memory=False)
 
     def ppo_train(self, kl_ctl: float) -> dict[str, Any]:
-        """Update as the host does; return what engines do not need during the update, and then what it has freed."""
+        """Update as the host does; release the engines' memory meanwhile, and what the update freed at the end."""
         shared = share_devices(self.args) and torch.distributed.get_rank() == 0
         released = [engine.release_memory.remote() for engine in (shared and self.vllm_engines) or ()]
         status = super().ppo_train(kl_ctl)
-        if released:  # before weights arrive; sending those notices a dead engine
+        if released:  # before weights arrive; sending them detects a dead engine
             ray.wait(released, num_returns=len(released))
         gradients = getattr(self.actor.model.optimizer, "grad_partitions_flat_buffer", None)
         if gradients is not None and gradients.is_cpu:

@@ -22,7 +22,7 @@ class CpuRolloutActor(KTAERolloutActor):
 
     @staticmethod
     async def gpu_memory(bundles: list[int] | None) -> list[Memory]:
-        """Return nothing: a GPU that is there is not this engine's."""
+        """Return nothing: this engine uses no GPU, even if the machine has one."""
         return []
 
     async def update_weights_in_bucket(self, bucket: list[Slot]) -> None:
@@ -30,16 +30,16 @@ class CpuRolloutActor(KTAERolloutActor):
         await self.llm.collective_rpc("update_weights_in_bucket", args=(bucket,))
 
     async def release_memory(self) -> None:
-        """Return memory that is not needed until weights arrive; nothing may be generated meanwhile."""
+        """Release memory that is not needed until weights arrive; nothing may be generated meanwhile."""
         await self.llm.collective_rpc("release_memory")
 
     async def begin_again(self, seed: int) -> None:
-        """Begin another run of the same shape: until the ranks send its weights, those of the last run are outdated."""
+        """Start another run of the same shape; the weights are the last run's until the ranks send new ones."""
         self._wants_weights = True
         await self.llm.reset_prefix_cache()
         await self.llm.collective_rpc("reseed", args=(seed,))
 
     async def wants_weights(self) -> bool:
-        """Whether the engine has the weights of another run."""
+        """Whether the engine has the weights of another run; the answer is True only once."""
         wanted, self._wants_weights = self._wants_weights, False
         return wanted

@@ -102,7 +102,7 @@ class CpuWorkerExtension:
     def update_weights_in_bucket(self, rows: list[Any]) -> None:
         """Receive one bucket and load it into the model.
 
-        Raises ValueError if a parameter has another dtype than the engine.
+        Raises ValueError if a parameter's dtype differs from the engine's.
         """
         bucket = [Slot(*row) for row in rows]
         for slot in bucket:
@@ -114,7 +114,7 @@ class CpuWorkerExtension:
         forget_packed(self.model_runner.model)
 
     def release_memory(self) -> None:
-        """Return memory of keys, values and packed weights; the next weights repack, and outdate cached prefixes."""
+        """Release keys, values and packed weights; new weights are packed again, and invalidate cached prefixes."""
         forget_packed(self.model_runner.model, free=True)
         for cache in self.model_runner.kv_caches:
             forget(cache)

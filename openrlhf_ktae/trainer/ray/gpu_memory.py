@@ -7,8 +7,8 @@ from openrlhf_ktae.base.gpu_machine import GIB, gpu_memory
 
 FREE_SECONDS = 60.0  # for a dead engine's memory to be freed; the trainer is already offloaded
 POLL_SECONDS = 1.0
-LOOK_SECONDS = 30.0  # for a process of each GPU to look at it
-SLIVER = 0.01  # of a GPU: what a process that only looks at it asks Ray for
+LOOK_SECONDS = 30.0  # for a process on each GPU to read its free memory
+SLIVER = 0.01  # share of a GPU that such a process requests from Ray
 Memory = tuple[int, int]
 """Free and total bytes of a GPU."""
 
@@ -29,8 +29,8 @@ async def engine_memory(bundles: Sequence[int] | None) -> list[Memory]:
     """Return the memory of each of an engine's GPUs that can be read; called in the engine's actor.
 
     Args:
-        bundles: of the actor's placement group, one for each worker of an engine on several GPUs: the actor itself has
-            no GPU then, and the workers may be on other nodes.
+        bundles: bundles of the actor's placement group, one for each worker of an engine on several GPUs. The actor
+            itself then has no GPU, and the workers may be on other nodes.
     """
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -46,7 +46,7 @@ async def engine_memory(bundles: Sequence[int] | None) -> list[Memory]:
         looks.append(look.options(scheduling_strategy=there).remote())
     try:
         found = await asyncio.wait_for(asyncio.gather(*looks), LOOK_SECONDS)
-    except Exception:  # a node is gone or busy: vLLM looks for itself
+    except Exception:  # a node is gone or busy; vLLM checks the memory itself
         return []
     return [memory for memory in found if memory]
 
@@ -62,7 +62,7 @@ async def until_free(
         seconds: longest wait.
 
     Raises:
-        GpuFull: the memory is not free in that time.
+        GpuFull: the memory did not become free in that time.
     """
     clock = asyncio.get_running_loop()
     end = clock.time() + seconds
@@ -74,6 +74,6 @@ async def until_free(
             raise GpuFull(
                 f"--vllm.gpu_memory_utilization {share:g}: a restarted engine needs "
                 f"{share * total / GIB:.1f} GiB, but next to the trainer {free / GIB:.1f} of {total / GIB:.1f} GiB are "
-                f"free. Lower it, or let the other models leave the GPU (--ds.enable_sleep, --ref.offload)"
+                f"free. Lower it, or move the other models off the GPU (--ds.enable_sleep, --ref.offload)"
             )
         await asyncio.sleep(POLL_SECONDS)

@@ -72,7 +72,7 @@ class KTAERolloutActor(_HostRolloutActor):
 
     @staticmethod
     async def gpu_memory(bundles: list[int] | None) -> list[Memory]:
-        """Return free and total bytes of each GPU of the engine, which has `bundles` where it has several."""
+        """Return free and total bytes of each of the engine's GPUs; if it has several, they are in `bundles`."""
         return await engine_memory(bundles)
 
     async def hold(self) -> None:

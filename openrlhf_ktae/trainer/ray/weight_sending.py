@@ -32,7 +32,7 @@ BROADCASTS = "update_weight"  # the host's call that returns after a broadcast; 
 
 
 class Sending:
-    """One sending of weights, or creation of the group for it; a context that watches the engines meanwhile.
+    """A context that watches the engines while weights are sent, or while the group for sending them is created.
 
     Args:
         engines: the actors.

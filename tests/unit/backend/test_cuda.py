@@ -137,7 +137,7 @@ def test_an_old_driver_is_refused(machine, version):
     machine.driver.nvmlSystemGetCudaDriverVersion_v2 = lambda: 12080
     machine.driver.nvmlSystemGetDriverVersion = lambda: version
     (problem,) = backend_problems(options(), "cuda")
-    for text in ("--backend cuda", "570.133.20 serves CUDA 12", "CUDA 13.0", "580 or newer", "cuda-compat-13"):
+    for text in ("--backend cuda", "570.133.20 supports CUDA 12", "CUDA 13.0", "580 or newer", "cuda-compat-13"):
         assert text in problem
 
 

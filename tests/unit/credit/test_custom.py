@@ -136,8 +136,8 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--advantage_estimator", "custom"], "--advantage_estimator custom: is that of a file"),
-        (["--advantage_estimator", "tempo", "--algo.credit.file", "a.py"], "is for --advantage_estimator custom"),
+        (["--advantage_estimator", "custom"], "--advantage_estimator custom: takes the estimator of a file"),
+        (["--advantage_estimator", "tempo", "--algo.credit.file", "a.py"], "needs --advantage_estimator custom"),
         (
             ["--advantage_estimator", "group_norm", "--algo.credit.file", "a.py"],
             "--algo.credit.file a.py: does nothing",

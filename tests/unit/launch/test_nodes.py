@@ -121,7 +121,7 @@ def test_a_node_whose_files_are_not_visible_here_is_refused(two_raylets, args, t
     monkeypatch.setattr(nodes, "SEEN_SECONDS", 0.1)
     nodes.Path(args.run.dir).mkdir()
     with pytest.raises(
-        nodes.NodesApart, match=rf"--ckpt.path {tmp_path}/run/checkpoints: what node .* is not seen here"
+        nodes.NodesApart, match=rf"--ckpt.path {tmp_path}/run/checkpoints: files that node .* are not visible here"
     ):
         check_nodes(with_absolute_places(args), "cpu")
 

@@ -285,12 +285,12 @@ GOOD = GpuMachine((GPU,), "580.65.06", 13, "13.0", "/usr/local/cuda", "13.0", ()
     ("change", "reasons"),
     [
         ({}, []),
-        ({"driver": "575.57.08", "driver_cuda": 12}, ["the NVIDIA driver 575.57.08 serves CUDA 12"]),
+        ({"driver": "575.57.08", "driver_cuda": 12}, ["the NVIDIA driver 575.57.08 supports CUDA 12"]),
         ({"nvcc": ""}, ["there is no compiler /usr/local/cuda/bin/nvcc"]),
         ({"nvcc": "12.8"}, ["refuses CUDA 12.8"]),
         ({"nvcc": "", "prebuilt": ("fused_adam",)}, []),
         ({"torch_cuda": "", "nvcc": ""}, ["the CPU build of torch"]),
-        ({"gpus": (GPU, replace(GPU, free=60 * GIB))}, ["GPU 1: 20.0 GiB of it are in use; end what runs there"]),
+        ({"gpus": (GPU, replace(GPU, free=60 * GIB))}, ["GPU 1: 20.0 GiB are in use; stop what runs there"]),
         ({"gpus": (), "driver": "", "nvcc": "", "torch_cuda": ""}, []),
     ],
 )

@@ -183,7 +183,7 @@ def cut_off(path):
     [
         (nothing, "", "has no recorded rollouts; train with --ktae.record_rollouts N"),
         (cut_off, "", "not a complete parquet file"),
-        (of_another_tokenizer, "", "was recorded with another tokenizer than that of --actor.model_name_or_path"),
+        (of_another_tokenizer, "", "was recorded with a different tokenizer from that of --actor.model_name_or_path"),
         (less_a_rollout, "", "group 0 of step 1 has 3 rollouts; give --rollout.n_samples_per_prompt 3 instead of 4"),
         (None, "--n_samples_per_prompt 2", "has 4 rollouts; give --rollout.n_samples_per_prompt 4 instead of 2"),
         (None, "--train_batch_size 64", "has 6 groups and the smallest step takes 16; lower --train.batch_size"),
