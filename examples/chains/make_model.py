@@ -45,6 +45,8 @@ MEASURED = 256
 """Answers per measurement; the standard error is 3 points at 30 %."""
 PRETRAINED_LEARNING_RATE = 3e-4
 PRETRAINED_BATCH_SIZE = 16
+PRETRAINED_WARM_UP = 150
+PRETRAINED_STEPS = 600
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
@@ -100,7 +102,7 @@ def make_model(
     torch.manual_seed(seed)
     rng = random.Random(seed)
     model, tokenizer = with_words(pretrained) if pretrained else untrained()
-    warm_up, batch_size = (0, PRETRAINED_BATCH_SIZE) if pretrained else (WARM_UP, BATCH_SIZE)
+    warm_up, batch_size = (PRETRAINED_WARM_UP, PRETRAINED_BATCH_SIZE) if pretrained else (WARM_UP, BATCH_SIZE)
     right = knobs.accuracy ** (0.75 / knobs.steps)
     drawn, measured = 0, 0.0
 
@@ -108,7 +110,7 @@ def make_model(
         nonlocal drawn
         drawn += 1
         early = drawn <= warm_up
-        longest = min(knobs.steps, 3 + 12 * drawn // WARM_UP)
+        longest = min(knobs.steps, 3 + 12 * drawn // warm_up)
         lengths = [rng.randint(1, longest) if early else knobs.steps for _ in range(batch_size)]
         problems = [draw_problem(length, rng) for length in lengths]
         now = replace(knobs, filler=0.0) if early else knobs

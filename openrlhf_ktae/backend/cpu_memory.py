@@ -1,4 +1,7 @@
-"""Return memory of this process to the system between the phases of a step: engine and trainer take turns."""
+"""Return memory of this process to the system between the phases of a step: engine and trainer take turns.
+
+Less than `WORTHWHILE` is kept: a small model's update would spend a third of its time on page faults.
+"""
 
 import ctypes
 import mmap
@@ -6,19 +9,29 @@ from contextlib import suppress
 from typing import Any
 
 MADV_DONTNEED = 4  # of Linux
+WORTHWHILE = 128 * 2**20
+
+
+class _HeapInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`; the field before the last is the heap's free memory."""
+
+    _fields_ = (*((f"_{i}", ctypes.c_size_t) for i in range(8)), ("free", ctypes.c_size_t), ("_9", ctypes.c_size_t))
 
 
 def trim() -> None:
     """Return the heap's free memory to the system; otherwise freed tensors below 32 MiB stay in the heap."""
-    with suppress(OSError, AttributeError):  # only glibc has `malloc_trim`
-        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError, AttributeError):  # only glibc has these functions
+        libc = ctypes.CDLL(None)
+        libc.mallinfo2.restype = _HeapInfo
+        if libc.mallinfo2().free >= WORTHWHILE:
+            libc.malloc_trim(0)
 
 
 def forget(tensor: Any) -> None:
-    """Return the whole pages of a CPU tensor's storage to the system; they read as 0 until written to."""
+    """Return the memory of a CPU tensor's storage, except its first and last page; it reads as 0 until written to."""
     storage = tensor.untyped_storage()
     first = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (storage.data_ptr() + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
-    if last > first:
+    if last - first >= WORTHWHILE:
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_DONTNEED)
