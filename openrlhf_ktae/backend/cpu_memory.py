@@ -27,11 +27,14 @@ def trim() -> None:
             libc.malloc_trim(0)
 
 
-def forget(tensor: Any) -> None:
-    """Return the memory of a CPU tensor's storage, except its first and last page; it reads as 0 until written to."""
-    storage = tensor.untyped_storage()
-    first = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (storage.data_ptr() + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
-    if last - first >= WORTHWHILE:
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_DONTNEED)
+def forget(*tensors: Any) -> None:
+    """Return the memory of CPU tensors' storages, except first and last pages; they read as 0 until written to."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    if sum(storage.nbytes() for storage in storages) < WORTHWHILE:
+        return
+    for storage in storages:
+        first = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (storage.data_ptr() + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            with suppress(OSError, AttributeError):
+                ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_DONTNEED)

@@ -116,8 +116,7 @@ class CpuWorkerExtension:
     def release_memory(self) -> None:
         """Release keys, values and packed weights; new weights are packed again, and invalidate cached prefixes."""
         forget_packed(self.model_runner.model, free=True)
-        for cache in self.model_runner.kv_caches:
-            forget(cache)
+        forget(*self.model_runner.kv_caches)
         trim()
 
     def reseed(self, seed: int) -> None:
