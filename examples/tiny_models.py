@@ -65,7 +65,7 @@ def as_batch(tokenizer: Qwen2Tokenizer, pairs: Sequence[Pair]) -> tuple[torch.Te
     ids, labels = [], []
     for prompt_text, response_text in pairs:
         prompt = tokenizer.encode(prompt_text)
-        response = tokenizer.encode(f"{response_text}{tokenizer.eos_token}")
+        response = tokenizer.encode(f"{response_text}{EOS}")
         ids.append(torch.tensor(prompt + response))
         labels.append(torch.tensor([IGNORED] * len(prompt) + response))
     padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
@@ -91,7 +91,7 @@ def pretrain(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 25 == 0 or step == steps:
+        if step % 100 == 0 or step == steps:
             print(f"step {step:5d}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s", flush=True)
         if enough(step):
             break

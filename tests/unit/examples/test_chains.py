@@ -21,8 +21,7 @@ def oracle(examples):
 
 def ids_of(task, text):
     return [
-        1 if word == "<eos>" else task.FIRST_IDS[0] + [w.strip() for w in task.WORDS].index(word)
-        for word in text.split()
+        1 if word == "<eos>" else task.FIRST_ID + [w.strip() for w in task.WORDS].index(word) for word in text.split()
     ]
 
 
@@ -148,19 +147,3 @@ def test_weighted_oracle_is_the_oracle_times_probability(oracle, examples, task)
     bare, found = (batch.on_tokens(batch.base_N + one(batch).added_N) for one in (oracle, weighted))
     assert torch.allclose(found, bare * log_probs.flatten().exp(), atol=1e-6)
     assert bare.abs().sum() > 1
-
-
-def test_words_become_tokens_of_a_pretrained_model(load_example, task, tmp_path):
-    make, tiny = load_example("chains/make_model.py"), load_example("tiny_models.py")
-    before = tiny.make_tokenizer((), 64)
-    old = tiny.make_untrained_model(before, 32)
-    old.save_pretrained(tmp_path)
-    before.save_pretrained(tmp_path)
-    model, tokenizer = make.with_words(tmp_path)
-    text = "compute 7 +15 +1 : +15 10 hmm"
-    ids = tokenizer.encode(text)
-    assert task.words_of(ids) == text.split()
-    assert model.get_input_embeddings().num_embeddings % 64 == 0
-    row = model.get_input_embeddings().weight[ids[2]]
-    torch.testing.assert_close(row, old.get_input_embeddings().weight[before.encode(" +15")].mean(0))
-    assert model(torch.tensor([ids])).logits.shape[1] == len(ids)
