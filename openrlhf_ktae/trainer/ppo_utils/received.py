@@ -72,11 +72,11 @@ class Group:
         """Return a field of each rollout as plain values: a number, text or dictionary; of a mask, its spans of 1."""
         if name not in self._columns:
             key, places = FIELDS[name], range(len(self.kept))
-            made = [a.get(key) for a in self.answers] if key else [self._number(name, place) for place in places]
+            made = [a.get(key) for a in self.answers] if key else [self._plain(name, place) for place in places]
             self._columns[name] = made
         return self._columns[name]
 
-    def _number(self, name: str, place: int) -> Any:
+    def _plain(self, name: str, place: int) -> Any:
         answer = self.answers[place]
         length = self._lengths["sequences"][place]
         if name == "attention_mask":
