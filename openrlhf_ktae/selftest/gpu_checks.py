@@ -201,8 +201,6 @@ def random_model(folder: Path, shape: tuple[int, ...]) -> None:
 
 def resume(place: Place) -> dict[str, Any]:
     """Run twice, and killed and resumed: metrics and weights must be bit-identical."""
-    if place.backend == "cuda":
-        os.environ["VLLM_BATCH_INVARIANT"] = "1"  # otherwise logits depend on the other requests in the batch
     trial = Trial(words(place), Path(place.folder), prompts=2 * BATCH)
     found = try_resume(trial, kills=1, seed=0, say=lambda text: print(text, flush=True))
     if found:

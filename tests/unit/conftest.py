@@ -13,7 +13,6 @@ import torch
 from openrlhf_ktae.backend import choice
 from openrlhf_ktae.backend.cpu import vllm_build
 from openrlhf_ktae.base.free_port import free_port
-from openrlhf_ktae.processes import marks
 
 
 @pytest.fixture(autouse=True)
@@ -24,17 +23,17 @@ def builds_of_a_cpu_machine(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def signals_as_before():
-    """Restore what commands and process setup change: signal handlers, blocked signals, the run's mark."""
-    blocked, mark = signal.pthread_sigmask(signal.SIG_BLOCK, []), os.environ.get(marks.VARIABLE)
+def process_as_before():
+    """Restore what commands and process setup change: signal handlers, blocked signals, the environment."""
+    blocked, environment = signal.pthread_sigmask(signal.SIG_BLOCK, []), dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    os.environ.pop(marks.VARIABLE, None)
-    if mark is not None:
-        os.environ[marks.VARIABLE] = mark
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 @pytest.fixture

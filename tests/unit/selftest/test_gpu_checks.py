@@ -95,11 +95,10 @@ class Run:
 )
 def test_the_options_of_every_run_parse_and_are_compatible(check, backend, tmp_path, root, monkeypatch):
     monkeypatch.chdir(root)
-    monkeypatch.delenv("VLLM_BATCH_INVARIANT", raising=False)
-    run = Run(monkeypatch)
+    run, environment = Run(monkeypatch), dict(os.environ)
     with pytest.raises(TrialFailed, match="caught"):
         check.run(Place(str(tmp_path), backend, 2))
-    monkeypatch.delenv("VLLM_BATCH_INVARIANT", raising=False)
+    assert os.environ == environment, "later checks would inherit it"
     (command,) = run.commands
     args = parse_command_line(command[3:])
     assert args.ds.packing_samples
@@ -108,6 +107,7 @@ def test_the_options_of_every_run_parse_and_are_compatible(check, backend, tmp_p
     assert args.vllm.gpu_memory_utilization == 0.5
     assert not args.vllm.enforce_eager, "must use CUDA graphs"
     assert args.ds.param_dtype == ("fp32" if (check.name, backend) == ("memory", "cpu") else "bf16")
+    assert args.train.full_determinism_enable or check.name != "resume", "logits would depend on the rest of the batch"
     assert args.run.dir.startswith(str(tmp_path))
     assert args.ckpt.path.startswith(str(tmp_path))
     alone = check.name == "asynchronous"
