@@ -186,7 +186,7 @@ def step(trainer: Any, prompts: int, folder: Path, phases: Phases, profiler: Any
         phases.begin()
         if profiler and number:
             profiler.enable()
-        with phases.phase("waiting for engines, other"):
+        with phases.phase("samples received"):
             samples, *_ = generator.generate_samples(**trainer.generate_kwargs)
         with phases.phase("step, other"):
             trainer.train_step(samples, number)
@@ -311,8 +311,6 @@ def made_trainer(prompts: int, folder: Path, options: argparse.Namespace, phases
 def watch(trainer: Any, generator: Any, maker: Any, phases: Phases) -> None:
     """Measure the parts of a step."""
     phases.watch(generator, "_dispatch_prompts_to_vllm", "prompts sent to engines", memory=False)
-    phases.watch(generator, "_process_response_into_experience", "samples received", memory=False)
-    phases.watch(generator, "_settle", "samples received", memory=False)
     phases.watch(generator, "_judge", "verdicts, groups, dynamic sampling", memory=False)
     phases.watch(maker, "split_rollout_samples", "micro-batches made")
     phases.watch(maker, "make_experience", "experiences: passes sent and received")
@@ -384,8 +382,8 @@ def made_standins() -> list[Any]:
         async def get_num_unfinished_requests(self) -> int:
             return 0
 
-        async def generate_responses(self, prompt: str, label: str, num_samples: int, **_: Any) -> list[dict[str, Any]]:
-            rng = self.rng
+        async def responses_to(self, call: dict[str, Any]) -> list[dict[str, Any]]:
+            prompt, label, num_samples, rng = call["prompt"], call["label"], call["num_samples"], self.rng
             before = self._ids(int(rng.integers(PROMPT_SHORTEST, PROMPT_LONGEST)))
             scores = (rng.random(num_samples) < 0.5).astype(float)
             scores[:2] = 1.0, 0.0

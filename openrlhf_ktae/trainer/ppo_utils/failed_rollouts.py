@@ -108,26 +108,29 @@ class SurvivingGenerator(PositionedGenerator):
         return samples, count, exhausted
 
     def _process_response_into_experience(self, response: dict[str, Any], **kwargs: Any) -> Experience:
-        """Convert as the host does; mark placeholders of failed rollouts."""
-        if FAILED not in response.get("extra_logs", {}):  # the answers to a prompt are marked together, with the first
+        """Convert as the host does; mark placeholders of failed rollouts. The first answer to a prompt handles all."""
+        if isinstance(response, Answer) and response.among.made:
+            return response.among.made[response.place]
+        if FAILED not in response.get("extra_logs", {}):
             for answer in response.among.answers if isinstance(response, Answer) else [response]:
                 marks = {FAILED: float(bool(answer.get(FAILURE)))}
                 if self.args.train.async_enable:
                     marks[WEIGHTS_STEP] = answer[WEIGHTS_STEP]
                 answer["extra_logs"] = answer.get("extra_logs", {}) | marks
-        if hint := response.get(HINT):
-            self.note(hint)
-        self._last_failure = response.get(FAILURE) or self._last_failure
+                if hint := answer.get(HINT):
+                    self.note(hint)
+                self._last_failure = answer.get(FAILURE) or self._last_failure
         return super()._process_response_into_experience(response, **kwargs)
 
     def _settle(self, samples: list[Experience], per_prompt: int) -> None:
         """Add log entries that failed rollouts lack, as zeros; stop the run if too many prompts failed."""
-        names: set[str] = set().union(*(peek(sample, "info") for sample in samples))
-        lacking = [sample for sample in samples if len(peek(sample, "info")) < len(names)]
+        infos = [peek(sample, "info") for sample in samples]
+        names: set[str] = set().union(*infos)
+        lacking = [sample for sample, info in zip(samples, infos, strict=True) if len(info) < len(names)]
         entries = {name: value for sample in (samples if lacking else ()) for name, value in sample.info.items()}
         for sample in lacking:
             sample.info = {name: torch.zeros_like(value) for name, value in entries.items()} | sample.info
-        self._failures.extend(bool(peek(sample, "info")[FAILED]) for sample in samples[::per_prompt])
+        self._failures.extend(bool(info[FAILED]) for info in infos[::per_prompt])
         share = sum(self._failures) / max(len(self._failures), 1)
         if len(self._failures) >= WINDOW and share > self.faults.max_failed_share:
             raise TrainingStopped(

@@ -8,7 +8,7 @@ from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.trainer.ppo_utils import host_speed
-from openrlhf_ktae.trainer.ppo_utils.messages import LOG_PROBS, TOKENS, Answer, Arrived, SentOnce
+from openrlhf_ktae.trainer.ppo_utils.messages import LOG_PROBS, TOKENS, Answer, Arrived, SentOnce, cheap
 from openrlhf_ktae.trainer.ppo_utils.received import Group, Rollout, rollout_of
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
@@ -34,11 +34,11 @@ class LightSamplesGenerator(SamplesGenerator):
         self, prompts: list[str], labels: list[str], *, images: Any = None, **generate_kwargs: Any
     ) -> list[Any]:
         tokenizer = self.tokenizer
-        if tokenizer is None:
-            return super()._dispatch_prompts_to_vllm(prompts, labels, images=images, **generate_kwargs)
-        if self._sent is None or self._sent[0] is not tokenizer:
-            self._sent = tokenizer, SentOnce(tokenizer)
-        with temporarily(self, tokenizer=self._sent[1]):
+        if tokenizer is not None:
+            if self._sent is None or self._sent[0] is not tokenizer:
+                self._sent = tokenizer, SentOnce(tokenizer)
+            tokenizer = self._sent[1]
+        with temporarily(self, tokenizer=tokenizer, vllm_engines=list(map(cheap, self.vllm_engines))):
             return super()._dispatch_prompts_to_vllm(prompts, labels, images=images, **generate_kwargs)
 
     def _process_response_into_experience(self, response: dict[str, Any], **generate_kwargs: Any) -> Experience:

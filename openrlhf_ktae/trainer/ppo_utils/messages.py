@@ -8,6 +8,7 @@ Answers are lists of Python integers, which take longer to unpickle and convert 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,19 @@ def received(reference: Any) -> Any:
     if reference not in _received:
         _received[reference] = ray.get(reference)
     return _received[reference]
+
+
+class OneArgument:
+    """An engine handle that sends a prompt's arguments as one: Ray serializes each of seven and its name separately."""
+
+    def __init__(self, engine: Any) -> None:
+        self.get_num_unfinished_requests = engine.get_num_unfinished_requests
+        self.generate_responses = SimpleNamespace(remote=lambda **call: engine.responses_to.remote(call))
+
+
+def cheap(engine: Any) -> Any:
+    """Return a handle for the engine's `generate_responses`, 160 us of the controller instead of 295 for each call."""
+    return OneArgument(engine) if hasattr(engine, "responses_to") else engine
 
 
 class Answers(list[dict[str, Any]]):

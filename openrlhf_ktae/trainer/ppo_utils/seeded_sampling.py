@@ -15,6 +15,7 @@ import ray
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.trainer.ppo_utils.data_position import PositionedGenerator
+from openrlhf_ktae.trainer.ppo_utils.messages import Answer, cheap
 
 SEED_KEY = "sampling_seed"
 """Key of the prompt's seed in an engine's answer."""
@@ -36,7 +37,7 @@ class SeededEngine:
 
         def send(*, sampling_params: Any, **request: Any) -> Any:
             sampling_params.seed = seed
-            return engine.generate_responses.remote(sampling_params=sampling_params, **request)
+            return cheap(engine).generate_responses.remote(sampling_params=sampling_params, **request)
 
         self.generate_responses = SimpleNamespace(remote=send)
 
@@ -131,5 +132,6 @@ class SeededSamplesGenerator(PositionedGenerator):
     def _process_response_into_experience(self, response: dict[str, Any], **generate_kwargs: Any) -> Experience:
         rollout = super()._process_response_into_experience(response, **generate_kwargs)
         if SEED_KEY in response:
-            self._place[id(rollout)] = self._order[response[SEED_KEY]]
+            made = response.among.made if isinstance(response, Answer) else None
+            self._place |= dict.fromkeys(map(id, made or [rollout]), self._order[response[SEED_KEY]])
         return rollout

@@ -119,6 +119,10 @@ class RetryingRollouts:
             await asyncio.sleep(DEATH_POLL_SECONDS)
         raise self.llm.dead_error
 
+    async def responses_to(self, call: dict[str, Any]) -> list[dict[str, Any]]:
+        """Generate responses for the arguments in `call` (`messages.OneArgument`)."""
+        return await self.generate_responses(**call)
+
     async def generate_responses(self, **call: Any) -> list[dict[str, Any]]:
         """Generate as the host does; retry on errors; finally return empty rollouts with the reason.
 
