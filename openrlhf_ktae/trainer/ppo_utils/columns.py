@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from ctypes import memmove, memset
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ TOGETHER_BYTES = 64 * 1024
 """Tensors of at most this mean size are sent as one. Copying larger ones costs more than sending them separately."""
 NARROW = {"sequences": torch.int32, "attention_mask": torch.int8, "action_mask": torch.int8}
 """Tables that the host keeps in 64 bits -> the dtype that their values need, in micro-batches here and when sent."""
+DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float32}
+"""Type of a number -> dtype of its tensor."""
 
 
 class Experiences(list[Any]):
@@ -85,8 +87,8 @@ def rows_of(columns: Any, make: Callable[..., Any]) -> list[dict[str, Any]]:
 class Together:
     """Tensors of one dtype, flattened and concatenated, with their shapes."""
 
-    def __init__(self, whole_N: torch.Tensor, shapes: list[torch.Size]) -> None:
-        self.whole_N, self.shapes = whole_N, [tuple(shape) for shape in shapes]
+    def __init__(self, whole_N: torch.Tensor, shapes: list[tuple[int, ...]]) -> None:
+        self.whole_N, self.shapes = whole_N, shapes
 
 
 class Narrow:
@@ -107,7 +109,12 @@ def packed(values: list[Any]) -> Any:
     """Concatenate small tensors of one dtype; return anything else unchanged."""
     if not of_one_kind(values) or sum(value.nbytes for value in values) > TOGETHER_BYTES * len(values):
         return values
-    return Together(torch.cat([value.reshape(-1) for value in values]), [value.shape for value in values])
+    return Together(flat(values), [tuple(value.shape) for value in values])
+
+
+def flat(values: list[torch.Tensor]) -> torch.Tensor:
+    """Concatenate all numbers of tensors."""
+    return torch.cat(values if {*map(torch.Tensor.dim, values)} == {1} else [value.reshape(-1) for value in values])
 
 
 def of_one_kind(values: list[Any]) -> bool:
@@ -141,10 +148,11 @@ def micro_batches(parts: Sequence[Sequence[Experience]], padding: int, memory: M
     order, sizes = [rollout for part in parts for rollout in part], [len(part) for part in parts]
     received = all("group" in vars(rollout) for rollout in order)
     unread = set(FIELDS).difference(*map(vars, order)) if received else set()
+    groups = Groups(order) if unread else None
 
     def column(name: str) -> Any:
         pad = padding if name == "sequences" else 0
-        made = unread_column(order, sizes, name, memory, pad) if name in unread else None
+        made = unread_column(groups, sizes, name, memory, pad) if groups and name in unread else None
         if made is not None:
             return made
         values = [getattr(rollout, name) for rollout in order]
@@ -158,11 +166,34 @@ def micro_batches(parts: Sequence[Sequence[Experience]], padding: int, memory: M
     return [Experience(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
-def unread_column(order: Sequence[Any], sizes: list[int], name: str, memory: Memory, padding: int) -> Any:
+class Groups:
+    """The groups of received rollouts; `rows_of_group` are the places in the batch of each group's rollouts."""
+
+    def __init__(self, order: Sequence[Any]) -> None:
+        found = {id(rollout.group): rollout.group for rollout in order}
+        self.groups = list(found.values())
+        sizes = [len(group.kept) for group in self.groups]
+        starts = dict(zip(found, accumulate(sizes, initial=0), strict=False))
+        self.index = [starts[id(rollout.group)] + rollout.place for rollout in order]
+        self._straight = self.index == list(range(sum(sizes)))
+        rows_B = np.argsort(self.index, kind="stable")
+        self.rows_of_group = np.split(rows_B, np.searchsorted(np.array(self.index)[rows_B], np.cumsum(sizes)[:-1]))
+
+    def values(self, of_group: Callable[[Any], Iterable[Any]]) -> list[Any]:
+        """Return the value of each rollout in the order of the batch; `of_group` returns those of a group."""
+        values = list(chain.from_iterable(map(of_group, self.groups)))
+        return values if self._straight else [values[i] for i in self.index]
+
+    def column(self, name: str) -> list[Any]:
+        """Return a field of all rollouts as plain values."""
+        return self.values(lambda group: group.column(name))
+
+
+def unread_column(groups: Groups, sizes: list[int], name: str, memory: Memory, padding: int) -> Any:
     """Return the micro-batches' column of a field that was never read, `name`; None if `joined` must make it."""
     if name in TABLES:
-        return unread_tables(order, sizes, name, memory, padding)
-    values = [rollout.group.column(name)[rollout.place] for rollout in order]
+        return unread_tables(groups, sizes, name, memory, padding)
+    values = groups.column(name)
     if name in LISTS:
         return list(runs(values, sizes))
     if name != "info":
@@ -177,15 +208,17 @@ def numbers(values: list[Any], sizes: list[int]) -> list[Any] | None:
     """Return a tensor for each run of `sizes` of numbers of one type, a None for a run of Nones; otherwise None."""
     if all(value is None for value in values):
         return [None] * len(sizes)
-    one_type = len(set(map(type, values))) == 1 and type(values[0]) in (bool, int, float)
-    return list(torch.tensor(values).split(sizes)) if one_type else None
+    if len(set(map(type, values))) > 1 or type(values[0]) not in DTYPES:
+        return None
+    whole_B = torch.from_numpy(np.array(values))  # a tensor of a list takes three times as long
+    return list(whole_B.to(DTYPES[type(values[0])]).split(sizes))
 
 
 def unread_tables(
-    order: Sequence[Any], sizes: list[int], name: str, memory: Memory, padding: int
+    groups: Groups, sizes: list[int], name: str, memory: Memory, padding: int
 ) -> list[torch.Tensor] | None:
     """Return the micro-batches' tables, copied straight from the groups' arrays; None if `joined` must make them."""
-    widths = [rollout.group.widths[name][rollout.place] for rollout in order]
+    widths = groups.values(lambda group: group.widths[name])
     if min(widths, default=0) <= 0:
         return None
     longest = [max(run) for run in runs(widths, sizes)]
@@ -194,19 +227,15 @@ def unread_tables(
     out_N, widths_B, table_B = whole_N.numpy(), np.array(widths), np.repeat(longest, sizes)
     places_B = np.cumsum(table_B) - table_B
     if name in ("attention_mask", "action_mask"):
-        spans = [rollout.group.column(name)[rollout.place] for rollout in order]
+        spans = groups.column(name)
         starts_S, ends_S = np.array([pair for one in spans for pair in one], np.int64).reshape(-1, 2).T
         before_S = np.repeat(places_B, [len(one) for one in spans])
         whole_N.zero_()
         set_ones(out_N, starts_S + before_S, ends_S + before_S)
     else:
-        starts_B = np.array([rollout.group.starts[name][rollout.place] for rollout in order])
-        members: dict[int, list[int]] = {}
-        for i, rollout in enumerate(order):
-            members.setdefault(id(rollout.group), []).append(i)
-        for rows in members.values():
-            source_N = order[rows[0]].group.arrays[name]
-            copy_rows(source_N, np.array(rows), starts_B, widths_B, places_B, table_B, padding, out_N)
+        starts_B = np.array(groups.values(lambda group: group.starts[name][:-1]))
+        for group, rows in zip(groups.groups, groups.rows_of_group, strict=True):
+            copy_rows(group.arrays[name], rows, starts_B, widths_B, places_B, table_B, padding, out_N)
     return [part.view(size, -1) for part, size in zip(whole_N.split(areas), sizes, strict=True)]
 
 

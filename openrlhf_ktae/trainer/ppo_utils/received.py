@@ -71,28 +71,24 @@ class Group:
     def column(self, name: str) -> list[Any]:
         """Return a field of each rollout as plain values: a number, text or dictionary; of a mask, its spans of 1."""
         if name not in self._columns:
-            key, places = FIELDS[name], range(len(self.kept))
-            made = [a.get(key) for a in self.answers] if key else [self._plain(name, place) for place in places]
-            self._columns[name] = made
+            key = FIELDS[name]
+            self._columns[name] = [a.get(key) for a in self.answers] if key else self._plain(name)
         return self._columns[name]
 
-    def _plain(self, name: str, place: int) -> Any:
-        answer = self.answers[place]
-        length = self._lengths["sequences"][place]
+    def _plain(self, name: str) -> list[Any]:
+        lengths = self._lengths["sequences"]
         if name == "attention_mask":
-            return [(0, self.kept[place])]
-        if name == "action_mask":  # position t is token t + 1
-            pairs = [slice(*pair).indices(length) for pair in answer["action_ranges"]]
-            shifted = [(max(start, 1) - 1, min(end - 1, self.widths[name][place])) for start, end, _ in pairs]
-            return [(start, end) for start, end in shifted if start < end]
+            return [[(0, kept)] for kept in self.kept]
+        if name == "action_mask":
+            return list(map(shifted_spans, self.answers, lengths, self.widths[name]))
         if name == "info":
-            return figures_of(answer, length >= self._max_len)
+            return [figures_of(*one) for one in zip(self.answers, (n >= self._max_len for n in lengths), strict=True)]
         if name == "total_length":
-            return float(self.kept[place])
+            return list(map(float, self.kept))
         if name == "truncated":
-            return answer.get(name, False)
-        spans = self.column("action_mask")[place]  # for the length of the response
-        return max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0
+            return [answer.get(name, False) for answer in self.answers]
+        spans = self.column("action_mask")  # for the length of the response
+        return [max(end for _, end in one) - min(start for start, _ in one) if one else 0 for one in spans]
 
     def _made(self, name: str) -> Sequence[Any]:
         """Return a table's row (1, T) of each rollout, as views of one tensor."""
@@ -108,6 +104,13 @@ class Group:
             dtype = np.int64 if name == "sequences" else np.float32
             whole_1N, starts = torch.from_numpy(np.array(self.arrays[name], dtype))[None], self.starts[name]
         return [whole_1N[:, starts[place] : starts[place] + max(widths[place], 0)] for place in range(rows)]
+
+
+def shifted_spans(answer: dict[str, Any], length: int, width: int) -> list[tuple[int, int]]:
+    """Return the spans of 1 in the mask of actions, `width` long, of an answer of `length` tokens."""
+    pairs = [slice(*pair).indices(length) for pair in answer["action_ranges"]]
+    shifted = [(max(start, 1) - 1, min(end - 1, width)) for start, end, _ in pairs]  # position t is token t + 1
+    return [(start, end) for start, end in shifted if start < end]
 
 
 def figures_of(answer: dict[str, Any], clipped: bool) -> dict[str, Any]:
