@@ -6,6 +6,7 @@ from typing import Any
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
+from openrlhf_ktae.trainer.ppo_utils.columns import Together, even_columns, flat, of_one_kind, rows_of, unpacked
 from openrlhf_ktae.trainer.ppo_utils.received import fields_of
 
 POSITION = "position"
@@ -63,7 +64,26 @@ def plain_position(position: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return a generator's position as plain containers and tensors; without one, that of a run at its start."""
     if position is None:
         return {"ended": False}
-    return {name: [plain(e) for e in value] if name in BUFFERS else value for name, value in position.items()}
+    return {name: by_columns(value) if name in BUFFERS else value for name, value in position.items()}
+
+
+def by_columns(kept: list[Any] | dict[str, Any]) -> Any:
+    """Return rollouts field by field: saving a tensor takes 40 us. What was just read back is returned unchanged."""
+    return kept if isinstance(kept, dict) else even_columns(list(map(plain, kept)), stored)
+
+
+def stored(values: list[Any]) -> Any:
+    """Return the values of a field; tensors as one, with their shapes."""
+    if all(isinstance(value, dict) for value in values):
+        return even_columns(values, stored)
+    return (flat(values), [tuple(value.shape) for value in values]) if of_one_kind(values) else values
+
+
+def restored(column: Any) -> list[Any]:
+    """Invert `stored`."""
+    if isinstance(column, dict):
+        return rows_of(column, restored)
+    return unpacked(Together(*column)) if isinstance(column, tuple) else column
 
 
 def plain(experience: Experience | dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +93,6 @@ def plain(experience: Experience | dict[str, Any]) -> dict[str, Any]:
     return fields_of(experience)
 
 
-def rollouts(stored: list[Any]) -> list[Experience]:
-    """Return rollouts built from their fields; existing rollouts are kept."""
-    return [one if isinstance(one, Experience) else Experience(**one) for one in stored]
+def rollouts(kept: list[Any] | dict[str, Any]) -> list[Experience]:
+    """Return rollouts built from their fields, by columns or, from earlier versions, by rollout; others are kept."""
+    return [one if isinstance(one, Experience) else Experience(**one) for one in rows_of(kept, restored)]
