@@ -45,12 +45,13 @@ def refuse_nonfinite(experiences: Sequence[Experience]) -> None:
 
     A NaN score is allowed, as an unknown verdict: its rollout is excluded from group statistics and has advantage 0.
     """
+    scores = [e.scores.flatten() for e in experiences if e.scores is not None]
+    if scores and torch.cat(scores).isinf().any():
+        raise NonFiniteBatch("a score is infinite", experiences)
     for e in experiences:
-        if e.scores is not None and e.scores.isinf().any():
-            raise NonFiniteBatch("a score is infinite", experiences)
         for name in CHECKED:
             values = getattr(e, name, None)
-            if values is None or values.sum().isfinite():  # the usual case; a sum is the fastest check
+            if values is None or math.isfinite(values.sum()):  # the usual case; a sum is the fastest check
                 continue
             if name == "action_log_probs" and values.isnan().all():
                 continue  # skipped, see `old_log_probs`; a model that only yields NaN shows in the gradients

@@ -26,13 +26,16 @@ from openrlhf_ktae.trainer.ppo_utils.columns import Experiences
 _hosts_padding = experience.zero_pad_sequences
 _hosts_partitions = experience_maker.get_seqlen_balanced_partitions
 _hosts_balance = ppo_trainer.balance_experiences
+_hosts_reward = experience_maker.compute_reward
 
 TOGETHER = 16
 """Number of prompts whose answers are collected together, if that many are ready."""
+LOOKED_AT = 256
+"""Number of pending answers that are scanned for them."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT_BLOCK, KEPT_BYTES = 32 * 2**20, 2**31 - 1
 """malloc serves blocks up to the first size from memory that the process keeps, up to the second; glibc's maximum."""
-COLLECT_AFTER = 50_000, 100, 100
+COLLECT_AFTER = 500_000, 100, 100
 """Thresholds of the garbage collector; Python's default of 700 objects causes a thousand passes per step."""
 PATIENCE_SECONDS = 0.25
 """How long to wait for `TOGETHER` answers; only at the end of a call are there fewer."""
@@ -46,6 +49,7 @@ def install() -> None:
     experience.zero_pad_sequences = zero_pad_sequences
     experience_maker.get_seqlen_balanced_partitions = get_seqlen_balanced_partitions
     experience_maker.get_minimum_num_micro_batch_size = get_minimum_num_micro_batch_size
+    experience_maker.compute_reward = compute_reward
     samples_generator.ray = PatientRay()
     ppo_trainer.balance_experiences = balance_experiences
 
@@ -68,13 +72,15 @@ def tune_process() -> None:
 
 class PatientRay:
     """Replaces Ray in the host's loop over answers, which waits for one at a time: each call scans all pending
-    answers, so the work grows with the square of the number of prompts."""
+    answers, so the work grows with the square of the number of prompts: 0.5 s at 4,096 even for 16 at a time."""
 
     def wait(self, refs: list[Any], *, num_returns: int = 1, timeout: float | None = None) -> Any:
-        """Wait for some answers; return the ready and the pending ones."""
-        wanted = max(num_returns, min(TOGETHER, len(refs)))
+        """Wait for some answers; return the ready and the pending ones. If too few were ready, others are next."""
+        some, rest = refs[:LOOKED_AT], refs[LOOKED_AT:]
+        wanted = max(num_returns, min(TOGETHER, len(some)))
         patience = PATIENCE_SECONDS if timeout is None else min(timeout, PATIENCE_SECONDS)
-        return ray.wait(refs, num_returns=wanted, timeout=patience)
+        ready, pending = ray.wait(some, num_returns=wanted, timeout=patience)
+        return ready, rest + pending if len(ready) < wanted else pending + rest
 
     def __getattr__(self, name: str) -> Any:
         return getattr(ray, name)
@@ -151,6 +157,44 @@ def get_seqlen_balanced_partitions(seqlen_list: list[int], k_partitions: int, eq
         first.merge(heapq.heappop(heap))
         heapq.heappush(heap, first)
     return [sorted(i for i, _ in items) for _, _, items in reversed(heap[0].sets)]
+
+
+def compute_reward(
+    r: torch.Tensor, kl_coef: float, kl: Any, action_mask: Any = None, reward_clip_range: Any = None
+) -> torch.Tensor:
+    """Return rewards of each token: the rollout's own at its last action, and the penalty on KL everywhere.
+
+    The host copies each mask three times, once with 64 bits: 60 ms.
+    """
+    tables = [table for table in (kl, action_mask) if isinstance(table, torch.Tensor) and table.is_cpu]
+    if len(tables) < 2 or kl.dtype != torch.float32 or kl.shape != action_mask.shape:
+        return _hosts_reward(r, kl_coef, kl, action_mask, reward_clip_range)
+    if reward_clip_range:
+        r = r.clamp(min=reward_clip_range[0], max=reward_clip_range[1])
+    out_BT = torch.empty_like(kl, memory_format=torch.contiguous_format)
+    factor = np.float32(-(kl_coef if kl_coef > 0 else 0.0))
+    token_rewards(r.to(kl.dtype).numpy(), factor, kl.numpy(), action_mask.numpy(), out_BT.numpy())
+    return out_BT
+
+
+@compiled
+def token_rewards(rewards_B: Any, factor: Any, kl_BT: Any, mask_BT: Any, out_BT: Any) -> None:
+    """Fill `out_BT`: a rollout's reward at its last 1 of the mask (the last position if it has none) + factor x KL."""
+    rows, width = kl_BT.shape
+    for b in range(rows):
+        last = width - 1
+        while last >= 0 and not mask_BT[b, last]:
+            last -= 1
+        last = last if last >= 0 else width - 1
+        for t in range(width):
+            out_BT[b, t] = np.float32(0.0) + factor * kl_BT[b, t]
+        if width:
+            out_BT[b, last] = rewards_B[b] + factor * kl_BT[b, last]
+
+
+def mean_of_zeros(zeros_BT: torch.Tensor, mask_BT: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return the host's `masked_mean` of a table of zeros: NaN for a row without a 1 in the mask, else 0."""
+    return zeros_BT.new_zeros(len(mask_BT)) / mask_BT.sum(dim=dim)
 
 
 @compiled

@@ -5,11 +5,13 @@ from typing import Any
 
 import ray
 import torch
+from openrlhf.trainer.ppo_utils import experience_maker as host
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.trainer.ppo_utils.columns import NARROW, Tables
 from openrlhf_ktae.trainer.ppo_utils.continuations import VALUES
+from openrlhf_ktae.trainer.ppo_utils.host_speed import mean_of_zeros
 from openrlhf_ktae.trainer.ppo_utils.old_log_probs import left_out, update_computes_log_probs
 from openrlhf_ktae.trainer.ppo_utils.response_lengths import (
     NO_PENALTIES,
@@ -40,7 +42,9 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
         """
         self._figures = []
         values = [samples.values for samples in samples_list]
-        experiences = super().make_experience(samples_list)
+        no_kl = self.initial_model_group is None or self.args.algo.kl.use_loss  # then the host averages zeros, 50 ms
+        with temporarily(host, masked_mean=mean_of_zeros) if no_kl else nullcontext():
+            experiences = super().make_experience(samples_list)
         figures = self._figures or [{} for _ in experiences]
         for experience, of_pass, of_prefixes in zip(experiences, figures, values, strict=True):
             setattr(experience, PLACE, of_pass if of_prefixes is None else {**of_pass, VALUES: of_prefixes})

@@ -126,6 +126,29 @@ def test_padding_is_the_hosts(host, side, stack):
         assert outcomes[0] is None or torch.equal(*outcomes), shapes
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
+@pytest.mark.parametrize("coefficient", [0.0, -1.0, 0.013])
+@pytest.mark.parametrize("clip", [None, (-0.3, 0.4)])
+def test_token_rewards_are_bit_identical_to_the_hosts(host, dtype, coefficient, clip):
+    from openrlhf.models.utils import compute_reward, masked_mean
+
+    from openrlhf_ktae.trainer.ppo_utils import host_speed
+
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((5, 33), (1, 1), (3, 2)):
+        mask = (torch.rand(shape, generator=generator) < 0.4).to(dtype)
+        mask[0] = 0
+        kl, rewards = torch.randn(shape, generator=generator), torch.randn(shape[0], generator=generator)
+        kl[-1], rewards[0] = 0, -0.0
+        zeros = torch.zeros(shape)
+        for hosts, ours, *given in (
+            (compute_reward, host_speed.compute_reward, rewards, coefficient, kl, mask, clip),
+            (masked_mean, host_speed.mean_of_zeros, zeros, mask, -1),
+        ):
+            expected, found = hosts(*given), ours(*given)
+            assert torch.equal(expected.view(torch.int32), found.view(torch.int32))
+
+
 def assert_same_experiences(found, expected):
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -207,6 +230,7 @@ def test_rollouts_of_a_prompt_share_their_tensors(host):
     from openrlhf.trainer.ppo_utils.experience import Experience
 
     from openrlhf_ktae.trainer.ppo_utils.data_position import plain
+    from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts as restored
     from openrlhf_ktae.trainer.ppo_utils.light_samples import rollouts_of
     from openrlhf_ktae.trainer.ppo_utils.messages import Answers
 
@@ -215,8 +239,29 @@ def test_rollouts_of_a_prompt_share_their_tensors(host):
     kept = [plain(one) for one in made]
     assert not any(vars(one).keys() - {"group", "place"} for one in made), "saving state must not materialise them"
     assert_same_experiences(made, [Experience(**fields) for fields in kept])
+    assert_same_experiences(restored(kept), [Experience(**fields) for fields in kept])  # as earlier versions saved them
     for name in ("sequences", "attention_mask", "action_mask", "rollout_log_probs"):
         assert len({getattr(e, name).untyped_storage().data_ptr() for e in made}) == 1, name
+
+
+def test_rollouts_in_a_checkpoint_are_a_few_tensors(host, tmp_path):
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    from openrlhf_ktae.trainer.ppo_utils.data_position import by_columns, plain
+    from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts as restored
+    from openrlhf_ktae.trainer.ppo_utils.light_samples import rollouts_of
+    from openrlhf_ktae.trainer.ppo_utils.messages import Answers
+
+    for names in (["usual"] * 3, ["failed", "usual"], ["numbers of two types"], []):
+        groups = [pickle.loads(pickle.dumps(Answers(GROUPS[name])))[0].among for name in names]
+        made = [one for among in groups for one in rollouts_of(among, 4096)]
+        kept = by_columns(made)
+        torch.save(kept, tmp_path / "state")
+        again = torch.load(tmp_path / "state", weights_only=True)
+        assert_same_experiences(restored(again), [Experience(**plain(one)) for one in made])
+        assert by_columns(again) is again or not names
+        if names == ["usual"] * 3:
+            assert all(isinstance(kept[name], tuple) for name in ("sequences", "scores"))
 
 
 @pytest.mark.parametrize("words", ["--rollout.micro_batch_size 3", DYNAMIC])
