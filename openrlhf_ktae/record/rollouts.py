@@ -199,15 +199,17 @@ class TokenTexts:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._known: dict[int, str] = {}
+        self._partial: set[int] = set()  # tokens that are part of a character
 
     def of(self, ids: Sequence[int]) -> list[str]:
         """Return one text per id. If a character spans several tokens, the first gets it and the others are empty."""
         known, different = self._known, set(ids)
-        for token in different:
-            if token not in known:
-                known[token] = self._text(token)
+        for token in different.difference(known):
+            known[token] = self._text(token)
+            if "\ufffd" in known[token]:
+                self._partial.add(token)
         texts = list(map(known.__getitem__, ids))
-        start = 0 if any("\ufffd" in known[token] for token in different) else len(texts)
+        start = len(texts) if self._partial.isdisjoint(different) else 0
         while start < len(texts):
             end = start + 1
             if "\ufffd" in texts[start]:
