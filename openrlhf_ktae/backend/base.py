@@ -4,11 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.base.batches import models, world
+from openrlhf_ktae.base.errors import Refusal
 
 BACKENDS = ("auto", "cuda", "cpu")
 
 
-class BackendUnavailable(ValueError):
+class BackendUnavailable(Refusal):
     """The requested backend cannot run on this machine."""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from openrlhf_ktae.backend.base import Backend
 from openrlhf_ktae.backend.cpu_patches import forked_workers, without_services
-from openrlhf_ktae.base.errors import ProcessDied
+from openrlhf_ktae.base.errors import ProcessDied, Refusal
 from openrlhf_ktae.base.faults_config import RETRIES_VARIABLE, SERVER_VARIABLE
 from openrlhf_ktae.processes import marks, remote_code, stacks
 from openrlhf_ktae.processes.marks import mark, swept
@@ -41,7 +41,7 @@ LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
 ADDRESS_SECONDS = 3  # for a cluster to accept a connection
 
 
-class ClusterAway(ValueError):
+class ClusterAway(Refusal):
     """No Ray cluster answers at RAY_ADDRESS."""
 
 

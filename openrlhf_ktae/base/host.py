@@ -5,11 +5,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.base.errors import Refusal
+
 HOST_VERSION = "0.11.2"
 HOST_CLI = "openrlhf.cli.train_ppo_ray"
 
 
-class HostMismatch(RuntimeError):
+class HostMismatch(Refusal):
     """OpenRLHF is missing, or its release is not the one that this package extends."""
 
 

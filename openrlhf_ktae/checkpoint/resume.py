@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.checkpoint.changes import cannot_be_applied, differences
 from openrlhf_ktae.checkpoint.files import read_text
 from openrlhf_ktae.checkpoint.folder import (
@@ -25,7 +26,7 @@ from openrlhf_ktae.checkpoint.write import restore_replaced
 AUTO, NEVER = "auto", "never"
 
 
-class CannotResume(ValueError):
+class CannotResume(Refusal):
     """No complete checkpoint to resume from, or the options changed; the message gives details and the way out."""
 
 

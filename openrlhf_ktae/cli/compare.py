@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from openrlhf_ktae.base.errors import BadInput, BadOption
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_FAILED
 from openrlhf_ktae.cli.command import CommandParser, run_command
 from openrlhf_ktae.compare.run_outcomes import BadRun, Run
-from openrlhf_ktae.compare.runs import ArmRun, OtherArms
+from openrlhf_ktae.compare.runs import ArmRun
 from openrlhf_ktae.evaluation.results import require_folder
 
 BASELINE = "grpo"
@@ -28,7 +28,7 @@ the same command again.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 where runs failed, 2 for refused input, 130 after Ctrl-C."""
     failed: list[ArmRun] = []
-    code = run_command(lambda words: failed.extend(run(words)), argv, (BadRun, OtherArms, BadInput))
+    code = run_command(lambda words: failed.extend(run(words)), argv)
     return code or (EXIT_FAILED if failed else 0)
 
 

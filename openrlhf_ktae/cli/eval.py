@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.backend import BACKENDS, BackendUnavailable, resolve
+from openrlhf_ktae.backend import BACKENDS, resolve
 from openrlhf_ktae.base.cut_off import CutOff
-from openrlhf_ktae.base.errors import BadInput, BadOption
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_STOPPED
 from openrlhf_ktae.base.text import joined, short
 from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
@@ -43,7 +43,7 @@ EXAMPLES = """
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 2 for refused input, 3 if the engine cuts responses off, 130 after Ctrl-C."""
     try:
-        return run_command(run, argv, (BadInput, BackendUnavailable))
+        return run_command(run, argv)
     except CutOff as error:
         print(
             f"stopped early: {error}; output files are complete; run the same command again to resume", file=sys.stderr

@@ -4,12 +4,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openrlhf_ktae.base.errors import BadInput, BadOption
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
 from openrlhf_ktae.compare.run_outcomes import BadRun
 from openrlhf_ktae.evaluation.results import require_folder
-from openrlhf_ktae.record.recorded import BadRecord
-from openrlhf_ktae.report.files import BadOutput
 
 GROUPS = 16
 EXAMPLES = """
@@ -22,9 +20,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    from openrlhf_ktae.report.curves import NoPlotly
-
-    return run_command(run, argv, (BadInput, BadOutput, BadRecord, BadRun, NoPlotly))
+    return run_command(run, argv)
 
 
 def run(argv: Sequence[str]) -> None:

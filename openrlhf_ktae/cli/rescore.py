@@ -8,10 +8,9 @@ from typing import Any
 
 import yaml
 
-from openrlhf_ktae.base.errors import BadInput, BadOption
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.cli.command import CommandParser, run_command
 from openrlhf_ktae.evaluation.results import require_folder
-from openrlhf_ktae.record.recorded import BadRecord
 
 EXAMPLES = """
 examples:
@@ -22,7 +21,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_command(run, argv, (BadRecord, BadInput))
+    return run_command(run, argv)
 
 
 def run(argv: Sequence[str]) -> None:

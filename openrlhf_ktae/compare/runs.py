@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.base.config_file import load_config
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
 from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.base.secrets import environment_secrets, masked_tree, masked_words
@@ -30,7 +31,7 @@ THREADS = "OMP_NUM_THREADS"
 LAST_LINES = 3
 
 
-class OtherArms(ValueError):
+class OtherArms(Refusal):
     """The output folder contains runs with other settings."""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.backend.cluster import CLUSTER_VARIABLE, cluster_of_its_own, environment, has_dashboard, start_ray
-from openrlhf_ktae.base.errors import ProcessDied
+from openrlhf_ktae.base.errors import BadInput, ProcessDied, Refusal
 from openrlhf_ktae.base.host import HOST_CLI, undecorated
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.launch.nodes import POLL_SECONDS, NodeDied, NodeWatch, check_nodes, devices, with_absolute_places
@@ -42,11 +42,7 @@ class Failed(RuntimeError):
     """A process of the run raised a Python error; the message begins with it."""
 
 
-class DataUnreadable(ValueError):
-    """The data could not be loaded in the process that needs them."""
-
-
-class ClusterTooSmall(ValueError):
+class ClusterTooSmall(Refusal):
     """The joined Ray cluster has too few devices for the run."""
 
 
@@ -72,7 +68,7 @@ def train(
         ClusterAway: there is no cluster to join.
         ProcessDied: Ray does not start, or a process of the run died and was not restarted.
         UnwrittenStop: training stopped early, and the reason could not be written (disk full).
-        DataUnreadable: the data cannot be loaded.
+        BadInput: the data cannot be loaded.
         Failed: another Python error.
         SavedInPart: the weights were saved, but other files of the model were not.
     """
@@ -111,7 +107,7 @@ def train(
         with suppress(OSError):
             where.write_text(COLOUR_CODES.sub("", str(error)) + "\n", encoding="utf-8")
         if DATA.search(str(error)) and failed_to_start(error):
-            raise DataUnreadable(
+            raise BadInput(
                 f"--data.prompt_dataset or --eval.dataset: cannot be loaded: {reason[:SHOWN]}; traceback in {where}"
             ) from None
         raise Failed(f"{reason[:SHOWN]}; traceback in {where}") from None

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.checkpoint.changes import is_content
 from openrlhf_ktae.checks.backends import machine_problems
 from openrlhf_ktae.data.names import entries
@@ -40,7 +41,7 @@ NO_FLAG = {"run.resume_from": "resume", "verifier.config.reward_file": "reward.r
 TRAINER_CPUS = 3  # at most, of the processes that write the run's record
 
 
-class NodesApart(ValueError):
+class NodesApart(Refusal):
     """A node of the cluster does not see what the run reads or writes; the message says which and the way out."""
 
 

@@ -45,7 +45,7 @@ def write_credit_pages(
 
     Raises:
         BadRecord: there is no group, a group has a non-finite number, or a single token does not fit.
-        BadOutput: the pages cannot be written there.
+        BadOption: the pages cannot be written there.
     """
     tops: dict[int, dict[str, TopTokens]] = {}
     settings: dict[str, Any] | None = None

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.compare.run_outcomes import BadRun, Run, arm_labels, arm_of
 from openrlhf_ktae.figures.statistics import t_interval
 from openrlhf_ktae.record.metrics import benchmarks
@@ -48,7 +49,7 @@ PLAIN_BELOW = 1e-6  # a spread below this share of the values is rounding error,
 CROWDED = 4  # arms; with more, intervals hide each other, so the page shows them only on request
 
 
-class NoPlotly(ImportError):
+class NoPlotly(Refusal):
     """plotly is not installed."""
 
 

@@ -32,7 +32,7 @@ def write_run_page(
     Raises:
         NoPlotly: plotly or jinja2 is not installed.
         BadRun: a recorded value is not a number.
-        BadOutput: the page cannot be written.
+        BadOption: the page cannot be written.
     """
     plotly()
     try:

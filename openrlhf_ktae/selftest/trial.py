@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.processes.deaths import START_MINUTES
 from openrlhf_ktae.processes.marks import VARIABLE
 from openrlhf_ktae.record.metrics import read_record
@@ -22,7 +23,7 @@ ENGINE_RESTARTS = 100  # more than any trial's deaths
 STRAIGHT, AGAIN, KILLED = "straight", "again", "killed"
 
 
-class TrialFailed(RuntimeError):
+class TrialFailed(Refusal):
     """A run of the trial ended unexpectedly; the message has its last output."""
 
 
