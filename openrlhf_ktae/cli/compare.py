@@ -1,6 +1,5 @@
 """`python -m openrlhf_ktae.cli.compare ARM.yaml... --seeds N`: train each arm with N seeds, compare in one table."""
 
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +10,7 @@ from openrlhf_ktae.base.exit_codes import EXIT_FAILED
 from openrlhf_ktae.cli.command import CommandParser, run_command
 from openrlhf_ktae.compare.run_outcomes import BadRun, Run
 from openrlhf_ktae.compare.runs import ArmRun
-from openrlhf_ktae.evaluation.results import require_folder
+from openrlhf_ktae.evaluation.results import require_folder, write_both
 
 BASELINE = "grpo"
 EXAMPLES = """
@@ -102,8 +101,7 @@ def write(
         raise BadRun(f"{output}: no run of the baseline {baseline} succeeded; see its train.log")
     result = compare_arms(arms, baseline, threshold, [pair for pair in pairs if {*pair} <= set(arms)])
     table = markdown(result)
-    (output / "comparison.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (output / "comparison.md").write_text(table, encoding="utf-8")
+    write_both(output / "comparison.json", result, table)
     print(table)
     tables = [Table("Arms", *arm_table(result), notes(result)), Table("Paired tests", *test_table(result))]
     everything = [run for seeds in arms.values() for run in seeds.values()]

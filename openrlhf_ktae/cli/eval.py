@@ -17,7 +17,7 @@ from openrlhf_ktae.base.exit_codes import EXIT_STOPPED
 from openrlhf_ktae.base.text import joined, short
 from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
-from openrlhf_ktae.evaluation.results import require_folder
+from openrlhf_ktae.evaluation.results import require_folder, write_both
 from openrlhf_ktae.verifier.config import VerifierConfig
 
 DEFAULT_OUTPUT = "results"
@@ -191,9 +191,7 @@ def _compare(folders: Sequence[Path], output: str | None) -> str:
     if output:
         folder = Path(output)
         require_folder("--output", folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
-        (folder / "comparison.md").write_text(table, encoding="utf-8")
+        write_both(folder / "comparison.json", comparison, table)
     return table
 
 

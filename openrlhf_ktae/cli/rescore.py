@@ -1,6 +1,5 @@
 """`python -m openrlhf_ktae.cli.rescore RUN_DIR`: variants and ablations of K on recorded rollouts."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import yaml
 
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.cli.command import CommandParser, run_command
-from openrlhf_ktae.evaluation.results import require_folder
+from openrlhf_ktae.evaluation.results import require_folder, write_both
 
 EXAMPLES = """
 examples:
@@ -47,9 +46,7 @@ def run(argv: Sequence[str]) -> None:
     table = markdown(result)
     print(table, end="")
     if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "rescore.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (options.output / "rescore.md").write_text(table, encoding="utf-8")
+        write_both(options.output / "rescore.json", result, table)
 
 
 def arm(text: str) -> tuple[str, dict[str, Any]]:
