@@ -211,12 +211,8 @@ def bm25(frequency: float, relative_length: float, k1: float, b: float) -> float
 
 
 @compiled
-def frequency_part(presence: float, uses: Any, sizes: Any, lengths: Any, formula: Formula) -> float:
-    """Frequency part of the direction. `uses`, `sizes` (rollouts), `lengths` (tokens) are (correct, wrong).
-
-    In `paper` and `reference` it is a term: h3 times the difference of the ratio of frequencies and its inverse. In
-    `calibrated` it is a factor: 1, or less if uses per rollout contradict the sign of `presence`.
-    """
+def term_frequencies(uses: Any, sizes: Any, lengths: Any, formula: Formula) -> Any:
+    """BM25's frequencies of an id. They, `uses`, `sizes` (rollouts) and `lengths` (tokens) are (correct, wrong)."""
     correct, wrong = float(uses[0]), float(uses[1])
     length_correct, length_wrong = float(lengths[0]), float(lengths[1])
     if formula.calibrated:
@@ -226,7 +222,17 @@ def frequency_part(presence: float, uses: Any, sizes: Any, lengths: Any, formula
         correct, wrong = correct / max(length_correct, 1.0), wrong / max(length_wrong, 1.0)
     mean_length = (length_correct + length_wrong) / 2.0  # above 0: the id itself occurs
     correct = bm25(correct, length_correct / mean_length, formula.k1, formula.b)
-    wrong = bm25(wrong, length_wrong / mean_length, formula.k1, formula.b)
+    return correct, bm25(wrong, length_wrong / mean_length, formula.k1, formula.b)
+
+
+@compiled
+def frequency_part(presence: float, frequencies: Any, formula: Formula) -> float:
+    """Frequency part of the direction, from `term_frequencies`.
+
+    In `paper` and `reference` it is a term: h3 times the difference of the ratio of frequencies and its inverse. In
+    `calibrated` it is a factor: 1, or less if uses per rollout contradict the sign of `presence`.
+    """
+    correct, wrong = frequencies
     if formula.calibrated:
         return min(1.0, correct / wrong if presence > 0 else wrong / correct) ** formula.h3
     return formula.h3 * (correct / (wrong + formula.epsilon) - wrong / (correct + formula.epsilon))
@@ -258,7 +264,7 @@ def id_values(
         table = U64(a * (sizes[1] + 1) + b)
         value = 0.0
         if strength[table] != 0.0:
-            frequency = frequency_part(presence[table], uses, sizes, lengths, formula)
+            frequency = frequency_part(presence[table], term_frequencies(uses, sizes, lengths, formula), formula)
             value = id_value(strength[table], presence[table], frequency, formula)
         values_U[u] = value
         if rare:
