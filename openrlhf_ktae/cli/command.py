@@ -29,6 +29,13 @@ class CommandParser(argparse.ArgumentParser):
         raise BadOption(f"{message.removeprefix('argument ')}; --help lists all options")
 
 
+def at_least_1(text: str) -> int:
+    """Parse a whole number of at least 1. Raises argparse.ArgumentTypeError for any other text."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
 def run_command(
     run: Callable[[Sequence[str]], None],
     argv: Sequence[str] | None,
