@@ -31,10 +31,6 @@ THREADS = "OMP_NUM_THREADS"
 LAST_LINES = 3
 
 
-class OtherArms(Refusal):
-    """The output folder contains runs with other settings."""
-
-
 @dataclass(frozen=True)
 class ArmRun:
     """One arm with one seed."""
@@ -70,12 +66,12 @@ def _without_keys(settings: dict[str, Any]) -> dict[str, Any]:
 def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Sequence[str]) -> list[ArmRun]:
     """Return all runs ordered by seed, so that an interrupted comparison has about the same seeds of every arm.
 
-    Raises OtherArms if two configurations share a name, or `output` has runs with other settings or of unknown origin.
+    Raises Refusal if two configurations share a name, or `output` has runs with other settings or of unknown origin.
     """
     names = [path.stem for path in configs]
     for name in names:
         if names.count(name) > 1:
-            raise OtherArms(f"two configurations are called {name}.yaml; an arm is named after its file")
+            raise Refusal(f"two configurations are called {name}.yaml; an arm is named after its file")
     runs = [
         ArmRun(path.stem, seed, path, output / path.stem / f"seed-{seed}", tuple(words))
         for seed in seeds
@@ -86,7 +82,7 @@ def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Seq
         if not begun(run.directory):
             continue
         if _started_with(run.directory / STARTED) != settings:
-            raise OtherArms(f"{run.directory}: has a run with other settings; give another --output or delete it")
+            raise Refusal(f"{run.directory}: has a run with other settings; give another --output or delete it")
     return runs
 
 
@@ -97,12 +93,12 @@ def begun(directory: Path) -> bool:
 
 def _started_with(path: Path) -> Any:
     if not path.is_file():
-        raise OtherArms(f"{path.parent}: does not belong to a comparison; give another --output")
+        raise Refusal(f"{path.parent}: does not belong to a comparison; give another --output")
     try:
         found = parse_json(path.read_bytes())
         return _without_keys(found)  # earlier releases wrote keys
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise OtherArms(f"{path}: cannot be read; delete {path.parent} to run it again") from None
+        raise Refusal(f"{path}: cannot be read; delete {path.parent} to run it again") from None
 
 
 class TrainingProcess:
@@ -169,7 +165,7 @@ def execute(run: ArmRun, process: TrainingProcess) -> int:
 def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int = 1) -> list[ArmRun]:
     """Run everything that is not done, `stacks` runs at a time; return the failed runs.
 
-    Raises OtherArms if a run's options are refused; the other runs of the arm would fail the same way.
+    Raises Refusal if a run's options are refused; the other runs of the arm would fail the same way.
     """
     names = {run: f"[{number}/{len(runs)}] {run.arm} seed {run.seed}" for number, run in enumerate(runs, start=1)}
     missing = [run for run in runs if not run.done]
@@ -193,7 +189,7 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
                 if code == EXIT_BAD_INPUT:
                     lines = (run.directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
                     refusal = " ".join(line.removeprefix("error: ") for line in lines[-LAST_LINES:])
-                    raise OtherArms(f"{run.config}: {refusal}")
+                    raise Refusal(f"{run.config}: {refusal}")
                 if code < 0 or code == EXIT_INTERRUPTED:
                     raise KeyboardInterrupt
                 if code:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from openrlhf_ktae.ktae.config import integers
+
 UNKNOWN, WRONG, CORRECT = -1, 0, 1
 """Labels of a rollout."""
 
@@ -93,14 +95,7 @@ def floats_B(name: str, values: Any, rows: int) -> NDArray[np.float64]:
 
 def plain_ids(name: str, ids: Iterable[Any]) -> NDArray[np.int64]:
     """Return the distinct ids, sorted."""
-    given = list(ids)
-    try:
-        plain = [int(one) for one in given]
-        whole = all(one == value for one, value in zip(plain, given, strict=True))
-    except (TypeError, ValueError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{name}={given!r} must hold integers only; leave out ids that the tokenizer does not define")
+    plain = integers(name, list(ids), "leave out ids that the tokenizer does not define")
     return np.array(sorted(set(plain)), dtype=np.int64)
 
 

@@ -41,10 +41,6 @@ NO_FLAG = {"run.resume_from": "resume", "verifier.config.reward_file": "reward.r
 TRAINER_CPUS = 3  # at most, of the processes that write the run's record
 
 
-class NodesApart(Refusal):
-    """A node of the cluster does not see what the run reads or writes; the message says which and the way out."""
-
-
 class NodeDied(RuntimeError):
     """A node died during its check, or had died before Ray noticed."""
 
@@ -96,7 +92,7 @@ def check_nodes(args: SimpleNamespace, backend: str) -> None:
     """Have every other node with devices check itself, and what its ranks would read and write.
 
     Raises:
-        NodesApart: there are problems; the message names each node and option. Nothing is loaded yet.
+        Refusal: there are problems; the message names each node and option. Nothing is loaded yet.
         NodeDied: a node died; call again once the cluster is complete.
     """
     import ray
@@ -111,7 +107,7 @@ def check_nodes(args: SimpleNamespace, backend: str) -> None:
     outputs = places(args, (*OUTPUTS, *(TRAINER_OUTPUTS if away else ())))
     inputs = places(args, (*INPUTS, *(TRAINER_INPUTS if away else ())))
     if problems := list(_problems(outputs, inputs, others, partial(machine_problems, args, backend))):
-        raise NodesApart("\nerror: ".join(problems))
+        raise Refusal("\nerror: ".join(problems))
 
 
 def places(args: SimpleNamespace, names: tuple[str, ...]) -> dict[str, str]:

@@ -10,12 +10,13 @@ import sys
 import numpy as np
 import pytest
 
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.cli.compare import main
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.compare import runs as arm_runs
 from openrlhf_ktae.compare.comparison import compare_arms, rival
 from openrlhf_ktae.compare.run_outcomes import Budget, common_budget, outcomes, read_run
-from openrlhf_ktae.compare.runs import DONE, LOG, STARTED, OtherArms, TrainingProcess, execute, execute_all, plan
+from openrlhf_ktae.compare.runs import DONE, LOG, STARTED, TrainingProcess, execute, execute_all, plan
 from openrlhf_ktae.record.metrics import RunRecord
 
 STEPS = 10
@@ -230,7 +231,7 @@ def test_a_kill_at_any_moment_does_not_block_the_next_attempt(moment, one, tmp_p
 def test_a_truncated_or_binary_arm_json_is_refused_in_one_line(content, one, tmp_path):
     one.directory.mkdir(parents=True)
     (one.directory / STARTED).write_bytes(content)
-    with pytest.raises(OtherArms, match=r"arm.json: cannot be read; delete .*seed-1"):
+    with pytest.raises(Refusal, match=r"arm.json: cannot be read; delete .*seed-1"):
         plan_one(tmp_path)
 
 
