@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from openrlhf_ktae.checkpoint.resume import CannotResume
+from openrlhf_ktae.base.errors import Refusal
 
 LOCK = ".lock"
 HELD_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EACCES)
@@ -17,7 +17,7 @@ def hold(root: str | Path) -> None:
     """Lock the folder of all checkpoints until this process ends; a second call does nothing.
 
     Does nothing if the file system has no locks (some network disks) or the folder cannot be created. Raises
-    CannotResume if another process holds the lock.
+    Refusal if another process holds the lock.
     """
     root = Path(root).absolute()
     if str(root) in _held:
@@ -34,7 +34,7 @@ def hold(root: str | Path) -> None:
         os.close(descriptor)
         if error.errno not in HELD_BY_ANOTHER:
             return
-        raise CannotResume(
+        raise Refusal(
             f"--ckpt.path {root}: another run ({holder or 'unknown'}) writes its checkpoints there; stop it first, or "
             "give another --ckpt.path (or --run.dir)"
         ) from None
