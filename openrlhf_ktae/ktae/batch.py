@@ -43,12 +43,7 @@ class Batch:
 
 
 def plain_batch(
-    token_ids: Any,
-    action_mask: Any,
-    scores: Any,
-    group_ids: Any,
-    correct_threshold: float,
-    row_edges: Any = None,
+    token_ids: Any, action_mask: Any, scores: Any, group_ids: Any, correct_threshold: float, row_edges: Any = None
 ) -> Batch:
     """Check shapes and dtypes, copy accelerator tensors to the CPU once, label rows and sort them by group.
 

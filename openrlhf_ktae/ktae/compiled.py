@@ -339,14 +339,7 @@ def row_mean(tokens: int, token_u: Row, place: int, records_UW: Records, values_
 
 @compiled
 def write_row(
-    mask_T: Row,
-    base: float,
-    centre: bool,
-    token_u: Row,
-    place: int,
-    records_UW: Records,
-    values_U: Row,
-    out_T: Row,
+    mask_T: Row, base: float, centre: bool, token_u: Row, place: int, records_UW: Records, values_U: Row, out_T: Row
 ) -> int:
     """Write base + value on action tokens of one row and 0 elsewhere; returns the next row's first place."""
     left = ones(mask_T, 0, mask_T.size)

@@ -18,11 +18,7 @@ def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
     if Path(args.ckpt.path).is_dir():  # a run that is refused leaves no folder behind
         hold(args.ckpt.path)
     config = nested_options(args)
-    args.run.about = {
-        "config": config,
-        "data": content_of(config),
-        "versions": versions(backend, secrets_of(args)),
-    }
+    args.run.about = {"config": config, "data": content_of(config), "versions": versions(backend, secrets_of(args))}
     decision = decide(args.resume, Path(args.ckpt.path))
     chosen = decision.checkpoint
     args.run.resume_from = str(chosen.path) if chosen else None

@@ -218,11 +218,7 @@ def _by_place(
 
 
 def _shifts(
-    k_GT: NDArray[np.float64],
-    arrays: GroupTensors,
-    measures: list[Any],
-    rollouts: list[dict[str, Any]],
-    weight: float,
+    k_GT: NDArray[np.float64], arrays: GroupTensors, measures: list[Any], rollouts: list[dict[str, Any]], weight: float
 ) -> list[float]:
     """Return the value that centring subtracted from each rollout: the same for all of its tokens with K."""
     shifts = []
