@@ -148,7 +148,7 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path, root, capsys):
     ("words", "message"),
     [
         (["{tmp}/none.yaml"], "no such file"),
-        (["{tmp}/grpo.yaml", "--seeds", "0"], "--seeds 0"),
+        (["{tmp}/grpo.yaml", "--seeds", "0"], "--seeds: '0' must be"),
         (["{tmp}/grpo.yaml", "--baseline", "dapo"], "--baseline dapo"),
         (["{tmp}/grpo.yaml", "--pair", "grpo:dapo"], "--pair grpo:dapo"),
         (["{tmp}/grpo.yaml", "--pair", "grpo"], "--pair grpo"),

@@ -50,7 +50,7 @@ def test_the_hosts_options_and_ours_choose_the_same_checkpoint(parsed, words):
     assert args.run.resume_from == str(checkpoint.path)
     assert args.run.resume_step == 20
     assert args.ckpt.load_enable is True
-    assert directory.resumes(args)
+    assert args.run.resume_from
     assert "global_step20 (step 20, the only one)" in lines[0]
 
 
@@ -58,7 +58,7 @@ def test_checkpoints_are_ignored_without_the_option(parsed):
     save(parsed(), 20)
     args = parsed()
     assert choose_checkpoint(args, "cpu") == []
-    assert not directory.resumes(args)
+    assert not args.run.resume_from
     assert args.ckpt.load_enable is False
 
 
