@@ -182,20 +182,11 @@ def count_group(
         row = rows_G[position]
         if side_B[row] < 0:
             continue
-        start, end = edges_B[row], edges_B[row + 1]
-        bits, slots, records_UW = room(bits, ids, end - start, slots, records_UW)
+        ids_T, mask_T = ids_N[edges_B[row] : edges_B[row + 1]], mask_N[edges_B[row] : edges_B[row + 1]]
+        bits, slots, records_UW = room(bits, ids, ids_T.size, slots, records_UW)
         before = tokens
         tokens, ids, beyond = count_row(
-            ids_N[start:end],
-            mask_N[start:end],
-            side_B[row],
-            position + 1,
-            slots,
-            bits,
-            records_UW,
-            token_u,
-            tokens,
-            ids,
+            ids_T, mask_T, side_B[row], position + 1, slots, bits, records_UW, token_u, tokens, ids
         )
         overflow |= beyond
         on_correct += (tokens - before) * side_B[row]
@@ -409,20 +400,11 @@ def fill_groups(
         exclude(excluded, slots, bits, records_UW, values_U)
         place = 0
         for row in rows_G:
-            start, end = edges_B[row], edges_B[row + 1]
+            mask_T, out_T = mask_N[edges_B[row] : edges_B[row + 1]], out_N[edges_B[row] : edges_B[row + 1]]
             if side_B[row] < 0:
-                write_base(mask_N[start:end], base_B[row], out_N[start:end])
+                write_base(mask_T, base_B[row], out_T)
             else:
-                place = write_row(
-                    mask_N[start:end],
-                    base_B[row],
-                    formula.centre,
-                    token_u,
-                    place,
-                    records_UW,
-                    values_U,
-                    out_N[start:end],
-                )
+                place = write_row(mask_T, base_B[row], formula.centre, token_u, place, records_UW, values_U, out_T)
         records_UW[: ids + 1] = 0
     return overflow
 
