@@ -50,7 +50,6 @@ def test_the_hosts_options_and_ours_choose_the_same_checkpoint(parsed, words):
     assert args.run.resume_from == str(checkpoint.path)
     assert args.run.resume_step == 20
     assert args.ckpt.load_enable is True
-    assert args.run.resume_from
     assert "global_step20 (step 20, the only one)" in lines[0]
 
 
