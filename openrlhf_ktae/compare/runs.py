@@ -137,6 +137,11 @@ class TrainingProcess:
             self.end()
         return code
 
+    def interrupt(self) -> None:
+        """End the run that another thread waits for; it counts as interrupted."""
+        if self._process is not None:
+            self._process.terminate()
+
     def end(self) -> None:
         """End the process and its stack."""
         if self._process is not None:
@@ -175,11 +180,11 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
     stacks = min(stacks, len(missing))
     threads = max(1, len(os.sched_getaffinity(0)) // stacks) if stacks > 1 else None
     begun_at, todo, stop = time.time(), iter(missing), threading.Event()
+    processes = [TrainingProcess(threads) for _ in range(stacks)]
     ended: list[ArmRun] = []
     failed: list[ArmRun] = []
 
-    def work() -> None:
-        process = TrainingProcess(threads)
+    def work(process: TrainingProcess) -> None:
         try:
             for run in todo:  # shared by all workers
                 if stop.is_set():
@@ -190,7 +195,7 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
                     lines = (run.directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
                     refusal = " ".join(line.removeprefix("error: ") for line in lines[-LAST_LINES:])
                     raise Refusal(f"{run.config}: {refusal}")
-                if code < 0 or code == EXIT_INTERRUPTED:
+                if code < 0 or code == EXIT_INTERRUPTED or (code and stop.is_set()):
                     raise KeyboardInterrupt
                 if code:
                     failed.append(run)
@@ -203,10 +208,15 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
             process.end()
 
     with ThreadPoolExecutor(max(stacks, 1)) as pool:
-        working = [pool.submit(work) for _ in range(stacks)]
+        working = [pool.submit(work, process) for process in processes]
         try:
             for one in working:
                 one.result()
+        except KeyboardInterrupt:  # the signal may have been for this process alone
+            stop.set()
+            for process in processes:
+                process.interrupt()
+            raise
         finally:
             stop.set()
     return failed
