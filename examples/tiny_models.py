@@ -65,7 +65,7 @@ def as_batch(tokenizer: Qwen2Tokenizer, pairs: Sequence[Pair]) -> tuple[torch.Te
     ids, labels = [], []
     for prompt_text, response_text in pairs:
         prompt = tokenizer.encode(prompt_text)
-        response = tokenizer.encode(f"{response_text}{EOS}")
+        response = tokenizer.encode(f"{response_text}{tokenizer.eos_token}")
         ids.append(torch.tensor(prompt + response))
         labels.append(torch.tensor([IGNORED] * len(prompt) + response))
     padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)

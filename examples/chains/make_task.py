@@ -33,8 +33,8 @@ MOST_STEPS = 12
 FILLERS = ("hmm", "well", "ok", "now", "then", "right", "fine", "good")
 BOX = "\\boxed{"
 WORDS = ("compute", *(f" {word}" for word in (":", "so", BOX, "}", *OPERANDS, *FILLERS, *range(HOURS))))
-FIRST_ID = 258
-"""Of `WORDS` in the tokenizer; smaller ids are padding, end and single bytes."""
+FIRST_IDS = (258, 49151)
+"""Of `WORDS` in the tiny models' tokenizer and in SmolLM2's, which has a token for the first word already."""
 OFFSETS = (1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)
 """Errors of a wrong step; `ways` of them are used, from the left."""
 N_TRAIN = 3200
@@ -107,8 +107,9 @@ def teacher_trace(problem: Problem, knobs: Knobs, step_accuracy: float, rng: ran
 
 
 def words_of(ids: Sequence[int]) -> list[str]:
-    """Return the words of token ids, empty for padding, end and bytes."""
-    return [WORDS[i - FIRST_ID].strip() if 0 <= i - FIRST_ID < len(WORDS) else "" for i in ids]
+    """Return the words of token ids, empty for all others."""
+    named = {first + i: word.strip() for first in FIRST_IDS for i, word in enumerate(WORDS)}
+    return [named.get(i, "") for i in ids]
 
 
 def read_problem(prompt: Sequence[str]) -> Problem | None:

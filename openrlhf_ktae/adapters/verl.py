@@ -53,12 +53,7 @@ NEEDED = {"log_probs": "old_log_probs", "entropies": "entropys", "sum_squares": 
 
 
 def credited_advantages(
-    name: str,
-    token_level_rewards: torch.Tensor,
-    response_mask: torch.Tensor,
-    index: Any,
-    config: Any = None,
-    **_: Any,
+    name: str, token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: Any, config: Any = None, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return GRPO's advantages plus token credit (B, T), twice. A rollout is correct if its `acc`, else its score, is
     above 0."""

@@ -3,7 +3,7 @@
 The rest of the package gets a `Backend` from here and never names a device.
 """
 
-from openrlhf_ktae.backend.base import BACKENDS, Backend, BackendUnavailable
+from openrlhf_ktae.backend.base import BACKENDS, Backend
 from openrlhf_ktae.backend.choice import resolve
 
-__all__ = ["BACKENDS", "Backend", "BackendUnavailable", "resolve"]
+__all__ = ["BACKENDS", "Backend", "resolve"]

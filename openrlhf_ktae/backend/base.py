@@ -8,14 +8,14 @@ from openrlhf_ktae.base.batches import models, world
 BACKENDS = ("auto", "cuda", "cpu")
 
 
-class BackendUnavailable(ValueError):
-    """The requested backend cannot run on this machine."""
-
-
 class Backend:
     """Machine-specific settings of a run; this base class leaves the host unchanged."""
 
     name = "none"
+    preloads: str | None = None
+    """The module that a fork server imports first (`processes/forks.py`); None without a server."""
+    worker_setup_hook: str | None = None
+    """Import path of the function that Ray calls when a worker process starts."""
 
     def adapt(self, args: SimpleNamespace) -> list[str]:
         """Set options that the backend dictates, in place; return one line for each change."""
@@ -31,14 +31,6 @@ class Backend:
     def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
         """Return keyword arguments of `ray.init` for a new local cluster."""
         return {"dashboard_host": args.run.dashboard_host}
-
-    def preloads(self) -> str | None:
-        """Return the module that a fork server imports first (`processes/forks.py`); None without a server."""
-        return None
-
-    def worker_setup_hook(self) -> str | None:
-        """Return the import path of the function that Ray calls when a worker process starts."""
-        return None
 
 
 def devices_needed(args: SimpleNamespace) -> int:

@@ -2,9 +2,10 @@
 
 import os
 
-from openrlhf_ktae.backend.base import BACKENDS, Backend, BackendUnavailable
+from openrlhf_ktae.backend.base import BACKENDS, Backend
 from openrlhf_ktae.backend.cpu import CpuBackend, vllm_build
 from openrlhf_ktae.backend.cuda import CudaBackend
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.gpu_machine import gpus
 
 NO_GPU = (
@@ -16,14 +17,14 @@ NO_GPU = (
 def resolve(name: str) -> Backend:
     """Return the backend called `name`; `auto` picks `cuda` if a GPU can be reached, and `cpu` with CPU builds.
 
-    Raises BackendUnavailable if no GPU can be reached but the installed vLLM needs one, the installed vLLM cannot run
+    Raises BadOption if no GPU can be reached but the installed vLLM needs one, the installed vLLM cannot run
     on the requested device, or the name is not in `BACKENDS`.
     """
     if name not in BACKENDS:
-        raise BackendUnavailable(f"--backend {name}: choose one of {', '.join(BACKENDS)}")
+        raise BadOption(f"--backend {name}: choose one of {', '.join(BACKENDS)}")
     if name == "cpu":
         if vllm_build() == "cuda":
-            raise BackendUnavailable(
+            raise BadOption(
                 "--backend cpu: the CUDA build of vLLM is installed, which a CPU cannot run. `make setup` installs the "
                 "CPU builds in a separate environment; on a GPU leave --backend out."
             )
@@ -31,16 +32,16 @@ def resolve(name: str) -> Backend:
     if vllm_build() == "cpu":
         if name == "auto":
             return CpuBackend()
-        raise BackendUnavailable(
+        raise BadOption(
             "--backend cuda: the CPU build of vLLM is installed. Use --backend cpu, or install the GPU builds in a "
             "separate environment (`make setup-gpu`)."
         )
     if gpus() or os.environ.get("RAY_ADDRESS"):
         return CudaBackend()
     if name == "cuda":
-        raise BackendUnavailable(f"--backend cuda: {NO_GPU}, or use --backend cpu with the CPU builds (`make setup`).")
+        raise BadOption(f"--backend cuda: {NO_GPU}, or use --backend cpu with the CPU builds (`make setup`).")
     if vllm_build() == "cuda":
-        raise BackendUnavailable(
+        raise BadOption(
             f"--backend auto: {NO_GPU}. The CUDA build of vLLM is installed, which a CPU cannot run; `make setup` "
             "installs the CPU builds in a separate environment."
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 from openrlhf_ktae.backend.base import Backend
 from openrlhf_ktae.backend.cpu_patches import forked_workers, without_services
-from openrlhf_ktae.base.errors import ProcessDied
+from openrlhf_ktae.base.errors import ProcessDied, Refusal
 from openrlhf_ktae.base.faults_config import RETRIES_VARIABLE, SERVER_VARIABLE
 from openrlhf_ktae.processes import marks, remote_code, stacks
 from openrlhf_ktae.processes.marks import mark, swept
@@ -41,17 +41,13 @@ LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
 ADDRESS_SECONDS = 3  # for a cluster to accept a connection
 
 
-class ClusterAway(ValueError):
-    """No Ray cluster answers at RAY_ADDRESS."""
-
-
 def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
     """Return the variables of every process of the run; defaults yield to values already set in this process."""
     defaults = {**HOST_ENVIRONMENT, **backend.environment(args)}
     chosen = {name: os.environ.get(name, value) for name, value in defaults.items()}
     if args.verifier.enable:
         chosen |= args.verifier.config.to_env()
-    hook = backend.worker_setup_hook()
+    hook = backend.worker_setup_hook
     faults = args.faults.config
     chosen[RETRIES_VARIABLE] = str(faults.rollout_retries)
     chosen[SERVER_VARIABLE] = f"{faults.reward_timeout_s} {faults.reward_tries}"
@@ -108,14 +104,14 @@ def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]
 
 
 def check_address(address: str) -> None:
-    """Raise `ClusterAway` if nothing answers at HOST:PORT: Ray would retry for minutes and abort."""
+    """Raise `Refusal` if nothing answers at HOST:PORT: Ray would retry for minutes and abort."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or "/" in host:
         return  # `auto` or ray://...: Ray resolves it
     try:
         socket.create_connection((host, int(port)), ADDRESS_SECONDS).close()
     except OSError as error:
-        raise ClusterAway(
+        raise Refusal(
             f"{CLUSTER_VARIABLE}={address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, "
             f"or unset {CLUSTER_VARIABLE}: the command then starts its own"
         ) from None

@@ -29,6 +29,8 @@ class CpuBackend(Backend):
     """Any machine without a GPU; each rank and engine gets one virtual device."""
 
     name = "cpu"
+    preloads = "openrlhf_ktae.backend.cpu_preload"  # applies the patches before workers and engine cores fork
+    worker_setup_hook = "openrlhf_ktae.backend.cpu_patches.activate"
 
     def adapt(self, args: SimpleNamespace) -> list[str]:
         """Set transport, attention and engine mode to the only values that work on a CPU."""
@@ -94,14 +96,6 @@ class CpuBackend(Backend):
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
-
-    def preloads(self) -> str:
-        """Return the module that applies the patches in the fork server, before workers and engine cores fork."""
-        return "openrlhf_ktae.backend.cpu_preload"
-
-    def worker_setup_hook(self) -> str:
-        """Return the path for Ray's hook that runs code when a worker starts."""
-        return "openrlhf_ktae.backend.cpu_patches.activate"
 
 
 def vllm_build() -> str:

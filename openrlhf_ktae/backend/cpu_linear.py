@@ -243,12 +243,9 @@ def _lead_of_torch(outputs: int, inputs: int) -> float:
 def _layers(model: torch.nn.Module) -> list[Any]:
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return []
-    return [layer for layer in model.modules() if _has_plain_product(layer)]
+    linear = (layer for layer in model.modules() if type(layer) is torch.nn.Linear)
+    return [layer for layer in linear if layer.weight.dtype == torch.float32]
 
 
 def _shape(layer: Any) -> Shape:
     return layer.out_features, layer.in_features
-
-
-def _has_plain_product(layer: torch.nn.Module) -> bool:
-    return type(layer) is torch.nn.Linear and layer.weight.dtype == torch.float32

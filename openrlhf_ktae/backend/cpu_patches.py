@@ -9,8 +9,7 @@ is an entry point of the group `vllm.general_plugins`, which vLLM calls in each 
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -138,7 +137,6 @@ def wait_for_every_gather(module: Any) -> None:
 
     def _allgather_params_coalesced(self: Any, *args: Any, **kwargs: Any) -> None:
         handles = []
-        launches = {name: getattr(dist, name) for name in names}
 
         def remembering(launch: Any) -> Any:
             def launched(*args: Any, **kwargs: Any) -> Any:
@@ -147,11 +145,8 @@ def wait_for_every_gather(module: Any) -> None:
 
             return launched
 
-        vars(dist).update({name: remembering(launch) for name, launch in launches.items()})
-        try:
+        with temporarily(dist, **{name: remembering(getattr(dist, name)) for name in names}):
             original(self, *args, **kwargs)
-        finally:
-            vars(dist).update(launches)
         for handle in handles:
             if handle is not None:
                 handle.wait()
@@ -225,7 +220,7 @@ def replay_buffer_on_cpu(module: Any) -> None:
     original = module.NaiveReplayBuffer.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        with _numbered_device(module.torch):
+        with temporarily(module.torch.cuda, current_device=lambda: 0):
             original(self, *args, **kwargs)
         self.target_device = module.torch.device(CPU)
 
@@ -307,17 +302,6 @@ def without_services(verbose: bool) -> AbstractContextManager[None]:
     names = ("start_monitor", "start_api_server", *(() if verbose else ("start_log_monitor",)))
     _require(Node, *names)
     return temporarily(Node, **dict.fromkeys(names, not_started))
-
-
-@contextmanager
-def _numbered_device(torch: Any) -> Iterator[None]:
-    """Make `torch.cuda.current_device` return a number temporarily."""
-    named = torch.cuda.current_device
-    torch.cuda.current_device = lambda: 0
-    try:
-        yield
-    finally:
-        torch.cuda.current_device = named
 
 
 def _require(owner: Any, *names: str) -> None:

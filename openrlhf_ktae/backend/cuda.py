@@ -16,6 +16,7 @@ class CudaBackend(Backend):
     """NVIDIA GPUs with the host's own pins."""
 
     name = "cuda"
+    worker_setup_hook = "openrlhf_ktae.backend.flash_attn_stub.provide"  # each node checks for the package itself
 
     def adapt(self, args: SimpleNamespace) -> list[str]:
         """Change nothing; return a line if the run does without flash-attention."""
@@ -31,10 +32,6 @@ class CudaBackend(Backend):
     def prepare_driver(self) -> None:
         """Provide the flash-attention functions that the host imports."""
         flash_attn_stub.provide()
-
-    def worker_setup_hook(self) -> str:
-        """Do the same in every Ray worker: each node checks for itself whether the package is installed."""
-        return "openrlhf_ktae.backend.flash_attn_stub.provide"
 
     def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
         """Return options of a new cluster, even if Ray's address file names one. RAY_ADDRESS joins a running one."""

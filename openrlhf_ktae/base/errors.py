@@ -1,7 +1,11 @@
 """Errors that several packages raise and the command line turns into an exit code."""
 
 
-class BadOption(ValueError):
+class Refusal(ValueError):
+    """Nothing can be done as things are. The message says why and the way out; commands print it and exit with 2."""
+
+
+class BadOption(Refusal):
     """An option or combination of options is refused; the message names it and the way out."""
 
 
@@ -13,5 +17,5 @@ class ProcessDied(RuntimeError):
     """A process that the run needs died."""
 
 
-class BadInput(ValueError):
+class BadInput(Refusal):
     """A file cannot be evaluated; the message names the file, the line and the expected input."""

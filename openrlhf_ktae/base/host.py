@@ -5,12 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.base.errors import Refusal
+
 HOST_VERSION = "0.11.2"
 HOST_CLI = "openrlhf.cli.train_ppo_ray"
-
-
-class HostMismatch(RuntimeError):
-    """OpenRLHF is missing, or its release is not the one that this package extends."""
 
 
 def installed(package: str) -> str:
@@ -28,18 +26,18 @@ def package_folder(package: str) -> Path | None:
 
 
 def check_host() -> None:
-    """Raise `HostMismatch` unless OpenRLHF is installed at `HOST_VERSION`.
+    """Raise `Refusal` unless OpenRLHF is installed at `HOST_VERSION`.
 
     The overrides name methods and attributes of that release; a contract test checks each of them.
     """
     found = installed("openrlhf")
     if not found:
-        raise HostMismatch(
+        raise Refusal(
             f"OpenRLHF is not installed (openrlhf=={HOST_VERSION}). On a CPU machine run `make setup`; on a GPU "
             "machine run `make setup-gpu`, or follow docs/gpu.md by hand."
         )
     if found != HOST_VERSION:
-        raise HostMismatch(
+        raise Refusal(
             f"OpenRLHF {found} is installed; this package extends {HOST_VERSION}. "
             f"Install it with `pip install --no-deps openrlhf=={HOST_VERSION}`: pip would compile flash-attn otherwise."
         )

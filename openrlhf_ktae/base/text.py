@@ -1,7 +1,7 @@
-"""Helpers for messages: one-line errors of other libraries, truncated values, the closest known name."""
+"""Helpers for messages and tables: one-line errors, truncated values, the closest known name, figures, Markdown."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 SHOWN = 120  # characters
@@ -31,3 +31,21 @@ def joined(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def figure_cell(
+    value: float | None, low: float | None = None, high: float | None = None, *, scale: float = 1.0, form: str = ".1f"
+) -> str:
+    """Return `value [low, high]`, each times `scale`; `-` without a value, no interval if its ends are None or NaN."""
+    if value is None or value != value:
+        return "-"
+    text = f"{value * scale:{form}}"
+    if low is None or high is None or low != low:
+        return text
+    return f"{text} [{low * scale:{form}}, {high * scale:{form}}]"
+
+
+def table_lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table; all columns but the first are right-aligned."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]

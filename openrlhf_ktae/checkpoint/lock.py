@@ -6,22 +6,18 @@ import os
 import socket
 from pathlib import Path
 
-from openrlhf_ktae.checkpoint.resume import CannotResume
+from openrlhf_ktae.base.errors import Refusal
 
 LOCK = ".lock"
 HELD_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EACCES)
 _held: dict[str, int] = {}  # path -> descriptor; the kernel releases the lock when this process ends
 
 
-class InUse(CannotResume):
-    """Another run writes its checkpoints there; the message names it and the way out."""
-
-
 def hold(root: str | Path) -> None:
     """Lock the folder of all checkpoints until this process ends; a second call does nothing.
 
-    Does nothing if the file system has no locks (some network disks) or the folder cannot be created. Raises InUse if
-    another process holds the lock.
+    Does nothing if the file system has no locks (some network disks) or the folder cannot be created. Raises
+    Refusal if another process holds the lock.
     """
     root = Path(root).absolute()
     if str(root) in _held:
@@ -38,7 +34,7 @@ def hold(root: str | Path) -> None:
         os.close(descriptor)
         if error.errno not in HELD_BY_ANOTHER:
             return
-        raise InUse(
+        raise Refusal(
             f"--ckpt.path {root}: another run ({holder or 'unknown'}) writes its checkpoints there; stop it first, or "
             "give another --ckpt.path (or --run.dir)"
         ) from None

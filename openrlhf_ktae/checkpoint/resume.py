@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.checkpoint.changes import cannot_be_applied, differences
 from openrlhf_ktae.checkpoint.files import read_text
 from openrlhf_ktae.checkpoint.folder import (
@@ -25,10 +26,6 @@ from openrlhf_ktae.checkpoint.write import restore_replaced
 AUTO, NEVER = "auto", "never"
 
 
-class CannotResume(ValueError):
-    """No complete checkpoint to resume from, or the options changed; the message gives details and the way out."""
-
-
 @dataclass(frozen=True)
 class Decision:
     """The checkpoint to resume from, and one line to print for each candidate considered."""
@@ -45,7 +42,7 @@ def decide(choice: str, root: Path) -> Decision:
         root: the folder of this run's checkpoints (`--ckpt.path`).
 
     Raises:
-        CannotResume: a checkpoint is required, but none is complete.
+        Refusal: a checkpoint is required, but none is complete.
     """
     if choice == NEVER:
         return Decision(None)
@@ -53,29 +50,29 @@ def decide(choice: str, root: Path) -> Decision:
         return newest(root, f"--resume {AUTO}")
     path, flag = Path(choice), f"--resume {choice}"
     if not path.is_dir():
-        raise CannotResume(f"{flag}: no such folder; give a checkpoint, a folder of checkpoints, {AUTO} or {NEVER}")
+        raise Refusal(f"{flag}: no such folder; give a checkpoint, a folder of checkpoints, {AUTO} or {NEVER}")
     if (path / MANIFEST).exists():
         if not (path / ACTOR).is_dir():
-            raise CannotResume(
+            raise Refusal(
                 f"{flag}: has no {ACTOR}, at most an export (--ckpt.disable_ds); train from the export with "
                 "--actor.model_name_or_path, or give another checkpoint"
             )
         try:
             return Decision(verify(path), [f"resuming from {path}"])
         except IncompleteCheckpoint as reason:
-            raise CannotResume(f"{flag}: {reason}; --resume {AUTO} takes the newest complete one") from None
+            raise Refusal(f"{flag}: {reason}; --resume {AUTO} takes the newest complete one") from None
     for folder in (path, path / "checkpoints"):
         decision = newest(folder, flag, any_run=True)
         if decision.checkpoint:
             return decision
-    raise CannotResume(f"{flag}: contains no checkpoint ({MANIFEST}); give one, {AUTO} or {NEVER}")
+    raise Refusal(f"{flag}: contains no checkpoint ({MANIFEST}); give one, {AUTO} or {NEVER}")
 
 
 def newest(root: Path, flag: str, any_run: bool = False) -> Decision:
     """Return the newest complete checkpoint; None if there are no checkpoints at all.
 
     Skips checkpoints superseded by a restart or rollback; with `any_run` they come last instead. Restores a checkpoint
-    whose replacement never finished. Raises CannotResume if there are checkpoints, but none is complete.
+    whose replacement never finished. Raises Refusal if there are checkpoints, but none is complete.
     """
     restore_replaced(root)
     (listed_here, bad), left = listed(root), superseded_spans(root)
@@ -104,7 +101,7 @@ def newest(root: Path, flag: str, any_run: bool = False) -> Decision:
         return Decision(host, [*lines, f"resuming from {host.path}, written by plain OpenRLHF; it cannot be verified"])
     if found or bad:
         reasons = "; ".join(line.removeprefix("skipped ") for line in lines)
-        raise CannotResume(
+        raise Refusal(
             f"{flag}: no checkpoint in {root} is complete ({reasons}). --resume {NEVER} starts from scratch, --resume "
             "PATH takes another"
         )
@@ -120,7 +117,7 @@ def host_checkpoint(path: Path, flag: str) -> Checkpoint | None:
     """Return the checkpoint that plain OpenRLHF saved at `path`, if any: `_actor/TAG` named by `_actor/latest`.
 
     Raises:
-        CannotResume: `latest` is missing or names a missing folder; the host would fail or start from scratch, late.
+        Refusal: `latest` is missing or names a missing folder; the host would fail or start from scratch, late.
     """
     folder = path / ACTOR
     latest = folder / LATEST
@@ -129,14 +126,14 @@ def host_checkpoint(path: Path, flag: str) -> Checkpoint | None:
             return None
         tags = sorted(tag.name for tag in folder.iterdir() if tag.is_dir())
     except OSError as error:
-        raise CannotResume(f"{flag}: {folder} cannot be read ({error}); give another folder, or {NEVER}") from None
+        raise Refusal(f"{flag}: {folder} cannot be read ({error}); give another folder, or {NEVER}") from None
     try:
         name = read_text(latest).strip()
     except (OSError, UnicodeDecodeError):
         name = ""
     if name not in tags:
         what = f"names {name!r}, which is not there" if name else "is missing or cannot be read"
-        raise CannotResume(
+        raise Refusal(
             f"{flag}: {latest} {what}. Write one of these names into it: "
             f"{', '.join(tags) or 'there are none; --resume never starts from scratch'}"
         )
@@ -150,7 +147,7 @@ def check_options(
     """Refuse options that would make this a different run from the checkpoint's; return accepted ones that differ.
 
     Raises:
-        CannotResume: names every difference and the ways out, or an accepted difference that cannot be applied.
+        Refusal: names every difference and the ways out, or an accepted difference that cannot be applied.
     """
     about = checkpoint.manifest.about
     if not about:
@@ -161,14 +158,14 @@ def check_options(
     refused = {name: text for name, text in found.items() if name not in accepted}
     if refused:
         lines = "; ".join(f"--{name}: {text}" for name, text in refused.items())
-        raise CannotResume(
+        raise Refusal(
             f"--resume: {checkpoint.path} was written with other options: {lines}. Set them back, accept them with "
             f"--run.accept_changes {' '.join(refused)}, or start from scratch with --resume {NEVER}"
         )
     reasons = cannot_be_applied(found, before[0], config, before[1], data)
     if reasons:
         lines = "; ".join(f"--{name}: {found[name]}: {reason}" for name, reason in reasons.items())
-        raise CannotResume(
+        raise Refusal(
             f"--run.accept_changes {' '.join(reasons)}: cannot be applied to {checkpoint.path}: {lines}. Set them "
             f"back, or start from scratch with --resume {NEVER} (--actor.model_name_or_path takes an export)"
         )

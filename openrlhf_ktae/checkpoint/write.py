@@ -65,11 +65,7 @@ def restore_replaced(root: Path) -> None:
 
 
 def commit(
-    root: str | Path,
-    tag: str,
-    step: int,
-    about: Mapping[str, Any],
-    seen: Iterable[tuple[str, Mapping[str, int]]] = (),
+    root: str | Path, tag: str, step: int, about: Mapping[str, Any], seen: Iterable[tuple[str, Mapping[str, int]]] = ()
 ) -> Checkpoint:
     """Turn the staged parts of `tag` into a checkpoint, and point `latest` at it.
 

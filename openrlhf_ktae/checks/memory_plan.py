@@ -25,6 +25,8 @@ NOTED = 0.9
 """At or above this share, a plan on shared devices gets a note."""
 FIRST_GOLDS = 16
 """Number of golds that are read to check the label column."""
+Needs = Callable[[SimpleNamespace], float]
+"""Bytes that a run with these options needs."""
 
 
 @dataclass
@@ -178,9 +180,13 @@ def _memory_rows(
         plan.notes += _share_notes(args, shape, total)
     if total is None:
         return
-    for phase, used in (("training", needs_training), ("synchronisation", needs_synchronisation)):
-        if used(args, shape, cuda, total) > total:
-            plan.problems.append(_too_large(phase, used, args, shape, cuda, total))
+    phases: dict[str, Needs] = {
+        "training": lambda a: memory.training(a, shape, cuda).total + _awake_engine(a, cuda, total),
+        "synchronisation": lambda a: memory.synchronisation(a, shape, cuda).total,
+    }
+    plan.problems += [
+        _too_large(phase, needs, args, cuda, total) for phase, needs in phases.items() if needs(args) > total
+    ]
     if cuda:
         plan.problems += _engine_problems(args, shape, total)
 
@@ -201,30 +207,14 @@ def _host_rows(plan: Plan, args: SimpleNamespace, shape: ModelShape, total: floa
     if total is not None and needed.total > total:
         plan.problems.append(
             f"host memory: needs {needed.total / GIB:.1f} GiB a node, but there are {total / GIB:.1f}; "
-            + _smaller_host(args, shape, total)
+            + _way_out(lambda a: memory.host(a, shape).total, args, True, total, "nodes with more memory")
         )
 
 
-def _smaller_host(args: SimpleNamespace, shape: ModelShape, total: float) -> str:
-    """Name the first change that makes a node's memory sufficient."""
-    for name, change in _changes(args, cuda=True):
-        alone = copy.deepcopy(args)
-        change(alone)
-        if memory.host(alone, shape).total <= total:
-            return f"use {name}"
-    return "no setting makes it fit: take a smaller model or nodes with more memory"
-
-
-def needs_training(args: SimpleNamespace, shape: ModelShape, cuda: bool, total: float) -> float:
-    """Return the bytes of an update on one device, including a colocated engine that does not sleep."""
+def _awake_engine(args: SimpleNamespace, cuda: bool, total: float) -> float:
+    """Return the bytes of an engine that does not sleep on the trainer's device, with its context and graphs."""
     awake = cuda and memory.share_devices(args) and not args.vllm.enable_sleep
-    engine = args.vllm.gpu_memory_utilization * total if awake else 0.0  # includes its context and graphs
-    return memory.training(args, shape, cuda).total + engine
-
-
-def needs_synchronisation(args: SimpleNamespace, shape: ModelShape, cuda: bool, total: float) -> float:
-    """Return the bytes on one device during weight synchronisation."""
-    return memory.synchronisation(args, shape, cuda).total
+    return args.vllm.gpu_memory_utilization * total if awake else 0.0
 
 
 def _line(used: float, total: float | None, parts: dict[str, float]) -> str:
@@ -242,9 +232,11 @@ def _generation(args: SimpleNamespace, shape: ModelShape, total: float | None) -
 
 
 def _engine_problems(args: SimpleNamespace, shape: ModelShape, total: float) -> Iterator[str]:
-    share = args.vllm.gpu_memory_utilization
-    weights, one = memory.engine_weights(args, shape, cuda=True), memory.kv_of_sequence(args, shape)
-    needed = weights + one + memory.engine_process(args, shape)
+    def engine(a: SimpleNamespace) -> float:
+        weights, one = memory.engine_weights(a, shape, cuda=True), memory.kv_of_sequence(a, shape)
+        return weights + one + memory.engine_process(a, shape)
+
+    share, needed = args.vllm.gpu_memory_utilization, engine(args)
     resident = memory.resident_trainer(args, shape, cuda=True)
     if needed > share * total:
         if needed + resident <= 0.97 * total:
@@ -253,7 +245,9 @@ def _engine_problems(args: SimpleNamespace, shape: ModelShape, total: float) -> 
                 f"GiB of {total / GIB:.1f}; use {needed / total + 0.03:.2f}"
             )
         else:
-            yield _too_large("generation", _needs_generation, args, shape, True, total)
+            yield _too_large(
+                "generation", lambda a: engine(a) + memory.resident_trainer(a, shape, True), args, True, total
+            )
     elif memory.share_devices(args) and share * total + resident > total:
         yield (
             f"--vllm.gpu_memory_utilization {share}: is {share * total / GIB:.1f} of {total / GIB:.1f} GiB, and the "
@@ -275,15 +269,6 @@ def _share_notes(args: SimpleNamespace, shape: ModelShape, total: float | None) 
         f"--vllm.gpu_memory_utilization {share}{default}: leaves {left} to a trainer that keeps {kept:.1f} GiB on "
         f"the same device, and a dead engine can restart only if its whole share is free; use {SHARED}"
     )
-
-
-def _needs_generation(args: SimpleNamespace, shape: ModelShape, cuda: bool, total: float) -> float:
-    engine = (
-        memory.engine_weights(args, shape, cuda)
-        + memory.kv_of_sequence(args, shape)
-        + memory.engine_process(args, shape)
-    )
-    return engine + memory.resident_trainer(args, shape, cuda)
 
 
 def _changes(args: SimpleNamespace, cuda: bool) -> Iterator[tuple[str, Callable[[SimpleNamespace], None]]]:
@@ -323,29 +308,25 @@ def _changes(args: SimpleNamespace, cuda: bool) -> Iterator[tuple[str, Callable[
         yield f"--actor.num_nodes {nodes}", setting("actor", num_nodes=nodes)
 
 
-def _too_large(
-    phase: str,
-    needs: Callable[[SimpleNamespace, ModelShape, bool, float], float],
-    args: SimpleNamespace,
-    shape: ModelShape,
-    cuda: bool,
-    total: float,
-) -> str:
-    """Say what is needed, and the smallest change that makes it fit: a single one, else several in order."""
-    used = needs(args, shape, cuda, total)
-    text = f"{phase}: needs {used / GIB:.1f} GiB a device, but there are {total / GIB:.1f}"
+def _too_large(phase: str, needs: Needs, args: SimpleNamespace, cuda: bool, total: float) -> str:
+    text = f"{phase}: needs {needs(args) / GIB:.1f} GiB a device, but there are {total / GIB:.1f}; "
+    return text + _way_out(needs, args, cuda, total, "larger devices")
+
+
+def _way_out(needs: Needs, args: SimpleNamespace, cuda: bool, total: float, larger: str) -> str:
+    """Name the smallest change that makes it fit: a single one, else several in order."""
     together, named = copy.deepcopy(args), {}
     for name, change in _changes(args, cuda):
         alone = copy.deepcopy(args)
         change(alone)
-        if needs(alone, shape, cuda, total) <= total:
-            return f"{text}; use {name}"
+        if needs(alone) <= total:
+            return f"use {name}"
     for name, change in _changes(args, cuda):
         change(together)
         named[name.split()[0]] = name
-        if needs(together, shape, cuda, total) <= total:
-            return f"{text}; use {' '.join(named.values())}"
-    return f"{text}; no setting makes it fit: take a smaller model or larger devices"
+        if needs(together) <= total:
+            return f"use {' '.join(named.values())}"
+    return f"no setting makes it fit: take a smaller model or {larger}"
 
 
 def _gold_row(plan: Plan, args: SimpleNamespace) -> None:

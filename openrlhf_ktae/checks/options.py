@@ -28,7 +28,7 @@ def option_problems(options: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each contradiction: option, value, way out."""
     yield from _templates(options)
     yield from _estimator(options)
-    yield from _record(options)
+    yield from _best(options)
     yield from _asynchronous(options)
     yield from engine_only_options(options)
     yield from _staleness(options)
@@ -110,10 +110,7 @@ def _credit(options: Mapping[str, Any], name: str) -> Iterator[str]:
         )
 
 
-def _record(options: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("ktae.record_rollouts", "ktae.record_max_mb", "ktae.record_groups"):
-        if options[name] < 0:
-            yield f"--{name} {options[name]}: give 0 or more"
+def _best(options: Mapping[str, Any]) -> Iterator[str]:
     best = options["ckpt.best_metric_key"]
     if best and best != "none" and not best.startswith("eval_"):
         yield (

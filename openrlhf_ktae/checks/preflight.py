@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 from openrlhf_ktae.backend import Backend
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.checks.backends import backend_problems
 from openrlhf_ktae.checks.credit_file import credit_file_problems
 from openrlhf_ktae.checks.data_columns import data_problems
@@ -17,12 +18,8 @@ from openrlhf_ktae.checks.user_code import judge_problems
 from openrlhf_ktae.checks.values import value_problems
 
 
-class Refused(ValueError):
-    """The run cannot work as configured; the message has one line for each reason."""
-
-
 def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:
-    """Raise `Refused` with every reason found; return notes on automatic repairs."""
+    """Raise `BadOption` with every reason found; return notes on automatic repairs."""
     problems = [
         *parallel_problems(args),
         *batch_problems(args),
@@ -41,5 +38,5 @@ def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:
     if not problems:  # last, since it imports transformers, which takes seconds
         problems, notes = round_trip(args)
     if problems:
-        raise Refused("\nerror: ".join(problems))
+        raise BadOption("\nerror: ".join(problems))
     return notes

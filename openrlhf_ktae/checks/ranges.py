@@ -30,60 +30,47 @@ class Range:
         return words + "".join(f", or {value:g}" for value in self.also)
 
 
-COUNT, SIZE, SHARE = Range(1), Range(0, open_low=True), Range(0, 1)
-EVERY = Range(1, also=(-1,))  # steps; -1 means never
-NOT_NEGATIVE = Range(0)
-GROUPS = ("actor", "critic", "ref", "reward")
-RANGES: dict[str, Range] = {
-    **dict.fromkeys(
+COUNT, SIZE, SHARE, NOT_NEGATIVE = Range(1), Range(0, open_low=True), Range(0, 1), Range(0)
+RANGES = {
+    name: limits
+    for limits, names in (
         (
-            *(f"{group}.num_nodes" for group in GROUPS),
-            *(f"{group}.num_gpus_per_node" for group in GROUPS),
-            "ds.tensor_parallel_size ds.ring_attn_size ds.zpg vllm.tensor_parallel_size train.async_queue_size",
-            "train.max_staleness",
-            "train.num_episodes train.max_epochs train.batch_size train.micro_batch_size train.max_tokens_per_gpu",
-            "rollout.batch_size rollout.micro_batch_size rollout.n_samples_per_prompt rollout.max_new_tokens",
-            "rollout.vllm_generate_batch_size rollout.max_tokens_per_gpu data.max_len data.max_samples ckpt.max_num",
+            COUNT,
+            "actor.num_nodes critic.num_nodes ref.num_nodes reward.num_nodes actor.num_gpus_per_node "
+            "critic.num_gpus_per_node ref.num_gpus_per_node reward.num_gpus_per_node ds.tensor_parallel_size "
+            "ds.ring_attn_size ds.zpg vllm.tensor_parallel_size train.async_queue_size train.max_staleness "
+            "train.num_episodes train.max_epochs train.batch_size train.micro_batch_size train.max_tokens_per_gpu "
+            "rollout.batch_size rollout.micro_batch_size rollout.n_samples_per_prompt rollout.max_new_tokens "
+            "rollout.vllm_generate_batch_size rollout.max_tokens_per_gpu data.max_len data.max_samples ckpt.max_num "
             "eval.n_samples_per_prompt logger.logging_steps algo.kl.horizon",
         ),
-        COUNT,
-    ),
-    "eval.steps": EVERY,
-    "ckpt.save_steps": EVERY,
-    "ckpt.max_mem": SIZE,
-    "train.seed": Range(0, 2**32 - 1),
-    "train.ema_beta": SHARE,
-    "ds.zero_stage": Range(1, 3),  # without ZeRO non-finite gradients go unchecked
-    "ds.lora.rank": NOT_NEGATIVE,
-    "ds.lora.alpha": SIZE,
-    "ds.lora.dropout": Range(0, 1 - 1e-9),
-    "data.dataloader_num_workers": NOT_NEGATIVE,
-    "data.max_images_per_prompt": NOT_NEGATIVE,
-    "vllm.gpu_memory_utilization": Range(0, 1, open_low=True),
-    "rollout.temperature": SIZE,
-    "rollout.top_p": Range(0, 1, open_low=True),
-    "eval.temperature": NOT_NEGATIVE,
-    "actor.adam.lr": SIZE,
-    "actor.adam.eps": SIZE,
-    "actor.adam.weight_decay": NOT_NEGATIVE,
-    "actor.muon.lr": SIZE,
-    "actor.muon.momentum": SHARE,
-    "actor.lr_warmup_ratio": SHARE,
-    "actor.min_lr_ratio": SHARE,
-    "actor.max_norm": NOT_NEGATIVE,
-    "actor.eps_clip": SIZE,
-    "actor.dual_clip": Range(1, open_low=True),
-    "actor.entropy_coef": Range(-math.inf, 1e6),
-    "algo.advantage.gamma": SHARE,
-    "algo.advantage.lambd": SHARE,
-    "algo.kl.init_coef": NOT_NEGATIVE,
-    "algo.kl.target": SIZE,
-    "reward.overlong_penalty_factor": NOT_NEGATIVE,
-    "run.grace_seconds": NOT_NEGATIVE,
-    "run.watchdog_minutes": NOT_NEGATIVE,
-    "run.restarts": NOT_NEGATIVE,
+        (
+            NOT_NEGATIVE,
+            "ds.lora.rank data.dataloader_num_workers data.max_images_per_prompt eval.temperature "
+            "actor.adam.weight_decay actor.max_norm algo.kl.init_coef reward.overlong_penalty_factor "
+            "ktae.record_rollouts ktae.record_max_mb ktae.record_groups run.grace_seconds run.watchdog_minutes "
+            "run.restarts",
+        ),
+        (
+            SIZE,
+            "ckpt.max_mem ds.lora.alpha rollout.temperature actor.adam.lr actor.adam.eps actor.muon.lr actor.eps_clip "
+            "algo.kl.target",
+        ),
+        (
+            SHARE,
+            "train.ema_beta actor.muon.momentum actor.lr_warmup_ratio actor.min_lr_ratio algo.advantage.gamma "
+            "algo.advantage.lambd",
+        ),
+        (Range(0, 1, open_low=True), "vllm.gpu_memory_utilization rollout.top_p"),
+        (Range(1, also=(-1,)), "eval.steps ckpt.save_steps"),  # -1 means never
+        (Range(1, 3), "ds.zero_stage"),  # without ZeRO non-finite gradients go unchecked
+        (Range(1, open_low=True), "actor.dual_clip"),
+        (Range(0, 1 - 1e-9), "ds.lora.dropout"),
+        (Range(0, 2**32 - 1), "train.seed"),
+        (Range(-math.inf, 1e6), "actor.entropy_coef"),
+    )
+    for name in names.split()
 }
-RANGES = {name: limits for names, limits in RANGES.items() for name in names.split()}
 PAIRS = {
     "actor.eps_clip_low_high": Range(0, open_low=True),
     "actor.adam.betas": Range(0, 1 - 1e-9),

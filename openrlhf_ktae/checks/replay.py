@@ -7,6 +7,7 @@ from typing import Any
 
 from openrlhf_ktae.base.batches import rollout_unit
 from openrlhf_ktae.base.text import joined
+from openrlhf_ktae.checks.round_trip import tokenizer_of
 
 NEED_AN_ENGINE = (
     "train.async_enable train.partial_rollout_enable algo.dynamic_filtering_enable eval.dataset "
@@ -27,6 +28,7 @@ def engine_only_options(options: Mapping[str, Any]) -> Iterator[str]:
 def replay_problems(args: SimpleNamespace) -> Iterator[str]:
     """Yield why the record of `--train.replay` cannot be trained on; every group of it is read."""
     from openrlhf_ktae.record.recorded import BadRecord, find, read_groups  # imports torch, which takes seconds
+    from openrlhf_ktae.record.rollouts import tokenizer_hash
 
     flag, samples = f"--train.replay {args.train.replay}", args.rollout.n_samples_per_prompt
     own = Path(args.run.dir).resolve()
@@ -57,17 +59,8 @@ def replay_problems(args: SimpleNamespace) -> Iterator[str]:
     if count < (needed := rollout_unit(args) // samples):
         yield f"{flag}: has {count} groups and the smallest step takes {needed}; lower --train.batch_size"
     model = args.actor.model_name_or_path
-    if Path(model or "").is_dir() and tokenizers != {_hash(args, model)}:
+    if Path(model or "").is_dir() and tokenizers != {tokenizer_hash(tokenizer_of(args, model))}:
         yield (
             f"{flag}: was recorded with a different tokenizer from that of --actor.model_name_or_path {model}, so its "
             "token ids mean something else here; give a model with the same vocabulary"
         )
-
-
-def _hash(args: SimpleNamespace, model: str) -> str:
-    from transformers import AutoTokenizer
-
-    from openrlhf_ktae.record.rollouts import tokenizer_hash
-
-    trusted, fast = args.model.trust_remote_code, not args.data.disable_fast_tokenizer
-    return tokenizer_hash(AutoTokenizer.from_pretrained(model, trust_remote_code=trusted, use_fast=fast))

@@ -41,12 +41,12 @@ def round_trip(args: SimpleNamespace) -> tuple[list[str], list[str]]:
             else:
                 notes += [f"{what} of {name}: {note}"] if note else []
     if not problems and local:
-        problems += _rows(args, name, trusted)
+        problems += _rows(args, name)
     return problems, notes
 
 
 def _parts(args: SimpleNamespace, name: str, trusted: bool, folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     def config() -> str:
         _saved(AutoConfig.from_pretrained(name, trust_remote_code=trusted), folder)
@@ -60,12 +60,9 @@ def _parts(args: SimpleNamespace, name: str, trusted: bool, folder: Path) -> Ite
         return repaired
 
     def tokenizer() -> str:
-        own = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted, use_fast=_fast(args))
+        own = tokenizer_of(args, name)
         _saved(own, folder)
-        if (
-            AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted, use_fast=_fast(args)).get_vocab()
-            != own.get_vocab()
-        ):
+        if tokenizer_of(args, folder).get_vocab() != own.get_vocab():
             raise Broken("changes when it is saved and loaded")
         return ""
 
@@ -76,8 +73,12 @@ def _parts(args: SimpleNamespace, name: str, trusted: bool, folder: Path) -> Ite
         yield "tokenizer", tokenizer
 
 
-def _fast(args: SimpleNamespace) -> bool:
-    return not args.data.disable_fast_tokenizer
+def tokenizer_of(args: SimpleNamespace, model: str | Path) -> Any:
+    """Return the tokenizer of a model as the run loads it."""
+    from transformers import AutoTokenizer
+
+    trusted, fast = args.model.trust_remote_code, not args.data.disable_fast_tokenizer
+    return AutoTokenizer.from_pretrained(model, trust_remote_code=trusted, use_fast=fast)
 
 
 def _saved(part: Any, folder: Path) -> None:
@@ -87,11 +88,9 @@ def _saved(part: Any, folder: Path) -> None:
         raise Broken(f"loads but cannot be saved ({short(error)})") from error
 
 
-def _rows(args: SimpleNamespace, name: str, trusted: bool) -> Iterator[str]:
+def _rows(args: SimpleNamespace, name: str) -> Iterator[str]:
     """Yield models without an embedding row for some tokens of the actor's tokenizer."""
-    from transformers import AutoTokenizer
-
-    vocabulary = AutoTokenizer.from_pretrained(name, trust_remote_code=trusted, use_fast=_fast(args)).get_vocab()
+    vocabulary = tokenizer_of(args, name).get_vocab()
     readers = {model: getattr(getattr(args, model), "model_name_or_path", None) or name for model in models(args)}
     for model, path in {"actor": name, **readers}.items():
         rows = config_of(path).get("vocab_size")

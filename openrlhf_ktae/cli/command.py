@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.base.errors import BadOption, Refusal
 from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from openrlhf_ktae.base.text import short
 
@@ -29,22 +29,27 @@ class CommandParser(argparse.ArgumentParser):
         raise BadOption(f"{message.removeprefix('argument ')}; --help lists all options")
 
 
+def at_least_1(text: str) -> int:
+    """Parse a whole number of at least 1. Raises argparse.ArgumentTypeError for any other text."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
 def run_command(
     run: Callable[[Sequence[str]], None],
     argv: Sequence[str] | None,
-    refusals: tuple[type[Exception], ...] = (),
     then: str = "output files are complete; run the same command again to resume",
 ) -> int:
     """Run a command; return 0, 2 for refused input or a file error (with one message), 130 after Ctrl-C.
 
     SIGTERM from a scheduler counts as Ctrl-C, so runs started by the command end with it; `then` ends its message.
     """
-    refused: tuple[type[Exception], ...] = (BadOption, *refusals)
     here = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None
     try:
         run(sys.argv[1:] if argv is None else argv)
-    except refused as refusal:
+    except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except OSError as error:  # no such folder, no permission, no space: the system's message says which

@@ -1,17 +1,16 @@
 """`python -m openrlhf_ktae.cli.compare ARM.yaml... --seeds N`: train each arm with N seeds, compare in one table."""
 
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from openrlhf_ktae.base.errors import BadInput, BadOption
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_FAILED
-from openrlhf_ktae.cli.command import CommandParser, run_command
+from openrlhf_ktae.cli.command import CommandParser, at_least_1, run_command
 from openrlhf_ktae.compare.run_outcomes import BadRun, Run
-from openrlhf_ktae.compare.runs import ArmRun, OtherArms
-from openrlhf_ktae.evaluation.results import require_folder
+from openrlhf_ktae.compare.runs import ArmRun
+from openrlhf_ktae.evaluation.results import require_folder, write_both
 
 BASELINE = "grpo"
 EXAMPLES = """
@@ -20,15 +19,15 @@ examples:
   configs/compare/*.yaml --seeds 10 --report_only --pair grpo_ktae_paper:grpo_ktae_shuffled
   configs/compare/grpo.yaml configs/compare/grpo_ktae_paper.yaml --seeds 2 -- --data.max_samples 80
 
-Each arm is a --config file and takes its name. Arguments after -- go to every run. To resume a killed comparison, run
-the same command again.
+Each arm is a --config file and takes its name. Intervals need 2 seeds, small p-values 6 or more. Arguments after -- go
+to every run. To resume a killed comparison, run the same command again.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 where runs failed, 2 for refused input, 130 after Ctrl-C."""
     failed: list[ArmRun] = []
-    code = run_command(lambda words: failed.extend(run(words)), argv, (BadRun, OtherArms, BadInput))
+    code = run_command(lambda words: failed.extend(run(words)), argv)
     return code or (EXIT_FAILED if failed else 0)
 
 
@@ -40,7 +39,7 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
     split = words.index("--") if "--" in words else len(words)
     parser = CommandParser("compare", __doc__ or "", EXAMPLES)
     parser.add_argument("arms", nargs="+", type=Path, metavar="ARM.yaml", help="one configuration for each arm")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds of each arm (default: 3)")
+    parser.add_argument("--seeds", type=at_least_1, default=3, metavar="N", help="seeds of each arm (default: 3)")
     parser.add_argument("--first_seed", type=int, default=1, metavar="S", help="seeds are S, S + 1, ... (default: 1)")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/compare"), metavar="DIR", help="(default: runs/compare)"
@@ -57,14 +56,10 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
         "--threshold", type=float, default=0.7, help="training reward that counts as learned (default: 0.7)"
     )
     parser.add_argument(
-        "--stacks", type=int, default=1, metavar="N", help="runs at a time; they share the cores (default: 1)"
+        "--stacks", type=at_least_1, default=1, metavar="N", help="runs at a time; they share the cores (default: 1)"
     )
     parser.add_argument("--report_only", action="store_true", help="train nothing; compare the finished runs")
     options = parser.parse_args(words[:split])
-    if options.seeds < 1:
-        raise BadOption(f"--seeds {options.seeds}: give at least 1; intervals need 2, small p-values 6 or more")
-    if options.stacks < 1:
-        raise BadOption(f"--stacks {options.stacks}: give at least 1")
     names = [path.stem for path in options.arms]
     baseline = options.baseline or (BASELINE if BASELINE in names else names[0])
     if baseline not in names:
@@ -102,8 +97,7 @@ def write(
         raise BadRun(f"{output}: no run of the baseline {baseline} succeeded; see its train.log")
     result = compare_arms(arms, baseline, threshold, [pair for pair in pairs if {*pair} <= set(arms)])
     table = markdown(result)
-    (output / "comparison.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (output / "comparison.md").write_text(table, encoding="utf-8")
+    write_both(output / "comparison.json", result, table)
     print(table)
     tables = [Table("Arms", *arm_table(result), notes(result)), Table("Paired tests", *test_table(result))]
     everything = [run for seeds in arms.values() for run in seeds.values()]

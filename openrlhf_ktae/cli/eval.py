@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.backend import BACKENDS, BackendUnavailable, resolve
+from openrlhf_ktae.backend import BACKENDS, resolve
 from openrlhf_ktae.base.cut_off import CutOff
-from openrlhf_ktae.base.errors import BadInput, BadOption
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_STOPPED
 from openrlhf_ktae.base.text import joined, short
-from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
+from openrlhf_ktae.cli.command import CommandParser, at_least_1, load_tokenizer, run_command
 from openrlhf_ktae.cli.dataclass_options import add_dataclass_options, build
-from openrlhf_ktae.evaluation.results import require_folder
+from openrlhf_ktae.evaluation.results import require_folder, write_both
 from openrlhf_ktae.verifier.config import VerifierConfig
 
 DEFAULT_OUTPUT = "results"
@@ -43,7 +43,7 @@ EXAMPLES = """
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 2 for refused input, 3 if the engine cuts responses off, 130 after Ctrl-C."""
     try:
-        return run_command(run, argv, (BadInput, BackendUnavailable))
+        return run_command(run, argv)
     except CutOff as error:
         print(
             f"stopped early: {error}; output files are complete; run the same command again to resume", file=sys.stderr
@@ -84,7 +84,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     where = parser.add_argument_group("benchmarks")
     where.add_argument("--benchmarks", metavar="A,B", help="names, or .jsonl files with a problem and an answer column")
     where.add_argument("--benchmark_dir", type=Path, metavar="DIR", help="read NAME.jsonl from here instead of the Hub")
-    where.add_argument("--limit", type=_positive, metavar="N", help="only the first N problems of each")
+    where.add_argument("--limit", type=at_least_1, metavar="N", help="only the first N problems of each")
     where.add_argument(
         "--template",
         help="qwen-math, r1, chat, none or a text file with {problem} in it (default: qwen-math; none with "
@@ -105,18 +105,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "give --template, it is applied here: train without --data.input_template",
     )
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--samples", type=_positive, default=1, metavar="K", help="samples per problem (default: 1)")
+    sampling.add_argument("--samples", type=at_least_1, default=1, metavar="K", help="samples per problem (default: 1)")
     sampling.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     sampling.add_argument("--top_p", type=float, default=1.0, help="(default: 1)")
-    sampling.add_argument("--max_new_tokens", type=_positive, default=3072, metavar="N", help="(default: 3072)")
+    sampling.add_argument("--max_new_tokens", type=at_least_1, default=3072, metavar="N", help="(default: 3072)")
     sampling.add_argument("--stop", nargs="*", default=[], metavar="TEXT", help="texts that end a response")
     sampling.add_argument("--seed", type=int, default=0, help="(default: 0)")
     engines = parser.add_argument_group("engines")
-    engines.add_argument("--engines", type=_positive, default=1, metavar="N", help="more than 1 run through Ray")
-    engines.add_argument("--tensor_parallel_size", type=_positive, default=1, metavar="N", help="devices per engine")
+    engines.add_argument("--engines", type=at_least_1, default=1, metavar="N", help="more than 1 run through Ray")
+    engines.add_argument("--tensor_parallel_size", type=at_least_1, default=1, metavar="N", help="devices per engine")
     engines.add_argument("--backend", choices=BACKENDS, default="auto", help="(default: auto)")
     engines.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="for CPU engines (default: bf16)")
-    engines.add_argument("--max_model_len", type=_positive, metavar="N", help="prompt plus response (default: model's)")
+    engines.add_argument(
+        "--max_model_len", type=at_least_1, metavar="N", help="prompt plus response (default: model's)"
+    )
     engines.add_argument(
         "--long_prompts",
         choices=("drop", "cut"),
@@ -177,12 +179,6 @@ def _chat_arguments(options: argparse.Namespace) -> dict[str, Any]:
         raise BadOption(str(error)) from None
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
-
-
 def _compare(folders: Sequence[Path], output: str | None) -> str:
     from openrlhf_ktae.evaluation.pairing import compare, markdown
 
@@ -191,9 +187,7 @@ def _compare(folders: Sequence[Path], output: str | None) -> str:
     if output:
         folder = Path(output)
         require_folder("--output", folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
-        (folder / "comparison.md").write_text(table, encoding="utf-8")
+        write_both(folder / "comparison.json", comparison, table)
     return table
 
 

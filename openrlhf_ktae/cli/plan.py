@@ -1,34 +1,32 @@
 """`python -m openrlhf_ktae.cli.plan --config ... --nodes N --gpus-per-node M --gpu h100-80g`: plan a run."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.base.errors import BadOption
-from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT
 from openrlhf_ktae.checks.memory_plan import make_plan
+from openrlhf_ktae.cli.command import CommandParser, run_command
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.memory.devices import CPU, GIB, GPUS, memory_of
+
+ABOUT = "Plan a run: batches, memory of each phase, golds. Other options are those of training."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; return 0 if the run fits, 2 if it cannot work."""
-    parser = argparse.ArgumentParser(
-        prog="python -m openrlhf_ktae.cli.plan",
-        description="Plan a run: batches, memory of each phase, golds. Other options are those of training.",
-        allow_abbrev=False,
-    )
+    return run_command(run, argv)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Print the plan and its notes. Raises BadOption with the reasons why the run cannot work."""
+    parser = CommandParser("plan", ABOUT)
     parser.add_argument("--nodes", type=int, help="nodes of the cluster (default: as many as the run needs)")
     parser.add_argument("--gpus-per-node", type=int, help="devices per node (default: --actor.num_gpus_per_node)")
     parser.add_argument("--gpu", choices=(*GPUS, CPU, "auto"), default="auto", help="auto: the first local GPU")
     parser.add_argument("--host-memory", type=float, metavar="GIB", help="CPU memory of a node")
     own, words = parser.parse_known_args(argv)
-    try:
-        args = parse_command_line(words)
-    except BadOption as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    args = parse_command_line(words)
     nodes, per_node = own.nodes or None, own.gpus_per_node or None
     if nodes:
         per_node = per_node or args.actor.num_gpus_per_node
@@ -40,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(plan.table())
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
-    for problem in plan.problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return EXIT_BAD_INPUT if plan.problems else 0
+    if plan.problems:
+        raise BadOption("\nerror: ".join(plan.problems))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openrlhf_ktae.base.errors import BadInput, BadOption
-from openrlhf_ktae.cli.command import CommandParser, load_tokenizer, run_command
+from openrlhf_ktae.base.errors import BadOption
+from openrlhf_ktae.cli.command import CommandParser, at_least_1, load_tokenizer, run_command
 from openrlhf_ktae.compare.run_outcomes import BadRun
 from openrlhf_ktae.evaluation.results import require_folder
-from openrlhf_ktae.record.recorded import BadRecord
-from openrlhf_ktae.report.files import BadOutput
 
 GROUPS = 16
 EXAMPLES = """
@@ -22,9 +20,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    from openrlhf_ktae.report.curves import NoPlotly
-
-    return run_command(run, argv, (BadInput, BadOutput, BadRecord, BadRun, NoPlotly))
+    return run_command(run, argv)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -36,15 +32,13 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: report/ in the first run directory")
     parser.add_argument(
         "--groups",
-        type=int,
+        type=at_least_1,
         metavar="N",
         help=f"show the first N groups of each step (default: {GROUPS}), or N problems of FILE (default: all)",
     )
     options = parser.parse_args(argv)
     if bool(options.runs) == bool(options.responses):
         raise BadOption("give run directories, or --responses FILE")
-    if options.groups is not None and options.groups < 1:
-        raise BadOption(f"--groups {options.groups}: give at least 1")
     folder = options.output or (Path("report") if options.responses else options.runs[0] / "report")
     if options.output or folder.parent.is_dir():
         require_folder("--output", folder)

@@ -1,6 +1,5 @@
 """`python -m openrlhf_ktae.cli.rescore RUN_DIR`: variants and ablations of K on recorded rollouts."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +7,9 @@ from typing import Any
 
 import yaml
 
-from openrlhf_ktae.base.errors import BadInput, BadOption
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.cli.command import CommandParser, run_command
-from openrlhf_ktae.evaluation.results import require_folder
-from openrlhf_ktae.record.recorded import BadRecord
+from openrlhf_ktae.evaluation.results import require_folder, write_both
 
 EXAMPLES = """
 examples:
@@ -22,7 +20,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_command(run, argv, (BadRecord, BadInput))
+    return run_command(run, argv)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -48,9 +46,7 @@ def run(argv: Sequence[str]) -> None:
     table = markdown(result)
     print(table, end="")
     if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "rescore.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (options.output / "rescore.md").write_text(table, encoding="utf-8")
+        write_both(options.output / "rescore.json", result, table)
 
 
 def arm(text: str) -> tuple[str, dict[str, Any]]:

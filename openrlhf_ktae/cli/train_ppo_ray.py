@@ -18,22 +18,19 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from openrlhf_ktae.backend import Backend, BackendUnavailable, resolve
-from openrlhf_ktae.backend.cluster import ClusterAway
-from openrlhf_ktae.base.errors import BadOption, ProcessDied
+from openrlhf_ktae.backend import Backend, resolve
+from openrlhf_ktae.base.errors import BadOption, ProcessDied, Refusal
 from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_STOPPED
-from openrlhf_ktae.base.host import HostMismatch, check_host
+from openrlhf_ktae.base.host import check_host
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
-from openrlhf_ktae.checkpoint.resume import CannotResume
 from openrlhf_ktae.checkpoint.write import next_sequence
 from openrlhf_ktae.checks.credit_file import credit_needs
 from openrlhf_ktae.checks.memory_plan import Plan, make_plan
-from openrlhf_ktae.checks.preflight import Refused, preflight
+from openrlhf_ktae.checks.preflight import preflight
 from openrlhf_ktae.checks.user_code import log_keys
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.launch.console import Console, deleted_later, summary, untrained
-from openrlhf_ktae.launch.launch import ClusterTooSmall, DataUnreadable, Failed, start_importing, train
-from openrlhf_ktae.launch.nodes import NodesApart
+from openrlhf_ktae.launch.launch import Failed, start_importing, train
 from openrlhf_ktae.launch.resuming import choose_checkpoint
 from openrlhf_ktae.memory.devices import CPU, host_memory, memory_of
 from openrlhf_ktae.processes import forks, stacks
@@ -46,17 +43,6 @@ from openrlhf_ktae.record.metrics import RunRecord, UnwrittenStop, stop_reason
 from openrlhf_ktae.trainer.ray.classes import host_classes
 
 PLAN_FILE = "plan.txt"
-REFUSALS = (
-    BadOption,
-    BackendUnavailable,
-    CannotResume,
-    ClusterAway,
-    ClusterTooSmall,
-    DataUnreadable,
-    HostMismatch,
-    NodesApart,
-    Refused,
-)
 NOTHING = "nothing was trained yet"
 
 
@@ -88,7 +74,7 @@ def main(argv: Sequence[str] | None = None, keep_forks: bool = False) -> int:
     except Supervised as options:
         say = partial(print, file=sys.stderr, flush=True)
         return supervise(words, options.resume_words, options.restarts, say)
-    except REFUSALS as refusal:
+    except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except (Failed, ProcessDied) as fault:
@@ -181,14 +167,14 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
 def plan_of(args: SimpleNamespace, backend: str) -> Plan:
     """Return the plan of a run on this machine.
 
-    Raises Refused if the run cannot work; each reason names the smallest change that makes it fit.
+    Raises BadOption if the run cannot work; each reason names the smallest change that makes it fit.
     """
     device = CPU if backend == CPU else "auto"
     memory = memory_of(device, args.actor.num_gpus_per_node)
     beside_gpus = None if device == CPU or memory is None else host_memory()
     plan = make_plan(args, device, memory, host_memory=beside_gpus)
     if plan.problems:
-        raise Refused("\nerror: ".join([*plan.problems, "(--run.plan false trains without this check)"]))
+        raise BadOption("\nerror: ".join([*plan.problems, "(--run.plan false trains without this check)"]))
     return plan
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from openrlhf_ktae.base.text import figure_cell, table_lines
 from openrlhf_ktae.compare.run_outcomes import OUTCOMES, Run, common_budget, outcomes
 from openrlhf_ktae.figures.statistics import holm, sign_flip_test, t_interval
 
@@ -110,16 +111,10 @@ def markdown(result: Mapping[str, Any]) -> str:
     """Return both tables as Markdown."""
     lines: list[str] = []
     for head, rows in (arm_table(result), test_table(result)):
-        lines += [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
-        lines.append("")
+        lines += [*table_lines(head, rows), ""]
     return "\n".join([*lines, *notes(result)]) + "\n"
 
 
 def _cell(outcome: str, mean: float, ends: Sequence[float], signed: bool = False) -> str:
-    if math.isnan(mean):
-        return "-"
     scale = 100 if outcome in PERCENT else 1
-    sign = "+" if signed else ""
-    text = f"{mean * scale:{sign}.1f}"
-    return text if math.isnan(ends[0]) else f"{text} [{ends[0] * scale:{sign}.1f}, {ends[1] * scale:{sign}.1f}]"
+    return figure_cell(mean, *ends, scale=scale, form="+.1f" if signed else ".1f")

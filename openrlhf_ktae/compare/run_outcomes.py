@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.record.metrics import METRICS_FILE, read_record
 
 Floats = NDArray[np.float64]
@@ -35,7 +36,7 @@ OUTCOMES = {
 }
 
 
-class BadRun(ValueError):
+class BadRun(Refusal):
     """A run directory has no readable record; the message names it."""
 
 

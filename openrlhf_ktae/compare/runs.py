@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_ktae.base.config_file import load_config
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
 from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.base.secrets import environment_secrets, masked_tree, masked_words
@@ -28,10 +29,6 @@ STARTED, DONE, LOG = "arm.json", "done.json", "train.log"
 TRAIN = [sys.executable, "-m", "openrlhf_ktae.cli.train_many"]
 THREADS = "OMP_NUM_THREADS"
 LAST_LINES = 3
-
-
-class OtherArms(ValueError):
-    """The output folder contains runs with other settings."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,12 @@ def _without_keys(settings: dict[str, Any]) -> dict[str, Any]:
 def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Sequence[str]) -> list[ArmRun]:
     """Return all runs ordered by seed, so that an interrupted comparison has about the same seeds of every arm.
 
-    Raises OtherArms if two configurations share a name, or `output` has runs with other settings or of unknown origin.
+    Raises Refusal if two configurations share a name, or `output` has runs with other settings or of unknown origin.
     """
     names = [path.stem for path in configs]
     for name in names:
         if names.count(name) > 1:
-            raise OtherArms(f"two configurations are called {name}.yaml; an arm is named after its file")
+            raise Refusal(f"two configurations are called {name}.yaml; an arm is named after its file")
     runs = [
         ArmRun(path.stem, seed, path, output / path.stem / f"seed-{seed}", tuple(words))
         for seed in seeds
@@ -85,7 +82,7 @@ def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Seq
         if not begun(run.directory):
             continue
         if _started_with(run.directory / STARTED) != settings:
-            raise OtherArms(f"{run.directory}: has a run with other settings; give another --output or delete it")
+            raise Refusal(f"{run.directory}: has a run with other settings; give another --output or delete it")
     return runs
 
 
@@ -96,12 +93,12 @@ def begun(directory: Path) -> bool:
 
 def _started_with(path: Path) -> Any:
     if not path.is_file():
-        raise OtherArms(f"{path.parent}: does not belong to a comparison; give another --output")
+        raise Refusal(f"{path.parent}: does not belong to a comparison; give another --output")
     try:
         found = parse_json(path.read_bytes())
         return _without_keys(found)  # earlier releases wrote keys
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise OtherArms(f"{path}: cannot be read; delete {path.parent} to run it again") from None
+        raise Refusal(f"{path}: cannot be read; delete {path.parent} to run it again") from None
 
 
 class TrainingProcess:
@@ -140,6 +137,11 @@ class TrainingProcess:
             self.end()
         return code
 
+    def interrupt(self) -> None:
+        """End the run that another thread waits for; it counts as interrupted."""
+        if self._process is not None:
+            self._process.terminate()
+
     def end(self) -> None:
         """End the process and its stack."""
         if self._process is not None:
@@ -168,7 +170,7 @@ def execute(run: ArmRun, process: TrainingProcess) -> int:
 def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int = 1) -> list[ArmRun]:
     """Run everything that is not done, `stacks` runs at a time; return the failed runs.
 
-    Raises OtherArms if a run's options are refused; the other runs of the arm would fail the same way.
+    Raises Refusal if a run's options are refused; the other runs of the arm would fail the same way.
     """
     names = {run: f"[{number}/{len(runs)}] {run.arm} seed {run.seed}" for number, run in enumerate(runs, start=1)}
     missing = [run for run in runs if not run.done]
@@ -178,11 +180,11 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
     stacks = min(stacks, len(missing))
     threads = max(1, len(os.sched_getaffinity(0)) // stacks) if stacks > 1 else None
     begun_at, todo, stop = time.time(), iter(missing), threading.Event()
+    processes = [TrainingProcess(threads) for _ in range(stacks)]
     ended: list[ArmRun] = []
     failed: list[ArmRun] = []
 
-    def work() -> None:
-        process = TrainingProcess(threads)
+    def work(process: TrainingProcess) -> None:
         try:
             for run in todo:  # shared by all workers
                 if stop.is_set():
@@ -192,8 +194,8 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
                 if code == EXIT_BAD_INPUT:
                     lines = (run.directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
                     refusal = " ".join(line.removeprefix("error: ") for line in lines[-LAST_LINES:])
-                    raise OtherArms(f"{run.config}: {refusal}")
-                if code < 0 or code == EXIT_INTERRUPTED:
+                    raise Refusal(f"{run.config}: {refusal}")
+                if code < 0 or code == EXIT_INTERRUPTED or (code and stop.is_set()):
                     raise KeyboardInterrupt
                 if code:
                     failed.append(run)
@@ -206,10 +208,15 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
             process.end()
 
     with ThreadPoolExecutor(max(stacks, 1)) as pool:
-        working = [pool.submit(work) for _ in range(stacks)]
+        working = [pool.submit(work, process) for process in processes]
         try:
             for one in working:
                 one.result()
+        except KeyboardInterrupt:  # the signal may have been for this process alone
+            stop.set()
+            for process in processes:
+                process.interrupt()
+            raise
         finally:
             stop.set()
     return failed

@@ -19,6 +19,7 @@ from openrlhf_ktae.base.text import short
 TEXT_SUFFIXES = (".json", ".jsonl", ".csv")
 TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
 CHECKED_BYTES = 256 * 2**20  # in a larger text file, rows past this are counted but not parsed
+UNPARSED = object()  # stands for such a row
 
 
 class UnreadableDataset(ValueError):
@@ -77,48 +78,40 @@ def _read(path: Path, reader: Callable[[Path], Table], mtime_ns: int, size: int)
 
 
 def _json(path: Path) -> Table:
-    count = [0]
-    return _table(_json_rows(path, count), count)
+    return _table(_json_rows(path))
 
 
-def _json_rows(path: Path, count: list[int], most: float = CHECKED_BYTES) -> Iterator[tuple[int, Any]]:
-    """Yield number and content of each row. `count[0]` counts all rows; only the first `most` characters are parsed."""
+def _json_rows(path: Path, most: float = CHECKED_BYTES) -> Iterator[tuple[int, Any]]:
+    """Yield number and content of each row, or `UNPARSED` past the first `most` characters."""
     with path.open(encoding="utf-8") as file:
         start = file.read(1)
         file.seek(0)
         if start == "\ufeff":
             raise UnreadableDataset("begins with a byte order mark; save it as UTF-8 without one")
         if start == "[":
-            rows = parse_json(file.read(), exact=True)
-            count[0] = len(rows)
-            yield from enumerate(rows, 1)
-        else:
-            yield from _json_lines(file, count, most)
+            yield from enumerate(parse_json(file.read(), exact=True), 1)
+            return
+        read = 0
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            read += len(line)
+            try:
+                yield number, parse_json(line, exact=True) if read <= most else UNPARSED
+            except ValueError as error:
+                raise UnreadableDataset(f"line {number} is not JSON ({short(error)}); repair or remove it") from None
 
 
-def _json_lines(lines: Iterable[str], count: list[int], most: float) -> Iterator[tuple[int, Any]]:
-    read = 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        count[0] += 1
-        read += len(line)
-        if read > most:
-            continue
-        try:
-            row = parse_json(line, exact=True)
-        except ValueError as error:
-            raise UnreadableDataset(f"line {number} is not JSON ({short(error)}); repair or remove it") from None
-        yield number, row
-
-
-def _table(rows: Iterable[tuple[int, Any]], count: int | list[int]) -> Table:
-    """Summarise `rows` (number in the file, content); `count` is read after the last row."""
+def _table(rows: Iterable[tuple[int, Any]]) -> Table:
+    """Summarise `rows` (number in the file, content)."""
     kinds: dict[str, str] = {}
     gaps: dict[str, str] = {}
     mixed: dict[str, str] = {}
-    first = 0
+    count = first = 0
     for number, row in rows:
+        count += 1
+        if row is UNPARSED:
+            continue
         if not isinstance(row, dict):
             raise UnreadableDataset(f"row {number} is not a JSON object; write one with a prompt and its right answer")
         if not first:
@@ -134,7 +127,7 @@ def _table(rows: Iterable[tuple[int, Any]], count: int | list[int]) -> Table:
                 kinds[name] = kind
             elif kind != "nothing" and known.replace("an empty", "a") != kind.replace("an empty", "a"):
                 mixed.setdefault(name, f"row {number} has {kind} where earlier rows have {known}")
-    return Table(count[0] if isinstance(count, list) else count, tuple(kinds), gaps, mixed, kinds)
+    return Table(count, tuple(kinds), gaps, mixed, kinds)
 
 
 def _kind(value: Any) -> str:
@@ -148,9 +141,8 @@ def _kind(value: Any) -> str:
 
 def _csv(path: Path) -> Table:
     columns: list[str] = []
-    rows = list(_csv_rows(path, columns))
-    table = _table(rows, len(rows))
-    return Table(len(rows), tuple(columns), table.gaps, {}, table.kinds)
+    table = _table(_csv_rows(path, columns))
+    return Table(table.rows, tuple(columns), table.gaps, {}, table.kinds)
 
 
 def _csv_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -175,7 +167,7 @@ def text_rows(path: Path) -> Iterator[dict[str, Any]]:
     A date stays text, an integer keeps all its digits, and every cell of a .csv file is text. Raises UnreadableDataset
     if the content does not match the suffix.
     """
-    rows = _csv_rows(path, []) if path.suffix == ".csv" else _json_rows(path, [0], math.inf)
+    rows = _csv_rows(path, []) if path.suffix == ".csv" else _json_rows(path, math.inf)
     yield from (row for _, row in rows)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from openrlhf_ktae.base.errors import BadInput
+from openrlhf_ktae.base.text import figure_cell, table_lines
 from openrlhf_ktae.evaluation.results import RESPONSES, grader_hash, read_rows
 from openrlhf_ktae.evaluation.stored import Problems
 from openrlhf_ktae.figures.statistics import holm, mcnemar, paired_bootstrap
@@ -69,14 +70,14 @@ def problem_scores(folder: Path, problems: Problems) -> Scores:
 
 def _compared(keys: list[Key], sides: list[Scores]) -> dict[str, Any]:
     first, second = (np.array([np.mean(side[key]) for key in keys]) for side in sides)
-    difference = paired_bootstrap(first, second)
+    mean, low, high, p = paired_bootstrap(first, second)
     figures = {
         "problems": len(keys),
         "first": float(first.mean()),
         "second": float(second.mean()),
-        "difference": difference.mean,
-        "ci95": [difference.low, difference.high],
-        "p": difference.p,
+        "difference": mean,
+        "ci95": [low, high],
+        "p": p,
         "test": "sign flips",
     }
     if all(len(side[key]) == 1 for side in sides for key in keys):
@@ -88,18 +89,14 @@ def _compared(keys: list[Key], sides: list[Scores]) -> dict[str, Any]:
 
 def markdown(comparison: dict[str, Any]) -> str:
     """Return the comparison as a Markdown table."""
-    lines = [
-        "| benchmark | problems | first % | second % | difference [95 %] | p | p (Holm) | test |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
+    head = "benchmark,problems,first %,second %,difference [95 %],p,p (Holm),test".split(",")
+    rows = []
     for name, one in {**comparison["benchmarks"], POOLED: comparison[POOLED]}.items():
-        low, high = (100 * end for end in one["ci95"])
-        corrected = f"{one['p_holm']:.3g}" if "p_holm" in one else "-"
-        lines.append(
-            f"| {name} | {one['problems']} | {100 * one['first']:.1f} | {100 * one['second']:.1f} | "
-            f"{100 * one['difference']:+.1f} [{low:+.1f}, {high:+.1f}] | {one['p']:.3g} | {corrected} | {one['test']} |"
-        )
-    lines += ["", f"- first: {comparison['first']}", f"- second: {comparison['second']}"]
+        shares = [figure_cell(one[side], scale=100) for side in ("first", "second")]
+        difference = figure_cell(one["difference"], *one["ci95"], scale=100, form="+.1f")
+        ps = [figure_cell(one.get(p), form=".3g") for p in ("p", "p_holm")]
+        rows.append([name, str(one["problems"]), *shares, difference, *ps, one["test"]])
+    lines = [*table_lines(head, rows), "", f"- first: {comparison['first']}", f"- second: {comparison['second']}"]
     left_out = comparison["only_in_first"], comparison["only_in_second"]
     if any(left_out):
         lines.append(f"- left out: {left_out[0]} problems only in the first, {left_out[1]} only in the second")

@@ -38,11 +38,11 @@ def grade_stored(
 
     Raises BadInput if the file or the folder is invalid.
     """
-    found = stored.scan(path)
+    rows, sha256 = stored.scan(path)
     about = {
         "responses": str(path),
-        "rows": found.rows,
-        "sha256": found.sha256,
+        "rows": rows,
+        "sha256": sha256,
         "tokenizer": getattr(tokenizer, "name_or_path", None),
         "verifier": asdict(config),
         "grader": grader(),
@@ -50,7 +50,7 @@ def grade_stored(
     folder = ResultFolder(output, about, overwrite)
     done = sum(1 for _ in folder.rows())
     responses = islice(_stored_responses(path, tokenizer), done, None)
-    return _grade(folder, responses, config, about, found.rows, done)
+    return _grade(folder, responses, config, about, rows, done)
 
 
 def _stored_responses(path: Path, tokenizer: Any) -> Iterator[Response]:

@@ -18,7 +18,7 @@ from openrlhf_ktae.base.text import short_repr
 from openrlhf_ktae.evaluation.stored import MOST_TOKENS, parsed
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG
 
-RESPONSES, SETTINGS, SUMMARY, TABLE = "responses.jsonl", "settings.json", "summary.json", "summary.md"
+RESPONSES, SETTINGS, SUMMARY = "responses.jsonl", "settings.json", "summary.json"
 SHOWN_CHARACTERS = 200  # of a setting in a message
 
 
@@ -78,9 +78,15 @@ class ResultFolder:
 
     def finish(self, summary: Mapping[str, Any], table: str) -> None:
         """Write the summary as JSON and as a table."""
-        text = json.dumps(summary, indent=2, ensure_ascii=False)
-        (self.directory / SUMMARY).write_text(text + "\n", encoding="utf-8")
-        (self.directory / TABLE).write_text(table, encoding="utf-8")
+        write_both(self.directory / SUMMARY, summary, table)
+
+
+def write_both(path: Path, content: Mapping[str, Any], table: str) -> None:
+    """Write `content` to `path` as JSON and its Markdown `table` next to it, creating the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # which is how JSON escapes a lone surrogate
+    path.with_suffix(".md").write_text(table, encoding="utf-8", errors="backslashreplace")
 
 
 def require_folder(flag: str, path: Path) -> None:

@@ -11,7 +11,6 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,8 @@ MOST_RATIO = 200  # characters per compressed byte above that; responses reach 3
 MOST_TOKENS = 2**53  # of a response; above it sums are not exact
 
 
-@dataclass(frozen=True)
-class Scan:
-    """Result of one pass over a file."""
-
-    rows: int
-    sha256: str
-
-
-def scan(path: Path) -> Scan:
-    """Read the whole file once, in constant memory.
+def scan(path: Path) -> tuple[int, str]:
+    """Read the whole file once, in constant memory; return its number of rows and a SHA-256 of them.
 
     Raises BadInput if the file is missing, empty or truncated, or a row is invalid.
     """
@@ -51,7 +42,7 @@ def scan(path: Path) -> Scan:
         rows += 1
     if rows == 0:
         raise BadInput(f"{path}: is empty; give one JSON object per line with {', '.join(REQUIRED)}")
-    return Scan(rows, digest.hexdigest())
+    return rows, digest.hexdigest()
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

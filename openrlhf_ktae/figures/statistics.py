@@ -7,7 +7,6 @@ figures.
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
@@ -186,19 +185,8 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
     return only_first, only_second, float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Second minus first, over pairs."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
-    """Two-sided, from sign flips."""
-
-
-def paired_bootstrap(first: ArrayLike, second: ArrayLike) -> Difference:
-    """Return the mean difference over the same problems with its interval (resampling pairs) and p (sign flips).
+def paired_bootstrap(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float, float]:
+    """Return second minus first over the same problems: mean, interval (resampling pairs), two-sided p (sign flips).
 
     p uses only problems that differ (see `sign_flip_test`); it is 1 if none differs. A bootstrap p would be far too
     small if few differ, because hardly any resample misses all of them.
@@ -207,7 +195,7 @@ def paired_bootstrap(first: ArrayLike, second: ArrayLike) -> Difference:
     low, high = interval(resampled_means(difference[:, None], bounds_M=[DIFFERENCE])[:, 0])
     differing = difference[difference != 0]
     p = sign_flip_test(differing) if differing.size else 1.0
-    return Difference(float(difference.mean()), low, high, p)
+    return float(difference.mean()), low, high, p
 
 
 def sign_flip_test(differences: ArrayLike) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openrlhf_ktae.base.text import figure_cell, table_lines
 from openrlhf_ktae.figures.statistics import SEED, SHARE, interval, majority_at_k, pass_at_every_k, resampled_means
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN
 from openrlhf_ktae.verifier.quick import squeeze
@@ -187,24 +188,22 @@ def markdown(summary: Mapping[str, Any]) -> str:
     most = max(group["samples"] for group in groups.values())
     head = ["benchmark", "problems", "n", "accuracy %", *([f"pass@{most} %", f"maj@{most} %"] if most > 1 else [])]
     head += [f"length ({summary['length_unit']})", "truncated %", "format %", "unknown %"]
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    rows = []
     for name, group in groups.items():
-        cells = [name, str(group["problems"]), str(group["n"]), _cell(group["accuracy"], group["ci95"], 100)]
+        cells = [
+            name,
+            str(group["problems"]),
+            str(group["n"]),
+            figure_cell(group["accuracy"], *group["ci95"] or (), scale=100),
+        ]
         if most > 1:
             found = [group[kind].get(str(most), {}) for kind in ("pass_at_k", "maj_at_k")]
-            cells += [_cell(one.get("value"), one.get("ci95"), 100) for one in found]
-        cells.append(_cell(group["response_length_mean"], group["response_length_ci95"], 1))
-        cells += [_cell(group[name], None, 100) for name in ("truncated_rate", "format_rate", "unknown_rate")]
-        lines.append(f"| {' | '.join(cells)} |")
+            cells += [figure_cell(one.get("value"), *one.get("ci95") or (), scale=100) for one in found]
+        cells.append(figure_cell(group["response_length_mean"], *group["response_length_ci95"] or ()))
+        cells += [figure_cell(group[name], scale=100) for name in ("truncated_rate", "format_rate", "unknown_rate")]
+        rows.append(cells)
     grader = summary["grader"]
-    lines += ["", "[95 % interval over problems]", ""]
+    lines = [*table_lines(head, rows), "", "[95 % interval over problems]", ""]
     lines += [f"- {name}: {summary[name]}" for name in SHOWN if summary.get(name) is not None]
     lines.append(f"- grader: {grader['name']} {grader['version']}, hash {grader['hash']}")
     return "\n".join(lines) + "\n"
-
-
-def _cell(value: float | None, ends: list[float] | None, scale: float) -> str:
-    if value is None:
-        return "-"
-    text = f"{value * scale:.1f}"
-    return text if ends is None else f"{text} [{ends[0] * scale:.1f}, {ends[1] * scale:.1f}]"

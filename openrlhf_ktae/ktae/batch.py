@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from openrlhf_ktae.ktae.config import integers
+
 UNKNOWN, WRONG, CORRECT = -1, 0, 1
 """Labels of a rollout."""
 
@@ -41,12 +43,7 @@ class Batch:
 
 
 def plain_batch(
-    token_ids: Any,
-    action_mask: Any,
-    scores: Any,
-    group_ids: Any,
-    correct_threshold: float,
-    row_edges: Any = None,
+    token_ids: Any, action_mask: Any, scores: Any, group_ids: Any, correct_threshold: float, row_edges: Any = None
 ) -> Batch:
     """Check shapes and dtypes, copy accelerator tensors to the CPU once, label rows and sort them by group.
 
@@ -93,14 +90,7 @@ def floats_B(name: str, values: Any, rows: int) -> NDArray[np.float64]:
 
 def plain_ids(name: str, ids: Iterable[Any]) -> NDArray[np.int64]:
     """Return the distinct ids, sorted."""
-    given = list(ids)
-    try:
-        plain = [int(one) for one in given]
-        whole = all(one == value for one, value in zip(plain, given, strict=True))
-    except (TypeError, ValueError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{name}={given!r} must hold integers only; leave out ids that the tokenizer does not define")
+    plain = integers(name, list(ids), "leave out ids that the tokenizer does not define")
     return np.array(sorted(set(plain)), dtype=np.int64)
 
 

@@ -182,20 +182,11 @@ def count_group(
         row = rows_G[position]
         if side_B[row] < 0:
             continue
-        start, end = edges_B[row], edges_B[row + 1]
-        bits, slots, records_UW = room(bits, ids, end - start, slots, records_UW)
+        ids_T, mask_T = ids_N[edges_B[row] : edges_B[row + 1]], mask_N[edges_B[row] : edges_B[row + 1]]
+        bits, slots, records_UW = room(bits, ids, ids_T.size, slots, records_UW)
         before = tokens
         tokens, ids, beyond = count_row(
-            ids_N[start:end],
-            mask_N[start:end],
-            side_B[row],
-            position + 1,
-            slots,
-            bits,
-            records_UW,
-            token_u,
-            tokens,
-            ids,
+            ids_T, mask_T, side_B[row], position + 1, slots, bits, records_UW, token_u, tokens, ids
         )
         overflow |= beyond
         on_correct += (tokens - before) * side_B[row]
@@ -211,12 +202,8 @@ def bm25(frequency: float, relative_length: float, k1: float, b: float) -> float
 
 
 @compiled
-def frequency_part(presence: float, uses: Any, sizes: Any, lengths: Any, formula: Formula) -> float:
-    """Frequency part of the direction. `uses`, `sizes` (rollouts), `lengths` (tokens) are (correct, wrong).
-
-    In `paper` and `reference` it is a term: h3 times the difference of the ratio of frequencies and its inverse. In
-    `calibrated` it is a factor: 1, or less if uses per rollout contradict the sign of `presence`.
-    """
+def term_frequencies(uses: Any, sizes: Any, lengths: Any, formula: Formula) -> Any:
+    """BM25's frequencies of an id. They, `uses`, `sizes` (rollouts) and `lengths` (tokens) are (correct, wrong)."""
     correct, wrong = float(uses[0]), float(uses[1])
     length_correct, length_wrong = float(lengths[0]), float(lengths[1])
     if formula.calibrated:
@@ -226,7 +213,17 @@ def frequency_part(presence: float, uses: Any, sizes: Any, lengths: Any, formula
         correct, wrong = correct / max(length_correct, 1.0), wrong / max(length_wrong, 1.0)
     mean_length = (length_correct + length_wrong) / 2.0  # above 0: the id itself occurs
     correct = bm25(correct, length_correct / mean_length, formula.k1, formula.b)
-    wrong = bm25(wrong, length_wrong / mean_length, formula.k1, formula.b)
+    return correct, bm25(wrong, length_wrong / mean_length, formula.k1, formula.b)
+
+
+@compiled
+def frequency_part(presence: float, frequencies: Any, formula: Formula) -> float:
+    """Frequency part of the direction, from `term_frequencies`.
+
+    In `paper` and `reference` it is a term: h3 times the difference of the ratio of frequencies and its inverse. In
+    `calibrated` it is a factor: 1, or less if uses per rollout contradict the sign of `presence`.
+    """
+    correct, wrong = frequencies
     if formula.calibrated:
         return min(1.0, correct / wrong if presence > 0 else wrong / correct) ** formula.h3
     return formula.h3 * (correct / (wrong + formula.epsilon) - wrong / (correct + formula.epsilon))
@@ -258,7 +255,7 @@ def id_values(
         table = U64(a * (sizes[1] + 1) + b)
         value = 0.0
         if strength[table] != 0.0:
-            frequency = frequency_part(presence[table], uses, sizes, lengths, formula)
+            frequency = frequency_part(presence[table], term_frequencies(uses, sizes, lengths, formula), formula)
             value = id_value(strength[table], presence[table], frequency, formula)
         values_U[u] = value
         if rare:
@@ -333,14 +330,7 @@ def row_mean(tokens: int, token_u: Row, place: int, records_UW: Records, values_
 
 @compiled
 def write_row(
-    mask_T: Row,
-    base: float,
-    centre: bool,
-    token_u: Row,
-    place: int,
-    records_UW: Records,
-    values_U: Row,
-    out_T: Row,
+    mask_T: Row, base: float, centre: bool, token_u: Row, place: int, records_UW: Records, values_U: Row, out_T: Row
 ) -> int:
     """Write base + value on action tokens of one row and 0 elsewhere; returns the next row's first place."""
     left = ones(mask_T, 0, mask_T.size)
@@ -410,20 +400,11 @@ def fill_groups(
         exclude(excluded, slots, bits, records_UW, values_U)
         place = 0
         for row in rows_G:
-            start, end = edges_B[row], edges_B[row + 1]
+            mask_T, out_T = mask_N[edges_B[row] : edges_B[row + 1]], out_N[edges_B[row] : edges_B[row + 1]]
             if side_B[row] < 0:
-                write_base(mask_N[start:end], base_B[row], out_N[start:end])
+                write_base(mask_T, base_B[row], out_T)
             else:
-                place = write_row(
-                    mask_N[start:end],
-                    base_B[row],
-                    formula.centre,
-                    token_u,
-                    place,
-                    records_UW,
-                    values_U,
-                    out_N[start:end],
-                )
+                place = write_row(mask_T, base_B[row], formula.centre, token_u, place, records_UW, values_U, out_T)
         records_UW[: ids + 1] = 0
     return overflow
 

@@ -102,7 +102,8 @@ class KTAEConfig:
     """Ids that never get a value, in addition to the special ids given with the call."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "excluded_ids", _integer_tuple(self.excluded_ids))
+        ids = integers("excluded_ids", self.excluded_ids, "give a sequence such as (0, 2)")
+        object.__setattr__(self, "excluded_ids", ids)
         for option, kinds in (("variant", Variant), ("fisher", FisherKind)):
             _refuse_unknown_choice(option, getattr(self, option), get_args(kinds))
         if self.term_frequency is not None:
@@ -186,14 +187,15 @@ def _own_values(variant: str) -> dict[str, Any]:
     return shared | {"h2": 2.0, "scale": 1.0, "value_range": 0.5}
 
 
-def _integer_tuple(ids: Any) -> tuple[int, ...]:
+def integers(name: str, ids: Any, advice: str) -> tuple[int, ...]:
+    """Return `ids` as integers. Raises ValueError with the `advice` unless all of them are whole numbers."""
     try:
         plain = tuple(int(one) for one in ids)
         whole = all(one == given for one, given in zip(plain, ids, strict=True))
     except (TypeError, ValueError):
         whole = False
     if not whole or isinstance(ids, str):
-        raise ValueError(f"excluded_ids={ids!r} must be a sequence of integers, such as (0, 2)")
+        raise ValueError(f"{name}={ids!r} must hold integers only; {advice}")
     return plain
 
 

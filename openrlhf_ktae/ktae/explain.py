@@ -45,6 +45,9 @@ class GroupExplanation:
     """Factor of the direction: h1 F + h2 IG; in `calibrated` the mix of its two curves."""
     presence: Floats
     """Presence part of the direction; its sign in `calibrated`."""
+    tf_correct: Floats
+    """BM25's frequency in correct rollouts, as used in the formula."""
+    tf_wrong: Floats
     frequency: Floats
     """Frequency part of the direction: a term with h3, in `calibrated` a factor of at most 1."""
     value: Floats
@@ -72,7 +75,7 @@ def explain_group(
         measures = _measured((a, b), (uses_correct, uses_wrong), (correct, wrong), lengths, config)
         measures[-1][np.isin(id_U, excluded)] = 0.0
     else:
-        measures = [np.ones(id_U.size), *np.zeros((6, id_U.size))]
+        measures = [np.ones(id_U.size), *np.zeros((8, id_U.size))]
     order = np.lexsort((id_U, -measures[-1]))
     counts = (id_U, a, b, correct - a, wrong - b, uses_correct, uses_wrong)
     return GroupExplanation(*(column[order] for column in (*counts, *measures)))
@@ -112,11 +115,13 @@ def _measured(
         strength_TF = opened * tables.strength_TF + narrowed * tables.narrow_TF
     shown = (tables.fisher_TF, tables.association_TF, tables.gain_TF, strength_TF, tables.presence_TF)
     fisher, association, gain, strength, presence = (table_TF[present] for table_TF in shown)
-    frequency, value = np.zeros((2, len(fisher)))
+    tf_correct, tf_wrong, frequency, value = np.zeros((4, len(fisher)))
     for u, pair in enumerate(zip(*(side.tolist() for side in uses), strict=True)):
-        frequency[u] = compiled.frequency_part(presence[u], pair, sizes, lengths, formula)
+        tf_correct[u], tf_wrong[u] = compiled.term_frequencies(pair, sizes, lengths, formula)
+        frequency[u] = compiled.frequency_part(presence[u], (tf_correct[u], tf_wrong[u]), formula)
         value[u] = compiled.id_value(strength[u], presence[u], frequency[u], formula)
-    return [fisher, association, gain, strength, presence, frequency, value + 0.0]  # no -0.0
+    value += 0.0  # no -0.0
+    return [fisher, association, gain, strength, presence, tf_correct, tf_wrong, frequency, value]
 
 
 def rollout_share(values_BT: Any, action_mask: Any) -> float:

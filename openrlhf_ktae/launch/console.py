@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from openrlhf_ktae.base.text import figure_cell
 from openrlhf_ktae.checkpoint.folder import folders
 from openrlhf_ktae.record.metrics import METRICS_FILE, benchmarks, read_record
 
@@ -103,8 +104,7 @@ def interval(row: Mapping[str, Any], name: str, scale: float) -> str:
     values = [figure(row, name + end) for end in ("", "_low", "_high")]
     if any(value is None for value in values):
         return "unknown"
-    mean, low, high = (value * scale for value in values if value is not None)
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    return figure_cell(*values, scale=scale)
 
 
 def figure(row: Mapping[str, Any], name: str) -> float | None:

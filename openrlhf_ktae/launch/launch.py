@@ -15,7 +15,7 @@ from typing import Any
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.backend.cluster import CLUSTER_VARIABLE, cluster_of_its_own, environment, has_dashboard, start_ray
-from openrlhf_ktae.base.errors import ProcessDied
+from openrlhf_ktae.base.errors import BadInput, ProcessDied, Refusal
 from openrlhf_ktae.base.host import HOST_CLI, undecorated
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.launch.nodes import POLL_SECONDS, NodeDied, NodeWatch, check_nodes, devices, with_absolute_places
@@ -42,14 +42,6 @@ class Failed(RuntimeError):
     """A process of the run raised a Python error; the message begins with it."""
 
 
-class DataUnreadable(ValueError):
-    """The data could not be loaded in the process that needs them."""
-
-
-class ClusterTooSmall(ValueError):
-    """The joined Ray cluster has too few devices for the run."""
-
-
 def train(
     args: SimpleNamespace,
     backend: Backend,
@@ -67,12 +59,10 @@ def train(
         stack: processes of an earlier run, reused if they fit; a kept stack stays up for the next run.
 
     Raises:
-        ClusterTooSmall: the joined cluster has too few devices.
-        NodesApart: a node of it does not see files that the run reads or writes.
-        ClusterAway: there is no cluster to join.
+        Refusal: there is no cluster to join, it has too few devices, or a node does not see files of the run.
         ProcessDied: Ray does not start, or a process of the run died and was not restarted.
         UnwrittenStop: training stopped early, and the reason could not be written (disk full).
-        DataUnreadable: the data cannot be loaded.
+        BadInput: the data cannot be loaded.
         Failed: another Python error.
         SavedInPart: the weights were saved, but other files of the model were not.
     """
@@ -111,7 +101,7 @@ def train(
         with suppress(OSError):
             where.write_text(COLOUR_CODES.sub("", str(error)) + "\n", encoding="utf-8")
         if DATA.search(str(error)) and failed_to_start(error):
-            raise DataUnreadable(
+            raise BadInput(
                 f"--data.prompt_dataset or --eval.dataset: cannot be loaded: {reason[:SHOWN]}; traceback in {where}"
             ) from None
         raise Failed(f"{reason[:SHOWN]}; traceback in {where}") from None
@@ -122,12 +112,11 @@ def start_importing(args: SimpleNamespace, backend: Backend) -> None:
 
     Only once, and only for a cluster that this command starts.
     """
-    first = backend.preloads()
-    if not first or CLUSTER_VARIABLE in os.environ or forks.VARIABLE in os.environ:
+    if not backend.preloads or CLUSTER_VARIABLE in os.environ or forks.VARIABLE in os.environ:
         return
     mark()
     variables = environment(args, backend) | cluster_of_its_own(args.run.verbose, has_dashboard(backend, args))
-    forks.start([first, *CPU_MODULES], variables)
+    forks.start([backend.preloads, *CPU_MODULES], variables)
 
 
 def cause_in_logs(logs: Path) -> str:
@@ -194,7 +183,7 @@ def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: f
     """Raise if Ray would wait forever for devices. If a node died, first wait for it or a replacement.
 
     Raises:
-        ClusterTooSmall: the cluster has too few devices.
+        Refusal: the cluster has too few devices.
         ProcessDied: a node died, and was not replaced within `patience` seconds.
     """
     import ray
@@ -209,7 +198,7 @@ def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: f
                 raise ProcessDied(f"{state}; none joined within {patience:g} s")
             time.sleep(POLL_SECONDS)
     if present < needed:
-        raise ClusterTooSmall(
+        raise Refusal(
             f"the Ray cluster has {present} devices and this run needs {needed} (--actor.num_nodes "
             f"{args.actor.num_nodes} x --actor.num_gpus_per_node {args.actor.num_gpus_per_node}, --vllm.num_engines "
             f"{args.vllm.num_engines}, --train.colocate_all {str(args.train.colocate_all).lower()}). Lower these, or "

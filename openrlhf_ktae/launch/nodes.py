@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.checkpoint.changes import is_content
 from openrlhf_ktae.checks.backends import machine_problems
 from openrlhf_ktae.data.names import entries
@@ -38,10 +39,6 @@ LISTS = ("data.prompt_dataset", "eval.dataset", "verifier.config.reward_file")
 """Comma-separated; a part may end in `@` and the name of a folder below it."""
 NO_FLAG = {"run.resume_from": "resume", "verifier.config.reward_file": "reward.remote_url"}
 TRAINER_CPUS = 3  # at most, of the processes that write the run's record
-
-
-class NodesApart(ValueError):
-    """A node of the cluster does not see what the run reads or writes; the message says which and the way out."""
 
 
 class NodeDied(RuntimeError):
@@ -95,7 +92,7 @@ def check_nodes(args: SimpleNamespace, backend: str) -> None:
     """Have every other node with devices check itself, and what its ranks would read and write.
 
     Raises:
-        NodesApart: there are problems; the message names each node and option. Nothing is loaded yet.
+        Refusal: there are problems; the message names each node and option. Nothing is loaded yet.
         NodeDied: a node died; call again once the cluster is complete.
     """
     import ray
@@ -110,7 +107,7 @@ def check_nodes(args: SimpleNamespace, backend: str) -> None:
     outputs = places(args, (*OUTPUTS, *(TRAINER_OUTPUTS if away else ())))
     inputs = places(args, (*INPUTS, *(TRAINER_INPUTS if away else ())))
     if problems := list(_problems(outputs, inputs, others, partial(machine_problems, args, backend))):
-        raise NodesApart("\nerror: ".join(problems))
+        raise Refusal("\nerror: ".join(problems))
 
 
 def places(args: SimpleNamespace, names: tuple[str, ...]) -> dict[str, str]:

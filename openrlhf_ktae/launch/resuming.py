@@ -13,16 +13,12 @@ from openrlhf_ktae.record.directory import nested_options, versions
 def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
     """Set `run.resume_from`, `resume_step`, `about`, `accepted_changes`, `ckpt.load_enable`; return lines to print.
 
-    Raises CannotResume: see `checkpoint.resume`; or another run writes below `--ckpt.path`, see `checkpoint.lock`.
+    Raises Refusal: see `checkpoint.resume`; or another run writes below `--ckpt.path`, see `checkpoint.lock`.
     """
     if Path(args.ckpt.path).is_dir():  # a run that is refused leaves no folder behind
         hold(args.ckpt.path)
     config = nested_options(args)
-    args.run.about = {
-        "config": config,
-        "data": content_of(config),
-        "versions": versions(backend, secrets_of(args)),
-    }
+    args.run.about = {"config": config, "data": content_of(config), "versions": versions(backend, secrets_of(args))}
     decision = decide(args.resume, Path(args.ckpt.path))
     chosen = decision.checkpoint
     args.run.resume_from = str(chosen.path) if chosen else None

@@ -12,15 +12,13 @@ from typing import Any, NoReturn
 
 from wrapt import register_post_import_hook
 
+from openrlhf_ktae.base.errors import Refusal
+
 OPTION = "--model.trust_remote_code"
 VARIABLE = "OPENRLHF_KTAE_REMOTE_CODE"
 REFUSED = "refused"
 SEAM = "transformers.dynamic_module_utils"
 _closed = False
-
-
-class RemoteCodeRefused(ValueError):
-    """Something tried to import Python code from a model folder."""
 
 
 def environment(trusted: bool) -> dict[str, str]:
@@ -49,7 +47,7 @@ def refuse(module: Any) -> None:
         return bool(resolve(False, *args, **kwargs))
 
     def get_class_in_module(class_name: str, module_path: Any, **_: Any) -> NoReturn:
-        raise RemoteCodeRefused(
+        raise Refusal(
             f"{module_path}: {class_name} is code that comes with a model, and {OPTION} is false. Read that code, then "
             f"give {OPTION} true"
         )

@@ -46,14 +46,9 @@ def supervise(
                 return EXIT_INTERRUPTED
             ended = f"by signal {-code}" if code < 0 else "after a fault"
             left = restarts - attempt
-            say(
-                f"the run ended {ended}; {killed} leftover processes were killed; "
-                + (
-                    f"restart {attempt + 1} of {restarts}, from the last checkpoint"
-                    if left
-                    else "no restarts are left (--run.restarts)"
-                )
-            )
+            then = f"restart {attempt + 1} of {restarts}, from the last checkpoint"
+            then = then if left else "no restarts are left (--run.restarts)"
+            say(f"the run ended {ended}; {killed} leftover processes were killed; {then}")
             if left:
                 time.sleep(PAUSE_SECONDS)
             if signals.asked:

@@ -41,15 +41,10 @@ NOT_WRITTEN = (
 """Derived options, and those of the start: a repeated run chooses its own."""
 
 
-def resumes(args: SimpleNamespace) -> bool:
-    """Return whether the run resumes from a checkpoint."""
-    return bool(args.run.resume_from)
-
-
 def newest_checkpoint(args: SimpleNamespace) -> str:
     """Return a message that names the checkpoint to resume from; other runs' checkpoints do not count."""
     found = current_run(Path(args.ckpt.path))
-    if not found and resumes(args):
+    if not found and args.run.resume_from:
         return f"no new checkpoint was written; the same --resume starts again from {args.run.resume_from}"
     if not found:
         return "no checkpoint was written (--ckpt.save_steps)"
@@ -63,7 +58,7 @@ def prepare(args: SimpleNamespace, backend: str) -> Path:
     """
     directory = Path(args.run.dir)
     directory.mkdir(parents=True, exist_ok=True)
-    if resumes(args):
+    if args.run.resume_from:
         _continue_record(args, directory)
     else:
         supersede_all(args.ckpt.path)

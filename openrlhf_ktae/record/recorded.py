@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.base.text import short
 from openrlhf_ktae.record.rollouts import ADDED, COLUMNS, DIRECTORY, METADATA_KEY, NEEDED, arrow_type, schema_of
@@ -26,7 +27,7 @@ ABOUT: dict[str, Callable[[Any], bool]] = {  # checks for the metadata that comp
 }
 
 
-class BadRecord(ValueError):
+class BadRecord(Refusal):
     """Recorded rollouts are missing or invalid; the message names the file and the way out."""
 
 

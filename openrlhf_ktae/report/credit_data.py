@@ -5,7 +5,7 @@ Legend: `G` rollouts of a group, `T` tokens of its longest response. Model texts
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import GroupExplanation, explain_group
-from openrlhf_ktae.ktae.literal import bm25
 from openrlhf_ktae.record.recorded import BadRecord, RecordedGroup
 from openrlhf_ktae.report.rescoring import Arm, GroupTensors, key_token_values, other_arms, recorded_config, tensors
 
 VARIANTS = ("paper", "reference", "calibrated")
 COUNTS = ("a", "b", "c", "d", "uses_correct", "uses_wrong")
-EXPLAINED = ("fisher", "association", "information_gain", "strength", "presence")
 # `value` is K before weight and centring, None for ids that never get K (special tokens).
-MEASURES = (*EXPLAINED, "tf_correct", "tf_wrong", "frequency", "value")
+MEASURES = tuple("fisher association information_gain strength presence tf_correct tf_wrong frequency value".split())
 DIGITS = 4
 PROMPT_SHOWN = 100_000  # characters; a page must also fit the tokens
 LABEL_SHOWN = 10_000
@@ -162,7 +160,7 @@ def group_data(group: RecordedGroup, values: Mapping[str, NDArray[np.float64]] |
     for name, config in configs_of(group.about).items():
         explanation = explain_group(arrays.ids_GT, arrays.mask_GT, arrays.scores_G, config, arrays.special_ids)
         excluded = {*arrays.special_ids, *config.excluded_ids}
-        data["counts"], measures = _by_place(explanation, place, data["sides"], config, excluded)
+        data["counts"], measures = _by_place(explanation, place, excluded)
         weight = config.group_weight(*data["sides"]["rollouts"]) * credit_weight(group.about, name)
         shifts = _shifts(values[name], arrays, measures, rollouts, weight) if config.centre else None
         means = [_means(k_T[mask_T]) for k_T, mask_T in zip(values[name], arrays.mask_GT, strict=True)]
@@ -205,53 +203,22 @@ def _sides(arrays: GroupTensors) -> dict[str, list[int]]:
 
 
 def _by_place(
-    explanation: GroupExplanation,
-    place: Mapping[int, int],
-    sides: Mapping[str, Sequence[int]],
-    config: KTAEConfig,
-    excluded: set[int],
+    explanation: GroupExplanation, place: Mapping[int, int], excluded: set[int]
 ) -> tuple[list[Any], list[Any]]:
     """Return counts and measures for each distinct id, in the order of `place`; None for ids not in `explanation`."""
     counts: list[Any] = [None] * len(place)
     measures: list[Any] = [None] * len(place)
     for row, token in enumerate(explanation.token_id.tolist()):
         if token in place:
-            counted = {name: int(getattr(explanation, name)[row]) for name in COUNTS}
-            uses = counted["uses_correct"], counted["uses_wrong"]
-            figures = [getattr(explanation, name)[row] for name in EXPLAINED]
-            figures += [*term_frequencies(uses, sides, config), explanation.frequency[row], explanation.value[row]]
-            counts[place[token]] = list(counted.values())
-            measures[place[token]] = [_rounded(figure) for figure in figures]
+            counts[place[token]] = [int(getattr(explanation, name)[row]) for name in COUNTS]
+            measures[place[token]] = [_rounded(getattr(explanation, name)[row]) for name in MEASURES]
             if token in excluded:
                 measures[place[token]][-1] = None
     return counts, measures
 
 
-def term_frequencies(uses: Sequence[int], sides: Mapping[str, Sequence[int]], config: KTAEConfig) -> list[float]:
-    """Return BM25's TF of an id in correct and wrong rollouts, as used in the formula of K; 0 with only one label.
-
-    Args:
-        uses: occurrences in correct and wrong rollouts.
-        sides: `rollouts` and `tokens` of correct and wrong rollouts.
-        config: KTAE options.
-    """
-    rollouts, tokens = sides["rollouts"], sides["tokens"]
-    if not all(rollouts):
-        return [0.0, 0.0]
-    if config.variant == "calibrated":
-        smoothed = [(use + 0.5) / (number + 1) for use, number in zip(uses, rollouts, strict=True)]
-        return bm25(smoothed, [length / number for length, number in zip(tokens, rollouts, strict=True)], config)
-    relative = config.resolved().term_frequency == "relative"
-    shares = [use / max(length, 1) if relative else float(use) for use, length in zip(uses, tokens, strict=True)]
-    return bm25(shares, [float(length) for length in tokens], config)
-
-
 def _shifts(
-    k_GT: NDArray[np.float64],
-    arrays: GroupTensors,
-    measures: list[Any],
-    rollouts: list[dict[str, Any]],
-    weight: float,
+    k_GT: NDArray[np.float64], arrays: GroupTensors, measures: list[Any], rollouts: list[dict[str, Any]], weight: float
 ) -> list[float]:
     """Return the value that centring subtracted from each rollout: the same for all of its tokens with K."""
     shifts = []

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -45,7 +46,7 @@ def write_credit_pages(
 
     Raises:
         BadRecord: there is no group, a group has a non-finite number, or a single token does not fit.
-        BadOutput: the pages cannot be written there.
+        BadOption: the pages cannot be written there.
     """
     tops: dict[int, dict[str, TopTokens]] = {}
     settings: dict[str, Any] | None = None
@@ -117,29 +118,23 @@ def _packed(made: Iterable[tuple[int, str]], tops: Mapping[int, str], room: int)
 def _document(
     settings: Mapping[str, Any], groups: list[str], tops: list[str], files: list[str], file: int, title: str
 ) -> str:
-    """Return the HTML of one file; `groups` and `tops` are already JSON."""
+    """Return the HTML of one file; `groups` and `tops` are already JSON.
+
+    Its Content-Security-Policy only allows its own script.
+    """
     data = (
         f'{{"settings":{page_json(settings)},"groups":[{",".join(groups)}],"tops":{{{",".join(tops)}}},'
         f'"files":{page_json(files)},"file":{file}}}'
     )
-    return _page(data, title)
-
-
-def _page(data: str, title: str) -> str:
-    """Return a page; its Content-Security-Policy only allows its own script."""
     style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("credit.css", "credit.js"))
     return Template((ASSETS / "credit.html").read_text(encoding="utf-8")).substitute(
-        title=_text(title),
+        title=escape(title, quote=False),
         style=style,
         script=script,
         style_hash=_sha256(style),
         script_hash=_sha256(script),
         data=data,
     )
-
-
-def _text(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _sha256(text: str) -> str:

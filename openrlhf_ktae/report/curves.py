@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openrlhf_ktae.base.errors import Refusal
+from openrlhf_ktae.base.text import figure_cell
 from openrlhf_ktae.compare.run_outcomes import BadRun, Run, arm_labels, arm_of
 from openrlhf_ktae.figures.statistics import t_interval
 from openrlhf_ktae.record.metrics import benchmarks
@@ -48,7 +50,7 @@ PLAIN_BELOW = 1e-6  # a spread below this share of the values is rounding error,
 CROWDED = 4  # arms; with more, intervals hide each other, so the page shows them only on request
 
 
-class NoPlotly(ImportError):
+class NoPlotly(Refusal):
     """plotly is not installed."""
 
 
@@ -293,10 +295,9 @@ def words_of(steps: Floats, values: Floats, lows: Floats, highs: Floats, share: 
 
 def shown(value: float, low: float, high: float, share: bool = False) -> str:
     """Return a value with its interval, if it has one."""
-    value, low, high = (100 * one if share else one for one in (value, low, high))
-    unit = " %" if share else ""
-    text = [f"{one:.1f}" if share else f"{one:.4g}" for one in (value, low, high)]
-    return text[0] + unit if np.isnan(low) or np.isnan(high) else f"{text[0]} [{text[1]}, {text[2]}]{unit}"
+    if share:
+        return f"{figure_cell(value, low, high, scale=100)} %"
+    return figure_cell(value, low, high, form=".4g")
 
 
 def _stacked_phases(runs: Sequence[Run]) -> Curve:

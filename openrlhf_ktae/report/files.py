@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.checkpoint.files import write_text
 
 ASSETS = Path(__file__).with_name("assets")
@@ -14,19 +15,15 @@ ASSETS = Path(__file__).with_name("assets")
 ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-class BadOutput(ValueError):
-    """A page cannot be written; the message names the path and the way out."""
-
-
 def write_page(path: Path, html: str) -> Path:
-    """Write one page, creating its folder. Raises BadOutput if writing fails."""
+    """Write one page, creating its folder. Raises BadOption if writing fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, html.encode("utf-8", "replace").decode("utf-8"))  # a title may have undecodable bytes
     except OSError as error:
         with suppress(OSError):
             path.with_name(f".{path.name}.part").unlink()
-        raise BadOutput(f"{path}: cannot be written ({error.strerror}); give --output another folder") from None
+        raise BadOption(f"{path}: cannot be written ({error.strerror}); give --output another folder") from None
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openrlhf_ktae.base.text import figure_cell, table_lines
 from openrlhf_ktae.credit import CreditBatch, Estimator, estimators
 from openrlhf_ktae.figures.statistics import SEED, interval, resampled_means
 from openrlhf_ktae.ktae.advantages import compute_key_token_values
@@ -273,13 +274,11 @@ class TopTokens:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Return the comparison as a Markdown table."""
-    head = "arm | mean \\|K\\| | K ≠ 0 | share of mass | sign flips | K right | K wrong | with recorded | level"
-    lines = [f"| {head} |", "|---" + "|---:" * (len(METRICS) + 1) + "|"]
-    for name, arm in result["arms"].items():
-        cells = [_cell(arm[metric], metric) for metric in (*METRICS, "rollout_share")]
-        lines.append(f"| {' | '.join([name, *cells])} |")
-    lines += ["", *_notes(result)]
-    for name, arm in result["arms"].items():
+    head = "arm,mean \\|K\\|,K ≠ 0,share of mass,sign flips,K right,K wrong,with recorded,level".split(",")
+    arms = result["arms"].items()
+    rows = [[name, *(_cell(arm[metric], metric) for metric in (*METRICS, "rollout_share"))] for name, arm in arms]
+    lines = [*table_lines(head, rows), "", *_notes(result)]
+    for name, arm in arms:
         sides = [", ".join(f"{one['text'].strip()!r} {one['k']:+.2f}" for one in arm[s]) for s in ("highest", "lowest")]
         lines.append(f"- {name}: highest {sides[0]}; lowest {sides[1]}")
     return "\n".join(lines) + "\n"
@@ -298,9 +297,6 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cell(figure: Mapping[str, Any], metric: str) -> str:
-    if figure["value"] is None:
-        return "-"
-    if metric in ("nonzero", "mass_share", "sign_flips", "rollout_share"):
+    if metric in ("nonzero", "mass_share", "sign_flips", "rollout_share") and figure["value"] is not None:
         return f"{100 * figure['value']:.1f} %"
-    low, high = figure["ci95"]
-    return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
+    return figure_cell(figure["value"], *figure["ci95"] or (), form=".3f")

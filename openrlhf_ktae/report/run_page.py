@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from openrlhf_ktae.base.text import figure_cell
 from openrlhf_ktae.compare.run_outcomes import Run
 from openrlhf_ktae.figures.statistics import t_interval
 from openrlhf_ktae.report.curves import CROWDED, NoPlotly, arm_styles, curves, grouped, plotly
@@ -32,7 +32,7 @@ def write_run_page(
     Raises:
         NoPlotly: plotly or jinja2 is not installed.
         BadRun: a recorded value is not a number.
-        BadOutput: the page cannot be written.
+        BadOption: the page cannot be written.
     """
     plotly()
     try:
@@ -86,16 +86,5 @@ def _edge(group: Sequence[Run], metric: str, which: int, scale: float) -> str:
     if not rows:
         return "-"
     if len(rows) > 1:
-        return figure_cell(t_interval([row[metric] for row in rows]), scale)
-    row = rows[0]
-    return figure_cell((row[metric], row.get(f"{metric}_low"), row.get(f"{metric}_high")), scale)
-
-
-def figure_cell(figure: tuple[Any, Any, Any], scale: float) -> str:
-    """Return `mean [low, high]`."""
-    mean, low, high = figure
-    if mean is None or mean != mean:
-        return "-"
-    if low is None or low != low:
-        return f"{mean * scale:.1f}"
-    return f"{mean * scale:.1f} [{low * scale:.1f}, {high * scale:.1f}]"
+        return figure_cell(*t_interval([row[metric] for row in rows]), scale=scale)
+    return figure_cell(*(rows[0].get(f"{metric}{end}") for end in ("", "_low", "_high")), scale=scale)

@@ -28,14 +28,13 @@ from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.checkpoint.folder import IncompleteCheckpoint, verify
 from openrlhf_ktae.checkpoint.write import read_latest
-from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.processes.marks import VARIABLE as RUN_VARIABLE
 from openrlhf_ktae.processes.marks import marked
 from openrlhf_ktae.selftest import machine
 from openrlhf_ktae.selftest.checking import VARIABLE, Check, CheckFailed, Need, Place
 from openrlhf_ktae.selftest.killing import ROOM, kill, kill_all, title
 from openrlhf_ktae.selftest.mortal_run import try_resume
-from openrlhf_ktae.selftest.trial import TRAIN, Trial, TrialFailed
+from openrlhf_ktae.selftest.trial import TRAIN, Trial, holds_within
 from openrlhf_ktae.selftest.watchers import ASLEEP, FILE, MOMENTS, ORDER_FILE
 
 WATCHED_COMMAND = "openrlhf_ktae.cli.watched_run"
@@ -257,11 +256,10 @@ def outcome_of_death(runs: Watched, name: str, process: subprocess.Popen[bytes],
 
     wait_for(died, runs, name, process, STEP_SECONDS)
     at_death = deaths[-1]["time"]
-    with suppress(subprocess.TimeoutExpired, TrialFailed):
-        wait_for(lambda: len(runs.steps(name, at_death)) >= ROOM, runs, name, process, RECOVERY_SECONDS, may_end=True)
+    repaired = holds_within(RECOVERY_SECONDS, lambda: len(runs.steps(name, at_death)) >= ROOM, process)
     seconds = round(time.time() - at_death, 1)
     code = process.poll()
-    if code is None and len(runs.steps(name, at_death)) >= ROOM:
+    if code is None and repaired:
         return {"outcome": "repaired", "seconds": seconds}
     if code == EXIT_FAULT:
         return {"outcome": f"exit code {EXIT_FAULT}", "seconds": seconds}
@@ -311,37 +309,22 @@ def final_checkpoint(runs: Watched, name: str, mark: str) -> dict[str, Any]:
 
 
 def wait_for(
-    condition: Callable[[], bool],
-    runs: Watched,
-    name: str,
-    process: subprocess.Popen[bytes],
-    seconds: float,
-    may_end: bool = False,
+    condition: Callable[[], bool], runs: Watched, name: str, process: subprocess.Popen[bytes], seconds: float
 ) -> None:
-    """Wait until the condition holds, or (`may_end`) the run has ended or time is up.
+    """Wait until the condition holds.
 
     Raises CheckFailed if it does not hold within `seconds`, or the run ended first; the run has then ended.
     """
-    end = time.monotonic() + seconds
-    while not condition():
-        code = process.poll()
-        if code is not None:
-            if may_end:
-                return
+    if not holds_within(seconds, condition, process):
+        if (code := process.poll()) is not None:
             raise CheckFailed(runs.last_words(name, f"ended with exit code {code}"))
-        if time.monotonic() > end:
-            if may_end:
-                return
-            raise CheckFailed(_hangs(runs, name, process, f"made no progress within {seconds:.0f} s"))
-        time.sleep(0.1)
+        raise CheckFailed(_hangs(runs, name, process, f"made no progress within {seconds:.0f} s"))
 
 
 def _hangs(runs: Watched, name: str, process: subprocess.Popen[bytes], what: str) -> str:
     """Write a hanging run's stacks to its folder and kill it; return the message."""
-    with suppress(psutil.Error, OSError, KeyError, StopIteration):
-        mark = psutil.Process(process.pid).environ()[RUN_VARIABLE]
-        folder = next(one.environ()[stacks.VARIABLE] for one in marked(mark) if stacks.VARIABLE in one.environ())
-        stacks.dump(folder, mark, runs.folder / name / stacks.FILE)
+    with suppress(psutil.Error, KeyError):
+        runs.write_stacks(name, psutil.Process(process.pid).environ()[RUN_VARIABLE])
     kill_all(process)
     return runs.last_words(name, f"{what}; killed, its stacks are next to its log")
 

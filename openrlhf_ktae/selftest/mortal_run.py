@@ -9,7 +9,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,6 @@ import psutil
 
 from openrlhf_ktae.base.exit_codes import EXIT_FAULT
 from openrlhf_ktae.checkpoint.folder import MANIFEST, STAGING, IncompleteCheckpoint, listed, verify
-from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.processes.marks import end_all, marked
 from openrlhf_ktae.record.metrics import read_record
 from openrlhf_ktae.selftest.killing import (
@@ -38,9 +36,8 @@ from openrlhf_ktae.selftest.killing import (
     title,
     victims_among,
 )
-from openrlhf_ktae.selftest.trial import AGAIN, KILLED, STRAIGHT, Trial, TrialFailed
+from openrlhf_ktae.selftest.trial import AGAIN, KILLED, POLL_SECONDS, STRAIGHT, Trial, TrialFailed, holds_within
 
-POLL_SECONDS = 0.05
 WRITE_POLL_SECONDS = 0.001
 WRITE_SECONDS = 0.1  # about the time to write a small model
 LEFT_SECONDS = 30.0  # for the processes of a run whose command died
@@ -212,7 +209,7 @@ class MortalRun:
             code = process.wait(RECOVERY_SECONDS)
         except subprocess.TimeoutExpired:
             code = None
-            self._write_stacks()
+            self.trial.write_stacks(self.name, self._mark)
         if code == 0:
             return None
         if code != EXIT_FAULT:
@@ -228,14 +225,6 @@ class MortalRun:
         if named not in said:
             self.toll.wrong.append(f"after a rank's death the run did not name its checkpoint ({named}): {said[-300:]}")
         return f"exit code {code}, its checkpoint named, {left} processes left; {self._dead()}"
-
-    def _write_stacks(self) -> None:
-        """Write the stacks of a hanging run to its folder."""
-        for process in marked(self._mark):
-            with suppress(psutil.Error, OSError):
-                if folder := process.environ().get(stacks.VARIABLE):
-                    stacks.dump(folder, self._mark, self.trial.folder / self.name / stacks.FILE)
-                    return
 
     def _dead(self) -> str:
         """Check the files of a dead run; the next `inject` or `finish` restarts it."""
@@ -304,12 +293,9 @@ class MortalRun:
 
         Raises TrialFailed if neither happens within `limit` seconds.
         """
-        end = time.monotonic() + limit
-        while process.poll() is None and not condition():
-            if time.monotonic() > end:
-                self._write_stacks()
-                raise TrialFailed(self.trial.last_words(self.name, f"made no progress for {limit:g} s after a death"))
-            time.sleep(seconds)
+        if not holds_within(limit, condition, process, seconds) and process.poll() is None:
+            self.trial.write_stacks(self.name, self._mark)
+            raise TrialFailed(self.trial.last_words(self.name, f"made no progress for {limit:g} s after a death"))
 
     def _writes(self) -> bool:
         """Whether a checkpoint is being written; leftovers of an earlier death do not count."""

@@ -3,14 +3,20 @@
 import os
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from openrlhf_ktae.base.errors import Refusal
+from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.processes.deaths import START_MINUTES
-from openrlhf_ktae.processes.marks import VARIABLE
+from openrlhf_ktae.processes.marks import VARIABLE, marked
 from openrlhf_ktae.record.metrics import read_record
 from openrlhf_ktae.selftest.killing import kill_all
 from openrlhf_ktae.selftest.same import first_difference, first_different_weight
@@ -19,10 +25,11 @@ TRAIN = "openrlhf_ktae.cli.train_ppo_ray"
 LOG = "train.log"
 EPISODES = 2  # so that the steps cross the end of an episode
 ENGINE_RESTARTS = 100  # more than any trial's deaths
+POLL_SECONDS = 0.05
 STRAIGHT, AGAIN, KILLED = "straight", "again", "killed"
 
 
-class TrialFailed(RuntimeError):
+class TrialFailed(Refusal):
     """A run of the trial ended unexpectedly; the message has its last output."""
 
 
@@ -92,6 +99,14 @@ class Trial:
         if code:
             raise TrialFailed(self.last_words(name, f"ended with exit code {code}"))
 
+    def write_stacks(self, name: str, mark: str) -> None:
+        """Write the stacks of a hanging run's processes, which have `mark`, next to its log."""
+        for process in marked(mark):
+            with suppress(psutil.Error, OSError):
+                if folder := process.environ().get(stacks.VARIABLE):
+                    stacks.dump(folder, mark, self.folder / name / stacks.FILE)
+                    return
+
     def steps(self, name: str, since: float = 0.0) -> list[dict[str, Any]]:
         """Return the steps in the record of a run that were recorded after the time `since`."""
         rows = read_record(self.folder / name)
@@ -111,3 +126,15 @@ class Trial:
         """Return a run's first difference from the uninterrupted run, in its record or its final weights."""
         straight, other = self.folder / STRAIGHT, self.folder / name
         return first_difference(straight, other) or first_different_weight(straight / "model", other / "model")
+
+
+def holds_within(
+    seconds: float, condition: Callable[[], bool], process: subprocess.Popen[bytes], poll_seconds: float = POLL_SECONDS
+) -> bool:
+    """Wait until the condition holds; return False if time is up or the run has ended before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            return False
+        time.sleep(poll_seconds)
+    return True

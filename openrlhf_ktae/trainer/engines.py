@@ -53,14 +53,20 @@ def have_weights(engines: Sequence[Any]) -> bool:
     Restarted engines load their model now: do not call this during an update, which uses the memory of shared GPUs.
     Raises EnginesLost if an engine does not come back.
     """
+    if _all_answer(engines):
+        return True
+    with ThreadPoolExecutor(len(engines)) as side_by_side:
+        return all(list(side_by_side.map(_reloaded, engines)))
+
+
+def _all_answer(engines: Sequence[Any]) -> bool:
+    """Return whether every engine is alive and has the current weights."""
     try:
-        if all(ray.get([engine.answer.remote() for engine in engines])):
-            return True
+        return all(ray.get([engine.answer.remote() for engine in engines]))
     except Exception as error:
         if not engine_died(error):
             raise
-    with ThreadPoolExecutor(len(engines)) as side_by_side:
-        return all(list(side_by_side.map(_reloaded, engines)))
+        return False
 
 
 def _reloaded(engine: Any) -> bool:
@@ -77,13 +83,7 @@ def _reloaded(engine: Any) -> bool:
 
 def wait_for_weights(engines: Sequence[Any]) -> None:
     """Return when every engine has the current weights; another process sends them."""
-    while True:
-        try:
-            if all(ray.get([engine.answer.remote() for engine in engines])):
-                return
-        except Exception as error:
-            if not engine_died(error):
-                raise
+    while not _all_answer(engines):
         time.sleep(POLL_SECONDS)
 
 

@@ -11,7 +11,6 @@ from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.checkpoint.folder import BEST
 from openrlhf_ktae.data.names import accept_any_path
-from openrlhf_ktae.record.directory import resumes
 from openrlhf_ktae.trainer.ending import reason_of
 from openrlhf_ktae.trainer.engines import EngineKeeper
 from openrlhf_ktae.trainer.guarded_trainer import GuardedTrainer
@@ -55,7 +54,7 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
         self.hold_trackers()
         self.record_plan(len(self.prompts_dataloader))
         with self._until_stopped(), self.until_end_requested():
-            if not resumes(self.args):
+            if not self.args.run.resume_from:
                 self._evaluate_edge("before", global_step)
             self.end_order.training()
             super().fit(global_step)

@@ -16,7 +16,6 @@ from openrlhf_ktae.base.host import undecorated
 from openrlhf_ktae.data.names import accept_any_path
 from openrlhf_ktae.processes.deaths import POLL_SECONDS, innermost
 from openrlhf_ktae.processes.ending import EndOrder, GivenUp
-from openrlhf_ktae.record.directory import resumes
 from openrlhf_ktae.record.metrics import RunRecord
 from openrlhf_ktae.trainer.ending import reason_of
 from openrlhf_ktae.trainer.engines import (
@@ -197,7 +196,7 @@ class KTAEPPOTrainerAsync(_HostTrainer):
             )
         ray.get(self.trainer_actor.record_plan.remote(number))
         ray.get(self.trainer_actor.note_all.remote(notes))
-        if not resumes(self.args) and not self._evaluate_edge("before"):
+        if not self.args.run.resume_from and not self._evaluate_edge("before"):
             return
         state = ray.get(self.trainer_actor.saved_sampling_state.remote())
         if state:

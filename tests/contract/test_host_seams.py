@@ -6,14 +6,15 @@ import inspect
 
 import pytest
 
-from openrlhf_ktae.base.host import HOST_VERSION, HostMismatch, check_host, undecorated
+from openrlhf_ktae.base.errors import Refusal
+from openrlhf_ktae.base.host import HOST_VERSION, check_host, undecorated
 from openrlhf_ktae.checks.backends import HEAD_SIZES
 
 
 def test_the_pinned_host_is_installed(monkeypatch):
     check_host()
     monkeypatch.setattr("openrlhf_ktae.base.host.version", lambda _: "0.12.0")
-    with pytest.raises(HostMismatch, match=HOST_VERSION):
+    with pytest.raises(Refusal, match=HOST_VERSION):
         check_host()
 
 

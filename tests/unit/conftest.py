@@ -62,7 +62,7 @@ def ray_here(host):
 
     options = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     workers = {
-        "env_vars": {BACKEND_VARIABLE: CpuBackend().worker_setup_hook()},
+        "env_vars": {BACKEND_VARIABLE: CpuBackend().worker_setup_hook},
         "worker_process_setup_hook": WORKER_HOOK,
     }
     ray.init(address="local", logging_level="ERROR", log_to_driver=False, runtime_env=workers, **options)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from marks import SLOW
 
-from openrlhf_ktae.backend import BackendUnavailable, flash_attn_stub, resolve
+from openrlhf_ktae.backend import flash_attn_stub, resolve
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes, vllm_build
 from openrlhf_ktae.backend.cpu_patches import ENGINE_THREADS_VARIABLE, ENGINE_VARIABLE, interface_of
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.trainer.ray import cpu_weight_sync as sync
@@ -24,7 +25,7 @@ from openrlhf_ktae.trainer.ray import cpu_weight_sync as sync
 @pytest.mark.skipif(vllm_build() == "cuda", reason="the builds for GPUs are installed")
 def test_auto_is_cpu_with_the_cpu_build():
     assert resolve("auto").name == "cpu"
-    with pytest.raises(BackendUnavailable, match="--backend cpu"):
+    with pytest.raises(BadOption, match="--backend cpu"):
         resolve("cuda")
 
 

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from openrlhf_ktae.backend import BackendUnavailable, choice, cpu, flash_attn_stub, resolve
+from openrlhf_ktae.backend import choice, cpu, flash_attn_stub, resolve
 from openrlhf_ktae.backend.cuda import CudaBackend
 from openrlhf_ktae.base import gpu_machine
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.checks.backends import backend_problems
 from openrlhf_ktae.cli import train_ppo_ray as command
 from openrlhf_ktae.cli.options import parse_command_line
@@ -232,13 +233,13 @@ def test_gpu_builds_without_a_gpu_are_refused(name, monkeypatch):
     monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
     monkeypatch.setattr(choice, "gpus", lambda: ())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(BackendUnavailable, match=f"--backend {name}: no NVIDIA GPU found.*ray job submit.*make setup"):
+    with pytest.raises(BadOption, match=f"--backend {name}: no NVIDIA GPU found.*ray job submit.*make setup"):
         resolve(name)
 
 
 def test_gpu_builds_do_not_run_on_a_cpu(monkeypatch):
     monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
-    with pytest.raises(BackendUnavailable, match=r"--backend cpu: the CUDA build of vLLM is installed.*make setup"):
+    with pytest.raises(BadOption, match=r"--backend cpu: the CUDA build of vLLM is installed.*make setup"):
         resolve("cpu")
 
 
@@ -258,7 +259,7 @@ import importlib.util, sys
 from openrlhf_ktae.backend import flash_attn_stub
 flash_attn_stub.is_installed = lambda: False
 from openrlhf_ktae.backend.cuda import CudaBackend
-hook = CudaBackend().worker_setup_hook()
+hook = CudaBackend().worker_setup_hook
 module, function = hook.rsplit(".", 1)
 getattr(importlib.import_module(module), function)()
 from flash_attn.bert_padding import unpad_input

@@ -116,7 +116,8 @@ def test_keys_on_a_command_line():
 
 
 def test_arms_of_a_comparison_are_written_without_keys(tmp_path, monkeypatch):
-    from openrlhf_ktae.compare.runs import STARTED, OtherArms, TrainingProcess, execute, plan
+    from openrlhf_ktae.base.errors import Refusal
+    from openrlhf_ktae.compare.runs import STARTED, TrainingProcess, execute, plan
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr("openrlhf_ktae.compare.runs.TRAIN", ["sh", "-c", "read order; echo 0"])
@@ -135,7 +136,7 @@ def test_arms_of_a_comparison_are_written_without_keys(tmp_path, monkeypatch):
         assert secret not in text
     assert plan([config], [1], tmp_path / "out", words)[0].done, "masked options must still match"
     (run.directory / STARTED).write_text(json.dumps({"options": {"logger.wandb.key": KEY}, "seed": 1, "words": words}))
-    with pytest.raises(OtherArms):
+    with pytest.raises(Refusal):
         plan([config], [1], tmp_path / "out", words)
 
 

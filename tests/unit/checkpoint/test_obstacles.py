@@ -10,9 +10,10 @@ import shutil
 import pytest
 from written import write
 
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.checkpoint import folder as folder_module
 from openrlhf_ktae.checkpoint.folder import IncompleteCheckpoint, listed, verify
-from openrlhf_ktae.checkpoint.resume import AUTO, CannotResume, decide
+from openrlhf_ktae.checkpoint.resume import AUTO, decide
 from openrlhf_ktae.checkpoint.write import abandon, begin, read_latest, rotate, staging, undeleted
 
 
@@ -98,7 +99,7 @@ def test_an_unreadable_checkpoint_is_skipped_for_an_older_complete_one(tmp_path,
     assert decision.checkpoint.path == whole.path
     assert f"skipped {bad.path.name}: " in decision.lines[0]
     assert error.strerror in decision.lines[0]
-    with pytest.raises(CannotResume, match=error.strerror):
+    with pytest.raises(Refusal, match=error.strerror):
         decide(str(bad.path), tmp_path)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from written import TRAIN, dies_while_writing, write
 
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.checkpoint.changes import differences
-from openrlhf_ktae.checkpoint.resume import AUTO, NEVER, CannotResume, check_options, decide, other_versions
+from openrlhf_ktae.checkpoint.resume import AUTO, NEVER, check_options, decide, other_versions
 from openrlhf_ktae.checkpoint.write import begin, commit, supersede_all
 
 
@@ -63,7 +64,7 @@ def test_auto_starts_from_scratch_after_a_crash_during_the_first_write(tmp_path)
 
 def test_auto_refuses_if_all_checkpoints_are_damaged(tmp_path):
     tear(write(tmp_path, 2))
-    with pytest.raises(CannotResume, match=r"none|no checkpoint.*--resume never starts"):
+    with pytest.raises(Refusal, match=r"none|no checkpoint.*--resume never starts"):
         decide(AUTO, tmp_path)
 
 
@@ -111,7 +112,7 @@ def test_a_path_that_cannot_be_resumed_is_refused(tmp_path):
         (tmp_path / "empty", "give one, auto or never"),
         (torn.path, "has 3 bytes instead of 9; --resume auto"),
     ):
-        with pytest.raises(CannotResume, match=message):
+        with pytest.raises(Refusal, match=message):
             decide(str(path), tmp_path)
 
 
@@ -134,7 +135,7 @@ def test_a_partial_checkpoint_of_an_earlier_release_is_skipped(tmp_path):
     assert decision.checkpoint.path == whole.path
     why = "has the parts of only 1 of 2 actor ranks: their nodes did not share a file system"
     assert f"skipped global_step4: {why}" in decision.lines
-    with pytest.raises(CannotResume, match=why):
+    with pytest.raises(Refusal, match=why):
         decide(str(half.path), tmp_path)
 
 
@@ -157,7 +158,7 @@ def test_a_plain_openrlhf_checkpoint_can_be_resumed(tmp_path):
 def test_a_plain_checkpoint_without_latest_is_refused_with_its_tags(tmp_path, latest):
     """The host raises a KeyError or AssertionError only after loading all models."""
     of_host(tmp_path, "global_step10", "global_step20", latest=latest)
-    with pytest.raises(CannotResume, match="Write one of these names into it: global_step10, global_step20"):
+    with pytest.raises(Refusal, match="Write one of these names into it: global_step10, global_step20"):
         decide(AUTO, tmp_path)
 
 
@@ -167,14 +168,14 @@ def test_a_checkpoint_with_only_an_export_is_skipped(tmp_path):
 
     shutil.rmtree(checkpoint.path / "_actor")
     for choice in (AUTO, str(checkpoint.path)):
-        with pytest.raises(CannotResume, match="has no _actor"):
+        with pytest.raises(Refusal, match="has no _actor"):
             decide(choice, tmp_path)
 
 
 def test_changed_options_are_refused_with_the_difference_and_the_fixes(tmp_path):
     checkpoint = write(tmp_path, 2)
     check_options(checkpoint, TRAIN, {}, [])
-    with pytest.raises(CannotResume) as refusal:
+    with pytest.raises(Refusal) as refusal:
         check_options(checkpoint, {"train": {"seed": 2}}, {}, [])
     for text in ("--train.seed: 1 -> 2", "--run.accept_changes train.seed", "--resume never"):
         assert text in str(refusal.value)
@@ -210,7 +211,7 @@ def tree(name, value, more=None):
 def test_accepted_changes_that_cannot_be_applied_are_refused(name, old, new, more, tmp_path):
     checkpoint = write(tmp_path, 2)
     checkpoint.manifest.about["config"] = tree(name, old, more)
-    with pytest.raises(CannotResume, match=f"--run.accept_changes {name}: cannot be applied") as refusal:
+    with pytest.raises(Refusal, match=f"--run.accept_changes {name}: cannot be applied") as refusal:
         check_options(checkpoint, tree(name, new, more), {}, [name])
     assert "--resume never" in str(refusal.value)
 
@@ -228,7 +229,7 @@ def test_other_weights_cannot_be_accepted_and_another_tokenizer_can(tmp_path):
     config, data = tree(name, "m"), {name: "model.safetensors:a tokenizer.json:b"}
     checkpoint.manifest.about.update(config=config, data=data)
     assert check_options(checkpoint, config, {name: "model.safetensors:a tokenizer.json:c"}, [name]) == [name]
-    with pytest.raises(CannotResume, match=r"cannot be applied.*weights.*--resume never"):
+    with pytest.raises(Refusal, match=r"cannot be applied.*weights.*--resume never"):
         check_options(checkpoint, config, {name: "model.safetensors:z tokenizer.json:b"}, [name])
 
 

@@ -333,7 +333,7 @@ BAD = [
     ({"vllm_tensor_parallel_size": "2"}, "--vllm.tensor_parallel_size 2", "--vllm.num_engines for more"),
     ({"ds.use_liger_kernel": "true"}, "--ds.use_liger_kernel true", "needs a GPU"),
     ({"ds.deepcompile": "true"}, "--ds.deepcompile true", "needs a GPU"),
-    *(({f"ktae.{name}": "-1"}, f"--ktae.{name} -1", "0 or more") for name in RECORD),
+    *(({f"ktae.{name}": "-1"}, f"--ktae.{name} -1", "at least 0") for name in RECORD),
     # Adapters: conflicting options, and modules that cannot have one.
     ({**LORA, "zero_stage": "2", "ds_tensor_parallel_size": "2"}, "--ds.tensor_parallel_size 2", "--ds.zero_stage 3"),
     ({**LORA, "enable_ema": "true"}, "--train.enable_ema true", "leave it out"),

@@ -10,8 +10,9 @@ import yaml
 
 from openrlhf_ktae.backend.cuda import CudaBackend
 from openrlhf_ktae.base.config_file import load_config
+from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.checks import preflight as checks
-from openrlhf_ktae.checks.preflight import Refused, preflight
+from openrlhf_ktae.checks.preflight import preflight
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.data import hub
 
@@ -86,7 +87,7 @@ def test_the_gpu_command_of_the_readme_is_accepted(monkeypatch, tmp_path):
     args = parse_command_line(words)
     preflight(args, CudaBackend())
     assert args.actor.num_gpus_per_node == 8
-    with pytest.raises(Refused, match="do not divide"):
+    with pytest.raises(BadOption, match="do not divide"):
         preflight(
             parse_command_line([*words, "--actor_num_gpus_per_node", "7", "--vllm_num_engines", "7"]), CudaBackend()
         )

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.cli.compare import main
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.compare import runs as arm_runs
 from openrlhf_ktae.compare.comparison import compare_arms, rival
 from openrlhf_ktae.compare.run_outcomes import Budget, common_budget, outcomes, read_run
-from openrlhf_ktae.compare.runs import DONE, LOG, STARTED, OtherArms, TrainingProcess, execute, execute_all, plan
+from openrlhf_ktae.compare.runs import DONE, LOG, STARTED, TrainingProcess, execute, execute_all, plan
 from openrlhf_ktae.record.metrics import RunRecord
 
 STEPS = 10
@@ -147,7 +152,7 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path, root, capsys):
     ("words", "message"),
     [
         (["{tmp}/none.yaml"], "no such file"),
-        (["{tmp}/grpo.yaml", "--seeds", "0"], "--seeds 0"),
+        (["{tmp}/grpo.yaml", "--seeds", "0"], "--seeds: '0' must be"),
         (["{tmp}/grpo.yaml", "--baseline", "dapo"], "--baseline dapo"),
         (["{tmp}/grpo.yaml", "--pair", "grpo:dapo"], "--pair grpo:dapo"),
         (["{tmp}/grpo.yaml", "--pair", "grpo"], "--pair grpo"),
@@ -230,7 +235,7 @@ def test_a_kill_at_any_moment_does_not_block_the_next_attempt(moment, one, tmp_p
 def test_a_truncated_or_binary_arm_json_is_refused_in_one_line(content, one, tmp_path):
     one.directory.mkdir(parents=True)
     (one.directory / STARTED).write_bytes(content)
-    with pytest.raises(OtherArms, match=r"arm.json: cannot be read; delete .*seed-1"):
+    with pytest.raises(Refusal, match=r"arm.json: cannot be read; delete .*seed-1"):
         plan_one(tmp_path)
 
 
@@ -279,6 +284,28 @@ def test_two_stacks_train_all_runs_and_a_failure_starts_another_process(tmp_path
     shutil.rmtree(tmp_path / "out")
     assert execute_all(runs, said.append, stacks=2) == [runs[1]]
     assert {logged(run)[1] for run in runs} == {"1"}, "each stack must get one of two cores"
+
+
+@pytest.mark.parametrize("stacks", [1, 2])
+def test_sigterm_to_the_comparison_alone_ends_the_runs_it_has_begun(stacks, tmp_path, monkeypatch, capsys):
+    """A scheduler or `kill` signals one process, unlike Ctrl-C in a terminal. The runs would take 60 s."""
+    (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
+    program = "import json, sys, time; open(json.loads(sys.stdin.readline())['log'], 'w').write('!'); time.sleep(60)"
+    monkeypatch.setattr(arm_runs, "TRAIN", [sys.executable, "-c", program])
+    logs = [tmp_path / "out" / "grpo" / f"seed-{n + 1}" / LOG for n in range(stacks)]
+
+    def signal_when_begun():
+        while not all(log.exists() and log.read_text() == "!" for log in logs):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=signal_when_begun).start()
+    started = time.monotonic()
+    words = [str(tmp_path / "grpo.yaml"), "--seeds", "3", "--stacks", str(stacks), "--output", str(tmp_path / "out")]
+    assert main(words) == 130
+    assert time.monotonic() - started < 30
+    assert "interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "grpo" / "seed-3").exists(), "no run may begin after the signal"
 
 
 def logged(run):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from openrlhf_ktae.checkpoint.resume import AUTO, CannotResume, check_options, decide, other_versions
+from openrlhf_ktae.base.errors import Refusal
+from openrlhf_ktae.checkpoint.resume import AUTO, check_options, decide, other_versions
 from openrlhf_ktae.checkpoint.space import expected_bytes
 from openrlhf_ktae.checkpoint.write import begin, commit, next_sequence, rotate
 
@@ -75,7 +76,7 @@ def go_on(root):
     other_versions(decision.checkpoint, versions)
     try:
         check_options(decision.checkpoint, {"train": {"seed": 2}}, {"data.prompt_dataset": "x"}, [])
-    except CannotResume as refusal:
+    except Refusal as refusal:
         assert "--run.accept_changes" in str(refusal)
     for text in decision.lines:
         assert text
@@ -132,7 +133,7 @@ def test_damaged_latest_and_anew_files(name, root, manifest):
         (root / name).write_bytes(data)
         try:
             decide(AUTO, root)
-        except CannotResume as refusal:
+        except Refusal as refusal:
             assert str(refusal)
         rotate(root, 9, float("inf"))
 

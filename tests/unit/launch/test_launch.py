@@ -19,12 +19,11 @@ from openrlhf_ktae.backend.cluster import (
     EVENTS_VARIABLE,
     LOG_FILES_VARIABLE,
     TASKS_VARIABLE,
-    ClusterAway,
     check_address,
     cluster_of_its_own,
     start_own,
 )
-from openrlhf_ktae.base.errors import ProcessDied
+from openrlhf_ktae.base.errors import ProcessDied, Refusal
 from openrlhf_ktae.cli import train_ppo_ray
 from openrlhf_ktae.launch import launch
 from openrlhf_ktae.launch.launch import quiet
@@ -140,7 +139,7 @@ def test_an_unreachable_cluster_is_refused_at_once():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # but does not listen
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ClusterAway, match=f"RAY_ADDRESS={address}: no Ray cluster answers there .*unset"):
+        with pytest.raises(Refusal, match=f"RAY_ADDRESS={address}: no Ray cluster answers there .*unset"):
             check_address(address)
         taken.listen()
         check_address(address)
@@ -208,7 +207,7 @@ def test_a_stop_whose_reason_cannot_be_written_is_still_a_stop(host, monkeypatch
     for name in replaced.split():
         monkeypatch.setattr(launch, name, lambda *_: {})
     monkeypatch.setattr(launch, "_train", stops)
-    backend = SimpleNamespace(prepare_driver=lambda: None, preloads=lambda: None, name="cpu")
+    backend = SimpleNamespace(prepare_driver=lambda: None, preloads=None, name="cpu")
     monkeypatch.setattr(train_ppo_ray, "run", lambda words: launch.train(args, backend, lambda text: None))
     assert train_ppo_ray.main([]) == 3
     assert capsys.readouterr().err == "stopped early: all groups were filtered\n"

@@ -11,10 +11,10 @@ import pytest
 from marks import SLOW
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from openrlhf_ktae.base.errors import ProcessDied
+from openrlhf_ktae.base.errors import ProcessDied, Refusal
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.launch import nodes
-from openrlhf_ktae.launch.launch import ClusterTooSmall, check_cluster
+from openrlhf_ktae.launch.launch import check_cluster
 from openrlhf_ktae.launch.nodes import NodeWatch, check_nodes, content, look, places, with_absolute_places
 
 pytestmark = SLOW
@@ -82,7 +82,7 @@ def test_a_node_that_lacks_files_is_refused_with_each_option(two_raylets, args, 
     touch = nodes.Path.touch
     monkeypatch.setattr(nodes.Path, "touch", lambda path: None if path.parent == ghost else touch(path))
     nodes.Path(args.run.dir).mkdir()
-    with pytest.raises(nodes.NodesApart) as refusal:
+    with pytest.raises(Refusal) as refusal:
         check_nodes(with_absolute_places(args), "cpu")
     text = str(refusal.value)
     address = two_raylets.node_ip_address
@@ -107,7 +107,7 @@ def test_a_node_that_lacks_something_is_refused_by_name(two_raylets, args, monke
     monkeypatch.setattr(nodes, "machine_problems", old_driver)
     nodes.Path(args.run.dir).mkdir()
     (second,) = [node for node in ray.nodes() if node["NodeID"] != ray.get_runtime_context().get_node_id()]
-    with pytest.raises(nodes.NodesApart) as refusal:
+    with pytest.raises(Refusal) as refusal:
         check_nodes(with_absolute_places(args), "cuda")
     name = f"node {second['NodeManagerAddress']} ({second['NodeManagerHostname']})"
     assert str(refusal.value) == f"{name}: --backend cuda: node {second['NodeID']} has an old driver"
@@ -121,7 +121,7 @@ def test_a_node_whose_files_are_not_visible_here_is_refused(two_raylets, args, t
     monkeypatch.setattr(nodes, "SEEN_SECONDS", 0.1)
     nodes.Path(args.run.dir).mkdir()
     with pytest.raises(
-        nodes.NodesApart, match=rf"--ckpt.path {tmp_path}/run/checkpoints: files that node .* are not visible here"
+        Refusal, match=rf"--ckpt.path {tmp_path}/run/checkpoints: files that node .* are not visible here"
     ):
         check_nodes(with_absolute_places(args), "cpu")
 
@@ -151,7 +151,7 @@ def test_a_lost_node_ends_the_run_and_may_return(two_raylets, args):
     never = ray.remote(num_cpus=0)(lambda: time.sleep(1000)).options(scheduling_strategy=here).remote()
     check_cluster(args, print)
     too_many = parse_command_line([*WORDS.split(), "--actor.num_gpus_per_node", "3", "--vllm_num_engines", "3"])
-    with pytest.raises(ClusterTooSmall, match="has 2 devices and this run needs 3"):
+    with pytest.raises(Refusal, match="has 2 devices and this run needs 3"):
         check_cluster(too_many, print)
     before = signal.getsignal(nodes.LOST_SIGNAL)
     said = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_ktae.checkpoint.resume import CannotResume
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.checkpoint.write import begin, commit
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.cli.train_ppo_ray import Supervised
@@ -50,7 +50,6 @@ def test_the_hosts_options_and_ours_choose_the_same_checkpoint(parsed, words):
     assert args.run.resume_from == str(checkpoint.path)
     assert args.run.resume_step == 20
     assert args.ckpt.load_enable is True
-    assert directory.resumes(args)
     assert "global_step20 (step 20, the only one)" in lines[0]
 
 
@@ -58,7 +57,7 @@ def test_checkpoints_are_ignored_without_the_option(parsed):
     save(parsed(), 20)
     args = parsed()
     assert choose_checkpoint(args, "cpu") == []
-    assert not directory.resumes(args)
+    assert not args.run.resume_from
     assert args.ckpt.load_enable is False
 
 
@@ -141,9 +140,7 @@ def test_the_first_start_of_a_command_that_resumes(parsed):
 def test_another_learning_rate_is_refused_unless_accepted(parsed):
     save(parsed(), 20)
     words = ["--resume", "auto", "--actor_learning_rate", "1e-4"]
-    with pytest.raises(
-        CannotResume, match=r"--actor\.adam\.lr: 1e-06 -> 0\.0001.*--run\.accept_changes actor\.adam\.lr"
-    ):
+    with pytest.raises(Refusal, match=r"--actor\.adam\.lr: 1e-06 -> 0\.0001.*--run\.accept_changes actor\.adam\.lr"):
         choose_checkpoint(parsed(*words), "cpu")
     choose_checkpoint(parsed(*words, "--run.accept_changes", "actor.adam.lr"), "cpu")
 
@@ -153,7 +150,7 @@ def test_data_may_move_and_must_not_change(parsed, tmp_path):
     (tmp_path / "data.jsonl").rename(tmp_path / "moved.jsonl")
     choose_checkpoint(parsed("--resume", "auto", data="moved.jsonl"), "cpu")
     (tmp_path / "moved.jsonl").write_text('{"input": "2", "label": "2"}\n')
-    with pytest.raises(CannotResume, match=r"--data\.prompt_dataset"):
+    with pytest.raises(Refusal, match=r"--data\.prompt_dataset"):
         choose_checkpoint(parsed("--resume", "auto", data="moved.jsonl"), "cpu")
 
 
@@ -282,5 +279,5 @@ def test_a_changed_model_is_refused(parsed, tmp_path, root):
     moved = shutil.move(model, tmp_path / "moved")
     choose_checkpoint(parsed("--resume", "auto", "--pretrain", str(moved)), "cpu")
     (tmp_path / "moved" / "chat_template.jinja").write_text("other")
-    with pytest.raises(CannotResume, match=r"--actor\.model_name_or_path"):
+    with pytest.raises(Refusal, match=r"--actor\.model_name_or_path"):
         choose_checkpoint(parsed("--resume", "auto", "--pretrain", str(moved)), "cpu")

@@ -45,7 +45,7 @@ def test_exit_code(args, steps, resumed, code, monkeypatch, capsys):
         for step in range(steps):
             record.step(step + 1, {}, {})
 
-    backend = SimpleNamespace(name="cpu", adapt=lambda _: [], preloads=lambda: None)
+    backend = SimpleNamespace(name="cpu", adapt=lambda _: [], preloads=None)
     for name, stand_in in {
         "check_host": lambda: None,
         "parse_command_line": lambda _: args,
