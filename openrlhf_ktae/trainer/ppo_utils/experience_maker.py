@@ -75,9 +75,6 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         """
         experiences = super().make_experience_batch(rollout_samples)
         refuse_nonfinite(experiences)
-        if self.critic_model_group is None:
-            for experience in experiences:
-                experience.returns = None  # only a critic reads them
         return Experiences(experiences)
 
     def split_rollout_samples(self, rollout_samples: list[Experience]) -> list[Experience]:
@@ -101,6 +98,9 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             experiences = advantages_without(excluded_B, experiences, self.args, hosts)
         else:
             experiences = hosts(experiences)
+        if self.critic_model_group is None:
+            for experience in experiences:
+                experience.returns = None  # only a critic reads them
         self.credit = None
         figures = taken(experiences)
         if self.estimator is None:
@@ -236,4 +236,4 @@ def group_ids(experiences: list[Experience], samples: int) -> torch.Tensor:
 def add_in_place(experiences: list[Experience], values_N: torch.Tensor) -> None:
     """Add each rollout's part of `values_N` to its advantages; prompt and padding positions carry 0."""
     for e, values in zip(experiences, back_to_tables(values_N, [e.advantages for e in experiences]), strict=True):
-        e.advantages = e.advantages + values
+        e.advantages += values
