@@ -19,7 +19,7 @@ from typing import Any
 
 from openrlhf_ktae.base.config_file import load_config
 from openrlhf_ktae.base.errors import Refusal
-from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
+from openrlhf_ktae.base.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_STOPPED
 from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.base.secrets import environment_secrets, masked_tree, masked_words
 from openrlhf_ktae.checkpoint.files import write_text
@@ -137,6 +137,11 @@ class TrainingProcess:
             self.end()
         return code
 
+    @property
+    def used(self) -> bool:
+        """Whether its stack has trained a run."""
+        return self._process is not None
+
     def interrupt(self) -> None:
         """End the run that another thread waits for; it counts as interrupted."""
         if self._process is not None:
@@ -189,8 +194,10 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
             for run in todo:  # shared by all workers
                 if stop.is_set():
                     return
-                started = time.time()
+                started, used = time.time(), process.used
                 code = execute(run, process)
+                if code == EXIT_FAULT and used and not stop.is_set():  # its stack may have lost a process between runs
+                    code = execute(run, process)
                 if code == EXIT_BAD_INPUT:
                     lines = (run.directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
                     refusal = " ".join(line.removeprefix("error: ") for line in lines[-LAST_LINES:])

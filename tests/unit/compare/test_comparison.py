@@ -267,7 +267,7 @@ def test_two_stacks_train_all_runs_and_a_failure_starts_another_process(tmp_path
         "    order = json.loads(line)\n"
         "    seed = order['words'][order['words'].index('--train.seed') + 1]\n"
         "    open(order['log'], 'w').write(f'{os.getpid()} {os.environ.get(\"OMP_NUM_THREADS\")}')\n"
-        "    print(4 if seed == '2' else 0, flush=True)\n"
+        "    print(1 if seed == '2' else 0, flush=True)\n"
     )
     monkeypatch.setattr(arm_runs, "TRAIN", [sys.executable, "-c", program])
     monkeypatch.setattr(arm_runs.os, "sched_getaffinity", lambda _: {0, 1})
@@ -284,6 +284,21 @@ def test_two_stacks_train_all_runs_and_a_failure_starts_another_process(tmp_path
     shutil.rmtree(tmp_path / "out")
     assert execute_all(runs, said.append, stacks=2) == [runs[1]]
     assert {logged(run)[1] for run in runs} == {"1"}, "each stack must get one of two cores"
+
+
+def test_a_run_that_a_used_stack_fails_is_repeated_in_a_new_one(tmp_path, monkeypatch):
+    """A stack whose engine was killed between two runs fails the next one at its start."""
+    (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
+    program = (
+        "import json, os, sys\n"
+        "for number, line in enumerate(sys.stdin):\n"
+        "    open(json.loads(line)['log'], 'w').write(str(os.getpid()))\n"
+        "    print(4 if number == 1 else 0, flush=True)\n"
+    )
+    monkeypatch.setattr(arm_runs, "TRAIN", [sys.executable, "-c", program])
+    runs = plan([tmp_path / "grpo.yaml"], range(1, 4), tmp_path / "out", [])
+    assert execute_all(runs, lambda text: None) == []
+    assert len({logged(run)[0] for run in runs}) == 3
 
 
 @pytest.mark.parametrize("stacks", [1, 2])
