@@ -2,13 +2,30 @@
 
 import importlib.util
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from openrlhf_ktae.base.user_files import with_its_folder
-
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+
+
+@contextmanager
+def imports_from(folder):
+    """Import siblings from `folder`, even if another example's files of the same names were imported before."""
+    places = list(sys.path)
+    sys.path.insert(0, str(folder))
+    forget_siblings()
+    try:
+        yield
+    finally:
+        sys.path[:] = places
+        forget_siblings()
+
+
+def forget_siblings():
+    for name in ("make_task", "make_model"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +38,7 @@ def load_benchmarks():
     """Import `benchmarks/<name>.py` with its folder on the path, as when run."""
 
     def load(*names):
-        with with_its_folder(EXAMPLES.parent / "benchmarks" / "any.py"):
+        with imports_from(EXAMPLES.parent / "benchmarks"):
             return [importlib.import_module(name) for name in names]
 
     return load
@@ -39,7 +56,7 @@ def load_example():
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # dataclasses look up their module
-        with with_its_folder(path):
+        with imports_from(path.parent):
             spec.loader.exec_module(module)
         return module
 
