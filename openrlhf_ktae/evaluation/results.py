@@ -84,7 +84,8 @@ class ResultFolder:
 def write_both(path: Path, content: Mapping[str, Any], table: str) -> None:
     """Write `content` to `path` as JSON and its Markdown `table` next to it, creating the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    plain = json.loads(json.dumps(content), parse_constant=lambda _: None)  # JSON has no NaN
+    text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8", errors="backslashreplace")  # which is how JSON escapes a lone surrogate
     path.with_suffix(".md").write_text(table, encoding="utf-8", errors="backslashreplace")
 

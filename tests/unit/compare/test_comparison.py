@@ -138,6 +138,14 @@ def test_a_finished_comparison_trains_nothing_and_writes_its_tables(tmp_path, ro
     assert difference["grpo", "grpo_k"] == pytest.approx(-difference["grpo_k", "grpo"]) != 0
 
 
+def test_what_one_seed_does_not_determine_is_null(tmp_path, root):
+    words = comparison_of(tmp_path, root, seeds=1)
+    assert main([*words, "--", "--x"]) == 0
+    text = (tmp_path / "out" / "comparison.json").read_text()
+    result = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert result["arms"]["grpo"]["final_accuracy"]["ci95"] == [None, None]
+
+
 def test_runs_of_other_settings_are_not_mixed(tmp_path, root, capsys):
     words = comparison_of(tmp_path, root)
     assert main([*words, "--", "--y"]) == 2
