@@ -266,9 +266,15 @@ def test_a_process_that_ends_without_an_answer_has_failed(one, monkeypatch):
     assert not one.done
 
 
+def programmed(tmp_path, monkeypatch, program, seeds):
+    """Replace the training process by a program; return the runs of one arm."""
+    (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
+    monkeypatch.setattr(arm_runs, "TRAIN", [sys.executable, "-c", program])
+    return plan([tmp_path / "grpo.yaml"], range(1, seeds + 1), tmp_path / "out", [])
+
+
 def test_two_stacks_train_all_runs_and_a_failure_starts_another_process(tmp_path, monkeypatch):
     """Processes answer every order with 0, except that run 2 fails."""
-    (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
     program = (
         "import json, os, sys\n"
         "for line in sys.stdin:\n"
@@ -277,10 +283,9 @@ def test_two_stacks_train_all_runs_and_a_failure_starts_another_process(tmp_path
         "    open(order['log'], 'w').write(f'{os.getpid()} {os.environ.get(\"OMP_NUM_THREADS\")}')\n"
         "    print(1 if seed == '2' else 0, flush=True)\n"
     )
-    monkeypatch.setattr(arm_runs, "TRAIN", [sys.executable, "-c", program])
     monkeypatch.setattr(arm_runs.os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    runs = plan([tmp_path / "grpo.yaml"], range(1, 6), tmp_path / "out", [])
+    runs = programmed(tmp_path, monkeypatch, program, seeds=5)
     said = []
     assert execute_all(runs, said.append) == [runs[1]]
     before, after = {logged(runs[0])[0]}, {logged(run)[0] for run in runs[2:]}
@@ -296,15 +301,13 @@ def test_two_stacks_train_all_runs_and_a_failure_starts_another_process(tmp_path
 
 def test_a_run_that_a_used_stack_fails_is_repeated_in_a_new_one(tmp_path, monkeypatch):
     """A stack whose engine was killed between two runs fails the next one at its start."""
-    (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
     program = (
         "import json, os, sys\n"
         "for number, line in enumerate(sys.stdin):\n"
         "    open(json.loads(line)['log'], 'w').write(str(os.getpid()))\n"
         "    print(4 if number == 1 else 0, flush=True)\n"
     )
-    monkeypatch.setattr(arm_runs, "TRAIN", [sys.executable, "-c", program])
-    runs = plan([tmp_path / "grpo.yaml"], range(1, 4), tmp_path / "out", [])
+    runs = programmed(tmp_path, monkeypatch, program, seeds=3)
     assert execute_all(runs, lambda text: None) == []
     assert len({logged(run)[0] for run in runs}) == 3
 
@@ -312,10 +315,9 @@ def test_a_run_that_a_used_stack_fails_is_repeated_in_a_new_one(tmp_path, monkey
 @pytest.mark.parametrize("stacks", [1, 2])
 def test_sigterm_to_the_comparison_alone_ends_the_runs_it_has_begun(stacks, tmp_path, monkeypatch, capsys):
     """A scheduler or `kill` signals one process, unlike Ctrl-C in a terminal. The runs would take 60 s."""
-    (tmp_path / "grpo.yaml").write_text("train: {max_epochs: 1}\n")
     program = "import json, sys, time; open(json.loads(sys.stdin.readline())['log'], 'w').write('!'); time.sleep(60)"
-    monkeypatch.setattr(arm_runs, "TRAIN", [sys.executable, "-c", program])
-    logs = [tmp_path / "out" / "grpo" / f"seed-{n + 1}" / LOG for n in range(stacks)]
+    runs = programmed(tmp_path, monkeypatch, program, seeds=3)
+    logs = [run.directory / LOG for run in runs[:stacks]]
 
     def signal_when_begun():
         while not all(log.exists() and log.read_text() == "!" for log in logs):
@@ -328,7 +330,7 @@ def test_sigterm_to_the_comparison_alone_ends_the_runs_it_has_begun(stacks, tmp_
     assert main(words) == 130
     assert time.monotonic() - started < 30
     assert "interrupted" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "grpo" / "seed-3").exists(), "no run may begin after the signal"
+    assert not runs[2].directory.exists(), "no run may begin after the signal"
 
 
 def logged(run):

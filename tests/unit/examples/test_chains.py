@@ -150,13 +150,20 @@ def test_weighted_oracle_is_the_oracle_times_probability(oracle, examples, task)
     assert bare.abs().sum() > 1
 
 
-def test_words_become_tokens_of_a_pretrained_model(load_example, task, tmp_path):
-    make, tiny = load_example("chains/make_model.py"), load_example("tiny_models.py")
-    before = tiny.make_tokenizer((), 64)
-    old = tiny.make_untrained_model(before, 32)
-    old.save_pretrained(tmp_path)
-    before.save_pretrained(tmp_path)
-    model, tokenizer = make.with_words(tmp_path)
+@pytest.fixture
+def pretrained(load_example, tmp_path):
+    """A tiny model and its tokenizer, saved in `tmp_path`."""
+    tiny = load_example("tiny_models.py")
+    tokenizer = tiny.make_tokenizer((), 64)
+    model = tiny.make_untrained_model(tokenizer, 32)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return model, tokenizer
+
+
+def test_words_become_tokens_of_a_pretrained_model(load_example, task, tmp_path, pretrained):
+    old, before = pretrained
+    model, tokenizer = load_example("chains/make_model.py").with_words(tmp_path)
     text = "compute 7 +15 +1 : +15 10 hmm"
     ids = tokenizer.encode(text)
     assert task.words_of(ids) == text.split()
@@ -166,21 +173,19 @@ def test_words_become_tokens_of_a_pretrained_model(load_example, task, tmp_path)
     assert model(torch.tensor([ids])).logits.shape[1] == len(ids)
 
 
-def test_a_pretrained_model_is_taught_until_it_is_right_often_enough(load_example, task, tmp_path):
-    make, tiny = load_example("chains/make_model.py"), load_example("tiny_models.py")
-    tokenizer = tiny.make_tokenizer((), 64)
-    before = tiny.make_untrained_model(tokenizer, 32)
-    before.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    seen = []
-    make.teacher_trace = lambda problem, knobs, *rest: seen.append(knobs.filler) or task.teacher_trace(
-        problem, knobs, *rest
-    )
-    make.accuracy = lambda *_: 0.5 * len(seen) / 40
+def test_a_pretrained_model_is_taught_until_it_is_right_enough(load_example, task, tmp_path, pretrained, monkeypatch):
+    make, seen = load_example("chains/make_model.py"), []
+
+    def trace(problem, knobs, *rest):
+        seen.append(knobs.filler)
+        return task.teacher_trace(problem, knobs, *rest)
+
+    monkeypatch.setattr(make, "teacher_trace", trace)
+    monkeypatch.setattr(make, "accuracy", lambda *_: 0.5 * len(seen) / 40)
     teaching = make.Teaching(learning_rate=1e-3, batch_size=4, warm_up=2, ramp=4, most=20, every=5)
     model, _, measured = make.make_model(task.Knobs(steps=2), 0, teaching, tmp_path)
     assert seen[::4] == [0, 0, 0.125, 0.25, 0.375, *[0.5] * 5], (
         "fillers rise, and teaching ends at the second measurement"
     )
     assert measured == 0.5
-    assert not torch.equal(model.state_dict()["model.norm.weight"], before.state_dict()["model.norm.weight"])
+    assert not torch.equal(model.state_dict()["model.norm.weight"], pretrained[0].state_dict()["model.norm.weight"])
