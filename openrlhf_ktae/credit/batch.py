@@ -31,7 +31,7 @@ class CreditBatch:
     """
 
     token_ids_N: torch.Tensor
-    """int64."""
+    """int64. A run gives the estimators of this package int32, half the memory."""
     mask_N: torch.Tensor
     """bool: action tokens, which the policy sampled."""
     edges_B: Indices

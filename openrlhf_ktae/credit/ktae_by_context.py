@@ -23,7 +23,7 @@ from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
 def ktae_by_context(batch: CreditBatch, options: KTAEConfig) -> TokenCredit:
     """Return the weighted K of each token's key; special ids get none and are never a context."""
     special_N = torch.isin(batch.token_ids_N, torch.tensor(batch.special_ids, dtype=torch.long))
-    keys_N = torch.zeros_like(batch.token_ids_N)
+    keys_N = torch.zeros_like(batch.token_ids_N, dtype=torch.int64)
     keys_N[batch.at_A] = torch.from_numpy(keys(batch, special_N))
     labels = batch.scores_B, batch.groups_B, options
     found_N = compute_key_token_values(keys_N, batch.mask_N, *labels, row_edges=batch.edges_B)

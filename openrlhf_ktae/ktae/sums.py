@@ -75,14 +75,14 @@ def credit_sums(
     return CreditSums(k_mass, a_mass, flips, sums_B, tokens_B, names, sums_V, uses_V)
 
 
-def discounted_returns(rewards_BT: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Return the discounted sum of rewards from each position to the last, (B, T) float32.
+def discounted_returns(rewards_BT: torch.Tensor, gamma: float, out_BT: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the discounted sum of rewards from each position to the last, (B, T) float32, in `out_BT` if given.
 
     Bit-identical to a float32 loop over positions from the last to the first.
     """
     from openrlhf_ktae.ktae import compiled
 
-    out_BT = torch.empty_like(rewards_BT, memory_format=torch.contiguous_format)
+    out_BT = torch.empty(rewards_BT.shape) if out_BT is None else out_BT
     compiled.returns(rewards_BT.contiguous().numpy(), np.float32(gamma), out_BT.numpy())
     return out_BT
 
@@ -95,10 +95,10 @@ def repeated_grams(ids_N: torch.Tensor, mask_N: torch.Tensor, row_edges: Any, n:
     return compiled.repeated_grams(ids_N.numpy(), mask_N.numpy().view(np.uint8), edges_B, n)
 
 
-def warm_up() -> None:
-    """Load the compiled loops before the first call; compile them (seconds) if the cache is cold."""
-    compute_ktae_advantages(np.zeros((2, 1), np.int64), np.ones((2, 1)), [0.0, 1.0], [0, 0], [0.0, 0.0])
-    ids_N, mask_N, floats_N = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool), torch.zeros(2)
+def warm_up(ids: torch.dtype = torch.int64) -> None:
+    """Load the compiled loops for ids of this type before the first call; compile them (seconds) with a cold cache."""
+    ids_N, mask_N, floats_N = torch.zeros(2, dtype=ids), torch.ones(2, dtype=torch.bool), torch.zeros(2)
+    compute_ktae_advantages(ids_N.view(2, 1), mask_N.view(2, 1), [0.0, 1.0], [0, 0], [0.0, 0.0])
     credit_sums(ids_N, mask_N, floats_N, floats_N, [0, 1, 2])
     discounted_returns(floats_N.view(2, 1), 1.0)
     repeated_grams(ids_N, mask_N, [0, 1, 2], 1)

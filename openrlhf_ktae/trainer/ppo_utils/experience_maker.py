@@ -6,6 +6,7 @@ tokens of a row; see `ragged`).
 
 import time
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,7 @@ from openrlhf_ktae.trainer.ppo_utils import host_speed
 from openrlhf_ktae.trainer.ppo_utils.columns import Experiences, micro_batches
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without
-from openrlhf_ktae.trainer.ppo_utils.ragged import Memory, back_to_tables, end_to_end, row_edges
+from openrlhf_ktae.trainer.ppo_utils.ragged import Memory, Pieces, back_to_tables, end_to_end, row_edges
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.shaped_experience_maker import ShapedExperienceMaker
 from openrlhf_ktae.trainer.ppo_utils.token_figures import Figures, taken
@@ -58,12 +59,16 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         self.config = self.options.config
         if self.options.name == CUSTOM and self.estimator is not None:
             self.config = options_from(self.estimator, self.options.options)
+        self._ids = torch.int64 if self.options.name == CUSTOM else torch.int32
+        """Ours read ids of half the size; torch takes some indices as int64 only, which a user's file may need."""
         if self.estimator is not None:  # while the models load, not in the first step
-            warm_up()
-            self.estimator(sample_batch(), self.config)
+            warm_up(self._ids)
+            sample = sample_batch()
+            self.estimator(replace(sample, token_ids_N=sample.token_ids_N.to(self._ids)), self.config)
         if ray.is_initialized():
             send_tensors_plainly()
         self._memory = Memory()
+        self._returns: Pieces | None = None
         self._random = torch.Generator().manual_seed(self.args.train.seed)
         self.key_tokens: dict[str, list[dict[str, Any]]] = {}
 
@@ -94,10 +99,12 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         rewards_B = torch.cat([experience.rewards.flatten() for experience in experiences])
         excluded_B = scores_B.isnan() | rewards_B.isnan()
         hosts = super().compute_advantages_and_returns
+        returns = self._returns = Pieces(self._memory, sum(e.action_mask.numel() for e in experiences))
         if excluded_B.any():
             experiences = advantages_without(excluded_B, experiences, self.args, hosts)
         else:
             experiences = hosts(experiences)
+        self._returns = None
         if self.critic_model_group is None:
             for experience in experiences:
                 experience.returns = None  # only a critic reads them
@@ -110,12 +117,12 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         if "in_prompt" in self.options.needs:
             tables = [tokens_in_prompt(e.sequences[:, 1:], e.action_mask) for e in experiences]
             figures = {**figures, "in_prompt": tables}
-        batch = self._batch(experiences, scores_B, figures)
+        batch = self._batch(experiences, scores_B, returns.whole_N, figures)
         credit = self.estimator(batch, self.config)
         added_N = credit.added_N if self.options.weight == 1 else credit.added_N * self.options.weight
         sums = credit_sums(batch.token_ids_N, batch.mask_N, added_N, batch.base_N, batch.edges_B)
         self.metrics = credit_metrics(batch, credit, sums, self.estimator.metrics_prefix)
-        del batch, credit
+        del batch, credit, returns
         if not self.silent:
             add_in_place(experiences, added_N)
         self._keep(experiences, scores_B, rewards_B, added_N, figures)
@@ -129,20 +136,27 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         own = getattr(self.config, "weight", 1.0)
         return bool(self.options.shadow or self.options.weight == 0 or own == 0)
 
-    def _batch(self, experiences: list[Experience], scores_B: torch.Tensor, figures: Figures) -> CreditBatch:
-        """Return the estimator's input; `figures` are per token, one table for each micro-batch."""
+    def _batch(
+        self, experiences: list[Experience], scores_B: torch.Tensor, returns_N: torch.Tensor, figures: Figures
+    ) -> CreditBatch:
+        """Return the estimator's input; `figures` are per token, one table for each micro-batch.
+
+        Advantages are `returns_N`, without a copy, unless the host has normalised them over the batch.
+        """
         assert self.estimator is not None
         group_ids_B = group_ids(experiences, self.args.rollout.n_samples_per_prompt)
         masks = [e.action_mask for e in experiences]
         labels_B = self._shuffled(scores_B, group_ids_B) if self.options.shuffle_labels else scores_B
         needed = {name: figures[name] for name in self.estimator.needs if name in figures}
+        advantages = [e.advantages for e in experiences]
+        unchanged = all(map(torch.equal, back_to_tables(returns_N, advantages), advantages))
         return CreditBatch(
-            token_ids_N=end_to_end([e.sequences[:, 1:] for e in experiences], torch.int64, self._memory),
+            token_ids_N=end_to_end([e.sequences[:, 1:] for e in experiences], self._ids, self._memory),
             mask_N=end_to_end(masks, torch.bool, self._memory),
             edges_B=row_edges(masks),
             scores_B=labels_B,
             groups_B=group_ids_B,
-            base_N=end_to_end([e.advantages for e in experiences], torch.float32, self._memory),
+            base_N=returns_N if unchanged else end_to_end(advantages, torch.float32, self._memory),
             special_ids=tuple(self.tokenizer.all_special_ids),
             correct_threshold=self.args.algo.ktae.config.correct_threshold,
             **{f"{name}_N": end_to_end(tables, torch.float32) for name, tables in needed.items()},
@@ -153,7 +167,8 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         """Return the result of the host's loop over positions, (rows, T), bit for bit, from a compiled loop."""
         if rewards.dtype != torch.float32 or rewards.device.type != "cpu":
             return super().get_cumulative_returns(rewards, action_mask, gamma)
-        return discounted_returns(rewards if action_mask is None else action_mask * rewards, gamma)
+        rewards = rewards if action_mask is None else action_mask * rewards
+        return discounted_returns(rewards, gamma, self._returns.next(rewards.shape) if self._returns else None)
 
     def _shuffled(self, scores_B: torch.Tensor, group_ids_B: torch.Tensor) -> torch.Tensor:
         """Return scores permuted within each group: a control in which K carries no information."""

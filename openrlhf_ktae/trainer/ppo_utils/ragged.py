@@ -46,6 +46,22 @@ class Memory:
         return torch.from_numpy(block[:size]).view(dtype)
 
 
+class Pieces:
+    """One tensor (N,) of float32, given out in tables one after another."""
+
+    def __init__(self, memory: Memory, count: int) -> None:
+        self.whole_N = memory.empty(count, torch.float32)
+        self._used = 0
+
+    def next(self, shape: torch.Size) -> torch.Tensor:
+        """Return an uninitialised table, from memory of its own if too little is left."""
+        rest_N = self.whole_N[self._used :]
+        if shape.numel() > len(rest_N):
+            return torch.empty(shape)
+        self._used += shape.numel()
+        return rest_N[: shape.numel()].view(shape)
+
+
 def end_to_end(parts: Sequence[torch.Tensor], dtype: torch.dtype, memory: Memory | None = None) -> torch.Tensor:
     """Return the rows of the tables `parts` as one tensor (N,) of `dtype` on the CPU."""
     whole_N = (memory or Memory()).empty(sum(part.numel() for part in parts), dtype)

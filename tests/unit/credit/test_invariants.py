@@ -102,6 +102,16 @@ def test_credit_is_never_nan(name):
 
 
 @ALL
+def test_ids_of_32_bits_give_the_same_credit(name):
+    given = batch([rollout | {"ids": rollout["ids"] * 70_000} for rollout in rollouts(seed=7)])  # 3 x 70,000^2 > 2^32
+    narrow = replace(given, token_ids_N=given.token_ids_N.int())
+    found, again = estimators()[name](given), estimators()[name](narrow)
+    assert torch.equal(found.added_N, again.added_N)
+    assert given.mask_N.any() and found.figures.keys() == again.figures.keys()
+    assert all(torch.equal(found.figures[figure], again.figures[figure]) for figure in found.figures)
+
+
+@ALL
 def test_inputs_are_not_modified(name):
     made = rollouts(seed=6)
     given, again = batch(made), batch(made)

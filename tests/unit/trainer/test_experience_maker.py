@@ -87,6 +87,48 @@ def test_weight_zero_equals_the_host_bit_for_bit(module, base, size):
     assert tested.metrics["ktae/mixed_group_share"] == 1
 
 
+@pytest.mark.parametrize(
+    ("base", "unknown", "copied"),
+    [
+        ("group_norm", False, False),
+        ("group_norm", True, True),
+        ("dr_grpo", False, False),
+        ("rloo", False, False),
+        ("reinforce_baseline", False, True),
+    ],
+)
+def test_estimators_read_the_hosts_advantages_and_32_bit_ids(module, base, unknown, copied, monkeypatch):
+    """Ids, mask and returns take a block of memory each; advantages take one only if they are not the returns."""
+    tested, seen = maker(module, "--algo.ktae.base", base), {}
+    monkeypatch.setattr(tested, "estimator", Spy(tested.estimator, seen))
+    for _ in range(2):
+        samples = rollouts()
+        if unknown:
+            samples[3].scores = torch.tensor([torch.nan])
+        expected, batch = maker(module, "--algo.ktae.base", base, "--algo.ktae.weight", "0"), batched(samples, 5)
+        expected = expected.compute_advantages_and_returns(batched(samples, 5))
+        tested.compute_advantages_and_returns(batch)
+        assert torch.equal(seen["base_N"], torch.cat([e.advantages.flatten() for e in expected]))
+        assert seen["token_ids_N"].dtype == torch.int32
+        assert seen["token_ids_N"].tolist() == [i for e in batch for i in e.sequences[:, 1:].flatten().tolist()]
+        seen.clear()
+    assert len(tested._memory._blocks) == 3 + copied
+
+
+class Spy:
+    """Keeps a copy of the batch that the estimator gets."""
+
+    def __init__(self, estimator, seen):
+        self._estimator, self._seen = estimator, seen
+
+    def __getattr__(self, name):
+        return getattr(self._estimator, name)
+
+    def __call__(self, batch, options):
+        self._seen |= {name: getattr(batch, name).clone() for name in ("token_ids_N", "base_N")}
+        return self._estimator(batch, options)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 12])
 def test_micro_batch_split_changes_nothing(module, size):
     whole = by_rollout(maker(module).compute_advantages_and_returns(batched(rollouts(), 12)))
