@@ -10,11 +10,11 @@ import threading
 
 import pytest
 import torch
-from marks import SLOW
+from marks import CPU_BUILDS, SLOW
 
 from openrlhf_ktae.backend import flash_attn_stub, resolve
 from openrlhf_ktae.backend.base import devices_needed
-from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes, vllm_build
+from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes
 from openrlhf_ktae.backend.cpu_patches import ENGINE_THREADS_VARIABLE, ENGINE_VARIABLE, interface_of
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.free_port import free_port
@@ -22,7 +22,7 @@ from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.trainer.ray import cpu_weight_sync as sync
 
 
-@pytest.mark.skipif(vllm_build() == "cuda", reason="the builds for GPUs are installed")
+@CPU_BUILDS
 def test_auto_is_cpu_with_the_cpu_build():
     assert resolve("auto").name == "cpu"
     with pytest.raises(BadOption, match="--backend cpu"):
@@ -181,6 +181,7 @@ def test_the_vllm_plugin_does_nothing_outside_the_cpu_backend(monkeypatch):
 
 
 @SLOW
+@CPU_BUILDS
 def test_seeded_prompts_that_do_not_fit_into_one_batch_are_answered(root):
     """Chunked prefill would crash the engine: it rewinds the request's random generator, which fails on a CPU."""
     code = f"""

@@ -600,14 +600,14 @@ def test_wrong_tables_of_other_formats_are_refused(files, capsys, monkeypatch, r
 
 
 def refused(line, names, way_out, files, capsys):
-    started = time.monotonic()
+    started = time.process_time()  # a busy machine does not change it
     assert main(line) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")
     assert names in message
     assert way_out in message
     assert "Traceback" not in message
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     assert not (files / "run").exists()
     return message
 

@@ -18,7 +18,7 @@ activate()
 import openrlhf.utils.deepspeed  # noqa: E402
 import torch  # noqa: E402
 
-from openrlhf_ktae.backend import resolve  # noqa: E402
+from openrlhf_ktae.backend.cpu import CpuBackend  # noqa: E402
 from openrlhf_ktae.base.free_port import free_port  # noqa: E402
 from openrlhf_ktae.base.host import undecorated  # noqa: E402
 from openrlhf_ktae.checkpoint.write import begin  # noqa: E402
@@ -38,7 +38,7 @@ def made(role, words, source):
     from openrlhf.utils.utils import get_strategy
 
     args = parse_command_line([*WORDS, *words])
-    resolve("cpu").adapt(args)
+    CpuBackend().adapt(args)
     args.run.resume_from, args.ckpt.load_enable = source, source is not None
     strategy = get_strategy(args)
     kind = CpuPolicyModelActor if role == "actor" else KTAECriticModelActor
