@@ -111,7 +111,9 @@ class CreditBatch:
         """Return one of `NEEDS` (N,). Raises ValueError if the batch does not have it."""
         values: torch.Tensor | None = getattr(self, f"{name}_N")
         if values is None:
-            raise ValueError(f"{name}: the estimator needs them for each token; give {name}=")
+            raise ValueError(
+                f"{name}: the batch has none; give {name}=, or in a file register(NAME, needs=({name!r},))"
+            )
         return values
 
     @cached_property
