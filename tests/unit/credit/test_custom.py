@@ -18,6 +18,7 @@ from openrlhf_ktae.credit import (
     sample_batch,
     wrong_with,
 )
+from openrlhf_ktae.ktae import KTAEConfig
 
 HEAD = "from openrlhf_ktae.credit import TokenCredit, register\nimport torch\n\n"
 WORDS = (
@@ -193,6 +194,8 @@ def test_a_missing_file_is_named(tmp_path):
         (["--advantage_estimator", "tempo", "--algo.credit.shuffle_labels"], "tempo does not read labels"),
         (["--advantage_estimator", "tempo", "--algo.gtpo.alpha", "0.3"], "--algo.gtpo.alpha 0.3: does nothing without"),
         (["--advantage_estimator", "tempo", "--algo.ktae.h1", "2"], "--algo.ktae.h1 2.0: does nothing without"),
+        (["--advantage_estimator", "ktae", "--algo.ktae_by_context.h1", "2"], "context.h1 2.0: does nothing without"),
+        (["--advantage_estimator", "ktae_by_context", "--algo.ktae_by_context.b", "2"], "--algo.ktae_by_context.b=2"),
         (["--advantage_estimator", "gtpo", "--algo.gtpo.alpha", "3"], "--algo.gtpo.alpha=3.0 must be from 0 to 1"),
         (["--advantage_estimator", "tempo", "--n_samples_per_prompt", "1"], "tempo compares the rollouts"),
     ],
@@ -210,3 +213,7 @@ def test_each_estimator_and_its_options_arrive():
         assert (args.algo.credit.needs, args.algo.credit.config) == (one.needs, one.options())
     args = parse_command_line([*WORDS, "--advantage_estimator", "gtpo", "--algo.gtpo.form", "paper"])
     assert args.algo.credit.config.form == "paper"
+    for name, given in (("variant", "calibrated"), ("h2", 3.0), ("centre", True), ("excluded_ids", (5,))):
+        words = ["--advantage_estimator", "ktae_by_context", f"--algo.ktae_by_context.{name}", str(given).strip("(),")]
+        args = parse_command_line([*WORDS, *words])
+        assert args.algo.credit.config == KTAEConfig(**{name: given})
