@@ -68,20 +68,19 @@ def credit_needs(args: SimpleNamespace) -> tuple[str, ...]:
 @cache
 def _tried(path: str, options: str) -> Tried:
     command = [sys.executable, "-c", PROBE, path, options]
-    settings = {"capture_output": True, "stdin": subprocess.DEVNULL, "text": True, "errors": "replace"}
     try:
-        done = subprocess.run(command, timeout=SECONDS, **settings)
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS)
     except subprocess.TimeoutExpired as late:
-        needs = _printed(LOADED, bytes(late.stdout or b"").decode(errors="replace"))
+        needs = _printed(LOADED, late.stdout or b"")
         return Tried(f"does not import within {SECONDS} s") if needs is None else Tried(needs=tuple(needs))
     problem = _printed(TRIED, done.stdout)
     if problem is None:
-        last = done.stderr.strip().splitlines()[-1:]
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         return Tried(f"it ends the process with exit code {done.returncode}{''.join(f' ({line})' for line in last)}")
     return Tried(problem, tuple(_printed(LOADED, done.stdout) or ()))
 
 
-def _printed(mark: str, output: str) -> Any:
+def _printed(mark: str, output: bytes) -> Any:
     """Return what the probe printed after `mark`; None if it did not get there."""
-    lines = [line for line in output.splitlines() if line.startswith(mark)]
+    lines = [line for line in output.decode(errors="replace").splitlines() if line.startswith(mark)]
     return json.loads(lines[-1].removeprefix(mark)) if lines else None
