@@ -29,6 +29,7 @@ def recorded(module, tokenizer, folder, name, *words):
     generator = torch.Generator().manual_seed(0)
     batch = batched(rollouts(), 5)
     for e in batch:
+        e.sequences[:, 0] = 10  # answers have the prompt's first id
         e.action_log_probs = -torch.rand(e.action_mask.shape, generator=generator)
         names = [need for need in one.args.algo.credit.needs if need != "log_probs"]
         setattr(e, PLACE, {need: torch.rand(e.action_mask.shape, generator=generator) for need in names})
