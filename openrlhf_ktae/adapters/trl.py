@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from openrlhf_ktae.credit import CreditBatch, estimators
+from openrlhf_ktae.credit import CreditBatch, estimators, tokens_in_prompt
 from openrlhf_ktae.ktae import KTAEConfig
 
 MADE = ("log_probs", "entropies")
 """The inputs in `credit.NEEDS` that TRL's forward pass computes, at the sampling temperature as here."""
+TAKEN = (*MADE, "in_prompt")
+"""The inputs that an estimator may need."""
 OF_IMAGES = (
     "pixel_values image_grid_thw num_images num_tiles pixel_attention_mask spatial_shapes image_sizes token_type_ids "
     "mm_token_type_ids image_position_ids"
@@ -40,8 +42,8 @@ class KTAEGRPOTrainer(GRPOTrainer):
         options: Any = None,
         **kwargs: Any,
     ) -> None:
-        if missing := set(estimators()[estimator].needs) - set(MADE):
-            usable = ", ".join(name for name, one in estimators().items() if set(one.needs) <= set(MADE))
+        if missing := set(estimators()[estimator].needs) - set(TAKEN):
+            usable = ", ".join(name for name, one in estimators().items() if set(one.needs) <= set(TAKEN))
             raise ValueError(
                 f"estimator={estimator!r}: needs {min(missing)}, which TRL does not compute; give {usable}"
             )
@@ -77,16 +79,19 @@ class KTAEGRPOTrainer(GRPOTrainer):
 
     @torch.no_grad()
     def _needed(self, output: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Return the estimator's inputs from the policy before its update, (rows, T) each."""
+        """Return the estimator's inputs, those of the policy from before its update: (rows, T) each."""
         needs = self.estimator.needs
         if not needs:
             return {}
         parts = [[output[f"{of}_{what}"] for of in ("prompt", "completion")] for what in ("ids", "mask")]
         ids, mask = (torch.cat(part, dim=1) for part in parts)
-        args = self.args
+        kept, args = output["completion_ids"].size(1), self.args
+        if "in_prompt" in needs:
+            answered = mask.clone()
+            answered[:, :-kept] = 0
+            return {"in_prompt": tokens_in_prompt(ids, answered)[:, -kept:]}
         rows = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
         images = {name: output[name] for name in OF_IMAGES if name in output}
-        kept = output["completion_ids"].size(1)
         log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
             self.model, ids, mask, kept, rows, compute_entropy="entropies" in needs, **images
         )

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from openrlhf_ktae.credit import CUSTOM
 
 SECONDS = 120  # to import torch on a busy machine; compiling what an estimator calls may take as long again
-LOADED, DONE = "the estimator is there: ", "the estimator works"
+LOADED, TRIED = "the estimator needs ", "the estimator's problem is "
 OPTIONS = "--algo.credit.options: "
-# Runs in a separate process, so that nothing the file does affects this one.
+# Runs in a separate process, so that nothing the file does affects this one. The file may print, too.
 PROBE = f"""
 import json, sys
+from openrlhf_ktae.base.text import short
 from openrlhf_ktae.credit import load_estimator, options_from, wrong_with
 try:
     one = load_estimator(sys.argv[1])
@@ -24,11 +26,12 @@ try:
     try:
         options = options_from(one, sys.argv[2])
     except (ValueError, TypeError) as refusal:
-        sys.exit("{OPTIONS}" + " ".join(str(refusal).split()))
-    wrong = wrong_with(one, options)
+        problem = ("{OPTIONS}" if sys.argv[2] else "its options refuse their defaults: ") + short(refusal)
+    else:
+        problem = wrong_with(one, options)
 except Exception as error:
-    wrong = f"{{type(error).__name__}}: {{error}}"
-sys.exit(" ".join(wrong.split())) if wrong else print("{DONE}", flush=True)
+    problem = f"{{type(error).__name__}}: {{short(error, 300)}}"
+print("\\n{TRIED}" + json.dumps(problem), flush=True)
 """
 
 
@@ -66,18 +69,18 @@ def credit_needs(args: SimpleNamespace) -> tuple[str, ...]:
 def _tried(path: str, options: str) -> Tried:
     command = [sys.executable, "-c", PROBE, path, options]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS)
     except subprocess.TimeoutExpired as late:
-        said = bytes(late.stdout or b"").decode(errors="replace")
-        return Tried(needs=_needs(said)) if LOADED in said else Tried(f"does not import within {SECONDS} s")
-    if done.returncode == 0 and done.stdout.rstrip().endswith(DONE):
-        return Tried(needs=_needs(done.stdout))
-    if done.returncode != 1:  # an error of the file or of ours exits with 1; its last line says what is wrong
-        return Tried(f"it ends the process with exit code {done.returncode}")
-    return Tried(done.stderr.strip().splitlines()[-1])
+        needs = _printed(LOADED, late.stdout or b"")
+        return Tried(f"does not import within {SECONDS} s") if needs is None else Tried(needs=tuple(needs))
+    problem = _printed(TRIED, done.stdout)
+    if problem is None:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        return Tried(f"it ends the process with exit code {done.returncode}{''.join(f' ({line})' for line in last)}")
+    return Tried(problem, tuple(_printed(LOADED, done.stdout) or ()))
 
 
-def _needs(output: str) -> tuple[str, ...]:
-    """Return the needs that the estimator printed: the last such line, since its file may print, too."""
-    line = [line for line in output.splitlines() if line.startswith(LOADED)][-1]
-    return tuple(json.loads(line.removeprefix(LOADED)))
+def _printed(mark: str, output: bytes) -> Any:
+    """Return what the probe printed after `mark`; None if it did not get there."""
+    lines = [line for line in output.decode(errors="replace").splitlines() if line.startswith(mark)]
+    return json.loads(lines[-1].removeprefix(mark)) if lines else None

@@ -19,8 +19,8 @@ from openrlhf_ktae.ktae.config import KTAEConfig
 
 CREDIT_NAMES = (*estimators(), CUSTOM)
 """Values of --advantage_estimator that give credit to tokens."""
-OWN_OPTIONS = {name: one.options for name, one in estimators().items() if one.options not in (NoOptions, KTAEConfig)}
-"""Options `--algo.NAME.*` of estimators other than KTAE, whose defaults depend on its variant."""
+OWN_OPTIONS = {name: one.options for name, one in estimators().items() if name != "ktae" and one.options != NoOptions}
+"""Options `--algo.NAME.*` of estimators other than KTAE, whose threshold, the run's, and old names are special."""
 MACRO_ACCURACY = "eval_macro_accuracy"
 
 
@@ -78,7 +78,8 @@ def _idle(options: Mapping[str, Any], cls: type, prefix: str, estimator: str) ->
     """Yield the options of `cls` that differ from their defaults. Defaults pass: a run's config.yaml lists them."""
     for field in fields(cls):
         full = f"{prefix}.{field.name}"
-        value = tuple(options[full]) if isinstance(options[full], list) else options[full]
+        given = options.get(full)  # `ktae_by_context` has no threshold of its own
+        value = tuple(given) if isinstance(given, list) else given
         counts = full == "algo.ktae.correct_threshold" and options["algo.advantage.estimator"] in CREDIT_NAMES
         if value in (None, field.default) or counts:
             continue

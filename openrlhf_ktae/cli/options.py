@@ -104,7 +104,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add_dataclass_options(ktae, KTAEConfig, "algo.ktae")
     others = parser.add_argument_group("Other estimators of token-level credit (docs/estimators.md)")
     for name, options in OWN_OPTIONS.items():
-        add_dataclass_options(others, options, f"algo.{name}", defaults=True)
+        skip, defaults = (("correct_threshold",), False) if options is KTAEConfig else ((), True)  # the run has one
+        add_dataclass_options(others, options, f"algo.{name}", skip, defaults)
     recorded = parser.add_argument_group("Record of rollouts (token ids, scores, advantages with and without K)")
     add_dataclass_options(recorded, RecordOptions, "ktae", defaults=True)
     dapo = parser.add_argument_group("DAPO and Dr. GRPO, in addition to the host's options")

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from openrlhf_ktae.ktae.batch import above
+
 NEEDS = ("log_probs", "entropies", "sum_squares", "values", "in_prompt")
 """Inputs that are computed only for estimators that need them: fields `*_N` of `CreditBatch`."""
 OF_POLICY = NEEDS[:3]
@@ -111,7 +113,9 @@ class CreditBatch:
         """Return one of `NEEDS` (N,). Raises ValueError if the batch does not have it."""
         values: torch.Tensor | None = getattr(self, f"{name}_N")
         if values is None:
-            raise ValueError(f"{name}: the estimator needs them for each token; give {name}=")
+            raise ValueError(
+                f"{name}: the batch has none; give {name}=, or in a file register(NAME, needs=({name!r},))"
+            )
         return values
 
     @cached_property
@@ -122,7 +126,7 @@ class CreditBatch:
     @cached_property
     def correct_B(self) -> NDArray[np.bool_]:
         """Rollouts whose score is above the threshold."""
-        return self.known_B & (self.scores_B.numpy() > self.correct_threshold)
+        return self.known_B & above(self.scores_B, self.correct_threshold)
 
     @cached_property
     def group_B(self) -> Indices:

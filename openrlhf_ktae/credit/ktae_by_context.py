@@ -6,28 +6,31 @@ The context of a token is the last earlier token of the answer that also occurs 
 through a question it says which part of the question a token is about. An id alone cannot: `10` is right after one
 operand and wrong after another. This estimator is ours; no paper has it.
 
-Assumptions: answers quote the prompt; where none does, this is `ktae`. Options are those of `ktae`, but `excluded_ids`
-has no meaning, since keys are not ids. Cost: 36 ns a token, up to 140 ns if half of the tokens are contexts, plus
-`in_prompt`.
+Assumptions: answers quote the prompt; where none does, this is `ktae`. Options are those of `ktae`. Cost: 36 ns a
+token, up to 140 ns if half of the tokens are contexts, plus `in_prompt`.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from openrlhf_ktae.credit.batch import CreditBatch, Indices, TokenCredit
+from openrlhf_ktae.credit.ktae import with_threshold
 from openrlhf_ktae.credit.registry import register
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
 
 
 @register("ktae_by_context", options=KTAEConfig, needs=("in_prompt",), by_verdict=True)
 def ktae_by_context(batch: CreditBatch, options: KTAEConfig) -> TokenCredit:
-    """Return the weighted K of each token's key; special ids get none and are never a context."""
-    special_N = torch.isin(batch.token_ids_N, torch.tensor(batch.special_ids, dtype=torch.long))
+    """Return the weighted K of each token's key; special and excluded ids get none and are never a context."""
+    excluded = torch.tensor([*batch.special_ids, *options.excluded_ids], dtype=torch.long)
+    special_N = torch.isin(batch.token_ids_N, excluded)
     keys_N = torch.zeros_like(batch.token_ids_N, dtype=torch.int64)
     keys_N[batch.at_A] = torch.from_numpy(keys(batch, special_N))
-    labels = batch.scores_B, batch.groups_B, options
-    found_N = compute_key_token_values(keys_N, batch.mask_N, *labels, row_edges=batch.edges_B)
-    return TokenCredit(torch.where(special_N, 0.0, found_N))
+    without_value = np.unique(keys_N[batch.mask_N & special_N])
+    labels = batch.scores_B, batch.groups_B, replace(with_threshold(batch, options), excluded_ids=()), without_value
+    return TokenCredit(compute_key_token_values(keys_N, batch.mask_N, *labels, row_edges=batch.edges_B))
 
 
 def keys(batch: CreditBatch, special_N: torch.Tensor) -> Indices:

@@ -3,7 +3,7 @@
 import json
 import runpy
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ class Estimator:
     def __call__(self, batch: CreditBatch, options: Any = None) -> TokenCredit:
         """Return the credit of a batch.
 
-        Raises ValueError if the batch lacks what the estimator needs, or the result's shape differs from its tokens'.
+        Raises ValueError if the batch lacks what the estimator needs, or the result has another shape or type than
+        `TokenCredit` documents.
         """
         for name in self.needs:
             batch.needed(name)
@@ -56,6 +57,9 @@ class Estimator:
             if not isinstance(values_N, torch.Tensor) or values_N.shape != batch.mask_N.shape:
                 shape = tuple(getattr(values_N, "shape", ()))
                 raise ValueError(f"{name} has shape {shape}: return one for each token, {tuple(batch.mask_N.shape)}")
+        kind, device = found.added_N.dtype, found.added_N.device
+        if kind != torch.float32 or device.type != "cpu":
+            raise ValueError(f"added_N is {kind} on {device}: return float32 on the CPU (batch.on_tokens gives it)")
         return found
 
 
@@ -72,8 +76,10 @@ def register(
 ) -> Callable[[Compute], Compute]:
     """Register a function as an estimator: `compute(batch, options) -> TokenCredit`.
 
-    Raises ValueError if the name is taken, or a need is unknown.
+    Raises ValueError if the name is taken, a need is unknown, or `options` is not a dataclass.
     """
+    if not (isinstance(options, type) and is_dataclass(options)):
+        raise ValueError(f"options={options!r}: give a frozen dataclass, with a default for each field")
     if unknown := set(needs) - set(NEEDS):
         raise ValueError(f"needs {min(unknown)!r}: no such input; there are {', '.join(NEEDS)}")
 

@@ -59,7 +59,7 @@ def plain_batch(
     groups_B = _integers("group_ids", group_ids, ndim=1)
     if groups_B.size != rows:
         raise ValueError(f"group_ids has {groups_B.size} entries: give one integer for each of the {rows} rows")
-    side_B = np.where(scores_B > correct_threshold, CORRECT, WRONG).astype(np.int8)
+    side_B = np.where(above(scores, correct_threshold), CORRECT, WRONG).astype(np.int8)
     side_B[np.isnan(scores_B)] = UNKNOWN
     rows_B = np.argsort(groups_B, kind="stable")
     sorted_B = groups_B[rows_B]
@@ -86,6 +86,12 @@ def floats_B(name: str, values: Any, rows: int) -> NDArray[np.float64]:
     if array.shape != (rows,):
         raise ValueError(f"{name} has shape {array.shape}: give one number for each of the {rows} rows of token_ids")
     return array
+
+
+def above(scores: Any, threshold: float) -> NDArray[np.bool_]:
+    """Return which scores are above a threshold, rounded as they are: 0.1 in float32 is more than 0.1."""
+    given = _array(scores)
+    return given > (given.dtype.type(threshold) if given.dtype.kind == "f" else threshold)
 
 
 def plain_ids(name: str, ids: Iterable[Any]) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openrlhf_ktae.ktae.batch import above
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import GroupExplanation, explain_group
 from openrlhf_ktae.record.recorded import BadRecord, RecordedGroup
@@ -29,10 +30,12 @@ TRAINED = "the score that training used"  # how recorded rollouts were judged
 
 
 def configs_of(about: Mapping[str, Any]) -> dict[str, KTAEConfig]:
-    """Return variant -> configuration: as recorded for the recorded variant, defaults for the others."""
+    """Return variant -> configuration: as recorded for the recorded variant, defaults and its threshold for others."""
     recorded = recorded_config(about)
+    same = {"correct_threshold": recorded.correct_threshold}
     return {
-        name: recorded if name == recorded.variant else KTAEConfig.from_mapping({"variant": name}) for name in VARIANTS
+        name: recorded if name == recorded.variant else KTAEConfig.from_mapping({"variant": name, **same})
+        for name in VARIANTS
     }
 
 
@@ -177,7 +180,7 @@ def _rollout(row: Mapping[str, Any], refs: list[int], odd: dict[int, str], thres
     unknown = score is None or score != score
     base = [a for a, acted in zip(row["advantages_without_k"], row["action"], strict=True) if acted]
     return {
-        "verdict": "unknown" if unknown else "correct" if score > threshold else "wrong",
+        "verdict": "unknown" if unknown else "correct" if above(np.float32(score), threshold) else "wrong",
         "score": None if unknown else _rounded(score),
         "advantage": _rounded(sum(base) / len(base)) if base else 0.0,
         "refs": refs,
@@ -196,7 +199,7 @@ def _means(k_A: NDArray[np.float64]) -> list[float]:
 def _sides(arrays: GroupTensors) -> dict[str, list[int]]:
     """Return the number of correct and wrong rollouts, and the tokens of each side."""
     known_G = ~np.isnan(arrays.scores_G)
-    correct_G = known_G & (arrays.scores_G > arrays.threshold)
+    correct_G = known_G & above(arrays.scores_G, arrays.threshold)
     sides = (correct_G, known_G & ~correct_G)
     tokens = [int(arrays.mask_GT[side].sum()) for side in sides]
     return {"rollouts": [int(side.sum()) for side in sides], "tokens": tokens}

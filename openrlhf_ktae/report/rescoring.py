@@ -15,6 +15,7 @@ from openrlhf_ktae.base.text import figure_cell, table_lines
 from openrlhf_ktae.credit import CreditBatch, Estimator, estimators
 from openrlhf_ktae.figures.statistics import SEED, interval, resampled_means
 from openrlhf_ktae.ktae.advantages import compute_key_token_values
+from openrlhf_ktae.ktae.batch import above
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import rollout_share
 from openrlhf_ktae.record.recorded import BadRecord, RecordedGroup
@@ -59,7 +60,7 @@ class GroupTensors:
     mask_GT: NDArray[np.bool_]
     k_GT: NDArray[np.float64]
     without_k_GT: NDArray[np.float64]
-    scores_G: NDArray[np.float64]
+    scores_G: NDArray[np.float32]
     special_ids: tuple[int, ...]
     threshold: float = 0.0
     """A score above it is correct."""
@@ -69,7 +70,7 @@ class GroupTensors:
     @property
     def mixed(self) -> bool:
         """Whether there are correct and wrong rollouts; with only one label K is 0."""
-        known = self.scores_G[~np.isnan(self.scores_G)] > self.threshold
+        known = above(self.scores_G[~np.isnan(self.scores_G)], self.threshold)
         return bool(known.any() and not known.all())
 
 
@@ -89,7 +90,7 @@ def tensors(group: RecordedGroup) -> GroupTensors:
         mask_GT=table("action", np.bool_),
         k_GT=table("k", np.float64),
         without_k_GT=table("advantages_without_k", np.float64),
-        scores_G=np.array(scores, np.float64),
+        scores_G=np.array(scores, np.float32),
         special_ids=tuple(group.about.get("special_ids", ())),
         threshold=float((group.about.get("ktae") or {}).get("correct_threshold", 0.0)),
         figures={name: table(name, np.float64) for name in NEEDED if name in group.rows[0]},
@@ -157,13 +158,14 @@ def arms_of(
     Raises ValueError if an option of `extra` is refused.
     """
     chosen, config = [recorded], recorded.config
-    chosen += [Arm(name, KTAEConfig.from_mapping(options)) for name, options in VARIANTS.items()]
+    same = {"correct_threshold": config.correct_threshold}
+    chosen += [Arm(name, KTAEConfig.from_mapping({**same, **options})) for name, options in VARIANTS.items()]
     if ablations:
         own = {name: getattr(config, name) for name in KTAEConfig.__dataclass_fields__}
         chosen += [Arm(name, KTAEConfig.from_mapping({**own, **change})) for name, change in ABLATIONS.items()]
         chosen.append(Arm(SHUFFLED, config, shuffled=True))
     chosen += other_arms(figures)
-    return chosen + [Arm(name, KTAEConfig.from_mapping(options)) for name, options in extra.items()]
+    return chosen + [Arm(name, KTAEConfig.from_mapping({**same, **options})) for name, options in extra.items()]
 
 
 def rescore(groups: Iterable[RecordedGroup], ablations: bool, extra: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -236,7 +238,7 @@ def _figures(k_GT: NDArray[np.float64], first_GT: NDArray[np.float64], group: Gr
         return [np.nan] * len(METRICS)
     mass = float(np.abs(k).sum() + np.abs(a).sum())
     spread = float(k.std() * first.std())
-    correct_G = group.scores_G > group.threshold
+    correct_G = above(group.scores_G, group.threshold)
     sides = [k_GT[acted & rows[:, None]] for rows in (correct_G, (~correct_G & ~np.isnan(group.scores_G)))]
     return [
         float(np.abs(k).mean()),

@@ -18,6 +18,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.base.user_files import with_its_folder
+from openrlhf_ktae.ktae import above
 from openrlhf_ktae.record.rollouts import TokenTexts
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SeededSamplesGenerator, derived_seed
@@ -194,5 +195,5 @@ def response_of(rollout: Experience) -> tuple[int, list[int]]:
 
 def mixed(group: Sequence[Experience], threshold: float) -> bool:
     """Return whether a group has both correct and wrong rollouts."""
-    scores = [score for rollout in group if rollout.action_mask.any() for score in raw_scores(rollout).tolist()]
-    return len({score > threshold for score in scores if not math.isnan(score)}) > 1
+    scores_G = torch.cat([raw_scores(rollout) for rollout in group if rollout.action_mask.any()] or [torch.empty(0)])
+    return len({*above(scores_G[~scores_G.isnan()], threshold).tolist()}) > 1

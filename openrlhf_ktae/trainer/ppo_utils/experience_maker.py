@@ -14,6 +14,7 @@ import ray
 import torch
 from openrlhf.trainer.ppo_utils import experience_maker as host
 from openrlhf.trainer.ppo_utils.experience import Experience
+from torch.nn.functional import pad
 
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.credit import (
@@ -115,7 +116,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             return experiences
         started = time.perf_counter()
         if "in_prompt" in self.options.needs:
-            tables = [tokens_in_prompt(e.sequences[:, 1:], e.action_mask) for e in experiences]
+            tables = [tokens_in_prompt(e.sequences, pad(e.action_mask, (1, 0)))[:, 1:] for e in experiences]
             figures = {**figures, "in_prompt": tables}
         batch = self._batch(experiences, scores_B, returns.whole_N, figures)
         credit = self.estimator(batch, self.config)

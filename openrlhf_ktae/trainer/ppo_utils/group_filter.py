@@ -9,6 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from openrlhf_ktae.ktae import above
+
 EQUAL = 1e-6  # scores closer than this are equal: float32 sums of a few parts
 LEAST_KEPT_SHARE = 0.25  # a wave is at most four times the missing groups, even if the last kept share was lower
 BINS = ("0", "0-25 %", "25-50 %", "50-75 %", "75-100 %", "1")
@@ -65,7 +69,7 @@ def judge_group(
     """Judge the G rollouts of one prompt.
 
     Args:
-        scores: raw scores, never shaped rewards; NaN for an unknown verdict.
+        scores: raw scores in float32, never shaped rewards; NaN for an unknown verdict.
         acted: whether a rollout has an action token; others are ignored.
         threshold: a score above it is correct.
         mean_range: the mean score must lie strictly between the two. The host's default (0, 1) counts as "no
@@ -75,7 +79,7 @@ def judge_group(
     informative = len(values) > 1 and max(values) - min(values) > EQUAL
     if informative and tuple(mean_range) != HOST_RANGE:
         informative = mean_range[0] < sum(values) / len(values) < mean_range[1]
-    return GroupVerdict(len(values), sum(value > threshold for value in values), informative)
+    return GroupVerdict(len(values), int(above(np.array(values, np.float32), threshold).sum()), informative)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_ktae.figures.statistics import SEED
 from openrlhf_ktae.figures.summary import LENGTH, Table, Tally, ends_of
+from openrlhf_ktae.ktae import above
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG
 from openrlhf_ktae.verifier.extract import extract_answer
@@ -92,13 +93,13 @@ def rows_of(
     groups = [samples[start : start + per_problem] for start in range(0, len(samples), per_problem)]
     for number, group in enumerate(sorted(groups, key=lambda group: (group[0].prompts[0], str(group[0].labels[0])))):
         for sample in group:
-            score = float(raw_scores(sample)[0])
+            score = raw_scores(sample)[0]
             judged = (sample.info or {}).get("verifier_unknown")  # an unknown verdict may still have a score
             unknown = math.isnan(score) or (judged is not None and bool(judged.flatten()[0] > 0))
             answer, kept = (None, None) if read is None else read(sample)
             yield {
                 "id": f"{number:09d}",
-                "verdict": UNKNOWN if unknown else CORRECT if score > threshold else WRONG,
+                "verdict": UNKNOWN if unknown else CORRECT if above(score, threshold) else WRONG,
                 "extracted": answer,
                 "format": kept,
                 "characters": 0,

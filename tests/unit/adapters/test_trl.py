@@ -9,7 +9,7 @@ trl = pytest.importorskip(
     "trl", reason="trl is absent: install trl==1.16.0 in an environment of its own (docs/ktae.md)"
 )
 
-from openrlhf_ktae.adapters.trl import MADE, KTAEGRPOTrainer  # noqa: E402
+from openrlhf_ktae.adapters.trl import MADE, TAKEN, KTAEGRPOTrainer  # noqa: E402
 from openrlhf_ktae.credit import TokenCredit, estimators  # noqa: E402
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values  # noqa: E402
 
@@ -107,7 +107,7 @@ def test_the_chosen_reward_function_decides_on_correctness(credited, parts, tmp_
     assert not k[other[0]["completion_mask"].bool()].any(), "no reward is above 0, so no completion is correct"
 
 
-@pytest.mark.parametrize("name", [name for name, one in estimators().items() if set(one.needs) <= set(MADE)])
+@pytest.mark.parametrize("name", [name for name, one in estimators().items() if set(one.needs) <= set(TAKEN)])
 def test_estimators_get_figures_of_the_policy_before_its_update(name, parts, tmp_path, monkeypatch):
     given, one = [], estimators()[name]
     monkeypatch.setattr(
@@ -127,6 +127,12 @@ def test_estimators_get_figures_of_the_policy_before_its_update(name, parts, tmp
     truth = {"log_probs": log_p.gather(-1, output["completion_ids"][..., None])[..., 0]}
     truth["entropies"] = -(log_p.exp() * log_p).sum(-1)
     acted = output["completion_mask"].bool()
+    if "in_prompt" in one.needs:
+        found = batch.in_prompt_N.view(acted.shape)
+        for row, (ids_T, seen_T) in enumerate(zip(output["prompt_ids"], output["prompt_mask"], strict=True)):
+            expected = torch.isin(output["completion_ids"][row], ids_T[seen_T.bool()])
+            assert torch.equal(found[row].bool() & acted[row], expected & acted[row])
+        assert found[acted].any() and not found[acted].all()
     for need in MADE:
         found = getattr(batch, f"{need}_N")
         assert (found is None) is (need not in one.needs)

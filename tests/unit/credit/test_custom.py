@@ -18,6 +18,7 @@ from openrlhf_ktae.credit import (
     sample_batch,
     wrong_with,
 )
+from openrlhf_ktae.ktae import KTAEConfig
 
 HEAD = "from openrlhf_ktae.credit import TokenCredit, register\nimport torch\n\n"
 WORDS = (
@@ -42,7 +43,21 @@ def written(tmp_path, body, decorator='@register("mine")'):
         ("return TokenCredit(batch.token_ids_N / 0)", "NaN or an infinite number"),
         ("return batch.base_N", "ValueError: mine returns Tensor: return a TokenCredit"),
         ("import os, sys; print('hm', file=sys.stderr); os._exit(5)", "exit code 5"),
-        ("return TokenCredit(batch.on_tokens(batch.entropies_N))\n\nregister('two')(mine)", "registers 2 estimators"),
+        ("return TokenCredit(batch.on_tokens(batch.base_N))\n\nregister('two')(mine)", "registers 2 estimators"),
+        ("return TokenCredit(batch.on_tokens(batch.base_N))\n\nraise SystemExit(1)", "exit code 1"),
+        ("return 1\n\nimport atexit\natexit.register(lambda: os.write(2, b'bye'))\nimport os", "returns int"),
+        (
+            "return TokenCredit(batch.on_tokens(batch.base_N).double())",
+            "added_N is torch.float64 on cpu: return float32",
+        ),
+        ("batch.base_N.mul_(2)\n    return TokenCredit(batch.on_tokens(batch.base_N))", "it modifies base_N"),
+        ("batch.scores_B.nan_to_num_()\n    return TokenCredit(batch.on_tokens(batch.base_N))", "it modifies scores_B"),
+        ("return TokenCredit(batch.on_tokens(batch.entropies_N))", "it reads inputs that it does not declare"),
+        ("return TokenCredit(0 * batch.base_N, {'f': batch.base_N / 0 * 0})", "its figure f is NaN"),
+        (
+            "sides = [batch.correct_B[batch.group_B == q].any() for q in range(3)]\n    assert all(sides), 'all wrong'",
+            "AssertionError: all wrong",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_with_the_reason(body, words, tmp_path):
@@ -54,6 +69,33 @@ def test_a_bad_file_is_refused_with_the_reason(body, words, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("decorator", "words"),
+    [
+        ("@register('mine', options=dict)", "options=<class 'dict'>: give a frozen dataclass"),
+        ("@register('mine', needs=('values',))", "NaN or an infinite number"),  # most tokens have no value
+    ],
+)
+def test_a_bad_registration_is_refused(decorator, words, tmp_path):
+    body = "return TokenCredit(batch.on_tokens(batch.base_N if batch.values_N is None else batch.values_N))"
+    (problem,) = credit_file_problems(parsed(written(tmp_path, body, decorator)))
+    assert words in problem
+
+
+def test_options_that_refuse_their_defaults_are_the_files_fault(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text((HEAD + OPTIONS).replace("0.5", "-0.5"))
+    (problem,) = credit_file_problems(parsed(path))
+    assert problem.startswith(f"--algo.credit.file {path}: its options refuse their defaults: alpha=-0.5 must be")
+
+
+def test_a_file_may_print_anything_and_has_no_input(tmp_path):
+    path = written(tmp_path, "print('in', end='')\n    return TokenCredit(batch.on_tokens(batch.base_N))")
+    prints = "import atexit, sys\nsys.stdout.buffer.write(b'\\xff')\natexit.register(print, 'bye')\n"
+    path.write_text(f"{prints}assert not sys.stdin.read()\n{path.read_text()}")
+    assert list(credit_file_problems(parsed(path))) == []
+
+
+@pytest.mark.parametrize(
     ("credit", "words"),
     [
         (lambda batch: TokenCredit(torch.ones(72)), "outside of mask_N"),
@@ -62,7 +104,7 @@ def test_a_bad_file_is_refused_with_the_reason(body, words, tmp_path):
     ],
 )
 def test_problems_found_with_a_sample_batch(credit, words):
-    found = wrong_with(Estimator("mine", lambda batch, options: credit(batch), NoOptions, (), False))
+    found = wrong_with(Estimator("mine", lambda batch, options: credit(batch), NoOptions, ("log_probs",), False))
     assert words in found
     assert bool(found) == bool(words)
 
@@ -152,6 +194,8 @@ def test_a_missing_file_is_named(tmp_path):
         (["--advantage_estimator", "tempo", "--algo.credit.shuffle_labels"], "tempo does not read labels"),
         (["--advantage_estimator", "tempo", "--algo.gtpo.alpha", "0.3"], "--algo.gtpo.alpha 0.3: does nothing without"),
         (["--advantage_estimator", "tempo", "--algo.ktae.h1", "2"], "--algo.ktae.h1 2.0: does nothing without"),
+        (["--advantage_estimator", "ktae", "--algo.ktae_by_context.h1", "2"], "context.h1 2.0: does nothing without"),
+        (["--advantage_estimator", "ktae_by_context", "--algo.ktae_by_context.b", "2"], "--algo.ktae_by_context.b=2"),
         (["--advantage_estimator", "gtpo", "--algo.gtpo.alpha", "3"], "--algo.gtpo.alpha=3.0 must be from 0 to 1"),
         (["--advantage_estimator", "tempo", "--n_samples_per_prompt", "1"], "tempo compares the rollouts"),
     ],
@@ -169,3 +213,7 @@ def test_each_estimator_and_its_options_arrive():
         assert (args.algo.credit.needs, args.algo.credit.config) == (one.needs, one.options())
     args = parse_command_line([*WORDS, "--advantage_estimator", "gtpo", "--algo.gtpo.form", "paper"])
     assert args.algo.credit.config.form == "paper"
+    for name, given in (("variant", "calibrated"), ("h2", 3.0), ("centre", True), ("excluded_ids", (5,))):
+        words = ["--advantage_estimator", "ktae_by_context", f"--algo.ktae_by_context.{name}", str(given).strip("(),")]
+        args = parse_command_line([*WORDS, *words])
+        assert args.algo.credit.config == KTAEConfig(**{name: given})

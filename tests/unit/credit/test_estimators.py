@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -200,3 +200,39 @@ def test_the_documented_estimator_works(tmp_path):
     one = load_estimator(tmp_path / "surprise.py")
     assert wrong_with(one) == ""
     assert one(sample_batch()).added_N.any()
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize("name", ["ktae", "ktae_by_context", "gtpo"])
+def test_a_score_at_the_threshold_is_wrong(name, threshold):
+    """Scores are float32, and 0.1 in float32 is more than 0.1. The batch's threshold holds for every estimator."""
+    needs = {"entropies": [[1.0, 2.0]] * 4, "in_prompt": [[0.0, 0.0]] * 4}
+    rows, mask = [[1, 2], [1, 3], [4, 2], [1, 4]], [[1, 1]] * 4
+
+    def of(scores, at):
+        return credit(
+            name, CreditBatch.from_tables(rows, mask, scores, [0] * 4, [1.0, -1.0, 1.0, -1.0], (), at, **needs)
+        )
+
+    expected = of([1.0, 0.0, 1.0, 0.0], 0.0)
+    assert name == "gtpo" or expected.added_N.any()
+    found = of([1.0, threshold, 1.0, threshold], threshold)
+    assert torch.equal(found.added_N, expected.added_N)
+    assert all(torch.equal(found.figures[figure], expected.figures[figure]) for figure in expected.figures)
+
+
+def test_ktae_by_context_excludes_ids_as_ktae_does():
+    """Excluded and special ids get no K, are no context, and do not count in the mean that centring subtracts."""
+    made = rollouts(size=8, seed=4)
+    given = batch(made)
+    found = credit("ktae_by_context", given, excluded_ids=(1,), centre=True).added_N
+    assert torch.equal(found, credit("ktae_by_context", replace(given, special_ids=(1, 2)), centre=True).added_N)
+    excluded_N = torch.isin(given.token_ids_N, torch.tensor([1, 2]))
+    assert found.any() and not found[excluded_N].any()
+    plain = credit("ktae_by_context", given, excluded_ids=(1,)).added_N
+    for start, end in zip(given.edges_B[:-1], given.edges_B[1:], strict=True):
+        valued = given.mask_N[start:end] & ~excluded_N[start:end]
+        shift = plain[start:end][valued] - found[start:end][valued]
+        torch.testing.assert_close(
+            shift, torch.full_like(shift, float(plain[start:end][valued].mean()) if len(shift) else 0)
+        )

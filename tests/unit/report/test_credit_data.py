@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from recorded_groups import group
 
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.report.credit_data import MEASURES, VARIANTS, configs_of, group_data, step_settings, values_of
-from openrlhf_ktae.report.rescoring import Arm, key_token_values, recorded_arm, tensors
+from openrlhf_ktae.report.rescoring import Arm, arms_of, key_token_values, recorded_arm, tensors
 
 
 def partly_known(about=None):
@@ -99,3 +101,23 @@ def test_missing_texts_are_empty():
     one.rows[0]["token_texts"][1] = None
     data = group_data(one)
     assert (data["label"], data["texts"]) == ("", [" a", "", " c"])
+
+
+def test_the_recorded_threshold_holds_for_every_arm():
+    """Also for a score at the threshold: 0.3 in float32 is more than 0.3."""
+    recorded = {"ktae": {"variant": "paper", "correct_threshold": 0.3}}
+    right, wrong = [" it", " gives", " 7"], [" it", " maybe", " 8"]
+    rows = [(1, right), (1, right), (0.30000001192092896, wrong), (0.30000001192092896, wrong)]
+    one = group(rows, about=recorded)
+    plain = group([(1, right), (1, right), (0, wrong), (0, wrong)])
+    for row in one.rows + plain.rows:
+        row["in_prompt"] = [1.0, 0.0, 0.0]
+    assert tensors(one).mixed
+    found, expected = group_data(one), group_data(plain)
+    assert [row["verdict"] for row in found["rollouts"]] == [row["verdict"] for row in expected["rollouts"]]
+    assert found["sides"] == expected["sides"] and found["variants"] == expected["variants"]
+    for arm in arms_of(recorded_arm(one.about), True, {"mine": {"h1": 2.0}}, ["in_prompt"]):
+        if arm.estimator is None or arm.estimator.by_verdict:
+            config = replace(arm.config, correct_threshold=0.0)
+            k_GT = key_token_values(tensors(one), arm)
+            np.testing.assert_array_equal(k_GT, key_token_values(tensors(plain), replace(arm, config=config)))

@@ -117,3 +117,16 @@ def test_unknown_verdicts_are_counted_with_and_without_a_score(held_out):
 
 def test_no_rollouts_give_no_metrics(held_out):
     assert held_out.summarize({}, 1, 0.0) == {}
+
+
+def test_a_score_at_the_threshold_is_wrong_everywhere(held_out):
+    """Scores are float32, and 0.3 in float32 is more than 0.3."""
+    from openrlhf_ktae.trainer.ppo_utils.continuations import mixed
+    from openrlhf_ktae.trainer.ppo_utils.group_filter import judge_group
+    from openrlhf_ktae.trainer.ppo_utils.raw_scores import plain_scores
+
+    group = [rollout("p", answer) for answer in "23"]
+    group[1].scores = torch.tensor([0.3])
+    assert mixed(group, 0.3)
+    assert [row["verdict"] for row in held_out.rows_of(group, 2, 0.3)] == ["correct", "wrong"]
+    assert judge_group(plain_scores(group), [True, True], 0.3).correct == 1

@@ -29,6 +29,7 @@ def recorded(module, tokenizer, folder, name, *words):
     generator = torch.Generator().manual_seed(0)
     batch = batched(rollouts(), 5)
     for e in batch:
+        e.sequences[:, 0] = 10  # answers have the prompt's first id
         e.action_log_probs = -torch.rand(e.action_mask.shape, generator=generator)
         names = [need for need in one.args.algo.credit.needs if need != "log_probs"]
         setattr(e, PLACE, {need: torch.rand(e.action_mask.shape, generator=generator) for need in names})
@@ -51,7 +52,7 @@ def test_recorded_credit_is_reproduced(module, tokenizer, name, tmp_path):
         torch.testing.assert_close(base, expected, atol=1e-6, rtol=0)
     assert {need for need in NEEDS if need in rows[0]} == set(estimators()[name].needs)
     for row in rows if "in_prompt" in rows[0] else ():
-        assert row["in_prompt"] == [float(i in row["prompt_ids"][1:]) for i in row["token_ids"]]
+        assert row["in_prompt"] == [float(i in row["prompt_ids"]) for i in row["token_ids"]]
     assert main([str(path), "--output", str(tmp_path / "o")]) == 0
     result = json.loads((tmp_path / "o/rescore.json").read_text())
     assert result["reproduced"] < 1e-6
