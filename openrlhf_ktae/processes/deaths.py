@@ -22,24 +22,33 @@ ACTOR_CLASS = re.compile(r"class_name: (?:.*\.)?(?P<name>\w+)$", re.M)
 # Error types of torch: a GPU in an unusable state, and a store or peer that does not answer.
 GPU_ERROR = "AcceleratorError"
 NETWORK_ERRORS = ("DistNetworkError", "DistStoreError")
-# Lost peers and broken GPUs that torch raises as a general type, known only by the text of gloo, NCCL or CUDA.
-# ProcessGroupNCCL.cpp and NCCLUtils.cpp of torch 2.13, `ncclGetErrorString`, `cudaGetErrorString` of CUDA 13.
-SIGNED_ERRORS = ("RuntimeError", "DistBackendError")
+# Lost peers and broken GPUs that are raised as a general type, known only by the text of gloo, NCCL or CUDA: gloo's
+# transport/tcp, ProcessGroupNCCL.cpp and NCCLUtils.cpp of torch 2.13, `ncclGetErrorString`, `cudaGetErrorString` of
+# CUDA 13, the status codes of CUDA's libraries. The last three types are of torch.cuda and cupy.
+SIGNED_ERRORS = ("RuntimeError", "DistBackendError", "CudaError", "NcclError", "CUDARuntimeError")
 SIGNS = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Application timeout caused pair closure",
+    "ms for recv operation to complete",
+    "ms for send operation to complete",
+    "Read error [",
+    "writev [",
+    "Connect timeout [",
+    "connectFullMesh failed",
+    "failed to pass monitoredBarrier",
     "Watchdog caught collective operation timeout",
     "NCCL communicator was aborted",
-    "NCCL timeout in communicator initialization",
+    "NCCL timeout",
+    "retrieving ncclUniqueId from",
     "ncclRemoteError",
     "ncclSystemError",
     "ncclUnhandledCudaError",
     "ncclInternalError",
-    "NCCL error: remote process exited",
-    "NCCL error: unhandled system error",
-    "NCCL error: unhandled cuda error",
-    "NCCL error: internal error",
+    "remote process exited or there was a network error",
+    "unhandled system error",
+    "unhandled cuda error",
+    "internal error - please report this issue to the NCCL developers",
     "an illegal memory access was encountered",
     "an illegal instruction was encountered",
     "unspecified launch failure",
@@ -54,16 +63,34 @@ SIGNS = (
     "operation not supported on global/shared address space",
     "busy or unavailable",
     "CUDA error: unknown error",
-    "CUBLAS_STATUS_EXECUTION_FAILED",
-    "CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDA driver error: unknown error",
+    "_STATUS_EXECUTION_FAILED",
+    "_STATUS_INTERNAL_ERROR",
+    "_STATUS_MAPPING_ERROR",
+    "CUFFT_EXEC_FAILED",
+    "CUFFT_INTERNAL_ERROR",
 )
-# A new process would fail the same way: out of memory, a wrong call, a build for other GPUs.
+# A new process would fail the same way: no memory (NCCL says which allocation failed, not why), a wrong call, a build
+# for other GPUs.
 DEFECTS = (
     "out of memory",
+    "Failed to CUDA ",
+    "Failed to malloc",
+    "Cannot allocate memory",
+    "No space left on device",
+    "_ALLOCATION_FAILED",
     "invalid argument",
+    "invalid configuration argument",
+    "invalid device ordinal",
+    "invalid resource handle",
+    "too many resources requested",
+    "when stream is capturing",
     "invalid device function",
+    "device kernel image is invalid",
     "no kernel image is available",
+    "unsupported toolchain",
     "driver version is insufficient",
+    "CUDA driver is a stub library",
 )
 
 
@@ -123,13 +150,16 @@ def died(error: BaseException) -> bool:
         exceptions.WorkerCrashedError,
         exceptions.ObjectLostError,
         exceptions.NodeDiedError,
+        exceptions.LocalRayletDiedError,
         exceptions.OutOfMemoryError,  # Ray killed a process; the failed call may belong to another
     )
-    return of_type(error, GONE) or any(isinstance(one, gone) or _lost_peer_or_gpu(one) for one in causes(error))
+    return of_type(error, GONE) or any(
+        isinstance(one, gone) or lost_peer_or_gpu(type(one).__name__, str(one)) for one in causes(error)
+    )
 
 
-def _lost_peer_or_gpu(error: BaseException) -> bool:
-    name, text = type(error).__name__, str(error)
+def lost_peer_or_gpu(name: str, text: str) -> bool:
+    """Return whether an error, given by the name of its type and its text, means a lost peer or a broken GPU."""
     if name == GPU_ERROR or name in SIGNED_ERRORS:
         lost = name == GPU_ERROR or any(sign in text for sign in SIGNS)
         return lost and not any(defect in text for defect in DEFECTS)

@@ -44,6 +44,12 @@ def a_dead_actor_of_another_process():
     return wrapped(ActorDiedError())
 
 
+def a_dead_raylet():
+    from ray.exceptions import LocalRayletDiedError
+
+    return wrapped(LocalRayletDiedError())
+
+
 def gloo():
     return wrapped(RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1234"))
 
@@ -81,6 +87,19 @@ NCCL = (
     "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3699, {}, NCCL version 2.29.3\n{}"
     "\nLast error:\n{}"
 )
+OF_SYSTEM = (
+    "unhandled system error (run with NCCL_DEBUG=INFO for details)",
+    "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error. ",
+)
+OF_CUDA = (
+    "unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
+    "ncclUnhandledCudaError: Call to CUDA function failed.",
+)
+NO_ID = (
+    "[2] is setting up NCCL communicator and retrieving ncclUniqueId from [0] via c10d key-value store by key '0', but "
+    "store->get('0') got error: {}"
+)
+TCP = "[/pytorch/third_party/gloo/gloo/transport/tcp/{}"
 # Messages of CUDAException.cpp, ProcessGroupNCCL.cpp and NCCLUtils.cpp of torch 2.13, of cudaGetErrorString and
 # ncclGetErrorString, and of vLLM's pynccl_wrapper.py.
 OF_GPUS = [
@@ -157,21 +176,68 @@ OF_GPUS = [
     ("DistNetworkError", "Connection was likely closed. Did the remote server shutdown or crash?", 1),
     ("DistStoreError", "wait timeout after 300000ms, keys: /broadcast_from/0/0", 1),
     ("ValueError", "CUDA error: an illegal memory access was encountered", 0),
+    ("KeyError", "NCCL communicator was aborted on rank 1", 0),
+    ("OSError", "Connection reset by peer", 0),
+    ("DistBackendError", NCCL.format(*OF_CUDA, "Failed to CUDA calloc async 4194304 bytes"), 0),
+    ("DistBackendError", NCCL.format(*OF_CUDA, "Failed to CUDA host alloc 10485760 bytes"), 0),
+    ("DistBackendError", NCCL.format(*OF_SYSTEM, "Failed to malloc 65536 bytes"), 0),
+    ("DistBackendError", NCCL.format(*OF_SYSTEM, "Call to ibv_reg_mr failed with error Cannot allocate memory"), 0),
+    (
+        "DistBackendError",
+        NCCL.format(*OF_SYSTEM, "Error while creating shared memory segment, error: No space left on device (28)"),
+        0,
+    ),
+    ("DistBackendError", NO_ID.format("Socket Timeout"), 1),
+    ("DistBackendError", NO_ID.format("wait timeout after 600000ms, keys: /default_pg/0//cuda//0"), 1),
+    ("RuntimeError", "NCCL timeout when waiting for nonblocking call to become successful.", 1),
+    ("RuntimeError", "NCCL Error 2: unhandled system error (run with NCCL_DEBUG=INFO for details)", 1),
+    ("RuntimeError", "NCCL Error 6: remote process exited or there was a network error", 1),
+    ("RuntimeError", "NCCL Error 3: internal error - please report this issue to the NCCL developers", 1),
+    ("RuntimeError", "NCCL Error 4: invalid argument (run with NCCL_DEBUG=WARN for details)", 0),
+    ("RuntimeError", TCP.format("unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete"), 1),
+    ("RuntimeError", TCP.format("unbound_buffer.cc:81] Timed out waiting 1800000ms for send operation to complete"), 1),
+    ("RuntimeError", TCP.format("pair.cc:446] writev [10.0.0.2]:4455: Broken pipe"), 1),
+    ("RuntimeError", TCP.format("pair.cc:547] Read error [10.0.0.2]:4455: No route to host"), 1),
+    ("RuntimeError", TCP.format("device.cc:276] Connect timeout [10.0.0.2]:2233"), 1),
+    ("RuntimeError", "[enforce fail at gloo/transport/tcp/pair.cc:456] op.preamble.length <= op.nbytes. 8 vs 4", 0),
+    ("RuntimeError", "[Rank 0]: Ranks 1, 2 failed to pass monitoredBarrier in 600000 ms", 1),
+    ("CudaError", "an illegal memory access was encountered (700)", 1),
+    ("CudaError", "out of memory (2)", 0),
+    ("RuntimeError", "CUDA driver error: unknown error", 1),
+    ("RuntimeError", "CUDA driver error: out of memory", 0),
+    ("RuntimeError", "CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasSgemm( handle, opa, opb)`", 1),
+    ("RuntimeError", "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", 0),
+    ("RuntimeError", "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", 1),
+    ("RuntimeError", "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", 0),
+    ("RuntimeError", "cusolver error: CUSOLVER_STATUS_EXECUTION_FAILED, when calling `cusolverDnSgetrf`", 1),
+    ("RuntimeError", "cuFFT error: CUFFT_EXEC_FAILED", 1),
+    ("AcceleratorError", "CUDA error: invalid configuration argument", 0),
+    ("AcceleratorError", "CUDA error: the provided PTX was compiled with an unsupported toolchain.", 0),
+    ("AcceleratorError", "CUDA error: operation not permitted when stream is capturing", 0),
+    ("AcceleratorError", "CUDA error: operation not supported on global/shared address space", 1),
 ]
 
 
-@pytest.mark.parametrize(("kind", "text", "expected"), OF_GPUS, ids=[f"{k}-{t[:40]}" for k, t, _ in OF_GPUS])
-def test_lost_gpus_and_peers(kind, text, expected, host):
-    """The error is raised in a process of the run, as torch's own class."""
+def made(kind, text):
+    """Return an error of the class of torch, torch.distributed, torch.cuda or Python with this name."""
     import builtins
 
     import torch
 
+    (found,) = {getattr(one, kind, None) for one in (torch, torch.distributed, torch.cuda, builtins)} - {None}
+    error = found.__new__(found)  # CudaError's constructor needs CUDA
+    Exception.__init__(error, text)
+    return error
+
+
+@pytest.mark.parametrize(("kind", "text", "expected"), OF_GPUS, ids=[f"{k}-{t[-40:]}" for k, t, _ in OF_GPUS])
+def test_lost_gpus_and_peers(kind, text, expected, host):
+    """The error is raised in a process of the run, as torch's own class."""
     from openrlhf_ktae.processes.deaths import died
     from openrlhf_ktae.trainer.engines import engine_died
 
-    made = getattr(torch, kind, None) or getattr(torch.distributed, kind, None) or getattr(builtins, kind)
-    for error in (made(text), wrapped(made(text)), wrapped(wrapped(made(text)))):
+    error = made(kind, text)
+    for error in (error, wrapped(error), wrapped(wrapped(error))):
         assert died(error) == bool(expected)
         assert not engine_died(error)
 
@@ -184,6 +250,7 @@ def test_lost_gpus_and_peers(kind, text, expected, host):
         (a_quotation, (False, False)),
         (a_dead_core, (True, True)),
         (a_dead_actor_of_another_process, (True, True)),
+        (a_dead_raylet, (True, False)),
         (gloo, (True, False)),
         (a_store_that_waits, (True, False)),
         (a_server_of_rewards, (False, False)),
