@@ -7,7 +7,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +38,11 @@ EVENTS_VARIABLE = "RAY_task_events_report_interval_ms"
 WORKERS_VARIABLE = "RAY_num_workers_soft_limit"
 PRESTART_VARIABLE = "RAY_prestart_worker_first_driver"
 LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
-ADDRESS_SECONDS = 3  # for a cluster to accept a connection
+OWN_CLUSTER = f"Unset {CLUSTER_VARIABLE}: the command then starts its own"
+ADDRESS_SECONDS = 3  # for a cluster to accept a connection, and to answer
+# How gRPC, which Ray speaks, begins (RFC 9113): a preface, and from both sides a frame of the type in its fourth byte.
+SETTINGS = b"\4"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0\0\0\0\0"
 
 
 def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
@@ -93,9 +97,13 @@ def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]
     }
     settings = {"runtime_env": runtime_env, "log_to_driver": args.run.verbose, "logging_level": logging.ERROR}
     on_eviction = signal.getsignal(signal.SIGTERM)
-    if CLUSTER_VARIABLE in os.environ:
-        check_address(os.environ[CLUSTER_VARIABLE])
-        ray.init(**settings)
+    if address := cluster_to_join():
+        check_address(address)
+        try:
+            ray.init(**settings)
+        except Exception as error:  # of several types: another version of Ray, a token that it does not know
+            reason = " ".join(str(error).split())[:300]
+            raise Refusal(f"{CLUSTER_VARIABLE}={address}: cannot join it ({reason}). {OWN_CLUSTER}") from None
     else:
         services = nullcontext() if has_dashboard(backend, args) else without_services(args.run.verbose)
         with forked_workers(), services:
@@ -103,18 +111,38 @@ def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]
     signal.signal(signal.SIGTERM, on_eviction)  # Ray's own handler prints a stack and aborts
 
 
+def cluster_to_join() -> str:
+    """Return the address in RAY_ADDRESS; empty if this command starts its own cluster."""
+    address = os.environ.get(CLUSTER_VARIABLE, "").strip()
+    return "" if address == "local" else address
+
+
 def check_address(address: str) -> None:
-    """Raise `Refusal` if nothing answers at HOST:PORT: Ray would retry for minutes and abort."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or "/" in host:
-        return  # `auto` or ray://...: Ray resolves it
+    """Raise `Refusal` unless something that may be Ray answers at HOST:PORT: Ray would retry for minutes and abort."""
+    if address in ("", "auto", "local") or address.startswith("ray://"):
+        return  # no cluster to join, or Ray finds it
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise Refusal(
+            f"{CLUSTER_VARIABLE}={address}: not the address of a Ray cluster, HOST:PORT such as 10.0.0.1:6379 (http:// "
+            f"addresses are for `ray job submit --address`). {OWN_CLUSTER}"
+        )
     try:
-        socket.create_connection((host, int(port)), ADDRESS_SECONDS).close()
-    except OSError as error:
+        with socket.create_connection((host.strip("[]"), int(port)), ADDRESS_SECONDS) as connection:
+            connection.sendall(PREFACE)
+            answer = b""
+            with suppress(TimeoutError):
+                answer = connection.recv(5)
+    except (OSError, OverflowError) as error:
         raise Refusal(
             f"{CLUSTER_VARIABLE}={address}: no Ray cluster answers there ({error}). Start one with `ray start --head`, "
-            f"or unset {CLUSTER_VARIABLE}: the command then starts its own"
+            f"or {OWN_CLUSTER[0].lower()}{OWN_CLUSTER[1:]}"
         ) from None
+    if answer and answer[3:4] != SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
+        raise Refusal(
+            f"{CLUSTER_VARIABLE}={address}: something other than a Ray cluster answers there, such as its dashboard. "
+            f"Give the port of `ray start --head`, 6379 unless changed. {OWN_CLUSTER}"
+        )
 
 
 def start_own(start: Callable[[], Any]) -> None:

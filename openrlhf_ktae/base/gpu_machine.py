@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from openrlhf_ktae.base.host import package_folder
 
 GIB = 2**30
+VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 FIRST_DRIVERS = {12: 525, 13: 580}  # CUDA's major version -> NVIDIA's first driver for it (CUDA's release notes)
 HEADERS = ("cublas_v2.h", "cuda_runtime_api.h", "cusolverDn.h", "cusparse.h")  # of ATen/cuda/CUDAContextLight.h
 TOOLS = {"ninja": "activate the environment that it was installed in", "c++": "install g++"}
@@ -135,12 +137,40 @@ def driver_library() -> Any:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """Return the GPUs of this machine in the order of the driver."""
+    """Return the GPUs of this machine that a process started here can use."""
     nvml = driver_library()
     try:
-        return tuple(_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount()))
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        return tuple(_gpu(nvml, handle) for handle in _visible(nvml, handles))
     except Exception:  # no driver, or one that has lost its GPUs
         return ()
+
+
+def hidden_gpus() -> str:
+    """Return the setting that hides all GPUs of this machine, such as `CUDA_VISIBLE_DEVICES=-1`; empty otherwise."""
+    nvml, named = driver_library(), os.environ.get(VISIBLE_VARIABLE)
+    with suppress(Exception):
+        if named is not None and nvml.nvmlDeviceGetCount() and not gpus():
+            return f"{VISIBLE_VARIABLE}={named}"
+    return ""
+
+
+def _visible(nvml: Any, handles: list[Any]) -> Iterator[Any]:
+    """Yield what CUDA_VISIBLE_DEVICES names, by number or UUID; like CUDA, stop at the first that does not exist."""
+    named = os.environ.get(VISIBLE_VARIABLE)
+    if named is None:
+        yield from handles
+        return
+    for name in map(str.strip, named.split(",")):
+        if name.isdigit() and int(name) < len(handles):
+            yield handles[int(name)]
+        elif name.startswith("MIG-"):
+            yield handles[0]  # a part of a GPU; its memory is read by name (`gpu_memory`)
+        else:
+            found = [handle for handle in handles if name and _text(nvml.nvmlDeviceGetUUID(handle)).startswith(name)]
+            if not found:
+                return
+            yield found[0]
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:

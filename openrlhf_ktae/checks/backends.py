@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 from openrlhf_ktae.backend import flash_attn_stub
+from openrlhf_ktae.backend.cluster import check_address, cluster_to_join
 from openrlhf_ktae.backend.cpu import ENGINE_DTYPES
 from openrlhf_ktae.backend.cuda import FLASH
+from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.base.gpu_machine import CPU_OPERATOR, GPU_OPERATOR, gpus, this_machine
 from openrlhf_ktae.base.model_config import config_of, head_size
 from openrlhf_ktae.memory.devices import CPU
@@ -22,8 +24,16 @@ WAY_OUT = (
 def backend_problems(args: SimpleNamespace, backend: str) -> list[str]:
     """Return a sentence for each option that the backend of this name cannot serve here: option, value, way out."""
     if backend == CPU:
-        return [*_cpu_problems(args), *_head_size_problem(args.actor.model_name_or_path)]
-    return [*_attention_problems(args), *_cupy_problem(args), *machine_problems(args, backend)]
+        return [*_cluster_problem(), *_cpu_problems(args), *_head_size_problem(args.actor.model_name_or_path)]
+    return [*_cluster_problem(), *_attention_problems(args), *_cupy_problem(args), *machine_problems(args, backend)]
+
+
+def _cluster_problem() -> Iterator[str]:
+    """Yield why there is no cluster at RAY_ADDRESS."""
+    try:
+        check_address(cluster_to_join())
+    except Refusal as refusal:
+        yield str(refusal)
 
 
 def machine_problems(args: SimpleNamespace, backend: str) -> list[str]:

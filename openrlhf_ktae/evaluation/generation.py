@@ -178,7 +178,7 @@ class RayEngines:
         variables = cluster.environment(args, backend)
         for name, value in variables.items():
             os.environ.setdefault(name, value)
-        if cluster.CLUSTER_VARIABLE not in os.environ:  # before Ray is imported, which reads it
+        if not cluster.cluster_to_join():  # before Ray is imported, which reads it
             os.environ.update(cluster.cluster_of_its_own(args.run.verbose, cluster.has_dashboard(backend, args)))
         backend.prepare_driver()
         cluster.start_ray(args, backend, variables)

@@ -14,14 +14,21 @@ from typing import Any
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
-from openrlhf_ktae.backend.cluster import CLUSTER_VARIABLE, cluster_of_its_own, environment, has_dashboard, start_ray
+from openrlhf_ktae.backend.cluster import (
+    CLUSTER_VARIABLE,
+    cluster_of_its_own,
+    cluster_to_join,
+    environment,
+    has_dashboard,
+    start_ray,
+)
 from openrlhf_ktae.base.errors import BadInput, ProcessDied, Refusal
 from openrlhf_ktae.base.host import HOST_CLI, undecorated
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.launch.nodes import POLL_SECONDS, NodeDied, NodeWatch, check_nodes, devices, with_absolute_places
 from openrlhf_ktae.launch.stack import Stack
 from openrlhf_ktae.processes import forks, stacks
-from openrlhf_ktae.processes.deaths import causes, died, failed_to_start, innermost
+from openrlhf_ktae.processes.deaths import causes, died, failed_to_start, innermost, lost_peer_or_gpu
 from openrlhf_ktae.processes.marks import mark
 from openrlhf_ktae.processes.setup import in_every_process
 from openrlhf_ktae.record.metrics import UnwrittenStop
@@ -73,7 +80,7 @@ def train(
     variables = environment(args, backend)
     os.environ.update(variables)
     in_every_process()
-    if CLUSTER_VARIABLE not in os.environ:
+    if not cluster_to_join():
         os.environ.update(cluster_of_its_own(args.run.verbose, has_dashboard(backend, args)))
     import ray  # reads the environment on import
 
@@ -95,7 +102,8 @@ def train(
         reason = innermost(error)
         if ENGINE_LOG in reason:
             reason = f"{cause_in_logs(logs) or 'no reason in its log'}; {reason}"
-        if died(error) and not failed_to_start(error):
+        kind, _, text = reason.partition(": ")
+        if died(error) and (lost_peer_or_gpu(kind, text) or not failed_to_start(error)):
             raise ProcessDied(f"a process of the run died: {reason[:SHOWN]}") from None
         where = Path(args.run.dir) / TRACEBACK_FILE
         with suppress(OSError):
@@ -112,7 +120,7 @@ def start_importing(args: SimpleNamespace, backend: Backend) -> None:
 
     Only once, and only for a cluster that this command starts.
     """
-    if not backend.preloads or CLUSTER_VARIABLE in os.environ or forks.VARIABLE in os.environ:
+    if not backend.preloads or cluster_to_join() or forks.VARIABLE in os.environ:
         return
     mark()
     variables = environment(args, backend) | cluster_of_its_own(args.run.verbose, has_dashboard(backend, args))
@@ -203,7 +211,7 @@ def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: f
             f"{args.actor.num_nodes} x --actor.num_gpus_per_node {args.actor.num_gpus_per_node}, --vllm.num_engines "
             f"{args.vllm.num_engines}, --train.colocate_all {str(args.train.colocate_all).lower()}). Lower these, or "
             f"start Ray with --num-gpus {needed} (virtual devices on a CPU machine)"
-            + (f", and join it with {CLUSTER_VARIABLE}=auto." if CLUSTER_VARIABLE not in os.environ else ".")
+            + (f", and join it with {CLUSTER_VARIABLE}=auto." if not cluster_to_join() else ".")
         )
 
 

@@ -60,7 +60,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_machine, "_read_beside", lambda package, _: files[package])
     monkeypatch.setattr(flash_attn_stub, "is_installed", lambda: True)
     monkeypatch.setenv("PATH", str(toolkit / "bin"))
-    for name in ("CPATH", "CUDA_HOME", "CUDA_PATH", "CXX", "DS_SKIP_CUDA_CHECK"):
+    for name in ("CUDA_VISIBLE_DEVICES", "CPATH", "CUDA_HOME", "CUDA_PATH", "CXX", "DS_SKIP_CUDA_CHECK"):
         monkeypatch.delenv(name, raising=False)
     return SimpleNamespace(files=files, driver=driver, toolkit=toolkit)
 
@@ -225,6 +225,32 @@ def test_auto_selects_cuda_if_reachable(build, gpus, cluster, name, monkeypatch)
     monkeypatch.setattr(choice, "gpus", lambda: (None,) * gpus)
     monkeypatch.setenv("RAY_ADDRESS", cluster)
     assert resolve("auto").name == name
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [(None, "abc"), ("2", "c"), ("1,0", "ba"), ("0, 2", "ac"), ("0,7,1", "a"), ("GPU-b", "b"), ("MIG-1", "a")]
+    + [(value, "") for value in ("", "-1", "NoDevFiles", "7", "x")],
+)
+def test_only_visible_gpus_count(machine, monkeypatch, named, found):
+    """Slurm writes NoDevFiles for a job without GPUs; CUDA stops at the first that does not exist."""
+    monkeypatch.setattr(choice, "vllm_build", lambda: "cuda")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    machine.driver.nvmlDeviceGetCount = lambda: 3
+    machine.driver.nvmlDeviceGetName = lambda handle: "abc"[handle]
+    machine.driver.nvmlDeviceGetUUID = lambda handle: f"GPU-{'abc'[handle]}0"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert "".join(gpu.name for gpu in gpu_machine.gpus()) == found
+    if found:
+        assert resolve("auto").name == "cuda"
+        return
+    for name in ("auto", "cuda"):
+        with pytest.raises(
+            BadOption, match=rf"--backend {name}: .*\(CUDA_VISIBLE_DEVICES={named} hides its GPUs: unset it"
+        ):
+            resolve(name)
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])

@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from marks import SLOW
 
+from openrlhf_ktae.backend import cluster
 from openrlhf_ktae.backend.cluster import (
     EVENTS_VARIABLE,
     LOG_FILES_VARIABLE,
@@ -135,7 +138,8 @@ def test_the_users_settings_win_and_a_verbose_run_reads_all_logs(monkeypatch, ve
     assert EVENTS_VARIABLE not in chosen, "a dashboard needs task events"
 
 
-def test_an_unreachable_cluster_is_refused_at_once():
+def test_an_unreachable_cluster_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(cluster, "ADDRESS_SECONDS", 0.5)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # but does not listen
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -145,6 +149,77 @@ def test_an_unreachable_cluster_is_refused_at_once():
         check_address(address)
     for named in ("auto", "local", "ray://head:10001"):
         check_address(named)
+
+
+@pytest.mark.parametrize(
+    "address", ["head", "http://127.0.0.1:8265", "127.0.0.1:", ":6379", "10.0.0.1:6379,10.0.0.2:1"]
+)
+def test_what_is_no_address_of_a_cluster_is_refused_before_the_run_folder(address, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    words = ["--config", "configs/grpo_ktae/quickstart.yaml", "--run.dir", str(tmp_path / "run")]
+    assert train_ppo_ray.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: RAY_ADDRESS={address}: ")
+    assert "HOST:PORT" in line or "no Ray cluster answers there" in line
+    assert line.endswith("nset RAY_ADDRESS: the command then starts its own")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [(b"HTTP/1.0 400 Bad Request\r\n", True), (b"<!DOCTYPE", True), (b"\0\0\x12\4\0\0\0\0\0", False)],
+    ids=["dashboard", "web server", "gRPC"],
+)
+def test_a_server_that_is_not_ray_is_refused_at_once(answer, refused):
+    """Ray would wait for it for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(Refusal, match=r"such as its dashboard.*6379") if refused else nullcontext():
+            check_address(address)
+        thread.join()
+
+
+def test_an_ipv6_address_is_understood():
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        with pytest.raises(Refusal, match="Connection refused"):
+            check_address(f"[::1]:{taken.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("value", ["", " ", "local"])
+def test_an_empty_address_means_an_own_cluster(value, monkeypatch):
+    """Ray would look for any cluster of this machine."""
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", value)
+    assert cluster.cluster_to_join() == ""
+    asked = []
+    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options))
+    backend = SimpleNamespace(ray_init_options=lambda _: {"address": "local"})
+    cluster.start_ray(SimpleNamespace(run=SimpleNamespace(verbose=False)), backend, {})
+    assert asked[0]["address"] == "local"
+
+
+@pytest.mark.parametrize("error", [ConnectionError("Could not find any running Ray"), RuntimeError("Version mismatch")])
+def test_a_cluster_that_cannot_be_joined_is_refused(error, monkeypatch):
+    import ray
+
+    def fails(**_):
+        raise error
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray, "init", fails)
+    with pytest.raises(Refusal, match=rf"RAY_ADDRESS=auto: cannot join it \({error}\)\. Unset RAY_ADDRESS"):
+        cluster.start_ray(SimpleNamespace(run=SimpleNamespace(verbose=False)), None, {})
 
 
 OWN = """
@@ -193,24 +268,55 @@ def test_a_full_disk_under_the_log_does_not_end_the_run(files_up_to, tmp_path):
     assert (tmp_path / "driver.log").read_text() == "one\nthree\n"
 
 
-def test_a_stop_whose_reason_cannot_be_written_is_still_a_stop(host, monkeypatch, capsys):
-    """Ray wraps the trainer's error in a class of its own."""
-    from ray.exceptions import RayTaskError
-
-    def stops(*_):
-        raise RayTaskError("fit", "", UnwrittenStop("all groups were filtered")).as_instanceof_cause()
-
-    args = SimpleNamespace(run=SimpleNamespace(verbose=False))
+@pytest.fixture
+def ending(host, monkeypatch, tmp_path):
+    """Return a function that runs the command with a training that raises an error, and returns the exit code."""
+    args = SimpleNamespace(run=SimpleNamespace(verbose=False, dir=tmp_path))
     monkeypatch.setenv(stacks.VARIABLE, "")
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     replaced = "environment in_every_process mark start_ray has_dashboard cluster_of_its_own devices_needed"
     for name in replaced.split():
         monkeypatch.setattr(launch, name, lambda *_: {})
-    monkeypatch.setattr(launch, "_train", stops)
     backend = SimpleNamespace(prepare_driver=lambda: None, preloads=None, name="cpu")
     monkeypatch.setattr(train_ppo_ray, "run", lambda words: launch.train(args, backend, lambda text: None))
-    assert train_ppo_ray.main([]) == 3
+
+    def run(error):
+        def fails(*_):
+            raise error
+
+        monkeypatch.setattr(launch, "_train", fails)
+        return train_ppo_ray.main([])
+
+    return run
+
+
+def test_a_stop_whose_reason_cannot_be_written_is_still_a_stop(ending, capsys):
+    """Ray wraps the trainer's error in a class of its own."""
+    from ray.exceptions import RayTaskError
+
+    assert ending(RayTaskError("fit", "", UnwrittenStop("all groups were filtered")).as_instanceof_cause()) == 3
     assert capsys.readouterr().err == "stopped early: all groups were filtered\n"
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        ("torch.AcceleratorError: CUDA error: unspecified launch failure", 4),
+        ("torch.distributed.DistNetworkError: The client socket has timed out after 600000ms", 4),
+        ("RuntimeError: NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO for details)", 4),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", 1),
+        ("ValueError: NCCL error: unhandled cuda error", 1),
+        ("RuntimeError: Engine core initialization failed. See root cause above.", 4),
+    ],
+)
+def test_a_constructor_that_loses_a_gpu_or_peer_counts_as_a_death(reason, code, ending, capsys, monkeypatch):
+    """Ray keeps only the text of an error in a constructor, and vLLM refers to its log for that of its core."""
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    monkeypatch.setattr(launch, "cause_in_logs", lambda _: "AcceleratorError: CUDA error: unspecified launch failure")
+    task = RayTaskError("__init__", f"ray::Engine.__init__() (pid=7)\n{reason}", ValueError())
+    assert ending(ActorDiedError(task)) == code
+    assert reason.split(".")[-1] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])

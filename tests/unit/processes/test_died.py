@@ -236,8 +236,7 @@ def test_lost_gpus_and_peers(kind, text, expected, host):
     from openrlhf_ktae.processes.deaths import died
     from openrlhf_ktae.trainer.engines import engine_died
 
-    error = made(kind, text)
-    for error in (error, wrapped(error), wrapped(wrapped(error))):
+    for error in (made(kind, text), wrapped(made(kind, text)), wrapped(wrapped(made(kind, text)))):
         assert died(error) == bool(expected)
         assert not engine_died(error)
 
