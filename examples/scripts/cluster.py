@@ -4,12 +4,14 @@ python cluster.py alive URL                       exit code 0 if a cluster answe
 python cluster.py nodes URL COUNT SECONDS [PID..] waits until COUNT nodes have joined; 4 after SECONDS, or if a PID ends
 python cluster.py drain URL                       stops every job and waits until they have ended
 python cluster.py job URL ID                      waits until the job has ended; its exit code (130 if it was stopped)
+python cluster.py job submit ...                  `ray job submit ...` with the command quoted for a POSIX shell
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 import urllib.error
@@ -114,8 +116,19 @@ def drain(url: str) -> int:
         time.sleep(POLL_SECONDS)
 
 
+def submit(words: Sequence[str]) -> int:
+    """Run `ray job submit`: its command reaches the job as given, though a shell runs it."""
+    from ray.dashboard.modules.job import cli
+
+    assert cli.list2cmdline  # Ray's own way of quoting, for Windows
+    cli.list2cmdline = shlex.join
+    return cli.submit.main(list(words), prog_name="ray job submit")
+
+
 def main(words: Sequence[str]) -> int:
     """Run the subcommand named by the first argument."""
+    if words[:2] == ["job", "submit"]:
+        return submit(words[2:])
     what, url, *rest = words
     if what == "nodes":
         return nodes(url, int(rest[0]), float(rest[1]), [int(pid) for pid in rest[2:]])

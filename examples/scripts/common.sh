@@ -1,6 +1,14 @@
 #!/usr/bin/env bash
 # Shared by the scripts here. DRY_RUN=1 prints the commands instead of running them.
 
+dry_run() { [[ "${DRY_RUN:-0}" != 0 ]]; }
+show() { printf '%s\n' "$(printf '%q ' "$@")"; } # in one write: commands in the background print too
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+refuse() {
+  say "$@"
+  exit 2
+}
+
 GPUS_PER_NODE="${GPUS_PER_NODE:-8}"
 RAY_PORT="${RAY_PORT:-6379}"
 DASHBOARD_PORT="${DASHBOARD_PORT:-8265}"
@@ -19,17 +27,19 @@ ROOT="$(cd "${HERE}/../.." && pwd)"
 if ! command -v ray >/dev/null && [[ -x "${ROOT}/.venv/bin/ray" ]]; then
   export PATH="${ROOT}/.venv/bin:${PATH}"
 fi
-if [[ "${DRY_RUN:-0}" != 1 ]] && ! command -v ray >/dev/null; then
-  echo "ray is not installed here: run make setup-gpu, or activate the environment that has it" >&2
-  exit 2
-fi
+dry_run || command -v ray >/dev/null || refuse "ray is not installed here: run make setup-gpu, or activate its environment"
+for name in GPUS_PER_NODE RAY_PORT DASHBOARD_PORT AGENT_PORT GRACE_SECONDS JOIN_SECONDS; do
+  [[ "${!name}" =~ ^[1-9][0-9]{0,5}$ ]] || refuse "${name}=${!name}: give a whole number above 0"
+done
 unset RAY_ADDRESS # it may name another cluster; these scripts pass addresses explicitly
 ulimit -S -n 65536 2>/dev/null || true # Ray needs several descriptors per worker
 ulimit -S -l unlimited 2>/dev/null || true # RDMA and CUDA lock memory
 
-dry_run() { [[ "${DRY_RUN:-0}" == 1 ]]; }
-show() { printf '%s\n' "$(printf '%q ' "$@")"; } # in one write: commands in the background print too
-say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+# check_config FILE USAGE: refuse a missing configuration before a cluster starts.
+check_config() {
+  [[ -n "$1" ]] || refuse "usage: $2 CONFIG [options]"
+  [[ -f "$1" ]] || refuse "$1: no such file; give a configuration, such as configs/grpo_ktae/qwen2.5-math-7b.yaml"
+}
 
 # wait_for PID: wait for its end, even if a trapped signal interrupts the wait; return its exit code.
 wait_for() {
@@ -61,18 +71,16 @@ stop_ours() {
 trap stop_ours EXIT
 trap 'exit 130' INT TERM HUP
 
-# own_address NAME: the IPv4 address of this machine for other nodes (HEAD_ADDRESS overrides). Debian and Ubuntu resolve
+# own_address NAME: the IPv4 address of this machine for other nodes, of HEAD_ADDRESS if set. Debian and Ubuntu resolve
 # a machine's own name to 127.0.1.1, which other nodes cannot reach.
 own_address() {
-  local address="${HEAD_ADDRESS:-}"
-  if [[ -z "${address}" ]]; then
-    address="$({ getent ahostsv4 "$1" | awk '{print $1}'; hostname -I | tr ' ' '\n'; } 2>/dev/null |
-      grep --max-count 1 --invert-match --extended-regexp '^(127\.|.*:|$)')" || true
-  fi
-  if [[ -z "${address}" || "${address}" == 127.* || "${address}" == localhost ]]; then
-    say "$1: found no address of this machine for other nodes (${address:-none}); set HEAD_ADDRESS to its IPv4 address"
-    exit 2
-  fi
+  local given="${HEAD_ADDRESS:-}" address
+  address="$({
+    getent ahostsv4 "${given:-$1}" | awk '{print $1}'
+    [[ -n "${given}" ]] || hostname -I | tr ' ' '\n'
+  } 2>/dev/null | grep --max-count 1 --invert-match --extended-regexp '^(127\.|0\.|.*:|$)')" || true
+  [[ -n "${address}" ]] || refuse "${given:+HEAD_ADDRESS=}${given:-$1}: found no address of this machine for other nodes;" \
+    "set HEAD_ADDRESS to its IPv4 address"
   printf '%s\n' "${address}"
 }
 
@@ -128,9 +136,12 @@ submit() {
   local settings="{\"env_vars\": {\"RAY_JOB_STOP_WAIT_TIME_S\": \"$((GRACE_SECONDS + 60))\"}}"
   # shellcheck disable=SC2064 # this job
   dry_run || trap "stop_job ${job}" INT TERM HUP
-  attended ray job submit --address "${URL}" --submission-id "${job}" --runtime-env-json "${settings}" -- \
-    env --chdir "${PWD}" "$(command -v python)" -m openrlhf_ktae.cli.train_ppo_ray --config "${config}" "$@" \
-    --run.grace_seconds "${GRACE_SECONDS}" || code=$?
+  local command=(ray job submit --address "${URL}" --submission-id "${job}" --runtime-env-json "${settings}" --
+    env --chdir "${PWD}" "$(command -v python)" -m openrlhf_ktae.cli.train_ppo_ray --config "${config}" "$@"
+    --run.grace_seconds "${GRACE_SECONDS}")
+  # Ray quotes a job's command as for Windows, so the head's shell would read $, ;, ' and \ in options.
+  dry_run || command=(python "${HERE}/cluster.py" "${command[@]:1}")
+  attended "${command[@]}" || code=$?
   dry_run && return
   attended python "${HERE}/cluster.py" job "${URL}" "${job}" || code=$?
   say "the run ended with exit code ${code}"

@@ -5,9 +5,12 @@ set -euo pipefail
 # shellcheck source=examples/scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-config="${1:?usage: NODES=\"head worker ...\" multi_node.sh CONFIG [options]}"
+config="${1:-}"
+check_config "${config}" 'NODES="head worker ..." multi_node.sh'
 shift
-read -r -a nodes <<<"${NODES:?name the nodes, this one first}"
+names="${NODES:-}"
+read -r -d '' -a nodes <<<"${names//,/ }" || true # spaces, commas or lines between names
+((${#nodes[@]})) || refuse "NODES=${names}: name the nodes, this one first"
 logs="${LOGS:-runs/ray-$(date +%Y%m%d-%H%M%S)}"
 read -r -a ssh <<<"${SSH:-ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=30 -o ServerAliveCountMax=10}"
 # An ssh login lacks this shell's environment: pass the variables that training reads.

@@ -4,7 +4,8 @@ set -euo pipefail
 # shellcheck source=examples/scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-config="${1:?usage: single_node.sh CONFIG [options]}"
+config="${1:-}"
+check_config "${config}" single_node.sh
 shift
 if ! dry_run && python "${HERE}/cluster.py" alive "${URL}"; then
   say "using the existing Ray cluster at ${URL}; it keeps running afterwards"

@@ -15,11 +15,16 @@ set -euo pipefail
 GPUS_PER_NODE="${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}"
 # Slurm runs a copy of this file; the folder it was submitted from is where the others are.
 # shellcheck source=examples/scripts/common.sh
-source "${SLURM_SUBMIT_DIR:?to be started by sbatch}/examples/scripts/common.sh"
+if ! source "${SLURM_SUBMIT_DIR:-}/examples/scripts/common.sh"; then
+  echo "${SLURM_SUBMIT_DIR:-no SLURM_SUBMIT_DIR}: start this with sbatch, from the root of the repository" >&2
+  exit 2
+fi
 
-config="${1:?usage: sbatch --nodes N slurm.sh CONFIG [options]}"
+config="${1:-}"
+check_config "${config}" "sbatch --nodes N slurm.sh"
 shift
-mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:?to be started by sbatch}")
+mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:-}")
+((${#nodes[@]})) || refuse "SLURM_JOB_NODELIST=${SLURM_JOB_NODELIST:-}: scontrol lists no nodes; start this with sbatch"
 logs="${LOGS:-runs/ray-${SLURM_JOB_ID:-dry-run}}"
 address="$(own_address "${nodes[0]}")"
 # srun ignores sbatch's --cpus-per-task (since Slurm 22.05), and gives a step no memory without --mem 0 (all of it).

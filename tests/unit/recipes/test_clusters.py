@@ -221,6 +221,7 @@ def dashboard():
 
         def do_POST(self):
             posted.append(self.path)
+            answers["body"] = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.do_GET()
 
         def log_message(self, *_):
@@ -254,6 +255,20 @@ def test_exit_codes_of_jobs(last, code, dashboard):
     done = ask(url, "job", "j")
     assert done.returncode == code, done.stderr
     assert (last or {}).get("message", "") in done.stderr
+
+
+def test_options_reach_a_job_as_given(dashboard):
+    """A shell runs a job's command, and `ray job submit` quotes it for Windows."""
+    url, answers = dashboard
+    answers["/api/version"] = {"version": "4", "ray_version": "2.55.0", "ray_commit": ""}
+    answers["/api/jobs/"] = {"submission_id": "j", "job_id": None}
+    options = ["a b", "it's {}?", "$HOME `id`", "\\boxed{}", "a;b", "*.py", '"', "", "a \\"]
+    words = ["job", "submit", "--address", url, "--no-wait", "--", "printf", "%s\\n", *options]
+    command = [sys.executable, str(SCRIPTS / "cluster.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    entrypoint = json.loads(answers["body"])["entrypoint"]
+    assert subprocess.check_output(entrypoint, shell=True, text=True, cwd=ROOT).splitlines() == options
 
 
 def test_dead_nodes_do_not_count(dashboard):

@@ -132,6 +132,7 @@ def test_slurm_signals_early_enough_for_a_checkpoint(tmp_path):
         ("10.9.9.9 STREAM n1", "10.1.2.3 ", "10.9.9.9"),
         ("", "fd00::1 10.1.2.3 ", "10.1.2.3"),
         ("127.0.1.1 STREAM n1", "127.0.0.1 ", None),
+        ("0.0.0.0 STREAM n1", "", None),
         ("", "", None),
     ],
 )
@@ -148,14 +149,65 @@ def test_the_head_gets_a_non_loopback_address(hosts, own, address, tmp_path):
     assert "ray start" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [("10.0.0.1", "10.0.0.1"), ("head", "10.7.7.7")]
+    + [(given, None) for given in ("localhost", "127.0.1.1", "127.9.9.9", "0.0.0.0", "::1", "fd00::5", "unknown")],
+)
+def test_a_given_address_of_the_head_becomes_an_ip(given, address, tmp_path):
+    """Workers join ADDRESS:PORT, and a name would resolve to loopback on the head itself."""
+    answers = "head) echo '10.7.7.7 STREAM head';; localhost) echo '127.0.0.1 STREAM localhost';;"
+    stand_in(tmp_path, "getent", f'case "$2" in {answers} *.*) echo "$2 STREAM";; *) exit 2;; esac')
+    stand_in(tmp_path, "hostname", "echo '10.1.2.3 '")
+    done = run_script("multi_node.sh", tmp_path, CONFIG, NODES="n1 n2", DRY_RUN="1", HEAD_ADDRESS=given)
+    if address:
+        assert after(shlex.split(done.stdout.splitlines()[0]), "--node-ip-address") == address
+        assert f"--address {address}:6379" in done.stdout.replace("\\", "")
+        return
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"multi_node.sh: HEAD_ADDRESS={given}: found no address of this machine")
+
+
 @pytest.mark.parametrize("script", ["single_node.sh", "multi_node.sh", "slurm.sh"])
-def test_scripts_print_usage_without_a_configuration(script):
-    environment = {**os.environ, "SLURM_SUBMIT_DIR": str(ROOT)}
-    done = subprocess.run(
-        [str(ROOT / "examples/scripts" / script)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode != 0
-    assert "usage" in done.stderr
+@pytest.mark.parametrize(("words", "said"), [([], "usage"), (["configs/none.yaml"], "configs/none.yaml: no such file")])
+def test_scripts_refuse_a_missing_configuration(script, words, said, tmp_path):
+    done = run_script(script, tmp_path, *words, SLURM_SUBMIT_DIR=str(ROOT), DRY_RUN="1", NODES="a b")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "line " not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "said"),
+    [("single_node.sh", {name: value}, f"{name}={value}: give a whole number above 0")
+     for name in ("GRACE_SECONDS", "JOIN_SECONDS", "GPUS_PER_NODE", "RAY_PORT") for value in ("10m", "-5", "0", "x")]
+    + [
+        ("multi_node.sh", {"NODES": ""}, "name the nodes, this one first"),
+        ("multi_node.sh", {"NODES": " , "}, "name the nodes, this one first"),
+        ("slurm.sh", {"SLURM_SUBMIT_DIR": ""}, "start this with sbatch"),
+        ("slurm.sh", {"SLURM_SUBMIT_DIR": "/tmp"}, "start this with sbatch, from the root of the repository"),
+        ("slurm.sh", {"SLURM_JOB_NODELIST": "nowhere"}, "SLURM_JOB_NODELIST=nowhere: scontrol lists no nodes"),
+    ],
+)  # fmt: skip
+def test_scripts_refuse_bad_variables_before_a_cluster_starts(script, variables, said, tmp_path):
+    stand_in(tmp_path, "scontrol", "exit 1")
+    variables = {"SLURM_SUBMIT_DIR": str(ROOT), "HEAD_ADDRESS": "10.0.0.1", "DRY_RUN": "1", **variables}
+    done = run_script(script, tmp_path, CONFIG, **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("names", ["a b c d", "a,b,c,d", "a\nb\nc\nd", " a, b\n c d "])
+def test_nodes_may_be_separated_by_spaces_commas_or_lines(names, tmp_path):
+    commands = dry_run("multi_node.sh", tmp_path, CONFIG, NODES=names)
+    assert [command[-2] for command in commands if command[0] == "ssh"] == ["b", "c", "d"]
+
+
+@pytest.mark.parametrize("value", ["true", "yes"])
+def test_a_dry_run_runs_nothing_however_it_is_asked_for(value, tmp_path):
+    stand_in(tmp_path, "ray", f"touch {tmp_path}/started")
+    assert dry_run("single_node.sh", tmp_path, CONFIG, DRY_RUN=value)[0][:2] == ["ray", "start"]
+    assert not (tmp_path / "started").exists()
 
 
 def test_the_kubernetes_manifest():
