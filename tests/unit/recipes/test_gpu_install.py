@@ -74,10 +74,44 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path, limit, free):
     assert setup.free_memory(tmp_path / "meminfo", tmp_path / "limit") == free
 
 
-def test_flash_attention_can_be_a_wheel_or_skipped():
-    assert named(planned(FLASH_ATTN_WHEEL="x.whl"), "wheel").command[-1] == "x.whl"
-    assert not [step for step in planned(FLASH_ATTN="no") if "flash" in step.name]
-    assert named(planned(FLASH_ATTN_WHEEL="", FLASH_ATTENTION_SKIP_CUDA_BUILD="TRUE"), "without its kernels")
+def test_flash_attention_can_be_a_wheel_or_skipped(tmp_path):
+    wheel = tmp_path / "x.whl"
+    wheel.touch()
+    for given in (str(wheel), "https://host/x.whl"):
+        assert named(planned(FLASH_ATTN_WHEEL=given), "wheel").command[-1] == given
+    for given in ("no", "No", "0", "false"):
+        assert not [step for step in planned(FLASH_ATTN=given) if "flash" in step.name]
+    assert [step for step in planned(FLASH_ATTN="yes") if "flash" in step.name]
+    step = named(planned(FLASH_ATTN_WHEEL="", FLASH_ATTENTION_SKIP_CUDA_BUILD="TRUE"), "without its kernels")
+    assert "--no-cache-dir" in step.command, "a later installation would take this wheel from pip's cache"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("MAX_JOBS", "NVCC_THREADS") for value in ("0", "-3", "4.5", "all", "1e3")),
+        *(("FLASH_ATTN_CUDA_ARCHS", value) for value in ("sm_90", "9.0", "80,90", "80 90", ";", "80;", "9", "90a")),
+        ("FLASH_ATTN", "maybe"),
+        ("PREBUILD", "2"),
+        *(("FLASH_ATTN_WHEEL", value) for value in ("none.whl", ".", "/etc/hostname")),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_before_the_first_step(name, value, monkeypatch, tmp_path, capsys):
+    """Compiling would fail, or ignore the architecture, after hours; a missing wheel after everything else."""
+    monkeypatch.setattr(setup, "PYTHONS", (sys.version_info[:2],))
+    monkeypatch.setattr(setup, "run", lambda step: pytest.fail(f"runs {step.name}"))
+    monkeypatch.setenv(name, value)
+    assert setup.main(["--venv", str(tmp_path / "venv")]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: setup-gpu: {name}={value}: ")
+    assert "give " in said.err
+    assert said.out == ""
+    assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize("value", ["", "0", "no", "False"])
+def test_optimizers_are_not_compiled_unless_asked(value):
+    assert not [step for step in planned(PREBUILD=value) if "DeepSpeed" in step.name]
 
 
 def test_optimizers_can_be_compiled_without_a_gpu():
@@ -109,7 +143,15 @@ def test_another_python_is_refused():
         ("ERROR: ResolutionImpossible: for help visit", "ResolutionImpossible", "does not respond"),
         ("ERROR: No matching distribution found for torch===2.13.0", "No matching", "pip config list"),
         ("Killed", "Killed", "MAX_JOBS=1"),
-        ("nothing that is known", "exit code 3", "run it again"),
+        ("nothing that is known", "exit code 3: nothing that is known", "run it again"),
+        ("OSError: [Errno 122] Disk quota exceeded: '/home/x'", "quota", "VENV=PATH"),
+        ("Error: [Errno 30] Read-only file system: '/opt'", "Read-only", "VENV=PATH"),
+        ("ModuleNotFoundError: No module named 'flash_attn_2_cuda'", "flash_attn_2_cuda", "pip cache remove"),
+        ("ERROR: HTTP error 404 while getting https://host/x.whl", "404", "FLASH_ATTN_WHEEL"),
+        ("ImportError: libcudart.so.12: cannot open shared object file", "libcudart", "another CUDA"),
+        ("ImportError: libc.so.6: version `GLIBC_2.38' not found", "GLIBC_2.38", "FLASH_ATTN_WHEEL"),
+        ("#error -- unsupported GNU version! gcc versions later than 15", "unsupported GNU", "CC and CXX"),
+        ("nvcc fatal   : Unsupported gpu architecture 'compute_70'", "compute_70", "run it again"),
     ],
 )
 def test_a_failing_step_gives_its_name_the_reason_and_a_fix(said, told, tried, capfd):
@@ -119,6 +161,27 @@ def test_a_failing_step_gives_its_name_the_reason_and_a_fix(said, told, tried, c
     for text in ("step 'torch and friends' failed", told, "Try: ", tried):
         assert text in str(failure.value)
     assert said in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "told", "tried"),
+    [
+        (["/no/such/python", "-m", "pip"], "No such file or directory: '/no/such/python'", "run it again"),
+        (["sh", "-c", "kill -9 $$"], "by SIGKILL", "MAX_JOBS=1"),
+    ],
+)
+def test_a_step_that_cannot_run_or_is_killed_is_explained(command, told, tried):
+    with pytest.raises(setup.Failed, match=f"step 'one' failed.*{told}.*Try: .*{tried}"):
+        setup.run(setup.Step("one", command))
+
+
+def test_an_interrupted_installation_can_be_continued(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup, "plan", interrupted)
+    assert setup.main([]) == 130
+    assert "run it again" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_reported_before_the_download(tmp_path, monkeypatch):
