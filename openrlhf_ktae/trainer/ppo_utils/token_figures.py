@@ -26,7 +26,8 @@ Figures = dict[str, list[torch.Tensor]]
 
 def _entropies(logits: torch.Tensor) -> torch.Tensor:
     log_probs = torch.log_softmax(logits, dim=-1)
-    return -(log_probs.exp() * log_probs).sum(dim=-1)
+    least = torch.finfo(log_probs.dtype).min  # an id that a model rules out has -inf, and 0 x -inf is NaN
+    return -(log_probs.exp() * log_probs.clamp(min=least)).sum(dim=-1)
 
 
 def _sum_squares(logits: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,12 @@ def policy(host):
     return actor
 
 
+def test_an_id_that_the_model_rules_out_adds_nothing(module):
+    logits = torch.tensor([[[1.0, 2.0, -torch.inf]]])
+    expected = module.figures_of(logits[..., :2], NAMES)
+    torch.testing.assert_close(module.figures_of(logits, NAMES), expected, rtol=0, atol=0)
+
+
 def inputs():
     sequences = torch.tensor([[3, 4, 5, 6, 7], [3, 9, 8, 0, 0]])
     attention = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
