@@ -43,6 +43,7 @@ class CpuBackend(Backend):
                 changes.append(f"{flag} {joined(value)}")
 
         change(args.vllm, "--vllm.sync_backend", "gloo")
+        change(args.vllm, "--vllm.sync_with_ray", False)
         change(args.vllm, "--vllm.enforce_eager", True)
         change(args.vllm, "--vllm.enable_sleep", False)
         change(args.ds, "--ds.enable_sleep", False)

@@ -1,6 +1,7 @@
 """`python -m openrlhf_ktae.cli.gpu_check`: does this project work on this machine? Writes gpu-check.json to share."""
 
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -53,12 +54,14 @@ def run(argv: Sequence[str], results: list[Result]) -> None:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep runs and logs here (default: deleted)")
     options = parser.parse_args(list(argv))
     checks = chosen(options.only)
-    if options.minutes is not None and not options.minutes > 0:
+    if options.minutes is not None and not 0 < options.minutes < math.inf:
         raise BadOption(f"--minutes {options.minutes:g}: give more than 0")
-    if options.keep and options.keep.exists() and any(options.keep.iterdir()):
+    if options.keep and options.keep.is_dir() and any(options.keep.iterdir()):
         raise BadOption(f"--keep {options.keep}: is not empty; give a new folder")
     if not options.output.absolute().parent.is_dir():
         raise BadOption(f"--output {options.output}: folder {options.output.parent} does not exist; make it first")
+    if options.output.exists() and not options.output.is_file():
+        raise BadOption(f"--output {options.output}: is not a file; give the name of one")
     if missing := [path for path in (*CONFIGS, "examples/quickstart/model") if not Path(path).exists()]:
         raise BadOption(f"{missing[0]} not found: run this in the folder of a clone, as `make gpu-check` does")
     check_host()
@@ -74,6 +77,14 @@ def run(argv: Sequence[str], results: list[Result]) -> None:
         content = report(found, place, results, time.time() - started)
         write_text(options.output.absolute(), json.dumps(content, indent=1) + "\n")
 
+    for flag, path, make in (
+        ("--keep", options.keep or folder, lambda: folder.mkdir(parents=True, exist_ok=True)),
+        ("--output", options.output, lambda: write([])),
+    ):
+        try:
+            make()
+        except OSError as error:
+            raise BadOption(f"{flag} {path}: cannot be written ({error.strerror}); give another") from None
     devices = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in found["gpus"]) or f"{found['cpus']} CPUs"
     print(f"backend {backend}: {devices}; at most {minutes:g} minutes, report in {options.output}", flush=True)
     try:

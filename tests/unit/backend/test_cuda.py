@@ -14,6 +14,7 @@ from openrlhf_ktae.backend.cuda import CudaBackend
 from openrlhf_ktae.base import gpu_machine
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.checks.backends import backend_problems
+from openrlhf_ktae.checks.models import name_problems
 from openrlhf_ktae.cli import train_ppo_ray as command
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.data import hub
@@ -197,6 +198,21 @@ def test_weights_through_rays_collectives_need_cupy(machine):
     (problem,) = backend_problems(options("--vllm_sync_with_ray"), "cuda")
     assert problem.startswith("--vllm.sync_with_ray true")
     assert "cupy-cuda13x" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "known"), [("nccl", True), ("gloo", True), ("mpi", False), ("NCCL", False), ("", False)]
+)
+def test_an_unknown_transport_of_weights_is_refused(name, known, machine):
+    """The host takes any name but nccl for a request not to share GPU memory."""
+    problems = list(name_problems(options("--vllm.sync_backend", name)))
+    assert problems == ([] if known else [f"--vllm.sync_backend {name}: give one of nccl, gloo"])
+
+
+def test_a_cpu_sends_weights_without_rays_collectives():
+    args = options("--vllm_sync_with_ray")
+    assert "--vllm.sync_with_ray false" in cpu.CpuBackend().adapt(args)
+    assert args.vllm.sync_with_ray is False
 
 
 def test_full_determinism_uses_batch_invariant_kernels(machine):

@@ -328,6 +328,13 @@ def test_this_machine_is_described_without_names():
     [
         ("--only six-steps,seven", "--only six-steps,seven: 'seven' is not one of machine, attention"),
         ("--minutes 0", "--minutes 0: give more than 0"),
+        ("--minutes inf", "--minutes inf: give more than 0"),
+        ("--minutes nan", "--minutes nan: give more than 0"),
+        ("--backend cpu --keep setup.py", "--keep setup.py: cannot be written (File exists); give another"),
+        ("--backend cpu --keep /proc/x", "--keep /proc/x: cannot be written ("),
+        ("--output tests", "--output tests: is not a file"),
+        ("--output /dev/null", "--output /dev/null: is not a file"),
+        ("--backend cpu --output /proc/x.json", "--output /proc/x.json: cannot be written ("),
         ("--keep .", "--keep .: is not empty; give a new folder"),
         ("--output no/such/folder.json", "--output no/such/folder.json: folder no/such does not exist; make it first"),
         ("--backend rocm", "--backend: invalid choice"),
@@ -336,6 +343,7 @@ def test_this_machine_is_described_without_names():
 )
 def test_bad_options_are_refused_before_anything_runs(words, refusal, root, monkeypatch, capsys):
     monkeypatch.chdir(root)
+    monkeypatch.setattr(gpu_check, "run_all", lambda *_: pytest.fail("checks run"))
     assert gpu_check.main(words.split()) == 2
     assert f"error: {refusal}" in capsys.readouterr().err
 
