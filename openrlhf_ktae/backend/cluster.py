@@ -16,6 +16,7 @@ from openrlhf_ktae.backend.base import Backend
 from openrlhf_ktae.backend.cpu_patches import forked_workers, without_services
 from openrlhf_ktae.base.errors import ProcessDied, Refusal
 from openrlhf_ktae.base.faults_config import RETRIES_VARIABLE, SERVER_VARIABLE
+from openrlhf_ktae.base.text import short
 from openrlhf_ktae.processes import marks, remote_code, stacks
 from openrlhf_ktae.processes.marks import mark, swept
 from openrlhf_ktae.processes.setup import BACKEND_VARIABLE, WORKER_HOOK
@@ -102,7 +103,7 @@ def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]
         try:
             ray.init(**settings)
         except Exception as error:  # of several types: another version of Ray, a token that it does not know
-            reason = " ".join(str(error).split())[:300]
+            reason = short(error, 300)
             raise Refusal(f"{CLUSTER_VARIABLE}={address}: cannot join it ({reason}). {OWN_CLUSTER}") from None
     else:
         services = nullcontext() if has_dashboard(backend, args) else without_services(args.run.verbose)
@@ -160,7 +161,7 @@ def start_own(start: Callable[[], Any]) -> None:
             with swept(mark()):
                 ray.shutdown()
             if last:
-                reason = " ".join(str(error).split())[:200]
+                reason = short(error, 200)
                 raise ProcessDied(
                     f"Ray failed to start twice ({reason}); is the machine busy, or short of memory?"
                 ) from None

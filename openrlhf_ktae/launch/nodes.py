@@ -17,6 +17,7 @@ from types import FrameType, SimpleNamespace
 from typing import Any
 
 from openrlhf_ktae.base.errors import Refusal
+from openrlhf_ktae.base.text import short
 from openrlhf_ktae.checkpoint.changes import is_content
 from openrlhf_ktae.checks.backends import machine_problems
 from openrlhf_ktae.data.names import entries
@@ -149,7 +150,7 @@ def _problems(
             except Exception as error:  # whatever stops a worker from starting there would stop a rank
                 if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
                     raise NodeDied(name) from None
-                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                reason = short(error, 300)
                 yield f"node {name} cannot run a task of this run: {type(error).__name__}: {reason}"
             else:
                 yield from (f"{flag}: node {name} {what}" if flag else f"node {name}: {what}" for flag, what in found)
