@@ -71,8 +71,8 @@ stop_ours() {
 trap stop_ours EXIT
 trap 'exit 130' INT TERM HUP
 
-# own_address NAME: the IPv4 address of this machine for other nodes, of HEAD_ADDRESS if set. Debian and Ubuntu resolve
-# a machine's own name to 127.0.1.1, which other nodes cannot reach.
+# own_address NAME: the IPv4 address at which other nodes reach this machine; HEAD_ADDRESS wins if set.
+# Debian and Ubuntu resolve a machine's own name to 127.0.1.1, which other nodes cannot reach.
 own_address() {
   local given="${HEAD_ADDRESS:-}" address
   address="$({
@@ -132,14 +132,14 @@ submit() {
   local config="$1" job code=0
   shift
   job="ktae-${SLURM_JOB_ID:-$(date +%s)}-$$"
-  # Ray kills a stopped job after 3 s unless this says otherwise.
+  # Without this Ray kills a stopped job after 3 s.
   local settings="{\"env_vars\": {\"RAY_JOB_STOP_WAIT_TIME_S\": \"$((GRACE_SECONDS + 60))\"}}"
   # shellcheck disable=SC2064 # this job
   dry_run || trap "stop_job ${job}" INT TERM HUP
   local command=(ray job submit --address "${URL}" --submission-id "${job}" --runtime-env-json "${settings}" --
     env --chdir "${PWD}" "$(command -v python)" -m openrlhf_ktae.cli.train_ppo_ray --config "${config}" "$@"
     --run.grace_seconds "${GRACE_SECONDS}")
-  # Ray quotes a job's command as for Windows, so the head's shell would read $, ;, ' and \ in options.
+  # Ray quotes a job's command as for Windows, so the head's shell would interpret $, ;, ' and \ in options.
   dry_run || command=(python "${HERE}/cluster.py" "${command[@]:1}")
   attended "${command[@]}" || code=$?
   dry_run && return

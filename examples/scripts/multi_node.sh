@@ -17,8 +17,8 @@ read -r -a ssh <<<"${SSH:-ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAli
 PASSED='^(PATH|PYTHONPATH|VIRTUAL_ENV|LD_LIBRARY_PATH|CUDA_HOME|.*_proxy|.*_PROXY|'
 PASSED+='(NCCL|GLOO|UCX|FI|HF|HUGGING_FACE|VLLM|RAY|TORCH|PYTORCH|TRITON|DS|OMP|WANDB|KTAE)_.*)$'
 
-# worker_script COMMAND...: the script for a worker's shell: it gets our environment, and Ray there ends when our end of
-# the connection closes for any reason.
+# worker_script COMMAND...: print the script for a worker's shell. It has our environment, and it ends Ray there when our
+# end of the connection closes for any reason.
 worker_script() {
   local name
   while read -r name; do printf 'export %s=%q\n' "${name}" "${!name}"; done < <(compgen -e | grep -E "${PASSED}")

@@ -13,7 +13,7 @@
 # 780 s before the time limit, and at `scancel --batch --signal TERM JOB`, the run writes a checkpoint and ends with 130.
 set -euo pipefail
 GPUS_PER_NODE="${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}"
-# Slurm runs a copy of this file; the folder it was submitted from is where the others are.
+# Slurm runs a copy of this file. The other scripts are in the folder from which it was submitted.
 # shellcheck source=examples/scripts/common.sh
 if ! source "${SLURM_SUBMIT_DIR:-}/examples/scripts/common.sh"; then
   echo "${SLURM_SUBMIT_DIR:-no SLURM_SUBMIT_DIR}: start this with sbatch, from the root of the repository" >&2
