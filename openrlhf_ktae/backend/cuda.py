@@ -1,4 +1,4 @@
-"""The `cuda` backend patches nothing: its model actors and engine are the host's classes, extended.
+"""The `cuda` backend needs no patches: its model actors and engine are the host's classes, extended.
 
 What a GPU machine lacks is found before anything loads, without a CUDA context in this process (`docs/gpu.md`).
 """
