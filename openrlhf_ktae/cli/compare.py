@@ -8,6 +8,15 @@ from pathlib import Path
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.exit_codes import EXIT_FAILED
 from openrlhf_ktae.cli.command import CommandParser, at_least_1, run_command
+from openrlhf_ktae.compare.comparison import (
+    Outcomes,
+    arm_table,
+    compare_arms,
+    markdown,
+    notes,
+    read_outcomes,
+    test_table,
+)
 from openrlhf_ktae.compare.run_outcomes import BadRun, Run
 from openrlhf_ktae.compare.runs import ArmRun
 from openrlhf_ktae.evaluation.results import require_folder, write_both
@@ -58,6 +67,9 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
     parser.add_argument(
         "--stacks", type=at_least_1, default=1, metavar="N", help="runs at a time; they share the cores (default: 1)"
     )
+    parser.add_argument(
+        "--add", type=Path, metavar="FILE", help="comparison.json of the same arms with other seeds, to report together"
+    )
     parser.add_argument("--report_only", action="store_true", help="train nothing; compare the finished runs")
     options = parser.parse_args(words[:split])
     names = [path.stem for path in options.arms]
@@ -67,9 +79,10 @@ def run(argv: Sequence[str]) -> list[ArmRun]:
     pairs = [_pair(text, names) for text in options.pair]
     require_folder("--output", options.output)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
+    earlier = _earlier(options.add, names, seeds) if options.add else {}
     runs = plan(options.arms, seeds, options.output, words[split + 1 :])
     failed = [] if options.report_only else execute_all(runs, partial(print, flush=True), options.stacks)
-    write(runs, options.output, baseline, options.threshold, pairs)
+    write(runs, options.output, baseline, options.threshold, pairs, earlier)
     return failed
 
 
@@ -80,11 +93,25 @@ def _pair(text: str, names: Sequence[str]) -> tuple[str, str]:
     return arm, other
 
 
+def _earlier(path: Path, names: Sequence[str], seeds: range) -> Outcomes:
+    """Return the outcomes of an earlier comparison, which must not have these seeds."""
+    earlier = {arm: of_arm for arm, of_arm in read_outcomes(path).items() if arm in names}
+    if not earlier:
+        raise BadOption(f"--add {path}: has none of the arms {', '.join(names)}, which are named by their files")
+    if twice := sorted(seed for of_arm in earlier.values() for seed in of_arm if seed in seeds):
+        raise BadOption(f"--add {path}: has seed {twice[0]} too; choose other seeds with --first_seed")
+    return earlier
+
+
 def write(
-    runs: Sequence[ArmRun], output: Path, baseline: str, threshold: float, pairs: Sequence[tuple[str, str]] = ()
+    runs: Sequence[ArmRun],
+    output: Path,
+    baseline: str,
+    threshold: float,
+    pairs: Sequence[tuple[str, str]] = (),
+    earlier: Outcomes | None = None,
 ) -> None:
-    """Write `comparison.json`, `comparison.md` and `comparison.html` of the successful runs."""
-    from openrlhf_ktae.compare.comparison import arm_table, compare_arms, markdown, notes, test_table
+    """Write `comparison.json`, `comparison.md` and `comparison.html` of the successful runs and `earlier` outcomes."""
     from openrlhf_ktae.compare.run_outcomes import read_run
     from openrlhf_ktae.report.curves import NoPlotly
     from openrlhf_ktae.report.run_page import Table, write_run_page
@@ -95,7 +122,7 @@ def write(
             arms.setdefault(one.arm, {})[one.seed] = read_run(one.directory)
     if baseline not in arms:
         raise BadRun(f"{output}: no run of the baseline {baseline} succeeded; see its train.log")
-    result = compare_arms(arms, baseline, threshold, [pair for pair in pairs if {*pair} <= set(arms)])
+    result = compare_arms(arms, baseline, threshold, [pair for pair in pairs if {*pair} <= set(arms)], earlier)
     table = markdown(result)
     write_both(output / "comparison.json", result, table)
     print(table)

@@ -3,16 +3,20 @@
 An arm is compared with the arm whose name is its prefix (`grpo_ktae_paper` with `grpo`), else with the baseline.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.base.text import figure_cell, table_lines
-from openrlhf_ktae.compare.run_outcomes import OUTCOMES, Run, common_budget, outcomes
+from openrlhf_ktae.base.text import figure_cell, short, table_lines
+from openrlhf_ktae.compare.run_outcomes import OUTCOMES, BadRun, Run, common_budget, outcomes
 from openrlhf_ktae.figures.statistics import holm, sign_flip_test, t_interval
 
 PERCENT = ("final_accuracy", "accuracy_at_tokens", "auc_accuracy", "auc_reward", "auc_reward_tokens")
 Arms = Mapping[str, Mapping[int, Run]]
+Outcomes = dict[str, dict[int, dict[str, float]]]
+"""Outcomes by arm and seed."""
 
 
 def rival(arm: str, arms: Sequence[str], baseline: str) -> str | None:
@@ -24,16 +28,24 @@ def rival(arm: str, arms: Sequence[str], baseline: str) -> str | None:
 
 
 def compare_arms(
-    arms: Arms, baseline: str, threshold: float, more_pairs: Sequence[tuple[str, str]] = ()
+    arms: Arms,
+    baseline: str,
+    threshold: float,
+    more_pairs: Sequence[tuple[str, str]] = (),
+    earlier: Mapping[str, Mapping[int, dict[str, float]]] | None = None,
 ) -> dict[str, Any]:
     """Return `arms` (outcomes with 95 % t-intervals over seeds) and `tests` (differences on the same seeds).
 
     Each test flips the signs of the paired differences (exact up to 14 seeds). `p_holm` is corrected per outcome for
     the number of pairs, `more_pairs` included. Runs are compared at the steps and tokens that all of them reached.
+    Outcomes of `earlier` runs, at the steps and tokens of their own comparison, count as further seeds.
     """
     budget = common_budget([run for runs in arms.values() for run in runs.values()])
+    earlier = earlier or {}
     found = {
-        arm: {seed: outcomes(run, threshold, budget) for seed, run in sorted(runs.items())}
+        arm: dict(
+            sorted({**earlier.get(arm, {}), **{s: outcomes(run, threshold, budget) for s, run in runs.items()}}.items())
+        )
         for arm, runs in arms.items()
     }
     pairs = [(arm, other) for arm in arms if (other := rival(arm, list(arms), baseline)) is not None]
@@ -54,6 +66,24 @@ def compare_arms(
     }
 
 
+def read_outcomes(path: Path) -> Outcomes:
+    """Return the outcomes that a `comparison.json` stores for each arm and seed.
+
+    Raises BadRun if the file is not one.
+    """
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        return {
+            arm: {
+                int(seed): {name: float("nan" if values[name] is None else values[name]) for name in OUTCOMES}
+                for seed, values in of_arm.items()
+            }
+            for arm, of_arm in runs.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadRun(f"{path}: not a comparison.json of this command ({short(error)})") from None
+
+
 def _figures(of_arm: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     figures: dict[str, Any] = {"seeds": sorted(of_arm)}
     for outcome in OUTCOMES:
@@ -67,7 +97,8 @@ def _test(outcome: str, arm: str, other: str, found: Mapping[str, Mapping[int, M
     differences = [found[arm][seed][outcome] - found[other][seed][outcome] for seed in seeds]
     mean, low, high = t_interval(differences)
     p = sign_flip_test(differences)
-    return {"outcome": outcome, "arm": arm, "against": other, "seeds": len(seeds), "difference": mean} | {
+    known = sum(not math.isnan(difference) for difference in differences)
+    return {"outcome": outcome, "arm": arm, "against": other, "seeds": known, "difference": mean} | {
         "ci95": [low, high],
         "p": p,
     }

@@ -120,6 +120,41 @@ def comparison_of(tmp_path, root, seeds=2):
     return [*map(str, configs), "--seeds", str(seeds), "--output", str(tmp_path / "out")]
 
 
+def test_earlier_seeds_are_reported_together_with_the_new_ones(tmp_path, root, capsys):
+    words = [*comparison_of(tmp_path, root, seeds=4), "--report_only"]
+    report = tmp_path / "out" / "comparison.json"
+
+    def result(*more):
+        assert main([*words, *more, "--", "--x"]) == 0
+        return json.loads(report.read_text())
+
+    whole = result()
+    first = result("--seeds", "2")
+    assert [figures["seeds"] for figures in first["arms"].values()] == [[1, 2], [1, 2]]
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(first))
+    last = ("--first_seed", "3", "--seeds", "2", "--add", str(earlier))
+    assert result(*last) == whole
+    first["runs"]["grpo"]["2"]["accuracy_at_tokens"] = None
+    earlier.write_text(json.dumps(first))
+    counts = {test["outcome"]: test["seeds"] for test in result(*last)["tests"]}
+    assert (counts["final_accuracy"], counts["accuracy_at_tokens"]) == (4, 3), "a seed without a figure is not counted"
+    capsys.readouterr()
+    for file, seeds, reason in (
+        (earlier, "2", "has seed 2 too; choose other seeds with --first_seed"),
+        (tmp_path / "grpo.yaml", "3", "not a comparison.json of this command"),
+        (tmp_path / "none.json", "3", "not a comparison.json of this command"),
+    ):
+        assert main([*words, "--first_seed", seeds, "--add", str(file)]) == 2
+        error = capsys.readouterr().err
+        assert str(file) in error
+        assert reason in error
+    first["runs"] = {"other": first["runs"]["grpo"]}
+    earlier.write_text(json.dumps(first))
+    assert main([*words, *last]) == 2
+    assert "none of the arms grpo, grpo_k" in capsys.readouterr().err
+
+
 def test_a_finished_comparison_trains_nothing_and_writes_its_tables(tmp_path, root, capsys):
     words = comparison_of(tmp_path, root)
     assert main([*words, "--", "--x"]) == 0
