@@ -1,7 +1,7 @@
 """Departure from the host: each rank saves its part to the staging folder, with state that the host does not save.
 
-That state is the rank's random states and, with `--train.enable_ema`, its shard of the averaged weights. On a resume,
-the options of optimizer and schedule come from this run, although checkpoints contain them too.
+That state is the rank's random states and, with `--train.enable_ema`, its shard of the averaged weights. A resumed run
+uses its own options of optimizer and schedule, although checkpoints contain them too.
 """
 
 import socket
@@ -28,7 +28,7 @@ class CheckpointedActor:
     strategy: Any
     ema_model: Any = None
     _rank: int
-    _get_free_port = staticmethod(free_port)  # where its ranks meet
+    _get_free_port = staticmethod(free_port)  # port at which the ranks meet
 
     def init_model_from_pretrained(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Load as the host does, from the checkpoint chosen by the command."""
@@ -81,7 +81,7 @@ class CheckpointedActor:
 
 @contextmanager
 def options_kept(strategy: Any) -> Iterator[None]:
-    """Make `strategy` temporarily ignore the optimizer and schedule options in the checkpoints that it loads."""
+    """Make `strategy` temporarily ignore optimizer and schedule options in the checkpoints that it loads."""
     load = strategy.load_ckpt
 
     def load_state(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -107,9 +107,9 @@ def set_optimizer_options(
     """Set the options of `groups` on every parameter group, and the schedule's learning rate at its position.
 
     Args:
-        optimizer: with moments, and perhaps options, of a checkpoint.
-        scheduler: at the position of a checkpoint, with this run's shape.
-        groups: options of a new optimizer of this run; parameters and moments are kept.
+        optimizer: has the moments, and perhaps the options, of a checkpoint; keeps its parameters and moments.
+        scheduler: has the position of a checkpoint and this run's shape.
+        groups: options of a new optimizer of this run.
         base_rates: the learning rate of each group before the schedule's factor.
     """
     for group, own in zip(optimizer.param_groups, groups, strict=True):

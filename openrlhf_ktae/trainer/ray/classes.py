@@ -13,11 +13,11 @@ CPU_MODULES = (
     "vllm.v1.engine.async_llm",
     "vllm.v1.worker.cpu_worker",
 )
-"""Modules that the processes of a run on a CPU need."""
+"""Modules that the processes of a run on a CPU import; the fork server imports them in advance."""
 
 
 def host_classes(backend: str) -> Places:
-    """Return the strategy, engine and model actors of a backend (`cuda` or `cpu`)."""
+    """Return our strategy, engine and model actors for a backend (`cuda` or `cpu`)."""
     import ray  # these imports take seconds, and only the driver of a run needs them
 
     from openrlhf_ktae.trainer.ray.ppo_critic import KTAECriticModelActor

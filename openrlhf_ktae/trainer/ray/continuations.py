@@ -1,6 +1,6 @@
-"""In the engine: continue a given beginning of a response, and grade both as one response.
+"""In the engine: continue the given beginning of a response, and grade both parts as one response.
 
-Any single-turn executor works unchanged: to it, the given tokens look sampled.
+Any single-turn executor works unchanged, because it sees the given tokens as if they were sampled.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ContinuingEngine:
         return getattr(self._engine, name)
 
     async def generate(self, prompt_token_ids: list[int], sampling_params: Any, **more: Any) -> Any:
-        """Generate the rest; return vLLM's output with the given tokens in front. Limits count both."""
+        """Generate the rest; return vLLM's output with the given tokens in front. Length limits count both parts."""
         params, given = deepcopy(sampling_params), len(self._begun)
         params.logprobs, params.min_tokens = None, max(params.min_tokens - given, 0)
         if params.max_tokens is not None:
@@ -56,7 +56,7 @@ class ContinuingEngine:
 
 
 def continued(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Wrap an executor's `execute`: for a `Begun` prompt it continues the response and returns only its score."""
+    """Wrap an executor's `execute`. For a `Begun` prompt it returns only score, sampled tokens and the judge's hint."""
 
     @wraps(execute)
     async def rollout(*, prompt: Any, llm_engine: Any, **call: Any) -> Any:

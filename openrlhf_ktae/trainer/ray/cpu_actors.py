@@ -34,9 +34,9 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
     """The host's strategy; DeepSpeed uses torch's AdamW, because its own kernel takes minutes to compile."""
 
     def prepare(self, *args: Any) -> Any:
-        """Prepare models as the host does; their linear layers then use the faster product, the same on all ranks.
+        """Prepare models as the host does; then let linear layers use the faster kernel, the same on all ranks.
 
-        With full determinism they use oneDNN's on every processor.
+        With full determinism they use oneDNN on every processor.
         """
         prepared = super().prepare(*args)
         for entry in args:
@@ -48,7 +48,7 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
         return prepared
 
     def _leads(self, model: torch.nn.Module) -> dict[tuple[int, int], float]:
-        """Measure on rank 0, which records the result."""
+        """Measure the kernels on rank 0, and record the result."""
         found: list[Any] = [None]
         if torch.distributed.get_rank() == 0:
             found = [measured_leads(model)]
@@ -58,7 +58,7 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
         return leads
 
     def get_ds_train_config(self, optim_dict: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """Return the host's DeepSpeed configuration with `torch_adam` and small buckets of gradients."""
+        """Return the host's DeepSpeed configuration with `torch_adam` and small gradient buckets."""
         config = super().get_ds_train_config(optim_dict, **kwargs)
         config["zero_optimization"]["reduce_bucket_size"] = CPU_BUCKET
         optimizer = config.get("optimizer")
@@ -68,7 +68,7 @@ class CpuDeepspeedStrategy(KTAEDeepspeedStrategy):
 
 
 class CpuActor(host_actor.Actor):
-    """The host's model; logits of prompts and padding are not computed, and no table of logits is copied."""
+    """The host's model. Logits of prompts and padding are not computed, and the tensor of logits is not copied."""
 
     def forward(self, sequences: Any, action_mask: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
         """Return log-probabilities (b, T) as the host does; with `return_output` also the output, without logits."""
@@ -100,7 +100,7 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
         super().__init__(*args, **kwargs, dataloader_pin_memory=False)
 
     def ppo_train(self, kl_ctl: float) -> dict[str, Any]:
-        """Update as the host does; release the engines' memory meanwhile, and what the update freed at the end."""
+        """Update as the host does. Engines release memory before; afterwards this process returns what it freed."""
         shared = share_devices(self.args) and torch.distributed.get_rank() == 0
         released = [engine.release_memory.remote() for engine in (shared and self.vllm_engines) or ()]
         status = super().ppo_train(kl_ctl)
@@ -152,7 +152,7 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
                 self._send(bucket, [parameter])
 
     def _send(self, bucket: list[Slot], members: list[Any]) -> None:
-        """Send one bucket from rank 0; nothing more after an engine died."""
+        """Send one bucket from rank 0; send nothing once an engine has died."""
         if self._sending is None:
             return
         self._sending.tell("update_weights_in_bucket", bucket)
@@ -170,16 +170,16 @@ class CpuActorPPOTrainer(KTAEActorPPOTrainer):
         self._broadcast = None  # it keeps the group alive
 
     def _leave_group(self) -> None:
-        """Close the connections.
+        """Close the connections, if the broadcast is over.
 
-        gloo fails at the first dead peer, and the live engines after it would wait for this bucket until the timeout.
+        gloo fails at the first dead peer; the live engines after it would wait for this bucket until the timeout.
         """
         if is_over(self._broadcast):
             self._broadcast = self._model_update_group = None
 
 
 def is_over(sending: Any) -> bool:
-    """Whether a broadcast, if any, ends within seconds, successfully or not; the group cannot be left before."""
+    """Whether a broadcast, if any, ends within `GIVING_UP_SECONDS`, even by failing; only then can the group close."""
     end = time.monotonic() + GIVING_UP_SECONDS
     while sending is not None and not sending.is_completed() and time.monotonic() < end:
         time.sleep(0.01)
@@ -192,7 +192,7 @@ class CpuPolicyModelActor(KTAEPolicyModelActor):
     update_loop = CpuActorPPOTrainer
 
     def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Load as the host does; send the weights to engines that have those of an earlier run."""
+        """Load as the host does; send the weights if reused engines still have those of an earlier run."""
         host.Actor = CpuActor
         super().init_model_from_pretrained(*args, **kwargs)
         trim()

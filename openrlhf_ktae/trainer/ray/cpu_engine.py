@@ -11,7 +11,7 @@ from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
 
 
 class CpuRolloutActor(KTAERolloutActor):
-    """A vLLM engine on the CPU: its dtype, cache size and worker extension replace the host's fixed ones."""
+    """A vLLM engine on the CPU, with its own dtype, cache size and worker extension instead of the host's."""
 
     _wants_weights = False
     worker_extension = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__qualname__}"
@@ -30,11 +30,11 @@ class CpuRolloutActor(KTAERolloutActor):
         await self.llm.collective_rpc("update_weights_in_bucket", args=(bucket,))
 
     async def release_memory(self) -> None:
-        """Release memory that is not needed until weights arrive; nothing may be generated meanwhile."""
+        """Release memory that is not needed until weights arrive; nothing may be generated until then."""
         await self.llm.collective_rpc("release_memory")
 
     async def begin_again(self, seed: int) -> None:
-        """Start another run of the same shape; the weights are the last run's until the ranks send new ones."""
+        """Start another run of the same shape, with the last run's weights until the ranks send new ones."""
         self._wants_weights = True
         await self.llm.reset_prefix_cache()
         await self.llm.collective_rpc("reseed", args=(seed,))

@@ -1,8 +1,8 @@
 """Weight synchronisation from the trainer to the engines over gloo, many tensors per call.
 
-The host sends one Ray call and one NCCL broadcast per parameter. On a CPU the calls cost more than the bytes,
-so parameters are sent in buckets: a manifest over Ray, the bytes in one broadcast. vLLM's engine process imports
-this module, so it imports only torch.
+The host makes one Ray call and one NCCL broadcast per parameter. On a CPU the calls cost more than the bytes, so
+parameters are sent in buckets: a manifest over Ray, the bytes in one broadcast. vLLM's engine process imports this
+module, so its imports must stay light: neither the host nor DeepSpeed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from openrlhf_ktae.backend.cpu_memory import forget, trim
 from openrlhf_ktae.backend.cpu_packed_linear import forget_packed
 
 BUCKET_BYTES = 128 * 2**20
-ALIGNMENT = 16  # bytes; every tensor of a bucket starts at a multiple, so that a view of any dtype is allowed
+ALIGNMENT = 16  # bytes; every tensor of a bucket starts at a multiple, so that it can be viewed in any dtype
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -114,13 +114,13 @@ class CpuWorkerExtension:
         forget_packed(self.model_runner.model)
 
     def release_memory(self) -> None:
-        """Release keys, values and packed weights; new weights are packed again, and invalidate cached prefixes."""
+        """Release keys, values and packed weights. New weights are packed again, and invalidate cached prefixes."""
         forget_packed(self.model_runner.model, free=True)
         forget(*self.model_runner.kv_caches)
         trim()
 
     def reseed(self, seed: int) -> None:
-        """Seed this process as vLLM does when it starts: requests without a seed sample from its generator."""
+        """Seed this process as vLLM does at start: requests without a seed sample from its random generator."""
         from vllm.utils.torch_utils import set_random_seed
 
         set_random_seed(seed)

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from openrlhf_ktae.base.gpu_machine import GIB, gpu_memory
 
-FREE_SECONDS = 60.0  # for a dead engine's memory to be freed; the trainer is already offloaded
+FREE_SECONDS = 60.0  # for the memory of a dead engine to be freed; the trainer's is already offloaded
 POLL_SECONDS = 1.0
 LOOK_SECONDS = 30.0  # for a process on each GPU to read its free memory
 SLIVER = 0.01  # share of a GPU that such a process requests from Ray
@@ -26,11 +26,11 @@ def own_gpu_memory() -> Memory | None:
 
 
 async def engine_memory(bundles: Sequence[int] | None) -> list[Memory]:
-    """Return the memory of each of an engine's GPUs that can be read; called in the engine's actor.
+    """Return the memory of those of an engine's GPUs that can be read; called in the engine's actor.
 
     Args:
-        bundles: bundles of the actor's placement group, one for each worker of an engine on several GPUs. The actor
-            itself then has no GPU, and the workers may be on other nodes.
+        bundles: for an engine on several GPUs, the bundle of each worker in the actor's placement group. The actor
+            then has no GPU, and the workers may be on other nodes.
     """
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

@@ -1,5 +1,5 @@
-"""Departures from the host in the update: Dr. GRPO's constant normaliser, a schedule that follows the data, and old
-log-probabilities from the update itself."""
+"""Departures from the host in the update: Dr. GRPO's constant normaliser, a learning-rate schedule that follows the
+data, and old log-probabilities from the update itself."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from openrlhf_ktae.trainer.ray.checkpointing import CheckpointedActor
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 from openrlhf_ktae.trainer.ray.weight_sending import EveryEngine, GuardedGroup, Sending
 
-NO_TOKENS = 1e-6  # weight of a micro-batch without action tokens: the host divides by the sum of these
+NO_TOKENS = 1e-6  # weight of a micro-batch without action tokens: the host divides by the sum of weights
 _HostPolicyModelActor: Any = undecorated(host.PolicyModelActor)
 
 
@@ -31,7 +31,7 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
     actor: Any
     vllm_engines: Any
     _model_update_group: Any = None
-    """Rank 0 and the engines; None with CUDA IPC."""
+    """The group of rank 0 and the engines; None with CUDA IPC."""
     _sending: Sending | None = None
     """Set on rank 0 while weights are sent."""
 
@@ -73,8 +73,7 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
     def _init_vllm_sync_group(self, backend: str) -> None:
         """Create the group with all engines, as the host does.
 
-        Raises ray.exceptions.RayActorError if an engine failed to start, or died meanwhile; the group would wait for it
-        for minutes.
+        Raises ray.exceptions.RayActorError if an engine failed to start or died. The group would wait minutes for it.
         """
         ray.get([engine.answer.remote() for engine in self.vllm_engines])
         engines = self.vllm_engines
@@ -108,7 +107,7 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
 
     def _send_weights(self) -> None:
         """Send all parameters; every rank takes part in gathering shards."""
-        seen: dict[str, Any] = {}  # by the host's loop
+        seen: dict[str, Any] = {}  # attributes as the host's loop sees them
         if self._sending is not None:
             group = GuardedGroup(self._sending, self._model_update_group)
             seen = {"vllm_engines": [EveryEngine(self._sending)], "_model_update_group": group}
@@ -125,12 +124,12 @@ class KTAEActorPPOTrainer(host.ActorPPOTrainer):
 
 
 def normaliser(info: dict[str, Any], args: SimpleNamespace, accumulated: int) -> dict[str, Any]:
-    """Return the divisors of the summed loss of a micro-batch.
+    """Return the divisors of the summed loss of a micro-batch; none is 0.
 
     With `--actor.dr_grpo_norm`, the token count of an optimizer step becomes `train.batch_size x
     rollout.max_new_tokens`, independent of the responses (Dr. GRPO, arXiv 2503.20783). Without a dynamic batch the host
-    divides its count by the number of accumulated micro-batches, since DeepSpeed divides the loss by it again; the
-    constant is treated the same. A step whose responses are all masked has no tokens; its loss is 0 instead of 0 / 0.
+    divides its count by the number of accumulated micro-batches, because DeepSpeed divides the loss by it again. The
+    constant is treated alike. A step whose responses are all masked has no tokens; its loss is 0 instead of 0 / 0.
     """
     parts = 1 if args.train.dynamic_batch_enable else max(int(accumulated), 1)
     least = 1.0 / parts
@@ -154,7 +153,7 @@ class KTAEPolicyModelActor(CheckpointedActor, _HostPolicyModelActor):
         super().init_model_from_pretrained(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return log-probabilities (b, T) as the host does; in a dict with figures that an estimator needs, if any."""
+        """Return log-probabilities (b, T) as the host does; if the estimator needs figures, a dict with both."""
         names = [name for name in FORMULAS if name in self.strategy.args.algo.credit.needs]
         if not names:
             return super().forward(*args, **kwargs)
@@ -169,10 +168,10 @@ class KTAEPolicyModelActor(CheckpointedActor, _HostPolicyModelActor):
         self.trainer._init_vllm_sync_group(self.strategy.args.vllm.sync_backend)
 
     def follow_schedule(self, progress: float) -> None:
-        """Advance the learning-rate schedule to `progress`, the share of the run's prompts used before a step.
+        """Advance the learning-rate schedule to `progress`, the share of the run's prompts used before this step.
 
-        The host assumes one update per `--train.batch_size` rollouts of the data set. With filtered groups there are
-        fewer updates, and a schedule that counts them would never finish.
+        The host assumes one update per `--train.batch_size` rollouts of the data set. Filtering leaves fewer updates,
+        and a schedule that counts updates would never finish.
         """
         forward_schedule(self.actor_scheduler, round(progress * self.max_steps))
 

@@ -1,8 +1,8 @@
 """Reference and reward model processes that die are restarted, and lost forward passes are repeated.
 
-Ray restarts the process, without its model. The trainer notices when it requests log-probabilities or rewards. It
-restarts all ranks of the group (a process group that lost a member cannot admit a new one), loads the model as
-the host did, and repeats the request. No state is lost, since these models are not trained.
+Ray restarts the process without its model. The trainer notices when it requests log-probabilities or rewards. It
+restarts all ranks of the group, because a process group that lost a member cannot admit a new one. It loads the model
+as the host did, and repeats the request. No state is lost, because these models are not trained.
 """
 
 import os
@@ -35,7 +35,7 @@ class RestartableModel:
     _rank: int
     _master_addr: str
     _master_port: int
-    _get_free_port = staticmethod(free_port)  # where its ranks meet
+    _get_free_port = staticmethod(free_port)  # port at which the ranks meet
 
     def loaded(self) -> bool:
         """Return whether the model is loaded; a restarted process has none."""
@@ -58,7 +58,7 @@ def restartable(host_class: Any, restarts: int) -> Any:
 
     Args:
         host_class: the undecorated class of the host.
-        restarts: times the trainer may restart a group. Ray's own limit is lifted, as live ranks restart too.
+        restarts: how often the trainer may restart a group. Ray has no limit then, because live ranks restart too.
     """
     plain = type(host_class.__name__, (RestartableModel, host_class), {})
     return ray.remote(num_gpus=1, max_restarts=-1 if restarts else 0)(plain)
@@ -72,7 +72,7 @@ class RevivingExperienceMaker(RemoteExperienceMaker):
 
     @torch.no_grad()
     def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
-        """Make experience as the host does; retry if a process died: samples change only after all passes return."""
+        """Do as the host does; retry if a process died. Samples change only after all passes return."""
         fault: RayError | None = None
         while True:
             try:
@@ -85,7 +85,7 @@ class RevivingExperienceMaker(RemoteExperienceMaker):
                 fault = error
 
     def _restart_dead(self, fault: RayError) -> None:
-        """Reload models whose processes died; raise `fault` if it has another cause, or after too many restarts."""
+        """Reload models whose processes died. Raise `fault` if no process died, or after too many restarts."""
         groups = {
             "reference": (self.initial_model_group, self.args.actor.model_name_or_path),
             "reward": (self.reward_model_group, self.args.reward.model_name_or_path),
@@ -109,7 +109,7 @@ class RevivingExperienceMaker(RemoteExperienceMaker):
 def surviving_ranks(group: Any) -> list[Any] | None:
     """Return the ranks that may still be alive in a group that lost one; None if the group is complete.
 
-    Busy ranks are waited for, unless another is known to be dead: a busy rank may itself be waiting for that one.
+    Wait for busy ranks, unless a rank is known to be dead: a busy one may be waiting for it.
     """
     asked = {actor.loaded.remote(): actor for actor in group._actor_handlers}
     left: list[Any] = []
@@ -129,7 +129,7 @@ def surviving_ranks(group: Any) -> list[Any] | None:
 
 
 def reload_group(group: Any, left: list[Any], strategy: Any, path: str) -> None:
-    """Also restart the ranks `left` of a group, and load its model from `path` as the host's command does.
+    """Restart the ranks `left` of a group too, and load its model from `path` as the host's command does.
 
     Raises RayError if a rank does not come back, or dies again.
     """

@@ -1,7 +1,7 @@
 """In the engine: failed rollouts, and restarts of the engine.
 
-If an agent, reward or verifier raises, its prompt is retried, then its group is given up; the run continues. Imports
-here delay the start of every engine, so neither the host's trainer nor DeepSpeed is imported.
+If an agent, reward or verifier raises, its prompt is retried. If that fails, its group is given up and the run
+continues. Imports here delay the start of every engine, so neither the host's trainers nor DeepSpeed is imported.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from openrlhf_ktae.verifier.user_reward import label_and_row
 
 DEATH_POLL_SECONDS = 1.0
 FAILURE = "failure"  # key of a placeholder for a failed response
-DEATH_SECONDS = 1.0  # a core that shuts down first cuts its responses off; its death is known after this time
+DEATH_SECONDS = 1.0  # after cutting its responses off, for a core that shuts down to be known as dead
 
 
 class OutdatedEngine(RuntimeError):
@@ -45,8 +45,8 @@ class AgentGaveUp(RuntimeError):
 def contained(execute: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """Return `execute`, a method of an agent, with SystemExit and CancelledError turned into ordinary errors.
 
-    In a task, SystemExit would end the engine's event loop, and CancelledError would go unnoticed; a cancellation by
-    Ray or vLLM is passed on. A response that was cut off fails the rollout, even if the agent handles it.
+    In a task, SystemExit would end the engine's event loop, and CancelledError would go unnoticed. A cancellation by
+    Ray or vLLM is passed on. A response that was cut off fails the rollout, even if the agent handles the error.
     """
 
     @wraps(execute)
@@ -71,13 +71,13 @@ class RetryingRollouts:
     """Mixin for an engine's actor class.
 
     In a process that Ray has restarted, the constructor loads nothing: the trainer may be in an update that fills the
-    GPU. The trainer calls `reload` once its own memory is offloaded. With sleep mode, the engine goes to sleep
-    after loading, like the others.
+    GPU. The trainer calls `reload` once its own memory is offloaded. With sleep mode, the engine then goes to sleep
+    like the others.
     """
 
     llm: Any
     gpu_memory: Callable[[list[int] | None], Awaitable[list[Memory]]]
-    """Return free and total bytes of each of the engine's GPUs, if known; it gets `bundle_indices`."""
+    """Takes `bundle_indices`; returns free and total bytes of each of the engine's GPUs, if known."""
     _load: Callable[[], Awaitable[None]] | None = None
     _got_weights = False
     _weights_step = 0
@@ -111,7 +111,7 @@ class RetryingRollouts:
         return await self.answer()
 
     async def until_dead(self) -> None:
-        """Never return; callers learn at once when this process, or vLLM's core, dies.
+        """Never return, so that callers soon learn when this process or vLLM's core dies.
 
         Raises vLLM's error once its core is dead.
         """
@@ -124,10 +124,10 @@ class RetryingRollouts:
         return await self.generate_responses(**call)
 
     async def generate_responses(self, **call: Any) -> list[dict[str, Any]]:
-        """Generate as the host does; retry on errors; finally return empty rollouts with the reason.
+        """Generate as the host does. Retry on errors, then return empty rollouts with the reason.
 
-        An answer is marked with the step of the weights that its first token was sampled with. Raises OutdatedEngine if
-        this process was restarted and does not have the current weights yet.
+        Each answer has the step of the weights that sampled its first token. Raises OutdatedEngine if this process was
+        restarted and does not have the current weights yet.
         """
         if not self._current:
             raise OutdatedEngine("a restarted engine waits for the current weights")

@@ -1,7 +1,7 @@
 """Send tensors between Ray processes as plain memory.
 
-Symptom: Ray pickles a CPU tensor as `torch.save` would, 60 us and three copies each; a step's rollouts contain hundreds
-of thousands of small ones. Here a tensor is sent as the bytes of its array, out of band if large. Ray's
+Symptom: Ray pickles a CPU tensor as `torch.save` would, with three copies in 60 us. A step's rollouts contain hundreds
+of thousands of small tensors. Here a tensor is sent as the bytes of its array, out of band if large. Ray's
 `RAY_ENABLE_ZERO_COPY_TORCH_TENSORS` does the same, but received tensors are read-only. Remove when they are writable.
 """
 
@@ -18,7 +18,7 @@ DEFAULT = "default"
 
 @cache
 def send_tensors_plainly() -> None:
-    """Make this process send tensors this way; receivers need only this module."""
+    """Make this process send tensors as plain memory; receivers only need to import this module."""
     ray.util.register_serializer(torch.Tensor, serializer=plain, deserializer=whole)
 
 

@@ -20,7 +20,7 @@ from openrlhf_ktae.trainer.ray.retrying_rollouts import DEATH_POLL_SECONDS, cont
 from openrlhf_ktae.verifier.http_reward import HttpAgentExecutor
 
 _HostRolloutActor: Any = undecorated(host.RolloutRayActor)
-ARRIVAL_SECONDS = 2.0  # after this long without a new request, missing ones have failed; the others run
+ARRIVAL_SECONDS = 2.0  # without a new request; then missing ones have failed, and the others run
 POLL_SECONDS = 0.001
 ANSWERED_BY_THE_CORE = "collective_rpc pause_generation resume_generation reset_prefix_cache sleep wake_up".split()
 
@@ -45,7 +45,7 @@ def unless_dead(llm: Any, call: Callable[..., Awaitable[Any]]) -> Callable[..., 
 
 
 def with_servers(executor: Any) -> Any:
-    """Return the host's executor, or ours if reward servers judge."""
+    """Return the host's executor, or our own if reward servers judge."""
     servers = getattr(executor, "reward_endpoints", [])
     if type(executor) is SingleTurnAgentExecutor and servers and not servers[0].endswith(".py"):
         return HttpAgentExecutor(servers)
@@ -53,12 +53,12 @@ def with_servers(executor: Any) -> Any:
 
 
 class KTAERolloutActor(_HostRolloutActor):
-    """The host's engine with seeded sampling; requests without a seed run as in the host."""
+    """The host's engine with seeded sampling. Requests without a seed run as in the host."""
 
     worker_extension = "openrlhf_ktae.trainer.ray.vllm_worker_wrap.KTAEWorkerWrap"
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
-        # Log-probabilities of the distribution sampled from, after temperature: the trainer computes the same.
+        # Log-probabilities of the sampling distribution, after temperature: the trainer computes the same.
         kwargs["logprobs_mode"] = kwargs.get("logprobs_mode") or "processed_logprobs"
         leave_interrupts_to_the_driver()  # in this thread, which starts vLLM's core
         kwargs["worker_extension_cls"] = self.worker_extension
@@ -72,7 +72,7 @@ class KTAERolloutActor(_HostRolloutActor):
 
     @staticmethod
     async def gpu_memory(bundles: list[int] | None) -> list[Memory]:
-        """Return free and total bytes of each of the engine's GPUs; if it has several, they are in `bundles`."""
+        """Return free and total bytes of each of the engine's GPUs; several GPUs are in `bundles`."""
         return await engine_memory(bundles)
 
     async def hold(self) -> None:

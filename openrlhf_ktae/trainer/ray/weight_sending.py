@@ -1,8 +1,8 @@
 """On rank 0 of the trainer: engines that die while weights are sent to them.
 
 Every rank gathers one parameter after another. If rank 0 raised in the middle, the others would wait for it in the next
-gather or barrier until the collective times out, after 60 minutes with NCCL. So the first error is kept and nothing
-more is sent; all ranks gather to the end, and the error is raised there.
+gather or barrier until the collective times out, after 60 minutes with NCCL. So the first error is kept, nothing more
+is sent, all ranks gather to the end, and only then the error is raised.
 
 A broadcast to a dead engine can block rank 0, in the call or later on its stream. A thread therefore watches the
 engines and aborts the group (`ncclCommAbort`), which unblocks both. If that does not help, it ends the process.
@@ -25,10 +25,10 @@ import torch
 from openrlhf_ktae.trainer.engines import engine_died
 
 POLL_SECONDS = 1.0
-REASON_SECONDS = 5.0  # for Ray to notice that an engine died, if the broadcast fails first
+REASON_SECONDS = 5.0  # for Ray to notice an engine's death, if the broadcast fails first
 STUCK_SECONDS = 10.0  # for the other engines to leave the same broadcast
 LEAVING_SECONDS = 30.0  # without progress after an engine died
-BROADCASTS = "update_weight"  # the host's call that returns after a broadcast; the others complete by themselves
+BROADCASTS = "update_weight"  # the host's call that returns only after a broadcast; other calls need none
 
 
 class Sending:
@@ -36,8 +36,8 @@ class Sending:
 
     Args:
         engines: the actors.
-        watched: calls of `until_dead`, one for each engine, from the previous sending; renewed in place.
-        leave: leaves the group of rank 0 and the engines, from any thread.
+        watched: the pending `until_dead` call of each engine, from the previous sending; renewed in place.
+        leave: leaves the group of rank 0 and the engines; called in any thread.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Sending:
         self._leave()
 
     def _reason(self, error: Exception) -> Exception:
-        """Return the cause of an engine's death if that made a broadcast fail, else `error`."""
+        """Return the cause of an engine's death if it made a broadcast fail, else `error`."""
         if self.lost is None and not engine_died(error):
             return self._death(REASON_SECONDS) or error
         return error
@@ -157,7 +157,7 @@ class Sending:
 
 
 class CallRecorder:
-    """Stands for an engine whose calls are noted in `refs`, in the order of the engines."""
+    """Proxy for an engine; appends a reference to each call to `refs`, in the order of the engines."""
 
     def __init__(self, engine: Any, refs: list[Any]) -> None:
         self._engine, self._refs = engine, refs
@@ -171,7 +171,7 @@ class CallRecorder:
 
 
 class EveryEngine:
-    """Proxy for all engines in the host's loop; its calls return at once, or when all engines have answered."""
+    """Proxy for all engines in the host's loop. Calls return when all have answered; `BROADCASTS` returns at once."""
 
     def __init__(self, sending: Sending) -> None:
         self._sending, self._nothing = sending, ray.put(None)
