@@ -1,4 +1,4 @@
-"""Experiences stored by columns: one tensor per field with views into it, instead of one tensor per rollout and field.
+"""Experiences stored by columns: one tensor per field, with a view for each rollout.
 
 Shapes: `B` rollouts, `T` positions of one.
 """
@@ -20,9 +20,9 @@ from openrlhf_ktae.trainer.ppo_utils.ragged import Memory
 from openrlhf_ktae.trainer.ppo_utils.received import FIELDS, LISTS, NAMES, TABLES
 
 TOGETHER_BYTES = 64 * 1024
-"""Tensors of at most this mean size are sent as one. Copying larger ones costs more than sending them separately."""
+"""Tensors of at most this mean size are sent as one; copying larger ones costs more than sending them separately."""
 NARROW = {"sequences": torch.int32, "attention_mask": torch.int8, "action_mask": torch.int8}
-"""Tables that the host keeps in 64 bits -> the dtype that their values need, in micro-batches here and when sent."""
+"""Tables that the host keeps in 64 bits -> the narrower dtype that they have in micro-batches here and when sent."""
 DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float32}
 """Type of a number -> dtype of its tensor."""
 
@@ -39,7 +39,7 @@ class Experiences(list[Any]):
 
 
 class Tables(list[torch.Tensor]):
-    """The tables of one field, `name`, of experiences; slices are `Tables` too. They are sent in narrow dtypes."""
+    """The tables of one field, `name`, of experiences. Slices are `Tables` too. They are sent in narrow dtypes."""
 
     def __init__(self, tables: Iterable[torch.Tensor], name: str) -> None:
         super().__init__(tables)
@@ -92,14 +92,14 @@ class Together:
 
 
 class Narrow:
-    """A packed column that gets its own dtype back when it arrives."""
+    """A packed column in a narrow dtype; it gets `dtype` back when it is unpacked."""
 
     def __init__(self, column: Any, dtype: torch.dtype) -> None:
         self.column, self.dtype = column, dtype
 
 
 def narrowed(values: list[Any], name: str) -> Any:
-    """Return `packed` values. Tables in `NARROW` are sent in that dtype, 6 bytes instead of 24; ranks get int64."""
+    """Return `packed` values; tables of `NARROW` in its dtypes, together 6 bytes per token not 24. Ranks get int64."""
     if name not in NARROW or not of_one_kind(values) or values[0].dtype not in (torch.int64, NARROW[name]):
         return packed(values)
     return Narrow(packed([value.to(NARROW[name]) for value in values]), torch.int64)
@@ -140,10 +140,10 @@ def unpacked(column: Any) -> list[Any]:
 
 
 def micro_batches(parts: Sequence[Sequence[Experience]], padding: int, memory: Memory) -> list[Experience]:
-    """Merge the rollouts of each part into one experience as the host's `concat_experiences` does.
+    """Merge the rollouts of each part into one experience, as the host's `concat_experiences` does.
 
-    Tables of fields that were never read have the dtypes in `NARROW`.
-    The host makes 25 tensors for each part: 0.5 s for 1,024 prompts of 16 rollouts.
+    Tables of fields that were never read have the dtypes in `NARROW`. The host makes 25 tensors for each part, which
+    takes 0.5 s for 1,024 prompts of 16 rollouts.
     """
     order, sizes = [rollout for part in parts for rollout in part], [len(part) for part in parts]
     received = all("group" in vars(rollout) for rollout in order)
@@ -167,7 +167,7 @@ def micro_batches(parts: Sequence[Sequence[Experience]], padding: int, memory: M
 
 
 class Groups:
-    """The groups of received rollouts; `rows_of_group` are the places in the batch of each group's rollouts."""
+    """The groups of received rollouts; `rows_of_group` has the places of each group's rollouts in the batch."""
 
     def __init__(self, order: Sequence[Any]) -> None:
         found = {id(rollout.group): rollout.group for rollout in order}
@@ -180,7 +180,7 @@ class Groups:
         self.rows_of_group = np.split(rows_B, np.searchsorted(np.array(self.index)[rows_B], np.cumsum(sizes)[:-1]))
 
     def values(self, of_group: Callable[[Any], Iterable[Any]]) -> list[Any]:
-        """Return the value of each rollout in the order of the batch; `of_group` returns those of a group."""
+        """Return the value of each rollout in the order of the batch; `of_group` returns the values of a group."""
         values = list(chain.from_iterable(map(of_group, self.groups)))
         return values if self._straight else [values[i] for i in self.index]
 
@@ -205,12 +205,12 @@ def unread_column(groups: Groups, sizes: list[int], name: str, memory: Memory, p
 
 
 def numbers(values: list[Any], sizes: list[int]) -> list[Any] | None:
-    """Return a tensor for each run of `sizes` of numbers of one type, a None for a run of Nones; otherwise None."""
+    """Return a tensor for each run of `sizes` numbers; Nones if all are None; None for mixed or other types."""
     if all(value is None for value in values):
         return [None] * len(sizes)
     if len(set(map(type, values))) > 1 or type(values[0]) not in DTYPES:
         return None
-    whole_B = torch.from_numpy(np.array(values))  # a tensor of a list takes three times as long
+    whole_B = torch.from_numpy(np.array(values))  # `torch.tensor` of a list takes three times as long
     return list(whole_B.to(DTYPES[type(values[0])]).split(sizes))
 
 
@@ -241,7 +241,7 @@ def unread_tables(
 
 @compiled
 def set_ones(out_N: Any, starts_S: Any, ends_S: Any) -> None:
-    """Set the spans from each start to its end to 1."""
+    """Set `out_N` to 1 from each start to its end."""
     for s in range(starts_S.size):
         out_N[starts_S[s] : ends_S[s]] = 1
 
@@ -250,7 +250,7 @@ def set_ones(out_N: Any, starts_S: Any, ends_S: Any) -> None:
 def copy_rows(
     source_N: Any, rows: Any, starts_B: Any, widths_B: Any, places_B: Any, table_B: Any, padding: int, out_N: Any
 ) -> None:
-    """Copy the given rows of tables from an array, and pad each on the right."""
+    """Copy `rows` from an array into tables, and pad each row on the right."""
     for b in rows:
         start, place, width = starts_B[b], places_B[b], widths_B[b]
         for t in range(width):
@@ -260,7 +260,7 @@ def copy_rows(
 
 
 def joined(values: list[Any], sizes: list[int], memory: Memory, padding: int = 0) -> list[Any]:
-    """Merge each run of consecutive values (`sizes` long) as the host's `_merge_item` does."""
+    """Merge runs of consecutive values, of the lengths `sizes`, as the host's `_merge_item` does."""
     if of_one_kind(values):
         if {*map(torch.Tensor.dim, values)} == {*map(torch.Tensor.numel, values)} == {1}:
             return list(torch.cat(values).split(sizes))

@@ -1,8 +1,8 @@
 """Values of prefixes for estimators that need them: mean scores of continuations sampled after the rollouts.
 
-The engines sample continuations with the weights, limits and verifier of the rollouts. Continuations are not trained
-on and do not count in reward metrics. With full determinism they have separate seeds, so rollouts do not depend on
-them. Values are stored in the host's `values` field, which is free because there is no critic; NaN means no value.
+Continuations use the weights, limits and verifier of the rollouts. They are not trained on and do not count in reward
+metrics. With full determinism they have separate seeds, so rollouts do not depend on them. Values are stored in the
+host's `values` field, which is free because there is no critic; NaN means no value.
 """
 
 import math
@@ -29,7 +29,7 @@ from openrlhf_ktae.verifier.user_reward import HINT, label_and_row
 VALUES = "values"
 CONTINUATION = "continuation"
 AT_ONCE = 256
-"""Places sent to an engine at once. A held engine accepts at most 1,000 calls, and its release is one of them."""
+"""Prefixes sent to an engine at once. A held engine accepts at most 1,000 calls, and its release is one of them."""
 COUNTED = ("continuations", "continuation_tokens", "unknown_continuations", "continuation_seconds")
 Place = tuple[Experience, int]
 """A rollout and the position in its `action_mask` of a prefix's last token."""
@@ -56,7 +56,7 @@ class ContinuingGenerator(SeededSamplesGenerator):
         return super().generate_samples(**generate_kwargs)
 
     def position(self) -> dict[str, Any]:
-        """Add the number of places sampled from so far; the next seeds depend on it."""
+        """Add the number of prefixes continued so far; the next seeds depend on it."""
         return {**super().position(), "places_sent": self.places_sent}
 
     def load_position(self, position: Mapping[str, Any]) -> None:
@@ -130,7 +130,7 @@ class ContinuingGenerator(SeededSamplesGenerator):
         self._count("continuation_seconds", time.perf_counter() - started)
 
     def _prefixes(self, group: Sequence[Experience]) -> dict[tuple[int, ...], list[Place]]:
-        """Return the prefixes that need a value, as token ids, each with its places in the group."""
+        """Return the prefixes that need a value: token ids -> places in the group."""
         found: dict[tuple[int, ...], list[Place]] = {}
         for rollout in group:
             first, ids = response_of(rollout)
@@ -186,7 +186,7 @@ class ContinuingGenerator(SeededSamplesGenerator):
 
 
 def response_of(rollout: Experience) -> tuple[int, list[int]]:
-    """Return the position of a rollout's first action in its mask and its token ids from there to the last action."""
+    """Return the mask position of a rollout's first action, and its token ids from there to the last action."""
     positions = torch.nonzero(rollout.action_mask[0]).flatten().tolist()
     if not positions:
         return 0, []

@@ -11,10 +11,9 @@ def credit_metrics(batch: CreditBatch, credit: TokenCredit, sums: CreditSums, pr
         batch: what credit was computed from.
         credit: the estimator's result; means of its figures over action tokens are logged.
         sums: sums over action tokens of the credit, and of the advantages before it was added.
-        prefix: what the names begin with.
+        prefix: start of the names: `ktae` for KTAE, which calls its credit K, else `credit` (`added` instead of `k`).
 
-    Names begin with `ktae/` for KTAE, which calls its credit K, and with `credit/` for others (`added` instead of `k`).
-    `mixed_group_share`: groups with a correct and a wrong rollout; elsewhere K is 0.
+    `mixed_group_share`: share of groups with a correct and a wrong rollout; in the others KTAE's K is 0.
     `advantage_mass_share`: sum |K| / (sum |K| + sum |A|) over action tokens.
     `sign_flips`: share of action tokens whose advantage changes sign when K is added.
     `mean_k_correct`, `mean_k_wrong`: mean K over the action tokens of correct and of wrong rollouts.

@@ -28,12 +28,12 @@ class PositionedGenerator(SamplesGenerator):
     def load_position(self, position: Mapping[str, Any]) -> None:
         """Restore `position`; the loader of prompts already has its state."""
         self._sample_buffer = rollouts(position["buffer"])
-        # The host starts an episode if both are empty; one in progress must continue.
+        # The host starts a new episode if both are empty; an episode in progress must continue.
         self._dataloader_iter = None if position["drained"] else iter(self.prompts_dataloader)
 
 
 class PositionedLoader:
-    """The host's loader of prompts; its state includes that of the generator that draws from it.
+    """The host's loader of prompts; its state includes the state of the generator that draws from it.
 
     Both host trainers save and load the loader's state with every checkpoint, but not the generator's.
     """
@@ -48,7 +48,7 @@ class PositionedLoader:
         return iter(self._loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return both states; rollouts are shared with the generator until `plain_position` copies them."""
+        """Return both states. Rollouts are shared with the generator until `plain_position` copies them."""
         return {"loader": self._loader.state_dict(), POSITION: self._generator.position()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -61,19 +61,19 @@ class PositionedLoader:
 
 
 def plain_position(position: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a generator's position as plain containers and tensors; without one, that of a run at its start."""
+    """Return a generator's position as plain containers and tensors; for None, the position at a run's start."""
     if position is None:
         return {"ended": False}
     return {name: by_columns(value) if name in BUFFERS else value for name, value in position.items()}
 
 
 def by_columns(kept: list[Any] | dict[str, Any]) -> Any:
-    """Return rollouts field by field: saving a tensor takes 40 us. What was just read back is returned unchanged."""
+    """Return rollouts field by field, since saving a tensor takes 40 us. A dict just loaded is returned unchanged."""
     return kept if isinstance(kept, dict) else even_columns(list(map(plain, kept)), stored)
 
 
 def stored(values: list[Any]) -> Any:
-    """Return the values of a field; tensors as one, with their shapes."""
+    """Return the values of a field; tensors as one flat tensor and their shapes."""
     if all(isinstance(value, dict) for value in values):
         return even_columns(values, stored)
     return (flat(values), [tuple(value.shape) for value in values]) if of_one_kind(values) else values
@@ -87,12 +87,12 @@ def restored(column: Any) -> list[Any]:
 
 
 def plain(experience: Experience | dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a rollout by name; a dict, as just read back, is returned unchanged."""
+    """Return the fields of a rollout by name; a dict that was just loaded is returned unchanged."""
     if isinstance(experience, dict):
         return experience
     return fields_of(experience)
 
 
 def rollouts(kept: list[Any] | dict[str, Any]) -> list[Experience]:
-    """Return rollouts built from their fields, by columns or, from earlier versions, by rollout; others are kept."""
+    """Rebuild rollouts from columns, or from one dict each as in older checkpoints; keep those already built."""
     return [one if isinstance(one, Experience) else Experience(**one) for one in rows_of(kept, restored)]

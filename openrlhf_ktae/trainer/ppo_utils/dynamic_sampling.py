@@ -1,8 +1,8 @@
 """Departure from the host: dynamic sampling that fills its batch, reports statistics, and terminates.
 
 The host's own loop draws one prompt for each dropped group, without limit, and filters by the mean score. Here the
-host generates waves without filtering. After each wave groups are judged, until the batch is full, the cap is reached
-or the data run out. Surplus groups stay in the host's buffer for the next step (then one update older).
+host generates waves without filtering. Groups are judged after each wave, until the batch is full, the cap is reached
+or the data run out. Surplus groups stay in the host's buffer for the next step, and are then one update older.
 """
 
 import math
@@ -26,7 +26,7 @@ from openrlhf_ktae.trainer.staleness import TOO_OLD, without_stale
 
 
 class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamplesGenerator):
-    """The host's generator with the above; unchanged without `--algo.dynamic_filtering_enable`."""
+    """The host's generator with dynamic sampling; unchanged without `--algo.dynamic_filtering_enable`."""
 
     _sample_buffer: list[Experience]
 
@@ -52,7 +52,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
     def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
         """Return a step's rollouts (a `RolloutBatch`), percentage of groups kept, prompts drawn, whether data ended.
 
-        Raises TrainingStopped if the cap is reached, or an episode ends, without enough groups for one step.
+        Raises TrainingStopped if the cap is reached without enough groups for a step, or an episode gives no step.
         """
         if not self.args.algo.dynamic_filtering_enable:
             return super().generate_samples(**generate_kwargs)
@@ -94,7 +94,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
         self.batches = position.get("batches", 0)
 
     def _drop_stale(self) -> None:
-        """Drop groups left over from earlier steps whose weights are now older than `--train.max_staleness`."""
+        """Drop groups of earlier steps whose age now exceeds `--train.max_staleness` steps."""
         for name in ("_sample_buffer", "_carried"):
             kept = getattr(self, name, None)
             if kept:
@@ -106,10 +106,10 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
         """Restore the ledger's `state_dict` and the count of prompts drawn and skipped so far."""
         self.pass_rates.load_state_dict(pass_rates)
         self.prompts_seen = prompts_seen
-        self._batches_of_episode = 1  # the steps before the checkpoint count
+        self._batches_of_episode = 1  # steps before the checkpoint count
 
     def _batch(self, samples: list[Experience], seen_before: int) -> RolloutBatch:
-        """Return the rollouts with the judgements since the last non-empty batch."""
+        """Return the rollouts, with the judgements made since the last non-empty batch."""
         if not samples:
             return RolloutBatch()
         metrics = self._tally.metrics() | {"dynamic_sampling/surplus_groups": float(self._surplus())}
@@ -146,7 +146,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
         return len(self._sample_buffer) // self.group_size
 
     def _judge(self, group: list[Experience]) -> list[Experience]:
-        """Count the group, and return it if it is trained on, else an empty list."""
+        """Count the group; return it if it is to be trained on, else an empty list."""
         verdict = judge_group(
             plain_scores(group),
             [bool(peek(rollout, "response_length")) for rollout in group],

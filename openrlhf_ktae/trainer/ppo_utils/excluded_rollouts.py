@@ -1,9 +1,9 @@
 """Departure from the host: rollouts without information (unknown verdict, no action token) leave group statistics.
 
-The host's arithmetic is unchanged. While it runs, an excluded rollout has the mean reward of the other rollouts in its
-group, which leaves their mean unchanged, and no action tokens, which keeps it out of sums over the batch. This changes
-standard deviations and leave-one-out means by a known factor, which is undone afterwards. An excluded rollout gets
-advantage 0.
+The host's arithmetic is unchanged. While it runs, an excluded rollout has the mean reward of the other rollouts of its
+group, which keeps the group's mean, and no action tokens, which keeps it out of sums over the batch. This mean
+changes standard deviations and leave-one-out means by a known factor, which is undone afterwards. An excluded rollout
+gets advantage 0.
 """
 
 from collections.abc import Callable
@@ -64,9 +64,10 @@ def advantages_without(
 def mean_imputed(
     values_B: torch.Tensor, excluded_B: torch.Tensor, group_B: torch.Tensor, estimator: str = ""
 ) -> torch.Tensor:
-    """Return the values, with those of excluded rollouts replaced by the mean of the others in their group.
+    """Return the values; excluded rollouts get the mean of the other rollouts of their group.
 
-    With `flash_reinforce`, whose baseline is the batch mean, and in fully excluded groups: the batch mean, or 0.
+    With `flash_reinforce`, whose baseline is the batch mean, and in fully excluded groups they get the mean of all
+    rollouts that are not excluded, or 0 if there are none.
     """
     values_B = values_B.clone()
     kept = ~excluded_B
@@ -80,7 +81,7 @@ def mean_imputed(
 
 
 def kept_of_group(excluded_B: torch.Tensor, group_B: torch.Tensor) -> torch.Tensor:
-    """Return, for each rollout, how many rollouts of its group are not excluded (B,)."""
+    """Return for each rollout (B,) how many rollouts of its group are not excluded."""
     _, number_B = group_B.unique(return_inverse=True)
     return torch.bincount(number_B, weights=(~excluded_B).float())[number_B].float()
 
@@ -88,10 +89,10 @@ def kept_of_group(excluded_B: torch.Tensor, group_B: torch.Tensor) -> torch.Tens
 def correction(
     rewards_B: torch.Tensor, kept_B: torch.Tensor, group_B: torch.Tensor, samples: int, estimator: str
 ) -> torch.Tensor:
-    """Return the term (B,) that turns advantages over G rollouts with imputed means into those over the k kept ones.
+    """Return the term (B,) to add to advantages over G rollouts, some imputed, to get those over the k kept ones.
 
-    With deviations d from the group's mean: group_norm divides by sqrt(sum d^2 / (G - 1)) instead of k - 1; rloo
-    gives G d / (G - 1) instead of k d / (k - 1). A single kept rollout has deviation 0, so nothing is added.
+    With deviations d from the group's mean, group_norm divides by sqrt(sum d^2 / (G - 1)) instead of
+    sqrt(sum d^2 / (k - 1)). rloo gives G d / (G - 1) instead of k d / (k - 1). A single kept rollout has d = 0.
     """
     added_B = torch.zeros_like(rewards_B)
     if estimator not in ("group_norm", "rloo") or samples < 2:

@@ -61,7 +61,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         if self.options.name == CUSTOM and self.estimator is not None:
             self.config = options_from(self.estimator, self.options.options)
         self._ids = torch.int64 if self.options.name == CUSTOM else torch.int32
-        """Ours read ids of half the size; torch takes some indices as int64 only, which a user's file may need."""
+        """Our estimators read int32 ids. A user's file gets int64, because torch requires it for some indices."""
         if self.estimator is not None:  # while the models load, not in the first step
             warm_up(self._ids)
             sample = sample_batch()
@@ -77,7 +77,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
     def make_experience_batch(self, rollout_samples: list[Experience]) -> list[Experience]:
         """Do as the host does.
 
-        Raises NonFiniteBatch if a score, a log-probability or an advantage is not a finite number.
+        Raises NonFiniteBatch if a score is infinite, or an action token's log-probability or advantage is not finite.
         """
         experiences = super().make_experience_batch(rollout_samples)
         refuse_nonfinite(experiences)
@@ -93,8 +93,8 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
         """Let the host compute its advantages, then add credit in place (or only log it, in shadow).
 
-        Correctness is read first: the host shapes rewards in place, and an answer that ends late is not wrong. Raises
-        BrokenGroup if the batch does not consist of whole groups.
+        Scores are read before the host shapes rewards in place: a long answer is not a wrong one. Raises BrokenGroup
+        if the batch does not consist of whole groups.
         """
         scores_B = torch.cat([credited_scores(experience) for experience in experiences])
         rewards_B = torch.cat([experience.rewards.flatten() for experience in experiences])
@@ -133,16 +133,16 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
 
     @property
     def silent(self) -> bool:
-        """Whether credit is logged only; then advantages stay the base's, bit for bit."""
+        """Whether credit is only logged; the advantages then equal the base estimator's bit for bit."""
         own = getattr(self.config, "weight", 1.0)
         return bool(self.options.shadow or self.options.weight == 0 or own == 0)
 
     def _batch(
         self, experiences: list[Experience], scores_B: torch.Tensor, returns_N: torch.Tensor, figures: Figures
     ) -> CreditBatch:
-        """Return the estimator's input; `figures` are per token, one table for each micro-batch.
+        """Return the estimator's input; `figures` hold a value per token, one table for each micro-batch.
 
-        Advantages are `returns_N`, without a copy, unless the host has normalised them over the batch.
+        Advantages are `returns_N`, without a copy, unless the host normalised them over the batch.
         """
         assert self.estimator is not None
         group_ids_B = group_ids(experiences, self.args.rollout.n_samples_per_prompt)
@@ -165,14 +165,14 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
 
     @torch.no_grad()
     def get_cumulative_returns(self, rewards: torch.Tensor, action_mask: torch.Tensor, gamma: float) -> torch.Tensor:
-        """Return the result of the host's loop over positions, (rows, T), bit for bit, from a compiled loop."""
+        """Return the same (rows, T) as the host's loop over positions, bit for bit, from a compiled loop."""
         if rewards.dtype != torch.float32 or rewards.device.type != "cpu":
             return super().get_cumulative_returns(rewards, action_mask, gamma)
         rewards = rewards if action_mask is None else action_mask * rewards
         return discounted_returns(rewards, gamma, self._returns.next(rewards.shape) if self._returns else None)
 
     def _shuffled(self, scores_B: torch.Tensor, group_ids_B: torch.Tensor) -> torch.Tensor:
-        """Return scores permuted within each group: a control in which K carries no information."""
+        """Return scores permuted within each group, a control experiment in which K carries no information."""
         shuffled_B = scores_B.clone()
         order_B = torch.argsort(group_ids_B, stable=True)
         _, sizes_Q = torch.unique_consecutive(group_ids_B[order_B], return_counts=True)
@@ -196,7 +196,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         values_N: torch.Tensor | None,
         figures: Figures | None = None,
     ) -> None:
-        """Keep what the record of rollouts needs, if this batch is to be recorded."""
+        """Keep the tensors to record in `credit`, if this batch is to be recorded."""
         if not self.keep_credit:
             return
         tables = [e.action_mask for e in experiences]
@@ -224,7 +224,7 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
 
 
 def credited_scores(experience: Experience) -> torch.Tensor:
-    """Return the raw scores (B,), NaN for a rollout without an action token: there is nothing to credit."""
+    """Return the raw scores (B,); NaN for a rollout without action tokens, which cannot get credit."""
     acted_B = experience.action_mask.any(dim=-1)
     return raw_scores(experience).masked_fill(~acted_B, torch.nan)
 

@@ -1,8 +1,8 @@
 """In the trainer: rollouts that failed (`retrying_rollouts`), and engines that die while they generate.
 
 A dead engine is restarted with the current weights (`engines`), and its prompts are generated again; too many failed
-prompts stop the run. With `--vllm.enable_sleep`, engines are woken and put to sleep here, so that an engine that died
-asleep is noticed too: the host does both outside the guarded call.
+prompts stop the run. With `--vllm.enable_sleep`, engines are woken and put to sleep here, inside the guarded call, so
+that an engine that died asleep is noticed too.
 """
 
 import copy
@@ -36,14 +36,14 @@ WINDOW = 64  # prompts; the share is not checked with fewer
 
 
 class SurvivingGenerator(PositionedGenerator):
-    """The host's generator with the above."""
+    """The host's generator; it survives failed rollouts and dead engines."""
 
     send_weights: Callable[[str], None] | None = None
-    """Sends all engines the current weights, for the given reason; None outside a training loop."""
+    """Called with a reason to send all engines the current weights; None outside a training loop."""
     note: Callable[[str], None] = logger.warning
-    """Notes messages for the user."""
+    """Called with a message for the user."""
     end_order: EndOrder | None = None
-    """Aborts the current generation; None if another process holds the weights, since that one ends by itself."""
+    """Aborts the current generation. None in an asynchronous run: its trainer, another process, reads the request."""
 
     _awake = False
     """Whether this generator has woken the engines."""
@@ -81,11 +81,11 @@ class SurvivingGenerator(PositionedGenerator):
     def _generate_vllm(
         self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
     ) -> tuple[list[Experience], int, bool]:
-        """Generate as the host does; regenerate all prompts of a call after an engine died.
+        """Generate as the host does; if an engine dies, generate all prompts of the call again.
 
         Raises:
             TrainingStopped: the rollouts of too many prompts failed.
-            GivenUp: the driver ordered an end.
+            GivenUp: the driver requested an end.
         """
         source = iter(dataloader_iter)
         while True:
@@ -108,7 +108,7 @@ class SurvivingGenerator(PositionedGenerator):
         return samples, count, exhausted
 
     def _process_response_into_experience(self, response: dict[str, Any], **kwargs: Any) -> Experience:
-        """Convert as the host does; mark placeholders of failed rollouts. The first answer to a prompt handles all."""
+        """Convert as the host does, and mark placeholders of failed rollouts, for all answers to a prompt at once."""
         if isinstance(response, Answer) and response.among.made:
             return response.among.made[response.place]
         if FAILED not in response.get("extra_logs", {}):
@@ -171,9 +171,9 @@ class SurvivingGenerator(PositionedGenerator):
 
 @contextmanager
 def abort_on_end_order(order: EndOrder | None, engines: Sequence[Any]) -> Iterator[None]:
-    """Kill `engines` as soon as the order to end comes: nothing else interrupts a call that waits for them.
+    """Kill `engines` as soon as an end is requested: nothing else interrupts a call that waits for them.
 
-    Raises GivenUp if the order came before or during the block.
+    Raises GivenUp if the end was requested before the block, or the block failed after the request.
     """
     if order is None:
         yield

@@ -14,7 +14,7 @@ import numpy as np
 from openrlhf_ktae.ktae import above
 
 EQUAL = 1e-6  # scores closer than this are equal: float32 sums of a few parts
-LEAST_KEPT_SHARE = 0.25  # a wave is at most four times the missing groups, even if the last kept share was lower
+LEAST_KEPT_SHARE = 0.25  # a wave is at most four times the missing groups, even if fewer were kept before
 BINS = ("0", "0-25 %", "25-50 %", "50-75 %", "75-100 %", "1")
 HOST_RANGE = (0.0, 1.0)
 
@@ -25,7 +25,7 @@ class DynamicFilteringConfig:
 
     dynamic_filtering_max_gen_batches: int = 10
     """Prompts that one step may draw, in units of --rollout.batch_size; 0 means until the data run out. At the limit
-    the step trains on the groups it has if they divide among ranks, else the run stops with the reason."""
+    the step trains on as many of its groups as divide among ranks; without any, the run stops with the reason."""
 
     dynamic_filtering_skip_solved: int = 0
     """Skip a prompt after all its rollouts were right this many times in a row; 0 never skips."""
@@ -54,12 +54,12 @@ class GroupVerdict:
 
     @property
     def solved(self) -> bool:
-        """Every known rollout is right."""
+        """Whether there are known rollouts and all are right."""
         return 0 < self.known == self.correct
 
     @property
     def hopeless(self) -> bool:
-        """Every known rollout is wrong."""
+        """Whether there are known rollouts and all are wrong."""
         return self.known > 0 == self.correct
 
 
@@ -72,8 +72,8 @@ def judge_group(
         scores: raw scores in float32, never shaped rewards; NaN for an unknown verdict.
         acted: whether a rollout has an action token; others are ignored.
         threshold: a score above it is correct.
-        mean_range: the mean score must lie strictly between the two. The host's default (0, 1) counts as "no
-            range": for scores of 0 and 1 it is equivalent to differing scores, for others it would drop good groups.
+        mean_range: the mean score must lie strictly between the two. The host's default (0, 1) is ignored:
+            for scores of 0 and 1 it only requires differing scores, and for others it would drop good groups.
     """
     values = [score for score, active in zip(scores, acted, strict=True) if active and not math.isnan(score)]
     informative = len(values) > 1 and max(values) - min(values) > EQUAL
@@ -110,7 +110,7 @@ class SamplingTally:
         return math.ceil(missing / max(share, LEAST_KEPT_SHARE)) if share == share else missing
 
     def metrics(self) -> dict[str, float]:
-        """Return scalars of the step; shares are over judged groups, the pass rate is the mean over groups."""
+        """Return scalars of the step. Shares are over judged groups; the pass rate is the mean over groups."""
         metrics = {
             "dynamic_sampling/prompts_drawn": float(self.drawn),
             "dynamic_sampling/prompts_skipped": float(self.skipped),

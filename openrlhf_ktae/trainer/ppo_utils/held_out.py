@@ -27,7 +27,7 @@ Answer = tuple[str | None, bool]
 
 
 def answer_reader(args: SimpleNamespace, tokenizer: Any) -> Callable[[Experience], Answer] | None:
-    """Return a function that reads a rollout's answer as the verifier does; None if something else judges."""
+    """Return a function that reads a rollout's answer as the verifier does; None if the verifier does not judge."""
     config = args.verifier.config
     if not args.verifier.enable or config.reward_file:
         return None
@@ -49,8 +49,8 @@ def summarize(
 ) -> dict[str, float]:
     """Return `eval_NAME_...` for each benchmark, `eval_macro_...` (their mean), and `eval_...` over all problems.
 
-    `_accuracy` and `_response_length_mean` with `_low` and `_high`; `_passK` for every K up to the samples of a
-    problem (unbiased); `_truncated_rate`; and where `read` finds answers `_majK`, `_format_rate` and `_answered_rate`.
+    The names end in `_accuracy` and `_response_length_mean`, both also with `_low` and `_high`; `_passK` (unbiased) for
+    every K up to `per_problem`; `_truncated_rate`; and with `read`, `_majK`, `_format_rate` and `_answered_rate`.
 
     Args:
         parts: rollouts of each benchmark, grouped by problem.

@@ -31,17 +31,17 @@ _hosts_reward = experience_maker.compute_reward
 TOGETHER = 16
 """Number of prompts whose answers are collected together, if that many are ready."""
 LOOKED_AT = 256
-"""Number of pending answers that are scanned for them."""
+"""Number of pending answers that one call scans."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT_BLOCK, KEPT_BYTES = 32 * 2**20, 2**31 - 1
-"""malloc serves blocks up to the first size from memory that the process keeps, up to the second; glibc's maximum."""
+"""malloc reuses freed blocks up to the first size, and keeps up to the second in the process; glibc's maxima."""
 COLLECT_AFTER = 500_000, 100, 100
 """Thresholds of the garbage collector; Python's default of 700 objects causes a thousand passes per step."""
 PATIENCE_SECONDS = 0.25
-"""How long to wait for `TOGETHER` answers; only at the end of a call are there fewer."""
+"""How long to wait for `TOGETHER` answers."""
 
 Set = tuple[int, int, list[tuple[int, int]]]
-"""Sum of lengths, their number, and the rollouts as (index, length); compared in this order, as in the host."""
+"""Sum of lengths, number of rollouts, and the rollouts as (index, length); compared in this order, as in the host."""
 
 
 def install() -> None:
@@ -57,8 +57,8 @@ def install() -> None:
 def tune_process() -> None:
     """Tune the garbage collector and malloc of this process, once everything is loaded.
 
-    The half million objects of libraries are excluded from collections: a step creates enough objects to trigger
-    several full ones, 1.7 s. Freed memory is kept, since the kernel clears every page that it hands out again, 0.5 s.
+    The half million objects of libraries are excluded from collections, because a step triggers several full
+    collections (1.7 s). Freed memory is kept, because the kernel clears every page that it hands out again (0.5 s).
     """
     gc.collect()
     gc.freeze()
@@ -71,11 +71,11 @@ def tune_process() -> None:
 
 
 class PatientRay:
-    """Replaces Ray in the host's loop over answers, which waits for one at a time: each call scans all pending
-    answers, so the work grows with the square of the number of prompts: 0.5 s at 4,096 even for 16 at a time."""
+    """Replaces Ray in the host's loop over answers. The loop waits for one answer at a time, and each call scans all
+    pending ones. The work is quadratic in the number of prompts: 0.5 s at 4,096 even for 16 answers at a time."""
 
     def wait(self, refs: list[Any], *, num_returns: int = 1, timeout: float | None = None) -> Any:
-        """Wait for some answers; return the ready and the pending ones. If too few were ready, others are next."""
+        """Wait for some answers; return ready and pending ones. If too few were ready, the next call scans others."""
         some, rest = refs[:LOOKED_AT], refs[LOOKED_AT:]
         wanted = max(num_returns, min(TOGETHER, len(some)))
         patience = PATIENCE_SECONDS if timeout is None else min(timeout, PATIENCE_SECONDS)
@@ -87,14 +87,14 @@ class PatientRay:
 
 
 def balance_experiences(experiences: list[Any], args: Any) -> Experiences:
-    """Balance as the host does; the result is sent by columns too."""
+    """Balance as the host does; the result is sent by columns."""
     return Experiences(_hosts_balance(experiences, args))
 
 
 def zero_pad_sequences(
     sequences: list[torch.Tensor], side: str = "left", value: int = 0, stack: bool = False
 ) -> torch.Tensor:
-    """Concatenate tensors, padded to the longest. The host pads each separately, even single numbers: 1.7 s."""
+    """Concatenate tensors, padded to the longest. The host pads each separately, even single numbers (1.7 s)."""
     widths = [sequence.size(-1) if sequence.dim() else -1 for sequence in sequences]
     if min(widths) == max(widths) >= 0:
         return torch.stack(sequences) if stack else torch.cat(sequences)
@@ -108,7 +108,7 @@ def zero_pad_sequences(
 
 
 class State:
-    """Some rollouts in k sets; only the non-empty ones are stored, in ascending order."""
+    """A division of some rollouts into k sets; only non-empty sets are stored, in ascending order."""
 
     __slots__ = ("k", "sets")
 
@@ -125,10 +125,10 @@ class State:
         return mine > others if mine != others else self.sets[-1] > other.sets[-1]
 
     def merge(self, other: State) -> None:
-        """Join the largest set of one with the smallest of the other, and so on; empty sets are the smallest."""
+        """Join our largest set with the other's smallest, and so on; empty sets are the smallest."""
         mine, theirs = self.sets, other.sets
         both = max(len(mine) + len(theirs) - self.k, 0)
-        # In descending order, i of one pairs with k - 1 - i of the other: only the smallest `both` of each are paired.
+        # Set i of ours pairs with set k - 1 - i of the other. Only the smallest `both` of each meet a non-empty set.
         joined = [joint(mine[i], theirs[both - 1 - i]) for i in range(both)]
         if len(theirs) == 1:
             del mine[:both]
@@ -145,7 +145,7 @@ def joint(one: Set, other: Set) -> Set:
 def get_seqlen_balanced_partitions(seqlen_list: list[int], k_partitions: int, equal_size: bool) -> list[list[int]]:
     """Divide rollouts into k parts of about equal sums by the largest differencing method.
 
-    The host keeps k sets for every rollout, including empty ones: 19 s, and time and memory grow quadratically.
+    The host keeps k sets for every rollout, including empty ones. It takes 19 s, and time and memory are quadratic.
     """
     if equal_size or min(seqlen_list, default=0) <= 0 or len(seqlen_list) < k_partitions:
         return _hosts_partitions(seqlen_list, k_partitions, equal_size)
@@ -162,9 +162,9 @@ def get_seqlen_balanced_partitions(seqlen_list: list[int], k_partitions: int, eq
 def compute_reward(
     r: torch.Tensor, kl_coef: float, kl: Any, action_mask: Any = None, reward_clip_range: Any = None
 ) -> torch.Tensor:
-    """Return rewards of each token: the rollout's own at its last action, and the penalty on KL everywhere.
+    """Return the reward of each token: the KL penalty, plus the rollout's reward at its last action.
 
-    The host copies each mask three times, once with 64 bits: 60 ms.
+    The host copies each mask three times, once in 64 bits (60 ms).
     """
     tables = [table for table in (kl, action_mask) if isinstance(table, torch.Tensor) and table.is_cpu]
     if len(tables) < 2 or kl.dtype != torch.float32 or kl.shape != action_mask.shape:
@@ -214,6 +214,6 @@ def first_fit(lengths: Any, limit: int) -> int:
 def get_minimum_num_micro_batch_size(
     total_lengths: Sequence[int], max_tokens_per_gpu: int, ring_attn_size: int, ds_tensor_parallel_size: int
 ) -> int:
-    """Return how many micro-batches of `max_tokens_per_gpu` rollouts need by first fit. The host's loop: 0.5 s."""
+    """Return how many micro-batches of `max_tokens_per_gpu` tokens first fit needs. The host's loop takes 0.5 s."""
     limit = max_tokens_per_gpu * ring_attn_size * ds_tensor_parallel_size
     return int(first_fit(np.asarray(total_lengths, np.int64), limit))

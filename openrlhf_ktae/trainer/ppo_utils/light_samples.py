@@ -1,4 +1,4 @@
-"""Departure from the host: requesting and receiving samples costs the controller less."""
+"""Departure from the host: requesting and receiving samples takes the controller less time."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ FIELD_OF = {TOKENS: "sequences", LOG_PROBS: "rollout_log_probs"}
 
 
 class LightSamplesGenerator(SamplesGenerator):
-    """The host's generator; the tokenizer is sent to each engine once, and tensors are made when they are read."""
+    """The host's generator. It sends the tokenizer to each engine once, and makes tensors when they are read."""
 
     tokenizer: Any
     _sent: tuple[Any, SentOnce] | None = None
@@ -53,7 +53,7 @@ class LightSamplesGenerator(SamplesGenerator):
 
 
 def rollouts_of(among: Arrived, max_len: int) -> list[Rollout]:
-    """Return the rollouts of the answers to one prompt; none if only some answers have log-probabilities."""
+    """Return the rollouts of the answers to one prompt; none if only some have tokens or log-probabilities."""
     lengths = {FIELD_OF[name]: parts for name, parts in among.lengths.items()}
     if TOKENS not in among.lengths or (
         LOG_PROBS not in among.lengths and any(a.get(LOG_PROBS) is not None for a in among.answers)

@@ -1,8 +1,8 @@
 """Departure from the host: no forward pass for old log-probabilities that the update computes anyway.
 
-The importance ratio of a token is pi / pi_old. If a batch is one optimizer step, pi_old is computed by the same weights
-as pi, however the batch is split into micro-batches: the ratio is 1, and its gradient is that of log pi.
-The host runs an extra pass over the whole batch to compute them, a third of the update's arithmetic.
+The importance ratio of a token is pi / pi_old. If a batch is one optimizer step, pi and pi_old come from the same
+weights, however the batch is split into micro-batches: the ratio is 1, and its gradient is that of log pi. The host
+computes pi_old in an extra pass over the whole batch, a third of the update's arithmetic.
 """
 
 import math
@@ -61,7 +61,7 @@ class UpdateLogProbs(torch.nn.Module):
 
 @torch.no_grad()
 def mismatch(old_BT: torch.Tensor, sampled_BT: torch.Tensor, action_mask_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return |log p of the trainer - log p of the sampler| over action tokens, in nats, as scalars; 0 without any.
+    """Return scalars of |log p of the trainer - log p of the sampler| over action tokens, in nats; 0 without tokens.
 
     `mismatch/mean`, `mismatch/p99` (99th percentile) and `mismatch/quarter1` to `4`: the mean by position in the
     response. Check these first when a run collapses: engine and trainer should differ only by rounding.

@@ -30,7 +30,7 @@ def prompt_key(prompt: str, label: str) -> int:
 
 
 class PassRates:
-    """Ledger of prompts, each with: known rollouts, correct rollouts, times solved in a row."""
+    """For each prompt: known rollouts, correct rollouts, and how often in a row it was solved."""
 
     def __init__(self) -> None:
         self._rows: dict[int, tuple[int, int, int]] = {}
@@ -39,7 +39,7 @@ class PassRates:
         return len(self._rows)
 
     def add(self, judged: Judged) -> None:
-        """Add one judgement; without known rollouts it is ignored."""
+        """Add one judgement; one without known rollouts is ignored."""
         if not judged.known:
             return
         known, correct, streak = self._rows.get(judged.key, (0, 0, 0))
@@ -47,7 +47,7 @@ class PassRates:
         self._rows[judged.key] = (known + judged.known, correct + judged.correct, streak)
 
     def solved_in_a_row(self, key: int) -> int:
-        """Return how many consecutive latest judgements found every rollout correct."""
+        """Return how many of the latest judgements in a row found every rollout correct."""
         return self._rows.get(key, (0, 0, 0))[2]
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Departures from the host: golds exactly as in the file, one rule for templates, and no prompt that does not fit."""
+"""Departures from the host: labels exactly as in the file, one rule for templates, and only prompts that fit."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ from openrlhf_ktae.data.prompt_folders import data_files, of_split
 from openrlhf_ktae.data.templates import chat_arguments, fill
 from openrlhf_ktae.verifier.user_reward import LabelledRow
 
-ROW = "openrlhf_ktae_row"  # the only column of a data set read here: the row as JSON
+ROW = "openrlhf_ktae_row"  # the only column of a data set that is read here: the row as JSON
 TOKENIZED_AT_ONCE = 1024  # prompts
 
 
@@ -73,7 +73,7 @@ def _data_set(files: Iterable[Path]) -> Any:
 
 
 class KTAEPromptDataset(PromptDataset):
-    """The host's prompts, with the above; `notes` say what was dropped or cut."""
+    """The host's prompts with these departures; `notes` tell the user which prompts were dropped or cut."""
 
     def __init__(self, dataset: Any, tokenizer: Any, strategy: Any, input_template: str | None = None) -> None:
         data = strategy.args.data
@@ -88,7 +88,7 @@ class KTAEPromptDataset(PromptDataset):
         self._fit(strategy.args)
 
     def _fit(self, args: SimpleNamespace) -> None:
-        """Drop prompts without room for a response, or cut their beginnings, as `--data.long_prompts` says.
+        """Drop prompts that leave no space for a response, or cut their beginnings, as `--data.long_prompts` says.
 
         Raises TrainingStopped if none is left.
         """
@@ -123,7 +123,7 @@ def _whole(dataset: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _prepared(row: dict[str, Any], input_key: str, label_key: str | None, template: str | None) -> dict[str, Any]:
-    """Return `row` with the template around its prompt; in a conversation, around its last message.
+    """Return `row` with the template around its prompt, or around the last message of a conversation.
 
     Raises TrainingStopped if the label is a date or time, whose original text is lost.
     """
@@ -142,7 +142,7 @@ def _prepared(row: dict[str, Any], input_key: str, label_key: str | None, templa
 
 
 def _with_columns(row: dict[str, Any], label_key: str | None) -> dict[str, Any]:
-    """Return `row` with all its columns attached to the label, for reward functions that take columns."""
+    """Return `row` with all its columns attached to the label, for reward functions that need columns."""
     return {**row, label_key: LabelledRow(row[label_key], row)} if label_key else row
 
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 IN_A_LIST = 3
-"""Reference count of an unused block: from the list, from the loop variable and from `getrefcount` itself."""
+"""Reference count of an unused block: the list, the loop variable and `getrefcount` hold one each."""
 SPARE = 1.1
-"""Size of a block relative to the request, since batches differ in size."""
+"""Size of a block relative to the request, because batches differ in size."""
 
 
 def row_edges(parts: Sequence[torch.Tensor]) -> NDArray[np.int64]:
@@ -23,7 +23,7 @@ def row_edges(parts: Sequence[torch.Tensor]) -> NDArray[np.int64]:
 
 
 class Memory:
-    """Allocates large tensors in memory of earlier steps: clearing fresh pages would take longer than filling them.
+    """Allocates large tensors in the memory of earlier steps: clearing fresh pages takes longer than filling them.
 
     A block is reused once no tensor refers to it.
     """
@@ -47,14 +47,14 @@ class Memory:
 
 
 class Pieces:
-    """One tensor (N,) of float32, given out in tables one after another."""
+    """One float32 tensor (N,), handed out as tables one after another."""
 
     def __init__(self, memory: Memory, count: int) -> None:
         self.whole_N = memory.empty(count, torch.float32)
         self._used = 0
 
     def next(self, shape: torch.Size) -> torch.Tensor:
-        """Return an uninitialised table, from memory of its own if too little is left."""
+        """Return an uninitialised table; allocated separately if too little is left."""
         rest_N = self.whole_N[self._used :]
         if shape.numel() > len(rest_N):
             return torch.empty(shape)

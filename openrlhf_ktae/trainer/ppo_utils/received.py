@@ -1,6 +1,6 @@
 """Received rollouts whose fields are made on first read, from the arrays that engines sent.
 
-The host makes 15 tensors for each rollout, which takes 165 us; the controller reads few of them.
+The host makes 15 tensors for each rollout, which takes 165 us. The controller reads few of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TABLES = ("sequences", "attention_mask", "action_mask", "rollout_log_probs")
 LISTS = {"prompts": "prompt", "labels": "label", "images": "images", "mm_train_inputs": "mm_train_inputs"}
 NUMBERS = {"rewards": "reward", "scores": "scores", "response_length": "", "truncated": "", "total_length": ""}
 FIELDS = {**dict.fromkeys(TABLES, ""), **LISTS, **NUMBERS, "info": ""}
-"""Field of a received rollout -> its key in an engine's answer if it is taken unchanged, else empty."""
+"""Field of a received rollout -> its key in an engine's answer, or empty if the field is computed."""
 
 
 class Group:
@@ -30,7 +30,7 @@ class Group:
         answers: what the engine returned for each rollout, without its arrays.
         arrays: token ids and log-probabilities of all rollouts end to end; read-only, in Ray's memory.
         lengths: the length of each rollout's part of each array.
-        max_len: number of tokens of a rollout that are kept.
+        max_len: largest number of tokens of a rollout; the rest is cut off.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Group:
         return None if value is None else torch.tensor([value])
 
     def column(self, name: str) -> list[Any]:
-        """Return a field of each rollout as plain values: a number, text or dictionary; of a mask, its spans of 1."""
+        """Return a field of each rollout as plain values: a number, text or dictionary; for a mask, its spans of 1."""
         if name not in self._columns:
             key = FIELDS[name]
             self._columns[name] = [a.get(key) for a in self.answers] if key else self._plain(name)
@@ -91,7 +91,7 @@ class Group:
         return [max(end for _, end in one) - min(start for start, _ in one) if one else 0 for one in spans]
 
     def _made(self, name: str) -> Sequence[Any]:
-        """Return a table's row (1, T) of each rollout, as views of one tensor."""
+        """Return the row (1, T) of each rollout in a table, as views of one tensor."""
         widths, rows = self.widths[name], len(self.kept)
         if name not in self.arrays:
             whole_1N, starts = torch.zeros((1, sum(widths)), dtype=torch.int64), list(accumulate(widths, initial=0))
@@ -107,7 +107,7 @@ class Group:
 
 
 def shifted_spans(answer: dict[str, Any], length: int, width: int) -> list[tuple[int, int]]:
-    """Return the spans of 1 in the mask of actions, `width` long, of an answer of `length` tokens."""
+    """Return the spans of 1 in the action mask (`width` positions) of an answer of `length` tokens."""
     pairs = [slice(*pair).indices(length) for pair in answer["action_ranges"]]
     shifted = [(max(start, 1) - 1, min(end - 1, width)) for start, end, _ in pairs]  # position t is token t + 1
     return [(start, end) for start, end in shifted if start < end]
@@ -136,7 +136,7 @@ class Field:
 
 
 class Rollout(Experience):
-    """Rollout number `place` of a `group`. It looks like the host's."""
+    """Rollout number `place` of a `group`, with the fields of the host's experience."""
 
     group: Group
     place: int
@@ -146,7 +146,7 @@ class Rollout(Experience):
 
 
 def fields_of(rollout: Any) -> dict[str, Any]:
-    """Return all fields by name; those that were never read are made but not stored, so they stay unread."""
+    """Return all fields by name. Fields that were never read are made but not stored, so they stay unread."""
     known = vars(rollout)
     unread = FIELDS.keys() - known.keys() if "group" in known else ()
     group, place = known.get("group"), known.get("place")
@@ -165,7 +165,7 @@ def rollout_of(group: Group, place: int) -> Rollout:
 
 
 def peek(rollout: Any, name: str) -> Any:
-    """Return a field of a rollout; if it was never read, as plain numbers, without making a tensor."""
+    """Return a field of a rollout; if it was never read, as plain values, without making a tensor."""
     known = vars(rollout)
     if "group" not in known or name in known:
         return getattr(rollout, name)
@@ -174,7 +174,7 @@ def peek(rollout: Any, name: str) -> Any:
 
 
 def row_of(rollout: Any, name: str) -> NDArray[Any]:
-    """Return token ids or the mask of actions of a rollout (T,), without making a tensor."""
+    """Return token ids or the action mask of a rollout (T,), without making a tensor."""
     known = vars(rollout)
     if "group" not in known or name in known:
         return getattr(rollout, name)[0].numpy()

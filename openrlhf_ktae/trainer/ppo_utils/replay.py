@@ -19,7 +19,7 @@ from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerat
 
 
 class RecordedPrompts:
-    """A data set of recorded groups, in recorded order; only one file is in memory at a time."""
+    """A data set of recorded groups, in recorded order, with one file in memory at a time."""
 
     def __init__(self, record: str | Path, group_size: int) -> None:
         self._files = find([record])
@@ -51,7 +51,7 @@ class ReplayGenerator(KTAESamplesGenerator):
 
 
 def recorded_data(strategy: Any, _: Any) -> tuple[Any, None, int]:
-    """Return the loader, no held-out loader, and the number of updates, in place of the host's `prepare_datasets`."""
+    """Replace the host's `prepare_datasets`: return the loader, no held-out loader, and the number of updates."""
     args = strategy.args
     groups = RecordedPrompts(args.train.replay, args.rollout.n_samples_per_prompt)
     loader = strategy.setup_dataloader(groups, 1, False, False, itemgetter(0))
@@ -63,7 +63,7 @@ def _rollout(row: dict[str, Any]) -> Experience:
     """Build a rollout as the host's generator builds it from an engine's answer."""
     prompt, response = row["prompt_ids"], row["token_ids"]
     sequence = torch.tensor([prompt + response])
-    before = [0] * (len(prompt) - 1)  # of positions, one less than tokens
+    before = [0] * (len(prompt) - 1)  # the prompt's positions, one less than its tokens
     log_probs, score, reward = row["rollout_log_probs"], torch.tensor([row["score"]]), torch.tensor([row["reward"]])
     return Experience(
         sequences=sequence,

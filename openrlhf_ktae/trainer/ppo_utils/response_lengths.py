@@ -1,8 +1,8 @@
 """Departures from the host for long responses: DAPO's overlong shaping with the right limit, and masking.
 
 Shapes: `B` rollouts of a micro-batch, `T` positions. Only action tokens count towards the length. The host measures
-from the first to the last action token, tool output included. Without `--rollout.max_new_tokens` its limit is the whole
-context, so its penalty never applies.
+from the first to the last action token, including tool output. Without `--rollout.max_new_tokens` its limit is the
+whole context, so its penalty never applies.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from openrlhf_ktae.base.temporarily import temporarily
 
 NO_PENALTIES: dict[str, Any] = {"overlong_buffer_len": None, "stop_properly_penalty_coef": None}
 """Set in `args.reward` once the penalties are applied, so that the host does not apply them again."""
-ROUNDING = 1e-6  # of float32, relative to the largest reward or 1
+ROUNDING = 1e-6  # of float32, relative to the group's largest absolute reward, or to 1 if that is larger
 
 
 def response_tokens(experience: Experience) -> torch.Tensor:
@@ -60,10 +60,10 @@ def apply_length_penalties(experiences: Sequence[Experience], args: SimpleNamesp
 
 
 def levelled(rewards_B: torch.Tensor, index_B: torch.Tensor, samples: int) -> torch.Tensor:
-    """Return the rewards (B,), set to 0 in groups whose rewards are all equal up to rounding.
+    """Return the rewards (B,), set to 0 in groups whose rewards are equal up to rounding.
 
-    Deviations from the group's mean are then 0. The host divides a deviation by the standard deviation plus 1e-9.
-    In float32 the mean of eight rewards of 0.1 is off by 7e-9, which gives an advantage of 7 to equal rewards.
+    This makes deviations from the group's mean exactly 0. The host divides them by the standard deviation plus 1e-9. In
+    float32 the mean of eight rewards of 0.1 is off by 7e-9, which would give equal rewards an advantage of 7.
 
     Args:
         rewards_B: rewards of a batch of whole groups.
@@ -80,9 +80,9 @@ def levelled(rewards_B: torch.Tensor, index_B: torch.Tensor, samples: int) -> to
 
 @contextmanager
 def levelled_rewards(experiences: Sequence[Experience], samples: int) -> Iterator[None]:
-    """Replace `rewards` of the micro-batches by `levelled` ones temporarily; logged rewards are unaffected.
+    """Temporarily replace `rewards` of the micro-batches by `levelled` ones; logged rewards are unaffected.
 
-    The host overwrites `info["reward"]`, which it logs, with `rewards`: both are restored.
+    The host overwrites `info["reward"]`, which it logs, with `rewards`, so both are restored.
     """
     before = [e.rewards for e in experiences]
     logged = [e.info.get("reward") for e in experiences]

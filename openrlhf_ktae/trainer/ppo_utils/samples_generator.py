@@ -1,4 +1,4 @@
-"""Departures from the host: batches always divide among ranks, and evaluations run benchmark by benchmark."""
+"""Departures from the host: batches always divide among ranks; evaluations run one benchmark at a time."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,7 +26,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
         host.SamplingParams = self._parameters  # the host looks up the class as a global
 
     def _parameters(self, **given: Any) -> SamplingParams:
-        """Return the host's parameters with stop strings; in training, also request log-probabilities."""
+        """Return the host's parameters, with stop strings if set; in training, also request log-probabilities."""
         if not self.evaluating:
             given["logprobs"] = 1
         if self.args.rollout.stop:
@@ -34,7 +34,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
         return SamplingParams(**given)
 
     def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
-        """Generate as the host does; drop rollouts of the last, short batch that do not divide into a step."""
+        """Generate as the host does; drop rollouts of the last, short batch that do not fill a step."""
         samples, pass_rate, consumed, exhausted = super().generate_samples(**generate_kwargs)
         kept = trainable(len(samples), self.args)
         self.batches += kept > 0
@@ -57,10 +57,10 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
         self.dropped_rollouts = position["dropped_rollouts"]
 
     def generate_eval_samples(self, **generate_kwargs: Any) -> list[Experience]:
-        """Generate as the host does, benchmark by benchmark, and keep metrics with 95 % intervals over problems.
+        """Generate as the host does, one benchmark at a time; set `last_eval`, with 95 % intervals over problems.
 
-        A rollout belongs to the benchmark of its row (`datasource`); the host matches by the text of the prompt, but
-        two benchmarks may share a problem.
+        A rollout belongs to the benchmark of its row (`datasource`). The host matches the text of the prompt, but two
+        benchmarks may share a problem.
         """
         parts: dict[str, list[Experience]] = {}
         for name, items in by_benchmark(self.eval_dataloader).items():
@@ -74,7 +74,7 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
 
 
 def by_benchmark(dataloader: Iterable[tuple[list[Any], ...]]) -> dict[str, list[tuple[list[Any], ...]]]:
-    """Return the items of an evaluation by `datasource`, each as a batch of one in the host's form."""
+    """Return the items of an evaluation by `datasource`, each as a batch of one item in the host's form."""
     items: dict[str, list[tuple[list[Any], ...]]] = {}
     for batch in dataloader:
         for one in zip(*batch, strict=True):

@@ -1,9 +1,9 @@
 """Departure from the host: with `--train.full_determinism_enable`, rollouts depend only on the seed and the prompt.
 
-The host's engines sample all requests from one generator in order of arrival, and groups return as they finish. Here
-each rollout has its own seed, derived from `--train.seed`, the number of its prompt in the run and its number in the
-group. All requests of a call are scheduled at once, because the last bits of a logit depend on the batch size. Groups
-are sorted back into the order of their prompts.
+The host's engines sample all requests from one random generator in order of arrival, and groups return as they finish.
+Here each rollout has its own seed, derived from `--train.seed`, the number of its prompt in the run and its number in
+the group. All requests of a call are scheduled at once, because the last bits of a logit depend on the batch size.
+Groups are sorted back into the order of their prompts.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class SeededEngine:
 
 
 class SeededSamplesGenerator(PositionedGenerator):
-    """The host's generator with the above; unchanged without `--train.full_determinism_enable`."""
+    """The host's generator with seeds; unchanged without `--train.full_determinism_enable`."""
 
     args: Any
     vllm_engines: list[Any]
@@ -52,7 +52,7 @@ class SeededSamplesGenerator(PositionedGenerator):
         super().__init__(*args, **kwargs)
         self.prompts_sent = 0
         """Prompts sent to engines for training in this run, including those before a resume."""
-        self._evaluated: int | None = None  # prompts of the current evaluation
+        self._evaluated: int | None = None  # prompts sent in the current evaluation; None outside one
         self._order: dict[int, int] = {}  # seed of a prompt -> its place in the call
         self._place: dict[int, int] = {}  # id of a rollout -> the place of its prompt
 
@@ -89,7 +89,7 @@ class SeededSamplesGenerator(PositionedGenerator):
                 dataloader_iter, num_prompts, dynamic_filtering, **generate_kwargs
             )
         except Exception:
-            self.prompts_sent, self._evaluated = sent, evaluated  # sent again, prompts get the same seeds
+            self.prompts_sent, self._evaluated = sent, evaluated  # prompts that are sent again get the same seeds
             raise
         if self._order:
             samples = sorted(samples, key=lambda rollout: self._place[id(rollout)])

@@ -1,4 +1,4 @@
-"""Departures from the host: reward shaping by length, masking of truncated responses, skipped forward passes."""
+"""Departures from the host: reward shaping by length, masked truncated responses, skipped forward passes."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -36,9 +36,9 @@ class ShapedExperienceMaker(RevivingExperienceMaker):
 
     @torch.no_grad()
     def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
-        """Do as the host does; attach the other figures of the policy's pass, and values of prefixes, to micro-batches.
+        """Do as the host does; attach token figures of the policy's pass, and values of prefixes, to micro-batches.
 
-        The host's own field for values belongs to a critic.
+        Values move out of the host's `values` field, which belongs to a critic.
         """
         self._figures = []
         values = [samples.values for samples in samples_list]

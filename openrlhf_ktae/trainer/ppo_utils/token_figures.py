@@ -17,16 +17,16 @@ from openrlhf_ktae.base.temporarily import temporarily
 
 LOG_PROBS = "log_probs"
 PLACE = "token_figures"
-"""Attribute of an experience that holds the figures between the pass and the computation of credit."""
+"""Attribute of an experience that holds the figures until credit is computed."""
 POSITIONS_AT_ONCE = 1024
-"""Positions of logits processed at once, so that temporaries take a fraction of the logits' memory."""
+"""Positions processed at once, so that temporaries take a fraction of the logits' memory."""
 Figures = dict[str, list[torch.Tensor]]
 """Name -> values of each position, one table (b, T) per micro-batch."""
 
 
 def _entropies(logits: torch.Tensor) -> torch.Tensor:
     log_probs = torch.log_softmax(logits, dim=-1)
-    least = torch.finfo(log_probs.dtype).min  # an id that a model rules out has -inf, and 0 x -inf is NaN
+    least = torch.finfo(log_probs.dtype).min  # ids that a model rules out have -inf, and 0 x -inf is NaN
     return -(log_probs.exp() * log_probs.clamp(min=least)).sum(dim=-1)
 
 
@@ -56,7 +56,7 @@ class WatchedActor:
 
     def __call__(self, sequences: torch.Tensor, action_mask: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return log-probabilities of actions (b, T)."""
-        # The host gathers and pads its entropy; all figures are returned in its place.
+        # The host gathers and pads its entropy, so the figures are returned as its entropy.
         with temporarily(host, compute_entropy=lambda logits: figures_of(logits, self._names)):
             log_probs, output = self._actor(
                 sequences, action_mask, *args, return_output=True, return_entropy=True, **kwargs
@@ -68,7 +68,7 @@ class WatchedActor:
 
 
 def apart(results: Sequence[Any]) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
-    """Split the policies' answers for each micro-batch into log-probabilities and figures (none if there are none)."""
+    """Split the policy's answers for each micro-batch into log-probabilities and figures, if there are any."""
     if not any(isinstance(one, dict) for one in results):
         return list(results), []
     figures = [{name: table for name, table in one.items() if name != LOG_PROBS} for one in results]
@@ -76,7 +76,7 @@ def apart(results: Sequence[Any]) -> tuple[list[torch.Tensor], list[dict[str, to
 
 
 def taken(experiences: Sequence[Experience]) -> Figures:
-    """Remove the figures from the experiences; return them with the log-probabilities."""
+    """Remove the figures from the experiences; return them, with the log-probabilities if all have them."""
     parts = [vars(experience).pop(PLACE, {}) for experience in experiences]
     figures: Figures = {name: [part[name] for part in parts] for name in (parts[0] if parts else {})}
     if all(experience.action_log_probs is not None for experience in experiences):

@@ -1,12 +1,12 @@
 """Departure from the host: GSPO with an advantage for each token (GSPO-token, arXiv 2507.18071, equation 13).
 
 GSPO's ratio is per sequence: s = exp(mean over tokens of log pi - log pi_old). Its gradient spreads every
-advantage of a response evenly over the tokens, so token-level credit is lost. The token form is
+advantage of a response evenly over its tokens, so token-level credit is lost. The token form is
 
     s_t = stop_gradient(s) * pi_t / stop_gradient(pi_t)
 
-with the value of s and the gradient of its own token. If all advantages in a response are equal, both forms have the
-same loss and gradient.
+It has the value of s, and the gradient of its own token. If all advantages of a response are equal, both forms have
+the same loss and gradient.
 """
 
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ class TokenGspo(torch.nn.Module):
 
     def __init__(self, loss: PolicyLoss) -> None:
         super().__init__()
-        self.against_rollout = loss.is_correction_level != "off"  # then the host uses the engine's as old
+        self.against_rollout = loss.is_correction_level != "off"  # then the engine's are the old ones
         self.loss = PolicyLoss(
             loss.clip_eps_low, loss.clip_eps_high, loss.dual_clip, token_level_loss=False, policy_loss_type="ppo"
         )
