@@ -35,7 +35,7 @@ from openrlhf_ktae.trainer.ppo_utils.data_position import POSITION, plain_positi
 logger = init_logger(__name__)
 
 NO_METRIC = "none"
-# Texts in errors of torch and safetensors for a failed write, unlike a model that transformers refuses to save.
+# Texts of errors of torch and safetensors when a write fails. A model that transformers refuses to save has others.
 WRITING = re.compile(r"No space|I/O error|PytorchStreamWriter|inline_container|iostream error", re.IGNORECASE)
 LOADER = "data_loader_state_dict"  # the host's key for its position in the data
 
@@ -45,7 +45,7 @@ class CheckpointFailed(TrainingStopped):
 
 
 def saves_weights(args: SimpleNamespace) -> bool:
-    """Whether a checkpoint would contain the model, to resume from or as an export; otherwise none is written."""
+    """Whether a checkpoint would contain the model, to resume from or as an export. If not, none is written."""
     return bool(args.ckpt.save_hf or not args.ckpt.disable_ds)
 
 
@@ -67,7 +67,7 @@ class CheckpointingTrainer:
     """The host's states from the checkpoint that the run resumes from, as saved."""
 
     def training_state(self) -> dict[str, Any]:
-        """Return this process's state that the next step depends on, as plain containers and tensors."""
+        """Return the state of this process that the next step depends on, as plain containers and tensors."""
         return {
             "kl_coefficient": float(self.kl_ctl.value),
             "shuffle": self.experience_maker.random_state(),
@@ -75,10 +75,10 @@ class CheckpointingTrainer:
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Restore `training_state`; random states are set when the first step begins, so that nothing draws before.
+        """Restore `training_state`. Random states are set when the first step begins, so nothing can draw before it.
 
-        An adaptive KL controller resumes with its saved coefficient, unless a changed initial value was accepted; a
-        fixed one uses the option's value.
+        An adaptive KL controller resumes with its saved coefficient, unless the user accepted a changed initial value.
+        A fixed controller uses the option's value.
         """
         options, changed = self.args.algo.kl, "algo.kl.init_coef" in self.args.run.accepted_changes
         self.kl_ctl.value = state["kl_coefficient"] if options.target and not changed else options.init_coef
@@ -86,7 +86,7 @@ class CheckpointingTrainer:
         self._resumed_random = state["random"]
 
     def init_checkpoint_states(self) -> dict[str, Any]:
-        """Return the host's states of the checkpoint chosen by the command; load the rest of it."""
+        """Return the host's states from the checkpoint to resume from; load our part of it, if it has one."""
         source = self.args.run.resume_from
         with temporarily(self.args.ckpt, path=str(source or self.args.ckpt.path)):
             states = super().init_checkpoint_states()  # type: ignore[misc]
@@ -148,10 +148,10 @@ class CheckpointingTrainer:
         before = self.best_eval_metric_value
         tag = f"{BEST}global_step{global_step}"
         if not self._save(tag, client_states, lambda states: save(eval_metrics, global_step, states)):
-            self.best_eval_metric_value = before  # the best one must exist
+            self.best_eval_metric_value = before  # the best evaluation must have a checkpoint
 
     def _save(self, tag: str, client_states: Any, save: Callable[[dict[str, Any]], None]) -> bool:
-        """Let `save` write into a staging folder, add this process's state; return whether it was committed."""
+        """Let `save` write into a staging folder, and add this process's state; return whether it was committed."""
         root = self.args.ckpt.path
         states = dict(client_states or {})
         position = states.get(LOADER) or {}
@@ -180,7 +180,7 @@ class CheckpointingTrainer:
         return ray.get([ref for group in groups for ref in group.async_run_method("files_seen", tag)])
 
     def _rotate(self, root: Path) -> None:
-        """Delete old checkpoints; one that cannot be deleted is noted once and does not block later ones."""
+        """Delete old checkpoints. One that cannot be deleted is noted once, and later ones are still deleted."""
         try:
             for name in rotate(root, self.args.ckpt.max_num, self.args.ckpt.max_mem * GIB):
                 logger.info(f"deleted checkpoint {name}")
@@ -206,7 +206,7 @@ class CheckpointingTrainer:
         return True
 
     def _failed(self, tag: str, error: Exception) -> None:
-        """Note that there is no new checkpoint, and continue or stop as `--ckpt.on_failure` says.
+        """Note that no checkpoint was written, and continue or stop as `--ckpt.on_failure` says.
 
         Raises CheckpointFailed with `stop`.
         """

@@ -21,7 +21,7 @@ REPETITION = "faults/repetition"
 SPREAD = "group_reward_std"  # the host's metric: standard deviation of the rewards in a group, mean over groups
 MIXED_SHARES = ("ktae/mixed_group_share", "credit/mixed_group_share", "dynamic_sampling/kept_share")
 IDLE_STEPS = 2
-ROWS_AT_ONCE = 64  # rollouts copied at a time, which stay in the cache
+ROWS_AT_ONCE = 64  # rollouts copied at a time: few enough for the processor's cache
 NGRAM = 4  # tokens; shorter n-grams repeat in ordinary text
 
 
@@ -31,9 +31,9 @@ class Rule:
 
     option: str
     metrics: tuple[str, ...]
-    """Names of the metric; the first one that a step has is used."""
+    """Possible names of the metric; the first one that the step logged is used."""
     word: str = "above"
-    """A value `above` the limit is a breach, or one `below` it."""
+    """Which side of the limit is a breach: `above` or `below`."""
 
     def beyond(self, value: float, limit: float) -> bool:
         """Return whether a value is a breach."""
@@ -62,11 +62,11 @@ class CollapseWatch:
         return dict(self._beyond)
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Restore `state`; rules added since then count from 0."""
+        """Restore `state`; rules that were not set then count from 0."""
         self._beyond.update({option: count for option, count in state.items() if option in self._beyond})
 
     def breaches(self, metrics: Mapping[str, Any]) -> list[str]:
-        """Return a sentence for each rule whose patience runs out in this step; its count restarts at 0."""
+        """Return a sentence for each rule now broken `collapse_patience` times in a row; its count restarts at 0."""
         found = []
         for rule in self._rules:
             name = next((name for name in rule.metrics if metrics.get(name) is not None), None)
@@ -90,7 +90,7 @@ class IdleWatch:
         self._idle = 0
 
     def note(self, metrics: Mapping[str, Any]) -> str | None:
-        """Return a sentence after the second such step, only once per streak."""
+        """Return a sentence at the second such step in a row, once per streak; otherwise None."""
         if metrics.get(SPREAD) is None:
             return None
         self._idle = self._idle + 1 if float(metrics[SPREAD]) == 0 else 0
@@ -103,7 +103,7 @@ class IdleWatch:
 
 
 class CollapseTrainer:
-    """Mixin that checks each step for a collapse; it notes it, saves a checkpoint or stops, as the options say."""
+    """Mixin that checks each step for a collapse, then warns, saves a checkpoint or stops, as the options say."""
 
     args: Any
     record: Any
@@ -156,11 +156,11 @@ class CollapseTrainer:
 
 
 def repetition(rows: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any]], n: int = NGRAM) -> float:
-    """Return the share of n-grams that occurred earlier in the same response, over all responses.
+    """Return the share of all responses' n-grams that occurred earlier in the same response.
 
     Args:
-        rows: response token ids (T) of each rollout.
-        masks: not 0 on the policy's own tokens, (T) each.
+        rows: token ids (T) of each rollout, including the prompt.
+        masks: (T) each, nonzero on the policy's own tokens; only these count.
         n: tokens per n-gram.
     """
     repeated = total = 0

@@ -1,4 +1,4 @@
-"""How training ends early: on the driver's order, or for a reason to stop; saved files are complete either way."""
+"""How training ends early: the driver requests it, or a check stops the run. Saved files are complete either way."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,12 +33,12 @@ class EndingTrainer:
     saved_step = 0
     """The newest step with a complete checkpoint; set by the code that writes it."""
     _last: tuple[int, Any, Any] | None = None
-    """The last step of this process, and the host's states and random states after it."""
+    """The last step of this process, with the host's states and the random states after it."""
     _has_stopped = False
 
     @cached_property
     def end_order(self) -> EndOrder:
-        """The driver's order to end."""
+        """The files through which the driver requests an end."""
         return EndOrder(self.args.run.dir)
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
@@ -68,7 +68,7 @@ class EndingTrainer:
             super().save_logs_and_checkpoints(step, logs, states)  # type: ignore[misc]
 
     def record_stop(self, reason: str) -> None:
-        """Record why training ended early; a second reason, from the evaluation afterwards, becomes a note.
+        """Record why training ended early. A second reason, from the final evaluation, is only noted.
 
         Raises UnwrittenStop if the stop reason could not be written (disk full); the model is saved if possible.
         """
@@ -85,7 +85,7 @@ class EndingTrainer:
 
     @contextmanager
     def until_end_requested(self, end: Callable[[], None] | None = None) -> Iterator[None]:
-        """Run the block until the driver asks for an end; then save (`end`), and wait for the driver."""
+        """Run the block. If the driver requests an end meanwhile, save (`end`) and wait for the driver."""
         try:
             yield
         except Interrupted:
@@ -100,7 +100,7 @@ class EndingTrainer:
         wait_for_the_driver(self.end_order)
 
     def end_with_model(self) -> None:
-        """Also save the model, as the host's command would: the order came after the last step.
+        """Save the last step and the model, as the host's command would: the request came after the last step.
 
         Always raises Interrupted.
         """
@@ -124,11 +124,11 @@ class EndingTrainer:
         self._answer(self.record.last_step)
 
     def _save_last(self) -> None:
-        """Save the state after the last complete step, if not yet saved; rollouts since then do not change it."""
+        """Save the state after the last complete step, unless saved already; later rollouts do not change it."""
         if self._last is None or self.saved_step == self._last[0]:
             return
         step, states, self._resumed_random = self._last
-        with suppress(TrainingStopped):  # no checkpoint, or a stop that is in the record; the run ends anyway
+        with suppress(TrainingStopped):  # no checkpoint, or a stop that is already recorded; the run ends anyway
             self._save_and_log(True, step, None, states)
 
     def _answer(self, step: int, also: str = "") -> None:
@@ -139,7 +139,7 @@ class EndingTrainer:
 
 
 def saved_summary(args: Any, step: int) -> str:
-    """Say what a run that ends early can be resumed from; `step` is its newest checkpoint's, 0 for none."""
+    """Return where a run that ends early can resume; `step` is that of its newest checkpoint, 0 for none."""
     if not saves_weights(args):
         return "no weights were saved (--ckpt.disable_ds without --ckpt.save_hf)"
     if step:

@@ -36,9 +36,9 @@ class WeightsWanted:
 
 
 def engine_died(error: BaseException, engines: Sequence[Any] = ()) -> bool:
-    """Whether a process of an engine died: Ray's actor, or vLLM's core below it; false once engines are given up.
+    """Whether an engine's process died: its Ray actor, or vLLM's core below it. False for `EnginesLost`.
 
-    With `engines`, the death of any other known actor, such as a rank, does not count.
+    With `engines`, the death of another actor, such as a rank, does not count.
     """
     if of_type(error, (EnginesLost.__name__,)):
         return False
@@ -50,7 +50,7 @@ def engine_died(error: BaseException, engines: Sequence[Any] = ()) -> bool:
 def have_weights(engines: Sequence[Any]) -> bool:
     """Wait until all engines answer, restarting dead ones; return whether all have the current weights.
 
-    Restarted engines load their model now: do not call this during an update, which uses the memory of shared GPUs.
+    Restarted engines load their model in this call. Do not call it during an update, which fills shared GPUs.
     Raises EnginesLost if an engine does not come back.
     """
     if _all_answer(engines):
@@ -82,7 +82,7 @@ def _reloaded(engine: Any) -> bool:
 
 
 def wait_for_weights(engines: Sequence[Any]) -> None:
-    """Return when every engine has the current weights; another process sends them."""
+    """Wait until every engine has the current weights, which another process sends."""
     while not _all_answer(engines):
         time.sleep(POLL_SECONDS)
 
@@ -96,7 +96,7 @@ class EngineKeeper(BasePPOTrainer):
     record: Any
     engine_restarts = 0
     weights_step = 0
-    """Steps of training in the weights that are sent next; an asynchronous trainer sets it."""
+    """Number of steps that trained the weights to be sent next; only an asynchronous trainer sets it."""
 
     def broadcast_to_vllm(self) -> None:
         """Send the weights as the host does, to all engines, restarting dead ones.
@@ -128,7 +128,7 @@ class EngineKeeper(BasePPOTrainer):
         ray.get([engine.confirm_weights.remote(self.weights_step) for engine in self.vllm_engines])
 
     def send_weights(self, why: str) -> None:
-        """Send all engines the current weights, unless they have them; `why` is the observed error."""
+        """Send the current weights to all engines unless they have them; `why` is the error that was seen."""
         logger.warning(f"an engine died ({why}); restarting it")
         if not have_weights(self.vllm_engines):
             self.broadcast_to_vllm()

@@ -11,4 +11,4 @@ from openrlhf_ktae.trainer.sampling_state import SamplingTrainer
 class GuardedTrainer(
     EndingTrainer, CollapseTrainer, SkippingTrainer, SamplingTrainer, CheckpointingTrainer, RecordingTrainer
 ):
-    """Each has one concern and adds its own state to `training_state`; docs/architecture.md draws them."""
+    """Each mixin has one concern and adds its own state to `training_state`; docs/architecture.md draws them."""

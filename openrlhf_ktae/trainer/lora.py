@@ -1,7 +1,7 @@
 """Departure from the host: with LoRA, engines and saved models get merged weights; the base weights never change.
 
-The host sends parameters under the trained module's names: with LoRA those are PEFT's names, unknown to engines.
-PEFT's own layer computes W + scale * B A, one weight at a time, while its parts are gathered: the same result as
+The host sends parameters under the trained module's names. With LoRA these are PEFT's names, unknown to engines.
+PEFT's own layer computes W + scale * B A, one weight at a time, while its parts are gathered. The result equals
 `merge_and_unload` on the saved adapter. LoRA: arXiv 2106.09685.
 """
 
@@ -19,7 +19,7 @@ from peft import PeftModel
 from peft.tuners.lora import Embedding, Linear, LoraLayer
 
 ADAPTER = "adapter"
-"""Subfolder of the merged model for the adapter. In the same folder, transformers would load the base instead."""
+"""Subfolder for the adapter. If it were next to the merged model, transformers would load the base instead."""
 _BASE = "base_layer."
 
 
@@ -36,7 +36,7 @@ class MergedWeight(torch.Tensor):
     def of(cls, layer: Any) -> MergedWeight:
         """Return the weight of one of PEFT's layers."""
         weight: torch.nn.Parameter = layer.get_base_layer().weight
-        # For vision-language models the host sends only trainable parameters: mark the sum as one.
+        # For vision-language models the host sends only trainable parameters, so mark the sum as trainable.
         one: MergedWeight = torch.Tensor._make_subclass(cls, weight.detach(), True)
         one._layer = layer
         one.parts = [weight, *(p for name, p in layer.named_parameters() if not name.startswith(_BASE))]
@@ -74,7 +74,7 @@ def parts_of(weights: Iterable[Any]) -> list[Any]:
 def model_weights(module: torch.nn.Module) -> dict[str, Any]:
     """Return the weights of a model under their names without adapters: parameters, or `MergedWeight`s.
 
-    Raises NotImplementedError if an adapter is not on a linear layer or an embedding, but for example on fused experts.
+    Raises NotImplementedError if an adapter is on another layer than a linear one or an embedding, as on fused experts.
     """
     if not isinstance(module, PeftModel):
         return dict(module.named_parameters())
@@ -102,7 +102,7 @@ class MergedModule:
         self.config = self._model.config
 
     def named_parameters(self) -> Iterator[tuple[str, Any]]:
-        """Yield the weights that are sent to engines."""
+        """Yield the weights to send to engines, by name."""
         yield from self._weights.items()
 
     def saved(self) -> Iterator[tuple[str, Any]]:
@@ -112,7 +112,7 @@ class MergedModule:
         yield from ((name, one) for name, one in self._model.named_buffers() if name in names)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return merged weights and buffers; with ZeRO-3 the host only reads the names, since weights are sharded."""
+        """Return merged weights and buffers. With ZeRO-3 weights are sharded, and the host reads only their names."""
         return {name: one if hasattr(one, "ds_id") else one.data for name, one in self.saved()}
 
     def save_pretrained(self, folder: str, **how: Any) -> None:
@@ -147,7 +147,7 @@ class KTAEDeepspeedStrategy(DeepspeedStrategy):
 
 
 def gathered(weights: Iterable[tuple[str, Any]]) -> dict[str, torch.Tensor] | None:
-    """Return the gathered `weights` in CPU memory; None on ranks above 0, which must take part."""
+    """Return the gathered `weights` in CPU memory; None on ranks above 0, which must call it too."""
     found = {}
     first = torch.distributed.get_rank() == 0
     for name, weight in weights:

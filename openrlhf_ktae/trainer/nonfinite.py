@@ -1,9 +1,9 @@
 """Non-finite numbers must not reach the weights.
 
-Two checks: scores and advantages in the trainer, before anything is sent to the ranks; losses and gradients on the
-ranks, at the optimizer step. DeepSpeed has the second one built in for fp16 (ZeRO-3) and for fp16 and bf16 (ZeRO-1 and
-2): ranks agree by a reduction, the step is skipped, gradients are dropped and the schedule does not advance. Here it is
-enabled for every dtype. A non-finite loss has non-finite gradients, so it needs no separate check.
+The trainer checks scores, log-probabilities and advantages before it sends them to the ranks. The ranks check gradients
+at the optimizer step; a non-finite loss has non-finite gradients. DeepSpeed has the second check for fp16 (ZeRO-3) and
+for fp16 and bf16 (ZeRO-1 and 2): ranks agree by a reduction, the step is skipped, gradients are dropped and the
+schedule does not advance. Here it is enabled for every dtype.
 """
 
 import logging
@@ -41,9 +41,9 @@ class NonFiniteBatch(RuntimeError):
 
 
 def refuse_nonfinite(experiences: Sequence[Experience]) -> None:
-    """Raise `NonFiniteBatch` if a value of an action token is NaN or infinite.
+    """Raise `NonFiniteBatch` if a score is infinite, or a `CHECKED` value of an action token is not finite.
 
-    A NaN score is allowed, as an unknown verdict: its rollout is excluded from group statistics and has advantage 0.
+    A NaN score is an unknown verdict and is allowed: its rollout is excluded from group statistics, with advantage 0.
     """
     scores = [e.scores.flatten() for e in experiences if e.scores is not None]
     if scores and torch.cat(scores).isinf().any():
@@ -54,7 +54,7 @@ def refuse_nonfinite(experiences: Sequence[Experience]) -> None:
             if values is None or math.isfinite(values.sum()):  # the usual case; a sum is the fastest check
                 continue
             if name == "action_log_probs" and values.isnan().all():
-                continue  # skipped, see `old_log_probs`; a model that only yields NaN shows in the gradients
+                continue  # not computed, see `old_log_probs`; a model that yields only NaN shows in the gradients
             acted = e.action_mask.bool()
             if values.shape == acted.shape and not values[acted].isfinite().all():
                 raise NonFiniteBatch(f"{name.replace('_', ' ')} of an action token are not finite", experiences)
@@ -74,7 +74,7 @@ def skip_nonfinite_updates(optimizer: Any) -> None:
     update_scale = optimizer._update_scale
 
     def checked(has_overflow: bool) -> None:
-        # A sum is finite only if all summands are. DeepSpeed's own check makes tables as large as the gradients.
+        # A sum is finite only if all summands are. DeepSpeed's own check makes tensors as large as the gradients.
         suspect = 1 - optimizer.grad_partitions_flat_buffer.sum().isfinite().to(torch.uint8)
         torch.distributed.all_reduce(suspect, op=torch.distributed.ReduceOp.MAX)
         optimizer.overflow = False
@@ -115,7 +115,7 @@ def _write_batch(path: Path, step: int, what: str, experiences: Sequence[Experie
 
 
 class SkippingTrainer:
-    """Mixin that skips updates with non-finite numbers; the step still counts."""
+    """Mixin that skips updates with non-finite numbers. A skipped step still counts as a step."""
 
     args: Any
     record: Any

@@ -73,18 +73,18 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
             self.record_stop(reason_of(stop))  # the current model is saved; the command reports the reason and fails
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
-        """Train as the host does; add the counts of continuations sampled in addition to the rollouts."""
+        """Train as the host does; add the metrics of continuations, which are sampled besides the rollouts."""
         status, step = super().train_step(rollout_samples, global_step)
         status.update(self.samples_generator.continuation_metrics)
         return status, step
 
     def broadcast_to_vllm(self) -> None:
-        """Send the weights as the host does; then catch up on a missed evaluation."""
+        """Send the weights as the host does; the first time after a resume, also evaluate if that was due."""
         super().broadcast_to_vllm()
         self._run_missed_evaluation()
 
     def _run_missed_evaluation(self) -> None:
-        """Evaluate with the weights just sent if the run ended between a checkpoint and its evaluation."""
+        """Evaluate with the weights just sent if that was due at the checkpoint's step: the run may have died first."""
         states, self.resumed_states = self.resumed_states, None
         if states is None or self.eval_dataloader is None or Path(self.args.run.resume_from).name.startswith(BEST):
             return
@@ -107,7 +107,7 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
         return dict(self._evaluated[1])
 
     def _evaluate_edge(self, when: str, global_step: int) -> None:
-        """Evaluate and record the result; an evaluation already made at this step is reused."""
+        """Evaluate and record the result; reuse an evaluation already made at this step."""
         if self.eval_dataloader is None or not self.args.run.eval_edges:
             return
         step, logs = self._evaluated

@@ -57,7 +57,7 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         tune_process()
 
     def _run_eval(self) -> dict[str, float]:
-        """Evaluate as the host does; add accuracy and length with their intervals."""
+        """Evaluate as the host does; add accuracy and length with confidence intervals."""
         self._evaluating = True
         try:
             return {**super()._run_eval(), **self.samples_generator.last_eval}
@@ -78,7 +78,8 @@ class KTAEGenerateSamplesActor(_HostGenerator):
     def request_weights(self, why: str) -> None:
         """Have the trainer restart dead engines, and wait until they can generate.
 
-        A generator holds the engines' lock, unless rollouts may be partial; the trainer needs it to send weights.
+        The generator holds the engines' lock in an evaluation, and in training unless rollouts may be partial. The
+        trainer needs the lock to send weights, so it is released meanwhile.
         """
         holds_lock = self._evaluating or not self._partial_rollout
         if holds_lock:
@@ -99,11 +100,11 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         self.samples_generator.load_sampling_state(**state)
 
     def about_prompts(self) -> tuple[int, list[str]]:
-        """Return the number of prompts of one episode, and notes for the user on them."""
+        """Return the number of prompts of one episode, and notes about them for the user."""
         return len(self.prompts_dataloader), self.prompt_notes
 
     def evaluate_edge(self) -> dict[str, float]:
-        """Evaluate outside the training loop, when nothing else generates; empty without held-out data."""
+        """Evaluate outside the training loop, when nothing else generates; return nothing without held-out data."""
         return self._run_eval() if self.eval_dataloader is not None else {}
 
 
@@ -141,7 +142,7 @@ class KTAETrainingActor(GuardedTrainer, _HostTrainingActor, EngineKeeper):
     def broadcast_to_vllm(self) -> None:
         """Send as the host does, which pauses and resumes engines that are generating.
 
-        If one dies during the pause, the host keeps the engines' lock: release it and retry.
+        If an engine dies during the pause, the host keeps the engines' lock: release it and retry.
         """
         while self._partial_rollout:
             have_weights(self.vllm_engines)  # a dead one does not answer
@@ -159,7 +160,7 @@ class KTAETrainingActor(GuardedTrainer, _HostTrainingActor, EngineKeeper):
         return self.sampling_state
 
     def abort_evaluation(self) -> None:
-        """Save the last step and the model, and wait for the end: the order came during the last evaluation."""
+        """Save the last step and the model, and wait for the end, requested during an evaluation outside training."""
         with self.until_end_requested(self.end_with_model):
             raise GivenUp
 
@@ -173,7 +174,7 @@ class KTAEPPOTrainerAsync(_HostTrainer):
     """Starts the two actors above and joins them."""
 
     def __init__(self, pretrain: str, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        # On the driver's node: both write the run's record and read the order to end.
+        # On the driver's node: both write the run's record and read the request to end.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         host.GenerateSamplesActor = ray.remote(KTAEGenerateSamplesActor).options(scheduling_strategy=here)
         host.TrainingActor = ray.remote(KTAETrainingActor).options(scheduling_strategy=here)
@@ -213,7 +214,7 @@ class KTAEPPOTrainerAsync(_HostTrainer):
         self._evaluate_edge("after")
 
     def _evaluate_edge(self, when: str) -> bool:
-        """Evaluate and record it; return False if that stops the run. An order to end aborts the evaluation."""
+        """Evaluate and record the result; return False if that ends the run. A request to end aborts the evaluation."""
         if not self.args.run.eval_edges:
             return True
         try:

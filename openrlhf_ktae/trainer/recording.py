@@ -92,13 +92,13 @@ class RecordingTrainer:
             self.record.note(note)
 
     def record_plan(self, prompts: int) -> None:
-        """Record the number of steps that the data allow, for the progress display; filtering can reduce it."""
+        """Record how many steps the data allow, for the progress display; filtering can leave fewer."""
         whole, rest = divmod(prompts, self.args.rollout.batch_size)
         last = trainable(rest * self.args.rollout.n_samples_per_prompt, self.args) > 0
         self.record.plan((whole + last) * self.args.train.num_episodes)
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
-        """Add KTAE's metrics to the host's; record this step's rollouts if requested."""
+        """Train as the host does; add the metrics of credit; record this step's rollouts if requested."""
         self.experience_maker.keep_credit = self.rollout_recorder.wants(global_step + 1)
         status, step = super().train_step(rollout_samples, global_step)  # type: ignore[misc]
         status.update(self.experience_maker.metrics)
@@ -132,9 +132,9 @@ class RecordingTrainer:
         self.record.step(global_step, logs_dict or {}, key_tokens)
 
     def hold_trackers(self) -> None:
-        """Keep TensorBoard and W&B open when the host closes them, since the last evaluation comes later.
+        """Keep TensorBoard and W&B open when the host closes them, because the last evaluation comes later.
 
-        A full disk does not end the run: it disables the tracker, with a note.
+        A disk error, such as a full disk, disables the tracker with a note and does not end the run.
         """
         self._closing = []
         for tracker in (self.wandb_logger, self.tensorboard_logger):

@@ -12,7 +12,7 @@ SAMPLING_STATE = "sampling"  # our key in the trainer's part of a checkpoint
 
 
 class SamplingTrainer:
-    """Mixin for a trainer. Batches that are plain lists (no dynamic sampling) pass through unchanged."""
+    """Mixin for a trainer. Without dynamic sampling batches are plain lists, and pass through unchanged."""
 
     args: Any
     actor_model_group: Any
