@@ -1,4 +1,4 @@
-"""Console output of a run: one line per step, read from the run record, and a summary at the end."""
+"""Console output of a run: one line per step, read from the run record, and a final summary."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def evaluation_line(row: Mapping[str, Any]) -> str:
 
 
 def interval(row: Mapping[str, Any], name: str, scale: float) -> str:
-    """Return `mean [low, high]` of one evaluation metric."""
+    """Return `mean [low, high]` of one evaluation metric; `unknown` if one of them is missing."""
     values = [figure(row, name + end) for end in ("", "_low", "_high")]
     if any(value is None for value in values):
         return "unknown"

@@ -62,8 +62,8 @@ def train(
         args: the validated options.
         backend: the backend for this machine.
         say: called with a line for each stage of the startup.
-        classes: maps a backend's name to the replacements of the host's classes.
-        stack: processes of an earlier run, reused if they fit; a kept stack stays up for the next run.
+        classes: returns, for a backend's name, the replacements of the host's classes.
+        stack: processes of an earlier run, reused if they fit. With `keep` they stay up for the next run.
 
     Raises:
         Refusal: there is no cluster to join, it has too few devices, or a node does not see files of the run.
@@ -87,8 +87,8 @@ def train(
     backend.prepare_driver()
     if not stack.serves(args, backend.name, variables):
         start_importing(args, backend)
-        # Not while another thread imports: Ray runs Python code in forked children before exec. A child forked while an
-        # import lock is held deadlocks, and this process with it.
+        # No other thread may be importing: Ray runs Python code in forked children before exec. A child that is forked
+        # while an import lock is held deadlocks, and this process with it.
         start_ray(args, backend, variables)
     node = ray._private.worker.global_worker.node
     logs = Path(node.get_logs_dir_path() if node else "")
@@ -116,7 +116,7 @@ def train(
 
 
 def start_importing(args: SimpleNamespace, backend: Backend) -> None:
-    """Import the libraries in the background, in the process that workers will be forked from.
+    """Start the server that workers are forked from; it imports the libraries in the background.
 
     Only once, and only for a cluster that this command starts.
     """
@@ -141,7 +141,7 @@ def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callab
     try:
         host_cli = importlib.import_module(HOST_CLI)
         _check(args, backend, say)
-        gc.enable()  # off until here, which saves a quarter of the time of the command's imports
+        gc.enable()  # off until here, which saves a quarter of the import time
         stack.use(actor_classes(args, classes))
         say("loading the model into trainer and engines")
         with NodeWatch(devices_needed(args)) as watch, quiet(args):
@@ -157,7 +157,7 @@ def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callab
 
 
 def _check(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) -> None:
-    """Check the cluster and its nodes; again if a node is found dead: after a fault Ray may still count it."""
+    """Check the cluster and its nodes. Repeat if a node is found dead: after a fault Ray may still count it."""
     while True:
         check_cluster(args, say)
         with suppress(NodeDied):
@@ -188,7 +188,7 @@ def quiet(args: SimpleNamespace) -> Iterator[None]:
 
 
 def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: float = RETURN_SECONDS) -> None:
-    """Raise if Ray would wait forever for devices. If a node died, first wait for it or a replacement.
+    """Raise if Ray would wait forever for devices. If a node died, first wait for its return or a replacement.
 
     Raises:
         Refusal: the cluster has too few devices.
@@ -216,7 +216,7 @@ def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: f
 
 
 def actor_classes(args: SimpleNamespace, classes: Places) -> Places:
-    """Return what replaces the classes that the host's `train` looks up: `classes`, with guards, and trainers."""
+    """Return replacements of the classes that the host's `train` looks up: restartable `classes`, and a trainer."""
     import ray
     from openrlhf.trainer.ray import launcher
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -1,4 +1,4 @@
-"""Runs on several nodes: check what every node sees before a model loads, and end a run that has lost a node."""
+"""Runs on several nodes: check files and machines before a model loads, and end a run that has lost a node."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POLL_SECONDS = 1.0
 GONE_SECONDS = 45.0  # for a lost node to be replaced; Ray takes up to 20 s more to notice that it is gone
 LOST_SIGNAL = signal.SIGUSR2
 OUTPUTS = ("ckpt.path", "ckpt.output_dir")
-"""Folders that ranks write into, wherever they are placed."""
+"""Folders that ranks write into, on whichever node they are placed."""
 INPUTS = tuple(
     "actor.model_name_or_path critic.model_name_or_path reward.model_name_or_path train.agent_func_path "
     "verifier.config.reward_file run.resume_from".split()
@@ -37,9 +37,9 @@ INPUTS = tuple(
 TRAINER_OUTPUTS = ("run.dir", "logger.tensorboard_dir")
 TRAINER_INPUTS = ("data.prompt_dataset", "eval.dataset", "train.replay", "algo.credit.file")
 LISTS = ("data.prompt_dataset", "eval.dataset", "verifier.config.reward_file")
-"""Comma-separated; a part may end in `@` and the name of a folder below it."""
+"""Options with comma-separated paths; a path may end in `@` and the name of a folder below it."""
 NO_FLAG = {"run.resume_from": "resume", "verifier.config.reward_file": "reward.remote_url"}
-TRAINER_CPUS = 3  # at most, of the processes that write the run's record
+TRAINER_CPUS = 3  # most CPUs that the processes that write the run's record reserve
 
 
 class NodeDied(RuntimeError):
@@ -49,7 +49,7 @@ class NodeDied(RuntimeError):
 def with_absolute_places(args: SimpleNamespace) -> SimpleNamespace:
     """Return a copy of the options whose local paths are absolute.
 
-    Ray's workers run in the folder where the node's `ray start` ran, which is not this command's.
+    Ray's workers run in the folder where the node's `ray start` ran, not in this command's folder.
     """
     args = copy.deepcopy(args)
     for name in (*OUTPUTS, *TRAINER_OUTPUTS):
@@ -90,7 +90,7 @@ def _set(args: SimpleNamespace, name: str, value: str) -> None:
 
 
 def check_nodes(args: SimpleNamespace, backend: str) -> None:
-    """Have every other node with devices check itself, and what its ranks would read and write.
+    """Have every other node that ranks, engines or the trainer may use check itself and the paths of the run.
 
     Raises:
         Refusal: there are problems; the message names each node and option. Nothing is loaded yet.
@@ -101,7 +101,7 @@ def check_nodes(args: SimpleNamespace, backend: str) -> None:
     here = ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     (own,) = [node for node in alive if node["NodeID"] == here]
-    away = own["Resources"].get("CPU", 0) < TRAINER_CPUS  # then the trainer is on another node, too
+    away = own["Resources"].get("CPU", 0) < TRAINER_CPUS  # then the trainer may be on any other node
     others = [node for node in alive if node is not own and (away or node["Resources"].get("GPU"))]
     if not others:
         return
@@ -112,7 +112,7 @@ def check_nodes(args: SimpleNamespace, backend: str) -> None:
 
 
 def places(args: SimpleNamespace, names: tuple[str, ...]) -> dict[str, str]:
-    """Return option -> local path, without names on a hub. Each of several paths in one option has its own entry."""
+    """Return option -> local path, without names on a hub; an option with several paths has an entry for each."""
     found = {}
     for name in names:
         value = value_of(args, name) or ""
@@ -147,7 +147,7 @@ def _problems(
         for node_id, (name, ref) in looking.items():
             try:
                 found = ray.get(ref, timeout=max(end - time.monotonic(), POLL_SECONDS))
-            except Exception as error:  # whatever stops a worker from starting there would stop a rank
+            except Exception as error:  # an error that stops a worker there would stop a rank
                 if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
                     raise NodeDied(name) from None
                 reason = short(error, 300)
@@ -174,14 +174,14 @@ def look(
 ) -> list[tuple[str, str]]:
     """Return (option and value, problem) for each path that differs from the driver's; runs on another node.
 
-    Problems of the machine itself have an empty text for the option.
+    A problem of the machine itself has an empty option.
 
     Args:
         token: name of a file that the driver has written into each folder.
-        node: suffix of the file that this node adds to each.
+        node: this node's ID, suffix of the file that it adds to each folder.
         folders: option -> the folder, or the nearest existing one above it.
         contents: option -> path, and the files that the driver sees there.
-        lacks: returns what the machine that calls it lacks.
+        lacks: returns the problems of the machine that calls it.
     """
     problems = [("", what) for what in lacks()]
     for flag, folder in folders.items():
@@ -207,12 +207,12 @@ COPY = "Put it on a file system that all nodes share, or at the same path on eac
 
 
 def nearest(path: str) -> Path:
-    """Return the folder, or the nearest existing one above it."""
+    """Return the folder, or the nearest existing folder above it."""
     return next(one for one in (Path(path), *Path(path).parents) if one.is_dir())
 
 
 def content(path: str) -> dict[str, int]:
-    """Return path -> size in bytes of a file, or of a folder's files except hidden ones, licences and pictures."""
+    """Return path -> size in bytes of a file, or of those files of a folder that count as content (`is_content`)."""
     root = Path(path)
     if root.is_file():
         return {"": root.stat().st_size}
@@ -242,13 +242,13 @@ def devices(nodes: list[dict[str, Any]]) -> int:
 class NodeWatch:
     """Context manager that ends the run if a node is lost and the remaining devices are too few.
 
-    Otherwise an engine would wait twenty minutes for a place. The main thread gets `LOST_SIGNAL`, which raises
-    KeyboardInterrupt: nothing else ends Ray's waiting.
+    Otherwise a lost engine would wait twenty minutes for a device. The main thread gets `LOST_SIGNAL`, whose handler
+    raises KeyboardInterrupt: nothing else interrupts a wait in Ray.
     """
 
     def __init__(self, needed: int, patience: float = GONE_SECONDS) -> None:
         self.lost = ""
-        """Why this ended the run, naming the lost node; empty if it did not."""
+        """Why the watch ended the run, with the lost node; empty if it did not."""
         self._needed, self._patience = needed, patience
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="nodes", daemon=True)
@@ -275,7 +275,7 @@ class NodeWatch:
         while not self._over.wait(POLL_SECONDS):
             try:
                 nodes = ray.nodes()
-            except Exception:  # Ray's server did not answer; if it is gone, Ray ends this process
+            except Exception:  # Ray's server did not answer; if it is gone, Ray ends this process anyway
                 continue
             gone = [node for node in nodes if node["NodeID"] in self._known and not node["Alive"]]
             left = devices(nodes)

@@ -13,7 +13,7 @@ from openrlhf_ktae.record.directory import nested_options, versions
 def choose_checkpoint(args: SimpleNamespace, backend: str) -> list[str]:
     """Set `run.resume_from`, `resume_step`, `about`, `accepted_changes`, `ckpt.load_enable`; return lines to print.
 
-    Raises Refusal: see `checkpoint.resume`; or another run writes below `--ckpt.path`, see `checkpoint.lock`.
+    Raises Refusal as `checkpoint.resume` does, or if another run writes below `--ckpt.path` (`checkpoint.lock`).
     """
     if Path(args.ckpt.path).is_dir():  # a run that is refused leaves no folder behind
         hold(args.ckpt.path)

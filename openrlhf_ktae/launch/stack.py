@@ -1,8 +1,8 @@
 """A running stack: Ray and the actors of a run, which later runs of the same shape can reuse.
 
-Starting Ray and importing the libraries takes far longer than loading a small model. A kept stack hands the host the
-last run's actors wherever it would start new ones. Each actor is constructed again in its process, so options, weights,
-optimizer, random states and data position are those of a new run. An engine keeps its model and receives the weights
+Starting Ray and importing the libraries takes far longer than loading a small model. Where the host would start new
+actors, a kept stack gives it the last run's. Each actor is constructed again in its process, so options, weights,
+optimizer, random states and data position are those of a new run. An engine keeps its model, and receives the weights
 once the ranks have loaded theirs.
 """
 
@@ -22,7 +22,7 @@ PLACED_IN = (HOST_CLI, "openrlhf.trainer.ray.vllm_engine", "openrlhf.trainer.ray
 
 
 def shape(args: SimpleNamespace, variables: Mapping[str, str]) -> str:
-    """Return a key of the settings that runs must share to use one stack: processes, model, engine, environment."""
+    """Return a key of the settings that runs on one stack must share: processes, model, engine, environment."""
     train, algo = args.train, args.algo
     parts = (
         sorted(variables.items()),
@@ -35,7 +35,7 @@ def shape(args: SimpleNamespace, variables: Mapping[str, str]) -> str:
 
 
 class Stack:
-    """Ray and the actors of one run, or with `keep` of several consecutive runs."""
+    """Ray and the actors of one run; with `keep`, of several consecutive runs."""
 
     def __init__(self, keep: bool = False) -> None:
         self.keep = keep
@@ -46,7 +46,7 @@ class Stack:
     def serves(self, args: SimpleNamespace, backend: str, variables: Mapping[str, str]) -> bool:
         """Whether the next run can use the existing processes; if not, end them.
 
-        Only synchronous runs on a CPU share a stack: other kinds keep state in processes that are not reset.
+        Only synchronous runs on a CPU share a stack: other runs keep state in processes that are not reset.
         """
         shared = self.keep and backend == "cpu" and not args.train.async_enable and not args.train.replay
         needed = shape(args, variables) if shared else ""
@@ -57,7 +57,7 @@ class Stack:
         return False
 
     def use(self, places: Mapping[tuple[str, str], Any]) -> None:
-        """Make the host look up actor classes (`(module, attribute)` -> class) and placement groups in this stack."""
+        """Make the host get actor classes (`(module, attribute)` -> class) and placement groups from this stack."""
         for (module, attribute), one in places.items():
             if hasattr(one, "remote"):  # other classes live in this process
                 one = _Reused(one, self._actors.setdefault(attribute, []))
@@ -77,7 +77,7 @@ class Stack:
             importlib.import_module(module).placement_group = place  # type: ignore[attr-defined]
 
     def end(self) -> None:
-        """If Ray was started, stop it and wait for its processes."""
+        """If Ray was started, stop it, wait for its processes, and kill those that remain."""
         if self._shape is None:
             return
         import ray
@@ -89,7 +89,7 @@ class Stack:
 
 
 class _Reused:
-    """Stand-in for a Ray actor class: the n-th actor requested is the last run's n-th, if there was one."""
+    """Stand-in for a Ray actor class: the n-th actor requested is the last run's n-th, if it had one."""
 
     def __init__(self, actor_class: Any, actors: list[Any], left: Iterator[Any] | None = None) -> None:
         self._class, self._actors = actor_class, actors
