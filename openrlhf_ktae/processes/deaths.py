@@ -1,4 +1,4 @@
-"""Dead processes: tell their errors from exceptions raised by code, and wait for a replacement."""
+"""Dead processes: distinguish their errors from exceptions raised by code, and wait for a replacement."""
 
 import re
 import time
@@ -9,8 +9,8 @@ START_MINUTES = 20  # for a process to come back, perhaps on another node
 POLL_SECONDS = 1.0
 DEAD_FOR_GOOD = 3  # consecutive errors; a call in flight when the actor dies fails the same way once
 
-# Class names, because some of this package's are defined in higher layers. The first is vLLM's error for a dead core.
-# The text of an error proves nothing: an agent's error may quote anything.
+# Class names, because higher layers of this package define some of the classes. The first is vLLM's error for a dead
+# core. The text of an error proves nothing: an agent's error may quote anything.
 ENGINE_GONE = ("EngineDeadError", "OutdatedEngine")
 GONE = (*ENGINE_GONE, "EnginesLost", "ModelLost")
 CREATION = "because of an error raised in its creation task"
@@ -22,9 +22,9 @@ ACTOR_CLASS = re.compile(r"class_name: (?:.*\.)?(?P<name>\w+)$", re.M)
 # Error types of torch: a GPU in an unusable state, and a store or peer that does not answer.
 GPU_ERROR = "AcceleratorError"
 NETWORK_ERRORS = ("DistNetworkError", "DistStoreError")
-# Lost peers and broken GPUs that are raised as a general type, known only by the text of gloo, NCCL or CUDA: gloo's
-# transport/tcp, ProcessGroupNCCL.cpp and NCCLUtils.cpp of torch 2.13, `ncclGetErrorString`, `cudaGetErrorString` of
-# CUDA 13, the status codes of CUDA's libraries. The last three types are of torch.cuda and cupy.
+# Lost peers and broken GPUs raise general types, so only the text tells. The texts are from gloo's transport/tcp,
+# ProcessGroupNCCL.cpp and NCCLUtils.cpp of torch 2.13, `ncclGetErrorString`, `cudaGetErrorString` of CUDA 13, and the
+# status codes of CUDA's libraries. The last three types are from torch.cuda and cupy.
 SIGNED_ERRORS = ("RuntimeError", "DistBackendError", "CudaError", "NcclError", "CUDARuntimeError")
 SIGNS = (
     "Connection closed by peer",
@@ -70,8 +70,8 @@ SIGNS = (
     "CUFFT_EXEC_FAILED",
     "CUFFT_INTERNAL_ERROR",
 )
-# A new process would fail the same way: no memory (NCCL says which allocation failed, not why), a wrong call, a build
-# for other GPUs.
+# Errors that a new process would repeat: no memory (NCCL reports which allocation failed, not why), a wrong call, a
+# build for other GPUs.
 DEFECTS = (
     "out of memory",
     "Failed to CUDA ",
@@ -95,9 +95,9 @@ DEFECTS = (
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and its causes: errors that Ray wrapped in another type, and those of `raise ... from`.
+    """Yield an error and its causes: errors that Ray wrapped in another type, and causes given by `raise ... from`.
 
-    Of several errors of concurrent tasks, the first is followed.
+    Of the errors of concurrent tasks, only the first is followed.
     """
     while error is not None:
         yield error

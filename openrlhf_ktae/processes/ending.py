@@ -1,7 +1,7 @@
 """Graceful shutdown of the trainer by the driver, on SIGINT (Ctrl-C) or SIGTERM (a cluster's eviction notice).
 
-Ray cannot interrupt an actor method, so the two communicate through small files in the run directory: the trainer
-reports that it trains, the driver asks it to stop, and the trainer answers with what it saved.
+Ray cannot interrupt an actor method, so driver and trainer communicate through small files in the run directory. The
+trainer reports that it trains, the driver asks it to stop, and the trainer answers with what it saved.
 """
 
 import os
@@ -17,8 +17,8 @@ FOLDER = ".end"
 TRAINING, ASKED, ANSWER = "training", "asked", "answer"
 POLL_SECONDS = 0.1
 SAME_ORDER_SECONDS = 1.0
-"""SIGTERMs this close together count as one: `ray job stop` signals a command and its children, and a supervisor
-(`--run.restarts`) forwards its own."""
+"""SIGTERMs within this time count as one: `ray job stop` signals a command and its children, and a supervisor
+(`--run.restarts`) forwards the signal that it got."""
 
 
 class Interrupted(RuntimeError):
@@ -44,7 +44,7 @@ class EndOrder:
             self.folder.rmdir()
 
     def training(self) -> None:
-        """Report that training steps have started, so that waiting for one makes sense."""
+        """Report that training has started; from now on the driver waits for a step to end."""
         self._write(TRAINING, "")
 
     def ask(self) -> None:
@@ -85,13 +85,13 @@ class EndOrder:
 
 
 def wait_for_the_driver(order: EndOrder) -> None:
-    """Wait until the driver ends this process, at most the user's grace period."""
+    """Wait until the driver ends this process, which it does within the user's grace period."""
     while order.asked:
         time.sleep(POLL_SECONDS)
 
 
 class CleanEnd:
-    """The driver's side: on a signal, ask the trainer, wait at most `grace_seconds`, then raise KeyboardInterrupt.
+    """The driver's side: on a signal, ask the trainer to stop, wait at most `grace_seconds`, raise KeyboardInterrupt.
 
     A second signal, or one before training has started, stops the run at once.
     """
@@ -99,7 +99,7 @@ class CleanEnd:
     def __init__(self, order: EndOrder, grace_seconds: float, say: Callable[[str], None]) -> None:
         self.order, self._grace, self._say = order, grace_seconds, say
         self.reason = ""
-        """Why the run stops, if not because of a signal from outside (a watchdog)."""
+        """Why the run stops, if not because of a signal from outside; set for example by a watchdog."""
         self._waiting: threading.Thread | None = None
         self._asked_at = float("-inf")
         self._over = threading.Event()
@@ -149,5 +149,5 @@ class CleanEnd:
 
     @staticmethod
     def _interrupt() -> None:
-        """Make the main thread's handler raise: it may be in a call that only a signal can interrupt."""
+        """Signal this process, so that the main thread's handler raises: only a signal interrupts some calls."""
         os.kill(os.getpid(), signal.SIGINT)

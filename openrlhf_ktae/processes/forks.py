@@ -1,9 +1,9 @@
 """Processes that start with the libraries already imported: forks of a server (`multiprocessing.forkserver`).
 
 Importing torch, DeepSpeed, transformers and vLLM costs each process six to eight seconds of processor time and 600 MB.
-The server imports them once, and its forks share the memory. The driver starts the server, which ends with it. Ray's
-workers are forked through `ray_worker.py`, vLLM's cores through `ForkedContext`; without the server both start as
-usual.
+The server imports them once, and its forks share the memory. The driver starts the server, and it ends with the driver.
+Ray's workers are forked through `ray_worker.py`, vLLM's cores through `ForkedContext`. Without the server both start
+as usual.
 
 Only the standard library is imported here: the script that Ray runs for each worker imports this.
 """
@@ -23,7 +23,7 @@ from typing import Any, cast
 VARIABLE = "OPENRLHF_KTAE_FORK_SERVER"  # address of the server's socket, which only this user can open
 JOB_VARIABLE, FIRST_JOB = "RAY_JOB_ID", "01000000"
 RAYLET_VARIABLE = "RAY_RAYLET_PID"
-OOM_SCORE = Path("/proc/self/oom_score_adj")  # Ray raises its workers', so that the kernel kills them before the driver
+OOM_SCORE = Path("/proc/self/oom_score_adj")  # Ray raises its workers' scores, so that the kernel kills them first
 _server: Any = forkserver._forkserver
 
 
@@ -34,7 +34,7 @@ def start(modules: Sequence[str], variables: Mapping[str, str]) -> None:
     _server.set_forkserver_preload([*modules])
     usual, tracker = dict(os.environ), cast("Any", resource_tracker._resource_tracker)
     tracked = tracker._fd is not None
-    # Ray reads the last two on import. A worker ends when the process that the second names (the driver) is gone.
+    # Ray reads both when imported. A worker ends when the process in `RAYLET_VARIABLE`, here the driver, is gone.
     os.environ |= {**variables, JOB_VARIABLE: FIRST_JOB, RAYLET_VARIABLE: str(os.getpid())}
     with suppress(OSError):  # for example, the temporary folder's name is too long; the run works without the server
         _server.ensure_running()
@@ -46,9 +46,9 @@ def start(modules: Sequence[str], variables: Mapping[str, str]) -> None:
 
 
 def stop() -> None:
-    """End the server, if this process started it. Its forks keep running, but look dead to those who started them."""
+    """End the server, if this process started it. Its forks keep running, but look dead to their starters."""
     if os.environ.pop(VARIABLE, None) and _server._forkserver_pid:
-        os.kill(_server._forkserver_pid, signal.SIGKILL)  # while it imports, it would notice only afterwards
+        os.kill(_server._forkserver_pid, signal.SIGKILL)  # a server that is importing would notice other ways too late
         with suppress(OSError):
             _server._stop()
 
@@ -94,7 +94,7 @@ def _fork(environment: Mapping[str, str], score: str, *outputs: Any) -> ForkedPr
         if descriptor != number:  # a spawned process already has it
             os.dup2(descriptor, number)
             os.close(descriptor)
-    # Leave equal variables in place: process titles overwrite the first ones, and are located through them.
+    # Leave equal variables in place: setting a process title locates and overwrites the first variables in memory.
     for name in set(os.environ) - set(environment):
         del os.environ[name]
     os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
@@ -103,7 +103,7 @@ def _fork(environment: Mapping[str, str], score: str, *outputs: Any) -> ForkedPr
 
 def run_script(words: Sequence[str]) -> None:
     """In a fork, run one of Ray's scripts with its arguments, as the interpreter would."""
-    process._parent_process = None  # type: ignore[attr-defined]  # it asked for the fork and has ended
+    process._parent_process = None  # type: ignore[attr-defined]  # it requested the fork and has ended
     sys.argv[:] = words
     sys.path.insert(0, os.path.dirname(words[0]))
     runpy.run_path(words[0], run_name="__main__")

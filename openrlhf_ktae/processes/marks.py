@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 10.0  # for processes that are already exiting
 
 
 def mark() -> str:
-    """Return the mark of this run, created on first use or inherited from a supervisor."""
+    """Return the mark of this run: inherited from a supervisor, or created on first use."""
     return os.environ.setdefault(VARIABLE, uuid.uuid4().hex)
 
 
@@ -53,7 +53,7 @@ def shared_memory(process: psutil.Process) -> set[str]:
 
 
 def dead_semaphores(since: float, used: set[str]) -> set[str]:
-    """Return multiprocessing semaphores created after `since` (time.time) that no process has open any more.
+    """Return multiprocessing semaphores that were created after `since` (time.time) and are not in `used`.
 
     A process leaves them behind if it or its resource tracker is killed.
     """

@@ -2,7 +2,7 @@
 
     python ray_worker.py --serialized-runtime-env-context=JSON --language=PYTHON default_worker.py ARGUMENTS
 
-This process ends at once. Ray identifies a worker by its start-up token, and accepts the process id that it registers.
+This process ends at once. Ray identifies a worker by its start-up token, and accepts whatever process id it registers.
 """
 
 import json

@@ -3,7 +3,7 @@
 The host passes `trust_remote_code=True` in nine places (docs/reliability.md lists them) and has no option for it. All
 of them, and vLLM's, go through one transformers module. That module is patched in every process of a run: the driver,
 Ray's workers (through the worker setup hook) and vLLM's processes (through its plugins). An environment variable turns
-the refusal on; without it nothing changes, because vLLM loads its plugins for other programs too.
+the refusal on. Without it nothing changes, because vLLM loads its plugins for other programs too.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Setup that every process of a run does first: the driver, Ray's workers, vLLM's processes.
 
-Ray takes one hook and vLLM one plugin, so all setup of processes is called from here. The run's settings are in the
-environment, which its processes inherit.
+Ray calls one hook and vLLM one plugin, so this module does all setup of processes. It reads the run's settings from the
+environment, which processes inherit.
 """
 
 import importlib
@@ -34,9 +34,9 @@ def below_the_driver() -> None:
 def leave_interrupts_to_the_driver() -> None:
     """Block SIGINT in this thread and the threads and processes it starts from now on; ignore it elsewhere.
 
-    vLLM's core replaces an ignored signal by its own handler and shuts down; a blocked signal never arrives.
-    Python's resource tracker starts with the first multiprocessing spawn and unblocks SIGINT in the spawning thread,
-    so it is started before blocking.
+    vLLM's core would handle an ignored signal by shutting down; a blocked signal never arrives. Python's resource
+    tracker starts with the first multiprocessing spawn and unblocks SIGINT in the spawning thread, so it is started
+    before blocking.
     """
     if marks.VARIABLE not in os.environ:
         return
@@ -47,7 +47,7 @@ def leave_interrupts_to_the_driver() -> None:
 
 
 def end_with_the_parent() -> None:
-    """Exit when the multiprocessing parent of this process dies; without one, do nothing.
+    """Exit when the multiprocessing parent of this process dies; without a parent, do nothing.
 
     vLLM's core would outlive a killed actor and keep its memory (on a GPU, memory that the next engine needs).
     """
@@ -63,7 +63,7 @@ def end_with_the_parent() -> None:
 
 
 def in_worker() -> None:
-    """Set up a Ray worker: the above, and the backend's hook (`Backend.worker_setup_hook`)."""
+    """Set up a Ray worker; also call the backend's hook (`Backend.worker_setup_hook`)."""
     below_the_driver()
     hook = os.environ.get(BACKEND_VARIABLE)
     if hook:

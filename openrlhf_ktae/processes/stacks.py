@@ -1,6 +1,6 @@
 """Dump the stacks of all processes of a run: each writes its own when it gets a signal (`faulthandler`).
 
-This works even if Python code cannot run: in a thread that waits in C, holding the GIL, for a dead rank.
+This works even if no Python code can run, because a thread that holds the GIL waits in C for a dead rank.
 """
 
 import atexit
@@ -39,7 +39,7 @@ def folder() -> str:
 def register() -> None:
     """Make this process write its stacks on `SIGNAL`; a second call does nothing.
 
-    If that fails (full disk, another user's folder), the process runs without it.
+    If that fails (full disk, another user's folder), the process runs on without it.
     """
     folder = os.environ.get(VARIABLE)
     if not folder or _files:
@@ -52,13 +52,13 @@ def register() -> None:
     except Exception as error:
         print(f"this process cannot dump its stacks: {type(error).__name__}: {error}", file=sys.stderr)
         with suppress(OSError):
-            path.unlink()  # `dump` signals only processes with a file: the signal kills one without a handler
+            path.unlink()  # `dump` signals only processes with a file: without a handler the signal kills
         return
     _files.append(file)
 
 
 def dump(folder: str, run_mark: str, target: Path) -> int:
-    """Write the stacks of this process and of all marked ones to `target`; return their number."""
+    """Write the stacks of this process and all marked ones to `target`; return how many were signalled."""
     processes = [psutil.Process(), *marked(run_mark)]
     ready = [process for process in processes if (Path(folder) / f"{process.pid}.txt").exists()]
     for process in ready:

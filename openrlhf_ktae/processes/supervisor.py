@@ -23,18 +23,18 @@ def supervise(
     say: Callable[[str], None],
     command: Sequence[str] = COMMAND,
 ) -> int:
-    """Run the command until it ends without a fault or used up its `restarts`; return its exit code.
+    """Run the command until it ends without a fault or its `restarts` are used up; return an exit code.
 
-    SIGINT and SIGTERM are forwarded; after one of them the run is not restarted, however it ends.
+    SIGINT and SIGTERM are forwarded. After one of them the run is not restarted, and a fault gives EXIT_INTERRUPTED.
 
     Args:
         argv: the user's arguments.
-        resume: called before a restart; returns arguments to resume with. They come last and win.
+        resume: called before a restart; returns arguments to resume with. They come last, so they override others.
         restarts: maximum number of restarts.
         say: called with a line for each restart.
         command: the command to run.
     """
-    run_mark = mark()  # inherited, to find what a killed child leaves behind
+    run_mark = mark()  # children inherit it; finds the processes that a killed child leaves behind
     with _Signals() as signals:
         for attempt in range(restarts + 1):
             code = signals.run([*command, *argv, "--run.restarts", "0", *(resume() if attempt else ())])

@@ -1,4 +1,4 @@
-"""Watchdog: call back when nothing has been recorded for too long."""
+"""Watchdog: report when nothing has been recorded for too long."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from openrlhf_ktae.record.metrics import METRICS_FILE
 
-CHECKS = 20  # per limit
-START_MINUTES = 30  # until the first line of the record, once models are loaded; or the limit, if longer
+CHECKS = 20  # within the limit
+START_MINUTES = 30  # limit until the first new line of the record, after models are loaded; or the user's, if longer
 
 
 class Watchdog:
@@ -44,7 +44,7 @@ class Watchdog:
                 return
 
     def _size(self) -> tuple[int, int]:
-        """Return the record's size and mtime: on a full disk it cannot grow and is touched instead."""
+        """Return the record's size and mtime; on a full disk the record is touched, as it cannot grow."""
         try:
             state = self._record.stat()
         except OSError:  # does not exist yet
