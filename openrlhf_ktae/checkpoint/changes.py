@@ -1,4 +1,4 @@
-"""Which options may differ when a run resumes from a checkpoint, and which would make it a different run."""
+"""Which options may change when a run resumes from a checkpoint, and which would make it a different run."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -14,9 +14,9 @@ from openrlhf_ktae.data.names import entries
 FREE_GROUPS = ("ckpt", "eval", "faults", "ktae", "logger", "run")
 """Output, held-out evaluation and stop criteria: they do not affect training."""
 FREE = frozenset(
-    (  # backends compute the same, files are resolved before they are compared, `use_ms` says where models come from
+    (  # backends compute the same, config files are compared by their options, `use_ms` is where models come from
         "backend config use_ms local_rank model.trust_remote_code algo.credit.top_tokens "
-        # a longer run (a schedule tied to the data follows it), and what can be turned on at any time
+        # a longer run (a schedule tied to the data follows), and options that can be turned on at any time
         "train.num_episodes train.full_determinism_enable train.max_staleness "
         "verifier.workers verifier.memory_mb verifier.recycle_after verifier.cache_size "
         "vllm.num_engines vllm.tensor_parallel_size vllm.gpu_memory_utilization vllm.enforce_eager vllm.enable_sleep "
@@ -31,7 +31,7 @@ BY_CONTENT = (
     "data.prompt_dataset actor.model_name_or_path critic.model_name_or_path reward.model_name_or_path "
     "reward.remote_url train.agent_func_path algo.credit.file"
 ).split()
-"""Paths, compared by content. For a Python file only its own text counts, not its imports."""
+"""Options with paths, compared by content. Of a Python file only its own text counts, not its imports."""
 NO_CONTENT = (".md", ".png", ".jpg", ".svg", ".gif", ".pdf", ".log")  # suffixes of files that do not affect training
 NO_CONTENT_NAMES = ("LICENSE", "NOTICE")
 SHARDED = ("actor.num_nodes actor.num_gpus_per_node ds.zero_stage ds.tensor_parallel_size ds.ring_attn_size").split()
@@ -58,7 +58,7 @@ def differences(
     Args:
         before: options of the checkpoint, nested.
         now: options of this run, nested.
-        data_before: option of `BY_CONTENT` -> digests of its files in the checkpoint's run (see `content_of`).
+        data_before: option of `BY_CONTENT` -> digests of its files in the checkpoint's run (`content_of`).
         data_now: the same for this run.
     """
     old, new = flat(before), flat(now)
@@ -83,7 +83,7 @@ def cannot_be_applied(
     data_before: Mapping[str, str],
     data_now: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return the changed options among `names` whose new value would have no effect or fail, with the reason."""
+    """Return the options of `names`, all changed, whose new value would have no effect or fail, with the reason."""
     old, new = flat(before), flat(now)
     reasons = {}
     for name in names:

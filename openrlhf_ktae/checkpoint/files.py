@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 BLOCK = 2**20
-READ_IN_FULL = 64 * BLOCK  # of larger files 64 evenly spaced blocks are read: checkpoints have hundreds of gigabytes
+READ_IN_FULL = 64 * BLOCK  # of larger files 64 evenly spaced blocks are read: checkpoints can have 100s of GB
 DIGEST_BYTES = 16
 THREADS = 8
 MOST_TEXT = 64 * BLOCK  # a manifest names every file of a checkpoint
@@ -40,7 +40,7 @@ def _starts(size: int) -> Iterable[int]:
 
 
 def digests(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return the digest of each file; hashing releases the GIL, so threads run in parallel."""
+    """Return the digest of each file, computed in threads: hashing releases the GIL."""
     paths = list(paths)
     with ThreadPoolExecutor(THREADS) as threads:
         return dict(zip(paths, threads.map(digest, paths), strict=True))
@@ -81,7 +81,7 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically, see `write_bytes`."""
+    """Write a small text file atomically (`write_bytes`)."""
     write_bytes(path, text.encode("utf-8", "replace"))
 
 

@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer.pt"
 RANDOM = "random"
 LATEST = "latest"
-SUPERSEDED = "anew"  # sequence numbers that were superseded, see `superseded_spans`
+SUPERSEDED = "anew"  # file of superseded sequence numbers (`superseded_spans`)
 ACTOR = "_actor"
 ROLES = ("actor", "critic")  # models that are trained
 BEST = "best_"
@@ -132,8 +132,8 @@ def _text(value: Any, name: str) -> str:
 def verify(path: Path) -> Checkpoint:
     """Return the checkpoint at `path` after checking each of its files.
 
-    Raises IncompleteCheckpoint if a file is missing, unreadable, or differs in size or content; or a rank's part is
-    missing. Older releases, which did not check for a shared file system, could lose such parts.
+    Raises IncompleteCheckpoint if a file is missing, unreadable, or differs in size or content, or if a rank's part is
+    missing: older releases, which did not check for a shared file system, could lose such parts.
     """
     manifest = read_manifest(path)
     if missing := _missing_ranks(manifest):
@@ -156,7 +156,7 @@ def verify(path: Path) -> Checkpoint:
 
 
 def _missing_ranks(manifest: Manifest) -> str:
-    """Describe a role with missing rank parts; empty if none are missing or the number of ranks is unknown."""
+    """Describe a role that lacks the parts of some ranks; empty if there is none, or if its ranks are unknown."""
     for role in ROLES:
         options = manifest.about.get("config", {}).get(role)
         there = sum(name.startswith(f"{RANDOM}/{role}_rank") for name in manifest.files)
@@ -178,7 +178,7 @@ def folders(root: Path) -> list[Path]:
 def listed(root: Path) -> tuple[list[Checkpoint], dict[str, str]]:
     """Return checkpoints, newest first, and folder name -> reason for each folder without a valid manifest.
 
-    Their files are not checked; see `verify`.
+    Only manifests are read; `verify` checks the files.
     """
     found, bad = [], {}
     for path in folders(root):
@@ -191,9 +191,9 @@ def listed(root: Path) -> tuple[list[Checkpoint], dict[str, str]]:
 
 
 def superseded_spans(root: Path) -> list[tuple[int, int]]:
-    """Return pairs of sequence numbers; checkpoints strictly between the two are superseded.
+    """Return pairs of sequence numbers; checkpoints strictly between the two numbers of a pair are superseded.
 
-    A run that starts from scratch supersedes all earlier ones. A rollback supersedes those after its checkpoint.
+    A run from scratch supersedes all earlier checkpoints. A rollback supersedes the checkpoints after its own.
     """
     try:
         lines = [[int(word) for word in line.split()] for line in read_text(root / SUPERSEDED).splitlines()]
@@ -208,7 +208,7 @@ def is_superseded(checkpoint: Checkpoint, left: list[tuple[int, int]]) -> bool:
 
 
 def current_run(root: Path) -> list[Checkpoint]:
-    """Return the checkpoints of the current or last run here, newest first."""
+    """Return the checkpoints of the current or last run in this folder, newest first."""
     left = superseded_spans(root)
     return [one for one in listed(root)[0] if not is_superseded(one, left)]
 

@@ -1,4 +1,4 @@
-"""Only one run at a time may write below `--ckpt.path`: a second would delete the first one's unfinished files."""
+"""Only one run at a time may write below `--ckpt.path`: another would delete its unfinished files."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ _held: dict[str, int] = {}  # path -> descriptor; the kernel releases the lock w
 def hold(root: str | Path) -> None:
     """Lock the folder of all checkpoints until this process ends; a second call does nothing.
 
-    Does nothing if the file system has no locks (some network disks) or the folder cannot be created. Raises
+    Also does nothing if the file system has no locks (some network disks), or the folder cannot be created. Raises
     Refusal if another process holds the lock.
     """
     root = Path(root).absolute()

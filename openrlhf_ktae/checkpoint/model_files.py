@@ -9,7 +9,7 @@ from typing import Any
 from openrlhf_ktae.base.text import short
 
 GENERATION_CONFIG = "generation_config.json"
-NOT_SAVED = "not_saved.txt"  # in a checkpoint, names what its export lacks
+NOT_SAVED = "not_saved.txt"  # in a checkpoint: which files its export lacks
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -20,7 +20,7 @@ class SavedInPart(RuntimeError):
 def make_savable(generation: Any) -> str:
     """Repair, in place, a GenerationConfig that transformers refuses to save; return what was changed.
 
-    With sampling options next to greedy decoding, loading only warns but saving raises. Training is unaffected: it
+    If it has sampling options with greedy decoding, loading only warns but saving raises. Training is unaffected: it
     samples with the run's options.
     """
     reason = _strictly(generation)
@@ -47,9 +47,9 @@ def _strictly(generation: Any) -> str:
 
 @contextmanager
 def always_save_weights(strategy: Any) -> Iterator[list[str]]:
-    """Patch the host's `strategy.save_model` to always save the weights; yield a list of what else failed.
+    """Make the host's `strategy.save_model` always save the weights; yield a list of the other parts that failed.
 
-    The host writes in one process while the others wait, so nothing may be raised before they continue.
+    The host writes in one process while the others wait, so an error must not be raised before they continue.
     """
     host_save, failed = strategy.save_model, list[str]()
 
@@ -65,7 +65,7 @@ def always_save_weights(strategy: Any) -> Iterator[list[str]]:
             except Exception as error:
                 if state_dict is None or isinstance(error, OSError):
                     raise
-                from huggingface_hub import save_torch_state_dict  # the file names and shards of transformers
+                from huggingface_hub import save_torch_state_dict  # it names and shards files as transformers does
 
                 save_torch_state_dict(state_dict, folder, metadata={"format": "pt"})
                 failed.append(_what("configuration", error))

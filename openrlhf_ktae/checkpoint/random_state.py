@@ -27,8 +27,8 @@ def random_state() -> dict[str, Any]:
 def restore_random_state(state: dict[str, Any]) -> None:
     """Restore the states that `random_state` returned, here or on another node.
 
-    Earlier releases saved a state for each visible device. This process takes its own device's, or the first one if
-    there is none with that number.
+    Earlier releases saved a state for each visible device. Of these, this process uses the state of its own device
+    number, or the first if there is none.
     """
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))

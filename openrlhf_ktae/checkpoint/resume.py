@@ -1,4 +1,4 @@
-"""Select the checkpoint for `--resume auto`, `never` or a path, and refuse bad ones, before any model loads."""
+"""Before any model loads, select the checkpoint for `--resume` (`auto`, `never` or a path), or refuse it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class Decision:
 
 
 def decide(choice: str, root: Path) -> Decision:
-    """Return the checkpoint that `--resume choice` selects, with the reasons.
+    """Return the checkpoint that `--resume CHOICE` selects, with the reasons.
 
     Args:
         choice: `auto`, `never`, a checkpoint, or a folder of checkpoints.
@@ -69,7 +69,7 @@ def decide(choice: str, root: Path) -> Decision:
 
 
 def newest(root: Path, flag: str, any_run: bool = False) -> Decision:
-    """Return the newest complete checkpoint; None if there are no checkpoints at all.
+    """Decide for the newest complete checkpoint, else for one of plain OpenRLHF; for None if `root` has none at all.
 
     Skips checkpoints superseded by a restart or rollback; with `any_run` they come last instead. Restores a checkpoint
     whose replacement never finished. Raises Refusal if there are checkpoints, but none is complete.
@@ -117,7 +117,7 @@ def host_checkpoint(path: Path, flag: str) -> Checkpoint | None:
     """Return the checkpoint that plain OpenRLHF saved at `path`, if any: `_actor/TAG` named by `_actor/latest`.
 
     Raises:
-        Refusal: `latest` is missing or names a missing folder; the host would fail or start from scratch, late.
+        Refusal: a folder cannot be read, or `latest` names none; the host would fail or start from scratch, but later.
     """
     folder = path / ACTOR
     latest = folder / LATEST
@@ -144,10 +144,10 @@ def host_checkpoint(path: Path, flag: str) -> Checkpoint | None:
 def check_options(
     checkpoint: Checkpoint, config: Mapping[str, Any], data: Mapping[str, str], accepted: Iterable[str]
 ) -> list[str]:
-    """Refuse options that would make this a different run from the checkpoint's; return accepted ones that differ.
+    """Refuse options that would make this a different run from the checkpoint's; return accepted changes.
 
     Raises:
-        Refusal: names every difference and the ways out, or an accepted difference that cannot be applied.
+        Refusal: an option differs without being accepted, or an accepted change cannot be applied.
     """
     about = checkpoint.manifest.about
     if not about:

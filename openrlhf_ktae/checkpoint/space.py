@@ -1,4 +1,4 @@
-"""Check that the disk has space for another checkpoint before writing it."""
+"""Check that the disk has space for a checkpoint before it is written."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ def expected_bytes(
 
     Args:
         root: the folder of all checkpoints.
-        parameters: number of the model's parameters; None if unknown, which gives 0 bytes.
+        parameters: number of the model's parameters; if it is None (unknown), the estimate is 0 bytes.
         parameter_bytes: bytes per parameter.
         export: whether the model is also saved for transformers.
         trained: number of parameters with Adam states; None for all.

@@ -1,4 +1,4 @@
-"""Write a checkpoint: stage it, flush it to disk, rename it, and only then point `latest` at it."""
+"""Write a checkpoint: stage it, flush it to disk, rename it, and only then let `latest` name it."""
 
 import itertools
 import logging
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class FilesNotVisible(OSError):
-    """The committing process does not see files that ranks wrote; the message names their nodes."""
+    """The process that commits does not see files that ranks wrote; the message names their nodes."""
 
 
 def staging(root: str | Path, tag: str) -> Path:
@@ -41,7 +41,7 @@ def staging(root: str | Path, tag: str) -> Path:
 
 
 def begin(root: str | Path, tag: str) -> Path:
-    """Return an empty staging folder, after cleaning up what an earlier run left behind."""
+    """Return an empty staging folder, after cleaning up leftovers of an earlier run."""
     recover(Path(root))
     folder = staging(root, tag)
     folder.mkdir(parents=True)
@@ -67,11 +67,11 @@ def restore_replaced(root: Path) -> None:
 def commit(
     root: str | Path, tag: str, step: int, about: Mapping[str, Any], seen: Iterable[tuple[str, Mapping[str, int]]] = ()
 ) -> Checkpoint:
-    """Turn the staged parts of `tag` into a checkpoint, and point `latest` at it.
+    """Turn the staged parts of `tag` into a checkpoint, and let `latest` name it.
 
     Args:
         root: the folder of all checkpoints (`--ckpt.path`).
-        tag: its name.
+        tag: name of the checkpoint.
         step: the last training step it includes.
         about: `config`, `data` and `versions` of the run.
         seen: for each rank its node, and path -> bytes of the staged files it sees.
@@ -79,7 +79,7 @@ def commit(
     Raises:
         FilesNotVisible: ranks wrote files that this process does not see.
 
-    A crash at any point leaves earlier checkpoints intact, and `latest` pointing at one of them.
+    A crash at any point leaves earlier checkpoints intact, and one of them in `latest`.
     """
     root = Path(root)
     folder, target = staging(root, tag), root / tag
@@ -142,14 +142,14 @@ def next_sequence(root: Path) -> int:
 
 
 def supersede_all(root: str | Path) -> None:
-    """Mark all checkpoints in `root` as an earlier run's, so that a restart of this run does not resume from them."""
+    """Mark all checkpoints in `root` as superseded, so that a restart of this run does not resume from them."""
     root = Path(root)
     if folders(root):
         write_text(root / SUPERSEDED, str(next_sequence(root)))
 
 
 def supersede_after(root: str | Path, sequence: int) -> None:
-    """Mark the checkpoints written after number `sequence` as superseded; the run resumes from that one."""
+    """Mark the checkpoints after number `sequence` as superseded; the run resumes from that number."""
     root = Path(root)
     end = next_sequence(root)
     left = [span for span in superseded_spans(root) if span[1] <= sequence]
@@ -169,9 +169,9 @@ def abandon(root: str | Path, tag: str) -> None:
 def rotate(root: str | Path, keep: int, max_bytes: float) -> list[str]:
     """Delete the oldest checkpoints until at most `keep`, and at most `max_bytes`, remain; return their names.
 
-    Never deletes the newest, the best, or the one that `latest` names. Best checkpoints do not count towards `keep`;
-    only the newest of them is kept. Superseded checkpoints are deleted first, except best ones. An export is deleted
-    with its checkpoint. A checkpoint that cannot be deleted stays, under another name.
+    Never deletes the newest checkpoint, the newest best one, or the one in `latest`. Best checkpoints do not count towards
+    `keep`; older ones of this run are deleted. Superseded checkpoints are deleted first, but best ones stay. An export
+    is deleted with its checkpoint. A checkpoint that cannot be deleted stays, under another name.
     """
     root = Path(root)
     found, left = listed(root)[0], superseded_spans(root)
@@ -202,9 +202,9 @@ def read_latest(root: Path) -> Path | None:
 
 
 def delete(path: Path) -> bool:
-    """Delete a checkpoint after renaming it, so that `recover` finds the leftovers of a crash.
+    """Rename a checkpoint, then delete it, so that `recover` finds the leftovers of a crash.
 
-    Returns whether it was renamed; if not, nothing is deleted.
+    Returns False if it cannot be renamed; then nothing is deleted.
     """
     going = _deleting_name(path)
     try:
