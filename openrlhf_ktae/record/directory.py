@@ -38,11 +38,11 @@ NOT_WRITTEN = (
     "algo.mc_value.config algo.dynamic_filtering_config faults.config verifier.config verifier.enable "
     "verifier.correct_threshold verifier.reward_file run.resume_from run.resume_step run.about run.accepted_changes"
 ).split()
-"""Derived options, and those of the start: a repeated run chooses its own."""
+"""Derived options, and options for resuming: a repeated run sets its own."""
 
 
 def newest_checkpoint(args: SimpleNamespace) -> str:
-    """Return a message that names the checkpoint to resume from; other runs' checkpoints do not count."""
+    """Return a message that names the checkpoint to resume from, among those of this run."""
     found = current_run(Path(args.ckpt.path))
     if not found and args.run.resume_from:
         return f"no new checkpoint was written; the same --resume starts again from {args.run.resume_from}"
@@ -69,7 +69,7 @@ def prepare(args: SimpleNamespace, backend: str) -> Path:
 
 
 def add_version(directory: str | Path, name: str, value: Any) -> None:
-    """Add an entry to `versions.json` that only a process of the run knows."""
+    """Add an entry to `versions.json`, if it exists, that only a process of the run knows."""
     path = Path(directory) / VERSIONS_FILE
     if path.exists():
         _write_versions(Path(directory), {**json.loads(path.read_text(encoding="utf-8")), name: value})
@@ -80,7 +80,7 @@ def _write_versions(directory: Path, found: dict[str, Any]) -> None:
 
 
 def _set_aside(directory: Path) -> None:
-    """Rename metrics and recorded rollouts of an earlier run, adding the time at which it ended."""
+    """Add to the names of an earlier run's metrics and recorded rollouts the time at which it ended."""
     from openrlhf_ktae.record.rollouts import DIRECTORY
 
     earlier = [path for path in (directory / METRICS_FILE, directory / DIRECTORY) if path.exists()]
@@ -94,7 +94,7 @@ def _set_aside(directory: Path) -> None:
 
 
 def _continue_record(args: SimpleNamespace, directory: Path) -> None:
-    """Continue the record at the checkpoint. A synchronous run redoes an evaluation that was due at that step."""
+    """Continue the record at the checkpoint. A synchronous run repeats an evaluation that was due at that step."""
     from openrlhf_ktae.record.rollouts import rewind_rollouts
 
     checkpoint, root = Path(args.run.resume_from), Path(args.ckpt.path)

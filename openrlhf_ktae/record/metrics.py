@@ -26,7 +26,7 @@ METRICS_FILE = "metrics.jsonl"
 ABANDONED_FILE = "metrics.abandoned.jsonl"
 DAMAGED_FILE = "metrics.damaged"
 NEEDED: dict[str, dict[str, type]] = {"step": {"step": int}, "eval": {"step": int, "when": str}, "plan": {"steps": int}}
-"""Required fields of a row, by kind, for a run to resume from it; other kinds have none."""
+"""Fields that a row of each kind must have; other kinds have none. Rows without them count as malformed."""
 logger = logging.getLogger(__name__)
 
 
@@ -35,7 +35,7 @@ class UnwrittenStop(OSError):
 
 
 class RunRecord:
-    """Append-only; lines are written atomically, so a killed run leaves only complete lines.
+    """An append-only file. Lines are written atomically, so a killed run leaves only complete lines.
 
     A full disk does not stop the run: rows wait in memory and are written, with a note, once there is space.
     """
@@ -67,7 +67,7 @@ class RunRecord:
     def stopped(self, reason: str) -> None:
         """Write why training stopped early.
 
-        Raises UnwrittenStop if the reason could not be written; without this error the run would look successful.
+        Raises UnwrittenStop if the reason could not be written: otherwise the run would look successful.
         """
         self._write({"kind": "stop", "reason": reason})
         if self._waiting:
@@ -80,7 +80,7 @@ class RunRecord:
     def sync(self) -> None:
         """Flush the rows to disk: a checkpoint must not include more steps than the record.
 
-        Rows that do not fit keep waiting: a checkpoint on another disk matters more.
+        Rows that do not fit on the disk keep waiting: a checkpoint on another disk matters more.
         """
         self._flush(len(self._waiting))
         if self.path.exists():
@@ -176,10 +176,10 @@ def stop_reason(directory: str | Path) -> str | None:
 
 
 def rewind(directory: str | Path, step: int, evaluated: bool) -> int:
-    """Set aside the rows written after `step`, the step of the checkpoint to resume from; return how many.
+    """Set aside the rows of steps after `step`, the step of the checkpoint to resume from; return how many.
 
-    They go to `metrics.abandoned.jsonl`. Malformed lines go to `metrics.damaged`, with a note. With `evaluated`, the
-    checkpoint includes the evaluation after this step.
+    They go to `metrics.abandoned.jsonl`. Malformed lines go to `metrics.damaged`, with a note. Unless `evaluated`, an
+    evaluation at `step` is set aside too, because it will be repeated.
     """
     path = Path(directory) / METRICS_FILE
     kept: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Read recorded rollouts (written by `rollouts`); every value is validated."""
+"""Read and validate the recorded rollouts that `rollouts` wrote."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -19,7 +19,7 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
-ABOUT: dict[str, Callable[[Any], bool]] = {  # checks for the metadata that computations use
+ABOUT: dict[str, Callable[[Any], bool]] = {  # checks of the metadata that computations use
     "step": _is_id,
     "special_ids": lambda value: isinstance(value, list) and all(map(_is_id, value)),
     "ktae": lambda value: value is None or isinstance(value, dict),
@@ -86,7 +86,7 @@ def read_groups(paths: Iterable[Path]) -> Iterator[RecordedGroup]:
 
 
 def number_of_rollouts(path: Path) -> int:
-    """Return the rows of a file that `read_groups` has read before."""
+    """Return the number of rows of a parquet file, from its metadata."""
     from pyarrow import parquet
 
     return parquet.read_metadata(path).num_rows

@@ -1,8 +1,8 @@
 """The rollouts of recorded steps: `rollouts/step-000010.parquet` in the run directory, readable without the model.
 
-A row is a rollout; rows of a group are consecutive. Lists have one entry per response token. The response begins at the
-first action token; environment tokens in between have `action` false. File metadata (`openrlhf_ktae`, JSON): step, KTAE
-options, special ids, model, and a hash of the tokenizer.
+A row is a rollout; rows of a group are consecutive. Lists except `prompt_ids` have one entry per response token. The
+response begins at the first action token and ends at the last; environment tokens in between have `action` false. File
+metadata (`openrlhf_ktae`, JSON): step, options of the estimator, special ids, model, and a hash of the tokenizer.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MEGABYTE = 2**20
 
 @dataclass(frozen=True)
 class Credit:
-    """Rollouts of one batch with their advantages, in the experience maker's micro-batches of b rollouts.
+    """Rollouts of one batch with their credit, in the experience maker's micro-batches of b rollouts.
 
     Position t of a row of a (b, T) tensor is token t + 1, as in the host's action mask.
     """
@@ -65,15 +65,15 @@ class Credit:
     """Rewards before any shaping."""
     groups_B: torch.Tensor
     values: Sequence[torch.Tensor]
-    """Weighted K of each micro-batch (b, T), or the credit of another estimator; 0 elsewhere."""
+    """Weighted credit (K for KTAE) of each micro-batch (b, T); 0 except on action tokens."""
     added: Sequence[torch.Tensor]
-    """The part of `values` that was added to the advantages."""
+    """The part of `values` that was added to the advantages: the same tables, or scalars 0."""
     figures: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
-    """Other inputs of the estimator for each token: tables as `values`, by names of `NEEDED`."""
+    """Other per-token inputs of the estimator: name in `NEEDED` -> tables like `values`."""
 
 
 class RolloutRecorder:
-    """Writes every `every`-th step until the files reach `max_mb` MB."""
+    """Writes every `every`-th step, until the files would exceed `max_mb` MiB."""
 
     def __init__(
         self, directory: str | Path, every: int, max_mb: int, max_groups: int, about: Mapping[str, Any]
@@ -81,7 +81,7 @@ class RolloutRecorder:
         self.directory = Path(directory) / DIRECTORY
         self._every, self._limit, self._max_groups = every, max_mb * MEGABYTE, max_groups
         self._about = dict(about)
-        self._texts: TokenTexts | None = None  # created once: both take a second for a large vocabulary
+        self._texts: TokenTexts | None = None  # created once, with the hash: a large vocabulary takes a second
         self._hash = ""
         self.full = False
 
@@ -194,7 +194,7 @@ def _row(credit: Credit, number: int, row: int, text: TokenTexts) -> dict[str, A
 
 
 class TokenTexts:
-    """Text of each token as it appears inside a text, with its leading space, for any tokenizer."""
+    """The text of each token as it appears inside a longer text, with its leading space, for any tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
