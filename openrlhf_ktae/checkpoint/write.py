@@ -169,7 +169,7 @@ def abandon(root: str | Path, tag: str) -> None:
 def rotate(root: str | Path, keep: int, max_bytes: float) -> list[str]:
     """Delete the oldest checkpoints until at most `keep`, and at most `max_bytes`, remain; return their names.
 
-    Never deletes the newest checkpoint, the newest best one, or the one in `latest`. Best checkpoints do not count towards
+    Never deletes the newest checkpoint, the newest best one, or the one in `latest`. Best checkpoints do not count for
     `keep`; older ones of this run are deleted. Superseded checkpoints are deleted first, but best ones stay. An export
     is deleted with its checkpoint. A checkpoint that cannot be deleted stays, under another name.
     """
