@@ -1,6 +1,6 @@
 """Everything that differs between `cuda` and `cpu`.
 
-The rest of the package gets a `Backend` from here and never names a device.
+The rest of the package gets a `Backend` here and names no device itself.
 """
 
 from openrlhf_ktae.backend.base import BACKENDS, Backend

@@ -1,4 +1,4 @@
-"""The interface of a backend. The command line calls the methods in the order of their definition."""
+"""The interface of a backend, and the number of devices that a run needs."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +13,16 @@ class Backend:
 
     name = "none"
     preloads: str | None = None
-    """The module that a fork server imports first (`processes/forks.py`); None without a server."""
+    """The module that the fork server imports first (`processes/forks.py`); None if the backend uses no server."""
     worker_setup_hook: str | None = None
     """Import path of the function that Ray calls when a worker process starts."""
 
     def adapt(self, args: SimpleNamespace) -> list[str]:
-        """Set options that the backend dictates, in place; return one line for each change."""
+        """Set options that the backend requires, in place; return one line for each change."""
         return []
 
     def environment(self, args: SimpleNamespace) -> dict[str, str]:
-        """Return variables for the driver and every Ray worker; values set by the user win."""
+        """Return variables for the driver and every Ray worker; the user's values take precedence."""
         return {}
 
     def prepare_driver(self) -> None:

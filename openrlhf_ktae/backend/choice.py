@@ -14,10 +14,10 @@ NO_GPU = (
 
 
 def resolve(name: str) -> Backend:
-    """Return the backend called `name`; `auto` picks `cuda` if a GPU can be reached, and `cpu` with CPU builds.
+    """Return the backend called `name`; `auto` is `cpu` with vLLM's CPU build, else `cuda` if a GPU can be reached.
 
-    Raises BadOption if no GPU can be reached but the installed vLLM needs one, the installed vLLM cannot run
-    on the requested device, or the name is not in `BACKENDS`.
+    Raises BadOption if the installed vLLM cannot run on the chosen device, no GPU can be reached for `cuda` or for
+    vLLM's CUDA build, or the name is not in `BACKENDS`. Without vLLM and a GPU, `auto` is `cpu`.
     """
     if name not in BACKENDS:
         raise BadOption(f"--backend {name}: choose one of {', '.join(BACKENDS)}")

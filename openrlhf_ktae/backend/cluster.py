@@ -21,7 +21,7 @@ from openrlhf_ktae.processes import marks, remote_code, stacks
 from openrlhf_ktae.processes.marks import mark, swept
 from openrlhf_ktae.processes.setup import BACKEND_VARIABLE, WORKER_HOOK
 
-# The host passes these to its workers only if it starts Ray itself; here Ray is already running.
+# The host sets the first three for its workers, but only if it starts Ray itself; here Ray is already running.
 HOST_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
     "NCCL_DEBUG": "WARN",
@@ -34,20 +34,20 @@ HOST_ENVIRONMENT = {
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 CLUSTER_VARIABLE = "RAY_ADDRESS"
 TASKS_VARIABLE = "RAY_task_events_max_num_task_in_gcs"
-TASKS_REMEMBERED = 1000  # for a dashboard; about 20 steps, 3 MB
+TASKS_REMEMBERED = 1000  # for the dashboard; about 20 steps, 3 MB
 EVENTS_VARIABLE = "RAY_task_events_report_interval_ms"
 WORKERS_VARIABLE = "RAY_num_workers_soft_limit"
 PRESTART_VARIABLE = "RAY_prestart_worker_first_driver"
 LOG_FILES_VARIABLE = "RAY_LOG_MONITOR_MAX_OPEN_FILES"
 OWN_CLUSTER = f"Unset {CLUSTER_VARIABLE}: the command then starts its own"
 ADDRESS_SECONDS = 3  # for a cluster to accept a connection, and to answer
-# How gRPC, which Ray speaks, begins (RFC 9113): a preface, and from both sides a frame of the type in its fourth byte.
+# A gRPC connection (Ray's) begins with a preface and, from both sides, a frame whose fourth byte is 4 (RFC 9113).
 SETTINGS = b"\4"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0\0\0\0\0"
 
 
 def environment(args: SimpleNamespace, backend: Backend) -> dict[str, str]:
-    """Return the variables of every process of the run; defaults yield to values already set in this process."""
+    """Return the variables of every process of the run; values already set in this process override defaults."""
     defaults = {**HOST_ENVIRONMENT, **backend.environment(args)}
     chosen = {name: os.environ.get(name, value) for name, value in defaults.items()}
     if args.verifier.enable:
@@ -69,11 +69,11 @@ def cluster_of_its_own(verbose: bool, dashboard: bool) -> dict[str, str]:
     """Return variables that lock a cluster started by this command, and keep it small.
 
     Ports require a token: Ray binds them to all interfaces, whatever address is configured, and access means code
-    execution. The GCS server remembers only the latest tasks, not 100,000, and still grows by 140 bytes a task;
-    without a dashboard no task events are reported. Idle workers end after a second: Ray would keep up to one per CPU,
-    plus one after some deaths. None are started in advance: they would lack the run's environment, and Ray
-    would wait for them. The log monitor would keep the files of up to 100 processes open, dead ones included; unless
-    the run is `verbose`, nobody reads its output, and one at a time is enough.
+    execution. The GCS server remembers the latest 1,000 tasks, not 100,000, and still grows by 140 bytes a task.
+    Without a dashboard no task events are reported. Idle workers end after a second; Ray would keep up to one per CPU,
+    plus one after some deaths. No workers are started in advance: they would lack the run's environment, and Ray would
+    wait for them. The log monitor would keep the files of up to 100 processes open, including dead ones. Unless the run
+    is `verbose` its output is not read, so one file is enough.
     """
     small = {TASKS_VARIABLE: str(TASKS_REMEMBERED), WORKERS_VARIABLE: "0", PRESTART_VARIABLE: "0"}
     small |= {} if verbose else {LOG_FILES_VARIABLE: "1"}
@@ -102,7 +102,7 @@ def start_ray(args: SimpleNamespace, backend: Backend, variables: dict[str, str]
         check_address(address)
         try:
             ray.init(**settings)
-        except Exception as error:  # of several types: another version of Ray, a token that it does not know
+        except Exception as error:  # of several types, for example for another version of Ray or a wrong token
             reason = short(error, 300)
             raise Refusal(f"{CLUSTER_VARIABLE}={address}: cannot join it ({reason}). {OWN_CLUSTER}") from None
     else:
@@ -119,7 +119,7 @@ def cluster_to_join() -> str:
 
 
 def check_address(address: str) -> None:
-    """Raise `Refusal` unless something that may be Ray answers at HOST:PORT: Ray would retry for minutes and abort."""
+    """Raise `Refusal` if no answer at HOST:PORT can be Ray's; otherwise Ray would retry for minutes and abort."""
     if address in ("", "auto", "local") or address.startswith("ray://"):
         return  # no cluster to join, or Ray finds it
     host, _, port = address.rpartition(":")
@@ -147,7 +147,7 @@ def check_address(address: str) -> None:
 
 
 def start_own(start: Callable[[], Any]) -> None:
-    """Start Ray, and retry once: it gives its processes 30 s, which a busy machine can exceed.
+    """Start Ray, and retry once: Ray gives its processes 30 s to start, which a busy machine can exceed.
 
     Raises ProcessDied if it fails twice.
     """

@@ -16,12 +16,12 @@ from openrlhf_ktae.memory.model_shape import model_shape
 from openrlhf_ktae.memory.phases import BYTES
 
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-KV_CACHE_BYTES = (64 * 2**20, 2 * 2**30)  # at least, at most; every block is eventually touched
-UNKNOWN_SHAPE_BYTES = 256 * 2**20  # of a model whose shape cannot be read
+KV_CACHE_BYTES = (64 * 2**20, 2 * 2**30)  # least, most; all of it is used eventually
+UNKNOWN_SHAPE_BYTES = 256 * 2**20  # KV cache of a model whose shape cannot be read
 KV_BLOCK = 128  # tokens; the block size of vLLM's CPU cache
 SHARED_BLOCK = 32  # tokens; the block size with prefix caching: only full blocks are shared
 SMALL_MODEL = 5_000_000  # parameters up to which one thread generates faster than two (docs/scale.md)
-HELPER_CPUS = 6  # trainer, its asynchronous parts and queues: Ray reserves a CPU for each while placing it
+HELPER_CPUS = 6  # for trainer, its asynchronous actors and queues: Ray reserves a CPU for each while placing it
 OBJECT_STORE_BYTES = 512 * 2**20
 
 
@@ -33,7 +33,7 @@ class CpuBackend(Backend):
     worker_setup_hook = "openrlhf_ktae.backend.cpu_patches.activate"
 
     def adapt(self, args: SimpleNamespace) -> list[str]:
-        """Set transport, attention and engine mode to the only values that work on a CPU."""
+        """Set transport, attention and engine mode to the values that a CPU requires."""
         changes = []
 
         def change(group: SimpleNamespace, flag: str, value: Any) -> None:
@@ -52,7 +52,7 @@ class CpuBackend(Backend):
         return changes
 
     def environment(self, args: SimpleNamespace) -> dict[str, str]:
-        """Return settings of threads, DeepSpeed's accelerator, Ray and vLLM."""
+        """Return variables for threads, DeepSpeed's accelerator, Ray and vLLM."""
         busy = max(args.actor.num_nodes * args.actor.num_gpus_per_node, args.vllm.num_engines or 1)
         threads = str(max(1, len(os.sched_getaffinity(0)) // busy))
         shape = model_shape(args.actor.model_name_or_path)
@@ -61,8 +61,8 @@ class CpuBackend(Backend):
         engine: dict[str, Any] = {
             "dtype": ENGINE_DTYPES[args.ds.param_dtype],
             "kv_cache_memory_bytes": cache,
-            # With chunked prefill vLLM rewinds the generator of a seeded request after every chunk but the last. Only
-            # CUDA generators can do that: a prompt that does not fit into the batch would crash the engine.
+            # With chunked prefill vLLM rewinds the random generator of a seeded request after every chunk but the last.
+            # Only CUDA generators can be rewound: a prompt that does not fit into the batch would crash the engine.
             "enable_chunked_prefill": False,
         }
         if getattr(args.vllm, "enable_prefix_caching", False):
@@ -71,7 +71,7 @@ class CpuBackend(Backend):
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": threads,
             ENGINE_THREADS_VARIABLE: os.environ.get("OMP_NUM_THREADS", "1" if small else threads),
-            # Ray runs workers at niceness 15, behind everything else on a laptop, though the driver waits for them.
+            # Ray would run workers at niceness 15, after everything else on a laptop, though the driver waits for them.
             "RAY_worker_niceness": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             # For evaluation: model and engine in one process. Training's asynchronous engine always uses a second one.
@@ -88,7 +88,7 @@ class CpuBackend(Backend):
         activate()
 
     def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
-        """Return options of a small local cluster on loopback, with one virtual device for each requested one."""
+        """Return options of a small local cluster, with one virtual device for each requested one."""
         devices = devices_needed(args)
         return {
             "address": "local",  # never join a cluster that happens to run here; RAY_ADDRESS names one to join
@@ -109,7 +109,7 @@ def vllm_build() -> str:
 def kv_cache_bytes(model: str | None, dtype: str, sequences: int, length: int) -> int:
     """Return the bytes for keys and values of `sequences` of `length` tokens, within `KV_CACHE_BYTES`.
 
-    A smaller cache means smaller decode batches, and every decode step reads all weights.
+    With a smaller cache decode batches are smaller, and every decode step reads all weights.
     """
     least, most = KV_CACHE_BYTES
     shape = model_shape(model)
@@ -120,7 +120,7 @@ def kv_cache_bytes(model: str | None, dtype: str, sequences: int, length: int) -
 
 
 def _rollouts_at_once(args: SimpleNamespace) -> tuple[int, int]:
-    """Return the rollouts of one engine in one call, and the tokens of the longest possible one."""
+    """Return how many rollouts one engine samples in one call, and the tokens of the longest possible rollout."""
     if not hasattr(args, "rollout"):
         return 0, 0
     prompts = args.rollout.vllm_generate_batch_size or args.rollout.batch_size

@@ -1,7 +1,7 @@
 """Cross-entropy without flash-attn that allocates only one tensor of the logits' size: their gradient.
 
-Logits are by far the largest tensors of an update (rollouts x positions x vocabulary), and the kernel zeroes the pages
-of each new one. The host's plain path makes six or seven per micro-batch and is three times slower (`docs/log.md`).
+Logits are by far the largest tensors of an update (rollouts x positions x vocabulary), and Linux clears the pages of
+each new one. The host's plain path makes six or seven per micro-batch, and is three times slower (`docs/log.md`).
 """
 
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-CHUNK = 2**20  # logits at a time: intermediate results stay in the processor's cache
-GPU_CHUNK = 2**27  # the same on a GPU, which needs large kernels: half a GiB in fp32
+CHUNK = 2**20  # logits at a time, so that intermediate results stay in the processor's cache
+GPU_CHUNK = 2**27  # logits at a time on a GPU, which needs large kernels: half a GiB in fp32
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -45,9 +45,9 @@ def losses_of(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor,
 def to_gradient(
     logits: torch.Tensor, labels: torch.Tensor, normalizers: torch.Tensor, weights: torch.Tensor, used: torch.Tensor
 ) -> torch.Tensor:
-    """Overwrite `logits` (N, V) with the gradient of `weights` (N,) times the losses; return its rows `used` (n,)."""
+    """Overwrite `logits` (N, V) with the gradient of `weights` (N,) times losses; return its rows `used`, (n, V)."""
     scratch = logits.new_empty(_rows_at_once(logits), logits.size(1))
-    for first in range(0, len(used), len(scratch)):  # rows move to the front, never beyond those still to be read
+    for first in range(0, len(used), len(scratch)):  # rows move to the front, and never overwrite rows still to be read
         rows = used[first : first + len(scratch)]
         chunk = torch.index_select(logits, 0, rows, out=scratch[: len(rows)])
         chunk.sub_(normalizers[rows].unsqueeze(1)).exp_().mul_(weights[rows].unsqueeze(1))

@@ -1,8 +1,7 @@
 """Linear layers for training on the CPU: each shape's products, forward and backward, by oneDNN or by torch's MKL.
 
-In the same build of torch, oneDNN is up to three times as fast in fp32 on AMD's processors and slower on some of
-Intel's (`docs/log.md`), so both are timed when a model is loaded. Parameters, their names and saved files do not
-change.
+In the same build of torch, oneDNN in fp32 is up to three times as fast on AMD's processors, and slower on some of
+Intel's (`docs/log.md`). So both are timed when a model loads. Parameters, their names and saved files do not change.
 """
 
 import inspect
@@ -15,16 +14,16 @@ import torch
 
 from openrlhf_ktae.backend.cpu_cross_entropy import losses_of, to_gradient
 
-# At this many outputs per input, rows without a gradient are skipped: this is the last layer, over the vocabulary, and
-# logits of prompts and padding have no gradient. Elsewhere the search would cost more than it saves.
+# From this many outputs per input, rows without a gradient are skipped. Only the last layer, over the vocabulary, is so
+# wide, and logits of prompts and padding have no gradient. In others the search would cost more than it saves.
 WIDE = 16
 MULTIPLICATIONS = 2.5e8  # of a timed product
-FEWEST_ROWS = 32  # of a product: below, kernels for a few rows round differently
-LEAD = 1.1  # torch must be this many times as fast as oneDNN to replace it: two measurements then rarely disagree
+FEWEST_ROWS = 32  # of a product: kernels for fewer rows round differently
+LEAD = 1.1  # torch replaces oneDNN if it is this many times as fast: two measurements then rarely disagree
 
 
 class Asked(NamedTuple):
-    """What a pass needs from the last layer: the log-probability of a label (b, T) where `wanted` (b, T)."""
+    """A pass's request to the last layer: log-probabilities of `labels` (b, T) where `wanted` (b, T)."""
 
     labels: torch.Tensor
     wanted: torch.Tensor
@@ -32,11 +31,11 @@ class Asked(NamedTuple):
 
 
 class ChosenLinear(torch.nn.Linear):
-    """`torch.nn.Linear` whose three products are computed by a chosen kernel."""
+    """`torch.nn.Linear` whose three products, forward and backward, are computed by `multiply`."""
 
     multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     asked: Asked | None = None
-    """Set for a pass that needs log-probabilities (b, T, 1) of labels and not the logits; 0 where not wanted."""
+    """Set for a pass that needs log-probabilities (b, T, 1) of labels instead of logits."""
 
     def forward(self, input: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
         """Return `input` (..., in_features) times the weight, plus the bias; if asked, log-probabilities (b, T, 1).
@@ -54,7 +53,7 @@ class ChosenLinear(torch.nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """x (..., K) times w.T of w (N, K)."""
+    """x (..., K) times w.T, for w (N, K)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, multiply: Callable[..., torch.Tensor]) -> torch.Tensor:
@@ -74,7 +73,7 @@ class _Product(torch.autograd.Function):
 def _gradients(
     ctx: Any, x: torch.Tensor, w: torch.Tensor, g: torch.Tensor, rows: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return the gradients of x (..., K) and w (N, K) from g (n, N), the gradient of some or all (None) rows."""
+    """Return the gradients of x (..., K) and w (N, K) from g (n, N), the gradient of `rows` (n,), or of all (None)."""
     rows_of_x, of_x, of_w = _rows(x), None, None
     if ctx.needs_input_grad[0]:
         of_x = ctx.multiply(g, w.t())
@@ -111,7 +110,7 @@ GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
 
 
 def save_less_of_gates(model: torch.nn.Module) -> int:
-    """Let the feed-forward layers that are written as `GATED`, with SiLU, save less for backward; return how many."""
+    """Let feed-forward layers written as `GATED`, with SiLU, save less for backward; return their number."""
     found = 0
     for layer in model.modules():
         parts = [getattr(layer, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
@@ -130,7 +129,7 @@ def _gated(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 class _LogProbs(torch.autograd.Function):
-    """The last layer and the log-probability of a label: logits exist only where wanted, and become their gradient."""
+    """The last layer and its log-probabilities. Logits exist only where wanted, and become their gradient."""
 
     @staticmethod
     def forward(
@@ -164,7 +163,7 @@ class _LogProbs(torch.autograd.Function):
 
 
 def is_wide(layer: Any) -> bool:
-    """Whether `asked` leaves this layer's results bit-identical; narrower ones also use rows without a gradient."""
+    """Whether `asked` keeps results bit-identical; narrower layers also multiply rows without a gradient."""
     return isinstance(layer, ChosenLinear) and layer.bias is None and layer.out_features >= WIDE * layer.in_features
 
 
@@ -173,13 +172,13 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def _rows_with_gradient(g: torch.Tensor) -> torch.Tensor | None:
-    """Return the nonzero rows of g (N, K); None if all rows are nonzero."""
+    """Return the indices of nonzero rows of g (n, N); None if all rows are nonzero."""
     used = g.any(dim=-1)
     return None if used.all() else used.nonzero().squeeze(1)
 
 
 def by_onednn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Return x (..., K) times w.T of w (N, K); both may be views."""
+    """Return x (..., K) times w.T, for w (N, K), by oneDNN; both may be views."""
     if not x.numel():  # oneDNN refuses empty operands
         return x.matmul(w.t())
     return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
@@ -195,9 +194,9 @@ Shape = tuple[int, int]
 
 
 def measured_leads(model: torch.nn.Module) -> dict[Shape, float]:
-    """Return how many times as fast torch is as oneDNN, for each shape that `use_faster_products` would change."""
+    """Return, for each shape that `use_faster_products` would change, how many times as fast torch is as oneDNN."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so that other busy processes slow down neither kernel
+    torch.set_num_threads(1)  # so that other busy processes do not slow one kernel down
     try:
         return {shape: _lead_of_torch(*shape) for shape in {_shape(layer) for layer in _layers(model)}}
     finally:
@@ -205,7 +204,7 @@ def measured_leads(model: torch.nn.Module) -> dict[Shape, float]:
 
 
 def use_faster_products(model: torch.nn.Module, leads: Mapping[Shape, float]) -> int:
-    """Make the fp32 linear layers of `model` use oneDNN, or torch where it is clearly faster; return how many do.
+    """Make the fp32 linear layers of `model` use oneDNN, or torch where it is clearly faster; return their number.
 
     Layers of other classes (tensor-parallel shards, adapters around a layer) and other dtypes are left unchanged.
     """

@@ -1,6 +1,6 @@
-"""Return memory of this process to the system between the phases of a step: engine and trainer take turns.
+"""Give memory of this process back to Linux between the phases of a step: engine and trainer take turns.
 
-Less than `WORTHWHILE` is kept: a small model's update would spend a third of its time on page faults.
+Less than `WORTHWHILE` bytes are kept: a small model's update would spend a third of its time on page faults.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ class _HeapInfo(ctypes.Structure):
 
 
 def trim() -> None:
-    """Return the heap's free memory to the system; otherwise freed tensors below 32 MiB stay in the heap."""
+    """Give the heap's free memory back; otherwise freed tensors below 32 MiB stay in the heap."""
     with suppress(OSError, AttributeError):  # only glibc has these functions
         libc = ctypes.CDLL(None)
         libc.mallinfo2.restype = _HeapInfo
@@ -28,7 +28,7 @@ def trim() -> None:
 
 
 def forget(*tensors: Any) -> None:
-    """Return the memory of CPU tensors' storages, except first and last pages; they read as 0 until written to."""
+    """Give back the whole pages of CPU tensors' storages; their values read as 0 until they are written."""
     storages = [tensor.untyped_storage() for tensor in tensors]
     if sum(storage.nbytes() for storage in storages) < WORTHWHILE:
         return

@@ -1,4 +1,4 @@
-"""RMS norms for training on the CPU that save their input only, where autograd also saves the normalized one."""
+"""RMS norms for training on the CPU that save only their input; autograd would also save the normalized one."""
 
 import inspect
 from functools import partial
@@ -10,7 +10,7 @@ FORM = "return self.weight * hidden_states.to(input_dtype)"
 
 
 def save_less_of_norms(model: torch.nn.Module) -> int:
-    """Let the fp32 RMS norms that are written as Llama's and Qwen2's save less for backward; return how many.
+    """Let fp32 RMS norms written like those of Llama and Qwen2 save less for backward; return their number.
 
     Values and gradients stay the same to the bit.
     """
@@ -33,7 +33,7 @@ def _normed(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 class _Norm(torch.autograd.Function):
     """x (..., K) divided by its root mean square, times w (K,).
 
-    It takes x twice and returns two gradients, because autograd adds those of a product and of a mean one by one.
+    x is passed twice and gets two gradients, because autograd adds the gradients of product and mean one by one.
     """
 
     @staticmethod

@@ -1,14 +1,14 @@
 """Linear layers of an engine on the CPU: oneDNN's packed copy of each matrix, repacked after weight updates.
 
-oneDNN's product is about three times as fast as torch's in fp32 if MKL has no kernel for the processor (AMD with
-AVX-512), and packing costs less than one token of a batch. Imported by vLLM's engine process.
+If MKL has no kernel for the processor (AMD with AVX-512), oneDNN's product in fp32 is about three times as fast as
+torch's. Packing costs less than one token of a batch. vLLM's engine process imports this.
 """
 
 from typing import Any
 
 import torch
 
-PRIMITIVES = 32  # shapes that a layer caches code for, as in vLLM
+PRIMITIVES = 32  # shapes for which a layer caches code, as in vLLM
 
 
 class PackedLinear:
@@ -19,7 +19,7 @@ class PackedLinear:
     """
 
     def __init__(self, ops: Any) -> None:
-        """Take `vllm._custom_ops`; nothing is packed before the first call."""
+        """`ops` is `vllm._custom_ops`; nothing is packed before the first call."""
         self._ops = ops
         self._packed: Any = None
         self.stale = True

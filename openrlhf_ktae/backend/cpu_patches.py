@@ -1,8 +1,8 @@
 """Every patch of another library that the CPU backend needs: one function each.
 
-Each names its symptom, its place in the library, and when to remove it. They take effect when the module is
-imported, or at once if it is already loaded, so that a process that never needs torch never imports it.
-Those of Ray itself are contexts around its start.
+Each names its symptom, its place in the library, and when to remove it. A patch takes effect when its module is
+imported, or at once if it is already loaded, so a process that never needs torch never imports it.
+Patches of Ray are contexts around its start.
 `activate` runs in the driver and, through Ray's `worker_process_setup_hook`, in every Ray worker. `activate_in_vllm`
 is an entry point of the group `vllm.general_plugins`, which vLLM calls in each process of an engine.
 """
@@ -23,7 +23,7 @@ from openrlhf_ktae.processes import forks
 from openrlhf_ktae.processes.setup import below_the_driver, end_with_the_parent
 
 CPU = "cpu"
-# Set by the CPU backend for its engines: JSON of engine arguments. Its presence tells the two kinds of engine apart.
+# Set by the CPU backend for its engines: JSON of engine arguments. It distinguishes them from engines on GPUs.
 ENGINE_VARIABLE = "OPENRLHF_KTAE_CPU_ENGINE"
 ENGINE_THREADS_VARIABLE = "OPENRLHF_KTAE_CPU_ENGINE_THREADS"
 INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
@@ -61,7 +61,7 @@ def activate_in_vllm() -> None:
         register_post_import_hook(keep_weights_writable, "vllm.model_executor.layers.utils")
         import torch
 
-        torch.set_num_threads(int(os.environ[ENGINE_THREADS_VARIABLE]))  # a fork's libraries have read OMP_NUM_THREADS
+        torch.set_num_threads(int(os.environ[ENGINE_THREADS_VARIABLE]))  # a fork has read OMP_NUM_THREADS before
 
 
 def meet_on_the_cluster() -> None:
@@ -89,7 +89,7 @@ def interface_of(address: str) -> str | None:
 def provide_flash_attn() -> None:
     """Symptom: `openrlhf.models.ring_attn_utils` imports `flash_attn` at module level; no CPU build exists.
 
-    The host also uses flash_attn's cross-entropy; without it, it makes six or seven tensors of the logits' size.
+    The host also uses flash_attn's cross-entropy. Its fallback makes six or seven tensors of the logits' size.
     Upstream: OpenRLHF 0.11.2, models/ring_attn_utils.py, models/utils.py, `log_probs_from_logits`. Remove when the host
     imports it only where it is used, and has a cross-entropy for CPUs.
     """
@@ -116,7 +116,7 @@ def answer_for_cuda(torch: Any) -> None:
 def skip_compiled_collectives(module: Any) -> None:
     """Symptom: DeepSpeed compiles a C++ extension for tensor-parallel inference at first use (a minute or more).
 
-    Upstream: DeepSpeed 0.19.6, comm/torch.py, `build_shm_op`. Training never calls it, gloo does the collectives.
+    Upstream: DeepSpeed 0.19.6, comm/torch.py, `build_shm_op`. Training never calls it: gloo does the collectives.
     Remove when DeepSpeed builds it only for inference.
     """
     _require(module, "build_shm_op")
@@ -126,7 +126,7 @@ def skip_compiled_collectives(module: Any) -> None:
 def wait_for_every_gather(module: Any) -> None:
     """Symptom: with two ranks and ZeRO-3, a small parameter is occasionally garbage or NaN after an update.
 
-    Several gathers are started, only the last is awaited: a GPU stream completes in order, gloo's threads do not.
+    DeepSpeed starts several gathers and awaits only the last. A GPU stream completes in order; gloo's threads do not.
     Upstream: DeepSpeed 0.19.6, runtime/zero/partition_parameters.py, `Init._allgather_params_coalesced`. Remove when
     it waits for every handle.
     """
@@ -157,9 +157,9 @@ def wait_for_every_gather(module: Any) -> None:
 def copy_states_less(module: Any) -> None:
     """Symptom: ZeRO-3 has fp32 parameters twice on a CPU, and copies all gradients four times.
 
-    A tensor's device never equals its name, a string, so parameters are not recognised as their own 32-bit copy. One
-    rank concatenates gradients, divides them by one and sends them to itself in each micro-batch. Before a step,
-    gradients that already follow each other in one buffer are concatenated.
+    DeepSpeed compares a tensor's device with a string, which is never equal, so parameters are not recognised as their
+    own 32-bit copy. A single rank concatenates gradients, divides them by one and sends them to itself in each
+    micro-batch. Before a step, gradients that are already adjacent in one buffer are concatenated.
     Upstream: DeepSpeed 0.19.6, runtime/zero/stage3.py, `_create_fp32_partitions`, `__avg_scatter_grads`,
     `_prepare_fp32_grad_for_sub_group`. Remove when it uses the tensors themselves where it can.
     """

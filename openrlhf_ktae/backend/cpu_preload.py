@@ -1,6 +1,6 @@
 """The first import of the fork server (`processes/forks.py`): applies the patches and sets up the server.
 
-Imported anywhere else, it does nothing.
+Anywhere else, importing it does nothing.
 """
 
 import gc
@@ -28,15 +28,15 @@ def _in_fork() -> None:
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.enable()
-    numpy.random.seed()  # from the system, or all forks would draw the same numbers
+    numpy.random.seed()  # from the system: otherwise all forks would draw the same numbers
 
 
 def _begin() -> None:
-    gc.disable()  # importing makes no garbage, and looking for it takes a quarter of the time
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to a whole process group; the server ends with the driver
+    gc.disable()  # imports make no garbage, and collections take a quarter of their time
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it goes to the whole process group; the server ends with the driver
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in forks too: the driver handles a terminal's Ctrl-C
     os.register_at_fork(before=_before_fork, after_in_child=_in_fork)
-    for number in (1, 2):  # an error ends the server; workers then start as usual and report it
+    for number in (1, 2):  # if an error ends the server, workers start as usual and report it
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     close_if_refused()
     cpu_patches.activate()

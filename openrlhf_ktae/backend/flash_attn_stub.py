@@ -6,7 +6,7 @@ check for flash-attention (transformers, vLLM, torch) still find it missing.
 
 Shapes: `B` rows, `T` positions, `N` positions that are not padding, `...` further dimensions.
 Semantics follow the documentation of `flash_attn.bert_padding` and `flash_attn.ops.triton.cross_entropy`, for the
-arguments that the host gives.
+arguments that the host uses.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ def is_installed() -> bool:
 
 
 def provide() -> None:
-    """Install the stub unless the real package is installed; runs first in each process of a run."""
+    """Install the stub unless the real package is installed; called early in each process of a run."""
     if not is_installed():
         install()
 
@@ -36,7 +36,7 @@ def index_first_axis(values: Any, indices: Any) -> Any:
 
 
 def unpad_input(hidden_states: Any, attention_mask: Any) -> tuple[Any, Any, Any, int, Any]:
-    """Take the positions of `hidden_states` (B, T, ...) where `attention_mask` (B, T) is set.
+    """Select the positions of `hidden_states` (B, T, ...) where `attention_mask` (B, T) is set.
 
     Returns: values (N, ...), their flat indices (N,), cumulative lengths (B + 1,), longest length, lengths (B,).
     """
@@ -72,7 +72,7 @@ def cross_entropy_loss(logits: Any, labels: Any) -> tuple[Any, Any]:
 
 
 def all_gather(*_: Any, **__: Any) -> Any:
-    """Raise: the host gathers only under ring attention, which both backends refuse before a run starts."""
+    """Raise: the host gathers only for ring attention, which is refused before a run starts without flash-attn."""
     raise RuntimeError("ring attention needs flash_attn, which is not installed; use --ds.ring_attn_size 1")
 
 
