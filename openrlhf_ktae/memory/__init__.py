@@ -1,1 +1,1 @@
-"""Memory a model needs in each phase of a step, and memory a device has."""
+"""The memory that a model needs in each phase of a step, and that a device has."""

@@ -24,7 +24,7 @@ def memory_of(name: str, ranks_here: int) -> float | None:
 
     Args:
         name: a name in `GPUS`, `cpu`, or `auto` for the first GPU of this machine.
-        ranks_here: number of the run's devices on this machine; on a CPU they share its memory.
+        ranks_here: number of the run's devices on this machine, which share its memory on a CPU.
     """
     if name == CPU:
         return _physical() / max(1, ranks_here)
@@ -34,7 +34,7 @@ def memory_of(name: str, ranks_here: int) -> float | None:
 
 
 def host_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """Return the bytes of host memory that this process may use, within limits of a container or Slurm job."""
+    """Return the bytes of host memory that this process may use, within the limits of a container or Slurm job."""
     limits = [_physical()]
     with suppress(OSError, IndexError):
         inside = root / own.read_text().split("0::", 1)[1].split("\n", 1)[0].lstrip("/")

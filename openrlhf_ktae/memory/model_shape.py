@@ -20,7 +20,7 @@ _QWEN = {
 KNOWN: dict[str, dict[str, Any]] = {
     name: {"model_type": "qwen2", **dict(zip(_SIZES, sizes, strict=True))} for name, sizes in _QWEN.items()
 }
-"""config.json of the models in configs/, for planning without access to the Hub."""
+"""Values of config.json for the models in configs/, for planning without access to the Hub."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ModelShape:
         return max(self.vocabulary * self.hidden, self.of_layer)
 
     def adapted(self, targets: str | Collection[str]) -> list[tuple[int, int]]:
-        """Return (inputs, outputs) of each matrix with an adapter; `all-linear` excludes embeddings and head."""
+        """Return (inputs, outputs) of each matrix with an adapter. `all-linear` excludes embeddings and head."""
         heads, kv = self.heads * self.head_size, self.kv_heads * self.head_size
         of_layer = {
             "q_proj": (self.hidden, heads),
@@ -79,7 +79,7 @@ class ModelShape:
 
     @property
     def tensors(self) -> tuple[tuple[int, int], ...]:
-        """Large tensors of an engine as (count, elements in each): vLLM fuses q, k, v, and gate and up."""
+        """Large tensors of an engine as (count, elements of each). vLLM fuses q, k and v, and gate and up."""
         qkv, out = (self.heads + 2 * self.kv_heads) * self.head_size, self.heads * self.head_size
         of_layer = (qkv * self.hidden, out * self.hidden, 2 * self.intermediate * self.hidden)
         return (

@@ -1,7 +1,7 @@
 """Bytes on one device in each phase of a step, computed from the options and the shape of the model.
 
 Model states follow DeepSpeed's estimators for 16-bit training (a test compares them). Activations are counted tensor by
-tensor for a gated decoder with fused attention. P parameters, N ranks that shard them, T tokens of a micro-batch.
+tensor for a gated decoder with fused attention.
 """
 
 import math
@@ -13,14 +13,14 @@ from openrlhf_ktae.memory.devices import GIB
 from openrlhf_ktae.memory.model_shape import ModelShape
 
 CUDA_CONTEXT = 0.7 * GIB
-"""CUDA context, loaded kernels and workspaces of one process on a GPU: an allowance, not measured here."""
+"""CUDA context, loaded kernels and workspaces of one process on a GPU: an allowance, not measured."""
 NCCL_COMMUNICATOR = 32 * 2 * 4 * 2**20
 """Channels x (send, receive) x NCCL_BUFFSIZE, 4 MiB by default (NCCL's page of environment variables). With few links
 NCCL uses fewer channels."""
 CUDA_GRAPH_SIZES = 3 + 31 + 17
 """Batch sizes that vLLM captures by default: 1, 2, 4; 8 to 248 by 8; 256 to 512 by 16 (`VllmConfig`)."""
 CUDA_GRAPH_OF_LAYER = 0.35 * 2**20
-"""One batch size in one layer: an allowance (0.5 GiB for 28 layers), not measured here."""
+"""Bytes of one batch size in one layer: an allowance (0.5 GiB for 28 layers), not measured."""
 CPU_PROCESS = 160 * 2**20
 """Threads, code loaded or compiled on first use (oneDNN) and small buffers of a training process on a CPU: an allowance
 calibrated on models of 8 and 28 million parameters (`docs/planner.md`)."""
@@ -30,19 +30,19 @@ BUCKET = 500_000_000
 """DeepSpeed's `reduce_bucket_size`: number of gradient elements reduced at once."""
 CPU_BUCKET = 4 * 2**20
 """The same on the CPU backend. Default-size buckets cost several model-sized copies per micro-batch. These stay below
-glibc's heap limit (32 MiB), so the kernel need not clear their pages. A parameter larger than a bucket is reduced by
+glibc's heap limit (32 MiB), so Linux need not clear their pages. A parameter larger than a bucket is reduced by
 itself."""
 UNDIVIDED: dict[int, dict[int, tuple[float, float]]] = {
     BUCKET: {0: (10, 12), 1: (10, 12), 2: (10, 12), 3: (14, 17)},
     CPU_BUCKET: {0: (8.5, 7), 1: (8.5, 7), 2: (5.5, 5), 3: (4, 12)},
 }
-"""fp32: bytes per parameter that ZeRO does not shard, by bucket and stage, for (one rank, several ranks); calibrated on
-measured peaks (`docs/planner.md`)."""
+"""fp32: bucket -> ZeRO stage -> bytes per parameter that ZeRO does not shard, for (one rank, several ranks); calibrated
+on measured peaks (`docs/planner.md`)."""
 ENGINE_BYTES = 2
 """The host always loads its engines in bf16, whatever the trainer's dtype."""
 FROZEN_GATHERED = 3
-"""fp32 with ZeRO-3: bytes kept gathered, out of 4, per parameter frozen by LoRA, besides its shard; calibrated on
-measured peaks (`docs/lora.md`)."""
+"""fp32 with ZeRO-3: of the 4 bytes of each parameter frozen by LoRA, how many stay gathered besides its shard;
+calibrated on measured peaks (`docs/lora.md`)."""
 LORA_PROCESS = 40 * 2**20
 """Adapter modules and their autograd state; calibrated on the same peaks on a CPU."""
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -67,7 +67,7 @@ def share_devices(args: SimpleNamespace) -> bool:
 
 
 def trainer_process(args: SimpleNamespace) -> float:
-    """Return a rank's bytes on a GPU besides tensors: CUDA context, and NCCL buffers for each of its groups."""
+    """Return a rank's bytes on a GPU besides tensors: CUDA context, and the NCCL buffers of each of its groups."""
     ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
     groups = (ranks, args.ds.ring_attn_size, args.ds.tensor_parallel_size, 1 if share_devices(args) else 2)
     return CUDA_CONTEXT + NCCL_COMMUNICATOR * sum(size > 1 for size in groups)
@@ -96,8 +96,8 @@ def model_states(
         stage: ZeRO stage, 0 to 3.
         ranks: number of ranks that shard the states.
         size: bytes of a parameter, 2 or 4.
-        offload: Adam's states and the 32-bit parameters are in host memory.
-        bucket: `BUCKET` or `CPU_BUCKET`; only matters in fp32.
+        offload: whether Adam's states and the 32-bit parameters are in host memory.
+        bucket: `BUCKET` or `CPU_BUCKET`; matters only in fp32.
 
     With 2 bytes these are DeepSpeed 0.19.6's `estimate_zero{2,3}_model_states_mem_needs`. Of 18 bytes per parameter, 2
     are the parameter, 4 gradients, 4 the 32-bit parameter and 8 Adam's states. For 4 bytes see `fp32_states`.
@@ -113,10 +113,10 @@ def model_states(
 
 
 def fp32_states(parameters: int, stage: int, ranks: int, offload: bool = False, bucket: int = BUCKET) -> float:
-    """Return the same in fp32. DeepSpeed has no estimator for it; calibrated on CPU peaks (`docs/planner.md`).
+    """Return `model_states` in fp32. DeepSpeed has no estimator for it; calibrated on CPU peaks (`docs/planner.md`).
 
     ZeRO shards 20 bytes per parameter: the updated copy (4), Adam's states (8) and two gradients (8). With ZeRO-3 on a
-    CPU the second gradient is a view of the first (`copy_states_less`), 16 bytes. Each rank briefly holds more
+    CPU the second gradient is a view of the first (`copy_states_less`): 16 bytes. Each rank briefly holds more
     (`UNDIVIDED`): gathered parameters, gradients before reduction, and bucket copies. In ZeRO-3 this extra is assumed
     not to grow beyond a model of `BUCKET` parameters; measured up to 135M.
     """
@@ -154,8 +154,8 @@ def frozen(parameters: int, stage: int, ranks: int, size: int) -> float:
 def activations(shape: ModelShape, tokens: int, size: int, checkpointing: bool) -> float:
     """Return bytes that a forward pass over `tokens` saves for the backward pass, without the logits.
 
-    Per layer and token: two norms save their input and normalised input in 32 bits (4 h x 2 at 2 bytes); queries, keys
-    and values before and after rotation; the attention output; and four tensors of the gated MLP.
+    Per layer and token: two norms save their input and normalised input in 32 bits; queries, keys and values before and
+    after rotation; the attention output; and four tensors of the gated MLP.
     """
     hidden, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     norms = 4 * shape.hidden * 4
@@ -200,7 +200,7 @@ def training(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemor
 
 
 def reference_model(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> float:
-    """Return the bytes of the reference model on a device that it shares with the trainer."""
+    """Return the bytes of the reference model, if any, on a device that `--train.colocate_all` makes it share."""
     if args.algo.kl.init_coef <= 0 or not args.train.colocate_all:
         return 0.0
     weights = shape.parameters * BYTES[args.ds.param_dtype] / (shards(args) if args.ds.zero_stage == 3 else 1)
@@ -234,7 +234,7 @@ def kv_of_sequence(args: SimpleNamespace, shape: ModelShape) -> float:
 def synchronisation(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemory:
     """Return the memory while weights are sent to the engines: one full parameter and its copy at a time.
 
-    With LoRA, W, B A, scale * B A and their sum exist at once.
+    With LoRA, W, B A, scale * B A and the merged sum exist at once.
     """
     size = BYTES[args.ds.param_dtype]
     largest = shape.vocabulary * shape.hidden
@@ -250,7 +250,7 @@ def synchronisation(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> Pha
 
 
 def host(args: SimpleNamespace, shape: ModelShape, pinned: Callable[[float], float] = float) -> PhaseMemory:
-    """Return the host memory of a GPU node used by sleep, offloading and exports, in bytes.
+    """Return the bytes of host memory that sleep, offloading and exports use on a GPU node.
 
     vLLM's `sleep(level=1)`, which OpenRLHF calls, copies weights to host memory and drops the KV cache
     (vllm/device_allocator/cumem.py). `--ds.enable_sleep` moves the 32-bit parameters (4 bytes), Adam's states (8) and
