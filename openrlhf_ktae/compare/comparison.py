@@ -20,7 +20,7 @@ Outcomes = dict[str, dict[int, dict[str, float]]]
 
 
 def rival(arm: str, arms: Sequence[str], baseline: str) -> str | None:
-    """Return the arm to compare `arm` with; None for the baseline itself."""
+    """Return the arm to compare `arm` with; None for a baseline that extends no other arm."""
     begins = [other for other in arms if other != arm and arm.startswith(f"{other}_")]
     if begins:
         return max(begins, key=len)
@@ -36,9 +36,9 @@ def compare_arms(
 ) -> dict[str, Any]:
     """Return `arms` (outcomes with 95 % t-intervals over seeds) and `tests` (differences on the same seeds).
 
-    Each test flips the signs of the paired differences (exact up to 14 seeds). `p_holm` is corrected per outcome for
-    the number of pairs, `more_pairs` included. Runs are compared at the steps and tokens that all of them reached.
-    Outcomes of `earlier` runs, at the steps and tokens of their own comparison, count as further seeds.
+    Each test flips the signs of the paired differences (exact up to 14 seeds). `p_holm` corrects, per outcome, for the
+    number of pairs, including `more_pairs`. Runs are compared at the steps and tokens that all of them reached.
+    Outcomes in `earlier`, at the steps and tokens of their own comparison, count as further seeds of these arms.
     """
     budget = common_budget([run for runs in arms.values() for run in runs.values()])
     earlier = earlier or {}
@@ -69,7 +69,7 @@ def compare_arms(
 def read_outcomes(path: Path) -> Outcomes:
     """Return the outcomes that a `comparison.json` stores for each arm and seed.
 
-    Raises BadRun if the file is not one.
+    Raises BadRun if the file is not a comparison.
     """
     try:
         runs = json.loads(path.read_text(encoding="utf-8"))["runs"]

@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 SEED_FOLDER = re.compile(r"seed-?\d+")
 OPTIONS = "config.yaml"
-LARGEST = 1e300  # larger values are not measurements, and their sums overflow
+LARGEST = 1e300  # larger values are not measurements, and sums of them overflow
 SAMPLES, LENGTH = "rollout/num_samples", "rollout/response_length_mean"
 DRAWN = "dynamic_sampling/prompts_drawn"
 SMOOTHED = 5  # steps: one step's reward is the mean of few rollouts, so it is noisy
@@ -47,7 +47,7 @@ class Run:
     path: Path
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
-    """In step order; of several at one step, only the last."""
+    """In step order; if a step has several, only the last."""
     samples_per_prompt: int = 0
     """0 if the run's options are missing."""
 
@@ -62,7 +62,7 @@ class Run:
     def tokens(self) -> Floats:
         """Return the response tokens generated up to each step (N,).
 
-        Groups discarded by dynamic sampling count with the step's mean length.
+        Groups that dynamic sampling discarded count with the mean length of the step's rollouts.
         """
         return np.cumsum([self._rollouts(row) * _number(row, LENGTH) for row in self.steps])
 
@@ -95,13 +95,13 @@ class Budget:
 
 
 def arm_of(path: Path) -> Path:
-    """Return the parent of a directory named `seed-N`; any other directory is its own arm."""
+    """Return the parent of a directory named `seed-N` or `seedN`; any other directory is its own arm."""
     path = path.resolve()
     return path.parent if SEED_FOLDER.fullmatch(path.name) else path
 
 
 def arm_labels(arms: Iterable[Path]) -> dict[Path, Path]:
-    """Return a label for each arm: its folder's name, with as many parent folders as make it unique."""
+    """Return a label for each arm: its folder's name, with as many parent folders as needed to be unique."""
     ends = {arm: [Path(*arm.parts[-n:]) for n in range(1, len(arm.parts) + 1)] for arm in arms}
     counts = Counter(end for of_arm in ends.values() for end in of_arm)
     return {arm: next(end for end in of_arm if counts[end] == 1) for arm, of_arm in ends.items()}
@@ -140,13 +140,13 @@ def _samples_per_prompt(path: Path) -> int:
 
 
 def outcomes(run: Run, threshold: float, budget: Budget) -> dict[str, float]:
-    """Return OUTCOMES of one run; NaN if the run did not record the data for one.
+    """Return the OUTCOMES of one run; NaN for an outcome whose data the run did not record.
 
     Accuracy and length are interpolated between evaluations.
 
     Args:
         run: the run.
-        threshold: training reward that counts as learnt; a run that never reaches it gets the steps plus one.
+        threshold: training reward that counts as learnt; a run that never reaches it gets the budget's steps plus one.
         budget: steps and response tokens at which runs are compared.
     """
     steps, reward = run.series("rollout/reward_mean")
@@ -187,7 +187,7 @@ def mean_height(x: Floats, y: Floats) -> float:
 
 
 def first_at_least(values: Floats, threshold: float) -> int | None:
-    """Return the first index at which the mean of the last SMOOTHED values reaches `threshold`."""
+    """Return the first index at which the mean of the last SMOOTHED values reaches `threshold`, or None."""
     for i in range(SMOOTHED - 1, values.size):
         if values[i + 1 - SMOOTHED : i + 1].mean() >= threshold:
             return i

@@ -1,4 +1,4 @@
-"""Run arms x seeds through the training command. Runs share a started stack, and a killed comparison can be resumed.
+"""Run arms x seeds through the training command. Runs share a running stack, and a killed comparison can resume.
 
 The run directory is OUT/ARM/seed-S. In it, `arm.json` holds the run's settings and `done.json` marks success.
 """
@@ -49,7 +49,7 @@ class ArmRun:
 
     @property
     def done(self) -> bool:
-        """Whether it finished successfully."""
+        """Whether the run finished successfully."""
         return (self.directory / DONE).is_file()
 
     def options(self) -> list[str]:
@@ -78,7 +78,7 @@ def plan(configs: Sequence[Path], seeds: Sequence[int], output: Path, words: Seq
         for path in configs
     ]
     for run in runs:
-        settings = run.settings  # reads the files, so errors appear before any run
+        settings = run.settings  # reads the files, so that errors appear before any run
         if not begun(run.directory):
             continue
         if _started_with(run.directory / STARTED) != settings:
@@ -102,10 +102,10 @@ def _started_with(path: Path) -> Any:
 
 
 class TrainingProcess:
-    """A process that trains runs one after the other in one stack. A failed run ends it; the next run starts another.
+    """A process that trains runs one after the other in one stack. A failed run ends it; the next run starts a new one.
 
     Args:
-        threads: OMP_NUM_THREADS of its processes, unless the user has set it; None leaves it to the backend.
+        threads: OMP_NUM_THREADS of its processes, unless the user has set it; with None the backend decides.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -155,9 +155,9 @@ class TrainingProcess:
 
 
 def execute(run: ArmRun, process: TrainingProcess) -> int:
-    """Train from the start, after deleting an interrupted attempt's files; return the exit code.
+    """Train from the start, after deleting the files of an earlier attempt; return the exit code.
 
-    `arm.json` is written first, atomically, and kept: after a kill at any point it identifies the folder.
+    `arm.json` is written first, atomically, and kept, so that it identifies the folder after a kill at any point.
     """
     run.directory.mkdir(parents=True, exist_ok=True)
     write_text(run.directory / STARTED, json.dumps(run.settings, indent=2) + "\n")
@@ -175,7 +175,7 @@ def execute(run: ArmRun, process: TrainingProcess) -> int:
 def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int = 1) -> list[ArmRun]:
     """Run everything that is not done, `stacks` runs at a time; return the failed runs.
 
-    Raises Refusal if a run's options are refused; the other runs of the arm would fail the same way.
+    Raises Refusal if a run's options are refused: the other runs of the arm would fail the same way.
     """
     names = {run: f"[{number}/{len(runs)}] {run.arm} seed {run.seed}" for number, run in enumerate(runs, start=1)}
     missing = [run for run in runs if not run.done]
@@ -219,7 +219,7 @@ def execute_all(runs: Sequence[ArmRun], say: Callable[[str], None], stacks: int 
         try:
             for one in working:
                 one.result()
-        except KeyboardInterrupt:  # the signal may have been for this process alone
+        except KeyboardInterrupt:  # the signal may have reached only this process
             stop.set()
             for process in processes:
                 process.interrupt()
