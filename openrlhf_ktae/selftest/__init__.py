@@ -1,1 +1,1 @@
-"""Can this machine sustain a run? Killed and resumed runs, and the check of a GPU machine."""
+"""Checks of a machine: runs that are killed and resumed, and the check of a GPU machine."""

@@ -3,7 +3,7 @@
 Shapes: `B` rows, `T` positions, `H` heads, `D` dimensions of a head, `N` positions of all packed rows.
 
 Both are compared with attention in fp32. As in flash-attn's own tests, a kernel's error may be up to `FACTOR` times
-that of PyTorch's bf16 attention (rounding of bf16 inputs and outputs).
+the error of PyTorch's bf16 attention, which comes from rounding inputs and outputs.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,14 +14,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 FACTOR = 3.0
 LEAST = 1e-3  # absolute tolerance, in case bf16 happens to be exact
-SHAPES = ((2, 128, 4, 32), (2, 257, 4, 64), (1, 512, 2, 128))  # B, T, H, D; 32 is the quickstart's head
+SHAPES = ((2, 128, 4, 32), (2, 257, 4, 64), (1, 512, 2, 128))  # B, T, H, D; the quickstart has D = 32
 LENGTHS = (7, 64, 1, 129)  # of the packed rows
 VOCABULARY = 1000
 
 Dense = Callable[[Any, Any, Any], Any]
 """Causal attention: q, k, v (B, T, H, D) -> (B, T, H, D)."""
 Packed = Callable[[Any, Any, Any, Any, int], Any]
-"""The same for packed rows: q, k, v (N, H, D), cumulative lengths (B + 1), longest length -> (N, H, D)."""
+"""Causal attention of packed rows: q, k, v (N, H, D), cumulative lengths (B + 1), longest length -> (N, H, D)."""
 CrossEntropy = Callable[[Any, Any], Any]
 """logits (N, V) in fp32 and labels (N) -> losses (N)."""
 
@@ -41,7 +41,7 @@ def flash_attn() -> tuple[Dense, Packed, CrossEntropy]:
 
 
 def compare(dense: Dense, packed: Packed, cross_entropy: CrossEntropy, device: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the largest errors (kernel, PyTorch) of each case's output and gradients, and those that are too large."""
+    """Return the largest errors (kernel, PyTorch) of each case's output and gradients, and messages on large ones."""
     figures: dict[str, Any] = {}
     wrong = []
     for name, kernel, ours, shape in _cases(dense, packed, device):

@@ -29,7 +29,7 @@ CHILD = f"import sys; from {__name__} import main; sys.exit(main(sys.argv[1:]))"
 LAST_LINES = 15
 LEAST_SECONDS = 30.0  # no check starts with less time left
 END_SECONDS = 20.0
-CPU_FACTOR = 2.0  # multiplies the limits, which are for GPU machines
+CPU_FACTOR = 2.0  # multiplies time limits, which are for GPU machines
 
 
 class CheckFailed(AssertionError):
@@ -53,7 +53,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Need:
-    """A requirement of a check; `absent` is the reason given if the check is skipped."""
+    """A requirement of a check; `absent` is the reason for skipping the check if it is not met."""
 
     there: Callable[[Place], bool]
     absent: str
@@ -102,7 +102,7 @@ def run_all(
     Args:
         checks: the checks to run.
         place: where to run them.
-        minutes: limit for all checks; each gets the remaining time, none starts with less than `LEAST_SECONDS`.
+        minutes: limit for all checks together; none starts with less than `LEAST_SECONDS` left.
         say: receives a line before and after each check.
         write: receives all results after each check, so that an interrupt leaves a report.
     """
@@ -126,7 +126,7 @@ def run_all(
 
 
 def run_one(check: Check, place: Place, limit: float) -> Result:
-    """Run one check in its own process; after `limit` seconds kill it and everything it started."""
+    """Run one check in its own process. At its end, or after `limit` seconds, kill everything it started."""
     folder = Path(place.folder) / check.name
     folder.mkdir(parents=True, exist_ok=True)
     described, found, log = folder / "place.json", folder / "result.json", folder / "log.txt"
@@ -181,7 +181,7 @@ def kill_marked(mark: str) -> int:
 
 
 def report(machine: dict[str, Any], place: Place, results: Iterable[Result], seconds: float) -> dict[str, Any]:
-    """Return the content of the report, with paths and secrets of this machine removed from every text."""
+    """Return the content of the report; paths and secrets of this machine are removed from every text."""
     results = list(results)
     counts = {status: sum(result.status == status for result in results) for status in (OK, FAILED, SKIPPED)}
     whole = {
@@ -219,7 +219,7 @@ def _commit() -> str | None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one check in this process; its result is written next to the description of its place."""
+    """Run one check in this process; write its result next to the description of its place."""
     target, described = argv[0], Path(argv[1])
     module, function = target.split(":")
     place = Place(**json.loads(described.read_text()))

@@ -1,6 +1,6 @@
-"""The checks of `make gpu-check`: `CHECKS`. They run the quickstart's task with `configs/base/gpu.yaml` on top.
+"""The checks of `make gpu-check`: `CHECKS`. They train the quickstart's task with `configs/base/gpu.yaml` on top.
 
-A CPU run gets the same options; the CPU backend turns off unsupported ones (sleep, CUDA graphs, NCCL).
+A CPU run gets the same options, and the CPU backend turns off unsupported ones (sleep, CUDA graphs, NCCL).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ LOG_PROB_GAP = 0.02  # mean over tokens of |engine - trainer|; in bf16 single to
 RECOVERY_SECONDS = 120.0  # after a death
 STEP_SECONDS = 240.0  # until a run's first step; on a busy machine mostly startup
 GRACE_SECONDS = 20
-STOP_WAIT_SECONDS = 2 * GRACE_SECONDS  # for `ray job stop`, which by default kills after 3
-LEFT_SECONDS = 10.0  # for the processes of a finished run
+STOP_WAIT_SECONDS = 2 * GRACE_SECONDS  # before `ray job stop` kills; its default is 3
+LEFT_SECONDS = 10.0  # for the processes of a finished run to end
 OVER_PLAN = 1.15  # largest allowed ratio of measured to planned memory
 MANY = 40 * BATCH  # prompts; more than the checks use
 SAME_STEP = 0.02  # relative; the gradient of one batch, split differently, in bf16
@@ -61,7 +61,7 @@ MODELS = {
     "cuda": ((896, 24, 4864, 14, 2, 151_936), "--train.max_tokens_per_gpu 1024 --rollout.max_tokens_per_gpu 1024"),
     "cpu": ((256, 8, 688, 8, 4, 8192), "--ds.param_dtype fp32"),
 }
-"""For the memory of each phase: large enough that a process's fixed overhead does not dominate."""
+"""Models for the memory check: large enough that a process's fixed overhead does not dominate."""
 
 GPU = Need(lambda place: place.gpus >= 1, "needs a GPU, but this machine has none")
 TWO_GPUS = Need(lambda place: place.gpus >= 2, "needs two GPUs on this machine")
@@ -79,7 +79,7 @@ def words(place: Place, *more: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Watched(Trial):
-    """Runs instrumented from inside (`watchers`)."""
+    """Runs whose processes report measurements (`watchers`)."""
 
     module: str = WATCHED_COMMAND
 
@@ -150,7 +150,7 @@ def judged(runs: Watched, name: str, steps: int) -> dict[str, Any]:
 
 
 def memory_by_phase(place: Place) -> dict[str, Any]:
-    """Compare the planned memory of each phase with the measured memory."""
+    """Compare planned and measured memory of each phase."""
     folder = Path(place.folder)
     shape, options = MODELS[place.backend]
     random_model(folder / "weights", shape)
@@ -199,7 +199,7 @@ def random_model(folder: Path, shape: tuple[int, ...]) -> None:
 
 
 def resume(place: Place) -> dict[str, Any]:
-    """Run twice, and killed and resumed: metrics and weights must be bit-identical."""
+    """Run twice, and once killed and resumed: metrics and weights must be bit-identical."""
     trial = Trial(words(place), Path(place.folder), prompts=2 * BATCH)
     found = try_resume(trial, kills=1, seed=0, say=lambda text: print(text, flush=True))
     if found:
@@ -243,7 +243,7 @@ def core_deaths(place: Place) -> dict[str, Any]:
 def outcome_of_death(runs: Watched, name: str, process: subprocess.Popen[bytes], moment: str) -> dict[str, Any]:
     """Kill an engine's core in one phase; return the outcome and the seconds it took.
 
-    Raises CheckFailed without an outcome within `RECOVERY_SECONDS`, or with another exit code; the run has then ended.
+    Raises CheckFailed if nothing happens within `RECOVERY_SECONDS`, or on another exit code; the run has then ended.
     """
     at = len(runs.steps(name))
     wait_for(lambda: len(runs.steps(name)) >= at + ROOM, runs, name, process, STEP_SECONDS)
@@ -271,7 +271,7 @@ def outcome_of_death(runs: Watched, name: str, process: subprocess.Popen[bytes],
 def outcome_of_sigterm(runs: Watched, name: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     """Send SIGTERM to a run; return its exit code, seconds and last checkpoint.
 
-    Raises CheckFailed unless it ends in time, with a complete checkpoint of its last step and no process left.
+    Raises CheckFailed unless it ends in time with the right code, a complete last checkpoint and no process left.
     """
     at = len(runs.steps(name))
     wait_for(lambda: len(runs.steps(name)) > at, runs, name, process, STEP_SECONDS)
@@ -426,13 +426,13 @@ class _Cluster:
 
 
 def asynchronous(place: Place) -> dict[str, Any]:
-    """Run four asynchronous steps with partial rollouts on separate devices; judge them as `six-steps`."""
+    """Run four asynchronous steps with partial rollouts on separate devices; judge them like `six-steps`."""
     more = "--train.colocate_all false --train.async_enable --train.partial_rollout_enable --vllm.enable_sleep false"
     return judged_run(place, 4, more, "--ds.enable_sleep false")
 
 
 def ring(place: Place) -> dict[str, Any]:
-    """Train one batch on two GPUs as two data ranks, and as a ring of two: the gradients must agree."""
+    """Train one batch on two GPUs as two data ranks, and as a ring of two: the gradient norms must agree."""
     two = "--actor.num_gpus_per_node 2 --ref.num_gpus_per_node 2 --vllm.num_engines 2"
     norms: dict[int, float] = {}
     figures: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Process deaths in a run: which process dies and when; finding and killing processes (`kill -9`)."""
+"""Process deaths in a run: plan which process dies and when; find and kill processes (`kill -9`)."""
 
 import random
 import re
@@ -13,9 +13,9 @@ EVERYTHING, DRIVER, RANK = "everything", "driver", "rank"
 ENGINE, VERIFIER, WRITING = "engine", "verifier", "writing"
 VICTIMS = (EVERYTHING, DRIVER, RANK, ENGINE, VERIFIER, WRITING)
 AT_ANY_TIME = (EVERYTHING, DRIVER, RANK)
-"""These may also die before the first step; the others do not exist yet."""
+"""Victims that may also die before the first step; the others do not exist yet."""
 TITLES = {
-    # Process titles: Ray's actors show their class and the running method; vLLM's core has its own title.
+    # Ray's actors set their class and running method as process title; vLLM's core has its own title.
     RANK: re.compile(r"ray::\w*PolicyModelActor\b"),
     ENGINE: re.compile(r"VLLM::EngineCor|ray::\w*(GuardedEngine|RolloutActor|RolloutRayActor)\b"),
     VERIFIER: re.compile(r".*\bopenrlhf_ktae\.verifier\.worker\b"),
@@ -31,9 +31,9 @@ class Death:
 
     victim: str
     step: int
-    """The death happens once this step, or a later one, is recorded."""
+    """The death happens after this step, or a later one, is recorded."""
     share: float
-    """How far into the next step, or into startup; for `writing`, into the time of a write."""
+    """How far into the next step, the startup, or for `writing` the time of a write; 0 to 1."""
     at_start: bool = False
     """The death happens before the first step of the process."""
 
@@ -41,7 +41,7 @@ class Death:
 def planned(kills: int, victims: Sequence[str], steps: int, seed: int) -> list[Death]:
     """Return deaths in chronological order, spread over a run of `steps` steps.
 
-    Victims take turns in random order, so that each gets its share of the `kills` deaths.
+    Victims take turns in random order, so that deaths are shared evenly among them.
     """
     chance = random.Random(seed)
     order: list[str] = []

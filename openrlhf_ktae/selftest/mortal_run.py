@@ -1,4 +1,4 @@
-"""A trial's run that is killed repeatedly, with checks after each death; it must end like an uninterrupted run."""
+"""A run of a trial that is killed repeatedly and checked after each death. It must end like an uninterrupted run."""
 
 import os
 import random
@@ -40,8 +40,8 @@ from openrlhf_ktae.selftest.trial import AGAIN, KILLED, POLL_SECONDS, STRAIGHT, 
 
 WRITE_POLL_SECONDS = 0.001
 WRITE_SECONDS = 0.1  # about the time to write a small model
-LEFT_SECONDS = 30.0  # for the processes of a run whose command died
-END_SECONDS = 2.0  # for the processes of a run that ended
+LEFT_SECONDS = 30.0  # for the processes of a run to end after its command was killed
+END_SECONDS = 2.0  # for the processes of a run to end after its command ended
 RECOVERY_SECONDS = 600.0  # for a run to recover or end by itself
 
 
@@ -52,12 +52,12 @@ class Toll:
     deaths: Counter[str] = field(default_factory=Counter)
     at_start: int = 0
     in_write: int = 0
-    """Deaths of all processes while a checkpoint was being written."""
+    """Deaths of all processes during the write of a checkpoint."""
     resumes: int = 0
     from_scratch: int = 0
     """Resumes without a checkpoint."""
     lost: int = 0
-    """Most recorded steps lost in one death."""
+    """Largest number of recorded steps lost in one death."""
     left: int = 0
     """Processes that did not end by themselves."""
     checkpoints: int = 0
@@ -82,8 +82,8 @@ class MortalRun:
     Args:
         trial: its uninterrupted run must exist.
         name: name of the run.
-        start_seconds: time from its start to its first step.
-        seed: for choosing among several processes.
+        start_seconds: usual time from the start of a run to its first step.
+        seed: for choosing among several possible victims.
     """
 
     def __init__(self, trial: Trial, name: str, start_seconds: float, seed: int) -> None:
@@ -105,9 +105,9 @@ class MortalRun:
         return self.trial.folder / self.name / "checkpoints"
 
     def inject(self, death: Death) -> str | None:
-        """Kill the run; return the victim, the time and the findings, or None if the run ended first.
+        """Cause a death; return the victim, when it died and the findings, or None if the run ended first.
 
-        Raises TrialFailed if the run failed by itself, or did not recover from the death.
+        Raises TrialFailed if the run failed on its own, or did not recover from the death.
         """
         process = self._process or self._start()
         try:
@@ -144,7 +144,7 @@ class MortalRun:
         return self._process
 
     def _moment_of(self, death: Death, process: subprocess.Popen[bytes]) -> bool:
-        """Wait for the time of death or the end of the run; return whether the death precedes the first step."""
+        """Wait for the moment of the death or the end of the run; return whether the death precedes the first step."""
         if death.at_start and self._since == self._started:
             moment = time.time() + death.share * self._start_seconds
             self._wait(process, lambda: time.time() >= moment or bool(self._steps()))
@@ -204,7 +204,7 @@ class MortalRun:
         return self._chance.choice(found) if found else None
 
     def _ends_by_itself(self, process: subprocess.Popen[bytes]) -> str | None:
-        """Wait for the run to end after a rank's death; return None if it no longer needed the rank."""
+        """Wait for the run to end after a rank's death; return None if it succeeds, no longer needing the rank."""
         try:
             code = process.wait(RECOVERY_SECONDS)
         except subprocess.TimeoutExpired:
@@ -260,7 +260,7 @@ class MortalRun:
     def _check_where_it_resumed(self) -> None:
         rows = [row for row in self._rows() if row["kind"] == "resume" and row["time"] > self._started]
         if not rows and not self.trial.steps(self.name, self._started):
-            return  # the run died before that
+            return  # the run died before it resumed
         resumed = rows[-1]["step"] if rows else None
         if resumed != self._resumes_from:
             self.toll.wrong.append(
@@ -268,7 +268,7 @@ class MortalRun:
             )
 
     def _count_left(self, seconds: float) -> int:
-        """Wait for the processes of the run; kill and count those that do not end."""
+        """Wait for the processes of the run to end; kill and count the remaining ones."""
         psutil.wait_procs(marked(self._mark), timeout=seconds)
         left = marked(self._mark)
         self.toll.left += len(left)
@@ -321,7 +321,7 @@ def try_resume(
 ) -> list[str]:
     """Run twice without faults, and once with `kills` deaths at random moments; return faults and differences.
 
-    Raises TrialFailed if a run failed by itself.
+    Raises TrialFailed if a run failed on its own.
     """
     say("one uninterrupted run")
     started = time.time()

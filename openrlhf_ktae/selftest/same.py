@@ -1,4 +1,4 @@
-"""Are two runs equal? Compares records row by row, without timings, and models weight by weight."""
+"""Whether two runs are equal: compares records row by row, without timings, and models weight by weight."""
 
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
@@ -38,7 +38,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def first_different_weight(one: str | Path, other: str | Path) -> str | None:
-    """Return the first tensor that differs between two folders' models, with the largest difference, or None."""
+    """Return the first tensor that differs between two models, with the largest difference; None if they are equal."""
     import torch
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""The runs of a trial (a few steps of a configuration, in a separate folder) and their differences."""
+"""The runs of a trial (a few steps of a configuration, each in its own folder) and their differences."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ class TrialFailed(Refusal):
 
 @dataclass(frozen=True)
 class Trial:
-    """The runs of one trial: in `folder`, with the user's arguments `words`, over `prompts` prompts in two episodes."""
+    """The runs of one trial, in `folder`: they train on `prompts` prompts with the user's arguments, `words`."""
 
     words: Sequence[str]
     folder: Path
@@ -44,7 +44,7 @@ class Trial:
     module: str = TRAIN
 
     def command(self, name: str, resume: str) -> list[str]:
-        """Return the command of one run; the user's arguments come first, so that ours win."""
+        """Return the command of one run. The user's arguments come first, so that ours override them."""
         folder = self.folder / name
         ours = {
             "run.dir": folder,
@@ -59,7 +59,7 @@ class Trial:
         return [sys.executable, "-m", self.module, *self.words, *given]
 
     def settings(self) -> dict[str, Any]:
-        """Return options that make two runs comparable, whatever processes die."""
+        """Return options that make two runs comparable, whichever processes die."""
         return {
             "ckpt.max_num": 2,
             "train.num_episodes": EPISODES,
@@ -108,7 +108,7 @@ class Trial:
                     return
 
     def steps(self, name: str, since: float = 0.0) -> list[dict[str, Any]]:
-        """Return the steps in the record of a run that were recorded after the time `since`."""
+        """Return the steps of a run that were recorded after the time `since`."""
         rows = read_record(self.folder / name)
         return [row for row in rows if row["kind"] == "step" and row["time"] > since]
 
@@ -123,7 +123,7 @@ class Trial:
         return "\n".join([f"the run {name} {what}; {log}:", *lines])
 
     def difference(self, name: str) -> str | None:
-        """Return a run's first difference from the uninterrupted run, in its record or its final weights."""
+        """Return a run's first difference from the uninterrupted run, in record or final weights; None if equal."""
         straight, other = self.folder / STRAIGHT, self.folder / name
         return first_difference(straight, other) or first_different_weight(straight / "model", other / "model")
 
@@ -131,7 +131,7 @@ class Trial:
 def holds_within(
     seconds: float, condition: Callable[[], bool], process: subprocess.Popen[bytes], poll_seconds: float = POLL_SECONDS
 ) -> bool:
-    """Wait until the condition holds; return False if time is up or the run has ended before."""
+    """Wait until the condition holds; return False if time runs out or the run ends first."""
     end = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None or time.monotonic() > end:

@@ -4,7 +4,7 @@ They append rows to `watched.jsonl` of the run:
 
 `{"kind": "weights", "equal": true, "parameters": 26, "different": []}`: engine and trainer after a synchronisation
 `{"kind": "log_probs", "mean": 0.004, "largest": 0.1, "tokens": 900}`: |engine - trainer| in a micro-batch
-`{"kind": "memory", "phase": "training", "bytes": ...}`: peak on one device; on a CPU, of rank 0's process
+`{"kind": "memory", "phase": "training", "bytes": ...}`: peak on one device; on a CPU, of one rank's process
 `{"kind": "death", "moment": "generating", "time": ...}`: an engine's core was killed, as requested by the file `die`
 
 vLLM's processes import this too, so heavy imports stay inside functions.
@@ -31,13 +31,13 @@ GENERATING, ASLEEP, SYNCHRONISING = "generating", "asleep", "synchronising"
 MOMENTS = (GENERATING, ASLEEP, SYNCHRONISING)
 CORE = "VLLM::EngineCor"
 GENERATING_SECONDS = 0.05  # into a generation; 64 rollouts of a tiny model take 0.2 s on a CPU
-MIDDLE_CALL = 3  # of a synchronisation that sends one parameter per call
+MIDDLE_CALL = 3  # in the middle of a synchronisation that sends one parameter per call
 MERGED = ((re.compile(r"\.[qkv]_proj\."), ".qkv_proj."), (re.compile(r"\.(gate|up)_proj\."), ".gate_up_proj."))
-"""Parameters of a dense decoder that vLLM fuses."""
+"""Parameters of a dense decoder that vLLM fuses: pattern -> name of the fused one."""
 SAME = 1e-9  # relative: the same numbers summed in a different order, in float64
 
 Sums = dict[str, tuple[float, float]]
-"""For each parameter, by the engine's name: the sum of its values, and of their absolute values."""
+"""The engine's name of a parameter -> sum of its values, and of their absolute values."""
 
 
 def note(kind: str, **figures: Any) -> None:
@@ -77,7 +77,7 @@ def worker_sums(worker: Any) -> dict[str, tuple[float, float, bool]]:
 
 
 def engine_sums(workers: Sequence[Mapping[str, Sequence[Any]]]) -> Sums:
-    """Combine the sums of an engine's workers: sharded parameters are added, others taken once."""
+    """Combine the sums of an engine's workers: add sharded parameters, and count others once."""
     first, *others = workers
     sums: Sums = {}
     for name, (total, absolute, divided) in first.items():
@@ -119,7 +119,7 @@ def resident(name: str) -> int:
 
 
 def device_used(worker: Any) -> int:
-    """Return the bytes that all processes together use on the device of a vLLM worker."""
+    """Return the bytes that all processes together use on the current device, a vLLM worker's or this process's."""
     import torch
 
     free, total = torch.cuda.mem_get_info()
@@ -127,7 +127,7 @@ def device_used(worker: Any) -> int:
 
 
 class Memory:
-    """Peak memory of the phases of this process."""
+    """Peak memory of this process in each phase."""
 
     before = 0  # on a CPU: resident bytes before the model was loaded
 
@@ -136,14 +136,14 @@ class Memory:
     def of(cls, phase: str) -> Iterator[None]:
         """Note the peak memory of the block.
 
-        On a GPU this is the usage of all processes on the device, with torch's peak reservation in this process.
+        On a GPU this is the usage of all processes on the device, with this process's peak reservation by torch.
         """
         import torch
 
         if on_cpu():
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current resident size
         else:
-            torch.cuda.empty_cache()  # cached by the previous phase
+            torch.cuda.empty_cache()  # free memory that the previous phase cached
             torch.cuda.reset_peak_memory_stats()
         yield
         if on_cpu():
@@ -155,7 +155,7 @@ class Memory:
 
 
 class WatchedUpdates:
-    """Mixin for an update loop, placed before it."""
+    """Mixin for an update loop, placed before it among the bases."""
 
     def ppo_train(self, *args: Any, **kwargs: Any) -> Any:
         """Update; note the memory."""
@@ -188,17 +188,17 @@ class WatchedUpdates:
 
 
 class WatchedActor:
-    """Mixin for a policy actor, placed before it."""
+    """Mixin for a policy actor, placed before it among the bases."""
 
     def init_model_from_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Load the model; memory resident before does not count."""
+        """Load the model. On a CPU, memory that was resident before does not count."""
         if on_cpu():
             Memory.before = resident("VmRSS")
         super().init_model_from_pretrained(*args, **kwargs)  # type: ignore[misc]
 
 
 class WatchedEngine:
-    """Mixin for an engine, placed before it."""
+    """Mixin for an engine, placed before it among the bases."""
 
     llm: Any
     _sent = 0  # calls since the last generation
@@ -208,14 +208,14 @@ class WatchedEngine:
         return engine_sums(await self.llm.collective_rpc(worker_sums))
 
     async def generate_responses(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate; die midway if requested."""
+        """Generate; if requested, kill vLLM's core midway."""
         self._sent = 0
         if self._ordered(GENERATING):
             asyncio.get_running_loop().call_later(GENERATING_SECONDS, self._die, GENERATING)
         return await super().generate_responses(*args, **kwargs)  # type: ignore[misc]
 
     async def sleep(self, *args: Any, **kwargs: Any) -> None:
-        """Sleep; note the memory before, and die afterwards if requested."""
+        """Note the memory, then sleep; if requested, kill vLLM's core afterwards."""
         used = await self.llm.collective_rpc(device_used)
         note("memory", phase="generation", bytes=max(used))
         await super().sleep(*args, **kwargs)  # type: ignore[misc]
