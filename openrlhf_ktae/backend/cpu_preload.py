@@ -32,7 +32,7 @@ def _in_fork() -> None:
 
 
 def _begin() -> None:
-    gc.disable()  # imports make no garbage, and collections take a quarter of their time
+    gc.disable()  # imports make no garbage, and collections would take a quarter of the time
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it goes to the whole process group; the server ends with the driver
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in forks too: the driver handles a terminal's Ctrl-C
     os.register_at_fork(before=_before_fork, after_in_child=_in_fork)

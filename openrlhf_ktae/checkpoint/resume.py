@@ -69,7 +69,7 @@ def decide(choice: str, root: Path) -> Decision:
 
 
 def newest(root: Path, flag: str, any_run: bool = False) -> Decision:
-    """Decide for the newest complete checkpoint, else for one of plain OpenRLHF; for None if `root` has none at all.
+    """Decide on the newest complete checkpoint, else one of plain OpenRLHF; on None if `root` has no checkpoints.
 
     Skips checkpoints superseded by a restart or rollback; with `any_run` they come last instead. Restores a checkpoint
     whose replacement never finished. Raises Refusal if there are checkpoints, but none is complete.

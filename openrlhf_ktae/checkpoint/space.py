@@ -21,7 +21,7 @@ def expected_bytes(
 
     Args:
         root: the folder of all checkpoints.
-        parameters: number of the model's parameters; if it is None (unknown), the estimate is 0 bytes.
+        parameters: number of the model's parameters; None (unknown) counts as 0.
         parameter_bytes: bytes per parameter.
         export: whether the model is also saved for transformers.
         trained: number of parameters with Adam states; None for all.

@@ -63,7 +63,7 @@ def train(
         backend: the backend for this machine.
         say: called with a line for each stage of the startup.
         classes: returns, for a backend's name, the replacements of the host's classes.
-        stack: processes of an earlier run, reused if they fit. With `keep` they stay up for the next run.
+        stack: processes of an earlier run, reused if they fit. With `keep` they remain for the next run.
 
     Raises:
         Refusal: there is no cluster to join, it has too few devices, or a node does not see files of the run.

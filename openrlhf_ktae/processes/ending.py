@@ -44,7 +44,7 @@ class EndOrder:
             self.folder.rmdir()
 
     def training(self) -> None:
-        """Report that training has started; from now on the driver waits for a step to end."""
+        """Report that training has started: from now on a stop waits for the end of a step."""
         self._write(TRAINING, "")
 
     def ask(self) -> None:

@@ -53,7 +53,7 @@ def shared_memory(process: psutil.Process) -> set[str]:
 
 
 def dead_semaphores(since: float, used: set[str]) -> set[str]:
-    """Return multiprocessing semaphores that were created after `since` (time.time) and are not in `used`.
+    """Return multiprocessing semaphores created after `since` (time.time) and not in `used`, which are open.
 
     A process leaves them behind if it or its resource tracker is killed.
     """

@@ -1,9 +1,9 @@
 """Refuse to run code shipped with a model (`auto_map`) unless `--model.trust_remote_code` is set.
 
-The host passes `trust_remote_code=True` in nine places (docs/reliability.md lists them) and has no option for it. All
-of them, and vLLM's, go through one transformers module. That module is patched in every process of a run: the driver,
-Ray's workers (through the worker setup hook) and vLLM's processes (through its plugins). An environment variable turns
-the refusal on. Without it nothing changes, because vLLM loads its plugins for other programs too.
+The host passes `trust_remote_code=True` in nine places (docs/reliability.md lists them) and has no option for it. Those
+that load models, and vLLM's, go through one transformers module; `datasets` ignores it. The module is patched in every
+process of a run: the driver, Ray's workers (worker setup hook) and vLLM's processes (plugin). An environment variable
+turns the refusal on. Without it nothing changes, because vLLM loads its plugins for other programs too.
 """
 
 import os

@@ -99,7 +99,7 @@ class Narrow:
 
 
 def narrowed(values: list[Any], name: str) -> Any:
-    """Return `packed` values; tables of `NARROW` in its dtypes, together 6 bytes per token not 24. Ranks get int64."""
+    """Return `packed` values; tables of `NARROW` in its dtypes, 6 instead of 24 bytes per token. Ranks get int64."""
     if name not in NARROW or not of_one_kind(values) or values[0].dtype not in (torch.int64, NARROW[name]):
         return packed(values)
     return Narrow(packed([value.to(NARROW[name]) for value in values]), torch.int64)

@@ -56,7 +56,7 @@ class WatchedActor:
 
     def __call__(self, sequences: torch.Tensor, action_mask: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return log-probabilities of actions (b, T)."""
-        # The host gathers and pads its entropy, so the figures are returned as its entropy.
+        # The host gathers and pads the result of `compute_entropy`, so the figures are returned from there.
         with temporarily(host, compute_entropy=lambda logits: figures_of(logits, self._names)):
             log_probs, output = self._actor(
                 sequences, action_mask, *args, return_output=True, return_entropy=True, **kwargs

@@ -26,7 +26,7 @@ def own_gpu_memory() -> Memory | None:
 
 
 async def engine_memory(bundles: Sequence[int] | None) -> list[Memory]:
-    """Return the memory of those of an engine's GPUs that can be read; called in the engine's actor.
+    """Return the memory of an engine's GPUs, as far as it can be read; called in the engine's actor.
 
     Args:
         bundles: for an engine on several GPUs, the bundle of each worker in the actor's placement group. The actor

@@ -129,7 +129,7 @@ def normaliser(info: dict[str, Any], args: SimpleNamespace, accumulated: int) ->
     With `--actor.dr_grpo_norm`, the token count of an optimizer step becomes `train.batch_size x
     rollout.max_new_tokens`, independent of the responses (Dr. GRPO, arXiv 2503.20783). Without a dynamic batch the host
     divides its count by the number of accumulated micro-batches, because DeepSpeed divides the loss by it again. The
-    constant is treated alike. A step whose responses are all masked has no tokens; its loss is 0 instead of 0 / 0.
+    constant is divided too. A step whose responses are all masked has no tokens; its loss is 0 instead of 0 / 0.
     """
     parts = 1 if args.train.dynamic_batch_enable else max(int(accumulated), 1)
     least = 1.0 / parts

@@ -58,7 +58,7 @@ def restartable(host_class: Any, restarts: int) -> Any:
 
     Args:
         host_class: the undecorated class of the host.
-        restarts: how often the trainer may restart a group. Ray has no limit then, because live ranks restart too.
+        restarts: how often the trainer may restart a group. Ray itself has no limit, because live ranks restart too.
     """
     plain = type(host_class.__name__, (RestartableModel, host_class), {})
     return ray.remote(num_gpus=1, max_restarts=-1 if restarts else 0)(plain)

@@ -24,7 +24,7 @@ from openrlhf_ktae.verifier.user_reward import label_and_row
 
 DEATH_POLL_SECONDS = 1.0
 FAILURE = "failure"  # key of a placeholder for a failed response
-DEATH_SECONDS = 1.0  # after cutting its responses off, for a core that shuts down to be known as dead
+DEATH_SECONDS = 1.0  # until the death of a core is known; while shutting down, it first cuts responses off
 
 
 class OutdatedEngine(RuntimeError):
