@@ -3,8 +3,8 @@
     python examples/chains/make_model.py --steps 12 --filler 0.9 --ways 4 --accuracy 0.1 --output runs/chains/model
 
 The teacher is right more often (`accuracy` to the power of 3/4). So most of the model's errors imitate the teacher; the
-others are what it has not yet learned. Pretraining begins with short chains without fillers, which then get longer. One
-core needs half a minute to a few minutes. The folder also gets `knobs.json`.
+others are steps that it has not learned yet. Pretraining begins with short chains without fillers, which then get
+longer. One core needs half a minute to a few minutes. The folder also gets `knobs.json`.
 
     python examples/chains/make_model.py --pretrained runs/smollm2-135m-instruct --output runs/chains/smollm2
 

@@ -34,7 +34,7 @@ FILLERS = ("hmm", "well", "ok", "now", "then", "right", "fine", "good")
 BOX = "\\boxed{"
 WORDS = ("compute", *(f" {word}" for word in (":", "so", BOX, "}", *OPERANDS, *FILLERS, *range(HOURS))))
 FIRST_IDS = (258, 49151)
-"""First id of `WORDS` in the tiny models' tokenizer; in SmolLM2's, which has `compute`, the second word's id minus 1."""
+"""First id of `WORDS` in the tiny models' tokenizer; in SmolLM2's, with its `compute`, the second word's id minus 1."""
 OFFSETS = (1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)
 """Errors of a wrong step; a member of the family uses the first `ways` of them."""
 N_TRAIN = 3200

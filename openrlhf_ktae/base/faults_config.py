@@ -56,7 +56,7 @@ class FaultsConfig:
     """What to do on a collapse: record a warning; also write a checkpoint; or write a checkpoint and stop."""
 
     collapse_patience: int = 3
-    """Consecutive steps that a metric must be beyond its limit."""
+    """Number of consecutive steps in which a metric must be past its limit."""
 
     def __post_init__(self) -> None:
         for name in AT_LEAST_0:

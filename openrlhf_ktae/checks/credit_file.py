@@ -81,6 +81,6 @@ def _tried(path: str, options: str) -> Tried:
 
 
 def _printed(mark: str, output: bytes) -> Any:
-    """Return what the probe printed after `mark`; None if it did not get there."""
+    """Return the JSON value that the probe printed after `mark`; None if it printed none."""
     lines = [line for line in output.decode(errors="replace").splitlines() if line.startswith(mark)]
     return json.loads(lines[-1].removeprefix(mark)) if lines else None

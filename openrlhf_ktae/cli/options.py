@@ -104,7 +104,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add_dataclass_options(ktae, KTAEConfig, "algo.ktae")
     others = parser.add_argument_group("Other estimators of token-level credit (docs/estimators.md)")
     for name, options in OWN_OPTIONS.items():
-        skip, defaults = (("correct_threshold",), False) if options is KTAEConfig else ((), True)  # the run has one
+        skip, defaults = (("correct_threshold",), False) if options is KTAEConfig else ((), True)  # the run's is used
         add_dataclass_options(others, options, f"algo.{name}", skip, defaults)
     recorded = parser.add_argument_group("Record of rollouts (token ids, scores, advantages with and without K)")
     add_dataclass_options(recorded, RecordOptions, "ktae", defaults=True)

@@ -77,7 +77,7 @@ def mc_value(batch: CreditBatch, options: McValueOptions) -> TokenCredit:
     scores_B = np.where(batch.known_B, np.nan_to_num(batch.scores_B.numpy().astype(np.float64)), 0.0)
     last_B = (batch.first_B + batch.lengths_B - 1)[batch.lengths_B > 0]
     values_A[last_B] = scores_B[batch.lengths_B > 0]
-    ends = np.flatnonzero(~np.isnan(values_A))  # of steps; the last token of a rollout ends one
+    ends = np.flatnonzero(~np.isnan(values_A))  # of steps; a rollout's last token ends its last step
     step_A = np.searchsorted(ends, np.arange(len(values_A)))
     count_Q = np.maximum(np.bincount(batch.group_B, batch.known_B), 1.0)
     mean_B = (np.bincount(batch.group_B, scores_B) / count_Q)[batch.group_B]

@@ -209,7 +209,7 @@ def term_frequencies(uses: Any, sizes: Any, lengths: Any, formula: Formula) -> A
         length_correct, length_wrong = length_correct / sizes[0], length_wrong / sizes[1]
     elif formula.relative:
         correct, wrong = correct / max(length_correct, 1.0), wrong / max(length_wrong, 1.0)
-    mean_length = (length_correct + length_wrong) / 2.0  # above 0: the id itself occurs
+    mean_length = (length_correct + length_wrong) / 2.0  # above 0, since the id occurs
     correct = bm25(correct, length_correct / mean_length, formula.k1, formula.b)
     return correct, bm25(wrong, length_wrong / mean_length, formula.k1, formula.b)
 

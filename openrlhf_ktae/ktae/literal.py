@@ -1,7 +1,7 @@
 """KTAE in plain loops, for reading and for checking the fast version. The two share only the options.
 
 Start at `literal_advantages`: a group's rollouts are lists of ids, each id gets one contingency
-table, and every formula is written where it is used. Probabilities are exact fractions, the rest floats.
+table, and every formula is written where it is used. Probabilities are exact fractions, all else is floats.
 """
 
 import math
