@@ -28,7 +28,7 @@ class EntropyBonusOptions:
     """Advantage per nat of entropy, at least 0; 0 gives the base."""
 
     kappa: float = 2.0
-    """The bonus is at most |A| / kappa; must be above 1, or the bonus could flip the sign of a wrong answer."""
+    """The bonus is at most |A| / kappa; must be above 1, or the bonus could flip a wrong answer's advantage."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < float("inf"):

@@ -43,8 +43,8 @@ class McValueOptions:
     """mixed skips groups with only correct or only wrong rollouts, where most prefixes have the same value."""
 
     file: str | None = None
-    """Python file whose function values(prompt, prefixes, label) returns one value per prefix, given as texts. Nothing
-    is sampled then, and groups has no effect."""
+    """Python file whose function values(prompt, prefixes, label) returns one value for each of prefixes (texts).
+    Nothing is sampled then, and groups has no effect."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:

@@ -103,7 +103,7 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
 def read(answer: Any) -> dict[str, Any]:
     """Return `reward`, `scores` and `extra_logs` of one rollout from a server's answer, read as a reward function's.
 
-    Raises BadAnswer if the answer has not exactly one finite reward.
+    Raises BadAnswer if the answer does not have exactly one finite reward.
     """
     try:
         reward, score, logs = read_result(answer, "openrlhf")
