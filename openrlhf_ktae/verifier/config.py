@@ -24,7 +24,7 @@ class VerifierConfig:
     timeout_s: float = 5.0
     """Wall-clock limit of one check in seconds, from the moment a worker gets it. A worker over it is killed."""
     cpu_s: float = 1.5
-    """CPU limit in seconds, for the gold and again for the answer; below `timeout_s`, so that load changes no verdict."""
+    """CPU limit in seconds, for the gold and again for the answer; below `timeout_s`, so load changes no verdict."""
     memory_mb: int = 2048
     """Limit on a worker's address space in MiB. Range: 512 and up."""
     recycle_after: int = 2000

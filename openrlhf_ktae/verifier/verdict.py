@@ -10,7 +10,7 @@ class Status(StrEnum):
     CORRECT = "correct"
     WRONG = "wrong"
     UNKNOWN = "unknown"
-    """The gold cannot be read, or the machine or a user's reward function failed. No answer makes our judge return it."""
+    """The gold cannot be read, or the machine or a reward function failed. An unreadable answer is wrong instead."""
 
 
 CORRECT, WRONG, UNKNOWN = Status.CORRECT, Status.WRONG, Status.UNKNOWN
