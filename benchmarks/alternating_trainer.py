@@ -8,10 +8,10 @@ from openrlhf_ktae.trainer.ppo_trainer import KTAEPPOTrainer
 
 
 class AlternatingTrainer(KTAEPPOTrainer):
-    """Uses KTAE in even steps and only its base in odd ones."""
+    """Uses KTAE in even steps and only the base in odd ones."""
 
     def train_step(self, rollout_samples: list[Any], global_step: int) -> tuple[dict[str, Any], int]:
-        """Train one step; only steps with KTAE carry its metrics."""
+        """Train one step; only steps with KTAE have its metrics."""
         if not hasattr(self, "_estimator"):
             self._estimator = self.experience_maker.estimator
         self.experience_maker.estimator = self._estimator if global_step % 2 == 0 else None

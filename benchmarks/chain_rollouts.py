@@ -56,7 +56,7 @@ class Member:
     def credit_batch(
         self, ids_BT: torch.Tensor, log_probs_BTV: torch.Tensor, scores_B: torch.Tensor, group: int, prompt: int
     ) -> CreditBatch:
-        """Return the estimators' input: rows without their first token, and all figures of the policy's pass."""
+        """Return the estimators' input: rows without their first token, with all figures of the policy's pass."""
         ids = ids_BT[:, 1:]
         mask = ids != self.pad
         mask[:, : prompt - 1] = False

@@ -1,12 +1,12 @@
-"""The cost of the single controller, apart from engines and ranks, for batches of many sizes: time and memory by phase.
+"""The cost of the single controller, without engines and ranks, by batch size: time and memory of each phase.
 
     python benchmarks/controller_scale.py [--prompts 64,256,1024,4096] [--json FILE]
 
-Trainer, generator of samples, experience maker, recorder and Ray are the real ones; engines and ranks are 32 and 128
-handles of two small actors that answer in the shapes of the paper: 16 rollouts of a prompt, responses of 300 to 1,100
-tokens. Every size runs in a process of its own, two steps: memory is that of the first, seconds those of the second.
-Stand-ins work on the same cores, and wall time would be theirs, so a phase counts the processor time of the
-controller's process, all of its threads. Exits with 1 where a goal is missed.
+The trainer, samples generator, experience maker, recorder and Ray are real. The 32 engines and 128 ranks are handles of
+two small stand-in actors, which answer with data of the paper's shapes: 16 rollouts per prompt, responses of 300 to
+1,100 tokens. Each size runs two steps in its own process. Seconds are those of the second step, memory is the larger
+rise of the two. Stand-ins use the same cores, which would distort wall time, so a phase counts the processor time of
+all threads of the controller's process. Exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIZES = (64, 256, 1_024, 4_096)
 PAPER = 1_024
 STEP_SECONDS = 278.0
-"""A step of the paper's batch on GPUs: the controller may take a hundredth."""
+"""A step of the paper's batch on GPUs; the goal is that the controller takes at most a hundredth of it."""
 SHARE, EXPONENT, ADVANTAGE_SECONDS, KERNEL_RATIO = 0.01, 1.05, 1.0, 20.0
 ENGINES, RANKS, ACTORS = 32, 128, 2
 MICRO_BATCH = 8
@@ -42,12 +42,12 @@ ONE_SIDED = 0.2
 """Share of groups whose rollouts are all right or all wrong, which dynamic sampling replaces."""
 MAX_LEN = 4_096
 STREAM = 1_000_000
-"""Tokens from which stand-ins cut their answers."""
+"""Length of the token stream from which stand-ins take their answers."""
 RESULT = "RESULT "
 
 
 def main() -> int:
-    """Run every size in a process of its own; print phases, exponents and goals."""
+    """Run each size in its own process; print phases, exponents and goals."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--prompts", default=",".join(map(str, SIZES)), help="prompts of a batch, comma-separated")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -82,7 +82,7 @@ def in_a_process(size: int) -> dict[str, Any]:
 
 
 class Phases:
-    """Wall and processor seconds and the rise of memory, by phase; a phase within another is taken out of it."""
+    """Wall and processor seconds and the rise of memory, by phase; a phase's seconds exclude the phases within it."""
 
     def __init__(self) -> None:
         self.rise: dict[str, int] = {}
@@ -90,13 +90,13 @@ class Phases:
         self.begin()
 
     def begin(self) -> None:
-        """Count seconds from 0 again."""
+        """Count seconds from 0 again; the largest rise of memory is kept."""
         self.wall: dict[str, float] = {}
         self.cpu: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str, memory: bool = True) -> Iterator[None]:
-        """Measure the block; with `memory` for phases that happen once."""
+        """Measure the block; `memory` suits only phases that happen once a step."""
         before = clear_peak() if memory else 0
         inner = [0.0, 0.0]
         self._open.append(inner)
@@ -115,7 +115,7 @@ class Phases:
                 self.rise[name] = max(self.rise.get(name, 0), peak() - before)
 
     def watch(self, owner: Any, method: str, name: str, memory: bool = True) -> None:
-        """Measure every call of a method of an object."""
+        """Measure every call of the method `method` of `owner` as phase `name`."""
         call = getattr(owner, method)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -144,7 +144,7 @@ def peak() -> int:
 
 
 def one_size(prompts: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Play one step of a batch of `prompts` prompts; return its figures."""
+    """Run two steps with batches of `prompts` prompts; return the figures of `step`."""
     from openrlhf_ktae.backend.cluster import HOST_ENVIRONMENT
     from openrlhf_ktae.backend.cpu_patches import activate
 
@@ -175,7 +175,7 @@ def one_size(prompts: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def step(trainer: Any, prompts: int, folder: Path, phases: Phases, profiler: Any) -> dict[str, Any]:
-    """Generate, train and save twice; return figures of both."""
+    """Generate, train and save twice; return the second round's seconds, the largest rises of memory, and sizes."""
     from openrlhf_ktae.trainer.ppo_utils.data_position import POSITION, plain_position
 
     generator = trainer.samples_generator
@@ -212,7 +212,7 @@ def step(trainer: Any, prompts: int, folder: Path, phases: Phases, profiler: Any
 
 
 def kernel_seconds(trainer: Any, samples: list[Any]) -> float:
-    """Return the processor seconds of K itself on the same batch, as one table: the least of three."""
+    """Return the least processor seconds, of three tries, of computing K for the batch as one table."""
     from openrlhf_ktae.ktae import compute_key_token_values
 
     maker = trainer.experience_maker
@@ -233,9 +233,9 @@ def kernel_seconds(trainer: Any, samples: list[Any]) -> float:
 
 
 def copy_seconds(experiences: list[Any]) -> float:
-    """Return the processor seconds of a plain copy of every table of experiences, kept until all are made: the least of
-    three. Where it grows faster than the tokens, memory does.
-    """
+    """Return the least processor seconds, of three tries, of copying all 2-D tensors of experiences.
+
+    If they grow faster than the number of tokens, the machine's memory is the cause."""
     tables = [v for e in experiences for v in vars(e).values() if isinstance(v, torch.Tensor) and v.dim() == 2]
     least = float("inf")
     for _ in range(3):
@@ -247,7 +247,7 @@ def copy_seconds(experiences: list[Any]) -> float:
 
 
 def tensors_bytes(experiences: list[Any]) -> int:
-    """Return the bytes of all tensors of experiences."""
+    """Return the bytes of all tensors in experiences."""
     values = (value for e in experiences for value in vars(e).values())
     return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
@@ -272,7 +272,7 @@ def arguments(prompts: int, folder: Path, options: argparse.Namespace) -> Simple
 
 
 def made_trainer(prompts: int, folder: Path, options: argparse.Namespace, phases: Phases) -> Any:
-    """Return the trainer with stand-ins for its engines and ranks; its parts are watched."""
+    """Return the trainer with stand-ins for its engines and ranks; `phases` measures its parts."""
     from openrlhf.trainer.ray.launcher import RayActorGroup
 
     from openrlhf_ktae.record.metrics import RunRecord
@@ -329,7 +329,7 @@ def watch(trainer: Any, generator: Any, maker: Any, phases: Phases) -> None:
 
 
 class Prompts:
-    """The host's loader of prompts, without end and without a file."""
+    """An endless stand-in for the host's loader of prompts."""
 
     def __iter__(self) -> Iterator[Any]:
         rng = np.random.default_rng(1)
@@ -346,7 +346,7 @@ class Prompts:
 
 
 def large_tokenizer() -> Any:
-    """Return a tokenizer as large as those of the paper's models, to be sent to engines and asked for texts."""
+    """Return a tokenizer as large as those of the paper's models; engines get it, and the record gets texts from it."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -467,12 +467,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def nanoseconds(row: dict[str, Any], seconds: float) -> str:
-    """Return seconds per token."""
+    """Return nanoseconds per token, as text."""
     return f"{seconds / row['tokens'] * 1e9:.1f}"
 
 
 def exponent(rows: list[dict[str, Any]], seconds: list[float]) -> float:
-    """Return the slope of the logarithms of seconds over tokens; NaN for one size."""
+    """Return the slope of log seconds over log tokens; NaN for one size."""
     if len(rows) < 2 or min(seconds) <= 0:
         return float("nan")
     return float(np.polyfit(np.log([row["tokens"] for row in rows]), np.log(seconds), 1)[0])

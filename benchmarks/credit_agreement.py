@@ -4,16 +4,16 @@
     python benchmarks/credit_agreement.py runs/chains/* --output runs/credit_agreement
 
 A token's true credit is the change of V(prompt, state) that it causes. The state is the number of hours given and
-whether all are right so far; V is the mean score of `--pool` other rollouts of that prompt in that state. `mc_value`
-gets values from `--continuations` continuations after every token, or only after every hour (steps). All on mixed
-groups, from which GRPO learns.
+whether all is right; V is the mean score in that state of the prompt's rollouts: the group's and `--pool` others.
+`mc_value` gets values from `--continuations` continuations after every token, or only after every hour (steps). All
+groups are mixed, since GRPO learns only from such groups.
 
 - pooled: Spearman correlation of advantage and true credit over all tokens
-- within: the same within each rollout, averaged; 0 for an estimator that gives all tokens of a rollout the same
-- sign: share of equal signs where true credit is larger than 0.01
+- within: the same within each rollout, averaged; 0 for an estimator with equal credit for all tokens of a rollout
+- sign: share of equal signs among tokens whose true credit is above 0.01 in size
 - cosine: of the two vectors over all tokens
 
-Intervals (95 %): groups drawn with replacement.
+Intervals (95 %) come from groups drawn with replacement.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def correlation(x: Floats, y: Floats) -> float:
 
 
 def agreement(credit_A: Floats, control_A: Floats, row_A: NDArray[np.int64]) -> tuple[float, float, float, float]:
-    """Return `FIGURES` of one estimator against the control; rollouts with a constant control have no ranks."""
+    """Return `FIGURES` of one estimator against the control; `within` omits rollouts whose control is constant."""
     rows = [np.flatnonzero(row_A == row) for row in np.unique(row_A)]
     inside = [
         correlation(rankdata(credit_A[at]), rankdata(control_A[at])) for at in rows if np.ptp(control_A[at]) > 1e-9
@@ -142,7 +142,7 @@ def rollouts(member: Member, starts_BT: torch.Tensor, seed: int, spent: int = 0)
 
 
 def joined(parts: list[torch.Tensor], pad: int) -> torch.Tensor:
-    """Return the rows of tables of different widths in one table."""
+    """Return the rows of tables of different widths in one table, padded on the right."""
     width = max(part.shape[1] for part in parts)
     return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=pad) for part in parts])
 

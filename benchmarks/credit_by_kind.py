@@ -5,7 +5,7 @@
     .venv/bin/python benchmarks/credit_by_kind.py runs/recorded
 
 A trace is wrong from its first wrong sum on. `maybe`, `guess` and `skip` make the model careless, `carefully` makes it
-careful, `ok`, `well` and `hmm` do nothing (examples/quickstart/README.md). Only groups with both labels count.
+careful; `ok`, `well` and `hmm` have no effect (examples/quickstart/README.md). Only groups with both labels count.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Cost of each token-credit estimator relative to a sort of the same tokens, in one run.
+"""Cost of each token-credit estimator relative to a sort of the same tokens.
 
     python benchmarks/credit_estimators.py [--groups 256] [--repetitions 5]
 
-Processor seconds of the fastest repetition on one thread, without the figures of the policy's pass (entropies and the
-like). Compared pieces alternate, so that other load on the machine affects both. Exits with 1 if an estimator costs
-more than 3 sorts.
+Figures are processor seconds of the fastest repetition on one thread, without the policy's forward pass (for entropies
+and the like). Sort and estimators alternate, so that other load on the machine affects all of them. Exits with 1 if an
+estimator costs more than 3 sorts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def fresh(batch: CreditBatch) -> CreditBatch:
 
 
 def main() -> int:
-    """Measure, print a table, compare with the goal."""
+    """Measure and print a table; return 1 if the goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", type=int, default=256, help=f"of {ROLLOUTS} rollouts (default: 256)")
     parser.add_argument("--repetitions", type=int, default=5)

@@ -34,7 +34,7 @@ def knobs(cell: dict[str, Any]) -> dict[str, float]:
 
 
 def label(cell: dict[str, Any]) -> str:
-    """Return those knobs in words, and the learning rate if all arms share one."""
+    """Return the `knobs` of a cell in words, and the learning rate if all arms share one."""
     texts = {
         "steps": "{} steps",
         "filler": "{:.0%} filler",
@@ -56,7 +56,7 @@ def place(cell: dict[str, Any]) -> list[tuple[int, float]]:
 
 
 def differences(cells: list[dict[str, Any]], outcome: str) -> dict[tuple[int, str], tuple[float, float, float, float]]:
-    """Return the mean, interval and corrected p of each (cell, arm)."""
+    """Return the mean difference from GRPO, its interval and corrected p for each (cell, arm)."""
     found = {}
     for at, cell in enumerate(cells):
         for arm, values in cell[outcome].items():

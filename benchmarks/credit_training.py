@@ -3,11 +3,11 @@
     python benchmarks/credit_training.py runs/chains/6-50-30 --seeds 0 --output runs/tuned.json
     python benchmarks/credit_training.py runs/chains/* --tuned runs/tuned.json --output docs/credit_map.json
 
-Adam, gradient norm 1, fresh problems in each step; one update per batch (so PPO's clip does nothing) or `--updates` on
-the whole batch. Each arm's learning rate is the best of three on `--explore` seeds by mean training accuracy. Results
-are of `--seeds` other seeds, with differences from GRPO on the same seeds (same problems, same random numbers of the
-sampler) and 95 % t-intervals. An arm's seeds train together as one stack of models. Each arm is added to its cell in
-`--output` when it ends. `benchmarks/credit_map.py` makes tables and a figure.
+Training uses Adam, gradient norm 1, fresh problems in each step, and one update per batch (so PPO's clip has no effect)
+or `--updates` on the whole batch. Each arm's learning rate is the best of `--rates` on `--explore` seeds by mean
+training accuracy. Results are of `--seeds` other seeds, which all arms share (same problems, same random numbers of the
+sampler). An arm's seeds train together as one stack of models. Each arm is added to its cell in `--output` when it
+ends. `benchmarks/credit_map.py` makes tables and a figure of the differences from GRPO.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Arm = Callable[[CreditBatch], torch.Tensor]
 
 
 def shuffled(batch: CreditBatch) -> CreditBatch:
-    """Return the batch with each group's scores permuted; the order follows from its token ids."""
+    """Return the batch with each group's scores permuted; its token ids determine the order."""
     rng = np.random.default_rng(int(batch.token_ids_N.sum()))
     order_B = np.lexsort((rng.random(len(batch.group_B)), batch.group_B))
     scores_B = torch.empty_like(batch.scores_B)
@@ -50,7 +50,7 @@ def shuffled(batch: CreditBatch) -> CreditBatch:
 
 
 def arms() -> dict[str, Arm]:
-    """Return the function that gives each arm its advantages (N,).
+    """Return each arm's function, which returns the advantages (N,) of a batch.
 
     "NAME x probability" multiplies those of NAME by pi, "NAME x half" by 0.5 pi + 0.5.
     """
@@ -148,7 +148,7 @@ def adam(
 
 
 def cell(member: Member, arm: str, args: argparse.Namespace, tuned: dict[str, float]) -> dict[str, Any]:
-    """Tune an arm on some seeds, report on others."""
+    """Return the result of one arm: its learning rate from some seeds, and accuracies of other seeds."""
     started = time.monotonic()
     sizes = args.steps, args.prompts, args.group
     found: dict[str, Any] = {
@@ -190,7 +190,7 @@ def add(cells: list[dict[str, Any]], found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the cells in turn; each is written when it ends."""
+    """Run each arm of each member in turn; write each result when it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("members", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True)

@@ -1,6 +1,6 @@
-"""Values of prefixes from statistics like KTAE's, the second variation on it that docs/evidence.md measures.
+"""Values of prefixes from statistics like KTAE's: the second variation on KTAE that docs/evidence.md measures.
 
-The first, keys with context, is `ktae_by_context`. Legend as in `openrlhf_ktae.credit.batch`: `A` action
+The first variation, keys with context, is `ktae_by_context`. Legend as in `openrlhf_ktae.credit.batch`: `A` action
 tokens, `B` rollouts; `K` keys (`credit/ktae_by_context.py`).
 """
 
@@ -13,7 +13,7 @@ from openrlhf_ktae.credit import CreditBatch
 from openrlhf_ktae.credit.ktae_by_context import keys
 
 PRIOR = 1.0
-"""Pseudo-rollouts with the group's mean score that are added to each key's own."""
+"""Number of pseudo-rollouts with the group's mean score that are added to the rollouts that have a key."""
 
 
 def by_value(batch: CreditBatch) -> torch.Tensor:
@@ -22,9 +22,9 @@ def by_value(batch: CreditBatch) -> torch.Tensor:
         V_t = V_t-1 + w(id) (V(key) - V_t-1),  A_t = c (V_t - V_t-1)
 
     V(key) is the mean score of the group's rollouts that have the key and of `PRIOR` pseudo-rollouts with the group's
-    mean. w is the share of the spread of an id's keys' scores, over all groups of the batch, that chance
-    (hypergeometric) does not explain: 0 for an id without information, which leaves the prefix's value unchanged. The
-    last token gets the rest, up to the score. One-sided groups keep their base.
+    mean. w(id) is the share of the spread of scores, over all keys of the id in the batch, that chance
+    (hypergeometric) does not explain. It is 0 for an id without information, which then leaves the prefix's value
+    unchanged. The last token gets the rest, up to the score. One-sided groups keep their base.
     """
     row_A, right_B = batch.row_A, batch.correct_B.astype(float)
     numbers_A = keys(batch, torch.zeros_like(batch.mask_N))

@@ -1,9 +1,9 @@
-"""Speed and memory of KTAE against its published cost profile and a sort of the same tokens, in one run.
+"""Speed and memory of KTAE compared with its published cost profile and with a sort of the same tokens.
 
     python benchmarks/ktae_speed.py [--largest 1e8] [--repetitions 15] [--json FILE]
 
-Compared pieces alternate, so that other load on the machine affects both, and every figure is that of the fastest
-repetition. Exits with 1 if a goal is missed.
+Compared functions alternate, so that other load on the machine affects both. Times are those of the fastest repetition.
+Exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ print(time.perf_counter() - started)
 
 @dataclass(frozen=True)
 class Result:
-    """A measured figure and its goal; figures without a goal are context."""
+    """A measured figure and its goal, if it has one."""
 
     name: str
     value: float
@@ -146,13 +146,13 @@ def ratio(times: dict[str, list[float]], above: str, below: str) -> float:
 
 
 def ktae(batch: ZipfBatch, config: KTAEConfig, threads: int = 1) -> Callable[[], torch.Tensor]:
-    """Return a call on tensors, as a trainer makes it."""
+    """Return a function that calls KTAE on tensors, as a trainer does."""
     tensors = [torch.from_numpy(part) for part in batch]
     return lambda: compute_ktae_advantages(*tensors, config=config, num_threads=threads)
 
 
 def one_core(repetitions: int) -> list[Result]:
-    """Milliseconds a group, and ratios to the sort and to the published profile."""
+    """Measure milliseconds per group, and ratios to the sort and to the published profile."""
     batch = zipf_batch(GROUPS)
     groups = batch.groups()
     works: dict[str, Callable[[], object]] = {v: ktae(batch, KTAEConfig(variant=v)) for v in VARIANTS}
@@ -186,7 +186,7 @@ def one_group() -> list[Result]:
 
 
 def published(batch: ZipfBatch, reference: Callable[[], object], using: type[Arithmetic]) -> float:
-    """Return seconds per group of the published profile, after checking that its values are equal."""
+    """Return the published profile's seconds per group, after checking that its values equal those of `reference`."""
     ours = reference()
     assert isinstance(ours, torch.Tensor)
     times = []
@@ -238,14 +238,14 @@ def memory() -> list[Result]:
 
 
 def first_call() -> list[Result]:
-    """Time from importing KTAE (torch is imported before) to the first result in a fresh process."""
+    """Time from importing KTAE, after torch, to the first result in a fresh process."""
     probe(FIRST_CALL_PROBE)  # the cache may be cold
     times = [float(probe(FIRST_CALL_PROBE)) for _ in range(5)]
     return [Result("first call of a process, import and compiler included", min(times), "s", at_most=1)]
 
 
 def probe(code: str, *words: str) -> str:
-    """Return the output of a fresh process."""
+    """Run Python code in a fresh process and return its output."""
     run = subprocess.run(
         [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, cwd=HERE.parent
     )

@@ -4,9 +4,8 @@
 
 It gives two figures. The share: one timer, `ktae/seconds`, covers all of a step's work for KTAE (K, its metrics, its
 key tokens), so its share of the step's time is exact. The difference: seconds of steps with and without KTAE. Step
-times vary by more than the effect because rollouts differ, so it has an interval, and is repeated without generation,
-which KTAE does not affect.
-Exits with 1 if the share is above 1 %.
+times vary by more than the effect because rollouts differ, so the difference has an interval. It is repeated without
+generation, which KTAE does not affect. Exits with 1 if the share is above 1 %.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ GOAL = 0.01
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/grpo_ktae/quickstart.yaml"
 FIRST = 4
-"""Steps left out: loading on first use would affect one arm only."""
+"""Number of first steps left out, since loading on first use would affect only one arm."""
 RESAMPLES = 10_000
 MILLI = 1e3
 QUANTILES = (0.025, 0.975)
@@ -71,7 +70,7 @@ def train(words: list[str]) -> None:
 
 
 def report(record: Path) -> int:
-    """Print the figures; the exit code says whether the share is within the goal."""
+    """Print the figures; return 0 if the share is within the goal, else 1."""
     with record.open() as lines:
         steps = [row for row in map(json.loads, lines) if row["kind"] == "step"][FIRST:]
     arms = [[step for step in steps if ("ktae/seconds" in step) == on] for on in (True, False)]

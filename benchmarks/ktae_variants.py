@@ -2,8 +2,8 @@
 
     python benchmarks/ktae_variants.py [--rollouts FILE.jsonl.gz] [--tokenizer FOLDER] [--write docs/ktae.md]
 
-Prints Markdown; `--write` puts it between the marks in a document. Rollouts are lines with `benchmark`, `response`
-and `published_reward`; without a tokenizer folder words, digits and signs count as tokens.
+Prints Markdown; `--write` puts it between the marks in a document. Rollouts are JSON lines with `benchmark`, `response`
+and `published_reward`. Without a tokenizer folder, words, digits and signs count as tokens.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def markdown(title: str, columns: list[str], rows: Iterator[tuple[str, list[str]
 
 
 def named_tables() -> str:
-    """Tabulate K of single ids, each in a group of 8 correct and 8 wrong rollouts with 700 filler tokens."""
+    """Tabulate K of single ids, each in a group of 8 correct and 8 wrong rollouts with 700 other tokens."""
 
     def rows() -> Iterator[tuple[str, list[str]]]:
         for name, table in TABLES.items():
@@ -95,7 +95,7 @@ def value_of(table: tuple[int, int], config: KTAEConfig) -> float:
 
 
 def noise_table(title: str, draw: Callable[[np.random.Generator, int], Group]) -> str:
-    """Tabulate the mean |K| for labels independent of tokens, by group size."""
+    """Tabulate mean |K| under labels that are independent of the tokens, by group size."""
 
     def rows() -> Iterator[tuple[str, list[str]]]:
         for size in SIZES:
@@ -136,12 +136,12 @@ def zipf_groups(rng: np.random.Generator, rollouts: int) -> Group:
 
 
 def text_group(texts: list[list[int]], rng: np.random.Generator, rollouts: int) -> Group:
-    """Draw responses without replacement, and pad them."""
+    """Draw responses without replacement; return their padded ids and mask."""
     return padded([texts[text] for text in rng.choice(len(texts), rollouts, replace=False)])
 
 
 def padded(texts: list[list[int]]) -> Group:
-    """Return (B, T) ids and mask."""
+    """Return ids and mask of texts, (B, T) each."""
     ids = np.zeros((len(texts), max(map(len, texts))), np.int64)
     mask = np.zeros(ids.shape, bool)
     for row, text in enumerate(texts):
@@ -150,7 +150,7 @@ def padded(texts: list[list[int]]) -> Group:
 
 
 def read_rollouts(path: Path, tokenizer: Path | None) -> tuple[list[tuple[str, list[int], float]], str]:
-    """Return (benchmark, ids, reward) of each response, and the name of the tokens."""
+    """Return (benchmark, ids, reward) of each response, and a description of the tokens."""
     with gzip.open(path, "rt") as lines:
         rows = [json.loads(line) for line in lines]
     if tokenizer:

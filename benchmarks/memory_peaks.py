@@ -2,10 +2,10 @@
 
     python benchmarks/memory_peaks.py tests/unit/checks/measured_peaks.json [MODEL ...]      # of SHAPES; all by default
 
-A test compares the planner with the peaks in that file. It also holds older peaks with DeepSpeed's own buckets
+A test compares the planner with the peaks in that file. The file also has older peaks with DeepSpeed's own buckets
 (`BUCKET`), which the planner assumes for fp32 on GPUs. `docs/planner.md` has the table.
 
-A peak is the resident memory of rank 0 during the second update, minus that before the model was loaded.
+A peak is the largest resident memory of rank 0 during the second update, minus that before the model was loaded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPTIONS = (
 
 
 def config(name: str) -> dict[str, Any]:
-    """Return `config.json` of a Qwen2 model of that shape."""
+    """Return `config.json` of a Qwen2 model of the named shape."""
     names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     sizes = dict(zip((*names, "vocab_size"), SHAPES[name], strict=True))
     return {"model_type": "qwen2", "tie_word_embeddings": True, "max_position_embeddings": 1024, **sizes}
@@ -71,7 +71,7 @@ def measure(model: Path, stage: int, ranks: int, out: Path) -> int:
 
 
 def measured_here(row: dict[str, Any], names: list[str]) -> bool:
-    """Whether this run measures the row again."""
+    """Return whether this run measures the row again."""
     return row["bucket"] == "CPU_BUCKET" and row["model"] in names
 
 

@@ -2,8 +2,8 @@
 
 Written for comparing speed, from a description of the published algorithm (weights 1/1/1, tail sums over tables, 1e-5
 in the denominators) and of its cost. `benchmarks/ktae_speed.py` checks that its values equal those of the variant
-`reference`. `PlainNumbers` instead of `Tensors` computes in Python floats: the same loops, as cheap as Python can make
-them.
+`reference`. With `PlainNumbers` instead of `Tensors` the same loops compute in Python floats, which is as cheap as
+Python allows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TIE_TOLERANCE = 1e-4
 
 
 class Arithmetic(Protocol):
-    """How a number is stored and computed with."""
+    """How numbers are stored and computed."""
 
     def number(self, value: Any) -> Any:
         """Convert an entry of a table."""
@@ -87,7 +87,7 @@ def published_values(
 
 
 def fisher(a: Any, b: Any, right: Any, wrong: Any, m: Arithmetic) -> Any:
-    """Two-sided p: sums, one by one, the tables with these margins that are no more probable."""
+    """Two-sided p: the sum, one by one, over the tables with these margins that are no more probable."""
     present = int(a + b)
     observed = probability(a, b, right, wrong, m)
     tail = 0.0 * observed

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/quickstart_cost.py --rounds 2
 
-Other options go to the training command. Memory is the sum of PSS over all processes of the run, every half second.
+Other options go to the training command. Memory is the largest sum of PSS over the run's processes (every 0.5 s).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SAMPLE_SECONDS = 0.5
 
 
 def all_memory(mark: str) -> int:
-    """Return the memory of a run's live processes; shared memory counts once."""
+    """Return the PSS of a run's live processes in bytes; shared memory counts once."""
     total = 0
     for process in marked(mark):
         try:

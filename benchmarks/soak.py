@@ -7,10 +7,10 @@ SIGTERM. Meanwhile rollouts raise (1 in 100) or score infinity (1 in 2,000, whic
 worker dies every 20 to 60 s, an engine (its actor or vLLM's core) dies several times, checkpoints are written, and
 held-out problems are evaluated.
 
-The time is cut into quarters by processor time, and medians of the second and of the last are compared. An engine
-counts from its restart: it dies at random moments of the first and third quarter, the last time at `LAST_DEATH` of the
-quarter, so that it has the same age in the two quarters that are compared. Memory is USS, what a process has for itself
-(`Private_*` of smaps_rollup), and PSS, the mean over the processes of a role; files in shared memory are counted once.
+The run is cut into quarters by processor time, and medians of the second and of the last quarter are compared. An
+engine dies at random moments of the first and third quarter, for the last time at `LAST_DEATH` of the quarter, so that
+it has the same age in the quarters that are compared. Memory is USS (pages of only one process, `Private_*` in
+smaps_rollup) and PSS, each the mean over the processes of a role. Files in shared memory are counted once.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ CONFIG = "configs/grpo_ktae/quickstart.yaml"
 SAMPLE_SECONDS = 4.0
 VERIFIER_SECONDS = (20.0, 60.0)  # between deaths
 LAST_DEATH = 0.85  # share of the first and third quarter at which an engine dies for the last time
-RANDOM_DEATHS = 4  # engine deaths before that; enough for Ray's object store to have been at its fullest
-LIMIT = 5.0  # percent
+RANDOM_DEATHS = 4  # engine deaths before that; enough for Ray's object store to have reached its largest size
+LIMIT = 5.0  # percent of growth; larger ones are marked
 END_SECONDS = 180
 ROLES = {
     "trainer": r"ray::KTAEPPOTrainer",
@@ -98,7 +98,7 @@ def shared_files(processes: Iterable[psutil.Process]) -> dict[tuple[int, int], i
 
 
 def abandoned_files(of_run: Iterable[tuple[int, int]], used: Iterable[tuple[int, int]]) -> int:
-    """Return the number of shared-memory files that the run had open earlier and no longer has."""
+    """Return how many shared-memory files of the run still exist, though none of its processes uses them."""
     present = set()
     for path in Path(SHARED_MEMORY).iterdir():
         try:
@@ -153,7 +153,7 @@ class Soak:
             )
 
     def play(self) -> dict[str, Any]:
-        """Run to the end of the processor time; return the result."""
+        """Run until the processor time is used up; return the result."""
         process, began = self.start(), time.time()
         try:
             while process.poll() is None and not self._steps():
@@ -212,7 +212,7 @@ class Soak:
         return spent
 
     def fault(self, done: float) -> None:
-        """Kill a verifier worker or an engine when it is time."""
+        """Kill an engine or a verifier worker if its time has come."""
         processes = marked(self.mark)
         if self._engine_deaths and done >= self._engine_deaths[0]:
             self._engine_deaths.pop(0)

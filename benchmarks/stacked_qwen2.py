@@ -1,4 +1,4 @@
-"""Several tiny Qwen2 of equal shape at once in plain torch, with batched matrix products.
+"""Several tiny Qwen2 models of equal shape at once in plain torch, with batched matrix products.
 
 Legend: `S` models, `B` sequences of each, `T` positions (left-padded), `D` width, `V` vocabulary. On one core a tiny
 model spends most of its time on call overhead, so S models together take far less than S times one.

@@ -3,11 +3,11 @@
     .venv/bin/python benchmarks/start_up.py --rounds 3
     .venv/bin/python benchmarks/start_up.py --before ../main --trl-python /tmp/trl/bin/python
 
-The quickstart's model and prompts, one step of 32 rollouts x 16 tokens. The sides take turns: this checkout, with
-`--before` another one, with `--trl-python` TRL's `GRPOTrainer` (`step_vs_trl.py` says how to install it). `quickstart`
-is the whole quickstart, which evaluates before its first step. Seconds count from the command to the end of the first
-step (or evaluation). Processor seconds count to the end of the run, except for children that ended between two samples.
-Memory is the peak PSS of each kind, and of all together.
+A run is one step of 32 rollouts x 16 tokens with the quickstart's model and prompts. The sides take turns: this
+checkout, with `--before` another one, with `--trl-python` TRL's `GRPOTrainer` (`step_vs_trl.py` says how to install
+it). `quickstart` is a run of the quickstart's own configuration, which evaluates before its first step. Seconds count
+from the command to the end of the first step (or evaluation). Processor seconds count to the end of the run, except for
+children that ended between two samples. Memory is the peak PSS of each kind, and of all together.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def sampled(play: Callable[[Path], float]) -> dict[str, float]:
 
 
 def ours(tree: Path) -> Callable[[Path], float]:
-    """Return a function that runs one step with the package of that checkout."""
+    """Return a function that runs one step with the package of that checkout and returns the seconds to its end."""
 
     def play(folder: Path) -> float:
         os.environ["PYTHONPATH"] = str(tree)
@@ -97,7 +97,7 @@ def ours(tree: Path) -> Callable[[Path], float]:
 
 
 def quickstart(tree: Path) -> Callable[[Path], float]:
-    """Return a function that runs one step of the quickstart and returns the end of its first evaluation."""
+    """Return a function that runs one step of the quickstart and returns the seconds to its first evaluation's end."""
 
     def play(folder: Path) -> float:
         os.environ["PYTHONPATH"] = str(tree)

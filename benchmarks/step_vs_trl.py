@@ -4,10 +4,10 @@
     python -m venv /tmp/trl && /tmp/trl/bin/pip install torch==2.13.0 trl==1.16.0
     .venv/bin/python benchmarks/step_vs_trl.py --trl-python /tmp/trl/bin/python
 
-Same model, prompts, reward function, optimiser, learning rate and number of rollouts: 8 prompts x 8 rollouts, 48 new
-tokens each (the prompts ask for stories, which go on for longer), one update a step, no KL. The sides take turns,
+Both sides have the same model, prompts, reward function, optimiser, learning rate and number of rollouts: 8 prompts x 8
+rollouts, 48 new tokens each (the prompts ask for longer stories), one update a step, no KL. The sides take turns,
 `--rounds` times; the first `--warm-up` steps of a process are not counted. Seconds are medians over steps and rounds.
-With `--size quickstart` the tiny model of the quickstart and 32 rollouts x 16 tokens instead.
+`--size quickstart` uses the quickstart's tiny model and 32 rollouts x 16 tokens instead.
 
 The last lines give our phases as shares of the machine's peak. The model's operations are 2 x parameters x tokens for a
 forward pass (so 2 for generation and 6 for an update, over prompts and responses; attention is not counted). The peak
@@ -53,7 +53,7 @@ def prompts(size: str, count: int) -> list[str]:
 
 
 def run_ours(size: str, steps: int, folder: Path, estimator: str) -> list[dict[str, float]]:
-    """Train `steps` steps by the users' command; return each step's seconds by phase."""
+    """Train `steps` steps with the users' command; return each step's seconds by phase, and its lengths."""
     model, batch, samples, tokens, micro, _ = SIZES[size]
     data, reward = folder / "data.jsonl", folder / "reward.py"
     data.write_text("".join(json.dumps({"input": p, "label": "1"}) + "\n" for p in prompts(size, batch * steps)))
@@ -106,7 +106,7 @@ def run_trl(size: str, steps: int, folder: Path, python: str) -> list[dict[str, 
 
 
 def trl_side(size: str, steps: int, output: Path) -> None:
-    """Train in TRL's environment and write each step's seconds by phase."""
+    """Train in TRL's environment; write each step's seconds by phase to `output`."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback

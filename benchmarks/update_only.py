@@ -4,7 +4,7 @@
 
 SPEC: `model` (folder), `options` (command-line words), `steps`, `rollouts` (per step), `length` (longest, in tokens),
 `masked` (rollouts without action tokens, default 0), `vocabulary`, `out` (rank 0 writes OUT.json, and with `weights`
-OUT.pt). Used to compare ranks, ZeRO stages and batchings with each other, and planned memory with measured peaks.
+OUT.pt). It serves to compare ranks, ZeRO stages and batchings, and planned memory with measured peaks.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main(spec: dict[str, Any], rank: int, world: int, port: str) -> None:
         loss = torch.tensor(sum(raw_losses), dtype=torch.float64) / parts
         raw_losses.clear()
         torch.distributed.all_reduce(loss)
-        losses.append(loss.item() / world)  # each rank's micro-batches were scaled by the number of data ranks
+        losses.append(loss.item() / world)  # each rank's losses were scaled by the number of data ranks
         peaks.append(memory("VmHWM") - before)
     weights = gathered(actor, args.ds.zero_stage) if copies == 1 else {}
     if rank == 0:

@@ -1,4 +1,4 @@
-"""The verifier on published responses, on the golds of five benchmarks and on labelled cases.
+"""Accuracy of the verifier on published responses, on the golds of five benchmarks and on labelled cases.
 
     python benchmarks/verifier_accuracy.py DATA_FOLDER
 
@@ -27,7 +27,7 @@ from openrlhf_ktae.verifier.golds import gold_forms
 MEASURED = Path(__file__).resolve().parents[1] / "docs" / "verifier_measured.md"
 BENCHMARKS = ("aime24", "amc", "math500", "minerva", "olympiadbench")
 POINTS = collections.defaultdict(lambda: (-1.5, 1.5), minerva=(0.0, 14.0))
-"""Our accuracy minus the published one; on Minerva the published grader rejects many right formulas."""
+"""Allowed points of our accuracy minus the published one; on Minerva that grader rejects many right formulas."""
 Judged = list[tuple[dict[str, Any], Verdict]]
 
 

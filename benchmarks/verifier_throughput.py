@@ -1,9 +1,9 @@
-"""Throughput of the verifier on real responses, against math-verify called directly, in one run.
+"""Throughput of the verifier on real responses, compared with math-verify called directly.
 
     python benchmarks/verifier_throughput.py ROLLOUTS.jsonl.gz [--repeats 3]
 
-ROLLOUTS has `gold` and `response`. Rates are checks per second of wall time, with caches off unless noted and workers
-already started. Prints a table, checks the promises of docs/verifier.md and exits with 1 if one does not hold.
+Rows of ROLLOUTS have `gold` and `response`. Rates are checks per second of wall time, with workers already started, and
+without a cache unless noted. Prints a table, checks the promises of docs/verifier.md and exits with 1 if one is broken.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def second_pass_rate(pairs: Sequence[Pair]) -> float:
 
 
 def needs_worker(pair: Pair) -> bool:
-    """Whether the pair needs a worker: not settled by equal text, plain numbers or a missing answer."""
+    """Return whether a worker must decide the pair (see `Verifier._settle`)."""
     return Verifier._settle(gold_forms(pair[0]), extract_answer(pair[1])) is None
 
 
@@ -103,7 +103,7 @@ def spin() -> None:
 
 
 def under_load(measure: Callable[[], tuple[float, list[str]]]) -> tuple[float, list[str]]:
-    """Call `measure` beside twice as many busy processes as cores."""
+    """Call `measure` while twice as many other processes as cores are busy."""
     burners = [multiprocessing.Process(target=spin, daemon=True) for _ in range(2 * (os.cpu_count() or 1))]
     for burner in burners:
         burner.start()
@@ -116,7 +116,7 @@ def under_load(measure: Callable[[], tuple[float, list[str]]]) -> tuple[float, l
 
 
 def on_one_core(measure: Callable[[], float]) -> float:
-    """Call `measure` with this process and its children on a single core, if the system allows it."""
+    """Call `measure` with this process and its children on a single core."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:

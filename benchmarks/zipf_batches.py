@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 VOCABULARY = 151_936
-"""Of the paper's Qwen2.5 models."""
+"""Vocabulary size of the paper's Qwen2.5 models."""
 SHORTEST, LONGEST = 300, 1_100
 ROLLOUTS = 16
 ROWS_AT_ONCE = 1_024
-"""Rows drawn at a time, so that a large batch's random draws do not need more memory than the batch."""
+"""Rows drawn at a time, so that the random draws of a large batch need no more memory than the batch."""
 
 
 class ZipfBatch(NamedTuple):
@@ -38,7 +38,7 @@ class ZipfBatch(NamedTuple):
         return sum(part.nbytes for part in self)
 
     def groups(self) -> list[NDArray[np.integer]]:
-        """Response tokens of each group, concatenated."""
+        """Return the response tokens of each group, concatenated."""
         rows = np.flatnonzero(np.diff(self.groups_B)) + 1
         parts = zip(np.split(self.ids_BT, rows), np.split(self.mask_BT, rows), strict=True)
         return [ids[mask] for ids, mask in parts]

@@ -12,7 +12,7 @@ P = TypeVar("P", bound=Hashable)
 
 
 def draw_distinct(draw: Callable[[random.Random], P], count: int, seed: int) -> list[P]:
-    """Draw `count` different problems; the same seed gives the same list."""
+    """Return `count` different problems; the same seed gives the same list."""
     rng = random.Random(seed)
     problems: dict[P, None] = {}
     while len(problems) < count:

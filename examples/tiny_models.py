@@ -20,7 +20,7 @@ Pair = tuple[str, str]
 
 
 def make_tokenizer(words: Sequence[str], max_length: int) -> Qwen2Tokenizer:
-    """One id per word (with its leading space, if any), and single bytes for all other text.
+    """Return a tokenizer with one id per word (with its leading space, if any), and single bytes for all other text.
 
     transformers loads every folder of model type `qwen2` with `Qwen2Tokenizer`, which splits numbers into
     digits. So words and numbers are added tokens, which that class matches first.
@@ -41,10 +41,10 @@ def make_tokenizer(words: Sequence[str], max_length: int) -> Qwen2Tokenizer:
 
 
 def make_untrained_model(tokenizer: Qwen2Tokenizer, hidden_size: int) -> Qwen2ForCausalLM:
-    """A two-layer Qwen2 with tied embeddings."""
+    """Return a two-layer Qwen2 with tied embeddings."""
     heads = hidden_size // HEAD_SIZE
     config = Qwen2Config(
-        vocab_size=-(-len(tokenizer) // 64) * 64,  # a multiple of 64, to which engines pad
+        vocab_size=-(-len(tokenizer) // 64) * 64,  # engines pad to multiples of 64
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
         num_hidden_layers=N_LAYERS,
@@ -79,7 +79,7 @@ def pretrain(
     learning_rate: float,
     enough: Callable[[int], bool] = lambda step: False,
 ) -> None:
-    """Train `model` on next-token prediction, with a batch from `draw` per step, until `enough(step)` or the end."""
+    """Train `model` on next-token prediction for `steps` batches from `draw`, or until `enough(step)`."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     started = time.monotonic()

@@ -5,7 +5,7 @@
     python examples/whole_algorithm.py --ktae-weight 0          # plain GRPO
 
 Each step samples a group of answers to each prompt, judges them with math-verify, turns the scores into
-advantages, adds the key-token value of each token's id, and takes one step on the clipped loss. The
+advantages, adds the key-token value of each token's id, and takes one optimiser step on the clipped loss. The
 distributed trainer uses the same mathematics; this file is for reading.
 
 Shapes: P prompts, G answers to each, B = P x G, S tokens of a padded prompt, T tokens of an answer.
@@ -68,7 +68,7 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: lis
 
 
 def answer_log_probs(model: PreTrainedModel, rollouts: Rollouts) -> torch.Tensor:
-    """Log-probability of each answer token under `model`, (B, T)."""
+    """Return the log-probability of each answer token under `model`, (B, T)."""
     n_answer = rollouts.action_BT.shape[1]
     positions = (rollouts.attention.cumsum(1) - 1).clamp(min=0)
     output = model(rollouts.sequences, attention_mask=rollouts.attention, position_ids=positions)
@@ -77,14 +77,14 @@ def answer_log_probs(model: PreTrainedModel, rollouts: Rollouts) -> torch.Tensor
 
 
 def group_normalised(scores_B: torch.Tensor, group: int) -> torch.Tensor:
-    """GRPO: how many standard deviations a score lies above the mean of its group, (B,)."""
+    """Return GRPO's advantages (B,): how many standard deviations each score lies above the mean of its group."""
     scores_PG = scores_B.view(-1, group)
     centred_PG = scores_PG - scores_PG.mean(1, keepdim=True)
     return (centred_PG / (scores_PG.std(1, keepdim=True) + STD_EPSILON)).flatten()
 
 
 def token_advantages(rollouts: Rollouts, group: int, config: KTAEConfig, special_ids: list[int]) -> torch.Tensor:
-    """The rollout's advantage plus the key-token value of each id, (B, T); 0 after the end."""
+    """Return the rollout's advantage plus the key-token value of each id, (B, T); 0 after the end."""
     n_answer = rollouts.action_BT.shape[1]
     return compute_ktae_advantages(
         rollouts.sequences[:, -n_answer:],
@@ -100,7 +100,7 @@ def token_advantages(rollouts: Rollouts, group: int, config: KTAEConfig, special
 def clipped_loss(
     new_BT: torch.Tensor, old_BT: torch.Tensor, advantages_BT: torch.Tensor, action_BT: torch.Tensor
 ) -> torch.Tensor:
-    """PPO's clipped surrogate, averaged over the batch's answer tokens."""
+    """Return PPO's clipped surrogate loss, averaged over the batch's answer tokens."""
     ratio_BT = (new_BT - old_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - CLIP, 1 + CLIP)
     gain_BT = torch.min(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
@@ -127,7 +127,7 @@ def update(
 
 
 def accuracy(scores_B: torch.Tensor) -> str:
-    """Share of right answers, one per problem, with its 95 % interval (Wilson)."""
+    """Return the share of right answers, one per problem, with its 95 % interval (Wilson)."""
     n, share, z2 = len(scores_B), float(scores_B.mean()), NORMAL_95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = NORMAL_95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
@@ -135,7 +135,7 @@ def accuracy(scores_B: torch.Tensor) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The problems of a JSONL file."""
+    """Return the problems of a JSONL file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

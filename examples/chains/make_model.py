@@ -2,9 +2,9 @@
 
     python examples/chains/make_model.py --steps 12 --filler 0.9 --ways 4 --accuracy 0.1 --output runs/chains/model
 
-The teacher is right more often (`accuracy` to the power of 3/4), so most of the model's errors are the teacher's; the
-rest it has not yet learned. Pretraining begins with short chains without fillers, which grow. One core needs half a
-minute to a few minutes. The folder also gets `knobs.json`.
+The teacher is right more often (`accuracy` to the power of 3/4). So most of the model's errors imitate the teacher; the
+others are steps that it has not learned yet. Pretraining begins with short chains without fillers, which then get
+longer. One core needs half a minute to a few minutes. The folder also gets `knobs.json`.
 
     python examples/chains/make_model.py --pretrained runs/smollm2-135m-instruct --output runs/chains/smollm2
 
@@ -34,39 +34,39 @@ import tiny_models
 HIDDEN_SIZE = 64
 MAX_POSITIONS = 512
 FIRST_WEIGHTS = 3.0
-"""Initial scale of tiny models' embeddings and MLPs; from the usual one, 1, sums take ten times longer, if ever."""
+"""Factor on the initial embeddings and MLPs of tiny models; with 1, learning sums takes at least ten times longer."""
 MEASURED = 256
 """Answers per measurement of accuracy; the standard error is 3 points at 30 %."""
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """How a model is taught: first short chains without fillers, which grow, then more and more fillers."""
+    """How a model is taught: first chains without fillers, which get longer, then more and more fillers."""
 
     learning_rate: float
     batch_size: int
     warm_up: int
     """Steps without fillers."""
     ramp: int
-    """Steps after them in which fillers rise to their share."""
+    """Steps after the warm-up in which fillers rise to their share."""
     most: int
-    """Steps at most."""
+    """Largest number of steps."""
     every: int
     """Steps between measurements of accuracy."""
 
 
 TINY = Teaching(learning_rate=3e-3, batch_size=64, warm_up=700, ramp=1, most=3000, every=25)
 PRETRAINED = Teaching(learning_rate=3e-4, batch_size=16, warm_up=150, ramp=150, most=600, every=50)
-"""With all fillers after the warm-up at once, 6 % of SmolLM2's answers were right after 50 steps of them."""
+"""When all fillers came at once after the warm-up, only 6 % of SmolLM2's answers were right 50 steps later."""
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
-    """One id per hour, operand and word, each with the space before it."""
+    """Return a tokenizer with one id per hour, operand and word, each with the space before it."""
     return tiny_models.make_tokenizer(WORDS, MAX_POSITIONS)
 
 
 def with_words(folder: Path) -> tuple[Any, Any]:
-    """Load a pretrained model and its tokenizer; each word gets a token that begins as the mean of those it had."""
+    """Return a pretrained model and its tokenizer; each word gets a token, initially the mean of its old tokens."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     parts = [tokenizer.encode(word, add_special_tokens=False) for word in WORDS]
     tokenizer.add_tokens([AddedToken(word, normalized=False, special=False) for word in WORDS])
@@ -109,7 +109,7 @@ def untrained() -> tuple[Qwen2ForCausalLM, Qwen2Tokenizer]:
 def make_model(
     knobs: Knobs, seed: int = 0, teaching: Teaching = TINY, pretrained: Path | None = None
 ) -> tuple[Any, Any, float]:
-    """Train a tiny model, or the one in `pretrained`, to `knobs.accuracy`; return it, its tokenizer and accuracy."""
+    """Train a tiny model, or that in `pretrained`, to `knobs.accuracy`; return model, tokenizer, measured accuracy."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     model, tokenizer = with_words(pretrained) if pretrained else untrained()

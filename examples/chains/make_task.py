@@ -1,4 +1,4 @@
-"""Chains of sums on a 12-hour clock, written as two JSONL files; knobs set how hard credit is to assign.
+"""Chains of sums on a 12-hour clock, written as two JSONL files; knobs set how hard it is to assign credit.
 
     python examples/chains/make_task.py --steps 12 --output runs/chains/12
 
@@ -7,8 +7,8 @@ hour after it,
 
     +3 10 hmm +15 1 well +2 3 so \\boxed{ 3 }
 
-with meaningless filler words, and gets steps wrong in one of several ways. Whether a prefix is right can be read from
-its ids (`on_track`). Standard library only.
+with meaningless filler words. It gets some steps wrong, each in one of several ways. Whether a prefix is right can be
+read from its ids (`on_track`). Standard library only.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from task_files import draw_distinct, write_rows
 DATASOURCE = "chain_hours"
 HOURS = 12
 OPERANDS = tuple(f"+{n}" for n in range(1, 16))
-"""Each occurs at most once in a problem, so that the last operand determines the next."""
+"""Each occurs at most once in a problem, so that an operand determines the one after it."""
 MOST_STEPS = 12
 FILLERS = ("hmm", "well", "ok", "now", "then", "right", "fine", "good")
 BOX = "\\boxed{"
 WORDS = ("compute", *(f" {word}" for word in (":", "so", BOX, "}", *OPERANDS, *FILLERS, *range(HOURS))))
 FIRST_IDS = (258, 49151)
-"""Of `WORDS` in the tiny models' tokenizer and in SmolLM2's, which has a token for the first word already."""
+"""First id of `WORDS` in the tiny models' tokenizer; in SmolLM2's, with its `compute`, the second word's id minus 1."""
 OFFSETS = (1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6)
-"""Errors of a wrong step; `ways` of them are used, from the left."""
+"""Errors of a wrong step; a member of the family uses the first `ways` of them."""
 N_TRAIN = 3200
 N_HELDOUT = 200
 
@@ -48,11 +48,11 @@ class Knobs:
     steps: int = 6
     """Sums of a chain, 1 to 12."""
     filler: float = 0.5
-    """Share of the chain's tokens that mean nothing, at least 0 and below 1."""
+    """Share of filler words in the chain's words, at least 0 and below 1."""
     ways: int = 4
-    """Different errors a step can have, 1 to 11."""
+    """Number of different errors that a step can have, 1 to 11."""
     accuracy: float = 0.3
-    """Share of right answers at which pretraining stops."""
+    """Share of right answers at which pretraining stops, between 0 and 1."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -90,7 +90,7 @@ def draw_problem(steps: int, rng: random.Random) -> Problem:
 
 
 def teacher_trace(problem: Problem, knobs: Knobs, step_accuracy: float, rng: random.Random) -> str:
-    """Write out a solution of `problem`; each step is right with probability `step_accuracy`."""
+    """Return the teacher's solution of `problem`; each step is right with probability `step_accuracy`."""
     words, value = [], problem.start
 
     def say(word: str) -> None:
@@ -107,23 +107,23 @@ def teacher_trace(problem: Problem, knobs: Knobs, step_accuracy: float, rng: ran
 
 
 def words_of(ids: Sequence[int]) -> list[str]:
-    """Return the words of token ids, empty for all others."""
+    """Return the word of each token id; empty for ids of other tokens."""
     named = {first + i: word.strip() for first in FIRST_IDS for i, word in enumerate(WORDS)}
     return [named.get(i, "") for i in ids]
 
 
 def read_problem(prompt: Sequence[str]) -> Problem | None:
-    """Return the problem in a prompt's words, of which the first may be missing; None if there is none."""
+    """Return the problem in a prompt's words (the first may be missing); None if they contain no problem."""
     hours = [int(word) for word in prompt if word.isdigit()]
     operands = tuple(int(word) for word in prompt if word in OPERANDS)
     return Problem(hours[0], operands) if len(hours) == 1 and operands else None
 
 
 def on_track(response: Sequence[str], problem: Problem) -> Iterator[tuple[int, bool]]:
-    """Yield after each word the number of hours given so far, including the boxed one, and whether all is right.
+    """Yield for each word the number of hours given so far, including the boxed one, and whether all is right.
 
-    All is right if the last hour is right and the operand or box after it, if any, is the next one due. Nothing else
-    matters for the rest, since the next step starts from the last hour.
+    All is right if the last hour is right and the operand or box after it, if any, is the next one due. Earlier errors
+    do not matter, since the next step starts from the last hour.
     """
     before = [*({f"+{n}"} for n in problem.operands), {"so", BOX}]
     expected = [*problem.results, problem.results[-1]]

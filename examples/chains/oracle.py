@@ -4,10 +4,10 @@
 
     A_it = c (V(state after t) - V(state before t))
 
-The state determines the chances of the score: the number of hours given, and whether the last one is right. V is the
-mean score of the batch's rollouts in that state; before the first token it is the group's mean score, after the last
-token the rollout's score. c brings scores to the scale of the base. Prompt and response are read from token ids, so no
-label is needed. Rows that are not chains keep their base.
+The state is the number of hours given, and whether all is right; it determines the chance of a right answer. V is the
+mean score of the batch's rollouts that reached the state. Before the first token it is the group's mean score, after
+the last token the rollout's score. c brings scores to the scale of the base. Prompt and response are read from token
+ids, so no label is needed. Rows that are not chains keep their base.
 """
 
 import numpy as np
@@ -17,9 +17,9 @@ from openrlhf_ktae.credit import CreditBatch, NoOptions, TokenCredit, register
 
 
 def states(batch: CreditBatch) -> np.ndarray:
-    """Return the state after each action token (A,): twice the number of hours, plus one if the last is right.
+    """Return the state after each action token (A,): twice the number of hours, plus 1 if all is right.
 
-    -1 in rows that are not chains.
+    It is -1 in rows that are not chains.
     """
     state_A = np.full(len(batch.at_A), -1)
     ids_N, first_B = batch.token_ids_N.numpy(), batch.first_B

@@ -1,10 +1,10 @@
-"""The oracle's credit times the token's probability, which trains better than GRPO; the bare credit does not.
+"""The oracle's credit times the token's probability, which trains better than GRPO; the oracle's credit does not.
 
     --advantage_estimator custom --algo.credit.file examples/chains/oracle_weighted.py
 
     A_it = pi_it c (V(state after t) - V(state before t))
 
-Bare credit is mostly blame on improbable tokens, whose gradients dominate an update (arXiv 2505.12929).
+Without the factor, credit is mostly blame on improbable tokens, whose gradients dominate an update (arXiv 2505.12929).
 """
 
 from pathlib import Path

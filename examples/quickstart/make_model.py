@@ -10,7 +10,7 @@ The teacher solves chains of sums aloud, with filler words, forgotten carries an
 
 A model trained on such traces knows the sums but samples mistakes as often as its teacher made them. So
 reinforcement learning has something to correct, and single ids (`guess`, `maybe`, `carefully`, a partial
-sum) separate right rollouts from wrong ones. One core needs a few minutes; the result is about 1.5 MB in
+sum) separate right rollouts from wrong ones. One core needs a few minutes. The model is about 1.5 MB in
 float32.
 """
 
@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import tiny_models
 
 FILLERS = ("hmm", "well", "ok")  # unrelated to the next sum
-QUITTERS = ("guess", "skip")  # gives up with an invented answer
+QUITTERS = ("guess", "skip")  # the teacher gives up and invents an answer
 WORDS = (":", "+", "-", ",", "gives", "so", "carefully", "maybe", *FILLERS, *QUITTERS, "\\boxed{", "}")
 N_NUMBERS = 100
 
@@ -52,7 +52,7 @@ DEFAULT_OUTPUT = Path(__file__).resolve().parent / "model"
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
-    """One id per number, word and sign, each with the space before it."""
+    """Return a tokenizer with one id per number, word and sign, each with the space before it."""
     words = ["compute", *(f" {word}" for word in WORDS), *(f" {n}" for n in range(N_NUMBERS))]
     return tiny_models.make_tokenizer(words, MAX_POSITIONS)
 
@@ -73,7 +73,7 @@ def careless_sum(value: int, n: int, mood: str, rng: random.Random) -> int:
 
 
 def teacher_trace(problem: Problem, rng: random.Random) -> str:
-    """Write out the careless teacher's solution of `problem`, ending with the boxed result."""
+    """Return the careless teacher's solution of `problem`, ending with the boxed result."""
     words, value = [str(problem.start)], problem.start
     for step, n in enumerate(problem.operands):
         if step:

@@ -4,8 +4,8 @@
     python examples/quickstart/make_task.py --output /tmp/task --seed 1
 
 A problem reads `compute 12 + 7 - 5 + 2 :` and its label is `16`. Spaces separate numbers and signs, so a
-word-level tokenizer gives each number one id. It needs only the standard library and runs in well under a
-second. `make_model.py` takes its problems from here too.
+word-level tokenizer gives each number one id. This script needs only the standard library and runs in well
+under a second. `make_model.py` draws its problems with it, too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        """The text the model sees."""
+        """The text that the model sees."""
         signed = " ".join(f"{'+' if n > 0 else '-'} {abs(n)}" for n in self.operands)
         return f"compute {self.start} {signed} :"
 

@@ -1,9 +1,9 @@
 """The scripts' requests to Ray's dashboard.
 
 python cluster.py alive URL                       exit code 0 if a cluster answers
-python cluster.py nodes URL COUNT SECONDS [PID..] waits until COUNT nodes have joined; 4 after SECONDS, or if a PID ends
+python cluster.py nodes URL COUNT SECONDS [PID..] waits for COUNT nodes to join; exit code 4 after SECONDS or a PID ends
 python cluster.py drain URL                       stops every job and waits until they have ended
-python cluster.py job URL ID                      waits until the job has ended; its exit code (130 if it was stopped)
+python cluster.py job URL ID                      waits until the job has ended; exits with its code, 130 if stopped
 python cluster.py job submit ...                  `ray job submit ...` with the command quoted for a POSIX shell
 """
 
@@ -21,12 +21,12 @@ from contextlib import suppress
 from typing import Any
 
 POLL_SECONDS = 1.0
-SILENT_SECONDS = 60.0  # without an answer from the dashboard, until the cluster counts as dead
+SILENT_SECONDS = 60.0  # the cluster counts as dead if its dashboard has not answered for this long
 DIED, STOPPED, UNKNOWN = 4, 130, 1
 
 
 def get(url: str, path: str, method: str = "GET") -> Any:
-    """Return the dashboard's answer, or raise OSError (including `HTTPError`)."""
+    """Return the dashboard's answer. Raises OSError (such as `HTTPError`), or ValueError if it is not JSON."""
     request = urllib.request.Request(url + path, method=method)
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         request.add_header("Authorization", f"Bearer {token}")
@@ -101,7 +101,7 @@ def job(url: str, name: str) -> int:
 
 
 def drain(url: str) -> int:
-    """Stop all jobs, so that runs write checkpoints, and wait until they end; return at once without a dashboard."""
+    """Stop all jobs, so that runs write checkpoints, and wait until they end; return 1 at once without a dashboard."""
     while True:
         try:
             rows = get(url, "/api/jobs/")
@@ -117,7 +117,7 @@ def drain(url: str) -> int:
 
 
 def submit(words: Sequence[str]) -> int:
-    """Run `ray job submit`: its command reaches the job as given, though a shell runs it."""
+    """Run `ray job submit` with the command quoted, so that it reaches the job as given although a shell runs it."""
     from ray.dashboard.modules.job import cli
 
     assert cli.list2cmdline  # Ray's own way of quoting, for Windows

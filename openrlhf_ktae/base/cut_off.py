@@ -1,7 +1,7 @@
 """Responses that neither ended nor reached their limit. Only this module reads vLLM's `finish_reason`.
 
 vLLM returns partial text when a request is aborted or its engine shuts down (`abort`, `error`, `repetition`, or none).
-Partial text is not an answer: the verifier would call it wrong, and the run would train on that.
+Partial text is not an answer: the verifier would call it wrong, and the run would train on that verdict.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
-FINISHED = ("stop", "length")  # with any other reason, the model did not get to finish
+FINISHED = ("stop", "length")  # any other reason means that the response was cut off
 
 
 class CutOff(RuntimeError):
@@ -18,13 +18,13 @@ class CutOff(RuntimeError):
 
 
 seen_in_rollout: ContextVar[list[CutOff] | None] = ContextVar("seen_in_rollout", default=None)
-"""Cut-off responses of the current rollout, including all tasks its agent starts; None outside a rollout."""
+"""Errors of cut-off responses in the current rollout and all tasks that its agent starts; None outside a rollout."""
 
 
 def require_complete(output: Any) -> Any:
     """Return `output`, vLLM's RequestOutput, if all its responses ended or reached their limit.
 
-    Raises CutOff if one did not.
+    Raises CutOff if one did not, or there is none.
     """
     responses = output.outputs if output is not None and output.finished else []
     cut = [one for one in responses if one.finish_reason not in FINISHED]

@@ -2,7 +2,7 @@
 
 
 class Refusal(ValueError):
-    """Nothing can be done as things are. The message says why and the way out; commands print it and exit with 2."""
+    """A request is refused. The message gives the reason and the way out; commands print it and exit with 2."""
 
 
 class BadOption(Refusal):
@@ -18,4 +18,4 @@ class ProcessDied(RuntimeError):
 
 
 class BadInput(Refusal):
-    """A file cannot be evaluated; the message names the file, the line and the expected input."""
+    """An input, such as a file or a benchmark, cannot be used; the message names it and says what to give."""

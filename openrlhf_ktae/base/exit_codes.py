@@ -3,7 +3,7 @@
 EXIT_FAILED = 1
 """A Python error, or a comparison or check that found a difference."""
 EXIT_BAD_INPUT = 2
-"""Options, files or data were refused; nothing was started."""
+"""Options, files or data were refused, or a file cannot be read or written."""
 EXIT_STOPPED = 3
 """Training or an evaluation stopped early and printed the reason."""
 EXIT_FAULT = 4

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-RETRIES_VARIABLE = "OPENRLHF_KTAE_ROLLOUT_RETRIES"  # engines do not see the options
+RETRIES_VARIABLE = "OPENRLHF_KTAE_ROLLOUT_RETRIES"  # a variable, because engines do not get the options
 SERVER_VARIABLE = "OPENRLHF_KTAE_REWARD_SERVER"  # "SECONDS TRIES" of one query, for the same reason
 AT_LEAST_0 = ("max_skipped_updates", "rollout_retries", "engine_restarts", "model_restarts", "max_length", "max_kl")
 SHARES = ("max_failed_share", "max_repetition", "min_mixed_share")
@@ -22,7 +22,7 @@ class FaultsConfig:
     unknown verdict instead (--verifier.max_unknown_share)."""
 
     max_failed_share: float = 0.1
-    """Stop when more than this share of the last 64 or more prompts failed after all retries."""
+    """Stop when more than this share of the last prompts (64 to 256 of them) failed after all retries."""
 
     reward_tries: int = 6
     """How many times to query a reward server (--reward.remote_url http://...) before the rollout fails, with pauses of
@@ -56,7 +56,7 @@ class FaultsConfig:
     """What to do on a collapse: record a warning; also write a checkpoint; or write a checkpoint and stop."""
 
     collapse_patience: int = 3
-    """Consecutive steps that a metric must be beyond its limit."""
+    """Number of consecutive steps in which a metric must be past its limit."""
 
     def __post_init__(self) -> None:
         for name in AT_LEAST_0:

@@ -1,7 +1,7 @@
 """Find a free port for processes to meet on.
 
 Binding port 0 and closing it is racy: the kernel may give that port to another connection before the caller listens,
-and the run fails with `EADDRINUSE`. The kernel never hands out ports outside its ephemeral range.
+and the run fails with `EADDRINUSE`. The ports here are outside the ephemeral range, from which the kernel chooses.
 """
 
 import random
@@ -12,7 +12,7 @@ FIRST = 20_000  # workers of `ray start` take 10,002 to 19,999
 KERNEL = (32_768, 60_999)  # Linux's own default
 ENOUGH = 1000
 RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_chance = random.SystemRandom()  # leaves the run's seeds alone
+_chance = random.SystemRandom()  # does not change the run's random state
 
 
 def unreserved_ports() -> range:

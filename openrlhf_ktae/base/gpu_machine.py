@@ -1,6 +1,6 @@
-"""A GPU machine: its driver, CUDA, compiler, GPUs and their memory, and what it lacks for training.
+"""A GPU machine: its driver, CUDA, compiler, GPUs and their memory, and parts missing for training.
 
-This asks the driver (NVML), not torch, which would create a CUDA context and takes seconds to import.
+This queries the driver (NVML) instead of torch, which would create a CUDA context and takes seconds to import.
 """
 
 import ast
@@ -20,7 +20,7 @@ from openrlhf_ktae.base.host import package_folder
 GIB = 2**30
 VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 FIRST_DRIVERS = {12: 525, 13: 580}  # CUDA's major version -> NVIDIA's first driver for it (CUDA's release notes)
-HEADERS = ("cublas_v2.h", "cuda_runtime_api.h", "cusolverDn.h", "cusparse.h")  # of ATen/cuda/CUDAContextLight.h
+HEADERS = ("cublas_v2.h", "cuda_runtime_api.h", "cusolverDn.h", "cusparse.h")  # for ATen/cuda/CUDAContextLight.h
 TOOLS = {"ninja": "activate the environment that it was installed in", "c++": "install g++"}
 PREBUILT = "or install with `make setup-gpu PREBUILD=1` on a machine that has it"
 GPU_OPERATOR, CPU_OPERATOR = "fused_adam", "cpu_adam"
@@ -44,13 +44,13 @@ class GpuMachine:
     gpus: tuple[Gpu, ...]
     driver: str
     driver_cuda: int
-    """Newest major version of CUDA that the driver supports."""
+    """Newest major version of CUDA that the driver supports; 0 without a driver."""
     torch_cuda: str
     """CUDA version of torch, such as `13.0`; empty for a CPU build."""
     toolkit: str
     """Where torch and DeepSpeed look for the CUDA toolkit."""
     nvcc: str
-    """CUDA version of its compiler; `unknown` if the compiler prints none."""
+    """CUDA version of the toolkit's compiler; `unknown` if the compiler prints none."""
     missing_headers: tuple[str, ...]
     missing_tools: tuple[tuple[str, str], ...]
     """Tools that are not on the PATH, and the way out."""
@@ -58,7 +58,7 @@ class GpuMachine:
     """DeepSpeed's optimizers that were compiled during installation."""
 
     def problems(self, operator: str = GPU_OPERATOR) -> list[str]:
-        """Return what keeps this machine from training with one of DeepSpeed's optimizers; nothing without a GPU."""
+        """Return the reasons why this machine cannot train with the optimizer `operator`; none without a GPU."""
         return [*self._driver_problems(), *self._compiler_problems(operator)] if self.gpus else []
 
     def _driver_problems(self) -> Iterator[str]:
@@ -75,7 +75,7 @@ class GpuMachine:
             )
 
     def _compiler_problems(self, operator: str) -> Iterator[str]:
-        """Yield what is missing to compile DeepSpeed's Adam, which happens at its first use."""
+        """Yield what is missing to compile DeepSpeed's Adam, which is compiled at its first use."""
         needed = self.torch_cuda
         if not needed or operator in self.prebuilt:
             return
@@ -156,7 +156,7 @@ def hidden_gpus() -> str:
 
 
 def _visible(nvml: Any, handles: list[Any]) -> Iterator[Any]:
-    """Yield what CUDA_VISIBLE_DEVICES names, by number or UUID; like CUDA, stop at the first that does not exist."""
+    """Yield the GPUs in CUDA_VISIBLE_DEVICES (numbers or UUIDs); like CUDA, stop at the first that does not exist."""
     named = os.environ.get(VISIBLE_VARIABLE)
     if named is None:
         yield from handles
@@ -165,7 +165,7 @@ def _visible(nvml: Any, handles: list[Any]) -> Iterator[Any]:
         if name.isdigit() and int(name) < len(handles):
             yield handles[int(name)]
         elif name.startswith("MIG-"):
-            yield handles[0]  # a part of a GPU; its memory is read by name (`gpu_memory`)
+            yield handles[0]  # stands for a part of some GPU, whose memory is read by name (`gpu_memory`)
         else:
             found = [handle for handle in handles if name and _text(nvml.nvmlDeviceGetUUID(handle)).startswith(name)]
             if not found:

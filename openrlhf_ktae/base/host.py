@@ -1,4 +1,4 @@
-"""The host, OpenRLHF: its pinned version, and how to reach a class behind a Ray actor decorator."""
+"""The host, OpenRLHF: its pinned version, and how to get a class from behind its Ray actor decorator."""
 
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec

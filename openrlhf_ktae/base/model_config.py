@@ -43,7 +43,7 @@ def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_size(config: Mapping[str, Any]) -> int | None:
-    """Return the size of an attention head; models such as GPT-2 use other key names."""
+    """Return the size of an attention head, also under GPT-2's key names; None if it is unknown."""
     hidden = config.get("hidden_size") or config.get("n_embd")
     heads = config.get("num_attention_heads") or config.get("n_head")
     size = config.get("head_dim")

@@ -1,4 +1,4 @@
-"""This package's run options, except for those defined next to the code they configure.
+"""This package's run options, except for options defined next to the code that they configure.
 
 KTAE's are in `ktae/config.py`, the verifier's in `verifier/config.py`, the fault options in `base/faults_config.py`,
 dynamic sampling's in `trainer/ppo_utils/group_filter.py`. The text below a field is its help.
@@ -70,7 +70,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class CreditOptions:
-    """`--algo.credit.*`: token-level credit on rollout-level advantages, whatever the estimator.
+    """`--algo.credit.*`: token-level credit on rollout-level advantages, with any estimator.
 
     An estimator's own options are `--algo.NAME.*`, defined beside its code in `credit/` (KTAE's: `ktae/config.py`).
     """

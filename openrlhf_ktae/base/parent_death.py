@@ -1,10 +1,10 @@
-"""A signal for this process when its parent dies."""
+"""Have the kernel signal this process when its parent dies."""
 
 import ctypes
 import sys
 
 PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: a forked child that has not executed yet must not load it
+LIBC = ctypes.CDLL(None, use_errno=True)  # loaded at import, because a forked child must not load it before exec
 
 
 def signal_on_parent_death(number: int) -> None:

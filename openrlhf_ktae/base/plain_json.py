@@ -6,9 +6,9 @@ from typing import Any
 
 
 def parse_json(text: str | bytes, exact: bool = False) -> Any:
-    """Return the value of `text`; with `exact`, a number that a float cannot represent stays text.
+    """Return the value of `text`; with `exact`, a decimal number that changes as a float stays text.
 
-    Raises ValueError if it is not JSON, is nested too deeply, or holds a number of thousands of digits.
+    Raises ValueError if it is not JSON, is nested too deeply, or has an integer of thousands of digits.
     """
     try:
         return json.loads(text, parse_float=_exact_float if exact else None)

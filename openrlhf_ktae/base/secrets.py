@@ -19,19 +19,19 @@ SECRET_FLAG = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$
 SECRET_NAME = re.compile(rf"{SECRET_FLAG.pattern}|_(KEY|PAT|PWD|PASS|AUTH|ACCESS_KEY_ID)$", re.IGNORECASE)
 LEAST_LENGTH = 8  # shorter values ("1", "true") would mask ordinary words
 USER_IN_URL = re.compile(r"(?<=://)[^/\s,]+(?=@)")
-SLASH_IN_PASSWORD = re.compile(r"(?<=://)[^\s,@/:]*:(?!\d+/)[^\s,@]*/[^\s,@]*(?=@)")  # after digits it is a path
+SLASH_IN_PASSWORD = re.compile(r"(?<=://)[^\s,@/:]*:(?!\d+/)[^\s,@]*/[^\s,@]*(?=@)")  # digits would be a port
 SECRET_IN_QUERY = re.compile(
     r"(?i)([?&][\w.-]*(?:token|key|secret|password|passwd|pwd|pass|signature|sig|auth|credential)=)[^&#\s,]+"
 )
 
 
 class Hidden(str):
-    """A string that contains a secret: code that uses it gets the value, its `repr` is that of `shown`."""
+    """A string that contains a secret. Code that uses it gets the value; its `repr` is that of `shown`."""
 
     shown: str
 
     def __new__(cls, value: str, shown: str = MASK) -> Hidden:
-        """Return the string; `shown` is the text that its `repr` reveals."""
+        """Return the string; `shown` is the text whose `repr` it has."""
         made = super().__new__(cls, value)
         made.shown = shown
         return made
@@ -81,7 +81,7 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
 
 
 def masked_words(words: Iterable[str], secrets: Iterable[str]) -> list[str]:
-    """Return a command line with secrets masked: the values of key options, and whatever `redacted` masks."""
+    """Return a command line with secrets masked: the values of key options, and the parts that `redacted` masks."""
     secrets, shown, is_value = list(secrets), [], False
     for word in words:
         name, equals, _ = word.partition("=")
@@ -111,7 +111,7 @@ def _is_key(name: str) -> bool:
 
 
 def without_lines(error: Exception) -> str:
-    """Return a YAML error's problem and position without the line of the file that its message quotes."""
+    """Return a YAML error's problem and position, without the quoted line of the file, which may have a secret."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if problem is None:
         return " ".join(str(error).split())

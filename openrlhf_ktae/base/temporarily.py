@@ -1,4 +1,4 @@
-"""Attributes that differ for the duration of a block, so that a host's method sees other values."""
+"""Change attributes for the duration of a block, so that a host's method sees other values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

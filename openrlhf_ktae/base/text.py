@@ -27,7 +27,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def joined(value: Any) -> str:
-    """Return the value of an option as on a command line: a list as its words; true, false and none."""
+    """Return an option's value as on a command line: a list as its words, and `true`, `false` or `none`."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
@@ -36,7 +36,7 @@ def joined(value: Any) -> str:
 def figure_cell(
     value: float | None, low: float | None = None, high: float | None = None, *, scale: float = 1.0, form: str = ".1f"
 ) -> str:
-    """Return `value [low, high]`, each times `scale`; `-` without a value, no interval if its ends are None or NaN."""
+    """Return `value [low, high]`, each times `scale`; `-` without a value, no interval if an end is None or NaN."""
     if value is None or value != value:
         return "-"
     text = f"{value * scale:{form}}"

@@ -11,7 +11,7 @@ _helpers: set[str] = set()
 
 @contextmanager
 def with_its_folder(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Load a file in this context: it can import from its own folder, as a script can.
+    """Let the file `path`, loaded in this context, import from its own folder, as a script can.
 
     Runs of a comparison share processes, and their files may import different helpers of the same name. So helpers
     that an earlier file imported are imported again, from this file's folder first.

@@ -1,1 +1,1 @@
-"""Every refusal before a model loads: each check takes the options and yields one sentence for each problem."""
+"""Every refusal before a model loads. Each check takes the options and yields one sentence for each problem."""

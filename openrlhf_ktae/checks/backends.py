@@ -1,4 +1,4 @@
-"""Options that a backend cannot serve, and what this machine lacks for it."""
+"""Options that a backend does not support, and requirements of it that this machine does not meet."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ WAY_OUT = (
 
 
 def backend_problems(args: SimpleNamespace, backend: str) -> list[str]:
-    """Return a sentence for each option that the backend of this name cannot serve here: option, value, way out."""
+    """Return a sentence for each option that the named backend does not support here: option, value, way out."""
     if backend == CPU:
         return [*_cluster_problem(), *_cpu_problems(args), *_head_size_problem(args.actor.model_name_or_path)]
     return [*_cluster_problem(), *_attention_problems(args), *_cupy_problem(args), *machine_problems(args, backend)]
 
 
 def _cluster_problem() -> Iterator[str]:
-    """Yield why there is no cluster at RAY_ADDRESS."""
+    """Yield the reason if there is no cluster at RAY_ADDRESS."""
     try:
         check_address(cluster_to_join())
     except Refusal as refusal:
@@ -37,9 +37,9 @@ def _cluster_problem() -> Iterator[str]:
 
 
 def machine_problems(args: SimpleNamespace, backend: str) -> list[str]:
-    """Return what the machine of this process lacks to use its GPUs: a driver for torch's CUDA, a compiler.
+    """Return what this machine lacks to use its GPUs, such as a driver for torch's CUDA or a compiler.
 
-    A machine without GPUs lacks nothing: it only leads the run, and the GPUs of the cluster cannot be seen from here.
+    Without GPUs the result is empty: this machine only leads the run, and the cluster's GPUs cannot be seen from here.
     """
     if backend == CPU or not gpus():
         return []
@@ -77,7 +77,7 @@ def _head_size_problem(model: str | None) -> list[str]:
 
 
 def _attention_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield the options that need flash-attention, if it is missing."""
+    """Yield the option that needs flash-attention, if the package is missing."""
     if flash_attn_stub.is_installed():
         return
     if args.ds.ring_attn_size > 1:

@@ -12,10 +12,10 @@ from typing import Any
 
 from openrlhf_ktae.credit import CUSTOM
 
-SECONDS = 120  # to import torch on a busy machine; compiling what an estimator calls may take as long again
+SECONDS = 120  # to import torch on a busy machine; compilation may take longer, which is not reported as a problem
 LOADED, TRIED = "the estimator needs ", "the estimator's problem is "
 OPTIONS = "--algo.credit.options: "
-# Runs in a separate process, so that nothing the file does affects this one. The file may print, too.
+# Runs in a separate process, so that the file cannot affect this one. The file may print, so results have marks.
 PROBE = f"""
 import json, sys
 from openrlhf_ktae.base.text import short
@@ -59,7 +59,7 @@ def credit_file_problems(args: SimpleNamespace) -> Iterator[str]:
 
 
 def credit_needs(args: SimpleNamespace) -> tuple[str, ...]:
-    """Return what the run's estimator needs from the policy; a user's file is tried to find out."""
+    """Return the names in `NEEDS` of the inputs of the run's estimator; a user's file is tried to find them out."""
     needs: tuple[str, ...] = args.algo.credit.needs
     credit = args.algo.credit
     return _tried(credit.file, credit.options).needs if credit.name == CUSTOM else needs
@@ -81,6 +81,6 @@ def _tried(path: str, options: str) -> Tried:
 
 
 def _printed(mark: str, output: bytes) -> Any:
-    """Return what the probe printed after `mark`; None if it did not get there."""
+    """Return the JSON value that the probe printed after `mark`; None if it printed none."""
     lines = [line for line in output.decode(errors="replace").splitlines() if line.startswith(mark)]
     return json.loads(lines[-1].removeprefix(mark)) if lines else None

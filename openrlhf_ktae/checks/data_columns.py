@@ -86,7 +86,7 @@ def _tables(name: str, below: str, split: str) -> list[tuple[str, Table]]:
 
 
 def _on_hub(args: SimpleNamespace, flag: str, name: str) -> Iterator[str]:
-    """Check a data set on the Hub; its columns are known only once it is in the local cache."""
+    """Check a data set on the Hub; its columns are known only if it is in the local cache."""
     if reason := hub.missing(name, "dataset"):
         yield f"{flag} {name}: no such file, and {reason}"
         return
@@ -97,7 +97,7 @@ def _on_hub(args: SimpleNamespace, flag: str, name: str) -> Iterator[str]:
 
 
 def _one_type(flag: str, file: str, table: Table, first: dict[str, tuple[str, str]]) -> Iterator[str]:
-    """Yield columns whose type differs from earlier files; `first` remembers the first type of each."""
+    """Yield columns whose type differs from that in earlier files; `first` keeps the first file and type of each."""
     for column, kind in table.kinds.items():
         if kind == "nothing":
             continue

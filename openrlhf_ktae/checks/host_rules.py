@@ -1,4 +1,4 @@
-"""Combinations the host rejects with a bare assertion or crashes on: refused with option, value and way out.
+"""Combinations that the host rejects with a bare assertion or crashes on, refused with option, value and way out.
 
 These checks run first, on the flat options; the host's own validation runs afterwards, unchanged.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 GROUPED = ("group_norm", "dr_grpo", "rloo", "reinforce_baseline")
-"""Estimators that compare the rollouts of one prompt; each can be the base of KTAE, by default the first."""
+"""Estimators that compare the rollouts of one prompt. Each can be the base of KTAE; the first is the default."""
 
 
 def host_problems(options: Mapping[str, Any]) -> Iterator[str]:
@@ -48,7 +48,7 @@ def _batches(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _correction(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what the host's loss refuses only once the models are loaded."""
+    """Yield combinations that the host's loss refuses only after the models are loaded."""
     level, mode, gating, threshold = (
         options[f"algo.advantage.is_correction_{name}"] for name in ("level", "mode", "gating", "threshold")
     )

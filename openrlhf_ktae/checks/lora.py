@@ -19,7 +19,7 @@ def lora_problems(args: SimpleNamespace) -> Iterator[str]:
 
 
 def lora_conflicts(args: SimpleNamespace) -> Iterator[str]:
-    """Yield the options that contradict each other; nothing is imported."""
+    """Yield the options that contradict each other, without reading the model."""
     lora = args.ds.lora
     if args.ds.load_in_4bit:
         yield (
@@ -56,7 +56,7 @@ def lora_conflicts(args: SimpleNamespace) -> Iterator[str]:
 
 
 def _module_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield named modules that are not linear layers of the model; without names PEFT adapts all linear layers."""
+    """Yield named modules that cannot have an adapter; without names PEFT adapts all linear layers."""
     targets, model = args.ds.lora.target_modules, args.actor.model_name_or_path
     shapes = _weights(model) if args.ds.lora.rank else {}
     if isinstance(targets, str) or not shapes:
@@ -81,7 +81,7 @@ def _module_problems(args: SimpleNamespace) -> Iterator[str]:
 
 
 def _weights(model: str) -> dict[str, list[int]]:
-    """Return name -> shape of a model's weights, read from the file headers; empty if the files are not local."""
+    """Return name -> shape of a model's weights, from the file headers; empty if files are not local or unreadable."""
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, list[int]] = {}

@@ -20,7 +20,7 @@ from openrlhf_ktae.memory.model_shape import ModelShape, model_shape
 SHARED = 0.6
 """`--vllm.gpu_memory_utilization` of the recipes when engines and trainer share devices."""
 HOST_SHARE = 0.95
-"""The host's default for it."""
+"""The host's default of that option."""
 NOTED = 0.9
 """At or above this share, a plan on shared devices gets a note."""
 FIRST_GOLDS = 16
@@ -58,7 +58,7 @@ def make_plan(
     """Return the plan of `args` on devices with `device_memory` bytes each (None: memory is not checked).
 
     `host_memory` is the CPU memory of a GPU node in bytes (None: not checked). `nodes` and `per_node` describe
-    the cluster; without them it is assumed to have what the options ask for.
+    the cluster. Without them, it is assumed to have the devices that the options ask for.
     """
     plan = Plan()
     plan.problems += [*parallel_problems(args), *batch_problems(args), *lora_conflicts(args)]
@@ -150,7 +150,7 @@ def _batch_rows(plan: Plan, args: SimpleNamespace) -> None:
 
 
 def _prompts(args: SimpleNamespace) -> int | None:
-    """Return the number of prompts in an episode; None if a data set is not a local file."""
+    """Return the number of prompts in an episode; None if a data set is not a readable local file."""
     count = 0
     for name, _ in entries(args.data.prompt_dataset or ""):
         try:
@@ -192,7 +192,7 @@ def _memory_rows(
 
 
 def _host_rows(plan: Plan, args: SimpleNamespace, shape: ModelShape, total: float | None) -> None:
-    """Plan a node's CPU memory; less than the certain need is a problem."""
+    """Plan a node's CPU memory. A problem is reported only if even the need before rounding does not fit."""
     needed, rounded = memory.host(args, shape), memory.host(args, shape, memory.power_of_two)
     of = f" of {total / GIB:.1f}" if total else ""
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needed.parts.items())
@@ -212,7 +212,7 @@ def _host_rows(plan: Plan, args: SimpleNamespace, shape: ModelShape, total: floa
 
 
 def _awake_engine(args: SimpleNamespace, cuda: bool, total: float) -> float:
-    """Return the bytes of an engine that does not sleep on the trainer's device, with its context and graphs."""
+    """Return the bytes that an engine holds on the trainer's device during an update; 0 if it sleeps or has its own."""
     awake = cuda and memory.share_devices(args) and not args.vllm.enable_sleep
     return args.vllm.gpu_memory_utilization * total if awake else 0.0
 
@@ -314,7 +314,7 @@ def _too_large(phase: str, needs: Needs, args: SimpleNamespace, cuda: bool, tota
 
 
 def _way_out(needs: Needs, args: SimpleNamespace, cuda: bool, total: float, larger: str) -> str:
-    """Name the smallest change that makes it fit: a single one, else several in order."""
+    """Name the cheapest single change that makes it fit, else the first changes that do so together."""
     together, named = copy.deepcopy(args), {}
     for name, change in _changes(args, cuda):
         alone = copy.deepcopy(args)
@@ -330,7 +330,7 @@ def _way_out(needs: Needs, args: SimpleNamespace, cuda: bool, total: float, larg
 
 
 def _gold_row(plan: Plan, args: SimpleNamespace) -> None:
-    """Read the first golds of a local file as the verifier does, if it judges."""
+    """Read the first golds of a local file as the verifier does, if the verifier judges the run."""
     name, key = entries(args.data.prompt_dataset or "")[0][0], args.data.label_key
     judged = args.verifier.enable and not args.verifier.config.reward_file
     path = Path(name)

@@ -17,7 +17,7 @@ WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 INDEX = "model.safetensors.index.json"
 HEADER_BYTES = 8  # a safetensors file begins with the length of its header
-# Sizes that are divided by or indexed with; a list has one entry per layer.
+# Configuration entries that code divides by or indexes with; a list has one entry per layer.
 SIZES = tuple(
     "hidden_size num_attention_heads num_key_value_heads num_hidden_layers head_dim vocab_size "
     "max_position_embeddings n_embd n_head n_layer n_positions".split()
@@ -25,7 +25,7 @@ SIZES = tuple(
 
 
 def model_problems(option: str, name: str, trusted: bool, generates: bool) -> Iterator[str]:
-    """Yield the problems of the model `name`, the value of `option`; one that `generates` also needs a tokenizer."""
+    """Yield the problems of the model `name`, the value of `option`; a model that `generates` must have a tokenizer."""
     flag = f"{option} {name}"
     if os.path.isdir(name):
         yield from _folder(option, Path(name), trusted, generates)
@@ -38,7 +38,7 @@ def model_problems(option: str, name: str, trusted: bool, generates: bool) -> It
 
 
 def code_problems(flag: str, name: str) -> Iterator[str]:
-    """Yield why the model `name`, the value of the option `flag`, cannot load without its own code."""
+    """Yield the reason if the model `name`, the value of the option `flag`, cannot load without its own code."""
     config = read_config(name)
     if "auto_map" not in config:
         return
@@ -104,7 +104,7 @@ def _damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _is_complete(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
+    """Return whether a safetensors file is as long as its header says."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(HEADER_BYTES), "little")

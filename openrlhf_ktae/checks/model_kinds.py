@@ -1,6 +1,6 @@
-"""Which model types transformers supports, and which generate text: read from its source, without importing it.
+"""Which model types transformers supports, and which of them generate text: read from its source without importing it.
 
-The import takes seconds, too long for a refusal; the tables of its auto classes are literals.
+The import takes seconds, too long for a refusal. The tables of its auto classes are literals, so parsing is enough.
 """
 
 import ast
@@ -16,7 +16,7 @@ SOURCES = ("auto_mappings.py", "configuration_auto.py", "modeling_auto.py")
 
 
 def kind_problems(flag: str, config: Mapping[str, Any], generates: bool) -> Iterator[str]:
-    """Yield why transformers has no class, or no text-generating class, for the model of `config`."""
+    """Yield the reason if transformers has no class, or no text-generating class, for the model of `config`."""
     kind, named = config.get("model_type"), config.get("architectures")
     if not kind:
         yield f"{flag}: its config.json has no model_type; copy the model again"

@@ -27,7 +27,7 @@ def models_problems(args: SimpleNamespace) -> Iterator[str]:
 
 
 def name_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield unknown names of schedules, attention and transports of weights, and a missing chat template."""
+    """Yield unknown names of schedules, attention and weight-sync backends, and a missing chat template."""
     schedule = args.actor.lr_scheduler
     if schedule not in SCHEDULES:
         from transformers import SchedulerType  # the import takes seconds; the usual names skip it
@@ -37,7 +37,7 @@ def name_problems(args: SimpleNamespace) -> Iterator[str]:
     attention = args.ds.attn_implementation
     if attention not in ATTENTION and "/" not in attention:
         yield f"--ds.attn_implementation {attention}: give one of {', '.join(ATTENTION)}"
-    if args.vllm.sync_backend not in SYNC_BACKENDS:  # the host takes any other name for one that is not nccl
+    if args.vllm.sync_backend not in SYNC_BACKENDS:  # the host accepts any other name as a backend that is not nccl
         yield f"--vllm.sync_backend {args.vllm.sync_backend}: give one of {', '.join(SYNC_BACKENDS)}"
     folder = Path(args.actor.model_name_or_path or "")
     if args.data.apply_chat_template and os.path.isdir(folder) and not _has_chat_template(folder):

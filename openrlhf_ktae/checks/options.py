@@ -20,7 +20,7 @@ from openrlhf_ktae.ktae.config import KTAEConfig
 CREDIT_NAMES = (*estimators(), CUSTOM)
 """Values of --advantage_estimator that give credit to tokens."""
 OWN_OPTIONS = {name: one.options for name, one in estimators().items() if name != "ktae" and one.options != NoOptions}
-"""Options `--algo.NAME.*` of estimators other than KTAE, whose threshold, the run's, and old names are special."""
+"""Options `--algo.NAME.*` of other estimators. KTAE's are separate: its threshold is the run's, some have old names."""
 MACRO_ACCURACY = "eval_macro_accuracy"
 
 
@@ -51,7 +51,7 @@ def _templates(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _estimator(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield options of an estimator without it, groups of one, and filtering options without filtering."""
+    """Yield options of an estimator that is not chosen, groups of one, and filtering options without filtering."""
     name, top = options["algo.advantage.estimator"], options["algo.credit.top_tokens"]
     if top < 0:
         yield f"--algo.ktae.top_tokens {top} (--algo.credit.top_tokens): give 0 (none), or a higher number"
@@ -75,10 +75,10 @@ def _estimator(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _idle(options: Mapping[str, Any], cls: type, prefix: str, estimator: str) -> Iterator[str]:
-    """Yield the options of `cls` that differ from their defaults. Defaults pass: a run's config.yaml lists them."""
+    """Yield the options of `cls` that differ from their defaults. Defaults pass, since a run's config.yaml has them."""
     for field in fields(cls):
         full = f"{prefix}.{field.name}"
-        given = options.get(full)  # `ktae_by_context` has no threshold of its own
+        given = options.get(full)  # None for the threshold of `ktae_by_context`, which is the run's
         value = tuple(given) if isinstance(given, list) else given
         counts = full == "algo.ktae.correct_threshold" and options["algo.advantage.estimator"] in CREDIT_NAMES
         if value in (None, field.default) or counts:
@@ -90,7 +90,7 @@ def _idle(options: Mapping[str, Any], cls: type, prefix: str, estimator: str) ->
 
 
 def _credit(options: Mapping[str, Any], name: str) -> Iterator[str]:
-    """Yield contradictions between an estimator of token credit and the options of all of them."""
+    """Yield contradictions between an estimator of token credit and the options common to all estimators."""
     file, weight = options["algo.credit.file"], options["algo.credit.weight"]
     if not 0 <= weight < math.inf:
         yield f"--algo.credit.weight {weight:g}: give a number of at least 0"
@@ -145,7 +145,7 @@ def _resume(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _staleness(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why `--train.max_staleness` cannot be kept."""
+    """Yield the reason if the limit `--train.max_staleness` cannot be kept."""
     limit = options["train.max_staleness"]
     if limit is None:
         return

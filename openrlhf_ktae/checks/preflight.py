@@ -19,7 +19,7 @@ from openrlhf_ktae.checks.values import value_problems
 
 
 def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:
-    """Raise `BadOption` with every reason found; return notes on automatic repairs."""
+    """Raise `BadOption` with every problem found; return notes on automatic repairs."""
     problems = [
         *parallel_problems(args),
         *batch_problems(args),

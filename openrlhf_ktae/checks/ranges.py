@@ -1,7 +1,7 @@
 """The range of each numeric option, so that a bad value is refused before it is used.
 
-The host checks only types: `--rollout.micro_batch_size 0` ends in a ZeroDivisionError, `--ckpt.save_steps 0` does so
-after the first step, a negative learning rate is never caught. `nan` is outside every range.
+The host checks only types. `--rollout.micro_batch_size 0` ends in a ZeroDivisionError, `--ckpt.save_steps 0` also, but
+after the first step. A negative learning rate is never caught. `nan` is outside every range.
 """
 
 import math
@@ -63,7 +63,7 @@ RANGES = {
         ),
         (Range(0, 1, open_low=True), "vllm.gpu_memory_utilization rollout.top_p"),
         (Range(1, also=(-1,)), "eval.steps ckpt.save_steps"),  # -1 means never
-        (Range(1, 3), "ds.zero_stage"),  # without ZeRO non-finite gradients go unchecked
+        (Range(1, 3), "ds.zero_stage"),  # at stage 0 non-finite gradients are not checked
         (Range(1, open_low=True), "actor.dual_clip"),
         (Range(0, 1 - 1e-9), "ds.lora.dropout"),
         (Range(0, 2**32 - 1), "train.seed"),

@@ -13,11 +13,11 @@ NEED_AN_ENGINE = (
     "train.async_enable train.partial_rollout_enable algo.dynamic_filtering_enable eval.dataset "
     "data.max_images_per_prompt reward.model_name_or_path"
 ).split()
-"""Options whose effect would be missing: nothing is sampled, evaluated or judged."""
+"""Options that would have no effect in a replay, which samples, evaluates and judges nothing."""
 
 
 def engine_only_options(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each option (flat names) that needs an engine or a judge in a run without them."""
+    """Yield a sentence for each option (flat names) of a replay that needs an engine or a judge."""
     for name in NEED_AN_ENGINE if options["train.replay"] else ():
         if value := options[name]:
             out = 'leave it out, or give ""' if isinstance(value, str) else "leave it out"
@@ -26,7 +26,7 @@ def engine_only_options(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def replay_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield why the record of `--train.replay` cannot be trained on; every group of it is read."""
+    """Yield the reasons if the record of `--train.replay` cannot be trained on; reads all of its groups."""
     from openrlhf_ktae.record.recorded import BadRecord, find, read_groups  # imports torch, which takes seconds
     from openrlhf_ktae.record.rollouts import tokenizer_hash
 

@@ -1,7 +1,7 @@
 """Can the model's config, generation config and tokenizer be loaded and saved, and do all tokens have embeddings?
 
 They are read as the run will read them, written to a temporary folder and read again, before weights load. transformers
-is stricter when it writes than when it reads, so a run could train and then fail to save.
+writes more strictly than it reads, so without this check a run could train and then fail to save.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ class Broken(ValueError):
 
 
 def round_trip(args: SimpleNamespace) -> tuple[list[str], list[str]]:
-    """Return problems, each with the way out, and notes on repairs made on saving."""
+    """Return problems, each with the way out, and notes on repairs that saving will make."""
     name, trusted = args.actor.model_name_or_path, args.model.trust_remote_code
     flag, local = f"--actor.model_name_or_path {name}", Path(name).is_dir()
     problems, notes = [], []
@@ -89,7 +89,7 @@ def _saved(part: Any, folder: Path) -> None:
 
 
 def _rows(args: SimpleNamespace, name: str) -> Iterator[str]:
-    """Yield models without an embedding row for some tokens of the actor's tokenizer."""
+    """Yield models that lack an embedding row for some tokens of the actor's tokenizer."""
     vocabulary = tokenizer_of(args, name).get_vocab()
     readers = {model: getattr(getattr(args, model), "model_name_or_path", None) or name for model in models(args)}
     for model, path in {"actor": name, **readers}.items():
@@ -104,7 +104,7 @@ def _rows(args: SimpleNamespace, name: str) -> Iterator[str]:
 
 
 def without_embedding_row(vocabulary: dict[str, int], rows: int) -> list[tuple[str, int]]:
-    """Return tokens and ids with an id of `rows` or more, in order of id."""
+    """Return the tokens whose id is `rows` or more, with their ids, in order of id."""
     return sorted(((token, number) for token, number in vocabulary.items() if number >= rows), key=lambda one: one[1])
 
 

@@ -9,7 +9,7 @@ from openrlhf_ktae.base.model_config import config_of
 
 
 def parallel_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield the problems of the numbers of engines, ranks and parallel parts."""
+    """Yield numbers of engines, ranks and parallel parts that do not fit together."""
     engines, tensor_parallel = args.vllm.num_engines, args.vllm.tensor_parallel_size
     ring, tensor = args.ds.ring_attn_size, args.ds.tensor_parallel_size
     for model in models(args):
@@ -70,7 +70,7 @@ def _written(args: SimpleNamespace, model: str) -> str:
 
 
 def batch_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield batch sizes that do not divide, so that ranks would wait for each other (see `base.batches`)."""
+    """Yield batch sizes that do not divide evenly, so that ranks would deadlock (see `base.batches`)."""
     rollouts = args.rollout.batch_size * args.rollout.n_samples_per_prompt
     shape = (
         f"--rollout.batch_size {args.rollout.batch_size} x --rollout.n_samples_per_prompt "

@@ -23,7 +23,7 @@ from openrlhf_ktae.data.prompt_files import TEXT_SUFFIXES, UnreadableDataset, te
 
 SERVER_SECONDS = 3  # to connect, and for a response
 SAMPLE = {"query": [""], "prompts": [""], "labels": [""]}
-NO_SUCH_PLACE = (401, 403, 404, 405)  # waiting does not help
+NO_SUCH_PLACE = (401, 403, 404, 405)  # HTTP status codes that do not change by waiting
 REWARD_FILE_SECONDS = 8  # a slower import would also stall every engine
 AGENT = "AgentExecutor"
 LOADED, CALLED = "the reward function is there", "the reward function returned "
@@ -84,7 +84,7 @@ def _addresses(urls: list[str]) -> Iterator[str]:
 
 
 def _unanswered(url: str) -> str:
-    """Return why no server answers queries at an address; empty if one does, whatever it answers."""
+    """Return why a server at an address will not answer queries; empty if it may, even if it is slow or fails now."""
     parts = urlsplit(url)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -103,7 +103,7 @@ def _unanswered(url: str) -> str:
 
 
 def log_keys(args: SimpleNamespace) -> tuple[str, ...]:
-    """Return the `extra_logs` keys that the user named, or else those that the function's first call returned."""
+    """Return the `extra_logs` keys that the user named, or else the keys that the function's first call returned."""
     config = args.verifier.config
     if config.reward_log_keys or not config.reward_file:
         return tuple(config.reward_log_keys)
@@ -111,7 +111,7 @@ def log_keys(args: SimpleNamespace) -> tuple[str, ...]:
 
 
 def _first_row(args: SimpleNamespace) -> str:
-    """Return row, prompt and label of the first prompt as JSON; nulls unless it is in a local text file."""
+    """Return [row, prompt, label] of the first prompt as JSON; [{}, null, null] unless it is in a local text file."""
     name = Path(entries(args.data.prompt_dataset or "")[0][0])
     try:
         row = next(text_rows(name)) if name.suffix in TEXT_SUFFIXES and name.is_file() else {}
@@ -145,13 +145,13 @@ def _tried(path: str, first: str) -> Probe:
 
 
 def _is_defect(line: str) -> bool:
-    """Whether the last line of a traceback names a built-in exception other than an `OSError` (machine, network)."""
+    """Return whether a traceback's last line names a built-in exception other than `OSError` (machine, network)."""
     kind = getattr(builtins, line.partition(":")[0].strip(), None)
     return isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, OSError)
 
 
 def _agent_file(path: str) -> Iterator[str]:
-    """Check the class and imported modules without importing the file: that needs the host and many seconds."""
+    """Check the class and imported modules without importing the file, which needs the host and many seconds."""
     flag = f"--train.agent_func_path {path}"
     if not (path.endswith(".py") and Path(path).is_file()):
         yield f"{flag}: no such Python file"

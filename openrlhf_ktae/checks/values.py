@@ -9,7 +9,7 @@ from openrlhf_ktae.checks.credit_file import credit_needs
 
 
 def value_problems(args: SimpleNamespace) -> Iterator[str]:
-    """Yield why there can be no values; nothing if the estimator does not need them."""
+    """Yield the reasons if there can be no values; nothing if the estimator does not need them."""
     if "values" not in credit_needs(args):
         return
     path = args.algo.mc_value.file

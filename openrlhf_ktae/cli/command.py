@@ -1,4 +1,4 @@
-"""Shared by all commands: messages for refused input, and exit codes."""
+"""Shared by the commands: the option parser, messages for refused input, exit codes and loading a tokenizer."""
 
 import argparse
 import signal
@@ -25,7 +25,7 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Refuse with the message only, without the usage text."""
+        """Raise BadOption with the message, without the usage text."""
         raise BadOption(f"{message.removeprefix('argument ')}; --help lists all options")
 
 
@@ -43,7 +43,7 @@ def run_command(
 ) -> int:
     """Run a command; return 0, 2 for refused input or a file error (with one message), 130 after Ctrl-C.
 
-    SIGTERM from a scheduler counts as Ctrl-C, so runs started by the command end with it; `then` ends its message.
+    SIGTERM from a scheduler counts as Ctrl-C, so the command's runs end with it. The message ends with `then`.
     """
     here = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None
@@ -52,7 +52,7 @@ def run_command(
     except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except OSError as error:  # no such folder, no permission, no space: the system's message says which
+    except OSError as error:  # such as a missing folder or permission, or a full disk; the system's message says which
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
@@ -72,6 +72,6 @@ def load_tokenizer(name: str, flag: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # unset, it prompts
-    except Exception as error:  # each layer raises its own types; all mean that no tokenizer loads
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # if unset, transformers asks the user
+    except Exception as error:  # each layer raises its own types; all mean that no tokenizer can be loaded
         raise BadOption(f"{flag} {name}: no tokenizer found there ({short(error)})") from None

@@ -34,7 +34,7 @@ to every run. To resume a killed comparison, run the same command again.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, 1 where runs failed, 2 for refused input, 130 after Ctrl-C."""
+    """Run the command; return 0, 1 if runs failed, 2 for refused input, 130 after Ctrl-C."""
     failed: list[ArmRun] = []
     code = run_command(lambda words: failed.extend(run(words)), argv)
     return code or (EXIT_FAILED if failed else 0)
@@ -94,7 +94,7 @@ def _pair(text: str, names: Sequence[str]) -> tuple[str, str]:
 
 
 def _earlier(path: Path, names: Sequence[str], seeds: range) -> Outcomes:
-    """Return the outcomes of an earlier comparison, which must not have these seeds."""
+    """Return the outcomes of these arms in an earlier comparison. Raises BadOption if it has none or shares a seed."""
     earlier = {arm: of_arm for arm, of_arm in read_outcomes(path).items() if arm in names}
     if not earlier:
         raise BadOption(f"--add {path}: has none of the arms {', '.join(names)}, which are named by their files")

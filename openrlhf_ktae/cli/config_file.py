@@ -1,6 +1,6 @@
 """`--config FILE.yaml`: nested keys named after the options, turned into command-line arguments.
 
-They go through the same parser, types and choices, before the user's own arguments, so the command line wins.
+These arguments go through the same parser, types and choices, before the user's own, so the command line wins.
 """
 
 from argparse import Action
@@ -32,10 +32,10 @@ def split_config_option(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def config_words(paths: Sequence[Path], actions: Mapping[str, Action]) -> list[str]:
-    """Return the command-line arguments for all `paths`; where files set the same key, the last one wins.
+    """Return the command-line arguments for all `paths`; if files set the same key, the last one wins.
 
-    `null` leaves an option at its default. Raises BadOption if a key is not an option; the message names the nearest
-    one.
+    `null` leaves an option at its default. Raises BadOption if a key is not an option (the message names the nearest
+    one), or its value is an empty mapping.
     """
     options: dict[str, Any] = {}
     for path in paths:
@@ -55,13 +55,13 @@ def config_words(paths: Sequence[Path], actions: Mapping[str, Action]) -> list[s
             continue
         values = value if isinstance(value, list) else [value]
         texts = [joined(v) for v in values]
-        # One value is written `--flag=value`, so that a leading dash is not parsed as an option.
+        # One value is written `--flag=value`, so that a value with a leading dash is not parsed as an option.
         words += [f"{flag}={texts[0]}"] if len(texts) == 1 else [flag, *texts]
     return words
 
 
 def _right_name(name: str, actions: Mapping[str, Action]) -> str:
-    """Suggest the option an unknown key may mean; names from older releases map to the current ones."""
+    """Return a hint at the option that an unknown key may mean; names from older releases map to current ones."""
     if words := flat_words(name):
         return f"; it is now {words}"
     return nearest(name, [known.removeprefix("--") for known in actions if known.startswith("--")])

@@ -1,6 +1,6 @@
 """Command-line options from the fields of a dataclass, so that each setting is declared once.
 
-A field's docstring is its help text; `None` in its type means "the default of the class".
+A field's docstring is its help text. An option that is not given keeps the default of the class.
 """
 
 import argparse
@@ -36,9 +36,9 @@ def add_dataclass_options(
     defaults: bool = False,
     old_names: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Declare `--PREFIX.FIELD` for each field of `cls` except those in `skip`; `old_names` also work.
+    """Declare `--PREFIX.FIELD` for each field of `cls` except those in `skip`; `old_names` (field -> name) also work.
 
-    An option that is not given is None, or with `defaults` the default of its field.
+    An option that is not given is None, or the default of its field with `defaults`.
     """
     hints, texts = get_type_hints(cls), field_docstrings(cls)
     for field in fields(cls):
@@ -58,7 +58,7 @@ def _written(default: Any) -> str:
 
 
 def build(cls: type, options: dict[str, Any], prefix: str) -> Any:
-    """Build `cls` from the given options.
+    """Build `cls` from the `options` that are its fields and not None.
 
     Raises BadOption if the class rejects a value; the message names the option.
     """
@@ -71,7 +71,7 @@ def build(cls: type, options: dict[str, Any], prefix: str) -> Any:
 
 
 def field_docstrings(cls: type) -> dict[str, str]:
-    """Return field name -> the string below the field in the source of `cls`."""
+    """Return field name -> the string literal below the field in the source of `cls`."""
     (body,) = (node for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body)
     statements = body.body if isinstance(body, ast.ClassDef) else []
     texts = {}

@@ -22,13 +22,13 @@ from openrlhf_ktae.verifier.config import VerifierConfig
 
 DEFAULT_OUTPUT = "results"
 DEFAULT_TEMPLATE = "qwen-math"
-RAW = "none"  # for --write_prompts: training applies --data.input_template
+RAW = "none"  # for --write_prompts, because training applies --data.input_template
 NOT_HERE = tuple(
     "reward_file correct_threshold reward_timeout_s reward_log_keys correct_reward wrong_reward format_reward "
     "max_unknown_share unknown_window after_retry".split()
 )
 GRADING = ("output", "overwrite", "verifier")
-READ_BY = {  # options that each kind of evaluation reads; `verifier` means all of --verifier.*
+READ_BY = {  # options that each mode reads; `verifier` means all of --verifier.*
     "write_prompts": ("model", "benchmarks", "benchmark_dir", "limit", "template", "output"),
     "responses": ("tokenizer", *GRADING),
     "compare": ("output",),
@@ -153,7 +153,7 @@ def _refuse(options: argparse.Namespace) -> None:
 
 
 def _refuse_idle(options: argparse.Namespace, words: Container[str]) -> None:
-    """Refuse a given option that nothing would read."""
+    """Refuse an option in `words` that the chosen mode does not read."""
     kind = next((name for name in READ_BY if getattr(options, name)), None)
     for name, value in vars(options).items():
         used = kind is None or name.split(".")[0] in (kind, *READ_BY[kind])
@@ -251,7 +251,7 @@ def _model_length(name: str) -> int | None:
 
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # each layer raises its own types; all mean that no engine could load it
+    except Exception as error:  # each layer raises its own types; all mean that no engine could load the model
         raise BadOption(f"--model {name}: no model found there ({short(error)})") from None
     return getattr(config, "max_position_embeddings", None)
 
@@ -260,4 +260,4 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # engines are closed; on a normal exit Triton's bindings print a screenful of leak warnings
+    os._exit(code)  # engines are closed; a normal exit prints many leak warnings of Triton's bindings

@@ -1,4 +1,4 @@
-"""The flat option names of older OpenRLHF releases, translated before anything is parsed."""
+"""The flat option names of older OpenRLHF releases, translated before the command line is parsed."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ UNGROUPED = {
     "max_epochs num_episodes seed",
     "vllm": "enable_prefix_caching enforce_eager",
 }
-"""Flat names that got a group: `lambd` is now `algo.advantage.lambd`."""
+"""Flat names that are now in a group: `lambd` is now `algo.advantage.lambd`."""
 PREFIXED = {
     "actor": "num_gpus_per_node num_nodes",
     "ckpt": "path",
@@ -89,7 +89,7 @@ FLAT_NAMES = {
     **{f"{group}_{name}": f"{group}.{name}" for group, names in PREFIXED.items() for name in names.split()},
     **RENAMED,
 }
-"""Old name -> name in 0.11.2, except for switches with a fixed meaning (`FLAT_SWITCHES`)."""
+"""Old name -> name in 0.11.2, except for switches that set a fixed value (`FLAT_SWITCHES`)."""
 FLAT_SWITCHES = {
     "bf16": ["--ds.param_dtype", "bf16"],
     "flash_attn": ["--ds.attn_implementation", "flash_attention_2"],

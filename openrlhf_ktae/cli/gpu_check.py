@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str], results: list[Result]) -> None:
-    """Run the checks; put their outcomes into `results`."""
+    """Run the checks; keep their outcomes in `results`, also if the run is interrupted."""
     parser = CommandParser("gpu_check", __doc__ or "", EXAMPLES)
     names = ", ".join(check.name for check in CHECKS)
     parser.add_argument("--only", metavar="LIST", help=f"comma-separated, from {names} (default: all)")

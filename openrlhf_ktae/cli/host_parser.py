@@ -1,8 +1,8 @@
 """The host's own command line, run unchanged, with this package's options in front.
 
-OpenRLHF builds and validates its parser under `if __name__ == "__main__"`. That block is executed here, from the
-installed file, with two names replaced: `argparse.ArgumentParser` (by a subclass that also declares our options) and
-`train` (by a function that keeps the validated arguments). No host module that needs a GPU is imported.
+OpenRLHF builds its parser and validates arguments under `if __name__ == "__main__"`. That block of the installed file
+is executed here with two names replaced: `argparse.ArgumentParser` by a subclass that also declares our options, and
+`train` by a function that keeps the validated arguments. No host module that needs a GPU is imported.
 """
 
 import argparse
@@ -28,8 +28,8 @@ HIERARCHIZE = "openrlhf.utils.config"
 class Parser(argparse.ArgumentParser):
     """The host's parser, with the host's options in a separate group below ours.
 
-    `declare` adds our options, `amend` may change a host option as it is declared, `finish` gets the parsed
-    namespace before the host validates it. `defaults` returns arguments that are parsed before the user's.
+    `declare` adds our options. `amend` may change a host option as it is declared. `defaults` returns arguments that
+    are parsed before the user's. `finish` gets the parsed namespace before the host validates it.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         self._host_group = self.add_argument_group("OpenRLHF 0.11.2")
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        """Declare an option; the host's options, declared last, go to their own group."""
+        """Declare an option; the host's options, which are declared last, go to their own group."""
         if getattr(self, "_host_group", None) is None:
             return super().add_argument(*names, **settings)
         self._amend(names, settings)
@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Refuse with the message only: a usage text of 190 options would hide it."""
+        """Raise BadOption with the message; a usage text of 190 options would hide it."""
         raise BadOption(message.removeprefix("argument "))
 
 
@@ -99,7 +99,7 @@ def parse(parser: Parser, argv: Sequence[str]) -> SimpleNamespace:
 
 
 def _provide_hierarchize(host: Path) -> None:
-    """Load the one module that the block imports without its package, which imports transformers (seconds)."""
+    """Load the one module that the block imports, without its package, whose import of transformers takes seconds."""
     spec = importlib.util.spec_from_file_location(HIERARCHIZE, host / "utils" / "config.py")
     if HIERARCHIZE not in sys.modules and spec is not None and spec.loader is not None:
         sys.modules[HIERARCHIZE] = importlib.util.module_from_spec(spec)

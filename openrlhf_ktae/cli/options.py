@@ -1,7 +1,7 @@
 """The options of `train_ppo_ray`: this package's own, and how they are translated before the host sees the arguments.
 
-To the user, KTAE and the others of `credit/` are estimators: `--advantage_estimator ktae`. The host gets the
-rollout-level baseline (`group_norm` unless `--algo.credit.base` says otherwise); ours are passed in `args.algo.credit`.
+To the user, KTAE and the others in `credit/` are estimators: `--advantage_estimator ktae`. The host gets the
+rollout-level estimator (`--algo.credit.base`, by default `group_norm`); ours is passed in `args.algo.credit`.
 """
 
 import argparse
@@ -48,9 +48,9 @@ PARAM_DTYPES = ("bf16", "fp16", "fp32")
 def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
     """Return the host's validated, nested arguments, with ours in `algo.credit`, `verifier`, `run` and `backend`.
 
-    `algo.credit.config` (of the estimator), `algo.ktae.config`, `algo.dynamic_filtering_config`, `faults.config` and
-    `verifier.config` are frozen dataclasses. `algo.credit.name` is empty where there is no token-level credit;
-    `algo.credit.needs` says what its estimator needs from the policy (empty for `custom`, whose file is read later).
+    `algo.credit.config` (of the estimator), `algo.ktae.config`, `algo.mc_value.config`, `faults.config`,
+    `algo.dynamic_filtering_config` and `verifier.config` are frozen dataclasses. `algo.credit.name` is empty without
+    token-level credit. `algo.credit.needs` has the estimator's `needs` (empty for `custom`, whose file is read later).
     Raises BadOption if this package or the host refuses an option.
     """
     files, words = split_config_option(translate_flat_names(argv))
@@ -68,7 +68,7 @@ def parse_command_line(argv: Sequence[str]) -> SimpleNamespace:
 
 
 def _configure_credit(algo: SimpleNamespace) -> None:
-    """Build the options of the estimator."""
+    """Set `needs` and `config` of the estimator, and the options of `mc_value`."""
     name = algo.credit.name
     algo.credit.needs = estimators()[name].needs if name in estimators() else ()
     algo.credit.config = None
@@ -104,7 +104,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add_dataclass_options(ktae, KTAEConfig, "algo.ktae")
     others = parser.add_argument_group("Other estimators of token-level credit (docs/estimators.md)")
     for name, options in OWN_OPTIONS.items():
-        skip, defaults = (("correct_threshold",), False) if options is KTAEConfig else ((), True)  # the run has one
+        skip, defaults = (("correct_threshold",), False) if options is KTAEConfig else ((), True)  # the run's is used
         add_dataclass_options(others, options, f"algo.{name}", skip, defaults)
     recorded = parser.add_argument_group("Record of rollouts (token ids, scores, advantages with and without K)")
     add_dataclass_options(recorded, RecordOptions, "ktae", defaults=True)
@@ -202,7 +202,7 @@ def _refuse(problems: Iterable[str]) -> None:
 
 
 def expand_home(value: Any) -> Any:
-    """Expand `~` in a text, in each part of a comma-separated list; shells do so for some arguments, YAML never."""
+    """Expand `~` in each part of a comma-separated text; shells do so for some arguments, YAML never."""
     home = os.path.expanduser("~")
     return re.sub(r"(^|,)~(?=/|,|$)", lambda found: found[1] + home, value) if isinstance(value, str) else value
 

@@ -58,7 +58,7 @@ def _responses(path: Path, name: str | None, folder: Path, groups: int | None) -
 
 
 def _runs(paths: Sequence[Path], folder: Path, groups: int) -> None:
-    """Write the token-credit pages, then the curves; token credit needs neither plotly nor a finished step."""
+    """Write the token-credit pages, which need neither plotly nor a finished step, then the curves."""
     from openrlhf_ktae.compare.run_outcomes import Run, arm_labels, arm_of, read_run
     from openrlhf_ktae.record.recorded import find, read_groups
     from openrlhf_ktae.record.rollouts import DIRECTORY

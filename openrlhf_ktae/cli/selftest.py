@@ -105,7 +105,7 @@ def run(argv: Sequence[str]) -> list[str]:
 
 
 def victims_of(text: str) -> tuple[str, ...]:
-    """Return the victims that `--victims` names."""
+    """Return the victims that `--victims` names. Raises BadOption if a name is unknown."""
     names = VICTIMS if text == ALL else tuple(dict.fromkeys(text.split(",")))
     unknown = [name for name in names if name not in VICTIMS]
     if unknown:

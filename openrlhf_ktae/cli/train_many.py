@@ -1,7 +1,7 @@
-"""`python -m openrlhf_ktae.cli.train_many`: training commands one after the other, where possible in one started stack.
+"""`python -m openrlhf_ktae.cli.train_many`: training commands one after the other, if possible in one started stack.
 
-Reads lines of JSON, `{"words": [...], "log": PATH}`, from standard input; answers each with the exit code of the run,
-whose output goes to the log. Ends at the end of the input, or with the first run that fails.
+Reads lines of JSON, `{"words": [...], "log": PATH}`, from standard input. Answers each line with the run's exit code;
+the run's output goes to the log. Ends at the end of the input, or after the first run that fails.
 """
 
 import json
@@ -19,7 +19,7 @@ from openrlhf_ktae.processes.marks import mark
 def main() -> int:
     """Run the commands; return the exit code of the last one."""
     answers = os.fdopen(os.dup(1), "w")
-    mark()  # of all runs: it is part of a stack's environment
+    mark()  # one for all runs, because it is part of the stack's environment
     stack, before, code = Stack(keep=True), dict(os.environ), 0
     train_ppo_ray.train = partial(train_ppo_ray.train, stack=stack)
     try:
@@ -31,7 +31,7 @@ def main() -> int:
             code = train_ppo_ray.main(order["words"], keep_forks=True)
             sys.stdout.flush()
             server = {name: value for name, value in os.environ.items() if name == forks.VARIABLE}
-            os.environ.clear()  # or the next run would take this run's settings for the user's
+            os.environ.clear()  # otherwise the next run would take this run's settings for the user's
             os.environ.update(before | server)  # vLLM considers its core dead once the fork server has ended
             print(code, file=answers, flush=True)
             if code not in (0, EXIT_STOPPED):

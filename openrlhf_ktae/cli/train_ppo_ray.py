@@ -8,7 +8,7 @@ import sys
 if __name__ == "__main__":
     gc.disable()  # importing makes no garbage; `launch` enables it
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # The imports below take seconds, and an interrupt during them would print a traceback.
+    # The imports below take seconds, and an interrupt would print a traceback.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted: nothing had started yet\n"), os._exit(130)))
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class Supervised(Exception):
         self._first = next_sequence(checkpoints)
 
     def resume_words(self) -> Sequence[str]:
-        """Resume from the newest checkpoint once this run has written one; until then, as the user asked."""
+        """Return the options to resume from the newest checkpoint, or none until this run has written one."""
         return ("--resume", "auto") if next_sequence(self._checkpoints) > self._first else ()
 
 
@@ -94,13 +94,13 @@ def main(argv: Sequence[str] | None = None, keep_forks: bool = False) -> int:
 
 
 def run(argv: Sequence[str]) -> str | None:
-    """Parse, refuse what cannot work, train and print a summary; return why training ended early, or None."""
+    """Parse, refuse options that cannot work, train and print a summary; return why training ended early, or None."""
     check_host()
     args = parse_command_line(argv)
     backend = resolve(args.backend)
     changes = backend.adapt(args)
     if not args.run.restarts:
-        with suppress(KeyError, OSError, ValueError):  # values that are refused below
+        with suppress(KeyError, OSError, ValueError):  # from bad values, which `preflight` refuses
             start_importing(args, backend)
     notes = preflight(args, backend)
     args.verifier.config = replace(args.verifier.config, reward_log_keys=log_keys(args))
@@ -127,7 +127,7 @@ def run(argv: Sequence[str]) -> str | None:
 
 
 def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) -> str | None:
-    """Train; end cleanly on a signal, and with all stacks dumped on a hang; return why it ended early, or None.
+    """Train; end cleanly on a signal, and after dumping all stacks on a hang; return why it ended early, or None.
 
     Raises:
         ProcessDied: a process died; the message names the checkpoint to resume from.
@@ -167,7 +167,7 @@ def _train_watched(args: SimpleNamespace, backend: Backend, console: Console) ->
 def plan_of(args: SimpleNamespace, backend: str) -> Plan:
     """Return the plan of a run on this machine.
 
-    Raises BadOption if the run cannot work; each reason names the smallest change that makes it fit.
+    Raises BadOption with the reasons if the run cannot work; a reason about memory names a change that makes it fit.
     """
     device = CPU if backend == CPU else "auto"
     memory = memory_of(device, args.actor.num_gpus_per_node)

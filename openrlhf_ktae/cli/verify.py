@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """Yield the rows of the file; raises `BadInput` with the line and the way out."""
+    """Yield the rows of the file. Raises BadInput with the line if a row cannot be read."""
     path: Path = args.file
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
@@ -196,7 +196,7 @@ def _accepted(verdict: Verdict | None) -> bool | None:
 
 
 def finding(graded: Graded) -> str:
-    """Return what is notable about a verdict; empty if nothing is."""
+    """Return the finding about a verdict, unknown or a disagreement; empty if there is none."""
     if graded.verdict.status == UNKNOWN:
         return "unknown"
     others = {"stored": graded.stored, "second": graded.second}

@@ -19,7 +19,7 @@ POLICY = ("openrlhf.cli.train_ppo_ray", "PolicyModelActor")
 
 
 def planned(args: SimpleNamespace, backend: str) -> dict[str, float]:
-    """Return the expected bytes per device of each measured phase; empty for a model of unknown shape."""
+    """Return the planned bytes per device of each measured phase; empty for a model of unknown shape."""
     shape = model_shape(args.actor.model_name_or_path)
     if shape is None:
         return {}
@@ -35,13 +35,13 @@ def planned(args: SimpleNamespace, backend: str) -> dict[str, float]:
 
 
 def watched(backend: Backend) -> Backend:
-    """Return `backend` with processes that know where to write their measurements."""
+    """Return `backend`, whose processes then know where to write their measurements."""
 
     class WatchedBackend(type(backend)):  # type: ignore[misc]
-        """The same backend, with the variable of the watchers set."""
+        """The same backend, with the watchers' environment variable set."""
 
         def environment(self, args: SimpleNamespace) -> dict[str, str]:
-            """Pass the run folder to every process; note the planned memory."""
+            """Pass the run folder to every process, and record the planned memory."""
             os.environ[VARIABLE] = args.run.dir
             for phase, used in planned(args, backend.name).items():
                 note("planned", phase=phase, bytes=used)

@@ -1,6 +1,6 @@
 """Token credit: estimators that turn rollout-level advantages into token-level ones, for any trainer.
 
-One file per estimator; a new one needs its file and its name in the import below.
+One file per estimator. A new estimator needs its own file and its name in the import below.
 """
 
 from openrlhf_ktae.credit import (  # noqa: F401  (importing one registers it)

@@ -19,27 +19,27 @@ from numpy.typing import NDArray
 from openrlhf_ktae.ktae.batch import above
 
 NEEDS = ("log_probs", "entropies", "sum_squares", "values", "in_prompt")
-"""Inputs that are computed only for estimators that need them: fields `*_N` of `CreditBatch`."""
+"""Inputs that are computed only for estimators that need them, each the field `NAME_N` of `CreditBatch`."""
 OF_POLICY = NEEDS[:3]
-"""Needs that one forward pass of the policy provides."""
+"""Those of `NEEDS` that one forward pass of the policy provides."""
 Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class CreditBatch:
-    """Rollouts of whole groups, concatenated in any order. Rows may have prompts and padding, which `mask_N` excludes.
+    """Rollouts of whole groups, concatenated in any order. `mask_N` excludes the prompts and padding of rows.
 
-    The `cached_property`s are computed on first use.
+    Cached properties are computed on first use.
     """
 
     token_ids_N: torch.Tensor
-    """int64. A run gives the estimators of this package int32, half the memory."""
+    """int64. In a run, this package's own estimators get int32, which takes half the memory."""
     mask_N: torch.Tensor
     """bool: action tokens, which the policy sampled."""
     edges_B: Indices
     """Start of each rollout, and the end of the last: shape (B + 1,)."""
     scores_B: torch.Tensor
-    """The verifier's raw scores, float32. NaN is an unknown verdict: the rollout is ignored and gets no credit."""
+    """The verifier's raw scores, float32. NaN means an unknown verdict: the rollout is ignored and gets no credit."""
     groups_B: torch.Tensor
     """Group of each rollout: equal integers for rollouts of one prompt."""
     base_N: torch.Tensor
@@ -47,7 +47,7 @@ class CreditBatch:
     special_ids: tuple[int, ...] = ()
     """Special ids, such as the end of a text."""
     correct_threshold: float = 0.0
-    """Scores above it are correct."""
+    """A rollout with a score above this is correct."""
     log_probs_N: torch.Tensor | None = None
     """log pi of each token, float32, by the trained policy at the sampling temperature."""
     entropies_N: torch.Tensor | None = None
@@ -57,7 +57,7 @@ class CreditBatch:
     values_N: torch.Tensor | None = None
     """Estimated mean score of continuations after each token, NaN where there is no estimate."""
     in_prompt_N: torch.Tensor | None = None
-    """1.0 where the rollout's prompt has the token's id, else 0.0: `tokens_in_prompt`."""
+    """1.0 where the rollout's prompt has the token's id, else 0.0 (see `tokens_in_prompt`)."""
 
     @classmethod
     def from_tables(
@@ -74,7 +74,7 @@ class CreditBatch:
         """Build a batch from tables (B, T) of ids, mask and `needs` (named as in `NEEDS`), and (B,) scores and groups.
 
         `rollout_advantages` is (B,), or (B, T) if tokens differ, as with a KL penalty in the reward. Raises ValueError
-        if a shape does not fit; the message names the argument and the expected shape.
+        if a need is unknown or a shape does not fit; the message names the argument and what to give.
         """
         ids_BT = torch.as_tensor(token_ids).detach().cpu()
         if ids_BT.dim() != 2:
@@ -110,7 +110,7 @@ class CreditBatch:
         )
 
     def needed(self, name: str) -> torch.Tensor:
-        """Return one of `NEEDS` (N,). Raises ValueError if the batch does not have it."""
+        """Return the input `name` of `NEEDS` (N,). Raises ValueError if the batch does not have it."""
         values: torch.Tensor | None = getattr(self, f"{name}_N")
         if values is None:
             raise ValueError(
@@ -135,7 +135,7 @@ class CreditBatch:
 
     @cached_property
     def mixed_Q(self) -> NDArray[np.bool_]:
-        """Groups with a correct and a wrong rollout."""
+        """Groups with both correct and wrong rollouts."""
         groups = int(self.group_B.max(initial=-1)) + 1
         sides = (self.correct_B, self.known_B & ~self.correct_B)
         has = [np.bincount(self.group_B, weights=side, minlength=groups) > 0 for side in sides]
@@ -164,7 +164,7 @@ class CreditBatch:
 
     @cached_property
     def column_A(self) -> Indices:
-        """Number of each pair (group, index of the token in its rollout); tokens at the same index share it."""
+        """Number of each token's column: tokens at the same index of the group's rollouts share one."""
         longest_Q = np.zeros(int(self.group_B.max(initial=-1)) + 1, np.int64)
         np.maximum.at(longest_Q, self.group_B, self.lengths_B)
         start_Q = np.cumsum(longest_Q) - longest_Q
@@ -172,7 +172,7 @@ class CreditBatch:
 
     @cached_property
     def advantage_B(self) -> NDArray[np.float64]:
-        """Advantage of each rollout at its first action token, which sees the whole return; 0 without one."""
+        """Advantage of each rollout at its first action token, which covers the whole return; 0 if it has none."""
         advantage_B = np.zeros(len(self.lengths_B))
         acted = self.lengths_B > 0
         advantage_B[acted] = self.base_N.numpy()[self.at_A[self.first_B[acted]]]
@@ -204,6 +204,6 @@ class TokenCredit:
     """Output of an estimator: the advantage of a token is its base plus a weight times `added_N`."""
 
     added_N: torch.Tensor
-    """float32 (N,): the difference to the base; 0 outside the mask and for unknown verdicts."""
+    """float32 (N,): the difference from the base; 0 outside the mask and for unknown verdicts."""
     figures: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Intermediate results, (N,) each: their means over action tokens are logged, and records show them."""
+    """Intermediate results, (N,) each. Their means over action tokens are logged, and records show them."""

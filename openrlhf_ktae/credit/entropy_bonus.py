@@ -2,11 +2,11 @@
 
     A_it = A_i + min(alpha H_it, |A_i| / kappa)
 
-H carries no gradient. The bonus is capped at a share of the advantage, so no sign changes, and a group without
-advantages gets none.
+H carries no gradient. The bonus is capped at a share of |A|, so no advantage changes its sign, and a rollout whose
+advantage is 0 gets no bonus.
 
 Assumptions: uncertain tokens begin steps worth exploring. The paper uses alpha 0.4 with GRPO (0.1 with PPO) and kappa
-2. Formula and values were taken from excerpts and secondary sources, which agree, not from the full text or code.
+2. Formula and values come from excerpts and secondary sources, which agree, not from the full text or code.
 Entropies are computed before the update.
 
 Cost: entropies in the forward pass for old log-probabilities; a few operations per token.
@@ -28,7 +28,7 @@ class EntropyBonusOptions:
     """Advantage per nat of entropy, at least 0; 0 gives the base."""
 
     kappa: float = 2.0
-    """The bonus is at most |A| / kappa; above 1, otherwise it could flip the advantage of a wrong answer."""
+    """The bonus is at most |A| / kappa; must be above 1, or the bonus could flip a wrong answer's advantage."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < float("inf"):

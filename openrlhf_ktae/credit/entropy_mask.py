@@ -6,8 +6,8 @@ As in the paper, the loss still divides by the number of all tokens. Tokens that
 
 Assumptions: a few uncertain tokens decide how a response continues. The batch is all rollouts of a step; the paper uses
 the mini-batch of an update, TRL (`top_entropy_quantile`) a micro-batch of each process. Entropies are computed before
-the update, in the paper by the policy being updated: the same in the first update of a batch. A penalty in the loss
-still counts every token.
+the update. The paper uses those of the policy being updated, which are the same in the first update of a batch. A
+penalty in the loss still counts every token.
 
 Cost: entropies in the forward pass for old log-probabilities, and a partition of the tokens, a fraction of a sort.
 """
@@ -36,7 +36,7 @@ class EntropyMaskOptions:
 
 @register("entropy_mask", options=EntropyMaskOptions, needs=("entropies",), across_groups=True)
 def entropy_mask(batch: CreditBatch, options: EntropyMaskOptions) -> TokenCredit:
-    """Return minus the base at tokens with an entropy below the threshold."""
+    """Return minus the base at tokens whose entropy is below the threshold, else 0."""
     entropies_N = batch.needed("entropies")
     entropies_A = entropies_N.numpy()[batch.at_A[batch.known_B[batch.row_A]]]
     if not len(entropies_A):

@@ -3,7 +3,7 @@
     r_it =  a1 r_i + a2 d_t H_it / sum_k H_kt                for the d_t correct rollouts with a t-th token
     r_jt = -a1     - a2 h_t (1 / H_jt) / sum_k (1 / H_kt)    for the h_t wrong ones
 
-A token at which the policy was uncertain gets more reward in a correct rollout and less blame in a wrong one. With
+Tokens at which the policy was uncertain get more reward in correct rollouts and less blame in wrong ones. With
 a1 + a2 = 1 the total reward at each t is unchanged.
 
 `form` decides how r is used:
@@ -31,7 +31,7 @@ from openrlhf_ktae.credit.batch import CreditBatch, TokenCredit
 from openrlhf_ktae.credit.registry import register
 
 LEAST_ENTROPY = 1e-6
-"""Nats; keeps the inverse of a certain token's entropy finite."""
+"""Nats; keeps 1 / H finite where the policy was certain of the token."""
 LEAST_STD = 1e-6
 
 
@@ -40,7 +40,7 @@ class GtpoOptions:
     """`--algo.gtpo.*`."""
 
     alpha: float = 0.1
-    """Share of the reward that is distributed by entropy, from 0 (with `spread` the base) to 1."""
+    """Share of the reward that is distributed by entropy, from 0 (which with `spread` gives the base) to 1."""
 
     form: Literal["spread", "paper"] = "spread"
     """`spread` multiplies the base, `paper` replaces it."""
@@ -54,7 +54,7 @@ class GtpoOptions:
 
 @register("gtpo", options=GtpoOptions, needs=("entropies",), by_verdict=True)
 def gtpo(batch: CreditBatch, options: GtpoOptions) -> TokenCredit:
-    """Return the spread rewards in the chosen form, minus the base."""
+    """Return the advantages from the distributed rewards in the chosen form, minus the base."""
     entropies_N = batch.needed("entropies")
     entropy_A = np.maximum(entropies_N.numpy()[batch.at_A].astype(np.float64), LEAST_ENTROPY)
     correct_A = batch.correct_B[batch.row_A]

@@ -20,5 +20,5 @@ def ktae(batch: CreditBatch, options: KTAEConfig) -> TokenCredit:
 
 
 def with_threshold(batch: CreditBatch, options: KTAEConfig) -> KTAEConfig:
-    """Return the options with the batch's `correct_threshold` unless they set one."""
+    """Return the options, with the batch's `correct_threshold` if theirs is 0."""
     return replace(options, correct_threshold=options.correct_threshold or batch.correct_threshold)

@@ -3,11 +3,11 @@
     A_it = A_i + K(context, id)
 
 The context of a token is the last earlier token of the answer that also occurs in the prompt. In an answer that works
-through a question it says which part of the question a token is about. An id alone cannot: `10` is right after one
-operand and wrong after another. This estimator is ours; no paper has it.
+through a question, the context says which part of the question a token is about. The id does not: `10` is right after
+one operand and wrong after another. This estimator is ours and not from a paper.
 
-Assumptions: answers quote the prompt; where none does, this is `ktae`. Options are those of `ktae`. Cost: 36 ns a
-token, up to 140 ns if half of the tokens are contexts, plus `in_prompt`.
+Assumptions: answers quote the prompt; if none does, the result is that of `ktae`. Options are those of `ktae`. Cost:
+36 ns per token, up to 140 ns if half of the tokens are contexts, plus the cost of `in_prompt`.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
 
 @register("ktae_by_context", options=KTAEConfig, needs=("in_prompt",), by_verdict=True)
 def ktae_by_context(batch: CreditBatch, options: KTAEConfig) -> TokenCredit:
-    """Return the weighted K of each token's key; special and excluded ids get none and are never a context."""
+    """Return the weighted K of each token's (context, id); special and excluded ids get 0 and are never a context."""
     excluded = torch.tensor([*batch.special_ids, *options.excluded_ids], dtype=torch.long)
     special_N = torch.isin(batch.token_ids_N, excluded)
     keys_N = torch.zeros_like(batch.token_ids_N, dtype=torch.int64)

@@ -6,8 +6,8 @@ The paper shows that GRPO acts as a process reward model: a step is a shared pre
 the rollouts that share it. A step shared by n rollouts then counts n times; the division corrects this.
 
 Assumptions: one update per batch and a token-mean loss, as in the paper's proof. Paper and published code
-(coli-saar/grpo-prm) also divide the penalty against the reference model. Here only the advantage is divided, not a
-penalty in the loss (`--algo.kl.use_loss`). Rollouts without a verdict are not counted.
+(coli-saar/grpo-prm) also divide the penalty against the reference model. Here only the advantage is divided; a penalty
+in the loss (`--algo.kl.use_loss`) is not. Rollouts without a verdict are not counted.
 
 Cost: as for `tempo`.
 """

@@ -3,9 +3,9 @@
     A_it = V(s_after) - V(s_before),  V(s) = mean score of responses sampled from s
 
 `values_N` is V after each token at which continuations were sampled, NaN elsewhere. As in the paper, the tokens between
-two such places form a step, and each gets the step's difference. V before the first token is the group's mean score, V
-at the end the rollout's own score. The differences are on the scale of raw scores, which is that of
-`--algo.credit.base dr_grpo`. With another base they are scaled as the base is, for example by the group's standard
+two such places form a step, and each gets the step's difference. V before the first token is the group's mean score; V
+after the last token is the rollout's own score. The differences are on the scale of raw scores, as the base
+`--algo.credit.base dr_grpo` is. With another base they are scaled as the base is, for example by the group's standard
 deviation with `group_norm`.
 
 Assumptions: the trained policy samples the continuations. The paper samples 9 at each step of a solution in text. A run
@@ -34,17 +34,17 @@ class McValueOptions:
     """Continuations per place; the value is their mean score."""
 
     every: int = 32
-    """A place after every N tokens of a response; 0 sets none."""
+    """Set a place after every N tokens of a response; 0 sets none."""
 
     delimiter: str = ""
-    """A place after each token that completes this text, such as a newline; empty sets none."""
+    """Set a place after each token that completes this text, such as a newline; empty sets none."""
 
     groups: Literal["mixed", "all"] = "mixed"
     """mixed skips groups with only correct or only wrong rollouts, where most prefixes have the same value."""
 
     file: str | None = None
-    """Python file that defines values(prompt, prefixes, label) and returns one value per prefix (a text). Nothing is
-    sampled then, and groups has no effect."""
+    """Python file whose function values(prompt, prefixes, label) returns one value for each of prefixes (texts).
+    Nothing is sampled then, and groups has no effect."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -57,7 +57,7 @@ class McValueOptions:
     def places(self, texts: Sequence[str]) -> list[int]:
         """Return the numbers of tokens after which a response needs a value, ascending; `texts` has its tokens' texts.
 
-        Never 0 or all tokens: the values there are the group's mean and the rollout's score.
+        The result never has 0 or all tokens, where the values are the group's mean and the rollout's score.
         """
         found = set(range(self.every, len(texts), self.every)) if self.every else set()
         if self.delimiter:
@@ -72,12 +72,12 @@ class McValueOptions:
 
 @register("mc_value", options=McValueOptions, needs=("values",), by_verdict=True)
 def mc_value(batch: CreditBatch, options: McValueOptions) -> TokenCredit:
-    """Return the difference of each step, minus the base."""
+    """Return each step's difference at the scale of the base, minus the base."""
     values_A = batch.needed("values").numpy()[batch.at_A].astype(np.float64)
     scores_B = np.where(batch.known_B, np.nan_to_num(batch.scores_B.numpy().astype(np.float64)), 0.0)
     last_B = (batch.first_B + batch.lengths_B - 1)[batch.lengths_B > 0]
     values_A[last_B] = scores_B[batch.lengths_B > 0]
-    ends = np.flatnonzero(~np.isnan(values_A))  # of steps; the last token of a rollout ends one
+    ends = np.flatnonzero(~np.isnan(values_A))  # of steps; a rollout's last token ends its last step
     step_A = np.searchsorted(ends, np.arange(len(values_A)))
     count_Q = np.maximum(np.bincount(batch.group_B, batch.known_B), 1.0)
     mean_B = (np.bincount(batch.group_B, scores_B) / count_Q)[batch.group_B]
@@ -91,7 +91,7 @@ def mc_value(batch: CreditBatch, options: McValueOptions) -> TokenCredit:
 
 
 def _scale(batch: CreditBatch, scores_B: np.ndarray, mean_B: np.ndarray) -> np.ndarray:
-    """Return the size of the group's base relative to its centred scores (B,); 1 where either is 0."""
+    """Return the size of the group's advantages relative to its centred scores (B,); 1 where either is 0."""
     sizes = [
         np.bincount(batch.group_B, np.abs(values_B) * batch.known_B)
         for values_B in (batch.advantage_B, scores_B - mean_B)

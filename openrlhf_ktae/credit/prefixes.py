@@ -1,7 +1,7 @@
-"""The prefix tree of each group, built by sorting rollouts token by token. Compiled; reads each shared token once.
+"""The prefix tree of each group, built by sorting rollouts token by token. The loop is compiled.
 
-Legend as in `batch`. A tool's answer between action tokens is part of a prefix. The prompt, which is equal in a group,
-and tokens after the last action token are not.
+Legend as in `credit/batch.py`. A tool's answer between action tokens is part of a prefix. The prompt, which is equal in
+a group, and tokens after the last action token are not.
 """
 
 from typing import Any
@@ -17,10 +17,10 @@ ENDED = -1
 
 
 def prefix_tree(batch: CreditBatch) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Return for each token its change of the mean advantage, and how many rollouts share the prefix that ends with it.
+    """Return for each token the change of the mean advantage, and how many rollouts share the prefix that ends with it.
 
-    Both (N,). The mean is over rollouts with a verdict that share the prefix; before the first token it is the group's.
-    The change is 0, and the number 1, outside the mask and for unknown verdicts.
+    Both are (N,), over rollouts with a verdict that share the prefix. The mean before the first token is the group's.
+    Outside the mask and for unknown verdicts the change is 0 and the number 1.
     """
     order_B = np.argsort(batch.group_B, kind="stable").astype(np.int64)
     _, starts_Q = np.unique(batch.group_B[order_B], return_index=True)
@@ -49,7 +49,7 @@ def _walk(
     change_N: Any,
     count_N: Any,
 ) -> None:
-    """Walk down the tree of each group; a node is a range of `order` with rows that share the first `depth` tokens."""
+    """Walk down the tree of each group; a node is a range of `order` whose rows share their first `depth` tokens."""
     for q in range(len(starts_Q) - 1):
         order = order_B[starts_Q[q] : starts_Q[q + 1]]
         size = len(order)

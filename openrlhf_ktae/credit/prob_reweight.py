@@ -8,7 +8,7 @@ Assumptions: pi is the policy before the update. alpha 0.2 comes from the author
 (zhyang2226/AR-Lopti, `REWEIGHT_K`); the paper recommends other values for other tasks. Their second method, Lopti
 (a separate update for improbable tokens), is not implemented.
 
-Cost: log-probabilities, which most runs compute anyway; with one update per batch, the pass that is otherwise skipped.
+Cost: log-probabilities, which most runs compute anyway. A run with one update per batch otherwise skips that pass.
 """
 
 from dataclasses import dataclass

@@ -31,22 +31,22 @@ class Estimator:
     options: type
     """A frozen dataclass with defaults; becomes `--algo.NAME.*`."""
     needs: tuple[str, ...]
-    """Names in `NEEDS`: inputs beyond ids, verdicts and rollout-level advantages."""
+    """Names in `NEEDS`: inputs in addition to ids, verdicts and rollout-level advantages."""
     by_verdict: bool
-    """Whether it uses verdicts; others use the rollouts' advantages."""
+    """Whether it uses verdicts; the others use only the rollouts' advantages."""
     across_groups: bool = False
     """Whether the credit of a group depends on other groups of the batch."""
 
     @property
     def metrics_prefix(self) -> str:
-        """Prefix of the names of its metrics, before `/`; KTAE has its own since it came first."""
+        """Prefix of its metrics' names, before `/`; KTAE has its own prefix since it came first."""
         return "ktae" if self.name == "ktae" else "credit"
 
     def __call__(self, batch: CreditBatch, options: Any = None) -> TokenCredit:
         """Return the credit of a batch.
 
-        Raises ValueError if the batch lacks what the estimator needs, or the result has another shape or type than
-        `TokenCredit` documents.
+        Raises ValueError if the batch lacks an input that the estimator needs, or the result does not have the shape
+        and type that `TokenCredit` documents.
         """
         for name in self.needs:
             batch.needed(name)
@@ -98,7 +98,7 @@ def estimators() -> dict[str, Estimator]:
 
 
 def chosen_estimator(name: str, file: str | None = None) -> Estimator | None:
-    """Return the estimator of a run by its name, or from `file` for `custom`; None for an empty name."""
+    """Return the estimator called `name`, or the one in `file` if it is `custom`; None for an empty name."""
     if name == CUSTOM:
         return load_estimator(str(file))
     return _known[name] if name else None
@@ -107,7 +107,7 @@ def chosen_estimator(name: str, file: str | None = None) -> Estimator | None:
 def options_from(one: Estimator, text: str) -> Any:
     """Return the options of an estimator from `text`, a JSON object; an empty text gives the defaults.
 
-    Raises ValueError if the text is not a JSON object, an option is unknown, or a value is refused.
+    Raises ValueError if the text is not a JSON object, an option is unknown, or the estimator refuses a value.
     """
     given = json.loads(text or "{}")
     if not isinstance(given, dict):
@@ -122,8 +122,8 @@ def load_estimator(path: str | Path) -> Estimator:
     """Run a Python file and return the estimator that it registers.
 
     Raises:
-        ValueError: it registers no estimator, or several.
-        Exception: the file raises it.
+        ValueError: the file registers no estimator, or several.
+        Exception: any error that the file raises.
     """
     before = dict(_known)
     try:

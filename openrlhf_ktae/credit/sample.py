@@ -1,4 +1,4 @@
-"""A small batch with the special cases of a run, to warm up estimators and to check those of users."""
+"""A small batch with the special cases of a run, to warm up estimators and to check users' estimators."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -14,11 +14,11 @@ from openrlhf_ktae.credit.registry import Estimator
 def sample_batch(wanted: Iterable[str] = NEEDS) -> CreditBatch:
     """Return three groups of three: mixed with a tool's answer, all right, and all wrong with an unknown verdict.
 
-    Rows have a prompt and padding, one rollout has no action token, and every other token has no value. Of `NEEDS`,
-    the batch has those `wanted`.
+    Rows have a prompt, every other row has padding, one rollout has no action token, and every other token has no
+    value. Of `NEEDS`, the batch has the `wanted` inputs.
     """
     ids_BT = torch.arange(72).view(9, 8) % 5
-    ids_BT[:, 2] = 1  # they begin alike
+    ids_BT[:, 2] = 1  # all responses begin with the same token
     mask_BT = torch.ones(9, 8, dtype=torch.bool)
     mask_BT[:, :2], mask_BT[::2, 6:], mask_BT[0, 4], mask_BT[7] = False, False, False, False
     generator = torch.Generator().manual_seed(0)
@@ -37,16 +37,16 @@ def wrong_with(estimator: Estimator, options: Any = None) -> str:
 
     Args:
         estimator: the estimator to try.
-        options: its options; None takes the defaults.
+        options: its options; None means the defaults.
 
     Raises:
-        Exception: the estimator raises it.
+        Exception: any error that the estimator raises.
     """
     batch, untouched = sample_batch(estimator.needs), sample_batch(estimator.needs)
     try:
         found = estimator(batch, options)
     except Exception:
-        estimator(sample_batch(), options)  # raises the same, unless an input was missing
+        estimator(sample_batch(), options)  # raises the same error, unless an input was missing
         return "it reads inputs that it does not declare; name them in register(NAME, needs=(...))"
     unknown_N = torch.arange(72) >= 64
     given = [(field.name, getattr(batch, field.name), getattr(untouched, field.name)) for field in fields(batch)]

@@ -3,10 +3,10 @@
     A_it = (r_i - mean r + V(s_t+1) - V(s_t)) / std r
 
 V of a prefix is the mean reward of the group's rollouts that begin with it. The difference is 0 unless rollouts branch,
-so most tokens keep their rollout's advantage. Here V is the mean of the rollouts' advantages. These are
-(r - mean) / std with `--algo.credit.base group_norm`, which gives the formula above, and without std with `dr_grpo`.
+so most tokens keep their rollout's advantage. Here V is the mean of the rollouts' advantages. With
+`--algo.credit.base group_norm` these are (r - mean) / std, which gives the formula above; `dr_grpo` omits std.
 
-Assumptions: rollouts of a group share prefixes, in practice some tens of tokens. Few rollouts share one, so V is noisy.
+Assumptions: rollouts of a group share prefixes, in practice some tens of tokens. Few share a prefix, so V is noisy.
 The published code (fatebreaker/tempo, estimator `tidepo`) computes the same, but has no unknown verdicts; rollouts with
 one are ignored here.
 

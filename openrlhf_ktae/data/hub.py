@@ -1,17 +1,17 @@
-"""Check, within seconds, whether a model or data set is on the Hugging Face Hub or in its local cache."""
+"""Check within seconds whether a model or data set is on the Hugging Face Hub or in its local cache."""
 
 import os
 import threading
 from functools import cache
 from pathlib import Path
 
-SECONDS = 3  # for all queries together: after one timeout the Hub is not queried again
+SECONDS = 3  # for one query; after a timeout the Hub is not queried again
 KINDS = {"model": "model", "dataset": "data set"}
 _silent = threading.Event()
 
 
 def missing(name: str, kind: str = "model") -> str:
-    """Return why `name` cannot be loaded; empty if it can, as far as is known."""
+    """Return why `name` cannot be loaded; empty if no reason is known."""
     if any(os.path.isdir(folder) for folder in cached_folders(name, kind)):
         return ""
     answer = _there(name, kind)
@@ -32,7 +32,7 @@ def cached_folders(name: str, kind: str) -> list[Path]:
 
 @cache
 def _there(name: str, kind: str) -> bool | None:
-    """Query the Hub; None if it does not answer. Runs in a thread because DNS lookup ignores timeouts."""
+    """Return whether the Hub has `name`; None if it does not answer. A thread, because DNS lookup ignores timeouts."""
     if _silent.is_set():
         return None
     answers: list[bool] = []

@@ -1,6 +1,6 @@
 """Lists of data sets, as in `--data.prompt_dataset A,B@FOLDER`; existing paths may contain commas and @.
 
-The host splits at every comma and @. Such paths are passed to it as symlinks without them (`accept_any_path`).
+The host splits at every comma and @, so such paths are passed to it as symlinks without them (`accept_any_path`).
 """
 
 import atexit
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def entries(names: str) -> list[tuple[str, str]]:
-    """Return the path or name of each data set in a list, and the subfolder it selects (empty: all of it)."""
+    """Return the path or name of each data set in a list, and the subfolder after its @ (empty without one)."""
     parts, found = names.split(","), []
     while parts:
         counts = range(len(parts), 1, -1)
@@ -54,7 +54,7 @@ def accept_any_path(load: Callable[..., Any]) -> Callable[..., Any]:
 
 def _linked(name: str, below: str) -> str:
     if ("," in name or "@" in name) and os.path.exists(name):
-        folder = tempfile.mkdtemp(prefix="data-")  # the data is mapped from here until this process exits
+        folder = tempfile.mkdtemp(prefix="data-")  # the data stays mapped from here until this process exits
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         link = Path(folder) / f"data{Path(name).suffix}"
         link.symlink_to(os.path.abspath(name))

@@ -1,7 +1,7 @@
 """Inspect the prompt files of a run before anything loads: columns, row count and unusable rows.
 
-This finds errors that the loader would hit later, in another process with an unhelpful traceback: columns that change
-their type, rows without a prompt, truncated files.
+This finds errors on which the loader would fail later, in another process and with an unhelpful traceback: columns that
+change their type, rows without a prompt, truncated files.
 """
 
 import csv
@@ -23,7 +23,7 @@ UNPARSED = object()  # stands for such a row
 
 
 class UnreadableDataset(ValueError):
-    """The file is missing, or its content does not match its suffix."""
+    """A data set cannot be read; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Table:
     rows: int
     columns: tuple[str, ...]
     gaps: Mapping[str, str] = field(default_factory=dict)
-    """Column -> description of its first row without a usable value."""
+    """Column -> description of its first row, or the number of its rows, without a usable value."""
     mixed: Mapping[str, str] = field(default_factory=dict)
-    """Column -> description of the first row whose type differs from the rows before it."""
+    """Column -> description of the first row whose type differs from that of earlier rows."""
     kinds: Mapping[str, str] = field(default_factory=dict)
     """Column -> type of its values."""
 
@@ -48,7 +48,7 @@ def is_local(name: str) -> bool:
 def look(name: str) -> Table | None:
     """Return the properties of a local file; None for a folder (`prompt_folders` inspects those).
 
-    Raises UnreadableDataset if the file is missing, does not match its suffix, or is a loading script.
+    Raises UnreadableDataset if it is missing, an empty folder or a loading script, or does not match its suffix.
     """
     path = Path(name)
     if path.suffix == ".py" or os.path.isfile(path / f"{path.name}.py"):
@@ -68,7 +68,7 @@ def look(name: str) -> Table | None:
 
 @cache
 def _read(path: Path, reader: Callable[[Path], Table], mtime_ns: int, size: int) -> Table:
-    """Read an unchanged file only once per process: the checks and the memory plan both need it."""
+    """Read an unchanged file only once per process, because the checks and the memory plan both need it."""
     try:
         return reader(path)
     except UnreadableDataset:
@@ -164,8 +164,8 @@ def _csv_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, s
 def text_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a .json, .jsonl or .csv file without type inference.
 
-    A date stays text, an integer keeps all its digits, and every cell of a .csv file is text. Raises UnreadableDataset
-    if the content does not match the suffix.
+    A date stays text, an integer keeps all its digits, and every cell of a .csv file is text. Raises ValueError or
+    csv.Error if the content does not match the suffix.
     """
     rows = _csv_rows(path, []) if path.suffix == ".csv" else _json_rows(path, math.inf)
     yield from (row for _, row in rows)
@@ -185,7 +185,7 @@ def _arrow(path: Path) -> Table:
 
 
 def _arrow_table(table: Any) -> Table:
-    """Summarise an Arrow table; its columns cannot mix types."""
+    """Summarise an Arrow table, whose columns cannot mix types."""
     import pyarrow as pa
 
     gaps, kinds = {}, {}

@@ -55,7 +55,7 @@ def _kind(path: Path) -> str:
 
 
 def of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
-    """Return the files whose path contains the split's name; all if none does."""
+    """Return the files whose path contains the split's name; all of `files` if none does."""
     return [path for path in files if split in str(path.relative_to(folder)).lower()] or files
 
 

@@ -23,7 +23,7 @@ R1 = (
     f"reasoning process here </think> <answer> answer here </answer>.\nUser: {MARK}\nAssistant: <think>"
 )
 
-PYTHONS = {"True": True, "False": False, "None": None}  # as texts, all of them would be true in a template
+PYTHONS = {"True": True, "False": False, "None": None}  # a template would treat any of them as true if it were a text
 # A LaTeX command with an empty argument (`\boxed{}`) is text; `{{` and `}}` are escaped braces.
 _PLACES = re.compile(r"\\[A-Za-z]+\{\}|\{\{|\}\}|\{\}")
 
@@ -39,7 +39,7 @@ def fill(text: str, problem: str) -> str:
 def chat_arguments(words: Sequence[str], flag: str = "--data.chat_template_args") -> dict[str, Any]:
     """Parse chat template arguments such as `enable_thinking=false`; a value that is not JSON is text.
 
-    Python's True, False and None are taken for JSON's. Raises ValueError if a word is not NAME=VALUE; the message
+    Python's True, False and None have their usual values. Raises ValueError if a word is not NAME=VALUE; the message
     begins with the flag.
     """
     arguments: dict[str, Any] = {}

@@ -28,7 +28,7 @@ class Problem:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Benchmark and id, which identify it."""
+        """Benchmark and id, which together identify the problem."""
         return self.benchmark, self.id
 
 
@@ -59,7 +59,7 @@ def load(name: str, folder: Path | None = None) -> list[Problem]:
 
 
 def source(name: str, folder: Path | None) -> str:
-    """Return where the problems come from, in the form that the settings record."""
+    """Return the source of a benchmark's problems, as the settings record it."""
     if Path(name).suffix == ".jsonl":
         return name
     if folder is not None:
@@ -76,7 +76,7 @@ def _of_file(benchmark: str, path: Path) -> list[Problem]:
 
 
 def _of_hub(name: str) -> list[Problem]:
-    """Load a pinned data set; it is cached, so the next time works offline."""
+    """Load a pinned data set; it is cached, so later loads work offline."""
     from datasets import load_dataset
 
     entry = registry()[name]

@@ -1,7 +1,7 @@
 """Generate completions with vLLM: one engine runs in this process, several as the host's Ray actors.
 
-Requests stay in flight and completions return as they finish, so engines never drain between batches, and a killed
-evaluation only loses requests in flight. Each request has its own seed: results do not depend on order or engines.
+Completions return as they finish and new requests replace them, so engines never drain between batches, and a killed
+evaluation loses only the requests in flight. Each request has its own seed, so order and engines do not matter.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from openrlhf_ktae.base.cut_off import CutOff, require_complete
 from openrlhf_ktae.base.faults_config import FaultsConfig
 from openrlhf_ktae.processes.deaths import in_one_line, of_type
 
-PROMPT_TOKENS = 256  # length of a typical prompt, if --max_model_len is not set
+PROMPT_TOKENS = 256  # assumed length of a prompt if --max_model_len is not set
 IN_FLIGHT = 512  # requests queued per engine: more than vLLM runs at a time, so it never starves
 CUT_OFF_TRIES = 3  # of one request, before the evaluation stops
 Key = tuple[str, str, int]
@@ -60,7 +60,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """The completion of one request; `cut_off` is the reason if it was cut off and is not an answer."""
+    """The completion of one request; `cut_off` is the reason if it was cut off, which makes it unusable."""
 
     key: Key
     text: str
@@ -72,7 +72,7 @@ class Completion:
 def generate(engine: Any, requests: Iterable[Request]) -> Iterator[Completion]:
     """Yield a completion for each request, keeping the engine full; cut-off requests are retried.
 
-    An engine such as `LocalEngine` takes requests, up to its capacity, and returns completions in any order.
+    An engine such as `LocalEngine` accepts requests up to its capacity and returns completions in any order.
 
     Raises CutOff if a request was cut off `CUT_OFF_TRIES` times.
     """
@@ -96,7 +96,7 @@ def generate(engine: Any, requests: Iterable[Request]) -> Iterator[Completion]:
 
 
 def open_engine(engines: Engines, sampling: Sampling, backend: Backend, say: Callable[[str], None]) -> Any:
-    """Load the model; returns when the engines are ready."""
+    """Return an engine that loads the model; Ray's engines may still be loading when it returns."""
     args = _host_arguments(engines)
     for name, value in backend.environment(args).items():
         os.environ.setdefault(name, value)
@@ -117,7 +117,7 @@ def parameters(sampling: Sampling, key: Key) -> Any:
         max_tokens=sampling.max_new_tokens,
         seed=int.from_bytes(digest[:4], "big") if sampling.temperature > 0 else None,
         stop=list(sampling.stop) or None,
-        skip_special_tokens=False,  # as in training: `</answer>` may be special; vLLM removes the end token itself
+        skip_special_tokens=False,  # as in training, since `</answer>` may be special; vLLM removes the end token
     )
 
 
@@ -210,7 +210,7 @@ class RayEngines:
         self._running[ref] = (request.key, engine)
 
     def finished(self) -> list[Completion]:
-        """Wait for a request to finish and return all that have finished."""
+        """Wait until a request finishes; return the completions of all that have finished."""
         import ray
 
         refs = list(self._running)
@@ -229,7 +229,7 @@ class RayEngines:
         return completions
 
     def close(self) -> None:
-        """Shut down the engines and the cluster that was started for them."""
+        """Shut down the engines and, unless it was joined, their cluster."""
         import ray
 
         ray.shutdown()
@@ -244,7 +244,7 @@ def _completion(key: Key, output: Any) -> Completion:
 
 
 def _host_arguments(engines: Engines) -> SimpleNamespace:
-    """Return the host's arguments that backend and cluster read, for a run with engines but no trainer."""
+    """Return the host's arguments that the backend and the cluster read, for engines without a trainer."""
     none = SimpleNamespace(num_nodes=0, num_gpus_per_node=0, model_name_or_path=None)
     return SimpleNamespace(
         actor=none,

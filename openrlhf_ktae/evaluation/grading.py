@@ -14,8 +14,8 @@ from openrlhf_ktae.base.host import installed
 from openrlhf_ktae.verifier import Verifier
 from openrlhf_ktae.verifier.formats import keeps_format
 
-CHUNK = 256  # responses per call of the verifier; its workers share them
-STREAM_CHUNK = 16  # during generation: progress is visible, and a kill loses little
+CHUNK = 256  # responses per call of the verifier, shared among its workers
+STREAM_CHUNK = 16  # during generation, so that progress is visible and a kill loses little
 GRADER_PACKAGES = ("mpmath",)
 
 
@@ -32,7 +32,7 @@ class Response:
     tokens: int | None = None
     truncated: bool | None = None
     opening: str = ""
-    """The start of the response that is part of the prompt (`opening_of`); it is judged with the response."""
+    """The part of the response that the prompt already contains (`opening_of`); it is judged with the response."""
 
 
 def graded(
@@ -41,7 +41,7 @@ def graded(
     """Yield one row for each response, in order.
 
     A row has the fields of `Response` (without `opening`), `characters`, `verdict` (correct, wrong, unknown), `reason`,
-    `extracted` (the answer as written, or None) and `format` (whether it keeps the format: `require_tags` once each and
+    `extracted` (the answer as written, or None) and `format` (whether the response has each of `require_tags` once and
     exactly one answer).
     """
     stream = iter(responses)
@@ -61,7 +61,7 @@ def graded(
 
 @lru_cache(maxsize=1)
 def grader() -> dict[str, str]:
-    """Return version and hash of the grader: results with the same hash were judged by the same code."""
+    """Return name, versions and hash of the grader; results with the same hash were judged by the same code."""
     digest = hashlib.sha256()
     root = Path(next(iter(verifier_package.__path__)))
     for path in sorted(root.rglob("*.py")):

@@ -21,9 +21,9 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     """Return, for each benchmark and pooled, second minus first over the problems that both have.
 
     Intervals come from a paired bootstrap over problems. The test is the exact McNemar test if both have one sample per
-    problem; otherwise it flips signs of the differences between problem means. p-values of the benchmarks are also
-    given with Holm correction. Raises BadInput if a folder has no results, there are no common problems, or an id is
-    used for two problems.
+    problem, else sign flips of the differences between problem means. p-values of the benchmarks are also given with
+    Holm correction. Raises BadInput if a folder has no results, there are no common problems, or two problems have the
+    same id.
     """
     problems = Problems()
     sides = [problem_scores(folder, problems) for folder in (first, second)]

@@ -34,7 +34,7 @@ DONE = {"drop": "left out (--long_prompts cut keeps their ends)", "cut": "cut: t
 def grade_stored(
     path: Path, output: Path, config: VerifierConfig, tokenizer: Any = None, overwrite: bool = False
 ) -> Summary:
-    """Grade the responses of a file into `output`; with a tokenizer, lengths are in tokens.
+    """Grade the responses of a file; write the results to `output`. With a tokenizer, lengths are in tokens.
 
     Raises BadInput if the file or the folder is invalid.
     """
@@ -77,7 +77,7 @@ def _tokens(row: dict[str, Any], tokenizer: Any) -> int | None:
 
 
 def load_problems(names: Iterable[str], folder: Path | None, limit: int | None) -> list[Problem]:
-    """Return the problems of all benchmarks, at most `limit` of each."""
+    """Return the problems of all benchmarks, at most `limit` of each. Raises BadInput if two have the same name."""
     problems = [problem for name in names for problem in load(name, folder)[:limit]]
     keys = {problem.key for problem in problems}
     if len(keys) != len(problems):
@@ -101,9 +101,9 @@ def evaluate_model(
 ) -> Summary:
     """Generate, grade and summarize; responses already in `output` are not generated again.
 
-    Prompts that leave no room for a response are left out (`long_prompts` drop) or keep their ends (cut), and counted.
-    Raises BadInput if every prompt is too long, or `output` has results with other settings, or from a model, problems
-    or a template whose content has changed.
+    Prompts that leave no room for a response are counted. With `long_prompts` "drop" they are left out, with "cut" they
+    keep their ends. Raises BadInput if every prompt is too long, or `output` has results with other settings, or of a
+    model, problems or a template whose content has changed.
     """
     encoded = {
         problem.key: tokenizer.encode(template.fill(problem.problem), add_special_tokens=False, verbose=False)
@@ -218,7 +218,7 @@ def _grade(
     require_tags: tuple[str, ...] = (),
     chunk: int = CHUNK,
 ) -> Summary:
-    """Grade and write `responses` with a progress bar, then summarize all rows of the folder."""
+    """Grade and write `responses` with a progress bar; return the summary of all rows of the folder."""
     tags = config.require_tags or require_tags
     tokens = 0
     if done < total:

@@ -30,7 +30,7 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= MOST_TOKENS
 
 
-FIELDS: dict[str, Callable[[Any], bool]] = {  # checks for the fields of a row that are used
+FIELDS: dict[str, Callable[[Any], bool]] = {  # a check for each field of a row that this package reads
     "benchmark": _is_text,
     "id": _is_text,
     "sample": _is_count,
@@ -86,7 +86,7 @@ def write_both(path: Path, content: Mapping[str, Any], table: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = json.loads(json.dumps(content), parse_constant=lambda _: None)  # JSON has no NaN
     text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # which is how JSON escapes a lone surrogate
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # escapes a lone surrogate as JSON does
     path.with_suffix(".md").write_text(table, encoding="utf-8", errors="backslashreplace")
 
 
@@ -117,7 +117,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _wrong_field(row: Any) -> str:
-    """Return what is wrong with a graded row; empty if nothing is."""
+    """Return the fault of a graded row; empty if there is none."""
     if not isinstance(row, dict):
         return "not a JSON object"
     wrong = (name for name, fits in FIELDS.items() if not fits(row.get(name)))
@@ -125,7 +125,7 @@ def _wrong_field(row: Any) -> str:
 
 
 def grader_hash(folder: Path) -> str | None:
-    """Return the hash of the grader that judged the results of a folder (or of a file in it)."""
+    """Return the hash of the grader that judged the results of a folder (or of a file in it); None if unknown."""
     try:
         found = _settings_of((folder if folder.is_dir() else folder.parent) / SETTINGS)["grader"]["hash"]
     except (BadInput, KeyError, TypeError):

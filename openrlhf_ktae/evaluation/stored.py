@@ -1,8 +1,8 @@
 """Stored responses: JSONL, optionally gzipped, one object per line, read as a stream.
 
 `{"benchmark": "amc", "gold": "142", "response": "...", "id": 7, "problem": "..."}`; `id` and `problem` are optional.
-Rows of one benchmark with the same id (without ids, the same problem text) are samples of one problem. Their problem
-and gold must agree.
+Rows of one benchmark with the same id, or without ids with the same problem text, are samples of one problem. Their
+problem and gold must agree.
 """
 
 import gzip
@@ -21,12 +21,12 @@ REQUIRED = ("benchmark", "gold", "response")
 SHOWN = 80  # characters of a value in a message
 MOST_LINE = 64 * 2**20  # characters; a response has some thousands
 MOST_UNPACKED = 256 * 2**20  # characters read from a .gz of any size
-MOST_RATIO = 200  # characters per compressed byte above that; responses reach 3, very repetitive ones 50
-MOST_TOKENS = 2**53  # of a response; above it sums are not exact
+MOST_RATIO = 200  # characters per byte of a larger .gz; responses reach 3, very repetitive ones 50
+MOST_TOKENS = 2**53  # of a response; sums of larger numbers are not exact
 
 
 def scan(path: Path) -> tuple[int, str]:
-    """Read the whole file once, in constant memory; return its number of rows and a SHA-256 of them.
+    """Read the whole file once, keeping only digests of its problems; return the number and a SHA-256 of the rows.
 
     Raises BadInput if the file is missing, empty or truncated, or a row is invalid.
     """
@@ -46,7 +46,7 @@ def scan(path: Path) -> tuple[int, str]:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of `path`, checked; raises `BadInput` as `scan` does."""
+    """Yield the checked rows of `path`. Raises BadInput if the file cannot be read or a row is invalid."""
     for line, text in text_lines(path):
         yield _checked(parsed(text, f"{path}: line {line}"), f"{path}: line {line}")
 
@@ -54,7 +54,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number and text of each line that is not blank, in bounded memory.
 
-    Raises BadInput if the file is missing, truncated or not text, or unpacks to more than fits: a decompression bomb.
+    Raises BadInput if the file is missing, truncated or not text, a line is too long, or a .gz unpacks to too much.
     """
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
@@ -114,7 +114,7 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
 
 
 def problem_key(row: Mapping[str, Any], number: int) -> str:
-    """Return the key that samples of a problem share: the id, else a hash of the problem text, else the row number."""
+    """Return the key shared by samples of a problem: the id, else a hash of the problem text, else the row number."""
     if row.get("id") is not None:
         return str(row["id"])
     if row.get("problem"):

@@ -1,7 +1,6 @@
 """Intervals over problems, estimators over samples, and paired tests.
 
-Legend: `I` problems (items), `M` metrics, `R` resamples, `S` seeds. All randomness is seeded: equal inputs give equal
-figures.
+Legend: `I` problems (items), `M` metrics, `R` resamples. All randomness is seeded, so equal inputs give equal figures.
 """
 
 import math
@@ -19,20 +18,20 @@ RESAMPLES = 2000  # with more, the ends of a 95 % interval over 200 problems mov
 SEED = 20250526
 DRAWS_AT_ONCE = 4_000_000  # 32 MB: bounds memory for any problems x resamples
 EXACT_SIGNS = 14  # up to this many differences, all 2^n sign patterns are enumerated
-SIGN_DRAWS = 20_000  # sign patterns drawn at random for more
+SIGN_DRAWS = 20_000  # sign patterns drawn at random for more differences than that
 Bounds = tuple[float, float]
 SHARE: Bounds = (0.0, 1.0)
 DIFFERENCE: Bounds = (-1.0, 1.0)
-NODES = 64  # of the integral over ties: exact up to 128 ties, within 5e-5 up to 5,000
+NODES = 64  # of the integral over ties: exact for up to 128 tied answers, within 5e-5 for up to 5,000
 NEGLIGIBLE = 1e-15  # a probability too small to change any figure
-DEVIATIONS = 16  # standard deviations of a sum of independent counts; beyond, the probability is below 1e-50
+DEVIATIONS = 16  # standard deviations of a sum of independent counts; values beyond have a probability below 1e-50
 
 
 def resampled_means(values_IM: ArrayLike, seed: int = SEED, bounds_M: Sequence[Bounds | None] | None = None) -> Floats:
     """Return means (R, M) over problems drawn with replacement; a metric's mean ignores NaN.
 
-    Resampling equal values would give an interval of zero width. For a metric with bounds (a share: 0 and 1) and equal
-    values, the means come from `unseen_means` instead. Raises ValueError without problems.
+    Resampling equal values would give an interval of zero width. So the means of a metric with equal values and with
+    bounds (0 and 1 for a share) come from `unseen_means` instead. Raises ValueError without problems.
     """
     table_IM = np.asarray(values_IM, dtype=np.float64)
     items = len(table_IM)
@@ -55,7 +54,7 @@ def unseen_means(value: float, items: int, bounds: Bounds, seed: int = SEED) -> 
 
     A share e of different problems goes unseen with probability (1 - e)^n. Half of the means put them at the lower
     bound, half at the upper one; on either side, a share above e has probability (1 - e)^n. If `value` is a bound, the
-    95 % interval is that of Clopper and Pearson 1934: 0 to 1 - 0.025^(1/n) if all n are wrong.
+    95 % interval is that of Clopper and Pearson 1934, for example 0 to 1 - 0.025^(1/n) if all n are wrong.
     """
     random = np.random.default_rng(seed)
     pairs = RESAMPLES // 2
@@ -75,14 +74,14 @@ def _draw_counts(items: int, seed: int) -> Iterator[Floats]:
 
 
 def interval(resamples: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile interval of resampled figures."""
+    """Return the percentile interval of resampled figures; NaN among them is ignored."""
     tail = (1 - level) / 2
     low, high = np.nanquantile(np.asarray(resamples, dtype=np.float64), [tail, 1 - tail])
     return float(low), float(high)
 
 
 def pass_at_every_k(samples: int, correct: int, most: int) -> Floats:
-    """Return unbiased estimates of pass@k for k = 1 to `most`: the chance that any of `k` samples is correct.
+    """Return unbiased estimates of pass@k, the chance that any of k samples is correct, for k = 1 to `most`: (most,).
 
     1 - C(n - c, k) / C(n, k) (Chen et al. 2021, https://arxiv.org/abs/2107.03374, eq. 1) as a running product.
     """
@@ -97,7 +96,7 @@ def majority_at_k(answers: Sequence[int], correct: Sequence[bool], k: int) -> fl
     computed exactly, not by sampling (`_chance_to_win`).
 
     Args:
-        answers: class of each sample's answer; negative means no answer, which does not vote.
+        answers: class of each sample's answer; a negative one means no answer, and the sample does not vote.
         correct: whether each sample is correct.
         k: number of votes.
     """
@@ -118,11 +117,11 @@ def majority_at_k(answers: Sequence[int], correct: Sequence[bool], k: int) -> fl
 def _chance_to_win(votes: int, others: tuple[tuple[int, int], ...], silent: int, k: int) -> float:
     """Return the chance that an answer of `votes` samples wins among `k` samples drawn without replacement.
 
-    Take each sample independently with probability k / n; conditioned on k taken, this is equivalent. The vote counts
-    of answers are then independent. If ours has m votes, each other answer needs at most m, and all others k - m in
-    total: the coefficient of z^(k - m) in a product of one polynomial per answer, computed from values on a circle. If
-    t others tie at m, ours wins with probability 1 / (1 + t), the integral of y^t from 0 to 1, so a factor y counts
-    ties.
+    Take each sample independently with probability k / n; given that k are taken, this is equivalent. The answers'
+    vote counts are then independent. If ours has m votes, it wins if each other answer has at most m and all others
+    have k - m in total. The chance is the coefficient of z^(k - m) in a product of one polynomial per answer, computed
+    from its values on a circle. If t others tie at m, ours wins with probability 1 / (1 + t), the integral of y^t from
+    0 to 1, so a factor y counts ties.
 
     Args:
         votes: number of samples with our answer.
@@ -173,7 +172,7 @@ def _gauss(nodes: int) -> tuple[Floats, Floats]:
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
-    """Exact McNemar test on the same problems: (only first right, only second right, two-sided p).
+    """Return (only first right, only second right, two-sided p) of the exact McNemar test on the same problems.
 
     McNemar 1947; the exact form is a sign test on the discordant pairs.
     """
@@ -186,10 +185,10 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
 
 
 def paired_bootstrap(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float, float]:
-    """Return second minus first over the same problems: mean, interval (resampling pairs), two-sided p (sign flips).
+    """Return second minus first over the same problems: mean, low and high (resampled pairs), two-sided p (sign flips).
 
-    p uses only problems that differ (see `sign_flip_test`); it is 1 if none differs. A bootstrap p would be far too
-    small if few differ, because hardly any resample misses all of them.
+    p uses only problems that differ (see `sign_flip_test`) and is 1 if none does. If few differ, a bootstrap p would be
+    far too small, because hardly any resample misses all of them.
     """
     difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     low, high = interval(resampled_means(difference[:, None], bounds_M=[DIFFERENCE])[:, 0])
@@ -199,9 +198,9 @@ def paired_bootstrap(first: ArrayLike, second: ArrayLike) -> tuple[float, float,
 
 
 def sign_flip_test(differences: ArrayLike) -> float:
-    """Return the two-sided p that paired differences (n,) have mean 0: share of sign patterns with as large a mean.
+    """Return the two-sided p of mean 0 for paired differences (n,): the share of sign patterns with as large a |mean|.
 
-    Up to n = 14 all 2^n patterns are enumerated (minimum p 2 / 2^n); beyond, 20,000 are drawn (minimum p 1 / 20,000).
+    Up to n = 14 all 2^n patterns are used (smallest p 2 / 2^n); for more, 20,000 are drawn (smallest p 1 / 20,000).
     NaN is ignored; without differences, p is NaN.
     """
     values = np.asarray(differences, dtype=np.float64)
@@ -228,7 +227,7 @@ def _sign_patterns(size: int) -> Iterator[Floats]:
 
 
 def t_interval(values: ArrayLike) -> tuple[float, float, float]:
-    """Return mean and 95 % interval over seeds (Student's t); the ends are NaN with fewer than two values."""
+    """Return mean, low and high of the 95 % interval over seeds (Student's t); NaN ends with fewer than two values."""
     from scipy import stats
 
     known = np.asarray(values, dtype=np.float64)

@@ -28,7 +28,7 @@ SHOWN = ("model", "template", "sampling", "sources", "limit", "long_prompts", "r
 
 
 class Tally:
-    """Statistics of one benchmark, 40 bytes per response."""
+    """Statistics of one benchmark, about 40 bytes per response."""
 
     def __init__(self) -> None:
         self.items: dict[str, int] = {}
@@ -64,7 +64,7 @@ class Tally:
 
     def table(self, in_tokens: bool) -> tuple[list[str], Table]:
         """Return metric names, and their values for each problem (I, M)."""
-        sorted_items = np.argsort(np.array(list(self.items)))  # the order of arrival must not change an interval
+        sorted_items = np.argsort(np.array(list(self.items)))  # the order of rows must not change an interval
         rank = np.empty_like(sorted_items)
         rank[sorted_items] = np.arange(len(sorted_items))
         ranked = rank[np.asarray(self.item)]
@@ -116,7 +116,7 @@ def ends_of(tables: Sequence[tuple[int, Table]], names: Sequence[str]) -> Table:
 
 
 def answer_class(row: Mapping[str, Any]) -> int:
-    """Return equal numbers for equal answers: all right ones are equal, wrong ones if their normalised text is."""
+    """Return equal numbers for equal answers; all right ones count as equal, wrong ones if their normalised text is."""
     if row["verdict"] == CORRECT:
         return RIGHT_ANSWER
     if row["extracted"] is None:
@@ -128,7 +128,7 @@ def answer_class(row: Mapping[str, Any]) -> int:
 def summarize(rows: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the summary: `about`, then `benchmarks`, `macro` and `pooled`.
 
-    `accuracy` is avg@n over the `samples` of each problem; `n` counts responses. Intervals are 95 % percentiles over
+    `accuracy` is the mean over each problem's samples; `n` counts responses. Intervals are 95 % percentiles over
     resampled problems; for `macro`, problems are drawn within each benchmark. An unknown verdict counts as not correct,
     and `unknown_rate` reports it. Raises ValueError without rows.
     """

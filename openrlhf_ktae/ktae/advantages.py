@@ -1,6 +1,6 @@
 """The public computation: rollout-level advantages plus the key-token value of each action token.
 
-Legend: `B` rollouts, `T` positions of one, `N` of all end to end, `Q` groups.
+Legend: `B` rollouts, `T` positions of one rollout, `N` positions of all rollouts end to end, `Q` groups.
 """
 
 import os
@@ -22,7 +22,7 @@ POSITIONS_PER_THREAD = 200_000
 CHUNKS_PER_THREAD = 4
 """Chunks of groups handed to each thread, so that uneven groups even out."""
 KEPT_FORMULAS = 64
-"""Configurations whose plain numbers are cached: reading them takes as long as processing a group's tokens."""
+"""Configurations whose `Formula` is cached: reading the options takes as long as processing a group's tokens."""
 
 
 def compute_ktae_advantages(
@@ -35,17 +35,17 @@ def compute_ktae_advantages(
     special_token_ids: Iterable[int] = (),
     num_threads: int | None = None,
 ) -> torch.Tensor:
-    """Advantage of each token: the rollout's plus its key-token value (arXiv 2505.16826).
+    """Return the advantage of each token: its rollout's advantage plus the token's key-token value (arXiv 2505.16826).
 
     Args:
         token_ids: (B, T) integers, tensor or array, any device.
         action_mask: (B, T) 0/1 or bool, true on response tokens only.
-        scores: (B,) raw verifier scores; NaN is "unknown".
+        scores: (B,) raw verifier scores; NaN is an unknown verdict.
         group_ids: (B,) integers; equal for rollouts of one prompt, in any order.
         rollout_advantages: (B,) floats.
-        config: options; default: those of the paper.
+        config: options; default: the paper's.
         special_token_ids: ids that never get a value (end, padding, ...).
-        num_threads: threads over groups, at least 1; default: chosen by size. The result is bit-identical.
+        num_threads: threads over groups, at least 1; default: chosen by size. It does not change any bit of the result.
 
     Returns:
         float32 (B, T) on the device of `token_ids`; 0 outside the mask.
@@ -69,10 +69,10 @@ def compute_key_token_values(
     num_threads: int | None = None,
     row_edges: Any = None,
 ) -> torch.Tensor:
-    """Weighted K of each action token, 0 elsewhere: float32 in the shape of the token ids; arguments as above.
+    """Return the weighted K of each action token, 0 elsewhere: float32 in the shape of `token_ids`.
 
-    With `row_edges` (B + 1,), ids, mask and values are rows of unequal length end to end (N,): no padding,
-    bit-identical results.
+    Arguments are those of `compute_ktae_advantages`. With `row_edges` (B + 1,), ids, mask and values are rows of
+    unequal length end to end (N,), without padding. The values are bit-identical.
     """
     config = config or KTAEConfig()
     batch = plain_batch(token_ids, action_mask, scores, group_ids, config.correct_threshold, row_edges)
@@ -128,7 +128,7 @@ def _run_groups(
 
 
 def refuse_odd_ids(beyond: list[int]) -> None:
-    """Raise if a compiled count found an id that does not fit 32 bits."""
+    """Raise ValueError if a compiled loop found an id that does not fit in 32 bits."""
     if any(beyond):
         raise ValueError(
             "token_ids holds an id below 0 or above 4294967295 under action_mask: "

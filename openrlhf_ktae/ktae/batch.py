@@ -1,6 +1,6 @@
 """The caller's arguments, validated and converted: numpy arrays on the CPU, rows labelled and sorted by group.
 
-Legend: `B` rollouts, `T` positions of one, `N` of all end to end, `Q` groups.
+Legend: `B` rollouts, `T` positions of one rollout, `N` positions of all rollouts end to end, `Q` groups.
 """
 
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ class Batch:
 
     @property
     def mixed_Q(self) -> NDArray[np.bool_]:
-        """Groups with both labels: the only ones where K can differ from 0."""
+        """Groups with both labels; K can differ from 0 only in these."""
         return (self.sizes_Q2[:, 0] > 0) & (self.sizes_Q2[:, 1] > 0)
 
 
@@ -89,7 +89,7 @@ def floats_B(name: str, values: Any, rows: int) -> NDArray[np.float64]:
 
 
 def above(scores: Any, threshold: float) -> NDArray[np.bool_]:
-    """Return which scores are above a threshold, rounded as they are: 0.1 in float32 is more than 0.1."""
+    """Return which scores are above the threshold rounded to their type: 0.1 in float32 is above the float 0.1."""
     given = _array(scores)
     return given > (given.dtype.type(threshold) if given.dtype.kind == "f" else threshold)
 
@@ -108,7 +108,7 @@ def _array(values: Any) -> NDArray[Any]:
 
 
 def _integers(name: str, values: Any, ndim: int) -> NDArray[Any]:
-    """Return int32 or int64, contiguous; no copy if it already is."""
+    """Return a contiguous int32 or int64 array, without a copy if `values` already is one."""
     array = _array(values)
     if array.size == 0 and array.ndim == ndim:
         array = array.astype(np.int64)  # an empty list has no integer dtype

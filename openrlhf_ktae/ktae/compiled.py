@@ -2,15 +2,13 @@
 
 Legend: `B` rollouts, `N` positions of all rollouts end to end (rollout b from `edges_B[b]` to `edges_B[b + 1]`), `T`
 positions of one, `G` rollouts of a group, `Q` groups, `U` distinct ids of a group (numbered from 1 in order of
-appearance), `W` fields of an id's record. One pass over the tokens of a group
-numbers its ids with a small hash table and counts them, a second goes over the ids, a third writes the
-values back. The cost per token does not depend on the vocabulary, and groups are independent: any way of
-splitting the batch between groups gives the same bits.
+appearance), `W` fields of an id's record. The first pass over the tokens of a group numbers its ids with a small
+hash table and counts them. A second pass goes over the ids, a third writes the values back. The cost per token does
+not depend on the vocabulary. Groups are independent: any way of splitting the batch between groups gives the same bits.
 
-The first pass takes the same path for new and known ids, because a mispredicted branch costs more
-than all other work on a token. Indices are unsigned: signed ones are checked for negative values on
-every access. Everything compiled is in this one file: numba's disk cache detects changes of this file, but not of
-its imports.
+The first pass takes the same path for new and known ids, because a mispredicted branch costs more than all other work
+on a token. Indices are unsigned, because signed ones are checked for negative values on every access. These loops are
+in one file, because numba's disk cache detects changes of a function's own file but not of that file's imports.
 """
 
 from collections.abc import Callable
@@ -26,21 +24,21 @@ Slots = NDArray[np.uint64]
 
 U64 = np.uint64
 LOW, HIGH = U64(0xFFFFFFFF), U64(32)
-"""Two 32-bit numbers share a word: (id, its number) in a hash slot, (rollouts, uses) in a record."""
+"""A word packs two 32-bit numbers: (id, its number) in a hash slot, (rollouts, uses) in a record."""
 GOLDEN = U64(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio: multiplicative hashing spreads neighbouring ids."""
 SMALLEST_BITS, USUAL_BITS = 8, 15
 """Hash slots, as powers of two: a small group starts small; 2^15 slots (256 KB) stay in the L2 cache and keep
-collisions rare in a group of 16 x 1,000 tokens. The table doubles before it could become half full."""
+collisions rare in a group of 16 x 1,000 tokens. The table grows before it could become more than half full."""
 MEMO = 4
-"""Ids with counts below this share K with all ids of equal counts; most distinct ids of a text are that rare."""
+"""K is computed once for all ids of equal counts below this; most distinct ids of a text are that rare."""
 HALF = 0.5
 """Jeffreys prior: half a count on each side keeps the ratio of frequencies finite and near 1 for rare ids."""
 
 WRONG_WORD, CORRECT_WORD, LAST_ROW = U64(0), U64(1), U64(2)
 RECORD_WIDTH = 3
 EXCLUDED = -1
-"""Stored instead of the last row: the id gets no value."""
+"""Stored in the field `LAST_ROW` of an id that gets no value."""
 
 
 class Formula(NamedTuple):
@@ -70,7 +68,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @compiled
 def slot_of(key: Any, slots: Slots, bits: int) -> Any:
-    """Return the slot of `key`, or the empty slot for it."""
+    """Return the slot that holds `key`, or the empty slot where it belongs."""
     slot = (key * GOLDEN) >> U64(64 - bits)
     entry = slots[slot]
     while (entry != U64(0)) & ((entry >> HIGH) != key):
@@ -81,7 +79,7 @@ def slot_of(key: Any, slots: Slots, bits: int) -> Any:
 
 @compiled
 def new_tables(bits: int) -> Any:
-    """Hash slots (all empty) and records (all zero) for half as many ids."""
+    """Return 2^bits hash slots (all empty), and records (all zero) for half as many ids."""
     return np.zeros(1 << bits, np.uint64), np.zeros(((1 << bits) // 2 + 1, RECORD_WIDTH), np.int64)
 
 
@@ -129,7 +127,7 @@ def count_row(
     ids_T: Row, mask_T: Row, side: int, mark: int, slots: Slots, bits: int, records_UW: Records, token_u: Row,
     tokens: int, ids: int,
 ) -> Any:  # fmt: skip
-    """Count one rollout; returns the tokens and ids of the group so far, and the bits of ids beyond 32."""
+    """Count one rollout; return the group's tokens and distinct ids so far, and the bits of its ids above the 32nd."""
     word, number, place, overflow = U64(side), U64(ids), U64(tokens), U64(0)
     left = ones(mask_T, 0, mask_T.size)
     end = 0
@@ -169,7 +167,7 @@ def count_group(
 ) -> Any:
     """Count the labelled rows of one group into `records_UW`, which must hold zeros.
 
-    Returns distinct ids, (correct, wrong) tokens, bits of ids beyond 32, bits of the hash table in use, and
+    Returns distinct ids, (correct, wrong) tokens, the bits of ids above the 32nd, log2 of the hash slots in use, and
     the hash table and records, which may have grown.
     """
     ids, tokens, on_correct, overflow = 0, 0, 0, U64(0)
@@ -203,7 +201,7 @@ def bm25(frequency: float, relative_length: float, k1: float, b: float) -> float
 
 @compiled
 def term_frequencies(uses: Any, sizes: Any, lengths: Any, formula: Formula) -> Any:
-    """BM25's frequencies of an id. They, `uses`, `sizes` (rollouts) and `lengths` (tokens) are (correct, wrong)."""
+    """BM25's frequencies of an id. Every pair is (correct, wrong); `sizes` counts rollouts, `lengths` tokens."""
     correct, wrong = float(uses[0]), float(uses[1])
     length_correct, length_wrong = float(lengths[0]), float(lengths[1])
     if formula.calibrated:
@@ -211,7 +209,7 @@ def term_frequencies(uses: Any, sizes: Any, lengths: Any, formula: Formula) -> A
         length_correct, length_wrong = length_correct / sizes[0], length_wrong / sizes[1]
     elif formula.relative:
         correct, wrong = correct / max(length_correct, 1.0), wrong / max(length_wrong, 1.0)
-    mean_length = (length_correct + length_wrong) / 2.0  # above 0: the id itself occurs
+    mean_length = (length_correct + length_wrong) / 2.0  # above 0, since the id occurs
     correct = bm25(correct, length_correct / mean_length, formula.k1, formula.b)
     return correct, bm25(wrong, length_wrong / mean_length, formula.k1, formula.b)
 
@@ -280,7 +278,7 @@ def split_parts(block: Row, correct: int, wrong: int, calibrated: bool) -> Any:
 
 @compiled
 def tokens_by_presence(ids: int, records_UW: Records, rollouts: int) -> Any:
-    """Occurrences of the ids that n rollouts contain, for each n; integers, so the order of rows does not matter."""
+    """Occurrences of ids in n rollouts, for each n; sums of integers, so the order of rows does not matter."""
     tokens_n = np.zeros(rollouts + 1, np.int64)
     for u in range(U64(1), U64(ids + 1)):
         both = records_UW[u, CORRECT_WORD] + records_UW[u, WRONG_WORD]
@@ -307,7 +305,7 @@ def noise_mix(tokens_n: Row, open_null_n: Row, narrow_null_n: Row, noise: float)
 
 @compiled
 def exclude(excluded: Row, slots: Slots, bits: int, records_UW: Records, values_U: Row) -> None:
-    """Clear the values of the excluded ids that the group contains."""
+    """Set to 0 the values of the excluded ids that the group contains, and mark their records `EXCLUDED`."""
     for key in excluded:
         u = slots[slot_of(U64(key), slots, bits)] & LOW
         if u != U64(0):
@@ -317,7 +315,7 @@ def exclude(excluded: Row, slots: Slots, bits: int, records_UW: Records, values_
 
 @compiled
 def row_mean(tokens: int, token_u: Row, place: int, records_UW: Records, values_U: Row) -> float:
-    """Mean value over the tokens of one row whose id is not excluded."""
+    """Return the mean value over the tokens of one row, without tokens whose id is excluded."""
     total = 0.0
     valued = 0
     for token in range(U64(place), U64(place + tokens)):
@@ -332,7 +330,7 @@ def row_mean(tokens: int, token_u: Row, place: int, records_UW: Records, values_
 def write_row(
     mask_T: Row, base: float, centre: bool, token_u: Row, place: int, records_UW: Records, values_U: Row, out_T: Row
 ) -> int:
-    """Write base + value on action tokens of one row and 0 elsewhere; returns the next row's first place."""
+    """Write base + value on action tokens of one row and 0 elsewhere; return the next row's start in `token_u`."""
     left = ones(mask_T, 0, mask_T.size)
     shift = row_mean(left, token_u, place, records_UW, values_U) if centre else 0.0
     out_T[:] = 0.0
@@ -362,10 +360,10 @@ def fill_groups(
     ids_N: Row, mask_N: Row, edges_B: Row, rows_B: Row, starts_Q: Row, sizes_Q2: Row, side_B: Row, base_B: Row,
     places_Q: Row, tables: Row, excluded: Row, formula: Formula, first: int, last: int, out_N: Row,
 ) -> Any:  # fmt: skip
-    """Write base + weight * K of groups `first` to `last` (exclusive) into `out_N`; return bits of ids beyond 32.
+    """Write base + weight * K of groups `first` to `last` (exclusive) to `out_N`; return bits of ids above the 32nd.
 
     `rows_B` lists the rows group after group from `starts_Q` on; `side_B` is 1 (correct), 0 (wrong) or
-    -1 (unknown); `places_Q` says where in `tables` the packed tables of a group's split start.
+    -1 (unknown); `places_Q` holds the start in `tables` of the packed tables of each group's split.
     """
     slots, records_UW = new_tables(USUAL_BITS)
     token_u = np.empty(0, np.uint32)
@@ -414,7 +412,7 @@ def credit_sums(ids_N: Row, mask_N: Row, values_N: Row, base_N: Row, edges_B: Ro
     """Compute a step's logged figures of K in one pass over action tokens.
 
     Returns (sum |K|, sum |A|, sign flips), the sum of K and the tokens of each rollout, the sum of K and the uses of
-    each id below `known`, and the bits of larger ids, which are left out of the last two.
+    each id below `known`, and the bits of larger ids, which are not counted by id.
     """
     rows = edges_B.size - 1
     sums_B, tokens_B = np.zeros(rows), np.zeros(rows, np.int64)

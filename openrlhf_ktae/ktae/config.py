@@ -1,4 +1,4 @@
-"""Options of KTAE: origin and range of each, and the variant's value for unset ones."""
+"""Options of KTAE, with the origin and range of each, and the values that a variant gives to unset ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAPER_B = 0.5
 PUBLISHED_EPSILON = 1e-5
 """Keeps the published ratio of frequencies finite when an id is absent from one side."""
 CALIBRATED_P_MAX = 0.1
-"""With 4 correct and 4 wrong, only perfect separators (p = 0.029) pass; with 8 and 8, also 7/8 against 1/8."""
+"""With 4 correct and 4 wrong, only perfect separators (p = 0.029) pass; with 8 and 8, so does 7/8 against 1/8."""
 CALIBRATED_NOISE_BUDGET = 0.01
 """Expected |K| per token when labels are unrelated to tokens, as a share of the range."""
 CALIBRATED_SCALE = 0.25
@@ -33,10 +33,10 @@ KEPT_RESOLVED = 64
 
 @dataclass(frozen=True)
 class KTAEConfig:
-    """Every option of KTAE. `None` means the variant's own value; `resolved()` fills it in.
+    """Every option of KTAE. `None` means the variant's own value, which `resolved()` fills in.
 
-    Raises `ValueError` (naming the option, its value and the way out) if an option is out of range or
-    has no effect with the chosen variant.
+    Raises `ValueError` if an option is out of range or has no effect with the chosen variant. The message names the
+    option, its value and the way out.
     """
 
     variant: Variant = "paper"
@@ -81,8 +81,8 @@ class KTAEConfig:
     """A rollout is correct if its score is above this. NaN scores are always unknown."""
 
     scale: float | None = None
-    """K = value_range * tanh(x / (2 * scale)), > 0. Variant default: 1 (paper: sigmoid(x) - 0.5), h1 + h2
-    (reference), 0.25 (calibrated)."""
+    """Divisor in K = value_range * tanh(x / (2 * scale)), > 0. Variant default: 1 (paper: sigmoid(x) - 0.5),
+    h1 + h2 (reference), 0.25 (calibrated)."""
 
     value_range: float | None = None
     """Largest |K| before `weight`, > 0. Variant default: 0.5 (paper), 1 (reference, calibrated)."""
@@ -91,12 +91,12 @@ class KTAEConfig:
     """Factor on K in the sum, >= 0. With 0 the advantages equal the rollout advantages, bit for bit."""
 
     centre: bool = False
-    """Subtract from K its mean over the rollout's action tokens, so that K moves credit between tokens and
-    never adds to the rollout. |K| may then reach twice `value_range`."""
+    """Subtract from K its mean over the rollout's action tokens (without excluded ids), so that K moves credit
+    between tokens and never adds to the rollout. |K| may then reach twice `value_range`."""
 
     by_failure: bool = False
-    """Multiply K of a group by twice its share of wrong rollouts, since right answers to hard problems teach most.
-    The factor is 1 with equally many right and wrong rollouts."""
+    """Multiply K of a group by twice the group's share of wrong rollouts, since right answers to hard problems teach
+    most. The factor is 1 with equally many right and wrong rollouts."""
 
     excluded_ids: tuple[int, ...] = ()
     """Ids that never get a value, in addition to the special ids given with the call."""
@@ -150,7 +150,7 @@ class KTAEConfig:
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> KTAEConfig:
-        """Build from names and values; an unknown name raises `ValueError` with the nearest right one."""
+        """Build from names and values; an unknown name raises `ValueError` with the nearest known name."""
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
@@ -166,7 +166,7 @@ def _resolved(config: KTAEConfig) -> KTAEConfig:
     h1, h2 = (chosen.get(name, getattr(config, name)) for name in ("h1", "h2"))
     if config.scale is None and config.variant == "reference":
         chosen["scale"] = h1 + h2
-    changed = copy(config)  # without `__post_init__`, which itself needs resolved values
+    changed = copy(config)  # does not run `__post_init__`, which itself needs resolved values
     vars(changed).update(chosen)
     return changed
 
@@ -208,7 +208,7 @@ def _refuse_unknown_choice(option: str, value: Any, choices: tuple[str, ...]) ->
 def _refuse_outside(
     option: str, value: Any, low: float = -math.inf, high: float = math.inf, low_open: bool = False
 ) -> None:
-    """Raise unless `value` is a finite number within the bounds; `None` passes (the variant's own)."""
+    """Raise ValueError unless `value` is a finite number within the bounds; `None` (the variant's own) passes."""
     if value is None and option not in ("k1", "b", "weight", "correct_threshold"):
         return
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""Why an id has its value: every ingredient of K for one group, and how much of K repeats the rollout.
+"""Why an id has its value: every ingredient of K for one group, and how much of K repeats the rollout's advantage.
 
 Legend: `G` rollouts of the group, `T` positions, `U` distinct ids of the group; `B` rollouts of a batch.
 """
@@ -37,12 +37,12 @@ class GroupExplanation:
     """Occurrences in all correct rollouts."""
     uses_wrong: Counts
     fisher: Floats
-    """p of the chosen kind; 1 in a one-sided group, where all following columns are 0."""
+    """p of the chosen kind. In a one-sided group it is 1, and all columns below are 0."""
     association: Floats
     information_gain: Floats
     """Bits."""
     strength: Floats
-    """Factor of the direction: h1 F + h2 IG; in `calibrated` the mix of its two curves."""
+    """Factor of the direction: h1 F + h2 IG; in `calibrated` the mix of the two curves."""
     presence: Floats
     """Presence part of the direction; its sign in `calibrated`."""
     tf_correct: Floats
@@ -51,7 +51,7 @@ class GroupExplanation:
     frequency: Floats
     """Frequency part of the direction: a term with h3, in `calibrated` a factor of at most 1."""
     value: Floats
-    """K before `weight` and centring; 0 for excluded ids."""
+    """K before `weight`, `by_failure` and centring; 0 for excluded ids."""
 
 
 def explain_group(
@@ -82,7 +82,7 @@ def explain_group(
 
 
 def _counted(batch: Batch) -> tuple[Counts, Counts, tuple[int, int]]:
-    """Ids of the labelled rows, their records, and (correct, wrong) tokens."""
+    """Return the distinct ids of the labelled rows, their records, and (correct, wrong) tokens."""
     from openrlhf_ktae.ktae import compiled  # imported on first use, so that importing the package stays cheap
 
     slots, records_UW = compiled.new_tables(compiled.USUAL_BITS)
@@ -125,9 +125,9 @@ def _measured(
 
 
 def rollout_share(values_BT: Any, action_mask: Any) -> float:
-    """Share of K's sum of squares that its mean over each rollout explains; 0 if K is 0 everywhere.
+    """Return the share of K's sum of squares that rollout means of K explain; 0 if K is 0 everywhere.
 
-    At 1, K is constant within each rollout and only repeats its advantage; at 0 (as when centred), it only
+    At 1, K is constant within each rollout and only repeats the rollout's advantage. At 0, as when centred, K only
     moves credit between tokens.
     """
     mask_BT = torch.as_tensor(action_mask).detach().cpu().bool()

@@ -1,7 +1,7 @@
-"""KTAE in plain loops, for reading and for checking the fast version; the two share only the options.
+"""KTAE in plain loops, for reading and for checking the fast version. The two share only the options.
 
 Start at `literal_advantages`: a group's rollouts are lists of ids, each id gets one contingency
-table, and every formula is written where it is used. Probabilities are exact fractions, the rest floats.
+table, and every formula is written where it is used. Probabilities are exact fractions, all else is floats.
 """
 
 import math
@@ -51,7 +51,7 @@ def literal_advantages(
 
 
 def group_values(rollouts: list[Rollout], correct: list[bool], config: KTAEConfig) -> dict[int, float]:
-    """K of every id of one group, before `weight`; `config` must be resolved."""
+    """K of every id of one group, before `weight`, `by_failure` and centring; `config` must be resolved."""
     right = [rollout for rollout, label in zip(rollouts, correct, strict=True) if label]
     wrong = [rollout for rollout, label in zip(rollouts, correct, strict=True) if not label]
     ids = {o for rollout in rollouts for o in rollout}
@@ -96,7 +96,7 @@ def bm25(frequency: list[float], length: list[float], config: KTAEConfig) -> lis
 def calibrated_value(
     o: int, right: list[Rollout], wrong: list[Rollout], opened: float, narrowed: float, config: KTAEConfig
 ) -> float:
-    """Sign of the difference in presence, times the mix of the two curves, times the veto of the frequencies."""
+    """Sign of the difference in presence, times the mix of the two curves, times the veto by contrary frequencies."""
     a, b = (sum(o in rollout for rollout in side) for side in (right, wrong))
     sizes = len(right), len(wrong)
     more_in_right = Fraction(a, sizes[0]) - Fraction(b, sizes[1])
@@ -132,7 +132,7 @@ def narrow_curve(a: int, b: int, n_right: int, n_wrong: int, config: KTAEConfig)
 
 
 def noise_mix(right: list[Rollout], wrong: list[Rollout], config: KTAEConfig) -> tuple[float, float]:
-    """Factors of both curves that keep mean |K| over all ways to label the rollouts within the budget."""
+    """Factors of the two curves; with them mean |K| over all ways to label the rollouts is within the budget."""
     rollouts, sizes = right + wrong, (len(right), len(wrong))
     tokens = sum(len(rollout) for rollout in rollouts)
     from_open = from_narrow = 0.0
@@ -154,7 +154,7 @@ def noise_mix(right: list[Rollout], wrong: list[Rollout], config: KTAEConfig) ->
 
 @cache
 def fisher(a: int, b: int, n_right: int, n_wrong: int, kind: str) -> Fraction:
-    """Probability of the table given its margins; two-sided: of all tables at most as probable."""
+    """Probability of the table given its margins; two-sided: the sum over all tables that are at most as probable."""
     present = a + b
     weight = math.comb(n_right, a) * math.comb(n_wrong, b)
     weights = [math.comb(n_right, x) * math.comb(n_wrong, present - x) for x in range(present + 1)]

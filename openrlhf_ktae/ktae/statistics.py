@@ -19,15 +19,15 @@ from openrlhf_ktae.ktae.config import KTAEConfig
 Array = NDArray[np.float64]
 
 EXACT_GROUP = 66
-"""Up to this size all binomial coefficients of a group fit a signed 64-bit integer, so p-values are exact."""
+"""Up to this size a group's binomial coefficients fit in signed 64-bit integers, so the sums behind p are exact."""
 TIE_TOLERANCE = 1e-9
-"""In larger groups, tables whose probabilities differ by less (relatively) count as equally probable."""
+"""In larger groups, tables whose probabilities differ relatively by less than this count as equally probable."""
 KEPT_TABLES = 1024
 """Splits (T, F) kept in memory: every split of the usual group sizes."""
 KEPT_GROUP = 256
 """Tables of larger groups (over 0.5 MB each) are not cached."""
 LARGEST_GROUP = 4096
-"""Most labelled rollouts of a group: its tables then take 200 MB and 3 s."""
+"""Most labelled rollouts of a group; tables of this size take 200 MB and 3 s."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,24 @@ class SplitTables:
     association_TF: Array
     gain_TF: Array
     strength_TF: Array
-    """Factor of the direction: h1 F + h2 IG; in `calibrated` its open curve."""
+    """Factor of the direction: h1 F + h2 IG; in `calibrated` the open curve."""
     presence_TF: Array
-    """Presence part of the direction, in `calibrated` its sign."""
+    """Presence part of the direction; in `calibrated` only the sign."""
     narrow_TF: Array
-    """`calibrated`: its narrow curve; empty otherwise, as are the following."""
+    """The narrow curve of `calibrated`. This and the arrays below are empty in other variants."""
     open_null_n: Array
     """Expected size of K on the open curve for an id in n rollouts when labels are unrelated to it; (T + F + 1,)."""
     narrow_null_n: Array
     """The same on the narrow curve."""
 
     def packed(self) -> Array:
-        """Return the arrays of the compiled loops, end to end."""
+        """Return the arrays that the compiled loops read, end to end."""
         parts = (self.strength_TF, self.presence_TF, self.narrow_TF, self.open_null_n, self.narrow_null_n)
         return np.concatenate([part.ravel() for part in parts])
 
 
 def split_tables(correct: int, wrong: int, config: KTAEConfig) -> SplitTables:
-    """All tables of a group with `correct` and `wrong` rollouts, both at least 1.
+    """Return the tables of a group with `correct` and `wrong` rollouts, both at least 1.
 
     Raises ValueError if the group is larger than `LARGEST_GROUP`.
     """
@@ -85,9 +85,9 @@ _kept_tables = lru_cache(maxsize=KEPT_TABLES)(_new_tables)
 
 
 def fisher_tables(correct: int, wrong: int) -> tuple[Array, Array]:
-    """Probability of each table given its margins, and the two-sided Fisher p: the sum over tables at most as likely.
+    """Return the probability of each table given its margins, and the two-sided p: the sum over tables no more likely.
 
-    Equals `scipy.stats.fisher_exact`; exact integers up to `EXACT_GROUP` rollouts.
+    The p equals that of `scipy.stats.fisher_exact`. Up to `EXACT_GROUP` rollouts the sums are of exact integers.
     """
     exact = correct + wrong <= EXACT_GROUP
     probability_TF = np.empty((correct + 1, wrong + 1))

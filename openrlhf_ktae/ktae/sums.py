@@ -1,4 +1,4 @@
-"""Sums over the action tokens of a batch, in one pass: the figures of K that a step logs.
+"""Sums over the action tokens of a batch, in one pass, for the figures of K that a step logs.
 
 Legend: `B` rollouts, `N` positions of all rollouts end to end, `V` ids.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from openrlhf_ktae.ktae.advantages import compute_ktae_advantages
 
 VOCABULARY = 1 << 20
-"""Ids up to this are counted in a table; a batch with larger ids is renumbered, ten times slower."""
+"""Ids up to this are counted in a table. The ids of a batch with larger ones are renumbered first, ten times slower."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class CreditSums:
     flips: int
     """Tokens whose advantage changes sign when K is added."""
     sums_B: NDArray[np.float64]
-    """K of each rollout."""
+    """Sum of K over each rollout."""
     tokens_B: NDArray[np.int64]
     """Action tokens of each rollout."""
     ids_V: NDArray[np.int64]
     sums_V: NDArray[np.float64]
-    """K of each id."""
+    """Sum of K over the uses of each id."""
     uses_V: NDArray[np.int64]
 
     @property

@@ -1,5 +1,5 @@
-"""Data of a recorded group for the token-credit page: each token's counts, and K under each variant; the credit of each
-token by the run's estimator, if that is another, and by all others whose inputs were recorded.
+"""Data of a recorded group for the token-credit page: each token's counts, its K under each variant, and its credit by
+the run's own estimator, if that is not KTAE, and by the other estimators whose inputs were recorded.
 
 Legend: `G` rollouts of a group, `T` tokens of its longest response. Model texts are embedded as data, never as markup.
 """
@@ -21,16 +21,16 @@ from openrlhf_ktae.report.rescoring import Arm, GroupTensors, key_token_values, 
 
 VARIANTS = ("paper", "reference", "calibrated")
 COUNTS = ("a", "b", "c", "d", "uses_correct", "uses_wrong")
-# `value` is K before weight and centring, None for ids that never get K (special tokens).
+# `value` is K before weights and centring; None for ids that never get K (special tokens).
 MEASURES = tuple("fisher association information_gain strength presence tf_correct tf_wrong frequency value".split())
 DIGITS = 4
 PROMPT_SHOWN = 100_000  # characters; a page must also fit the tokens
 LABEL_SHOWN = 10_000
-TRAINED = "the score that training used"  # how recorded rollouts were judged
+TRAINED = "the score that training used"  # shown as the judge of recorded rollouts
 
 
 def configs_of(about: Mapping[str, Any]) -> dict[str, KTAEConfig]:
-    """Return variant -> configuration: as recorded for the recorded variant, defaults and its threshold for others."""
+    """Return variant -> configuration: the recorded one, and for other variants defaults with its threshold."""
     recorded = recorded_config(about)
     same = {"correct_threshold": recorded.correct_threshold}
     return {
@@ -48,7 +48,7 @@ def credit_weight(about: Mapping[str, Any], variant: str) -> float:
 def step_settings(about: Mapping[str, Any], figures: Collection[str] = ()) -> dict[str, Any]:
     """Return the run's description for the page: model, estimator, variant, and non-default options.
 
-    `figures` are the inputs of estimators that were recorded, by names of `credit.NEEDS`.
+    `figures` are the names in `credit.NEEDS` of the recorded inputs.
     """
     recorded = recorded_config(about)
     variants = configs_of(about).items()
@@ -85,8 +85,8 @@ def trained_by(about: Mapping[str, Any]) -> str:
 def other_names(about: Mapping[str, Any], figures: Collection[str]) -> list[str]:
     """Return the estimators that a page of this run shows beside KTAE's variants.
 
-    First the run's own, as recorded, unless it is KTAE; then, with default options, those for which a group and
-    `figures` suffice.
+    First the run's own, as recorded, unless it is KTAE. Then, with default options, the estimators that need only one
+    group and `figures`.
     """
     trained = trained_by(about)
     usable = [arm.name for arm in other_arms(figures) if arm.estimator and not arm.estimator.across_groups]
@@ -104,7 +104,7 @@ def others_of(group: RecordedGroup, arrays: GroupTensors) -> dict[str, NDArray[n
 
 
 def values_of(group: RecordedGroup) -> dict[str, NDArray[np.float64]]:
-    """Return variant -> K (G, T) as training would compute it.
+    """Return variant -> K (G, T) as training with that variant would compute it.
 
     Raises BadRecord if a score or an advantage is not finite.
     """
@@ -223,7 +223,7 @@ def _by_place(
 def _shifts(
     k_GT: NDArray[np.float64], arrays: GroupTensors, measures: list[Any], rollouts: list[dict[str, Any]], weight: float
 ) -> list[float]:
-    """Return the value that centring subtracted from each rollout: the same for all of its tokens with K."""
+    """Return the mean that centring subtracted in each rollout, the same for all its tokens with K; 0 without any."""
     shifts = []
     for row, rollout in enumerate(rollouts):
         acted = (i for i in range(len(rollout["refs"])) if arrays.mask_GT[row, i])

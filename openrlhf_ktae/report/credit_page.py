@@ -19,10 +19,10 @@ from openrlhf_ktae.report.rescoring import TopTokens
 
 MAX_BYTES = 3_000_000
 TOP = 10
-TOP_TEXT = 40  # characters of a top token; the page shows fewer
+TOP_TEXT = 40  # characters kept of a top token's text; the page shows fewer
 # Upper bound for the top tokens of one step: an escaped character takes 6 bytes, a token's figures less than 100.
 TOPS_BYTES = 2 * len(VARIANTS) * (TOP * (6 * TOP_TEXT + 100) + 50)
-FILES_BYTES = 50_000  # for the names of all files, which each file links
+FILES_BYTES = 50_000  # for the links to all files, which each file has
 TAG_BYTES = 100  # brackets and commas around groups and tops
 
 
@@ -41,7 +41,7 @@ def write_credit_pages(
         folder: output folder.
         title: page title.
         name: stem of the file names.
-        max_groups: show only the first groups of each step; top tokens still cover all of its groups.
+        max_groups: show only this many groups of each step, from the first; top tokens still cover all groups.
         taken: file names in `folder` that must not be overwritten.
 
     Raises:

@@ -12,7 +12,7 @@ Data = dict[str, Any]
 def parts(data: Data, room: int) -> Iterator[str]:
     """Yield the JSON of a group (see `credit_data.group_data`), in parts of at most `room` bytes.
 
-    A part has only the texts and numbers of its tokens. Raises BadRecord if a single token does not fit.
+    A part has the texts and figures of its own tokens only. Raises BadRecord if a single token does not fit.
     """
     text = page_json(data)
     if size_of(text) <= room:

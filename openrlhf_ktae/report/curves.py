@@ -15,8 +15,8 @@ from openrlhf_ktae.record.metrics import benchmarks
 
 Floats = NDArray[np.float64]
 
-# After Okabe and Ito: distinguishable with any kind of colour vision; each has a contrast of at least 3 on the light
-# and the dark page. Dashes and markers differ too: arm 9 repeats the colour of the first, but not its dashes.
+# After Okabe and Ito, distinguishable with any kind of colour vision. Each has a contrast of at least 3 on the light
+# and the dark page. Dashes and markers differ too: arm 9 has the colour of the first arm, but other dashes.
 COLOURS = ("#2b8cd6", "#c97b00", "#00976f", "#c4679b", "#d55e00", "#8d6fd1", "#8a8f00", "#7b8794")
 DASHES = {
     "solid": "", "dash": "8 5", "dot": "2 4", "dashdot": "8 4 2 4", "longdash": "14 5", "longdashdot": "14 4 2 4",
@@ -45,9 +45,9 @@ PHASES = {
     "timing/ppo_train": "update",
     "timing/broadcast": "weights",
 }
-HEIGHT = 320  # pixels of a figure without its legend: the legend of the arms is above all figures
+HEIGHT = 320  # pixels of a figure, which has no legend of its own: the legend of the arms is above all figures
 PLAIN_BELOW = 1e-6  # a spread below this share of the values is rounding error, too small to set the scale
-CROWDED = 4  # arms; with more, intervals hide each other, so the page shows them only on request
+CROWDED = 4  # with more arms, intervals hide each other, so the page shows them only on request
 
 
 class NoPlotly(Refusal):
@@ -220,8 +220,8 @@ def _curve(title: str, lines: Sequence[Line], mode: str) -> Curve:
 def axis_range(lines: Sequence[Line], share: bool) -> tuple[float, float]:
     """Return the range of the value axis.
 
-    Lines fit completely. Intervals are clipped one line height above and below the lines (with two seeds they are 13
-    standard errors wide, and the lines would look flat), and at the bounds of a share. If the values are equal up to
+    Lines fit completely. Intervals are clipped one line height above and below the lines, and at the bounds of a share.
+    With two seeds they reach 13 standard errors from the mean, and lines would look flat. If the values are equal up to
     rounding, the axis spans a fifth of their size.
     """
     values = np.concatenate([line.values for line in lines])

@@ -11,7 +11,7 @@ from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.checkpoint.files import write_text
 
 ASSETS = Path(__file__).with_name("assets")
-# "<" could end the script element, "&" could start an entity, and the two separators are line ends in a script.
+# "<" could end the script element, "&" could start an entity, and the two separators end a line in a script.
 ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 

@@ -14,7 +14,7 @@ VERDICTS = {
 }  # fmt: skip
 VERDICT, SCORE = "verdict", "score"
 FLAGS = ("accuracy", "correct")
-REWARDS = ("published_reward", "reward")  # shaped rewards do not tell correctness, so only 0 and 1 count
+REWARDS = ("published_reward", "reward")  # a shaped reward does not show correctness, so only 0 and 1 count
 LARGEST_SCORE = 1e15  # larger values are not judgements, and their sums overflow
 VERIFIER = "this project's verifier"
 
@@ -22,8 +22,8 @@ VERIFIER = "this project's verifier"
 def judge(rows: Mapping[int, Mapping[str, Any]], source: str) -> tuple[dict[int, float | None], str]:
     """Return the raw score of each row (None if unknown), and a text that counts rows by source of judgement.
 
-    The first of these is used: the row's `verdict`; its `score`; `accuracy` or `correct`, if 0 or 1;
-    `published_reward` or `reward`, if 0 or 1 in all rows that have it; the verifier's verdict. Correct is above 0.
+    The first of these is used: the row's `verdict`; its `score`; `accuracy` or `correct`, if 0 or 1; `published_reward`
+    or `reward`, if 0 or 1 in all rows that have it; the verifier's verdict. A score above 0 means correct.
 
     Args:
         rows: row number in the file, from 1, -> row from `evaluation.stored.read`.

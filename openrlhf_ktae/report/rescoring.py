@@ -42,14 +42,14 @@ class Arm:
     name: str
     config: KTAEConfig
     shuffled: bool = False
-    """Permute labels within each group first: a control in which K carries no information."""
+    """Permute labels within each group first, as a control in which K has no information."""
     estimator: Estimator | None = None
     """An estimator other than KTAE."""
     options: Any = None
     """Options of the estimator."""
     weight: float = 1.0
     stored: bool = False
-    """Use the recorded values: one group does not determine a user's estimator, or one that needs the whole batch."""
+    """Use the recorded values, as for a user's estimator or one that needs the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def recorded_arm(about: Mapping[str, Any], name: str = RECORDED) -> Arm:
 
 
 def other_arms(figures: Iterable[str]) -> list[Arm]:
-    """Return an arm for each estimator, except KTAE, that needs no more than `figures`."""
+    """Return an arm for each estimator, except KTAE, whose inputs are all among `figures`."""
     given = set(figures)
     usable = [one for name, one in estimators().items() if name != "ktae" and set(one.needs) <= given]
     return [Arm(one.name, KTAEConfig(), estimator=one) for one in usable]
@@ -155,7 +155,7 @@ def arms_of(
 ) -> list[Arm]:
     """Return arms: the recorded one, the variants, optionally ablations and a control, other estimators, and `extra`.
 
-    Raises ValueError if an option of `extra` is refused.
+    Raises ValueError if KTAE refuses an option of `extra`.
     """
     chosen, config = [recorded], recorded.config
     same = {"correct_threshold": config.correct_threshold}
@@ -175,7 +175,7 @@ def rescore(groups: Iterable[RecordedGroup], ablations: bool, extra: Mapping[str
 
     Raises:
         BadRecord: there is no group, a record is invalid, or the KTAE options of a group differ from the first's.
-        ValueError: an option of `extra` is refused.
+        ValueError: KTAE refuses an option of `extra`.
     """
     arms: list[Arm] = []
     first: RecordedGroup | None = None
@@ -231,7 +231,7 @@ def _credit_options(arm: Arm) -> dict[str, Any]:
 
 
 def _figures(k_GT: NDArray[np.float64], first_GT: NDArray[np.float64], group: GroupTensors) -> list[float]:
-    """Return METRICS of one group; NaN for the mean of an empty set."""
+    """Return `METRICS` of one group; NaN where there is nothing to average or correlate."""
     acted = group.mask_GT
     k, a, first = k_GT[acted], group.without_k_GT[acted], first_GT[acted]
     if k.size == 0:
@@ -251,7 +251,7 @@ def _figures(k_GT: NDArray[np.float64], first_GT: NDArray[np.float64], group: Gr
 
 
 class TopTokens:
-    """Mean K of each id over all groups, by its text."""
+    """Mean K of each id over all groups, shown by its text."""
 
     def __init__(self) -> None:
         self._sums: defaultdict[int, float] = defaultdict(float)

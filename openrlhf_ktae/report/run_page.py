@@ -1,4 +1,4 @@
-"""Run pages: a table and training curves in one self-contained HTML file (includes plotly's script)."""
+"""Run pages: tables and training curves in one self-contained HTML file, which includes plotly's script."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from openrlhf_ktae.figures.statistics import t_interval
 from openrlhf_ktae.report.curves import CROWDED, NoPlotly, arm_styles, curves, grouped, plotly
 from openrlhf_ktae.report.files import ASSETS, link, page_json, write_page
 
-WORD_COLUMNS = ("run", "arm", "against", "outcome")  # left-aligned; the others contain numbers
+WORD_COLUMNS = ("run", "arm", "against", "outcome")  # left-aligned; other columns contain numbers
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def write_run_page(
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
-    """Return the first and last evaluation and the time of each run or arm."""
+    """Return a table of the first and last evaluation and the time of each run or arm."""
     edges = ["accuracy before %", "accuracy after %", "length before", "length after"]
     rows = []
     for label, group in grouped(runs).items():

@@ -18,8 +18,8 @@ WORDS = re.compile(r"\s{0,99}(?:\w{1,100}|[^\w\s])|\s{1,100}")
 def stored_groups(path: Path, tokenizer: Any = None, limit: int | None = None) -> Iterator[RecordedGroup]:
     """Yield one group for each problem of `path` (see `evaluation.stored`), up to `limit` problems.
 
-    `report.judged` decides whether a row is correct. Without a tokenizer, tokens are words and symbols. Raises BadInput
-    if the file is invalid.
+    `report.judged` scores the rows. Without a tokenizer, tokens are words and symbols. Raises BadInput if the file is
+    invalid.
     """
     problems: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for number, row in enumerate(stored.read(path)):

@@ -1,4 +1,4 @@
-"""Answer verification that cannot hang its caller and reports when it does not know.
+"""Answer verification that cannot hang its caller, with a third verdict, unknown, when it cannot decide.
 
 Importing this package loads only the standard library; mpmath is imported in worker processes.
 """

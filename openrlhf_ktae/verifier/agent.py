@@ -20,7 +20,7 @@ from openrlhf_ktae.verifier.verdict import FAILURES, Reason
 
 logger = logging.getLogger(__name__)
 
-MIN_VERDICTS_TO_STOP = 64  # the share of unknown verdicts is not judged before
+MIN_VERDICTS_TO_STOP = 64  # with fewer, the share of unknown verdicts does not stop the run
 EXAMPLES = 5
 
 
@@ -65,7 +65,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
         return output
 
     async def _checked(self, label: Any, response: str) -> Verdict:
-        """The verdict; an error in the verifier itself is unknown and does not end the run."""
+        """The verdict; an error in the verifier itself gives an unknown verdict and does not end the run."""
         try:
             return await self.verifier.averify(label, response)
         except Exception:
@@ -78,7 +78,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
     ) -> dict[str, Any]:
         """`reward`, `scores`, `extra_logs` of one rollout: plain floats, always with the same keys.
 
-        An unknown verdict under `exclude` has score NaN, which the trainer leaves out of group statistics.
+        With `exclude`, an unknown verdict has the score NaN, which the trainer leaves out of group statistics.
         """
         config = self.config
         kept = keeps_format(response, config.require_tags, config.require_single_answer)
@@ -100,7 +100,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
         return {"reward": float(reward), "scores": float(score), "extra_logs": {**logs, **own}}
 
     def _watch(self, verdict: Verdict) -> None:
-        """Stop the run if too many verdicts are unknown: the reward would be noise."""
+        """Stop the run if too many verdicts are unknown, because the reward would be noise."""
         self._unknown.append(verdict if verdict.status == UNKNOWN else None)
         unknown = [seen for seen in self._unknown if seen is not None]
         share = len(unknown) / len(self._unknown)

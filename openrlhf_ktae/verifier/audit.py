@@ -1,4 +1,4 @@
-"""Grade stored responses, check golds against themselves, and compare with a stored reward or another grader."""
+"""Grade stored responses, check golds against themselves, and compare with stored rewards and another grader."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ OTHER_TIMEOUT_FACTOR = 4  # other graders are slower
 
 @dataclass(frozen=True)
 class Row:
-    """One stored response. `reward` is None if none was stored, `response` if only the gold is checked."""
+    """One stored response. `reward` is None if none was stored; `response` is None if only the gold is checked."""
 
     line: int
     gold: Any
@@ -36,7 +36,7 @@ class GoldFault:
 
     @property
     def reason(self) -> str:
-        """The fault in words."""
+        """A description of the fault."""
         if self.verdict.reason == Reason.NO_GOLD:
             return f"there is {self.verdict.reason}"
         what = f"against itself {self.verdict.status}" if self.fails_itself else "only its own text is correct"
@@ -53,7 +53,7 @@ class Graded:
     second: Verdict | None
 
     def disagrees(self, other: Verdict | None) -> bool:
-        """Whether our verdict, unknown included, differs from a known one."""
+        """Whether the other verdict is known and differs from ours, which may be unknown."""
         return other is not None and other.known and other.status != self.verdict.status
 
 
@@ -97,7 +97,7 @@ def audit(rows: Sequence[Row], config: VerifierConfig, reward_threshold: float =
 
 
 def check_golds(rows: Iterable[Row], verifier: Verifier) -> tuple[list[GoldFault], int]:
-    """Faults of the distinct golds, and the number of distinct golds."""
+    """Return the faults of the distinct golds, and the number of distinct golds."""
     firsts = list({repr(row.gold): row for row in rows}.values())
     forms = [gold_forms(row.gold) for row in firsts]
     of_itself = verifier.verify_many(
@@ -114,7 +114,7 @@ def check_golds(rows: Iterable[Row], verifier: Verifier) -> tuple[list[GoldFault
 
 
 def second_opinions(rows: Sequence[Row], config: VerifierConfig, grader: str) -> list[Verdict]:
-    """The verdicts of another grader, run in separate processes; unknown if it gives none."""
+    """Return the verdicts of another grader, run in separate processes. Raises RuntimeError if it does not start."""
     pool = WorkerPool(config.workers, config.memory_mb, config.recycle_after, grader)
     try:
         pool.start()

@@ -24,7 +24,7 @@ class VerifierConfig:
     timeout_s: float = 5.0
     """Wall-clock limit of one check in seconds, from the moment a worker gets it. A worker over it is killed."""
     cpu_s: float = 1.5
-    """CPU limit of one check in seconds. Lower than `timeout_s`, so that verdicts do not depend on the load."""
+    """CPU limit in seconds, for the gold and again for the answer; below `timeout_s`, so load changes no verdict."""
     memory_mb: int = 2048
     """Limit on a worker's address space in MiB. Range: 512 and up."""
     recycle_after: int = 2000
@@ -102,7 +102,7 @@ class VerifierConfig:
         return cls.from_mapping(values)
 
     def to_env(self) -> dict[str, str]:
-        """The environment entry that `from_env` reads back."""
+        """Return the environment entry that `from_env` reads back."""
         return {CONFIG_VARIABLE: json.dumps(asdict(self))}
 
 
@@ -112,7 +112,7 @@ def _require(config: VerifierConfig, name: str, holds: bool, allowed: str) -> No
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
-    """`value` in the type of `default`; integers become floats and lists tuples, nothing else is converted."""
+    """Return `value` in the type of `default`, converting only integers to floats and lists to tuples."""
     if isinstance(default, tuple) and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
         return tuple(value)
     if isinstance(default, float) and isinstance(value, (int, float)) and not isinstance(value, bool):

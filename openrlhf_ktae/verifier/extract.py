@@ -1,7 +1,7 @@
 r"""Extract the answer from a response in linear time: a box, else `<answer>` tags, else "final answer is".
 
-The last box is the answer. If it is malformed or empty, there is no answer: earlier boxes and numbers in the text are
-never used instead.
+The last box is the answer, unless `<answer>` tags follow it. If it is malformed or empty, there is no answer: earlier
+boxes and numbers in the text are never used instead.
 """
 
 import re
@@ -34,11 +34,11 @@ class Extraction:
 
 
 def extract_answer(response: str, answer_format: str = "auto", gold: object = "") -> Extraction:
-    r"""The answer of a response. `answer_format`: `auto` (box, else tags, else phrase), `box` or `tags` alone.
+    r"""Return the answer of a response. `answer_format`: `auto` (box, else tags, else phrase), or only `box` or `tags`.
 
     If the gold is written as in GSM8K (`#### 18`), a last line of that form is an answer too.
     """
-    response = response.replace("\x08oxed", "\\boxed")  # a JSON reader took `\b` as a control character
+    response = response.replace("\x08oxed", "\\boxed")  # a JSON reader took `\b` for a control character
     if answer_format == "tags":
         return tagged(response) or Extraction(None, Reason.NO_TAG)
     if response.rfind("<think>") > response.rfind("</think>"):
@@ -56,7 +56,7 @@ def extract_answer(response: str, answer_format: str = "auto", gold: object = ""
 
 
 def boxed(response: str) -> Extraction:
-    r"""The content of the last `\boxed{...}` with matched braces; of the outer box if boxes are nested."""
+    r"""Return the content of the last `\boxed{...}` with matched braces, or of the outer box if boxes are nested."""
     start = _last_box(response, len(response))
     if start < 0:
         return Extraction(None, Reason.NO_BOX)
@@ -85,12 +85,12 @@ def boxed(response: str) -> Extraction:
 
 
 def _last_box(response: str, before: int) -> int:
-    """The start of the last box before a position; -1 if there is none."""
+    """Return the start of the last box before a position; -1 if there is none."""
     return max(response.rfind("\\boxed", 0, before), response.rfind("\\fbox", 0, before))
 
 
 def _closing(response: str, begin: int) -> int:
-    """The position of the brace that closes the one just before `begin`; -1 if not within MAX_BOX characters."""
+    """Return where the brace just before `begin` is closed; -1 if not within MAX_BOX characters."""
     depth = 1
     for brace in _BRACE.finditer(response, begin, begin + MAX_BOX):
         depth += (brace.group() == "{") - (brace.group() == "}")
@@ -100,7 +100,7 @@ def _closing(response: str, begin: int) -> int:
 
 
 def tagged(response: str) -> Extraction | None:
-    """The content of the last `<answer>...</answer>`, or None if there is no such tag."""
+    """Return the content of the last `<answer>...</answer>`, or None if there is no such tag."""
     opened, closed = response.rfind(_OPEN_TAG), response.rfind(_CLOSE_TAG)
     if opened < 0:
         return None
@@ -113,7 +113,7 @@ def tagged(response: str) -> Extraction | None:
 
 
 def stated(response: str) -> Extraction | None:
-    """The text after the last "final answer is" near the end, or None if the phrase does not occur."""
+    """Return the text after the last "final answer is" near the end, or None if the phrase does not occur there."""
     tail = response[-PHRASE_WINDOW:]
     at = tail.lower().rfind(PHRASE)
     if at < 0:

@@ -19,7 +19,7 @@ def response_text(tokenizer: Any, ids: Sequence[int]) -> str:
     control = _control_ids(tokenizer.name_or_path, tokenizer.eos_token_id, tokenizer.pad_token_id)
     control |= {tokenizer.bos_token_id}
     kept = [one for one in ids if one not in control]
-    return tokenizer.decode(np.array(kept, np.int64), skip_special_tokens=False)  # of a list, every type is checked
+    return tokenizer.decode(np.array(kept, np.int64), skip_special_tokens=False)  # a list's items are type-checked
 
 
 @lru_cache(maxsize=16)
@@ -29,20 +29,20 @@ def _control_ids(model: str, *known: int | None) -> frozenset[int | None]:
 
     try:
         ends = GenerationConfig.from_pretrained(model).eos_token_id
-    except Exception:  # a model without one, or a tokenizer of unknown origin
+    except Exception:  # no generation configuration, or a tokenizer of unknown origin
         ends = None
     return frozenset((*known, *(ends if isinstance(ends, list) else [ends])))
 
 
 def opening_of(prompt: str) -> str:
-    r"""Return the end of a prompt if it belongs to the response: an unclosed tag (`<think>`) or `\boxed{`."""
+    r"""Return the end of a prompt that belongs to the response: an opening tag (`<think>`) or `\boxed{`, else empty."""
     found = _OPENING.search(prompt[-OPENING_CHARACTERS:])
     return found[0] if found else ""
 
 
 def keeps_format(response: str, require_tags: Sequence[str], require_single_answer: bool) -> bool:
-    r"""True if each tag of `require_tags` is opened and closed exactly once, in this order, and, with
-    `require_single_answer`, there is exactly one answer: one box, or one `<answer>` element where no box is used."""
+    r"""Return whether each of `require_tags` is opened and closed exactly once, in this order. With
+    `require_single_answer` there must also be exactly one answer: one box, or one `<answer>` if there is no box."""
     position = 0
     for tag in require_tags:
         opening, closing = f"<{tag}>", f"</{tag}>"

@@ -1,4 +1,4 @@
-"""Golds as found in data sets -> accepted answers. Runs once per gold, cached."""
+"""Turn golds as found in data sets into accepted answers; those of texts are cached."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 
 
 def gold_forms(gold: object) -> tuple[str, ...]:
-    r"""The accepted answers: a list means alternatives. Empty if there is no gold.
+    r"""Return the accepted answers; a list means alternatives. Empty if there is no gold.
 
     Understands numbers (142.0 is 142), LaTeX with and without dollars or box, `#### 42`, the text of a Python list
     (`"['9.6\n']"`), and lists of any of these.

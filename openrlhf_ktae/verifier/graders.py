@@ -1,7 +1,7 @@
 """The graders that a worker process can run: our own judge, or another one to compare it with.
 
 A grader takes the accepted golds and a text and returns a verdict. Our judge gets the extracted answer. The others
-extract it themselves, so they get whole responses. All run under the same limits.
+extract it themselves, so they get whole responses. All run under the same kinds of limits.
 """
 
 import runpy
@@ -17,7 +17,7 @@ GoldReader = Callable[[Sequence[str]], Verdict]
 
 
 def gold_reader(name: str) -> GoldReader | None:
-    """The function that checks, before grading, whether golds can be read; only our judge has one."""
+    """Return the function that checks before grading whether golds can be read; None unless it is our judge."""
     if name != OWN:
         return None
     from .judging.judge import read_golds
@@ -26,7 +26,7 @@ def gold_reader(name: str) -> GoldReader | None:
 
 
 def load_grader(name: str) -> Grader:
-    """The grader of that name, with its libraries loaded. Raises ImportError if one is not installed."""
+    """Return the grader of that name with its libraries loaded. Raises ImportError if a library is not installed."""
     return {OWN: _own, HOST: _host, MATH_VERIFY: _math_verify}[name]()
 
 
@@ -38,7 +38,7 @@ def _own() -> Grader:
 
 
 def _host() -> Grader:
-    """OpenRLHF's `math_utils`, run from its file: importing the package would load torch and more."""
+    """OpenRLHF's `math_utils`, run from its file because importing the package would load torch and more."""
     folder = package_folder("openrlhf")
     if folder is None:
         raise ImportError("openrlhf is not installed")
@@ -52,7 +52,7 @@ def _host() -> Grader:
 
 
 def _math_verify() -> Grader:
-    """math-verify as usually called: the gold in a box, and the whole response."""
+    """math-verify as it is usually called, with the gold in a box and the whole response."""
     import math_verify
 
     math_verify.verify(math_verify.parse(r"\boxed{\frac{1}{2}}"), math_verify.parse(r"\boxed{0.5}"))
@@ -66,5 +66,5 @@ def _math_verify() -> Grader:
 
 
 def verdict_of(accepted: bool) -> Verdict:
-    """The verdict of a grader that returns only yes or no."""
+    """Return the verdict of a grader that returns only yes or no."""
     return Verdict(CORRECT, Reason.ACCEPTED) if accepted else Verdict(WRONG, Reason.REJECTED)

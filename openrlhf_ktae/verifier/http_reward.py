@@ -1,6 +1,6 @@
-"""Rewards from a server (`--reward.remote_url http://...`). Queries are retried with pauses, then the rollout fails.
+"""Rewards from a server (`--reward.remote_url http://...`). Failed queries are retried; then the rollout fails.
 
-Departure from the host, which turns every error into `None` and crashes on it some steps later.
+This departs from the host, which turns every error into `None` and crashes on it some steps later.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 1.0  # doubled after each try
 CONNECT_SECONDS = 5.0
-FAILED_IN_A_ROW = 64  # after so many failed queries, each with all its tries, a responding server counts as gone, too
-UNREACHABLE = (aiohttp.ClientConnectionError, OSError)  # includes TimeoutError; other errors come from a bad answer
+FAILED_IN_A_ROW = 64  # after this many failed queries, each with all its tries, even a responding server counts as gone
+UNREACHABLE = (aiohttp.ClientConnectionError, OSError)  # includes TimeoutError; other errors mean a bad answer
 
 
 class BadAnswer(RuntimeError):
@@ -34,10 +34,10 @@ class BadAnswer(RuntimeError):
 
 
 class HttpAgentExecutor(SingleTurnAgentExecutor):
-    """The host's single turn, judged by reward servers that may fail for a while."""
+    """The host's single-turn agent, judged by reward servers that may fail temporarily."""
 
     def __init__(self, addresses: list[str]) -> None:
-        super().__init__()  # without an address the host queries no server
+        super().__init__()  # gets no address, so that the host does not query a server
         self.addresses = list(addresses)
         self._next = cycle(self.addresses)
         seconds, tries = os.environ.get(SERVER_VARIABLE, "").split() or (
@@ -55,14 +55,14 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
 
         Raises:
             BadAnswer: all tries failed.
-            TrainingStopped: the servers are gone.
+            TrainingStopped: no server was reachable, or `FAILED_IN_A_ROW` queries failed.
         """
         output = await super().execute(prompt, label, sampling_params, max_length, hf_tokenizer, *rest, **more)
         query = hf_tokenizer.decode(output["observation_tokens"], skip_special_tokens=False)
         return {**output, **await self.reward({"query": [query], "prompts": [prompt], "labels": [label]})}
 
     async def reward(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the reward of one query."""
+        """Return the reward of one query; raises as `execute` does."""
         began, reason, unreachable = time.monotonic(), "", True
         for number in range(self._tries):
             if number:
@@ -101,9 +101,9 @@ class HttpAgentExecutor(SingleTurnAgentExecutor):
 
 
 def read(answer: Any) -> dict[str, Any]:
-    """Return `reward`, `scores` and `extra_logs` of one rollout from a server's answer, by a reward function's rules.
+    """Return `reward`, `scores` and `extra_logs` of one rollout from a server's answer, read as a reward function's.
 
-    Raises BadAnswer if there is not exactly one finite reward.
+    Raises BadAnswer if the answer does not have exactly one finite reward.
     """
     try:
         reward, score, logs = read_result(answer, "openrlhf")

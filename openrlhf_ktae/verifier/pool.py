@@ -1,8 +1,8 @@
 """Killable worker processes behind one dispatcher thread.
 
 The dispatcher sleeps in `select` until a job, an answer or a deadline arrives. A worker that exceeds its deadline is
-killed and a warm spare replaces it; other workers are not affected. Callers get a `concurrent.futures.Future`, so
-threads, asyncio and Ray actors can all wait for it.
+killed, and a warm spare replaces it. Other workers are not affected. Callers get a `concurrent.futures.Future`, which
+threads, asyncio and Ray actors can all wait for.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 
 SPARES = 1  # warm workers beyond `workers`, so that after a kill no check waits for a start-up (about 1 s)
 START_LIMIT_S = 60.0  # a worker that is not ready by then is killed
-MAX_DEATHS = 2  # of workers during one check
-MAX_DISPATCHES = 8  # of one check whose workers are killed before they begin it
+MAX_DEATHS = 2  # of workers during one check; then its verdict is unknown
+MAX_DISPATCHES = 8  # of one check, if its workers are killed before they begin it
 MAX_START_FAILURES = 3  # in a row; then waiting checks become unknown, with the worker's traceback
-START_BACKOFF_S = 5.0  # pause after that many failures before workers are started again
+START_BACKOFF_S = 5.0  # pause after MAX_START_FAILURES before workers are started again
 REAP_INTERVAL_S = 0.05  # between attempts to reap a killed process
 CLOSED = Verdict(UNKNOWN, Reason.CLOSED)
 RECYCLE_REASONS = frozenset({Reason.MEMORY_LIMIT, Reason.CPU_LIMIT, Reason.DEPTH_LIMIT})
@@ -52,7 +52,7 @@ class Job:
     cpu_s: float
     future: Future = field(default_factory=Future)
     deaths: int = 0  # workers that died or hung during this check
-    otherwise: Status = UNKNOWN  # status if the answer kills its worker: wrong once the gold has been read
+    otherwise: Status = UNKNOWN  # status if the check kills its worker; wrong once the gold has been read
     dispatches: int = 0
     dispatched_at: float = 0.0
 
@@ -80,9 +80,9 @@ class _Worker:
 
 
 def worker_environment() -> dict[str, str]:
-    """The parent's environment with this package importable, one thread, a fixed hash seed and no accelerator.
+    """Return the parent's environment with this package importable, one thread, a fixed hash seed and no GPU.
 
-    Only absolute folders of the parent's search path are kept: an empty one means the current directory.
+    Only absolute folders of PYTHONPATH are kept, because an empty one means the current directory.
     """
     folders = filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     fixed = {
@@ -95,7 +95,7 @@ def worker_environment() -> dict[str, str]:
 
 
 def _exit_code(process: subprocess.Popen) -> int | None:
-    """Exit code of a process that has closed its pipes; it exits within moments, so a short wait is enough."""
+    """Return the exit code of a process that has closed its pipes; None if it has not exited after 0.1 s."""
     try:
         return process.wait(0.1)
     except subprocess.TimeoutExpired:
@@ -103,7 +103,7 @@ def _exit_code(process: subprocess.Popen) -> int | None:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU time that a live process has used; 0 if the system does not tell."""
+    """Return the CPU seconds that a live process has used; 0 if the system does not report them."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -135,7 +135,7 @@ class WorkerPool:
         _POOLS.add(self)
 
     def _reset(self) -> None:
-        """Set the state without dispatcher and workers; a forked child has neither."""
+        """Set the state of a pool without dispatcher and workers, which a forked child does not inherit."""
         self._lock = threading.Lock()
         self._inbox: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
@@ -162,11 +162,11 @@ class WorkerPool:
             self._thread.start()
 
     def wait_ready(self, timeout_s: float = START_LIMIT_S) -> bool:
-        """Wait until all workers are ready. False if they fail (`start_failure` has the reason) or take longer."""
+        """Wait for all workers but the spare. False if they fail (`start_failure` has the reason) or take longer."""
         return self._ready.wait(timeout_s) and not self.start_failure
 
     def submit(self, job: Job) -> Future:
-        """Queue one job; its future gets the verdict without `extracted` and `gold`."""
+        """Queue one job and return its future, whose verdict has no `extracted` and `gold`."""
         with self._lock:
             if not self._closing:
                 self._inbox.append(job)
@@ -186,11 +186,11 @@ class WorkerPool:
             self._wake()
             thread.join()
 
-    # --- everything below runs in the dispatcher thread ---
-
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # a full pipe wakes the dispatcher just as well
+        with contextlib.suppress(OSError):  # a full pipe wakes the dispatcher, too
             os.write(self._wake_write, b"x")
+
+    # --- everything below runs in the dispatcher thread ---
 
     def _run(self, wake_read: int) -> None:
         self._selector = selectors.DefaultSelector()
@@ -289,7 +289,7 @@ class WorkerPool:
         try:
             assert worker.process.stdin is not None
             worker.process.stdin.write(encode(request))
-        except OSError:  # it has died
+        except OSError:  # the worker has died
             self._lost(worker)
 
     def _read(self, worker: _Worker) -> None:
@@ -335,7 +335,7 @@ class WorkerPool:
             self._ready.set()
 
     def _expire(self, worker: _Worker) -> None:
-        """Kill a worker over its deadline. A check that used much CPU is at fault; otherwise it is tried again."""
+        """Kill a worker past its deadline. A check that used half its CPU limit is at fault, any other is retried."""
         self.counts["killed"] += 1
         job = worker.job
         used = _cpu_seconds(worker.process.pid) - worker.cpu_s if worker.began else 0.0

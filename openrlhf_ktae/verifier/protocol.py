@@ -9,13 +9,13 @@ MAX_MESSAGE = 1 << 24  # bytes; a longer length means that the stream is corrupt
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """One message as bytes."""
+    """Return one message as bytes."""
     body = json.dumps(message, ensure_ascii=True).encode("ascii")
     return HEADER.pack(len(body)) + body
 
 
 def decode_from(buffer: bytearray) -> dict[str, Any] | None:
-    """Remove one complete message from the front of `buffer`; None if it is incomplete. ValueError if corrupt."""
+    """Remove and return the first message in `buffer`; None if it is incomplete. Raises ValueError if corrupt."""
     if len(buffer) < HEADER.size:
         return None
     (length,) = HEADER.unpack_from(buffer)

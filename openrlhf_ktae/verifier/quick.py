@@ -16,13 +16,13 @@ _TIDY = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 
 
 def squeeze(cleaned: str) -> str:
-    """A cleaned text without dollar signs, the full stop at the end and spaces (but `1 2` is not `12`)."""
+    """Return a cleaned text without dollar signs, final full stop and spaces (but `1 2` does not become `12`)."""
     text = _TIDY.sub(r"\\frac", cleaned.replace("$", "").strip().removesuffix("."))
     return _SPACE.sub("", _INNER_SPACE.sub("\x00", text.strip()))
 
 
 def whole_number(text: str) -> int | None:
-    """The value of a plain whole number: `42`, `-7`, `1,250`, `142.0`."""
+    """Return the value of a plain whole number (`42`, `-7`, `1,250`, `142.0`); None for other texts."""
     match = _NUMBER.fullmatch(text.strip("$ ")) if len(text) <= MAX_NUMBER else None
     if match is None:
         return None
@@ -31,7 +31,7 @@ def whole_number(text: str) -> int | None:
 
 
 def quick_verdict(gold: str, answer: str) -> Verdict | None:
-    """The verdict, or None if a worker must decide."""
+    """Return the verdict, or None if a worker must decide."""
     if gold == answer:
         return SAME_TEXT
     if max(len(gold), len(answer)) > MAX_CHARACTERS:
@@ -46,7 +46,7 @@ def quick_verdict(gold: str, answer: str) -> Verdict | None:
 
 
 def _long_digits(gold: str, answer: str) -> Verdict | None:
-    """Compare whole numbers of thousands of digits as text: converting them takes quadratic time."""
+    """Compare whole numbers of thousands of digits as text, since converting them takes quadratic time."""
     if not all(text.isascii() and text.isdigit() for text in (gold, answer)):
         return None
     return SAME_NUMBER if gold.lstrip("0") == answer.lstrip("0") else DIFFERENT_NUMBER

@@ -7,8 +7,8 @@ Three kinds work unchanged, recognised by the names of their parameters:
     compute_score(data_source, solution_str, ground_truth)   verl: a number, or a dict with `score`
 
 Each call gets one rollout. The host swallows exceptions and crashes three steps later on a missing reward. Here an
-exception, a call over its time limit or a result of the wrong kind gives an unknown verdict, and its traceback is
-recorded once.
+exception, a call over its time limit or a result of the wrong kind gives an unknown verdict. Its message or traceback
+is recorded once.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ from openrlhf_ktae.base.user_files import with_its_folder
 
 logger = logging.getLogger(__name__)
 
-MODULE_NAME = "reward_func"  # the host's name; registered, so that functions of the file can be pickled
+MODULE_NAME = "reward_func"  # the host's name; in sys.modules, so that functions of the file can be pickled
 HINT = "hint"  # key of an engine's answer: a message to the author of the reward function
 MAX_HINTS = 5  # different messages, tracebacks among them
-PARAMETERS = {"completions": "trl", "solution_str": "verl"}  # name of a parameter -> the kind of function that has it
+PARAMETERS = {"completions": "trl", "solution_str": "verl"}  # parameter name -> kind of function that has it
 THREADS = 32  # concurrent calls; a call that never returns keeps its thread
 
 
@@ -51,7 +51,7 @@ def label_and_row(label: Any) -> tuple[Any, Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class UserReward:
-    """Result of one call. `failure` is empty if the reward is finite; `hint` is for the author, each one shown once."""
+    """Result of one call. `failure` is empty if the reward is finite; `hint` is a message to the author, given once."""
 
     reward: float
     score: float
@@ -84,7 +84,7 @@ class RewardFile:
         self._ended = 0
 
     async def grade(self, query: str, prompt: Any, label: Any, response: str = "") -> UserReward:
-        """Reward of one rollout; `label` may be a `LabelledRow`."""
+        """Return the reward of one rollout; `label` may be a `LabelledRow`."""
         loop, started = asyncio.get_running_loop(), asyncio.Event()
         begin = partial(loop.call_soon_threadsafe, started.set)
         call = loop.run_in_executor(
@@ -103,7 +103,7 @@ class RewardFile:
             return self._failed(traceback.format_exc())
 
     async def _starts(self, started: asyncio.Event) -> bool:
-        """Wait for a free thread as long as other calls end. The wait does not count as the call's time."""
+        """Wait for a free thread while other calls end. This time does not count towards the call's limit."""
         while True:
             ended = self._ended
             try:
@@ -144,7 +144,7 @@ class RewardFile:
         return UserReward(0.0, 0.0, dict.fromkeys(self._log_keys, 0.0), failure, hint)
 
     def _once(self, hint: str) -> str:
-        """Log and return a message the first time; later return an empty one."""
+        """Log and return a new message; return an empty one for a repeated message, or after `MAX_HINTS`."""
         if not hint or hint in self._given or len(self._given) >= MAX_HINTS:
             return ""
         self._given.add(hint)
@@ -182,7 +182,7 @@ def called(function: Callable[..., Any], one: Call) -> Any:
 
 
 def _taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that a function has parameters for; all if it takes `**kwargs`."""
+    """Return the arguments for which a function has parameters; all of them if it takes `**kwargs`."""
     parameters = inspect.signature(function).parameters
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
         return arguments
@@ -194,7 +194,7 @@ def read_result(result: Any, kind: str) -> tuple[float, float, Mapping[str, Any]
 
     Raises:
         TypeError: the result does not have the form of its kind.
-        ValueError: reward or score are not one finite number.
+        ValueError: reward or score is not one finite number.
     """
     extra: Mapping[str, Any] = {}
     if kind == "openrlhf":
@@ -242,7 +242,7 @@ def finite_number(value: Any) -> float | None:
 def reward_function(path: str) -> Callable[..., Any]:
     """Return the reward function of a file.
 
-    Raises ValueError if the file cannot be loaded (the message has the traceback), or has no such function.
+    Raises ValueError if the file cannot be loaded (the message has the traceback), or does not have one such function.
     """
     return _find_function(_load(path), path)
 

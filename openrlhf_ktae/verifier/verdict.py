@@ -5,19 +5,19 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """Whether an answer states its gold."""
+    """Whether an answer is equal to its gold."""
 
     CORRECT = "correct"
     WRONG = "wrong"
     UNKNOWN = "unknown"
-    """The gold cannot be read, or the machine failed. Nothing that a response says can cause it."""
+    """The gold cannot be read, or the machine or a reward function failed. An unreadable answer is wrong instead."""
 
 
 CORRECT, WRONG, UNKNOWN = Status.CORRECT, Status.WRONG, Status.UNKNOWN
 
 
 class Reason(StrEnum):
-    """What decided a check. Free text goes into `Verdict.detail`."""
+    """The cause of a verdict. Free text goes into `Verdict.detail`."""
 
     # The answer was compared.
     SAME_TEXT = "same text"
@@ -43,7 +43,7 @@ class Reason(StrEnum):
     ANSWER_TOO_LONG = "answer too long"
     ANSWER_UNREADABLE = "answer unreadable"
 
-    # The gold can be read, or why not.
+    # Whether the gold can be read, and if not, why.
     GOLD_READ = "gold read"
     NO_GOLD = "no gold"
     GOLD_IS_PROSE = "gold is prose"
@@ -87,11 +87,11 @@ class Verdict:
     status: Status
     reason: Reason
     extracted: str | None = None
-    """The answer found in the response, as written; None without one."""
+    """The answer found in the response, as written; None if there is none."""
     gold: str | None = None
-    """The gold answer as it was read."""
+    """The accepted answers that were read from the gold, separated by `|`."""
     seconds: float = 0.0
-    """Wall time of the check from the moment a worker gets it, without the wait for a free worker."""
+    """Wall time of the check in seconds, without the wait for a free worker."""
     detail: str = ""
     """A traceback, a signal or other text that helps to diagnose a failure."""
 

@@ -21,12 +21,12 @@ from .verdict import CORRECT, FAILURES, UNKNOWN, WRONG, Reason, Verdict
 
 Gold = str | int | float | Sequence
 Key = tuple[tuple[str, ...], str]
-MAX_ANSWER = 4000  # characters; a longer answer is compared as text only
-GOLD_FACTOR = 2  # unless the gold is about as long
+MAX_ANSWER = 4000  # characters; a longer answer is compared as text only,
+GOLD_FACTOR = 2  # unless it is at most this many times as long as the gold
 
 
 class Verifier:
-    """Checks answers in killable processes. A context manager; `verify` may be called from any thread."""
+    """Checks answers in killable processes. It is a context manager; `verify` may be called from any thread."""
 
     def __init__(self, config: VerifierConfig | None = None, **options: object) -> None:
         """`options` are fields of VerifierConfig, for example `workers=2, timeout_s=5.0, memory_mb=2048`."""
@@ -56,11 +56,11 @@ class Verifier:
         self.pool.close()
 
     def verify(self, gold: Gold, response: str) -> Verdict:
-        """Check one model output. Waits for a free worker, then at most `timeout_s`."""
+        """Check one model output. Waits for a free worker, then at most `timeout_s` per try."""
         return self._begin(gold, response).result()
 
     def verify_many(self, pairs: Iterable[tuple[Gold, str]]) -> list[Verdict]:
-        """Check (gold, response) pairs on all workers; return the verdicts in their order."""
+        """Check (gold, response) pairs on all workers; return the verdicts in the same order."""
         return [future.result() for future in [self._begin(gold, response) for gold, response in pairs]]
 
     async def averify(self, gold: Gold, response: str) -> Verdict:
@@ -68,7 +68,7 @@ class Verifier:
         return await asyncio.wrap_future(self._begin(gold, response))
 
     def _begin(self, gold: Gold, response: str) -> Future:
-        """A future of the verdict, already resolved if no worker is needed."""
+        """Return a future of the verdict, already resolved if no worker is needed."""
         begun = time.monotonic()
         golds = gold_forms(gold)
         found = extract_answer(response, self.config.answer_format, gold)
@@ -89,7 +89,7 @@ class Verifier:
 
     @staticmethod
     def _settle(golds: tuple[str, ...], found: Extraction) -> Verdict | None:
-        """The verdict if no worker is needed: no gold, no answer, equal texts, plain numbers, an overlong answer."""
+        """Return the verdict for no gold, no answer, equal texts, plain numbers or an overlong answer, else None."""
         if not golds:
             return Verdict(UNKNOWN, Reason.NO_GOLD)
         if found.answer is None:
@@ -105,13 +105,13 @@ class Verifier:
         return None
 
     def _reset(self) -> None:
-        """Forget checks in progress; a forked child would wait for them forever."""
+        """Forget checks in progress, for which a forked child would wait forever."""
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._inflight: dict[Key, Future] = {}
 
     def _check(self, golds: tuple[str, ...], answer: str) -> Future:
-        """A future of the verdict, shared by equal checks in progress and cached afterwards."""
+        """Return a future of the verdict, which equal checks in progress share; the verdict is then cached."""
         key = (golds, answer)
         if self._owner != os.getpid():
             self._reset()
@@ -143,7 +143,7 @@ class Verifier:
         self.pool.submit(job)
 
     def _remember(self, key: Key, verdict: Verdict | None) -> None:
-        """Cache a verdict that does not depend on the machine."""
+        """End a check in progress; cache its verdict unless it is None (a failure, which depends on the machine)."""
         with self._lock:
             self._inflight.pop(key, None)
             if verdict is None or not self.config.cache_size:

@@ -1,7 +1,7 @@
 """A worker process that runs symbolic checks under limits. It can be killed at any time and dies with its parent.
 
 Run as `python -m openrlhf_ktae.verifier.worker PARENT_PID MEMORY_MB GRADER`. Requests come on stdin, answers go to the
-original stdout. Output of the libraries goes to /dev/null.
+original stdout. The libraries' output goes to /dev/null.
 """
 
 import json
@@ -46,7 +46,7 @@ def _raise_cpu_limit(signum: int, frame: Any) -> None:
 def set_cpu_timers(seconds: float) -> float:
     """Start the CPU timers of one check: the soft one raises in Python, the hard one kills. 0 stops both.
 
-    Returns what was left on the soft timer, 0 once it has gone off.
+    Returns the seconds that were left on the soft timer; 0 once it has gone off.
     """
     signal.setitimer(signal.ITIMER_PROF, seconds + HARD_CPU_MARGIN_S if seconds else 0)
     return signal.setitimer(signal.ITIMER_VIRTUAL, seconds)[0]
@@ -60,7 +60,7 @@ def limited(cpu_s: float, function: Callable[..., Verdict], *arguments: Any, oth
             verdict = function(*arguments)
         finally:
             left = set_cpu_timers(0)
-        if not left:  # the check swallowed the error: Python drops one raised in a destructor or a callback
+        if not left:  # the check swallowed CpuLimitError: Python drops errors raised in a destructor or a callback
             raise CpuLimitError
         return verdict
     except CpuLimitError:
@@ -76,7 +76,7 @@ def limited(cpu_s: float, function: Callable[..., Verdict], *arguments: Any, oth
 def serve(
     grader: Grader, read_golds: GoldReader | None, request: dict[str, Any], send: Callable[[dict], object]
 ) -> None:
-    """Read the golds, report that, then grade. Once a gold is read, no answer can make the verdict unknown."""
+    """Read the golds, report whether they can be read, then grade. If they can, no answer makes the verdict unknown."""
     gold, cpu_s = request["gold"], request["cpu_s"]
     unread = limited(cpu_s, read_golds, gold, otherwise=UNKNOWN) if read_golds is not None else None
     otherwise = UNKNOWN if unread is None or unread.status == UNKNOWN else WRONG
