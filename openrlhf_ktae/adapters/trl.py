@@ -80,19 +80,22 @@ class KTAEGRPOTrainer(GRPOTrainer):
     @torch.no_grad()
     def _needed(self, output: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Return the estimator's inputs, (rows, T) each; the policy's are computed before its update."""
-        needs = self.estimator.needs
+        needs, found = self.estimator.needs, dict[str, torch.Tensor]()
         if not needs:
-            return {}
+            return found
         parts = [[output[f"{of}_{what}"] for of in ("prompt", "completion")] for what in ("ids", "mask")]
         ids, mask = (torch.cat(part, dim=1) for part in parts)
         kept, args = output["completion_ids"].size(1), self.args
         if "in_prompt" in needs:
             answered = mask.clone()
             answered[:, :-kept] = 0
-            return {"in_prompt": tokens_in_prompt(ids, answered)[:, -kept:]}
+            found["in_prompt"] = tokens_in_prompt(ids, answered)[:, -kept:]
+        if not {*MADE}.intersection(needs):
+            return found
         rows = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
         images = {name: output[name] for name in OF_IMAGES if name in output}
         log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
             self.model, ids, mask, kept, rows, compute_entropy="entropies" in needs, **images
         )
-        return {name: found for name, found in zip(MADE, (log_probs, entropies), strict=True) if name in needs}
+        made = zip(MADE, (log_probs, entropies), strict=True)
+        return found | {name: values for name, values in made if name in needs}

@@ -338,7 +338,10 @@ def _gold_row(plan: Plan, args: SimpleNamespace) -> None:
         return
     from openrlhf_ktae.verifier.golds import gold_forms
 
-    golds = [row.get(key) for row in islice(text_rows(path), FIRST_GOLDS)]
+    try:
+        golds = [row.get(key) for row in islice(text_rows(path), FIRST_GOLDS)]
+    except (UnreadableDataset, AttributeError):  # the checks of a run report it
+        return
     unreadable = [str(gold) for gold in golds if not gold_forms(gold)]
     if golds:
         plan.rows.append(("golds", f"{len(golds) - len(unreadable)} of the first {len(golds)} can be read"))

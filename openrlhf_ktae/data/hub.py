@@ -16,7 +16,7 @@ def missing(name: str, kind: str = "model") -> str:
         return ""
     answer = _there(name, kind)
     if answer is None:
-        return f"not in the local cache, and the Hugging Face Hub did not answer within {SECONDS} s"
+        return f"not in the local cache, and the Hugging Face Hub could not be reached within {SECONDS} s"
     return "" if answer else f"no such {KINDS[kind]} on the Hugging Face Hub or in its local cache"
 
 
@@ -35,23 +35,25 @@ def _there(name: str, kind: str) -> bool | None:
     """Return whether the Hub has `name`; None if it does not answer. A thread, because DNS lookup ignores timeouts."""
     if _silent.is_set():
         return None
-    answers: list[bool] = []
+    answers: list[bool | None] = []
     thread = threading.Thread(target=lambda: answers.append(_ask(name, kind)), daemon=True)
     thread.start()
     thread.join(SECONDS)
-    if not answers:
+    if not answers or answers[0] is None:
         _silent.set()
         return None
     return answers[0]
 
 
-def _ask(name: str, kind: str) -> bool:
+def _ask(name: str, kind: str) -> bool | None:
     from huggingface_hub import repo_exists
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return repo_exists(name, repo_type=kind)
     except HfHubHTTPError as error:
         return error.response.status_code in (401, 403)  # gated: let the host's loader say so
-    except Exception:  # offline, or no such name
+    except HFValidationError:  # no repository can have this name
         return False
+    except Exception:  # offline; each HTTP library raises its own types
+        return None

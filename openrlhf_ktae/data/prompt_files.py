@@ -164,11 +164,16 @@ def _csv_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, s
 def text_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a .json, .jsonl or .csv file without type inference.
 
-    A date stays text, an integer keeps all its digits, and every cell of a .csv file is text. Raises ValueError or
-    csv.Error if the content does not match the suffix.
+    A date stays text, an integer keeps all its digits, and every cell of a .csv file is text. Raises
+    UnreadableDataset if the content does not match the suffix.
     """
     rows = _csv_rows(path, []) if path.suffix == ".csv" else _json_rows(path, math.inf)
-    yield from (row for _, row in rows)
+    try:
+        yield from (row for _, row in rows)
+    except UnreadableDataset:
+        raise
+    except (csv.Error, ValueError) as error:
+        raise UnreadableDataset(f"not a {path.suffix} file ({short(error)})") from None
 
 
 def _parquet(path: Path) -> Table:

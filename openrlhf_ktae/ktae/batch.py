@@ -90,6 +90,8 @@ def floats_B(name: str, values: Any, rows: int) -> NDArray[np.float64]:
 
 def above(scores: Any, threshold: float) -> NDArray[np.bool_]:
     """Return which scores are above the threshold rounded to their type: 0.1 in float32 is above the float 0.1."""
+    if isinstance(scores, torch.Tensor) and scores.is_floating_point():
+        threshold = torch.tensor(threshold, dtype=scores.dtype).item()  # NumPy has no bfloat16
     given = _array(scores)
     return given > (given.dtype.type(threshold) if given.dtype.kind == "f" else threshold)
 

@@ -200,8 +200,8 @@ def training(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> PhaseMemor
 
 
 def reference_model(args: SimpleNamespace, shape: ModelShape, cuda: bool) -> float:
-    """Return the bytes of the reference model, if any, on a device that `--train.colocate_all` makes it share."""
-    if args.algo.kl.init_coef <= 0 or not args.train.colocate_all:
+    """Return the bytes of the reference model, if any, on a device that it shares with the trainer."""
+    if args.algo.kl.init_coef <= 0 or not (args.train.colocate_all or args.train.colocate_actor_ref):
         return 0.0
     weights = shape.parameters * BYTES[args.ds.param_dtype] / (shards(args) if args.ds.zero_stage == 3 else 1)
     return (0.0 if args.ref.offload else weights) + (trainer_process(args) if cuda else 0.0)

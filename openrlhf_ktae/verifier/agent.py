@@ -104,7 +104,8 @@ class AgentExecutor(SingleTurnAgentExecutor):
         self._unknown.append(verdict if verdict.status == UNKNOWN else None)
         unknown = [seen for seen in self._unknown if seen is not None]
         share = len(unknown) / len(self._unknown)
-        if len(self._unknown) < MIN_VERDICTS_TO_STOP or share <= self.config.max_unknown_share:
+        least = min(MIN_VERDICTS_TO_STOP, self.config.unknown_window)
+        if len(self._unknown) < least or share <= self.config.max_unknown_share:
             return
         examples = "\n".join(
             f"  gold {seen.gold!r}, answer {seen.extracted!r}: {seen.reason} {seen.detail}"

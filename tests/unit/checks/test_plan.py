@@ -165,6 +165,14 @@ def test_golds_that_cannot_be_read_are_refused(tmp_path):
     assert "--data.label_key label: 16 of the first 16 golds cannot be read" in problem
 
 
+@pytest.mark.parametrize("content", ['input,label\nx,"2"2\n', "input,label\nx\n", "input,label\n\xff"])
+def test_golds_of_a_broken_file_are_left_to_the_checks(content, tmp_path):
+    (tmp_path / "d.csv").write_bytes(content.encode("latin-1"))
+    made = plan("grpo/quickstart", "--data.prompt_dataset", str(tmp_path / "d.csv"))
+    assert not made.problems
+    assert "golds" not in dict(made.rows)
+
+
 def test_golds_are_not_checked_with_a_reward_file(tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps({"input": "x", "label": ""}))
     words = ["--data.prompt_dataset", str(tmp_path / "d.jsonl"), "--reward.remote_url", str(tmp_path / "reward.py")]
@@ -209,6 +217,16 @@ def test_each_option_that_fills_the_host_is_counted(words, parts):
     *names, last = memory.host(args, model_shape(args.actor.model_name_or_path)).parts
     assert [name[: len(part)] for name, part in zip(names, parts, strict=True)] == parts
     assert last.startswith("whole model")
+
+
+def test_a_reference_model_on_the_actors_devices_is_counted():
+    apart = ["--algo.kl.init_coef", "0.01", "--train.colocate_all", "false"]
+    shape = model_shape(options(PAPER_7B).actor.model_name_or_path)
+    shared, own = (
+        memory.training(options(PAPER_7B, *apart, "--train.colocate_actor_ref", value), shape, True).parts
+        for value in ("true", "false")
+    )
+    assert shared["reference model"] > own["reference model"] == 0
 
 
 def test_a_node_with_too_little_memory_is_refused_with_the_way_out():

@@ -70,6 +70,14 @@ def fresh_hub(monkeypatch):
     hub._there.cache_clear()
 
 
+def test_an_unreachable_hub_is_not_said_to_lack_the_model(fresh_hub, monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.repo_exists", offline)
+    assert "could not be reached" in hub.missing("nobody/none")
+
+
 def test_a_hub_that_never_answers_is_queried_once(fresh_hub, monkeypatch):
     from huggingface_hub import hf_api
 
@@ -186,16 +194,18 @@ def test_names_of_extra_logs_come_from_the_first_call_of_a_reward_function(tmp_p
     (tmp_path / "reward.py").write_text(source)
     (tmp_path / "rows.jsonl").write_text(ROW)
 
-    def keys(**config):
+    def keys(data="rows.jsonl", **config):
         return log_keys(
             SimpleNamespace(
                 verifier=SimpleNamespace(config=VerifierConfig(reward_file=str(tmp_path / "reward.py"), **config)),
-                data=SimpleNamespace(prompt_dataset=str(tmp_path / "rows.jsonl"), input_key="input", label_key="label"),
+                data=SimpleNamespace(prompt_dataset=str(tmp_path / data), input_key="input", label_key="label"),
             )
         )
 
     assert keys(reward_log_keys=()) == ("a", "words")
     assert keys(reward_log_keys=("a",)) == ("a",), "the user's names win"
+    (tmp_path / "rows.csv").write_text('input,label\n1 + 1 :,"2"2\n')
+    assert keys("rows.csv", reward_log_keys=()) == (), "a broken data set is reported by its own check"
 
 
 def test_a_reward_function_waiting_for_a_server_is_not_refused(tmp_path):

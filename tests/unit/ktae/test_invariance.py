@@ -6,6 +6,7 @@ import torch
 from ktae_batches import VARIANTS, advantages, table_group
 
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values, compute_ktae_advantages
+from openrlhf_ktae.ktae.batch import above
 
 CONFIGS = [
     *(KTAEConfig(variant=variant) for variant in VARIANTS),
@@ -144,6 +145,13 @@ def test_kinds_of_tensors(batch, kind, mask_kind):
         found = compute_ktae_advantages(ids.to(kind), mask.to(mask_kind), scores.to(score_kind), groups.to(kind), base)
         assert found.dtype == torch.float32
         assert (found.numpy() == advantages(*batch)).all()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_score_equal_to_the_threshold_is_wrong_in_every_type(kind):
+    for threshold in (0.1, 0.3, 0.5, 0.7):
+        assert not above(torch.tensor([threshold], dtype=kind), threshold).any()
+        assert above(torch.tensor([threshold + 0.01], dtype=kind), threshold).all()
 
 
 def test_strided_and_graph_attached_inputs(batch):

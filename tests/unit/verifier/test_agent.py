@@ -186,6 +186,14 @@ def test_too_many_unknowns_stop_the_run_with_examples(agent, tokenizer):
     assert message.count("answer '77': gold unreadable") == 5
 
 
+def test_a_short_window_stops_the_run_once_it_is_full(agent, tokenizer):
+    executor = agent(max_unknown_share=0.5, unknown_window=8)
+    unreadable = (r"\frac{1}{", r"\boxed{77}")
+    rollouts(executor, tokenizer, *[unreadable] * 7)
+    with pytest.raises(RuntimeError, match=r"100\.0% of the last 8 answers"):
+        rollouts(executor, tokenizer, unreadable)
+
+
 def test_few_verdicts_do_not_stop_the_run(agent, tokenizer):
     executor = agent(max_unknown_share=0.0)
     outputs = rollouts(executor, tokenizer, *[("", r"\boxed{5}")] * 20)
