@@ -25,7 +25,6 @@ SORTS = 3.0
 """Goal: an estimator costs at most this many sorts of the tokens."""
 SHARED = 100
 """Tokens shared at the start of half of a group's rollouts; real rollouts share some tens."""
-
 PROMPT = 100
 """Tokens of each prompt."""
 

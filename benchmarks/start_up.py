@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -72,8 +73,7 @@ class Sampler(threading.Thread):
 
 def sampled(play: Callable[[Path], float]) -> dict[str, float]:
     """Run one side in a folder; return its seconds to the first step and its processes' figures."""
-    os.environ[VARIABLE] = uuid.uuid4().hex
-    sampler = Sampler(os.environ.pop(VARIABLE))
+    sampler = Sampler(uuid.uuid4().hex)
     with tempfile.TemporaryDirectory() as folder:
         os.environ[VARIABLE] = sampler.mark
         sampler.start()
@@ -103,7 +103,7 @@ def quickstart(tree: Path) -> Callable[[Path], float]:
         os.environ["PYTHONPATH"] = str(tree)
         words = ["--config", CONFIG, "--data.max_samples", "8", "--run.dir", str(folder)]
         began = time.time()
-        done = step_vs_trl.subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "openrlhf_ktae.cli.train_ppo_ray", *words], cwd=tree, capture_output=True, text=True
         )
         if done.returncode:

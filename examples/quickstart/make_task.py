@@ -23,7 +23,6 @@ DATASOURCE = "chain_sums"
 N_STEPS = 3  # sums per problem: enough that partial results can be key tokens, few enough for 24 tokens
 MAX_START = 20
 MAX_OPERAND = 9
-MAX_VALUE = 49  # no partial result exceeds 20 + 3 * 9 = 47
 N_TRAIN = 3200  # 200 steps of 16 prompts, or 400 of 8
 N_HELDOUT = 200
 DEFAULT_SEED = 0
@@ -32,7 +31,7 @@ DEFAULT_OUTPUT = Path(__file__).resolve().parent / "data"
 
 @dataclass(frozen=True)
 class Problem:
-    """A start value and `N_STEPS` signed operands; every partial result lies in 0..MAX_VALUE."""
+    """A start value and `N_STEPS` signed operands; no partial result is below 0 or above 20 + 3 * 9 = 47."""
 
     start: int
     operands: tuple[int, ...]

@@ -45,7 +45,7 @@ class ArmRun:
     def settings(self) -> dict[str, Any]:
         """The settings that determine the run: all options of its files and the command line, secrets masked."""
         options = json.loads(json.dumps(load_config(self.config)))
-        return _without_keys({"options": options, "seed": self.seed, "words": list(self.words)})
+        return _without_secrets({"options": options, "seed": self.seed, "words": list(self.words)})
 
     @property
     def done(self) -> bool:
@@ -58,7 +58,7 @@ class ArmRun:
         return [*own, *self.words]
 
 
-def _without_keys(settings: dict[str, Any]) -> dict[str, Any]:
+def _without_secrets(settings: dict[str, Any]) -> dict[str, Any]:
     secrets = environment_secrets()
     return {**masked_tree(settings, secrets), "words": masked_words(settings["words"], secrets)}
 
@@ -96,7 +96,7 @@ def _started_with(path: Path) -> Any:
         raise Refusal(f"{path.parent}: does not belong to a comparison; give another --output")
     try:
         found = parse_json(path.read_bytes())
-        return _without_keys(found)  # earlier releases wrote keys
+        return _without_secrets(found)  # earlier releases wrote keys
     except (ValueError, TypeError, KeyError, AttributeError):
         raise Refusal(f"{path}: cannot be read; delete {path.parent} to run it again") from None
 

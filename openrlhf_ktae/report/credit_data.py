@@ -66,7 +66,7 @@ def step_settings(about: Mapping[str, Any], figures: Collection[str] = ()) -> di
         "shuffled": computed and bool(about.get("shuffled", False)),
         "stored": bool(about.get("stored", False)),
         "variant": recorded.variant,
-        "options": {name: value for name, value in changed.items()},
+        "options": dict(changed),
         "range": {
             name: config.number("value_range") * config.group_weight(0, 1) * credit_weight(about, name)
             for name, config in variants

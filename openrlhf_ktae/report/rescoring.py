@@ -102,13 +102,13 @@ def key_token_values(group: GroupTensors, arm: Arm, seed: int = SEED) -> NDArray
     if arm.stored:
         return group.k_GT
     scores_G = np.random.default_rng(seed).permutation(group.scores_G) if arm.shuffled else group.scores_G
-    ones = np.zeros(len(scores_G), np.int64)
+    groups_G = np.zeros(len(scores_G), np.int64)
     if arm.estimator is not None:
-        labels = scores_G, ones, group.without_k_GT, group.special_ids, group.threshold
+        labels = scores_G, groups_G, group.without_k_GT, group.special_ids, group.threshold
         batch = CreditBatch.from_tables(group.ids_GT, group.mask_GT, *labels, **group.figures)
         added_N = arm.estimator(batch, arm.options).added_N
         return arm.weight * added_N.view(group.ids_GT.shape).numpy().astype(np.float64)
-    k_GT = compute_key_token_values(group.ids_GT, group.mask_GT, scores_G, ones, arm.config, group.special_ids)
+    k_GT = compute_key_token_values(group.ids_GT, group.mask_GT, scores_G, groups_G, arm.config, group.special_ids)
     return arm.weight * k_GT.numpy().astype(np.float64)
 
 
