@@ -16,8 +16,15 @@ def missing(name: str, kind: str = "model") -> str:
         return ""
     answer = _there(name, kind)
     if answer is None:
-        return f"not in the local cache, and the Hugging Face Hub could not be reached within {SECONDS} s"
+        return f"not in the local cache, and {_reason_for_silence()}"
     return "" if answer else f"no such {KINDS[kind]} on the Hugging Face Hub or in its local cache"
+
+
+def _reason_for_silence() -> str:
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    return "HF_HUB_OFFLINE is set" if offline else f"the Hugging Face Hub could not be reached within {SECONDS} s"
 
 
 def cached_folders(name: str, kind: str) -> list[Path]:

@@ -75,7 +75,10 @@ def test_an_unreachable_hub_is_not_said_to_lack_the_model(fresh_hub, monkeypatch
         raise ConnectionError("no network")
 
     monkeypatch.setattr("huggingface_hub.repo_exists", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     assert "could not be reached" in hub.missing("nobody/none")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in hub.missing("nobody/other")
 
 
 def test_a_hub_that_never_answers_is_queried_once(fresh_hub, monkeypatch):
