@@ -340,7 +340,7 @@ def _gold_row(plan: Plan, args: SimpleNamespace) -> None:
 
     try:
         golds = [row.get(key) for row in islice(text_rows(path), FIRST_GOLDS)]
-    except (UnreadableDataset, AttributeError):  # the checks of a run report it
+    except UnreadableDataset:  # the checks of a run report it
         return
     unreadable = [str(gold) for gold in golds if not gold_forms(gold)]
     if golds:

@@ -116,7 +116,7 @@ def _first_row(args: SimpleNamespace) -> str:
     try:
         row = next(text_rows(name)) if name.suffix in TEXT_SUFFIXES and name.is_file() else {}
         prompt, label = row.get(args.data.input_key), row.get(args.data.label_key)
-    except (UnreadableDataset, StopIteration, AttributeError):
+    except (UnreadableDataset, StopIteration):
         row, prompt, label = {}, None, None
     return json.dumps([row, prompt if isinstance(prompt, str) else None, label])
 

@@ -108,8 +108,8 @@ def write(
     output: Path,
     baseline: str,
     threshold: float,
-    pairs: Sequence[tuple[str, str]] = (),
-    earlier: Outcomes | None = None,
+    pairs: Sequence[tuple[str, str]],
+    earlier: Outcomes,
 ) -> None:
     """Write `comparison.json`, `comparison.md` and `comparison.html` of the successful runs and `earlier` outcomes."""
     from openrlhf_ktae.compare.run_outcomes import read_run

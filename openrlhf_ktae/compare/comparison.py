@@ -32,7 +32,7 @@ def compare_arms(
     baseline: str,
     threshold: float,
     more_pairs: Sequence[tuple[str, str]] = (),
-    earlier: Mapping[str, Mapping[int, dict[str, float]]] | None = None,
+    earlier: Outcomes | None = None,
 ) -> dict[str, Any]:
     """Return `arms` (outcomes with 95 % t-intervals over seeds) and `tests` (differences on the same seeds).
 
@@ -41,13 +41,10 @@ def compare_arms(
     Outcomes in `earlier`, at the steps and tokens of their own comparison, count as further seeds of these arms.
     """
     budget = common_budget([run for runs in arms.values() for run in runs.values()])
-    earlier = earlier or {}
-    found = {
-        arm: dict(
-            sorted({**earlier.get(arm, {}), **{s: outcomes(run, threshold, budget) for s, run in runs.items()}}.items())
-        )
-        for arm, runs in arms.items()
-    }
+    found: Outcomes = {}
+    for arm, runs in arms.items():
+        new = {seed: outcomes(run, threshold, budget) for seed, run in runs.items()}
+        found[arm] = dict(sorted({**(earlier or {}).get(arm, {}), **new}.items()))
     pairs = [(arm, other) for arm in arms if (other := rival(arm, list(arms), baseline)) is not None]
     pairs += [pair for pair in more_pairs if pair not in pairs]
     tests = []

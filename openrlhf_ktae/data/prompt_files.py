@@ -89,7 +89,7 @@ def _json_rows(path: Path, most: float = CHECKED_BYTES) -> Iterator[tuple[int, A
         if start == "\ufeff":
             raise UnreadableDataset("begins with a byte order mark; save it as UTF-8 without one")
         if start == "[":
-            yield from enumerate(parse_json(file.read(), exact=True), 1)
+            yield from ((i, _object(i, row)) for i, row in enumerate(parse_json(file.read(), exact=True), 1))
             return
         read = 0
         for number, line in enumerate(file, 1):
@@ -97,9 +97,16 @@ def _json_rows(path: Path, most: float = CHECKED_BYTES) -> Iterator[tuple[int, A
                 continue
             read += len(line)
             try:
-                yield number, parse_json(line, exact=True) if read <= most else UNPARSED
+                row = parse_json(line, exact=True) if read <= most else UNPARSED
             except ValueError as error:
                 raise UnreadableDataset(f"line {number} is not JSON ({short(error)}); repair or remove it") from None
+            yield number, row if row is UNPARSED else _object(number, row)
+
+
+def _object(number: int, row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UnreadableDataset(f"row {number} is not a JSON object; write one with a prompt and its right answer")
+    return row
 
 
 def _table(rows: Iterable[tuple[int, Any]]) -> Table:
@@ -112,8 +119,6 @@ def _table(rows: Iterable[tuple[int, Any]]) -> Table:
         count += 1
         if row is UNPARSED:
             continue
-        if not isinstance(row, dict):
-            raise UnreadableDataset(f"row {number} is not a JSON object; write one with a prompt and its right answer")
         if not first:
             first = number
         for name in [*kinds, *(name for name in row if name not in kinds)]:
