@@ -3,18 +3,17 @@
 Shapes: `B` completions of all processes, `T` positions of the longest one.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from trl import GRPOTrainer
 
-from openrlhf_ktae.credit import CreditBatch, estimators, tokens_in_prompt
+from openrlhf_ktae.credit import OF_POLICY, CreditBatch, estimators, tokens_in_prompt
 from openrlhf_ktae.ktae import KTAEConfig
 
-MADE = ("log_probs", "entropies")
-"""The inputs in `credit.NEEDS` that TRL's forward pass computes, also at the sampling temperature."""
-TAKEN = (*MADE, "in_prompt")
-"""The inputs that are available, and that an estimator may need."""
+TAKEN = (*OF_POLICY, "in_prompt")
+"""The inputs that are available, and that an estimator may need; the policy's are at the sampling temperature."""
 OF_IMAGES = (
     "pixel_values image_grid_thw num_images num_tiles pixel_attention_mask spatial_shapes image_sizes token_type_ids "
     "mm_token_type_ids image_position_ids"
@@ -26,8 +25,8 @@ class KTAEGRPOTrainer(GRPOTrainer):
 
     Args:
         ktae: options of KTAE; the paper's by default.
-        estimator: a name in `credit.estimators()`. One that needs log-probabilities or entropies costs a forward pass.
-            One that needs other figures (`otb`, `mc_value`) is refused with ValueError.
+        estimator: a name in `credit.estimators()`. One that needs log-probabilities or entropies costs a forward pass,
+            and `otb` two. `mc_value`, which samples continuations, is refused with ValueError.
         options: options of that estimator; its defaults if None.
         verifier: index in `reward_funcs` of the function that decides whether a completion is correct, unlike those
             for format or length. If it returns None, the verdict is unknown.
@@ -90,12 +89,23 @@ class KTAEGRPOTrainer(GRPOTrainer):
             answered = mask.clone()
             answered[:, :-kept] = 0
             found["in_prompt"] = tokens_in_prompt(ids, answered)[:, -kept:]
-        if not {*MADE}.intersection(needs):
-            return found
         rows = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
         images = {name: output[name] for name in OF_IMAGES if name in output}
-        log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
-            self.model, ids, mask, kept, rows, compute_entropy="entropies" in needs, **images
-        )
-        made = zip(MADE, (log_probs, entropies), strict=True)
-        return found | {name: values for name, values in made if name in needs}
+        inputs = ids, mask, kept, rows
+        if "sum_squares" in needs:
+            found["sum_squares"] = self._get_per_token_logps_and_entropies(self._sum_squares, *inputs, **images)[0]
+        if {"log_probs", "entropies"}.intersection(needs):
+            log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
+                self.model, *inputs, compute_entropy="entropies" in needs, **images
+            )
+            made = {"log_probs": log_probs, "entropies": entropies}
+            found |= {name: values for name, values in made.items() if name in needs}
+        return found
+
+    def _sum_squares(self, labels: Any, fused_lm_head: bool, **inputs: Any) -> SimpleNamespace:
+        """Call the model; return each token's sum of squared probabilities, which TRL's fused head lacks.
+
+        They take the place of its log-probabilities, so that TRL splits the batch and its images as usual.
+        """
+        logits = self.model(**inputs).logits[:, :-1].float() / self.temperature
+        return SimpleNamespace(log_probs=torch.nn.functional.pad(logits.softmax(-1).square().sum(-1), (1, 0)))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from verl.trainer.ppo import core_algos, ray_trainer
 
-from openrlhf_ktae.credit import CreditBatch, estimators
+from openrlhf_ktae.credit import CreditBatch, estimators, tokens_in_prompt
 from openrlhf_ktae.ktae import KTAEConfig
 
 options = KTAEConfig()
@@ -48,8 +48,21 @@ def compute_advantage(data: Any, *args: Any, **kwargs: Any) -> Any:
         return _host(data, *args, **kwargs)
 
 
-NEEDED = {"log_probs": "old_log_probs", "entropies": "entropys", "sum_squares": "sum_pi_squared"}
-"""Input of an estimator -> verl's name for it in a batch that has it."""
+NEEDED = {
+    "log_probs": ("old_log_probs", ""),
+    "entropies": (
+        "entropy",
+        "; only verl's default trainers keep it: trainer.use_v1=True, rollout_correction.bypass_mode=False",
+    ),
+    "sum_squares": (
+        "sum_pi_squared",
+        "; only the old trainer computes it: trainer.use_v1=False "
+        "actor_rollout_ref.actor.calculate_sum_pi_squared=True",
+    ),
+    "in_prompt": ("prompts", ""),
+}
+"""Input of an estimator -> the field of verl's batch that it is, or is made from, and how to get a batch with it."""
+NO_TOKEN = -1  # in place of a prompt's padding
 
 
 def credited_advantages(
@@ -72,14 +85,27 @@ def credited_advantages(
     acc_B = data.non_tensor_batch.get("acc")
     scores_B = data.batch["token_level_scores"].sum(-1) if acc_B is None else np.asarray(acc_B, dtype=np.float64)
     groups_B = np.unique(index, return_inverse=True)[1]
-    if missing := [need for need in one.needs if NEEDED.get(need) not in data.batch]:
-        raise RuntimeError(f"{name} needs {', '.join(missing)} of each token; verl's batch does not have them")
-    needs: dict[str, Any] = {need: data.batch[NEEDED[need]] for need in one.needs}
+    needs: dict[str, Any] = {need: _needed(name, need, data.batch, response_mask) for need in one.needs}
     labels = scores_B, groups_B, base_BT, special_token_ids, options.correct_threshold
     batch = CreditBatch.from_tables(data.batch["responses"], response_mask, *labels, **needs)
     own = options if name == "ktae" else others.get(name)
     advantages_BT = base_BT + one(batch, own).added_N.view(base_BT.shape).to(base_BT.device)
     return advantages_BT, advantages_BT
+
+
+def _needed(name: str, need: str, batch: Any, response_mask: torch.Tensor) -> torch.Tensor:
+    """Return an input of the estimator `name` (B, T). Raises RuntimeError if verl's batch does not have it."""
+    field, way = NEEDED.get(need, (need, "; no trainer of verl computes it"))
+    if field not in batch:
+        raise RuntimeError(f"{name} needs {need} of each token, and verl's batch has no {field}{way}")
+    values: torch.Tensor = batch[field]
+    if need != "in_prompt":
+        return values
+    width = values.size(1)
+    if "attention_mask" in batch:
+        values = values.masked_fill(batch["attention_mask"][:, :width] == 0, NO_TOKEN)
+    ids = torch.cat([values, batch["responses"]], dim=1)
+    return tokens_in_prompt(ids, torch.cat([torch.zeros_like(values), response_mask], dim=1))[:, width:]
 
 
 def registered(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
@@ -102,21 +128,24 @@ ray_trainer.compute_advantage = compute_advantage
 
 
 def keep_responses_of_v1() -> None:
-    """Make verl's trainers also fetch responses and verdicts before they compute advantages."""
+    """Make verl's trainers also fetch responses, verdicts and an estimator's inputs before they compute advantages."""
     import transfer_queue
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
     host = PPOTrainer._compute_advantage
 
     def with_responses(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
-        if self.config.algorithm.adv_estimator not in estimators():
+        one = estimators().get(self.config.algorithm.adv_estimator)
+        if one is None:
             return host(self, batch, metrics)
-        fields = ["responses", "rm_scores", "extra_fields"]
+        needed = [NEEDED[need][0] for need in one.needs if need in NEEDED]
+        fields = ["responses", "rm_scores", "extra_fields", *needed]
         found = transfer_queue.kv_batch_get(batch.keys, batch.partition_id, select_fields=fields)
         verdicts = [_verdict(extra) for extra in found.pop("extra_fields").tolist()]
-        padded = found.to_padded_tensor()
         others = {} if None in verdicts else {"acc": np.array(verdicts, dtype=np.float64)}
-        tensors = {"responses": padded["responses"], "token_level_scores": padded["rm_scores"]}
+        tensors = {"prompts": found.pop("prompts").to_padded_tensor(NO_TOKEN)} if "prompts" in needed else {}
+        tensors |= dict(found.to_padded_tensor().items())
+        tensors["token_level_scores"] = tensors["rm_scores"]
         with _within_reach(SimpleNamespace(batch=tensors, non_tensor_batch=others)):
             return host(self, batch, metrics)
 

@@ -53,7 +53,33 @@ def files_up_to():
 
 
 @pytest.fixture(scope="module")
-def ray_here(host):
+def forking(host):
+    """Return a context in which Ray starts with workers that are forks: each would import the libraries for seconds."""
+    from openrlhf_ktae.backend.cpu import CpuBackend
+    from openrlhf_ktae.backend.cpu_patches import forked_workers
+    from openrlhf_ktae.processes import forks
+    from openrlhf_ktae.trainer.ray.classes import CPU_MODULES
+
+    forks.start([CpuBackend.preloads, *CPU_MODULES], {})
+    first = forks.ForkedProcess(target=int)
+    first.start()
+    first.join()  # the imports are done: on a busy machine Ray would not start beside them
+    server = os.environ.pop(forks.VARIABLE)  # commands that tests run must not find it
+
+    @contextmanager
+    def context():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(forks.VARIABLE, server)
+            with forked_workers():
+                yield
+
+    yield context
+    os.environ[forks.VARIABLE] = server
+    forks.stop()
+
+
+@pytest.fixture(scope="module")
+def ray_here(forking):
     """Start a small Ray whose workers are set up as in a CPU run."""
     import ray
 
@@ -65,7 +91,8 @@ def ray_here(host):
         "env_vars": {BACKEND_VARIABLE: CpuBackend().worker_setup_hook},
         "worker_process_setup_hook": WORKER_HOOK,
     }
-    ray.init(address="local", logging_level="ERROR", log_to_driver=False, runtime_env=workers, **options)
+    with forking():
+        ray.init(address="local", logging_level="ERROR", log_to_driver=False, runtime_env=workers, **options)
     yield ray
     ray.shutdown()
 

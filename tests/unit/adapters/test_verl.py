@@ -126,8 +126,8 @@ def queue():
     ray.shutdown()
 
 
-def put(queue, data, name):
-    """Put a batch into the queue as verl's agent loops do, in rows without padding."""
+def put(queue, data, name, prompts=None, figures=None):
+    """Put a batch into the queue as verl's agent loops do, in rows without padding; `figures` are tables (B, T)."""
     from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
     lengths = data.batch["response_mask"].sum(-1).tolist()
@@ -142,6 +142,8 @@ def put(queue, data, name):
                 "response_mask": data.batch["response_mask"][i, :length],
                 "rm_scores": data.batch["token_level_scores"][i, :length],
                 "extra_fields": {"reward_extra_info": said},
+                **({} if prompts is None else {"prompts": prompts[i]}),
+                **{field: table[i, :length] for field, table in (figures or {}).items()},
             }
         )
     keys = [f"{i}_{row['uid']}_0_0" for i, row in enumerate(rows)]
@@ -173,6 +175,67 @@ def test_verls_trainers_give_grpo_plus_k(queue, mode, acc):
     assert torch.equal(found["ktae"], found["grpo"] + k[:, :width] * data.batch["response_mask"][:, :width])
 
 
+def inputs_of(data, prompts):
+    """Return random figures of the policy, under verl's names and ours, with what is in each row's prompt."""
+    generator = torch.Generator().manual_seed(0)
+    shape = data.batch["responses"].shape
+    figures = {
+        "old_log_probs": -torch.rand(shape, generator=generator),
+        "entropy": torch.rand(shape, generator=generator),
+    }
+    rows = [torch.isin(ids, prompt) for ids, prompt in zip(data.batch["responses"], prompts, strict=True)]
+    in_prompt = torch.stack(rows).float()
+    assert in_prompt.any() and not in_prompt.all()
+    ours = {"log_probs": figures["old_log_probs"], "entropies": figures["entropy"], "in_prompt": in_prompt}
+    return figures, ours
+
+
+def credit_of(name, data, base, ours):
+    groups = np.unique(data.non_tensor_batch["uid"], return_inverse=True)[1]
+    labels = data.batch["token_level_scores"].sum(-1), groups, base, SPECIAL
+    needs = {need: ours[need] for need in estimators()[name].needs}
+    batch = CreditBatch.from_tables(data.batch["responses"], data.batch["response_mask"], *labels, **needs)
+    return estimators()[name](batch).added_N.view(base.shape)
+
+
+OF_V1 = [name for name, one in estimators().items() if {*one.needs} <= {"log_probs", "entropies", "in_prompt"}]
+
+
+@pytest.mark.parametrize("name", OF_V1)
+def test_verls_trainers_give_each_estimator_its_inputs(queue, name):
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    data = batch()
+    prompts = [torch.tensor([4, 5, 6, 7][: 1 + row % 4]) for row in range(len(data.batch["responses"]))]
+    figures, ours = inputs_of(data, prompts)
+    algorithm = {"adv_estimator": name, "gamma": 1.0, "lam": 1.0, "use_kl_in_reward": False}
+    trainer = object.__new__(get_trainer_cls("sync"))
+    trainer.config = OmegaConf.create({"algorithm": algorithm, "actor_rollout_ref": {"rollout": {"n": N}}})
+    meta = trainer._compute_advantage(put(queue, data, f"of {name}", prompts, figures), {})
+    found = queue.kv_batch_get(meta.keys, f"of {name}", select_fields=["advantages"])["advantages"]
+    data.batch["token_level_rewards"] = data.batch["token_level_scores"]
+    base = advantages(data, "grpo")
+    added = credit_of(name, data, base, ours)
+    assert added.any()
+    found, width = found.to_padded_tensor(0.0), found.to_padded_tensor(0.0).size(1)
+    torch.testing.assert_close(found, ((base + added) * data.batch["response_mask"])[:, :width])
+
+
+def test_padding_of_a_prompt_is_not_in_it():
+    """verl's old trainer pads prompts on the left, here with an id that responses have too."""
+    data = batch()
+    prompts = torch.tensor([[9, 9, 4, 5], [9, 3, 6, 7]] * (PROMPTS * N // 2))
+    data.batch["prompts"] = prompts
+    seen = (prompts != 9).int()
+    data.batch["attention_mask"] = torch.cat([seen, data.batch["response_mask"]], dim=1)
+    _, ours = inputs_of(data, [row[row != 9] for row in prompts])
+    base = advantages(data, "grpo")
+    added = credit_of("ktae_by_context", data, base, ours)
+    assert added.any()
+    torch.testing.assert_close(advantages(data, "ktae_by_context"), base + added)
+
+
 def test_special_ids_must_be_named(monkeypatch):
     monkeypatch.setattr(adapter, "special_token_ids", None)
     with pytest.raises(RuntimeError, match="special_token_ids"):
@@ -191,9 +254,19 @@ def test_other_estimators_are_registered_too(name):
     torch.testing.assert_close(advantages(data, name), base + added)
 
 
-def test_a_batch_without_an_estimators_inputs_is_refused():
-    with pytest.raises(RuntimeError, match="gtpo needs entropies"):
-        advantages(batch(), "gtpo")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gtpo", r"gtpo needs entropies of each token.*no entropy; .*trainer.use_v1=True"),
+        ("otb", r"otb needs sum_squares .*no sum_pi_squared; .*actor.calculate_sum_pi_squared=True"),
+        ("mc_value", "mc_value needs values .*no trainer of verl computes it"),
+    ],
+)
+def test_a_batch_without_an_estimators_inputs_is_refused(name, reason):
+    data = batch()
+    data.batch["old_log_probs"] = data.batch["token_level_scores"]
+    with pytest.raises(RuntimeError, match=reason):
+        advantages(data, name)
 
 
 STEP = """

@@ -29,7 +29,7 @@ def engine_class(ray_here):
             return []
 
         def maybe_die(self, call):
-            if self.dies == call:
+            if not self.llm.errored and self.dies == call:  # like vLLM's, the calls fail until a model is loaded
                 os._exit(1)
 
         async def die_in(self, call):

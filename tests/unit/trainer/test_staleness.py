@@ -25,6 +25,7 @@ WORDS = (
     "--init_kl_coef 0 --max_len 32"
 )
 ASYNC = "--train.async_enable true"
+SLOW_STEP = 0.15  # seconds; on a busy machine too, engines are faster
 
 
 class Engine:
@@ -115,7 +116,7 @@ def trained_ages(ray, words, equal=(), slow=0.04):
 
 
 def test_without_a_limit_a_long_queue_makes_stale_rollouts(ray_here):
-    seen, _ = trained_ages(ray_here, f"{ASYNC} --train.async_queue_size 4")
+    seen, _ = trained_ages(ray_here, f"{ASYNC} --train.async_queue_size 4", slow=SLOW_STEP)
     assert len(seen) == PROMPTS // BATCH
     assert max(oldest for _, oldest in seen) > 2
 
@@ -131,7 +132,7 @@ def test_no_rollout_is_older_than_the_limit(ray_here, limit, more):
 def test_surplus_groups_are_dropped_when_stale(ray_here):
     """A third of the groups is filtered at first, so later waves bring more than is missing."""
     equal, words = range(0, 24), f"{ASYNC} --dynamic_filtering --train.async_queue_size 2"
-    free, free_batches = trained_ages(ray_here, words, equal)
+    free, free_batches = trained_ages(ray_here, words, equal, slow=SLOW_STEP)
     assert max(oldest for _, oldest in free) > 2
     seen, batches = trained_ages(ray_here, f"{words} --train.max_staleness 2", equal)
     assert 0 < max(oldest for _, oldest in seen) <= 2
