@@ -79,8 +79,23 @@ def forking(host):
 
 
 @pytest.fixture(scope="module")
-def ray_here(forking):
-    """Start a small Ray whose workers are set up as in a CPU run."""
+def ray_here(host):
+    """Start a small Ray, for its object store."""
+    ray = _small_ray()
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_with_workers(forking):
+    """Start a small Ray whose workers are set up as in a CPU run, but start faster."""
+    with forking():
+        ray = _small_ray()
+    yield ray
+    ray.shutdown()
+
+
+def _small_ray():
     import ray
 
     from openrlhf_ktae.backend.cpu import CpuBackend
@@ -91,10 +106,8 @@ def ray_here(forking):
         "env_vars": {BACKEND_VARIABLE: CpuBackend().worker_setup_hook},
         "worker_process_setup_hook": WORKER_HOOK,
     }
-    with forking():
-        ray.init(address="local", logging_level="ERROR", log_to_driver=False, runtime_env=workers, **options)
-    yield ray
-    ray.shutdown()
+    ray.init(address="local", logging_level="ERROR", log_to_driver=False, runtime_env=workers, **options)
+    return ray
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ SECONDS = 60  # gloo's own timeout is ten minutes
 
 
 @pytest.fixture(scope="module")
-def engine_class(ray_here):
+def engine_class(ray_with_workers):
     """An engine that receives weights like vLLM's worker."""
 
     class Engine:
@@ -39,11 +39,11 @@ def engine_class(ray_here):
             work = self._group.broadcast(new_buffer([Slot(*row) for row in bucket]))
             await asyncio.to_thread(work.wait)
 
-    return ray_here.remote(num_cpus=0)(Engine)
+    return ray_with_workers.remote(num_cpus=0)(Engine)
 
 
 @pytest.fixture
-def sender(ray_here, engine_class, monkeypatch):
+def sender(ray_with_workers, engine_class, monkeypatch):
     """Rank 0 of the trainer and two engines, without a model."""
     from openrlhf_ktae.base.free_port import free_port
     from openrlhf_ktae.trainer.ray.cpu_actors import CpuActorPPOTrainer
@@ -51,23 +51,23 @@ def sender(ray_here, engine_class, monkeypatch):
 
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     engines = [engine_class.remote() for _ in range(2)]
-    ray_here.get([engine.ready.remote() for engine in engines], timeout=SECONDS)
+    ray_with_workers.get([engine.ready.remote() for engine in engines], timeout=SECONDS)
     port = free_port()
     joining = [engine.init_process_group.remote("127.0.0.1", port, rank, 3) for rank, engine in enumerate(engines, 1)]
     made = CpuActorPPOTrainer.__new__(CpuActorPPOTrainer)
     made.vllm_engines = engines
     made._model_update_group = GlooGroup("127.0.0.1", port, 0, 3)
     made._watched = {}
-    ray_here.get(joining)
+    ray_with_workers.get(joining)
     yield made
     for engine in engines:
-        ray_here.kill(engine)
+        ray_with_workers.kill(engine)
 
 
 @SLOW
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("dead", [0, 1])
-def test_live_engines_do_not_wait_for_a_dead_one(ray_here, sender, dead):
+def test_live_engines_do_not_wait_for_a_dead_one(ray_with_workers, sender, dead):
     """gloo sends to peers in turn and stops at the first dead one, so later peers would wait for its timeout."""
     from openrlhf_ktae.trainer.engines import engine_died
     from openrlhf_ktae.trainer.ray.cpu_weight_sync import buckets
@@ -79,10 +79,12 @@ def test_live_engines_do_not_wait_for_a_dead_one(ray_here, sender, dead):
         with Sending(sender.vllm_engines, sender._watched, sender._leave_group) as sender._sending:
             sender._send(bucket, [torch.tensor(values)])
         if sender._sending.lost is None:
-            with pytest.raises(ray_here.exceptions.RayActorError):
-                ray_here.get(sender.vllm_engines[dead].die.remote())
+            with pytest.raises(ray_with_workers.exceptions.RayActorError):
+                ray_with_workers.get(sender.vllm_engines[dead].die.remote())
     assert engine_died(sender._sending.lost, sender.vllm_engines)
-    assert ray_here.get(sender.vllm_engines[1 - dead].ready.remote(), timeout=SECONDS), "the live engine is stuck"
+    assert ray_with_workers.get(sender.vllm_engines[1 - dead].ready.remote(), timeout=SECONDS), (
+        "the live engine is stuck"
+    )
     assert time.monotonic() - began < SECONDS
 
 

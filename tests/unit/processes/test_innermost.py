@@ -15,9 +15,9 @@ pytestmark = SLOW
 
 
 @pytest.fixture(scope="module")
-def error_of(ray_here):
+def error_of(ray_with_workers):
     """Return a failing actor's error as Ray raises it in the driver."""
-    ray = ray_here
+    ray = ray_with_workers
 
     class Odd(Exception):
         def __reduce__(self):
@@ -88,7 +88,7 @@ def test_a_cores_log_gives_the_reason(tmp_path):
     assert cause_in_logs(tmp_path) == "ValueError: no free memory blocks"
 
 
-def test_unreadable_data_are_distinguished_from_other_errors(ray_here, tmp_path):
+def test_unreadable_data_are_distinguished_from_other_errors(ray_with_workers, tmp_path):
     """Integers above 64 bits, which fail while the trainer's actor is created."""
     from types import SimpleNamespace
 
@@ -97,7 +97,7 @@ def test_unreadable_data_are_distinguished_from_other_errors(ray_here, tmp_path)
     table = tmp_path / "train.csv"
     table.write_text(f"input,label\na,{2**100}\nb,{2**100 + 1}\n")
 
-    @ray_here.remote(num_cpus=0)
+    @ray_with_workers.remote(num_cpus=0)
     class Trainer:
         def __init__(self, path):
             from openrlhf.datasets.utils import blending_datasets
@@ -109,7 +109,7 @@ def test_unreadable_data_are_distinguished_from_other_errors(ray_here, tmp_path)
             pass
 
     with pytest.raises(Exception) as error:
-        ray_here.get(Trainer.remote(str(table)).go.remote())
+        ray_with_workers.get(Trainer.remote(str(table)).go.remote())
     assert failed_to_start(error.value)
     assert DATA.search(str(error.value))
     assert innermost(error.value).split(":")[0].endswith(("Error", "Exception", "Invalid"))

@@ -18,7 +18,7 @@ pytestmark = SLOW
 
 
 @pytest.fixture(scope="module")
-def engine_class(ray_here):
+def engine_class(ray_with_workers):
     """An engine without a model that remembers the weights it received until its process dies."""
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
@@ -58,26 +58,28 @@ def engine_class(ray_here):
             return os.getpid()
 
     made = type("Guarded", (RetryingRollouts, Engine), {})
-    return ray_here.remote(max_restarts=-1, num_cpus=0)(made)
+    return ray_with_workers.remote(max_restarts=-1, num_cpus=0)(made)
 
 
 @pytest.fixture(scope="module")
-def both(ray_here, engine_class):
+def both(ray_with_workers, engine_class):
     return [engine_class.remote() for _ in range(2)]
 
 
 @pytest.fixture
-def engines(ray_here, both):
+def engines(ray_with_workers, both):
     """Both engines, reset instead of restarted, since starting one takes seconds."""
     from openrlhf_ktae.trainer.engines import have_weights
 
     have_weights(both)
-    ray_here.get([call for engine in both for call in (engine.join.remote(0), engine.confirm_weights.remote(0))])
+    ray_with_workers.get(
+        [call for engine in both for call in (engine.join.remote(0), engine.confirm_weights.remote(0))]
+    )
     return both
 
 
 @pytest.fixture
-def trainer(ray_here, engines, monkeypatch):
+def trainer(ray_with_workers, engines, monkeypatch):
     """The host's base trainer; its ranks send a number as weights and call `during` while sending."""
     from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 
@@ -100,74 +102,74 @@ def trainer(ray_here, engines, monkeypatch):
         for act in self.during[:1]:
             self.during = self.during[1:]
             act()
-        ray_here.get([engine.receive.remote(self.version, self.group) for engine in self.vllm_engines])
+        ray_with_workers.get([engine.receive.remote(self.version, self.group) for engine in self.vllm_engines])
 
     monkeypatch.setattr(BasePPOTrainer, "broadcast_to_vllm", send)
     return Trainer()
 
 
-def die(ray_here, engine):
+def die(ray_with_workers, engine):
     from ray.exceptions import RayActorError
 
-    os.kill(ray_here.get(engine.pid.remote()), signal.SIGKILL)
+    os.kill(ray_with_workers.get(engine.pid.remote()), signal.SIGKILL)
     while True:  # until Ray has noticed
         try:
-            return ray_here.get(engine.pid.remote())
+            return ray_with_workers.get(engine.pid.remote())
         except RayActorError:
             continue
 
 
-def generated(ray_here, engine):
-    return ray_here.get(engine.generate_responses.remote(prompt="p", num_samples=1))[0]["weights"]
+def generated(ray_with_workers, engine):
+    return ray_with_workers.get(engine.generate_responses.remote(prompt="p", num_samples=1))[0]["weights"]
 
 
-def test_a_restarted_engine_generates_only_with_current_weights(ray_here, engines, trainer):
+def test_a_restarted_engine_generates_only_with_current_weights(ray_with_workers, engines, trainer):
     from openrlhf_ktae.trainer.engines import engine_died, wait_for_weights
 
     trainer.version = 1
     trainer.broadcast_to_vllm()
-    assert [generated(ray_here, engine) for engine in engines] == [1, 1]
-    die(ray_here, engines[1])
+    assert [generated(ray_with_workers, engine) for engine in engines] == [1, 1]
+    die(ray_with_workers, engines[1])
     with pytest.raises(Exception, match="waits for the current weights") as refusal:
-        generated(ray_here, engines[1])
+        generated(ray_with_workers, engines[1])
     assert engine_died(refusal.value)
     assert not any("restarted" in note for note in trainer.notes)
     trainer.send_weights("somebody noticed")
     wait_for_weights(engines)
-    assert [generated(ray_here, engine) for engine in engines] == [1, 1]
+    assert [generated(ray_with_workers, engine) for engine in engines] == [1, 1]
     assert "1 of --faults.engine_restarts 2" in trainer.notes[0]
     trainer.send_weights("somebody else noticed, later")
     assert len(trainer.notes) == trainer.group == 1, "all engines already had the weights"
 
 
-def test_engines_that_die_before_and_during_sending_get_the_weights(ray_here, engines, trainer):
+def test_engines_that_die_before_and_during_sending_get_the_weights(ray_with_workers, engines, trainer):
     trainer.version = 5
-    ray_here.get(engines[0].break_core.remote())
-    trainer.during = [lambda: ray_here.get(engines[1].break_core.remote())]
+    ray_with_workers.get(engines[0].break_core.remote())
+    trainer.during = [lambda: ray_with_workers.get(engines[1].break_core.remote())]
     trainer.broadcast_to_vllm()
-    assert [generated(ray_here, engine) for engine in engines] == [5, 5]
+    assert [generated(ray_with_workers, engine) for engine in engines] == [5, 5]
     assert trainer.engine_restarts == 2
     assert len(trainer.notes) == 1, "one broadcast, in two tries"
 
 
-def test_engines_that_die_too_often_end_the_run(ray_here, engines, trainer):
+def test_engines_that_die_too_often_end_the_run(ray_with_workers, engines, trainer):
     from openrlhf_ktae.processes.deaths import died
     from openrlhf_ktae.trainer.engines import EnginesLost
 
     trainer.engine_restarts = 2
-    ray_here.get(engines[0].break_core.remote())
+    ray_with_workers.get(engines[0].break_core.remote())
     with pytest.raises(EnginesLost, match=r"--faults.engine_restarts 2: an engine died again") as end:
         trainer.broadcast_to_vllm()
     assert died(end.value)
 
 
 @pytest.mark.timeout(60)
-def test_lost_engines_are_not_waited_for_again(ray_here, engines, trainer):
+def test_lost_engines_are_not_waited_for_again(ray_with_workers, engines, trainer):
     """Otherwise the asynchronous trainer, which retries as long as engines may return, would never end."""
     from openrlhf_ktae.trainer.engines import EnginesLost, engine_died
 
     trainer.engine_restarts = 2
-    trainer.during = [lambda: ray_here.get(engines[1].break_core.remote())]
+    trainer.during = [lambda: ray_with_workers.get(engines[1].break_core.remote())]
     with pytest.raises(EnginesLost) as end:
         trainer.broadcast_to_vllm()
     assert engine_died(end.value.__cause__)
@@ -175,16 +177,16 @@ def test_lost_engines_are_not_waited_for_again(ray_here, engines, trainer):
 
 
 @pytest.mark.timeout(60)
-def test_a_rank_that_dies_while_sending_ends_the_run(ray_here, engines, trainer):
+def test_a_rank_that_dies_while_sending_ends_the_run(ray_with_workers, engines, trainer):
     """At once, and without restarting any engine."""
 
     class Rank:
         def send(self):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    rank = ray_here.remote(num_cpus=0)(Rank).remote()
-    trainer.during = [lambda: ray_here.get(rank.send.remote())]
-    with pytest.raises(ray_here.exceptions.RayActorError):
+    rank = ray_with_workers.remote(num_cpus=0)(Rank).remote()
+    trainer.during = [lambda: ray_with_workers.get(rank.send.remote())]
+    with pytest.raises(ray_with_workers.exceptions.RayActorError):
         trainer.broadcast_to_vllm()
     assert (trainer.engine_restarts, trainer.group, trainer.notes) == (0, 0, [])
 
@@ -198,7 +200,7 @@ def test_other_sending_errors_are_not_retried(engines, trainer):
         trainer.broadcast_to_vllm()
 
 
-def test_a_permanently_dead_engine_ends_the_run(ray_here):
+def test_a_permanently_dead_engine_ends_the_run(ray_with_workers):
     from openrlhf_ktae.trainer.engines import EnginesLost, have_weights
 
     class Engine:
@@ -208,12 +210,12 @@ def test_a_permanently_dead_engine_ends_the_run(ray_here):
         async def reload(self):
             return True
 
-    engine = ray_here.remote(num_cpus=0)(Engine).remote()
+    engine = ray_with_workers.remote(num_cpus=0)(Engine).remote()
     assert have_weights([engine])
-    ray_here.kill(engine)
-    with pytest.raises(ray_here.exceptions.RayActorError):
+    ray_with_workers.kill(engine)
+    with pytest.raises(ray_with_workers.exceptions.RayActorError):
         while True:  # the kill takes effect some time after the call
-            ray_here.get(engine.answer.remote())
+            ray_with_workers.get(engine.answer.remote())
     with pytest.raises(EnginesLost, match="does not come back"):
         have_weights([engine])
 
@@ -243,7 +245,7 @@ def test_the_queue_serves_weight_requests_and_stops_on_an_order_to_end(host, tmp
 
 
 @pytest.fixture
-def generator(ray_here, root):
+def generator(ray_with_workers, root):
     """Return a generator whose only engine never answers."""
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
 
@@ -254,7 +256,7 @@ def generator(ray_here, root):
         async def generate_responses(self, **_):
             await asyncio.Event().wait()
 
-    engine = ray_here.remote(max_restarts=-1, num_cpus=0)(Waits).remote()
+    engine = ray_with_workers.remote(max_restarts=-1, num_cpus=0)(Waits).remote()
     args = SimpleNamespace(
         faults=SimpleNamespace(config=FaultsConfig()),
         rollout=SimpleNamespace(n_samples_per_prompt=2),
@@ -266,7 +268,7 @@ def generator(ray_here, root):
     made.send_weights = revived.append
     yield made
     assert not revived
-    ray_here.kill(engine)
+    ray_with_workers.kill(engine)
 
 
 def test_an_order_to_end_interrupts_a_long_generation(generator, tmp_path):
@@ -296,7 +298,7 @@ class Recorder:
 
 
 @pytest.fixture
-def asynchronous(ray_here, tmp_path, monkeypatch):
+def asynchronous(ray_with_workers, tmp_path, monkeypatch):
     """An asynchronous run whose other two actors are stand-ins and whose training loop does nothing."""
     from openrlhf_ktae.trainer import ppo_trainer_async as ours
 
@@ -313,21 +315,21 @@ def asynchronous(ray_here, tmp_path, monkeypatch):
     def with_evaluation(*outcomes):
         ways = iter(outcomes)
         made.generator_actor = Recorder(
-            ray_here,
+            ray_with_workers,
             log,
-            about_prompts=lambda: ray_here.put((8, [])),
-            get_stop_reason=lambda: ray_here.put(""),
+            about_prompts=lambda: ray_with_workers.put((8, [])),
+            get_stop_reason=lambda: ray_with_workers.put(""),
             evaluate_edge=lambda: next(ways)(),
         )
-        made.trainer_actor = Recorder(ray_here, log)
+        made.trainer_actor = Recorder(ray_with_workers, log)
         made.fit()
         return log
 
     return with_evaluation
 
 
-def raised(ray_here, error):
-    @ray_here.remote(num_cpus=0)
+def raised(ray_with_workers, error):
+    @ray_with_workers.remote(num_cpus=0)
     def work():
         raise error
 
@@ -335,20 +337,20 @@ def raised(ray_here, error):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_too_many_failed_rollouts_in_an_evaluation_stop_an_asynchronous_run(when, ray_here, asynchronous):
+def test_too_many_failed_rollouts_in_an_evaluation_stop_an_asynchronous_run(when, ray_with_workers, asynchronous):
     from openrlhf_ktae.base.errors import TrainingStopped
 
-    stops = raised(ray_here, TrainingStopped("too many failed"))
-    log = asynchronous(stops) if when == "before" else asynchronous(lambda: ray_here.put({"eval": 1.0}), stops)
+    stops = raised(ray_with_workers, TrainingStopped("too many failed"))
+    log = asynchronous(stops) if when == "before" else asynchronous(lambda: ray_with_workers.put({"eval": 1.0}), stops)
     assert ("record_stop", "too many failed") in log
     assert (("training",) in log) == (when == "after")
     assert log[-1] == ("close_trackers",), "the run must end normally, which saves the model"
 
 
-def test_an_order_during_the_last_evaluation_aborts_it(ray_here, asynchronous, tmp_path):
+def test_an_order_during_the_last_evaluation_aborts_it(ray_with_workers, asynchronous, tmp_path):
     from openrlhf_ktae.processes.ending import EndOrder
 
-    @ray_here.remote(num_cpus=0)
+    @ray_with_workers.remote(num_cpus=0)
     def long():
         time.sleep(60)
 
@@ -357,7 +359,7 @@ def test_an_order_during_the_last_evaluation_aborts_it(ray_here, asynchronous, t
         return long.remote()
 
     started = time.monotonic()
-    log = asynchronous(lambda: ray_here.put({"eval": 1.0}), asked)
+    log = asynchronous(lambda: ray_with_workers.put({"eval": 1.0}), asked)
     assert time.monotonic() - started < 30
     assert ("abort_evaluation",) in log
     assert [entry[0] for entry in log].count("record_edge") == 1

@@ -16,7 +16,7 @@ PARTS = {"weights", "kv_cache"}
 
 
 @pytest.fixture(scope="module")
-def engine_class(ray_here):
+def engine_class(ray_with_workers):
     """An engine that sleeps like vLLM's executor (`Executor.sleep`, `wake_up`) and returns its weights' version."""
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
@@ -64,7 +64,7 @@ def engine_class(ray_here):
             answer = {"prompt": prompt, "label": label, "observation_tokens": [5, 6, 7], "action_ranges": [(2, 3)]}
             return [{**answer, "reward": float(self.version), "rollout_log_probs": None} for _ in range(num_samples)]
 
-    return ray_here.remote(max_restarts=-1, num_cpus=0)(type("GuardedEngine", (RetryingRollouts, Engine), {}))
+    return ray_with_workers.remote(max_restarts=-1, num_cpus=0)(type("GuardedEngine", (RetryingRollouts, Engine), {}))
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +73,14 @@ def both(engine_class):
 
 
 @pytest.fixture
-def run(ray_here, both):
+def run(ray_with_workers, both):
     """Trainer, generator and two sleeping engines of a synchronous run after its third step."""
     from openrlhf_ktae.trainer.engines import EngineKeeper, have_weights
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
 
     engines = both
     have_weights(engines)
-    ray_here.get([engine.as_at_the_start.remote() for engine in engines])
+    ray_with_workers.get([engine.as_at_the_start.remote() for engine in engines])
     args = SimpleNamespace(
         faults=SimpleNamespace(config=FaultsConfig(engine_restarts=2)),
         vllm=SimpleNamespace(enable_sleep=True),
@@ -106,7 +106,7 @@ def run(ray_here, both):
     trainer.broadcast_to_vllm()
 
     def asleep():
-        return ray_here.get([engine.sleeping.remote() for engine in engines])
+        return ray_with_workers.get([engine.sleeping.remote() for engine in engines])
 
     return SimpleNamespace(trainer=trainer, generator=generator, engines=engines, asleep=asleep, args=args)
 
@@ -114,16 +114,16 @@ def run(ray_here, both):
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("evaluation", [False, True], ids=["a step", "an evaluation"])
 @pytest.mark.parametrize("call", ["at once", "wake_up", "generate_responses"])
-def test_an_engine_that_dies_asleep_or_awake_generates_with_current_weights(call, evaluation, run, ray_here):
+def test_an_engine_that_dies_asleep_or_awake_generates_with_current_weights(call, evaluation, run, ray_with_workers):
     """All engines must sleep again before the trainer continues, which needs their memory."""
     from ray.exceptions import RayActorError
 
     assert run.asleep() == [{"kv_cache"}] * 2
     if call == "at once":
         with pytest.raises(RayActorError):
-            ray_here.get(run.engines[1].die_in.remote(call))
+            ray_with_workers.get(run.engines[1].die_in.remote(call))
     else:
-        ray_here.get(run.engines[1].die_in.remote(call))
+        ray_with_workers.get(run.engines[1].die_in.remote(call))
     generate = run.generator.generate_eval_samples if evaluation else lambda: run.generator.generate_samples()[0]
     samples = generate()
     assert [float(sample.rewards[0]) for sample in samples] == [3.0] * 8
@@ -133,8 +133,8 @@ def test_an_engine_that_dies_asleep_or_awake_generates_with_current_weights(call
 
 
 @pytest.mark.timeout(120)
-def test_an_engine_that_dies_while_going_to_sleep_costs_no_rollout(run, ray_here):
-    ray_here.get(run.engines[0].die_in.remote("sleep"))
+def test_an_engine_that_dies_while_going_to_sleep_costs_no_rollout(run, ray_with_workers):
+    ray_with_workers.get(run.engines[0].die_in.remote("sleep"))
     samples, _, drawn, _ = run.generator.generate_samples()
     assert (len(samples), drawn, run.trainer.engine_restarts) == (8, 4, 0)
     run.trainer.version = 4

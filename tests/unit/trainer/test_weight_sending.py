@@ -51,11 +51,11 @@ class StoreCommunicator:
 
 
 @pytest.fixture(scope="module")
-def engine_class(ray_here):
+def engine_class(ray_with_workers):
     """An engine without a model that sleeps like vLLM's and dies when it receives a given parameter."""
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
-    ray_here.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+    ray_with_workers.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
     class Engine:
         async def __init__(self, number, enable_sleep_mode=False):
@@ -115,11 +115,11 @@ def engine_class(ray_here):
             if name == self.dies_at:
                 os._exit(1)
 
-    return ray_here.remote(max_restarts=-1, num_cpus=0)(type("GuardedEngine", (RetryingRollouts, Engine), {}))
+    return ray_with_workers.remote(max_restarts=-1, num_cpus=0)(type("GuardedEngine", (RetryingRollouts, Engine), {}))
 
 
 @pytest.fixture(scope="module")
-def rank_class(ray_here):
+def rank_class(ray_with_workers):
     from openrlhf_ktae.trainer.ray.ppo_actor import KTAEPolicyModelActor
 
     class Rank(KTAEPolicyModelActor):
@@ -178,11 +178,11 @@ def rank_class(ray_here):
             with deepspeed.zero.GatheredParameters(list(parameters.values())):
                 return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
-    return ray_here.remote(num_cpus=0)(Rank)
+    return ray_with_workers.remote(num_cpus=0)(Rank)
 
 
 @pytest.fixture
-def trainer(ray_here, engine_class, rank_class):
+def trainer(ray_with_workers, engine_class, rank_class):
     """The host's base trainer with two ranks, and two engines that sleep between steps."""
     from openrlhf_ktae.trainer.engines import EngineKeeper
 
@@ -197,10 +197,10 @@ def trainer(ray_here, engine_class, rank_class):
             return [getattr(rank, method_name).remote() for rank in self.ranks]
 
         def train(self):
-            return ray_here.get(self.async_run_method("train"))[0]
+            return ray_with_workers.get(self.async_run_method("train"))[0]
 
         def engines_have(self, weights):
-            got = ray_here.get([engine.generate_responses.remote() for engine in self.vllm_engines])
+            got = ray_with_workers.get([engine.generate_responses.remote() for engine in self.vllm_engines])
             assert [sorted(one[0]) for one in got] == [sorted([*NAMES, "weights_step"])] * 2
             return all((one[0][name] == weights[name]).all() for one in got for name in NAMES)
 
@@ -211,16 +211,16 @@ def trainer(ray_here, engine_class, rank_class):
         port = free_port()
         ranks = [rank_class.remote(rank, port, engines) for rank in range(2)]
         started.extend([*engines, *ranks])
-        ray_here.get([rank.ready.remote() for rank in ranks])
+        ray_with_workers.get([rank.ready.remote() for rank in ranks])
         return Trainer(ranks, engines)
 
     yield start
     for actor in started:
-        ray_here.kill(actor)
+        ray_with_workers.kill(actor)
 
 
 @pytest.mark.timeout(600)
-def test_an_engine_that_dies_while_receiving_weights_still_gets_them(ray_here, trainer):
+def test_an_engine_that_dies_while_receiving_weights_still_gets_them(ray_with_workers, trainer):
     """By CUDA IPC, in a group, and while a group is made. Rank 1 never waits for rank 0, and no live engine is lost.
 
     The last communicator cannot be aborted: rank 0 soon ends, and the run with exit code 4.
@@ -231,7 +231,7 @@ def test_an_engine_that_dies_while_receiving_weights_still_gets_them(ray_here, t
     run = trainer()
 
     def all_engines(method, *args):
-        return ray_here.get([getattr(engine, method).remote(*args) for engine in run.vllm_engines])
+        return ray_with_workers.get([getattr(engine, method).remote(*args) for engine in run.vllm_engines])
 
     for way, dying, name in (
         ("IPC", 1, "1.weight"),
@@ -242,10 +242,10 @@ def test_an_engine_that_dies_while_receiving_weights_still_gets_them(ray_here, t
     ):
         if name == MEETING:  # making a group waits for all members, minutes in NCCL
             all_engines("sleep")
-            ray_here.get(run.vllm_engines[dying].die_at.remote(name))
+            ray_with_workers.get(run.vllm_engines[dying].die_at.remote(name))
             began = time.monotonic()
-            with pytest.raises(ray_here.exceptions.RayError) as end:
-                ray_here.get([rank.use_group.remote(False) for rank in run.ranks])
+            with pytest.raises(ray_with_workers.exceptions.RayError) as end:
+                ray_with_workers.get([rank.use_group.remote(False) for rank in run.ranks])
             assert engine_died(end.value, run.vllm_engines), "exit code 4 at startup, later a restart"
             assert time.monotonic() - began < 60
             weights = run.train()
@@ -254,14 +254,14 @@ def test_an_engine_that_dies_while_receiving_weights_still_gets_them(ray_here, t
             assert run.engines_have(weights)
             continue
         if way != "IPC":
-            ray_here.get([rank.use_group.remote(way == "deaf") for rank in run.ranks])
+            ray_with_workers.get([rank.use_group.remote(way == "deaf") for rank in run.ranks])
         for death in (False, True):
             all_engines("sleep")
             weights, restarts, began = run.train(), run.engine_restarts, time.monotonic()
             if death:
-                ray_here.get(run.vllm_engines[dying].die_at.remote(name))
+                ray_with_workers.get(run.vllm_engines[dying].die_at.remote(name))
             if death and way == "deaf":
-                with pytest.raises(ray_here.exceptions.RayActorError) as end:
+                with pytest.raises(ray_with_workers.exceptions.RayActorError) as end:
                     run.broadcast_to_vllm()
                 assert died(end.value)
             else:
@@ -276,17 +276,17 @@ def test_an_engine_that_dies_while_receiving_weights_still_gets_them(ray_here, t
 
 
 @pytest.mark.timeout(120)
-def test_an_engine_stuck_after_anothers_death_is_restarted(ray_here, engine_class, monkeypatch):
+def test_an_engine_stuck_after_anothers_death_is_restarted(ray_with_workers, engine_class, monkeypatch):
     from openrlhf_ktae.trainer.engines import engine_died, have_weights
     from openrlhf_ktae.trainer.ray import weight_sending
 
     monkeypatch.setattr(weight_sending, "STUCK_SECONDS", 2.0)
     engines = [engine_class.remote(number) for number in range(2)]
-    ray_here.get([engines[0].hang_at.remote("w"), engines[1].die_at.remote("w")])
+    ray_with_workers.get([engines[0].hang_at.remote("w"), engines[1].die_at.remote("w")])
     with weight_sending.Sending(engines, {}) as sending:
         sending.tell("update_weight", "w", None, None, False)
         sending.received()
     assert engine_died(sending.lost, engines)
     assert not have_weights(engines), "both engines must have been restarted"
     for engine in engines:
-        ray_here.kill(engine)
+        ray_with_workers.kill(engine)
