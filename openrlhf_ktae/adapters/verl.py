@@ -4,7 +4,8 @@ The trainer's process must import this module. Write a module that imports it an
 like, `options` and `others`, and name your module in `VERL_USE_EXTERNAL_MODULES`. Estimators are registered through
 verl's public hook. verl does not pass them token ids, so two functions are wrapped to do so: `_compute_advantage` of
 verl's trainers (`verl.trainer.ppo.v1`), which read their fields from TransferQueue, and `compute_advantage` of the old
-trainer (`trainer.use_v1=False`). A separate trainer class does not work, because verl compares
+trainer (`trainer.use_v1=False`). `_compute_old_log_prob` is wrapped for `otb`, whose sums of squares verl's trainers do
+not ask for. A separate trainer class does not work, because verl compares
 `trainer.v1.trainer_mode` with its own names, for example to choose a replay buffer.
 """
 
@@ -48,6 +49,7 @@ def compute_advantage(data: Any, *args: Any, **kwargs: Any) -> Any:
         return _host(data, *args, **kwargs)
 
 
+SQUARES, CALCULATE_SQUARES = "sum_pi_squared", "calculate_sum_pi_squared"
 NEEDED = {
     "log_probs": ("old_log_probs", ""),
     "entropies": (
@@ -55,9 +57,9 @@ NEEDED = {
         "; only verl's default trainers keep it: trainer.use_v1=True, rollout_correction.bypass_mode=False",
     ),
     "sum_squares": (
-        "sum_pi_squared",
-        "; only the old trainer computes it: trainer.use_v1=False "
-        "actor_rollout_ref.actor.calculate_sum_pi_squared=True",
+        SQUARES,
+        "; the old trainer computes it with actor_rollout_ref.actor.calculate_sum_pi_squared=True, verl's default "
+        "trainers without rollout_correction.bypass_mode",
     ),
     "in_prompt": ("prompts", ""),
 }
@@ -131,16 +133,19 @@ def keep_responses_of_v1() -> None:
     """Make verl's trainers also fetch responses, verdicts and an estimator's inputs before they compute advantages."""
     import transfer_queue
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+    from verl.workers.utils.padding import response_from_nested
 
-    host = PPOTrainer._compute_advantage
+    host, host_log_prob = PPOTrainer._compute_advantage, PPOTrainer._compute_old_log_prob
 
     def with_responses(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
         one = estimators().get(self.config.algorithm.adv_estimator)
         if one is None:
             return host(self, batch, metrics)
         needed = [NEEDED[need][0] for need in one.needs if need in NEEDED]
-        fields = ["responses", "rm_scores", "extra_fields", *needed]
+        fields = ["responses", "response_mask", "rm_scores", "extra_fields", *needed]
         found = transfer_queue.kv_batch_get(batch.keys, batch.partition_id, select_fields=fields)
+        if SQUARES in found:  # of prompt and response, as the workers left it
+            found[SQUARES] = response_from_nested(found[SQUARES], found["response_mask"])
         verdicts = [_verdict(extra) for extra in found.pop("extra_fields").tolist()]
         others = {} if None in verdicts else {"acc": np.array(verdicts, dtype=np.float64)}
         tensors = {"prompts": found.pop("prompts").to_padded_tensor(NO_TOKEN)} if "prompts" in needed else {}
@@ -149,7 +154,17 @@ def keep_responses_of_v1() -> None:
         with _within_reach(SimpleNamespace(batch=tensors, non_tensor_batch=others)):
             return host(self, batch, metrics)
 
+    def with_squares(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
+        one = estimators().get(self.config.algorithm.adv_estimator)
+        needed = one is not None and "sum_squares" in one.needs
+        batch.extra_info |= {CALCULATE_SQUARES: True} if needed else {}
+        done = host_log_prob(self, batch, metrics)
+        for each in (batch, done):  # later passes, such as the reference model's, must not overwrite it
+            each.extra_info.pop(CALCULATE_SQUARES, None)
+        return done
+
     PPOTrainer._compute_advantage = with_responses
+    PPOTrainer._compute_old_log_prob = with_squares
 
 
 def _verdict(extra: Any) -> float | None:

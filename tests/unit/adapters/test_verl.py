@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -220,6 +221,55 @@ def test_verls_trainers_give_each_estimator_its_inputs(queue, name):
     assert added.any()
     found, width = found.to_padded_tensor(0.0), found.to_padded_tensor(0.0).size(1)
     torch.testing.assert_close(found, ((base + added) * data.batch["response_mask"])[:, :width])
+
+
+def test_verls_trainers_compute_sums_of_squares_for_estimators_that_need_them(queue):
+    """The worker is a stand-in that returns what verl's does: figures of prompt and response, one place early."""
+    from omegaconf import OmegaConf
+    from tensordict import TensorDict
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    data = batch()
+    data.batch["token_level_rewards"] = data.batch["token_level_scores"]
+    generator = torch.Generator().manual_seed(1)
+    lengths = data.batch["response_mask"].sum(-1).tolist()
+    figures = {
+        name: -torch.rand(data.batch["responses"].shape, generator=generator) for name in ("log_probs", "entropy")
+    }
+    figures["sum_pi_squared"] = torch.rand(data.batch["responses"].shape, generator=generator)
+    asked = []
+
+    def whole(table):
+        rows = [
+            torch.cat([torch.full((3,), 9.0), row[:n], torch.full((1,), 9.0)])
+            for row, n in zip(table, lengths, strict=True)
+        ]
+        return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+    def compute_log_prob(meta):
+        asked.append(dict(meta.extra_info))
+        made = TensorDict({name: whole(table) for name, table in figures.items()}, batch_size=len(lengths))
+        return queue.kv_batch_put(meta.keys, meta.partition_id, fields=made)
+
+    for name in ("otb", "grpo"):
+        trainer = object.__new__(get_trainer_cls("sync"))
+        actor = {"loss_agg_mode": "token-mean", "loss_scale_factor": None}
+        host = {"rollout": {"n": N, "temperature": 1.0, "calculate_log_probs": False}, "actor": actor}
+        algorithm = {"adv_estimator": name, "gamma": 1.0, "lam": 1.0, "use_kl_in_reward": False}
+        trainer.config = OmegaConf.create({"algorithm": algorithm, "actor_rollout_ref": host})
+        trainer.actor_rollout_wg = SimpleNamespace(compute_log_prob=compute_log_prob)
+        meta = trainer._compute_old_log_prob(put(queue, data, f"squares of {name}"), {})
+        assert asked[-1].get("calculate_sum_pi_squared", False) is (name == "otb")
+        assert "calculate_sum_pi_squared" not in meta.extra_info
+        meta = trainer._compute_advantage(meta, {})
+        found = queue.kv_batch_get(meta.keys, f"squares of {name}", select_fields=["advantages"])["advantages"]
+        if name == "otb":
+            credited = found.to_padded_tensor(0.0)
+    base = found.to_padded_tensor(0.0)
+    inputs = {"log_probs": figures["log_probs"], "sum_squares": figures["sum_pi_squared"]}
+    added = (credit_of("otb", data, advantages(data, "grpo"), inputs) * data.batch["response_mask"])[:, : base.size(1)]
+    assert added.any()
+    torch.testing.assert_close(credited, base + added)
 
 
 def test_padding_of_a_prompt_is_not_in_it():
