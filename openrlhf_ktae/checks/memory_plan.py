@@ -81,12 +81,12 @@ def _devices(args: SimpleNamespace, nodes: int | None, per_node: int | None) -> 
     if needed > nodes * per_node:
         yield (
             f"--actor.num_nodes {args.actor.num_nodes} --actor.num_gpus_per_node {args.actor.num_gpus_per_node}: the "
-            f"run needs {needed} devices, but --nodes {nodes} x --gpus-per-node {per_node} = {nodes * per_node}; use "
+            f"run needs {needed} devices, but --nodes {nodes} x --gpus_per_node {per_node} = {nodes * per_node}; use "
             f"--nodes {-(-needed // per_node)}"
         )
     if args.actor.num_gpus_per_node > per_node:
         yield (
-            f"--actor.num_gpus_per_node {args.actor.num_gpus_per_node}: a node has {per_node} (--gpus-per-node); use "
+            f"--actor.num_gpus_per_node {args.actor.num_gpus_per_node}: a node has {per_node} (--gpus_per_node); use "
             f"--actor.num_gpus_per_node {per_node}"
         )
     if args.vllm.tensor_parallel_size > per_node:

@@ -1,4 +1,4 @@
-"""`python -m openrlhf_ktae.cli.plan --config ... --nodes N --gpus-per-node M --gpu h100-80g`: plan a run."""
+"""`python -m openrlhf_ktae.cli.plan --config ... --nodes N --gpus_per_node M --gpu h100-80g`: plan a run."""
 
 import sys
 from collections.abc import Sequence
@@ -22,9 +22,11 @@ def run(argv: Sequence[str]) -> None:
     """Print the plan and its notes. Raises BadOption with the reasons why the run cannot work."""
     parser = CommandParser("plan", ABOUT)
     parser.add_argument("--nodes", type=int, help="nodes of the cluster (default: as many as the run needs)")
-    parser.add_argument("--gpus-per-node", type=int, help="devices per node (default: --actor.num_gpus_per_node)")
+    parser.add_argument(
+        "--gpus_per_node", "--gpus-per-node", type=int, help="devices per node (default: --actor.num_gpus_per_node)"
+    )
     parser.add_argument("--gpu", choices=(*GPUS, CPU, "auto"), default="auto", help="auto: the first local GPU")
-    parser.add_argument("--host-memory", type=float, metavar="GIB", help="CPU memory of a node")
+    parser.add_argument("--host_memory", "--host-memory", type=float, metavar="GIB", help="CPU memory of a node")
     own, words = parser.parse_known_args(argv)
     args = parse_command_line(words)
     nodes, per_node = own.nodes or None, own.gpus_per_node or None

@@ -26,7 +26,7 @@ The configuration trains for a few steps with --train.full_determinism_enable: t
 processes killed (kill -9) at random moments. --victims chooses them: everything, the driver (the command only), a rank
 of the trainer, an engine (its actor, or vLLM's core), a verifier worker, or everything while a checkpoint is being
 written. The run is resumed unless it recovers by itself. After each kill its checkpoints are verified, and at most
---save-steps steps may be lost. In the end its steps, metrics and final weights must equal those of the uninterrupted
+--save_steps steps may be lost. In the end its steps, metrics and final weights must equal those of the uninterrupted
 run. The first difference is printed. Arguments after -- go to every run. Nothing is written outside --output; without
 it, the runs go to a temporary folder, which is kept only if something fails or differs.
 """
@@ -63,7 +63,12 @@ def run(argv: Sequence[str]) -> list[str]:
         help=f"killed in turn, in random order: {ALL}, or some of {','.join(VICTIMS)} (default: {EVERYTHING})",
     )
     parser.add_argument(
-        "--save-steps", type=at_least_1, default=1, metavar="N", help="steps between checkpoints (default: 1)"
+        "--save_steps",
+        "--save-steps",
+        type=at_least_1,
+        default=1,
+        metavar="N",
+        help="steps between checkpoints (default: 1)",
     )
     parser.add_argument("--seed", type=int, metavar="S", help="seed of the kill times (default: from the clock)")
     parser.add_argument(

@@ -181,11 +181,11 @@ def test_golds_are_not_checked_with_a_reward_file(tmp_path):
 
 def test_the_command_prints_one_table_and_its_exit_code_says_whether_it_fits(capsys):
     config = ["--config", str(ROOT / "configs/dapo_ktae/qwen2.5-72b.yaml"), "--gpu", "h100-80g"]
-    assert main([*config, "--nodes", "16", "--gpus-per-node", "8"]) == 0
+    assert main([*config, "--nodes", "16", "--gpus_per_node", "8"]) == 0
     table = capsys.readouterr().out
     names = [line.split("  ")[0] for line in table.splitlines()]
     assert names == ROWS
-    assert main([*config, "--nodes", "8", "--gpus-per-node", "8"]) == 2
+    assert main([*config, "--nodes", "8", "--gpus-per-node", "8"]) == 2, "the older spelling"
     assert "use --nodes 16" in capsys.readouterr().err
 
 
@@ -293,10 +293,10 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path):
     ("cluster", "problem"),
     [
         ("", None),
-        ("--gpus-per-node 8", None),
-        ("--gpus-per-node 4", "a node has 4 (--gpus-per-node)"),
+        ("--gpus_per_node 8", None),
+        ("--gpus_per_node 4", "a node has 4 (--gpus_per_node)"),
         ("--nodes 2", None),
-        ("--nodes 1", "--nodes 1 x --gpus-per-node 8 = 8; use --nodes 2"),
+        ("--nodes 1", "--nodes 1 x --gpus_per_node 8 = 8; use --nodes 2"),
     ],
 )
 def test_an_undescribed_cluster_has_the_requested_size(cluster, problem, capsys):

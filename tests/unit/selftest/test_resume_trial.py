@@ -76,7 +76,7 @@ def test_figures_are_compared_before_weights(tmp_path):
         (["resume", "--steps", "3"], "give an even number"),
         (["resume", "--steps", "2"], "leave 2 steps; give more"),
         (["resume", "--kills", "0"], "--kills: '0' must be a whole number of at least 1"),
-        (["resume", "--save-steps", "0"], "--save-steps: '0' must be a whole number of at least 1"),
+        (["resume", "--save_steps", "0"], "--save_steps: '0' must be a whole number of at least 1"),
         (["resume", "--victims", "engine,nobody"], "'nobody' is not one of all, everything, driver"),
         (["resume", "--config", "none.yaml"], "none.yaml: no such file"),
         (["resume", "--config", CONFIG, "--output", "{tmp}"], "is not empty"),
