@@ -224,7 +224,7 @@ class Worker:
 
         asked, what = batch.extra_info if self.put else batch, "calculate_sum_pi_squared"
         names = {"log_probs": "old_log_probs", "entropy": "entropy"}
-        if tensordict_utils.get(asked, what) if asked is batch else asked[what]:
+        if tensordict_utils.get(asked, what) if asked is batch else asked.get(what):
             names["sum_pi_squared"] = "sum_pi_squared"
         tensors, fields = self.data.batch, {}
         for name, source in names.items():
