@@ -3,17 +3,25 @@
 Shapes: `B` completions of all processes, `T` positions of the longest one.
 """
 
-from types import SimpleNamespace
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
 
-from openrlhf_ktae.credit import OF_POLICY, CreditBatch, estimators, tokens_in_prompt
+from openrlhf_ktae.adapters import chosen, in_prompt
+from openrlhf_ktae.base.temporarily import temporarily
+from openrlhf_ktae.credit import CreditBatch
 from openrlhf_ktae.ktae import KTAEConfig
 
-TAKEN = (*OF_POLICY, "in_prompt")
-"""The inputs that are available, and that an estimator may need; the policy's are at the sampling temperature."""
+OF_PASS: dict[str, Callable[[Any], torch.Tensor]] = {
+    "log_probs": lambda output: output.log_probs,
+    "entropies": lambda output: output.entropy,
+    "sum_squares": lambda output: output.log_sum_sq_probs.exp(),
+}
+"""The inputs in `credit.NEEDS` that TRL's forward pass gives at the sampling temperature -> how, from its output."""
 OF_IMAGES = (
     "pixel_values image_grid_thw num_images num_tiles pixel_attention_mask spatial_shapes image_sizes token_type_ids "
     "mm_token_type_ids image_position_ids"
@@ -25,9 +33,9 @@ class KTAEGRPOTrainer(GRPOTrainer):
 
     Args:
         ktae: options of KTAE; the paper's by default.
-        estimator: a name in `credit.estimators()`. One that needs log-probabilities or entropies costs a forward pass,
-            and `otb` two. `mc_value`, which samples continuations, is refused with ValueError.
-        options: options of that estimator; its defaults if None.
+        estimator: a name in `credit.estimators()`. One that needs figures of the policy costs a forward pass. One that
+            needs values of prefixes (`mc_value`) is refused with ValueError, since TRL cannot continue completions.
+        options: options of that estimator. If None, `ktae` for those with KTAE's options, defaults for others.
         verifier: index in `reward_funcs` of the function that decides whether a completion is correct, unlike those
             for format or length. If it returns None, the verdict is unknown.
     """
@@ -41,14 +49,11 @@ class KTAEGRPOTrainer(GRPOTrainer):
         options: Any = None,
         **kwargs: Any,
     ) -> None:
-        if missing := set(estimators()[estimator].needs) - set(TAKEN):
-            usable = ", ".join(name for name, one in estimators().items() if set(one.needs) <= set(TAKEN))
-            raise ValueError(
-                f"estimator={estimator!r}: needs {min(missing)}, which TRL does not compute; give {usable}"
-            )
-        super().__init__(*args, **kwargs)
-        self.ktae, self.verifier = ktae or KTAEConfig(), verifier
-        self.estimator, self.options = estimators()[estimator], self.ktae if estimator == "ktae" else options
+        self.estimator, self.ktae, self.verifier = chosen("estimator", estimator), ktae or KTAEConfig(), verifier
+        self.options = self.ktae if options is None and self.estimator.options is KTAEConfig else options
+        sums = "sum_squares" in self.estimator.needs
+        with temporarily(grpo_trainer, add_fused_lm_head=_head_with_sums) if sums else nullcontext():
+            super().__init__(*args, **kwargs)
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         self._special_ids = tuple(tokenizer.all_special_ids)
 
@@ -79,33 +84,31 @@ class KTAEGRPOTrainer(GRPOTrainer):
     @torch.no_grad()
     def _needed(self, output: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Return the estimator's inputs, (rows, T) each; the policy's are computed before its update."""
-        needs, found = self.estimator.needs, dict[str, torch.Tensor]()
-        if not needs:
-            return found
-        parts = [[output[f"{of}_{what}"] for of in ("prompt", "completion")] for what in ("ids", "mask")]
-        ids, mask = (torch.cat(part, dim=1) for part in parts)
-        kept, args = output["completion_ids"].size(1), self.args
+        needs = self.estimator.needs
+        found = dict[str, torch.Tensor]()
         if "in_prompt" in needs:
-            answered = mask.clone()
-            answered[:, :-kept] = 0
-            found["in_prompt"] = tokens_in_prompt(ids, answered)[:, -kept:]
-        rows = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
-        images = {name: output[name] for name in OF_IMAGES if name in output}
-        inputs = ids, mask, kept, rows
-        if "sum_squares" in needs:
-            found["sum_squares"] = self._get_per_token_logps_and_entropies(self._sum_squares, *inputs, **images)[0]
-        if {"log_probs", "entropies"}.intersection(needs):
-            log_probs, entropies, _ = self._get_per_token_logps_and_entropies(
-                self.model, *inputs, compute_entropy="entropies" in needs, **images
+            found["in_prompt"] = in_prompt(output["completion_ids"], output["prompt_ids"], output["prompt_mask"])
+        if made := [need for need in needs if need in OF_PASS]:
+            ids, mask = (
+                torch.cat([output[f"{of}_{what}"] for of in ("prompt", "completion")], 1) for what in ("ids", "mask")
             )
-            made = {"log_probs": log_probs, "entropies": entropies}
-            found |= {name: values for name, values in made.items() if name in needs}
+            kept, args = output["completion_ids"].size(1), self.args
+            rows = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
+            images = {name: output[name] for name in OF_IMAGES if name in output}
+            outputs = list[Any]()
+
+            def watched(**inputs: Any) -> Any:
+                outputs.append(self.model(**inputs))
+                return outputs[-1]
+
+            self._get_per_token_logps_and_entropies(watched, ids, mask, kept, rows, **images)
+            found |= {need: torch.cat([OF_PASS[need](one)[:, -kept:] for one in outputs]) for need in made}
         return found
 
-    def _sum_squares(self, labels: Any, fused_lm_head: bool, **inputs: Any) -> SimpleNamespace:
-        """Call the model; return each token's sum of squared probabilities, which TRL's fused head lacks.
 
-        They take the place of its log-probabilities, so that TRL splits the batch and its images as usual.
-        """
-        logits = self.model(**inputs).logits[:, :-1].float() / self.temperature
-        return SimpleNamespace(log_probs=torch.nn.functional.pad(logits.softmax(-1).square().sum(-1), (1, 0)))
+def _head_with_sums(*args: Any, outputs: tuple[str, ...] = ("log_probs",), **kwargs: Any) -> None:
+    """Add TRL's head to a model, and let its passes also give sums of squared probabilities."""
+    _host_head(*args, outputs=(*outputs, "log_sum_sq_probs"), **kwargs)
+
+
+_host_head = grpo_trainer.add_fused_lm_head

@@ -4,27 +4,29 @@ The trainer's process must import this module. Write a module that imports it an
 like, `options` and `others`, and name your module in `VERL_USE_EXTERNAL_MODULES`. Estimators are registered through
 verl's public hook. verl does not pass them token ids, so two functions are wrapped to do so: `_compute_advantage` of
 verl's trainers (`verl.trainer.ppo.v1`), which read their fields from TransferQueue, and `compute_advantage` of the old
-trainer (`trainer.use_v1=False`). `_compute_old_log_prob` is wrapped for `otb`, whose sums of squares verl's trainers do
-not ask for. A separate trainer class does not work, because verl compares
-`trainer.v1.trainer_mode` with its own names, for example to choose a replay buffer.
+trainer (`trainer.use_v1=False`). `_compute_old_log_prob` of both is wrapped to compute and keep figures of the policy.
+A separate trainer class does not work, because verl compares `trainer.v1.trainer_mode` with its own names, for example
+to choose a replay buffer.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from verl.trainer.ppo import core_algos, ray_trainer
 
-from openrlhf_ktae.credit import CreditBatch, estimators, tokens_in_prompt
+from openrlhf_ktae.adapters import chosen, in_prompt
+from openrlhf_ktae.base.temporarily import temporarily
+from openrlhf_ktae.credit import CreditBatch, estimators
 from openrlhf_ktae.ktae import KTAEConfig
 
 options = KTAEConfig()
 others: dict[str, Any] = {}
-"""Options of estimators other than KTAE, by name; an estimator without an entry uses its defaults."""
+"""Options of estimators by name. One without an entry uses `options` if they are of its type, or else its defaults."""
 special_token_ids: tuple[int, ...] | None = None
 """Ids that never get a value: the tokenizer's `all_special_ids`. They must be set, or the end-of-sequence token would
 become a key token, since truncated responses lack it."""
@@ -43,28 +45,31 @@ def _within_reach(batch: Any) -> Iterator[None]:
 
 def compute_advantage(data: Any, *args: Any, **kwargs: Any) -> Any:
     """Compute advantages as verl does, with the batch available to the estimator."""
-    if "responses" not in data.batch:  # either `keep_responses_of_v1` has set the batch, or nothing has
+    if "responses" not in data.batch:  # either `keep_figures_of_v1` has set the batch, or nothing has
         return _host(data, *args, **kwargs)
     with _within_reach(data):
         return _host(data, *args, **kwargs)
 
 
-SQUARES, CALCULATE_SQUARES = "sum_pi_squared", "calculate_sum_pi_squared"
-NEEDED = {
-    "log_probs": ("old_log_probs", ""),
-    "entropies": (
-        "entropy",
-        "; only verl's default trainers keep it: trainer.use_v1=True, rollout_correction.bypass_mode=False",
-    ),
-    "sum_squares": (
-        SQUARES,
-        "; the old trainer computes it with actor_rollout_ref.actor.calculate_sum_pi_squared=True, verl's default "
-        "trainers without rollout_correction.bypass_mode",
-    ),
-    "in_prompt": ("prompts", ""),
+class Source(NamedTuple):
+    """How verl's batch gives an input of an estimator."""
+
+    fields: tuple[str, ...]
+    """verl's names of the tensors that it is made from."""
+    way_out: str = "use a trainer of verl's own"
+    """What to do if a batch lacks one of them."""
+    made: Callable[..., torch.Tensor] = torch.Tensor.float
+    """Returns the input (B, T), given the tensors."""
+
+
+RECOMPUTED = "set algorithm.rollout_correction.bypass_mode=False"
+SOURCES = {
+    "log_probs": Source(("old_log_probs",)),
+    "entropies": Source(("entropy",), RECOMPUTED),
+    "sum_squares": Source(("sum_pi_squared",), RECOMPUTED),
+    "in_prompt": Source(("responses", "prompts", "attention_mask"), made=in_prompt),
 }
-"""Input of an estimator -> the field of verl's batch that it is, or is made from, and how to get a batch with it."""
-NO_TOKEN = -1  # in place of a prompt's padding
+"""Input of an estimator -> its source: all of `credit.NEEDS` except `values`."""
 
 
 def credited_advantages(
@@ -72,7 +77,7 @@ def credited_advantages(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return GRPO's advantages plus token credit (B, T), as advantages and as returns. A rollout is correct if its
     `acc`, or without one its score, is above `options.correct_threshold`."""
-    data, one = _batch.get(None), estimators()[name]
+    data, one = _batch.get(None), chosen("algorithm.adv_estimator", name)
     if data is None or "responses" not in data.batch or "token_level_scores" not in data.batch:
         raise RuntimeError(f"{name} needs responses and token_level_scores in the batch: use a trainer of verl's own")
     if special_token_ids is None:
@@ -87,27 +92,16 @@ def credited_advantages(
     acc_B = data.non_tensor_batch.get("acc")
     scores_B = data.batch["token_level_scores"].sum(-1) if acc_B is None else np.asarray(acc_B, dtype=np.float64)
     groups_B = np.unique(index, return_inverse=True)[1]
-    needs: dict[str, Any] = {need: _needed(name, need, data.batch, response_mask) for need in one.needs}
+    needs: dict[str, Any] = {}
+    for need, (fields, way_out, made) in ((need, SOURCES[need]) for need in one.needs):
+        if missing := [field for field in fields if field not in data.batch]:
+            raise RuntimeError(f"algorithm.adv_estimator={name}: the batch has no {', '.join(missing)}; {way_out}")
+        needs[need] = made(*(data.batch[field] for field in fields))
     labels = scores_B, groups_B, base_BT, special_token_ids, options.correct_threshold
     batch = CreditBatch.from_tables(data.batch["responses"], response_mask, *labels, **needs)
-    own = options if name == "ktae" else others.get(name)
+    own = others.get(name, options if one.options is KTAEConfig else None)
     advantages_BT = base_BT + one(batch, own).added_N.view(base_BT.shape).to(base_BT.device)
     return advantages_BT, advantages_BT
-
-
-def _needed(name: str, need: str, batch: Any, response_mask: torch.Tensor) -> torch.Tensor:
-    """Return an input of the estimator `name` (B, T). Raises RuntimeError if verl's batch does not have it."""
-    field, way = NEEDED.get(need, (need, "; no trainer of verl computes it"))
-    if field not in batch:
-        raise RuntimeError(f"{name} needs {need} of each token, and verl's batch has no {field}{way}")
-    values: torch.Tensor = batch[field]
-    if need != "in_prompt":
-        return values
-    width = values.size(1)
-    if "attention_mask" in batch:
-        values = values.masked_fill(batch["attention_mask"][:, :width] == 0, NO_TOKEN)
-    ids = torch.cat([values, batch["responses"]], dim=1)
-    return tokens_in_prompt(ids, torch.cat([torch.zeros_like(values), response_mask], dim=1))[:, width:]
 
 
 def registered(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
@@ -129,42 +123,60 @@ for _other in sorted(set(estimators()) - {"ktae"}):
 ray_trainer.compute_advantage = compute_advantage
 
 
-def keep_responses_of_v1() -> None:
-    """Make verl's trainers also fetch responses, verdicts and an estimator's inputs before they compute advantages."""
+def _fields(trainer: Any) -> list[str] | None:
+    """Return verl's names of what the trainer's estimator needs; None if it is one of verl's own."""
+    if (name := trainer.config.algorithm.adv_estimator) not in estimators():
+        return None
+    return [field for need in chosen("algorithm.adv_estimator", name).needs for field in SOURCES[need].fields]
+
+
+def keep_figures_of_v1() -> None:
+    """Make verl's trainers also fetch responses, verdicts and needed figures before they compute advantages."""
     import transfer_queue
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
     from verl.workers.utils.padding import response_from_nested
 
-    host, host_log_prob = PPOTrainer._compute_advantage, PPOTrainer._compute_old_log_prob
+    log_probs, advantages = PPOTrainer._compute_old_log_prob, PPOTrainer._compute_advantage
 
-    def with_responses(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
-        one = estimators().get(self.config.algorithm.adv_estimator)
-        if one is None:
-            return host(self, batch, metrics)
-        needed = [NEEDED[need][0] for need in one.needs if need in NEEDED]
-        fields = ["responses", "response_mask", "rm_scores", "extra_fields", *needed]
+    def with_sums(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
+        batch.extra_info["calculate_sum_pi_squared"] = "sum_pi_squared" in (_fields(self) or ())
+        found = log_probs(self, batch, metrics)
+        batch.extra_info.pop("calculate_sum_pi_squared")  # not for the update
+        return found
+
+    def with_fields(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
+        needed = _fields(self)
+        if needed is None:
+            return advantages(self, batch, metrics)
+        fields = ["responses", "rm_scores", "extra_fields", *needed]
         found = transfer_queue.kv_batch_get(batch.keys, batch.partition_id, select_fields=fields)
-        if SQUARES in found:  # of prompt and response, as the workers left it
-            found[SQUARES] = response_from_nested(found[SQUARES], found["response_mask"])
         verdicts = [_verdict(extra) for extra in found.pop("extra_fields").tolist()]
-        others = {} if None in verdicts else {"acc": np.array(verdicts, dtype=np.float64)}
-        tensors = {"prompts": found.pop("prompts").to_padded_tensor(NO_TOKEN)} if "prompts" in needed else {}
-        tensors |= dict(found.to_padded_tensor().items())
+        if "prompts" in found:
+            found["attention_mask"] = torch.ones_like(found["prompts"])
+        if "sum_pi_squared" in found:  # of prompts and responses
+            found["sum_pi_squared"] = response_from_nested(found["sum_pi_squared"], found["responses"])
+        tensors = found.to_padded_tensor()
         tensors["token_level_scores"] = tensors["rm_scores"]
+        others = {} if None in verdicts else {"acc": np.array(verdicts, dtype=np.float64)}
         with _within_reach(SimpleNamespace(batch=tensors, non_tensor_batch=others)):
-            return host(self, batch, metrics)
+            return advantages(self, batch, metrics)
 
-    def with_squares(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
-        one = estimators().get(self.config.algorithm.adv_estimator)
-        needed = one is not None and "sum_squares" in one.needs
-        batch.extra_info |= {CALCULATE_SQUARES: True} if needed else {}
-        done = host_log_prob(self, batch, metrics)
-        for each in (batch, done):  # later passes, such as the reference model's, must not overwrite it
-            each.extra_info.pop(CALCULATE_SQUARES, None)
-        return done
+    PPOTrainer._compute_old_log_prob, PPOTrainer._compute_advantage = with_sums, with_fields
 
-    PPOTrainer._compute_advantage = with_responses
-    PPOTrainer._compute_old_log_prob = with_squares
+
+def keep_figures_of_v0() -> None:
+    """Make the old trainer compute sums of squares, and keep entropies in its batch, if the estimator needs them."""
+    host = ray_trainer.RayPPOTrainer._compute_old_log_prob
+
+    def with_figures(self: Any, batch: Any) -> Any:
+        needed, actor = _fields(self) or (), self.config.actor_rollout_ref.actor
+        with temporarily(actor, calculate_sum_pi_squared="sum_pi_squared" in needed or actor.calculate_sum_pi_squared):
+            found, speed = host(self, batch)
+        if "entropy" in needed:
+            found.batch["entropy"] = found.batch["entropys"]  # which the trainer takes away
+        return found, speed
+
+    ray_trainer.RayPPOTrainer._compute_old_log_prob = with_figures
 
 
 def _verdict(extra: Any) -> float | None:
@@ -173,4 +185,5 @@ def _verdict(extra: Any) -> float | None:
     return said.get("acc") if said else None
 
 
-keep_responses_of_v1()
+keep_figures_of_v1()
+keep_figures_of_v0()

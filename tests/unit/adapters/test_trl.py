@@ -9,8 +9,8 @@ trl = pytest.importorskip(
     "trl", reason="trl is absent: install trl==1.16.0 in an environment of its own (docs/ktae.md)"
 )
 
-from openrlhf_ktae.adapters.trl import TAKEN, KTAEGRPOTrainer  # noqa: E402
-from openrlhf_ktae.credit import OF_POLICY, TokenCredit, estimators  # noqa: E402
+from openrlhf_ktae.adapters.trl import OF_PASS, KTAEGRPOTrainer  # noqa: E402
+from openrlhf_ktae.credit import TokenCredit, estimators  # noqa: E402
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values  # noqa: E402
 
 N = 4
@@ -107,7 +107,7 @@ def test_the_chosen_reward_function_decides_on_correctness(credited, parts, tmp_
     assert not k[other[0]["completion_mask"].bool()].any(), "no reward is above 0, so no completion is correct"
 
 
-@pytest.mark.parametrize("name", [name for name, one in estimators().items() if set(one.needs) <= set(TAKEN)])
+@pytest.mark.parametrize("name", [name for name, one in estimators().items() if "values" not in one.needs])
 def test_estimators_get_figures_of_the_policy_before_its_update(name, parts, tmp_path, monkeypatch):
     given, one = [], estimators()[name]
     monkeypatch.setattr(
@@ -117,7 +117,8 @@ def test_estimators_get_figures_of_the_policy_before_its_update(name, parts, tmp
     made, (output,), _ = trainer(parts, KTAEGRPOTrainer, tmp_path, options=settings, estimator=name)
     batch = given[0]
     monkeypatch.undo()
-    assert torch.isfinite(one(batch, None if name != "ktae" else made.ktae).added_N).all()
+    assert torch.isfinite(one(batch, made.options).added_N).all()
+    assert (made.options is made.ktae) == (one.options is KTAEConfig)
     model = type(made.model).from_pretrained(parts[0], dtype=torch.float32)
     ids, mask = (torch.cat([output[f"prompt_{what}"], output[f"completion_{what}"]], dim=1) for what in ("ids", "mask"))
     kept = output["completion_ids"].size(1)
@@ -125,8 +126,7 @@ def test_estimators_get_figures_of_the_policy_before_its_update(name, parts, tmp
         logits = model(ids, attention_mask=mask).logits[:, -kept - 1 : -1].double() / 0.7
     log_p = torch.log_softmax(logits, -1)
     truth = {"log_probs": log_p.gather(-1, output["completion_ids"][..., None])[..., 0]}
-    truth["entropies"] = -(log_p.exp() * log_p).sum(-1)
-    truth["sum_squares"] = log_p.exp().square().sum(-1)
+    truth |= {"entropies": -(log_p.exp() * log_p).sum(-1), "sum_squares": log_p.exp().square().sum(-1)}
     acted = output["completion_mask"].bool()
     if "in_prompt" in one.needs:
         found = batch.in_prompt_N.view(acted.shape)
@@ -134,7 +134,7 @@ def test_estimators_get_figures_of_the_policy_before_its_update(name, parts, tmp
             expected = torch.isin(output["completion_ids"][row], ids_T[seen_T.bool()])
             assert torch.equal(found[row].bool() & acted[row], expected & acted[row])
         assert found[acted].any() and not found[acted].all()
-    for need in OF_POLICY:
+    for need in OF_PASS:
         found = getattr(batch, f"{need}_N")
         assert (found is None) is (need not in one.needs)
         if found is not None:
@@ -142,6 +142,7 @@ def test_estimators_get_figures_of_the_policy_before_its_update(name, parts, tmp
             torch.testing.assert_close(found, truth[need][acted], atol=2e-4, rtol=0)
 
 
-def test_sampled_values_are_refused_naming_alternatives():
-    with pytest.raises(ValueError, match=r"values, which TRL does not compute; give .*gtpo.*otb.*tempo"):
-        KTAEGRPOTrainer(estimator="mc_value")
+@pytest.mark.parametrize(("name", "why"), [("mc_value", "cannot sample and judge continuations"), ("ota", "no such")])
+def test_estimators_that_cannot_work_are_refused_naming_alternatives(name, why):
+    with pytest.raises(ValueError, match=f"estimator={name}: .*{why}.*; give one of .*gtpo.*otb.*tempo"):
+        KTAEGRPOTrainer(estimator=name)

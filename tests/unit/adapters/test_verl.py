@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,8 +23,11 @@ from openrlhf_ktae.adapters import verl as adapter
 from openrlhf_ktae.credit import CreditBatch, estimators
 from openrlhf_ktae.ktae import KTAEConfig, compute_key_token_values
 
-PROMPTS, N, T = 3, 8, 12
+PROMPTS, N, P, T = 3, 8, 5, 12
 SPECIAL = (2,)
+PADDING = 3
+"""Of prompts; also an id in responses."""
+USABLE = [name for name, one in estimators().items() if "values" not in one.needs]
 
 
 def batch(acc=None, penalty=0.0):
@@ -40,6 +42,12 @@ def batch(acc=None, penalty=0.0):
     order = rng.permutation(rows)
     tensors = {"responses": ids, "response_mask": mask.astype(int), "token_level_scores": scores}
     tensors["token_level_rewards"] = scores - 0.01 * mask
+    more = np.random.default_rng(1)
+    seen = np.arange(P) >= more.integers(0, P, (rows, 1))
+    tensors["prompts"] = np.where(seen, more.integers(4, 12, (rows, P)), PADDING)
+    tensors["attention_mask"] = np.concatenate([seen, mask], axis=1).astype(int)
+    for name, sign in (("old_log_probs", -1), ("entropy", 1), ("sum_pi_squared", 1)):
+        tensors[name] = (sign * more.random((rows, T))).astype(np.float32)
     others = {"uid": np.array([f"prompt {i % PROMPTS}" for i in range(rows)], dtype=object)[order]}
     if acc is not None:
         others["acc"] = np.where(correct == 1, 1.0, 0.0)[order]
@@ -54,6 +62,22 @@ def expected_k(data, scores):
     groups = np.unique(data.non_tensor_batch["uid"], return_inverse=True)[1]
     inputs = (data.batch["responses"], data.batch["response_mask"], scores, groups)
     return compute_key_token_values(*inputs, adapter.options, SPECIAL)
+
+
+def expected_credit(data, name, base):
+    """Return the estimator's credit for correct answers by score, from tables written out here."""
+    groups = np.unique(data.non_tensor_batch["uid"], return_inverse=True)[1]
+    tensors = dict(data.batch)
+    seen = tensors["attention_mask"][:, :P].bool()
+    prompts = [{*row[used].tolist()} for row, used in zip(tensors["prompts"], seen, strict=True)]
+    given = {"log_probs": tensors["old_log_probs"], "entropies": tensors["entropy"]}
+    given |= {"sum_squares": tensors["sum_pi_squared"]}
+    rows = zip(tensors["responses"].tolist(), prompts, strict=True)
+    given["in_prompt"] = [[float(one in prompt) for one in row] for row, prompt in rows]
+    labels = tensors["token_level_scores"].sum(-1), groups, base, SPECIAL
+    tables = CreditBatch.from_tables(tensors["responses"], tensors["response_mask"], *labels, **given)
+    one = estimators()[name]
+    return one(tables, adapter.options if one.options is KTAEConfig else None).added_N.view(base.shape)
 
 
 @pytest.fixture(autouse=True)
@@ -127,8 +151,8 @@ def queue():
     ray.shutdown()
 
 
-def put(queue, data, name, prompts=None, figures=None):
-    """Put a batch into the queue as verl's agent loops do, in rows without padding; `figures` are tables (B, T)."""
+def put(queue, data, name):
+    """Put a batch into the queue as verl's agent loops do, in rows without padding."""
     from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
     lengths = data.batch["response_mask"].sum(-1).tolist()
@@ -139,12 +163,11 @@ def put(queue, data, name, prompts=None, figures=None):
         rows.append(
             {
                 "uid": data.non_tensor_batch["uid"][i],
+                "prompts": data.batch["prompts"][i][data.batch["attention_mask"][i, :P].bool()],
                 "responses": data.batch["responses"][i, :length],
                 "response_mask": data.batch["response_mask"][i, :length],
                 "rm_scores": data.batch["token_level_scores"][i, :length],
                 "extra_fields": {"reward_extra_info": said},
-                **({} if prompts is None else {"prompts": prompts[i]}),
-                **{field: table[i, :length] for field, table in (figures or {}).items()},
             }
         )
     keys = [f"{i}_{row['uid']}_0_0" for i, row in enumerate(rows)]
@@ -155,16 +178,13 @@ def put(queue, data, name, prompts=None, figures=None):
 @pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
 def test_verls_trainers_give_grpo_plus_k(queue, mode, acc):
     """Runs the advantage step of verl's trainer, from its queue and back, and compares its advantages."""
-    from omegaconf import OmegaConf
     from verl.trainer.ppo.v1 import get_trainer_cls
 
     data = batch(acc=acc, penalty=2.0)
     found = {}
     for estimator in ("grpo", "ktae"):
         trainer = object.__new__(get_trainer_cls(mode))
-        algorithm = {"adv_estimator": estimator, "gamma": 1.0, "lam": 1.0, "use_kl_in_reward": False}
-        rollout = {"actor_rollout_ref": {"rollout": {"n": N}}}
-        trainer.config = OmegaConf.create({"algorithm": algorithm, **rollout})
+        trainer.config = config_of(estimator)
         partition = f"{mode} {acc} {estimator}"
         meta = trainer._compute_advantage(put(queue, data, partition), {})
         fetched = queue.kv_batch_get(meta.keys, partition, select_fields=["advantages"])
@@ -176,151 +196,111 @@ def test_verls_trainers_give_grpo_plus_k(queue, mode, acc):
     assert torch.equal(found["ktae"], found["grpo"] + k[:, :width] * data.batch["response_mask"][:, :width])
 
 
-def inputs_of(data, prompts):
-    """Return random figures of the policy, under verl's names and ours, with what is in each row's prompt."""
-    generator = torch.Generator().manual_seed(0)
-    shape = data.batch["responses"].shape
-    figures = {
-        "old_log_probs": -torch.rand(shape, generator=generator),
-        "entropy": torch.rand(shape, generator=generator),
-    }
-    rows = [torch.isin(ids, prompt) for ids, prompt in zip(data.batch["responses"], prompts, strict=True)]
-    in_prompt = torch.stack(rows).float()
-    assert in_prompt.any() and not in_prompt.all()
-    ours = {"log_probs": figures["old_log_probs"], "entropies": figures["entropy"], "in_prompt": in_prompt}
-    return figures, ours
-
-
-def credit_of(name, data, base, ours):
-    groups = np.unique(data.non_tensor_batch["uid"], return_inverse=True)[1]
-    labels = data.batch["token_level_scores"].sum(-1), groups, base, SPECIAL
-    needs = {need: ours[need] for need in estimators()[name].needs}
-    batch = CreditBatch.from_tables(data.batch["responses"], data.batch["response_mask"], *labels, **needs)
-    return estimators()[name](batch).added_N.view(base.shape)
-
-
-OF_V1 = [name for name, one in estimators().items() if {*one.needs} <= {"log_probs", "entropies", "in_prompt"}]
-
-
-@pytest.mark.parametrize("name", OF_V1)
-def test_verls_trainers_give_each_estimator_its_inputs(queue, name):
-    from omegaconf import OmegaConf
-    from verl.trainer.ppo.v1 import get_trainer_cls
-
-    data = batch()
-    prompts = [torch.tensor([4, 5, 6, 7][: 1 + row % 4]) for row in range(len(data.batch["responses"]))]
-    figures, ours = inputs_of(data, prompts)
-    algorithm = {"adv_estimator": name, "gamma": 1.0, "lam": 1.0, "use_kl_in_reward": False}
-    trainer = object.__new__(get_trainer_cls("sync"))
-    trainer.config = OmegaConf.create({"algorithm": algorithm, "actor_rollout_ref": {"rollout": {"n": N}}})
-    meta = trainer._compute_advantage(put(queue, data, f"of {name}", prompts, figures), {})
-    found = queue.kv_batch_get(meta.keys, f"of {name}", select_fields=["advantages"])["advantages"]
-    data.batch["token_level_rewards"] = data.batch["token_level_scores"]
-    base = advantages(data, "grpo")
-    added = credit_of(name, data, base, ours)
-    assert added.any()
-    found, width = found.to_padded_tensor(0.0), found.to_padded_tensor(0.0).size(1)
-    torch.testing.assert_close(found, ((base + added) * data.batch["response_mask"])[:, :width])
-
-
-def test_verls_trainers_compute_sums_of_squares_for_estimators_that_need_them(queue):
-    """The worker is a stand-in that returns what verl's does: figures of prompt and response, one place early."""
-    from omegaconf import OmegaConf
-    from tensordict import TensorDict
-    from verl.trainer.ppo.v1 import get_trainer_cls
-
-    data = batch()
-    data.batch["token_level_rewards"] = data.batch["token_level_scores"]
-    generator = torch.Generator().manual_seed(1)
-    lengths = data.batch["response_mask"].sum(-1).tolist()
-    figures = {
-        name: -torch.rand(data.batch["responses"].shape, generator=generator) for name in ("log_probs", "entropy")
-    }
-    figures["sum_pi_squared"] = torch.rand(data.batch["responses"].shape, generator=generator)
-    asked = []
-
-    def whole(table):
-        rows = [
-            torch.cat([torch.full((3,), 9.0), row[:n], torch.full((1,), 9.0)])
-            for row, n in zip(table, lengths, strict=True)
-        ]
-        return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-
-    def compute_log_prob(meta):
-        asked.append(dict(meta.extra_info))
-        made = TensorDict({name: whole(table) for name, table in figures.items()}, batch_size=len(lengths))
-        return queue.kv_batch_put(meta.keys, meta.partition_id, fields=made)
-
-    for name in ("otb", "grpo"):
-        trainer = object.__new__(get_trainer_cls("sync"))
-        actor = {"loss_agg_mode": "token-mean", "loss_scale_factor": None}
-        host = {"rollout": {"n": N, "temperature": 1.0, "calculate_log_probs": False}, "actor": actor}
-        algorithm = {"adv_estimator": name, "gamma": 1.0, "lam": 1.0, "use_kl_in_reward": False}
-        trainer.config = OmegaConf.create({"algorithm": algorithm, "actor_rollout_ref": host})
-        trainer.actor_rollout_wg = SimpleNamespace(compute_log_prob=compute_log_prob)
-        meta = trainer._compute_old_log_prob(put(queue, data, f"squares of {name}"), {})
-        assert asked[-1].get("calculate_sum_pi_squared", False) is (name == "otb")
-        assert "calculate_sum_pi_squared" not in meta.extra_info
-        meta = trainer._compute_advantage(meta, {})
-        found = queue.kv_batch_get(meta.keys, f"squares of {name}", select_fields=["advantages"])["advantages"]
-        if name == "otb":
-            credited = found.to_padded_tensor(0.0)
-    base = found.to_padded_tensor(0.0)
-    inputs = {"log_probs": figures["log_probs"], "sum_squares": figures["sum_pi_squared"]}
-    added = (credit_of("otb", data, advantages(data, "grpo"), inputs) * data.batch["response_mask"])[:, : base.size(1)]
-    assert added.any()
-    torch.testing.assert_close(credited, base + added)
-
-
-def test_padding_of_a_prompt_is_not_in_it():
-    """verl's old trainer pads prompts on the left, here with an id that responses have too."""
-    data = batch()
-    prompts = torch.tensor([[9, 9, 4, 5], [9, 3, 6, 7]] * (PROMPTS * N // 2))
-    data.batch["prompts"] = prompts
-    seen = (prompts != 9).int()
-    data.batch["attention_mask"] = torch.cat([seen, data.batch["response_mask"]], dim=1)
-    _, ours = inputs_of(data, [row[row != 9] for row in prompts])
-    base = advantages(data, "grpo")
-    added = credit_of("ktae_by_context", data, base, ours)
-    assert added.any()
-    torch.testing.assert_close(advantages(data, "ktae_by_context"), base + added)
-
-
 def test_special_ids_must_be_named(monkeypatch):
     monkeypatch.setattr(adapter, "special_token_ids", None)
     with pytest.raises(RuntimeError, match="special_token_ids"):
         advantages(batch(), "ktae")
 
 
-@pytest.mark.parametrize("name", ["tempo", "lambda_grpo"])
-def test_other_estimators_are_registered_too(name):
+@pytest.mark.parametrize("name", USABLE)
+def test_each_estimator_gives_grpo_plus_its_credit(name, monkeypatch):
+    monkeypatch.setattr(adapter, "options", KTAEConfig(variant="calibrated"))
     data = batch()
     base = advantages(data, "grpo")
-    groups = np.unique(data.non_tensor_batch["uid"], return_inverse=True)[1]
-    scores = data.batch["token_level_scores"].sum(-1)
-    inputs = data.batch["responses"], data.batch["response_mask"], scores, groups, base
-    added = estimators()[name](CreditBatch.from_tables(*inputs, SPECIAL)).added_N.view(base.shape)
+    added = expected_credit(data, name, base)
     assert added.any()
-    torch.testing.assert_close(advantages(data, name), base + added)
+    assert torch.equal(advantages(data, name), base + added)
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("gtpo", r"gtpo needs entropies of each token.*no entropy; .*trainer.use_v1=True"),
-        ("otb", r"otb needs sum_squares .*no sum_pi_squared; .*actor.calculate_sum_pi_squared=True"),
-        ("mc_value", "mc_value needs values .*no trainer of verl computes it"),
-    ],
-)
-def test_a_batch_without_an_estimators_inputs_is_refused(name, reason):
+class Worker:
+    """The policy's process: returns figures of prompts and responses, shifted by one token, as verl's does."""
+
+    def __init__(self, data, put=None):
+        self.data, self.put = data, put
+
+    def compute_log_prob(self, batch):
+        from tensordict import TensorDict
+        from verl.utils import tensordict_utils
+
+        asked, what = batch.extra_info if self.put else batch, "calculate_sum_pi_squared"
+        names = {"log_probs": "old_log_probs", "entropy": "entropy"}
+        if tensordict_utils.get(asked, what) if asked is batch else asked.get(what):
+            names["sum_pi_squared"] = "sum_pi_squared"
+        tensors, fields = self.data.batch, {}
+        for name, source in names.items():
+            rows = []
+            for row, mask in zip(tensors[source], tensors["attention_mask"], strict=True):
+                figures = torch.full((int(mask.sum()),), 9.0)
+                size = int(mask[P:].sum())
+                figures[-size - 1 : -1] = row[:size]
+                rows.append(figures)
+            fields[name] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+        output = TensorDict(fields, batch_size=[len(self.data)])
+        if self.put:
+            return self.put(batch.keys, batch.partition_id, fields=output)
+        tensordict_utils.assign_non_tensor(output, metrics={"mfu": 0.0})
+        return output
+
+
+def config_of(name):
+    from omegaconf import OmegaConf
+
+    algorithm = {"adv_estimator": name, "gamma": 1.0, "lam": 1.0, "use_kl_in_reward": False}
+    actor = {"calculate_sum_pi_squared": False, "loss_agg_mode": "token-mean", "loss_scale_factor": None}
+    rollout = {"n": N, "temperature": 1.0, "calculate_log_probs": False}
+    return OmegaConf.create({"algorithm": algorithm, "actor_rollout_ref": {"actor": actor, "rollout": rollout}})
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_the_default_trainer_gets_each_estimators_inputs(queue, name):
+    """Runs verl's steps for old log-probabilities and advantages, from its queue and back."""
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    data, partition = batch(), f"inputs of {name}"
+    trainer = object.__new__(get_trainer_cls("sync"))
+    trainer.config, trainer.actor_rollout_wg = config_of(name), Worker(data, queue.kv_batch_put)
+    given = put(queue, data, partition)
+    made = trainer._compute_old_log_prob(given, {})
+    assert "calculate_sum_pi_squared" not in given.extra_info | made.extra_info
+    assert ("sum_pi_squared" in made.fields) == ("sum_squares" in estimators()[name].needs)
+    made = trainer._compute_advantage(made, {})
+    found = queue.kv_batch_get(made.keys, partition, select_fields=["advantages"])["advantages"].to_padded_tensor(0.0)
+    data.batch["token_level_rewards"] = data.batch["token_level_scores"]
+    base, width = advantages(data, "grpo"), found.size(1)
+    mask = data.batch["response_mask"][:, :width]
+    torch.testing.assert_close(found, (base + expected_credit(data, name, base))[:, :width] * mask, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_the_old_trainer_keeps_each_estimators_inputs(name):
     data = batch()
-    data.batch["old_log_probs"] = data.batch["token_level_scores"]
-    with pytest.raises(RuntimeError, match=reason):
-        advantages(data, name)
+    base = advantages(data, "grpo")
+    expected = base + expected_credit(data, name, base)
+    trainer = object.__new__(ray_trainer.RayPPOTrainer)
+    trainer.config, trainer.actor_rollout_wg = config_of(name), Worker(batch())
+    for figure in ("old_log_probs", "entropy", "sum_pi_squared"):
+        data.batch.pop(figure)
+    data.batch["input_ids"] = torch.cat([data.batch["prompts"], data.batch["responses"]], dim=1)
+    data.batch["position_ids"] = torch.zeros_like(data.batch["input_ids"])
+    kept, _ = trainer._compute_old_log_prob(data)
+    kept.batch.pop("entropys")  # as the trainer does
+    assert not trainer.config.actor_rollout_ref.actor.calculate_sum_pi_squared
+    found, mask = advantages(data.union(kept), name), data.batch["response_mask"]
+    torch.testing.assert_close(found * mask, expected * mask, atol=1e-6, rtol=0)
+
+
+def test_a_batch_without_an_estimators_inputs_is_refused():
+    data = batch()
+    data.batch.pop("entropy")
+    wanted = "adv_estimator=gtpo: the batch has no entropy; set algorithm.rollout_correction.bypass_mode=False"
+    with pytest.raises(RuntimeError, match=wanted):
+        advantages(data, "gtpo")
+    with pytest.raises(ValueError, match=r"adv_estimator=mc_value: .*cannot sample .*gtpo.*otb.*tempo"):
+        advantages(data, "mc_value")
 
 
 STEP = """
-algorithm.adv_estimator=ktae data.train_batch_size=4 data.max_prompt_length=32 data.max_response_length=32
+data.train_batch_size=4 data.max_prompt_length=32 data.max_response_length=32
 data.return_raw_chat=True data.dataloader_num_workers=0
 actor_rollout_ref.model.use_remove_padding=False +actor_rollout_ref.model.override_config.attn_implementation=eager
 actor_rollout_ref.actor.strategy=fsdp2 actor_rollout_ref.actor.ppo_mini_batch_size=4
@@ -337,8 +317,9 @@ trainer.val_before_train=False trainer.test_freq=-1 trainer.save_freq=-1 trainer
 
 
 @RARELY
-def test_verl_trains_two_steps_on_a_cpu(tmp_path):
-    """verl's own trainer, vLLM and FSDP2: K reaches the advantages that verl reports and the loss of its update."""
+@pytest.mark.parametrize("estimator", ["ktae", "ktae_by_context", "otb"])
+def test_verl_trains_two_steps_on_a_cpu(tmp_path, estimator):
+    """verl's own trainer, vLLM and FSDP2: credit reaches the advantages that verl reports and its update's loss."""
     pandas, here = pytest.importorskip("pandas"), Path(__file__).parent
     pytest.importorskip("vllm", reason="vLLM is absent: see docs/ktae.md")
     quickstart, model, data = here.parents[2] / "examples/quickstart", tmp_path / "model", tmp_path / "train.parquet"
@@ -364,7 +345,7 @@ def test_verl_trains_two_steps_on_a_cpu(tmp_path):
     more = {"VERL_USE_EXTERNAL_MODULES": "verl_on_cpu", "VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
     more |= {"PYTHONPATH": f"{here}:{here.parents[2]}", "MODEL": str(model), "VLLM_CPU_KVCACHE_SPACE": "1"}
     more |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *STEP, *places]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", f"algorithm.adv_estimator={estimator}", *STEP, *places]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | more, cwd=tmp_path, timeout=450)
     assert run.returncode == 0, run.stderr[-3000:]
     means = np.array(re.findall(r"means (-?[\d.]+) (-?[\d.]+) ([\d.]+)", run.stdout), dtype=float)

@@ -102,7 +102,7 @@ adapter.special_token_ids = tuple(AutoTokenizer.from_pretrained(os.environ["MODE
 
 
 def printed(name, token_level_rewards, response_mask, index, host=adapter.credited_advantages, **more):
-    """Print the means over response tokens of GRPO's advantages, of K, and of |K|."""
+    """Print the means over response tokens of GRPO's advantages, of credit, and of its size."""
     found_BT = host(name, token_level_rewards, response_mask, index, **more)
     base_BT, _ = adapter.core_algos.compute_grpo_outcome_advantage(token_level_rewards, response_mask, index)
     base_N, added_N = (values_BT[response_mask.bool()] for values_BT in (base_BT, found_BT[0] - base_BT))
