@@ -63,12 +63,7 @@ def run(argv: Sequence[str]) -> list[str]:
         help=f"killed in turn, in random order: {ALL}, or some of {','.join(VICTIMS)} (default: {EVERYTHING})",
     )
     parser.add_argument(
-        "--save_steps",
-        "--save-steps",
-        type=at_least_1,
-        default=1,
-        metavar="N",
-        help="steps between checkpoints (default: 1)",
+        "--save_steps", type=at_least_1, default=1, metavar="N", help="steps between checkpoints (default: 1)"
     )
     parser.add_argument("--seed", type=int, metavar="S", help="seed of the kill times (default: from the clock)")
     parser.add_argument(
