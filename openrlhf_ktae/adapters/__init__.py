@@ -2,7 +2,9 @@
 
 import torch
 
-from openrlhf_ktae.credit import Estimator, estimators
+from openrlhf_ktae.credit import Estimator, estimators, tokens_in_prompt
+
+NO_TOKEN = -1  # in place of padding
 
 
 def chosen(option: str, name: str) -> Estimator:
@@ -22,5 +24,8 @@ def in_prompt(ids_BT: torch.Tensor, prompts_BP: torch.Tensor, mask_BP: torch.Ten
 
     The mask may also cover the responses after the prompts, as verl's does.
     """
-    prompts = [prompt_P[mask_P[: len(prompt_P)].bool()] for prompt_P, mask_P in zip(prompts_BP, mask_BP, strict=True)]
-    return torch.stack([torch.isin(ids_T, ids) for ids_T, ids in zip(ids_BT, prompts, strict=True)]).float()
+    width = prompts_BP.size(1)
+    prompts_BP = prompts_BP.masked_fill(mask_BP[:, :width] == 0, NO_TOKEN)
+    answered = torch.arange(width + ids_BT.size(1)) >= width
+    rows = torch.cat([prompts_BP, ids_BT], dim=1)
+    return tokens_in_prompt(rows, answered.expand_as(rows))[:, width:]

@@ -111,7 +111,7 @@ def run(ray_with_workers, both):
     return SimpleNamespace(trainer=trainer, generator=generator, engines=engines, asleep=asleep, args=args)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("evaluation", [False, True], ids=["a step", "an evaluation"])
 @pytest.mark.parametrize("call", ["at once", "wake_up", "generate_responses"])
 def test_an_engine_that_dies_asleep_or_awake_generates_with_current_weights(call, evaluation, run, ray_with_workers):
@@ -132,7 +132,7 @@ def test_an_engine_that_dies_asleep_or_awake_generates_with_current_weights(call
     assert run.args.vllm.enable_sleep, "the shared options must be restored"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(120)
 def test_an_engine_that_dies_while_going_to_sleep_costs_no_rollout(run, ray_with_workers):
     ray_with_workers.get(run.engines[0].die_in.remote("sleep"))
     samples, _, drawn, _ = run.generator.generate_samples()
