@@ -55,21 +55,25 @@ def correlation(x: Floats, y: Floats) -> float:
     return float(x @ y) / size if size > 1e-12 else 0.0
 
 
-def agreement(credit_A: Floats, control_A: Floats, row_A: NDArray[np.int64]) -> tuple[float, float, float, float]:
-    """Return `FIGURES` of one estimator against the control; `within` omits rollouts whose control is constant."""
-    rows = [np.flatnonzero(row_A == row) for row in np.unique(row_A)]
-    inside = [
-        correlation(rankdata(credit_A[at]), rankdata(control_A[at])) for at in rows if np.ptp(control_A[at]) > 1e-9
-    ]
+def agreement(credit_A: Floats, control_A: Floats, within_B: Floats) -> tuple[float, float, float, float]:
+    """Return `FIGURES` of one estimator against the control; `within_B` is the result of `within`."""
     matters = np.abs(control_A) > SMALLEST
     sign = float((np.sign(credit_A) == np.sign(control_A))[matters].mean()) if matters.any() else float("nan")
     length = np.linalg.norm(credit_A) * np.linalg.norm(control_A)
+    known = within_B[~np.isnan(within_B)]
     return (
         correlation(rankdata(credit_A), rankdata(control_A)),
-        float(np.mean(inside)) if inside else float("nan"),
+        float(known.mean()) if known.size else float("nan"),
         sign,
         float(credit_A @ control_A / length) if length > 0 else 0.0,
     )
+
+
+def within(credit_A: Floats, control_A: Floats, row_A: NDArray[np.int64]) -> Floats:
+    """Return the rank correlation of each rollout (B,); NaN where the control is constant. A row's tokens adjoin."""
+    starts = np.flatnonzero(np.diff(row_A)) + 1
+    rows = zip(np.split(credit_A, starts), np.split(control_A, starts), strict=True)
+    return np.array([correlation(rankdata(x), rankdata(y)) if np.ptp(y) > 1e-9 else float("nan") for x, y in rows])
 
 
 def with_intervals(
@@ -77,14 +81,15 @@ def with_intervals(
 ) -> dict[str, Any]:
     """Return `FIGURES` with their intervals."""
     rng = np.random.default_rng(0)
-    groups = [np.flatnonzero(group_A == group) for group in np.unique(group_A)]
+    within_B = within(credit_A, control_A, row_A)
+    group_B = group_A[np.diff(row_A, prepend=-1) != 0]
+    groups = [(np.flatnonzero(group_A == group), np.flatnonzero(group_B == group)) for group in np.unique(group_A)]
     found = []
     for _ in range(RESAMPLES):
         drawn = [groups[i] for i in rng.integers(0, len(groups), len(groups))]
-        at = np.concatenate(drawn)
-        copy = np.repeat(np.arange(len(drawn)), [len(part) for part in drawn]) * (row_A.max() + 1)
-        found.append(agreement(credit_A[at], control_A[at], copy + row_A[at]))
-    figures = agreement(credit_A, control_A, row_A)
+        at, rows = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+        found.append(agreement(credit_A[at], control_A[at], within_B[rows]))
+    figures = agreement(credit_A, control_A, within_B)
     return {
         name: [value, *interval(resampled)]
         for name, value, resampled in zip(FIGURES, figures, np.array(found).T, strict=True)
@@ -173,7 +178,7 @@ def measured(member: Member, group: int, groups: int, pool: int, continuations: 
     pool_scores = member.scores(more, problems).tolist()
     control_A = true_credit(batch, list(zip(more[:, 1:].tolist(), pool_scores, strict=True)), group, prompt)
 
-    credits = {"GRPO": advantages(batch, torch.zeros(len(batch.mask_N)))}
+    credits: dict[str, Floats] = {}
     if continuations:
         values_N = sampled_values(member, batch, ids_BT, problems, continuations)
         batch = replace(batch, values_N=values_N)
@@ -181,13 +186,7 @@ def measured(member: Member, group: int, groups: int, pool: int, continuations: 
         hours = [word.isdigit() for word in words_of(batch.token_ids_N.tolist())]
         steps = replace(batch, values_N=torch.where(torch.tensor(hours), values_N, torch.nan))
         credits["mc_value, steps"] = advantages(steps, estimators()["mc_value"](steps).added_N)
-    credits["oracle"] = advantages(batch, load_estimator(ORACLE)(batch).added_N)
-    for name, one in estimators().items():
-        if name == "ktae":
-            for variant in ("paper", "calibrated"):
-                credits[f"ktae {variant}"] = advantages(batch, one(batch, KTAEConfig(variant=variant)).added_N)
-        elif name != "mc_value":
-            credits[name] = advantages(batch, one(batch).added_N)
+    credits |= {"oracle": advantages(batch, load_estimator(ORACLE)(batch).added_N), **credits_of(batch)}
     rows = batch.row_A
     return {
         "member": member.name,
@@ -202,6 +201,18 @@ def measured(member: Member, group: int, groups: int, pool: int, continuations: 
             for name, credit in credits.items()
         },
     }
+
+
+def credits_of(batch: CreditBatch) -> dict[str, Floats]:
+    """Return the advantages (A,) of GRPO and of every estimator except `mc_value`; KTAE's in two variants."""
+    credits = {"GRPO": advantages(batch, torch.zeros(len(batch.mask_N)))}
+    for name, one in estimators().items():
+        if name == "ktae":
+            for variant in ("paper", "calibrated"):
+                credits[f"ktae {variant}"] = advantages(batch, one(batch, KTAEConfig(variant=variant)).added_N)
+        elif name != "mc_value":
+            credits[name] = advantages(batch, one(batch).added_N)
+    return credits
 
 
 def table(results: list[dict[str, Any]], figure: str) -> str:
@@ -264,16 +275,21 @@ def main() -> None:
     parser.add_argument("--continuations", type=int, default=32, help="0 leaves out mc_value")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.output.mkdir(parents=True, exist_ok=True)
     results = []
     for folder in args.members:
         for size in args.group_sizes:
             results.append(measured(Member(folder), size, args.groups, args.pool, args.continuations))
-            (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
             print(folder.name, size, flush=True)
+    write_results(results, args.output)
+
+
+def write_results(results: list[dict[str, Any]], output: Path) -> None:
+    """Print a table for each figure, and write them to tables.md, the cosines to agreement.svg, all to results.json."""
     text = "\n\n".join(f"**{name}**\n\n{table(results, name)}" for name in FIGURES)
-    (args.output / "tables.md").write_text(text + "\n")
-    (args.output / "agreement.svg").write_text(figure(results, "cosine"))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (output / "tables.md").write_text(text + "\n")
+    (output / "agreement.svg").write_text(figure(results, "cosine"))
     print(text)
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -27,6 +33,32 @@ WORDS = (
 ).split()
 
 
+def probed(code, words, outputs):
+    for number, output in enumerate(outputs, start=1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = ["-c", *words]
+    exec(code, {"__name__": "__main__"})
+
+
+@pytest.fixture
+def forked_probe(monkeypatch, tmp_path):
+    """Try files in forks of a server that has imported torch: a fresh process needs two seconds for that."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["openrlhf_ktae.credit"])
+
+    def run(command, **_):
+        _, _, code, *words = command
+        outputs = tmp_path / "out", tmp_path / "err"
+        process = context.Process(target=probed, args=(code, words, outputs))
+        process.start()
+        process.join(60)
+        return SimpleNamespace(
+            returncode=process.exitcode, stdout=outputs[0].read_bytes(), stderr=outputs[1].read_bytes()
+        )
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
 def parsed(path, estimator="custom", words=()):
     return parse_command_line([*WORDS, "--advantage_estimator", estimator, "--algo.credit.file", str(path), *words])
 
@@ -37,6 +69,7 @@ def written(tmp_path, body, decorator='@register("mine")'):
     return path
 
 
+@pytest.mark.usefixtures("forked_probe")
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -145,6 +178,7 @@ def mine(batch, options):
 """
 
 
+@pytest.mark.usefixtures("forked_probe")
 @pytest.mark.parametrize(
     ("options", "said"),
     [

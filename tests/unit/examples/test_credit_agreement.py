@@ -1,21 +1,29 @@
 """Benchmarks on chains: agreement figures by hand, stacked models against transformers, Adam against torch's."""
 
+import json
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
+
+from openrlhf_ktae.record.rollouts import COLUMNS, METADATA_KEY, NEEDED, schema_of
 
 
 @pytest.fixture(scope="module")
 def scripts(load_benchmarks):
-    modules = load_benchmarks("credit_agreement", "credit_training", "stacked_qwen2", "ktae_changes", "credit_map")
-    return dict(zip(("agreement", "training", "stacked", "changes", "map"), modules, strict=True))
+    names = ("credit_agreement", "recorded_agreement", "credit_training", "stacked_qwen2", "ktae_changes", "credit_map")
+    short = ("agreement", "recorded", "training", "stacked", "changes", "map")
+    return dict(zip(short, load_benchmarks(*names), strict=True))
 
 
 def test_agreement_by_hand(scripts):
     """Two rollouts of three tokens: ranks of credit 1 2 3 | 5 5 5 (a tie), of the control 1.5 1.5 3 | 5 4 6."""
     credit = np.array([1.0, 2, 3, 4, 4, 4])
     control = np.array([-1.0, -1, 0, 2, 1, 3])
-    pooled, within, sign, cosine = scripts["agreement"].agreement(credit, control, np.array([0, 0, 0, 1, 1, 1]))
+    inside = scripts["agreement"].within(credit, control, np.array([0, 0, 0, 1, 1, 1]))
+    pooled, within, sign, cosine = scripts["agreement"].agreement(credit, control, inside)
     centred = np.array([-2.5, -1.5, -0.5, 1.5, 1.5, 1.5]), np.array([-2.0, -2, -0.5, 1.5, 0.5, 2.5])
     assert pooled == pytest.approx(centred[0] @ centred[1] / np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
     assert within == pytest.approx((np.sqrt(3) / 2 + 0) / 2)  # ranks 1 2 3 and 1.5 1.5 3; the second is constant
@@ -26,8 +34,38 @@ def test_agreement_by_hand(scripts):
 def test_agreement_with_itself_and_with_its_opposite(scripts):
     control = np.random.default_rng(0).normal(size=30)
     rows = np.arange(30) // 6
-    assert scripts["agreement"].agreement(control, control, rows) == pytest.approx((1, 1, 1, 1))
-    assert scripts["agreement"].agreement(-control, control, rows) == pytest.approx((-1, -1, 0, -1))
+    for sign, expected in ((1, (1, 1, 1, 1)), (-1, (-1, -1, 0, -1))):
+        inside = scripts["agreement"].within(sign * control, control, rows)
+        assert scripts["agreement"].agreement(sign * control, control, inside) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("first_id", [258, 1000])
+def test_agreement_of_recorded_rollouts_by_hand(scripts, tmp_path, first_id):
+    """Four answers to one sum, three right: from the states of a chain, or (its ids unknown) from continuations.
+
+    The right result adds 1 - 3/4 to the chance, the wrong one takes 3/4, other tokens nothing. Groups of two: the
+    second has only right answers.
+    """
+    words = [word.strip() for word in scripts["recorded"].words_of.__globals__["WORDS"]]
+    rows = []
+    for i, result in enumerate(("5", "6", "5", "5")):
+        right = float(result == "5")
+        row = {name: None for name in COLUMNS} | {"step": 1, "group": 0, "rollout": i, "prompt": "p", "response": "r"}
+        ids = [first_id + words.index(word) for word in ("+2", result, "so", "\\boxed{", result, "}")]
+        row |= {"prompt_ids": [first_id + words.index(word) for word in ("compute", "3", "+2", ":")], "token_ids": ids}
+        row |= {"token_texts": [""] * 6, "action": [True] * 6, "score": right, "reward": right}
+        row |= {name: [0.0] * 6 for name in (*NEEDED, "k", "advantages_without_k", "advantages")}
+        rows.append(row | {"values": [0.75, *[right] * 4, float("nan")]})
+    schema = schema_of(pa, list(NEEDED)).with_metadata({METADATA_KEY: json.dumps({"special_ids": []}).encode()})
+    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "step-000001.parquet")
+    known = scripts["recorded"].words_of(rows[0]["prompt_ids"])
+    assert known == (["compute", "3", "+2", ":"] if first_id == 258 else [""] * 4)
+    found = scripts["recorded"].measured(tmp_path, 2)
+    assert (found["accuracy"], found["groups"], found["tokens"]) == (0.75, 1, 12)
+    assert found["that matter"] == pytest.approx(2 / 12)
+    assert found["estimators"]["GRPO"]["cosine"][0] == pytest.approx(1 / np.sqrt(12 * (1 + 9) / 16))
+    assert found["estimators"]["GRPO"]["sign"][0] == 1
+    assert found["estimators"]["ktae paper"]["within"][0] > 0.5 > found["estimators"]["GRPO"]["within"][0] == 0
 
 
 def test_stacked_models_are_transformers_models(scripts, examples):
