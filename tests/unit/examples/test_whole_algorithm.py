@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from marks import SLOW
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def test_same_seed_same_run(script, monkeypatch, capsys):
     assert first == second != other
 
 
+@SLOW
 @pytest.mark.parametrize("variant", ["paper", "calibrated"])
 def test_fifteen_steps_raise_heldout_accuracy_unless_the_rate_is_0(script, monkeypatch, capsys, variant):
     options = ("--steps", "15", "--variant", variant)

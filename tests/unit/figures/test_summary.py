@@ -7,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.figures.statistics import SEED, interval, resampled_means
 from openrlhf_ktae.figures.summary import markdown, summarize
@@ -47,6 +48,7 @@ def cost(samples):
     return seconds
 
 
+@SLOW
 def test_many_samples_of_one_problem_cost_in_proportion():
     """Binomial coefficients of thousands of digits for each k of pass@k once made this twelve times slower."""
     cost(100)

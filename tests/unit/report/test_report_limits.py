@@ -11,7 +11,16 @@ from test_credit_page import parsed, steps_of, to_file
 
 from openrlhf_ktae.cli.report import main
 from openrlhf_ktae.record.metrics import RunRecord
+from openrlhf_ktae.report import credit_page
 from openrlhf_ktae.report.credit_page import MAX_BYTES, write_credit_pages
+
+SMALL = 300_000
+
+
+@pytest.fixture
+def small_pages(monkeypatch):
+    """Limit pages to a tenth, so that a tenth of the content tests the limit."""
+    monkeypatch.setattr(credit_page, "MAX_BYTES", SMALL)
 
 
 def jsonl(path, rows):
@@ -35,28 +44,30 @@ def test_sizes_are_counted_in_bytes_not_characters(tmp_path):
     assert sum(len(parsed(page)[1]["groups"]) for page in pages) == 30
 
 
+@pytest.mark.usefixtures("small_pages")
 def test_sizes_include_the_top_tokens_of_many_steps(tmp_path):
     rollouts = [(i % 2, [f"{'right' if i % 2 else 'wrong'}{k:02d}" for k in range(12)]) for i in range(8)]
-    pages = write_credit_pages((group(rollouts, step) for step in range(1500)), tmp_path, "steps")
-    assert max(page.stat().st_size for page in pages) <= MAX_BYTES
+    pages = write_credit_pages((group(rollouts, step) for step in range(150)), tmp_path, "steps")
+    assert max(page.stat().st_size for page in pages) <= SMALL
     shown = [parsed(page)[1] for page in pages]
-    assert sum(len(data["groups"]) for data in shown) == 1500
+    assert sum(len(data["groups"]) for data in shown) == 150
     for data in shown:
         assert {one["step"] for one in data["groups"]} == {int(step) for step in data["tops"]}
 
 
+@pytest.mark.usefixtures("small_pages")
 def test_a_rollout_longer_than_a_page_is_cut(tmp_path):
-    words = [f" word{i}" for i in range(60_000)]
+    words = [f" word{i}" for i in range(6_000)]
     one = group([(1, words), (0, [" no", " word7"])])
-    one.rows[0]["action"][59_999] = False
+    one.rows[0]["action"][5_999] = False
     pages = write_credit_pages([one], tmp_path, "long")
-    assert max(page.stat().st_size for page in pages) <= MAX_BYTES
+    assert max(page.stat().st_size for page in pages) <= SMALL
     parts = [part for page in pages for part in parsed(page)[1]["groups"]]
     pieces = [(part, rollout) for part in parts for rollout in part["rollouts"] if rollout["number"] == 1]
     assert [rollout["start"] for _, rollout in pieces][:1] == [0]
     assert [part["texts"][ref] for part, rollout in pieces for ref in rollout["refs"]] == words
-    assert [rollout["start"] + place for _, rollout in pieces for place in rollout["skipped"]] == [59_999]
-    assert {rollout["tokens"] for _, rollout in pieces} == {60_000}
+    assert [rollout["start"] + place for _, rollout in pieces for place in rollout["skipped"]] == [5_999]
+    assert {rollout["tokens"] for _, rollout in pieces} == {6_000}
     assert all(part["cut"] and part["size"] == 2 for part, _ in pieces)
     for part in parts:
         assert len(part["ids"]) == len(part["counts"]) == len(part["variants"]["paper"]["measures"])

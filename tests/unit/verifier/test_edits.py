@@ -9,6 +9,7 @@ import pytest
 from different_cases import DIFFERENT
 from edits import CHANGING, KEEPING, edited
 from equivalent_cases import EQUIVALENT
+from marks import SLOW
 
 from openrlhf_ktae.verifier import CORRECT, WRONG
 from openrlhf_ktae.verifier.golds import gold_forms
@@ -17,6 +18,7 @@ ODD = {r"\le 3"}  # states no value
 GOLDS = sorted({str(gold) for table in (EQUIVALENT, DIFFERENT) for pairs in table.values() for gold, _ in pairs} - ODD)
 
 
+@SLOW
 @pytest.mark.parametrize(("edits", "expected", "allowed"), [(CHANGING, WRONG, 1 / 2000), (KEEPING, CORRECT, 1 / 500)])
 def test_edited_golds(verifier, edits, expected, allowed):
     cases, mistakes = judged(verifier, GOLDS, edits, expected)
