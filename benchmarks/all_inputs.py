@@ -1,8 +1,8 @@
 """Adds no credit, but needs every input, so that `--ktae.record_rollouts` stores all of them.
 
---advantage_estimator custom --algo.credit.file benchmarks/all_inputs.py
+    --advantage_estimator custom --algo.credit.file benchmarks/all_inputs.py
 
-With a chains model, leave out `values` (one place, far behind the longest response): --algo.mc_value.every 1000
+`values` are sampled as `--algo.mc_value.*` says; a large `--algo.mc_value.every` samples none.
 """
 
 import torch

@@ -1,25 +1,24 @@
-"""Which estimators agree with true credit on rollouts that a run recorded? On the quickstart and on SmolLM2.
+"""Which estimators agree with true credit on rollouts that a run recorded? On SmolLM2's and the quickstart's.
 
-    RUN=".venv/bin/python -m openrlhf_ktae.cli.train_ppo_ray --advantage_estimator custom \\
-        --algo.credit.file benchmarks/all_inputs.py --critic.freezing_steps 9 --ktae.record_rollouts 1 --eval.steps -1"
+    RUN="python -m openrlhf_ktae.cli.train_ppo_ray --advantage_estimator custom --critic.freezing_steps 9 \\
+        --algo.credit.file benchmarks/all_inputs.py --ktae.record_rollouts 1 --rollout.batch_size 16 \\
+        --data.max_samples 16"
     $RUN --config configs/compare/chains_llm/grpo.yaml --algo.mc_value.every 1000 --rollout.n_samples_per_prompt 128 \\
-        --rollout.batch_size 16 --data.max_samples 16 --train.batch_size 2048 --run.dir runs/recorded/smollm2
+        --train.batch_size 2048 --run.dir runs/recorded/smollm2
     $RUN --config configs/compare/grpo.yaml --algo.mc_value.every 1 --algo.mc_value.samples 32 \\
-        --rollout.batch_size 48 --data.max_samples 48 --train.batch_size 384 --run.dir runs/recorded/quickstart
-    .venv/bin/python benchmarks/recorded_agreement.py runs/recorded/* --output runs/recorded_agreement
+        --rollout.n_samples_per_prompt 32 --train.batch_size 512 --run.dir runs/recorded/quickstart
+    python benchmarks/recorded_agreement.py runs/recorded/* --output runs/recorded_agreement
 
 A token's true credit is the change in the chance of a right answer that it causes. On the chains (`examples/chains`)
 the chance depends on the prompt and the state: the mean score of all recorded rollouts of the prompt that reached the
 state. Elsewhere it is the mean score of the continuations that the run sampled after every token (column `values`).
-Rollouts of a prompt are taken as groups of 8 in order, and groups with both verdicts count. Figures and intervals are
-those of `credit_agreement.py`; groups of one prompt are drawn together.
+The rollouts of a prompt are taken as groups of 8 in order; only groups with both verdicts count. Figures are those of
+`credit_agreement.py`. For the intervals prompts are drawn with replacement.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import operator
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,10 +56,11 @@ def batch_of(rows: list[dict[str, Any]], size: int, special_ids: list[int]) -> C
 def measured(run: Path, size: int) -> dict[str, Any]:
     """Return the figures of all estimators on the mixed groups of `size` rollouts that a run recorded."""
     groups = list(read_groups(find([run])))
-    rows, each, special = functools.reduce(operator.iadd, (g.rows for g in groups), []), len(groups[0].rows), groups[0].about["special_ids"]
+    rows = [row for group in groups for row in group.rows]
+    each, prompt_ids, special = len(groups[0].rows), rows[0]["prompt_ids"], groups[0].about["special_ids"]
     if any(row["score"] is None for row in rows) or each % size:
         sys.exit(f"{run}: needs verdicts of all rollouts, and a multiple of {size} for each prompt; it has {each}")
-    batch, prompt_ids = batch_of(rows, each, special), rows[0]["prompt_ids"]
+    batch = batch_of(rows, each, special)
     if read_problem(words_of(prompt_ids)):
         control_A = true_credit(batch, [], each, len(prompt_ids) + 1)
     else:
@@ -86,10 +86,12 @@ def measured(run: Path, size: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure each run; print a table for each figure, and write them to tables.md, and all to results.json."""
+    """Measure each run; print and write the results as `credit_agreement.py` does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--output", type=Path, required=True, help="folder of results.json and tables.md")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of results.json, tables.md and agreement.svg"
+    )
     parser.add_argument("--group-size", type=int, default=8)
     args = parser.parse_args()
     write_results([measured(run, args.group_size) for run in args.runs], args.output)
