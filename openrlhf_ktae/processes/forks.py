@@ -39,8 +39,7 @@ def start(modules: Sequence[str], variables: Mapping[str, str]) -> None:
     with suppress(OSError):  # for example, the temporary folder's name is too long; the run works without the server
         _server.ensure_running()
         usual[VARIABLE] = _server._forkserver_address
-    os.environ.clear()
-    os.environ.update(usual)
+    _become(usual)
     if not tracked:
         tracker._stop()  # started with the server
 
@@ -94,11 +93,18 @@ def _fork(environment: Mapping[str, str], score: str, *outputs: Any) -> ForkedPr
         if descriptor != number:  # a spawned process already has it
             os.dup2(descriptor, number)
             os.close(descriptor)
-    # Leave equal variables in place: setting a process title locates and overwrites the first variables in memory.
+    _become(environment)
+    return ForkedProcess.__new__(ForkedProcess)
+
+
+def _become(environment: Mapping[str, str]) -> None:
+    """Replace this process's environment; equal variables keep their place.
+
+    Setting a process title locates and overwrites the first variables in memory, of a fork or of a server started here.
+    """
     for name in set(os.environ) - set(environment):
         del os.environ[name]
     os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
-    return ForkedProcess.__new__(ForkedProcess)
 
 
 def run_script(words: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.base.errors import Refusal
 from openrlhf_ktae.base.host import HOST_VERSION, check_host, undecorated
@@ -227,6 +228,7 @@ def test_the_mathematics_loads_no_trainer(loaded_by):
     assert loaded_by("import openrlhf_ktae.ktae", "ray", "vllm", "deepspeed", "transformers") == []
 
 
+@SLOW
 def test_engines_import_no_trainer(loaded_by):
     """Importing DeepSpeed, the host's trainer and data sets would add seconds to every start."""
     engine = "openrlhf_ktae.trainer.ray.cpu_engine"

@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from marks import SLOW
 
 from openrlhf_ktae.backend import choice, cpu, flash_attn_stub, resolve
 from openrlhf_ktae.backend.cuda import CudaBackend
@@ -294,6 +295,7 @@ def test_the_build_of_vllm_is_recognised_by_name_and_version(versions, build, mo
     assert cpu.vllm_build() == build
 
 
+@SLOW
 def test_only_the_host_sees_the_flash_attention_stub():
     """Runs in a fresh process, like a Ray worker of a GPU run."""
     code = """

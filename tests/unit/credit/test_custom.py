@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from openrlhf_ktae.credit import (
     wrong_with,
 )
 from openrlhf_ktae.ktae import KTAEConfig
+from openrlhf_ktae.processes import forks
 
 HEAD = "from openrlhf_ktae.credit import TokenCredit, register\nimport torch\n\n"
 WORDS = (
@@ -40,21 +40,26 @@ def probed(code, words, outputs):
     exec(code, {"__name__": "__main__"})
 
 
+@pytest.fixture(scope="module")
+def server():
+    """Start a server whose forks have torch: a fresh process needs two seconds to import it."""
+    forks.start(["openrlhf_ktae.credit"], {})
+    yield
+    forks.stop()
+
+
 @pytest.fixture
-def forked_probe(monkeypatch, tmp_path):
-    """Try files in forks of a server that has imported torch: a fresh process needs two seconds for that."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["openrlhf_ktae.credit"])
+def forked_probe(server, monkeypatch, tmp_path):
+    """Try files in forks of the server."""
 
     def run(command, **_):
         _, _, code, *words = command
         outputs = tmp_path / "out", tmp_path / "err"
-        process = context.Process(target=probed, args=(code, words, outputs))
+        process = forks.ForkedProcess(target=probed, args=(code, words, outputs))
         process.start()
         process.join(60)
-        return SimpleNamespace(
-            returncode=process.exitcode, stdout=outputs[0].read_bytes(), stderr=outputs[1].read_bytes()
-        )
+        out, err = (output.read_bytes() for output in outputs)
+        return SimpleNamespace(returncode=process.exitcode, stdout=out, stderr=err)
 
     monkeypatch.setattr(subprocess, "run", run)
 
