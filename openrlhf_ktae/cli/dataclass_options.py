@@ -10,6 +10,7 @@ import textwrap
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import cache
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -70,7 +71,8 @@ def build(cls: type, options: dict[str, Any], prefix: str) -> Any:
         raise BadOption(f"--{prefix}.{refusal}") from None
 
 
-def field_docstrings(cls: type) -> dict[str, str]:
+@cache
+def field_docstrings(cls: type) -> Mapping[str, str]:
     """Return field name -> the string literal below the field in the source of `cls`."""
     (body,) = (node for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body)
     statements = body.body if isinstance(body, ast.ClassDef) else []

@@ -13,6 +13,7 @@ import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from types import CodeType, SimpleNamespace
 from typing import Any, NoReturn
@@ -106,6 +107,7 @@ def _provide_hierarchize(host: Path) -> None:
         spec.loader.exec_module(sys.modules[HIERARCHIZE])
 
 
+@cache
 def _main_block() -> CodeType:
     """Compile the body of `if __name__ == "__main__"` of the installed host command."""
     host = package_folder("openrlhf")

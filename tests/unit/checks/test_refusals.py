@@ -476,6 +476,7 @@ def timed(command_line, folder, seconds):
 
 @pytest.fixture(autouse=True)
 def nothing_starts(monkeypatch):
+    monkeypatch.setattr(command, "start_importing", lambda *_: None)
     monkeypatch.setattr(command, "_train_watched", lambda *_: pytest.fail("accepted"))
 
 
