@@ -1,22 +1,32 @@
 """Token credit for other trainers. Each module needs its trainer's library, and none needs OpenRLHF."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from openrlhf_ktae.credit import Estimator, estimators, tokens_in_prompt
 
 NO_TOKEN = -1  # in place of padding
+Values = Callable[[list[int], list[int]], Sequence[float]]
+"""A user's function: ids of a prompt and of a response -> for each token of the response the mean score of responses
+that begin with all tokens up to it, NaN where it is not known."""
 
 
-def chosen(option: str, name: str) -> Estimator:
+def chosen(option: str, name: str, values: Values | None, where: str) -> Estimator:
     """Return the estimator called `name`, the value of `option`.
 
-    Raises ValueError if there is none, or if it needs `values`, the only input that other trainers cannot give.
+    Raises ValueError if there is none, or if it needs values of prefixes and no function gives them; `where` says where
+    to give one.
     """
-    usable = [known for known, one in estimators().items() if "values" not in one.needs]
-    if name in usable:
-        return estimators()[name]
-    why = "a step of another trainer cannot sample and judge continuations" if name in estimators() else "no such one"
-    raise ValueError(f"{option}={name}: {why}; give one of {', '.join(usable)}")
+    one = estimators().get(name)
+    if one is None:
+        raise ValueError(f"{option}={name}: no such estimator; give one of {', '.join(estimators())}")
+    if "values" in one.needs and values is None:
+        raise ValueError(
+            f"{option}={name}: needs values of prefixes, for which another trainer samples no continuations; give a "
+            f"function that returns them, as {where}"
+        )
+    return one
 
 
 def in_prompt(ids_BT: torch.Tensor, prompts_BP: torch.Tensor, mask_BP: torch.Tensor) -> torch.Tensor:
@@ -29,3 +39,20 @@ def in_prompt(ids_BT: torch.Tensor, prompts_BP: torch.Tensor, mask_BP: torch.Ten
     answered = torch.arange(width + ids_BT.size(1)) >= width
     rows = torch.cat([prompts_BP, ids_BT], dim=1)
     return tokens_in_prompt(rows, answered.expand_as(rows))[:, width:]
+
+
+def given_values(
+    values: Values, ids_BT: torch.Tensor, prompts_BP: torch.Tensor, mask_BP: torch.Tensor, acted_BT: torch.Tensor
+) -> torch.Tensor:
+    """Return the values that `values` gives for responses, float32 (B, T), NaN after them. Masks as in `in_prompt`.
+
+    Raises ValueError if it does not return one number for each token.
+    """
+    found = torch.full(ids_BT.shape, torch.nan, device=ids_BT.device)
+    for row, (ids_T, ids_P, seen_P, acted_T) in enumerate(zip(ids_BT, prompts_BP, mask_BP, acted_BT, strict=True)):
+        length = int(acted_T.nonzero().max()) + 1 if acted_T.any() else 0
+        made = torch.tensor(list(values(ids_P[seen_P[: len(ids_P)] == 1].tolist(), ids_T[:length].tolist())))
+        if made.shape != (length,):
+            raise ValueError(f"values returned {len(made)} numbers for {length} tokens; return one for each, or NaN")
+        found[row, :length] = made
+    return found

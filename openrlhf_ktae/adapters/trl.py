@@ -11,7 +11,7 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
-from openrlhf_ktae.adapters import chosen, in_prompt
+from openrlhf_ktae.adapters import Values, chosen, given_values, in_prompt
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.credit import CreditBatch
 from openrlhf_ktae.ktae import KTAEConfig
@@ -33,11 +33,12 @@ class KTAEGRPOTrainer(GRPOTrainer):
 
     Args:
         ktae: options of KTAE; the paper's by default.
-        estimator: a name in `credit.estimators()`. One that needs figures of the policy costs a forward pass. One that
-            needs values of prefixes (`mc_value`) is refused with ValueError, since TRL cannot continue completions.
+        estimator: a name in `credit.estimators()`. One that needs figures of the policy costs a forward pass.
         options: options of that estimator. If None, `ktae` for those with KTAE's options, defaults for others.
         verifier: index in `reward_funcs` of the function that decides whether a completion is correct, unlike those
             for format or length. If it returns None, the verdict is unknown.
+        values: returns values of prefixes (`adapters.Values`), for estimators that need them (`mc_value`). TRL cannot
+            continue completions: without it they are refused with ValueError.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class KTAEGRPOTrainer(GRPOTrainer):
         verifier: int = 0,
         estimator: str = "ktae",
         options: Any = None,
+        values: Values | None = None,
         **kwargs: Any,
     ) -> None:
-        self.estimator, self.ktae, self.verifier = chosen("estimator", estimator), ktae or KTAEConfig(), verifier
+        self.estimator, self.values = chosen("estimator", estimator, values, "values="), values
+        self.ktae, self.verifier = ktae or KTAEConfig(), verifier
         self.options = self.ktae if options is None and self.estimator.options is KTAEConfig else options
         sums = "sum_squares" in self.estimator.needs
         with temporarily(grpo_trainer, add_fused_lm_head=_head_with_sums) if sums else nullcontext():
@@ -86,8 +89,11 @@ class KTAEGRPOTrainer(GRPOTrainer):
         """Return the estimator's inputs, (rows, T) each; the policy's are computed before its update."""
         needs = self.estimator.needs
         found = dict[str, torch.Tensor]()
+        texts = output["completion_ids"], output["prompt_ids"], output["prompt_mask"]
         if "in_prompt" in needs:
-            found["in_prompt"] = in_prompt(output["completion_ids"], output["prompt_ids"], output["prompt_mask"])
+            found["in_prompt"] = in_prompt(*texts)
+        if "values" in needs and self.values:
+            found["values"] = given_values(self.values, *texts, output["completion_mask"])
         if made := [need for need in needs if need in OF_PASS]:
             ids, mask = (
                 torch.cat([output[f"{of}_{what}"] for of in ("prompt", "completion")], 1) for what in ("ids", "mask")

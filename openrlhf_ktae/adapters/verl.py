@@ -1,12 +1,12 @@
 """Token credit in verl: `algorithm.adv_estimator=ktae`, `tempo`, ... Tested with verl 0.9.1, torch 2.13.0.
 
 The trainer's process must import this module. Write a module that imports it and sets `special_token_ids` and, if you
-like, `options` and `others`, and name your module in `VERL_USE_EXTERNAL_MODULES`. Estimators are registered through
-verl's public hook. verl does not pass them token ids, so two functions are wrapped to do so: `_compute_advantage` of
-verl's trainers (`verl.trainer.ppo.v1`), which read their fields from TransferQueue, and `compute_advantage` of the old
-trainer (`trainer.use_v1=False`). `_compute_old_log_prob` of both is wrapped to compute and keep figures of the policy.
-A separate trainer class does not work, because verl compares `trainer.v1.trainer_mode` with its own names, for example
-to choose a replay buffer.
+like, `options`, `others` and `values`, and name your module in `VERL_USE_EXTERNAL_MODULES`. Estimators are registered
+through verl's public hook. verl does not pass them token ids, so two functions are wrapped to do so:
+`_compute_advantage` of verl's trainers (`verl.trainer.ppo.v1`), which read their fields from TransferQueue, and
+`compute_advantage` of the old trainer (`trainer.use_v1=False`). `_compute_old_log_prob` of both is wrapped to compute
+and keep figures of the policy. A separate trainer class does not work, because verl compares `trainer.v1.trainer_mode`
+with its own names, for example to choose a replay buffer.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from verl.trainer.ppo import core_algos, ray_trainer
 
-from openrlhf_ktae.adapters import chosen, in_prompt
+from openrlhf_ktae.adapters import Values, chosen, given_values, in_prompt
 from openrlhf_ktae.base.temporarily import temporarily
-from openrlhf_ktae.credit import CreditBatch, estimators
+from openrlhf_ktae.credit import CreditBatch, Estimator, estimators
 from openrlhf_ktae.ktae import KTAEConfig
 
 options = KTAEConfig()
@@ -30,6 +30,8 @@ others: dict[str, Any] = {}
 special_token_ids: tuple[int, ...] | None = None
 """Ids that never get a value: the tokenizer's `all_special_ids`. They must be set, or the end-of-sequence token would
 become a key token, since truncated responses lack it."""
+values: Values | None = None
+"""For estimators that need values of prefixes (`mc_value`): verl samples no continuations of responses."""
 _batch: ContextVar[Any] = ContextVar("batch whose advantages are being computed")
 _host = ray_trainer.compute_advantage
 
@@ -62,14 +64,24 @@ class Source(NamedTuple):
     """Returns the input (B, T), given the tensors."""
 
 
+def _values(*tensors: torch.Tensor) -> torch.Tensor:
+    assert values is not None  # or `chosen` would have refused
+    return given_values(values, *tensors)
+
+
 RECOMPUTED = "set algorithm.rollout_correction.bypass_mode=False"
 SOURCES = {
     "log_probs": Source(("old_log_probs",)),
     "entropies": Source(("entropy",), RECOMPUTED),
     "sum_squares": Source(("sum_pi_squared",), RECOMPUTED),
     "in_prompt": Source(("responses", "prompts", "attention_mask"), made=in_prompt),
+    "values": Source(("responses", "prompts", "attention_mask", "response_mask"), made=_values),
 }
-"""Input of an estimator -> its source: all of `credit.NEEDS` except `values`."""
+"""Input of an estimator, a name in `credit.NEEDS` -> its source."""
+
+
+def _chosen(name: str) -> Estimator:
+    return chosen("algorithm.adv_estimator", name, values, "openrlhf_ktae.adapters.verl.values")
 
 
 def credited_advantages(
@@ -77,7 +89,7 @@ def credited_advantages(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return GRPO's advantages plus token credit (B, T), as advantages and as returns. A rollout is correct if its
     `acc`, or without one its score, is above `options.correct_threshold`."""
-    data, one = _batch.get(None), chosen("algorithm.adv_estimator", name)
+    data, one = _batch.get(None), _chosen(name)
     if data is None or "responses" not in data.batch or "token_level_scores" not in data.batch:
         raise RuntimeError(f"{name} needs responses and token_level_scores in the batch: use a trainer of verl's own")
     if special_token_ids is None:
@@ -127,7 +139,7 @@ def _fields(trainer: Any) -> list[str] | None:
     """Return verl's names of what the trainer's estimator needs; None if it is one of verl's own."""
     if (name := trainer.config.algorithm.adv_estimator) not in estimators():
         return None
-    return [field for need in chosen("algorithm.adv_estimator", name).needs for field in SOURCES[need].fields]
+    return [field for need in _chosen(name).needs for field in SOURCES[need].fields]
 
 
 def keep_figures_of_v1() -> None:

@@ -107,14 +107,19 @@ def test_the_chosen_reward_function_decides_on_correctness(credited, parts, tmp_
     assert not k[other[0]["completion_mask"].bool()].any(), "no reward is above 0, so no completion is correct"
 
 
-@pytest.mark.parametrize("name", [name for name, one in estimators().items() if "values" not in one.needs])
+def values(prompt, response):
+    """Return values that differ by prompt and prefix; one token has none."""
+    return [(sum(prompt) + sum(response[: t + 1])) % 7 / 7 if t != 1 else float("nan") for t in range(len(response))]
+
+
+@pytest.mark.parametrize("name", estimators())
 def test_estimators_get_figures_of_the_policy_before_its_update(name, parts, tmp_path, monkeypatch):
     given, one = [], estimators()[name]
     monkeypatch.setattr(
         type(one), "__call__", lambda self, batch, _: given.append(batch) or TokenCredit(batch.base_N * 0)
     )
     settings = {"temperature": 0.7, "max_steps": 1}
-    made, (output,), _ = trainer(parts, KTAEGRPOTrainer, tmp_path, options=settings, estimator=name)
+    made, (output,), _ = trainer(parts, KTAEGRPOTrainer, tmp_path, options=settings, estimator=name, values=values)
     batch = given[0]
     monkeypatch.undo()
     assert torch.isfinite(one(batch, made.options).added_N).all()
@@ -134,6 +139,13 @@ def test_estimators_get_figures_of_the_policy_before_its_update(name, parts, tmp
             expected = torch.isin(output["completion_ids"][row], ids_T[seen_T.bool()])
             assert torch.equal(found[row].bool() & acted[row], expected & acted[row])
         assert found[acted].any() and not found[acted].all()
+    if "values" in one.needs:
+        rows = zip(
+            *(output[f"{of}_{what}"] for of in ("prompt", "completion") for what in ("ids", "mask")), strict=True
+        )
+        told = [values(prompt[seen == 1].tolist(), ids[acts == 1].tolist()) for prompt, seen, ids, acts in rows]
+        expected = torch.tensor([value for row in told for value in row])
+        torch.testing.assert_close(batch.values_N.view(acted.shape)[acted], expected, equal_nan=True)
     for need in OF_PASS:
         found = getattr(batch, f"{need}_N")
         assert (found is None) is (need not in one.needs)
@@ -142,7 +154,7 @@ def test_estimators_get_figures_of_the_policy_before_its_update(name, parts, tmp
             torch.testing.assert_close(found, truth[need][acted], atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "why"), [("mc_value", "cannot sample and judge continuations"), ("ota", "no such")])
-def test_estimators_that_cannot_work_are_refused_naming_alternatives(name, why):
-    with pytest.raises(ValueError, match=f"estimator={name}: .*{why}.*; give one of .*gtpo.*otb.*tempo"):
+@pytest.mark.parametrize(("name", "why"), [("mc_value", "give a function .* as values="), ("ota", "gtpo.*otb.*tempo")])
+def test_estimators_that_cannot_work_are_refused_with_a_way_out(name, why):
+    with pytest.raises(ValueError, match=f"estimator={name}: .*{why}"):
         KTAEGRPOTrainer(estimator=name)
