@@ -40,7 +40,7 @@ def _begin() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     close_if_refused()
     cpu_patches.activate()
-    register_post_import_hook(cpu_patches.keep_weights_writable, "vllm.model_executor.layers.utils")
+    cpu_patches.register_for_engines()
     register_post_import_hook(cpu_patches.fork_cores, "vllm.utils.system_utils")
 
 

@@ -19,9 +19,12 @@ from openrlhf_ktae.record.recorded import find, read_groups
 
 @pytest.fixture(scope="module")
 def quickstart(train, tmp_path_factory):
-    """The quickstart as shipped, with checkpoints and recorded rollouts."""
+    """The quickstart as shipped, with checkpoints and recorded rollouts, without a compiler or compiled code."""
     words = ["--ckpt.save_steps", "20", "--ktae.record_rollouts", "20"]
-    return train(tmp_path_factory.mktemp("quickstart"), *words)
+    nothing = str(tmp_path_factory.mktemp("compiled"))
+    return train(
+        tmp_path_factory.mktemp("quickstart"), *words, CC="false", CXX="false", TORCHINDUCTOR_CACHE_DIR=nothing
+    )
 
 
 def test_held_out_accuracy_rises_by_20_points(quickstart):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,12 @@ from marks import CPU_BUILDS, SLOW
 from openrlhf_ktae.backend import flash_attn_stub, resolve
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes
-from openrlhf_ktae.backend.cpu_patches import ENGINE_THREADS_VARIABLE, ENGINE_VARIABLE, interface_of
+from openrlhf_ktae.backend.cpu_patches import (
+    ENGINE_THREADS_VARIABLE,
+    ENGINE_VARIABLE,
+    interface_of,
+    sample_with_uniform_numbers,
+)
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.free_port import free_port
 from openrlhf_ktae.cli.options import parse_command_line
@@ -32,6 +38,17 @@ def test_auto_is_cpu_with_the_cpu_build():
 def test_gloo_listens_on_the_interface_of_an_address():
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("192.0.2.77") is None
+
+
+def test_ids_are_sampled_with_their_probabilities():
+    module = SimpleNamespace(__name__="sampler", torch=torch, compiled_random_sample=None)
+    sample_with_uniform_numbers(module)
+    logits = torch.tensor([3.0, 1.0, 2.0, -torch.inf, 0.0])
+    torch.manual_seed(0)
+    found = module.compiled_random_sample(logits.expand(100_000, -1).clone())
+    shares, expected = torch.bincount(found, minlength=5) / len(found), logits.softmax(-1)
+    assert shares[3] == 0
+    assert ((shares - expected).abs() <= 4 * (expected * (1 - expected) / len(found)).sqrt()).all()
 
 
 @pytest.mark.parametrize(
