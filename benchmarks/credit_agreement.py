@@ -22,6 +22,7 @@ import argparse
 import json
 import random
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -275,21 +276,24 @@ def main() -> None:
     parser.add_argument("--continuations", type=int, default=32, help="0 leaves out mc_value")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = []
-    for folder in args.members:
-        for size in args.group_sizes:
-            results.append(measured(Member(folder), size, args.groups, args.pool, args.continuations))
-            print(folder.name, size, flush=True)
-    write_results(results, args.output)
+    cells = [(folder, size) for folder in args.members for size in args.group_sizes]
+    write_results(
+        (measured(Member(folder), size, args.groups, args.pool, args.continuations) for folder, size in cells),
+        args.output,
+    )
 
 
-def write_results(results: list[dict[str, Any]], output: Path) -> None:
-    """Print a table for each figure, and write them to tables.md, the cosines to agreement.svg, all to results.json."""
-    text = "\n\n".join(f"**{name}**\n\n{table(results, name)}" for name in FIGURES)
+def write_results(results: Iterable[dict[str, Any]], output: Path) -> None:
+    """Write results.json after each result; then print a table for each figure, write tables.md and agreement.svg."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    done: list[dict[str, Any]] = []
+    for result in results:
+        done.append(result)
+        (output / "results.json").write_text(json.dumps(done, indent=1) + "\n")
+        print(result["member"], result["group"], flush=True)
+    text = "\n\n".join(f"**{name}**\n\n{table(done, name)}" for name in FIGURES)
     (output / "tables.md").write_text(text + "\n")
-    (output / "agreement.svg").write_text(figure(results, "cosine"))
+    (output / "agreement.svg").write_text(figure(done, "cosine"))
     print(text)
 
 

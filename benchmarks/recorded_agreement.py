@@ -9,9 +9,10 @@
         --rollout.n_samples_per_prompt 32 --train.batch_size 512 --run.dir runs/recorded/quickstart
     python benchmarks/recorded_agreement.py runs/recorded/* --output runs/recorded_agreement
 
-A token's true credit is the change in the chance of a right answer that it causes. On the chains (`examples/chains`)
-the chance depends on the prompt and the state: the mean score of all recorded rollouts of the prompt that reached the
-state. Elsewhere it is the mean score of the continuations that the run sampled after every token (column `values`).
+A token's true credit is the change in the chance of a right answer that it causes. The chance is the mean score of the
+continuations that the run sampled after every token (column `values`). Without them the rollouts must be chains
+(`examples/chains`), whose chance depends on the prompt and the state: the mean score of all recorded rollouts of the
+prompt that reached the state.
 The rollouts of a prompt are taken as groups of 8 in order; only groups with both verdicts count. Figures are those of
 `credit_agreement.py`. For the intervals prompts are drawn with replacement.
 """
@@ -58,16 +59,22 @@ def measured(run: Path, size: int) -> dict[str, Any]:
     groups = list(read_groups(find([run])))
     rows = [row for group in groups for row in group.rows]
     each, prompt_ids, special = len(groups[0].rows), rows[0]["prompt_ids"], groups[0].about["special_ids"]
-    if any(row["score"] is None for row in rows) or each % size:
-        sys.exit(f"{run}: needs verdicts of all rollouts, and a multiple of {size} for each prompt; it has {each}")
+    if len({group.step for group in groups}) > 1 or {len(group.rows) for group in groups} != {each} or each % size:
+        sys.exit(f"{run}: record one step, with the same multiple of {size} rollouts for each prompt")
+    if any(row["score"] is None for row in rows):
+        sys.exit(f"{run}: has rollouts without a verdict, whose true credit is unknown; record it again")
     batch = batch_of(rows, each, special)
-    if read_problem(words_of(prompt_ids)):
+    if not torch.isnan(batch.needed("values")[batch.at_A]).all():
+        control_A = estimators()["mc_value"](batch).figures["change"].numpy()[batch.at_A].astype(float)
+    elif all(read_problem(words_of(row["prompt_ids"])) and len(row["prompt_ids"]) == len(prompt_ids) for row in rows):
         control_A = true_credit(batch, [], each, len(prompt_ids) + 1)
     else:
-        control_A = estimators()["mc_value"](batch).figures["change"].numpy()[batch.at_A].astype(float)
+        sys.exit(f"{run}: has no values, and is not on chains of equal length; sample values (--algo.mc_value.every 1)")
     control = np.split(control_A, batch.first_B[1:])
     scores = batch.scores_B.view(-1, size).mean(1)
     kept = [b for b in range(len(rows)) if 0 < scores[b // size] < 1]
+    if not kept:
+        sys.exit(f"{run}: has no group with both verdicts")
     batch, control_A = batch_of([rows[b] for b in kept], size, special), np.concatenate([control[b] for b in kept])
     prompt_A = np.array(kept)[batch.row_A] // each
     return {
@@ -94,7 +101,7 @@ def main() -> None:
     )
     parser.add_argument("--group-size", type=int, default=8)
     args = parser.parse_args()
-    write_results([measured(run, args.group_size) for run in args.runs], args.output)
+    write_results((measured(run, args.group_size) for run in args.runs), args.output)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from openrlhf_ktae.base.text import short
 from openrlhf_ktae.credit import Estimator, estimators, tokens_in_prompt
 
 NO_TOKEN = -1  # in place of padding
 Values = Callable[[list[int], list[int]], Sequence[float]]
 """A user's function: ids of a prompt and of a response -> for each token of the response the mean score of responses
-that begin with all tokens up to it, NaN where it is not known."""
+that begin with all tokens up to it, NaN where it is not known. Values at tokens of tools are not used."""
 
 
 def chosen(option: str, name: str, values: Values | None, where: str) -> Estimator:
@@ -46,13 +47,22 @@ def given_values(
 ) -> torch.Tensor:
     """Return the values that `values` gives for responses, float32 (B, T), NaN after them. Masks as in `in_prompt`.
 
-    Raises ValueError if it does not return one number for each token.
+    A response ends with its last action; an empty one is skipped. Raises ValueError if `values` does not return one
+    number for each token.
     """
     found = torch.full(ids_BT.shape, torch.nan, device=ids_BT.device)
     for row, (ids_T, ids_P, seen_P, acted_T) in enumerate(zip(ids_BT, prompts_BP, mask_BP, acted_BT, strict=True)):
-        length = int(acted_T.nonzero().max()) + 1 if acted_T.any() else 0
-        made = torch.tensor(list(values(ids_P[seen_P[: len(ids_P)] == 1].tolist(), ids_T[:length].tolist())))
-        if made.shape != (length,):
+        if not acted_T.any():
+            continue
+        length = int(acted_T.nonzero().max()) + 1
+        told = values(ids_P[seen_P[: len(ids_P)] == 1].tolist(), ids_T[:length].tolist())
+        try:
+            made = torch.tensor([float(value) for value in told])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"values returned {short(repr(told))} ({error}); return a number for each token, or NaN"
+            ) from None
+        if len(made) != length:
             raise ValueError(f"values returned {len(made)} numbers for {length} tokens; return one for each, or NaN")
         found[row, :length] = made
     return found

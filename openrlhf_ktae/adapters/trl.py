@@ -92,7 +92,7 @@ class KTAEGRPOTrainer(GRPOTrainer):
         texts = output["completion_ids"], output["prompt_ids"], output["prompt_mask"]
         if "in_prompt" in needs:
             found["in_prompt"] = in_prompt(*texts)
-        if "values" in needs and self.values:
+        if "values" in needs and self.values is not None:
             found["values"] = given_values(self.values, *texts, output["completion_mask"])
         if made := [need for need in needs if need in OF_PASS]:
             ids, mask = (

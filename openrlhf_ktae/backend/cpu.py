@@ -70,7 +70,7 @@ class CpuBackend(Backend):
         return {
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": threads,
-            # torch.compile would compile three small functions with g++, for 3 s at each start and 9 s at the first.
+            # torch.compile would compile a few small functions with g++: 3 s at each start, and 9 s at the first.
             "TORCH_COMPILE_DISABLE": "1",
             ENGINE_THREADS_VARIABLE: os.environ.get("OMP_NUM_THREADS", "1" if small else threads),
             # Ray would run workers at niceness 15, after everything else on a laptop, though the driver waits for them.

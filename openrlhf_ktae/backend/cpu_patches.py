@@ -267,10 +267,11 @@ def keep_weights_writable(module: Any) -> None:
 
 
 def sample_with_uniform_numbers(module: Any) -> None:
-    """Symptom: a token of 64 rollouts and 49,152 ids is sampled in 60 to 90 ms, instead of 25 (one thread).
+    """Symptom: a token of 64 rollouts and 49,152 ids is sampled in 89 ms (60 if compiled) instead of 26 (one thread).
 
     vLLM compiles this function for speed, but nothing is compiled in a CPU run (`CpuBackend.environment`). Exponential
-    random numbers are slow to draw; the logarithm of uniform ones has the same distribution.
+    random numbers are slow to draw. The logarithm of a uniform number has their distribution, up to its resolution of
+    2^-24: ids with a probability below 1e-7 are drawn even less often.
     Upstream: vLLM 0.29.0, v1/sample/ops/topk_topp_sampler.py, `compiled_random_sample`. Remove when torch draws
     exponential numbers as fast.
     """

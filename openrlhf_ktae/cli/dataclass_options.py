@@ -81,7 +81,7 @@ def field_docstrings(cls: type) -> Mapping[str, str]:
         is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
             texts[field.target.id] = str(below.value.value)  # type: ignore[attr-defined]
-    return texts
+    return MappingProxyType(texts)
 
 
 def _settings(hint: Any) -> dict[str, Any]:

@@ -27,6 +27,14 @@ def test_values_are_those_of_prompts_and_responses_without_padding():
     nan = float("nan")
     expected = torch.tensor([[1, nan, nan], [1.5, 1.5, 1.5], [nan, nan, nan]])
     torch.testing.assert_close(given_values(values, ids, prompts, seen, acted), expected, equal_nan=True)
-    assert asked == [([7, 8], [7]), ([5, 6, 7], [7, 0, 5]), ([7], [])]
-    with pytest.raises(ValueError, match="values returned 1 numbers for 3 tokens"):
-        given_values(lambda *_: [1.0], ids[1:], prompts[1:], seen[1:], acted[1:])
+    assert asked == [([7, 8], [7]), ([5, 6, 7], [7, 0, 5])]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [([1.0], "1 numbers for 3 tokens"), (None, "None"), ([None] * 3, "None"), (torch.ones(3, 2), "tensor")],
+)
+def test_values_that_are_not_one_number_a_token_are_refused(told, said):
+    ids, seen = torch.tensor([[7, 0, 5]]), torch.tensor([[1, 1, 1]])
+    with pytest.raises(ValueError, match=f"values returned .*{said}.*; return (one|a number) for each"):
+        given_values(lambda *_: told, ids, ids, seen, seen)

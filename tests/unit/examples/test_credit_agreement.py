@@ -39,27 +39,25 @@ def test_agreement_with_itself_and_with_its_opposite(scripts):
         assert scripts["agreement"].agreement(sign * control, control, inside) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("first_id", [258, 1000])
-def test_agreement_of_recorded_rollouts_by_hand(scripts, tmp_path, first_id):
-    """Four answers to one sum, three right: from the states of a chain, or (its ids unknown) from continuations.
+@pytest.mark.parametrize("continued", [False, True])
+def test_agreement_of_recorded_rollouts_by_hand(scripts, tmp_path, continued):
+    """Four answers to one sum, three right: from the states of a chain, or from continuations if there are any.
 
     The right result adds 1 - 3/4 to the chance, the wrong one takes 3/4, other tokens nothing. Groups of two: the
     second has only right answers.
     """
     words = [word.strip() for word in scripts["recorded"].words_of.__globals__["WORDS"]]
-    rows = []
+    rows, nan = [], float("nan")
     for i, result in enumerate(("5", "6", "5", "5")):
         right = float(result == "5")
         row = {name: None for name in COLUMNS} | {"step": 1, "group": 0, "rollout": i, "prompt": "p", "response": "r"}
-        ids = [first_id + words.index(word) for word in ("+2", result, "so", "\\boxed{", result, "}")]
-        row |= {"prompt_ids": [first_id + words.index(word) for word in ("compute", "3", "+2", ":")], "token_ids": ids}
+        ids = [258 + words.index(word) for word in ("+2", result, "so", "\\boxed{", result, "}")]
+        row |= {"prompt_ids": [258 + words.index(word) for word in ("compute", "3", "+2", ":")], "token_ids": ids}
         row |= {"token_texts": [""] * 6, "action": [True] * 6, "score": right, "reward": right}
         row |= {name: [0.0] * 6 for name in (*NEEDED, "k", "advantages_without_k", "advantages")}
-        rows.append(row | {"values": [0.75, *[right] * 4, float("nan")]})
+        rows.append(row | {"values": [0.75, *[right] * 4, nan] if continued else [nan] * 6})
     schema = schema_of(pa, list(NEEDED)).with_metadata({METADATA_KEY: json.dumps({"special_ids": []}).encode()})
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "step-000001.parquet")
-    known = scripts["recorded"].words_of(rows[0]["prompt_ids"])
-    assert known == (["compute", "3", "+2", ":"] if first_id == 258 else [""] * 4)
     found = scripts["recorded"].measured(tmp_path, 2)
     assert (found["accuracy"], found["groups"], found["tokens"]) == (0.75, 1, 12)
     assert found["that matter"] == pytest.approx(2 / 12)
