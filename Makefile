@@ -56,7 +56,7 @@ quickstart-llm: $(STAMP)
 	$(BIN)/python examples/word_problems/make_task.py
 	$(TRAIN) --config configs/grpo_ktae/quickstart-llm.yaml $(LLM_ARGS)
 
-# Eight to ten minutes on two cores; `make test-all` adds the slow ones.
+# About eight minutes on two cores; `make test-all` adds the slow ones.
 test: check unit e2e
 
 test-all: test slow

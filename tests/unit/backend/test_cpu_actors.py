@@ -42,6 +42,17 @@ def engine_class(ray_with_workers):
     return ray_with_workers.remote(num_cpus=0)(Engine)
 
 
+@SLOW
+def test_forks_sample_with_the_patched_function(ray_with_workers):
+    @ray_with_workers.remote(num_cpus=0)
+    def origin():
+        from vllm.v1.sample.ops import topk_topp_sampler
+
+        return topk_topp_sampler.compiled_random_sample.__module__
+
+    assert ray_with_workers.get(origin.remote()) == "openrlhf_ktae.backend.cpu_patches"
+
+
 @pytest.fixture
 def sender(ray_with_workers, engine_class, monkeypatch):
     """Rank 0 of the trainer and two engines, without a model."""
