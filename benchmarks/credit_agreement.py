@@ -194,12 +194,21 @@ def measured(member: Member, group: int, groups: int, pool: int, continuations: 
         "accuracy": member.measured,
         "group": group,
         "groups": len(problems),
-        "tokens": len(rows),
-        "that matter": float((np.abs(control_A) > SMALLEST).mean()),
         "continuations": continuations,
+        **compared(credits, control_A, rows, batch.group_B[rows]),
+    }
+
+
+def compared(
+    credits: dict[str, Floats], control_A: Floats, row_A: NDArray[np.int64], group_A: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Return the figures of each estimator's `credits` with intervals, and how many of the tokens matter."""
+    return {
+        "tokens": len(control_A),
+        "that matter": float((np.abs(control_A) > SMALLEST).mean()),
         "estimators": {
-            name: with_intervals(credit.astype(float), control_A, rows, batch.group_B[rows])
-            for name, credit in credits.items()
+            name: with_intervals(credit_A.astype(float), control_A, row_A, group_A)
+            for name, credit_A in credits.items()
         },
     }
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from chain_rollouts import group_normalised
-from credit_agreement import SMALLEST, credits_of, true_credit, with_intervals, write_results
+from credit_agreement import compared, credits_of, true_credit, write_results
 from make_task import read_problem, words_of
 
 from openrlhf_ktae.credit import NEEDS, CreditBatch, estimators
@@ -83,12 +83,7 @@ def measured(run: Path, size: int) -> dict[str, Any]:
         "group": size,
         "groups": len(kept) // size,
         "prompts": len(groups),
-        "tokens": len(control_A),
-        "that matter": float((np.abs(control_A) > SMALLEST).mean()),
-        "estimators": {
-            name: with_intervals(credit_A.astype(float), control_A, batch.row_A, prompt_A)
-            for name, credit_A in credits_of(batch).items()
-        },
+        **compared(credits_of(batch), control_A, batch.row_A, prompt_A),
     }
 
 

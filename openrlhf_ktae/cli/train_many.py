@@ -31,8 +31,9 @@ def main() -> int:
             code = train_ppo_ray.main(order["words"], keep_forks=True)
             sys.stdout.flush()
             server = {name: value for name, value in os.environ.items() if name == forks.VARIABLE}
-            os.environ.clear()  # otherwise the next run would take this run's settings for the user's
-            os.environ.update(before | server)  # vLLM considers its core dead once the fork server has ended
+            # Otherwise the next run would take this run's settings for the user's. The server's address stays, because
+            # vLLM considers its core dead once the fork server has ended.
+            forks.replace_environment(before | server)
             print(code, file=answers, flush=True)
             if code not in (0, EXIT_STOPPED):
                 break

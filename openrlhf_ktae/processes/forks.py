@@ -39,7 +39,7 @@ def start(modules: Sequence[str], variables: Mapping[str, str]) -> None:
     with suppress(OSError):  # for example, the temporary folder's name is too long; the run works without the server
         _server.ensure_running()
         usual[VARIABLE] = _server._forkserver_address
-    _become(usual)
+    replace_environment(usual)
     if not tracked:
         tracker._stop()  # started with the server
 
@@ -93,11 +93,11 @@ def _fork(environment: Mapping[str, str], score: str, *outputs: Any) -> ForkedPr
         if descriptor != number:  # a spawned process already has it
             os.dup2(descriptor, number)
             os.close(descriptor)
-    _become(environment)
+    replace_environment(environment)
     return ForkedProcess.__new__(ForkedProcess)
 
 
-def _become(environment: Mapping[str, str]) -> None:
+def replace_environment(environment: Mapping[str, str]) -> None:
     """Replace this process's environment; equal variables keep their place.
 
     Setting a process title locates and overwrites the first variables in memory, of a fork or of a server started here.

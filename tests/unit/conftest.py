@@ -78,36 +78,46 @@ def forking(host):
     forks.stop()
 
 
-@pytest.fixture(scope="module")
-def ray_here(host):
-    """Start a small Ray, for its object store."""
-    ray = _small_ray()
-    yield ray
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def ray_with_workers(forking):
-    """Start a small Ray whose workers are set up as in a CPU run, but start faster."""
-    with forking():
-        ray = _small_ray()
-    yield ray
-    ray.shutdown()
-
-
-def _small_ray():
+@pytest.fixture(scope="session")
+def small_ray(host):
+    """Return a function that starts a small Ray with `devices` and the workers' `variables`."""
     import ray
 
     from openrlhf_ktae.backend.cpu import CpuBackend
     from openrlhf_ktae.processes.setup import BACKEND_VARIABLE, WORKER_HOOK
 
-    options = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    workers = {
-        "env_vars": {BACKEND_VARIABLE: CpuBackend().worker_setup_hook},
-        "worker_process_setup_hook": WORKER_HOOK,
-    }
-    ray.init(address="local", logging_level="ERROR", log_to_driver=False, runtime_env=workers, **options)
-    return ray
+    def start(devices=0, variables=None):
+        variables = variables or {BACKEND_VARIABLE: CpuBackend().worker_setup_hook}
+        ray.init(
+            address="local",
+            num_cpus=devices or 1,
+            num_gpus=devices,
+            object_store_memory=80 * 2**20,
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+            runtime_env={"env_vars": variables, "worker_process_setup_hook": WORKER_HOOK},
+        )
+        return ray
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def ray_here(small_ray):
+    """Start a small Ray, for its object store."""
+    ray = small_ray()
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_with_workers(forking, small_ray):
+    """Start a small Ray whose workers are set up as in a CPU run, but start faster."""
+    with forking():
+        ray = small_ray()
+    yield ray
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -37,25 +37,13 @@ def args(root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ray_here(forking, args):
+def ray_here(forking, small_ray, args):
     """Start a Ray whose processes are set up as in a run."""
-    import ray
-
     from openrlhf_ktae.backend.cluster import environment
-    from openrlhf_ktae.processes.setup import WORKER_HOOK
 
     variables = {**environment(args, CpuBackend()), "OMP_NUM_THREADS": "1"}
     with forking():
-        ray.init(
-            address="local",
-            num_cpus=RANKS,
-            num_gpus=RANKS,
-            object_store_memory=80 * 2**20,
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-            runtime_env={"env_vars": variables, "worker_process_setup_hook": WORKER_HOOK},
-        )
+        ray = small_ray(RANKS, variables)
     yield ray
     ray.shutdown()
 
