@@ -40,27 +40,16 @@ def unpad_input(hidden_states: Any, attention_mask: Any) -> tuple[Any, Any, Any,
 
     Returns: values (N, ...), their flat indices (N,), cumulative lengths (B + 1,), longest length, lengths (B,).
     """
-    import torch
+    from transformers.modeling_flash_attention_utils import _unpad_input
 
-    lengths = attention_mask.sum(dim=-1, dtype=torch.int32)
-    indices = torch.nonzero(attention_mask.flatten(), as_tuple=False).flatten()
-    cumulated = torch.nn.functional.pad(torch.cumsum(lengths, dim=0, dtype=torch.int32), (1, 0))
-    values = hidden_states.reshape(-1, *hidden_states.shape[2:])[indices]
-    return values, indices, cumulated, int(lengths.max()), lengths
+    return _unpad_input(hidden_states, attention_mask)
 
 
 def pad_input(values: Any, indices: Any, batch: int, seqlen: int) -> Any:
     """Undo `unpad_input`: (N, ...) -> (B, T, ...), with zeros for padding."""
-    padded = values.new_zeros((batch * seqlen, *values.shape[1:]))
-    padded[indices] = values
-    return padded.reshape(batch, seqlen, *values.shape[1:])
+    from transformers.modeling_flash_attention_utils import _pad_input
 
-
-def rearrange(tensor: Any, pattern: str, **sizes: int) -> Any:
-    """`einops.rearrange`, which `flash_attn.bert_padding` re-exports."""
-    import einops
-
-    return einops.rearrange(tensor, pattern, **sizes)
+    return _pad_input(values, indices, batch, seqlen)
 
 
 def cross_entropy_loss(logits: Any, labels: Any) -> tuple[Any, Any]:
@@ -78,11 +67,13 @@ def all_gather(*_: Any, **__: Any) -> Any:
 
 def install() -> None:
     """Register the stub modules so that the host's imports find them."""
+    import einops
+
     functions: dict[str, dict[str, Any]] = {
         PADDING: {
             "index_first_axis": index_first_axis,
             "pad_input": pad_input,
-            "rearrange": rearrange,
+            "rearrange": einops.rearrange,  # which `flash_attn.bert_padding` re-exports
             "unpad_input": unpad_input,
         },
         CROSS_ENTROPY: {"cross_entropy_loss": cross_entropy_loss},

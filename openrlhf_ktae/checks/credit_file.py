@@ -1,15 +1,16 @@
-"""A user's own estimator of token credit: does its file import, and does it give finite credit to a sample batch?"""
+"""Does a user's estimator give finite credit to a sample batch, and can the run give the values it needs?"""
 
+import ast
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from openrlhf_ktae.checks.user_code import Tried
 from openrlhf_ktae.credit import CUSTOM
 
 SECONDS = 120  # to import torch on a busy machine; compilation may take longer, which is not reported as a problem
@@ -35,14 +36,6 @@ print("\\n{TRIED}" + json.dumps(problem), flush=True)
 """
 
 
-@dataclass(frozen=True)
-class Tried:
-    """The outcome of trying an estimator."""
-
-    problem: str = ""
-    needs: tuple[str, ...] = ()
-
-
 def credit_file_problems(args: SimpleNamespace) -> Iterator[str]:
     """Yield the faults of `--algo.credit.file` and of the options for it."""
     path, options = args.algo.credit.file, args.algo.credit.options
@@ -62,7 +55,7 @@ def credit_needs(args: SimpleNamespace) -> tuple[str, ...]:
     """Return the names in `NEEDS` of the inputs of the run's estimator; a user's file is tried to find them out."""
     needs: tuple[str, ...] = args.algo.credit.needs
     credit = args.algo.credit
-    return _tried(credit.file, credit.options).needs if credit.name == CUSTOM else needs
+    return _tried(credit.file, credit.options).names if credit.name == CUSTOM else needs
 
 
 @cache
@@ -72,7 +65,7 @@ def _tried(path: str, options: str) -> Tried:
         done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS)
     except subprocess.TimeoutExpired as late:
         needs = _printed(LOADED, late.stdout or b"")
-        return Tried(f"does not import within {SECONDS} s") if needs is None else Tried(needs=tuple(needs))
+        return Tried(f"does not import within {SECONDS} s") if needs is None else Tried(names=tuple(needs))
     problem = _printed(TRIED, done.stdout)
     if problem is None:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
@@ -84,3 +77,50 @@ def _printed(mark: str, output: bytes) -> Any:
     """Return the JSON value that the probe printed after `mark`; None if it printed none."""
     lines = [line for line in output.decode(errors="replace").splitlines() if line.startswith(mark)]
     return json.loads(lines[-1].removeprefix(mark)) if lines else None
+
+
+def value_problems(args: SimpleNamespace) -> Iterator[str]:
+    """Yield the reasons if there can be no values; nothing if the estimator does not need them."""
+    if "values" not in credit_needs(args):
+        return
+    path = args.algo.mc_value.file
+    needs = f"the estimator of --advantage_estimator {args.algo.credit.name} needs values of prefixes"
+    if args.train.replay:
+        yield (
+            f"--train.replay {args.train.replay}: {needs}, but a replay samples nothing; leave the option out, or give "
+            "an estimator that needs none, such as tempo"
+        )
+    judged = args.verifier.enable or args.train.agent_func_path or args.reward.remote_url
+    if args.reward.model_name_or_path and not judged:
+        yield (
+            f"--reward.model_name_or_path {args.reward.model_name_or_path}: {needs}, but a reward model scores only "
+            "rollouts that are trained on; serve it at --reward.remote_url"
+        )
+    if path:
+        yield from _file_problems(path)
+        return
+    out = "or give the values with --algo.mc_value.file"
+    if args.train.async_enable:
+        yield (
+            f"--train.async_enable true: {needs} under the weights that sampled the rollouts, but the weights change "
+            f"while continuations are sampled; give --train.async_enable false, {out}"
+        )
+    if not args.verifier.enable and args.train.agent_func_path:
+        yield (
+            f"--train.agent_func_path {args.train.agent_func_path}: {needs}, but continuations cover a single turn; "
+            f"grade single turns with --reward.remote_url FILE.py, {out}"
+        )
+
+
+def _file_problems(path: str) -> Iterator[str]:
+    flag = f"--algo.mc_value.file {path}"
+    if not Path(path).is_file():
+        yield f"{flag}: no such file"
+        return
+    try:
+        body = ast.parse(Path(path).read_text(encoding="utf-8")).body
+    except (SyntaxError, ValueError) as error:
+        yield f"{flag}: is not Python ({error}); fix it"
+        return
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "values" for node in body):
+        yield f"{flag}: defines no function values(prompt, prefixes, label); add one (docs/estimators.md)"

@@ -1,22 +1,28 @@
 """Does a model exist, complete, and of a kind that can do its job? Read from its files; nothing is loaded."""
 
+import ast
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from openrlhf_ktae.base.host import package_folder
 from openrlhf_ktae.base.model_config import read_config, text_part
 from openrlhf_ktae.base.plain_json import parse_json
 from openrlhf_ktae.base.text import short
-from openrlhf_ktae.checks.model_kinds import kind_problems
 from openrlhf_ktae.data import hub
 from openrlhf_ktae.processes.remote_code import OPTION
 
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 INDEX = "model.safetensors.index.json"
-HEADER_BYTES = 8  # a safetensors file begins with the length of its header
+# Transformers' tables of models are literals in its source, which is parsed: the import takes seconds.
+GENERATORS = ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
+SOURCES = ("auto_mappings.py", "configuration_auto.py", "modeling_auto.py")
 # Configuration entries that code divides by or indexes with; a list has one entry per layer.
 SIZES = tuple(
     "hidden_size num_attention_heads num_key_value_heads num_hidden_layers head_dim vocab_size "
@@ -73,7 +79,7 @@ def _folder(option: str, folder: Path, trusted: bool, generates: bool) -> Iterat
         yield f"{flag}: the folder has no tokenizer ({', '.join(TOKENIZERS)}); copy it too"
     if not trusted:
         code = list(code_problems(option, str(folder)))
-        yield from code or kind_problems(flag, config, generates)
+        yield from code or _kind_problems(flag, config, generates)
 
 
 def _is_size(value: Any) -> bool:
@@ -83,7 +89,10 @@ def _is_size(value: Any) -> bool:
 def _damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield name and defect of each damaged or missing file."""
     for path in sorted(folder.glob("*.safetensors")):
-        if not _is_complete(path):
+        try:
+            with safe_open(path, "np"):
+                pass
+        except (SafetensorError, OSError):
             yield path.name, "is incomplete"
     for path in sorted(folder.glob("*.bin")):
         if path.stat().st_size == 0:
@@ -103,16 +112,38 @@ def _damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
                 yield shard, f"is named by {INDEX} but missing"
 
 
-def _is_complete(path: Path) -> bool:
-    """Return whether a safetensors file is as long as its header says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(HEADER_BYTES), "little")
-        if length > size - HEADER_BYTES:
-            return False
-        try:
-            header = parse_json(file.read(length).decode())
-            ends = [part["data_offsets"][1] for name, part in header.items() if name != "__metadata__"]
-        except (ValueError, LookupError, AttributeError, TypeError):
-            return False
-    return size == HEADER_BYTES + length + max(ends, default=0)
+def _kind_problems(flag: str, config: Mapping[str, Any], generates: bool) -> Iterator[str]:
+    """Yield the reason if transformers has no class, or no text-generating class, for the model of `config`."""
+    kind, named = config.get("model_type"), config.get("architectures")
+    if not kind:
+        yield f"{flag}: its config.json has no model_type; copy the model again"
+        return
+    if _sources() and not any(f'"{kind}"' in text for text in _sources().values()):
+        yield f"{flag}: the installed transformers does not know its model type {kind}; give another model"
+        return
+    table = _generators()
+    classes = {name for names in table.values() for name in names}
+    if not generates or not table:
+        return
+    wrong = isinstance(named, list) and named and not classes & set(map(str, named))
+    if kind not in table or wrong:
+        what = ", ".join(map(str, named)) if wrong and isinstance(named, list) else f"model type {kind}"
+        yield f"{flag}: {what} does not generate text; give a causal language model"
+
+
+@cache
+def _generators() -> dict[str, tuple[str, ...]]:
+    """Return model type -> names of its text-generating classes."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in ast.parse(_sources().get(SOURCES[-1], "")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in GENERATORS:
+            pairs = ast.literal_eval(node.value.args[0]) if isinstance(node.value, ast.Call) else []
+            for kind, names in pairs:
+                found[kind] = (*found.get(kind, ()), *((names,) if isinstance(names, str) else names))
+    return found
+
+
+@cache
+def _sources() -> dict[str, str]:
+    folder = (package_folder("transformers") or Path()) / "models" / "auto"
+    return {name: (folder / name).read_text(encoding="utf-8") for name in SOURCES if (folder / name).is_file()}

@@ -45,7 +45,7 @@ def _templates(options: Mapping[str, Any]) -> Iterator[str]:
     try:
         chat_arguments(arguments)
     except ValueError as error:
-        yield f"--data.chat_template_args {error}"
+        yield str(error)
     if arguments and not options["data.apply_chat_template"]:
         yield f"--data.chat_template_args {' '.join(arguments)}: only with --data.apply_chat_template"
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.checks.backends import backend_problems
-from openrlhf_ktae.checks.credit_file import credit_file_problems
+from openrlhf_ktae.checks.credit_file import credit_file_problems, value_problems
 from openrlhf_ktae.checks.data_columns import data_problems
 from openrlhf_ktae.checks.lora import lora_problems
 from openrlhf_ktae.checks.losses import loss_problems
@@ -15,7 +15,6 @@ from openrlhf_ktae.checks.replay import replay_problems
 from openrlhf_ktae.checks.round_trip import round_trip
 from openrlhf_ktae.checks.sizes import batch_problems, length_problems, parallel_problems
 from openrlhf_ktae.checks.user_code import judge_problems
-from openrlhf_ktae.checks.values import value_problems
 
 
 def preflight(args: SimpleNamespace, backend: Backend) -> list[str]:

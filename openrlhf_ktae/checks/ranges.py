@@ -42,24 +42,27 @@ RANGES = {
             "train.num_episodes train.max_epochs train.batch_size train.micro_batch_size train.max_tokens_per_gpu "
             "rollout.batch_size rollout.micro_batch_size rollout.n_samples_per_prompt rollout.max_new_tokens "
             "rollout.vllm_generate_batch_size rollout.max_tokens_per_gpu data.max_len data.max_samples ckpt.max_num "
-            "eval.n_samples_per_prompt logger.logging_steps algo.kl.horizon",
+            "eval.n_samples_per_prompt logger.logging_steps algo.kl.horizon faults.reward_tries "
+            "faults.collapse_patience",
         ),
         (
             NOT_NEGATIVE,
             "ds.lora.rank data.dataloader_num_workers data.max_images_per_prompt eval.temperature "
             "actor.adam.weight_decay actor.max_norm algo.kl.init_coef reward.overlong_penalty_factor "
             "ktae.record_rollouts ktae.record_max_mb ktae.record_groups run.grace_seconds run.watchdog_minutes "
-            "run.restarts",
+            "run.restarts faults.max_skipped_updates faults.rollout_retries faults.engine_restarts "
+            "faults.model_restarts faults.max_length faults.max_kl algo.dynamic_filtering_max_gen_batches "
+            "algo.dynamic_filtering_skip_solved",
         ),
         (
             SIZE,
             "ckpt.max_mem ds.lora.alpha rollout.temperature actor.adam.lr actor.adam.eps actor.muon.lr actor.eps_clip "
-            "algo.kl.target",
+            "algo.kl.target faults.reward_timeout_s",
         ),
         (
             SHARE,
             "train.ema_beta actor.muon.momentum actor.lr_warmup_ratio actor.min_lr_ratio algo.advantage.gamma "
-            "algo.advantage.lambd",
+            "algo.advantage.lambd faults.max_failed_share faults.max_repetition faults.min_mixed_share",
         ),
         (Range(0, 1, open_low=True), "vllm.gpu_memory_utilization rollout.top_p"),
         (Range(1, also=(-1,)), "eval.steps ckpt.save_steps"),  # -1 means never

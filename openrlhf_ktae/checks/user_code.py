@@ -50,11 +50,11 @@ if prompt is not None:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """The outcome of calling a reward function on the first row."""
+class Tried:
+    """The outcome of trying a user's file in its own process: its problem, and the names that it needs or returns."""
 
     problem: str = ""
-    log_keys: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def judge_problems(args: SimpleNamespace) -> Iterator[str]:
@@ -107,7 +107,7 @@ def log_keys(args: SimpleNamespace) -> tuple[str, ...]:
     config = args.verifier.config
     if config.reward_log_keys or not config.reward_file:
         return tuple(config.reward_log_keys)
-    return _tried(config.reward_file, _first_row(args)).log_keys
+    return _tried(config.reward_file, _first_row(args)).names
 
 
 def _first_row(args: SimpleNamespace) -> str:
@@ -122,26 +122,26 @@ def _first_row(args: SimpleNamespace) -> str:
 
 
 @cache
-def _tried(path: str, first: str) -> Probe:
+def _tried(path: str, first: str) -> Tried:
     """Load a reward file and call its function once, in a separate process."""
     command = [sys.executable, "-c", PROBE, json.dumps([path, *json.loads(first)])]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=REWARD_FILE_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=REWARD_FILE_SECONDS)
     except subprocess.TimeoutExpired as late:
         if LOADED in str(late.stdout or ""):
-            return Probe()  # the function is slow, not the import
-        return Probe(f"does not import within {REWARD_FILE_SECONDS} s; move slow work into the function")
+            return Tried()  # the function is slow, not the import
+        return Tried(f"does not import within {REWARD_FILE_SECONDS} s; move slow work into the function")
     lines = done.stdout.rstrip().splitlines() or [""]
     if lines[-1].startswith(CALLED):
-        return Probe(log_keys=tuple(json.loads(lines[-1].removeprefix(CALLED))))
+        return Tried(names=tuple(json.loads(lines[-1].removeprefix(CALLED))))
     if done.returncode == 0 and lines[-1] == LOADED:
-        return Probe()
+        return Tried()
     said = done.stderr.strip().splitlines() or [f"it ends the process with exit code {done.returncode}"]
     if LOADED not in lines:
-        return Probe(f"does not import ({said[-1]}); it must define reward_func(queries, prompts, labels)")
+        return Tried(f"does not import ({said[-1]}); it must define reward_func(queries, prompts, labels)")
     if not _is_defect(said[-1]):
-        return Probe()  # for example a server that is not up yet; at run time this is an unknown verdict
-    return Probe(f"the function fails on the first prompt ({said[-1]}); fix it")
+        return Tried()  # for example a server that is not up yet; at run time this is an unknown verdict
+    return Tried(f"the function fails on the first prompt ({said[-1]}); fix it")
 
 
 def _is_defect(line: str) -> bool:

@@ -170,15 +170,6 @@ def _refuse_prompts(options: argparse.Namespace, others: list[str]) -> None:
         raise BadOption("--template chat: give --model too, whose chat template is applied")
 
 
-def _chat_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    from openrlhf_ktae.data.templates import chat_arguments
-
-    try:
-        return chat_arguments(options.chat_template_args, "--chat_template_args")
-    except ValueError as error:
-        raise BadOption(str(error)) from None
-
-
 def _compare(folders: Sequence[Path], output: str | None) -> str:
     from openrlhf_ktae.evaluation.pairing import compare, markdown
 
@@ -199,50 +190,49 @@ def _stored(options: argparse.Namespace, output: Path, config: VerifierConfig) -
 
 
 def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) -> dict[str, Any]:
-    from openrlhf_ktae.data.templates import template
+    from openrlhf_ktae.data.templates import chat_arguments, template
+    from openrlhf_ktae.evaluation.benchmarks import source
     from openrlhf_ktae.evaluation.generation import Engines, Sampling
-    from openrlhf_ktae.evaluation.pipeline import describe, evaluate_model, load_problems
+    from openrlhf_ktae.evaluation.pipeline import evaluate_model, load_problems
 
     name = options.template or DEFAULT_TEMPLATE
     names = options.benchmarks.split(",")
     problems = load_problems(names, options.benchmark_dir, options.limit)
     backend = resolve(options.backend)
     tokenizer = load_tokenizer(options.model, "--model")
-    sampling = Sampling(
-        options.samples, options.temperature, options.top_p, options.max_new_tokens, options.seed, tuple(options.stop)
-    )
-    engines = Engines(
-        model=options.model,
-        engines=options.engines,
-        tensor_parallel_size=options.tensor_parallel_size,
-        dtype=options.dtype,
-        max_model_len=options.max_model_len or _model_length(options.model),
-        gpu_memory_utilization=options.gpu_memory_utilization,
-    )
+    length = options.max_model_len or _model_length(options.model)
+    given = {**vars(options), "stop": tuple(options.stop), "max_model_len": length}
+    sampling, engines = build(Sampling, given, ""), build(Engines, given, "")
     about = {
         "model": options.model,
         "template": name,
         "sampling": asdict(sampling),
-        "sources": describe(names, options.benchmark_dir),
+        "sources": {
+            Path(name).stem if name.endswith(".jsonl") else name: source(name, options.benchmark_dir) for name in names
+        },
         "limit": options.limit,
     }
-    filled = template(name, tokenizer, _chat_arguments(options))
+    filled = template(name, tokenizer, chat_arguments(options.chat_template_args, "--chat_template_args"))
     say = partial(print, file=sys.stderr)
     settings = (filled, engines, sampling, backend, config, say, options.overwrite, options.long_prompts)
     return evaluate_model(problems, about, output, tokenizer, *settings)
 
 
 def _write_prompts(options: argparse.Namespace) -> None:
-    from openrlhf_ktae.data.templates import template
-    from openrlhf_ktae.evaluation.pipeline import load_problems, prompts_for_training
+    from openrlhf_ktae.data.templates import chat_arguments, template
+    from openrlhf_ktae.evaluation.pipeline import load_problems
 
     problems = load_problems(options.benchmarks.split(","), options.benchmark_dir, options.limit)
     tokenizer = load_tokenizer(options.model, "--model") if options.model else None
-    filled = template(options.template or RAW, tokenizer, _chat_arguments(options))
+    filled = template(
+        options.template or RAW, tokenizer, chat_arguments(options.chat_template_args, "--chat_template_args")
+    )
     require_folder("--write_prompts", options.write_prompts.parent)
     options.write_prompts.parent.mkdir(parents=True, exist_ok=True)
     with options.write_prompts.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in prompts_for_training(problems, filled))
+        for problem in problems:
+            row = {"input": filled.fill(problem.problem), "label": problem.gold, "datasource": problem.benchmark}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     print(f"{len(problems)} prompts in {options.write_prompts}; columns input, label, datasource")
 
 

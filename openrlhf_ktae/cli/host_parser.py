@@ -16,17 +16,18 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 from types import CodeType, SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 from openrlhf_ktae.base.errors import BadOption
 from openrlhf_ktae.base.host import HOST_CLI, package_folder
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.base.text import nearest
+from openrlhf_ktae.cli.command import CommandParser
 
 HIERARCHIZE = "openrlhf.utils.config"
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(CommandParser):
     """The host's parser, with the host's options in a separate group below ours.
 
     `declare` adds our options. `amend` may change a host option as it is declared. `defaults` returns arguments that
@@ -41,14 +42,9 @@ class Parser(argparse.ArgumentParser):
         defaults: Callable[[Mapping[str, argparse.Action]], list[str]],
         epilog: str,
     ) -> None:
-        super().__init__(
-            prog="python -m openrlhf_ktae.cli.train_ppo_ray",
-            description="Train with KTAE token-level advantages through OpenRLHF's Ray PPO trainer.",
-            usage="%(prog)s --advantage_estimator ktae [options]",
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        about = "Train with KTAE token-level advantages through OpenRLHF's Ray PPO trainer."
+        super().__init__("train_ppo_ray", about, epilog)
+        self.usage = "%(prog)s --advantage_estimator ktae [options]"
         self._amend, self._finish, self._first_words = amend, finish, defaults
         self._host_group: Any = None
         declare(self)
@@ -70,10 +66,6 @@ class Parser(argparse.ArgumentParser):
             raise BadOption(f"{flag}: no such option{nearest(flag, list(self._option_string_actions))}")
         self._finish(parsed)
         return parsed
-
-    def error(self, message: str) -> NoReturn:
-        """Raise BadOption with the message; a usage text of 190 options would hide it."""
-        raise BadOption(message.removeprefix("argument "))
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> SimpleNamespace:

@@ -54,7 +54,7 @@ def _responses(path: Path, name: str | None, folder: Path, groups: int | None) -
 
     tokenizer = load_tokenizer(name, "--tokenizer") if name else None
     found = stored_groups(path, tokenizer, groups)
-    _print(write_credit_pages(found, folder, f"Token credit: {path.name}"))
+    print(*write_credit_pages(found, folder, f"Token credit: {path.name}"), sep="\n")
 
 
 def _runs(paths: Sequence[Path], folder: Path, groups: int) -> None:
@@ -82,18 +82,13 @@ def _runs(paths: Sequence[Path], folder: Path, groups: int) -> None:
             name = "tokens" if len(paths) == 1 else f"tokens-{label.strip('/').replace('/', '-')}"
             found, title = read_groups(find([path])), f"Token credit: {path.resolve().name}"
             written = write_credit_pages(found, folder, title, name, groups, [page.name for page in pages])
-            _print(written)
+            print(*written, sep="\n")
             pages += written
     if runs:
         title = arm_of(runs[0].path).name if len(runs) == 1 else f"{len(runs)} runs"
-        _print([write_run_page(runs, folder / "runs.html", title, links=[page.name for page in pages])])
+        print(write_run_page(runs, folder / "runs.html", title, links=[page.name for page in pages]))
     if not pages:
         print("no token-credit page: no rollouts were recorded (--ktae.record_rollouts N)", file=sys.stderr)
-
-
-def _print(paths: Sequence[Path]) -> None:
-    for path in paths:
-        print(path)
 
 
 if __name__ == "__main__":

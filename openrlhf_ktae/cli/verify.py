@@ -71,14 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     print_tables(result, args.second or "", args.show)
     print(f"findings  {output}")
+    responses, golds = max(len(result.graded), 1), max(result.golds, 1)
+    shares = {
+        "unknown": sum(g.verdict.status == UNKNOWN for g in result.graded) / responses,
+        "disagreement": sum(g.disagrees(g.stored) or g.disagrees(g.second) for g in result.graded) / responses,
+        "gold_failure": sum(fault.fails_itself for fault in result.gold_faults) / golds,
+    }
     exceeded = [
         f"{name} {share:.2%} is above {limit:.2%} (--max_{name})"
-        for name, share, limit in (
-            ("unknown", result.unknown_share, args.max_unknown),
-            ("disagreement", result.disagreement_share, args.max_disagreement),
-            ("gold_failure", result.gold_failure_share, args.max_gold_failure),
-        )
-        if share > limit
+        for name, share in shares.items()
+        if share > (limit := getattr(args, f"max_{name}"))
     ]
     print("\n".join(exceeded) or "all shares are within their limits")
     return 1 if exceeded else 0

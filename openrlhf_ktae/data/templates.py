@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openrlhf_ktae.base.errors import BadInput
+from openrlhf_ktae.base.errors import BadInput, BadOption
 from openrlhf_ktae.base.plain_json import parse_json
 
 MARK = "{problem}"
@@ -39,14 +39,14 @@ def fill(text: str, problem: str) -> str:
 def chat_arguments(words: Sequence[str], flag: str = "--data.chat_template_args") -> dict[str, Any]:
     """Parse chat template arguments such as `enable_thinking=false`; a value that is not JSON is text.
 
-    Python's True, False and None have their usual values. Raises ValueError if a word is not NAME=VALUE; the message
+    Python's True, False and None have their usual values. Raises BadOption if a word is not NAME=VALUE; the message
     begins with the flag.
     """
     arguments: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"{flag} {word}: give NAME=VALUE, such as enable_thinking=false")
+            raise BadOption(f"{flag} {word}: give NAME=VALUE, such as enable_thinking=false")
         try:
             arguments[name] = PYTHONS[value] if value in PYTHONS else parse_json(value)
         except ValueError:

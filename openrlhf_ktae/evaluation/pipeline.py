@@ -17,7 +17,7 @@ from openrlhf_ktae.base.errors import BadInput
 from openrlhf_ktae.checkpoint.files import digests
 from openrlhf_ktae.data.templates import MARK, Template
 from openrlhf_ktae.evaluation import stored
-from openrlhf_ktae.evaluation.benchmarks import Problem, load, source
+from openrlhf_ktae.evaluation.benchmarks import Problem, load
 from openrlhf_ktae.evaluation.generation import Completion, Engines, Request, Sampling, generate, open_engine
 from openrlhf_ktae.evaluation.grading import CHUNK, STREAM_CHUNK, Response, graded, grader
 from openrlhf_ktae.evaluation.results import ResultFolder
@@ -123,7 +123,7 @@ def evaluate_model(
         **about,
         "dtype": engines.dtype if backend.name == "cpu" else None,
         "model_digest": model_digest(engines.model),
-        "problems_digest": problems_digest(problems),
+        "problems_digest": _digest([asdict(problem) for problem in problems]),
         "template_text": template.fill(MARK),
         "verifier": asdict(config),
         "grader": grader(),
@@ -171,11 +171,6 @@ def model_digest(name: str) -> str | None:
     found = (path for path in folder.iterdir() if path.name in MODEL_FILES or path.suffix in WEIGHT_FILES)
     contents = digests(path for path in found if path.is_file())
     return _digest({path.name: content for path, content in contents.items()})
-
-
-def problems_digest(problems: Iterable[Problem]) -> str:
-    """Return a digest of the problems and their gold answers."""
-    return _digest([asdict(problem) for problem in problems])
 
 
 def _digest(content: Any) -> str:
@@ -232,14 +227,3 @@ def _grade(
     summary = summarize(folder.rows(), about)
     folder.finish(summary, markdown(summary))
     return summary
-
-
-def prompts_for_training(problems: Iterable[Problem], template: Template) -> Iterator[dict[str, Any]]:
-    """Yield rows for `--eval.dataset`: `input`, `label`, and the benchmark's name as `datasource`."""
-    for problem in problems:
-        yield {"input": template.fill(problem.problem), "label": problem.gold, "datasource": problem.benchmark}
-
-
-def describe(names: Iterable[str], folder: Path | None) -> dict[str, str]:
-    """Return benchmark -> source of its problems."""
-    return {Path(name).stem if name.endswith(".jsonl") else name: source(name, folder) for name in names}

@@ -4,7 +4,6 @@ the run's own estimator, if that is not KTAE, and by the other estimators whose 
 Legend: `G` rollouts of a group, `T` tokens of its longest response. Model texts are embedded as data, never as markup.
 """
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from openrlhf_ktae.ktae.batch import above
 from openrlhf_ktae.ktae.config import KTAEConfig
 from openrlhf_ktae.ktae.explain import GroupExplanation, explain_group
-from openrlhf_ktae.record.recorded import BadRecord, RecordedGroup
+from openrlhf_ktae.record.recorded import RecordedGroup
 from openrlhf_ktae.report.rescoring import Arm, GroupTensors, key_token_values, other_arms, recorded_config, tensors
 
 VARIANTS = ("paper", "reference", "calibrated")
@@ -104,26 +103,12 @@ def others_of(group: RecordedGroup, arrays: GroupTensors) -> dict[str, NDArray[n
 
 
 def values_of(group: RecordedGroup) -> dict[str, NDArray[np.float64]]:
-    """Return variant -> K (G, T) as training with that variant would compute it.
-
-    Raises BadRecord if a score or an advantage is not finite.
-    """
-    for row in group.rows:
-        _refuse_not_finite(row, group)
+    """Return variant -> K (G, T) as training with that variant would compute it."""
     arrays = tensors(group)
     return {
         name: key_token_values(arrays, Arm(name, config, weight=credit_weight(group.about, name)))
         for name, config in configs_of(group.about).items()
     }
-
-
-def _refuse_not_finite(row: Mapping[str, Any], group: RecordedGroup) -> None:
-    where = f"step {group.step}, group {group.group}, rollout {row.get('rollout', '?')}"
-    if row["score"] is not None and math.isinf(row["score"]):
-        raise BadRecord(f"{where}: the score is {row['score']}; a score must be finite, or absent if unknown")
-    for advantage in row["advantages_without_k"]:
-        if advantage is None or not math.isfinite(advantage):
-            raise BadRecord(f"{where}: an advantage is {advantage}; delete the file of this step, or record it again")
 
 
 def group_data(group: RecordedGroup, values: Mapping[str, NDArray[np.float64]] | None = None) -> dict[str, Any]:

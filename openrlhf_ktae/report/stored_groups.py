@@ -29,12 +29,21 @@ def stored_groups(path: Path, tokenizer: Any = None, limit: int | None = None) -
     if not problems:
         raise BadInput(f"{path}: is empty")
     scored, judged = judge({number: row for of_one in problems.values() for number, row in of_one.items()}, str(path))
-    split = _Words() if tokenizer is None else _Tokens(tokenizer)
+    texts, numbers = None if tokenizer is None else TokenTexts(tokenizer), dict[str, int]()
+
+    def split(text: str) -> tuple[list[int], list[str]]:
+        """Return ids and texts of tokens; without a tokenizer, of words and symbols, numbered as they appear."""
+        if texts is None:
+            words = WORDS.findall(text)
+            return [numbers.setdefault(word, len(numbers)) for word in words], words
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        return ids, texts.of(ids)
+
     about = {"step": 0, "model": path.name, "estimator": "group_norm", "stored": True, "judged": judged}
     for number, members in enumerate(problems.values()):
         scores = [scored[row] for row in members]
         built = [
-            _row(row, rollout, score, *split.of(row["response"]), advantage)
+            _row(row, rollout, score, *split(row["response"]), advantage)
             for rollout, (row, score, advantage) in enumerate(
                 zip(members.values(), scores, _advantages(scores), strict=True)
             )
@@ -67,23 +76,3 @@ def _row(
         "advantages_without_k": [advantage] * len(ids),
         "advantages": [advantage] * len(ids),
     }
-
-
-class _Words:
-    """Words and symbols, numbered in order of appearance."""
-
-    def __init__(self) -> None:
-        self._ids: dict[str, int] = {}
-
-    def of(self, text: str) -> tuple[list[int], list[str]]:
-        words = WORDS.findall(text)
-        return [self._ids.setdefault(word, len(self._ids)) for word in words], words
-
-
-class _Tokens:
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self._texts = tokenizer, TokenTexts(tokenizer)
-
-    def of(self, text: str) -> tuple[list[int], list[str]]:
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids, self._texts.of(ids)

@@ -1,6 +1,6 @@
 """Grade stored responses, check golds against themselves, and compare with stored rewards and another grader."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,25 +64,6 @@ class Audit:
     graded: list[Graded] = field(default_factory=list)
     gold_faults: list[GoldFault] = field(default_factory=list)
     golds: int = 0
-
-    def share(self, holds: Callable[[Graded], bool]) -> float:
-        """Share of the rows for which `holds`; 0 without rows."""
-        return sum(map(holds, self.graded)) / len(self.graded) if self.graded else 0.0
-
-    @property
-    def unknown_share(self) -> float:
-        """Share of responses without a verdict."""
-        return self.share(lambda g: g.verdict.status == UNKNOWN)
-
-    @property
-    def disagreement_share(self) -> float:
-        """Share of responses on which the stored reward or the second grader disagrees."""
-        return self.share(lambda g: g.disagrees(g.stored) or g.disagrees(g.second))
-
-    @property
-    def gold_failure_share(self) -> float:
-        """Share of distinct golds that do not verify against themselves."""
-        return sum(fault.fails_itself for fault in self.gold_faults) / self.golds if self.golds else 0.0
 
 
 def audit(rows: Sequence[Row], config: VerifierConfig, reward_threshold: float = 0.5, second: str = "") -> Audit:

@@ -16,28 +16,22 @@ Grader = Callable[[Sequence[str], str], Verdict]
 GoldReader = Callable[[Sequence[str]], Verdict]
 
 
-def gold_reader(name: str) -> GoldReader | None:
-    """Return the function that checks before grading whether golds can be read; None unless it is our judge."""
-    if name != OWN:
-        return None
-    from .judging.judge import read_golds
+def load_grader(name: str) -> tuple[Grader, GoldReader | None]:
+    """Return the grader of that name with its libraries loaded; for our judge also the check whether golds can be read.
 
-    return read_golds
-
-
-def load_grader(name: str) -> Grader:
-    """Return the grader of that name with its libraries loaded. Raises ImportError if a library is not installed."""
+    Raises ImportError if a library is not installed.
+    """
     return {OWN: _own, HOST: _host, MATH_VERIFY: _math_verify}[name]()
 
 
-def _own() -> Grader:
-    from .judging.judge import judge, warm_up
+def _own() -> tuple[Grader, GoldReader | None]:
+    from .judging.judge import judge, read_golds
 
-    warm_up()
-    return judge
+    judge([r"\frac{1}{2}"], r"x+\sqrt{2}")  # so that lazy imports are done before limits apply
+    return judge, read_golds
 
 
-def _host() -> Grader:
+def _host() -> tuple[Grader, GoldReader | None]:
     """OpenRLHF's `math_utils`, run from its file because importing the package would load torch and more."""
     folder = package_folder("openrlhf")
     if folder is None:
@@ -48,10 +42,10 @@ def _host() -> Grader:
         answer = module["extract_boxed_answer"](response)
         return verdict_of(any(module["grade_answer"](answer, gold) for gold in golds))
 
-    return grade
+    return grade, None
 
 
-def _math_verify() -> Grader:
+def _math_verify() -> tuple[Grader, GoldReader | None]:
     """math-verify as it is usually called, with the gold in a box and the whole response."""
     import math_verify
 
@@ -62,7 +56,7 @@ def _math_verify() -> Grader:
         read = [math_verify.parse(f"\\boxed{{{gold}}}", parsing_timeout=None) for gold in golds]
         return verdict_of(any(math_verify.verify(gold, given, timeout_seconds=None) for gold in read))
 
-    return grade
+    return grade, None
 
 
 def verdict_of(accepted: bool) -> Verdict:

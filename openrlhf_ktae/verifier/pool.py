@@ -8,6 +8,7 @@ threads, asyncio and Ray actors can all wait for.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import selectors
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from .graders import OWN
-from .protocol import decode_from, encode
 from .verdict import UNKNOWN, Reason, Status, Verdict
 
 logger = logging.getLogger(__name__)
@@ -72,11 +72,7 @@ class _Worker:
     began: bool = False
     cpu_s: float = 0.0  # CPU time it had used when it began the current check
     checks: int = 0
-    buffer: bytearray = field(default_factory=bytearray)
-
-    @property
-    def idle(self) -> bool:
-        return self.ready and self.job is None
+    buffer: bytes = b""  # the beginning of its next message
 
 
 def worker_environment() -> dict[str, str]:
@@ -92,14 +88,6 @@ def worker_environment() -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "",
     }
     return {**os.environ, **fixed}
-
-
-def _exit_code(process: subprocess.Popen) -> int | None:
-    """Return the exit code of a process that has closed its pipes; None if it has not exited after 0.1 s."""
-    try:
-        return process.wait(0.1)
-    except subprocess.TimeoutExpired:
-        return None
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -137,7 +125,6 @@ class WorkerPool:
     def _reset(self) -> None:
         """Set the state of a pool without dispatcher and workers, which a forked child does not inherit."""
         self._lock = threading.Lock()
-        self._inbox: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
         self._workers: list[_Worker] = []
         self._dying: list[subprocess.Popen] = []
@@ -148,7 +135,7 @@ class WorkerPool:
         self._wake_write = -1
         self._closing = False
         self._ready = threading.Event()
-        self.counts = {"started": 0, "killed": 0, "died": 0, "recycled": 0}
+        self.counts = {"killed": 0, "died": 0, "recycled": 0}
 
     def start(self) -> None:
         """Start the dispatcher, which starts the workers; returns at once."""
@@ -169,7 +156,7 @@ class WorkerPool:
         """Queue one job and return its future, whose verdict has no `extracted` and `gold`."""
         with self._lock:
             if not self._closing:
-                self._inbox.append(job)
+                self._waiting.append(job)
         if self._closing:
             job.resolve(CLOSED)
             return job.future
@@ -206,7 +193,6 @@ class WorkerPool:
             self._shut_down(wake_read)
 
     def _step(self, wake_read: int) -> None:
-        self._collect()
         self._start_missing()
         self._assign()
         for key, _ in self._selector.select(self._sleep_time()):
@@ -215,19 +201,12 @@ class WorkerPool:
                     os.read(wake_read, 4096)
             else:
                 self._read(key.data)
-        self._collect()
         now = time.monotonic()
         for worker in [w for w in self._workers if w.deadline < now]:
             self._expire(worker)
         self._dying = [process for process in self._dying if process.poll() is None]
 
-    def _collect(self) -> None:
-        while self._inbox:
-            self._waiting.append(self._inbox.popleft())
-
     def _sleep_time(self) -> float | None:
-        if self._inbox:
-            return 0.0
         now = time.monotonic()
         times = [worker.deadline - now for worker in self._workers if worker.deadline != float("inf")]
         if self._dying:
@@ -256,7 +235,6 @@ class WorkerPool:
                 return
             worker = _Worker(process, time.monotonic() + START_LIMIT_S)
             self._workers.append(worker)
-            self.counts["started"] += 1
             assert process.stdout is not None
             self._selector.register(process.stdout, selectors.EVENT_READ, worker)
 
@@ -272,7 +250,7 @@ class WorkerPool:
         if not self._workers and self.start_failure:
             while self._waiting:
                 self._waiting.popleft().resolve(Verdict(UNKNOWN, Reason.NO_WORKER, detail=self.start_failure))
-        idle = [worker for worker in self._workers if worker.idle]
+        idle = [worker for worker in self._workers if worker.ready and worker.job is None]
         busy = sum(worker.job is not None for worker in self._workers)
         while self._waiting and idle and busy < self._workers_wanted:
             worker, job = idle.pop(), self._waiting.popleft()
@@ -288,7 +266,7 @@ class WorkerPool:
         request = {"id": worker.checks, "gold": job.gold, "answer": job.answer, "cpu_s": job.cpu_s}
         try:
             assert worker.process.stdin is not None
-            worker.process.stdin.write(encode(request))
+            worker.process.stdin.write(json.dumps(request).encode() + b"\n")
         except OSError:  # the worker has died
             self._lost(worker)
 
@@ -298,9 +276,10 @@ class WorkerPool:
         assert worker.process.stdout is not None
         try:
             data = os.read(worker.process.stdout.fileno(), 65536)
-            worker.buffer += data
-            while worker in self._workers and (message := decode_from(worker.buffer)) is not None:
-                self._answered(worker, message)
+            *lines, worker.buffer = (worker.buffer + data).split(b"\n")
+            for line in lines:
+                if worker in self._workers:
+                    self._answered(worker, json.loads(line))
         except (OSError, ValueError):
             data = b""
         if not data:
@@ -361,7 +340,9 @@ class WorkerPool:
             return
         self.counts["died"] += 1
         job, started, began = worker.job, worker.ready, worker.began
-        code = _exit_code(worker.process)
+        code = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = worker.process.wait(0.1)
         self._remove(worker)
         if job is None:
             if not started:
@@ -397,5 +378,5 @@ class WorkerPool:
         self._selector.close()
         os.close(wake_read)
         os.close(self._wake_write)
-        for job in [*self._waiting, *self._inbox]:
+        for job in self._waiting:
             job.resolve(CLOSED)

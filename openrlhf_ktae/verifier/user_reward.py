@@ -240,11 +240,22 @@ def finite_number(value: Any) -> float | None:
 
 
 def reward_function(path: str) -> Callable[..., Any]:
-    """Return the reward function of a file.
+    """Return a file's `reward_func` or `compute_score`, or its only function of TRL's or verl's kind.
 
     Raises ValueError if the file cannot be loaded (the message has the traceback), or does not have one such function.
     """
-    return _find_function(_load(path), path)
+    names = vars(_load(path))
+    for name in (MODULE_NAME, "compute_score"):
+        if callable(function := names.get(name)):
+            return function
+    own = [one for one in names.values() if inspect.isfunction(one) and one.__module__ == MODULE_NAME]
+    found = [one for one in own if kind_of(one) != "openrlhf"]
+    if len(found) == 1:
+        return found[0]
+    raise ValueError(
+        f"verifier option reward_file = {path!r} defines no reward_func(queries, prompts, labels), "
+        "compute_score(data_source, solution_str, ground_truth), or one f(prompts, completions, **columns); add one"
+    )
 
 
 def _load(path: str) -> ModuleType:
@@ -263,22 +274,3 @@ def _load(path: str) -> ModuleType:
             f"verifier option reward_file = {path!r} cannot be loaded:\n{traceback.format_exc()}"
         ) from error
     return module
-
-
-def _find_function(module: ModuleType, path: str) -> Callable[..., Any]:
-    """Return a file's `reward_func` or `compute_score`, or its only function of TRL's or verl's kind.
-
-    Raises ValueError if there is no such function, or more than one.
-    """
-    names = vars(module)
-    for name in (MODULE_NAME, "compute_score"):
-        if callable(function := names.get(name)):
-            return function
-    own = [one for one in names.values() if inspect.isfunction(one) and one.__module__ == module.__name__]
-    found = [one for one in own if kind_of(one) != "openrlhf"]
-    if len(found) == 1:
-        return found[0]
-    raise ValueError(
-        f"verifier option reward_file = {path!r} defines no reward_func(queries, prompts, labels), "
-        "compute_score(data_source, solution_str, ground_truth), or one f(prompts, completions, **columns); add one"
-    )

@@ -1,7 +1,7 @@
 """A worker process that runs symbolic checks under limits. It can be killed at any time and dies with its parent.
 
 Run as `python -m openrlhf_ktae.verifier.worker PARENT_PID MEMORY_MB GRADER`. Requests come on stdin, answers go to the
-original stdout. The libraries' output goes to /dev/null.
+original stdout, each a line of JSON. The libraries' output goes to /dev/null.
 """
 
 import json
@@ -12,12 +12,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 from openrlhf_ktae.base.parent_death import signal_on_parent_death
 
 from .graders import GoldReader, Grader
-from .protocol import HEADER, encode
 from .verdict import FAILURES, UNKNOWN, WRONG, Reason, Status, Verdict
 
 MAX_RECURSION = 3000  # Python frames; deeper parses end in RecursionError instead of a broken stack
@@ -88,34 +87,29 @@ def serve(
     send({"id": request["id"], "status": verdict.status, "reason": verdict.reason, "detail": verdict.detail})
 
 
-def _read_exactly(stream: BinaryIO, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:  # the parent has closed the pipe or died
-        os._exit(0)
-    return data
-
-
 def main() -> None:
     """Serve checks until the parent closes the pipe."""
     signal_on_parent_death(signal.SIGKILL)
     if os.getppid() != int(sys.argv[1]):  # the parent has died already
         os._exit(0)
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
+
+    def send(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message).encode() + b"\n")
+
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     try:
-        from .graders import gold_reader, load_grader
+        from .graders import load_grader
 
-        grader, read_golds = load_grader(sys.argv[3]), gold_reader(sys.argv[3])
+        grader, read_golds = load_grader(sys.argv[3])
         limit_process(int(sys.argv[2]))
     except Exception:
-        answers.write(encode({"ready": False, "detail": traceback.format_exc(limit=8)}))
+        send({"ready": False, "detail": traceback.format_exc(limit=8)})
         return
-    answers.write(encode({"ready": True}))
-    while True:
-        (length,) = HEADER.unpack(_read_exactly(requests, HEADER.size))
-        request = json.loads(_read_exactly(requests, length))
-        serve(grader, read_golds, request, lambda message: answers.write(encode(message)))
+    send({"ready": True})
+    for line in requests:
+        serve(grader, read_golds, json.loads(line), send)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,6 @@ class DynamicFilteringConfig:
     dynamic_filtering_skip_solved: int = 0
     """Skip a prompt after all its rollouts were right this many times in a row; 0 never skips."""
 
-    def __post_init__(self) -> None:
-        for name in ("dynamic_filtering_max_gen_batches", "dynamic_filtering_skip_solved"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} {getattr(self, name)}: must be at least 0; 0 switches it off")
-
 
 @dataclass(frozen=True)
 class GroupVerdict:

@@ -1,27 +1,20 @@
-"""The metrics of an evaluation during training, computed by the same functions as those of `cli.eval`.
-
-Legend: `I` problems, `M` metrics.
-"""
+"""The metrics of an evaluation during training, computed by the same functions as those of `cli.eval`."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_ktae.figures.statistics import SEED
-from openrlhf_ktae.figures.summary import LENGTH, Table, Tally, ends_of
+from openrlhf_ktae.figures.summary import LENGTH
+from openrlhf_ktae.figures.summary import summarize as summarize_rows
 from openrlhf_ktae.ktae import above
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
 from openrlhf_ktae.verifier import CORRECT, UNKNOWN, WRONG
 from openrlhf_ktae.verifier.extract import extract_answer
 from openrlhf_ktae.verifier.formats import keeps_format, opening_of, response_text
 
-WITH_ENDS = ("accuracy", LENGTH)
-OF_ANSWERS = ("maj@", "format_rate", "answered_rate")
-NOT_SHOWN = ("maj@1", "unknown_rate")  # equal to the accuracy, and reported separately
 Answer = tuple[str | None, bool]
 """The answer as written, and whether the response keeps its format."""
 
@@ -58,25 +51,20 @@ def summarize(
         threshold: a score above it is correct; an unknown score (NaN) is not correct, and is counted as unknown.
         read: reads the answer of a rollout; None for judges other than the verifier.
     """
-    tallies: dict[str, Tally] = {}
-    for name, samples in parts.items():
-        for row in rows_of(samples, per_problem, threshold, read):
-            tallies.setdefault(name, Tally()).add(row)
-    if not tallies:
+    rows = [
+        {**row, "benchmark": name}
+        for name, samples in parts.items()
+        for row in rows_of(samples, per_problem, threshold, read)
+    ]
+    if not rows:
         return {}
-    tables: list[tuple[int, Table]] = []
-    names: list[str] = []
+    found = summarize_rows(rows, {})
+    groups = {f"eval_{name}": group for name, group in found["benchmarks"].items()}
     summary: dict[str, float] = {}
-    for number, (name, tally) in enumerate(sorted(tallies.items())):
-        names, values_IM = tally.table(in_tokens=True)
-        tables.append((SEED + number, values_IM))
-        summary |= _figures(f"eval_{name}", names, values_IM.mean(axis=0), tables[-1:])
-    macro_M = np.mean([values_IM.mean(axis=0) for _, values_IM in tables], axis=0)
-    summary |= _figures("eval_macro", names, macro_M, tables)
-    everything_IM = np.concatenate([values_IM for _, values_IM in tables])
-    summary |= _figures("eval", names, everything_IM.mean(axis=0), [(SEED, everything_IM)])
-    problems = len(everything_IM)
-    unknown = sum(sum(tally.flags["unknown"]) for tally in tallies.values())
+    for prefix, group in {**groups, "eval_macro": found["macro"], "eval": found["pooled"]}.items():
+        summary |= _figures(prefix, group)
+    problems = found["pooled"]["problems"]
+    unknown = sum(row["verdict"] == UNKNOWN for row in rows)
     return {**summary, "eval_problems": problems, "eval_rollouts": problems * per_problem, "eval_unknown": unknown}
 
 
@@ -108,18 +96,13 @@ def rows_of(
             }
 
 
-def _figures(
-    prefix: str, names: Sequence[str], values_M: Table, tables: Sequence[tuple[int, Table]]
-) -> dict[str, float]:
-    kept = [column for column, name in enumerate(names) if name in WITH_ENDS]
-    ends_M2 = ends_of([(seed, values_IM[:, kept]) for seed, values_IM in tables], [names[column] for column in kept])
-    answers_read = not np.isnan(values_M[names.index("format_rate")])
-    figures: dict[str, float] = {}
-    for name, value in zip(names, values_M.tolist(), strict=True):
-        if name in NOT_SHOWN or (not answers_read and name.startswith(OF_ANSWERS)):
-            continue
-        figures[f"{prefix}_{name.replace('@', '')}"] = value
-        if name in WITH_ENDS:
-            low, high = ends_M2[WITH_ENDS.index(name)].tolist()
-            figures |= {f"{prefix}_{name}_low": low, f"{prefix}_{name}_high": high}
+def _figures(prefix: str, group: Mapping[str, Any]) -> dict[str, float]:
+    figures = {f"{prefix}_pass{k}": one["value"] for k, one in group["pass_at_k"].items()}
+    for name, ends in (("accuracy", "ci95"), (LENGTH, "response_length_ci95")):
+        low, high = group[ends]
+        figures |= {f"{prefix}_{name}": group[name], f"{prefix}_{name}_low": low, f"{prefix}_{name}_high": high}
+    figures[f"{prefix}_truncated_rate"] = group["truncated_rate"]
+    if group["format_rate"] is not None:  # the answers were read
+        figures |= {f"{prefix}_{name}": group[name] for name in ("format_rate", "answered_rate")}
+        figures |= {f"{prefix}_maj{k}": one["value"] for k, one in group["maj_at_k"].items() if k != "1"}
     return figures

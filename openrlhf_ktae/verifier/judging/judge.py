@@ -30,11 +30,6 @@ _LIMIT = re.compile(
 )
 
 
-def warm_up() -> None:
-    """Run a small check, so that lazy imports are done before limits apply."""
-    judge(["\\frac{1}{2}"], "x+\\sqrt{2}")
-
-
 def read_golds(golds: Sequence[str]) -> Verdict:
     """Unknown with the reason if no gold can be read; otherwise wrong, which any answer is until it agrees."""
     reasons = [reason for gold in golds if (reason := _unread(clean(gold)))]

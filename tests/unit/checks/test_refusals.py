@@ -193,7 +193,7 @@ BAD = [
     ({"seed": "-1"}, "--train.seed -1", "at least 0"),
     ({"zero_stage": "4"}, "--ds.zero_stage 4", "at most 3"),
     ({"zero_stage": "0"}, "--ds.zero_stage 0", "at least 1 and at most 3"),
-    ({"faults.max_failed_share": "2"}, "--faults.max_failed_share 2.0", "from 0 to 1"),
+    ({"faults.max_failed_share": "2"}, "--faults.max_failed_share 2", "at most 1"),
     ({"faults.min_entropy": "0.1"}, "--faults.min_entropy 0.1", "--actor.entropy_coef 0"),
     ({"faults.max_kl": "0.1"}, "--faults.max_kl 0.1", "--algo.kl.init_coef above 0"),
     (

@@ -1,9 +1,9 @@
 """Batches for tests of KTAE."""
 
 import numpy as np
+from literal_ktae import literal_advantages
 
 from openrlhf_ktae.ktae import KTAEConfig, compute_ktae_advantages
-from openrlhf_ktae.ktae.literal import literal_advantages
 
 VARIANTS = ("paper", "reference", "calibrated")
 

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 
+import literal_ktae as literal
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,6 @@ from openrlhf_ktae.ktae import (
     KTAEConfig,
     compute_key_token_values,
     explain_group,
-    literal,
     rollout_share,
 )
 

@@ -1,10 +1,11 @@
 """Statistics of contingency tables against scipy, literal formulas and handmade numbers."""
 
+import literal_ktae as literal
 import numpy as np
 import pytest
 from scipy.stats import fisher_exact, hypergeom
 
-from openrlhf_ktae.ktae import KTAEConfig, literal
+from openrlhf_ktae.ktae import KTAEConfig
 from openrlhf_ktae.ktae.statistics import LARGEST_GROUP, fisher_tables, information_gain, split_tables
 
 TOLERANCE = 1e-9

@@ -13,7 +13,7 @@ from marks import SLOW
 from test_data_position import WORDS, response
 
 from openrlhf_ktae.base.errors import TrainingStopped
-from openrlhf_ktae.checks.values import value_problems
+from openrlhf_ktae.checks.credit_file import value_problems
 from openrlhf_ktae.cli.options import parse_command_line
 from openrlhf_ktae.credit.mc_value import McValueOptions
 

@@ -289,5 +289,5 @@ def test_without_the_option_the_host_is_unchanged(ray_here):
 def test_limits_below_zero_are_refused(name):
     from openrlhf_ktae.base.errors import BadOption
 
-    with pytest.raises(BadOption, match=f"--algo.{name} -1: must be at least 0"):
+    with pytest.raises(BadOption, match=f"--algo.{name} -1: give a number at least 0"):
         parse_command_line([*WORDS.split(), f"--algo.{name}", "-1"])
