@@ -7,9 +7,10 @@ can be more: Adam divides a gradient by its own size, so that rounding of a grad
 
 from __future__ import annotations
 
+import contextlib
 import json
-import subprocess
-import sys
+import os
+import runpy
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,10 @@ from marks import RARELY, SLOW
 from run_processes import ASYNCHRONOUS
 from safetensors.torch import load_file
 
+from openrlhf_ktae.backend.cpu import CpuBackend
 from openrlhf_ktae.base.free_port import free_port
+from openrlhf_ktae.processes import forks
+from openrlhf_ktae.trainer.ray.classes import CPU_MODULES
 
 MODEL = "examples/quickstart/model"
 ROLLOUTS, STEPS = 16, 3
@@ -35,8 +39,25 @@ LORA = "--ds.lora.rank 8"
 TENSOR_PARALLEL = "--zero_stage 1 --param_dtype bf16 " + SMALL_BATCHES
 
 
+def rank_of(folder, spec, *place):
+    """Be one rank, in a fork."""
+    os.chdir(folder)
+    with open(f"{spec['out']}.log", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        runpy.run_path("benchmarks/update_only.py")["main"](spec, *place)
+
+
 @pytest.fixture(scope="module")
-def update(root, environment, tmp_path_factory):
+def server(root):
+    """Start a server whose forks have imported the libraries, as the ranks of a run on a CPU have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(root))
+        forks.start([CpuBackend.preloads, *CPU_MODULES], {})
+    yield
+    forks.stop()
+
+
+@pytest.fixture(scope="module")
+def update(root, server, tmp_path_factory):
     """Take the steps with `words` on `ranks` processes; return losses and weights."""
     known = {}
 
@@ -46,24 +67,15 @@ def update(root, environment, tmp_path_factory):
         out = tmp_path_factory.mktemp("update") / "result"
         options = [*COMMON.split(), *words.split(), "--actor.num_gpus_per_node", str(ranks)]
         spec = {"model": MODEL, "options": options, "steps": STEPS, "rollouts": ROLLOUTS, "length": 48}
-        path = Path(f"{out}.spec.json")
         spec |= {"vocabulary": 190, "masked": masked, "out": str(out), "weights": True}
-        path.write_text(json.dumps(spec))
         port = str(free_port())
-        command = [sys.executable, "benchmarks/update_only.py", str(path)]
-        processes = [
-            subprocess.Popen(
-                [*command, str(rank), str(ranks), port],
-                cwd=root,
-                env={**environment, "PYTHONPATH": str(root)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(ranks)
-        ]
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-        assert not any(process.returncode for process in processes), outputs[0][-2000:]
+        processes = [forks.ForkedProcess(target=rank_of, args=(root, spec, rank, ranks, port)) for rank in range(ranks)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(300)
+        failed = any(process.exitcode for process in processes)
+        assert not failed, Path(f"{out}.log").read_text()[-2000:]
         known[ranks, words, masked] = json.loads(Path(f"{out}.json").read_text())["loss"], torch.load(f"{out}.pt")
         return known[ranks, words, masked]
 

@@ -1,11 +1,12 @@
-"""Fixtures of unit tests: a small Ray cluster per module, a process group, and a full disk."""
+"""Fixtures of unit tests: a small Ray, a process group, and a full disk."""
 
 from __future__ import annotations
 
 import os
 import resource
 import signal
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from openrlhf_ktae.backend import choice
 from openrlhf_ktae.backend.cpu import vllm_build
 from openrlhf_ktae.base.free_port import free_port
+from openrlhf_ktae.processes import forks
 
 
 @pytest.fixture(autouse=True)
@@ -52,72 +54,90 @@ def files_up_to():
     return limited
 
 
-@pytest.fixture(scope="module")
-def forking(host):
-    """Return a context in which Ray starts with workers that are forks: each would import the libraries for seconds."""
-    from openrlhf_ktae.backend.cpu import CpuBackend
-    from openrlhf_ktae.backend.cpu_patches import forked_workers
-    from openrlhf_ktae.processes import forks
-    from openrlhf_ktae.trainer.ray.classes import CPU_MODULES
+class Kept:
+    """What a test process starts once for all its modules, since each start costs seconds: Ray, and a fork server."""
 
-    forks.start([CpuBackend.preloads, *CPU_MODULES], {})
-    first = forks.ForkedProcess(target=int)
-    first.start()
-    first.join()  # the imports are done: on a busy machine Ray would not start beside them
-    server = os.environ.pop(forks.VARIABLE)  # commands that tests run must not find it
+    ray_settings = None
+    fork_server = ""
+
+    def ray(self, devices=0, variables=None, forked=False):
+        """Return Ray with `devices`, workers with `variables`, and if `forked`, workers that are forks."""
+        import ray
+
+        from openrlhf_ktae.backend.cpu import CpuBackend
+        from openrlhf_ktae.processes.setup import BACKEND_VARIABLE, WORKER_HOOK
+
+        variables = variables or {BACKEND_VARIABLE: CpuBackend().worker_setup_hook}
+        settings = devices, variables, forked
+        if ray.is_initialized() and self.ray_settings in (settings, (devices, variables, True)):
+            return ray
+        ray.shutdown()
+        with self.forking() if forked else nullcontext():
+            ray.init(
+                address="local",
+                num_cpus=devices or 1,
+                num_gpus=devices,
+                object_store_memory=80 * 2**20,
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+                runtime_env={"env_vars": variables, "worker_process_setup_hook": WORKER_HOOK},
+            )
+        self.ray_settings = settings
+        return ray
 
     @contextmanager
-    def context():
+    def forking(self):
+        """Ray starts here with workers that are forks: each would import the libraries for seconds."""
+        from openrlhf_ktae.backend.cpu import CpuBackend
+        from openrlhf_ktae.backend.cpu_patches import forked_workers
+        from openrlhf_ktae.trainer.ray.classes import CPU_MODULES
+
+        if not self.fork_server:
+            forks.start([CpuBackend.preloads, *CPU_MODULES], {})
+            first = forks.ForkedProcess(target=int)
+            first.start()
+            first.join()  # the imports are done: on a busy machine Ray would not start beside them
+            self.fork_server = os.environ.pop(forks.VARIABLE)  # commands that tests run must not find it
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(forks.VARIABLE, server)
+            patch.setenv(forks.VARIABLE, self.fork_server)
             with forked_workers():
                 yield
 
-    yield context
-    os.environ[forks.VARIABLE] = server
-    forks.stop()
+    def end(self):
+        """End both, for tests that start their own."""
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+        if self.fork_server:
+            os.environ[forks.VARIABLE] = self.fork_server
+            forks.stop()
+        self.ray_settings, self.fork_server = None, ""
 
 
 @pytest.fixture(scope="session")
-def small_ray(host):
-    """Return a function that starts a small Ray with `devices` and the workers' `variables`."""
-    import ray
-
-    from openrlhf_ktae.backend.cpu import CpuBackend
-    from openrlhf_ktae.processes.setup import BACKEND_VARIABLE, WORKER_HOOK
-
-    def start(devices=0, variables=None):
-        variables = variables or {BACKEND_VARIABLE: CpuBackend().worker_setup_hook}
-        ray.init(
-            address="local",
-            num_cpus=devices or 1,
-            num_gpus=devices,
-            object_store_memory=80 * 2**20,
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-            runtime_env={"env_vars": variables, "worker_process_setup_hook": WORKER_HOOK},
-        )
-        return ray
-
-    return start
+def kept():
+    """Return what this process has started for all its modules."""
+    made = Kept()
+    yield made
+    made.end()
 
 
 @pytest.fixture(scope="module")
-def ray_here(small_ray):
-    """Start a small Ray, for its object store."""
-    ray = small_ray()
-    yield ray
-    ray.shutdown()
+def nothing_kept(kept):
+    """For modules that start their own Ray or fork server."""
+    kept.end()
 
 
 @pytest.fixture(scope="module")
-def ray_with_workers(forking, small_ray):
-    """Start a small Ray whose workers are set up as in a CPU run, but start faster."""
-    with forking():
-        ray = small_ray()
-    yield ray
-    ray.shutdown()
+def ray_here(host, kept):
+    """A small Ray, for its object store."""
+    return kept.ray()
+
+
+@pytest.fixture(scope="module")
+def ray_with_workers(host, kept):
+    """A small Ray whose workers are set up as in a CPU run, but start faster."""
+    return kept.ray(forked=True)
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,7 @@ def test_verl_imports_it_through_its_environment_variable():
 
 
 @pytest.fixture(scope="module")
-def queue():
+def queue(nothing_kept):
     """Start Ray and verl's TransferQueue."""
     import ray
     import transfer_queue

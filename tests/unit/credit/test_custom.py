@@ -41,7 +41,7 @@ def probed(code, words, outputs):
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(nothing_kept):
     """Start a server whose forks have torch: a fresh process needs two seconds to import it."""
     forks.start(["openrlhf_ktae.credit"], {})
     yield

@@ -33,7 +33,7 @@ def args(root, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def two_raylets():
+def two_raylets(nothing_kept):
     """Start a head and a second node on this machine, which share its files."""
     import ray
     from ray.cluster_utils import Cluster

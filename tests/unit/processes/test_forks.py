@@ -21,7 +21,7 @@ FIRST = "openrlhf_ktae.backend.cpu_preload"
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(nothing_kept):
     """Start a server that has imported `colorsys` and has its own environment variable."""
     forks.start([FIRST, "colorsys"], {"OF_THE_SERVER": "1"})
     yield forks._server._forkserver_pid

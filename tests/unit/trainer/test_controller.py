@@ -18,7 +18,7 @@ LARGE = 24  # prompts; measured against a quarter of them
 
 
 @pytest.fixture(scope="module")
-def ray(root):
+def ray(root, nothing_kept):
     import ray
 
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))

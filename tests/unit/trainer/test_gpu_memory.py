@@ -69,7 +69,7 @@ class Engine:
 
 
 @SLOW
-def test_gpu_memory_is_read_on_the_nodes_of_an_engines_workers(root):
+def test_gpu_memory_is_read_on_the_nodes_of_an_engines_workers(root, nothing_kept):
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 

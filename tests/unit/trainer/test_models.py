@@ -37,15 +37,12 @@ def args(root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ray_here(forking, small_ray, args):
+def ray_here(host, kept, args):
     """Start a Ray whose processes are set up as in a run."""
     from openrlhf_ktae.backend.cluster import environment
 
     variables = {**environment(args, CpuBackend()), "OMP_NUM_THREADS": "1"}
-    with forking():
-        ray = small_ray(RANKS, variables)
-    yield ray
-    ray.shutdown()
+    return kept.ray(RANKS, variables, forked=True)
 
 
 class Policy:
