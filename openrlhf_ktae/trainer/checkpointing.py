@@ -101,6 +101,9 @@ class CheckpointingTrainer:
         saved = torch.load(path, weights_only=True)
         self.load_training_state(saved["trainer"])
         position = saved[POSITION]
+        if old := saved["trainer"].get("sampling"):  # an older checkpoint has the generator's ledger here
+            keys, rows = old["pass_rates"]["keys"].tolist(), map(tuple, old["pass_rates"]["rows"].tolist())
+            position |= {"prompts_seen": old["prompts_seen"], "pass_rates": dict(zip(keys, rows, strict=True))}
         states[LOADER] = {"loader": states[LOADER], POSITION: position}
         self.resumed_states = dict(states)
         if position["ended"]:

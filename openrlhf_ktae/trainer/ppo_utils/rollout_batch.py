@@ -4,28 +4,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from openrlhf_ktae.trainer.ppo_utils.columns import Experiences
-from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged
 
 
 class RolloutBatch(Experiences):
     """A list of rollouts, as the host expects; its attributes are pickled with it through Ray's queue.
 
-    `metrics` are logged with the step, `judged` go to the trainer's ledger, `seen` counts the prompts drawn and
-    skipped in the run so far, `progress` is the share of the run's prompts before this batch.
+    `metrics` are logged with the step, `progress` is the share of the run's prompts before this batch.
     """
 
     def __init__(
-        self,
-        rollouts: Iterable[Any] = (),
-        metrics: dict[str, float] | None = None,
-        judged: Iterable[Judged] = (),
-        seen: int = 0,
-        progress: float = 0.0,
+        self, rollouts: Iterable[Any] = (), metrics: dict[str, float] | None = None, progress: float = 0.0
     ) -> None:
         super().__init__(rollouts)
         self.metrics = metrics or {}
-        self.judged = list(judged)
-        self.seen = seen
         self.progress = progress
 
     def __reduce__(self) -> tuple[Any, ...]:

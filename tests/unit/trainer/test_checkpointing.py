@@ -151,6 +151,19 @@ def test_the_end_of_an_episode_is_not_repeated(new_trainer):
     assert second.resumed_states["episode"] == 0, "saving again at once must write the same state"
 
 
+def test_the_ledger_of_an_older_checkpoint_is_moved_to_the_position(new_trainer):
+    first = new_trainer()
+    train(first, 2)
+    path = Path(first.args.ckpt.path) / "global_step2"
+    saved = torch.load(path / "trainer.pt", weights_only=True)
+    ledger = {"keys": torch.tensor([7, 2**62]), "rows": torch.tensor([[4, 4, 1], [8, 4, 0]])}
+    saved["trainer"]["sampling"] = {"pass_rates": ledger, "prompts_seen": 24}
+    torch.save(saved, path / "trainer.pt")
+    second = new_trainer(resume_from=str(path), states=first.actor_model_group.states)
+    position = second.init_checkpoint_states()["data_loader_state_dict"]["position"]
+    assert (position["pass_rates"], position["prompts_seen"]) == ({7: (4, 4, 1), 2**62: (8, 4, 0)}, 24)
+
+
 def test_the_best_is_replaced_by_a_better_one(new_trainer):
     trainer = new_trainer()
     for step, accuracy in ((1, 0.5), (2, 0.4), (3, 0.6)):

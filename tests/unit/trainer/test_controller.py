@@ -340,8 +340,8 @@ def test_experiences_sent_as_columns_arrive_unchanged(host):
         assert_same_experiences(came, sent)
     assert pickle.dumps(Experiences(rollouts())).count(b"rebuild_tensor") < 40 < 8 * len(rollouts())
     came[0].sequences[:] = 3
-    came = pickle.loads(pickle.dumps(RolloutBatch(rollouts(), {"a": 1.0}, seen=7, progress=0.5)))
-    assert (type(came), came.metrics, came.judged, came.seen, came.progress) == (RolloutBatch, {"a": 1.0}, [], 7, 0.5)
+    came = pickle.loads(pickle.dumps(RolloutBatch(rollouts(), {"a": 1.0}, progress=0.5)))
+    assert (type(came), came.metrics, came.progress) == (RolloutBatch, {"a": 1.0}, 0.5)
     assert_same_experiences(came, rollouts())
 
 
