@@ -1,5 +1,6 @@
 """A run's position in its data: the host's loader, and rollouts generated but not yet trained on."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ BUFFERS = ("buffer", "carried")
 class PositionedGenerator(SamplesGenerator):
     """The host's generator with a position; each subclass adds its own state."""
 
+    KEPT = ""
+    """Names of attributes that belong to the position; each class lists only its own."""
     prompts_dataloader: Any
     _sample_buffer: Any = None
     _dataloader_iter: Any = None
@@ -23,13 +26,21 @@ class PositionedGenerator(SamplesGenerator):
     def position(self) -> dict[str, Any]:
         """Return this generator's state for a checkpoint; rollouts in it are not copied."""
         buffer, drained = list(self._sample_buffer or []), self._dataloader_iter is None
-        return {"ended": drained and not buffer, "drained": drained, "buffer": buffer}
+        kept = {key: copy.copy(getattr(self, name)) for key, name in self._kept().items()}
+        return {"ended": drained and not buffer, "drained": drained, "buffer": buffer, **kept}
 
     def load_position(self, position: Mapping[str, Any]) -> None:
-        """Restore `position`; the loader of prompts already has its state."""
+        """Restore `position`, as far as an older checkpoint has it; the loader of prompts already has its state."""
         self._sample_buffer = rollouts(position["buffer"])
         # The host starts a new episode if both are empty; an episode in progress must continue.
         self._dataloader_iter = None if position["drained"] else iter(self.prompts_dataloader)
+        for key, name in self._kept().items():
+            if key in position:
+                setattr(self, name, rollouts(position[key]) if key in BUFFERS else copy.copy(position[key]))
+
+    def _kept(self) -> dict[str, str]:
+        """Return key in the position -> attribute, for all classes of this generator."""
+        return {name.lstrip("_"): name for kind in type(self).__mro__ for name in vars(kind).get("KEPT", "").split()}
 
 
 class PositionedLoader:

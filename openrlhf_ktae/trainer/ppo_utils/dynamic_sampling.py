@@ -7,7 +7,7 @@ or the data run out. Surplus groups stay in the host's buffer for the next step,
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from openrlhf.trainer.ppo_utils.experience import Experience
@@ -15,7 +15,6 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf_ktae.base.batches import rollout_unit, trainable
 from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.continuations import ContinuingGenerator
-from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts
 from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig, SamplingTally, judge_group
 from openrlhf_ktae.trainer.ppo_utils.light_samples import LightSamplesGenerator
@@ -28,6 +27,7 @@ from openrlhf_ktae.trainer.staleness import TOO_OLD, without_stale
 class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamplesGenerator):
     """The host's generator with dynamic sampling; unchanged without `--algo.dynamic_filtering_enable`."""
 
+    KEPT = "_carried _expected_share _batches_of_episode batches _pass_rates prompts_seen"
     _sample_buffer: list[Experience]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -74,28 +74,6 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
         share = self._tally.kept_share
         batch = self._batch(samples[:kept], seen_before)
         return batch, 100 * share if share == share else None, drawn, exhausted
-
-    def position(self) -> dict[str, Any]:
-        """Add the groups carried to the next episode, the expected share, the counts and the ledger of pass rates."""
-        return {
-            **super().position(),
-            "carried": list(self._carried),
-            "expected_share": self._expected_share,
-            "batches_of_episode": self._batches_of_episode,
-            "batches": self.batches,
-            "pass_rates": dict(self._pass_rates),
-            "prompts_seen": self.prompts_seen,
-        }
-
-    def load_position(self, position: Mapping[str, Any]) -> None:
-        """Restore `position`."""
-        super().load_position(position)
-        self._carried = rollouts(position["carried"])
-        self._expected_share = position["expected_share"]
-        self._batches_of_episode = position["batches_of_episode"]
-        self.batches = position.get("batches", 0)
-        self._pass_rates = dict(position.get("pass_rates", {}))
-        self.prompts_seen = position.get("prompts_seen", 0)
 
     def _drop_stale(self) -> None:
         """Drop groups of earlier steps whose age now exceeds `--train.max_staleness` steps."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,13 +14,12 @@ import torch
 def new_generator(host):
     """Build our samples generator with given state, without an engine."""
     from openrlhf_ktae.base.faults_config import FaultsConfig
-    from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import WINDOW
     from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 
     def make(**state):
         made = KTAESamplesGenerator.__new__(KTAESamplesGenerator)
         made.faults, made._last_failure = FaultsConfig(max_failed_share=0.5), "the last"
-        made._failures = deque(maxlen=WINDOW * 4)
+        made._failures = []
         made._carried, made._sample_buffer, made._dataloader_iter = [], [], iter([])
         made._expected_share, made._batches_of_episode, made.prompts_sent = float("nan"), 0, 0
         made.batches = made.places_sent = made.prompts_seen = 0
