@@ -15,7 +15,6 @@ from openrlhf_ktae.processes.setup import leave_interrupts_to_the_driver
 from openrlhf_ktae.trainer.ppo_utils.messages import Answers
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
 from openrlhf_ktae.trainer.ray.continuations import continued
-from openrlhf_ktae.trainer.ray.gpu_memory import Memory, engine_memory
 from openrlhf_ktae.trainer.ray.retrying_rollouts import DEATH_POLL_SECONDS, contained
 from openrlhf_ktae.verifier.http_reward import HttpAgentExecutor
 
@@ -56,6 +55,7 @@ class KTAERolloutActor(_HostRolloutActor):
     """The host's engine with seeded sampling. Requests without a seed run as in the host."""
 
     worker_extension = "openrlhf_ktae.trainer.ray.vllm_worker_wrap.KTAEWorkerWrap"
+    uses_gpu = True
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         # Log-probabilities of the sampling distribution, after temperature: the trainer computes the same.
@@ -69,11 +69,6 @@ class KTAERolloutActor(_HostRolloutActor):
         executor: Any = with_servers(self.executor)  # type: ignore[has-type]
         executor.execute = contained(continued(executor.execute))
         self.executor = executor
-
-    @staticmethod
-    async def gpu_memory(bundles: list[int] | None) -> list[Memory]:
-        """Return free and total bytes of each of the engine's GPUs; several GPUs are in `bundles`."""
-        return await engine_memory(bundles)
 
     async def hold(self) -> None:
         """Stop scheduling until `release`."""
