@@ -85,24 +85,16 @@ class KTAERolloutActor(_HostRolloutActor):
         await self.llm.resume_generation()
 
     async def generate_responses(
-        self,
-        prompt: str,
-        label: str,
-        sampling_params: Any,
-        max_length: int,
-        hf_tokenizer: Any,
-        num_samples: int = 1,
-        images: Any = None,
+        self, *, sampling_params: Any, num_samples: int = 1, **call: Any
     ) -> list[dict[str, Any]]:
         """Generate as the host does; with a seed, each sample of the prompt gets a seed derived from it."""
         generate = super().generate_responses
         if sampling_params.seed is None:
-            answers = await generate(prompt, label, sampling_params, max_length, hf_tokenizer, num_samples, images)
-            return Answers(answers)
+            return Answers(await generate(sampling_params=sampling_params, num_samples=num_samples, **call))
         samples = []
         for number in range(num_samples):
             params = deepcopy(sampling_params)
             params.seed = derived_seed(sampling_params.seed, number)
-            samples.append(generate(prompt, label, params, max_length, hf_tokenizer, 1, images))
+            samples.append(generate(sampling_params=params, **call))
         answers_of = await asyncio.gather(*samples)
         return Answers({**answer, SEED_KEY: sampling_params.seed} for answers in answers_of for answer in answers)
