@@ -18,13 +18,3 @@ class RolloutBatch(Experiences):
         super().__init__(rollouts)
         self.metrics = metrics or {}
         self.progress = progress
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        made, arguments = super().__reduce__()
-        return _batch, (made, arguments, vars(self))
-
-
-def _batch(made: Any, arguments: tuple[Any, ...], attributes: dict[str, Any]) -> RolloutBatch:
-    batch = RolloutBatch(made(*arguments))
-    vars(batch).update(attributes)
-    return batch
