@@ -83,7 +83,8 @@ class KTAEExperienceMaker(RevivingExperienceMaker):
         self._figures: list[dict[str, torch.Tensor]] = []
         self._memory = Memory()
         self._returns: Pieces | None = None
-        self._random = torch.Generator().manual_seed(self.args.train.seed)
+        self.shuffle = torch.Generator().manual_seed(self.args.train.seed)
+        """Random generator that shuffles labels; its state is in a checkpoint."""
         self.key_tokens: dict[str, list[dict[str, Any]]] = {}
 
     @torch.no_grad()
@@ -231,16 +232,8 @@ class KTAEExperienceMaker(RevivingExperienceMaker):
         order_B = torch.argsort(group_ids_B, stable=True)
         _, sizes_Q = torch.unique_consecutive(group_ids_B[order_B], return_counts=True)
         for rows in order_B.split(sizes_Q.tolist()):
-            shuffled_B[rows] = scores_B[rows[torch.randperm(len(rows), generator=self._random)]]
+            shuffled_B[rows] = scores_B[rows[torch.randperm(len(rows), generator=self.shuffle)]]
         return shuffled_B
-
-    def random_state(self) -> torch.Tensor:
-        """Return the state of the generator that shuffles labels."""
-        return self._random.get_state()
-
-    def load_random_state(self, state: torch.Tensor) -> None:
-        """Restore the state that `random_state` returned."""
-        self._random.set_state(state)
 
     def _keep(
         self,

@@ -72,9 +72,7 @@ def new_trainer(ray_here, tmp_path, monkeypatch, root):
         made.wandb_logger = made.tensorboard_logger = None
         made.kl_ctl = SimpleNamespace(value=0.5)
         shuffle = torch.Generator().manual_seed(3)
-        made.experience_maker = SimpleNamespace(
-            key_tokens={}, random_state=shuffle.get_state, load_random_state=shuffle.set_state
-        )
+        made.experience_maker = SimpleNamespace(key_tokens={}, shuffle=shuffle)
         made.best_eval_metric_key, made.best_eval_metric_value = args.ckpt.best_metric_key, float("-inf")
         made._latest_eval_metric_value = None
         return made

@@ -404,7 +404,7 @@ def test_shuffling_draws_as_a_loop_over_groups(module):
     words = ("--algo.ktae.shuffle_labels", "true")
     scores, groups = torch.arange(12.0), torch.tensor([3, 1, 1, 3, 2, 2, 1, 3, 2, 1, 3, 2])
     one, generator = maker(module, *words), torch.Generator()
-    generator.set_state(one.random_state())
+    generator.set_state(one.shuffle.get_state())
     expected = scores.clone()
     for group in torch.unique(groups):
         rows = torch.nonzero(groups == group).flatten()
