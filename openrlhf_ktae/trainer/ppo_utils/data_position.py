@@ -80,7 +80,7 @@ def plain_position(position: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def by_columns(kept: list[Any] | dict[str, Any]) -> Any:
     """Return rollouts field by field, since saving a tensor takes 40 us. A dict just loaded is returned unchanged."""
-    return kept if isinstance(kept, dict) else even_columns(list(map(plain, kept)), stored)
+    return kept if isinstance(kept, dict) else even_columns(list(map(fields_of, kept)), stored)
 
 
 def stored(values: list[Any]) -> Any:
@@ -95,13 +95,6 @@ def restored(column: Any) -> list[Any]:
     if isinstance(column, dict):
         return rows_of(column, restored)
     return unpacked(Together(*column)) if isinstance(column, tuple) else column
-
-
-def plain(experience: Experience | dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a rollout by name; a dict that was just loaded is returned unchanged."""
-    if isinstance(experience, dict):
-        return experience
-    return fields_of(experience)
 
 
 def rollouts(kept: list[Any] | dict[str, Any]) -> list[Experience]:

@@ -229,14 +229,14 @@ def test_rollouts_of_a_prompt_equal_the_hosts(host, name, max_len):
 def test_rollouts_of_a_prompt_share_their_tensors(host):
     from openrlhf.trainer.ppo_utils.experience import Experience
 
-    from openrlhf_ktae.trainer.ppo_utils.data_position import plain
     from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts as restored
     from openrlhf_ktae.trainer.ppo_utils.light_samples import rollouts_of
     from openrlhf_ktae.trainer.ppo_utils.messages import Answers
+    from openrlhf_ktae.trainer.ppo_utils.received import fields_of
 
     came = pickle.loads(pickle.dumps(Answers(GROUPS["usual"])))
     made = rollouts_of(came[0].among, 4096)
-    kept = [plain(one) for one in made]
+    kept = [fields_of(one) for one in made]
     assert not any(vars(one).keys() - {"group", "place"} for one in made), "saving state must not materialise them"
     assert_same_experiences(made, [Experience(**fields) for fields in kept])
     assert_same_experiences(restored(kept), [Experience(**fields) for fields in kept])  # as earlier versions saved them
@@ -247,10 +247,11 @@ def test_rollouts_of_a_prompt_share_their_tensors(host):
 def test_rollouts_in_a_checkpoint_are_a_few_tensors(host, tmp_path):
     from openrlhf.trainer.ppo_utils.experience import Experience
 
-    from openrlhf_ktae.trainer.ppo_utils.data_position import by_columns, plain
+    from openrlhf_ktae.trainer.ppo_utils.data_position import by_columns
     from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts as restored
     from openrlhf_ktae.trainer.ppo_utils.light_samples import rollouts_of
     from openrlhf_ktae.trainer.ppo_utils.messages import Answers
+    from openrlhf_ktae.trainer.ppo_utils.received import fields_of
 
     for names in (["usual"] * 3, ["failed", "usual"], ["numbers of two types"], []):
         groups = [pickle.loads(pickle.dumps(Answers(GROUPS[name])))[0].among for name in names]
@@ -258,7 +259,7 @@ def test_rollouts_in_a_checkpoint_are_a_few_tensors(host, tmp_path):
         kept = by_columns(made)
         torch.save(kept, tmp_path / "state")
         again = torch.load(tmp_path / "state", weights_only=True)
-        assert_same_experiences(restored(again), [Experience(**plain(one)) for one in made])
+        assert_same_experiences(restored(again), [Experience(**fields_of(one)) for one in made])
         assert by_columns(again) is again or not names
         if names == ["usual"] * 3:
             assert all(isinstance(kept[name], tuple) for name in ("sequences", "scores"))
