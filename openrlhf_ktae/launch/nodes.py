@@ -10,8 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import is_dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -80,13 +79,7 @@ def value_of(args: SimpleNamespace, name: str) -> str | None:
 
 def _set(args: SimpleNamespace, name: str, value: str) -> None:
     *groups, leaf = name.split(".")
-    above, node = None, args
-    for group in groups:
-        above, node = node, getattr(node, group)
-    if is_dataclass(node):
-        setattr(above, groups[-1], replace(node, **{leaf: value}))
-    else:
-        setattr(node, leaf, value)
+    object.__setattr__(reduce(getattr, groups, args), leaf, value)  # some groups are frozen dataclasses
 
 
 def check_nodes(args: SimpleNamespace, backend: str) -> None:

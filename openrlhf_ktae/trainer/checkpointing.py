@@ -70,7 +70,7 @@ class CheckpointingTrainer:
         """Return the state of this process that the next step depends on, as plain containers and tensors."""
         return {
             "kl_coefficient": float(self.kl_ctl.value),
-            "shuffle": self.experience_maker.random_state(),
+            "shuffle": self.experience_maker.shuffle.get_state(),
             "random": self._resumed_random or random_state(),
         }
 
@@ -82,7 +82,7 @@ class CheckpointingTrainer:
         """
         options, changed = self.args.algo.kl, "algo.kl.init_coef" in self.args.run.accepted_changes
         self.kl_ctl.value = state["kl_coefficient"] if options.target and not changed else options.init_coef
-        self.experience_maker.load_random_state(state["shuffle"])
+        self.experience_maker.shuffle.set_state(state["shuffle"])
         self._resumed_random = state["random"]
 
     def init_checkpoint_states(self) -> dict[str, Any]:
@@ -101,6 +101,9 @@ class CheckpointingTrainer:
         saved = torch.load(path, weights_only=True)
         self.load_training_state(saved["trainer"])
         position = saved[POSITION]
+        if old := saved["trainer"].get("sampling"):  # an older checkpoint has the generator's ledger here
+            keys, rows = old["pass_rates"]["keys"].tolist(), map(tuple, old["pass_rates"]["rows"].tolist())
+            position |= {"prompts_seen": old["prompts_seen"], "pass_rates": dict(zip(keys, rows, strict=True))}
         states[LOADER] = {"loader": states[LOADER], POSITION: position}
         self.resumed_states = dict(states)
         if position["ended"]:

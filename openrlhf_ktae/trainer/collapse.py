@@ -83,40 +83,18 @@ class CollapseWatch:
         return found
 
 
-class IdleWatch:
-    """Counts consecutive steps in which every group has equal rewards: all advantages are 0, nothing is learned."""
-
-    def __init__(self) -> None:
-        self._idle = 0
-
-    def note(self, metrics: Mapping[str, Any]) -> str | None:
-        """Return a sentence at the second such step in a row, once per streak; otherwise None."""
-        if metrics.get(SPREAD) is None:
-            return None
-        self._idle = self._idle + 1 if float(metrics[SPREAD]) == 0 else 0
-        if self._idle != IDLE_STEPS:
-            return None
-        return (
-            f"nothing was learned in the last {IDLE_STEPS} steps: rewards are equal in every group. Check the reward, "
-            "or how hard the problems are (--algo.dynamic_filtering_enable trains on groups that differ or stops)"
-        )
-
-
 class CollapseTrainer:
     """Mixin that checks each step for a collapse, then warns, saves a checkpoint or stops, as the options say."""
 
     args: Any
     record: Any
+    _idle = 0
+    """Consecutive steps in which every group has equal rewards: all advantages are 0, nothing is learned."""
 
     @cached_property
     def collapse(self) -> CollapseWatch:
         """The rules and their counts."""
         return CollapseWatch(self.args.faults.config)
-
-    @cached_property
-    def idle(self) -> IdleWatch:
-        """Consecutive steps without learning."""
-        return IdleWatch()
 
     def training_state(self) -> dict[str, Any]:
         """Add the counts to the checkpoint's state."""
@@ -148,11 +126,23 @@ class CollapseTrainer:
             with temporarily(self.args.ckpt, save_steps=1 if action != "warn" else self.args.ckpt.save_steps):
                 super().save_logs_and_checkpoints(global_step, logs_dict, client_states)  # type: ignore[misc]
         finally:
-            for text in (self.idle.note(logs_dict or {}), *breaches):
+            for text in (self._idle_note(logs_dict or {}), *breaches):
                 if text:
                     self.record.note(text)
         if action == "stop":
             raise TrainingStopped("; ".join(breaches))
+
+    def _idle_note(self, metrics: Mapping[str, Any]) -> str | None:
+        """Return a sentence at the second idle step in a row, once per streak; otherwise None."""
+        if metrics.get(SPREAD) is None:
+            return None
+        self._idle = self._idle + 1 if float(metrics[SPREAD]) == 0 else 0
+        if self._idle != IDLE_STEPS:
+            return None
+        return (
+            f"nothing was learned in the last {IDLE_STEPS} steps: rewards are equal in every group. Check the reward, "
+            "or how hard the problems are (--algo.dynamic_filtering_enable trains on groups that differ or stops)"
+        )
 
 
 def repetition(rows: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any]], n: int = NGRAM) -> float:

@@ -5,7 +5,7 @@ from openrlhf_ktae.trainer.collapse import CollapseTrainer
 from openrlhf_ktae.trainer.ending import EndingTrainer
 from openrlhf_ktae.trainer.nonfinite import SkippingTrainer
 from openrlhf_ktae.trainer.recording import RecordingTrainer
-from openrlhf_ktae.trainer.sampling_state import SamplingTrainer
+from openrlhf_ktae.trainer.sampling_schedule import SamplingTrainer
 
 
 class GuardedTrainer(

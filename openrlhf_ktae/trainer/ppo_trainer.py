@@ -92,13 +92,6 @@ class KTAEPPOTrainer(GuardedTrainer, _HostTrainer, EngineKeeper):
         if step % self.args.eval.steps == 0:
             self.save_best_checkpoint(self.evaluate(step, **self._evaluation_settings()), step, states)
 
-    def init_checkpoint_states(self) -> dict[str, Any]:
-        """Return the host's states; restore dynamic sampling."""
-        states = super().init_checkpoint_states()
-        if self.sampling_state:
-            self.samples_generator.load_sampling_state(**self.sampling_state)
-        return states
-
     def evaluate(self, global_step: int, **generate_kwargs: Any) -> dict[str, float]:
         """Evaluate as the host does; add accuracy and length with confidence intervals."""
         logs = super().evaluate(global_step, **generate_kwargs)

@@ -95,10 +95,6 @@ class KTAEGenerateSamplesActor(_HostGenerator):
         """Return the reason for an early end; empty if there is none."""
         return self.stop_reason
 
-    def load_sampling_state(self, state: dict[str, Any]) -> None:
-        """Restore dynamic sampling from a checkpoint."""
-        self.samples_generator.load_sampling_state(**state)
-
     def about_prompts(self) -> tuple[int, list[str]]:
         """Return the number of prompts of one episode, and notes about them for the user."""
         return len(self.prompts_dataloader), self.prompt_notes
@@ -154,11 +150,6 @@ class KTAETrainingActor(GuardedTrainer, _HostTrainingActor, EngineKeeper):
                 ray.get(self.vllm_lock.release.remote())
         super().broadcast_to_vllm()
 
-    def saved_sampling_state(self) -> dict[str, Any] | None:
-        """Return the state of dynamic sampling in the checkpoint; None in a new run."""
-        self.init_checkpoint_states()
-        return self.sampling_state
-
     def abort_evaluation(self) -> None:
         """Save the last step and the model, and wait for the end, requested during an evaluation outside training."""
         with self.until_end_requested(self.end_with_model):
@@ -199,9 +190,6 @@ class KTAEPPOTrainerAsync(_HostTrainer):
         ray.get(self.trainer_actor.note_all.remote(notes))
         if not self.args.run.resume_from and not self._evaluate_edge("before"):
             return
-        state = ray.get(self.trainer_actor.saved_sampling_state.remote())
-        if state:
-            ray.get(self.generator_actor.load_sampling_state.remote(state))
         try:
             super().fit()
         except TrainingStopped as stop:  # from the trainer; the generator would wait for it forever

@@ -72,7 +72,7 @@ def test_killed_and_resumed_run_gives_the_same_metrics_and_weights(trial):
     checkpoint = listed(run.checkpoints)[0][0]
     assert 0 < checkpoint.step <= done[-1] <= len(trial.steps(STRAIGHT))
     state = torch.load(checkpoint.path / "trainer.pt", weights_only=True)
-    assert len(state["trainer"]["sampling"]["pass_rates"]["keys"]) > 0
+    assert len(state["position"]["pass_rates"]) > 0
     run.finish()
     rows = list(read_record(trial.folder / "killed"))
     assert [row["step"] for row in rows if row["kind"] == "resume"] == [checkpoint.step]

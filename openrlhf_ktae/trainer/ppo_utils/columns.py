@@ -28,14 +28,14 @@ DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float32}
 
 
 class Experiences(list[Any]):
-    """A list of experiences that is pickled by columns. Slices are `Experiences` too."""
+    """A list of experiences that is pickled by columns, with its attributes. Slices are `Experiences` too."""
 
     def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)
         return Experiences(found) if isinstance(index, slice) else found
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return from_columns, (to_columns(self),)
+        return from_columns, (to_columns(self), type(self), vars(self))
 
 
 class Tables(list[torch.Tensor]):
@@ -60,13 +60,15 @@ def to_columns(experiences: Sequence[Experience]) -> dict[str, Any]:
     return columns
 
 
-def from_columns(columns: dict[str, Any]) -> Experiences:
-    """Rebuild experiences from packed columns. Their tensors are writable."""
+def from_columns(columns: dict[str, Any], kind: type[Experiences], attributes: dict[str, Any]) -> Experiences:
+    """Rebuild a list of type `kind` from packed columns. Its tensors are writable."""
     columns = {name: unpacked(column) for name, column in columns.items() if name != "info"} | {
         "info": rows_of(columns["info"], unpacked)
     }
     names, rows = tuple(columns), zip(*columns.values(), strict=True)
-    return Experiences(Experience(**dict(zip(names, row, strict=True))) for row in rows)
+    made = kind(Experience(**dict(zip(names, row, strict=True))) for row in rows)
+    vars(made).update(attributes)
+    return made
 
 
 def even_columns(rows: Sequence[dict[str, Any]], make: Callable[..., Any]) -> Any:

@@ -38,6 +38,7 @@ Place = tuple[Experience, int]
 class ContinuingGenerator(SeededSamplesGenerator):
     """Adds values to the generated rollouts, if the estimator needs them."""
 
+    KEPT = "places_sent"
     tokenizer: Any
     note: Callable[[str], None]
 
@@ -46,6 +47,7 @@ class ContinuingGenerator(SeededSamplesGenerator):
         self.continuation_metrics: dict[str, float] = {}
         """Metrics of the current step; empty if no continuations are sampled."""
         self.places_sent = 0
+        """Prefixes continued so far; the next seeds depend on it."""
         self._continuing = False
         self._labels: dict[tuple[str, str], Any] = {}  # (prompt, label) -> label with its row, for the verifier
 
@@ -54,15 +56,6 @@ class ContinuingGenerator(SeededSamplesGenerator):
         if self._wanted and not self._options.file:
             self.continuation_metrics = {f"credit/{name}": 0.0 for name in COUNTED}
         return super().generate_samples(**generate_kwargs)
-
-    def position(self) -> dict[str, Any]:
-        """Add the number of prefixes continued so far; the next seeds depend on it."""
-        return {**super().position(), "places_sent": self.places_sent}
-
-    def load_position(self, position: Mapping[str, Any]) -> None:
-        """Restore `position`."""
-        super().load_position(position)
-        self.places_sent = position.get("places_sent", 0)
 
     def _generate_vllm(
         self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any

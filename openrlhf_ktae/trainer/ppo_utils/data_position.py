@@ -1,5 +1,6 @@
 """A run's position in its data: the host's loader, and rollouts generated but not yet trained on."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ BUFFERS = ("buffer", "carried")
 class PositionedGenerator(SamplesGenerator):
     """The host's generator with a position; each subclass adds its own state."""
 
+    KEPT = ""
+    """Names of attributes that belong to the position; each class lists only its own."""
     prompts_dataloader: Any
     _sample_buffer: Any = None
     _dataloader_iter: Any = None
@@ -23,13 +26,21 @@ class PositionedGenerator(SamplesGenerator):
     def position(self) -> dict[str, Any]:
         """Return this generator's state for a checkpoint; rollouts in it are not copied."""
         buffer, drained = list(self._sample_buffer or []), self._dataloader_iter is None
-        return {"ended": drained and not buffer, "drained": drained, "buffer": buffer}
+        kept = {key: copy.copy(getattr(self, name)) for key, name in self._kept().items()}
+        return {"ended": drained and not buffer, "drained": drained, "buffer": buffer, **kept}
 
     def load_position(self, position: Mapping[str, Any]) -> None:
-        """Restore `position`; the loader of prompts already has its state."""
+        """Restore `position`, as far as an older checkpoint has it; the loader of prompts already has its state."""
         self._sample_buffer = rollouts(position["buffer"])
         # The host starts a new episode if both are empty; an episode in progress must continue.
         self._dataloader_iter = None if position["drained"] else iter(self.prompts_dataloader)
+        for key, name in self._kept().items():
+            if key in position:
+                setattr(self, name, rollouts(position[key]) if key in BUFFERS else copy.copy(position[key]))
+
+    def _kept(self) -> dict[str, str]:
+        """Return key in the position -> attribute, for all classes of this generator."""
+        return {name.lstrip("_"): name for kind in type(self).__mro__ for name in vars(kind).get("KEPT", "").split()}
 
 
 class PositionedLoader:
@@ -69,7 +80,7 @@ def plain_position(position: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def by_columns(kept: list[Any] | dict[str, Any]) -> Any:
     """Return rollouts field by field, since saving a tensor takes 40 us. A dict just loaded is returned unchanged."""
-    return kept if isinstance(kept, dict) else even_columns(list(map(plain, kept)), stored)
+    return kept if isinstance(kept, dict) else even_columns(list(map(fields_of, kept)), stored)
 
 
 def stored(values: list[Any]) -> Any:
@@ -84,13 +95,6 @@ def restored(column: Any) -> list[Any]:
     if isinstance(column, dict):
         return rows_of(column, restored)
     return unpacked(Together(*column)) if isinstance(column, tuple) else column
-
-
-def plain(experience: Experience | dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a rollout by name; a dict that was just loaded is returned unchanged."""
-    if isinstance(experience, dict):
-        return experience
-    return fields_of(experience)
 
 
 def rollouts(kept: list[Any] | dict[str, Any]) -> list[Experience]:

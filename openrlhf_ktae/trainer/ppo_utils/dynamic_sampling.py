@@ -5,8 +5,9 @@ host generates waves without filtering. Groups are judged after each wave, until
 or the data run out. Surplus groups stay in the host's buffer for the next step, and are then one update older.
 """
 
+import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from openrlhf.trainer.ppo_utils.experience import Experience
@@ -14,11 +15,9 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf_ktae.base.batches import rollout_unit, trainable
 from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.trainer.ppo_utils.continuations import ContinuingGenerator
-from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts
 from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import SurvivingGenerator
 from openrlhf_ktae.trainer.ppo_utils.group_filter import DynamicFilteringConfig, SamplingTally, judge_group
 from openrlhf_ktae.trainer.ppo_utils.light_samples import LightSamplesGenerator
-from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged, PassRates, prompt_key
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import plain_scores
 from openrlhf_ktae.trainer.ppo_utils.received import peek
 from openrlhf_ktae.trainer.ppo_utils.rollout_batch import RolloutBatch
@@ -28,18 +27,19 @@ from openrlhf_ktae.trainer.staleness import TOO_OLD, without_stale
 class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamplesGenerator):
     """The host's generator with dynamic sampling; unchanged without `--algo.dynamic_filtering_enable`."""
 
+    KEPT = "_carried _expected_share _batches_of_episode batches _pass_rates prompts_seen"
     _sample_buffer: list[Experience]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.filtering: DynamicFilteringConfig = self.args.algo.dynamic_filtering_config
         self.group_size: int = self.args.rollout.n_samples_per_prompt
-        self.pass_rates = PassRates()
-        self.prompts_seen = 0
+        self._pass_rates: dict[int, tuple[int, int, int]] = {}
+        """For each prompt judged in the run: known rollouts, correct rollouts, how often in a row it was solved."""
+        self.prompts_seen = 0  # drawn or skipped in the run
         self.batches = 0  # batches returned so far, one per step of the run
         self._too_old = 0
         self._tally = SamplingTally()
-        self._judged: list[Judged] = []
         self._carried: list[Experience] = []  # groups that wait for the next episode
         self._expected_share = math.nan
         self._batches_of_episode = 0
@@ -75,24 +75,6 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
         batch = self._batch(samples[:kept], seen_before)
         return batch, 100 * share if share == share else None, drawn, exhausted
 
-    def position(self) -> dict[str, Any]:
-        """Add the groups carried to the next episode, the expected share, and the episode's batch count."""
-        return {
-            **super().position(),
-            "carried": list(self._carried),
-            "expected_share": self._expected_share,
-            "batches_of_episode": self._batches_of_episode,
-            "batches": self.batches,
-        }
-
-    def load_position(self, position: Mapping[str, Any]) -> None:
-        """Restore `position`."""
-        super().load_position(position)
-        self._carried = rollouts(position["carried"])
-        self._expected_share = position["expected_share"]
-        self._batches_of_episode = position["batches_of_episode"]
-        self.batches = position.get("batches", 0)
-
     def _drop_stale(self) -> None:
         """Drop groups of earlier steps whose age now exceeds `--train.max_staleness` steps."""
         for name in ("_sample_buffer", "_carried"):
@@ -102,23 +84,16 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
                 self._too_old += len(kept) - len(young)
                 setattr(self, name, young)
 
-    def load_sampling_state(self, pass_rates: dict[str, Any], prompts_seen: int) -> None:
-        """Restore the ledger's `state_dict` and the count of prompts drawn and skipped so far."""
-        self.pass_rates.load_state_dict(pass_rates)
-        self.prompts_seen = prompts_seen
-        self._batches_of_episode = 1  # steps before the checkpoint count
-
     def _batch(self, samples: list[Experience], seen_before: int) -> RolloutBatch:
-        """Return the rollouts, with the judgements made since the last non-empty batch."""
+        """Return the rollouts with the metrics of their sampling."""
         if not samples:
             return RolloutBatch()
         metrics = self._tally.metrics() | {"dynamic_sampling/surplus_groups": float(self._surplus())}
         if self.args.train.max_staleness is not None:
             metrics[TOO_OLD] = float(self._too_old)
             self._too_old = 0
-        judged, self._judged = self._judged, []
         total = len(self.prompts_dataloader) * self.args.train.num_episodes
-        return RolloutBatch(samples, metrics, judged, self.prompts_seen, seen_before / max(total, 1))
+        return RolloutBatch(samples, metrics, seen_before / max(total, 1))
 
     def _generate_vllm(
         self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
@@ -154,9 +129,11 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
             self.args.algo.dynamic_filtering_range,
         )
         self._tally.verdicts.append(verdict)
-        judged = Judged.of(peek(group[0], "prompts")[0], str(peek(group[0], "labels")[0]), verdict)
-        self._judged.append(judged)
-        self.pass_rates.add(judged)
+        if verdict.known:
+            key = prompt_key(peek(group[0], "prompts")[0], str(peek(group[0], "labels")[0]))
+            known, correct, streak = self._pass_rates.get(key, (0, 0, 0))
+            streak = streak + 1 if verdict.solved else 0
+            self._pass_rates[key] = (known + verdict.known, correct + verdict.correct, streak)
         return group if verdict.informative else []
 
     def _not_yet_solved(self, items: Iterator[Any]) -> Iterator[Any]:
@@ -164,7 +141,7 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
         times = self.filtering.dynamic_filtering_skip_solved
         for item in items:
             _, (prompt,), (label,), _ = item
-            if times and self.pass_rates.solved_in_a_row(prompt_key(prompt, str(label))) >= times:
+            if times and self._pass_rates.get(prompt_key(prompt, str(label)), (0, 0, 0))[2] >= times:
                 self._tally.skipped += 1
                 self.prompts_seen += 1
                 continue
@@ -183,3 +160,9 @@ class DynamicSamplesGenerator(SurvivingGenerator, ContinuingGenerator, LightSamp
             f"the smallest step takes {rollout_unit(self.args) // self.group_size}. Prompts drawn: {tally.drawn}"
             f"{skipped}. Groups by share of correct rollouts: {tally.histogram()}. {tally.advice()}"
         )
+
+
+def prompt_key(prompt: str, label: str) -> int:
+    """Return a 63-bit number for a prompt and its label, the same in every process and run."""
+    digest = hashlib.blake2b(f"{prompt}\0{label}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

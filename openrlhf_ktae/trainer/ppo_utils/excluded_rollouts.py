@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_ktae.base.temporarily import temporarily
-from openrlhf_ktae.trainer.ppo_utils.response_lengths import NO_PENALTIES, apply_length_penalties, levelled
+from openrlhf_ktae.trainer.ppo_utils.response_lengths import levelled
 
 LOGGED = ("score", "reward", "kl", "logprobs_diff")  # the last two are means over tokens: 0 / 0 without any
 
@@ -36,7 +35,6 @@ def advantages_without(
     samples, estimator = args.rollout.n_samples_per_prompt, args.algo.advantage.estimator
     sizes = [len(e.index) for e in experiences]
     group_B = torch.tensor([i for e in experiences for i in e.index]) // samples
-    apply_length_penalties(experiences, args)
     rewards_B = mean_imputed(
         torch.cat([e.rewards.flatten() for e in experiences]).float(), excluded_B, group_B, estimator
     )
@@ -45,8 +43,7 @@ def advantages_without(
     for e, rewards, out in zip(experiences, rewards_B.split(sizes), excluded, strict=True):
         e.rewards = rewards
         e.action_mask = e.action_mask * (~out).unsqueeze(1).to(e.action_mask.dtype)
-    with temporarily(args.reward, **NO_PENALTIES):
-        experiences = compute(experiences)
+    experiences = compute(experiences)
     kept_B = kept_of_group(excluded_B, group_B)
     index_B = torch.tensor([i for e in experiences for i in e.index])
     rewards_B = levelled(torch.cat([e.rewards for e in experiences]), index_B, samples)

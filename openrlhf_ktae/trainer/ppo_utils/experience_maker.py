@@ -1,4 +1,6 @@
-"""Departure from the host: token-level credit (`credit/`) on top of its rollout-level advantages.
+"""Departures from the host: token-level credit (`credit/`) on top of its rollout-level advantages.
+
+Rewards are shaped by length, truncated responses may be masked, and unnecessary forward passes are skipped.
 
 Shapes: `B` rollouts of the batch, `N` positions of all micro-batches end to end (prompt and response, one less than the
 tokens of a row; see `ragged`).
@@ -6,6 +8,7 @@ tokens of a row; see `ragged`).
 
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -29,13 +32,21 @@ from openrlhf_ktae.ktae import CreditSums, credit_sums, discounted_returns, warm
 from openrlhf_ktae.record.rollouts import Credit
 from openrlhf_ktae.trainer.nonfinite import refuse_nonfinite
 from openrlhf_ktae.trainer.ppo_utils import host_speed
-from openrlhf_ktae.trainer.ppo_utils.columns import Experiences, micro_batches
+from openrlhf_ktae.trainer.ppo_utils.columns import NARROW, Experiences, Tables, micro_batches
+from openrlhf_ktae.trainer.ppo_utils.continuations import VALUES
 from openrlhf_ktae.trainer.ppo_utils.credit_metrics import credit_metrics
 from openrlhf_ktae.trainer.ppo_utils.excluded_rollouts import advantages_without
+from openrlhf_ktae.trainer.ppo_utils.old_log_probs import left_out, update_computes_log_probs
 from openrlhf_ktae.trainer.ppo_utils.ragged import Memory, Pieces, back_to_tables, end_to_end, row_edges
 from openrlhf_ktae.trainer.ppo_utils.raw_scores import raw_scores
-from openrlhf_ktae.trainer.ppo_utils.shaped_experience_maker import ShapedExperienceMaker
-from openrlhf_ktae.trainer.ppo_utils.token_figures import Figures, taken
+from openrlhf_ktae.trainer.ppo_utils.response_lengths import (
+    NO_PENALTIES,
+    apply_length_penalties,
+    levelled_rewards,
+    mask_truncated,
+)
+from openrlhf_ktae.trainer.ppo_utils.token_figures import PLACE, Figures, apart, taken
+from openrlhf_ktae.trainer.ray.restarting_models import RevivingExperienceMaker
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
 
@@ -43,8 +54,8 @@ class BrokenGroup(RuntimeError):
     """The rollouts that the host treats as a group do not answer the same prompt."""
 
 
-class KTAEExperienceMaker(ShapedExperienceMaker):
-    """The host's experience maker with our reward shaping; token-level credit is added to its advantages.
+class KTAEExperienceMaker(RevivingExperienceMaker):
+    """The host's experience maker with the rewards and masks of `response_lengths`; credit is added to its advantages.
 
     `metrics` and `key_tokens` describe the last batch, and so does `credit` if `keep_credit` is set.
     """
@@ -68,18 +79,23 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
             self.estimator(replace(sample, token_ids_N=sample.token_ids_N.to(self._ids)), self.config)
         if ray.is_initialized():
             send_tensors_plainly()
+        self.metrics: dict[str, float] = {}
+        self._figures: list[dict[str, torch.Tensor]] = []
         self._memory = Memory()
         self._returns: Pieces | None = None
-        self._random = torch.Generator().manual_seed(self.args.train.seed)
+        self.shuffle = torch.Generator().manual_seed(self.args.train.seed)
+        """Random generator that shuffles labels; its state is in a checkpoint."""
         self.key_tokens: dict[str, list[dict[str, Any]]] = {}
 
     @torch.no_grad()
     def make_experience_batch(self, rollout_samples: list[Experience]) -> list[Experience]:
-        """Do as the host does.
+        """Do as the host does, then remove truncated responses from the loss if `--actor.mask_truncated`.
 
         Raises NonFiniteBatch if a score is infinite, or an action token's log-probability or advantage is not finite.
         """
         experiences = super().make_experience_batch(rollout_samples)
+        if self.args.actor.mask_truncated:
+            self.metrics = {**self.metrics, "masked_truncated_share": mask_truncated(experiences)}
         refuse_nonfinite(experiences)
         return Experiences(experiences)
 
@@ -90,21 +106,53 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         return micro_batches(parts, self.tokenizer.pad_token_id, self._memory)
 
     @torch.no_grad()
+    def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
+        """Do as the host does; attach token figures of the policy's pass, and values of prefixes, to micro-batches.
+
+        Values move out of the host's `values` field, which belongs to a critic.
+        """
+        self._figures = []
+        values = [samples.values for samples in samples_list]
+        no_kl = self.initial_model_group is None or self.args.algo.kl.use_loss  # then the host averages zeros, 50 ms
+        with temporarily(host, masked_mean=host_speed.mean_of_zeros) if no_kl else nullcontext():
+            experiences = super().make_experience(samples_list)
+        figures = self._figures or [{} for _ in experiences]
+        for experience, of_pass, of_prefixes in zip(experiences, figures, values, strict=True):
+            setattr(experience, PLACE, of_pass if of_prefixes is None else {**of_pass, VALUES: of_prefixes})
+        self._figures = []
+        return experiences
+
+    def _flatten_results(self, refs: Any, duplicate_factor: int) -> list[Any]:
+        results, figures = apart(super()._flatten_results(refs, duplicate_factor))
+        self._figures = figures or self._figures
+        return results
+
+    def _dispatch_forward(self, group: Any, sync_condition: bool, **kwargs: Any) -> Any:
+        """Dispatch as the host does, except a policy pass that the update makes unnecessary (`old_log_probs`)."""
+        rollouts = sum(len(sequences) for sequences in kwargs["sequences"])
+        has_reference = self.initial_model_group is not None
+        if group is self.actor_model_group and update_computes_log_probs(self.args, rollouts, has_reference):
+            return [ray.put(left_out(kwargs["action_mask"]))]
+        kwargs |= {name: Tables(kwargs[name], name) for name in NARROW.keys() & kwargs.keys()}
+        return super()._dispatch_forward(group, sync_condition, **kwargs)
+
+    @torch.no_grad()
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
         """Let the host compute its advantages, then add credit in place (or only log it, in shadow).
 
-        Scores are read before the host shapes rewards in place: a long answer is not a wrong one. Raises BrokenGroup
+        Scores are read before rewards are shaped in place: a long answer is not a wrong one. Raises BrokenGroup
         if the batch does not consist of whole groups.
         """
         scores_B = torch.cat([credited_scores(experience) for experience in experiences])
         rewards_B = torch.cat([experience.rewards.flatten() for experience in experiences])
         excluded_B = scores_B.isnan() | rewards_B.isnan()
-        hosts = super().compute_advantages_and_returns
+        apply_length_penalties(experiences, self.args)
         returns = self._returns = Pieces(self._memory, sum(e.action_mask.numel() for e in experiences))
-        if excluded_B.any():
-            experiences = advantages_without(excluded_B, experiences, self.args, hosts)
-        else:
-            experiences = hosts(experiences)
+        with temporarily(self.args.reward, **NO_PENALTIES):
+            if excluded_B.any():
+                experiences = advantages_without(excluded_B, experiences, self.args, self._hosts_advantages)
+            else:
+                experiences = self._hosts_advantages(experiences)
         self._returns = None
         if self.critic_model_group is None:
             for experience in experiences:
@@ -130,6 +178,13 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         self.key_tokens = self._named(sums)
         self.metrics[f"{self.estimator.metrics_prefix}/seconds"] = time.perf_counter() - started
         return experiences
+
+    def _hosts_advantages(self, experiences: list[Experience]) -> list[Experience]:
+        """Return the experiences with the host's advantages; equal rewards of a group give advantage 0."""
+        divides = self.args.algo.advantage.estimator == "group_norm"
+        samples = self.args.rollout.n_samples_per_prompt
+        with levelled_rewards(experiences, samples) if divides else nullcontext():
+            return super().compute_advantages_and_returns(experiences)
 
     @property
     def silent(self) -> bool:
@@ -177,16 +232,8 @@ class KTAEExperienceMaker(ShapedExperienceMaker):
         order_B = torch.argsort(group_ids_B, stable=True)
         _, sizes_Q = torch.unique_consecutive(group_ids_B[order_B], return_counts=True)
         for rows in order_B.split(sizes_Q.tolist()):
-            shuffled_B[rows] = scores_B[rows[torch.randperm(len(rows), generator=self._random)]]
+            shuffled_B[rows] = scores_B[rows[torch.randperm(len(rows), generator=self.shuffle)]]
         return shuffled_B
-
-    def random_state(self) -> torch.Tensor:
-        """Return the state of the generator that shuffles labels."""
-        return self._random.get_state()
-
-    def load_random_state(self, state: torch.Tensor) -> None:
-        """Restore the state that `random_state` returned."""
-        self._random.set_state(state)
 
     def _keep(
         self,

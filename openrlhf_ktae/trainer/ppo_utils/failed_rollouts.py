@@ -8,8 +8,7 @@ that an engine that died asleep is noticed too.
 import copy
 import itertools
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +37,7 @@ WINDOW = 64  # prompts; the share is not checked with fewer
 class SurvivingGenerator(PositionedGenerator):
     """The host's generator; it survives failed rollouts and dead engines."""
 
+    KEPT = "_failures"
     send_weights: Callable[[str], None] | None = None
     """Called with a reason to send all engines the current weights; None outside a training loop."""
     note: Callable[[str], None] = logger.warning
@@ -56,7 +56,7 @@ class SurvivingGenerator(PositionedGenerator):
         self._sleeps, self.args.vllm.enable_sleep = bool(self.args.vllm.enable_sleep), False
         self.faults = self.args.faults.config
         self.engine_restarts = 0
-        self._failures: deque[bool] = deque(maxlen=WINDOW * 4)
+        self._failures: list[bool] = []  # whether each of the latest prompts failed
         self._last_failure = ""
 
     def generate_samples(self, **generate_kwargs: Any) -> tuple[list[Experience], float | None, int, bool]:
@@ -68,15 +68,6 @@ class SurvivingGenerator(PositionedGenerator):
         """Generate as the host does; engines that were woken for it sleep afterwards, whatever happens."""
         with self._asleep_afterwards():
             return super().generate_eval_samples(**generate_kwargs)
-
-    def position(self) -> dict[str, Any]:
-        """Add which of the latest prompts failed."""
-        return {**super().position(), "failures": list(self._failures)}
-
-    def load_position(self, position: Mapping[str, Any]) -> None:
-        """Restore `position`."""
-        super().load_position(position)
-        self._failures.extend(position.get("failures", ()))
 
     def _generate_vllm(
         self, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **generate_kwargs: Any
@@ -130,7 +121,7 @@ class SurvivingGenerator(PositionedGenerator):
         entries = {name: value for sample in (samples if lacking else ()) for name, value in sample.info.items()}
         for sample in lacking:
             sample.info = {name: torch.zeros_like(value) for name, value in entries.items()} | sample.info
-        self._failures.extend(bool(info[FAILED]) for info in infos[::per_prompt])
+        self._failures = [*self._failures, *(bool(info[FAILED]) for info in infos[::per_prompt])][-WINDOW * 4 :]
         share = sum(self._failures) / max(len(self._failures), 1)
         if len(self._failures) >= WINDOW and share > self.faults.max_failed_share:
             raise TrainingStopped(

@@ -9,13 +9,11 @@ from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 from openrlhf_ktae.base.temporarily import temporarily
 from openrlhf_ktae.trainer.ppo_utils import host_speed
 from openrlhf_ktae.trainer.ppo_utils.messages import LOG_PROBS, TOKENS, Answer, Arrived, SentOnce, cheap
-from openrlhf_ktae.trainer.ppo_utils.received import Group, Rollout, rollout_of
+from openrlhf_ktae.trainer.ppo_utils.received import Group, Rollout
 from openrlhf_ktae.trainer.ray.tensors import send_tensors_plainly
 
 HOSTS_MAX_LEN = 2048
 """The host's default for `max_len`."""
-FIELD_OF = {TOKENS: "sequences", LOG_PROBS: "rollout_log_probs"}
-"""Array of an answer -> the host's field for it."""
 
 
 class LightSamplesGenerator(SamplesGenerator):
@@ -54,10 +52,9 @@ class LightSamplesGenerator(SamplesGenerator):
 
 def rollouts_of(among: Arrived, max_len: int) -> list[Rollout]:
     """Return the rollouts of the answers to one prompt; none if only some have tokens or log-probabilities."""
-    lengths = {FIELD_OF[name]: parts for name, parts in among.lengths.items()}
     if TOKENS not in among.lengths or (
         LOG_PROBS not in among.lengths and any(a.get(LOG_PROBS) is not None for a in among.answers)
     ):
         return []
-    group = Group(among.answers, {FIELD_OF[name]: array for name, array in among.arrays.items()}, lengths, max_len)
-    return [rollout_of(group, place) for place in range(len(among.answers))]
+    group = Group(among, max_len)
+    return [Rollout(group, place) for place in range(len(among.answers))]

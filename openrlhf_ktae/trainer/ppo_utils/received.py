@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from openrlhf.trainer.ppo_utils.experience import Experience
 
+from openrlhf_ktae.trainer.ppo_utils.messages import LOG_PROBS, TOKENS, Arrived
+
 NAMES = tuple(field.name for field in fields(Experience))
 TABLES = ("sequences", "attention_mask", "action_mask", "rollout_log_probs")
 LISTS = {"prompts": "prompt", "labels": "label", "images": "images", "mm_train_inputs": "mm_train_inputs"}
@@ -27,21 +29,16 @@ class Group:
     """The answers to one prompt, from which the fields of its rollouts are made as the host makes them.
 
     Args:
-        answers: what the engine returned for each rollout, without its arrays.
-        arrays: token ids and log-probabilities of all rollouts end to end; read-only, in Ray's memory.
-        lengths: the length of each rollout's part of each array.
+        among: what the engine returned; its arrays are read-only, in Ray's memory.
         max_len: largest number of tokens of a rollout; the rest is cut off.
     """
 
-    def __init__(
-        self, answers: Sequence[Any], arrays: dict[str, NDArray[Any]], lengths: dict[str, list[int]], max_len: int
-    ) -> None:
-        self.answers, self._lengths, self._max_len = answers, lengths, max_len
-        self.arrays = {"sequences": arrays["sequences"], "rollout_log_probs": arrays.get("rollout_log_probs")}
-        tokens = lengths["sequences"]
-        self.kept = [min(length, max_len) for length in tokens]
+    def __init__(self, among: Arrived, max_len: int) -> None:
+        self.answers, self._lengths, self._max_len = among.answers, among.lengths[TOKENS], max_len
+        self.arrays = {"sequences": among.arrays[TOKENS], "rollout_log_probs": among.arrays.get(LOG_PROBS)}
+        self.kept = [min(length, max_len) for length in self._lengths]
         positions = [max(length - 1, 0) for length in self.kept]
-        of_log_probs = lengths.get("rollout_log_probs", [0] * len(tokens))
+        of_log_probs = among.lengths.get(LOG_PROBS, [0] * len(self.kept))
         self.widths = {
             "sequences": self.kept,
             "attention_mask": self.kept,
@@ -49,7 +46,7 @@ class Group:
             "rollout_log_probs": [min(length, max_len) - 1 for length in of_log_probs],
         }
         self.starts = {
-            "sequences": list(accumulate(tokens, initial=0)),
+            "sequences": list(accumulate(self._lengths, initial=0)),
             "rollout_log_probs": list(accumulate(of_log_probs, initial=1)),
         }
         self._tables: dict[str, Sequence[Any]] = {}
@@ -76,13 +73,13 @@ class Group:
         return self._columns[name]
 
     def _plain(self, name: str) -> list[Any]:
-        lengths = self._lengths["sequences"]
         if name == "attention_mask":
             return [[(0, kept)] for kept in self.kept]
         if name == "action_mask":
-            return list(map(shifted_spans, self.answers, lengths, self.widths[name]))
+            return list(map(shifted_spans, self.answers, self._lengths, self.widths[name]))
         if name == "info":
-            return [figures_of(*one) for one in zip(self.answers, (n >= self._max_len for n in lengths), strict=True)]
+            clipped = (length >= self._max_len for length in self._lengths)
+            return [figures_of(*one) for one in zip(self.answers, clipped, strict=True)]
         if name == "total_length":
             return list(map(float, self.kept))
         if name == "truncated":
@@ -136,10 +133,10 @@ class Field:
 
 
 class Rollout(Experience):
-    """Rollout number `place` of a `group`, with the fields of the host's experience."""
+    """Rollout number `place` of a `group`, with the fields of the host's experience, made when they are read."""
 
-    group: Group
-    place: int
+    def __init__(self, group: Group, place: int) -> None:
+        self.group, self.place = group, place
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return Experience, tuple(fields_of(self).values())
@@ -155,13 +152,6 @@ def fields_of(rollout: Any) -> dict[str, Any]:
 
 for _name in FIELDS:
     setattr(Rollout, _name, Field(_name))
-
-
-def rollout_of(group: Group, place: int) -> Rollout:
-    """Return a rollout whose fields are made when they are read."""
-    made = Rollout.__new__(Rollout)
-    made.group, made.place = group, place
-    return made
 
 
 def peek(rollout: Any, name: str) -> Any:

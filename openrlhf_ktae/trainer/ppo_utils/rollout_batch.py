@@ -4,36 +4,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from openrlhf_ktae.trainer.ppo_utils.columns import Experiences
-from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged
 
 
 class RolloutBatch(Experiences):
     """A list of rollouts, as the host expects; its attributes are pickled with it through Ray's queue.
 
-    `metrics` are logged with the step, `judged` go to the trainer's ledger, `seen` counts the prompts drawn and
-    skipped in the run so far, `progress` is the share of the run's prompts before this batch.
+    `metrics` are logged with the step, `progress` is the share of the run's prompts before this batch.
     """
 
     def __init__(
-        self,
-        rollouts: Iterable[Any] = (),
-        metrics: dict[str, float] | None = None,
-        judged: Iterable[Judged] = (),
-        seen: int = 0,
-        progress: float = 0.0,
+        self, rollouts: Iterable[Any] = (), metrics: dict[str, float] | None = None, progress: float = 0.0
     ) -> None:
         super().__init__(rollouts)
         self.metrics = metrics or {}
-        self.judged = list(judged)
-        self.seen = seen
         self.progress = progress
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        made, arguments = super().__reduce__()
-        return _batch, (made, arguments, vars(self))
-
-
-def _batch(made: Any, arguments: tuple[Any, ...], attributes: dict[str, Any]) -> RolloutBatch:
-    batch = RolloutBatch(made(*arguments))
-    vars(batch).update(attributes)
-    return batch

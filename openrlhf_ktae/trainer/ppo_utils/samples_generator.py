@@ -1,6 +1,6 @@
 """Departures from the host: batches always divide among ranks; evaluations run one benchmark at a time."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from openrlhf.trainer.ppo_utils import samples_generator as host
@@ -18,6 +18,7 @@ logger = init_logger(__name__)
 class KTAESamplesGenerator(DynamicSamplesGenerator):
     """The host's generator with our dynamic sampling; `last_eval` has the metrics of its last evaluation."""
 
+    KEPT = "dropped_rollouts"
     last_eval: dict[str, float]
     dropped_rollouts = 0
 
@@ -46,15 +47,6 @@ class KTAESamplesGenerator(DynamicSamplesGenerator):
             f"{rollout_unit(self.args)}, and the data ran out"
         )
         return samples[:kept], pass_rate, consumed, exhausted
-
-    def position(self) -> dict[str, Any]:
-        """Add the number of dropped rollouts."""
-        return {**super().position(), "dropped_rollouts": self.dropped_rollouts}
-
-    def load_position(self, position: Mapping[str, Any]) -> None:
-        """Restore `position`."""
-        super().load_position(position)
-        self.dropped_rollouts = position["dropped_rollouts"]
 
     def generate_eval_samples(self, **generate_kwargs: Any) -> list[Experience]:
         """Generate as the host does, one benchmark at a time; set `last_eval`, with 95 % intervals over problems.

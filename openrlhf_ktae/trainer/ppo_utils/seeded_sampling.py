@@ -7,7 +7,6 @@ Groups are sorted back into the order of their prompts.
 """
 
 import hashlib
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,6 +44,7 @@ class SeededEngine:
 class SeededSamplesGenerator(PositionedGenerator):
     """The host's generator with seeds; unchanged without `--train.full_determinism_enable`."""
 
+    KEPT = "prompts_sent"
     args: Any
     vllm_engines: list[Any]
 
@@ -65,15 +65,6 @@ class SeededSamplesGenerator(PositionedGenerator):
     def evaluating(self) -> bool:
         """Whether an evaluation is running."""
         return self._evaluated is not None
-
-    def position(self) -> dict[str, Any]:
-        """Add the number of prompts sent so far, which determines the next seeds."""
-        return {**super().position(), "prompts_sent": self.prompts_sent}
-
-    def load_position(self, position: Mapping[str, Any]) -> None:
-        """Restore `position`."""
-        super().load_position(position)
-        self.prompts_sent = position["prompts_sent"]
 
     def evaluation_ends(self) -> None:
         """Reset, so that the next evaluation starts with the first seed."""

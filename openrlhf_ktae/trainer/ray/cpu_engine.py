@@ -6,24 +6,19 @@ from typing import Any
 
 from openrlhf_ktae.backend.cpu_patches import ENGINE_VARIABLE
 from openrlhf_ktae.trainer.ray.cpu_weight_sync import CpuWorkerExtension, Slot
-from openrlhf_ktae.trainer.ray.gpu_memory import Memory
 from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
 
 
 class CpuRolloutActor(KTAERolloutActor):
     """A vLLM engine on the CPU, with its own dtype, cache size and worker extension instead of the host's."""
 
+    uses_gpu = False
     _wants_weights = False
     worker_extension = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__qualname__}"
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         kwargs.update(json.loads(os.environ[ENGINE_VARIABLE]))
         await super().__init__(*args, **kwargs)
-
-    @staticmethod
-    async def gpu_memory(bundles: list[int] | None) -> list[Memory]:
-        """Return nothing: this engine uses no GPU, even if the machine has one."""
-        return []
 
     async def update_weights_in_bucket(self, bucket: list[Slot]) -> None:
         """Have every worker of this engine receive one bucket of parameters."""

@@ -47,10 +47,7 @@ class GlooGroup:
 
         Returns: work whose `wait()` returns when the buffer may be read or reused.
         """
-        options = dist.BroadcastOptions()
-        options.rootRank = 0
-        options.rootTensor = 0
-        return self._group.broadcast([buffer], options)
+        return self._group.broadcast(buffer, 0)
 
 
 def buckets(sizes: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> Iterator[list[Slot]]:
@@ -81,21 +78,13 @@ def view(buffer: torch.Tensor, slot: Slot) -> torch.Tensor:
 class CpuWorkerExtension:
     """Methods that vLLM mixes into its worker (`worker_extension_cls`); the host's own need NCCL."""
 
-    device: Any
     model_config: Any
     model_runner: Any
 
     def init_process_group(
-        self,
-        master_address: str,
-        master_port: int,
-        rank_offset: int,
-        world_size: int,
-        group_name: str,
-        backend: str = "gloo",
-        use_ray: bool = False,
+        self, master_address: str, master_port: int, rank_offset: int, world_size: int, *_: Any
     ) -> None:
-        """Join the group; the signature is that of the host's `WorkerWrap`."""
+        """Join the group, called as the host's `WorkerWrap`; its name, backend and use of Ray are ignored."""
         rank = dist.get_rank() + rank_offset
         self._ktae_group = GlooGroup(master_address, master_port, rank, world_size)
 

@@ -18,7 +18,7 @@ from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.base.faults_config import RETRIES_VARIABLE
 from openrlhf_ktae.processes.deaths import ENGINE_GONE, of_type
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY
-from openrlhf_ktae.trainer.ray.gpu_memory import Memory, until_free
+from openrlhf_ktae.trainer.ray.gpu_memory import engine_memory, until_free
 from openrlhf_ktae.trainer.staleness import WEIGHTS_STEP
 from openrlhf_ktae.verifier.user_reward import label_and_row
 
@@ -76,8 +76,8 @@ class RetryingRollouts:
     """
 
     llm: Any
-    gpu_memory: Callable[[list[int] | None], Awaitable[list[Memory]]]
-    """Takes `bundle_indices`; returns free and total bytes of each of the engine's GPUs, if known."""
+    uses_gpu: bool
+    """Whether the engine runs on GPUs; one on a CPU does not, even if the machine has one."""
     _load: Callable[[], Awaitable[None]] | None = None
     _got_weights = False
     _weights_step = 0
@@ -103,7 +103,8 @@ class RetryingRollouts:
         """
         async with self._reload_lock:
             if self._load is not None:
-                await until_free(self._share, partial(self.gpu_memory, self._bundles))
+                if self.uses_gpu:
+                    await until_free(self._share, partial(engine_memory, self._bundles))
                 await self._load()
                 if self._sleeps:
                     await self.sleep()  # type: ignore[attr-defined]

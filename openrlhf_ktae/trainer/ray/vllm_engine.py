@@ -15,7 +15,6 @@ from openrlhf_ktae.processes.setup import leave_interrupts_to_the_driver
 from openrlhf_ktae.trainer.ppo_utils.messages import Answers
 from openrlhf_ktae.trainer.ppo_utils.seeded_sampling import SEED_KEY, derived_seed
 from openrlhf_ktae.trainer.ray.continuations import continued
-from openrlhf_ktae.trainer.ray.gpu_memory import Memory, engine_memory
 from openrlhf_ktae.trainer.ray.retrying_rollouts import DEATH_POLL_SECONDS, contained
 from openrlhf_ktae.verifier.http_reward import HttpAgentExecutor
 
@@ -56,6 +55,7 @@ class KTAERolloutActor(_HostRolloutActor):
     """The host's engine with seeded sampling. Requests without a seed run as in the host."""
 
     worker_extension = "openrlhf_ktae.trainer.ray.vllm_worker_wrap.KTAEWorkerWrap"
+    uses_gpu = True
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         # Log-probabilities of the sampling distribution, after temperature: the trainer computes the same.
@@ -69,11 +69,6 @@ class KTAERolloutActor(_HostRolloutActor):
         executor: Any = with_servers(self.executor)  # type: ignore[has-type]
         executor.execute = contained(continued(executor.execute))
         self.executor = executor
-
-    @staticmethod
-    async def gpu_memory(bundles: list[int] | None) -> list[Memory]:
-        """Return free and total bytes of each of the engine's GPUs; several GPUs are in `bundles`."""
-        return await engine_memory(bundles)
 
     async def hold(self) -> None:
         """Stop scheduling until `release`."""
@@ -90,24 +85,16 @@ class KTAERolloutActor(_HostRolloutActor):
         await self.llm.resume_generation()
 
     async def generate_responses(
-        self,
-        prompt: str,
-        label: str,
-        sampling_params: Any,
-        max_length: int,
-        hf_tokenizer: Any,
-        num_samples: int = 1,
-        images: Any = None,
+        self, *, sampling_params: Any, num_samples: int = 1, **call: Any
     ) -> list[dict[str, Any]]:
         """Generate as the host does; with a seed, each sample of the prompt gets a seed derived from it."""
         generate = super().generate_responses
         if sampling_params.seed is None:
-            answers = await generate(prompt, label, sampling_params, max_length, hf_tokenizer, num_samples, images)
-            return Answers(answers)
+            return Answers(await generate(sampling_params=sampling_params, num_samples=num_samples, **call))
         samples = []
         for number in range(num_samples):
             params = deepcopy(sampling_params)
             params.seed = derived_seed(sampling_params.seed, number)
-            samples.append(generate(prompt, label, params, max_length, hf_tokenizer, 1, images))
+            samples.append(generate(sampling_params=params, **call))
         answers_of = await asyncio.gather(*samples)
         return Answers({**answer, SEED_KEY: sampling_params.seed} for answers in answers_of for answer in answers)

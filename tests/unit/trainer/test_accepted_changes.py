@@ -82,7 +82,7 @@ def trainer(host):
         run = SimpleNamespace(accepted_changes=list(changes))
         one.args = SimpleNamespace(algo=SimpleNamespace(kl=options), run=run)
         one.kl_ctl = AdaptiveKLController(init, target, horizon) if target else FixedKLController(init)
-        one.experience_maker = SimpleNamespace(load_random_state=lambda _: None)
+        one.experience_maker = SimpleNamespace(shuffle=SimpleNamespace(set_state=lambda _: None))
         return one
 
     return made

@@ -72,9 +72,7 @@ def new_trainer(ray_here, tmp_path, monkeypatch, root):
         made.wandb_logger = made.tensorboard_logger = None
         made.kl_ctl = SimpleNamespace(value=0.5)
         shuffle = torch.Generator().manual_seed(3)
-        made.experience_maker = SimpleNamespace(
-            key_tokens={}, random_state=shuffle.get_state, load_random_state=shuffle.set_state
-        )
+        made.experience_maker = SimpleNamespace(key_tokens={}, shuffle=shuffle)
         made.best_eval_metric_key, made.best_eval_metric_value = args.ckpt.best_metric_key, float("-inf")
         made._latest_eval_metric_value = None
         return made
@@ -149,6 +147,19 @@ def test_the_end_of_an_episode_is_not_repeated(new_trainer):
     second = new_trainer(resume_from=path, states=first.actor_model_group.states)
     assert second.init_checkpoint_states()["episode"] == 1
     assert second.resumed_states["episode"] == 0, "saving again at once must write the same state"
+
+
+def test_the_ledger_of_an_older_checkpoint_is_moved_to_the_position(new_trainer):
+    first = new_trainer()
+    train(first, 2)
+    path = Path(first.args.ckpt.path) / "global_step2"
+    saved = torch.load(path / "trainer.pt", weights_only=True)
+    ledger = {"keys": torch.tensor([7, 2**62]), "rows": torch.tensor([[4, 4, 1], [8, 4, 0]])}
+    saved["trainer"]["sampling"] = {"pass_rates": ledger, "prompts_seen": 24}
+    torch.save(saved, path / "trainer.pt")
+    second = new_trainer(resume_from=str(path), states=first.actor_model_group.states)
+    position = second.init_checkpoint_states()["data_loader_state_dict"]["position"]
+    assert (position["pass_rates"], position["prompts_seen"]) == ({7: (4, 4, 1), 2**62: (8, 4, 0)}, 24)
 
 
 def test_the_best_is_replaced_by_a_better_one(new_trainer):

@@ -229,14 +229,14 @@ def test_rollouts_of_a_prompt_equal_the_hosts(host, name, max_len):
 def test_rollouts_of_a_prompt_share_their_tensors(host):
     from openrlhf.trainer.ppo_utils.experience import Experience
 
-    from openrlhf_ktae.trainer.ppo_utils.data_position import plain
     from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts as restored
     from openrlhf_ktae.trainer.ppo_utils.light_samples import rollouts_of
     from openrlhf_ktae.trainer.ppo_utils.messages import Answers
+    from openrlhf_ktae.trainer.ppo_utils.received import fields_of
 
     came = pickle.loads(pickle.dumps(Answers(GROUPS["usual"])))
     made = rollouts_of(came[0].among, 4096)
-    kept = [plain(one) for one in made]
+    kept = [fields_of(one) for one in made]
     assert not any(vars(one).keys() - {"group", "place"} for one in made), "saving state must not materialise them"
     assert_same_experiences(made, [Experience(**fields) for fields in kept])
     assert_same_experiences(restored(kept), [Experience(**fields) for fields in kept])  # as earlier versions saved them
@@ -247,10 +247,11 @@ def test_rollouts_of_a_prompt_share_their_tensors(host):
 def test_rollouts_in_a_checkpoint_are_a_few_tensors(host, tmp_path):
     from openrlhf.trainer.ppo_utils.experience import Experience
 
-    from openrlhf_ktae.trainer.ppo_utils.data_position import by_columns, plain
+    from openrlhf_ktae.trainer.ppo_utils.data_position import by_columns
     from openrlhf_ktae.trainer.ppo_utils.data_position import rollouts as restored
     from openrlhf_ktae.trainer.ppo_utils.light_samples import rollouts_of
     from openrlhf_ktae.trainer.ppo_utils.messages import Answers
+    from openrlhf_ktae.trainer.ppo_utils.received import fields_of
 
     for names in (["usual"] * 3, ["failed", "usual"], ["numbers of two types"], []):
         groups = [pickle.loads(pickle.dumps(Answers(GROUPS[name])))[0].among for name in names]
@@ -258,7 +259,7 @@ def test_rollouts_in_a_checkpoint_are_a_few_tensors(host, tmp_path):
         kept = by_columns(made)
         torch.save(kept, tmp_path / "state")
         again = torch.load(tmp_path / "state", weights_only=True)
-        assert_same_experiences(restored(again), [Experience(**plain(one)) for one in made])
+        assert_same_experiences(restored(again), [Experience(**fields_of(one)) for one in made])
         assert by_columns(again) is again or not names
         if names == ["usual"] * 3:
             assert all(isinstance(kept[name], tuple) for name in ("sequences", "scores"))
@@ -340,8 +341,8 @@ def test_experiences_sent_as_columns_arrive_unchanged(host):
         assert_same_experiences(came, sent)
     assert pickle.dumps(Experiences(rollouts())).count(b"rebuild_tensor") < 40 < 8 * len(rollouts())
     came[0].sequences[:] = 3
-    came = pickle.loads(pickle.dumps(RolloutBatch(rollouts(), {"a": 1.0}, seen=7, progress=0.5)))
-    assert (type(came), came.metrics, came.judged, came.seen, came.progress) == (RolloutBatch, {"a": 1.0}, [], 7, 0.5)
+    came = pickle.loads(pickle.dumps(RolloutBatch(rollouts(), {"a": 1.0}, progress=0.5)))
+    assert (type(came), came.metrics, came.progress) == (RolloutBatch, {"a": 1.0}, 0.5)
     assert_same_experiences(came, rollouts())
 
 
@@ -404,7 +405,7 @@ def test_shuffling_draws_as_a_loop_over_groups(module):
     words = ("--algo.ktae.shuffle_labels", "true")
     scores, groups = torch.arange(12.0), torch.tensor([3, 1, 1, 3, 2, 2, 1, 3, 2, 1, 3, 2])
     one, generator = maker(module, *words), torch.Generator()
-    generator.set_state(one.random_state())
+    generator.set_state(one.shuffle.get_state())
     expected = scores.clone()
     for group in torch.unique(groups):
         rows = torch.nonzero(groups == group).flatten()

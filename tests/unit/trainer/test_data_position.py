@@ -86,7 +86,7 @@ def steps(run, first_episode=0):
             if batch:
                 yield (
                     [(rollout.prompts[0], int(rollout.sequences[0, -1])) for rollout in batch],
-                    (episode, loader.state_dict(), ledger(generator)),
+                    (episode, loader.state_dict()),
                 )
             elif not exhausted:
                 continue
@@ -94,20 +94,16 @@ def steps(run, first_episode=0):
                 break
 
 
-def ledger(generator):
-    return {"pass_rates": generator.pass_rates.state_dict(), "prompts_seen": generator.prompts_seen}
-
-
 def through_a_file(state):
     """Save and load the state as the trainer does: plain containers, read without executing code."""
     from openrlhf_ktae.trainer.ppo_utils.data_position import POSITION, plain_position
 
-    episode, position, sampling = state
+    episode, position = state
     file = io.BytesIO()
-    torch.save([position["loader"], plain_position(position[POSITION]), sampling], file)
+    torch.save([position["loader"], plain_position(position[POSITION])], file)
     file.seek(0)
-    saved_loader, saved_position, sampling = torch.load(file, weights_only=True)
-    return episode + saved_position["ended"], {"loader": saved_loader, POSITION: saved_position}, sampling
+    saved_loader, saved_position = torch.load(file, weights_only=True)
+    return episode + saved_position["ended"], {"loader": saved_loader, POSITION: saved_position}
 
 
 FILTERING = "--dynamic_filtering --algo.dynamic_filtering_skip_solved 1"
@@ -123,10 +119,9 @@ def test_every_step_can_be_resumed(ray_here, words, prompts):
     straight = list(steps(new_run(ray_here, prompts, *words.split())))
     assert len(straight) >= 4
     for number, (_, state) in enumerate(straight):
-        episode, position, sampling = through_a_file(state)
-        loader, generator = again = new_run(ray_here, prompts, *words.split())
+        episode, position = through_a_file(state)
+        loader, _ = again = new_run(ray_here, prompts, *words.split())
         torch.manual_seed(100 + number)  # the new process's random state must not matter
-        generator.load_sampling_state(**sampling)
         loader.load_state_dict(position)
         resumed = [drawn for drawn, _ in steps(again, episode)]
         assert resumed == [drawn for drawn, _ in straight[number + 1 :]], f"after step {number + 1}"
@@ -137,7 +132,7 @@ def test_buffered_rollouts_are_restored_unchanged(ray_here):
 
     run = new_run(ray_here, 30, *OVERSAMPLING.split())
     _, state = next(steps(run))
-    _, position, _ = through_a_file(state)
+    _, position = through_a_file(state)
     loader, generator = new_run(ray_here, 30, *OVERSAMPLING.split())
     loader.load_state_dict(position)
     assert len(generator._sample_buffer) == 6 * SAMPLES

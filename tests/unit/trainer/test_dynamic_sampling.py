@@ -9,7 +9,6 @@ import pytest
 
 from openrlhf_ktae.base.errors import TrainingStopped
 from openrlhf_ktae.cli.options import parse_command_line
-from openrlhf_ktae.trainer.ppo_utils.pass_rates import prompt_key
 
 N = 4  # rollouts per prompt
 BATCH = 4  # prompts per step
@@ -235,22 +234,18 @@ def test_a_broken_streak_restarts_its_count(ray_here):
 
 
 def test_the_ledger_continues_after_a_restart(ray_here):
-    from openrlhf_ktae.trainer.ppo_utils.pass_rates import PassRates
+    from openrlhf_ktae.trainer.ppo_utils.dynamic_sampling import prompt_key
 
     kinds = table(SOLVED, *[MIXED] * 8)
     words = ("--algo.dynamic_filtering_skip_solved", "1", "--num_episodes", "2")
     made, _ = generator(ray_here, kinds, *words)
-    trainers = PassRates()
-    for batch, _, _ in drain(made):
-        for judged in batch.judged:
-            trainers.add(judged)
-    saved = trainers.state_dict()
-    counts = dict(zip(saved["keys"].tolist(), saved["rows"][:, :2].tolist(), strict=True))
+    drain(made)
+    saved = made.position()
     for prompt, pass_rate in (("p0", 1.0), ("p1", 0.5)):
-        known, correct = counts[prompt_key(prompt, "label")]
+        known, correct, _ = saved["pass_rates"][prompt_key(prompt, "label")]
         assert correct / known == pass_rate
     again, engine = generator(ray_here, kinds, *words)
-    again.load_sampling_state(trainers.state_dict(), made.prompts_seen)
+    again.load_position(saved)
     steps = drain(again)
     assert "p0" not in engine.asked
     assert steps[0][0].progress == pytest.approx(9 / 18)
@@ -259,10 +254,7 @@ def test_the_ledger_continues_after_a_restart(ray_here):
 def test_a_stop_reports_prompts_skipped_as_solved(ray_here):
     made, _ = generator(ray_here, table(*[MIXED] * 2, *[SOLVED] * 6), "--algo.dynamic_filtering_skip_solved", "1")
     drain(made)
-    state = made.pass_rates.state_dict()
-    state["rows"][:, 2] = 1
-    made.load_sampling_state(state, 8)
-    made._batches_of_episode = 0
+    made._pass_rates = {key: (known, correct, 1) for key, (known, correct, _) in made._pass_rates.items()}
     with pytest.raises(TrainingStopped, match="8 skipped as solved"):
         made.generate_samples()
 
@@ -274,7 +266,7 @@ def test_progress_and_metrics_travel_with_the_batch(ray_here):
     made.generate_samples()
     batch, *_ = made.generate_samples()
     copy = pickle.loads(pickle.dumps(batch))
-    assert (copy.metrics, copy.judged, copy.progress, copy.seen) == (batch.metrics, batch.judged, 0.5, 8)
+    assert (copy.metrics, copy.progress) == (batch.metrics, 0.5)
 
 
 def test_without_the_option_the_host_is_unchanged(ray_here):

@@ -30,11 +30,10 @@ def engine_class(ray_with_workers):
             self.errored, self.dead_error = False, EngineDeadError("the core is gone")
 
     class Engine:
+        uses_gpu = False
+
         async def __init__(self):
             self.llm, self.weights, self.group = Core(), 0, 0
-
-        async def gpu_memory(self, bundles):
-            return []
 
         async def generate_responses(self, **call):
             if self.llm.errored:

@@ -113,9 +113,7 @@ def new_run(ray_here, tmp_path, monkeypatch, root):
         made.wandb_logger = made.tensorboard_logger = None
         made.kl_ctl = SimpleNamespace(value=0.5)
         shuffle = made.shuffle = torch.Generator().manual_seed(3)
-        made.experience_maker = SimpleNamespace(
-            key_tokens={}, metrics={}, credit=None, random_state=shuffle.get_state, load_random_state=shuffle.set_state
-        )
+        made.experience_maker = SimpleNamespace(key_tokens={}, metrics={}, credit=None, shuffle=shuffle)
         made.best_eval_metric_key, made.best_eval_metric_value = "none", float("-inf")
         made._latest_eval_metric_value = None
         made.eval_dataloader = [1]

@@ -172,10 +172,10 @@ def test_repetition_counts_ngrams_that_occurred_before(host):
 
 
 def test_steps_without_learning_are_noted_once(host):
-    from openrlhf_ktae.trainer.collapse import IdleWatch
+    from openrlhf_ktae.trainer.collapse import CollapseTrainer
 
-    watch = IdleWatch()
+    watch = CollapseTrainer()
     spread = [0.3, 0.0, 0.0, 0.0, 0.2, 0.0, None, 0.0]
-    notes = [watch.note({"group_reward_std": value}) for value in spread]
+    notes = [watch._idle_note({"group_reward_std": value}) for value in spread]
     assert [note is not None for note in notes] == [False, False, True, False, False, False, False, True]
     assert "rewards are equal in every group" in notes[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,16 +14,16 @@ import torch
 def new_generator(host):
     """Build our samples generator with given state, without an engine."""
     from openrlhf_ktae.base.faults_config import FaultsConfig
-    from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import WINDOW
     from openrlhf_ktae.trainer.ppo_utils.samples_generator import KTAESamplesGenerator
 
     def make(**state):
         made = KTAESamplesGenerator.__new__(KTAESamplesGenerator)
         made.faults, made._last_failure = FaultsConfig(max_failed_share=0.5), "the last"
-        made._failures = deque(maxlen=WINDOW * 4)
+        made._failures = []
         made._carried, made._sample_buffer, made._dataloader_iter = [], [], iter([])
         made._expected_share, made._batches_of_episode, made.prompts_sent = float("nan"), 0, 0
-        made.batches = made.places_sent = 0
+        made.batches = made.places_sent = made.prompts_seen = 0
+        made._pass_rates = {}
         made.prompts_dataloader = [1, 2]
         made.__dict__.update(state)
         return made
@@ -47,6 +46,7 @@ def test_a_generator_restores_its_shares_and_failures(new_generator, tmp_path):
     first = new_generator(
         _expected_share=0.25, _batches_of_episode=3, prompts_sent=40, places_sent=7, dropped_rollouts=2
     )
+    first._pass_rates, first.prompts_seen = {2**62: (8, 4, 0), 7: (4, 4, 1)}, 24
     first._failures.extend([True] * (WINDOW - 1))
     second = new_generator()
     second.load_position(stored(first.position(), tmp_path))
@@ -57,6 +57,7 @@ def test_a_generator_restores_its_shares_and_failures(new_generator, tmp_path):
         40,
         7,
     )
+    assert (second._pass_rates, second.prompts_seen) == (first._pass_rates, 24)
     with pytest.raises(TrainingStopped, match="max_failed_share"):
         second._settle([SimpleNamespace(info={FAILED: torch.tensor([1.0])})], 1)
 
@@ -113,55 +114,3 @@ def test_every_rank_restores_its_own_random_states_and_average(new_rank):
         assert draws() == expected[rank]
         assert torch.equal(made.ema_model.weight, averages[rank])
         assert made.strategy.time_steps["ema"] == rank + 5
-
-
-def test_the_ledger_is_in_a_checkpoint(host, tmp_path):
-    from openrlhf_ktae.trainer.ppo_utils.pass_rates import Judged
-    from openrlhf_ktae.trainer.sampling_state import SamplingTrainer
-
-    class Trainer(SamplingTrainer, Kept):
-        pass
-
-    first, second = Trainer(), Trainer()
-    assert "sampling" not in first.training_state(), "runs without dynamic sampling have none"
-    first.pass_rates.add(Judged(7, 4, 4))
-    first.pass_rates.add(Judged(7, 4, 4))
-    first._prompts_seen = 24
-    torch.save(first.training_state(), tmp_path / "state.pt")
-    second.load_training_state(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert second.pass_rates.solved_in_a_row(7) == 2
-    assert second.sampling_state["prompts_seen"] == 24
-    assert second.training_state()["sampling"]["prompts_seen"] == 24, "a checkpoint before the next step needs it too"
-
-
-class Kept:
-    """Stand-in for later mixins, without state."""
-
-    def training_state(self):
-        return {}
-
-    def load_training_state(self, state):
-        pass
-
-
-def test_the_ledger_reaches_the_generator(host, monkeypatch):
-    from openrlhf_ktae.trainer import ppo_trainer, ppo_trainer_async
-    from openrlhf_ktae.trainer.checkpointing import CheckpointingTrainer
-
-    state = {"pass_rates": {"keys": torch.tensor([7])}, "prompts_seen": 24}
-    taken = []
-    monkeypatch.setattr(CheckpointingTrainer, "init_checkpoint_states", lambda self: {"global_step": 3})
-    generator = SimpleNamespace(load_sampling_state=lambda **given: taken.append(given))
-    trainer = ppo_trainer.KTAEPPOTrainer.__new__(ppo_trainer.KTAEPPOTrainer)
-    trainer.samples_generator = generator
-    trainer.init_checkpoint_states()
-    assert taken == [], "a new run has no state to load"
-    trainer.sampling_state = state
-    trainer.init_checkpoint_states()
-    other = ppo_trainer_async.KTAEGenerateSamplesActor.__new__(ppo_trainer_async.KTAEGenerateSamplesActor)
-    other.samples_generator = generator
-    other.load_sampling_state(state)
-    training = ppo_trainer_async.KTAETrainingActor.__new__(ppo_trainer_async.KTAETrainingActor)
-    training.sampling_state = state
-    assert taken == [state, state]
-    assert training.saved_sampling_state() == state

@@ -21,12 +21,11 @@ def engine_class(ray_with_workers):
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
     class Engine:
+        uses_gpu = False
+
         async def __init__(self, enable_sleep_mode):
             self.llm = SimpleNamespace(errored=False, dead_error=None)
             self.asleep, self.version, self.dies = set(), 0, None
-
-        async def gpu_memory(self, bundles):
-            return []
 
         def maybe_die(self, call):
             if not self.llm.errored and self.dies == call:  # like vLLM's, the calls fail until a model is loaded

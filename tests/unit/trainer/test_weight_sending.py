@@ -58,12 +58,11 @@ def engine_class(ray_with_workers):
     ray_with_workers.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
     class Engine:
+        uses_gpu = False
+
         async def __init__(self, number, enable_sleep_mode=False):
             self.llm = SimpleNamespace(errored=False, dead_error=None)
             self.number, self.weights, self.asleep, self.dies_at, self.group = number, {}, set(), None, None
-
-        async def gpu_memory(self, bundles):
-            return []
 
         async def generate_responses(self, **call):
             assert not self.asleep, "part of the engine is asleep"
