@@ -39,6 +39,19 @@ def stored(position, tmp_path):
     return torch.load(tmp_path / "position.pt", weights_only=True)
 
 
+def test_a_position_does_not_copy_rollouts(new_generator):
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    from openrlhf_ktae.trainer.ppo_utils.columns import Experiences
+
+    waiting = Experiences([Experience(sequences=torch.zeros(1, 2))])
+    generator = new_generator(_carried=waiting)
+    position = generator.position()
+    assert position["carried"][0] is waiting[0]
+    generator._carried.clear()
+    assert position["carried"], "the list is"
+
+
 def test_a_generator_restores_its_shares_and_failures(new_generator, tmp_path):
     from openrlhf_ktae.base.errors import TrainingStopped
     from openrlhf_ktae.trainer.ppo_utils.failed_rollouts import FAILED, WINDOW
