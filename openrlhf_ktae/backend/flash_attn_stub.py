@@ -1,6 +1,6 @@
-"""Plain torch versions of five functions that the host imports from `flash_attn`, for machines without it.
+"""Functions that the host imports from `flash_attn`, for machines without it: plain torch, or those of other libraries.
 
-A sixth raises. The host's `models/ring_attn_utils.py` imports five of them at module level and calls them only for
+A last one raises. The host's `models/ring_attn_utils.py` imports five of them at module level and calls them only for
 packed samples and ring attention. The modules are installed without their parent `flash_attn`, so that libraries that
 check for flash-attention (transformers, vLLM, torch) still find it missing.
 

@@ -92,8 +92,10 @@ def _damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
         try:
             with safe_open(path, "np"):
                 pass
-        except (SafetensorError, OSError):
+        except SafetensorError:
             yield path.name, "is incomplete"
+        except OSError as error:
+            yield path.name, f"cannot be read ({short(error)})"
     for path in sorted(folder.glob("*.bin")):
         if path.stat().st_size == 0:
             yield path.name, "is empty"

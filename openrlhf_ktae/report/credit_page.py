@@ -45,7 +45,7 @@ def write_credit_pages(
         taken: file names in `folder` that must not be overwritten.
 
     Raises:
-        BadRecord: there is no group, a group has a non-finite number, or a single token does not fit.
+        BadRecord: there is no group, or a single token does not fit.
         BadOption: the pages cannot be written there.
     """
     tops: dict[int, dict[str, TopTokens]] = {}

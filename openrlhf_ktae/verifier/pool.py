@@ -280,7 +280,7 @@ class WorkerPool:
             for line in lines:
                 if worker in self._workers:
                     self._answered(worker, json.loads(line))
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError, LookupError):  # what it wrote is no message
             data = b""
         if not data:
             self._lost(worker)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import runpy
+import traceback
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,11 @@ def rank_of(folder, spec, *place):
     """Be one rank, in a fork."""
     os.chdir(folder)
     with open(f"{spec['out']}.log", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        runpy.run_path("benchmarks/update_only.py")["main"](spec, *place)
+        try:
+            runpy.run_path("benchmarks/update_only.py")["main"](spec, *place)
+        except BaseException:
+            traceback.print_exc()
+            raise
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +79,10 @@ def update(root, server, tmp_path_factory):
             process.start()
         for process in processes:
             process.join(300)
-        failed = any(process.exitcode for process in processes)
-        assert not failed, Path(f"{out}.log").read_text()[-2000:]
+        codes = [process.exitcode for process in processes]  # None if it hangs
+        for process in processes:
+            process.kill()
+        assert not any(code != 0 for code in codes), Path(f"{out}.log").read_text()[-2000:]
         known[ranks, words, masked] = json.loads(Path(f"{out}.json").read_text())["loss"], torch.load(f"{out}.pt")
         return known[ranks, words, masked]
 

@@ -115,7 +115,7 @@ class Kept:
 
 
 @pytest.fixture(scope="session")
-def kept():
+def kept_processes():
     """Return what this process has started for all its modules."""
     made = Kept()
     yield made
@@ -123,21 +123,21 @@ def kept():
 
 
 @pytest.fixture(scope="module")
-def nothing_kept(kept):
+def nothing_kept(kept_processes):
     """For modules that start their own Ray or fork server."""
-    kept.end()
+    kept_processes.end()
 
 
 @pytest.fixture(scope="module")
-def ray_here(host, kept):
+def ray_here(host, kept_processes):
     """A small Ray, for its object store."""
-    return kept.ray()
+    return kept_processes.ray()
 
 
 @pytest.fixture(scope="module")
-def ray_with_workers(host, kept):
+def ray_with_workers(host, kept_processes):
     """A small Ray whose workers are set up as in a CPU run, but start faster."""
-    return kept.ray(forked=True)
+    return kept_processes.ray(forked=True)
 
 
 @pytest.fixture(scope="session")

@@ -80,8 +80,13 @@ def plain_position(position: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def by_columns(kept: list[Any] | dict[str, Any]) -> Any:
-    """Return rollouts field by field, since saving a tensor takes 40 us. A dict just loaded is returned unchanged."""
-    return kept if isinstance(kept, dict) else even_columns(list(map(fields_of, kept)), stored)
+    """Return rollouts field by field, since saving a tensor takes 40 us; a dict just loaded is returned unchanged.
+
+    A list just loaded from an older checkpoint has a dict for each rollout.
+    """
+    if isinstance(kept, dict):
+        return kept
+    return even_columns([one if isinstance(one, dict) else fields_of(one) for one in kept], stored)
 
 
 def stored(values: list[Any]) -> Any:

@@ -202,6 +202,14 @@ BAD = [
         "--algo.credit.shadow true",
     ),
     ({"faults.collapse_patience": "0"}, "--faults.collapse_patience 0", "at least 1"),
+    ({"faults.reward_tries": "0"}, "--faults.reward_tries 0", "at least 1"),
+    ({"faults.reward_timeout_s": "nan"}, "--faults.reward_timeout_s nan", "above 0"),
+    ({"faults.max_repetition": "1.1"}, "--faults.max_repetition 1.1", "at most 1"),
+    ({"faults.min_mixed_share": "-0.1"}, "--faults.min_mixed_share -0.1", "at least 0"),
+    *(
+        ({f"faults.{name}": "-1"}, f"--faults.{name} -1", "at least 0")
+        for name in "max_skipped_updates rollout_retries engine_restarts model_restarts max_length max_kl".split()
+    ),
     ({"faults.collapse_action": "pray"}, "--faults.collapse_action", "choose from"),
     ({"run.grace_seconds": "-1"}, "--run.grace_seconds -1", "at least 0"),
     ({"actor_num_gpus_per_node": "0"}, "--actor.num_gpus_per_node 0", "at least 1"),

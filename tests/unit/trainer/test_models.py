@@ -37,12 +37,12 @@ def args(root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ray_here(host, kept, args):
+def ray_here(host, kept_processes, args):
     """Start a Ray whose processes are set up as in a run."""
     from openrlhf_ktae.backend.cluster import environment
 
     variables = {**environment(args, CpuBackend()), "OMP_NUM_THREADS": "1"}
-    return kept.ray(RANKS, variables, forked=True)
+    return kept_processes.ray(RANKS, variables, forked=True)
 
 
 class Policy:

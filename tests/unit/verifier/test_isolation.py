@@ -225,6 +225,18 @@ def test_unknown_retry_checks_once_more():
             assert pending.result(60).status == CORRECT
 
 
+@pytest.mark.parametrize("line", ["1", "{}", "[]", "a text"])
+def test_a_worker_that_writes_something_else_is_replaced(line, tmp_path, monkeypatch):
+    once = (
+        f"import os; os.close(os.open({str(tmp_path / 'once')!r}, os.O_CREAT | os.O_EXCL)); print({line!r}, flush=True)"
+    )
+    (tmp_path / "sitecustomize.py").write_text(f"try:\n    {once}\nexcept FileExistsError:\n    pass\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Verifier(workers=1) as verifier:
+        assert verifier.verify(*hard(1)).status == CORRECT
+        assert verifier.pool.counts["died"] == 1
+
+
 def test_timeouts_are_not_cached():
     with Verifier(workers=1, timeout_s=0.3) as verifier:
         stopped(verifier)
@@ -232,7 +244,7 @@ def test_timeouts_are_not_cached():
         wait_until(lambda: verifier.verify(*hard(1)).status == CORRECT)
 
 
-def test_recycled_workers_leave_no_zombies_or_open_files():
+def test_recycled_workers_leave_no_zombies_or_open_files(nothing_kept):
     others = children()
     with Verifier(workers=1, recycle_after=4, cache_size=0) as verifier:
         wait_until(lambda: all(worker.ready for worker in verifier.pool._workers))
@@ -243,7 +255,7 @@ def test_recycled_workers_leave_no_zombies_or_open_files():
         wait_until(lambda: open_files() <= files)
 
 
-def test_nothing_is_left_after_close():
+def test_nothing_is_left_after_close(nothing_kept):
     before, files, threads = set(children()), open_files(), threading.active_count()
     for _ in range(3):
         with Verifier(workers=2) as verifier:
