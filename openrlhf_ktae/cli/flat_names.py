@@ -2,51 +2,92 @@
 
 from collections.abc import Sequence
 
-NAMES = """
-actor: aux_loss_coef dual_clip eps_clip eps_clip_low_high lr_scheduler lr_warmup_ratio max_norm policy_loss_type
-actor: actor_learning_rate=adam.lr actor_num_gpus_per_node=num_gpus_per_node actor_num_nodes=num_nodes
-actor: adam_betas=adam.betas entropy_loss_coef=entropy_coef gradient_checkpointing=gradient_checkpointing_enable
-actor: gradient_checkpointing_use_reentrant=gradient_checkpointing_reentrant pretrain=model_name_or_path
-algo: advantage_estimator=advantage.estimator dynamic_filtering=dynamic_filtering_enable
-algo: dynamic_filtering_reward_range=dynamic_filtering_range gamma=advantage.gamma init_kl_coef=kl.init_coef
-algo: kl_estimator=kl.estimator kl_horizon=kl.horizon kl_target=kl.target lambd=advantage.lambd
-algo: no_advantage_std_norm=advantage.no_std_norm use_kl_loss=kl.use_loss
-ckpt: best_metric_key save_steps ckpt_path=path disable_ds_ckpt=disable_ds load_checkpoint=load_enable
-ckpt: max_ckpt_mem=max_mem max_ckpt_num=max_num save_hf_ckpt=save_hf save_path=output_dir
-critic: save_value_network value_clip critic_learning_rate=adam.lr critic_num_gpus_per_node=num_gpus_per_node
-critic: critic_num_nodes=num_nodes critic_pretrain=model_name_or_path
-data: apply_chat_template dataloader_num_workers disable_fast_tokenizer input_key input_template label_key max_len
-data: max_samples prompt_split prompt_data=prompt_dataset prompt_data_probs=prompt_probs
-ds: adam_offload attn_implementation deepcompile grad_accum_dtype load_in_4bit overlap_comm packing_samples
-ds: param_dtype ring_attn_size use_liger_kernel value_head_prefix zero_stage zpg
-ds: deepspeed_enable_sleep=enable_sleep ds_tensor_parallel_size=tensor_parallel_size lora_alpha=lora.alpha
-ds: lora_dropout=lora.dropout lora_rank=lora.rank ring_head_stride=ring_attn_head_stride
-ds: target_modules=lora.target_modules use_ds_universal_ckpt=use_universal_ckpt
-eval: eval_dataset=dataset eval_n_samples_per_prompt=n_samples_per_prompt eval_split=split eval_steps=steps
-eval: eval_temperature=temperature
-logger: logging_steps use_tensorboard=tensorboard_dir use_wandb=wandb.key wandb_group=wandb.group
-logger: wandb_org=wandb.org wandb_project=wandb.project wandb_run_name=wandb.run_name
-ref: ref_num_gpus_per_node=num_gpus_per_node ref_num_nodes=num_nodes ref_reward_offload=offload
-reward: overlong_buffer_len overlong_penalty_factor remote_rm_url=remote_url reward_clip_range=clip_range
-reward: reward_num_gpus_per_node=num_gpus_per_node reward_num_nodes=num_nodes reward_pretrain=model_name_or_path
-rollout: max_new_tokens n_samples_per_prompt temperature top_p vllm_generate_batch_size
-rollout: generate_max_len=max_new_tokens micro_rollout_batch_size=micro_batch_size rollout_batch_size=batch_size
-rollout: rollout_max_tokens_per_gpu=max_tokens_per_gpu
-train: agent_func_path async_queue_size colocate_actor_ref colocate_critic_reward ema_beta enable_ema max_epochs
-train: num_episodes seed async_train=async_enable colocate_all_models=colocate_all
-train: full_determinism=full_determinism_enable micro_train_batch_size=micro_batch_size
-train: partial_rollout=partial_rollout_enable train_batch_size=batch_size
-train: train_max_tokens_per_gpu=max_tokens_per_gpu use_dynamic_batch=dynamic_batch_enable
-vllm: enable_prefix_caching enforce_eager vllm_enable_sleep=enable_sleep
-vllm: vllm_gpu_memory_utilization=gpu_memory_utilization vllm_num_engines=num_engines
-vllm: vllm_sync_backend=sync_backend vllm_sync_with_ray=sync_with_ray
-vllm: vllm_tensor_parallel_size=tensor_parallel_size
-"""
-"""Lines of `GROUP: flat names`, as flat=name where the two differ: `lambd` is now `algo.advantage.lambd`."""
+UNGROUPED = {
+    "actor": "aux_loss_coef dual_clip eps_clip eps_clip_low_high lr_scheduler lr_warmup_ratio max_norm "
+    "policy_loss_type",
+    "algo.advantage": "gamma lambd",
+    "ckpt": "best_metric_key save_steps",
+    "critic": "save_value_network value_clip",
+    "data": "apply_chat_template dataloader_num_workers disable_fast_tokenizer input_key input_template label_key "
+    "max_len max_samples prompt_split",
+    "ds": "adam_offload attn_implementation deepcompile grad_accum_dtype load_in_4bit overlap_comm "
+    "packing_samples param_dtype ring_attn_size use_liger_kernel value_head_prefix zero_stage zpg",
+    "ds.lora": "target_modules",
+    "logger": "logging_steps",
+    "reward": "overlong_buffer_len overlong_penalty_factor",
+    "rollout": "max_new_tokens n_samples_per_prompt temperature top_p vllm_generate_batch_size",
+    "train": "agent_func_path async_queue_size colocate_actor_ref colocate_critic_reward ema_beta enable_ema "
+    "max_epochs num_episodes seed",
+    "vllm": "enable_prefix_caching enforce_eager",
+}
+"""Flat names that are now in a group: `lambd` is now `algo.advantage.lambd`."""
+PREFIXED = {
+    "actor": "num_gpus_per_node num_nodes",
+    "ckpt": "path",
+    "critic": "num_gpus_per_node num_nodes",
+    "ds": "tensor_parallel_size",
+    "eval": "dataset n_samples_per_prompt split steps temperature",
+    "ref": "num_gpus_per_node num_nodes",
+    "reward": "clip_range num_gpus_per_node num_nodes",
+    "rollout": "batch_size max_tokens_per_gpu",
+    "train": "batch_size max_tokens_per_gpu",
+    "vllm": "enable_sleep gpu_memory_utilization num_engines sync_backend sync_with_ray tensor_parallel_size",
+}
+"""Flat names that contained the group: `eval_steps` is now `eval.steps`."""
+RENAMED = {
+    "actor_learning_rate": "actor.adam.lr",
+    "adam_betas": "actor.adam.betas",
+    "advantage_estimator": "algo.advantage.estimator",
+    "async_train": "train.async_enable",
+    "colocate_all_models": "train.colocate_all",
+    "critic_learning_rate": "critic.adam.lr",
+    "critic_pretrain": "critic.model_name_or_path",
+    "deepspeed_enable_sleep": "ds.enable_sleep",
+    "disable_ds_ckpt": "ckpt.disable_ds",
+    "dynamic_filtering": "algo.dynamic_filtering_enable",
+    "dynamic_filtering_reward_range": "algo.dynamic_filtering_range",
+    "entropy_loss_coef": "actor.entropy_coef",
+    "full_determinism": "train.full_determinism_enable",
+    "generate_max_len": "rollout.max_new_tokens",
+    "gradient_checkpointing": "actor.gradient_checkpointing_enable",
+    "gradient_checkpointing_use_reentrant": "actor.gradient_checkpointing_reentrant",
+    "init_kl_coef": "algo.kl.init_coef",
+    "kl_estimator": "algo.kl.estimator",
+    "kl_horizon": "algo.kl.horizon",
+    "kl_target": "algo.kl.target",
+    "load_checkpoint": "ckpt.load_enable",
+    "lora_alpha": "ds.lora.alpha",
+    "lora_dropout": "ds.lora.dropout",
+    "lora_rank": "ds.lora.rank",
+    "max_ckpt_mem": "ckpt.max_mem",
+    "max_ckpt_num": "ckpt.max_num",
+    "micro_rollout_batch_size": "rollout.micro_batch_size",
+    "micro_train_batch_size": "train.micro_batch_size",
+    "no_advantage_std_norm": "algo.advantage.no_std_norm",
+    "partial_rollout": "train.partial_rollout_enable",
+    "pretrain": "actor.model_name_or_path",
+    "prompt_data": "data.prompt_dataset",
+    "prompt_data_probs": "data.prompt_probs",
+    "ref_reward_offload": "ref.offload",
+    "remote_rm_url": "reward.remote_url",
+    "reward_pretrain": "reward.model_name_or_path",
+    "ring_head_stride": "ds.ring_attn_head_stride",
+    "save_hf_ckpt": "ckpt.save_hf",
+    "save_path": "ckpt.output_dir",
+    "use_ds_universal_ckpt": "ds.use_universal_ckpt",
+    "use_dynamic_batch": "train.dynamic_batch_enable",
+    "use_kl_loss": "algo.kl.use_loss",
+    "use_tensorboard": "logger.tensorboard_dir",
+    "use_wandb": "logger.wandb.key",
+    "wandb_group": "logger.wandb.group",
+    "wandb_org": "logger.wandb.org",
+    "wandb_project": "logger.wandb.project",
+    "wandb_run_name": "logger.wandb.run_name",
+}
 FLAT_NAMES = {
-    flat: f"{group}.{name or flat}"
-    for group, words in (line.split(": ") for line in NAMES.strip().splitlines())
-    for flat, _, name in (word.partition("=") for word in words.split())
+    **{name: f"{group}.{name}" for group, names in UNGROUPED.items() for name in names.split()},
+    **{f"{group}_{name}": f"{group}.{name}" for group, names in PREFIXED.items() for name in names.split()},
+    **RENAMED,
 }
 """Old name -> name in 0.11.2, except for switches that set a fixed value (`FLAT_SWITCHES`)."""
 FLAT_SWITCHES = {
