@@ -190,7 +190,6 @@ def _stored(options: argparse.Namespace, output: Path, config: VerifierConfig) -
 
 
 def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) -> dict[str, Any]:
-    from openrlhf_ktae.data.templates import chat_arguments, template
     from openrlhf_ktae.evaluation.benchmarks import source
     from openrlhf_ktae.evaluation.generation import Engines, Sampling
     from openrlhf_ktae.evaluation.pipeline import evaluate_model, load_problems
@@ -212,21 +211,18 @@ def _model(options: argparse.Namespace, output: Path, config: VerifierConfig) ->
         },
         "limit": options.limit,
     }
-    filled = template(name, tokenizer, chat_arguments(options.chat_template_args, "--chat_template_args"))
+    filled = _template(name, tokenizer, options)
     say = partial(print, file=sys.stderr)
     settings = (filled, engines, sampling, backend, config, say, options.overwrite, options.long_prompts)
     return evaluate_model(problems, about, output, tokenizer, *settings)
 
 
 def _write_prompts(options: argparse.Namespace) -> None:
-    from openrlhf_ktae.data.templates import chat_arguments, template
     from openrlhf_ktae.evaluation.pipeline import load_problems
 
     problems = load_problems(options.benchmarks.split(","), options.benchmark_dir, options.limit)
     tokenizer = load_tokenizer(options.model, "--model") if options.model else None
-    filled = template(
-        options.template or RAW, tokenizer, chat_arguments(options.chat_template_args, "--chat_template_args")
-    )
+    filled = _template(options.template or RAW, tokenizer, options)
     require_folder("--write_prompts", options.write_prompts.parent)
     options.write_prompts.parent.mkdir(parents=True, exist_ok=True)
     with options.write_prompts.open("w", encoding="utf-8") as file:
@@ -234,6 +230,12 @@ def _write_prompts(options: argparse.Namespace) -> None:
             row = {"input": filled.fill(problem.problem), "label": problem.gold, "datasource": problem.benchmark}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     print(f"{len(problems)} prompts in {options.write_prompts}; columns input, label, datasource")
+
+
+def _template(name: str, tokenizer: Any, options: argparse.Namespace) -> Any:
+    from openrlhf_ktae.data.templates import chat_arguments, template
+
+    return template(name, tokenizer, chat_arguments(options.chat_template_args, "--chat_template_args"))
 
 
 def _model_length(name: str) -> int | None:

@@ -34,6 +34,11 @@ class Experiences(list[Any]):
         found = super().__getitem__(index)
         return Experiences(found) if isinstance(index, slice) else found
 
+    def __copy__(self) -> Experiences:
+        made = type(self)(self)  # the same experiences; `__reduce__` would rebuild each
+        vars(made).update(vars(self))
+        return made
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return from_columns, (to_columns(self), type(self), vars(self))
 

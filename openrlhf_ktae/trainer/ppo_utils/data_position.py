@@ -26,8 +26,7 @@ class PositionedGenerator(SamplesGenerator):
     def position(self) -> dict[str, Any]:
         """Return this generator's state for a checkpoint; rollouts in it are not copied."""
         buffer, drained = list(self._sample_buffer or []), self._dataloader_iter is None
-        kept = {key: getattr(self, name) for key, name in self._kept().items()}
-        kept = {key: list(value) if key in BUFFERS else copy.copy(value) for key, value in kept.items()}
+        kept = {key: copy.copy(getattr(self, name)) for key, name in self._kept().items()}
         return {"ended": drained and not buffer, "drained": drained, "buffer": buffer, **kept}
 
     def load_position(self, position: Mapping[str, Any]) -> None:
