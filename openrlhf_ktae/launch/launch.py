@@ -1,16 +1,13 @@
 """Start Ray, replace the host's classes with this package's, and run the host's training."""
 
-import gc
-import importlib
-import io
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from openrlhf_ktae.backend import Backend
 from openrlhf_ktae.backend.base import devices_needed
@@ -94,7 +91,7 @@ def train(
     logs = Path(node.get_logs_dir_path() if node else "")
     say(f"Ray is up with {devices_needed(args)} {'virtual ' if backend.name == 'cpu' else ''}devices")
     try:
-        _train(args, backend, classes(backend.name), say, stack)
+        _train(args, backend, classes, say, stack)
     except ray.exceptions.RayError as error:
         for cause in causes(error):
             if type(cause) in (UnwrittenStop, SavedInPart):
@@ -136,16 +133,15 @@ def cause_in_logs(logs: Path) -> str:
     return found[-1] if found else ""
 
 
-def _train(args: SimpleNamespace, backend: Backend, classes: Places, say: Callable[[str], None], stack: Stack) -> None:
+def _train(
+    args: SimpleNamespace, backend: Backend, classes: Callable[[str], Places], say: Callable[[str], None], stack: Stack
+) -> None:
     watch, complete = None, False
     try:
-        host_cli = importlib.import_module(HOST_CLI)
         _check(args, backend, say)
-        gc.enable()  # off until here, which saves a quarter of the import time
-        stack.use(actor_classes(args, classes))
         say("loading the model into trainer and engines")
-        with NodeWatch(devices_needed(args)) as watch, quiet(args):
-            host_cli.train(args)
+        with NodeWatch(devices_needed(args)) as watch:
+            stack.train(args, partial(actor_classes, args, partial(classes, backend.name)))
         complete = True
     except KeyboardInterrupt:
         if watch is None or not watch.lost:
@@ -162,29 +158,6 @@ def _check(args: SimpleNamespace, backend: Backend, say: Callable[[str], None]) 
         check_cluster(args, say)
         with suppress(NodeDied):
             return check_nodes(args, backend.name)
-
-
-class FullDiskLog(io.TextIOWrapper):
-    """Drops writes on a full disk, so host prints cannot crash the run."""
-
-    def __init__(self, file: Any, encoding: str) -> None:
-        super().__init__(file, encoding, write_through=True)
-
-    def write(self, text: str) -> int:
-        """Write `text` at once, or drop it."""
-        with suppress(OSError):
-            super().write(text)
-        return len(text)
-
-
-@contextmanager
-def quiet(args: SimpleNamespace) -> Iterator[None]:
-    """Redirect the host's prints in this process to `driver.log` of the run, unless the run is verbose."""
-    if args.run.verbose:
-        yield
-        return
-    with FullDiskLog((Path(args.run.dir) / "driver.log").open("ab", buffering=0), "utf-8") as log, redirect_stdout(log):
-        yield
 
 
 def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: float = RETURN_SECONDS) -> None:
@@ -215,8 +188,8 @@ def check_cluster(args: SimpleNamespace, say: Callable[[str], None], patience: f
         )
 
 
-def actor_classes(args: SimpleNamespace, classes: Places) -> Places:
-    """Return replacements of the classes that the host's `train` looks up: restartable `classes`, and a trainer."""
+def actor_classes(args: SimpleNamespace, own: Callable[[], Places]) -> Places:
+    """Return replacements of the classes that the host's `train` looks up: restartable ones of `own`, and a trainer."""
     import ray
     from openrlhf.trainer.ray import launcher
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -224,6 +197,7 @@ def actor_classes(args: SimpleNamespace, classes: Places) -> Places:
     from openrlhf_ktae.trainer.ray.restarting_models import HOST_CLASSES, restartable
     from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
+    classes = own()
     engine = type("GuardedEngine", (RetryingRollouts, undecorated(classes[ENGINE])), {})
     places = {**classes, ENGINE: ray.remote(max_restarts=args.faults.config.engine_restarts)(engine)}
     for name in HOST_CLASSES:

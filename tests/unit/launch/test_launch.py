@@ -29,7 +29,7 @@ from openrlhf_ktae.backend.cluster import (
 from openrlhf_ktae.base.errors import ProcessDied, Refusal
 from openrlhf_ktae.cli import train_ppo_ray
 from openrlhf_ktae.launch import launch
-from openrlhf_ktae.launch.launch import quiet
+from openrlhf_ktae.launch.stack import quiet
 from openrlhf_ktae.processes import marks as processes
 from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.record.metrics import UnwrittenStop
