@@ -49,6 +49,7 @@ RANDOM_DEATHS = 4  # engine deaths before that; enough for Ray's object store to
 LIMIT = 5.0  # percent of growth; larger ones are marked
 END_SECONDS = 180
 ROLES = {
+    "host's train": r"ray::HostRun",
     "trainer": r"ray::KTAEPPOTrainer",
     "rank": r"ray::\w*PolicyModelActor",
     "engine actor": r"ray::\w*(GuardedEngine|RolloutActor)",

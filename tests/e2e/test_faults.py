@@ -54,12 +54,12 @@ def in_use(files):
 
 
 def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
-    """Errors and infinite scores first; then an engine, the reference model and a rank die in turn."""
+    """Errors and infinite scores first; then an engine, the reference model, a rank and the host's `train` die."""
     semaphores = set(Path("/dev/shm").iterdir())
     agent = str(root / "tests/e2e/faulty_agent.py")
     words = ["--train.agent_func_path", agent, "--run.eval_edges", "false", "--ckpt.save_steps", "5"]
     words += ["--faults.max_failed_share", "0.5", "--data.max_samples", "3200", "--algo.kl.init_coef", "0.001"]
-    words += ["--run.restarts", "1"]
+    words += ["--run.restarts", "2"]
     run = start(*words)
     wait_for(lambda: len(steps(tmp_path)) >= 3, run)
     first = steps(tmp_path)[:3]
@@ -92,6 +92,9 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     rank.kill()
     wait_for(lambda: resumed(tmp_path), run)
     at = resumed(tmp_path)[0]
+    (host_run,) = of_run(run, "ray::HostRun")
+    host_run.kill()
+    wait_for(lambda: len(resumed(tmp_path)) == 2, run)
     wait_for(lambda: steps(tmp_path)[-1]["step"] >= at + 2, run)
 
     mark = mark_of(tmp_path)
@@ -120,7 +123,8 @@ def test_a_run_survives_its_faults_and_ends_cleanly(start, root, tmp_path):
     # Ray reports "unavailable" until it knows how the process ended.
     assert "the process of CpuPolicyModelActor ended" in output or " is unavailable" in output
     assert f"the newest checkpoint is {tmp_path}/checkpoints/global_step{at}" in output
-    assert "restart 1 of 1, from the last checkpoint" in output
+    assert "the process of HostRun ended" in output
+    assert "restart 2 of 2, from the last checkpoint" in output
 
 
 def test_a_run_that_hangs_is_stopped_with_all_stacks(start, root, tmp_path):
@@ -132,7 +136,14 @@ def test_a_run_that_hangs_is_stopped_with_all_stacks(start, root, tmp_path):
     assert "stopped early: --run.watchdog_minutes 0.25" in output
     assert len(steps(tmp_path)) == 2
     stacks = (tmp_path / "stacks.txt").read_text()
-    for part in ("ray::KTAEPPOTrainer", "ray::GuardedEngine", "VLLM::EngineCor", "generate_samples", "raylet"):
+    for part in (
+        "ray::HostRun",
+        "ray::KTAEPPOTrainer",
+        "ray::GuardedEngine",
+        "VLLM::EngineCor",
+        "generate_samples",
+        "raylet",
+    ):
         assert part in stacks, part
     assert not processes_of(mark_of(tmp_path))
 

@@ -80,6 +80,8 @@ class CpuWorkerExtension:
 
     model_config: Any
     model_runner: Any
+    _received: frozenset[str] = frozenset()
+    """Names of the model's parameters that ranks send."""
 
     def init_process_group(
         self, master_address: str, master_port: int, rank_offset: int, world_size: int, *_: Any
@@ -99,13 +101,19 @@ class CpuWorkerExtension:
                 raise ValueError(f"{slot.name} is {slot.dtype}, the engine runs in {self.model_config.dtype}")
         buffer = new_buffer(bucket)
         self._ktae_group.broadcast(buffer).wait()
-        self.model_runner.model.load_weights(weights=((slot.name, view(buffer, slot)) for slot in bucket))
+        loaded = self.model_runner.model.load_weights(weights=((slot.name, view(buffer, slot)) for slot in bucket))
+        self._received |= frozenset(loaded or ())
         forget_packed(self.model_runner.model)
 
     def release_memory(self) -> None:
-        """Release keys, values and packed weights. New weights are packed again, and invalidate cached prefixes."""
-        forget_packed(self.model_runner.model, free=True)
+        """Release keys, values and weights, plain and packed. New weights invalidate cached prefixes.
+
+        A parameter is kept until ranks have sent it once: it may be one that they never send.
+        """
+        model = self.model_runner.model
+        forget_packed(model, free=True)
         forget(*self.model_runner.kv_caches)
+        forget(*(parameter for name, parameter in model.named_parameters() if name in self._received))
         trim()
 
     def reseed(self, seed: int) -> None:

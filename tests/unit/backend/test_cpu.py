@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 from marks import CPU_BUILDS, SLOW
 
-from openrlhf_ktae.backend import flash_attn_stub, resolve
+from openrlhf_ktae.backend import cpu_memory, flash_attn_stub, resolve
 from openrlhf_ktae.backend.base import devices_needed
 from openrlhf_ktae.backend.cpu import CpuBackend, kv_cache_bytes
 from openrlhf_ktae.backend.cpu_patches import (
@@ -178,6 +179,60 @@ def test_weights_in_another_dtype_than_the_engines_are_refused():
     worker.model_config = type("Config", (), {"dtype": torch.float32})
     with pytest.raises(ValueError, match=r"w is bfloat16.*float32"):
         worker.update_weights_in_bucket([("w", "bfloat16", (2,), 0, 4)])
+
+
+class Served(torch.nn.Module):
+    """A model whose parameter `sent` receives weights; ranks never send `own`."""
+
+    def __init__(self):
+        super().__init__()
+        self.sent, self.own = (torch.nn.Parameter(torch.ones(1 << 14), requires_grad=False) for _ in range(2))
+
+    def load_weights(self, weights):
+        return {name for name, weight in weights if self.get_parameter(name).copy_(weight) is not None}
+
+
+def test_only_parameters_that_ranks_send_are_released_for_an_update(monkeypatch):
+    monkeypatch.setattr(cpu_memory, "WORTHWHILE", 0)
+    worker, model, (bucket,) = sync.CpuWorkerExtension(), Served(), sync.buckets([("sent", torch.float32, (1 << 14,))])
+    worker.model_config = SimpleNamespace(dtype=torch.float32)
+    worker.model_runner = SimpleNamespace(model=model, kv_caches=[])
+    new = torch.rand(1 << 14)
+
+    def broadcast(buffer):
+        return SimpleNamespace(wait=lambda: sync.view(buffer, bucket[0]).copy_(new))
+
+    worker._ktae_group = SimpleNamespace(broadcast=broadcast)
+    worker.release_memory()
+    assert model.sent.min() == 1, "nothing has been sent yet"
+    for _ in range(2):
+        worker.update_weights_in_bucket(bucket)
+        assert torch.equal(model.sent, new)
+        worker.release_memory()
+        assert (model.sent == 0).sum() > model.sent.numel() / 2, "whole pages are released"
+        assert model.own.min() == 1
+
+
+def test_nothing_is_generated_between_an_update_and_its_weights(host, monkeypatch):
+    from openrlhf_ktae.trainer.ray.cpu_engine import CpuRolloutActor
+    from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
+
+    async def call(*_, **__):
+        return ["an answer"]
+
+    monkeypatch.setattr(KTAERolloutActor, "generate_responses", call)
+    engine = CpuRolloutActor.__new__(CpuRolloutActor)
+    engine.llm = SimpleNamespace(collective_rpc=call)
+
+    async def run():
+        assert await engine.generate_responses() == ["an answer"]
+        await engine.release_memory()
+        with pytest.raises(RuntimeError, match="has not received new ones"):
+            await engine.generate_responses()
+        await engine.update_weights_in_bucket([])
+        assert await engine.generate_responses() == ["an answer"]
+
+    asyncio.run(run())
 
 
 def test_a_patch_that_cannot_apply_raises():
