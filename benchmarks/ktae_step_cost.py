@@ -49,24 +49,24 @@ def main() -> int:
 
 
 def train(words: list[str]) -> None:
-    """Train with `AlternatingTrainer`, in this process and in Ray's workers."""
+    """Train with `AlternatingTrainer`."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
     from openrlhf_ktae.cli import train_ppo_ray
-    from openrlhf_ktae.launch import launch
 
-    install = launch.install_classes
-
-    def install_alternating(args: Any, backend: Any) -> None:
-        from alternating_trainer import AlternatingTrainer
-
-        from openrlhf_ktae.trainer import ppo_trainer
-
-        ppo_trainer.KTAEPPOTrainer = AlternatingTrainer  # type: ignore[misc]
-        install(args, backend)
-
-    launch.install_classes = install_alternating
+    train_ppo_ray.host_classes = alternating_classes
     if train_ppo_ray.main(words):
         raise SystemExit("the run failed: see above")
+
+
+def alternating_classes(backend: str) -> Any:
+    """Return our classes for a backend; called in the process of the host's `train`, which then finds the trainer."""
+    from alternating_trainer import AlternatingTrainer
+
+    from openrlhf_ktae.trainer import ppo_trainer
+    from openrlhf_ktae.trainer.ray.classes import host_classes
+
+    ppo_trainer.KTAEPPOTrainer = AlternatingTrainer  # type: ignore[misc]
+    return host_classes(backend)
 
 
 def report(record: Path) -> int:

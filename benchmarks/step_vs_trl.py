@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 THINGS = ("a boat", "a fox", "the moon", "a king", "a lamp", "the sea", "a clock", "a tree", "a road", "a cat")
 PHASES = ("generation", "experience", "update", "weights")
 SIZES = {  # model, prompts per step, rollouts per prompt, new tokens, our micro-batch, TRL's micro-batch
-    "smollm2": ("runs/smollm2-135m-instruct", 8, 8, 48, 16, 16),
+    "smollm2": ("runs/smollm2-135m-instruct", 8, 8, 48, 8, 16),
     "quickstart": ("examples/quickstart/model", 4, 8, 16, 32, 32),
 }
 REWARD = """

@@ -25,7 +25,7 @@ class Console:
     def __init__(self, directory: str | Path) -> None:
         self._directory = Path(directory)
         self._started = time.time()
-        self._stream = sys.stdout  # the driver redirects the host's prints, but not this
+        self._stream = sys.stdout  # the host's prints are redirected, but not this
         self._rows = sum(1 for _ in read_record(directory))  # a resumed run does not print old rows again
         self._planned = 0
         self._done = threading.Event()

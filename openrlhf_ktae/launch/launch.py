@@ -19,7 +19,7 @@ from openrlhf_ktae.backend.cluster import (
     has_dashboard,
     start_ray,
 )
-from openrlhf_ktae.base.errors import BadInput, ProcessDied, Refusal
+from openrlhf_ktae.base.errors import BadInput, BadOption, ProcessDied, Refusal
 from openrlhf_ktae.base.host import HOST_CLI, undecorated
 from openrlhf_ktae.checkpoint.model_files import SavedInPart
 from openrlhf_ktae.launch.nodes import POLL_SECONDS, NodeDied, NodeWatch, check_nodes, devices, with_absolute_places
@@ -94,7 +94,7 @@ def train(
         _train(args, backend, classes, say, stack)
     except ray.exceptions.RayError as error:
         for cause in causes(error):
-            if type(cause) in (UnwrittenStop, SavedInPart):
+            if type(cause) in (UnwrittenStop, SavedInPart, Refusal, BadOption, BadInput):
                 raise cause from None
         reason = innermost(error)
         if ENGINE_LOG in reason:

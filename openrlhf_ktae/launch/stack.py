@@ -52,7 +52,7 @@ class HostRun:
     def train(self, args: SimpleNamespace, places: Callable[[], Places]) -> None:
         """Train with replacements of the host's classes; `places` is called after the host is imported."""
         host_cli = importlib.import_module(HOST_CLI)
-        gc.enable()  # off until here, which saves a quarter of the import time
+        gc.enable()  # the driver is without until here, which saves a quarter of the import time
         self._use(places())
         with quiet(args):
             host_cli.train(args)
@@ -84,7 +84,7 @@ class Stack:
     def __init__(self, keep: bool = False) -> None:
         self.keep = keep
         self._shape: str | None = None
-        self._run: Any = None  # a handle of an actor of `HostRun`
+        self._run: Any = None  # a `HostRun`, or a handle of one in a worker
 
     def serves(self, args: SimpleNamespace, backend: str, variables: Mapping[str, str]) -> bool:
         """Whether the next run can use the existing processes; if not, end them.
@@ -102,7 +102,8 @@ class Stack:
     def train(self, args: SimpleNamespace, places: Callable[[], Places]) -> None:
         """Run the host's `train` (`HostRun`) to its end."""
         if forks.VARIABLE not in os.environ:
-            return HostRun().train(args, places)
+            self._run = self._run or HostRun()
+            return self._run.train(args, places)
         import ray
 
         gc.enable()

@@ -3,7 +3,7 @@
 from typing import Any
 
 Places = dict[tuple[str, str], Any]
-"""`(module, attribute)` of the host -> its replacement in the driver."""
+"""`(module, attribute)` of the host -> its replacement where the host's `train` runs."""
 
 CPU_MODULES = (
     "openrlhf.cli.train_ppo_ray",
@@ -18,7 +18,7 @@ CPU_MODULES = (
 
 def host_classes(backend: str) -> Places:
     """Return our strategy, engine and model actors for a backend (`cuda` or `cpu`)."""
-    import ray  # these imports take seconds, and only the driver of a run needs them
+    import ray  # these imports take seconds
 
     from openrlhf_ktae.trainer.ray.ppo_critic import KTAECriticModelActor
 

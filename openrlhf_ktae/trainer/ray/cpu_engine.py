@@ -14,7 +14,6 @@ class CpuRolloutActor(KTAERolloutActor):
 
     uses_gpu = False
     _wants_weights = False
-    _released = False
     worker_extension = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__qualname__}"
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
@@ -23,19 +22,12 @@ class CpuRolloutActor(KTAERolloutActor):
 
     async def update_weights_in_bucket(self, bucket: list[Slot]) -> None:
         """Have every worker of this engine receive one bucket of parameters."""
-        self._released = False
         await self.llm.collective_rpc("update_weights_in_bucket", args=(bucket,))
 
     async def release_memory(self) -> None:
         """Release memory that is not needed until weights arrive; nothing can be generated until then."""
-        self._released = True
+        self.released = True
         await self.llm.collective_rpc("release_memory")
-
-    async def generate_responses(self, **call: Any) -> list[dict[str, Any]]:
-        """Generate as on a GPU. Raises RuntimeError between `release_memory` and the arrival of weights."""
-        if self._released:
-            raise RuntimeError("the engine has released its weights for an update, and has not received new ones")
-        return await super().generate_responses(**call)
 
     async def begin_again(self, seed: int) -> None:
         """Start another run of the same shape, with the last run's weights until the ranks send new ones."""

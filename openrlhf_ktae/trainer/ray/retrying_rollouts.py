@@ -78,6 +78,8 @@ class RetryingRollouts:
     llm: Any
     uses_gpu: bool
     """Whether the engine runs on GPUs; one on a CPU does not, even if the machine has one."""
+    released = False
+    """Whether the weights were released for an update, and no new ones were confirmed; only engines on CPUs do this."""
     _load: Callable[[], Awaitable[None]] | None = None
     _got_weights = False
     _weights_step = 0
@@ -128,8 +130,10 @@ class RetryingRollouts:
         """Generate as the host does. Retry on errors, then return empty rollouts with the reason.
 
         Each answer has the step of the weights that sampled its first token. Raises OutdatedEngine if this process was
-        restarted and does not have the current weights yet.
+        restarted and does not have the current weights yet, and RuntimeError if it has released its weights.
         """
+        if self.released:
+            raise RuntimeError("the engine has released its weights for an update, and has not received new ones")
         if not self._current:
             raise OutdatedEngine("a restarted engine waits for the current weights")
         step = self._weights_step
@@ -166,7 +170,7 @@ class RetryingRollouts:
 
     async def confirm_weights(self, step: int) -> None:
         """Confirm that the weights after `step` steps have arrived."""
-        self._got_weights, self._weights_step = True, step
+        self._got_weights, self.released, self._weights_step = True, False, step
 
     @cached_property
     def _reload_lock(self) -> asyncio.Lock:

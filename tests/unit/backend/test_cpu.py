@@ -215,22 +215,24 @@ def test_only_parameters_that_ranks_send_are_released_for_an_update(monkeypatch)
 
 def test_nothing_is_generated_between_an_update_and_its_weights(host, monkeypatch):
     from openrlhf_ktae.trainer.ray.cpu_engine import CpuRolloutActor
-    from openrlhf_ktae.trainer.ray.vllm_engine import KTAERolloutActor
+    from openrlhf_ktae.trainer.ray.retrying_rollouts import RetryingRollouts
 
     async def call(*_, **__):
-        return ["an answer"]
+        return [{}]
 
-    monkeypatch.setattr(KTAERolloutActor, "generate_responses", call)
-    engine = CpuRolloutActor.__new__(CpuRolloutActor)
+    monkeypatch.setattr(CpuRolloutActor, "generate_responses", call)
+    kind = type("GuardedEngine", (RetryingRollouts, CpuRolloutActor), {})
+    engine = kind.__new__(kind)
     engine.llm = SimpleNamespace(collective_rpc=call)
 
     async def run():
-        assert await engine.generate_responses() == ["an answer"]
+        assert len(await engine.generate_responses()) == 1
         await engine.release_memory()
         with pytest.raises(RuntimeError, match="has not received new ones"):
             await engine.generate_responses()
         await engine.update_weights_in_bucket([])
-        assert await engine.generate_responses() == ["an answer"]
+        await engine.confirm_weights(1)
+        assert len(await engine.generate_responses()) == 1
 
     asyncio.run(run())
 

@@ -26,12 +26,12 @@ from openrlhf_ktae.backend.cluster import (
     cluster_of_its_own,
     start_own,
 )
-from openrlhf_ktae.base.errors import ProcessDied, Refusal
+from openrlhf_ktae.base.errors import BadOption, ProcessDied, Refusal
 from openrlhf_ktae.cli import train_ppo_ray
 from openrlhf_ktae.launch import launch
-from openrlhf_ktae.launch.stack import quiet
+from openrlhf_ktae.launch.stack import HostRun, Stack, quiet
+from openrlhf_ktae.processes import forks, stacks
 from openrlhf_ktae.processes import marks as processes
-from openrlhf_ktae.processes import stacks
 from openrlhf_ktae.record.metrics import UnwrittenStop
 
 pytestmark = SLOW
@@ -317,6 +317,65 @@ def test_a_constructor_that_loses_a_gpu_or_peer_counts_as_a_death(reason, code, 
     task = RayTaskError("__init__", f"ray::Engine.__init__() (pid=7)\n{reason}", ValueError())
     assert ending(ActorDiedError(task)) == code
     assert reason.split(".")[-1] in capsys.readouterr().err
+
+
+class Trainer:
+    """An actor that the host's `train` starts, which fails in the given way."""
+
+    def __init__(self, how):
+        self.how = how
+        if how == "broken":
+            raise ValueError("not this one")
+        if how == "bad data":
+            self.prepare_datasets()
+
+    def prepare_datasets(self):
+        raise OSError("no rows")
+
+    def fit(self):
+        if self.how == "killed":
+            os._exit(1)
+        raise UnwrittenStop("all groups were filtered")
+
+
+def fails_inside(how):
+    """Stand-in for the host's `train` in its own process."""
+    import ray
+
+    if how == "refused":
+        raise BadOption("--some.option: not here")
+    ray.get(ray.remote(num_cpus=0)(Trainer).remote(how).fit.remote())
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "text"),
+    [
+        ("stopped", 3, "stopped early: all groups were filtered\n"),
+        ("refused", 2, "error: --some.option: not here\n"),
+        ("broken", 1, "error: ValueError: not this one; traceback in "),
+        ("bad data", 2, "error: --data.prompt_dataset or --eval.dataset: cannot be loaded: OSError: no rows; "),
+        ("killed", 4, "error: a process of the run died: the process of Trainer ended "),
+    ],
+)
+def test_errors_reach_the_driver_through_the_process_of_the_hosts_train(how, code, text, ray_here, ending, capsys):
+    this = sys.modules[__name__]
+    ray_here.cloudpickle.register_pickle_by_value(this)  # workers cannot import it
+    with pytest.raises(ray_here.exceptions.RayError) as raised:
+        ray_here.get(ray_here.remote(num_cpus=0)(fails_inside).options(max_retries=0).remote(how))
+    ray_here.cloudpickle.unregister_pickle_by_value(this)
+    assert ending(raised.value) == code
+    assert capsys.readouterr().err.startswith(text)
+
+
+def test_a_kept_stack_without_forks_keeps_its_actors(monkeypatch):
+    """The host would wait forever for devices that the first run's placement group holds."""
+    used = []
+    monkeypatch.delenv(forks.VARIABLE, raising=False)
+    monkeypatch.setattr(HostRun, "train", lambda self, *_: used.append(self))
+    stack = Stack(keep=True)
+    for _ in range(2):
+        stack.train(SimpleNamespace(), dict)
+    assert used[0] is used[1]
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])
