@@ -1,5 +1,6 @@
 """The interface of a backend, and the number of devices that a run needs."""
 
+import pkgutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,9 @@ class Backend:
         return {}
 
     def prepare_driver(self) -> None:
-        """Make the host importable in this process."""
+        """Make the host importable in this process, as the hook does in workers."""
+        if self.worker_setup_hook:
+            pkgutil.resolve_name(self.worker_setup_hook)()
 
     def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
         """Return keyword arguments of `ray.init` for a new local cluster."""

@@ -83,12 +83,6 @@ class CpuBackend(Backend):
             ENGINE_VARIABLE: json.dumps(engine),
         }
 
-    def prepare_driver(self) -> None:
-        """Apply the workers' patches to this process."""
-        from openrlhf_ktae.backend.cpu_patches import activate
-
-        activate()
-
     def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
         """Return options of a small local cluster, with one virtual device for each requested one."""
         devices = devices_needed(args)

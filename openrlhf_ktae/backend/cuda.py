@@ -29,10 +29,6 @@ class CudaBackend(Backend):
         train = getattr(args, "train", None)
         return {"VLLM_BATCH_INVARIANT": "1"} if getattr(train, "full_determinism_enable", False) else {}
 
-    def prepare_driver(self) -> None:
-        """Provide the flash-attention functions that the host imports."""
-        flash_attn_stub.provide()
-
     def ray_init_options(self, args: SimpleNamespace) -> dict[str, Any]:
         """Return options of a new cluster, even if Ray's address file names a running one (RAY_ADDRESS joins that)."""
         return {"address": "local", **super().ray_init_options(args)}

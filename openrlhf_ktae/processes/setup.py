@@ -4,9 +4,9 @@ Ray calls one hook and vLLM one plugin, so this module does all setup of process
 environment, which processes inherit.
 """
 
-import importlib
 import multiprocessing
 import os
+import pkgutil
 import signal
 import threading
 from multiprocessing import resource_tracker
@@ -65,7 +65,5 @@ def end_with_the_parent() -> None:
 def in_worker() -> None:
     """Set up a Ray worker; also call the backend's hook (`Backend.worker_setup_hook`)."""
     below_the_driver()
-    hook = os.environ.get(BACKEND_VARIABLE)
-    if hook:
-        module, function = hook.rsplit(".", 1)
-        getattr(importlib.import_module(module), function)()
+    if hook := os.environ.get(BACKEND_VARIABLE):
+        pkgutil.resolve_name(hook)()
