@@ -5,7 +5,8 @@
     .venv/bin/python benchmarks/step_vs_trl.py --trl-python /tmp/trl/bin/python
 
 Both sides have the same model, prompts, reward function, optimiser, learning rate and number of rollouts: 8 prompts x 8
-rollouts, 48 new tokens each (the prompts ask for longer stories), one update a step, no KL. The sides take turns,
+rollouts, 48 new tokens each (the prompts ask for longer stories), one update a step, no KL. Our micro-batches are of 8,
+to need less memory, TRL's of 16. The sides take turns,
 `--rounds` times; the first `--warm-up` steps of a process are not counted. Seconds are medians over steps and rounds.
 `--size quickstart` uses the quickstart's tiny model and 32 rollouts x 16 tokens instead.
 
